@@ -1,0 +1,165 @@
+package events
+
+import (
+	"net/url"
+	"strconv"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// fields takes an object's members one by one, each by the form it must have. The first failure sticks, and names
+// the member; what follows returns zero values.
+type fields struct {
+	members []member
+	err     *Refusal
+}
+
+// take removes a member and returns its value.
+func (f *fields) take(name string) (jsontext.Value, bool) {
+	for i, m := range f.members {
+		if m.name == name {
+			f.members[i] = f.members[len(f.members)-1]
+			f.members = f.members[:len(f.members)-1]
+			return m.value, true
+		}
+	}
+	return nil, false
+}
+
+func (f *fields) fail(detail string) {
+	if f.err == nil {
+		f.err = refuse(InvalidField, detail)
+	}
+}
+
+// end refuses members that nobody took: a misspelt option must not pass for its default (§3).
+func (f *fields) end() error {
+	if f.err == nil && len(f.members) > 0 {
+		f.fail("The member " + quoteName(f.members[0].name) + " is not one that this message can have.")
+	}
+	return f.done()
+}
+
+// done returns the first failure, and passes over members that nobody took.
+func (f *fields) done() error {
+	if f.err == nil {
+		return nil // not a nil *Refusal in a non-nil error
+	}
+	return f.err
+}
+
+// str takes a string member. ok is false where it is absent or wrong.
+func (f *fields) str(name string, required bool) (s string, ok bool) {
+	value, found := f.take(name)
+	switch {
+	case !found && required:
+		f.fail("The member " + quoteName(name) + " is missing.")
+		return "", false
+	case !found:
+		return "", false
+	case value.Kind() != '"':
+		f.fail("The member " + quoteName(name) + " must be a string.")
+		return "", false
+	}
+	s, err := unquote(value)
+	if err != nil {
+		f.fail("The member " + quoteName(name) + " must be a string.")
+		return "", false
+	}
+	return s, true
+}
+
+// parsed takes a string member and parses it.
+func parsed[T any](f *fields, name string, required bool, parse func(string) (T, error)) T {
+	var zero T
+	s, ok := f.str(name, required)
+	if !ok {
+		return zero
+	}
+	v, err := parse(s)
+	if err != nil {
+		f.fail("The member " + quoteName(name) + " is not of its form: " + err.Error() + ".")
+		return zero
+	}
+	return v
+}
+
+func (f *fields) appID(name string, required bool) AppID {
+	return parsed(f, name, required, ParseAppID)
+}
+
+func (f *fields) serviceID(name string, required bool) ServiceID {
+	return parsed(f, name, required, ParseServiceID)
+}
+
+func (f *fields) nonce(name string, required bool) Nonce {
+	return parsed(f, name, required, ParseNonce)
+}
+
+func (f *fields) publicKey(name string, required bool) PublicKey {
+	return parsed(f, name, required, ParsePublicKey)
+}
+
+func (f *fields) signature(name string, required bool) Signature {
+	return parsed(f, name, required, ParseSignature)
+}
+
+// integer takes a member that is an integer from 0 to 2^53-1, written as one: no fraction, no exponent.
+func (f *fields) integer(name string, required bool) (n int64, ok bool) {
+	value, found := f.take(name)
+	if !found {
+		if required {
+			f.fail("The member " + quoteName(name) + " is missing.")
+		}
+		return 0, false
+	}
+	n, err := strconv.ParseInt(string(value), 10, 64)
+	if value.Kind() != '0' || err != nil || n < 0 || n > MaxSafeInteger || value[0] == '-' {
+		f.fail("The member " + quoteName(name) + " must be an integer from 0 to 2^53-1, without fraction or exponent.")
+		return 0, false
+	}
+	return n, true
+}
+
+// time takes a required timestamp in seconds since the Unix epoch.
+func (f *fields) time(name string) int64 {
+	n, _ := f.integer(name, true)
+	return n
+}
+
+// object takes an optional JSON object as it came.
+func (f *fields) object(name string) jsontext.Value {
+	value, found := f.take(name)
+	if found && value.Kind() != '{' {
+		f.fail("The member " + quoteName(name) + " must be an object.")
+		return nil
+	}
+	return value
+}
+
+// endpoint takes an optional absolute http or https URL.
+func (f *fields) endpoint(name string) string {
+	s, ok := f.str(name, false)
+	if !ok {
+		return ""
+	}
+	u, err := url.Parse(s)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" {
+		f.fail("The member " + quoteName(name) + " must be an absolute http or https URL.")
+		return ""
+	}
+	return s
+}
+
+// quoteName quotes a member's name, unless it could hold something that should not be repeated.
+func quoteName(name string) string {
+	if len(name) > 32 {
+		return "(a long name)"
+	}
+	for i := range len(name) {
+		if c := name[i]; !isLowerOrDigit(c) && (c < 'A' || c > 'Z') && c != '_' && c != '-' {
+			return "(an unusual name)"
+		}
+	}
+	return strconv.Quote(name)
+}

@@ -1,0 +1,118 @@
+package events
+
+// EventKind is what happened to a service's keys (§7.1).
+type EventKind string
+
+// The events of §7.1.
+const (
+	ServiceBinding    EventKind = "SERVICE_BINDING"
+	KeyRotation       EventKind = "KEY_ROTATION"
+	MasterReset       EventKind = "MASTER_RESET"
+	ServiceRevocation EventKind = "SERVICE_REVOCATION"
+)
+
+// EndsEarlierKeys reports whether the event ends every key that the service had before it, at once.
+func (k EventKind) EndsEarlierKeys() bool { return k == MasterReset || k == ServiceRevocation }
+
+// Event returns the event that a committed request of this kind makes.
+func (k RequestKind) Event() EventKind {
+	switch k {
+	case Rotation:
+		return KeyRotation
+	case Binding:
+		return ServiceBinding
+	case Reset:
+		return MasterReset
+	default:
+		return ServiceRevocation
+	}
+}
+
+// Invalidation is one committed change to a service's keys (§7.1). [Trust.Invalidation] makes it from a message;
+// its members fit its event.
+type Invalidation struct {
+	Origin            string
+	Target            Target
+	Event             EventKind
+	OldKey            PublicKey // zero in a SERVICE_BINDING
+	NewKey            PublicKey // zero in a SERVICE_REVOCATION
+	GracePeriodExpiry int64     // seconds since the Unix epoch: from then on OldKey is not accepted
+	Timestamp         int64     // of the commit, seconds since the Unix epoch
+	Nonce             Nonce
+	Sequence          int64 // the event's place in the service's history, from 1; 0 where the registry sends none
+}
+
+// invalidationData is data in the order in which the spec prints it.
+type invalidationData struct {
+	Origin            string    `json:"origin"`
+	AppID             AppID     `json:"app_id"`
+	ServiceID         ServiceID `json:"service_id"`
+	Event             EventKind `json:"event"`
+	OldPublicKey      PublicKey `json:"old_public_key,omitzero"`
+	NewPublicKey      PublicKey `json:"new_public_key,omitzero"`
+	GracePeriodExpiry int64     `json:"grace_period_expiry"`
+	Timestamp         int64     `json:"timestamp"`
+	Nonce             Nonce     `json:"nonce"`
+	Sequence          int64     `json:"sequence,omitzero"`
+}
+
+// Subject returns where the event is published (§4).
+func (i *Invalidation) Subject() string { return InvalidationSubject + i.Target.String() }
+
+// Sign returns the message to publish.
+func (i *Invalidation) Sign(key SigningKey) []byte {
+	return signByRegistry(invalidationData{
+		i.Origin, i.Target.App, i.Target.Service, i.Event, i.OldKey, i.NewKey,
+		i.GracePeriodExpiry, i.Timestamp, i.Nonce, i.Sequence,
+	}, key)
+}
+
+// readInvalidation reads data whose signature is known to be the registry's.
+func readInvalidation(f *fields) (Invalidation, error) {
+	event, _ := f.str("event", true)
+	i := Invalidation{Event: EventKind(event)}
+	switch i.Event {
+	case ServiceBinding, KeyRotation, MasterReset, ServiceRevocation:
+	default:
+		if f.err != nil {
+			return i, f.err
+		}
+		return i, refuse(UnknownEvent, "The event is not one of this version of the protocol: it may matter, and is not understood.")
+	}
+	i.Target = Target{f.appID("app_id", true), f.serviceID("service_id", true)}
+	i.OldKey = f.publicKey("old_public_key", i.Event != ServiceBinding)
+	i.NewKey = f.publicKey("new_public_key", i.Event != ServiceRevocation)
+	i.GracePeriodExpiry, i.Timestamp = f.time("grace_period_expiry"), f.time("timestamp")
+	i.Nonce = f.nonce("nonce", true)
+	sequence, hasSequence := f.integer("sequence", false)
+	i.Sequence = sequence
+	i.checkMembers(f, hasSequence)
+	return i, f.done()
+}
+
+// checkMembers holds the event against the table of §7.1.
+func (i *Invalidation) checkMembers(f *fields, hasSequence bool) {
+	switch {
+	case f.err != nil:
+	case hasSequence && i.Sequence == 0:
+		f.fail(`The member "sequence" counts from 1.`)
+	case i.OldKey.IsZero() != (i.Event == ServiceBinding):
+		f.fail(`The member "old_public_key" does not fit the event.`)
+	case i.NewKey.IsZero() != (i.Event == ServiceRevocation):
+		f.fail(`The member "new_public_key" does not fit the event.`)
+	case i.Event == KeyRotation && i.GracePeriodExpiry < i.Timestamp,
+		i.Event != KeyRotation && i.GracePeriodExpiry != i.Timestamp:
+		f.fail(`The member "grace_period_expiry" does not fit the event.`)
+	}
+}
+
+// SequenceOf returns the sequence of an event's message without checking who signed it, for whoever put it there; 0
+// where there is none.
+func SequenceOf(payload []byte) int64 {
+	m, err := readMessage(payload)
+	if err != nil {
+		return 0
+	}
+	sequence, _ := m.data.integer("sequence", false)
+	return sequence
+}

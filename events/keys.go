@@ -1,0 +1,182 @@
+package events
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+
+	"filippo.io/edwards25519"
+)
+
+const (
+	keyPrefix    = "ed25519:"
+	keyTextLen   = len(keyPrefix) + 43 // base64url of 32 bytes, without padding
+	signatureLen = 86                  // base64url of 64 bytes, without padding
+	keyIDLen     = 16
+)
+
+// strict64 refuses non-zero trailing bits. It still skips CR and LF, which every caller rules out by length or
+// by looking for them.
+//
+//nolint:gochecknoglobals // a constant, of a type that has none
+var strict64 = base64.RawURLEncoding.Strict()
+
+// Errors of keys and signatures (docs/protocol.md §2).
+var (
+	ErrPublicKey = errors.New("a public key is written ed25519: and 43 characters of unpadded base64url")
+	ErrSignature = errors.New("a signature is written as 86 characters of unpadded base64url")
+	ErrWeakKey   = errors.New("the public key is not the canonical encoding of a curve point, or a point of small order")
+)
+
+// PublicKey is an Ed25519 public key (RFC 8032) of the right form. It is comparable. The zero value means
+// "absent": its 32 zero bytes are a point of small order, which no service may register.
+type PublicKey struct{ b [ed25519.PublicKeySize]byte }
+
+// ParsePublicKey decodes the text form of §2 strictly, or returns [ErrPublicKey]. A key may have the right form
+// and still be weak: see [PublicKey.CheckStrength].
+func ParsePublicKey(s string) (PublicKey, error) {
+	if len(s) != keyTextLen || s[:len(keyPrefix)] != keyPrefix {
+		return PublicKey{}, ErrPublicKey
+	}
+	var k PublicKey
+	if n, err := strict64.Decode(k.b[:], []byte(s[len(keyPrefix):])); err != nil || n != len(k.b) {
+		return PublicKey{}, ErrPublicKey
+	}
+	return k, nil
+}
+
+// PublicKeyFromBytes returns the key with these 32 bytes, as a database keeps them, or [ErrPublicKey].
+func PublicKeyFromBytes(b []byte) (PublicKey, error) {
+	if len(b) != ed25519.PublicKeySize {
+		return PublicKey{}, ErrPublicKey
+	}
+	return PublicKey{[ed25519.PublicKeySize]byte(b)}, nil
+}
+
+// Bytes returns the key's 32 bytes.
+func (k PublicKey) Bytes() []byte { return k.b[:] }
+
+// String returns the text form of §2.
+func (k PublicKey) String() string {
+	b := make([]byte, 0, keyTextLen)
+	return string(strict64.AppendEncode(append(b, keyPrefix...), k.b[:]))
+}
+
+// IsZero reports whether the key is absent.
+func (k PublicKey) IsZero() bool { return k == PublicKey{} }
+
+// MarshalText implements encoding.TextMarshaler.
+func (k PublicKey) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler; it fails with [ErrPublicKey].
+func (k *PublicKey) UnmarshalText(b []byte) (err error) {
+	*k, err = ParsePublicKey(string(b))
+	return err
+}
+
+// Verify reports whether the key made this signature of message: the standard library's rule, and no other.
+func (k PublicKey) Verify(message []byte, s Signature) bool {
+	return ed25519.Verify(k.b[:], message, s.b[:])
+}
+
+// CheckStrength returns [ErrWeakKey] when the key must not be registered (§2).
+func (k PublicKey) CheckStrength() error {
+	point, err := new(edwards25519.Point).SetBytes(k.b[:])
+	if err != nil || [ed25519.PublicKeySize]byte(point.Bytes()) != k.b {
+		return ErrWeakKey
+	}
+	if new(edwards25519.Point).MultByCofactor(point).Equal(edwards25519.NewIdentityPoint()) == 1 {
+		return ErrWeakKey
+	}
+	return nil
+}
+
+// KeyID is the hint that the registry's messages carry to choose among trusted keys: the first 16 characters of
+// the base64url SHA-256 of the key's text form (§7.1).
+func (k PublicKey) KeyID() string {
+	sum := sha256.Sum256([]byte(k.String()))
+	return base64.RawURLEncoding.EncodeToString(sum[:])[:keyIDLen]
+}
+
+// Signature is an Ed25519 signature of the right form. The zero value means "absent", which 64 zero bytes do not:
+// a proof that is there is always checked.
+type Signature struct {
+	b       [ed25519.SignatureSize]byte
+	present bool
+}
+
+// ParseSignature decodes the text form of §2 strictly, or returns [ErrSignature].
+func ParseSignature(s string) (Signature, error) {
+	if len(s) != signatureLen {
+		return Signature{}, ErrSignature
+	}
+	sig := Signature{present: true}
+	if n, err := strict64.Decode(sig.b[:], []byte(s)); err != nil || n != len(sig.b) {
+		return Signature{}, ErrSignature
+	}
+	return sig, nil
+}
+
+// String returns the text form of §2.
+func (s Signature) String() string { return strict64.EncodeToString(s.b[:]) }
+
+// IsZero reports whether the signature is absent.
+func (s Signature) IsZero() bool { return !s.present }
+
+// MarshalText implements encoding.TextMarshaler.
+func (s Signature) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler; it fails with [ErrSignature].
+func (s *Signature) UnmarshalText(b []byte) (err error) {
+	*s, err = ParseSignature(string(b))
+	return err
+}
+
+// SigningKey is an Ed25519 private key. It prints as its public key, so it can't reach a log by accident.
+type SigningKey struct {
+	// A function, since fmt prints no more of one than its address. In a field that is not exported, and with a
+	// verb like %d, it passes over String, and prints slices and even what pointers point at.
+	private func() ed25519.PrivateKey
+	public  PublicKey
+}
+
+// GenerateSigningKey makes a new key from the system's randomness.
+func GenerateSigningKey() SigningKey {
+	_, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		panic("events: the system's randomness failed: " + err.Error()) // documented never to happen
+	}
+	return NewSigningKey(private)
+}
+
+// NewSigningKey wraps a private key.
+func NewSigningKey(private ed25519.PrivateKey) SigningKey {
+	public := PublicKey{[ed25519.PublicKeySize]byte(private.Public().(ed25519.PublicKey))}
+	return SigningKey{func() ed25519.PrivateKey { return private }, public}
+}
+
+// Public returns the public half.
+func (k SigningKey) Public() PublicKey { return k.public }
+
+// Private returns the key itself, for the one who writes it to its file; nil where there is none.
+func (k SigningKey) Private() ed25519.PrivateKey {
+	if k.IsZero() {
+		return nil
+	}
+	return k.private()
+}
+
+// IsZero reports whether there is no key.
+func (k SigningKey) IsZero() bool { return k.private == nil }
+
+// Sign signs message.
+func (k SigningKey) Sign(message []byte) Signature {
+	return Signature{[ed25519.SignatureSize]byte(ed25519.Sign(k.private(), message)), true}
+}
+
+// String returns the public half, marked as such.
+func (k SigningKey) String() string { return "private key of " + k.public.String() }
+
+// GoString keeps the private half out of %#v.
+func (k SigningKey) GoString() string { return k.String() }

@@ -1,0 +1,170 @@
+package events_test
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/go-json-experiment/json"
+	"pgregory.net/rapid"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+func TestParsePublicKey(t *testing.T) {
+	t.Parallel()
+	good := testKey(1).Public().String()
+	body := strings.TrimPrefix(good, "ed25519:")
+	for _, s := range []string{
+		"", "ed25519:", body, "ED25519:" + body, "ed25519 " + body, "x25519:" + body, good[:50], good + "=", good + "A",
+		" " + good, good + "\n", "ed25519:" + body[:21] + "\n" + body[21:42], "ed25519:" + body[:41] + "\r\n",
+		"ed25519:" + body[:42] + "=", "ed25519:" + body[:42] + "+", "ed25519:" + body[:42] + "/",
+		"ed25519:" + strings.Repeat("A", 42) + "B", // non-zero trailing bits
+	} {
+		if k, err := events.ParsePublicKey(s); !errors.Is(err, events.ErrPublicKey) || !k.IsZero() {
+			t.Errorf("ParsePublicKey(%q) = %v, %v", s, k, err)
+		}
+	}
+	for _, n := range []int{0, 31, 33} {
+		if _, err := events.PublicKeyFromBytes(make([]byte, n)); !errors.Is(err, events.ErrPublicKey) {
+			t.Errorf("PublicKeyFromBytes of %d bytes: %v", n, err)
+		}
+	}
+}
+
+// TestPublicKeyForms: the text form and the 32 bytes are two names for one key, and the only two.
+func TestPublicKeyForms(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		b := rapid.SliceOfN(rapid.Byte(), ed25519.PublicKeySize, ed25519.PublicKeySize).Draw(t, "bytes")
+		k, err := events.PublicKeyFromBytes(b)
+		if err != nil || !bytes.Equal(k.Bytes(), b) {
+			t.Fatalf("PublicKeyFromBytes(%x) = %v, %v", b, k, err)
+		}
+		if want := "ed25519:" + base64.RawURLEncoding.EncodeToString(b); k.String() != want {
+			t.Fatalf("text form %s, want %s", k, want)
+		}
+		if again, err := events.ParsePublicKey(k.String()); err != nil || again != k {
+			t.Fatalf("ParsePublicKey(%s) = %v, %v", k, again, err)
+		}
+	})
+}
+
+// TestWeakKeys: the eight points of small order, and encodings that name no point or name one a second time.
+func TestWeakKeys(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		"identity":                 "0100000000000000000000000000000000000000000000000000000000000000",
+		"order-2":                  "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+		"order-4":                  "0000000000000000000000000000000000000000000000000000000000000000",
+		"order-4-negative":         "0000000000000000000000000000000000000000000000000000000000000080",
+		"order-8-a":                "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+		"order-8-b":                "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+		"order-8-c":                "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+		"order-8-d":                "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+		"identity-of-minus-zero-x": "0100000000000000000000000000000000000000000000000000000000000080",
+		"identity-plus-p":          "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+		"y-is-p":                   "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+		"non-canonical-large":      "f0ffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f", // y = p + 3
+		"no-point":                 "0200000000000000000000000000000000000000000000000000000000000000",
+	} {
+		b, err := hex.DecodeString(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k, err := events.PublicKeyFromBytes(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := k.CheckStrength(); !errors.Is(err, events.ErrWeakKey) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := events.NewTrust(origin, testKey(0).Public(), k); !errors.Is(err, events.ErrWeakKey) {
+			t.Errorf("%s is trusted: %v", name, err)
+		}
+	}
+}
+
+func TestParseSignature(t *testing.T) {
+	t.Parallel()
+	good := testKey(1).Sign(nil).String()
+	if s, err := events.ParseSignature(good); err != nil || s != testKey(1).Sign(nil) {
+		t.Errorf("ParseSignature(%q) = %v, %v", good, s, err)
+	}
+	for _, s := range []string{
+		"", good[:85], good + "=", good + "==", good + "A", good[:85] + "\n", good[:84] + "\r\n", good[:85] + "+",
+		" " + good[1:], strings.Repeat("A", 85) + "B", hex.EncodeToString(make([]byte, 43)) + "zz",
+	} {
+		if s, err := events.ParseSignature(s); !errors.Is(err, events.ErrSignature) || !s.IsZero() {
+			t.Errorf("ParseSignature(%q) = %v, %v", s, s, err)
+		}
+	}
+}
+
+// TestZeroSignatureIsThere: 64 zero bytes are a signature, a bad one. A proof of them must be checked, and fail.
+func TestZeroSignatureIsThere(t *testing.T) {
+	t.Parallel()
+	zeros := strings.Repeat("A", 86)
+	d := drafts()[events.Rotation]
+	message := withMember(t, must(d.Sign(testKey(1))), "new_key_signature", zeros)
+	r, err := events.ParseRequest(d.Subject(), message)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Proof.IsZero() || r.Proof.String() != zeros || r.NewKey.Verify(r.Signed, r.Proof) {
+		t.Errorf("proof %v: absent %v", r.Proof, r.Proof.IsZero())
+	}
+	if !(events.Signature{}).IsZero() {
+		t.Error("no signature counts as one")
+	}
+}
+
+// TestSigningKeyIsNotPrinted: not by fmt, whatever the verb and wherever the key sits, and not by slog or JSON.
+func TestSigningKeyIsNotPrinted(t *testing.T) {
+	t.Parallel()
+	key := events.NewSigningKey(ed25519.NewKeyFromSeed([]byte("0123456789abcdef0123456789abcdef")))
+	seed := key.Private().Seed()
+	secrets := []string{ // in each form that something prints bytes in
+		string(seed), hex.EncodeToString(seed), strings.ToUpper(hex.EncodeToString(seed)), fmt.Sprintf("% x", seed),
+		base64.StdEncoding.EncodeToString(seed)[:40], base64.RawURLEncoding.EncodeToString(seed)[:40],
+		strings.Trim(fmt.Sprintf("%d", seed), "[]"), strings.Trim(fmt.Sprintf("%#v", seed), "[]byte{}"),
+		strings.Trim(fmt.Sprintf("%o", seed), "[]"), strings.Trim(fmt.Sprintf("%b", seed), "[]"), strings.Trim(fmt.Sprintf("%c", seed), "[]"),
+	}
+	type hidden struct{ key events.SigningKey }
+	printed := map[string]string{}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%o", "%b", "%c", "%T"} {
+		for name, v := range map[string]any{
+			"value": key, "pointer": &key, "field": events.Draft{NewKey: key}, "hidden field": hidden{key},
+			"pointer to field": &hidden{key}, "list": []events.SigningKey{key}, "map": map[string]hidden{"": {key}},
+		} {
+			printed[verb+" of "+name] = fmt.Sprintf(verb, v)
+		}
+	}
+	var text, lines bytes.Buffer
+	slog.New(slog.NewTextHandler(&text, nil)).Info("rotated", "key", key, "hidden", hidden{key}, "draft", events.Draft{NewKey: key})
+	slog.New(slog.NewJSONHandler(&lines, nil)).Info("rotated", "key", key, "hidden", hidden{key})
+	printed["slog text"], printed["slog JSON"] = text.String(), lines.String()
+	if b, err := json.Marshal(key); err == nil {
+		t.Errorf("has a JSON form: %s", b)
+	}
+
+	for what, s := range printed {
+		for _, secret := range secrets {
+			if strings.Contains(s, secret) {
+				t.Errorf("%s shows the private key: %q", what, s)
+			}
+		}
+	}
+	if got, want := fmt.Sprint(key), "private key of "+key.Public().String(); got != want {
+		t.Errorf("prints as %q, want %q", got, want)
+	}
+	if (events.SigningKey{}).Private() != nil || !(events.SigningKey{}).IsZero() || key.IsZero() {
+		t.Error("IsZero does not tell a key from none")
+	}
+}

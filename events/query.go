@@ -1,0 +1,115 @@
+package events
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// MaxQuery is the size of the largest question to Auth or Billing, in bytes (§8).
+const MaxQuery = 64 << 10
+
+// VerifyQuery asks whether a signature is good now (§8.2).
+type VerifyQuery struct {
+	Target    Target
+	Message   []byte
+	Signature Signature
+}
+
+// VerifyAnswer is Auth's answer (§8.2).
+type VerifyAnswer struct {
+	Result    string    `json:"result"` // Accepted or Refused
+	Reason    string    `json:"reason,omitzero"`
+	Key       string    `json:"key,omitzero"` // KeyCurrent or KeyGrace
+	PublicKey PublicKey `json:"public_key,omitzero"`
+	Expires   int64     `json:"expires,omitzero"` // of a key in grace, seconds since the Unix epoch
+	Sequence  int64     `json:"sequence,omitzero"`
+	AsOf      int64     `json:"as_of"` // the time up to which this Auth Provider knows the stream
+}
+
+// The values of [VerifyAnswer] and [AttributeAnswer].
+const (
+	Accepted   = "accepted"
+	Refused    = "refused"
+	KeyCurrent = "current"
+	KeyGrace   = "grace"
+
+	Valid   = "valid"
+	Invalid = "invalid"
+
+	RevokedService = "revoked_service"
+	ExpiredKey     = "expired_key"
+	UnknownKey     = "unknown_key"
+	NotYetValid    = "not_yet_valid"
+)
+
+// AttributeQuery asks whose key this was then (§8.3).
+type AttributeQuery struct {
+	PublicKey PublicKey
+	At        int64 // seconds since the Unix epoch
+}
+
+// AttributeAnswer is Billing's answer (§8.3).
+type AttributeAnswer struct {
+	Result    string    `json:"result"` // Valid or Invalid
+	Reason    string    `json:"reason,omitzero"`
+	AppID     AppID     `json:"app_id,omitzero"`
+	ServiceID ServiceID `json:"service_id,omitzero"`
+	From      int64     `json:"from,omitzero"`  // seconds since the Unix epoch
+	Until     *int64    `json:"until,omitzero"` // absent while the key is current
+}
+
+// ParseVerifyQuery reads §8.2's question under the rules of §3, or returns a [*Refusal].
+func ParseVerifyQuery(b []byte) (VerifyQuery, error) {
+	f, err := readQuery(b)
+	if err != nil {
+		return VerifyQuery{}, err
+	}
+	q := VerifyQuery{
+		Target:    Target{f.appID("app_id", true), f.serviceID("service_id", true)},
+		Message:   parsed(&f, "message", true, decodeBytes),
+		Signature: f.signature("signature", true),
+	}
+	return q, f.end()
+}
+
+// ParseAttributeQuery reads §8.3's question under the rules of §3, or returns a [*Refusal].
+func ParseAttributeQuery(b []byte) (AttributeQuery, error) {
+	f, err := readQuery(b)
+	if err != nil {
+		return AttributeQuery{}, err
+	}
+	q := AttributeQuery{PublicKey: f.publicKey("public_key", true), At: f.time("at")}
+	return q, f.end()
+}
+
+func readQuery(b []byte) (fields, error) {
+	var f fields
+	if len(b) > MaxQuery {
+		return f, refuse(MalformedMessage, "The request is larger than 64 KiB.")
+	}
+	t := text{dec: jsontext.NewDecoder(bytes.NewBuffer(b)), bytes: b}
+	if err := t.readWhole(func() error { return t.readObject(&f, nil) }); err != nil {
+		return f, err
+	}
+	if t.badNumber {
+		return f, refuse(InvalidField, "A number is beyond what I-JSON can hold: integers go to 2^53-1.")
+	}
+	return f, nil
+}
+
+var errBytes = errors.New("bytes are written in unpadded base64url")
+
+func decodeBytes(s string) ([]byte, error) {
+	if strings.ContainsAny(s, "\r\n") { // the standard library's decoder skips them
+		return nil, errBytes
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	if err != nil {
+		return nil, errBytes
+	}
+	return b, nil
+}

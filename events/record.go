@@ -1,0 +1,152 @@
+package events
+
+import (
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// MaxDocument is the size of the largest signed answer to a lookup that a reader takes, in bytes. A history has a
+// line for every key that a service ever had, so it may be longer than a message.
+const MaxDocument = 16 << 20
+
+// ServiceStatus is whether a service may act (§8.1).
+type ServiceStatus string
+
+// The statuses of a service that was ever bound.
+const (
+	Active  ServiceStatus = "active"
+	Revoked ServiceStatus = "revoked"
+)
+
+// ServiceRecord is what the registry knows of a service now (§8.1).
+type ServiceRecord struct {
+	Origin          string          `json:"origin"`
+	AppID           AppID           `json:"app_id"`
+	ServiceID       ServiceID       `json:"service_id"`
+	Record          string          `json:"record"` // "SERVICE"
+	Status          ServiceStatus   `json:"status"`
+	Sequence        int64           `json:"sequence"`
+	BoundAt         int64           `json:"bound_at"`
+	Current         CurrentKey      `json:"current,omitzero"`
+	Grace           []GraceKey      `json:"grace"`
+	Propagation     map[string]bool `json:"propagation"` // by durable of the invalidation stream
+	ServiceType     string          `json:"service_type,omitzero"`
+	EndpointURL     string          `json:"endpoint_url,omitzero"`
+	ProviderReceipt jsontext.Value  `json:"provider_receipt,omitzero"` // of a revocation, as it came
+	Timestamp       int64           `json:"timestamp"`
+}
+
+// CurrentKey is the key that authorises changes, and since when it is current.
+type CurrentKey struct {
+	PublicKey PublicKey `json:"public_key"`
+	Since     int64     `json:"since"`
+}
+
+// GraceKey is an earlier key that is still accepted, and until when.
+type GraceKey struct {
+	PublicKey PublicKey `json:"public_key"`
+	Expires   int64     `json:"expires"`
+}
+
+// ServiceHistory is every key that a service ever had (§8).
+type ServiceHistory struct {
+	Origin    string       `json:"origin"`
+	AppID     AppID        `json:"app_id"`
+	ServiceID ServiceID    `json:"service_id"`
+	Record    string       `json:"record"` // "HISTORY"
+	Sequence  int64        `json:"sequence"`
+	Keys      []HistoryKey `json:"keys"`
+	Timestamp int64        `json:"timestamp"`
+}
+
+// HistoryKey is one key's life: it came with the event at Sequence, and is accepted in [From, Until).
+type HistoryKey struct {
+	PublicKey PublicKey `json:"public_key"`
+	Event     EventKind `json:"event"`
+	Sequence  int64     `json:"sequence"`
+	From      int64     `json:"from"`
+	Until     *int64    `json:"until,omitzero"` // absent while it is current
+}
+
+// RegistryInfo is what a registry says of itself (§8). Nobody signs it: it names the keys, trust in them comes
+// from elsewhere.
+type RegistryInfo struct {
+	Origin       string      `json:"origin"`
+	PublicKeys   []PublicKey `json:"public_keys"`
+	GracePeriod  int64       `json:"grace_period"`
+	MaxClockSkew int64       `json:"max_clock_skew"`
+	RequireProof bool        `json:"require_proof"`
+}
+
+const (
+	serviceRecord = "SERVICE"
+	historyRecord = "HISTORY"
+)
+
+// Sign returns the record in an envelope signed by the registry.
+func (r ServiceRecord) Sign(key SigningKey) []byte {
+	r.Record = serviceRecord
+	return signByRegistry(r, key)
+}
+
+// Sign returns the history in an envelope signed by the registry.
+func (h ServiceHistory) Sign(key SigningKey) []byte {
+	h.Record = historyRecord
+	return signByRegistry(h, key)
+}
+
+// ServiceRecord reads a record of target that the registry signed, or says why it can't be believed ([*Refusal]).
+func (t Trust) ServiceRecord(target Target, document []byte) (ServiceRecord, error) {
+	var r ServiceRecord
+	if err := t.openDocument(document, &r); err != nil {
+		return ServiceRecord{}, err
+	}
+	return r, checkDocument(t, r.Origin, r.Record, serviceRecord, Target{r.AppID, r.ServiceID}, target)
+}
+
+// ServiceHistory reads a history of target that the registry signed, or says why it can't be believed ([*Refusal]).
+func (t Trust) ServiceHistory(target Target, document []byte) (ServiceHistory, error) {
+	var h ServiceHistory
+	if err := t.openDocument(document, &h); err != nil {
+		return ServiceHistory{}, err
+	}
+	return h, checkDocument(t, h.Origin, h.Record, historyRecord, Target{h.AppID, h.ServiceID}, target)
+}
+
+// openDocument decodes the data of a document that a trusted key signed. A document answers our own question, so
+// the limits that protect a stream from strangers do not apply.
+func (t Trust) openDocument(document []byte, into any) error {
+	var e envelope
+	if len(document) > MaxDocument {
+		return refuse(MalformedMessage, "The document is too large.")
+	}
+	if err := json.Unmarshal(document, &e); err != nil {
+		return refuse(MalformedMessage, "The document is not a signed envelope.")
+	}
+	if e.Version != version {
+		return refuse(UnsupportedVersion, `This program speaks version "1.0" of the protocol.`)
+	}
+	canonical, err := Canonical(e.Data)
+	if err != nil {
+		return refuse(MalformedMessage, "The data has no canonical form (RFC 8785).")
+	}
+	if !t.signed(&message{canonical: canonical, signature: e.Signature}) {
+		return refuse(UntrustedSignature, "No trusted registry key made this signature.")
+	}
+	if err := json.Unmarshal(e.Data, into); err != nil {
+		return refuse(InvalidField, "The document's data is not of its form.")
+	}
+	return nil
+}
+
+func checkDocument(t Trust, origin, record, wantRecord string, target, want Target) error {
+	switch {
+	case origin != t.origin:
+		return refuse(WrongOrigin, "The document is another registry's.")
+	case record != wantRecord:
+		return refuse(InvalidField, "The document is of another kind.")
+	case target != want:
+		return refuse(TargetMismatch, "The document is about another service.")
+	}
+	return nil
+}

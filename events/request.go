@@ -1,0 +1,133 @@
+package events
+
+import (
+	"crypto/sha256"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// RequestKind is what a request asks for. Its text is the request's `context` on the wire (§5).
+type RequestKind string
+
+// The four requests of §5.
+const (
+	Rotation   RequestKind = "key_rotation"
+	Binding    RequestKind = "service_binding"
+	Reset      RequestKind = "master_reset"
+	Revocation RequestKind = "decommission"
+)
+
+// ByMasterKey reports whether the developer's Master Key signs such a request, and not the service's own key.
+func (k RequestKind) ByMasterKey() bool { return k != Rotation }
+
+// Request is a request that passed the first check of §6: every member has its type and its form, and there is no
+// other. [ParseRequest] makes it. Whether it stands is the registry's decision.
+type Request struct {
+	Kind      RequestKind
+	Target    Target // the one in the subject, which is the message's
+	Nonce     Nonce
+	Timestamp int64 // seconds since the Unix epoch, as signed
+
+	// App and Service are the target that the signed data names; zero where a rotation leaves one out.
+	App     AppID
+	Service ServiceID
+
+	NewKey          PublicKey // zero in a revocation
+	GracePeriod     int64     // seconds; what a rotation asks for, if HasGracePeriod
+	HasGracePeriod  bool
+	ServiceType     string         // of a binding or reset, optional
+	EndpointURL     string         // of a binding or reset, optional: an absolute URL
+	ProviderReceipt jsontext.Value // of a revocation, optional: an object, as it came
+
+	Signed    []byte    // the canonical form of data: what the signatures cover
+	Signature Signature // by the service's current key, or by the Master Key
+	Proof     Signature // `new_key_signature`, zero where absent
+}
+
+// Digest names the request's data: two requests with the same digest ask for the same thing.
+func (r *Request) Digest() [sha256.Size]byte { return sha256.Sum256(r.Signed) }
+
+// NamesItsTarget reports whether `app_id` and `service_id` inside, where present, equal those of the subject.
+func (r *Request) NamesItsTarget() bool {
+	return (r.App.IsZero() || r.App == r.Target.App) && (r.Service.IsZero() || r.Service == r.Target.Service)
+}
+
+// ParseRequest reads one message of the request stream. Where it returns a [*Refusal], the request still tells its
+// target and, as far as they could be read, its kind and its nonce: a receipt names them. Where it returns
+// [ErrSubject], nobody can be answered: the subject names no service.
+func ParseRequest(subject string, payload []byte) (*Request, error) {
+	class, target, err := parseRequestSubject(subject)
+	if err != nil {
+		return nil, err
+	}
+	r := &Request{Target: target}
+	m, err := readMessage(payload)
+	if err != nil {
+		r.Nonce = readableNonce(&m)
+		return r, err
+	}
+	r.Signed, r.Signature = m.canonical, m.signature
+	r.Proof = m.envelope.signature("new_key_signature", false)
+	r.Nonce = readableNonce(&m)
+	if err := m.envelope.end(); err != nil {
+		return r, err
+	}
+	err = r.readData(class, &m.data)
+	return r, err
+}
+
+// readableNonce returns the nonce of a request, if there is one to read.
+func readableNonce(m *message) Nonce {
+	for _, member := range m.data.members {
+		if member.name == "nonce" && member.value.Kind() == '"' {
+			if s, err := unquote(member.value); err == nil {
+				nonce, _ := ParseNonce(s)
+				return nonce
+			}
+		}
+	}
+	return Nonce{}
+}
+
+func (r *Request) readData(class string, f *fields) error {
+	f.nonce("nonce", true)
+	kind, _ := f.str("context", true)
+	r.Kind = RequestKind(kind)
+	switch {
+	case f.err != nil:
+	case class == RotationSubject && r.Kind == Rotation:
+		r.readRotation(f)
+	case class == BindingSubject && (r.Kind == Binding || r.Kind == Reset):
+		r.readBinding(f)
+	case class == RevocationSubject && r.Kind == Revocation:
+		r.readRevocation(f)
+	default:
+		r.Kind = ""
+		f.fail(`The member "context" is not one that belongs to this subject.`)
+	}
+	return f.end()
+}
+
+func (r *Request) readRotation(f *fields) {
+	r.App, r.Service = f.appID("app_id", false), f.serviceID("service_id", false)
+	r.NewKey = f.publicKey("new_public_key", true)
+	r.Timestamp = f.time("rotation_timestamp")
+	r.GracePeriod, r.HasGracePeriod = f.integer("grace_period", false)
+}
+
+func (r *Request) readBinding(f *fields) {
+	r.App, r.Service = f.appID("app_id", true), f.serviceID("service_id", true)
+	r.NewKey = f.publicKey("public_key", true)
+	r.Timestamp = f.time("timestamp")
+	r.ServiceType, _ = f.str("service_type", false)
+	r.EndpointURL = f.endpoint("endpoint_url")
+}
+
+func (r *Request) readRevocation(f *fields) {
+	r.App, r.Service = f.appID("app_id", true), f.serviceID("service_id", true)
+	r.Timestamp = f.time("timestamp")
+	r.ProviderReceipt = f.object("provider_receipt")
+	if !r.Proof.IsZero() {
+		f.fail(`The member "new_key_signature" is not one that a revocation can have.`)
+	}
+}

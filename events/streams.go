@@ -1,0 +1,95 @@
+package events
+
+import (
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Names of §4's streams and of the durable consumers that it names. Any other core service takes a durable of its
+// own on the stream of invalidations.
+const (
+	RequestStream      = "OMI_REQUESTS"
+	InvalidationStream = "OMI_INVALIDATIONS"
+	ReceiptStream      = "OMI_RECEIPTS"
+
+	RegistryDurable = "registry"
+	AuthDurable     = "authsub"
+	BillingDurable  = "billingsub"
+)
+
+const (
+	keptPerSubject  = 64
+	receiptsKept    = 7 * 24 * time.Hour
+	dedupeWindow    = 2 * time.Minute
+	maxInFlight     = 8192
+	redeliveryAfter = 30 * time.Second
+)
+
+// RequestStreamConfig is the work queue of requests (§4). JetStream counts a message's headers into its size.
+func RequestStreamConfig() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:        RequestStream,
+		Description: "Requests to the App Registry: rotation, binding and master reset, revocation.",
+		Subjects:    []string{RotationSubject + ">", BindingSubject + ">", RevocationSubject + ">"},
+		Retention:   jetstream.WorkQueuePolicy,
+		Storage:     jetstream.FileStorage,
+		Discard:     jetstream.DiscardNew,
+		MaxMsgSize:  MaxMessage,
+		Duplicates:  dedupeWindow,
+	}
+}
+
+// InvalidationStreamConfig is the stream of signed events, which is the directory of all keys too (§4).
+func InvalidationStreamConfig() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:              InvalidationStream,
+		Description:       "Signed invalidation events of the App Registry: the last 64 of each service, for ever.",
+		Subjects:          []string{InvalidationSubject + ">"},
+		Retention:         jetstream.LimitsPolicy,
+		Storage:           jetstream.FileStorage,
+		MaxMsgsPerSubject: keptPerSubject,
+		DenyDelete:        true,
+		DenyPurge:         true,
+		AllowDirect:       true,
+		Duplicates:        dedupeWindow,
+	}
+}
+
+// ReceiptStreamConfig is the stream of signed answers (§4).
+func ReceiptStreamConfig() jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:              ReceiptStream,
+		Description:       "Signed receipts of the App Registry: the last 64 of each service, for 7 days.",
+		Subjects:          []string{ReceiptSubject + ">"},
+		Retention:         jetstream.LimitsPolicy,
+		Storage:           jetstream.FileStorage,
+		MaxMsgsPerSubject: keptPerSubject,
+		MaxAge:            receiptsKept,
+		AllowDirect:       true,
+		Duplicates:        dedupeWindow,
+	}
+}
+
+// RegistryConsumerConfig is the registry's durable on the stream of requests. Replicas share it.
+func RegistryConsumerConfig() jetstream.ConsumerConfig {
+	return durable(RegistryDurable, "The App Registry. Its replicas share this consumer.")
+}
+
+// SubscriberConsumerConfig is a core service's durable on the stream of invalidations, from its first message:
+// each process that keeps a state of its own has one of its own.
+func SubscriberConsumerConfig(name string) jetstream.ConsumerConfig {
+	return durable(name, "A core service that applies every invalidation once.")
+}
+
+func durable(name, description string) jetstream.ConsumerConfig {
+	return jetstream.ConsumerConfig{
+		Durable:       name,
+		Description:   description,
+		DeliverPolicy: jetstream.DeliverAllPolicy,
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       redeliveryAfter,
+		MaxDeliver:    -1, // an outage of a day loses nothing
+		MaxAckPending: maxInFlight,
+	}
+}

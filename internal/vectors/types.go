@@ -1,0 +1,162 @@
+package vectors
+
+import (
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/hex"
+)
+
+// Set is every vector of the folder, one entry for each file. Request files carry their own state: a case is to be
+// read with the state of its file, and no other.
+type Set struct {
+	Canonical []CanonicalFile
+	Keys      []KeyFile
+	Events    []EventFile
+	Requests  []RequestFile
+}
+
+// CanonicalFile says what the RFC 8785 form of a text is.
+type CanonicalFile struct {
+	File    string          `json:"-"`
+	Comment string          `json:"comment"`
+	Cases   []CanonicalCase `json:"cases"`
+}
+
+// CanonicalCase is one text and its canonical form.
+type CanonicalCase struct {
+	Name      string `json:"name"`
+	Input     string `json:"input"`
+	Canonical string `json:"canonical"`
+	SHA256    string `json:"sha256"` // of Canonical, in hex
+}
+
+// KeyFile is the test keys, by name. Nothing but tests may use them: they are public.
+type KeyFile struct {
+	File    string         `json:"-"`
+	Comment string         `json:"comment"`
+	Keys    map[string]Key `json:"keys"`
+}
+
+// Key is a private key and what its public half must be.
+type Key struct {
+	Seed      string `json:"seed"` // 32 bytes in hex (RFC 8032)
+	PublicKey string `json:"public_key"`
+}
+
+// Private returns the key that the seed makes. [Load] has checked the seed.
+func (k Key) Private() ed25519.PrivateKey {
+	seed, err := hex.DecodeString(k.Seed)
+	if err != nil {
+		panic("vectors: a key that Load did not read: " + err.Error())
+	}
+	return ed25519.NewKeyFromSeed(seed)
+}
+
+// EventFile is messages of the invalidation stream, and what a subscriber that trusts these keys for Origin does
+// with each of them alone.
+type EventFile struct {
+	File                string      `json:"-"`
+	Comment             string      `json:"comment"`
+	Origin              string      `json:"origin"`
+	TrustedRegistryKeys []string    `json:"trusted_registry_keys"`
+	Events              []EventCase `json:"events"`
+}
+
+// EventCase is one message. Expect is Applied or Rejected.
+type EventCase struct {
+	Name    string `json:"name"`
+	Subject string `json:"subject"`
+	Payload
+	Expect string `json:"expect"`
+	Note   string `json:"note"`
+}
+
+// The values of [EventCase.Expect], and of [RequestCase.Expect] where it is not the reason code of a refusal.
+const (
+	Applied  = "applied"
+	Rejected = "rejected"
+
+	Committed = "committed"
+	Duplicate = "duplicate"
+)
+
+// RequestFile is requests, and what a registry in State does with each of them alone.
+type RequestFile struct {
+	File    string        `json:"-"`
+	Comment string        `json:"comment"`
+	State   State         `json:"state"`
+	Cases   []RequestCase `json:"cases"`
+}
+
+// State is what a registry holds before a request comes, and how it is configured.
+type State struct {
+	Origin       string    `json:"origin"`
+	GracePeriod  int64     `json:"grace_period"`
+	MaxClockSkew int64     `json:"max_clock_skew"`
+	RequireProof bool      `json:"require_proof"`
+	Apps         []App     `json:"apps"`
+	Services     []Service `json:"services"`
+}
+
+// App is an application that the registry knows.
+type App struct {
+	AppID           string `json:"app_id"`
+	MasterPublicKey string `json:"master_public_key"`
+}
+
+// Service is a service that was bound before.
+type Service struct {
+	AppID        string        `json:"app_id"`
+	ServiceID    string        `json:"service_id"`
+	Status       string        `json:"status"` // active or revoked
+	Sequence     int64         `json:"sequence"`
+	Keys         []ServiceKey  `json:"keys"`
+	UsedRequests []UsedRequest `json:"used_requests"`
+}
+
+// ServiceKey is a key that the service has or had. ValidUntil is nil where it is current.
+type ServiceKey struct {
+	PublicKey    string `json:"public_key"`
+	FromSequence int64  `json:"from_sequence"`
+	ValidUntil   *int64 `json:"valid_until"`
+}
+
+// UsedRequest is a request that the service has committed.
+type UsedRequest struct {
+	Nonce               string `json:"nonce"`
+	CanonicalDataSHA256 string `json:"canonical_data_sha256"` // in hex
+	Sequence            int64  `json:"sequence"`              // of the event that it made
+}
+
+// RequestCase is one request. Expect is Committed, Duplicate or the reason code of a refusal.
+type RequestCase struct {
+	Name        string `json:"name"`
+	Subject     string `json:"subject"`
+	StoredAt    int64  `json:"stored_at"`    // when JetStream stored it
+	ProcessedAt int64  `json:"processed_at"` // when the registry reads it; StoredAt where the file says nothing
+	Payload
+	Expect         string `json:"expect"`
+	ExpectGrace    *int64 `json:"expect_grace"`    // grace_period_expiry - timestamp; nil: not said
+	ExpectEvent    string `json:"expect_event"`    // "": not said
+	ExpectSequence int64  `json:"expect_sequence"` // 0: not said
+	RequireProof   *bool  `json:"require_proof"`   // in place of the state's
+	Note           string `json:"note"`
+}
+
+// Payload is the bytes of a message. Those that are no text are written in base64; an empty message is a message.
+type Payload struct {
+	Text   *string `json:"message"`
+	Base64 *string `json:"message_base64"`
+}
+
+// Message returns the bytes. [Load] has checked that there is one form of them, and that it can be decoded.
+func (p Payload) Message() []byte {
+	if p.Text != nil {
+		return []byte(*p.Text)
+	}
+	b, err := base64.StdEncoding.DecodeString(*p.Base64)
+	if err != nil {
+		panic("vectors: a message that Load did not read: " + err.Error())
+	}
+	return b
+}

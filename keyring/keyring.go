@@ -1,0 +1,226 @@
+// Package keyring is the keys of one service over time: what a subscriber knows once it has seen some of the
+// service's events, in any order, each any number of times (docs/protocol.md §7.2). It does no I/O.
+//
+// A [Keyring] is a join-semilattice. Each event is itself a small keyring ([Of]), and [Keyring.Join] merges two in
+// a way that is commutative, associative and idempotent. So the state of a subscriber is a function of the set of
+// events that it has seen, and of nothing else: no order, no repetition and no restart can change it.
+//
+// A key's life, as the events tell it:
+//
+//	         event brings it               KEY_ROTATION replaces it          its grace period expires
+//	unknown ────────────────▶ current ─────────────────────────────▶ grace ───────────────────────────▶ ended
+//	                             │                                     │                                  ▲
+//	                             └──── MASTER_RESET, SERVICE_REVOCATION of a higher sequence: at once ────┘
+package keyring
+
+import (
+	"cmp"
+	"math"
+	"slices"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// NoEnd is the end of a key that no event has ended.
+const NoEnd int64 = math.MaxInt64
+
+// Key is what is known of one key.
+type Key struct {
+	PublicKey events.PublicKey
+	// Position, where positive, is the order of the event that brought the key. Where negative, that event was not
+	// seen: the key is known only as the old key of the event of order -Position, so it came before it.
+	Position int64
+	// From is when the key became current, seconds since the Unix epoch; 0 where Position is negative.
+	From int64
+	// End is the earliest end that an event gave to this key by name, seconds since the Unix epoch, or NoEnd. A
+	// [Cutoff] may end it earlier: ask [Keyring.Until].
+	End int64
+}
+
+// before returns an order that the key surely came at or before, and that no earlier cutoff reaches.
+func (k Key) before() int64 {
+	if k.Position < 0 {
+		return -k.Position - 1
+	}
+	return k.Position
+}
+
+// Join merges what two sources know of the same key. The higher position wins: having seen the event that brought
+// the key beats having seen only that it was replaced, and of two replacements the earlier says more.
+func (k Key) Join(other Key) Key {
+	if other.Position > k.Position {
+		k.Position, k.From = other.Position, other.From
+	}
+	k.End = min(k.End, other.End)
+	return k
+}
+
+// Cutoff is a MASTER_RESET or SERVICE_REVOCATION: every key that came before Order ends at Time at the latest.
+type Cutoff struct {
+	Order int64
+	Time  int64 // seconds since the Unix epoch
+}
+
+// Keyring is the keys of one service, as far as its events are known. It is immutable: Join and Apply return a new
+// one, so readers need no lock. The zero value knows nothing.
+type Keyring struct {
+	Head    int64 // the highest order of any event seen; 0: none
+	Keys    []Key // by Position, highest first
+	Cutoffs []Cutoff
+}
+
+// Order returns the place of an event among its service's: its sequence or, where the registry sends none, its
+// timestamp (§7.2).
+func Order(e *events.Invalidation) int64 {
+	if e.Sequence > 0 {
+		return e.Sequence
+	}
+	return e.Timestamp
+}
+
+// Of returns the keyring of somebody who has seen this one event.
+func Of(e *events.Invalidation) Keyring {
+	order := Order(e)
+	k := Keyring{Head: order}
+	if !e.NewKey.IsZero() {
+		k.Keys = append(k.Keys, Key{PublicKey: e.NewKey, Position: order, From: e.Timestamp, End: NoEnd})
+	}
+	if !e.OldKey.IsZero() {
+		k.Keys = append(k.Keys, Key{PublicKey: e.OldKey, Position: -order, End: e.GracePeriodExpiry})
+	}
+	switch e.Event {
+	case events.MasterReset:
+		k.Cutoffs = []Cutoff{{Order: order, Time: e.Timestamp}}
+	case events.ServiceRevocation:
+		// It brings no key, so what it ends includes a key of its own order (a tie of timestamps).
+		k.Cutoffs = []Cutoff{{Order: order + 1, Time: e.Timestamp}}
+	}
+	return k
+}
+
+// OfHistory returns what the registry's own account of a service says (§8): it fills a gap in the events.
+func OfHistory(h *events.ServiceHistory) Keyring {
+	k := Keyring{Head: h.Sequence}
+	for _, key := range h.Keys {
+		end := NoEnd
+		if key.Until != nil {
+			end = *key.Until
+		}
+		k.Keys = append(k.Keys, Key{PublicKey: key.PublicKey, Position: key.Sequence, From: key.From, End: end})
+	}
+	sortKeys(k.Keys)
+	return k
+}
+
+// Apply returns the keyring of somebody who has seen this event too.
+func (k Keyring) Apply(e *events.Invalidation) Keyring { return k.Join(Of(e)) }
+
+// Join returns the keyring of somebody who has seen what either has.
+func (k Keyring) Join(other Keyring) Keyring {
+	joined := Keyring{
+		Head:    max(k.Head, other.Head),
+		Keys:    make([]Key, len(k.Keys), len(k.Keys)+len(other.Keys)),
+		Cutoffs: k.Cutoffs,
+	}
+	copy(joined.Keys, k.Keys)
+	for _, key := range other.Keys {
+		if i := joined.index(key.PublicKey); i >= 0 {
+			joined.Keys[i] = joined.Keys[i].Join(key)
+		} else {
+			joined.Keys = append(joined.Keys, key)
+		}
+	}
+	sortKeys(joined.Keys)
+	if len(other.Cutoffs) > 0 {
+		joined.Cutoffs = slices.Concat(k.Cutoffs, other.Cutoffs)
+		slices.SortFunc(joined.Cutoffs, func(a, b Cutoff) int {
+			return cmp.Or(cmp.Compare(b.Order, a.Order), cmp.Compare(a.Time, b.Time))
+		})
+		joined.Cutoffs = slices.Compact(joined.Cutoffs)
+	}
+	return joined
+}
+
+func sortKeys(keys []Key) {
+	slices.SortFunc(keys, func(a, b Key) int {
+		return cmp.Or(cmp.Compare(b.before(), a.before()), slices.Compare(a.PublicKey.Bytes(), b.PublicKey.Bytes()))
+	})
+}
+
+func (k Keyring) index(key events.PublicKey) int {
+	return slices.IndexFunc(k.Keys, func(have Key) bool { return have.PublicKey == key })
+}
+
+// Until returns the end of one of the keyring's keys: the earliest that any event gives it, or NoEnd.
+func (k Keyring) Until(key Key) int64 {
+	until := key.End
+	for _, c := range k.Cutoffs {
+		if c.Order > key.before() {
+			until = min(until, c.Time)
+		}
+	}
+	return until
+}
+
+// Current returns the key that the highest event brought. There is none where that event revoked the service.
+func (k Keyring) Current() (Key, bool) {
+	for _, key := range k.Keys {
+		// Keys of one order are only seen from a registry that sends no sequence; the one not replaced is current.
+		if key.Position == k.Head && k.Until(key) == NoEnd {
+			return key, true
+		}
+	}
+	return Key{}, false
+}
+
+// State is what a key may be used for at some time.
+type State int
+
+// The states of a key.
+const (
+	Unknown  State = iota // not a key of this service
+	Current               // signs and authorises changes
+	InGrace               // still accepted, until its end
+	Ended                 // was a key of this service
+	Replaced              // no longer current, but the event that says until when it is in grace is missing
+)
+
+// At returns the state of one of the keyring's keys at time t, in seconds since the Unix epoch. Only Current and
+// InGrace are accepted (§7.2).
+func (k Keyring) At(key Key, t int64) State {
+	switch until := k.Until(key); {
+	case until != NoEnd && t < until:
+		return InGrace
+	case until != NoEnd:
+		return Ended
+	case key.Position == k.Head:
+		return Current
+	default:
+		return Replaced
+	}
+}
+
+// Find returns what is known of a key.
+func (k Keyring) Find(key events.PublicKey) (Key, bool) {
+	if i := k.index(key); i >= 0 {
+		return k.Keys[i], true
+	}
+	return Key{}, false
+}
+
+// Recent returns a keyring without the keys that ended before t, but for the newest `ended` of them: enough to
+// answer "who may pass now?", in bounded memory. A key that is left out is never accepted again, since nothing but
+// the event that ended it could have given it a later end.
+func (k Keyring) Recent(t int64, ended int) Keyring {
+	kept := k.Keys[:0:0]
+	for _, key := range k.Keys {
+		if k.At(key, t) != Ended {
+			kept = append(kept, key)
+		} else if ended > 0 {
+			ended--
+			kept = append(kept, key)
+		}
+	}
+	k.Keys = kept
+	return k
+}
