@@ -1,0 +1,136 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// ErrUnknownOutcome says that a transaction may have been committed or not: the connection broke between the COMMIT and
+// its answer, or the server doesn't know. Only reading the database again settles it.
+var ErrUnknownOutcome = errors.New("the outcome of the commit is unknown")
+
+// Transient says whether err is a fault of the environment, which the same call may not meet again later: a server that
+// is unreachable, restarting or overloaded, a full disk, a lost race with another transaction, a deadline. An error
+// with ErrUnknownOutcome in it can be transient too, and has to be settled before that call is made again. The end of
+// a context by cancellation is not transient: somebody wants to stop.
+func Transient(err error) bool {
+	if err == nil || errors.Is(err, context.Canceled) {
+		return false
+	}
+	var answer *pgconn.PgError
+	if errors.As(err, &answer) {
+		return transientState(answer.Code)
+	}
+	if code, ok := sqliteCode(err); ok {
+		return transientCode(code)
+	}
+	return broken(err)
+}
+
+// transientState judges a SQLSTATE.
+func transientState(state string) bool {
+	switch state {
+	case "40001", "40P01", // serialization failure (CockroachDB: every conflict), deadlock
+		"40003",          // statement completion unknown
+		"CR000",          // a retryable error of old CockroachDB versions
+		"25006",          // read-only transaction: a fail-over has left us with a standby
+		"25P03",          // the server ended a transaction that idled too long
+		"55P03", "57014", // lock not available, statement timeout
+		"57P01", "57P02", "57P03", "57P05": // the server stops, crashed, starts; idle session ended
+		return true
+	}
+	switch class(state) {
+	case "08", "53", "58": // connection; disk, memory or connections exhausted; I/O, or (CockroachDB) an unavailable range
+		return true
+	}
+	return false
+}
+
+// class is the part of a SQLSTATE that groups related ones.
+func class(state string) string { return state[:min(2, len(state))] }
+
+// sqliteCode returns SQLite's primary result code; the higher bits of an extended code, as of SQLITE_BUSY_SNAPSHOT, say
+// only how it came to it.
+func sqliteCode(err error) (int, bool) {
+	var answer *sqlite.Error
+	if !errors.As(err, &answer) {
+		return 0, false
+	}
+	return answer.Code() & 0xff, true
+}
+
+func transientCode(code int) bool {
+	switch code {
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR,
+		sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL:
+		return true
+	}
+	return false
+}
+
+// broken says whether err comes from the way to the server, not from the server.
+func broken(err error) bool {
+	for _, target := range []error{
+		driver.ErrBadConn, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed,
+		pgconn.ErrConnClosed, syscall.ENOSPC,
+	} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	// Dialling, resolving, reading and writing, resets and timeouts are all such; a refused certificate isn't.
+	var network net.Error
+	return errors.As(err, &network) || pgconn.SafeToRetry(err)
+}
+
+// conflict says whether running the transaction again, from its start, is the engine's way to resolve err.
+func conflict(err error) bool {
+	if errors.Is(err, ErrUnknownOutcome) {
+		return false
+	}
+	var answer *pgconn.PgError
+	if errors.As(err, &answer) {
+		return answer.Code == "40001" || answer.Code == "40P01"
+	}
+	code, ok := sqliteCode(err)
+	return ok && code == sqlite3.SQLITE_BUSY
+}
+
+// unknownOutcome says whether err, the answer to a COMMIT, leaves open what became of the transaction.
+func (e Engine) unknownOutcome(err error) bool {
+	if e == SQLite {
+		// Every other failure leaves or rolls back the transaction. After a failed write or sync the frames may lie
+		// in the log whole, to be found by whoever opens the file after a crash.
+		code, ok := sqliteCode(err)
+		return ok && code == sqlite3.SQLITE_IOERR
+	}
+	var answer *pgconn.PgError
+	if errors.As(err, &answer) {
+		return !rolledBack(answer.Code)
+	}
+	// No answer. pgconn.SafeToRetry, and driver.ErrBadConn which pgx makes of it, are no evidence that the COMMIT wasn't
+	// sent: pgx v5.12 meets the lost connection twice while it reads the answer, and reports the second time, "conn
+	// closed", which claims that nothing was sent.
+	return !errors.Is(err, sql.ErrTxDone) && !errors.Is(err, pgx.ErrTxCommitRollback)
+}
+
+// rolledBack lists the SQLSTATEs by which a server says that it did not commit. Any other is open: a server told to
+// stop, for one, says so (57P01) also after the commit, if it still waits for a standby.
+func rolledBack(state string) bool {
+	switch class(state) {
+	case "22", "23", "25", "27", "42", "44", "P0": // data, constraint, transaction state, trigger, access, check, raised
+		return true
+	}
+	return strings.HasPrefix(state, "40") && state != "40003"
+}

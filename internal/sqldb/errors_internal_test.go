@@ -1,0 +1,85 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+func state(code string) error { return fmt.Errorf("do something: %w", &pgconn.PgError{Code: code}) }
+
+func TestTransient(t *testing.T) {
+	t.Parallel()
+	for _, err := range []error{
+		state("40001"), state("40P01"), state("40003"), state("08006"), state("53100"), state("53300"), state("57P01"),
+		state("57P02"), state("57P03"), state("57014"), state("55P03"), state("25006"), state("58030"), state("58C00"),
+		driver.ErrBadConn, io.ErrUnexpectedEOF, context.DeadlineExceeded, pgconn.ErrConnClosed,
+		&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, &net.DNSError{IsNotFound: true},
+		fmt.Errorf("write: %w", syscall.ENOSPC), fmt.Errorf("%w: %w", ErrUnknownOutcome, io.EOF),
+	} {
+		if !Transient(err) {
+			t.Errorf("not transient: %v", err)
+		}
+	}
+	for _, err := range []error{
+		nil, context.Canceled, errors.New("other"), sql.ErrNoRows, sql.ErrTxDone, state("23505"), state("42601"),
+		state("42501"), state("28P01"), state("3D000"), state("22P02"), state("57P04"), state(""), ErrURL,
+	} {
+		if Transient(err) {
+			t.Errorf("transient: %v", err)
+		}
+	}
+}
+
+func TestConflict(t *testing.T) {
+	t.Parallel()
+	for err, want := range map[error]bool{
+		state("40001"): true, state("40P01"): true, state("40003"): false, state("23505"): false, io.EOF: false,
+		fmt.Errorf("%w: %w", ErrUnknownOutcome, state("40001")): false,
+	} {
+		if conflict(err) != want {
+			t.Errorf("conflict(%v) is %v", err, !want)
+		}
+	}
+}
+
+func TestUnknownOutcome(t *testing.T) {
+	t.Parallel()
+	for _, engine := range []Engine{Postgres, Cockroach} {
+		for err, want := range map[error]bool{
+			state("40003"): true, state("57P01"): true, state("08006"): true, state("XX000"): true, state("58030"): true,
+			io.ErrUnexpectedEOF: true, context.Canceled: true, context.DeadlineExceeded: true,
+			pgconn.ErrConnClosed: true, driver.ErrBadConn: true,
+			state("40001"): false, state("40P01"): false, state("23505"): false, state("25P02"): false,
+			sql.ErrTxDone: false, pgx.ErrTxCommitRollback: false,
+		} {
+			if engine.unknownOutcome(err) != want {
+				t.Errorf("%s: unknownOutcome(%v) is %v", engine, err, !want)
+			}
+		}
+	}
+	if SQLite.unknownOutcome(context.Canceled) {
+		t.Error("SQLite's COMMIT has an answer also when it was interrupted")
+	}
+}
+
+func TestEngineOf(t *testing.T) {
+	t.Parallel()
+	for version, want := range map[string]Engine{
+		"CockroachDB CCL v26.1.0 (x86_64-pc-linux-gnu, built 2026/01/01, go1.25)": Cockroach,
+		"PostgreSQL 15.10 (Debian 15.10-0+deb12u1) on x86_64-pc-linux-gnu":        Postgres,
+	} {
+		if got := engineOf(version); got != want {
+			t.Errorf("%s: got %s", version, got)
+		}
+	}
+}

@@ -1,0 +1,109 @@
+package sqldb_test
+
+import (
+	"errors"
+	"log/slog"
+	"maps"
+	"testing"
+	"testing/fstest"
+
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// files makes a set of migrations, the same for all engines.
+func files(byName map[string]string) fstest.MapFS {
+	fsys := fstest.MapFS{}
+	for name, statement := range byName {
+		text := "-- +goose NO TRANSACTION\n-- +goose Up\n" + statement + ";\n"
+		for _, folder := range []string{"sqlite/", "postgres/"} {
+			fsys[folder+name] = &fstest.MapFile{Data: []byte(text)}
+		}
+	}
+	return fsys
+}
+
+func firstFiles() map[string]string {
+	return map[string]string{
+		"00001_a.sql": "CREATE TABLE IF NOT EXISTS a (n BIGINT PRIMARY KEY)",
+		"00002_b.sql": "CREATE INDEX IF NOT EXISTS a_by_n ON a (n)",
+		"00003_c.sql": "INSERT INTO a VALUES (1)", // not idempotent: shows a second run
+	}
+}
+
+func TestMigrateByManyAtOnce(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		together(t, 6, func() error {
+			db, err := sqldb.Open(t.Context(), url, slog.New(slog.DiscardHandler))
+			if err != nil {
+				return err
+			}
+			return errors.Join(db.Migrate(t.Context(), files(firstFiles())), db.Close())
+		})
+		db := open(t, url)
+		if n := number(t, db, "SELECT count(*) FROM goose_db_version"); n != 4 {
+			t.Errorf("%d versions are noted, want 0 to 3 once each", n)
+		}
+	})
+}
+
+func TestMigrateAddsWhatIsNew(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		db := open(t, url)
+		all := firstFiles()
+		for range 2 {
+			if err := db.Migrate(t.Context(), files(all)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		maps.Copy(all, map[string]string{"00004_d.sql": "ALTER TABLE a ADD COLUMN m BIGINT"})
+		if err := db.Migrate(t.Context(), files(all)); err != nil {
+			t.Fatal(err)
+		}
+		exec(t, db, "INSERT INTO a (n, m) VALUES (2, 3)")
+	})
+}
+
+func TestMigrateResumesAfterAFailure(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		db := open(t, url)
+		all := firstFiles()
+		all["00004_d.sql"] = "CREATE TABLE ("
+		err := db.Migrate(t.Context(), files(all))
+		if err == nil || sqldb.Transient(err) {
+			t.Fatalf("got %v", err)
+		}
+		all["00004_d.sql"] = "CREATE TABLE d (n BIGINT)"
+		if err := db.Migrate(t.Context(), files(all)); err != nil {
+			t.Fatal(err)
+		}
+		if n := number(t, db, "SELECT count(*) FROM a, goose_db_version"); n != 5 {
+			t.Errorf("got %d rows, want 1 × 5", n)
+		}
+	})
+}
+
+// A CockroachDB process can die between making goose's table and its first row.
+func TestMigrateMendsAnEmptyVersionTable(t *testing.T) {
+	t.Parallel()
+	db := open(t, testenv.Database(t, testenv.Postgres))
+	if err := db.Migrate(t.Context(), files(map[string]string{"00001_a.sql": firstFiles()["00001_a.sql"]})); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, db, "DELETE FROM goose_db_version")
+	if err := db.Migrate(t.Context(), files(firstFiles())); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMigrateWithoutFiles(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		if err := open(t, url).Migrate(t.Context(), fstest.MapFS{}); err == nil {
+			t.Error("no error")
+		}
+	})
+}

@@ -1,0 +1,85 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"path/filepath"
+	"runtime"
+
+	"modernc.org/sqlite"
+)
+
+// How a SQLite connection is set up, beyond what the driver does by itself.
+//
+//   - WAL: readers and the writer don't wait for each other. FULL: a commit is on the disk when it returns, since the
+//     message that it answers is acknowledged next.
+//   - busy_timeout: another process may write to the same file; wait for it before giving up with SQLITE_BUSY.
+//   - wal_autocheckpoint: fold the log into the file every 10,000 pages (40 MB), not every 1,000: a batch of rotations
+//     touches pages all over the file, and each checkpoint writes and syncs them all again.
+//   - cache_size: 64 MB a connection.
+//   - _dqs=0: a misspelt column in double quotes is an error, not a string. _error_rc=1: no stale text in errors.
+func fileParams() url.Values {
+	return url.Values{
+		"_pragma": {
+			"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
+			"wal_autocheckpoint(10000)", "cache_size(-65536)",
+		},
+		"_dqs":      {"0"},
+		"_error_rc": {"1"},
+	}
+}
+
+func openFile(ctx context.Context, rest string, log *slog.Logger) (*DB, error) {
+	path, err := sqlitePath(rest)
+	if err != nil {
+		return nil, err
+	}
+	if err := createFile(path); err != nil {
+		return nil, err
+	}
+	writer, err := openFileWriter(path)
+	if err != nil {
+		return nil, err
+	}
+	reader, err := openFileReader(path)
+	if err != nil {
+		return nil, errors.Join(err, writer.Close())
+	}
+	db := &DB{engine: SQLite, reader: reader, writer: writer, file: path, log: log}
+	// Turning WAL on can fail with SQLITE_BUSY whatever the busy_timeout, if two processes do it at once.
+	if err := again(ctx, func() error { return db.Ping(ctx) }); err != nil {
+		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), db.Close())
+	}
+	return db, nil
+}
+
+// openFileWriter opens a pool of one connection that takes the write lock as it begins a transaction. A transaction that
+// began by reading and wants to write later gets SQLITE_BUSY_SNAPSHOT if anyone wrote in between.
+func openFileWriter(path string) (*sql.DB, error) {
+	params := fileParams()
+	params.Set("_txlock", "immediate")
+	return openPool(path, params, 1)
+}
+
+func openFileReader(path string) (*sql.DB, error) {
+	params := fileParams()
+	params.Set("_query_only", "1")
+	return openPool(path, params, max(4, runtime.NumCPU()))
+}
+
+func openPool(path string, params url.Values, conns int) (*sql.DB, error) {
+	dsn := "file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath() + "?" + params.Encode()
+	connector, err := sqlite.NewConnector(dsn)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	pool := sql.OpenDB(positionalConnector{connector})
+	// Opening a connection costs a read of the schema and the settings above: keep them all.
+	pool.SetMaxOpenConns(conns)
+	pool.SetMaxIdleConns(conns)
+	return pool, nil
+}

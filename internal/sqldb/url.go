@@ -1,0 +1,88 @@
+package sqldb
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// ErrURL is what the person who wrote the database URL has to mend: no other attempt with the same URL can succeed.
+var ErrURL = errors.New("unusable database URL")
+
+const accepted = "sqlite:PATH, or postgres://USER:PASSWORD@HOST:PORT/DATABASE with special characters percent-encoded"
+
+func urlError(what string) error { return fmt.Errorf("%w: %s", ErrURL, what) }
+
+// sqlitePath takes the file's path out of what follows "sqlite:", and makes it absolute, so that a later change of the
+// working directory doesn't lead new connections to another file.
+func sqlitePath(rest string) (string, error) {
+	switch {
+	case rest == "" || rest == ":memory:":
+		return "", urlError("sqlite: needs the path of a file, as in sqlite:data/registry.db")
+	case strings.HasPrefix(rest, "//") && !strings.HasPrefix(rest, "///"):
+		// Who writes sqlite://data/x.db more likely means data/x.db than /data/x.db: ask instead of guessing.
+		return "", urlError("write sqlite:PATH for a relative path, sqlite:/PATH for an absolute one, without //")
+	case strings.ContainsAny(rest, "?\x00"):
+		return "", urlError("sqlite: takes the path of a file and no parameters")
+	}
+	path, err := filepath.Abs(rest)
+	if err != nil {
+		return "", fmt.Errorf("make the path of the database absolute: %w", err)
+	}
+	return path, nil
+}
+
+// createFile makes the file and its folder for the owner alone, since SQLite would make it readable for all. SQLite
+// gives its -wal and -shm files the mode of the database's.
+func createFile(path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("create the folder of the database: %w", err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the database file: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return fmt.Errorf("create the database file: %w", err)
+	}
+	return nil
+}
+
+// parseServer reads a PostgreSQL URL. A parse error quotes the URL, or a piece of a password that was taken for a port,
+// so only such details are passed on as come after the URL was taken apart without doubt.
+func parseServer(text string) (*pgx.ConnConfig, error) {
+	cfg, err := pgx.ParseConfig(text)
+	if err == nil {
+		return cfg, nil
+	}
+	u, parseErr := url.Parse(text)
+	if parseErr != nil {
+		return nil, urlError("want " + accepted)
+	}
+	var parse *pgconn.ParseConfigError
+	if !errors.As(err, &parse) || parse.Unwrap() == nil {
+		return nil, urlError("a parameter has an invalid value; want " + accepted)
+	}
+	detail := parse.Unwrap().Error()
+	if quotesSecret(detail, u) {
+		return nil, urlError("want " + accepted)
+	}
+	return nil, urlError(detail)
+}
+
+func quotesSecret(text string, u *url.URL) bool {
+	query := u.Query()
+	password, _ := u.User.Password()
+	for _, secret := range []string{password, query.Get("password"), query.Get("sslpassword")} {
+		if secret != "" && strings.Contains(text, secret) {
+			return true
+		}
+	}
+	return strings.Contains(text, "://")
+}

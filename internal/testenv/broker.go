@@ -1,0 +1,74 @@
+package testenv
+
+import (
+	"log/slog"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"omiappreg.org/keyrotation/internal/broker"
+)
+
+// Broker is a broker that a test can stop and start again, on the same port and with the same streams.
+type Broker struct {
+	t      testing.TB
+	cfg    broker.Config
+	url    string
+	server *broker.Server // nil while stopped
+}
+
+// NewBroker starts a broker with an empty store; it stops when the test ends.
+func NewBroker(t testing.TB) *Broker {
+	t.Helper()
+	b := &Broker{t: t, cfg: broker.Config{StoreDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}}
+	b.Start()
+	t.Cleanup(b.Stop)
+
+	b.url = b.server.URL()
+	u, err := url.Parse(b.url)
+	if err != nil {
+		t.Fatalf("read the broker's URL: %v", err)
+	}
+	b.cfg.Addr = u.Host
+	return b
+}
+
+// URL is what clients connect to, also while the broker is stopped.
+func (b *Broker) URL() string { return b.url }
+
+// Stop stops the broker; what clients have not got an acknowledgement for may be lost.
+func (b *Broker) Stop() {
+	if b.server != nil {
+		b.server.Shutdown()
+		b.server = nil
+	}
+}
+
+// Start starts the broker after Stop.
+func (b *Broker) Start() {
+	b.t.Helper()
+	if b.server != nil {
+		return
+	}
+	// While it was stopped, the kernel may have lent its port to an outgoing connection.
+	Eventually(b.t, time.Minute, "start the broker", func() (err error) {
+		b.server, err = broker.Start(b.cfg)
+		return err
+	})
+}
+
+// Connect connects to a broker, and reconnects for as long as the test runs.
+func Connect(t testing.TB, url string) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(url,
+		nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(10*time.Millisecond, 0),
+		// Without handlers nats.go prints errors; an outage is what these tests are about.
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err != nil {
+		t.Fatalf("connect to the broker: %v", err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}

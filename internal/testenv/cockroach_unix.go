@@ -1,0 +1,38 @@
+//go:build unix
+
+package testenv
+
+import (
+	"errors"
+	"net/url"
+	"os"
+	"os/exec"
+)
+
+// startCockroach starts one CockroachDB node that lives in memory. This is what cockroach-go's testserver does, but that
+// one outlives a test process that was killed, and brings in a second driver.
+func startCockroach() (*localServer, error) {
+	program, err := exec.LookPath("cockroach")
+	if err != nil {
+		return nil, errors.New("the program cockroach is not on PATH; get it from cockroachlabs.com/docs/releases")
+	}
+	folder, err := ownFolder("omi-test-cockroach-", nil)
+	if err != nil {
+		return nil, err
+	}
+	addr, err := freeAddr()
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(folder))
+	}
+	address := &url.URL{
+		Scheme: "postgres", User: url.User("root"), Host: addr, Path: "/defaultdb", RawQuery: "sslmode=disable",
+	}
+	server, err := launch(address, folder, "KILL", nil, []string{
+		program, "start-single-node", "--insecure", "--logtostderr",
+		"--store=type=mem,size=0.2", "--listen-addr=" + addr, "--http-addr=127.0.0.1:0",
+	})
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(folder))
+	}
+	return server, nil
+}

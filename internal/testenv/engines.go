@@ -1,0 +1,133 @@
+package testenv
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// The engines, by the names that subtests and OMI_TEST_REQUIRE have.
+const (
+	SQLite    = "sqlite"
+	Postgres  = "postgres"
+	Cockroach = "cockroach"
+)
+
+// EachEngine runs test once for every engine, as parallel subtests, each with the URL of a fresh and empty database.
+func EachEngine(t *testing.T, test func(t *testing.T, url string)) {
+	t.Helper()
+	for _, engine := range []string{SQLite, Postgres, Cockroach} {
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			test(t, Database(t, engine))
+		})
+	}
+}
+
+// Database returns the URL of a fresh and empty database of one engine. It is dropped when the test ends.
+func Database(t testing.TB, engine string) string {
+	t.Helper()
+	if engine == SQLite {
+		return "sqlite:" + filepath.Join(t.TempDir(), "test.db")
+	}
+	admin, err := servers.url(engine)
+	if err != nil {
+		if slices.Contains(strings.Split(os.Getenv("OMI_TEST_REQUIRE"), ","), engine) {
+			t.Fatalf("OMI_TEST_REQUIRE asks for %s: %v", engine, err)
+		}
+		t.Skipf("no %s: %v", engine, err)
+	}
+	name := "omi_test_" + strings.ToLower(rand.Text())
+	if err := execute(admin, "CREATE DATABASE "+name); err != nil {
+		t.Fatalf("create a database on %s: %v", engine, err)
+	}
+	t.Cleanup(func() {
+		drop := "DROP DATABASE " + name + " WITH (FORCE)" // also under connections that a test has left open
+		if engine == Cockroach {
+			drop = "DROP DATABASE " + name + " CASCADE"
+		}
+		if err := execute(admin, drop); err != nil {
+			t.Errorf("drop the database: %v", err)
+		}
+	})
+	fresh := *admin
+	fresh.Path = "/" + name
+	return fresh.String()
+}
+
+func execute(server *url.URL, statement string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, server.String())
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	if _, err := conn.Exec(ctx, statement); err != nil {
+		return fmt.Errorf("%s: %w", statement, err)
+	}
+	return nil
+}
+
+// servers are the database servers of this process. A variable of the package, because a test process has exactly one
+// such set, whichever of its tests needs it first, and TestMain, which stops them, shares nothing else with the tests.
+//
+//nolint:gochecknoglobals // see above
+var servers = serverSet{
+	Postgres:  {env: "OMI_TEST_POSTGRES_URL", start: startPostgres},
+	Cockroach: {env: "OMI_TEST_COCKROACH_URL", start: startCockroach},
+}
+
+type serverSet map[string]*sharedServer
+
+// sharedServer is a server that the environment names, or that is started by the first test that needs it.
+type sharedServer struct {
+	env   string
+	start func() (*localServer, error)
+
+	once  sync.Once
+	admin *url.URL
+	local *localServer // nil: not ours
+	err   error
+}
+
+func (s serverSet) url(engine string) (*url.URL, error) {
+	server, ok := s[engine]
+	if !ok {
+		return nil, fmt.Errorf("there is no engine %q", engine)
+	}
+	server.once.Do(server.open)
+	return server.admin, server.err
+}
+
+func (s serverSet) stop() {
+	for _, server := range s {
+		if server.local != nil {
+			server.local.stop()
+		}
+	}
+}
+
+func (s *sharedServer) open() {
+	if text := os.Getenv(s.env); text != "" {
+		if s.admin, s.err = url.Parse(text); s.err != nil {
+			s.err = fmt.Errorf("%s is not a URL", s.env) // the parse error would quote the password
+		}
+		return
+	}
+	if s.local, s.err = s.start(); s.err != nil {
+		s.err = fmt.Errorf("%w (or set %s to the URL of a server)", s.err, s.env)
+		return
+	}
+	s.admin = s.local.url
+}

@@ -1,0 +1,144 @@
+//go:build unix
+
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// guard is the shell script between a test process and its server. A reader waits on a pipe whose other end is held by
+// the test process alone, so the read ends when that process ends, however it does: by Main, a panic, a timeout or kill
+// -9. Then it stops the server ($1: by which signal), and the folder ($2) is removed. The rest is the server's command.
+//
+// This needs nothing of the operating system but pipes, and leaves no files behind, where a parent-death signal (Linux
+// only, and bound to a thread) would.
+const guard = `
+signal=$1 folder=$2
+shift 2
+exec 3<&0
+"$@" >"$folder/log" 2>&1 </dev/null 3<&- &
+server=$!
+{ read -r _; : >"$folder/stop"; kill -s "$signal" "$server"; } <&3 2>/dev/null &
+reader=$!
+wait "$server"
+if [ -e "$folder/stop" ]; then rm -rf "$folder"; else kill "$reader"; fi
+`
+
+const localStartTimeout = time.Minute
+
+// localServer is a database server that this process has started.
+type localServer struct {
+	url   *url.URL
+	guard *exec.Cmd
+	life  io.Closer
+	done  chan struct{} // closed when the guard has ended
+}
+
+// launch starts a server below a guard, and waits until it answers at url.
+func launch(url *url.URL, folder, signal string, as *syscall.Credential, command []string) (*localServer, error) {
+	args := append([]string{"-c", guard, "guard", signal, folder}, command...)
+	cmd := exec.Command("sh", args...) //nolint:gosec // the programs that this package found
+	cmd.Dir = folder
+	// A group of its own: Ctrl-C is for the tests, whose end the guard then sees.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: as}
+	life, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, errors.Join(fmt.Errorf("start %s: %w", command[0], err), life.Close())
+	}
+	s := &localServer{url: url, guard: cmd, life: life, done: make(chan struct{})}
+	go func() {
+		defer close(s.done)
+		_ = cmd.Wait()
+	}()
+	if err := s.await(); err != nil {
+		log, _ := os.ReadFile(filepath.Join(folder, "log"))
+		s.stop()
+		return nil, fmt.Errorf("start %s: %w\n%s", command[0], err, log)
+	}
+	return s, nil
+}
+
+func (s *localServer) await() error {
+	ctx, cancel := context.WithTimeout(context.Background(), localStartTimeout)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		conn, err := pgx.Connect(ctx, s.url.String())
+		if err == nil {
+			return conn.Close(ctx)
+		}
+		select {
+		case <-tick.C:
+		case <-s.done:
+			return errors.New("it ended at once")
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+func (s *localServer) stop() {
+	_ = s.life.Close()
+	<-s.done
+}
+
+// ownFolder makes a temporary folder for a server, owned by whom it will run as.
+func ownFolder(pattern string, as *syscall.Credential) (string, error) {
+	folder, err := os.MkdirTemp("", pattern)
+	if err != nil {
+		return "", fmt.Errorf("make a folder: %w", err)
+	}
+	if as != nil {
+		if err := os.Chown(folder, int(as.Uid), int(as.Gid)); err != nil {
+			return "", errors.Join(fmt.Errorf("give a folder away: %w", err), os.RemoveAll(folder))
+		}
+	}
+	return folder, nil
+}
+
+// unprivileged is whom a server runs as that refuses to run as root. Nil: as we do.
+func unprivileged() (*syscall.Credential, error) {
+	if os.Geteuid() != 0 {
+		return nil, nil //nolint:nilnil // exec.Cmd takes nil for "the same"
+	}
+	for _, name := range []string{"postgres", "nobody"} {
+		u, err := user.Lookup(name)
+		if err != nil {
+			continue
+		}
+		uid, uidErr := strconv.ParseUint(u.Uid, 10, 32)
+		gid, gidErr := strconv.ParseUint(u.Gid, 10, 32)
+		if uidErr == nil && gidErr == nil {
+			return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, nil
+		}
+	}
+	return nil, errors.New("we are root, and there is no user postgres or nobody to run it as")
+}
+
+// freeAddr returns a loopback address on which nobody listens now.
+func freeAddr() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", fmt.Errorf("find a free port: %w", err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String(), nil
+}

@@ -1,0 +1,92 @@
+//go:build unix
+
+package testenv
+
+import (
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The test binary runs itself as a process that starts a server and is then killed.
+const childEnv = "OMI_TEST_GUARD_CHILD"
+
+func TestServerDiesWithKilledProcess(t *testing.T) {
+	t.Parallel()
+	if os.Getenv(childEnv) != "" {
+		startAndHang(t)
+	}
+	if _, err := postgresPrograms(); err != nil {
+		t.Skip(err)
+	}
+	note := filepath.Join(t.TempDir(), "note")
+	child := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
+	child.Env = append(os.Environ(), childEnv+"="+note)
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var data string
+	Eventually(t, time.Minute, "the child's server", func() error {
+		text, err := os.ReadFile(note)
+		data = string(text)
+		return err
+	})
+	if err := child.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = child.Wait()
+	Eventually(t, time.Minute, "the end of the server", func() error {
+		if _, err := os.Stat(data); !os.IsNotExist(err) {
+			return os.ErrExist
+		}
+		return nil
+	})
+	if out, _ := exec.Command("pgrep", "-f", data).Output(); len(out) > 0 {
+		t.Errorf("processes of the server are left: %s", out)
+	}
+}
+
+func startAndHang(t *testing.T) {
+	t.Helper()
+	server, err := startPostgres()
+	if err != nil {
+		t.Fatal(err)
+	}
+	temporary := os.Getenv(childEnv) + ".new"
+	if err := os.WriteFile(temporary, []byte(server.guard.Dir), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(temporary, os.Getenv(childEnv)); err != nil {
+		t.Fatal(err)
+	}
+	select {} // until killed
+}
+
+func TestLaunchTellsWhyAServerEnded(t *testing.T) {
+	t.Parallel()
+	nowhere := &url.URL{Scheme: "postgres", Host: "127.0.0.1:1"}
+	began := time.Now()
+	_, err := launch(nowhere, t.TempDir(), "KILL", nil, []string{"sh", "-c", "echo no luck today; exit 1"})
+	if err == nil || !strings.Contains(err.Error(), "no luck today") {
+		t.Errorf("got %v", err)
+	}
+	if time.Since(began) > localStartTimeout/2 {
+		t.Error("waited for a server that had ended")
+	}
+}
+
+func TestUnprivileged(t *testing.T) {
+	t.Parallel()
+	as, err := unprivileged()
+	if err != nil {
+		t.Skip(err)
+	}
+	if root := syscall.Geteuid() == 0; root != (as != nil && as.Uid != 0) {
+		t.Errorf("root: %v, credential: %+v", root, as)
+	}
+}

@@ -1,0 +1,45 @@
+// Package testenv gives tests the real things to run against: a broker, and a fresh database of every engine that this
+// machine has. For tests only.
+//
+// SQLite is always there. PostgreSQL is the server that OMI_TEST_POSTGRES_URL names (by a user who may create databases),
+// or one that the test process starts from the programs it finds, and which ends with it. CockroachDB likewise, by
+// OMI_TEST_COCKROACH_URL or the program cockroach. Nothing is downloaded. A test of an engine that isn't there is
+// skipped, unless OMI_TEST_REQUIRE names it (postgres,cockroach): then it fails, so that CI can't skip by mistake.
+//
+// A package that uses databases has this, or its servers are stopped only as the process ends:
+//
+//	func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+package testenv
+
+import (
+	"testing"
+	"time"
+)
+
+// Main runs the tests and then stops the servers that they started, and removes their files.
+func Main(m *testing.M) int {
+	code := m.Run()
+	servers.stop()
+	return code
+}
+
+// Eventually waits until condition returns nil, and fails the test with what and condition's last error if it doesn't
+// within the given time.
+func Eventually(t testing.TB, within time.Duration, what string, condition func() error) {
+	t.Helper()
+	deadline := time.NewTimer(within)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := condition()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("%s: not within %v: %v", what, within, err)
+		}
+	}
+}
