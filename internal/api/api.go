@@ -1,0 +1,107 @@
+// Package api answers the questions of docs/protocol.md §8, each over NATS request/reply (nats.go's micro services)
+// and over HTTP alike, from one description.
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/go-json-experiment/json"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// Endpoint is one question that a service answers.
+type Endpoint struct {
+	Name    string // of the micro endpoint
+	Subject string // on NATS; one that ends in a dot takes a target (§4); empty: over HTTP only
+	Pattern string // on HTTP, as [http.ServeMux] takes it; the target is {app_id} and {service_id}
+	Handle  Handler
+}
+
+// Handler answers one call. An error that is not a [*Problem] or a [*events.Refusal] is a fault of ours: the caller
+// is told to try again.
+type Handler func(ctx context.Context, c Call) (Answer, error)
+
+// Call is one question. AppID and ServiceID are as the caller wrote them.
+type Call struct {
+	AppID, ServiceID string
+	Body             []byte
+}
+
+// Target returns the service that the call is about; an id that breaks §1 is a 400.
+func (c Call) Target() (events.Target, error) {
+	app, err := events.ParseAppID(c.AppID)
+	if err != nil {
+		return events.Target{}, badRequest(err.Error())
+	}
+	service, err := events.ParseServiceID(c.ServiceID)
+	if err != nil {
+		return events.Target{}, badRequest(err.Error())
+	}
+	return events.Target{App: app, Service: service}, nil
+}
+
+// Answer is what goes back. Empty members mean JSON that must not be cached.
+type Answer struct {
+	Body         []byte
+	ContentType  string
+	CacheControl string
+}
+
+// JSON encodes an answer.
+func JSON(v any) (Answer, error) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return Answer{}, fmt.Errorf("encode the answer: %w", err)
+	}
+	return Answer{Body: body}, nil
+}
+
+// Problem is an RFC 9457 problem document.
+type Problem struct {
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail,omitzero"`
+	Reason string `json:"reason,omitzero"` // the code of §6, where there is one
+}
+
+// Error implements error.
+func (p *Problem) Error() string { return p.Title + ": " + p.Detail }
+
+// NotFound is the answer about something that isn't known.
+func NotFound(detail string) *Problem {
+	return &Problem{Title: http.StatusText(http.StatusNotFound), Status: http.StatusNotFound, Detail: detail}
+}
+
+// Unavailable is the answer while something that it needs is away.
+func Unavailable(detail string) *Problem {
+	return &Problem{Title: http.StatusText(http.StatusServiceUnavailable), Status: http.StatusServiceUnavailable, Detail: detail}
+}
+
+func badRequest(detail string) *Problem {
+	return &Problem{Title: http.StatusText(http.StatusBadRequest), Status: http.StatusBadRequest, Detail: detail}
+}
+
+// problemOf says what a caller is told about an error: nothing of our insides.
+func problemOf(err error) *Problem {
+	if p := (*Problem)(nil); errors.As(err, &p) {
+		return p
+	}
+	if r := (*events.Refusal)(nil); errors.As(err, &r) {
+		p := badRequest(r.Detail)
+		p.Reason = string(r.Reason)
+		return p
+	}
+	return Unavailable("The answer can't be given right now; try again.")
+}
+
+func (p *Problem) encode() []byte {
+	body, err := json.Marshal(p)
+	if err != nil {
+		return nil // a struct of strings and an int always has a JSON form
+	}
+	return body
+}

@@ -1,0 +1,73 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// Mount serves the endpoints on mux.
+func Mount(mux *http.ServeMux, log *slog.Logger, endpoints ...Endpoint) {
+	for _, e := range endpoints {
+		mux.HandleFunc(e.Pattern, func(w http.ResponseWriter, r *http.Request) {
+			call := Call{AppID: r.PathValue("app_id"), ServiceID: r.PathValue("service_id")}
+			var err error
+			if call.Body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, events.MaxQuery)); err != nil {
+				writeProblem(w, bodyProblem(err))
+				return
+			}
+			answer, err := e.Handle(r.Context(), call)
+			if err != nil {
+				logFault(r.Context(), log, e.Name, err)
+				writeProblem(w, problemOf(err))
+				return
+			}
+			writeAnswer(w, answer)
+		})
+	}
+}
+
+func bodyProblem(err error) *Problem {
+	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
+		return &Problem{
+			Title: http.StatusText(http.StatusRequestEntityTooLarge), Status: http.StatusRequestEntityTooLarge,
+			Detail: "The request is larger than 64 KiB.",
+		}
+	}
+	return badRequest("The request's body can't be read.")
+}
+
+func writeAnswer(w http.ResponseWriter, a Answer) {
+	header := w.Header()
+	header.Set("Content-Type", or(a.ContentType, "application/json"))
+	header.Set("Cache-Control", or(a.CacheControl, "no-store"))
+	header.Set("X-Content-Type-Options", "nosniff")
+	_, _ = w.Write(a.Body) // the client is gone: nobody is left to tell
+}
+
+func writeProblem(w http.ResponseWriter, p *Problem) {
+	header := w.Header()
+	header.Set("Content-Type", "application/problem+json")
+	header.Set("Cache-Control", "no-store")
+	header.Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(p.Status)
+	_, _ = w.Write(p.encode())
+}
+
+// logFault logs what is a fault of ours, and not what a caller did.
+func logFault(ctx context.Context, log *slog.Logger, endpoint string, err error) {
+	if problemOf(err).Status >= http.StatusInternalServerError && ctx.Err() == nil {
+		log.Warn("lookup failed", "endpoint", endpoint, "error", err)
+	}
+}
+
+func or(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}

@@ -1,0 +1,90 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+)
+
+const (
+	// answerWithin bounds the work for a caller who has long stopped waiting.
+	answerWithin = 10 * time.Second
+	// inFlight is how many calls one endpoint works on at a time; more wait at the broker's side.
+	inFlight = 64
+)
+
+// Service names a micro service, as `nats micro ls` shows it.
+type Service struct {
+	Name, Version, Description string
+}
+
+// Register serves the endpoints over NATS until the returned service is stopped, or ctx ends.
+func Register(ctx context.Context, nc *nats.Conn, log *slog.Logger, s Service, endpoints ...Endpoint) (micro.Service, error) {
+	service, err := micro.AddService(nc, micro.Config{Name: s.Name, Version: s.Version, Description: s.Description})
+	if err != nil {
+		return nil, fmt.Errorf("register the service %s: %w", s.Name, err)
+	}
+	for _, e := range endpoints {
+		if e.Subject == "" {
+			continue
+		}
+		subject := e.Subject
+		if strings.HasSuffix(subject, ".") {
+			subject += ">"
+		}
+		if err := service.AddEndpoint(e.Name, e.handler(ctx, log), micro.WithEndpointSubject(subject)); err != nil {
+			_ = service.Stop()
+			return nil, fmt.Errorf("register the endpoint %s: %w", e.Name, err)
+		}
+	}
+	return service, nil
+}
+
+func (e Endpoint) handler(ctx context.Context, log *slog.Logger) micro.Handler {
+	free := make(chan struct{}, inFlight)
+	return micro.HandlerFunc(func(r micro.Request) {
+		free <- struct{}{}
+		go func() {
+			defer func() {
+				if v := recover(); v != nil { // whatever arrives, it stops no process
+					log.Error("handler panics", "endpoint", e.Name, "panic", v, "stack", string(debug.Stack()))
+				}
+				<-free
+			}()
+			e.respond(ctx, log, r)
+		}()
+	})
+}
+
+func (e Endpoint) respond(ctx context.Context, log *slog.Logger, r micro.Request) {
+	ctx, cancel := context.WithTimeout(ctx, answerWithin)
+	defer cancel()
+	answer, err := e.Handle(ctx, e.callOf(r))
+	if err == nil {
+		err = r.Respond(answer.Body)
+	} else {
+		logFault(ctx, log, e.Name, err)
+		p := problemOf(err)
+		err = r.Error(strconv.Itoa(p.Status), p.Title, p.encode(), micro.WithHeaders(micro.Headers{"Content-Type": {"application/problem+json"}}))
+	}
+	if err != nil {
+		log.Debug("respond", "endpoint", e.Name, "error", err)
+	}
+}
+
+func (e Endpoint) callOf(r micro.Request) Call {
+	c := Call{Body: r.Data()}
+	if target, ok := strings.CutPrefix(r.Subject(), e.Subject); ok {
+		if dot := strings.LastIndexByte(target, '.'); dot >= 0 {
+			c.AppID, c.ServiceID = target[:dot], target[dot+1:]
+		}
+	}
+	return c
+}

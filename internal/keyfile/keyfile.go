@@ -1,0 +1,141 @@
+// Package keyfile keeps private keys in files: PKCS #8 in PEM, of mode 0600, written so that a crash leaves either the
+// old file or the new one. Its errors name the file and what to do, and never what is in it.
+package keyfile
+
+import (
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// Errors of key files. Each comes with one line that says which file it is and how to mend it.
+var (
+	ErrMissing = errors.New("the key file does not exist")
+	ErrOpen    = errors.New("the key file can be read by others")
+	ErrFormat  = errors.New("the file is not an Ed25519 private key in PKCS #8 PEM")
+	ErrExists  = errors.New("the key file exists already")
+)
+
+const (
+	pemType   = "PRIVATE KEY"
+	keyMode   = 0o600
+	groupRest = 0o077
+)
+
+// Read returns the private key in a file.
+func Read(path string) (events.SigningKey, error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return events.SigningKey{}, fmt.Errorf("%s: %w", path, ErrMissing)
+	}
+	if err != nil {
+		return events.SigningKey{}, fmt.Errorf("read the key file: %w", err)
+	}
+	if info.Mode().Perm()&groupRest != 0 {
+		return events.SigningKey{}, fmt.Errorf("%s: %w (mode %04o): chmod 600 %s", path, ErrOpen, info.Mode().Perm(), path)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return events.SigningKey{}, fmt.Errorf("read the key file: %w", err)
+	}
+	block, _ := pem.Decode(content)
+	if block == nil || block.Type != pemType {
+		return events.SigningKey{}, fmt.Errorf("%s: %w", path, ErrFormat)
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return events.SigningKey{}, fmt.Errorf("%s: %w", path, ErrFormat) // the parser's own words could quote the file
+	}
+	private, ok := parsed.(ed25519.PrivateKey)
+	if !ok {
+		return events.SigningKey{}, fmt.Errorf("%s: %w", path, ErrFormat)
+	}
+	return events.NewSigningKey(private), nil
+}
+
+// Create writes a key to a file that must not exist yet.
+func Create(path string, key events.SigningKey) error {
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("%s: %w", path, ErrExists)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key.Private())
+	if err != nil {
+		return fmt.Errorf("encode the key for %s: %w", path, ErrFormat)
+	}
+	return WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der}))
+}
+
+// WriteFile writes a file of mode 0600 that is there whole, and on the disk, or not at all.
+func WriteFile(path string, content []byte) (err error) {
+	folder := filepath.Dir(path)
+	f, err := os.CreateTemp(folder, ".new-*") // of mode 0600
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.Remove(f.Name())
+			err = fmt.Errorf("write %s: %w", path, err)
+		}
+	}()
+	_, err = f.Write(content)
+	if err = errors.Join(err, f.Chmod(keyMode), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return Rename(f.Name(), path)
+}
+
+// Rename moves a file in place of another, on the disk too when it returns.
+func Rename(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return syncFolder(filepath.Dir(to))
+}
+
+// Remove deletes a file, on the disk too when it returns. One that is not there is no error.
+func Remove(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+func syncFolder(path string) error {
+	folder, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
+}
+
+// ReadPublicKeys returns the public keys in a text file: one a line, `#` begins a comment.
+func ReadPublicKeys(path string) ([]events.PublicKey, error) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read public keys: %w", err)
+	}
+	var keys []events.PublicKey
+	n := 0
+	for line := range strings.Lines(string(content)) {
+		n++
+		line, _, _ = strings.Cut(line, "#")
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		key, err := events.ParsePublicKey(line)
+		if err != nil {
+			return nil, fmt.Errorf("%s, line %d: %w", path, n, err)
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}

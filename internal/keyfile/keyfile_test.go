@@ -1,0 +1,82 @@
+package keyfile_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+)
+
+func TestRoundTrip(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "key.pem")
+	key := events.GenerateSigningKey()
+	if err := keyfile.Create(path, key); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	got, err := keyfile.Read(path)
+	if err != nil || got.Public() != key.Public() {
+		t.Errorf("read %v, %v", got, err)
+	}
+	if err := keyfile.Create(path, key); !errors.Is(err, keyfile.ErrExists) {
+		t.Errorf("a key was overwritten: %v", err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), ".new-*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestBadFiles(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	write := func(name, content string, mode os.FileMode) string {
+		path := filepath.Join(folder, name)
+		if err := os.WriteFile(path, []byte(content), mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	const secret = "SECRETSECRETSECRETSECRET"
+	for _, c := range []struct {
+		path string
+		want error
+	}{
+		{filepath.Join(folder, "none.pem"), keyfile.ErrMissing},
+		{write("open.pem", secret, 0o644), keyfile.ErrOpen},
+		{write("text.pem", secret, 0o600), keyfile.ErrFormat},
+		{write("der.pem", "-----BEGIN PRIVATE KEY-----\n"+secret+"\n-----END PRIVATE KEY-----\n", 0o600), keyfile.ErrFormat},
+	} {
+		_, err := keyfile.Read(c.path)
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.path, err, c.want)
+		}
+		if err != nil && strings.Contains(err.Error(), secret) {
+			t.Errorf("the error quotes the file: %v", err)
+		}
+	}
+}
+
+func TestReadPublicKeys(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "trust")
+	a, b := events.GenerateSigningKey().Public(), events.GenerateSigningKey().Public()
+	content := "# the registry\n" + a.String() + "\n\n" + b.String() + " # the next one\n"
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	keys, err := keyfile.ReadPublicKeys(path)
+	if err != nil || len(keys) != 2 || keys[0] != a || keys[1] != b {
+		t.Errorf("%v, %v", keys, err)
+	}
+}

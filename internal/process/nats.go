@@ -1,0 +1,102 @@
+package process
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+const (
+	reconnectWait   = 250 * time.Millisecond
+	reconnectJitter = 250 * time.Millisecond
+	flushWithin     = 2 * time.Second
+)
+
+// NATS is how a process reaches the broker: flags for a kong grammar.
+type NATS struct {
+	URL   string `name:"nats-url" env:"OMI_NATS_URL" default:"nats://127.0.0.1:4222" placeholder:"URL" help:"The NATS servers, separated by commas (${default})."`
+	Creds string `name:"nats-creds" env:"OMI_NATS_CREDS" placeholder:"FILE" help:"A NATS credentials file."`
+	CA    string `name:"nats-ca" env:"OMI_NATS_CA" placeholder:"FILE" help:"A PEM file with the authority of the servers' TLS certificates."`
+}
+
+// Connect connects a process that runs for long: a broker that is not up yet, or that goes away, is waited for.
+func (n NATS) Connect(name string, log *slog.Logger) (*nats.Conn, error) {
+	nc, err := n.connect(name, log, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort())
+	if err != nil {
+		return nil, Usage(err)
+	}
+	if !nc.IsConnected() {
+		log.Warn("waiting for the broker", "url", n.redacted())
+	}
+	return nc, nil
+}
+
+// ConnectNow connects a command that a person waits for.
+func (n NATS) ConnectNow(ctx context.Context, name string, log *slog.Logger) (*nats.Conn, error) {
+	timeout := nats.DefaultTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		timeout = min(timeout, time.Until(deadline))
+	}
+	nc, err := n.connect(name, log, nats.Timeout(timeout))
+	if err == nil {
+		return nc, nil
+	}
+	if parsed, bad := url.Parse(n.URL); bad != nil || parsed.Scheme == "" {
+		return nil, Usagef("--nats-url %s is not a URL such as nats://127.0.0.1:4222", n.redacted())
+	}
+	return nil, Unreachable(fmt.Errorf("no broker answers at %s (%w): is `omi dev` running, or is --nats-url another?", n.redacted(), err))
+}
+
+func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats.Conn, error) {
+	options := append([]nats.Option{
+		nats.Name(name),
+		nats.ReconnectWait(reconnectWait), nats.ReconnectJitter(reconnectJitter, reconnectJitter),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil {
+				log.Warn("the broker is gone, waiting for it", "error", err)
+			}
+		}),
+		nats.ConnectHandler(func(nc *nats.Conn) { log.Debug("connected to the broker", "server", nc.ConnectedServerName()) }),
+		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("connected to the broker again", "server", nc.ConnectedServerName()) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("broker", "error", err) }),
+	}, more...)
+	if n.Creds != "" {
+		options = append(options, nats.UserCredentials(n.Creds))
+	}
+	if n.CA != "" {
+		options = append(options, nats.RootCAs(n.CA))
+	}
+	nc, err := nats.Connect(n.URL, options...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the broker at %s: %w", n.redacted(), err)
+	}
+	return nc, nil
+}
+
+// redacted is the URL as it may be shown.
+func (n NATS) redacted() string {
+	servers := strings.Split(n.URL, ",")
+	for i, server := range servers {
+		if u, err := url.Parse(strings.TrimSpace(server)); err == nil {
+			servers[i] = u.Redacted()
+		} else {
+			servers[i] = "(not a URL)"
+		}
+	}
+	return strings.Join(servers, ",")
+}
+
+// Close sends what is under way, such as acknowledgements, and closes the connection.
+func Close(nc *nats.Conn, log *slog.Logger) {
+	if nc.IsConnected() {
+		if err := nc.FlushTimeout(flushWithin); err != nil {
+			log.Debug("flush", "error", err)
+		}
+	}
+	nc.Close()
+}

@@ -1,0 +1,104 @@
+// Package process is what the project's processes have in common: how they log, stop, reach the broker, serve HTTP
+// and end with an exit code.
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	"github.com/mattn/go-isatty"
+	"github.com/oklog/run"
+)
+
+// Exit codes.
+const (
+	ExitDone        = 0
+	ExitRefused     = 1 // the registry said no, or something failed
+	ExitUsage       = 2 // a flag, URL, file or key is wrong
+	ExitUnreachable = 3
+)
+
+// codedError is an error that ends the process with a code of its own.
+type codedError struct {
+	error
+	code int
+}
+
+func (e codedError) Unwrap() error { return e.error }
+
+// Usage marks an error as one that the person at the shell can mend: the process ends with code 2.
+func Usage(err error) error { return codedError{err, ExitUsage} }
+
+// Usagef is [Usage] of a formatted error: one line that says what is wrong and how to mend it.
+func Usagef(format string, args ...any) error { return Usage(fmt.Errorf(format, args...)) }
+
+// Unreachable marks an error as "nobody answers": the process ends with code 3.
+func Unreachable(err error) error { return codedError{err, ExitUnreachable} }
+
+// Refused marks an error as the registry's no: the process ends with code 1.
+func Refused(err error) error { return codedError{err, ExitRefused} }
+
+// Main parses the command line into cli, a kong grammar, runs the chosen command's Run method with the bound values,
+// and returns the exit code.
+func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int {
+	parser, err := kong.New(cli, append([]kong.Option{
+		kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
+	}, options...)...)
+	if err != nil {
+		panic("process: the command line's grammar is wrong: " + err.Error())
+	}
+	name := parser.Model.Name
+	command, err := parser.Parse(args)
+	if err != nil {
+		fmt.Fprintf(stderr, "%s: %v (see %s --help)\n", name, err, name)
+		return ExitUsage
+	}
+	return report(stderr, name, command.Run())
+}
+
+// report prints an error in one line, and returns the exit code that belongs to it.
+func report(stderr io.Writer, name string, err error) int {
+	if err == nil {
+		return ExitDone
+	}
+	fmt.Fprintf(stderr, "%s: %v\n", name, err)
+	if coded := (codedError{}); errors.As(err, &coded) {
+		return coded.code
+	}
+	return ExitRefused
+}
+
+// NewLog logs text to a terminal and JSON to everything else.
+func NewLog(w *os.File, level slog.Level) *slog.Logger {
+	options := &slog.HandlerOptions{Level: level}
+	if isatty.IsTerminal(w.Fd()) {
+		return slog.New(slog.NewTextHandler(w, options))
+	}
+	return slog.New(slog.NewJSONHandler(w, options))
+}
+
+// Actor is one part of a process. It runs until its context ends, or until it can't go on.
+type Actor func(ctx context.Context) error
+
+// Run runs the actors until SIGINT or SIGTERM comes or the first of them ends, stops all the others, and waits for
+// them. A signal is no error.
+func Run(log *slog.Logger, actors ...Actor) error {
+	var group run.Group
+	group.Add(run.SignalHandler(context.Background(), syscall.SIGINT, syscall.SIGTERM))
+	for _, actor := range actors {
+		ctx, cancel := context.WithCancel(context.Background())
+		group.Add(func() error { return actor(ctx) }, func(error) { cancel() })
+	}
+	err := group.Run()
+	if errors.Is(err, run.ErrSignal) {
+		log.Info("stopped", "why", err)
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,69 @@
+package process
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+// Trust is whom a process believes: flags for a kong grammar.
+type Trust struct {
+	Origin string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
+	Keys   []string `name:"trust" env:"OMI_TRUST" placeholder:"ed25519:…" help:"A public key of the registry; repeatable."`
+	File   string   `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with public keys of the registry, one a line."`
+}
+
+// Load returns the trust that the flags describe.
+func (t Trust) Load() (events.Trust, error) {
+	var keys []events.PublicKey
+	for _, s := range t.Keys {
+		key, err := events.ParsePublicKey(s)
+		if err != nil {
+			return events.Trust{}, Usagef("--trust: %w", err)
+		}
+		keys = append(keys, key)
+	}
+	if t.File != "" {
+		more, err := keyfile.ReadPublicKeys(t.File)
+		if err != nil {
+			return events.Trust{}, Usagef("--trust-file: %w", err)
+		}
+		keys = append(keys, more...)
+	}
+	trust, err := events.NewTrust(t.Origin, keys...)
+	if errors.Is(err, events.ErrNoTrust) {
+		return trust, Usagef("whom to trust is missing: give --trust ed25519:… with the registry's public key, or --trust-file")
+	}
+	if err != nil {
+		return trust, Usagef("--trust: %w", err)
+	}
+	return trust, nil
+}
+
+// OpenDatabase marks an unusable URL as the person's to mend.
+func OpenDatabase[T any](open func() (T, error)) (T, error) {
+	db, err := open()
+	if errors.Is(err, sqldb.ErrURL) {
+		err = Usage(fmt.Errorf("--database-url: %w", err))
+	}
+	return db, err
+}
+
+// Healthy asks the broker and the database, for [HTTP.Ready].
+func Healthy(nc *nats.Conn, db interface{ Ping(context.Context) error }) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if !nc.IsConnected() {
+			return errors.New("the broker is away")
+		}
+		if err := db.Ping(ctx); err != nil {
+			return errors.New("the database is away") // its own words are for the log, not for strangers
+		}
+		return nil
+	}
+}
