@@ -1,0 +1,257 @@
+package registry
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// testNow is the clock of tests that need none of their own.
+const testNow = 1_705_412_610
+
+// sent is one message on its way, as the stream would hold it.
+type sent struct {
+	subject string
+	payload []byte
+}
+
+func (r request) sent() sent { return sent{r.draft.Subject(), r.payload} }
+
+// traffic draws requests for a few services of one app, good and bad: what services, developers, replays and attackers
+// send.
+func traffic(t *rapid.T, d *developer) []sent {
+	services := []*developer{d.another("s-0"), d.another("s-1"), d.another("s-2")}
+	var log []sent
+	old := map[*developer]events.SigningKey{}
+	shared := events.GenerateSigningKey()
+	for range rapid.IntRange(1, 24).Draw(t, "requests") {
+		s := rapid.SampledFrom(services).Draw(t, "service")
+		what := rapid.SampledFrom([]string{"rotate", "rotate", "rotate", "rotate", "bind", "reset", "revoke", "replay", "forge", "old key", "shared key", "other data", "garbage"}).Draw(t, "what")
+		if s.current.IsZero() && what != "replay" && what != "garbage" {
+			what = "bind"
+		}
+		switch what {
+		case "rotate":
+			old[s] = s.current
+			log = append(log, s.rotate().sent())
+		case "bind":
+			if s.current.IsZero() {
+				log = append(log, s.bind().sent())
+			} else {
+				log = append(log, s.sign(events.Binding, events.GenerateSigningKey(), s.master).sent())
+			}
+		case "reset":
+			log = append(log, s.reset().sent())
+		case "revoke":
+			log = append(log, s.revoke().sent())
+		case "replay":
+			if len(log) > 0 {
+				log = append(log, rapid.SampledFrom(log).Draw(t, "replayed"))
+			}
+		case "forge":
+			log = append(log, s.sign(events.Rotation, events.GenerateSigningKey(), events.GenerateSigningKey()).sent())
+		case "old key":
+			if key := old[s]; !key.IsZero() {
+				log = append(log, s.sign(events.Rotation, events.GenerateSigningKey(), key).sent())
+			}
+		case "shared key": // several services claim one key: the first wins, the others stay as they are
+			log = append(log, s.sign(events.Rotation, shared, s.current).sent())
+		case "other data":
+			if len(log) > 0 {
+				log = append(log, s.reuseNonce(log[len(log)-1]))
+			}
+		case "garbage":
+			log = append(log, sent{events.RotationSubject + s.target.String(), []byte("{")})
+		}
+	}
+	return log
+}
+
+// reuseNonce signs another rotation with the nonce of an earlier request.
+func (d *developer) reuseNonce(earlier sent) sent {
+	r, err := events.ParseRequest(earlier.subject, earlier.payload)
+	if err != nil {
+		return earlier
+	}
+	draft := events.Draft{Kind: events.Rotation, Target: d.target, Timestamp: testNow, Nonce: r.Nonce, NewKey: events.GenerateSigningKey()}
+	payload, err := draft.Sign(d.current)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return sent{draft.Subject(), payload}
+}
+
+// TestBatchesOfAnySize: however the stream's messages are cut into batches, every request gets the same answer, and
+// the services end in the same state. So what a batch does side by side is what one by one would do.
+func TestBatchesOfAnySize(t *testing.T) {
+	t.Parallel()
+	folder, n := t.TempDir(), 0
+	rapid.Check(t, func(rt *rapid.T) {
+		n++
+		one := openStore(t, "sqlite:"+filepath.Join(folder, fmt.Sprintf("one-%d.db", n)))
+		many := openStore(t, "sqlite:"+filepath.Join(folder, fmt.Sprintf("many-%d.db", n)))
+		d := newDeveloper(t, one, "org.omiappreg.alice", "s-0")
+		d.now = func() time.Time { return time.Unix(testNow, 0) }
+		if err := many.AddApp(t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
+			rt.Fatal(err)
+		}
+		log := traffic(rt, d)
+		size := rapid.IntRange(2, 24).Draw(rt, "batch")
+		answers1, state1 := process(t, one, log, 1)
+		answersN, stateN := process(t, many, log, size)
+		for i := range log {
+			if answers1[i] != answersN[i] {
+				rt.Fatalf("request %d: one by one %q, in batches of %d %q", i, answers1[i], size, answersN[i])
+			}
+		}
+		if state1 != stateN {
+			rt.Fatalf("states differ:\n%s\n%s", state1, stateN)
+		}
+		for _, store := range []*Store{one, many} {
+			trust, err := events.NewTrust(testOrigin, testKey.Public())
+			if err != nil {
+				rt.Fatal(err)
+			}
+			report, err := store.Check(t.Context(), &trust, time.Unix(testNow, 0))
+			if err != nil || len(report.Violations) > 0 {
+				rt.Fatalf("check: %v %v", err, report.Violations)
+			}
+			_ = store.Close()
+		}
+	})
+}
+
+// process takes messages through the registry in batches, and returns the answers in order and the final state.
+func process(t *testing.T, store *Store, log []sent, size int) (answers []string, state string) {
+	t.Helper()
+	in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 4}, func() time.Time { return time.Unix(testNow, 0) })
+	answers = make([]string, len(log))
+	for start := 0; start < len(log); start += size {
+		var todo []incoming
+		for i, m := range log[start:min(start+size, len(log))] {
+			todo = append(todo, newIncoming(m.subject, m.payload, testNow, start+i))
+		}
+		b, lost, err := in.decide(t.Context(), todo)
+		if err != nil || len(lost) > 0 {
+			t.Fatalf("decide: %v, lost %v", err, lost)
+		}
+		for _, g := range b.groups {
+			for _, o := range g.outcomes {
+				answers[o.in.index] = fmt.Sprint(o.verdict, o.reason, o.event.Sequence)
+			}
+		}
+	}
+	return answers, states(t, store)
+}
+
+func states(t *testing.T, store *Store) string {
+	t.Helper()
+	var lines []string
+	for name, sequence := range dump(t, store) {
+		lines = append(lines, fmt.Sprintf("%s %d", name, sequence))
+	}
+	slices.Sort(lines)
+	return strings.Join(lines, "\n")
+}
+
+// TestRivalReplicas: two replicas decide rivals on the same state; the one that commits second loses nothing but
+// time, and what it decides again is right.
+func TestRivalReplicas(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+		in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+		decideAll(t, in, d.bind())
+		other := d.another("crm")
+		decideAll(t, in, other.bind())
+
+		shared := events.GenerateSigningKey()
+		rival := d.sign(events.Rotation, shared, d.current)                      // a copy of the service, or a thief
+		sameKey := other.sign(events.Rotation, shared, other.current)            // another service, the same new key
+		unborn, bornTwice := d.another("new").bind(), d.another("new").bind()    // two bindings of one service
+		ours := []request{d.rotate(), unborn, other.another("bystander").bind()} // decided on the same state
+
+		st := loadFor(t, in, ours)
+		late := newBatch(in.policy, in.key, time.Now().Unix(), st, incomingOf(ours))
+		late.decide()
+		late.answer(nil)
+		decideAll(t, in, rival, bornTwice)
+
+		lost, err := store.commit(t.Context(), late.groups, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(lost) != 2 || !lost[d.target] || !lost[unborn.draft.Target] {
+			t.Fatalf("lost %v, want the rotated service and the one that was born meanwhile", lost)
+		}
+		if o := decideAll(t, in, ours[0])[0]; o.reason != events.SupersededKey {
+			t.Errorf("decided again: %v %s, want superseded_key", o.verdict, o.reason)
+		}
+		if o := decideAll(t, in, unborn)[0]; o.reason != events.AlreadyBound {
+			t.Errorf("decided again: %v %s, want already_bound", o.verdict, o.reason)
+		}
+		checkRivalKey(t, in, sameKey)
+		report, err := store.Check(t.Context(), nil, time.Now())
+		if err != nil || len(report.Violations) > 0 {
+			t.Errorf("check: %v %v", err, report.Violations)
+		}
+	})
+}
+
+// checkRivalKey commits a rotation that was decided when its new key was still free.
+func checkRivalKey(t *testing.T, in *intake, r request) {
+	t.Helper()
+	st := loadFor(t, in, []request{r})
+	st.takenKeys = map[events.PublicKey]bool{} // as it was read before the rival committed
+	b := newBatch(in.policy, in.key, time.Now().Unix(), st, incomingOf([]request{r}))
+	b.decide()
+	lost, err := in.store.commit(t.Context(), b.groups, time.Now())
+	if err != nil || !lost[r.draft.Target] {
+		t.Fatalf("a key that is taken by now: %v, lost %v", err, lost)
+	}
+	if o := decideAll(t, in, r)[0]; o.reason != events.KeyInUse {
+		t.Errorf("decided again: %v %s, want key_in_use", o.verdict, o.reason)
+	}
+}
+
+func loadFor(t *testing.T, in *intake, list []request) *state {
+	t.Helper()
+	st, err := in.store.load(t.Context(), incomingOf(list))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st
+}
+
+func incomingOf(list []request) []incoming {
+	var todo []incoming
+	for i, r := range list {
+		todo = append(todo, newIncoming(r.draft.Subject(), r.payload, r.draft.Timestamp, i))
+	}
+	return todo
+}
+
+// decideAll takes requests through the registry in one batch, and returns their outcomes in order.
+func decideAll(t *testing.T, in *intake, list ...request) []outcome {
+	t.Helper()
+	b, lost, err := in.decide(t.Context(), incomingOf(list))
+	if err != nil || len(lost) > 0 {
+		t.Fatalf("decide: %v, lost %v", err, lost)
+	}
+	outcomes := make([]outcome, len(list))
+	for _, g := range b.groups {
+		for _, o := range g.outcomes {
+			outcomes[o.in.index] = o
+		}
+	}
+	return outcomes
+}

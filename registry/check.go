@@ -1,0 +1,189 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// outboxPatience is how long a message may wait in the outbox before something must be wrong.
+const outboxPatience = time.Minute
+
+// Violation is something in the database that must never be.
+type Violation struct {
+	Target string `json:"target,omitzero"` // empty: not about one service
+	What   string `json:"what"`
+}
+
+// Report is what [Store.Check] found.
+type Report struct {
+	Services   int         `json:"services"`
+	Changes    int         `json:"changes"`
+	Outbox     int         `json:"outbox"` // messages that wait to be published
+	Violations []Violation `json:"violations"`
+}
+
+// Check verifies what must always hold in the database (docs/design.md, Invariants): each service's history has no
+// gap and no repeat, each change follows from the one before it, the present state is the last change, receipts
+// answer what was committed, and nothing waits in the outbox for long. It only reads, and may run beside registries:
+// it then looks at services as they were when it came to them.
+//
+// With a trust in the registry's keys, the receipts' signatures are verified too.
+func (s *Store) Check(ctx context.Context, trust *events.Trust, now time.Time) (Report, error) {
+	c := &checker{trust: trust, report: Report{Violations: []Violation{}}}
+	for _, step := range []func(context.Context, *checker) error{
+		s.checkHistory, s.checkServices, s.checkMasterKeys, s.checkOutbox(now),
+	} {
+		if err := step(ctx, c); err != nil {
+			return c.report, fmt.Errorf("check: %w", err)
+		}
+	}
+	return c.report, nil
+}
+
+// checker goes through the history of all services, one after the other.
+type checker struct {
+	trust  *events.Trust
+	report Report
+	last   change // of the service at hand
+}
+
+// change is one row of the history.
+type change struct {
+	event        events.Invalidation
+	requestNonce events.Nonce
+	receipt      []byte
+}
+
+func (c *checker) violation(target, what string, args ...any) {
+	c.report.Violations = append(c.report.Violations, Violation{Target: target, What: fmt.Sprintf(what, args...)})
+}
+
+func (s *Store) checkHistory(ctx context.Context, c *checker) error {
+	return s.each(ctx, `SELECT target, sequence, event, old_public_key, public_key, grace_period_expiry, committed_at,
+		event_nonce, request_nonce, receipt FROM history ORDER BY target, sequence`, nil, func(rows *sql.Rows) error {
+		var next change
+		e := &next.event
+		if err := rows.Scan(target(&e.Target), &e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
+			&e.GracePeriodExpiry, &e.Timestamp, nonceText(&e.Nonce), nonceText(&next.requestNonce), &next.receipt); err != nil {
+			return err
+		}
+		c.report.Changes++
+		c.follow(&next)
+		c.last = next
+		return nil
+	})
+}
+
+// follow holds a change against the one before it.
+func (c *checker) follow(next *change) {
+	e, before := &next.event, &c.last.event
+	name := e.Target.String()
+	if e.Target != before.Target {
+		before = &events.Invalidation{}
+	}
+	if e.Sequence != before.Sequence+1 {
+		c.violation(name, "sequence %d follows sequence %d", e.Sequence, before.Sequence)
+	}
+	if e.OldKey != before.NewKey {
+		c.violation(name, "the old key of sequence %d is not the key that sequence %d brought", e.Sequence, before.Sequence)
+	}
+	if (e.Event == events.ServiceBinding) != before.NewKey.IsZero() {
+		c.violation(name, "sequence %d is a %s although the service was bound: %t", e.Sequence, e.Event, !before.NewKey.IsZero())
+	}
+	if (e.Event == events.ServiceRevocation) != e.NewKey.IsZero() {
+		c.violation(name, "sequence %d is a %s and brings a key: %t", e.Sequence, e.Event, !e.NewKey.IsZero())
+	}
+	if e.Timestamp < before.Timestamp {
+		c.violation(name, "sequence %d was committed before sequence %d", e.Sequence, before.Sequence)
+	}
+	if e.GracePeriodExpiry < e.Timestamp || e.Event != events.KeyRotation && e.GracePeriodExpiry != e.Timestamp {
+		c.violation(name, "the grace period of sequence %d does not fit its event", e.Sequence)
+	}
+	c.answered(next)
+}
+
+// answered holds the stored receipt against the change that it answers.
+func (c *checker) answered(next *change) {
+	if c.trust == nil {
+		return
+	}
+	name := next.event.Target.String()
+	receipt, err := c.trust.Receipt(events.ReceiptSubject+name, next.receipt)
+	switch {
+	case err != nil:
+		c.violation(name, "the receipt of sequence %d can't be trusted: %v", next.event.Sequence, err)
+	case receipt.Event != events.RequestCommitted, receipt.Sequence != next.event.Sequence,
+		receipt.RequestNonce != next.requestNonce, receipt.EventNonce != next.event.Nonce, receipt.PublicKey != next.event.NewKey:
+		c.violation(name, "the receipt of sequence %d says something else", next.event.Sequence)
+	}
+}
+
+// checkServices holds each service's present state against the last change in its history, and the other way round.
+func (s *Store) checkServices(ctx context.Context, c *checker) error {
+	err := s.each(ctx, `SELECT s.target, s.status, s.sequence, s.public_key, s.changed_at, h.event, h.public_key, h.committed_at
+		FROM services s LEFT JOIN history h ON h.target = s.target AND h.sequence = s.sequence ORDER BY s.target`, nil,
+		func(rows *sql.Rows) error {
+			c.report.Services++
+			return c.present(rows)
+		})
+	if err != nil {
+		return err
+	}
+	return s.each(ctx, `SELECT h.target, MAX(h.sequence) FROM history h LEFT JOIN services s ON s.target = h.target
+		GROUP BY h.target, s.sequence HAVING s.sequence IS NULL OR MAX(h.sequence) > s.sequence ORDER BY h.target`, nil,
+		func(rows *sql.Rows) error {
+			var name string
+			var sequence int64
+			err := rows.Scan(&name, &sequence)
+			c.violation(name, "the history goes on to sequence %d, past the service's present state", sequence)
+			return err
+		})
+}
+
+func (c *checker) present(rows *sql.Rows) error {
+	var t events.Target
+	var one service
+	var event sql.NullString
+	var key events.PublicKey
+	var committedAt sql.NullInt64
+	if err := rows.Scan(target(&t), &one.status, &one.sequence, keyColumn{&one.key}, &one.changedAt, &event, keyColumn{&key}, &committedAt); err != nil {
+		return err
+	}
+	revoked := event.String == string(events.ServiceRevocation)
+	switch {
+	case !event.Valid:
+		c.violation(t.String(), "the service is at sequence %d, which its history does not have", one.sequence)
+	case one.key != key, one.changedAt != committedAt.Int64, revoked == one.active():
+		c.violation(t.String(), "the service's present state is not what sequence %d brought", one.sequence)
+	}
+	return nil
+}
+
+func (s *Store) checkMasterKeys(ctx context.Context, c *checker) error {
+	return s.each(ctx, `SELECT h.target, a.app_id FROM apps a JOIN history h ON h.public_key = a.master_public_key`, nil,
+		func(rows *sql.Rows) error {
+			var name, app string
+			err := rows.Scan(&name, &app)
+			c.violation(name, "the service has the Master Key of %s", app)
+			return err
+		})
+}
+
+func (s *Store) checkOutbox(now time.Time) func(context.Context, *checker) error {
+	return func(ctx context.Context, c *checker) error {
+		var oldest sql.NullInt64
+		err := s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*), MIN(position) FROM outbox").Scan(&c.report.Outbox, &oldest)
+		if err != nil {
+			return fmt.Errorf("read the outbox: %w", err)
+		}
+		if age := now.Sub(time.Unix(0, oldest.Int64)); oldest.Valid && age > outboxPatience {
+			c.violation("", "%d messages wait in the outbox, the oldest for %s: is a registry running, and can it reach the broker?",
+				c.report.Outbox, age.Round(time.Second))
+		}
+		return nil
+	}
+}

@@ -1,0 +1,190 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+// leaseFor is how long the process that committed an outbox row has to publish it before another may.
+const leaseFor = 5 * time.Second
+
+// errTaken means that another replica registered one of the batch's keys or nonces in between.
+var errTaken = errors.New("a key or nonce was registered by another replica")
+
+// commit writes the groups that changed in one transaction. It returns the services that another replica moved in
+// between; nothing of theirs is written, and their requests must be decided again. The other groups stand.
+func (s *Store) commit(ctx context.Context, groups []*group, now time.Time) (lost map[events.Target]bool, err error) {
+	changed := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return !g.changed() })
+	if len(changed) == 0 {
+		return nil, nil
+	}
+	// One order of locks for all replicas.
+	slices.SortFunc(changed, func(a, b *group) int { return cmp.Compare(a.target.String(), b.target.String()) })
+	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
+		lost = map[events.Target]bool{}
+		for _, g := range changed {
+			lost[g.target] = true
+		}
+		w := writer{ctx, tx, s.db.Engine()}
+		if err := w.moveServices(changed, lost); err != nil {
+			return err
+		}
+		won := slices.DeleteFunc(slices.Clone(changed), func(g *group) bool { return lost[g.target] })
+		if err := w.appendHistory(won); err != nil {
+			return err
+		}
+		return w.fillOutbox(won, now)
+	})
+	if errors.Is(err, errTaken) {
+		for _, g := range changed {
+			lost[g.target] = true
+		}
+		return lost, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("commit: %w", err)
+	}
+	return lost, nil
+}
+
+// writer writes a batch with a handful of statements.
+type writer struct {
+	ctx    context.Context
+	tx     *sql.Tx
+	engine sqldb.Engine
+}
+
+// serviceTypes are the columns of a service's row, as serviceRow gives them.
+var serviceTypes = []sqldb.Type{
+	sqldb.Text, sqldb.Text, sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Int, sqldb.Text, sqldb.Text, sqldb.Text, sqldb.Text,
+}
+
+func serviceRow(g *group) []any {
+	s := &g.service
+	return []any{
+		g.target.String(), string(s.status), s.sequence, keyBytes(s.key), s.changedAt, s.boundAt,
+		formatTimes(s.recent), s.serviceType, s.endpointURL, s.providerReceipt,
+	}
+}
+
+// moveServices brings each service to its new state, if it is still as it was read, and takes it off the lost ones.
+// The sequence alone is compared: it names a state of the service for ever.
+func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error {
+	var known, born []any
+	for _, g := range groups {
+		if g.existed {
+			known = append(append(known, serviceRow(g)...), g.base)
+		} else {
+			born = append(born, serviceRow(g)...)
+		}
+	}
+	width := len(serviceTypes)
+	if len(known) > 0 {
+		rows := w.engine.Values(1, len(known)/(width+1), append(slices.Clone(serviceTypes), sqldb.Int)...)
+		err := w.moved(`UPDATE services SET status = v.column2, sequence = v.column3, public_key = v.column4,
+			changed_at = v.column5, bound_at = v.column6, recent_rotations = v.column7,
+			service_type = v.column8, endpoint_url = v.column9, provider_receipt = v.column10
+			FROM (VALUES `+rows+`) AS v
+			WHERE services.target = v.column1 AND services.sequence = v.column11
+			RETURNING services.target`, known, lost)
+		if err != nil {
+			return fmt.Errorf("update services: %w", err)
+		}
+	}
+	if len(born) > 0 {
+		err := w.moved(`INSERT INTO services (target, status, sequence, public_key, changed_at, bound_at, recent_rotations,
+			service_type, endpoint_url, provider_receipt) VALUES `+w.engine.Values(1, len(born)/width, serviceTypes...)+`
+			ON CONFLICT (target) DO NOTHING RETURNING target`, born, lost)
+		if err != nil {
+			return fmt.Errorf("insert services: %w", err)
+		}
+	}
+	return nil
+}
+
+func (w writer) moved(query string, args []any, lost map[events.Target]bool) (err error) {
+	rows, err := w.tx.QueryContext(w.ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var t events.Target
+		if err := rows.Scan(target(&t)); err != nil {
+			return err
+		}
+		delete(lost, t)
+	}
+	return rows.Err()
+}
+
+var historyTypes = []sqldb.Type{
+	sqldb.Text, sqldb.Int, sqldb.Text, sqldb.Bytes, sqldb.Bytes, sqldb.Int, sqldb.Int,
+	sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Text, sqldb.Bytes,
+}
+
+// appendHistory writes a row for each change. Its unique keys are the last word on keys and nonces.
+func (w writer) appendHistory(groups []*group) error {
+	var args []any
+	for o := range changes(groups) {
+		r, digest := o.in.request, o.in.request.Digest()
+		args = append(args,
+			r.Target.String(), o.event.Sequence, string(o.event.Event), keyBytes(o.event.OldKey), keyBytes(o.event.NewKey),
+			o.event.GracePeriodExpiry, o.event.Timestamp, o.event.Nonce.String(),
+			r.Nonce.String(), digest[:], o.receiptNonce.String(), o.receiptBytes)
+	}
+	const into = `INSERT INTO history (target, sequence, event, old_public_key, public_key, grace_period_expiry,
+		committed_at, event_nonce, request_nonce, request_digest, receipt_nonce, receipt) VALUES `
+	return w.insert(into, " ON CONFLICT DO NOTHING", historyTypes, args)
+}
+
+// fillOutbox keeps each signed message until its stream has it, in the order in which they are to be published.
+func (w writer) fillOutbox(groups []*group, now time.Time) error {
+	var args []any
+	position, lease := now.UnixNano(), now.Add(leaseFor).UnixMilli()
+	for o := range changes(groups) {
+		for _, m := range o.messages() {
+			args = append(args, m.nonce.String(), m.subject, m.payload, position, lease)
+			position++
+		}
+	}
+	const into = "INSERT INTO outbox (nonce, subject, payload, position, lease_until) VALUES "
+	return w.insert(into, " ON CONFLICT DO NOTHING", []sqldb.Type{sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Int, sqldb.Int}, args)
+}
+
+// insert writes all rows, or returns [errTaken].
+func (w writer) insert(into, onConflict string, types []sqldb.Type, args []any) error {
+	perStatement := sqldb.MaxParams / len(types) * len(types)
+	for part := range slices.Chunk(args, perStatement) {
+		n := len(part) / len(types)
+		result, err := w.tx.ExecContext(w.ctx, into+w.engine.Values(1, n, types...)+onConflict, part...)
+		if err != nil {
+			return fmt.Errorf("%.24s…: %w", into, err)
+		}
+		if inserted, err := result.RowsAffected(); err != nil || inserted != int64(n) {
+			return errors.Join(errTaken, err)
+		}
+	}
+	return nil
+}
+
+// changes yields the committed outcomes of the groups.
+func changes(groups []*group) func(yield func(*outcome) bool) {
+	return func(yield func(*outcome) bool) {
+		for _, g := range groups {
+			for i := range g.outcomes {
+				if g.outcomes[i].verdict == committed && !yield(&g.outcomes[i]) {
+					return
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,115 @@
+package registry
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+)
+
+// jwksMaxAge bounds how long a JWK Set may be cached while no key is about to end, in seconds: a Master Reset ends
+// keys without notice.
+const jwksMaxAge = 60
+
+func (l *Lookup) register(ctx context.Context, nc *nats.Conn) (micro.Service, error) {
+	return api.Register(ctx, nc, l.log, api.Service{
+		Name: "omi-registry", Version: "1.0.0", Description: "The App Registry's lookup: keys of services, now and ever.",
+	}, l.Endpoints()...)
+}
+
+// Endpoints are the registry's answers of §8, for an HTTP server too.
+func (l *Lookup) Endpoints() []api.Endpoint {
+	const service = "/v1/apps/{app_id}/services/{service_id}"
+	return []api.Endpoint{
+		{Name: "service", Subject: events.LookupServiceSubject, Pattern: "GET " + service, Handle: l.serveService},
+		{Name: "history", Subject: events.LookupHistorySubject, Pattern: "GET " + service + "/history", Handle: l.serveHistory},
+		{Name: "jwks", Pattern: "GET " + service + "/jwks.json", Handle: l.serveJWKS},
+		{Name: "registry", Subject: events.LookupRegistrySubject, Pattern: "GET /v1/registry", Handle: l.serveInfo},
+	}
+}
+
+func (l *Lookup) serveService(ctx context.Context, c api.Call) (api.Answer, error) {
+	t, err := c.Target()
+	if err != nil {
+		return api.Answer{}, err
+	}
+	record, err := l.Service(ctx, t)
+	if err != nil {
+		return api.Answer{}, notFound(err)
+	}
+	return api.Answer{Body: record.Sign(l.key)}, nil
+}
+
+func (l *Lookup) serveHistory(ctx context.Context, c api.Call) (api.Answer, error) {
+	t, err := c.Target()
+	if err != nil {
+		return api.Answer{}, err
+	}
+	history, err := l.History(ctx, t)
+	if err != nil {
+		return api.Answer{}, notFound(err)
+	}
+	return api.Answer{Body: history.Sign(l.key)}, nil
+}
+
+func (l *Lookup) serveInfo(context.Context, api.Call) (api.Answer, error) { return api.JSON(l.Info()) }
+
+// jwk is an Ed25519 key as RFC 7517 and RFC 8037 write it.
+type jwk struct {
+	KeyType   string `json:"kty"`
+	Curve     string `json:"crv"`
+	X         string `json:"x"`
+	KeyID     string `json:"kid"` // RFC 7638
+	Use       string `json:"use"`
+	Algorithm string `json:"alg"`
+}
+
+func newJWK(key events.PublicKey) jwk {
+	x := base64.RawURLEncoding.EncodeToString(key.Bytes())
+	thumbprint := sha256.Sum256([]byte(`{"crv":"Ed25519","kty":"OKP","x":"` + x + `"}`))
+	return jwk{
+		KeyType: "OKP", Curve: "Ed25519", X: x, Use: "sig", Algorithm: "EdDSA",
+		KeyID: base64.RawURLEncoding.EncodeToString(thumbprint[:]),
+	}
+}
+
+// serveJWKS answers with the keys that are valid now, and lets nobody cache them past the next expiry.
+func (l *Lookup) serveJWKS(ctx context.Context, c api.Call) (api.Answer, error) {
+	t, err := c.Target()
+	if err != nil {
+		return api.Answer{}, err
+	}
+	record, err := l.Service(ctx, t)
+	if err != nil {
+		return api.Answer{}, notFound(err)
+	}
+	set := struct {
+		Keys []jwk `json:"keys"`
+	}{Keys: []jwk{}}
+	if !record.Current.PublicKey.IsZero() {
+		set.Keys = append(set.Keys, newJWK(record.Current.PublicKey))
+	}
+	maxAge := int64(jwksMaxAge)
+	for _, key := range record.Grace {
+		set.Keys = append(set.Keys, newJWK(key.PublicKey))
+		maxAge = min(maxAge, key.Expires-record.Timestamp)
+	}
+	answer, err := api.JSON(set)
+	answer.ContentType = "application/jwk-set+json"
+	answer.CacheControl = fmt.Sprintf("public, max-age=%d", max(0, maxAge))
+	return answer, err
+}
+
+func notFound(err error) error {
+	if errors.Is(err, ErrUnknownService) {
+		return api.NotFound("The registry has never bound this service.")
+	}
+	return err
+}

@@ -1,0 +1,81 @@
+package registry
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// testLog writes to the test's own output.
+func testLog(t testing.TB) *slog.Logger {
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+}
+
+// developer is an app's developer with one service at hand, and its keys.
+type developer struct {
+	t       testing.TB
+	target  events.Target
+	master  events.SigningKey
+	current events.SigningKey
+	now     func() time.Time
+}
+
+// newDeveloper adds an app to the store.
+func newDeveloper(t testing.TB, store *Store, app, service string) *developer {
+	t.Helper()
+	d := &developer{t: t, master: events.GenerateSigningKey(), now: time.Now}
+	var err error
+	if d.target, err = events.ParseTarget(app + "." + service); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.AddApp(t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// another returns the same developer with another service of the same app.
+func (d *developer) another(service string) *developer {
+	other := *d
+	other.target.Service, _ = events.ParseServiceID(service)
+	other.current = events.SigningKey{}
+	return &other
+}
+
+// request is a signed request on its way.
+type request struct {
+	draft   events.Draft
+	payload []byte
+}
+
+func (d *developer) sign(kind events.RequestKind, newKey, by events.SigningKey) request {
+	d.t.Helper()
+	draft := events.Draft{Kind: kind, Target: d.target, Timestamp: d.now().Unix(), Nonce: events.NewNonce(), NewKey: newKey}
+	payload, err := draft.Sign(by)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return request{draft, payload}
+}
+
+// bind, rotate, reset and revoke return a request that stands, and go on with the new key.
+func (d *developer) bind() request  { return d.next(events.Binding, d.master) }
+func (d *developer) reset() request { return d.next(events.Reset, d.master) }
+func (d *developer) rotate() request {
+	return d.next(events.Rotation, d.current)
+}
+
+func (d *developer) revoke() request {
+	defer func() { d.current = events.SigningKey{} }()
+	return d.sign(events.Revocation, events.SigningKey{}, d.master)
+}
+
+func (d *developer) next(kind events.RequestKind, by events.SigningKey) request {
+	d.t.Helper()
+	newKey := events.GenerateSigningKey()
+	r := d.sign(kind, newKey, by)
+	d.current = newKey
+	return r
+}

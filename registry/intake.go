@@ -1,0 +1,157 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
+)
+
+// intake takes batches of requests through load, decide and commit, and hands what is to be said to the relay.
+type intake struct {
+	policy  Policy
+	key     events.SigningKey
+	store   *Store
+	relay   *relay
+	log     *slog.Logger
+	metrics *metrics
+	now     func() time.Time
+}
+
+// handle is the consumer's handler. An error leaves the whole batch to be handled again; what of it was committed by
+// then is found as such.
+func (in *intake) handle(ctx context.Context, messages []*consume.Message) error {
+	in.metrics.batch.Observe(float64(len(messages)))
+	todo := in.parse(messages)
+	for len(todo) > 0 {
+		b, lost, err := in.decide(ctx, todo)
+		if err != nil {
+			return err
+		}
+		if err := in.settle(ctx, messages, b, lost); err != nil {
+			return err
+		}
+		todo = remaining(b, lost)
+		in.metrics.lost.Add(float64(len(lost)))
+	}
+	return nil
+}
+
+// parse runs the first check on each message. What names no service can't be answered: it is counted, logged, and
+// acknowledged with the batch.
+func (in *intake) parse(messages []*consume.Message) []incoming {
+	list := make([]incoming, len(messages))
+	parallel(len(messages), func(i int) { list[i] = parseOne(messages[i], i, in.now()) })
+	todo := list[:0]
+	unanswerable := 0
+	for _, one := range list {
+		switch {
+		case one.request == nil:
+			unanswerable++
+		case !messages[one.index].Kept(): // or an earlier try settled it
+			todo = append(todo, one)
+		}
+	}
+	if unanswerable > 0 {
+		in.metrics.requests.WithLabelValues("", "unanswerable").Add(float64(unanswerable))
+		in.log.Warn("requests dropped: their subject names no service, so nobody can be answered", "messages", unanswerable)
+	}
+	return todo
+}
+
+func parseOne(m *consume.Message, index int, now time.Time) incoming {
+	if meta, err := m.Metadata(); err == nil { // it always is there on a JetStream message
+		now = meta.Timestamp
+	}
+	return newIncoming(m.Subject(), m.Data(), now.Unix(), index)
+}
+
+// newIncoming parses a message. Its request is nil where the subject names no service.
+func newIncoming(subject string, payload []byte, storedAt int64, index int) incoming {
+	one := incoming{payload: payload, storedAt: storedAt, index: index}
+	request, err := events.ParseRequest(subject, payload)
+	if errors.As(err, &one.refusal) || err == nil {
+		one.request = request
+	}
+	return one
+}
+
+// decide decides requests on the present state, and commits what stands. The services in lost have to be decided
+// again.
+func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, map[events.Target]bool, error) {
+	st, err := in.store.load(ctx, todo)
+	if err != nil {
+		return nil, nil, err
+	}
+	now := in.now()
+	b := newBatch(in.policy, in.key, now.Unix(), st, todo)
+	b.decide()
+	previous, err := in.store.previous(ctx, b.unsettled())
+	if err != nil {
+		return nil, nil, err
+	}
+	b.answer(previous)
+	lost, err := in.store.commit(ctx, b.groups, now)
+	return b, lost, err
+}
+
+// settle acknowledges what is committed, and hands everything that is to be said to the relay.
+func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *batch, lost map[events.Target]bool) error {
+	var p publication
+	for _, g := range b.groups {
+		if lost[g.target] {
+			continue
+		}
+		for i := range g.outcomes {
+			o := &g.outcomes[i]
+			m := messages[o.in.index]
+			in.count(o, m)
+			m.Keep()
+			if o.verdict != committed {
+				p.answers = append(p.answers, answer{o.messages()[0], m})
+				continue
+			}
+			p.outbox = append(p.outbox, o.messages()...)
+			if err := m.Ack(); err != nil {
+				in.log.Debug("acknowledge", "error", err) // delivered again, it is found committed
+			}
+		}
+	}
+	if err := in.relay.enqueue(ctx, p); err != nil {
+		for _, a := range p.answers {
+			_ = a.request.Nak()
+		}
+		return fmt.Errorf("hand a batch to the relay: %w", err)
+	}
+	return nil
+}
+
+func (in *intake) count(o *outcome, m *consume.Message) {
+	result := "committed"
+	switch o.verdict {
+	case duplicate:
+		result = "duplicate"
+	case rejected:
+		result = string(o.reason)
+		in.log.Debug("request refused", "target", o.in.request.Target.String(), "reason", o.reason, "detail", o.detail)
+	}
+	in.metrics.requests.WithLabelValues(string(o.in.request.Kind), result).Inc()
+	if meta, err := m.Metadata(); err == nil {
+		in.metrics.decided.Observe(in.now().Sub(meta.Timestamp).Seconds())
+	}
+}
+
+// remaining returns the requests of the lost services, in their order.
+func remaining(b *batch, lost map[events.Target]bool) []incoming {
+	var todo []incoming
+	for _, g := range b.groups {
+		if lost[g.target] {
+			todo = append(todo, g.requests...)
+		}
+	}
+	return todo
+}

@@ -1,0 +1,150 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/keyring"
+)
+
+// ErrUnknownService means that the service was never bound.
+var ErrUnknownService = errors.New("unknown service")
+
+// Lookup answers what the registry knows (docs/protocol.md §8).
+type Lookup struct {
+	policy      Policy
+	key         events.SigningKey
+	store       *Store
+	propagation *propagation
+	log         *slog.Logger
+	now         func() time.Time
+}
+
+func newLookup(cfg Config, js jetstream.JetStream) *Lookup {
+	return &Lookup{
+		policy: cfg.Policy, key: cfg.Key, store: cfg.Store, log: cfg.Log, now: cfg.Now,
+		propagation: &propagation{js: js},
+	}
+}
+
+// Service returns the service's record (§8.1), or [ErrUnknownService].
+func (l *Lookup) Service(ctx context.Context, t events.Target) (events.ServiceRecord, error) {
+	s, err := l.store.service(ctx, t)
+	if err != nil {
+		return events.ServiceRecord{}, err
+	}
+	now := l.now().Unix()
+	record := events.ServiceRecord{
+		Origin: l.policy.Origin, AppID: t.App, ServiceID: t.Service, Status: s.status,
+		Sequence: s.sequence, BoundAt: s.boundAt,
+		ServiceType: s.serviceType, EndpointURL: s.endpointURL, Timestamp: now,
+	}
+	if s.providerReceipt != "" {
+		record.ProviderReceipt = []byte(s.providerReceipt)
+	}
+	if s.active() {
+		record.Current = events.CurrentKey{PublicKey: s.key, Since: s.changedAt}
+	}
+	if record.Grace, err = l.store.inGrace(ctx, t, s.sequence, now); err != nil {
+		return events.ServiceRecord{}, err
+	}
+	record.Propagation = l.propagation.of(ctx, t, s.sequence)
+	return record, nil
+}
+
+// History returns every key that the service ever had (§8), or [ErrUnknownService].
+func (l *Lookup) History(ctx context.Context, t events.Target) (events.ServiceHistory, error) {
+	list, err := l.store.history(ctx, t)
+	if err != nil {
+		return events.ServiceHistory{}, err
+	}
+	if len(list) == 0 {
+		return events.ServiceHistory{}, ErrUnknownService
+	}
+	var ring keyring.Keyring
+	for i := range list {
+		ring = ring.Join(keyring.Of(&list[i]))
+	}
+	h := events.ServiceHistory{
+		Origin: l.policy.Origin, AppID: t.App, ServiceID: t.Service,
+		Sequence: ring.Head, Keys: []events.HistoryKey{}, Timestamp: l.now().Unix(),
+	}
+	for i := range list {
+		if e := &list[i]; !e.NewKey.IsZero() {
+			key, _ := ring.Find(e.NewKey)
+			line := events.HistoryKey{PublicKey: e.NewKey, Event: e.Event, Sequence: e.Sequence, From: e.Timestamp}
+			if until := ring.Until(key); until != keyring.NoEnd {
+				line.Until = &until
+			}
+			h.Keys = append(h.Keys, line)
+		}
+	}
+	return h, nil
+}
+
+// Info returns what the registry says of itself (§8).
+func (l *Lookup) Info() events.RegistryInfo {
+	return events.RegistryInfo{
+		Origin: l.policy.Origin, PublicKeys: []events.PublicKey{l.key.Public()},
+		GracePeriod: l.policy.graceSeconds(), MaxClockSkew: l.policy.skewSeconds(), RequireProof: l.policy.RequireProof,
+	}
+}
+
+// service reads one service, or returns [ErrUnknownService].
+func (s *Store) service(ctx context.Context, t events.Target) (*service, error) {
+	row := s.db.Reader().QueryRowContext(ctx, `SELECT target, status, sequence, public_key, changed_at, bound_at,
+		recent_rotations, service_type, endpoint_url, provider_receipt FROM services WHERE target = $1`, t.String())
+	_, one, err := scanService(row)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, ErrUnknownService
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the service %s: %w", t, err)
+	}
+	return one, nil
+}
+
+// inGrace reads the keys that are in grace at now, newest first, as the history was at this sequence: it only grows,
+// so a change in between doesn't mix into the answer.
+func (s *Store) inGrace(ctx context.Context, t events.Target, sequence, now int64) ([]events.GraceKey, error) {
+	var keys []events.GraceKey
+	err := s.each(ctx, `SELECT old_public_key, grace_period_expiry FROM history
+		WHERE target = $1 AND sequence <= $2 AND event = $3 AND grace_period_expiry > $4 AND sequence >
+			(SELECT COALESCE(MAX(sequence), 0) FROM history WHERE target = $1 AND sequence <= $2 AND event IN ($5, $6))
+		ORDER BY sequence DESC`,
+		[]any{t.String(), sequence, string(events.KeyRotation), now, string(events.MasterReset), string(events.ServiceRevocation)},
+		func(rows *sql.Rows) error {
+			var key events.GraceKey
+			err := rows.Scan(keyColumn{&key.PublicKey}, &key.Expires)
+			keys = append(keys, key)
+			return err
+		})
+	if err != nil {
+		return nil, fmt.Errorf("read the keys in grace of %s: %w", t, err)
+	}
+	return keys, nil
+}
+
+// history reads every change of a service, in its order.
+func (s *Store) history(ctx context.Context, t events.Target) ([]events.Invalidation, error) {
+	var list []events.Invalidation
+	err := s.each(ctx, `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at, event_nonce
+		FROM history WHERE target = $1 ORDER BY sequence`, []any{t.String()}, func(rows *sql.Rows) error {
+		e := events.Invalidation{Target: t}
+		err := rows.Scan(&e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
+			&e.GracePeriodExpiry, &e.Timestamp, nonceText(&e.Nonce))
+		list = append(list, e)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the history of %s: %w", t, err)
+	}
+	return list, nil
+}

@@ -1,0 +1,39 @@
+package registry
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// metrics of one registry.
+type metrics struct {
+	requests  *prometheus.CounterVec
+	batch     prometheus.Histogram
+	decided   prometheus.Histogram
+	lost      prometheus.Counter
+	published prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "omi_registry_requests_total",
+			Help: "Requests answered, by kind and result: committed, duplicate, unanswerable, or the reason of the refusal.",
+		}, []string{"kind", "result"}),
+		batch: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "omi_registry_batch_requests", Help: "Requests in a batch.", Buckets: prometheus.ExponentialBuckets(1, 2, 11),
+		}),
+		decided: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "omi_registry_stored_to_decided_seconds",
+			Help:    "From the time at which JetStream stored a request to its commit or refusal.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 18),
+		}),
+		lost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "omi_registry_lost_races_total", Help: "Services of a batch that another replica moved first; they were decided again.",
+		}),
+		published: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "omi_registry_published_total", Help: "Events and receipts of the outbox that their stream has.",
+		}),
+	}
+	r.MustRegister(m.requests, m.batch, m.decided, m.lost, m.published)
+	return m
+}

@@ -1,0 +1,78 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+// claimOutbox leases up to limit messages that nobody published in time, oldest first: a crash left them, or a broker
+// that was away. Two replicas never lease the same one at a time, and to publish one twice would do no harm.
+func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]signed, error) {
+	type row struct {
+		signed
+		position int64
+	}
+	var claimed []row
+	err := s.db.InTx(ctx, func(tx *sql.Tx) (err error) {
+		claimed = claimed[:0]
+		rows, err := tx.QueryContext(ctx, `UPDATE outbox SET lease_until = $1 WHERE nonce IN
+			(SELECT nonce FROM outbox WHERE lease_until < $2 ORDER BY position LIMIT $3)
+			RETURNING nonce, subject, payload, position`,
+			now.Add(leaseFor).UnixMilli(), now.UnixMilli(), limit)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, rows.Close()) }()
+		for rows.Next() {
+			var r row
+			if err := rows.Scan(nonceText(&r.nonce), &r.subject, &r.payload, &r.position); err != nil {
+				return err
+			}
+			claimed = append(claimed, r)
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("claim outbox messages: %w", err)
+	}
+	slices.SortFunc(claimed, func(a, b row) int { return int(a.position - b.position) })
+	messages := make([]signed, 0, len(claimed))
+	for _, r := range claimed {
+		messages = append(messages, r.signed)
+	}
+	return messages, nil
+}
+
+// outboxStale reports whether there is a message whose lease has ended: a read, which costs nothing while all is well.
+func (s *Store) outboxStale(ctx context.Context, now time.Time) (bool, error) {
+	var n int
+	err := s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM outbox WHERE lease_until < $1", now.UnixMilli()).Scan(&n)
+	if err != nil {
+		return false, fmt.Errorf("look for messages left in the outbox: %w", err)
+	}
+	return n > 0, nil
+}
+
+// deleteOutbox forgets messages that their stream has.
+func (s *Store) deleteOutbox(ctx context.Context, published []signed) error {
+	for part := range slices.Chunk(published, sqldb.MaxParams) {
+		nonces := make([]any, 0, len(part))
+		for _, m := range part {
+			nonces = append(nonces, m.nonce.String())
+		}
+		err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+			_, err := tx.ExecContext(ctx, "DELETE FROM outbox WHERE nonce IN "+sqldb.In(1, len(nonces)), nonces...)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("delete published messages from the outbox: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,85 @@
+package registry
+
+import (
+	"omiappreg.org/keyrotation/events"
+)
+
+type verdict int
+
+const (
+	committed verdict = iota
+	rejected
+	duplicate
+)
+
+// outcome is what becomes of one request, down to the bytes that answer it.
+type outcome struct {
+	in      incoming
+	verdict verdict
+
+	event      events.Invalidation // when committed
+	eventBytes []byte
+
+	reason events.Reason // when rejected
+	detail string
+	// earlier are the keys that the service had earlier in this batch, when the signature did not verify: if one of
+	// them, or of those before the batch, made it, the reason is superseded_key.
+	earlier []events.PublicKey
+
+	receiptNonce events.Nonce
+	receiptBytes []byte // nil for a refusal until [outcome.answer]
+}
+
+// reject refuses a request. Its receipt is signed last, when the reason is final.
+func (d *decider) reject(in incoming, reason events.Reason, detail string) outcome {
+	return outcome{in: in, verdict: rejected, reason: reason, detail: detail}
+}
+
+// mayBeSuperseded reports whether the reason is not final yet.
+func (o *outcome) mayBeSuperseded() bool {
+	return o.verdict == rejected && o.reason == events.InvalidSignature && o.in.request.Kind == events.Rotation
+}
+
+// checkSuperseded looks for the signer among the keys that the service had before.
+func (o *outcome) checkSuperseded(previous []events.PublicKey) {
+	r := o.in.request
+	for _, keys := range [...][]events.PublicKey{o.earlier, previous} {
+		for _, key := range keys {
+			if key.Verify(r.Signed, r.Signature) {
+				o.reason = events.SupersededKey
+				o.detail = "The signature was made by an earlier key of the service; only the current one authorises a change."
+				return
+			}
+		}
+	}
+}
+
+// answer signs the receipt of a refusal.
+func (o *outcome) answer(origin string, now int64, key events.SigningKey) {
+	if o.verdict != rejected {
+		return
+	}
+	receipt := events.Receipt{
+		Origin: origin, Target: o.in.request.Target, Event: events.RequestRejected,
+		RequestNonce: o.in.request.Nonce, Timestamp: now, Nonce: events.NewNonce(),
+		Reason: o.reason, Detail: o.detail, RequestHash: events.RequestHash(o.in.payload),
+	}
+	o.receiptNonce, o.receiptBytes = receipt.Nonce, receipt.Sign(key)
+}
+
+// signed is a message of the registry's, ready to be published.
+type signed struct {
+	nonce   events.Nonce // its Nats-Msg-Id
+	subject string
+	payload []byte
+}
+
+// messages returns what the outcome has to say: the event before the receipt, so that nobody hears of a change before
+// those who must act on it.
+func (o *outcome) messages() []signed {
+	receipt := signed{o.receiptNonce, events.ReceiptSubject + o.in.request.Target.String(), o.receiptBytes}
+	if o.verdict != committed {
+		return []signed{receipt}
+	}
+	return []signed{{o.event.Nonce, o.event.Subject(), o.eventBytes}, receipt}
+}

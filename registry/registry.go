@@ -1,0 +1,136 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
+)
+
+// Config says how a registry runs.
+type Config struct {
+	// Policy is the rules that an operator may choose.
+	Policy Policy
+	// Key signs events, receipts and records. Required.
+	Key events.SigningKey
+	// Store is the database. Required; whoever opened it closes it, after Run.
+	Store *Store
+	// Conn is the broker. Required. It should reconnect for ever.
+	Conn *nats.Conn
+	// Batch is the largest number of requests decided together. Default 256, at most 2048.
+	Batch int
+	// Replicas of the streams, where Run creates them. Default 1; 3 on a cluster.
+	Replicas int
+	// Metrics takes the registry's metrics. Default: nobody sees them.
+	Metrics prometheus.Registerer
+	// Now is the clock. Default [time.Now].
+	Now func() time.Time
+	// Log is required.
+	Log *slog.Logger
+}
+
+const (
+	defaultBatch      = 256
+	maxBatch          = 2048 // what one statement's parameters allow
+	maxPendingPublish = 2 * relayQueue * maxBatch
+)
+
+// Registry is one replica of the App Registry. Replicas share the database and the durable.
+type Registry struct {
+	cfg    Config
+	js     jetstream.JetStream
+	relay  *relay
+	intake *intake
+	Lookup *Lookup
+}
+
+// New returns a registry that is ready to run.
+func New(cfg Config) (*Registry, error) {
+	var err error
+	if cfg.Policy, err = cfg.Policy.WithDefaults(); err != nil {
+		return nil, err
+	}
+	if cfg.Batch <= 0 {
+		cfg.Batch = defaultBatch
+	}
+	cfg.Batch = min(cfg.Batch, maxBatch)
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Metrics == nil {
+		cfg.Metrics = prometheus.NewRegistry()
+	}
+	js, err := jetstream.New(cfg.Conn, jetstream.WithPublishAsyncMaxPending(maxPendingPublish), jetstream.WithPublishAsyncTimeout(publishWithin))
+	if err != nil {
+		return nil, fmt.Errorf("use JetStream: %w", err)
+	}
+	r := &Registry{cfg: cfg, js: js}
+	m := newMetrics(cfg.Metrics)
+	r.relay = newRelay(js, cfg.Store, cfg.Log, m, cfg.Now)
+	r.intake = &intake{policy: cfg.Policy, key: cfg.Key, store: cfg.Store, relay: r.relay, log: cfg.Log, metrics: m, now: cfg.Now}
+	r.Lookup = newLookup(cfg, js)
+	return r, nil
+}
+
+// Run serves until ctx ends: requests, the outbox and lookups over NATS. It waits for a broker that is not there, and
+// returns an error only for what waiting can't mend.
+func (r *Registry) Run(ctx context.Context) error {
+	if err := r.ensureStreams(ctx); err != nil || ctx.Err() != nil {
+		return err
+	}
+	service, err := r.Lookup.register(ctx, r.cfg.Conn)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = service.Stop() }() // fails only if the connection is gone
+
+	relayed, recovered := make(chan struct{}), make(chan struct{})
+	go func() { // it ends with its queue, so that what intake committed is published before a shutdown
+		defer close(relayed)
+		r.relay.run(context.WithoutCancel(ctx))
+	}()
+	go func() {
+		defer close(recovered)
+		r.relay.recover(ctx)
+	}()
+	r.cfg.Log.Info("registry is ready", "origin", r.cfg.Policy.Origin, "public_key", r.cfg.Key.Public().String())
+	err = consume.Run(ctx, consume.Config{
+		Open:   func(ctx context.Context) (jetstream.Consumer, error) { return requestConsumer(ctx, r.js) },
+		Handle: r.intake.handle,
+		Batch:  r.cfg.Batch,
+		Log:    r.cfg.Log,
+	})
+	close(r.relay.queue)
+	<-relayed
+	<-recovered
+	return err
+}
+
+// ensureStreams tries until the broker answers.
+func (r *Registry) ensureStreams(ctx context.Context) error {
+	wait := func(err error, next time.Duration) {
+		r.cfg.Log.Warn("waiting for the broker", "error", err, "next_try", next)
+	}
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		tried, cancel := context.WithTimeout(ctx, publishWithin)
+		defer cancel()
+		err := EnsureStreams(tried, r.js, r.cfg.Replicas)
+		if errors.Is(err, ErrStreamMeaning) {
+			err = backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	}, backoff.WithMaxElapsedTime(0), backoff.WithNotify(wait))
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}

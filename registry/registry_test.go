@@ -1,0 +1,442 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+const patience = 30 * time.Second
+
+// world is a registry that runs against a real broker and database.
+type world struct {
+	t      *testing.T
+	broker *testenv.Broker
+	store  *Store
+	conn   *nats.Conn
+	js     jetstream.JetStream
+	trust  events.Trust
+	lookup *Lookup
+	stop   func()
+}
+
+func newWorld(t *testing.T, url string) *world {
+	t.Helper()
+	w := &world{t: t, broker: testenv.NewBroker(t), store: openStore(t, url)}
+	w.conn = testenv.Connect(t, w.broker.URL())
+	var err error
+	if w.js, err = jetstream.New(w.conn); err != nil {
+		t.Fatal(err)
+	}
+	if w.trust, err = events.NewTrust(testOrigin, testKey.Public()); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// run starts a replica of the registry, until the returned function or the test's end stops it.
+func (w *world) run() (stop func()) {
+	w.t.Helper()
+	r, err := New(Config{
+		Policy: Policy{Origin: testOrigin, RotationsPerMinute: -1}, Key: testKey, Store: w.store,
+		Conn: testenv.Connect(w.t, w.broker.URL()), Log: testLog(w.t),
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.lookup = r.Lookup
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	stopped := false
+	stop = func() {
+		if cancel(); !stopped {
+			stopped = true
+			if err := <-done; err != nil {
+				w.t.Errorf("the registry ended with %v", err)
+			}
+		}
+	}
+	w.t.Cleanup(stop)
+	testenv.Eventually(w.t, patience, "the streams are there", func() error {
+		_, err := w.js.Consumer(w.t.Context(), events.RequestStream, events.RegistryDurable)
+		return err
+	})
+	return stop
+}
+
+func (w *world) publish(r request) {
+	w.t.Helper()
+	msg := &nats.Msg{Subject: r.draft.Subject(), Data: r.payload, Header: nats.Header{}}
+	msg.Header.Set(jetstream.MsgIDHeader, r.draft.MsgID())
+	testenv.Eventually(w.t, patience, "the request is stored", func() error {
+		_, err := w.js.PublishMsg(w.t.Context(), msg)
+		return err
+	})
+}
+
+// receipts reads what the receipt stream has for a service.
+func (w *world) receipts(t events.Target) []events.Receipt {
+	w.t.Helper()
+	var list []events.Receipt
+	w.read(events.ReceiptStream, events.ReceiptSubject+t.String(), func(subject string, data []byte) {
+		r, err := w.trust.Receipt(subject, data)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		list = append(list, r)
+	})
+	return list
+}
+
+// events reads what the invalidation stream has for a service.
+func (w *world) events(t events.Target) []events.Invalidation {
+	w.t.Helper()
+	var list []events.Invalidation
+	w.read(events.InvalidationStream, events.InvalidationSubject+t.String(), func(subject string, data []byte) {
+		e, err := w.trust.Invalidation(subject, data)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		list = append(list, e)
+	})
+	return list
+}
+
+func (w *world) read(stream, subject string, each func(subject string, data []byte)) {
+	w.t.Helper()
+	s, err := w.js.Stream(w.t.Context(), stream)
+	if err != nil {
+		return // not there yet
+	}
+	for seq := uint64(1); ; seq++ {
+		msg, err := s.GetMsg(w.t.Context(), seq, jetstream.WithGetMsgSubject(subject))
+		if err != nil {
+			return
+		}
+		each(msg.Subject, msg.Data)
+		seq = msg.Sequence
+	}
+}
+
+// answer waits for the receipt of a request.
+func (w *world) answer(r request) events.Receipt {
+	w.t.Helper()
+	var found events.Receipt
+	testenv.Eventually(w.t, patience, "the request is answered", func() error {
+		for _, receipt := range w.receipts(r.draft.Target) {
+			if receipt.RequestNonce == r.draft.Nonce {
+				found = receipt
+				return nil
+			}
+		}
+		return errors.New("no receipt")
+	})
+	return found
+}
+
+func (w *world) clean() {
+	w.t.Helper()
+	testenv.Eventually(w.t, patience, "the outbox is empty and the check is clean", func() error {
+		report, err := w.store.Check(w.t.Context(), &w.trust, time.Now())
+		if err != nil || report.Outbox > 0 || len(report.Violations) > 0 {
+			return fmt.Errorf("%v: %d in the outbox, %v", err, report.Outbox, report.Violations)
+		}
+		return nil
+	})
+}
+
+// TestLifeOfAService: bound, rotated, reset, revoked and bound again, through a real broker and database, with the
+// receipts, events and records that go with it.
+func TestLifeOfAService(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		w := newWorld(t, url)
+		w.run()
+		d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+		var keys []events.PublicKey
+		for i, step := range []func() request{d.bind, d.rotate, d.rotate, d.reset, d.rotate, d.revoke, d.bind} {
+			r := step()
+			w.publish(r)
+			receipt := w.answer(r)
+			if receipt.Event != events.RequestCommitted || receipt.Sequence != int64(i+1) {
+				t.Fatalf("step %d: %+v", i+1, receipt)
+			}
+			if !r.draft.NewKey.IsZero() {
+				keys = append(keys, r.draft.NewKey.Public())
+			}
+		}
+		list := w.events(d.target)
+		want := []events.EventKind{
+			events.ServiceBinding, events.KeyRotation, events.KeyRotation, events.MasterReset,
+			events.KeyRotation, events.ServiceRevocation, events.ServiceBinding,
+		}
+		if len(list) != len(want) {
+			t.Fatalf("%d events, want %d", len(list), len(want))
+		}
+		for i, e := range list {
+			if e.Event != want[i] || e.Sequence != int64(i+1) {
+				t.Errorf("event %d is %s with sequence %d, want %s", i+1, e.Event, e.Sequence, want[i])
+			}
+		}
+		w.clean()
+		checkLookup(t, w, d.target, keys)
+	})
+}
+
+func checkLookup(t *testing.T, w *world, target events.Target, keys []events.PublicKey) {
+	t.Helper()
+	reply, err := w.conn.Request(events.LookupServiceSubject+target.String(), nil, patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record, err := w.trust.ServiceRecord(target, reply.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if record.Status != events.Active || record.Sequence != 7 || record.Current.PublicKey != keys[len(keys)-1] || len(record.Grace) != 0 {
+		t.Errorf("record: %+v", record)
+	}
+	if reply, err = w.conn.Request(events.LookupHistorySubject+target.String(), nil, patience); err != nil {
+		t.Fatal(err)
+	}
+	history, err := w.trust.ServiceHistory(target, reply.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(history.Keys) != len(keys) || history.Sequence != 7 {
+		t.Fatalf("history: %+v", history)
+	}
+	for i, line := range history.Keys {
+		if last := i == len(keys)-1; line.PublicKey != keys[i] || (line.Until == nil) != last {
+			t.Errorf("history, key %d: %+v", i+1, line)
+		}
+	}
+	if reply, err = w.conn.Request(events.LookupServiceSubject+"org.omiappreg.alice.nobody", nil, patience); err != nil {
+		t.Fatal(err)
+	}
+	if code := reply.Header.Get("Nats-Service-Error-Code"); code != "404" {
+		t.Errorf("an unknown service is answered with code %q: %s", code, reply.Data)
+	}
+}
+
+// TestLookupHTTP: the same answers over HTTP, with a JWK Set that nobody caches past the next expiry, and problem
+// documents.
+func TestLookupHTTP(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	w.run()
+	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+	for _, r := range []request{d.bind(), d.rotate()} {
+		w.publish(r)
+		w.answer(r)
+	}
+	mux := http.NewServeMux()
+	api.Mount(mux, testLog(t), w.lookup.Endpoints()...)
+	server := httptest.NewServer(mux)
+	t.Cleanup(server.Close)
+	const service = "/v1/apps/org.omiappreg.alice/services/"
+	for _, c := range []struct {
+		path        string
+		status      int
+		contentType string
+	}{
+		{service + "cms", 200, "application/json"},
+		{service + "cms/history", 200, "application/json"},
+		{service + "cms/jwks.json", 200, "application/jwk-set+json"},
+		{"/v1/registry", 200, "application/json"},
+		{service + "nobody", 404, "application/problem+json"},
+		{service + "BAD", 400, "application/problem+json"},
+	} {
+		response, err := server.Client().Get(server.URL + c.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if response.StatusCode != c.status || response.Header.Get("Content-Type") != c.contentType {
+			t.Errorf("%s: %d %s, want %d %s", c.path, response.StatusCode, response.Header.Get("Content-Type"), c.status, c.contentType)
+		}
+		var body struct {
+			Keys []jwk `json:"keys"`
+		}
+		if strings.HasSuffix(c.path, "jwks.json") {
+			if err := json.UnmarshalRead(response.Body, &body); err != nil || len(body.Keys) != 2 {
+				t.Errorf("JWK Set: %v %v, want the current key and the one in grace", err, body)
+			}
+			if cache := response.Header.Get("Cache-Control"); cache != "public, max-age=60" {
+				t.Errorf("the JWK Set's Cache-Control is %q", cache)
+			}
+		}
+		_ = response.Body.Close()
+	}
+}
+
+// TestJWKThumbprint holds the key id against the example of RFC 8037, appendix A.3.
+func TestJWKThumbprint(t *testing.T) {
+	t.Parallel()
+	key := mustKey(t, "ed25519:11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo")
+	if got := newJWK(key).KeyID; got != "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k" {
+		t.Errorf("thumbprint %s", got)
+	}
+}
+
+// TestResend: the same bytes again get the first receipt again and change nothing, also after a restart.
+func TestResend(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	stop := w.run()
+	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+	bind := d.bind()
+	w.publish(bind)
+	first := w.answer(bind)
+	stop()
+	w.run()
+	live, err := w.conn.SubscribeSync(events.ReceiptSubject + d.target.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.js.Publish(t.Context(), bind.draft.Subject(), bind.payload); err != nil { // without its Nats-Msg-Id
+		t.Fatal(err)
+	}
+	again, err := live.NextMsg(patience)
+	if err != nil {
+		t.Fatalf("the receipt is not sent again: %v", err)
+	}
+	receipt, err := w.trust.Receipt(again.Subject, again.Data)
+	if err != nil || receipt.Nonce != first.Nonce {
+		t.Fatalf("another receipt than the first: %v %+v", err, receipt)
+	}
+	if n := len(w.events(d.target)); n != 1 {
+		t.Errorf("%d events, want 1", n)
+	}
+	w.clean()
+}
+
+// TestCrashBeforePublish: what was committed and not published, because the process died, is published by whoever runs
+// next, once.
+func TestCrashBeforePublish(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		w := newWorld(t, url)
+		d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+		in := newTestIntake(t, w.store, Policy{Origin: testOrigin}, func() time.Time { return time.Now().Add(-2 * leaseFor) })
+		bind, rotate := d.bind(), d.rotate()
+		decideAll(t, in, bind, rotate)
+		w.run()
+		w.run() // a second replica
+		for i, r := range []request{bind, rotate} {
+			if receipt := w.answer(r); receipt.Sequence != int64(i+1) {
+				t.Errorf("receipt %+v", receipt)
+			}
+		}
+		w.clean()
+		if n := len(w.events(d.target)); n != 2 {
+			t.Errorf("%d events, want 2", n)
+		}
+	})
+}
+
+// TestBrokerAway: the broker goes away while requests are on their way, and comes back. Every request that it took has
+// its receipt.
+func TestBrokerAway(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	w.run()
+	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+	var list []request
+	for i := range 12 {
+		step := d.rotate
+		if i == 0 {
+			step = d.bind
+		}
+		list = append(list, step())
+		w.publish(list[i])
+		if i%4 == 3 {
+			w.broker.Stop()
+			w.broker.Start()
+		}
+	}
+	for i, r := range list {
+		if receipt := w.answer(r); receipt.Event != events.RequestCommitted || receipt.Sequence != int64(i+1) {
+			t.Fatalf("request %d: %+v", i+1, receipt)
+		}
+	}
+	w.clean()
+	if n := len(w.events(d.target)); n != len(list) {
+		t.Errorf("%d events, want %d", n, len(list))
+	}
+}
+
+// TestGarbage: nothing that arrives stops the registry or reaches its database.
+func TestGarbage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	w.run()
+	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+	before := dump(t, w.store)
+	for i, payload := range []string{"", "{", "null", "[]", strings.Repeat("[", 4000), `{"version":"1.0"}`, "\xff\xfe", strings.Repeat("x", 8000)} {
+		for _, subject := range []string{
+			events.RotationSubject + "org.omiappreg.alice.cms", events.BindingSubject + "a.b.c", events.RevocationSubject + "x",
+			events.RotationSubject + "ORG.Bad.*", events.RotationSubject + strings.Repeat("a.", 40) + "z",
+		} {
+			if _, err := w.js.Publish(t.Context(), subject, []byte(payload)); err != nil {
+				t.Logf("payload %d is not taken by the broker: %v", i, err)
+			}
+		}
+	}
+	bind := d.bind()
+	w.publish(bind)
+	if receipt := w.answer(bind); receipt.Event != events.RequestCommitted {
+		t.Fatalf("after the garbage: %+v", receipt)
+	}
+	after := dump(t, w.store)
+	if after["history"] != before["history"]+1 || after["services"] != before["services"]+1 {
+		t.Errorf("garbage reached the database: %v, then %v", before, after)
+	}
+	w.clean()
+}
+
+// TestStreamOfAnotherMeaning: a stream that exists and is something else stops the start with a clear error.
+func TestStreamOfAnotherMeaning(t *testing.T) {
+	t.Parallel()
+	broker := testenv.NewBroker(t)
+	js, err := jetstream.New(testenv.Connect(t, broker.URL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := events.RequestStreamConfig()
+	config.Retention = jetstream.LimitsPolicy
+	if _, err := js.CreateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	if err := EnsureStreams(t.Context(), js, 1); !errors.Is(err, ErrStreamMeaning) {
+		t.Errorf("got %v", err)
+	}
+	if err := js.DeleteStream(t.Context(), config.Name); err != nil {
+		t.Fatal(err)
+	}
+	config = events.RequestStreamConfig()
+	config.MaxMsgSize = 100
+	if _, err := js.CreateStream(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
+	if err := EnsureStreams(t.Context(), js, 1); err != nil {
+		t.Fatalf("a changed limit is applied: %v", err)
+	}
+	stream, err := js.Stream(t.Context(), config.Name)
+	if err != nil || stream.CachedInfo().Config.MaxMsgSize != events.MaxMessage {
+		t.Errorf("the limit was not applied: %v", err)
+	}
+}

@@ -1,0 +1,52 @@
+package registry
+
+import (
+	"crypto/sha256"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// service is the present state of one service. The zero value is one that was never bound.
+type service struct {
+	status          events.ServiceStatus
+	sequence        int64
+	key             events.PublicKey // zero unless active
+	changedAt       int64            // time of the last change
+	boundAt         int64
+	recent          []int64 // when JetStream stored the rotations of the last minute
+	serviceType     string
+	endpointURL     string
+	providerReceipt string
+}
+
+func (s *service) active() bool { return s.status == events.Active }
+
+// prior is a request that was committed before: what it asked for, and how it was answered.
+type prior struct {
+	digest       [sha256.Size]byte
+	receiptNonce events.Nonce
+	receipt      []byte
+}
+
+// state is what the decision about a batch depends on, beside the requests and the clock.
+type state struct {
+	services  map[events.Target]*service
+	masters   map[events.AppID]events.PublicKey
+	takenKeys map[events.PublicKey]bool // of those that the batch wants: registered before, for any service or as a Master Key
+	committed map[requestID]prior       // of those that the batch names
+}
+
+// requestID names a request of a service.
+type requestID struct {
+	target events.Target
+	nonce  events.Nonce
+}
+
+func newState() *state {
+	return &state{
+		services:  map[events.Target]*service{},
+		masters:   map[events.AppID]events.PublicKey{},
+		takenKeys: map[events.PublicKey]bool{},
+		committed: map[requestID]prior{},
+	}
+}

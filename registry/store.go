@@ -1,0 +1,205 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/schema"
+)
+
+// Store is the registry's database: SQLite, PostgreSQL or CockroachDB, with one set of statements.
+type Store struct {
+	db *sqldb.DB
+}
+
+// OpenStore opens the database that url names and brings its schema up to date. It waits for a server that is not up
+// yet. An unusable URL is [sqldb.ErrURL].
+func OpenStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
+	db, err := sqldb.Open(ctx, url, log)
+	if err != nil {
+		return nil, fmt.Errorf("open the registry's database: %w", err)
+	}
+	if err := db.Migrate(ctx, schema.Registry()); err != nil {
+		return nil, errors.Join(fmt.Errorf("open the registry's database: %w", err), db.Close())
+	}
+	return &Store{db}, nil
+}
+
+// Close closes the database.
+func (s *Store) Close() error { return s.db.Close() }
+
+// Ping reports whether the database answers now.
+func (s *Store) Ping(ctx context.Context) error { return s.db.Ping(ctx) }
+
+// Errors of what an operator asks for.
+var (
+	ErrAppExists = errors.New("the app is known with another Master Key")
+	ErrMasterKey = errors.New("the key is a service's key; a developer's Master Key must be another one")
+)
+
+// App is a developer's app: who may bind its services.
+type App struct {
+	AppID           events.AppID     `json:"app_id"`
+	MasterPublicKey events.PublicKey `json:"master_public_key"`
+}
+
+// AddApp makes an app known. To add it again with the same Master Key changes nothing; another Master Key is
+// [ErrAppExists], a weak one [events.ErrWeakKey], and one that a service has [ErrMasterKey].
+func (s *Store) AddApp(ctx context.Context, app App, now int64) error {
+	if err := app.MasterPublicKey.CheckStrength(); err != nil {
+		return fmt.Errorf("add app %s: %w", app.AppID, err)
+	}
+	return s.db.InTx(ctx, func(tx *sql.Tx) error {
+		var inUse int
+		err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM history WHERE public_key = $1", app.MasterPublicKey.Bytes()).Scan(&inUse)
+		if err != nil {
+			return fmt.Errorf("look for the Master Key: %w", err)
+		}
+		if inUse > 0 {
+			return fmt.Errorf("add app %s: %w", app.AppID, ErrMasterKey)
+		}
+		if _, err = tx.ExecContext(ctx, `INSERT INTO apps (app_id, master_public_key, added_at) VALUES ($1, $2, $3)
+			ON CONFLICT (app_id) DO NOTHING`, app.AppID.String(), app.MasterPublicKey.Bytes(), now); err != nil {
+			return fmt.Errorf("insert app: %w", err)
+		}
+		var have []byte
+		if err := tx.QueryRowContext(ctx, "SELECT master_public_key FROM apps WHERE app_id = $1", app.AppID.String()).Scan(&have); err != nil {
+			return fmt.Errorf("read app: %w", err)
+		}
+		if string(have) != string(app.MasterPublicKey.Bytes()) {
+			return fmt.Errorf("add app %s: %w", app.AppID, ErrAppExists)
+		}
+		return nil
+	})
+}
+
+// Apps returns the known apps, by id.
+func (s *Store) Apps(ctx context.Context) ([]App, error) {
+	var apps []App
+	err := s.each(ctx, "SELECT app_id, master_public_key FROM apps ORDER BY app_id", nil, func(rows *sql.Rows) error {
+		var app App
+		if err := rows.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey}); err != nil {
+			return err
+		}
+		apps = append(apps, app)
+		return nil
+	})
+	return apps, err
+}
+
+// each runs a query outside a transaction, row by row.
+func (s *Store) each(ctx context.Context, query string, args []any, row func(*sql.Rows) error) (err error) {
+	rows, err := s.db.Reader().QueryContext(ctx, query, args...)
+	if err != nil {
+		return fmt.Errorf("query: %w", err)
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		if err := row(rows); err != nil {
+			return fmt.Errorf("read a row: %w", err)
+		}
+	}
+	return rows.Err()
+}
+
+// keyColumn scans a public key, which is NULL where there is none.
+type keyColumn struct{ key *events.PublicKey }
+
+// Scan implements sql.Scanner.
+func (c keyColumn) Scan(v any) (err error) {
+	switch v := v.(type) {
+	case nil:
+		*c.key = events.PublicKey{}
+	case []byte:
+		*c.key, err = events.PublicKeyFromBytes(v)
+	default:
+		err = fmt.Errorf("a public key can't be read from %T", v)
+	}
+	return err
+}
+
+// textColumn scans anything that has a text form.
+type textColumn[T any] struct {
+	into  *T
+	parse func(string) (T, error)
+}
+
+// Scan implements sql.Scanner.
+func (c textColumn[T]) Scan(v any) (err error) {
+	var s string
+	switch v := v.(type) {
+	case string:
+		s = v
+	case []byte:
+		s = string(v)
+	default:
+		return fmt.Errorf("a text can't be read from %T", v)
+	}
+	*c.into, err = c.parse(s)
+	return err
+}
+
+func text(id *events.AppID) sql.Scanner     { return textColumn[events.AppID]{id, events.ParseAppID} }
+func target(t *events.Target) sql.Scanner   { return textColumn[events.Target]{t, events.ParseTarget} }
+func nonceText(n *events.Nonce) sql.Scanner { return textColumn[events.Nonce]{n, events.ParseNonce} }
+func times(list *[]int64) sql.Scanner       { return textColumn[[]int64]{list, parseTimes} }
+
+// keyBytes returns what a key's column holds.
+func keyBytes(k events.PublicKey) any {
+	if k.IsZero() {
+		return nil
+	}
+	return k.Bytes()
+}
+
+// parseTimes and formatTimes keep a few times in one column: numbers between blanks.
+func parseTimes(s string) ([]int64, error) {
+	var list []int64
+	for field := range strings.FieldsSeq(s) {
+		t, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, t)
+	}
+	return list, nil
+}
+
+func formatTimes(list []int64) string {
+	var b []byte
+	for _, t := range list {
+		b = append(strconv.AppendInt(b, t, 10), ' ')
+	}
+	return string(b)
+}
+
+// ReadApps reads a JSON array of apps from a file; no file, no apps.
+func ReadApps(path string) ([]App, error) {
+	if path == "" {
+		return nil, nil
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the apps: %w", err)
+	}
+	var apps []App
+	if err := json.Unmarshal(content, &apps, json.RejectUnknownMembers(true)); err != nil {
+		return nil, fmt.Errorf("%s is not a JSON array of {\"app_id\": …, \"master_public_key\": …}: %w", path, err)
+	}
+	for i, app := range apps {
+		if app.AppID.IsZero() || app.MasterPublicKey.IsZero() {
+			return nil, fmt.Errorf("%s: entry %d lacks its app_id or master_public_key", path, i+1)
+		}
+	}
+	return apps, nil
+}

@@ -1,0 +1,11 @@
+-- +goose NO TRANSACTION
+-- +goose Up
+-- One row for each service of which any event was applied. It has a gap in its history, where
+-- max_sequence > filled + sequenced.
+CREATE TABLE IF NOT EXISTS services (
+    target       TEXT   NOT NULL PRIMARY KEY,
+    head         BIGINT NOT NULL, -- the highest order of any event
+    max_sequence BIGINT NOT NULL, -- the highest sequence of any event; 0: the registry sends none
+    filled       BIGINT NOT NULL, -- up to this sequence, the registry's history stands in for events not seen
+    sequenced    BIGINT NOT NULL  -- how many events with a sequence beyond filled were applied
+) WITHOUT ROWID;
