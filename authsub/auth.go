@@ -1,0 +1,187 @@
+// Package authsub is the Auth Provider's side of key rotation: who may pass now (docs/protocol.md §8.2).
+//
+// It applies the registry's invalidations as they come, keeps what they say in a database of its own, and the keyrings
+// that they make in memory, where [Auth.Verify] reads them without a lock. A service may be quicker than the event of
+// its new key; so a signature that no known key made is taken to the registry, in bounds that no flood can widen:
+//
+//	               current key, or one in grace
+//	Verify ──┬────────────────────────────────────────────▶ accepted
+//	         ├── a key that has ended ────────────────────▶ refused
+//	         └── anything else ──▶ the registry's record ──▶ accepted or refused
+//	                               one question per service and second, a few at a time
+package authsub
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/subscriber"
+)
+
+// ErrUnknownService is what a [Registry] returns for a service that was never bound.
+var ErrUnknownService = subscriber.ErrUnknownService
+
+// Registry is asked about a service whose newest event may not have come yet.
+type Registry interface {
+	// ServiceRecord returns what the registry knows of a service now, or ErrUnknownService.
+	ServiceRecord(ctx context.Context, target events.Target) (events.ServiceRecord, error)
+}
+
+// Config says what an Auth Provider listens to. JetStream, DatabaseURL, Trust and Log are required.
+type Config struct {
+	JetStream jetstream.JetStream
+	// DatabaseURL names the database, as internal/sqldb takes it: sqlite:PATH, or postgres://…
+	DatabaseURL string
+	// Durable names the consumer on the invalidation stream. Each Auth process has a name and a database of its own,
+	// since each keeps all keyrings in its memory. Default "authsub".
+	Durable string
+	Trust   events.Trust
+	// Registry is asked about unknown keys. Default: the registry itself, over the connection of JetStream.
+	Registry Registry
+	// LookupTimeout bounds one question to the registry, and so how long Verify may take. Default 1 s.
+	LookupTimeout time.Duration
+	// LookupMemory is for how long the registry's answer about a service, or that there is none, is not asked for
+	// again. Default 1 s.
+	LookupMemory time.Duration
+	// LookupMemorySize is how many such answers are kept. Default 65,536.
+	LookupMemorySize int
+	// LookupsInFlight is how many questions to the registry are open at a time; beyond that, Verify answers from what
+	// is known. Default 32.
+	LookupsInFlight int
+	// Applied is told of each batch of events once they count: committed, and in memory. Nil: nobody asks.
+	Applied func([]events.Invalidation)
+	Log     *slog.Logger
+	// Metrics is where metrics are registered. Nil: nowhere.
+	Metrics prometheus.Registerer
+	// Now is the clock. Default time.Now.
+	Now func() time.Time
+}
+
+const (
+	defaultLookupTimeout    = time.Second
+	defaultLookupMemory     = time.Second
+	defaultLookupMemorySize = 1 << 16
+	defaultLookupsInFlight  = 32
+)
+
+func (c Config) withDefaults() Config {
+	c.Durable = cmp.Or(c.Durable, events.AuthDurable)
+	c.LookupTimeout = cmp.Or(c.LookupTimeout, defaultLookupTimeout)
+	c.LookupMemory = cmp.Or(c.LookupMemory, defaultLookupMemory)
+	c.LookupMemorySize = cmp.Or(c.LookupMemorySize, defaultLookupMemorySize)
+	c.LookupsInFlight = cmp.Or(c.LookupsInFlight, defaultLookupsInFlight)
+	if c.Registry == nil {
+		c.Registry = subscriber.Lookup{Conn: c.JetStream.Conn(), Trust: c.Trust}
+	}
+	if c.Applied == nil {
+		c.Applied = func([]events.Invalidation) {}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c
+}
+
+// Auth is an Auth Provider.
+type Auth struct {
+	conn       *nats.Conn
+	log        *slog.Logger
+	now        func() time.Time
+	observer   func([]events.Invalidation)
+	store      *subscriber.Store
+	subscriber *subscriber.Subscriber
+	keyrings   *keyrings
+	lookups    *lookups
+}
+
+// New opens the database, and loads the keyrings of all services into memory.
+func New(ctx context.Context, cfg Config) (*Auth, error) {
+	cfg = cfg.withDefaults()
+	store, err := subscriber.OpenStore(ctx, cfg.DatabaseURL, cfg.Log)
+	if err != nil {
+		return nil, fmt.Errorf("start the Auth Provider: %w", err)
+	}
+	a := &Auth{
+		conn: cfg.JetStream.Conn(), log: cfg.Log, now: cfg.Now, observer: cfg.Applied, store: store, keyrings: newKeyrings(),
+	}
+	if err := a.setUp(ctx, cfg); err != nil {
+		_ = store.Close() // the first error says more
+		return nil, fmt.Errorf("start the Auth Provider: %w", err)
+	}
+	return a, nil
+}
+
+func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
+	if a.lookups, err = newLookups(cfg); err != nil {
+		return err
+	}
+	a.subscriber, err = subscriber.New(subscriber.Config{
+		JetStream: cfg.JetStream, Durable: cfg.Durable, Trust: cfg.Trust, Store: a.store, Applied: a.applied,
+		Log: cfg.Log, Metrics: cfg.Metrics, Now: cfg.Now,
+	})
+	if err != nil {
+		return err //nolint:wrapcheck // New says what it was doing
+	}
+	services, began := 0, cfg.Now()
+	for service, err := range a.store.Keyrings(ctx) {
+		if err != nil {
+			return err //nolint:wrapcheck // as above
+		}
+		a.keyrings.load(service, began.Unix())
+		services++
+	}
+	cfg.Log.InfoContext(ctx, "loaded the keyrings", "services", services, "took", cfg.Now().Sub(began))
+	return nil
+}
+
+// Run applies invalidations and answers over NATS until ctx ends, and then returns nil. While the broker or the database
+// is away it waits; Verify goes on answering.
+func (a *Auth) Run(ctx context.Context) error {
+	service, err := api.Register(ctx, a.conn, a.log, api.Service{
+		Name: "omi-auth", Version: "1.0.0", Description: "The Auth Provider: is this signature good now?",
+	}, a.Endpoints()...)
+	if err != nil {
+		return fmt.Errorf("answer over NATS: %w", err)
+	}
+	defer func() { _ = service.Stop() }() // fails only if the connection is gone
+	return a.subscriber.Run(ctx)          //nolint:wrapcheck // it says what it was doing
+}
+
+// Close closes the database, after Run has returned.
+func (a *Auth) Close() error { return a.store.Close() } //nolint:wrapcheck // it says what it was doing
+
+// Ready returns nil once the stream has been read up to the time at which this process started. It stays nil while the
+// broker is away: answers then grow older, as their AsOf says.
+func (a *Auth) Ready() error { return a.subscriber.Ready() } //nolint:wrapcheck // it says what it means
+
+// Endpoints returns the question of docs/protocol.md §8.2.
+func (a *Auth) Endpoints() []api.Endpoint {
+	return []api.Endpoint{{
+		Name: "verify", Subject: events.AuthVerifySubject, Pattern: "POST /v1/verify",
+		Handle: func(ctx context.Context, c api.Call) (api.Answer, error) {
+			q, err := events.ParseVerifyQuery(c.Body)
+			if err != nil {
+				return api.Answer{}, err //nolint:wrapcheck // a refusal, which the caller is told
+			}
+			return api.JSON(a.Verify(ctx, q))
+		},
+	}}
+}
+
+// applied joins a committed batch to the memory.
+func (a *Auth) applied(batch []events.Invalidation) {
+	now := a.now().Unix()
+	for i := range batch {
+		a.keyrings.apply(&batch[i], now)
+	}
+	a.observer(batch)
+}

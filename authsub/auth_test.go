@@ -1,0 +1,408 @@
+package authsub_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/authsub"
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+const (
+	start  = int64(1_705_412_600)
+	within = 20 * time.Second
+)
+
+func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+
+// clock is a time that a test sets.
+type clock struct{ seconds atomic.Int64 }
+
+func (c *clock) now() time.Time { return time.Unix(c.seconds.Load(), 0) }
+
+// world is an Auth Provider on a real stream and a real database, with a registry that the test plays.
+type world struct {
+	js       jetstream.JetStream
+	registry *subtest.Registry
+	lookups  *lookups
+	clock    *clock
+	url      string
+	auth     *authsub.Auth
+	stop     func()
+}
+
+func newWorld(t *testing.T, url string) *world {
+	t.Helper()
+	w := &world{
+		registry: subtest.NewRegistry(t, events.GenerateSigningKey()), lookups: &lookups{}, clock: &clock{}, url: url,
+	}
+	w.clock.seconds.Store(start)
+	var err error
+	if w.js, err = jetstream.New(testenv.Connect(t, testenv.NewBroker(t).URL())); err != nil {
+		t.Fatal(err)
+	}
+	subtest.Stream(t, w.js)
+	w.run(t)
+	return w
+}
+
+// run starts an Auth Provider; stop ends it.
+func (w *world) run(t *testing.T) {
+	t.Helper()
+	auth, err := authsub.New(t.Context(), authsub.Config{
+		JetStream: w.js, DatabaseURL: w.url, Trust: w.registry.Trust, Registry: w.lookups,
+		Log: slog.New(slog.DiscardHandler), Now: w.clock.now,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := subtest.Running(t, auth.Run)
+	w.auth, w.stop = auth, func() {
+		stop()
+		if err := auth.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(func() { stop(); _ = auth.Close() })
+}
+
+// lookups is a registry that answers with the records it was given, and counts the questions.
+type lookups struct {
+	mu      sync.Mutex
+	records map[events.Target]events.ServiceRecord
+	asked   int
+	block   chan struct{} // if not nil, an answer waits until it is closed
+}
+
+func (l *lookups) set(r events.ServiceRecord) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.records == nil {
+		l.records = make(map[events.Target]events.ServiceRecord)
+	}
+	l.records[events.Target{App: r.AppID, Service: r.ServiceID}] = r
+}
+
+func (l *lookups) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.asked
+}
+
+func (l *lookups) ServiceRecord(ctx context.Context, target events.Target) (events.ServiceRecord, error) {
+	l.mu.Lock()
+	l.asked++
+	record, ok := l.records[target]
+	block := l.block
+	l.mu.Unlock()
+	if block != nil {
+		select {
+		case <-block:
+		case <-ctx.Done():
+			return events.ServiceRecord{}, ctx.Err()
+		}
+	}
+	if !ok {
+		return events.ServiceRecord{}, fmt.Errorf("look up: %w", authsub.ErrUnknownService)
+	}
+	return record, nil
+}
+
+func query(s *subtest.Service, key events.SigningKey) events.VerifyQuery {
+	message := []byte("a request")
+	return events.VerifyQuery{Target: s.Target, Message: message, Signature: key.Sign(message)}
+}
+
+// verify returns the answer as "accepted current" or "refused expired_key".
+func (w *world) verify(t *testing.T, s *subtest.Service, key events.SigningKey) string {
+	t.Helper()
+	answer := w.auth.Verify(t.Context(), query(s, key))
+	if answer.Result == events.Accepted && answer.PublicKey != key.Public() {
+		t.Errorf("accepted with the key %s instead of %s", answer.PublicKey, key.Public())
+	}
+	return answer.Result + " " + answer.Key + answer.Reason
+}
+
+func (w *world) want(t *testing.T, what string, s *subtest.Service, key events.SigningKey, want string) {
+	t.Helper()
+	if got := w.verify(t, s, key); got != want {
+		t.Errorf("%s: %s, want %s", what, got, want)
+	}
+}
+
+// current waits until the newest key is accepted as current without a lookup.
+func (w *world) current(t *testing.T, s *subtest.Service) {
+	t.Helper()
+	testenv.Eventually(t, within, "the newest key current", func() error {
+		if got := w.verify(t, s, s.Current()); got != "accepted current" {
+			return errors.New(got)
+		}
+		return nil
+	})
+}
+
+// TestGraceAndReset is the life of a service's keys, as its signatures meet it; and after a restart it is the same.
+func TestGraceAndReset(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		w := newWorld(t, url)
+		s := subtest.NewService(t, "life")
+		s.Bind(start)
+		s.Rotate(start+10, 300)
+		w.clock.seconds.Store(start + 10)
+		w.registry.Publish(t, w.js, s.Events...)
+		w.current(t, s)
+		answer := w.auth.Verify(t.Context(), query(s, s.Keys[0]))
+		if answer.Key != events.KeyGrace || answer.Expires != start+310 || answer.Sequence != 2 {
+			t.Errorf("a key in grace: %+v", answer)
+		}
+		w.clock.seconds.Store(start + 309)
+		w.want(t, "the last second of grace", s, s.Keys[0], "accepted grace")
+		w.clock.seconds.Store(start + 310)
+		w.want(t, "the end of grace", s, s.Keys[0], "refused expired_key")
+		w.want(t, "the current key", s, s.Keys[1], "accepted current")
+
+		s.Rotate(start+400, 300)
+		s.Reset(start + 410)
+		w.clock.seconds.Store(start + 410)
+		w.registry.Publish(t, w.js, s.Events[2:]...)
+		w.current(t, s)
+		w.want(t, "the key before a reset", s, s.Keys[2], "refused expired_key")
+		w.want(t, "a key in grace at a reset", s, s.Keys[1], "refused expired_key")
+		w.want(t, "a stranger's key", s, events.GenerateSigningKey(), "refused invalid_signature")
+
+		w.stop()
+		w.run(t)
+		w.want(t, "after a restart, the current key", s, s.Keys[3], "accepted current")
+		w.want(t, "after a restart, an ended key", s, s.Keys[1], "refused expired_key")
+
+		s.Revoke(start + 500)
+		w.registry.Publish(t, w.js, s.Events[4])
+		testenv.Eventually(t, within, "revoked", func() error {
+			if got := w.verify(t, s, s.Keys[3]); got != "refused revoked_service" {
+				return errors.New(got)
+			}
+			return nil
+		})
+		w.want(t, "a stranger's key after a revocation", s, events.GenerateSigningKey(), "refused revoked_service")
+		s.Bind(start + 600)
+		w.registry.Publish(t, w.js, s.Events[5])
+		w.current(t, s)
+		w.want(t, "a key before the revocation", s, s.Keys[3], "refused expired_key")
+	})
+}
+
+// TestSameStreamTwice: a durable that is made anew delivers all again, and nothing changes, in memory nor on disk.
+func TestSameStreamTwice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	s := subtest.NewService(t, "twice")
+	s.Bind(start)
+	for i := range int64(20) {
+		s.Rotate(start+10*i, 300)
+	}
+	s.Reset(start + 300)
+	s.Rotate(start+400, 300)
+	w.clock.seconds.Store(start + 500)
+	w.registry.Publish(t, w.js, s.Events...)
+	w.current(t, s)
+	before := make([]string, len(s.Keys))
+	for i, key := range s.Keys {
+		before[i] = w.verify(t, s, key)
+	}
+	if err := w.js.DeleteConsumer(t.Context(), events.InvalidationStream, events.AuthDurable); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, within, "all delivered again", func() error {
+		consumer, err := w.js.Consumer(t.Context(), events.InvalidationStream, events.AuthDurable)
+		if err != nil {
+			return err
+		}
+		if floor := consumer.CachedInfo().AckFloor.Stream; floor != uint64(len(s.Events)) {
+			return fmt.Errorf("acknowledged up to %d", floor)
+		}
+		return nil
+	})
+	for restarted := range 2 {
+		for i, key := range s.Keys {
+			if after := w.verify(t, s, key); after != before[i] {
+				t.Errorf("key %d of %d: was %s, is %s", i, len(s.Keys), before[i], after)
+			}
+		}
+		if restarted == 0 {
+			w.stop()
+			w.run(t)
+		}
+	}
+}
+
+// TestQuickerThanItsEvent: the registry's record speaks for a key whose event has not come, and never for an older one.
+func TestQuickerThanItsEvent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	s := subtest.NewService(t, "quick")
+	s.Bind(start)
+	w.lookups.set(s.Record(start))
+	answer := w.auth.Verify(t.Context(), query(s, s.Keys[0]))
+	if answer.Key != events.KeyCurrent || answer.Sequence != 1 {
+		t.Errorf("a service whose binding has not come: %+v", answer)
+	}
+	w.want(t, "a stranger's key", s, events.GenerateSigningKey(), "refused invalid_signature")
+	w.want(t, "a service that nobody knows", subtest.NewService(t, "nobody"), s.Keys[0], "refused unknown_service")
+
+	older := s.Record(start)
+	w.registry.Publish(t, w.js, s.Events...)
+	s.Rotate(start+1, 300)
+	w.clock.seconds.Store(start + 10) // the memory of the first lookup is over
+	w.lookups.set(s.Record(start + 10))
+	w.want(t, "a rotation that has not come", s, s.Keys[1], "accepted current")
+
+	w.registry.Publish(t, w.js, s.Events[1], s.Reset(start+11))
+	w.current(t, s)
+	w.clock.seconds.Store(start + 20)
+	w.lookups.set(older)
+	w.want(t, "an old record must revive nothing", s, s.Keys[0], "refused expired_key")
+	w.clock.seconds.Store(start + 30)
+	older.Current.PublicKey = events.GenerateSigningKey().Public()
+	w.want(t, "nor bring a key", s, events.GenerateSigningKey(), "refused invalid_signature")
+}
+
+// TestRebound: a service that was revoked and is bound again may be quicker than its event too.
+func TestRebound(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	s := subtest.NewService(t, "rebound")
+	w.registry.Publish(t, w.js, s.Bind(start), s.Revoke(start+1))
+	testenv.Eventually(t, within, "revoked", func() error {
+		if got := w.verify(t, s, s.Keys[0]); got != "refused revoked_service" {
+			return errors.New(got)
+		}
+		return nil
+	})
+	s.Bind(start + 2)
+	w.lookups.set(s.Record(start + 10))
+	w.clock.seconds.Store(start + 10)
+	w.want(t, "the new key", s, s.Current(), "accepted current")
+}
+
+// TestGraceAcrossAGap: the event that gave a key its grace is missing, the registry's record names it.
+func TestGraceAcrossAGap(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	s := subtest.NewService(t, "gap")
+	s.Bind(start)
+	s.Rotate(start+1, 300)
+	s.Rotate(start+2, 300)
+	w.registry.Publish(t, w.js, s.Events[0], s.Events[2])
+	w.current(t, s)
+	w.want(t, "a key whose end is not known", s, s.Keys[0], "refused expired_key")
+	w.clock.seconds.Store(start + 10)
+	w.lookups.set(s.Record(start + 10))
+	w.want(t, "the same, when the registry knows", s, s.Keys[0], "accepted grace")
+	w.clock.seconds.Store(start + 400)
+	w.lookups.set(s.Record(start + 400))
+	w.want(t, "the same, when its grace is over", s, s.Keys[0], "refused expired_key")
+}
+
+func TestFloodOfGarbage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	s := subtest.NewService(t, "flood")
+	garbage := query(s, events.GenerateSigningKey())
+	flood := func(n int) {
+		var running sync.WaitGroup
+		for range n {
+			running.Go(func() { w.auth.Verify(context.Background(), garbage) })
+		}
+		running.Wait()
+	}
+	flood(500)
+	if n := w.lookups.count(); n != 1 {
+		t.Errorf("%d lookups for one service in one second, want 1", n)
+	}
+	w.clock.seconds.Add(1)
+	flood(500)
+	if n := w.lookups.count(); n != 2 {
+		t.Errorf("%d lookups in two seconds, want 2", n)
+	}
+
+	// Many services at once, while the registry does not answer: a few lookups are open, the rest don't wait.
+	block := make(chan struct{})
+	w.lookups.mu.Lock()
+	w.lookups.block, w.lookups.asked = block, 0
+	w.lookups.mu.Unlock()
+	var waiting sync.WaitGroup
+	for i := range 32 {
+		q := garbage
+		q.Target = subtest.NewService(t, fmt.Sprint("open", i)).Target
+		waiting.Go(func() { w.auth.Verify(context.Background(), q) })
+	}
+	testenv.Eventually(t, within, "32 lookups in flight", func() error {
+		if n := w.lookups.count(); n != 32 {
+			return fmt.Errorf("%d", n)
+		}
+		return nil
+	})
+	for i := range 100 {
+		q := garbage
+		q.Target = subtest.NewService(t, fmt.Sprint("more", i)).Target
+		if answer := w.auth.Verify(t.Context(), q); answer.Reason != string(events.UnknownService) {
+			t.Fatalf("got %+v", answer)
+		}
+	}
+	if n := w.lookups.count(); n > 64 { // the open ones may have timed out on a slow machine, each then makes room for one
+		t.Errorf("%d lookups", n)
+	}
+	close(block)
+	waiting.Wait()
+}
+
+// TestVerifyBesideRotations is for the race detector: readers see whole states only, and never a gap between two keys.
+func TestVerifyBesideRotations(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	s := subtest.NewService(t, "beside")
+	w.registry.Publish(t, w.js, s.Bind(start))
+	w.current(t, s)
+	steady := query(s, s.Keys[0])
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	for range 4 {
+		running.Go(func() {
+			for ctx.Err() == nil {
+				if answer := w.auth.Verify(ctx, steady); answer.Result != events.Accepted {
+					t.Errorf("refused between two events: %+v", answer)
+					return
+				}
+			}
+		})
+	}
+	for i := range 50 {
+		other := subtest.NewService(t, fmt.Sprint("other", i))
+		w.registry.Publish(t, w.js, s.Rotate(start, 300), other.Bind(start)) // all in grace together
+	}
+	w.current(t, s)
+	cancel()
+	running.Wait()
+}
+
+func TestReady(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	testenv.Eventually(t, within, "ready", w.auth.Ready)
+	answer := w.auth.Verify(t.Context(), query(subtest.NewService(t, "nobody"), events.GenerateSigningKey()))
+	if answer.AsOf < start {
+		t.Errorf("as of %d, though it is ready", answer.AsOf)
+	}
+}

@@ -1,0 +1,105 @@
+package authsub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/singleflight"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/keyring"
+)
+
+// lookups ask the registry about services, and bound what strangers can make it cost: for one service one question at
+// a time, whose answer, or lack of one, stands for a moment; for all services a few questions at a time, and so many
+// answers remembered.
+type lookups struct {
+	registry Registry
+	timeout  time.Duration
+	keep     time.Duration
+	now      func() time.Time
+	log      *slog.Logger
+
+	flights singleflight.Group
+	free    chan struct{} // holds a token for each question in flight
+	memory  *lru.Cache[events.Target, remembered]
+}
+
+// remembered is an answer of the registry's. The standard memory with a time limit runs a goroutine that nobody can
+// stop, and has a clock of its own.
+type remembered struct {
+	record *known // nil: the registry has no such service, or gave no answer
+	until  time.Time
+}
+
+func newLookups(cfg Config) (*lookups, error) {
+	memory, err := lru.New[events.Target, remembered](cfg.LookupMemorySize)
+	if err != nil {
+		return nil, fmt.Errorf("make the memory of lookups: %w", err)
+	}
+	return &lookups{
+		registry: cfg.Registry, timeout: cfg.LookupTimeout, keep: cfg.LookupMemory, now: cfg.Now, log: cfg.Log,
+		free: make(chan struct{}, cfg.LookupsInFlight), memory: memory,
+	}, nil
+}
+
+// find returns the registry's record of a service, or nil if it has none or can't be asked now.
+func (l *lookups) find(ctx context.Context, target events.Target) *known {
+	if record, ok := l.remember(target); ok {
+		return record
+	}
+	found, _, _ := l.flights.Do(target.String(), func() (any, error) {
+		if record, ok := l.remember(target); ok { // another flight has landed meanwhile
+			return record, nil
+		}
+		select {
+		case l.free <- struct{}{}:
+			defer func() { <-l.free }()
+			return l.ask(ctx, target), nil
+		default: // too many in flight: not an answer to be remembered
+			return (*known)(nil), nil
+		}
+	})
+	record, _ := found.(*known)
+	return record
+}
+
+func (l *lookups) remember(target events.Target) (*known, bool) {
+	have, ok := l.memory.Get(target)
+	return have.record, ok && l.now().Before(have.until)
+}
+
+func (l *lookups) ask(ctx context.Context, target events.Target) *known {
+	// Others wait for the same answer: it doesn't end with the one who happened to ask first.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
+	defer cancel()
+	var record *known
+	answer, err := l.registry.ServiceRecord(ctx, target)
+	switch {
+	case err == nil:
+		record = ofRecord(&answer)
+	case !errors.Is(err, ErrUnknownService):
+		l.log.DebugContext(ctx, "the registry gives no answer", "target", target.String(), "error", err)
+	}
+	l.memory.Add(target, remembered{record, l.now().Add(l.keep)})
+	return record
+}
+
+// ofRecord returns the keyring of the registry's record. It names every key that is accepted, and no other.
+func ofRecord(r *events.ServiceRecord) *known {
+	k := known{sequence: r.Sequence, keyring: keyring.Keyring{Head: r.Sequence}}
+	if r.Status == events.Active && !r.Current.PublicKey.IsZero() { // zero bytes are a key that anyone can sign for
+		k.keyring.Keys = append(k.keyring.Keys, keyring.Key{
+			PublicKey: r.Current.PublicKey, Position: r.Sequence, From: r.Current.Since, End: keyring.NoEnd,
+		})
+	}
+	for _, grace := range r.Grace {
+		// All that is said of it is that it came before.
+		k.keyring.Keys = append(k.keyring.Keys, keyring.Key{PublicKey: grace.PublicKey, Position: -r.Sequence, End: grace.Expires})
+	}
+	return &k
+}

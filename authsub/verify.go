@@ -1,0 +1,116 @@
+package authsub
+
+import (
+	"context"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/keyring"
+)
+
+// Verify says whether a signature is good now (docs/protocol.md §8.2).
+func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAnswer {
+	now := a.now().Unix()
+	have := a.keyrings.find(q.Target)
+	answer, sure := have.judge(&q, now)
+	if !sure {
+		if record := a.lookups.find(ctx, q.Target); record.atLeastAsNewAs(have) {
+			theirs, _ := record.judge(&q, now)
+			answer = better(answer, theirs)
+		}
+	}
+	answer.AsOf = a.subscriber.AsOf()
+	return answer
+}
+
+// better returns the registry's answer, unless ours says more: its record does not name the keys that have ended.
+func better(ours, theirs events.VerifyAnswer) events.VerifyAnswer {
+	if ours.Reason == events.ExpiredKey && theirs.Reason == string(events.InvalidSignature) {
+		return ours
+	}
+	return theirs
+}
+
+// atLeastAsNewAs says whether the registry's record may have a say beside what the events told: an older one could
+// revive a key that has ended.
+func (k *known) atLeastAsNewAs(have *known) bool {
+	return k != nil && (have == nil || k.keyring.Head >= have.keyring.Head)
+}
+
+// judge answers from one keyring. It isn't sure where the registry may know of a key, or of a key's grace, that the
+// keyring lacks.
+func (k *known) judge(q *events.VerifyQuery, now int64) (answer events.VerifyAnswer, sure bool) {
+	if k == nil {
+		return refused(string(events.UnknownService)), false
+	}
+	if key := k.valid(q, now); key != nil {
+		return k.accepted(key), true
+	}
+	answer = refused(string(events.InvalidSignature))
+	switch k.endedState(q, now) {
+	case keyring.Ended:
+		answer, sure = refused(events.ExpiredKey), true
+	case keyring.Replaced: // by an event that has not come: it may be in grace
+		answer = refused(events.ExpiredKey)
+	}
+	if k.revoked(now) {
+		answer.Reason = events.RevokedService
+	}
+	return answer, sure
+}
+
+// valid returns the key that is accepted now and made the signature, or nil. A keyring has its newest key first, so
+// that is the first one to be tried.
+func (k *known) valid(q *events.VerifyQuery, now int64) *keyring.Key {
+	for i := range k.keyring.Keys {
+		key := &k.keyring.Keys[i]
+		state := k.keyring.At(*key, now)
+		if (state == keyring.Current || state == keyring.InGrace) && key.PublicKey.Verify(q.Message, q.Signature) {
+			return key
+		}
+	}
+	return nil
+}
+
+// endedState returns the state of the key that made the signature and is not accepted, or Unknown. Only the newest
+// of such keys are tried: this is for the reason alone, and garbage must stay cheap.
+func (k *known) endedState(q *events.VerifyQuery, now int64) keyring.State {
+	tried := 0
+	for _, key := range k.keyring.Keys {
+		state := k.keyring.At(key, now)
+		if state == keyring.Current || state == keyring.InGrace {
+			continue
+		}
+		if tried++; tried > endedKept {
+			break
+		}
+		if key.PublicKey.Verify(q.Message, q.Signature) {
+			return state
+		}
+	}
+	return keyring.Unknown
+}
+
+// revoked says whether the service has no key that is accepted. A key in grace would be one, and none is current.
+func (k *known) revoked(now int64) bool {
+	for _, key := range k.keyring.Keys {
+		if state := k.keyring.At(key, now); state == keyring.Current || state == keyring.InGrace {
+			return false
+		}
+	}
+	return true
+}
+
+func (k *known) accepted(key *keyring.Key) events.VerifyAnswer {
+	answer := events.VerifyAnswer{Result: events.Accepted, Key: events.KeyCurrent, PublicKey: key.PublicKey}
+	if until := k.keyring.Until(*key); until != keyring.NoEnd {
+		answer.Key, answer.Expires = events.KeyGrace, until
+	}
+	if k.sequence == k.keyring.Head { // else the head is a timestamp, and no sequence
+		answer.Sequence = k.sequence
+	}
+	return answer
+}
+
+func refused(reason string) events.VerifyAnswer {
+	return events.VerifyAnswer{Result: events.Refused, Reason: reason}
+}

@@ -1,0 +1,89 @@
+package authsub
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// newAuth returns an Auth Provider that knows one service among others, and is not running.
+func newAuth(t testing.TB) (*Auth, *subtest.Service) {
+	t.Helper()
+	js, err := jetstream.New(testenv.Connect(t, testenv.NewBroker(t).URL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	registry := subtest.NewRegistry(t, events.GenerateSigningKey())
+	a, err := New(t.Context(), Config{
+		JetStream: js, DatabaseURL: testenv.Database(t, testenv.SQLite), Trust: registry.Trust, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = a.Close() })
+	s := subtest.NewService(t, "hot")
+	now := time.Now().Unix()
+	s.Bind(now - 20)
+	s.Rotate(now-10, 300)
+	a.applied(s.Events)
+	return a, s
+}
+
+// TestVerifyAllocatesNothing holds for the path of a good signature by the current key.
+func TestVerifyAllocatesNothing(t *testing.T) {
+	a, s := newAuth(t)
+	message := []byte("a request")
+	q := events.VerifyQuery{Target: s.Target, Message: message, Signature: s.Current().Sign(message)}
+	ctx := t.Context()
+	allocs := testing.AllocsPerRun(100, func() {
+		if a.Verify(ctx, q).Result != events.Accepted {
+			t.Error("refused")
+		}
+	})
+	if allocs != 0 {
+		t.Errorf("%v allocations", allocs)
+	}
+}
+
+// BenchmarkVerify is the path of a good signature by the current key; BenchmarkEd25519 is the part of it that is not
+// ours.
+func BenchmarkVerify(b *testing.B) {
+	a, s := newAuth(b)
+	message := []byte("a request")
+	q := events.VerifyQuery{Target: s.Target, Message: message, Signature: s.Current().Sign(message)}
+	b.ReportAllocs()
+	for b.Loop() {
+		if a.Verify(b.Context(), q).Result != events.Accepted {
+			b.Fatal("refused")
+		}
+	}
+}
+
+func BenchmarkEd25519(b *testing.B) {
+	key := events.GenerateSigningKey()
+	message := []byte("a request")
+	public, signature := key.Public(), key.Sign(message)
+	b.ReportAllocs()
+	for b.Loop() {
+		if !public.Verify(message, signature) {
+			b.Fatal("refused")
+		}
+	}
+}
+
+// BenchmarkFind is what our part of it takes: to find the keyring.
+func BenchmarkFind(b *testing.B) {
+	a, s := newAuth(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		if a.keyrings.find(s.Target) == nil {
+			b.Fatal("not found")
+		}
+	}
+}

@@ -1,0 +1,98 @@
+package subscriber
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// ErrDurable means that the durable exists and means something else than a subscriber's: it would miss events, or
+// share them with others. Somebody has to look, and to delete it or to choose another name.
+var ErrDurable = errors.New("the durable consumer exists, and is not one that delivers every invalidation and waits for acknowledgements")
+
+// streamPoll is how often a stream that isn't there yet is looked for.
+const streamPoll = 250 * time.Millisecond
+
+// open finds or makes the durable, and waits for the stream if need be.
+func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
+	if err := s.awaitStream(ctx); err != nil {
+		return nil, err
+	}
+	want := events.SubscriberConsumerConfig(s.cfg.Durable)
+	consumer, err := s.cfg.JetStream.Consumer(ctx, events.InvalidationStream, s.cfg.Durable)
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+		consumer, err = s.cfg.JetStream.CreateConsumer(ctx, events.InvalidationStream, want)
+	case errors.Is(err, jetstream.ErrNotPullConsumer):
+		err = fmt.Errorf("%w: it pushes", ErrDurable)
+	case err == nil:
+		consumer, err = s.reconcile(ctx, consumer, want)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the durable %s: %w", s.cfg.Durable, err)
+	}
+	s.horizon.restart()
+	s.consumer.Store(&consumer)
+	select {
+	case s.opened <- struct{}{}:
+	default: // it has not seen the last one yet
+	}
+	return consumer, nil
+}
+
+func (s *Subscriber) awaitStream(ctx context.Context) error {
+	tick := time.NewTicker(streamPoll)
+	defer tick.Stop()
+	for waiting := false; ; {
+		_, err := s.cfg.JetStream.Stream(ctx, events.InvalidationStream)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, jetstream.ErrStreamNotFound) {
+			return fmt.Errorf("look for the stream %s: %w", events.InvalidationStream, err)
+		}
+		if !waiting {
+			waiting = true
+			s.cfg.Log.InfoContext(ctx, "waiting for the stream "+events.InvalidationStream+"; the registry makes it")
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the stream %s: %w", events.InvalidationStream, ctx.Err())
+		}
+	}
+}
+
+// reconcile refuses a durable of another meaning, and sets the limits of one that has ours. What an operator may have
+// chosen (replicas, metadata) stays.
+func (s *Subscriber) reconcile(ctx context.Context, consumer jetstream.Consumer, want jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	have := consumer.CachedInfo().Config
+	switch {
+	case have.DeliverPolicy != want.DeliverPolicy:
+		return nil, fmt.Errorf("%w: its deliver policy is %s", ErrDurable, have.DeliverPolicy)
+	case have.AckPolicy != want.AckPolicy:
+		return nil, fmt.Errorf("%w: its acknowledge policy is %s", ErrDurable, have.AckPolicy)
+	case have.FilterSubject != want.FilterSubject || len(have.FilterSubjects) > 0:
+		return nil, fmt.Errorf("%w: it filters by subject", ErrDurable)
+	case have.HeadersOnly:
+		return nil, fmt.Errorf("%w: it delivers headers only", ErrDurable)
+	}
+	next := have
+	next.AckWait, next.MaxDeliver, next.MaxAckPending = want.AckWait, want.MaxDeliver, want.MaxAckPending
+	next.InactiveThreshold = want.InactiveThreshold
+	if next.AckWait == have.AckWait && next.MaxDeliver == have.MaxDeliver &&
+		next.MaxAckPending == have.MaxAckPending && next.InactiveThreshold == have.InactiveThreshold {
+		return consumer, nil
+	}
+	s.cfg.Log.InfoContext(ctx, "setting the limits of the durable consumer", "durable", s.cfg.Durable)
+	updated, err := s.cfg.JetStream.UpdateConsumer(ctx, events.InvalidationStream, next)
+	if err != nil {
+		return nil, fmt.Errorf("set its limits: %w", err)
+	}
+	return updated, nil
+}

@@ -1,0 +1,92 @@
+package subscriber
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// AsOf returns the time up to which this subscriber knows the stream, in seconds since the Unix epoch; 0: it doesn't
+// know yet. While the broker is away it stays where it was.
+func (s *Subscriber) AsOf() int64 { return s.horizon.time.Load() }
+
+// horizon is the time up to which all that is in the stream was applied.
+//
+// That a batch was applied does not show it: an earlier message may be with a predecessor that crashed, and come
+// again later. Only the broker knows what is not acknowledged, so it is asked. If nothing is open, the horizon is the
+// time of the question; on a busy stream something always is, and the horizon is the newest message of which the
+// broker says that it and all before it are acknowledged.
+type horizon struct {
+	time atomic.Int64
+
+	mu        sync.Mutex
+	latest    Delivery // the newest that was applied
+	candidate Delivery // one that was the newest at an earlier question
+}
+
+// askEvery is the precision of as_of, which has whole seconds.
+const askEvery = time.Second
+
+// watch asks the broker at once and then every second, until ctx ends.
+func (s *Subscriber) watch(ctx context.Context) {
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
+	for {
+		if consumer := s.consumer.Load(); consumer != nil {
+			s.ask(ctx, *consumer)
+		}
+		select {
+		case <-s.opened:
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *Subscriber) ask(ctx context.Context, consumer jetstream.Consumer) {
+	ctx, cancel := context.WithTimeout(ctx, askEvery)
+	defer cancel()
+	now := s.cfg.Now()
+	info, err := consumer.Info(ctx)
+	if err != nil {
+		return // the consumer loop meets the same fault, and tells of it
+	}
+	s.horizon.answer(now, info)
+}
+
+// restart forgets places in the stream: one that was made anew counts from 1 again.
+func (h *horizon) restart() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.latest, h.candidate = Delivery{}, Delivery{}
+}
+
+func (h *horizon) applied(batch []Delivery) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, d := range batch {
+		if d.Sequence > h.latest.Sequence {
+			h.latest = Delivery{Sequence: d.Sequence, Published: d.Published}
+		}
+	}
+}
+
+func (h *horizon) answer(asked time.Time, info *jetstream.ConsumerInfo) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if info.NumPending == 0 && info.NumAckPending == 0 {
+		h.raise(asked)
+	}
+	if h.candidate.Sequence > 0 && h.candidate.Sequence <= info.AckFloor.Stream {
+		h.raise(h.candidate.Published)
+	}
+	if h.candidate.Sequence <= info.AckFloor.Stream {
+		h.candidate = h.latest
+	}
+}
+
+func (h *horizon) raise(t time.Time) { h.time.Store(max(h.time.Load(), t.Unix())) }

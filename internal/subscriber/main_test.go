@@ -1,0 +1,67 @@
+package subscriber_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/keyring"
+)
+
+func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func openStore(t testing.TB, url string) *subscriber.Store {
+	t.Helper()
+	store, err := subscriber.OpenStore(t.Context(), url, discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return store
+}
+
+func apply(t testing.TB, store *subscriber.Store, batch ...events.Invalidation) []events.Invalidation {
+	t.Helper()
+	fresh, err := store.Apply(t.Context(), batch, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fresh
+}
+
+// all returns every service of the store, by its target.
+func all(t testing.TB, store *subscriber.Store) map[events.Target]subscriber.Service {
+	t.Helper()
+	services := make(map[events.Target]subscriber.Service)
+	for service, err := range store.Keyrings(context.Background()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, twice := services[service.Target]; twice {
+			t.Fatalf("%s comes twice", service.Target)
+		}
+		services[service.Target] = service
+	}
+	return services
+}
+
+func diffKeyrings(want, got keyring.Keyring) string {
+	if want.Head == got.Head && slices.Equal(want.Keys, got.Keys) && slices.Equal(want.Cutoffs, got.Cutoffs) {
+		return "" // cmp takes its time, with the race detector very much of it
+	}
+	return cmp.Diff(want, got, cmp.AllowUnexported(events.PublicKey{}), cmpopts.EquateEmpty())
+}

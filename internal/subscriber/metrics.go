@@ -1,0 +1,57 @@
+package subscriber
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// The values of the label "result".
+const (
+	resultApplied  = "applied"
+	resultRepeated = "repeated" // applied before: a redelivery
+	resultSetAside = "set_aside"
+	resultGarbage  = "garbage"
+)
+
+type metrics struct {
+	durable string
+	events  *prometheus.CounterVec
+	latency prometheus.Histogram
+}
+
+func newMetrics(durable string) *metrics {
+	labels := prometheus.Labels{"durable": durable}
+	m := &metrics{
+		durable: durable,
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "omi_subscriber_events_total", ConstLabels: labels,
+			Help: "Messages of the invalidation stream, by what became of them and, where they were refused, why.",
+		}, []string{"result", "reason"}),
+		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "omi_subscriber_publish_to_applied_seconds", ConstLabels: labels,
+			Help:    "From JetStream storing an event to its effect being committed.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16), // 1 ms to 33 s
+		}),
+	}
+	for _, result := range []string{resultApplied, resultRepeated} {
+		m.events.WithLabelValues(result, "") // from 0 on: a rate needs a start
+	}
+	return m
+}
+
+func (m *metrics) register(r prometheus.Registerer, asOf func() int64) error {
+	if r == nil {
+		return nil
+	}
+	horizon := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "omi_subscriber_as_of_seconds", ConstLabels: prometheus.Labels{"durable": m.durable},
+		Help: "The time up to which the subscriber knows the stream, in seconds since the Unix epoch.",
+	}, func() float64 { return float64(asOf()) })
+	for _, c := range []prometheus.Collector{m.events, m.latency, horizon} {
+		if err := r.Register(c); err != nil {
+			return fmt.Errorf("register a metric: %w", err)
+		}
+	}
+	return nil
+}

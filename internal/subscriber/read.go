@@ -1,0 +1,199 @@
+package subscriber
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"iter"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/keyring"
+)
+
+// Service is what is known of one service.
+type Service struct {
+	Target   events.Target
+	Keyring  keyring.Keyring
+	Sequence int64 // the highest of any event; 0: the registry sends none
+	Gap      bool  // some event below Sequence was not seen, nor filled from the registry's history
+}
+
+// The rows of a service, from three tables in one statement: one snapshot, in the order of the targets, so that
+// a million services stream by without being held together.
+const (
+	keyRows     = `SELECT target, 1 AS kind, position AS a, from_time AS b, end_time AS c, public_key AS d FROM keys`
+	cutoffRows  = `SELECT target, 2, position, cut_time, 0, NULL FROM cutoffs`
+	serviceRows = `SELECT target, 3, head, max_sequence, filled + sequenced, NULL FROM services`
+)
+
+// Keyrings streams all services. It ends after the first error.
+func (s *Store) Keyrings(ctx context.Context) iter.Seq2[Service, error] {
+	return s.services(ctx, keyRows+` UNION ALL `+cutoffRows+` UNION ALL `+serviceRows+` ORDER BY target`)
+}
+
+// KeyringOf returns one service, or false if no event of it was seen.
+func (s *Store) KeyringOf(ctx context.Context, target events.Target) (Service, bool, error) {
+	const only = ` WHERE target = $1`
+	text := keyRows + only + ` UNION ALL ` + cutoffRows + only + ` UNION ALL ` + serviceRows + only
+	for service, err := range s.services(ctx, text, target.String()) {
+		return service, err == nil, err
+	}
+	return Service{}, false, nil
+}
+
+// FindKey returns the service whose key this is or was, or false. Its keyring holds this key alone, with all that
+// ends it, so a service with very many keys answers as quickly as any.
+func (s *Store) FindKey(ctx context.Context, key events.PublicKey) (Service, bool, error) {
+	const owner = ` WHERE target = (SELECT min(target) FROM keys WHERE public_key = $1)`
+	text := keyRows + owner + ` AND public_key = $1 UNION ALL ` + cutoffRows + owner + ` UNION ALL ` + serviceRows + owner
+	for service, err := range s.services(ctx, text, key.Bytes()) {
+		return service, err == nil, err
+	}
+	return Service{}, false, nil
+}
+
+// services puts the rows of a query on keys, cutoffs and services together again.
+func (s *Store) services(ctx context.Context, query string, args ...any) iter.Seq2[Service, error] {
+	return func(yield func(Service, error) bool) {
+		rows, err := s.db.Reader().QueryContext(ctx, query, args...)
+		if err != nil {
+			yield(Service{}, fmt.Errorf("read keyrings: %w", err))
+			return
+		}
+		defer func() { _ = rows.Close() }()
+		var a assembly
+		for rows.Next() {
+			done, err := a.next(rows)
+			if err != nil {
+				yield(Service{}, fmt.Errorf("read keyrings: %w", err))
+				return
+			}
+			if done != nil && !yield(*done, nil) {
+				return
+			}
+		}
+		if err := rows.Err(); err != nil {
+			yield(Service{}, fmt.Errorf("read keyrings: %w", err))
+			return
+		}
+		if a.target != "" {
+			yield(a.service.joined(), nil)
+		}
+	}
+}
+
+// assembly is the service whose rows come by. Only equality of targets counts: how text is sorted is the database's
+// own affair.
+type assembly struct {
+	target  string
+	service Service
+}
+
+// next takes a row, and returns the service before it if the row is another one's.
+func (a *assembly) next(rows *sql.Rows) (*Service, error) {
+	var (
+		target        sql.RawBytes
+		kind, x, y, z int64
+		public        sql.RawBytes
+	)
+	if err := rows.Scan(&target, &kind, &x, &y, &z, &public); err != nil {
+		return nil, err //nolint:wrapcheck // services says what it was doing
+	}
+	var done *Service
+	if string(target) != a.target {
+		if a.target != "" {
+			service := a.service.joined()
+			done = &service
+		}
+		parsed, err := events.ParseTarget(string(target))
+		if err != nil {
+			return nil, fmt.Errorf("target %q: %w", target, err)
+		}
+		*a = assembly{target: string(target), service: Service{Target: parsed}}
+	}
+	return done, a.service.add(kind, x, y, z, public)
+}
+
+func (s *Service) add(kind, x, y, z int64, public []byte) error {
+	switch kind {
+	case 1:
+		key, err := events.PublicKeyFromBytes(public)
+		if err != nil {
+			return fmt.Errorf("a key of %s: %w", s.Target, err)
+		}
+		s.Keyring.Keys = append(s.Keyring.Keys, keyring.Key{PublicKey: key, Position: x, From: y, End: z})
+	case 2:
+		s.Keyring.Cutoffs = append(s.Keyring.Cutoffs, keyring.Cutoff{Order: x, Time: y})
+	default:
+		s.Keyring.Head, s.Sequence, s.Gap = x, y, y > z
+	}
+	return nil
+}
+
+// joined returns the service with its keyring in the order that the package keyring keeps.
+func (s Service) joined() Service {
+	s.Keyring = keyring.Keyring{}.Join(s.Keyring)
+	return s
+}
+
+// HasGap says whether a service has a gap in its history.
+func (s *Store) HasGap(ctx context.Context, target events.Target) (gap bool, err error) {
+	const query = `SELECT count(*) > 0 FROM services WHERE target = $1 AND max_sequence > filled + sequenced`
+	if err := s.db.Reader().QueryRowContext(ctx, query, target.String()).Scan(&gap); err != nil {
+		return false, fmt.Errorf("look for a gap in the history of %s: %w", target, err)
+	}
+	return gap, nil
+}
+
+// Gaps returns up to limit services with a gap in their history, in the database's order, from after on.
+func (s *Store) Gaps(ctx context.Context, after events.Target, limit int) ([]events.Target, error) {
+	const query = `SELECT target FROM services WHERE max_sequence > filled + sequenced AND target > $1 ORDER BY target LIMIT $2`
+	from := ""
+	if after != (events.Target{}) {
+		from = after.String()
+	}
+	rows, err := s.db.Reader().QueryContext(ctx, query, from, int64(limit))
+	if err != nil {
+		return nil, fmt.Errorf("list the services with a gap: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	var gaps []events.Target
+	for rows.Next() {
+		var text string
+		if err := rows.Scan(&text); err != nil {
+			return nil, fmt.Errorf("list the services with a gap: %w", err)
+		}
+		target, err := events.ParseTarget(text)
+		if err != nil {
+			return nil, fmt.Errorf("list the services with a gap: target %q: %w", text, err)
+		}
+		gaps = append(gaps, target)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list the services with a gap: %w", err)
+	}
+	return gaps, nil
+}
+
+// ListSetAside returns up to limit messages that were set aside, the newest first.
+func (s *Store) ListSetAside(ctx context.Context, limit int) ([]SetAside, error) {
+	const query = `SELECT stream_sequence, subject, reason, detail, payload, set_aside_at FROM set_aside
+		ORDER BY set_aside_at DESC, stream_sequence DESC LIMIT $1`
+	rows, err := s.db.Reader().QueryContext(ctx, query, int64(limit))
+	if err != nil {
+		return nil, fmt.Errorf("list the messages set aside: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	var list []SetAside
+	for rows.Next() {
+		var a SetAside
+		if err := rows.Scan(&a.StreamSequence, &a.Subject, &a.Reason, &a.Detail, &a.Payload, &a.At); err != nil {
+			return nil, fmt.Errorf("list the messages set aside: %w", err)
+		}
+		list = append(list, a)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list the messages set aside: %w", err)
+	}
+	return list, nil
+}

@@ -1,0 +1,145 @@
+package subscriber
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// reasonPanic is the reason of a message that no reason of the contract explains: it makes this program panic.
+const reasonPanic = "panic"
+
+// sorted is a batch, told apart into what is to be applied and what is not.
+type sorted struct {
+	events    []events.Invalidation
+	published []time.Time // of each of events
+	aside     []SetAside
+	refusals  []refusals // by reason
+}
+
+// refusals are the messages of a batch that share a reason, for one line in the log: a flood of garbage must not
+// become a flood of lines.
+type refusals struct {
+	reason events.Reason
+	count  int
+	first  Delivery
+	detail string
+}
+
+// verdict is what became of one message: an event, or a refusal.
+type verdict struct {
+	event events.Invalidation
+	err   error
+}
+
+func (s *Subscriber) sort(batch []Delivery) sorted {
+	var out sorted
+	for i, v := range s.verify(batch) {
+		if v.err == nil {
+			out.events = append(out.events, v.event)
+			out.published = append(out.published, batch[i].Published)
+			continue
+		}
+		refusal := refusalOf(v.err)
+		out.count(batch[i], refusal)
+		if !garbage(refusal.Reason) {
+			out.aside = append(out.aside, s.aside(batch[i], string(refusal.Reason), refusal.Detail))
+		}
+	}
+	return out
+}
+
+// refusalOf returns why a message must not be applied. [events.Trust.Invalidation] has no other errors.
+func refusalOf(err error) *events.Refusal {
+	if refusal := (*events.Refusal)(nil); errors.As(err, &refusal) {
+		return refusal
+	}
+	return &events.Refusal{Reason: events.MalformedMessage, Detail: err.Error()}
+}
+
+// garbage says whether a message is not even an envelope. Anyone who may publish can make any amount of it, and it
+// tells an operator nothing, so it never reaches the database.
+func garbage(reason events.Reason) bool {
+	return reason == events.MalformedMessage || reason == events.UnsupportedVersion
+}
+
+func (s *sorted) count(d Delivery, refusal *events.Refusal) {
+	i := slices.IndexFunc(s.refusals, func(r refusals) bool { return r.reason == refusal.Reason })
+	if i < 0 {
+		i = len(s.refusals)
+		s.refusals = append(s.refusals, refusals{reason: refusal.Reason, first: d, detail: refusal.Detail})
+	}
+	s.refusals[i].count++
+}
+
+func (s *Subscriber) aside(d Delivery, reason, detail string) SetAside {
+	return SetAside{d.Sequence, d.Subject, reason, detail, d.Payload, s.cfg.Now().Unix()}
+}
+
+// checksEach is how many signatures are worth a goroutine: starting one costs about a hundredth of that.
+const checksEach = 8
+
+// verify checks a batch on as many cores as it is worth, a small one on this goroutine.
+func (s *Subscriber) verify(batch []Delivery) []verdict {
+	verdicts := make([]verdict, len(batch))
+	share := max(checksEach, (len(batch)+runtime.GOMAXPROCS(0)-1)/runtime.GOMAXPROCS(0))
+	if len(batch) <= share {
+		s.verifyInto(verdicts, batch)
+		return verdicts
+	}
+	var running sync.WaitGroup
+	var failed sync.Once
+	var panicked any
+	for start := 0; start < len(batch); start += share {
+		end := min(start+share, len(batch))
+		running.Go(func() {
+			// On a goroutine of its own, a panic would end the process; whoever called us can look for its cause.
+			defer func() {
+				if v := recover(); v != nil {
+					failed.Do(func() { panicked = v })
+				}
+			}()
+			s.verifyInto(verdicts[start:end], batch[start:end])
+		})
+	}
+	running.Wait()
+	if panicked != nil {
+		panic(fmt.Sprintf("verify a batch: %v", panicked))
+	}
+	return verdicts
+}
+
+func (s *Subscriber) verifyInto(verdicts []verdict, batch []Delivery) {
+	for i, d := range batch {
+		verdicts[i].event, verdicts[i].err = s.cfg.Trust.Invalidation(d.Subject, d.Payload)
+	}
+}
+
+// report counts and logs a batch, once it is committed: a batch that is tried again counts once.
+func (s *Subscriber) report(ctx context.Context, batch *sorted, fresh []events.Invalidation) {
+	now := s.cfg.Now()
+	// fresh is a subsequence of the batch's events.
+	for i, next := 0, 0; i < len(batch.events) && next < len(fresh); i++ {
+		if batch.events[i].Nonce == fresh[next].Nonce {
+			s.metrics.latency.Observe(now.Sub(batch.published[i]).Seconds())
+			next++
+		}
+	}
+	s.metrics.events.WithLabelValues(resultApplied, "").Add(float64(len(fresh)))
+	s.metrics.events.WithLabelValues(resultRepeated, "").Add(float64(len(batch.events) - len(fresh)))
+	for _, r := range batch.refusals {
+		result, message := resultSetAside, "messages set aside: they are not to be applied"
+		if garbage(r.reason) {
+			result, message = resultGarbage, "messages dropped: they are not messages of the protocol"
+		}
+		s.metrics.events.WithLabelValues(result, string(r.reason)).Add(float64(r.count))
+		s.cfg.Log.WarnContext(ctx, message, "durable", s.cfg.Durable, "reason", string(r.reason), "detail", r.detail,
+			"count", r.count, "first_subject", printable(r.first.Subject), "first_stream_sequence", r.first.Sequence)
+	}
+}

@@ -1,0 +1,163 @@
+// Package subscriber is what all core services share: a durable consumer on the stream of invalidations, and a
+// database that holds what the events said (docs/protocol.md §7.2).
+//
+//	OMI_INVALIDATIONS ──▶ batch ──▶ verify ──▶ one transaction: nonces and effects ──▶ memory ──▶ acknowledge
+//	                                  │                     ▲
+//	                                  └── not to be applied ┘ set aside, for an operator to look at
+//
+// Each step may be repeated, and a crash between any two of them does no harm: until the acknowledgement the batch
+// comes again, its nonces say which events have taken effect, and a keyring that is joined twice is the same.
+package subscriber
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
+)
+
+// Config says what a subscriber listens to and what it does with it. JetStream, Durable, Trust, Store and Log are
+// required.
+type Config struct {
+	JetStream jetstream.JetStream
+	// Durable names the consumer on the stream. Each state has one of its own: two processes with the same name
+	// share the events between them, so they must share the database too.
+	Durable string
+	Trust   events.Trust
+	Store   *Store
+	// Applied is told of each batch once its effects are committed, and before it is acknowledged: of all its events,
+	// those too that were applied before, since this process may not have known. It is never called concurrently.
+	Applied func(batch []events.Invalidation)
+	Log     *slog.Logger
+	// Metrics is where the subscriber's metrics are registered. Nil: nowhere.
+	Metrics prometheus.Registerer
+	// Now is the clock. Default time.Now.
+	Now func() time.Time
+}
+
+// ErrNotReady means that the stream has not been read yet up to the time at which this process started.
+var ErrNotReady = errors.New("the invalidations are not yet read up to the start of this process")
+
+// Subscriber applies events to its store until it is stopped.
+type Subscriber struct {
+	cfg      Config
+	started  int64 // seconds since the Unix epoch
+	metrics  *metrics
+	horizon  horizon
+	consumer atomic.Pointer[jetstream.Consumer] // nil until the stream is there
+	opened   chan struct{}                      // tells watch of a new consumer
+}
+
+// New returns a subscriber that does nothing yet.
+func New(cfg Config) (*Subscriber, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Applied == nil {
+		cfg.Applied = func([]events.Invalidation) {}
+	}
+	s := &Subscriber{cfg: cfg, started: cfg.Now().Unix(), metrics: newMetrics(cfg.Durable), opened: make(chan struct{}, 1)}
+	if err := s.metrics.register(cfg.Metrics, s.AsOf); err != nil {
+		return nil, fmt.Errorf("set up the subscriber %s: %w", cfg.Durable, err)
+	}
+	return s, nil
+}
+
+// Run applies events until ctx ends, and then returns nil. A stream that isn't there yet, a broker or a database that
+// is away are waited for; [ErrDurable] ends it.
+func (s *Subscriber) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.watch(ctx)
+	}()
+	err := consume.Run(ctx, consume.Config{
+		Open: func(ctx context.Context) (jetstream.Consumer, error) {
+			consumer, err := s.open(ctx)
+			if errors.Is(err, ErrDurable) {
+				stop(err) // trying again can't mend it
+			}
+			return consumer, err
+		},
+		Handle:   s.handle,
+		SetAside: s.setPoisonAside,
+		Log:      s.cfg.Log,
+	})
+	if cause := context.Cause(ctx); errors.Is(cause, ErrDurable) {
+		err = cause
+	}
+	stop(nil)
+	<-done
+	return err
+}
+
+// Ready returns nil once the stream has been read up to the time at which this process started, else [ErrNotReady].
+// It stays nil while the broker is away: what is known then grows older, as [Subscriber.AsOf] says.
+func (s *Subscriber) Ready() error {
+	if s.AsOf() < s.started {
+		return ErrNotReady
+	}
+	return nil
+}
+
+// Delivery is one message of the stream.
+type Delivery struct {
+	Subject   string
+	Payload   []byte
+	Sequence  uint64    // in the stream
+	Published time.Time // when JetStream stored it
+}
+
+func (s *Subscriber) handle(ctx context.Context, batch []*consume.Message) error {
+	deliveries := make([]Delivery, len(batch))
+	for i, m := range batch {
+		d, err := deliveryOf(m)
+		if err != nil {
+			return err
+		}
+		deliveries[i] = d
+	}
+	return s.Receive(ctx, deliveries)
+}
+
+func deliveryOf(m *consume.Message) (Delivery, error) {
+	meta, err := m.Metadata()
+	if err != nil {
+		return Delivery{}, fmt.Errorf("read a message's place in the stream: %w", err)
+	}
+	return Delivery{m.Subject(), m.Data(), meta.Sequence.Stream, meta.Timestamp}, nil
+}
+
+// Receive applies a batch: when it returns nil, each message has had its effect or was set aside, for good.
+func (s *Subscriber) Receive(ctx context.Context, batch []Delivery) error {
+	sorted := s.sort(batch)
+	fresh, err := s.cfg.Store.Apply(ctx, sorted.events, sorted.aside)
+	if err != nil {
+		return err
+	}
+	s.cfg.Applied(sorted.events)
+	s.horizon.applied(batch)
+	s.report(ctx, &sorted, fresh)
+	return nil
+}
+
+// setPoisonAside keeps a message that makes the code above panic.
+func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Message, detail string) error {
+	d, err := deliveryOf(m)
+	if err != nil {
+		return err
+	}
+	s.metrics.events.WithLabelValues(resultSetAside, reasonPanic).Inc()
+	_, err = s.cfg.Store.Apply(ctx, nil, []SetAside{s.aside(d, reasonPanic, detail)})
+	return err
+}

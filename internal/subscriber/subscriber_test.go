@@ -1,0 +1,374 @@
+package subscriber_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+const within = 20 * time.Second
+
+// world is a broker, a registry and a subscriber with an empty database, not running yet.
+type world struct {
+	broker   *testenv.Broker
+	js       jetstream.JetStream
+	registry *subtest.Registry
+	store    *subscriber.Store
+	metrics  *prometheus.Registry
+	log      *lockedBuffer
+	sub      *subscriber.Subscriber
+
+	mu   sync.Mutex
+	told []events.Invalidation // by Config.Applied
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{
+		broker: testenv.NewBroker(t), registry: subtest.NewRegistry(t, events.GenerateSigningKey()),
+		store: openStore(t, testenv.Database(t, testenv.SQLite)), metrics: prometheus.NewRegistry(), log: &lockedBuffer{},
+	}
+	var err error
+	if w.js, err = jetstream.New(testenv.Connect(t, w.broker.URL())); err != nil {
+		t.Fatal(err)
+	}
+	w.sub, err = subscriber.New(subscriber.Config{
+		JetStream: w.js, Durable: "sub", Trust: w.registry.Trust, Store: w.store, Metrics: w.metrics,
+		Log: slog.New(slog.NewTextHandler(w.log, nil)),
+		Applied: func(batch []events.Invalidation) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.told = append(w.told, batch...)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// applied waits until the subscriber has told of n events.
+func (w *world) applied(t *testing.T, n int) {
+	t.Helper()
+	testenv.Eventually(t, within, fmt.Sprint(n, " events applied"), func() error {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if len(w.told) != n {
+			return fmt.Errorf("%d", len(w.told))
+		}
+		return nil
+	})
+}
+
+func (w *world) consumer(t *testing.T) *jetstream.ConsumerInfo {
+	t.Helper()
+	consumer, err := w.js.Consumer(t.Context(), events.InvalidationStream, "sub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := consumer.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) count(s string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Count(b.b.String(), s)
+}
+
+// TestLife: the subscriber waits for the stream, applies what comes, says up to when it knows, and a durable that was
+// deleted makes it read all again, to no effect.
+func TestLife(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	subtest.Running(t, w.sub.Run)
+	testenv.Eventually(t, within, "a word about the stream", func() error {
+		if w.log.count("waiting for the stream OMI_INVALIDATIONS; the registry makes it") != 1 {
+			return errors.New("not said once")
+		}
+		return nil
+	})
+	if err := w.sub.Ready(); !errors.Is(err, subscriber.ErrNotReady) || w.sub.AsOf() != 0 {
+		t.Errorf("without a stream: ready: %v, as of %d", err, w.sub.AsOf())
+	}
+	subtest.Stream(t, w.js)
+	s := subtest.NewService(t, "life")
+	s.Bind(start)
+	s.Rotate(start+10, 300)
+	w.registry.Publish(t, w.js, s.Events...)
+	w.applied(t, 2)
+	testenv.Eventually(t, within, "ready", w.sub.Ready)
+
+	if err := w.js.DeleteConsumer(t.Context(), events.InvalidationStream, "sub"); err != nil {
+		t.Fatal(err)
+	}
+	w.applied(t, 4) // told again, since a memory could have missed them
+	if diff := diffKeyrings(s.Keyring(), all(t, w.store)[s.Target].Keyring); diff != "" {
+		t.Error(diff)
+	}
+	testenv.Eventually(t, within, "all acknowledged", func() error {
+		if info := w.consumer(t); info.NumPending != 0 || info.NumAckPending != 0 || info.AckFloor.Stream != 2 {
+			return fmt.Errorf("%d pending, %d not acknowledged", info.NumPending, info.NumAckPending)
+		}
+		return nil
+	})
+	w.checkCounts(t, map[string]float64{"applied": 2, "repeated": 2})
+	latency := w.metric(t, "omi_subscriber_publish_to_applied_seconds")
+	if len(latency) != 1 || latency[0].GetHistogram().GetSampleCount() != 2 {
+		t.Errorf("latencies: %v, want two", latency)
+	}
+}
+
+// checkCounts compares omi_subscriber_events_total by result and reason, when the subscriber has come to count.
+func (w *world) checkCounts(t *testing.T, want map[string]float64) {
+	t.Helper()
+	testenv.Eventually(t, within, "the right counts", func() error {
+		got := make(map[string]float64)
+		for _, m := range w.metric(t, "omi_subscriber_events_total") {
+			labels := make(map[string]string)
+			for _, label := range m.GetLabel() {
+				labels[label.GetName()] = label.GetValue()
+			}
+			if labels["durable"] != "sub" {
+				t.Errorf("the durable is %q", labels["durable"])
+			}
+			got[strings.TrimSpace(labels["result"]+" "+labels["reason"])] = m.GetCounter().GetValue()
+		}
+		if !maps.Equal(want, got) {
+			return fmt.Errorf("%v", got)
+		}
+		return nil
+	})
+}
+
+func (w *world) metric(t *testing.T, name string) []*dto.Metric {
+	t.Helper()
+	families, err := w.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, family := range families {
+		if family.GetName() == name {
+			return family.GetMetric()
+		}
+	}
+	return nil
+}
+
+// TestOutage: while the broker is away as_of stays, and afterwards it goes on.
+func TestOutage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	subtest.Stream(t, w.js)
+	subtest.Running(t, w.sub.Run)
+	testenv.Eventually(t, within, "ready", w.sub.Ready)
+	w.broker.Stop()
+	before := w.sub.AsOf()
+	tick := time.NewTimer(2500 * time.Millisecond) // longer than it asks the broker again
+	<-tick.C
+	if after := w.sub.AsOf(); after != before {
+		t.Errorf("as_of went from %d to %d without a broker", before, after)
+	}
+	if err := w.sub.Ready(); err != nil {
+		t.Error(err)
+	}
+	w.broker.Start()
+	s := subtest.NewService(t, "outage")
+	s.Bind(start)
+	testenv.Eventually(t, within, "publish again", func() error {
+		_, err := w.js.Publish(t.Context(), s.Events[0].Subject(), s.Events[0].Sign(w.registry.Key))
+		return err
+	})
+	testenv.Eventually(t, within, "the event applied and as_of later", func() error {
+		if len(all(t, w.store)) != 1 || w.sub.AsOf() <= before {
+			return fmt.Errorf("%d services, as of %d", len(all(t, w.store)), w.sub.AsOf())
+		}
+		return nil
+	})
+}
+
+// TestRefusals: what is not to be applied is set aside, what is not even a message is dropped, each with one line in
+// the log, and the good ones among them are applied.
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := subtest.NewService(t, "good")
+	other := subtest.NewRegistry(t, events.GenerateSigningKey())
+	var batch []subscriber.Delivery
+	for i := range 60 { // enough for several goroutines
+		e := nth(s, i)
+		d := w.registry.Delivery(&e)
+		switch i % 4 {
+		case 1:
+			d = other.Delivery(&e)
+		case 2:
+			d.Payload = []byte("{")
+		case 3:
+			d.Subject = events.InvalidationSubject + "org.omiappreg.alice.x"
+		}
+		d.Sequence = uint64(i + 1)
+		batch = append(batch, d)
+	}
+	if err := w.sub.Receive(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	w.applied(t, 15)
+	list, err := w.store.ListSetAside(t.Context(), 100)
+	if err != nil || len(list) != 30 {
+		t.Errorf("%d messages set aside, %v; want 30", len(list), err)
+	}
+	w.checkCounts(t, map[string]float64{
+		"applied": 15, "repeated": 0, "garbage malformed_message": 15,
+		"set_aside target_mismatch": 15, "set_aside untrusted_signature": 15,
+	})
+	if n := w.log.count("level=WARN"); n != 3 || w.log.count("count=15") != 3 || w.log.count("first_stream_sequence=2\n") != 1 {
+		t.Errorf("%d lines in the log, want one for each reason:\n%s", n, w.log.b.String())
+	}
+}
+
+func TestDurableOfAnotherMeaning(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	subtest.Stream(t, w.js)
+	for name, change := range map[string]func(*jetstream.ConsumerConfig){
+		"new":    func(c *jetstream.ConsumerConfig) { c.DeliverPolicy = jetstream.DeliverNewPolicy },
+		"none":   func(c *jetstream.ConsumerConfig) { c.AckPolicy, c.MaxAckPending = jetstream.AckNonePolicy, 0 },
+		"filter": func(c *jetstream.ConsumerConfig) { c.FilterSubject = events.InvalidationSubject + "a.>" },
+		"filters": func(c *jetstream.ConsumerConfig) {
+			c.FilterSubjects = []string{events.InvalidationSubject + "a.>", events.InvalidationSubject + "b.>"}
+		},
+		"headers": func(c *jetstream.ConsumerConfig) { c.HeadersOnly = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := events.SubscriberConsumerConfig("sub")
+			change(&cfg)
+			if _, err := w.js.CreateConsumer(t.Context(), events.InvalidationStream, cfg); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), within)
+			defer cancel()
+			if err := w.sub.Run(ctx); !errors.Is(err, subscriber.ErrDurable) {
+				t.Errorf("got %v, want ErrDurable", err)
+			}
+			if err := w.js.DeleteConsumer(t.Context(), events.InvalidationStream, "sub"); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	t.Run("push", func(t *testing.T) {
+		cfg := events.SubscriberConsumerConfig("sub")
+		cfg.DeliverSubject = "elsewhere"
+		if _, err := w.js.CreatePushConsumer(t.Context(), events.InvalidationStream, cfg); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		defer cancel()
+		if err := w.sub.Run(ctx); !errors.Is(err, subscriber.ErrDurable) {
+			t.Errorf("got %v, want ErrDurable", err)
+		}
+	})
+}
+
+// TestDurableLimits: limits are set to ours, what an operator added stays.
+func TestDurableLimits(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	subtest.Stream(t, w.js)
+	cfg := events.SubscriberConsumerConfig("sub")
+	cfg.AckWait, cfg.MaxAckPending, cfg.MaxDeliver = time.Hour, 1, 3
+	cfg.Metadata = map[string]string{"owner": "ops"}
+	if _, err := w.js.CreateConsumer(t.Context(), events.InvalidationStream, cfg); err != nil {
+		t.Fatal(err)
+	}
+	subtest.Running(t, w.sub.Run)
+	want := events.SubscriberConsumerConfig("sub")
+	testenv.Eventually(t, within, "the right limits", func() error {
+		have := w.consumer(t).Config
+		if have.AckWait != want.AckWait || have.MaxAckPending != want.MaxAckPending || have.MaxDeliver != want.MaxDeliver ||
+			have.Metadata["owner"] != "ops" {
+			return fmt.Errorf("%+v", have)
+		}
+		return nil
+	})
+}
+
+// TestHeldBack: as_of does not pass a message that is not acknowledged, though later ones are.
+func TestHeldBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	subtest.Stream(t, w.js)
+	stop := subtest.Running(t, w.sub.Run)
+	testenv.Eventually(t, within, "ready", w.sub.Ready)
+	stop()
+
+	// Somebody else holds the first message back, for good.
+	s := subtest.NewService(t, "busy")
+	s.Bind(start)
+	w.registry.Publish(t, w.js, s.Events[0])
+	consumer, err := w.js.Consumer(t.Context(), events.InvalidationStream, "sub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	held, err := consumer.Next()
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := w.sub.AsOf()
+	subtest.Running(t, w.sub.Run)
+	second := s.Rotate(start+10, 300)
+	w.registry.Publish(t, w.js, second)
+	w.applied(t, 1)
+	tick := time.NewTimer(2500 * time.Millisecond)
+	<-tick.C
+	if after := w.sub.AsOf(); after != before {
+		t.Errorf("as_of went from %d to %d, and an event is missing", before, after)
+	}
+	if err := held.Nak(); err != nil {
+		t.Fatal(err)
+	}
+	w.applied(t, 2)
+	testenv.Eventually(t, within, "a later as_of", func() error {
+		if w.sub.AsOf() <= before {
+			return fmt.Errorf("%d", w.sub.AsOf())
+		}
+		return nil
+	})
+}
+
+// nth returns the i-th event of a service that is bound and then rotates.
+func nth(s *subtest.Service, i int) events.Invalidation {
+	if i == 0 {
+		return s.Bind(start)
+	}
+	return s.Rotate(start+int64(i), 300)
+}
