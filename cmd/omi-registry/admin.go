@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/registry"
+)
+
+type migrateCmd struct {
+	Database database `embed:""`
+}
+
+// Run migrates: opening the store does.
+func (c *migrateCmd) Run() error {
+	return withStore(c.Database, func(context.Context, *registry.Store) error {
+		fmt.Println("The schema is up to date.")
+		return nil
+	})
+}
+
+type keygenCmd struct {
+	Out  string `required:"" placeholder:"FILE" help:"The new key's file; it must not exist yet. It gets mode 0600."`
+	JSON bool   `help:"Print one JSON object."`
+}
+
+// Run makes a key.
+func (c *keygenCmd) Run() error {
+	key := events.GenerateSigningKey()
+	if err := keyfile.Create(c.Out, key); err != nil {
+		return process.Usage(err)
+	}
+	if c.JSON {
+		return printJSON(map[string]string{"file": c.Out, "public_key": key.Public().String()})
+	}
+	fmt.Printf("Wrote the registry's private key to %s (mode 0600).\nIts public key, which subscribers --trust:\n%s\n", c.Out, key.Public())
+	return nil
+}
+
+type appCmd struct {
+	Add  appAddCmd  `cmd:"" help:"Make a developer's app known."`
+	List appListCmd `cmd:"" help:"List the known apps."`
+}
+
+type appAddCmd struct {
+	Database  database `embed:""`
+	AppID     string   `name:"app-id" required:"" placeholder:"ID" help:"The app, for example org.omiappreg.alice.shop.7f8a9d."`
+	MasterKey string   `name:"master-key" required:"" placeholder:"ed25519:…" help:"The public half of the developer's Master Key."`
+	JSON      bool     `help:"Print one JSON object."`
+}
+
+// Run adds an app.
+func (c *appAddCmd) Run() error {
+	id, err := events.ParseAppID(c.AppID)
+	if err != nil {
+		return process.Usagef("--app-id: %w", err)
+	}
+	key, err := events.ParsePublicKey(c.MasterKey)
+	if err != nil {
+		return process.Usagef("--master-key: %w", err)
+	}
+	app := registry.App{AppID: id, MasterPublicKey: key}
+	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
+		if err := store.AddApp(ctx, app, time.Now().Unix()); err != nil {
+			return process.Usage(err)
+		}
+		if c.JSON {
+			return printJSON(app)
+		}
+		fmt.Printf("The registry knows %s; its developer can bind services now.\n", id)
+		return nil
+	})
+}
+
+type appListCmd struct {
+	Database database `embed:""`
+	JSON     bool     `help:"Print a JSON array."`
+}
+
+// Run lists the apps.
+func (c *appListCmd) Run() error {
+	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
+		apps, err := store.Apps(ctx)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return printJSON(apps)
+		}
+		for _, app := range apps {
+			fmt.Printf("%s\t%s\n", app.AppID, app.MasterPublicKey)
+		}
+		return nil
+	})
+}
+
+type checkCmd struct {
+	Database  database `embed:""`
+	Origin    string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
+	Trust     []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"The registry's public keys, to verify the stored receipts' signatures too."`
+	TrustFile string   `env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with those keys, one a line."`
+	JSON      bool     `help:"Print one JSON object."`
+}
+
+// Run verifies the stored invariants.
+func (c *checkCmd) Run() error {
+	var trust *events.Trust
+	if len(c.Trust) > 0 || c.TrustFile != "" {
+		t, err := process.Trust{Origin: c.Origin, Keys: c.Trust, File: c.TrustFile}.Load()
+		if err != nil {
+			return err
+		}
+		trust = &t
+	}
+	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
+		report, err := store.Check(ctx, trust, time.Now())
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			err = printJSON(report)
+		} else {
+			printReport(report)
+		}
+		if err == nil && len(report.Violations) > 0 {
+			err = process.Refused(fmt.Errorf("%d violations", len(report.Violations)))
+		}
+		return err
+	})
+}
+
+func printReport(r registry.Report) {
+	for _, v := range r.Violations {
+		if v.Target != "" {
+			fmt.Printf("%s: ", v.Target)
+		}
+		fmt.Println(v.What)
+	}
+	fmt.Printf("Checked %d services with %d changes; %d messages wait in the outbox; %d violations.\n",
+		r.Services, r.Changes, r.Outbox, len(r.Violations))
+}
+
+// withStore opens the database for one command. A signal ends it.
+func withStore(d database, do func(context.Context, *registry.Store) error) error {
+	log := process.NewLog(os.Stderr, slog.LevelWarn)
+	return process.Run(log, func(ctx context.Context) error {
+		store, err := d.open(ctx, log)
+		if err != nil {
+			return err
+		}
+		defer closeStore(store, log)
+		return do(ctx, store)
+	})
+}
+
+func printJSON(v any) error {
+	if err := json.MarshalWrite(os.Stdout, v, jsontext.SpaceAfterColon(true), jsontext.SpaceAfterComma(true)); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	fmt.Println()
+	return nil
+}

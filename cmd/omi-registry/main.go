@@ -1,0 +1,30 @@
+// Omi-registry is the App Registry's process: it serves rotation, binding and revocation requests, and keeps the
+// registry's database.
+package main
+
+import (
+	"os"
+
+	"github.com/alecthomas/kong"
+
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+type cli struct {
+	Serve   serveCmd   `cmd:"" default:"withargs" help:"Serve requests and lookups (the default)."`
+	Migrate migrateCmd `cmd:"" help:"Bring the database's schema up to date, and end. Serve does so too."`
+	Keygen  keygenCmd  `cmd:"" help:"Make the registry's signing key."`
+	App     appCmd     `cmd:"" help:"The developers' apps: who may bind services."`
+	Check   checkCmd   `cmd:"" help:"Verify what must always hold in the database. Exit code 1: something is wrong."`
+}
+
+const description = `The App Registry of OMI key rotation.
+
+A first start:
+  omi-registry keygen --out registry.pem
+  omi-registry app add --app-id org.example.shop --master-key ed25519:...
+  omi-registry --signing-key registry.pem`
+
+func main() {
+	os.Exit(process.Main(&cli{}, os.Args[1:], os.Stderr, kong.Name("omi-registry"), kong.Description(description)))
+}

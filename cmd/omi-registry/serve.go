@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/registry"
+)
+
+// database is the flag of every command that opens it.
+type database struct {
+	URL string `name:"database-url" env:"OMI_DATABASE_URL" default:"sqlite:omi-registry.db" placeholder:"URL" help:"sqlite:PATH, or postgres://… for PostgreSQL and CockroachDB (${default})."`
+}
+
+func (d database) open(ctx context.Context, log *slog.Logger) (*registry.Store, error) {
+	return process.OpenDatabase(func() (*registry.Store, error) { return registry.OpenStore(ctx, d.URL, log) })
+}
+
+type serveCmd struct {
+	process.NATS `embed:""`
+	Database     database `embed:""`
+
+	SigningKey string `name:"signing-key" env:"OMI_SIGNING_KEY" required:"" placeholder:"FILE" help:"The registry's private key, PKCS #8 PEM of mode 0600 (omi-registry keygen makes one)."`
+	Origin     string `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name, which its messages carry (${default})."`
+	HTTPAddr   string `name:"http-addr" env:"OMI_HTTP_ADDR" default:"127.0.0.1:8081" placeholder:"HOST:PORT" help:"Where to serve lookups, /metrics and /healthz (${default})."`
+	Apps       string `env:"OMI_APPS" placeholder:"FILE" help:"Apps to make known: a JSON array of {\"app_id\": …, \"master_public_key\": …}."`
+
+	GracePeriod    time.Duration `env:"OMI_GRACE_PERIOD" default:"300s" help:"How long an old key stays valid (${default})."`
+	MaxClockSkew   time.Duration `env:"OMI_MAX_CLOCK_SKEW" default:"300s" help:"How far a request's timestamp may be off (${default})."`
+	RequireProof   bool          `env:"OMI_REQUIRE_PROOF" help:"Refuse a new key without its proof of possession."`
+	RateLimit      int           `env:"OMI_RATE_LIMIT" default:"10" help:"Rotations of one service a minute (${default}); -1: no limit."`
+	Batch          int           `env:"OMI_BATCH" default:"256" help:"The most requests decided together (${default}, at most 2048)."`
+	StreamReplicas int           `env:"OMI_STREAM_REPLICAS" default:"1" help:"Replicas of the streams that this start creates (${default}; 3 on a cluster)."`
+	LogLevel       slog.Level    `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
+}
+
+// Run serves until a signal comes.
+func (c *serveCmd) Run() error {
+	log := process.NewLog(os.Stderr, c.LogLevel)
+	key, err := signingKey(c.SigningKey)
+	if err != nil {
+		return err
+	}
+	if c.GracePeriod <= 0 || c.MaxClockSkew <= 0 {
+		return process.Usagef("--grace-period and --max-clock-skew are 1s or more; a request asks for less grace with its own grace_period")
+	}
+	policy := registry.Policy{
+		Origin: c.Origin, GracePeriod: c.GracePeriod, MaxClockSkew: c.MaxClockSkew,
+		RequireProof: c.RequireProof, RotationsPerMinute: c.RateLimit,
+	}
+	if policy, err = policy.WithDefaults(); err != nil {
+		return process.Usage(err)
+	}
+	apps, err := registry.ReadApps(c.Apps)
+	if err != nil {
+		return process.Usage(err)
+	}
+	web, err := process.Listen(c.HTTPAddr, log)
+	if err != nil {
+		return err
+	}
+	return process.Run(log, web.Run, func(ctx context.Context) error { return c.serve(ctx, log, key, policy, apps, web) })
+}
+
+func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.SigningKey, policy registry.Policy, apps []registry.App, web *process.HTTP) error {
+	nc, err := c.Connect("omi-registry", log)
+	if err != nil {
+		return err
+	}
+	defer process.Close(nc, log)
+	store, err := c.Database.open(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer closeStore(store, log)
+	for _, app := range apps {
+		if err := store.AddApp(ctx, app, time.Now().Unix()); err != nil {
+			return process.Usage(err)
+		}
+	}
+	r, err := registry.New(registry.Config{
+		Policy: policy, Key: key, Store: store, Conn: nc, Batch: c.Batch, Replicas: c.StreamReplicas, Metrics: web.Metrics, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	web.Ready(process.Healthy(nc, store), r.Lookup.Endpoints()...)
+	log.Info("serving HTTP", "addr", web.Addr())
+	return r.Run(ctx)
+}
+
+// signingKey reads the registry's key, and says how to make one.
+func signingKey(path string) (events.SigningKey, error) {
+	key, err := keyfile.Read(path)
+	if errors.Is(err, keyfile.ErrMissing) {
+		err = fmt.Errorf("%w: make it with `omi-registry keygen --out %s`", err, path)
+	}
+	if err != nil {
+		return key, process.Usage(fmt.Errorf("--signing-key: %w", err))
+	}
+	return key, nil
+}
+
+func closeStore(store *registry.Store, log *slog.Logger) {
+	if err := store.Close(); err != nil {
+		log.Warn("close the database", "error", err)
+	}
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/registry"
+)
+
+// devApp is the app that `omi dev` makes known with a Master Key of its own, so that there is something to bind.
+const devApp = "org.example.dev"
+
+type devCmd struct {
+	Data        string        `env:"OMI_DATA" default:"./omi-data" placeholder:"DIR" help:"Where keys, databases and streams are kept (${default})."`
+	NATSAddr    string        `name:"nats-addr" env:"OMI_NATS_ADDR" default:"127.0.0.1:4222" placeholder:"HOST:PORT" help:"Where the broker listens (${default})."`
+	HTTPAddr    string        `name:"http-addr" env:"OMI_HTTP_ADDR" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where lookups, verify, attribute, /metrics and /healthz are served (${default})."`
+	GracePeriod time.Duration `env:"OMI_GRACE_PERIOD" default:"300s" help:"How long an old key stays valid (${default})."`
+	Origin      string        `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
+	Apps        string        `env:"OMI_APPS" placeholder:"FILE" help:"More apps to make known: a JSON array of {\"app_id\": …, \"master_public_key\": …}."`
+	LogLevel    slog.Level    `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
+}
+
+// Run runs the stack until a signal comes.
+func (c *devCmd) Run() error {
+	log := process.NewLog(os.Stderr, c.LogLevel)
+	if c.GracePeriod <= 0 {
+		return process.Usagef("--grace-period is 1s or more; a request asks for less with its own grace_period")
+	}
+	policy, err := registry.Policy{Origin: c.Origin, GracePeriod: c.GracePeriod}.WithDefaults()
+	if err != nil {
+		return process.Usage(err)
+	}
+	apps, err := registry.ReadApps(c.Apps)
+	if err != nil {
+		return process.Usage(err)
+	}
+	if err := os.MkdirAll(c.Data, 0o700); err != nil {
+		return process.Usagef("--data: %w", err)
+	}
+	app, err := c.ownApp()
+	if err != nil {
+		return err
+	}
+	web, err := process.Listen(c.HTTPAddr, log)
+	if err != nil {
+		return err
+	}
+	s, err := newStack(context.Background(), stackConfig{
+		Folder: c.Data, NATSAddr: c.NATSAddr, Policy: policy, Apps: append(apps, app), Metrics: web.Metrics, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	web.Ready(s.healthy, s.endpoints()...)
+	c.greet(s, web)
+	return process.Run(log, append(s.actors(), web.Run)...)
+}
+
+func (c *devCmd) ownApp() (registry.App, error) {
+	master, err := readOrCreate(c.masterFile())
+	if err != nil {
+		return registry.App{}, err
+	}
+	id, err := events.ParseAppID(devApp)
+	return registry.App{AppID: id, MasterPublicKey: master.Public()}, err
+}
+
+func (c *devCmd) masterFile() string { return filepath.Join(c.Data, "master.pem") }
+
+// greet says where everything is, and what to try.
+func (c *devCmd) greet(s *stack, web *process.HTTP) {
+	omi, where := invocation(), ""
+	if url := s.broker.URL(); url != "nats://127.0.0.1:4222" {
+		where = " --nats-url " + url
+	}
+	service := fmt.Sprintf("--app-id %s --service-id cms%s", devApp, where)
+	key := filepath.Join(c.Data, "cms.pem")
+	fmt.Printf(`NATS       %s
+HTTP       http://%s   (/v1/registry, /v1/verify, /v1/attribute, /metrics, /healthz)
+Registry   %s
+State      %s
+
+Try next, in another terminal:
+  %s bind %s --master-key %s --key %s
+  %s rotate %s --key %s
+  %s status %s
+
+Ctrl-C stops everything; the state is there when you start again.
+`, s.broker.URL(), web.Addr(), s.key.Public(), c.Data,
+		omi, service, c.masterFile(), key, omi, service, key, omi, service)
+}
+
+// invocation is how this program was started.
+func invocation() string {
+	if strings.Contains(os.Args[0], "go-build") {
+		return "go run ./cmd/omi"
+	}
+	return os.Args[0]
+}

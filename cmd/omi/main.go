@@ -1,0 +1,35 @@
+// Omi is the tool for people: it shows key rotation at work (demo), runs the whole stack on one machine (dev), and
+// does what a service's developer needs: keys, binding, rotation, reset, revocation, and a look at what happens.
+package main
+
+import (
+	"os"
+
+	"github.com/alecthomas/kong"
+
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+type cli struct {
+	Demo   demoCmd   `cmd:"" help:"See a key rotate while clients sign without a pause: everything in one process, nothing to install."`
+	Dev    devCmd    `cmd:"" help:"Run broker, registry, Auth and Billing on this machine, and keep their state."`
+	Keygen keygenCmd `cmd:"" help:"Make a key: for a service, or a developer's Master Key."`
+	Bind   bindCmd   `cmd:"" help:"Bind a service to its first key, signed by the developer's Master Key."`
+	Rotate rotateCmd `cmd:"" help:"Give a service a new key, signed by its current one."`
+	Reset  resetCmd  `cmd:"" help:"Master Reset: replace a lost or compromised key, signed by the Master Key."`
+	Revoke revokeCmd `cmd:"" help:"Decommission a service: all its keys end at once."`
+	Status statusCmd `cmd:"" help:"Show a service's current key, its keys in grace, and who has heard of the last change."`
+	Watch  watchCmd  `cmd:"" help:"Show events and receipts as they come."`
+}
+
+const description = `OMI key rotation, for people.
+
+Start with:
+  omi demo        see it happen, in a few seconds
+  omi dev         the same stack to stay; it prints what to try next
+
+Exit codes: 0 done, 1 refused (with the receipt's reason), 2 usage, 3 unreachable.`
+
+func main() {
+	os.Exit(process.Main(&cli{}, os.Args[1:], os.Stderr, kong.Name("omi"), kong.Description(description)))
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+// connection is the flags of every command that talks to a deployment.
+type connection struct {
+	process.NATS `embed:""`
+	Trust        []string      `env:"OMI_TRUST" placeholder:"ed25519:…" help:"The registry's public key, repeatable. Without it, the registry at the broker is asked and believed."`
+	Timeout      time.Duration `default:"10s" help:"How long to wait for an answer (${default})."`
+	JSON         bool          `help:"Print JSON."`
+}
+
+// targetFlags name a service.
+type targetFlags struct {
+	AppID     string `name:"app-id" env:"OMI_APP_ID" required:"" placeholder:"ID" help:"The app, for example org.example.dev."`
+	ServiceID string `name:"service-id" env:"OMI_SERVICE_ID" required:"" placeholder:"ID" help:"The service, for example cms."`
+}
+
+func (f targetFlags) target() (events.Target, error) {
+	app, err := events.ParseAppID(f.AppID)
+	if err != nil {
+		return events.Target{}, process.Usagef("--app-id: %w", err)
+	}
+	service, err := events.ParseServiceID(f.ServiceID)
+	if err != nil {
+		return events.Target{}, process.Usagef("--service-id: %w", err)
+	}
+	return events.Target{App: app, Service: service}, nil
+}
+
+// session is a connection to one deployment, whose registry is known and trusted.
+type session struct {
+	nc    *nats.Conn
+	js    jetstream.JetStream
+	trust events.Trust
+}
+
+// errNoRegistry means that the broker is there, and nobody answers as the registry.
+var errNoRegistry = errors.New("the broker answers, but no registry does: is omi-registry (or `omi dev`) running there?")
+
+// withSession runs a command that ends by itself, by its timeout or by a signal. timeout 0 means none.
+func (c connection) withSession(timeout time.Duration, do func(context.Context, *session) error) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	opening, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	log := process.NewLog(os.Stderr, slog.LevelError)
+	nc, err := c.ConnectNow(opening, "omi", log)
+	if err != nil {
+		return err
+	}
+	defer process.Close(nc, log)
+	s, err := openSession(opening, nc, c.Trust)
+	if err != nil {
+		return err
+	}
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	return do(ctx, s)
+}
+
+func openSession(ctx context.Context, nc *nats.Conn, trusted []string) (*session, error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, fmt.Errorf("use JetStream: %w", err)
+	}
+	s := &session{nc: nc, js: js}
+	reply, err := s.ask(ctx, events.LookupRegistrySubject, nil)
+	if err != nil {
+		return nil, err
+	}
+	var info events.RegistryInfo
+	if err := json.Unmarshal(reply.Data, &info); err != nil {
+		return nil, fmt.Errorf("read what the registry says of itself: %w", err)
+	}
+	if len(trusted) > 0 {
+		s.trust, err = process.Trust{Origin: info.Origin, Keys: trusted}.Load()
+		return s, err
+	}
+	if s.trust, err = events.NewTrust(info.Origin, info.PublicKeys...); err != nil {
+		return nil, fmt.Errorf("the registry's own description: %w", err)
+	}
+	return s, nil
+}
+
+// ask sends a request and waits for its answer. What the other side refuses is an error with its words.
+func (s *session) ask(ctx context.Context, subject string, body []byte) (*nats.Msg, error) {
+	reply, err := s.nc.RequestWithContext(ctx, subject, body)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return nil, process.Unreachable(errNoRegistry)
+	}
+	if err != nil {
+		return nil, process.Unreachable(fmt.Errorf("ask %s: %w", subject, err))
+	}
+	if reply.Header.Get("Nats-Service-Error-Code") == "" {
+		return reply, nil
+	}
+	p := &problem{}
+	if err := json.Unmarshal(reply.Data, p); err != nil || p.Detail == "" {
+		p.Detail = reply.Header.Get("Nats-Service-Error")
+	}
+	return nil, process.Refused(p)
+}
+
+// problem is the other side's no.
+type problem struct {
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+}
+
+// Error implements error.
+func (p *problem) Error() string { return p.Detail }
+
+// printJSON prints one value on one line.
+func printJSON(v any) error {
+	if err := json.MarshalWrite(os.Stdout, v, json.Deterministic(true), jsontext.SpaceAfterComma(true), jsontext.SpaceAfterColon(true)); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	fmt.Println()
+	return nil
+}

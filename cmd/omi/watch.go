@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+type watchCmd struct {
+	connection `embed:""`
+	AppID      string `name:"app-id" env:"OMI_APP_ID" placeholder:"ID" help:"Only this app's services; all where it is absent."`
+	ServiceID  string `name:"service-id" env:"OMI_SERVICE_ID" placeholder:"ID" help:"Only this service."`
+	All        bool   `help:"Begin with what the streams hold, not with what comes next."`
+}
+
+// Run shows events and receipts until a signal comes.
+func (c *watchCmd) Run() error {
+	filter, err := c.filter()
+	if err != nil {
+		return err
+	}
+	return c.withSession(0, func(ctx context.Context, s *session) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		lines, ended := make(chan line), make(chan error, 2)
+		for stream, subject := range map[string]string{
+			events.InvalidationStream: events.InvalidationSubject, events.ReceiptStream: events.ReceiptSubject,
+		} {
+			go func() { ended <- c.follow(ctx, s, stream, subject+filter, lines) }()
+		}
+		for {
+			select {
+			case l := <-lines:
+				if err := c.print(l); err != nil {
+					return err
+				}
+			case err := <-ended:
+				return err
+			}
+		}
+	})
+}
+
+func (c *watchCmd) filter() (string, error) {
+	if c.AppID == "" {
+		if c.ServiceID != "" {
+			return "", process.Usagef("--service-id goes with --app-id")
+		}
+		return ">", nil
+	}
+	app, err := events.ParseAppID(c.AppID)
+	if err != nil {
+		return "", process.Usagef("--app-id: %w", err)
+	}
+	if c.ServiceID == "" {
+		return app.String() + ".>", nil
+	}
+	t, err := targetFlags{c.AppID, c.ServiceID}.target()
+	return t.String(), err
+}
+
+// line is one message of either stream.
+type line struct {
+	At      string `json:"at"`
+	Kind    string `json:"kind"` // event, receipt or untrusted
+	Target  string `json:"target"`
+	What    string `json:"what"`
+	Message any    `json:"message,omitzero"`
+}
+
+func (c *watchCmd) follow(ctx context.Context, s *session, stream, subject string, lines chan<- line) error {
+	policy := jetstream.DeliverNewPolicy
+	if c.All {
+		policy = jetstream.DeliverAllPolicy
+	}
+	consumer, err := s.js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}, DeliverPolicy: policy})
+	if err != nil {
+		return process.Unreachable(fmt.Errorf("read %s: %w", stream, err))
+	}
+	iterator, err := consumer.Messages()
+	if err != nil {
+		return process.Unreachable(fmt.Errorf("read %s: %w", stream, err))
+	}
+	defer iterator.Stop()
+	for {
+		msg, err := iterator.Next(jetstream.NextContext(ctx))
+		if errors.Is(err, context.Canceled) {
+			return nil
+		}
+		if err != nil {
+			return process.Unreachable(fmt.Errorf("read %s: %w", stream, err))
+		}
+		select {
+		case lines <- s.describe(stream, msg):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// describe says what a message means, if it is the registry's.
+func (s *session) describe(stream string, msg jetstream.Msg) line {
+	l := line{At: time.Now().Format("15:04:05.000")}
+	if meta, err := msg.Metadata(); err == nil {
+		l.At = meta.Timestamp.Local().Format("15:04:05.000")
+	}
+	var err error
+	if stream == events.ReceiptStream {
+		var r events.Receipt
+		if r, err = s.trust.Receipt(msg.Subject(), msg.Data()); err == nil {
+			l.Kind, l.Target, l.What, l.Message = "receipt", r.Target.String(), receiptText(r), receiptView(r)
+		}
+	} else {
+		var e events.Invalidation
+		if e, err = s.trust.Invalidation(msg.Subject(), msg.Data()); err == nil {
+			l.Kind, l.Target, l.What, l.Message = "event", e.Target.String(), eventText(e), eventView(e)
+		}
+	}
+	if err != nil {
+		l.Kind, l.Target, l.What = "untrusted", msg.Subject(), err.Error()
+	}
+	return l
+}
+
+func receiptText(r events.Receipt) string {
+	if r.Event == events.RequestRejected {
+		return fmt.Sprintf("refused: %s: %s", r.Reason, r.Detail)
+	}
+	return fmt.Sprintf("committed as sequence %d", r.Sequence)
+}
+
+func eventText(e events.Invalidation) string {
+	text := fmt.Sprintf("%s, sequence %d", e.Event, e.Sequence)
+	if !e.NewKey.IsZero() {
+		text += ", new key " + e.NewKey.String()
+	}
+	if e.Event == events.KeyRotation {
+		text += ", old key ends " + clock(e.GracePeriodExpiry)
+	}
+	return text
+}
+
+// eventJSON is an event for programs.
+type eventJSON struct {
+	Event             events.EventKind `json:"event"`
+	Sequence          int64            `json:"sequence"`
+	OldPublicKey      events.PublicKey `json:"old_public_key,omitzero"`
+	NewPublicKey      events.PublicKey `json:"new_public_key,omitzero"`
+	GracePeriodExpiry int64            `json:"grace_period_expiry"`
+	Timestamp         int64            `json:"timestamp"`
+	Nonce             events.Nonce     `json:"nonce"`
+}
+
+func eventView(e events.Invalidation) eventJSON {
+	return eventJSON{e.Event, e.Sequence, e.OldKey, e.NewKey, e.GracePeriodExpiry, e.Timestamp, e.Nonce}
+}
+
+func (c *watchCmd) print(l line) error {
+	if c.JSON {
+		return printJSON(l)
+	}
+	_, err := fmt.Printf("%s  %-9s %s  %s\n", l.At, l.Kind, l.Target, l.What)
+	return err
+}
