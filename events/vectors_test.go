@@ -1,8 +1,11 @@
 package events_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"omiappreg.org/keyrotation/events"
@@ -133,5 +136,43 @@ func formOf(r *events.Request, err error, gracePeriod int64) events.Reason {
 		return events.InvalidField
 	default:
 		return ""
+	}
+}
+
+// TestWorkedExample: docs/protocol.md §9 is a vector, written out. A change to one that misses the other would send
+// somebody who has only the page on a long search.
+func TestWorkedExample(t *testing.T) {
+	t.Parallel()
+	dir, err := vectors.Dir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile(filepath.Join(dir, "..", "..", "docs", "protocol.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, f := range vectors.Load(t).Requests {
+		for _, c := range f.Cases {
+			if c.Name != "bound-with-proof" {
+				continue
+			}
+			found = true
+			r, err := events.ParseRequest(c.Subject, c.Message())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, part := range []string{
+				c.Name, c.Subject, string(r.Signed), r.Signature.String(), r.Proof.String(),
+				draftOf(r, events.SigningKey{}).MsgID(), events.ReceiptSubject + r.Target.String(),
+			} {
+				if !bytes.Contains(page, []byte(part)) {
+					t.Errorf("the page does not have %q", part)
+				}
+			}
+		}
+	}
+	if !found {
+		t.Error("the vector of the page's example is gone")
 	}
 }

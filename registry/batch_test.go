@@ -255,3 +255,30 @@ func decideAll(t *testing.T, in *intake, list ...request) []outcome {
 	}
 	return outcomes
 }
+
+// TestLargeBatch: a batch that needs several statements is still one transaction.
+func TestLargeBatch(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		d := newDeveloper(t, store, "org.omiappreg.alice", "s")
+		in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+		var binds, rotations []request
+		for i := range maxBatch {
+			s := d.another(fmt.Sprintf("s-%d", i))
+			binds = append(binds, s.bind())
+			rotations = append(rotations, s.rotate())
+		}
+		for _, list := range [][]request{binds, rotations} {
+			for i, o := range decideAll(t, in, list...) {
+				if o.verdict != committed {
+					t.Fatalf("request %d: %s", i, o.reason)
+				}
+			}
+		}
+		report, err := store.Check(t.Context(), nil, time.Now())
+		if err != nil || len(report.Violations) > 0 || report.Changes != 2*maxBatch {
+			t.Errorf("check: %v %+v", err, report)
+		}
+	})
+}

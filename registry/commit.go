@@ -63,8 +63,10 @@ type writer struct {
 }
 
 // serviceTypes are the columns of a service's row, as serviceRow gives them.
-var serviceTypes = []sqldb.Type{
-	sqldb.Text, sqldb.Text, sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Int, sqldb.Text, sqldb.Text, sqldb.Text, sqldb.Text,
+func serviceTypes() []sqldb.Type {
+	return []sqldb.Type{
+		sqldb.Text, sqldb.Text, sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Int, sqldb.Text, sqldb.Text, sqldb.Text, sqldb.Text,
+	}
 }
 
 func serviceRow(g *group) []any {
@@ -86,25 +88,34 @@ func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error
 			born = append(born, serviceRow(g)...)
 		}
 	}
-	width := len(serviceTypes)
-	if len(known) > 0 {
-		rows := w.engine.Values(1, len(known)/(width+1), append(slices.Clone(serviceTypes), sqldb.Int)...)
-		err := w.moved(`UPDATE services SET status = v.column2, sequence = v.column3, public_key = v.column4,
+	err := w.eachPart(append(serviceTypes(), sqldb.Int), known, func(values string, part []any) error {
+		return w.moved(`UPDATE services SET status = v.column2, sequence = v.column3, public_key = v.column4,
 			changed_at = v.column5, bound_at = v.column6, recent_rotations = v.column7,
 			service_type = v.column8, endpoint_url = v.column9, provider_receipt = v.column10
-			FROM (VALUES `+rows+`) AS v
+			FROM (VALUES `+values+`) AS v
 			WHERE services.target = v.column1 AND services.sequence = v.column11
-			RETURNING services.target`, known, lost)
-		if err != nil {
-			return fmt.Errorf("update services: %w", err)
-		}
+			RETURNING services.target`, part, lost)
+	})
+	if err != nil {
+		return fmt.Errorf("update services: %w", err)
 	}
-	if len(born) > 0 {
-		err := w.moved(`INSERT INTO services (target, status, sequence, public_key, changed_at, bound_at, recent_rotations,
-			service_type, endpoint_url, provider_receipt) VALUES `+w.engine.Values(1, len(born)/width, serviceTypes...)+`
-			ON CONFLICT (target) DO NOTHING RETURNING target`, born, lost)
-		if err != nil {
-			return fmt.Errorf("insert services: %w", err)
+	err = w.eachPart(serviceTypes(), born, func(values string, part []any) error {
+		return w.moved(`INSERT INTO services (target, status, sequence, public_key, changed_at, bound_at, recent_rotations,
+			service_type, endpoint_url, provider_receipt) VALUES `+values+`
+			ON CONFLICT (target) DO NOTHING RETURNING target`, part, lost)
+	})
+	if err != nil {
+		return fmt.Errorf("insert services: %w", err)
+	}
+	return nil
+}
+
+// eachPart runs a statement over rows of these columns, as often as the limits of one statement make it.
+func (w writer) eachPart(types []sqldb.Type, args []any, run func(values string, part []any) error) error {
+	rows := min(sqldb.MaxRows, sqldb.MaxParams/len(types))
+	for part := range slices.Chunk(args, rows*len(types)) {
+		if err := run(w.engine.Values(1, len(part)/len(types), types...), part); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -126,11 +137,6 @@ func (w writer) moved(query string, args []any, lost map[events.Target]bool) (er
 	return rows.Err()
 }
 
-var historyTypes = []sqldb.Type{
-	sqldb.Text, sqldb.Int, sqldb.Text, sqldb.Bytes, sqldb.Bytes, sqldb.Int, sqldb.Int,
-	sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Text, sqldb.Bytes,
-}
-
 // appendHistory writes a row for each change. Its unique keys are the last word on keys and nonces.
 func (w writer) appendHistory(groups []*group) error {
 	var args []any
@@ -143,7 +149,10 @@ func (w writer) appendHistory(groups []*group) error {
 	}
 	const into = `INSERT INTO history (target, sequence, event, old_public_key, public_key, grace_period_expiry,
 		committed_at, event_nonce, request_nonce, request_digest, receipt_nonce, receipt) VALUES `
-	return w.insert(into, " ON CONFLICT DO NOTHING", historyTypes, args)
+	return w.insert(into, []sqldb.Type{
+		sqldb.Text, sqldb.Int, sqldb.Text, sqldb.Bytes, sqldb.Bytes, sqldb.Int, sqldb.Int,
+		sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Text, sqldb.Bytes,
+	}, args)
 }
 
 // fillOutbox keeps each signed message until its stream has it, in the order in which they are to be published.
@@ -157,23 +166,21 @@ func (w writer) fillOutbox(groups []*group, now time.Time) error {
 		}
 	}
 	const into = "INSERT INTO outbox (nonce, subject, payload, position, lease_until) VALUES "
-	return w.insert(into, " ON CONFLICT DO NOTHING", []sqldb.Type{sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Int, sqldb.Int}, args)
+	return w.insert(into, []sqldb.Type{sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Int, sqldb.Int}, args)
 }
 
 // insert writes all rows, or returns [errTaken].
-func (w writer) insert(into, onConflict string, types []sqldb.Type, args []any) error {
-	perStatement := sqldb.MaxParams / len(types) * len(types)
-	for part := range slices.Chunk(args, perStatement) {
-		n := len(part) / len(types)
-		result, err := w.tx.ExecContext(w.ctx, into+w.engine.Values(1, n, types...)+onConflict, part...)
+func (w writer) insert(into string, types []sqldb.Type, args []any) error {
+	return w.eachPart(types, args, func(values string, part []any) error {
+		result, err := w.tx.ExecContext(w.ctx, into+values+" ON CONFLICT DO NOTHING", part...)
 		if err != nil {
 			return fmt.Errorf("%.24s…: %w", into, err)
 		}
-		if inserted, err := result.RowsAffected(); err != nil || inserted != int64(n) {
+		if inserted, err := result.RowsAffected(); err != nil || inserted != int64(len(part)/len(types)) {
 			return errors.Join(errTaken, err)
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // changes yields the committed outcomes of the groups.

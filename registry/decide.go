@@ -14,8 +14,8 @@ type incoming struct {
 	request  *events.Request
 	refusal  *events.Refusal // of the first check, if it failed
 	payload  []byte
-	storedAt int64           // when JetStream stored it, seconds since the Unix epoch
-	index    int             // its place in the batch
+	storedAt int64 // when JetStream stored it, seconds since the Unix epoch
+	index    int   // its place in the batch
 }
 
 // decider decides the requests of one service, in their order. It holds the service's state and moves it, so that

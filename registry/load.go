@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"fmt"
+	"slices"
+	"strconv"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -120,25 +122,29 @@ func (s *Store) loadKeys(ctx context.Context, w *wanted, st *state) error {
 }
 
 func (s *Store) loadNonces(ctx context.Context, w *wanted, st *state) error {
-	if len(w.nonces) == 0 {
-		return nil
-	}
-	query := `SELECT target, request_nonce, request_digest, receipt_nonce, receipt FROM history
-		WHERE (target, request_nonce) IN (VALUES ` + s.db.Engine().Values(1, len(w.nonces)/2, sqldb.Text, sqldb.Text) + ")"
-	return s.each(ctx, query, w.nonces, func(rows *sql.Rows) error {
-		var id requestID
-		var p prior
-		var digest []byte
-		if err := rows.Scan(target(&id.target), nonceText(&id.nonce), &digest, nonceText(&p.receiptNonce), &p.receipt); err != nil {
+	for part := range slices.Chunk(w.nonces, 2*sqldb.MaxRows) {
+		query := `SELECT target, request_nonce, request_digest, receipt_nonce, receipt FROM history
+			WHERE (target, request_nonce) IN (VALUES ` + s.db.Engine().Values(1, len(part)/2, sqldb.Text, sqldb.Text) + ")"
+		if err := s.each(ctx, query, part, func(rows *sql.Rows) error { return scanPrior(rows, st) }); err != nil {
 			return err
 		}
-		if len(digest) != sha256.Size {
-			return fmt.Errorf("the digest of a request of %s has %d bytes", id.target, len(digest))
-		}
-		p.digest = [sha256.Size]byte(digest)
-		st.committed[id] = p
-		return nil
-	})
+	}
+	return nil
+}
+
+func scanPrior(rows *sql.Rows, st *state) error {
+	var id requestID
+	var p prior
+	var digest []byte
+	if err := rows.Scan(target(&id.target), nonceText(&id.nonce), &digest, nonceText(&p.receiptNonce), &p.receipt); err != nil {
+		return err
+	}
+	if len(digest) != sha256.Size {
+		return fmt.Errorf("the digest of a request of %s has %d bytes", id.target, len(digest))
+	}
+	p.digest = [sha256.Size]byte(digest)
+	st.committed[id] = p
+	return nil
 }
 
 // previous returns the most recent earlier keys of each service, without its current one.
@@ -153,7 +159,7 @@ func (s *Store) previous(ctx context.Context, targets []events.Target) (map[even
 	}
 	args = append(args, previousKeys)
 	query := `SELECT h.target, h.public_key FROM services s JOIN history h ON h.target = s.target
-		AND h.sequence < s.sequence AND h.sequence >= s.sequence - CAST($` + fmt.Sprint(len(args)) + ` AS BIGINT)
+		AND h.sequence < s.sequence AND h.sequence >= s.sequence - CAST($` + strconv.Itoa(len(args)) + ` AS BIGINT)
 		WHERE s.target IN ` + sqldb.In(1, len(targets)) + ` AND h.public_key IS NOT NULL ORDER BY h.sequence DESC`
 	err := s.each(ctx, query, args, func(rows *sql.Rows) error {
 		var t events.Target

@@ -30,7 +30,6 @@ type world struct {
 	js     jetstream.JetStream
 	trust  events.Trust
 	lookup *Lookup
-	stop   func()
 }
 
 func newWorld(t *testing.T, url string) *world {
@@ -153,7 +152,7 @@ func (w *world) clean() {
 	testenv.Eventually(w.t, patience, "the outbox is empty and the check is clean", func() error {
 		report, err := w.store.Check(w.t.Context(), &w.trust, time.Now())
 		if err != nil || report.Outbox > 0 || len(report.Violations) > 0 {
-			return fmt.Errorf("%v: %d in the outbox, %v", err, report.Outbox, report.Violations)
+			return fmt.Errorf("%d in the outbox, violations %v: %w", report.Outbox, report.Violations, err)
 		}
 		return nil
 	})

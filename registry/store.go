@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -76,7 +77,7 @@ func (s *Store) AddApp(ctx context.Context, app App, now int64) error {
 		if err := tx.QueryRowContext(ctx, "SELECT master_public_key FROM apps WHERE app_id = $1", app.AppID.String()).Scan(&have); err != nil {
 			return fmt.Errorf("read app: %w", err)
 		}
-		if string(have) != string(app.MasterPublicKey.Bytes()) {
+		if !bytes.Equal(have, app.MasterPublicKey.Bytes()) {
 			return fmt.Errorf("add app %s: %w", app.AppID, ErrAppExists)
 		}
 		return nil

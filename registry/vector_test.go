@@ -58,6 +58,9 @@ func checkVector(t *testing.T, store *Store, state vectors.State, c vectors.Requ
 		if o.verdict != duplicate {
 			t.Fatalf("verdict %v %s, want the first receipt again", o.verdict, o.reason)
 		}
+		if c.ExpectSequence != 0 && receipt.Sequence != c.ExpectSequence {
+			t.Errorf("the receipt is of sequence %d, want %d", receipt.Sequence, c.ExpectSequence)
+		}
 		if diff := cmp.Diff(before, after); diff != "" {
 			t.Errorf("a duplicate changed the database:\n%s", diff)
 		}
@@ -182,7 +185,7 @@ func loadService(t *testing.T, store *Store, s vectors.Service) {
 		if key, ok := keys[sequence]; ok {
 			e.NewKey = mustKey(t, key.PublicKey)
 		}
-		if sequence > 1 {
+		if e.Event = events.ServiceBinding; !e.OldKey.IsZero() {
 			e.Event = events.KeyRotation
 			if old, ok := keys[sequence-1]; ok && old.ValidUntil != nil {
 				e.GracePeriodExpiry = *old.ValidUntil

@@ -69,7 +69,10 @@ func newStack(ctx context.Context, cfg stackConfig) (s *stack, err error) {
 	if err := s.openRegistry(ctx, cfg); err != nil {
 		return nil, err
 	}
-	return s, s.openSubscribers(ctx, cfg)
+	if err := s.openSubscribers(ctx, cfg); err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 func (s *stack) openRegistry(ctx context.Context, cfg stackConfig) (err error) {

@@ -1,9 +1,9 @@
 // Package consume runs a durable pull consumer in batches: pull what waits → hand it to one function → acknowledge
 // after that function returns.
 //
-//	 broker ──▶ iterator ──▶ channel ──▶ batch ──▶ Handler ──▶ acknowledge
-//	                                       ▲          │
-//	                                       └─ backoff ┘ an error: the same batch again, for as long as it takes
+//	broker ──▶ iterator ──▶ channel ──▶ batch ──▶ Handler ──▶ acknowledge
+//	                                      ▲          │
+//	                                      └─ backoff ┘ an error: the same batch again, for as long as it takes
 //
 // A batch never waits to be filled: it is what has arrived when the last one is done, up to its limit, so an idle
 // system adds no delay and a busy one gets large batches.
@@ -65,6 +65,7 @@ const (
 	defaultDrain      = 10 * time.Second
 	defaultMaxBackoff = 5 * time.Second
 	firstBackoff      = 50 * time.Millisecond
+	giveBackWithin    = 500 * time.Millisecond
 )
 
 func (c Config) withDefaults() Config {
@@ -91,16 +92,13 @@ func (c Config) newBackoff() *backoff.ExponentialBackOff {
 func Run(ctx context.Context, cfg Config) error {
 	cfg = cfg.withDefaults()
 	pause := cfg.newBackoff()
-	for {
-		err := runOnce(ctx, cfg, pause.Reset)
-		if ctx.Err() != nil {
-			return nil
-		}
-		cfg.Log.Warn("consumer interrupted, trying again", "error", err)
-		if !wait(ctx, pause.NextBackOff()) {
-			return nil
+	for ctx.Err() == nil {
+		if err := runOnce(ctx, cfg, pause.Reset); ctx.Err() == nil {
+			cfg.Log.Warn("consumer interrupted, trying again", "error", err)
+			wait(ctx, pause.NextBackOff())
 		}
 	}
+	return nil
 }
 
 // runOnce consumes until the durable or the connection is lost.
@@ -124,25 +122,41 @@ func runOnce(ctx context.Context, cfg Config, opened func()) error {
 	w := worker{cfg: cfg, arrived: arrived}
 	w.run(ctx)
 	cancel()
-	iterator.Stop()
 	for m := range arrived {
-		_ = m.Nak() // best effort: without it the broker waits for the acknowledgement's deadline
+		_ = m.Nak() // as in giveBack
 	}
+	iterator.Stop()
 	return <-lost
 }
 
-// pump moves messages from the iterator to the channel until one of the two ends.
+// pump moves messages from the iterator to the channel until one of the two ends. What is pulled by then and not
+// handed over goes back.
 func pump(ctx context.Context, iterator jetstream.MessagesContext, arrived chan<- *Message) error {
 	for {
 		msg, err := iterator.Next(jetstream.NextContext(ctx))
+		if ctx.Err() != nil {
+			giveBack(iterator, msg)
+			return ctx.Err()
+		}
 		if err != nil {
 			return fmt.Errorf("pull: %w", err)
 		}
 		select {
 		case arrived <- &Message{Msg: msg}:
 		case <-ctx.Done():
-			_ = msg.Nak()
+			giveBack(iterator, msg)
 			return ctx.Err()
+		}
+	}
+}
+
+// giveBack returns msg, if there is one, and what the iterator holds. It is a courtesy, best effort: without it the
+// broker waits for the acknowledgement's deadline before it delivers them to another.
+func giveBack(iterator jetstream.MessagesContext, msg jetstream.Msg) {
+	iterator.Drain()
+	for err := error(nil); err == nil; msg, err = iterator.Next(jetstream.NextMaxWait(giveBackWithin)) {
+		if msg != nil {
+			_ = msg.Nak()
 		}
 	}
 }

@@ -87,7 +87,7 @@ func WriteFile(path string, content []byte) (err error) {
 		}
 	}()
 	_, err = f.Write(content)
-	if err = errors.Join(err, f.Chmod(keyMode), f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(err, f.Chmod(keyMode), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	return Rename(f.Name(), path)

@@ -33,17 +33,12 @@ func TestNothingIsPassedOver(t *testing.T) {
 		"no-events":         {`{"origin":"o","trusted_registry_keys":["k"],"events":[]}`, "no cases"},
 		"no-keys":           {`{"keys":{}}`, "no cases"},
 		"no-canonical":      {`{"cases":[]}`, "no cases"},
-		"file-member":       {`{"state":{},"policy":1,"cases":[]}`, "policy"},
-		"case-member":       {`{"state":{},"cases":[{` + request + `,"message":"","expect_log":"x"}]}`, "expect_log"},
-		"member-case":       {`{"state":{},"cases":[{` + request + `,"Message":""}]}`, "Message"},
-		"state-member":      {`{"state":{"limit":3},"cases":[]}`, "limit"},
 		"no-message":        {`{"state":{},"cases":[{` + request + `}]}`, "message_base64"},
 		"two-messages":      {`{"state":{},"cases":[{` + request + `,"message":"","message_base64":""}]}`, "message_base64"},
 		"bad-base64":        {`{"state":{},"cases":[{` + request + `,"message_base64":"*"}]}`, "illegal base64"},
 		"same-name":         {`{"state":{},"cases":[{` + request + `,"message":""},{` + request + `,"message":""}]}`, "used twice"},
 		"no-expectation":    {`{"state":{},"cases":[{"name":"a","subject":"s","stored_at":1,"message":""}]}`, "expect is missing"},
 		"event-expectation": {`{"origin":"o","trusted_registry_keys":["k"],"events":[{"name":"a","subject":"s","message":"","expect":"maybe"}]}`, "neither applied"},
-		"grace-of-refusal":  {`{"state":{},"cases":[{"name":"a","subject":"s","stored_at":1,"message":"","expect":"weak_key","expect_grace":1}]}`, "only what is committed"},
 		"short-seed":        {`{"keys":{"a":{"seed":"00","public_key":"k"}}}`, "32 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,0 +1,33 @@
+// Omi-authsub is the Auth Provider's process: it applies the registry's events, and answers whether a signature is good
+// now.
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/alecthomas/kong"
+
+	"omiappreg.org/keyrotation/authsub"
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+const description = `The Auth Provider's subscriber of OMI key rotation: who may pass now.
+
+A first start:
+  omi-authsub --trust ed25519:...    the registry's public key, which omi-registry keygen printed`
+
+func main() {
+	os.Exit(process.Main(&process.Subscriber{}, os.Args[1:], os.Stderr,
+		kong.Name("omi-authsub"), kong.Description(description),
+		kong.Vars{"durable": events.AuthDurable, "database_url": "sqlite:omi-authsub.db", "http_addr": "127.0.0.1:8082"},
+		kong.Bind(process.OpenService(open)),
+	))
+}
+
+func open(ctx context.Context, c process.SubscriberConfig) (process.Service, error) {
+	return authsub.New(ctx, authsub.Config{
+		JetStream: c.JetStream, DatabaseURL: c.DatabaseURL, Durable: c.Durable, Trust: c.Trust, Metrics: c.Metrics, Log: c.Log,
+	})
+}

@@ -1,0 +1,33 @@
+// Omi-billingsub is the Billing Service's process: it applies the registry's events, and answers whose key a key was at
+// some time.
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/alecthomas/kong"
+
+	"omiappreg.org/keyrotation/billingsub"
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+const description = `The Billing Service's subscriber of OMI key rotation: whose key was this then.
+
+A first start:
+  omi-billingsub --trust ed25519:...    the registry's public key, which omi-registry keygen printed`
+
+func main() {
+	os.Exit(process.Main(&process.Subscriber{}, os.Args[1:], os.Stderr,
+		kong.Name("omi-billingsub"), kong.Description(description),
+		kong.Vars{"durable": events.BillingDurable, "database_url": "sqlite:omi-billingsub.db", "http_addr": "127.0.0.1:8083"},
+		kong.Bind(process.OpenService(open)),
+	))
+}
+
+func open(ctx context.Context, c process.SubscriberConfig) (process.Service, error) {
+	return billingsub.New(ctx, billingsub.Config{
+		JetStream: c.JetStream, DatabaseURL: c.DatabaseURL, Durable: c.Durable, Trust: c.Trust, Metrics: c.Metrics, Log: c.Log,
+	})
+}

@@ -1,0 +1,292 @@
+package consume_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+const patience = 30 * time.Second
+
+// queue is a work queue with one durable, and what its handler has seen.
+type queue struct {
+	t      *testing.T
+	broker *testenv.Broker
+	js     jetstream.JetStream
+
+	mu   sync.Mutex
+	done []string
+	runs [][]string // each try, in order
+}
+
+func newQueue(t *testing.T) *queue {
+	t.Helper()
+	broker := testenv.NewBroker(t)
+	js, err := jetstream.New(testenv.Connect(t, broker.URL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := &queue{t: t, broker: broker, js: js}
+	q.makeStream()
+	return q
+}
+
+func (q *queue) makeStream() {
+	q.t.Helper()
+	_, err := q.js.CreateOrUpdateStream(q.t.Context(), jetstream.StreamConfig{
+		Name: "Q", Subjects: []string{"q.>"}, Retention: jetstream.WorkQueuePolicy,
+	})
+	if err != nil {
+		q.t.Fatal(err)
+	}
+}
+
+func (q *queue) publish(payloads ...string) {
+	q.t.Helper()
+	for _, p := range payloads {
+		testenv.Eventually(q.t, patience, "published", func() error {
+			_, err := q.js.Publish(q.t.Context(), "q.x", []byte(p))
+			return err
+		})
+	}
+}
+
+// run consumes with this handler until the test ends, or the returned function stops it.
+func (q *queue) run(cfg consume.Config, handle func(batch []string) error) (stop func()) {
+	q.t.Helper()
+	cfg.Open = func(ctx context.Context) (jetstream.Consumer, error) {
+		return q.js.CreateOrUpdateConsumer(ctx, "Q", jetstream.ConsumerConfig{
+			Durable: "d", AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Minute,
+		})
+	}
+	cfg.Handle = func(_ context.Context, batch []*consume.Message) error {
+		var payloads []string
+		for _, m := range batch {
+			payloads = append(payloads, string(m.Data()))
+		}
+		q.mu.Lock()
+		q.runs = append(q.runs, payloads)
+		q.mu.Unlock()
+		if err := handle(payloads); err != nil {
+			return err
+		}
+		q.mu.Lock()
+		q.done = append(q.done, payloads...)
+		q.mu.Unlock()
+		return nil
+	}
+	cfg.Log = slog.New(slog.NewTextHandler(q.t.Output(), nil))
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- consume.Run(ctx, cfg) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			q.t.Errorf("Run ended with %v", err)
+		}
+	})
+	q.t.Cleanup(stop)
+	return stop
+}
+
+// empty waits until nothing is left in the queue, and returns what was handled.
+func (q *queue) empty() []string {
+	q.t.Helper()
+	testenv.Eventually(q.t, patience, "the queue is empty", func() error {
+		stream, err := q.js.Stream(q.t.Context(), "Q")
+		if err != nil {
+			return err
+		}
+		if n := stream.CachedInfo().State.Msgs; n > 0 {
+			return fmt.Errorf("%d messages are left", n)
+		}
+		return nil
+	})
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.Clone(q.done)
+}
+
+func numbers(n int) []string {
+	var list []string
+	for i := range n {
+		list = append(list, strconv.Itoa(i))
+	}
+	return list
+}
+
+func TestAcknowledgesInOrder(t *testing.T) {
+	t.Parallel()
+	q := newQueue(t)
+	q.publish(numbers(100)...)
+	q.run(consume.Config{Batch: 16}, func(batch []string) error {
+		if len(batch) > 16 {
+			t.Errorf("a batch of %d", len(batch))
+		}
+		return nil
+	})
+	if got := q.empty(); !slices.Equal(got, numbers(100)) {
+		t.Errorf("handled %v", got)
+	}
+}
+
+// TestErrorTriesAgain: what the handler needs is away; the same batch is tried until it is back, and nothing is lost
+// or overtaken.
+func TestErrorTriesAgain(t *testing.T) {
+	t.Parallel()
+	q := newQueue(t)
+	q.publish(numbers(20)...)
+	tries := 0
+	q.run(consume.Config{MaxBackoff: 20 * time.Millisecond}, func([]string) error {
+		if tries++; tries <= 5 {
+			return errors.New("away")
+		}
+		return nil
+	})
+	if got := q.empty(); !slices.Equal(got, numbers(20)) {
+		t.Errorf("handled %v", got)
+	}
+	for _, run := range q.runs[1:5] {
+		if !slices.Equal(run, q.runs[0]) {
+			t.Errorf("tried %v, then %v", q.runs[0], run)
+		}
+	}
+}
+
+// TestPoison: the message that makes the handler panic is set aside, and only that one.
+func TestPoison(t *testing.T) {
+	t.Parallel()
+	q := newQueue(t)
+	var aside []string
+	failures := 0
+	q.publish(numbers(20)...)
+	q.run(consume.Config{
+		MaxBackoff: 10 * time.Millisecond,
+		SetAside: func(_ context.Context, m *consume.Message, reason string) error {
+			if failures++; failures == 1 {
+				return errors.New("can't keep it yet")
+			}
+			aside = append(aside, string(m.Data())+": "+reason)
+			return nil
+		},
+	}, func(batch []string) error {
+		if slices.Contains(batch, "7") {
+			panic("poison")
+		}
+		return nil
+	})
+	got := q.empty()
+	slices.Sort(got)
+	want := slices.Sorted(slices.Values(slices.Concat(numbers(7), numbers(20)[8:])))
+	if !slices.Equal(got, want) {
+		t.Errorf("handled %v, want %v", got, want)
+	}
+	if !slices.Equal(aside, []string{"7: panic: poison"}) {
+		t.Errorf("set aside %v", aside)
+	}
+}
+
+// TestShutdownGivesBack: what was pulled and not handled goes to the next consumer at once, long before the
+// acknowledgement's deadline; the batch under way is finished.
+func TestShutdownGivesBack(t *testing.T) {
+	t.Parallel()
+	q := newQueue(t)
+	q.publish(numbers(50)...)
+	entered, leave := make(chan struct{}), make(chan struct{})
+	stop := q.run(consume.Config{Batch: 5}, func([]string) error {
+		entered <- struct{}{}
+		<-leave
+		return nil
+	})
+	<-entered
+	stopped := make(chan struct{})
+	go func() { stop(); close(stopped) }()
+	close(leave)
+	for open := true; open; {
+		select {
+		case <-entered: // a batch that began before the shutdown did
+		case <-stopped:
+			open = false
+		}
+	}
+	q.run(consume.Config{}, func([]string) error { return nil })
+	got := q.empty()
+	slices.Sort(got)
+	if want := slices.Sorted(slices.Values(numbers(50))); !slices.Equal(got, want) {
+		t.Errorf("handled %v, each once expected", got)
+	}
+}
+
+// TestLostDurableAndBroker: the durable is deleted, then the broker restarts; consuming goes on.
+func TestLostDurableAndBroker(t *testing.T) {
+	t.Parallel()
+	q := newQueue(t)
+	q.run(consume.Config{MaxBackoff: 50 * time.Millisecond}, func([]string) error { return nil })
+	q.publish("a")
+	q.empty()
+	if err := q.js.DeleteConsumer(t.Context(), "Q", "d"); err != nil {
+		t.Fatal(err)
+	}
+	q.publish("b")
+	q.empty()
+	q.broker.Stop()
+	q.broker.Start()
+	q.publish("c")
+	if got := q.empty(); !slices.Equal(got, []string{"a", "b", "c"}) {
+		t.Errorf("handled %v", got)
+	}
+}
+
+// TestKeep: a message that the handler keeps is its own to acknowledge.
+func TestKeep(t *testing.T) {
+	t.Parallel()
+	q := newQueue(t)
+	kept := make(chan *consume.Message, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- consume.Run(ctx, consume.Config{
+			Open: func(ctx context.Context) (jetstream.Consumer, error) {
+				return q.js.CreateOrUpdateConsumer(ctx, "Q", jetstream.ConsumerConfig{Durable: "d", AckPolicy: jetstream.AckExplicitPolicy})
+			},
+			Handle: func(_ context.Context, batch []*consume.Message) error {
+				for _, m := range batch {
+					if string(m.Data()) == "keep" {
+						m.Keep()
+						kept <- m
+					}
+				}
+				return nil
+			},
+			Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		})
+	}()
+	q.publish("keep", "go")
+	m := <-kept
+	testenv.Eventually(t, patience, "the other message is acknowledged", func() error {
+		stream, err := q.js.Stream(t.Context(), "Q")
+		if err != nil || stream.CachedInfo().State.Msgs != 1 {
+			return fmt.Errorf("%w: %+v", err, stream)
+		}
+		return nil
+	})
+	if err := m.Ack(); err != nil {
+		t.Fatal(err)
+	}
+	q.empty()
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

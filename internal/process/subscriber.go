@@ -1,0 +1,138 @@
+package process
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/subscriber"
+)
+
+// Subscriber is a core service's process: the grammar of its command line. The program gives the kong variables
+// durable, database_url and http_addr, which are its defaults.
+type Subscriber struct {
+	Serve    serveSubscriber `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
+	SetAside listSetAside    `cmd:"" help:"List the messages that were not applied, and why: nobody trusted signed them, they are about another service than their subject, or their event is not known."`
+}
+
+// Service is what such a process runs.
+type Service interface {
+	Run(ctx context.Context) error
+	Ready() error
+	Close() error
+	Endpoints() []api.Endpoint
+}
+
+// OpenService makes the service. Its database may not be up yet: it is waited for until ctx ends.
+type OpenService func(ctx context.Context, cfg SubscriberConfig) (Service, error)
+
+// SubscriberConfig is what the command line and the environment say.
+type SubscriberConfig struct {
+	JetStream   jetstream.JetStream
+	DatabaseURL string
+	Durable     string
+	Trust       events.Trust
+	Metrics     prometheus.Registerer
+	Log         *slog.Logger
+}
+
+type subscriberDatabase struct {
+	URL string `name:"database-url" env:"OMI_DATABASE_URL" default:"${database_url}" placeholder:"URL" help:"This process's own database: sqlite:PATH, or postgres://… for PostgreSQL and CockroachDB (${default})."`
+}
+
+type serveSubscriber struct {
+	NATS     NATS               `embed:""`
+	Trust    Trust              `embed:""`
+	Database subscriberDatabase `embed:""`
+	HTTPAddr string             `name:"http-addr" env:"OMI_HTTP_ADDR" default:"${http_addr}" placeholder:"HOST:PORT" help:"Where to serve questions, /metrics and /healthz (${default})."`
+	Durable  string             `env:"OMI_DURABLE" default:"${durable}" help:"The durable on the stream of invalidations (${default}). A second process with a database of its own takes another name."`
+	LogLevel slog.Level         `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
+}
+
+// Run serves until a signal comes.
+func (c *serveSubscriber) Run(open OpenService) error {
+	log := NewLog(os.Stderr, c.LogLevel)
+	trust, err := c.Trust.Load()
+	if err != nil {
+		return err
+	}
+	web, err := Listen(c.HTTPAddr, log)
+	if err != nil {
+		return err
+	}
+	return Run(log, web.Run, func(ctx context.Context) error { return c.serve(ctx, log, trust, web, open) })
+}
+
+func (c *serveSubscriber) serve(ctx context.Context, log *slog.Logger, trust events.Trust, web *HTTP, open OpenService) error {
+	nc, err := c.NATS.Connect("omi-"+c.Durable, log)
+	if err != nil {
+		return err
+	}
+	defer Close(nc, log)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return fmt.Errorf("use JetStream: %w", err)
+	}
+	service, err := OpenDatabase(func() (Service, error) {
+		return open(ctx, SubscriberConfig{
+			JetStream: js, DatabaseURL: c.Database.URL, Durable: c.Durable, Trust: trust, Metrics: web.Metrics, Log: log,
+		})
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := service.Close(); err != nil {
+			log.Warn("close the database", "error", err)
+		}
+	}()
+	web.Ready(func(context.Context) error { return service.Ready() }, service.Endpoints()...)
+	log.Info("serving HTTP", "addr", web.Addr())
+	return service.Run(ctx)
+}
+
+type listSetAside struct {
+	Database subscriberDatabase `embed:""`
+	Limit    int                `default:"50" help:"The newest so many (${default})."`
+	JSON     bool               `help:"Print a JSON array, payloads in base64."`
+}
+
+// Run lists what was set aside.
+func (c *listSetAside) Run() error {
+	log := NewLog(os.Stderr, slog.LevelWarn)
+	return Run(log, func(ctx context.Context) error {
+		store, err := OpenDatabase(func() (*subscriber.Store, error) { return subscriber.OpenStore(ctx, c.Database.URL, log) })
+		if err != nil {
+			return err
+		}
+		defer func() { _ = store.Close() }() // it only read
+		list, err := store.ListSetAside(ctx, c.Limit)
+		if err != nil {
+			return err
+		}
+		return printSetAside(list, c.JSON)
+	})
+}
+
+func printSetAside(list []subscriber.SetAside, asJSON bool) error {
+	if asJSON {
+		if err := json.MarshalWrite(os.Stdout, list); err != nil {
+			return fmt.Errorf("print: %w", err)
+		}
+		fmt.Println()
+		return nil
+	}
+	for _, m := range list {
+		fmt.Printf("%s  stream sequence %d  %s\n    %s: %s\n", time.Unix(m.At, 0).Format(time.DateTime), m.StreamSequence, m.Subject, m.Reason, m.Detail)
+	}
+	fmt.Printf("%d messages were set aside.\n", len(list))
+	return nil
+}
