@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -16,6 +17,9 @@ import (
 	"omiappreg.org/keyrotation/registry"
 )
 
+// publicMode is of files that anyone may read.
+const publicMode = 0o644
+
 type migrateCmd struct {
 	Database database `embed:""`
 }
@@ -29,21 +33,38 @@ func (c *migrateCmd) Run() error {
 }
 
 type keygenCmd struct {
-	Out  string `required:"" placeholder:"FILE" help:"The new key's file; it must not exist yet. It gets mode 0600."`
-	JSON bool   `help:"Print one JSON object."`
+	Out       string `required:"" placeholder:"FILE" help:"The new key's file; it gets mode 0600, and must not exist yet."`
+	PublicOut string `name:"public-out" placeholder:"FILE" help:"Write the public key to this file too, as the subscribers' --trust-file takes it."`
+	IfMissing bool   `name:"if-missing" help:"Keep the key that --out has, if there is one."`
+	JSON      bool   `help:"Print one JSON object."`
 }
 
 // Run makes a key.
 func (c *keygenCmd) Run() error {
-	key := events.GenerateSigningKey()
-	if err := keyfile.Create(c.Out, key); err != nil {
+	key, err := c.key()
+	if err != nil {
 		return process.Usage(err)
+	}
+	if c.PublicOut != "" {
+		if err := os.WriteFile(c.PublicOut, []byte(key.Public().String()+"\n"), publicMode); err != nil {
+			return process.Usagef("--public-out: %w", err)
+		}
 	}
 	if c.JSON {
 		return printJSON(map[string]string{"file": c.Out, "public_key": key.Public().String()})
 	}
-	fmt.Printf("Wrote the registry's private key to %s (mode 0600).\nIts public key, which subscribers --trust:\n%s\n", c.Out, key.Public())
+	fmt.Printf("The registry's private key is in %s (mode 0600).\nIts public key, which subscribers --trust:\n%s\n", c.Out, key.Public())
 	return nil
+}
+
+func (c *keygenCmd) key() (events.SigningKey, error) {
+	if c.IfMissing {
+		if key, err := keyfile.Read(c.Out); !errors.Is(err, keyfile.ErrMissing) {
+			return key, err
+		}
+	}
+	key := events.GenerateSigningKey()
+	return key, keyfile.Create(c.Out, key)
 }
 
 type appCmd struct {

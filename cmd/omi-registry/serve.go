@@ -35,7 +35,7 @@ type serveCmd struct {
 	GracePeriod    time.Duration `env:"OMI_GRACE_PERIOD" default:"300s" help:"How long an old key stays valid (${default})."`
 	MaxClockSkew   time.Duration `env:"OMI_MAX_CLOCK_SKEW" default:"300s" help:"How far a request's timestamp may be off (${default})."`
 	RequireProof   bool          `env:"OMI_REQUIRE_PROOF" help:"Refuse a new key without its proof of possession."`
-	RateLimit      int           `env:"OMI_RATE_LIMIT" default:"10" help:"Rotations of one service a minute (${default}); -1: no limit."`
+	RateLimit      int           `env:"OMI_RATE_LIMIT" default:"10" help:"Rotations of one service a minute (${default}); --rate-limit=-1: no limit."`
 	Batch          int           `env:"OMI_BATCH" default:"256" help:"The most requests decided together (${default}, at most 2048)."`
 	StreamReplicas int           `env:"OMI_STREAM_REPLICAS" default:"1" help:"Replicas of the streams that this start creates (${default}; 3 on a cluster)."`
 	LogLevel       slog.Level    `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
@@ -60,7 +60,10 @@ func (c *serveCmd) Run() error {
 	}
 	apps, err := registry.ReadApps(c.Apps)
 	if err != nil {
-		return process.Usage(err)
+		return process.Usagef("--apps: %w", err)
+	}
+	if err := process.CheckDatabase(c.Database.URL); err != nil {
+		return err
 	}
 	web, err := process.Listen(c.HTTPAddr, log)
 	if err != nil {
@@ -70,16 +73,16 @@ func (c *serveCmd) Run() error {
 }
 
 func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.SigningKey, policy registry.Policy, apps []registry.App, web *process.HTTP) error {
-	nc, err := c.Connect("omi-registry", log)
-	if err != nil {
-		return err
-	}
-	defer process.Close(nc, log)
 	store, err := c.Database.open(ctx, log)
 	if err != nil {
 		return err
 	}
 	defer closeStore(store, log)
+	nc, err := c.Connect("omi-registry", log)
+	if err != nil {
+		return err
+	}
+	defer process.Close(nc, log)
 	for _, app := range apps {
 		if err := store.AddApp(ctx, app, time.Now().Unix()); err != nil {
 			return process.Usage(err)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
@@ -39,7 +40,7 @@ func (c *devCmd) Run() error {
 	}
 	apps, err := registry.ReadApps(c.Apps)
 	if err != nil {
-		return process.Usage(err)
+		return process.Usagef("--apps: %w", err)
 	}
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return process.Usagef("--data: %w", err)
@@ -82,7 +83,7 @@ func (c *devCmd) greet(s *stack, web *process.HTTP) {
 		where = " --nats-url " + url
 	}
 	service := fmt.Sprintf("--app-id %s --service-id cms%s", devApp, where)
-	key := filepath.Join(c.Data, "cms.pem")
+	key := quote(filepath.Join(c.Data, "cms.pem"))
 	fmt.Printf(`NATS       %s
 HTTP       http://%s   (/v1/registry, /v1/verify, /v1/attribute, /metrics, /healthz)
 Registry   %s
@@ -95,7 +96,17 @@ Try next, in another terminal:
 
 Ctrl-C stops everything; the state is there when you start again.
 `, s.broker.URL(), web.Addr(), s.key.Public(), c.Data,
-		omi, service, c.masterFile(), key, omi, service, key, omi, service)
+		omi, service, quote(c.masterFile()), key, omi, service, key, omi, service)
+}
+
+// quote makes a word for the shell of it. What needs no quotes gets none, for a person to read.
+func quote(word string) string {
+	if word != "" && !strings.ContainsFunc(word, func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("/._-+:@%,=", r)
+	}) {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
 // invocation is how this program was started.
@@ -103,5 +114,5 @@ func invocation() string {
 	if strings.Contains(os.Args[0], "go-build") {
 		return "go run ./cmd/omi"
 	}
-	return os.Args[0]
+	return quote(os.Args[0])
 }

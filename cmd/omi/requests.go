@@ -195,6 +195,9 @@ func (c *revokeCmd) Run() error {
 			return process.Usagef("--provider-receipt: %w", err)
 		}
 		draft.ProviderReceipt = jsontext.Value(content)
+		if !draft.ProviderReceipt.IsValid() || draft.ProviderReceipt.Kind() != '{' {
+			return process.Usagef("--provider-receipt: %s is not a JSON object", c.ProviderReceipt)
+		}
 	}
 	m, err := newMessage(draft, master)
 	if err != nil {

@@ -49,8 +49,8 @@ type stack struct {
 }
 
 // newStack starts the broker and opens the databases; nothing is served before [stack.actors] run.
-func newStack(ctx context.Context, cfg stackConfig) (s *stack, err error) {
-	s = &stack{}
+func newStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
+	s := &stack{} // not the result, which an error sets to nil
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -63,7 +63,7 @@ func newStack(ctx context.Context, cfg stackConfig) (s *stack, err error) {
 		return nil, err
 	}
 	if s.broker, err = broker.Start(broker.Config{Addr: cfg.NATSAddr, StoreDir: filepath.Join(cfg.Folder, "jetstream"), Log: cfg.Log}); err != nil {
-		return nil, process.Usage(fmt.Errorf("start the broker: %w", err))
+		return nil, process.Usage(fmt.Errorf("%w: choose another with --nats-addr", err))
 	}
 	s.closers = append(s.closers, s.broker.Shutdown)
 	if err := s.openRegistry(ctx, cfg); err != nil {

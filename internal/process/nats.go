@@ -2,9 +2,12 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/url"
+	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,7 +31,7 @@ type NATS struct {
 func (n NATS) Connect(name string, log *slog.Logger) (*nats.Conn, error) {
 	nc, err := n.connect(name, log, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort())
 	if err != nil {
-		return nil, Usage(err)
+		return nil, Usage(err) // a broker that is not there is no error here
 	}
 	if !nc.IsConnected() {
 		log.Warn("waiting for the broker", "url", n.redacted())
@@ -46,13 +49,16 @@ func (n NATS) ConnectNow(ctx context.Context, name string, log *slog.Logger) (*n
 	if err == nil {
 		return nc, nil
 	}
-	if parsed, bad := url.Parse(n.URL); bad != nil || parsed.Scheme == "" {
-		return nil, Usagef("--nats-url %s is not a URL such as nats://127.0.0.1:4222", n.redacted())
+	if code := (codedError{}); errors.As(err, &code) {
+		return nil, err
 	}
 	return nil, Unreachable(fmt.Errorf("no broker answers at %s (%w): is `omi dev` running, or is --nats-url another?", n.redacted(), err))
 }
 
 func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats.Conn, error) {
+	if err := n.check(); err != nil {
+		return nil, err
+	}
 	options := append([]nats.Option{
 		nats.Name(name),
 		nats.ReconnectWait(reconnectWait), nats.ReconnectJitter(reconnectJitter, reconnectJitter),
@@ -78,14 +84,56 @@ func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats
 	return nc, nil
 }
 
+// check says what is wrong with the flags, for nats.go waits for a server whatever its URL, quotes a password where it
+// can't read one, and doesn't name the flags.
+func (n NATS) check() error {
+	for _, server := range strings.Split(n.URL, ",") {
+		if _, ok := parseServer(server); !ok {
+			return Usagef("--nats-url: want nats://HOST:PORT (or tls://, ws://, wss://), several separated by commas, not %s", n.redacted())
+		}
+	}
+	for flag, path := range map[string]string{"--nats-creds": n.Creds, "--nats-ca": n.CA} {
+		if path == "" {
+			continue
+		}
+		if _, err := os.ReadFile(path); err != nil {
+			return Usagef("%s: %w", flag, err)
+		}
+	}
+	return nil
+}
+
+// parseServer reads one server's URL, which may lack its scheme.
+func parseServer(server string) (*url.URL, bool) {
+	server = strings.TrimSpace(server)
+	if !strings.Contains(server, "://") {
+		server = "nats://" + server
+	}
+	u, err := url.Parse(server)
+	if err != nil {
+		return nil, false
+	}
+	switch u.Scheme {
+	case "nats", "tls", "ws", "wss":
+	default:
+		return u, false
+	}
+	if port := u.Port(); port != "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return u, false
+		}
+	}
+	host := u.Hostname()
+	return u, host != "" && (!strings.Contains(host, ":") || strings.HasPrefix(u.Host, "["))
+}
+
 // redacted is the URL as it may be shown.
 func (n NATS) redacted() string {
 	servers := strings.Split(n.URL, ",")
 	for i, server := range servers {
-		if u, err := url.Parse(strings.TrimSpace(server)); err == nil {
+		servers[i] = "(not a URL)" // there may be a password in it
+		if u, _ := parseServer(server); u != nil {
 			servers[i] = u.Redacted()
-		} else {
-			servers[i] = "(not a URL)"
 		}
 	}
 	return strings.Join(servers, ",")

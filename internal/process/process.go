@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -67,7 +68,8 @@ func report(stderr io.Writer, name string, err error) int {
 	if err == nil {
 		return ExitDone
 	}
-	fmt.Fprintf(stderr, "%s: %v\n", name, err)
+	// Errors that were joined, and some of the libraries', have several lines.
+	fmt.Fprintf(stderr, "%s: %s\n", name, strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; "))
 	if coded := (codedError{}); errors.As(err, &coded) {
 		return coded.code
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -62,6 +63,12 @@ func (c *serveSubscriber) Run(open OpenService) error {
 	log := NewLog(os.Stderr, c.LogLevel)
 	trust, err := c.Trust.Load()
 	if err != nil {
+		return err
+	}
+	if strings.ContainsAny(c.Durable, " \t\r\n.*>/\\") || c.Durable == "" {
+		return Usagef("--durable: the name of a durable has no blanks and none of . * > / \\, as in %s-2", events.AuthDurable)
+	}
+	if err := CheckDatabase(c.Database.URL); err != nil {
 		return err
 	}
 	web, err := Listen(c.HTTPAddr, log)

@@ -36,6 +36,9 @@ func (t Trust) Load() (events.Trust, error) {
 		}
 		keys = append(keys, more...)
 	}
+	if t.Origin == "" {
+		return events.Trust{}, Usagef("--origin is empty: it is the registry's domain name, as in omiappreg.org")
+	}
 	trust, err := events.NewTrust(t.Origin, keys...)
 	if errors.Is(err, events.ErrNoTrust) {
 		return trust, Usagef("whom to trust is missing: give --trust ed25519:… with the registry's public key, or --trust-file")
@@ -53,6 +56,14 @@ func OpenDatabase[T any](open func() (T, error)) (T, error) {
 		err = Usage(fmt.Errorf("--database-url: %w", err))
 	}
 	return db, err
+}
+
+// CheckDatabase refuses a URL that can't be used whatever is there, before the process starts anything.
+func CheckDatabase(url string) error {
+	if err := sqldb.CheckURL(url); err != nil {
+		return Usagef("--database-url: %w", err)
+	}
+	return nil
 }
 
 // Healthy asks the broker and the database, for [HTTP.Ready].

@@ -1,0 +1,155 @@
+package api_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+const patience = 10 * time.Second
+
+// endpoints answer with what they were asked, or fail as the body says.
+func endpoints() []api.Endpoint {
+	return []api.Endpoint{
+		{
+			Name: "thing", Subject: "test.thing.", Pattern: "GET /apps/{app_id}/services/{service_id}",
+			Handle: func(_ context.Context, c api.Call) (api.Answer, error) {
+				target, err := c.Target()
+				if err != nil {
+					return api.Answer{}, err
+				}
+				return api.JSON(map[string]string{"target": target.String()})
+			},
+		},
+		{
+			Name: "ask", Subject: "test.ask", Pattern: "POST /ask",
+			Handle: func(_ context.Context, c api.Call) (api.Answer, error) {
+				switch string(c.Body) {
+				case "refuse":
+					return api.Answer{}, &events.Refusal{Reason: events.InvalidField, Detail: "No."}
+				case "fail":
+					return api.Answer{}, errors.New("password of the database")
+				case "panic":
+					panic("poison")
+				case "unknown":
+					return api.Answer{}, api.NotFound("Nobody knows.")
+				}
+				return api.JSON("yes")
+			},
+		},
+	}
+}
+
+type answer struct {
+	Status int           `json:"status"`
+	Detail string        `json:"detail"`
+	Reason events.Reason `json:"reason"`
+}
+
+// over lists the two ways to ask; each returns the status (200 where NATS has no error) and the body.
+func over(t *testing.T) map[string]func(path, subject, body string) (int, []byte) {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	mux := http.NewServeMux()
+	api.Mount(mux, log, endpoints()...)
+	server := httptest.NewServer(mux)
+	t.Cleanup(server.Close)
+	nc := testenv.Connect(t, testenv.NewBroker(t).URL())
+	service, err := api.Register(t.Context(), nc, log, api.Service{Name: "test", Version: "1.0.0"}, endpoints()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = service.Stop() })
+	return map[string]func(path, subject, body string) (int, []byte){
+		"http": func(path, _, body string) (int, []byte) {
+			method := http.MethodGet
+			if body != "" {
+				method = http.MethodPost
+			}
+			request, err := http.NewRequestWithContext(t.Context(), method, server.URL+path, strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			response, err := server.Client().Do(request)
+			if err != nil {
+				return 0, nil // the handler panics: this connection ends, the server does not
+			}
+			defer func() { _ = response.Body.Close() }()
+			content, err := io.ReadAll(response.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return response.StatusCode, content
+		},
+		"nats": func(_, subject, body string) (int, []byte) {
+			wait := patience
+			if body == "panic" {
+				wait = 50 * time.Millisecond // nobody answers
+			}
+			reply, err := nc.Request(subject, []byte(body), wait)
+			if err != nil {
+				return 0, nil
+			}
+			if reply.Header.Get("Nats-Service-Error-Code") == "" {
+				return http.StatusOK, reply.Data
+			}
+			var a answer
+			if err := json.Unmarshal(reply.Data, &a); err != nil {
+				t.Fatal(err)
+			}
+			return a.Status, reply.Data
+		},
+	}
+}
+
+func TestBothWays(t *testing.T) {
+	t.Parallel()
+	for name, ask := range over(t) {
+		for _, c := range []struct {
+			path, subject, body string
+			status              int
+			want                string
+		}{
+			{"/apps/org.example/services/cms", "test.thing.org.example.cms", "", 200, `{"target":"org.example.cms"}`},
+			{"/apps/org.example/services/CMS", "test.thing.org.example.CMS", "", 400, "a service id is one label"},
+			{"/apps/org/services/cms", "test.thing.org.cms", "", 400, "an app id is"},
+			{"/ask", "test.ask", "please", 200, `"yes"`},
+			{"/ask", "test.ask", "refuse", 400, `"reason":"invalid_field"`},
+			{"/ask", "test.ask", "unknown", 404, "Nobody knows."},
+			{"/ask", "test.ask", "fail", 503, "try again"},
+			{"/ask", "test.ask", "panic", 0, ""},
+			{"/ask", "test.ask", "please", 200, `"yes"`}, // and it goes on
+		} {
+			status, body := ask(c.path, c.subject, c.body)
+			if status != c.status || !strings.Contains(string(body), c.want) {
+				t.Errorf("%s %s %q: %d %s, want %d with %q", name, c.path, c.body, status, body, c.status, c.want)
+			}
+			if strings.Contains(string(body), "password") {
+				t.Errorf("%s: an answer tells our insides: %s", name, body)
+			}
+		}
+	}
+}
+
+func TestHTTPLimits(t *testing.T) {
+	t.Parallel()
+	ask := over(t)["http"]
+	if status, body := ask("/ask", "", strings.Repeat("x", events.MaxQuery+1)); status != http.StatusRequestEntityTooLarge {
+		t.Errorf("a body over the limit: %d %s", status, body)
+	}
+	if status, _ := ask("/nowhere", "", ""); status != http.StatusNotFound {
+		t.Errorf("an unknown path: %d", status)
+	}
+}
