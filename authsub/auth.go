@@ -129,12 +129,12 @@ func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 		Log: cfg.Log, Metrics: cfg.Metrics, Now: cfg.Now,
 	})
 	if err != nil {
-		return err //nolint:wrapcheck // New says what it was doing
+		return err
 	}
 	services, began := 0, cfg.Now()
 	for service, err := range a.store.Keyrings(ctx) {
 		if err != nil {
-			return err //nolint:wrapcheck // as above
+			return err
 		}
 		a.keyrings.load(service, began.Unix())
 		services++
@@ -153,15 +153,15 @@ func (a *Auth) Run(ctx context.Context) error {
 		return fmt.Errorf("answer over NATS: %w", err)
 	}
 	defer func() { _ = service.Stop() }() // fails only if the connection is gone
-	return a.subscriber.Run(ctx)          //nolint:wrapcheck // it says what it was doing
+	return a.subscriber.Run(ctx)
 }
 
 // Close closes the database, after Run has returned.
-func (a *Auth) Close() error { return a.store.Close() } //nolint:wrapcheck // it says what it was doing
+func (a *Auth) Close() error { return a.store.Close() }
 
 // Ready returns nil once the stream has been read up to the time at which this process started. It stays nil while the
 // broker is away: answers then grow older, as their AsOf says.
-func (a *Auth) Ready() error { return a.subscriber.Ready() } //nolint:wrapcheck // it says what it means
+func (a *Auth) Ready() error { return a.subscriber.Ready() }
 
 // Endpoints returns the question of docs/protocol.md §8.2.
 func (a *Auth) Endpoints() []api.Endpoint {
@@ -170,7 +170,7 @@ func (a *Auth) Endpoints() []api.Endpoint {
 		Handle: func(ctx context.Context, c api.Call) (api.Answer, error) {
 			q, err := events.ParseVerifyQuery(c.Body)
 			if err != nil {
-				return api.Answer{}, err //nolint:wrapcheck // a refusal, which the caller is told
+				return api.Answer{}, err
 			}
 			return api.JSON(a.Verify(ctx, q))
 		},

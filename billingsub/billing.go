@@ -116,14 +116,14 @@ func (b *Billing) Run(ctx context.Context) error {
 	err = b.subscriber.Run(ctx)
 	stop()
 	running.Wait()
-	return err //nolint:wrapcheck // it says what it was doing
+	return err
 }
 
 // Close closes the database, after Run has returned.
-func (b *Billing) Close() error { return b.store.Close() } //nolint:wrapcheck // it says what it was doing
+func (b *Billing) Close() error { return b.store.Close() }
 
 // Ready returns nil once the stream has been read up to the time at which this process started.
-func (b *Billing) Ready() error { return b.subscriber.Ready() } //nolint:wrapcheck // it says what it means
+func (b *Billing) Ready() error { return b.subscriber.Ready() }
 
 // Endpoints returns the question of docs/protocol.md §8.3.
 func (b *Billing) Endpoints() []api.Endpoint {
@@ -132,7 +132,7 @@ func (b *Billing) Endpoints() []api.Endpoint {
 		Handle: func(ctx context.Context, c api.Call) (api.Answer, error) {
 			q, err := events.ParseAttributeQuery(c.Body)
 			if err != nil {
-				return api.Answer{}, err //nolint:wrapcheck // a refusal, which the caller is told
+				return api.Answer{}, err
 			}
 			answer, err := b.Attribute(ctx, q)
 			if err != nil {

@@ -88,7 +88,7 @@ func (f *filler) sweep(ctx context.Context) (left int, err error) {
 	for {
 		gaps, listErr := f.store.Gaps(ctx, after, gapsAtOnce)
 		if listErr != nil {
-			return left, listErr //nolint:wrapcheck // it says what it was doing
+			return left, listErr
 		}
 		failed, fillErr := f.fillAll(ctx, gaps)
 		if left += failed; fillErr != nil {
@@ -128,7 +128,7 @@ func (f *filler) fill(ctx context.Context, target events.Target) error {
 		ctx := context.WithoutCancel(ctx) // it works not only for the one who asked first
 		return nil, f.fetch(ctx, target)
 	})
-	return err //nolint:wrapcheck // fetch says what it was doing
+	return err
 }
 
 func (f *filler) fetch(ctx context.Context, target events.Target) error {
@@ -141,11 +141,11 @@ func (f *filler) fetch(ctx context.Context, target events.Target) error {
 		return fmt.Errorf("fill the gap of %s: %w", target, err)
 	}
 	if err := f.store.Fill(ctx, target, keyring.OfHistory(&history)); err != nil {
-		return err //nolint:wrapcheck // it says what it was doing
+		return err
 	}
 	gap, err := f.store.HasGap(ctx, target)
 	if err == nil && gap {
 		err = fmt.Errorf("fill the gap of %s: %w", target, errStillOpen)
 	}
-	return err //nolint:wrapcheck // it says what it was doing
+	return err
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -51,6 +52,8 @@ type Registry struct {
 	relay  *relay
 	intake *intake
 	Lookup *Lookup
+
+	serving atomic.Bool // the streams are there, lookups are answered, requests are taken
 }
 
 // New returns a registry that is ready to run.
@@ -93,6 +96,8 @@ func (r *Registry) Run(ctx context.Context) error {
 	}
 	defer func() { _ = service.Stop() }() // fails only if the connection is gone
 
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	relayed, recovered := make(chan struct{}), make(chan struct{})
 	go func() { // it ends with its queue, so that what intake committed is published before a shutdown
 		defer close(relayed)
@@ -104,15 +109,33 @@ func (r *Registry) Run(ctx context.Context) error {
 	}()
 	r.cfg.Log.Info("registry is ready", "origin", r.cfg.Policy.Origin, "public_key", r.cfg.Key.Public().String())
 	err = consume.Run(ctx, consume.Config{
-		Open:   func(ctx context.Context) (jetstream.Consumer, error) { return requestConsumer(ctx, r.js) },
+		Open: func(ctx context.Context) (jetstream.Consumer, error) {
+			consumer, err := requestConsumer(ctx, r.js)
+			if err == nil {
+				r.serving.Store(true)
+			}
+			return consumer, err
+		},
 		Handle: r.intake.handle,
 		Batch:  r.cfg.Batch,
 		Log:    r.cfg.Log,
 	})
+	stop()
 	close(r.relay.queue)
 	<-relayed
 	<-recovered
 	return err
+}
+
+// ErrNotReady means that Run has not come so far yet that requests and lookups are served.
+var ErrNotReady = errors.New("the registry is starting: it waits for the broker")
+
+// Ready returns nil once requests and lookups are served, else [ErrNotReady]. It stays nil while the broker is away.
+func (r *Registry) Ready() error {
+	if !r.serving.Load() {
+		return ErrNotReady
+	}
+	return nil
 }
 
 // ensureStreams tries until the broker answers.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -367,6 +368,48 @@ func TestBrokerAway(t *testing.T) {
 			w.broker.Start()
 		}
 	}
+	for i, r := range list {
+		if receipt := w.answer(r); receipt.Event != events.RequestCommitted || receipt.Sequence != int64(i+1) {
+			t.Fatalf("request %d: %+v", i+1, receipt)
+		}
+	}
+	w.clean()
+	if n := len(w.events(d.target)); n != len(list) {
+		t.Errorf("%d events, want %d", n, len(list))
+	}
+}
+
+// TestDatabaseAway: the database goes away again and again while requests are on their way, at any point of a commit.
+// Every request has one receipt, and none is refused for it.
+func TestDatabaseAway(t *testing.T) {
+	t.Parallel()
+	direct := testenv.Database(t, testenv.Postgres)
+	u, err := url.Parse(direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := testenv.NewProxy(t, u.Host)
+	u.Host = proxy.Addr()
+	w := newWorld(t, u.String())
+	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+	w.run()
+	var list []request
+	for i := range 30 {
+		step := d.rotate
+		if i == 0 {
+			step = d.bind
+		}
+		list = append(list, step())
+		w.publish(list[i])
+		switch i % 5 {
+		case 2:
+			proxy.Cut()
+		case 4:
+			proxy.Restore()
+			w.answer(list[i])
+		}
+	}
+	proxy.Restore()
 	for i, r := range list {
 		if receipt := w.answer(r); receipt.Event != events.RequestCommitted || receipt.Sequence != int64(i+1) {
 			t.Fatalf("request %d: %+v", i+1, receipt)

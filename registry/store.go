@@ -191,10 +191,13 @@ func ReadApps(path string) ([]App, error) {
 	}
 	content, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("read the apps: %w", err)
+		return nil, err
 	}
 	var apps []App
 	if err := json.Unmarshal(content, &apps, json.RejectUnknownMembers(true)); err != nil {
+		if semantic := (*json.SemanticError)(nil); errors.As(err, &semantic) && semantic.Err != nil {
+			err = fmt.Errorf("%s: %w", semantic.JSONPointer, semantic.Err) // without the names of Go's types
+		}
 		return nil, fmt.Errorf("%s is not a JSON array of {\"app_id\": …, \"master_public_key\": …}: %w", path, err)
 	}
 	for i, app := range apps {

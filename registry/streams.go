@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
@@ -85,7 +86,8 @@ func requestConsumer(ctx context.Context, js jetstream.JetStream) (jetstream.Con
 	if err == nil {
 		have := consumer.CachedInfo().Config
 		if have.DeliverPolicy != want.DeliverPolicy || have.AckPolicy != want.AckPolicy || have.FilterSubject != want.FilterSubject {
-			return nil, fmt.Errorf("durable %s: %w: delete it, it is made again", want.Durable, ErrStreamMeaning)
+			// Trying again can't mend it.
+			return nil, backoff.Permanent(fmt.Errorf("durable %s: %w: delete it, it is made again", want.Durable, ErrStreamMeaning))
 		}
 	} else if !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil, fmt.Errorf("durable %s: %w", want.Durable, err)

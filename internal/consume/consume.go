@@ -44,7 +44,7 @@ type Handler func(ctx context.Context, batch []*Message) error
 // Config says how a consumer runs. Open, Handle and Log are required.
 type Config struct {
 	// Open creates or finds the durable. It is called at the start and whenever the durable is lost; while it
-	// fails, it is tried again.
+	// fails, it is tried again, unless its error is marked by [backoff.Permanent]: that one ends Run.
 	Open func(ctx context.Context) (jetstream.Consumer, error)
 	// Handle does the work.
 	Handle Handler
@@ -87,13 +87,17 @@ func (c Config) newBackoff() *backoff.ExponentialBackOff {
 	return b
 }
 
-// Run consumes until ctx ends, and then returns nil. A batch under way is finished first; messages that were pulled
+// Run consumes until ctx ends, and then returns nil, or until Open fails for good. A batch under way is finished first; messages that were pulled
 // and not handed over go back to the broker at once.
 func Run(ctx context.Context, cfg Config) error {
 	cfg = cfg.withDefaults()
 	pause := cfg.newBackoff()
 	for ctx.Err() == nil {
-		if err := runOnce(ctx, cfg, pause.Reset); ctx.Err() == nil {
+		err := runOnce(ctx, cfg, pause.Reset)
+		if final := (*backoff.PermanentError)(nil); errors.As(err, &final) {
+			return final.Unwrap()
+		}
+		if ctx.Err() == nil {
 			cfg.Log.Warn("consumer interrupted, trying again", "error", err)
 			wait(ctx, pause.NextBackOff())
 		}

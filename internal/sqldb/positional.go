@@ -19,7 +19,7 @@ type positionalConnector struct{ driver.Connector }
 func (c positionalConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	conn, err := c.Connector.Connect(ctx)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // database/sql compares it
+		return nil, err
 	}
 	inner, ok := conn.(sqliteConn)
 	if !ok {
@@ -47,13 +47,13 @@ type positionalConn struct{ sqliteConn }
 // ExecContext runs a statement.
 func (c positionalConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	query, args = positional(query, args)
-	return c.sqliteConn.ExecContext(ctx, query, args) //nolint:wrapcheck // stands for the driver
+	return c.sqliteConn.ExecContext(ctx, query, args)
 }
 
 // QueryContext runs a query.
 func (c positionalConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	query, args = positional(query, args)
-	return c.sqliteConn.QueryContext(ctx, query, args) //nolint:wrapcheck // stands for the driver
+	return c.sqliteConn.QueryContext(ctx, query, args)
 }
 
 // Unwrap lets the driver's own functions find its connection.

@@ -52,6 +52,21 @@ func Open(ctx context.Context, url string, log *slog.Logger) (*DB, error) {
 	}
 }
 
+// CheckURL returns [ErrURL] for a URL that Open will refuse whatever it finds there, so that a process can say so before
+// it starts anything.
+func CheckURL(url string) error {
+	scheme, rest, _ := strings.Cut(url, ":")
+	if scheme == "sqlite" {
+		_, err := sqlitePath(rest)
+		return err
+	}
+	if scheme != "postgres" && scheme != "postgresql" || !strings.HasPrefix(rest, "//") {
+		return urlError("want " + accepted)
+	}
+	_, err := parseServer(url)
+	return err
+}
+
 // Engine says which database system this is.
 func (db *DB) Engine() Engine { return db.engine }
 

@@ -11,6 +11,7 @@ import (
 	"runtime"
 
 	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // How a SQLite connection is set up, beyond what the driver does by itself.
@@ -51,7 +52,11 @@ func openFile(ctx context.Context, rest string, log *slog.Logger) (*DB, error) {
 	}
 	db := &DB{engine: SQLite, reader: reader, writer: writer, file: path, log: log}
 	// Turning WAL on can fail with SQLITE_BUSY whatever the busy_timeout, if two processes do it at once.
-	if err := again(ctx, func() error { return db.Ping(ctx) }); err != nil {
+	err = again(ctx, func() error { return db.Ping(ctx) })
+	if code, _ := sqliteCode(err); code == sqlite3.SQLITE_NOTADB {
+		err = urlError("the file is no SQLite database; name another, or a new one")
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), db.Close())
 	}
 	return db, nil

@@ -58,7 +58,7 @@ func (db *DB) cockroachTx(ctx context.Context, fn func(*sql.Tx) error) error {
 	if errors.As(err, &release) {
 		return db.commitError(ctx, release.Unwrap())
 	}
-	return err //nolint:wrapcheck // fn's own error, or one of cockroach-go that says what it was doing
+	return err
 }
 
 // commitError tells apart the commits that failed from those of which nobody knows.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -42,16 +43,24 @@ func sqlitePath(rest string) (string, error) {
 // gives its -wal and -shm files the mode of the database's.
 func createFile(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return fmt.Errorf("create the folder of the database: %w", err)
+		return fileError("create the folder of the database", err)
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return fmt.Errorf("open the database file: %w", err)
+		return fileError("open the database file", err)
 	}
 	if err := f.Close(); err != nil {
 		return fmt.Errorf("create the database file: %w", err)
 	}
 	return nil
+}
+
+// fileError is to be mended by whoever wrote the URL, unless it may pass by itself.
+func fileError(what string, err error) error {
+	if errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return urlError(what + ": " + err.Error())
 }
 
 // parseServer reads a PostgreSQL URL. A parse error quotes the URL, or a piece of a password that was taken for a port,

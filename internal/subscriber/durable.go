@@ -58,7 +58,8 @@ func (s *Subscriber) awaitStream(ctx context.Context) error {
 		}
 		if !waiting {
 			waiting = true
-			s.cfg.Log.InfoContext(ctx, "waiting for the stream "+events.InvalidationStream+"; the registry makes it")
+			const message = "waiting for the stream " + events.InvalidationStream + "; the registry makes it"
+			s.cfg.Log.InfoContext(ctx, message)
 		}
 		select {
 		case <-tick.C:

@@ -97,7 +97,7 @@ func (a *assembly) next(rows *sql.Rows) (*Service, error) {
 		public        sql.RawBytes
 	)
 	if err := rows.Scan(&target, &kind, &x, &y, &z, &public); err != nil {
-		return nil, err //nolint:wrapcheck // services says what it was doing
+		return nil, err
 	}
 	var done *Service
 	if string(target) != a.target {

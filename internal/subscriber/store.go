@@ -24,12 +24,12 @@ type Store struct {
 
 // SetAside is a message that was well-formed and yet not to be applied, kept for an operator to look at.
 type SetAside struct {
-	StreamSequence uint64
-	Subject        string
-	Reason         string // a code of docs/protocol.md §6 or §7.2
-	Detail         string // one sentence for a person
-	Payload        []byte
-	At             int64 // seconds since the Unix epoch
+	StreamSequence uint64 `json:"stream_sequence"`
+	Subject        string `json:"subject"`
+	Reason         string `json:"reason"` // a code of docs/protocol.md §6 or §7.2
+	Detail         string `json:"detail"` // one sentence for a person
+	Payload        []byte `json:"payload"`
+	At             int64  `json:"set_aside_at"` // seconds since the Unix epoch
 }
 
 // OpenStore opens the database that url names, see [sqldb.Open], and brings its schema up to date.
@@ -112,17 +112,17 @@ func (s *Store) claim(ctx context.Context, tx *sql.Tx, batch []events.Invalidati
 func scanNonces(ctx context.Context, tx *sql.Tx, into map[string]struct{}, text string, args []any) error {
 	rows, err := tx.QueryContext(ctx, text, args...)
 	if err != nil {
-		return err //nolint:wrapcheck // claim says what it was doing
+		return err
 	}
 	defer func() { _ = rows.Close() }()
 	for rows.Next() {
 		var nonce string
 		if err := rows.Scan(&nonce); err != nil {
-			return err //nolint:wrapcheck // as above
+			return err
 		}
 		into[nonce] = struct{}{}
 	}
-	return rows.Err() //nolint:wrapcheck // as above
+	return rows.Err()
 }
 
 // writeEvents writes the effects of events that were not applied before.
@@ -195,7 +195,6 @@ func (s *Store) writeAside(ctx context.Context, tx *sql.Tx, aside []SetAside) er
 	args := make([]any, 0, 6*len(last))
 	for _, sequence := range slices.Sorted(maps.Keys(last)) {
 		a := last[sequence]
-		//nolint:gosec // a stream's sequences don't reach 2^63
 		args = append(args, int64(a.StreamSequence), printable(a.Subject), a.Reason, printable(a.Detail), orEmpty(a.Payload), a.At)
 	}
 	// A stream that was made anew counts from 1 again: the newer message is the one to look at.
@@ -217,7 +216,7 @@ func (s *Store) writeAside(ctx context.Context, tx *sql.Tx, aside []SetAside) er
 // insert writes rows, given as their columns one after the other, in as few statements as the engines allow.
 func (s *Store) insert(ctx context.Context, tx *sql.Tx, what, into, merge string, args []any, columns ...sqldb.Type) error {
 	width := len(columns)
-	for chunk := range slices.Chunk(args, sqldb.MaxParams/width*width) {
+	for chunk := range slices.Chunk(args, min(sqldb.MaxRows, sqldb.MaxParams/width)*width) {
 		text := into + s.db.Engine().Values(1, len(chunk)/width, columns...) + merge
 		if _, err := tx.ExecContext(ctx, text, chunk...); err != nil {
 			return fmt.Errorf("write the %s: %w", what, err)

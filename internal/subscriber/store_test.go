@@ -212,6 +212,30 @@ func TestGapsAndFilling(t *testing.T) {
 	})
 }
 
+// TestOldHistory: an account that is older than the newest event changes nothing about which events are missing.
+func TestOldHistory(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		s := subtest.NewService(t, "old")
+		s.Bind(start)
+		s.Rotate(start+10, 300)
+		old := s.History()
+		s.Rotate(start+20, 300)
+		apply(t, store, s.Events[0], s.Events[2])
+		if err := store.Fill(t.Context(), s.Target, keyring.OfHistory(&old)); err != nil {
+			t.Fatal(err)
+		}
+		if gap, err := store.HasGap(t.Context(), s.Target); err != nil || !gap {
+			t.Errorf("gap %v, %v; want one: the event after the history may be missing as well", gap, err)
+		}
+		apply(t, store, s.Events[1])
+		if gap, err := store.HasGap(t.Context(), s.Target); err != nil || gap {
+			t.Errorf("gap %v, %v; want none, all events are there", gap, err)
+		}
+	})
+}
+
 // TestWithoutSequence: a registry that sends the spec's members and no more has no gaps, and its timestamps order.
 func TestWithoutSequence(t *testing.T) {
 	t.Parallel()

@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -74,8 +75,8 @@ func New(cfg Config) (*Subscriber, error) {
 // Run applies events until ctx ends, and then returns nil. A stream that isn't there yet, a broker or a database that
 // is away are waited for; [ErrDurable] ends it.
 func (s *Subscriber) Run(ctx context.Context) error {
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -85,7 +86,7 @@ func (s *Subscriber) Run(ctx context.Context) error {
 		Open: func(ctx context.Context) (jetstream.Consumer, error) {
 			consumer, err := s.open(ctx)
 			if errors.Is(err, ErrDurable) {
-				stop(err) // trying again can't mend it
+				err = backoff.Permanent(err) // trying again can't mend it
 			}
 			return consumer, err
 		},
@@ -93,10 +94,7 @@ func (s *Subscriber) Run(ctx context.Context) error {
 		SetAside: s.setPoisonAside,
 		Log:      s.cfg.Log,
 	})
-	if cause := context.Cause(ctx); errors.Is(cause, ErrDurable) {
-		err = cause
-	}
-	stop(nil)
+	stop()
 	<-done
 	return err
 }

@@ -260,43 +260,39 @@ func TestDurableOfAnotherMeaning(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	subtest.Stream(t, w.js)
-	for name, change := range map[string]func(*jetstream.ConsumerConfig){
-		"new":    func(c *jetstream.ConsumerConfig) { c.DeliverPolicy = jetstream.DeliverNewPolicy },
-		"none":   func(c *jetstream.ConsumerConfig) { c.AckPolicy, c.MaxAckPending = jetstream.AckNonePolicy, 0 },
-		"filter": func(c *jetstream.ConsumerConfig) { c.FilterSubject = events.InvalidationSubject + "a.>" },
-		"filters": func(c *jetstream.ConsumerConfig) {
-			c.FilterSubjects = []string{events.InvalidationSubject + "a.>", events.InvalidationSubject + "b.>"}
-		},
-		"headers": func(c *jetstream.ConsumerConfig) { c.HeadersOnly = true },
-	} {
-		t.Run(name, func(t *testing.T) {
-			cfg := events.SubscriberConsumerConfig("sub")
-			change(&cfg)
-			if _, err := w.js.CreateConsumer(t.Context(), events.InvalidationStream, cfg); err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), within)
-			defer cancel()
-			if err := w.sub.Run(ctx); !errors.Is(err, subscriber.ErrDurable) {
-				t.Errorf("got %v, want ErrDurable", err)
-			}
-			if err := w.js.DeleteConsumer(t.Context(), events.InvalidationStream, "sub"); err != nil {
-				t.Fatal(err)
-			}
-		})
-	}
-	t.Run("push", func(t *testing.T) {
-		cfg := events.SubscriberConsumerConfig("sub")
-		cfg.DeliverSubject = "elsewhere"
-		if _, err := w.js.CreatePushConsumer(t.Context(), events.InvalidationStream, cfg); err != nil {
-			t.Fatal(err)
-		}
+	refused := func(name string) {
+		t.Helper()
 		ctx, cancel := context.WithTimeout(t.Context(), within)
 		defer cancel()
 		if err := w.sub.Run(ctx); !errors.Is(err, subscriber.ErrDurable) {
-			t.Errorf("got %v, want ErrDurable", err)
+			t.Errorf("%s: got %v, want ErrDurable", name, err)
 		}
-	})
+		if err := w.js.DeleteConsumer(t.Context(), events.InvalidationStream, "sub"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, change := range map[string]func(*jetstream.ConsumerConfig){
+		"new only":   func(c *jetstream.ConsumerConfig) { c.DeliverPolicy = jetstream.DeliverNewPolicy },
+		"no acks":    func(c *jetstream.ConsumerConfig) { c.AckPolicy, c.MaxAckPending = jetstream.AckNonePolicy, 0 },
+		"one filter": func(c *jetstream.ConsumerConfig) { c.FilterSubject = events.InvalidationSubject + "a.>" },
+		"two filters": func(c *jetstream.ConsumerConfig) {
+			c.FilterSubjects = []string{"omi.v1.invalidations.a.>", "omi.v1.invalidations.b.>"}
+		},
+		"no payload": func(c *jetstream.ConsumerConfig) { c.HeadersOnly = true },
+	} {
+		cfg := events.SubscriberConsumerConfig("sub")
+		change(&cfg)
+		if _, err := w.js.CreateConsumer(t.Context(), events.InvalidationStream, cfg); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		refused(name)
+	}
+	cfg := events.SubscriberConsumerConfig("sub")
+	cfg.DeliverSubject = "elsewhere"
+	if _, err := w.js.CreatePushConsumer(t.Context(), events.InvalidationStream, cfg); err != nil {
+		t.Fatal(err)
+	}
+	refused("push")
 }
 
 // TestDurableLimits: limits are set to ours, what an operator added stays.

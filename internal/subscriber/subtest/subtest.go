@@ -77,12 +77,12 @@ func NewService(t testing.TB, name string) *Service {
 	return &Service{Target: target}
 }
 
-// Bind, Rotate, Reset and Revoke return the service's next event, committed at this time.
+// Bind returns the service's next event, as its siblings do: here a SERVICE_BINDING, committed at this time.
 func (s *Service) Bind(at int64) events.Invalidation {
 	return s.next(events.ServiceBinding, at, at, s.newKey())
 }
 
-// Rotate has the old key valid for grace seconds more.
+// Rotate is a KEY_ROTATION that has the old key valid for grace seconds more.
 func (s *Service) Rotate(at, grace int64) events.Invalidation {
 	return s.next(events.KeyRotation, at, at+grace, s.newKey())
 }
@@ -97,7 +97,7 @@ func (s *Service) Revoke(at int64) events.Invalidation {
 	return s.next(events.ServiceRevocation, at, at, events.SigningKey{})
 }
 
-// BindWith and RotateTo are Bind and Rotate with a key of the test's choice.
+// BindWith is Bind with a key of the test's choice.
 func (s *Service) BindWith(at int64, key events.SigningKey) events.Invalidation {
 	return s.next(events.ServiceBinding, at, at, key)
 }
