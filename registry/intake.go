@@ -13,13 +13,14 @@ import (
 
 // intake takes batches of requests through load, decide and commit, and hands what is to be said to the relay.
 type intake struct {
-	policy  Policy
-	key     events.SigningKey
-	store   *Store
-	relay   *relay
-	log     *slog.Logger
-	metrics *metrics
-	now     func() time.Time
+	policy    Policy
+	key       events.SigningKey
+	store     *Store
+	relay     *relay
+	committed func([]events.Invalidation)
+	log       *slog.Logger
+	metrics   *metrics
+	now       func() time.Time
 }
 
 // handle is the consumer's handler. An error leaves the whole batch to be handled again; what of it was committed by
@@ -102,6 +103,7 @@ func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, map[even
 // settle acknowledges what is committed, and hands everything that is to be said to the relay.
 func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *batch, lost map[events.Target]bool) error {
 	var p publication
+	var changes []events.Invalidation
 	for _, g := range b.groups {
 		if lost[g.target] {
 			continue
@@ -115,11 +117,15 @@ func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *ba
 				p.answers = append(p.answers, answer{o.messages()[0], m})
 				continue
 			}
+			changes = append(changes, o.event)
 			p.outbox = append(p.outbox, o.messages()...)
 			if err := m.Ack(); err != nil {
 				in.log.Debug("acknowledge", "error", err) // delivered again, it is found committed
 			}
 		}
+	}
+	if len(changes) > 0 {
+		in.committed(changes)
 	}
 	if err := in.relay.enqueue(ctx, p); err != nil {
 		for _, a := range p.answers {

@@ -31,6 +31,8 @@ type Config struct {
 	Batch int
 	// Replicas of the streams, where Run creates them. Default 1; 3 on a cluster.
 	Replicas int
+	// Committed is told of the changes of each batch, once they are committed. Nil: nobody asks.
+	Committed func([]events.Invalidation)
 	// Metrics takes the registry's metrics. Default: nobody sees them.
 	Metrics prometheus.Registerer
 	// Now is the clock. Default [time.Now].
@@ -69,6 +71,9 @@ func New(cfg Config) (*Registry, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Committed == nil {
+		cfg.Committed = func([]events.Invalidation) {}
+	}
 	if cfg.Metrics == nil {
 		cfg.Metrics = prometheus.NewRegistry()
 	}
@@ -79,7 +84,10 @@ func New(cfg Config) (*Registry, error) {
 	r := &Registry{cfg: cfg, js: js}
 	m := newMetrics(cfg.Metrics)
 	r.relay = newRelay(js, cfg.Store, cfg.Log, m, cfg.Now)
-	r.intake = &intake{policy: cfg.Policy, key: cfg.Key, store: cfg.Store, relay: r.relay, log: cfg.Log, metrics: m, now: cfg.Now}
+	r.intake = &intake{
+		policy: cfg.Policy, key: cfg.Key, store: cfg.Store, relay: r.relay, committed: cfg.Committed,
+		log: cfg.Log, metrics: m, now: cfg.Now,
+	}
 	r.Lookup = newLookup(cfg, js)
 	return r, nil
 }

@@ -256,7 +256,9 @@ func newTestIntake(t testing.TB, store *Store, policy Policy, now func() time.Ti
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &intake{policy: policy, key: testKey, store: store, log: testLog(t), metrics: newMetrics(prometheus.NewRegistry()), now: now}
+	return &intake{
+		policy: policy, key: testKey, committed: func([]events.Invalidation) {}, store: store, log: testLog(t), metrics: newMetrics(prometheus.NewRegistry()), now: now,
+	}
 }
 
 // decideOne takes one message through load, decide and commit.

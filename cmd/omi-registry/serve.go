@@ -62,7 +62,7 @@ func (c *serveCmd) Run() error {
 	if err != nil {
 		return process.Usagef("--apps: %w", err)
 	}
-	if err := process.CheckDatabase(c.Database.URL); err != nil {
+	if err := errors.Join(c.Check(), process.CheckDatabase(c.Database.URL)); err != nil {
 		return err
 	}
 	web, err := process.Listen(c.HTTPAddr, log)
@@ -94,7 +94,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 	if err != nil {
 		return err
 	}
-	web.Ready(process.Healthy(nc, store), r.Lookup.Endpoints()...)
+	web.Ready(process.Healthy(nc, store, r.Ready), r.Lookup.Endpoints()...)
 	log.Info("serving HTTP", "addr", web.Addr())
 	return r.Run(ctx)
 }

@@ -115,6 +115,7 @@ func (d *demo) start(folder string) (err error) {
 		Folder: folder, NATSAddr: "127.0.0.1:0", Log: d.log,
 		Policy:         registry.Policy{Origin: demoOrigin, GracePeriod: demoGrace},
 		Apps:           []registry.App{{AppID: d.target.App, MasterPublicKey: d.master.Public()}},
+		Committed:      d.marker(committed),
 		AuthApplied:    d.marker(appliedByAuth),
 		BillingApplied: d.marker(appliedByBilling),
 	})
@@ -157,7 +158,7 @@ func (d *demo) open(ctx context.Context) error {
 		s, err := openSession(ctx, nc, []string{d.stack.key.Public().String()})
 		if err = errors.Join(err, d.stack.healthy(ctx)); err == nil {
 			d.session = s
-			return d.listen()
+			return d.observe()
 		}
 		if d.pauseFor(ctx, 5*time.Millisecond) != nil {
 			return fmt.Errorf("wait for the registry, Auth and Billing: %w", err)

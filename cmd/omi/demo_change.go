@@ -15,8 +15,9 @@ import (
 // What happens to a request on its way, as the demo shows it.
 const (
 	storedByBroker   = "stored by the broker"
-	committed        = "committed: the receipt is here"
-	published        = "published: the signed invalidation is in its stream"
+	committed        = "committed by the registry, with the event in its outbox"
+	published        = "published: the signed invalidation is on its way"
+	answered         = "answered: the service has its receipt"
 	appliedByAuth    = "applied by Auth"
 	appliedByBilling = "applied by Billing"
 )
@@ -29,7 +30,7 @@ type mark struct {
 	receipt  events.Receipt // of a receipt
 }
 
-// marker returns a function that marks events as applied.
+// marker returns a function that marks changes.
 func (d *demo) marker(what string) func([]events.Invalidation) {
 	return func(batch []events.Invalidation) {
 		for _, e := range batch {
@@ -38,20 +39,25 @@ func (d *demo) marker(what string) func([]events.Invalidation) {
 	}
 }
 
-// listen marks events and receipts as they pass.
-func (d *demo) listen() error {
-	nc, trust := d.session.nc, d.session.trust
-	_, err := nc.Subscribe(events.ReceiptSubject+d.target.App.String()+".*", func(m *nats.Msg) {
+// observe marks events and receipts as they pass, over a connection that does nothing else.
+func (d *demo) observe() error {
+	nc, _, err := d.stack.connect("omi-demo-observer", d.log)
+	if err != nil {
+		return err
+	}
+	trust := d.session.trust
+	_, err = nc.Subscribe(events.ReceiptSubject+d.target.App.String()+".*", func(m *nats.Msg) {
 		if r, err := trust.Receipt(m.Subject, m.Data); err == nil {
-			d.marks <- mark{what: committed, sequence: r.Sequence, at: time.Now(), receipt: r}
+			d.marks <- mark{what: answered, sequence: r.Sequence, at: time.Now(), receipt: r}
 		}
 	})
 	if err != nil {
 		return fmt.Errorf("listen to receipts: %w", err)
 	}
 	_, err = nc.Subscribe(events.InvalidationSubject+d.target.String(), func(m *nats.Msg) {
+		at := time.Now()
 		if e, err := trust.Invalidation(m.Subject, m.Data); err == nil {
-			d.marks <- mark{what: published, sequence: e.Sequence, at: time.Now()}
+			d.marks <- mark{what: published, sequence: e.Sequence, at: at}
 		}
 	})
 	if err != nil {
@@ -79,10 +85,10 @@ func (d *demo) change(ctx context.Context, draft events.Draft, by events.Signing
 	return d.follow(ctx, sent)
 }
 
-// follow waits for the four marks of the present sequence, and shows them in the order in which they happened.
+// follow waits for the five marks of the present sequence, and shows them in the order in which they happened.
 func (d *demo) follow(ctx context.Context, sent time.Time) (receipt events.Receipt, err error) {
 	seen := map[string]mark{}
-	for len(seen) < 4 {
+	for len(seen) < 5 {
 		select {
 		case <-ctx.Done():
 			return receipt, fmt.Errorf("wait for sequence %d to be applied: %w", d.sequence, ctx.Err())
@@ -104,7 +110,7 @@ func (d *demo) follow(ctx context.Context, sent time.Time) (receipt events.Recei
 		last = billing
 	}
 	d.applied = append(d.applied, last.Sub(sent))
-	return seen[committed].receipt, nil
+	return seen[answered].receipt, nil
 }
 
 func (d *demo) step(sent, at time.Time, what string) {

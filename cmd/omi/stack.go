@@ -32,7 +32,7 @@ type stackConfig struct {
 	Metrics  prometheus.Registerer
 	Log      *slog.Logger
 
-	AuthApplied, BillingApplied func([]events.Invalidation) // nil: nobody asks
+	Committed, AuthApplied, BillingApplied func([]events.Invalidation) // nil: nobody asks
 }
 
 // stack is broker, registry, Auth and Billing in one process. Each has a connection and a database of its own, as if
@@ -90,7 +90,7 @@ func (s *stack) openRegistry(ctx context.Context, cfg stackConfig) (err error) {
 		}
 	}
 	s.registry, err = registry.New(registry.Config{
-		Policy: cfg.Policy, Key: s.key, Store: s.store, Conn: nc, Metrics: cfg.Metrics, Log: cfg.Log.With("part", "registry"),
+		Policy: cfg.Policy, Key: s.key, Store: s.store, Conn: nc, Committed: cfg.Committed, Metrics: cfg.Metrics, Log: cfg.Log.With("part", "registry"),
 	})
 	return err
 }
@@ -174,7 +174,7 @@ func (s *stack) healthy(ctx context.Context) error {
 	if err := s.store.Ping(ctx); err != nil {
 		return errors.New("the registry's database is away")
 	}
-	return errors.Join(s.auth.Ready(), s.billing.Ready())
+	return errors.Join(s.registry.Ready(), s.auth.Ready(), s.billing.Ready())
 }
 
 // readOrCreate reads a key, or makes it where there is none.
