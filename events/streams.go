@@ -19,11 +19,13 @@ const (
 )
 
 const (
-	keptPerSubject  = 64
-	receiptsKept    = 7 * 24 * time.Hour
-	dedupeWindow    = 2 * time.Minute
-	maxInFlight     = 8192
-	redeliveryAfter = 30 * time.Second
+	keptPerSubject = 64
+	receiptsKept   = 7 * 24 * time.Hour
+	dedupeWindow   = 2 * time.Minute
+	maxInFlight    = 8192
+	// redeliveryAfter is how long a message waits for a process that was killed with it in its hands. It is short, since
+	// that message may be a revocation; a second delivery to one that was only slow does no harm.
+	redeliveryAfter = 5 * time.Second
 )
 
 // RequestStreamConfig is the work queue of requests (§4). JetStream counts a message's headers into its size.

@@ -35,26 +35,30 @@ func (l *Lookup) Endpoints() []api.Endpoint {
 	}
 }
 
-func (l *Lookup) serveService(ctx context.Context, c api.Call) (api.Answer, error) {
+// lookUp answers a call about a service with what look finds.
+func lookUp[T any](ctx context.Context, c api.Call, look func(context.Context, events.Target) (T, error)) (found T, err error) {
 	t, err := c.Target()
 	if err != nil {
-		return api.Answer{}, err
+		return found, err
 	}
-	record, err := l.Service(ctx, t)
+	if found, err = look(ctx, t); errors.Is(err, ErrUnknownService) {
+		err = api.NotFound("The registry has never bound this service.")
+	}
+	return found, err
+}
+
+func (l *Lookup) serveService(ctx context.Context, c api.Call) (api.Answer, error) {
+	record, err := lookUp(ctx, c, l.Service)
 	if err != nil {
-		return api.Answer{}, notFound(err)
+		return api.Answer{}, err
 	}
 	return api.Answer{Body: record.Sign(l.key)}, nil
 }
 
 func (l *Lookup) serveHistory(ctx context.Context, c api.Call) (api.Answer, error) {
-	t, err := c.Target()
+	history, err := lookUp(ctx, c, l.History)
 	if err != nil {
 		return api.Answer{}, err
-	}
-	history, err := l.History(ctx, t)
-	if err != nil {
-		return api.Answer{}, notFound(err)
 	}
 	return api.Answer{Body: history.Sign(l.key)}, nil
 }
@@ -82,13 +86,9 @@ func newJWK(key events.PublicKey) jwk {
 
 // serveJWKS answers with the keys that are valid now, and lets nobody cache them past the next expiry.
 func (l *Lookup) serveJWKS(ctx context.Context, c api.Call) (api.Answer, error) {
-	t, err := c.Target()
+	record, err := lookUp(ctx, c, l.Service)
 	if err != nil {
 		return api.Answer{}, err
-	}
-	record, err := l.Service(ctx, t)
-	if err != nil {
-		return api.Answer{}, notFound(err)
 	}
 	set := struct {
 		Keys []jwk `json:"keys"`
@@ -105,11 +105,4 @@ func (l *Lookup) serveJWKS(ctx context.Context, c api.Call) (api.Answer, error) 
 	answer.ContentType = "application/jwk-set+json"
 	answer.CacheControl = fmt.Sprintf("public, max-age=%d", max(0, maxAge))
 	return answer, err
-}
-
-func notFound(err error) error {
-	if errors.Is(err, ErrUnknownService) {
-		return api.NotFound("The registry has never bound this service.")
-	}
-	return err
 }

@@ -55,7 +55,7 @@ type Config struct {
 	Batch int
 	// Drain is how long a batch that is under way may go on after a shutdown began. Default 10 s.
 	Drain time.Duration
-	// MaxBackoff is the longest pause between two tries. Default 5 s.
+	// MaxBackoff is the longest pause between two tries. Default 2 s, well within a durable's wait for acknowledgements.
 	MaxBackoff time.Duration
 	Log        *slog.Logger
 }
@@ -63,7 +63,7 @@ type Config struct {
 const (
 	defaultBatch      = 256
 	defaultDrain      = 10 * time.Second
-	defaultMaxBackoff = 5 * time.Second
+	defaultMaxBackoff = 2 * time.Second
 	firstBackoff      = 50 * time.Millisecond
 	giveBackWithin    = 500 * time.Millisecond
 )

@@ -39,6 +39,9 @@ func Read(path string) (events.SigningKey, error) {
 	if err != nil {
 		return events.SigningKey{}, fmt.Errorf("read the key file: %w", err)
 	}
+	if info.IsDir() {
+		return events.SigningKey{}, fmt.Errorf("%s: %w, but a folder", path, ErrFormat)
+	}
 	if info.Mode().Perm()&groupRest != 0 {
 		return events.SigningKey{}, fmt.Errorf("%s: %w (mode %04o): chmod 600 %s", path, ErrOpen, info.Mode().Perm(), path)
 	}
@@ -64,7 +67,7 @@ func Read(path string) (events.SigningKey, error) {
 // Create writes a key to a file that must not exist yet.
 func Create(path string, key events.SigningKey) error {
 	if _, err := os.Lstat(path); err == nil {
-		return fmt.Errorf("%s: %w", path, ErrExists)
+		return fmt.Errorf("%s: %w: name another file", path, ErrExists)
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(key.Private())
 	if err != nil {

@@ -56,7 +56,7 @@ func (n NATS) ConnectNow(ctx context.Context, name string, log *slog.Logger) (*n
 }
 
 func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats.Conn, error) {
-	if err := n.check(); err != nil {
+	if err := n.Check(); err != nil {
 		return nil, err
 	}
 	options := append([]nats.Option{
@@ -84,10 +84,10 @@ func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats
 	return nc, nil
 }
 
-// check says what is wrong with the flags, for nats.go waits for a server whatever its URL, quotes a password where it
-// can't read one, and doesn't name the flags.
-func (n NATS) check() error {
-	for _, server := range strings.Split(n.URL, ",") {
+// Check says what is wrong with the flags, before the process starts anything. Left to itself, nats.go waits for a server
+// whatever its URL, quotes the password in one that it can't read, and doesn't name the flags.
+func (n NATS) Check() error {
+	for server := range strings.SplitSeq(n.URL, ",") {
 		if _, ok := parseServer(server); !ok {
 			return Usagef("--nats-url: want nats://HOST:PORT (or tls://, ws://, wss://), several separated by commas, not %s", n.redacted())
 		}

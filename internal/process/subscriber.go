@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -68,7 +69,7 @@ func (c *serveSubscriber) Run(open OpenService) error {
 	if strings.ContainsAny(c.Durable, " \t\r\n.*>/\\") || c.Durable == "" {
 		return Usagef("--durable: the name of a durable has no blanks and none of . * > / \\, as in %s-2", events.AuthDurable)
 	}
-	if err := CheckDatabase(c.Database.URL); err != nil {
+	if err := errors.Join(c.NATS.Check(), CheckDatabase(c.Database.URL)); err != nil {
 		return err
 	}
 	web, err := Listen(c.HTTPAddr, log)

@@ -66,8 +66,8 @@ func CheckDatabase(url string) error {
 	return nil
 }
 
-// Healthy asks the broker and the database, for [HTTP.Ready].
-func Healthy(nc *nats.Conn, db interface{ Ping(context.Context) error }) func(context.Context) error {
+// Healthy asks the broker, the database, and whether the service is ready, for [HTTP.Ready].
+func Healthy(nc *nats.Conn, db interface{ Ping(context.Context) error }, ready func() error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		if !nc.IsConnected() {
 			return errors.New("the broker is away")
@@ -75,6 +75,6 @@ func Healthy(nc *nats.Conn, db interface{ Ping(context.Context) error }) func(co
 		if err := db.Ping(ctx); err != nil {
 			return errors.New("the database is away") // its own words are for the log, not for strangers
 		}
-		return nil
+		return ready()
 	}
 }

@@ -29,6 +29,9 @@ func (db *DB) Migrate(ctx context.Context, fsys fs.FS) error {
 	if err != nil {
 		return fmt.Errorf("migrate the schema: %w", err)
 	}
+	if db.complete(ctx, files) {
+		return nil
+	}
 	applied, err := migrate(ctx, files)
 	if err != nil {
 		return fmt.Errorf("migrate the schema: %w", err)
@@ -38,6 +41,24 @@ func (db *DB) Migrate(ctx context.Context, fsys fs.FS) error {
 		db.log.InfoContext(ctx, "migrated the schema", slog.Int64("version", last.Version), slog.Int("applied", len(applied)))
 	}
 	return nil
+}
+
+// complete says whether the schema has all migrations already. A start then takes no lock, and does not wait out the
+// lease of a process that was killed while it held it. Where there is a doubt, the answer is no.
+func (db *DB) complete(ctx context.Context, files fs.FS) bool {
+	names, err := fs.Glob(files, "*.sql")
+	if err != nil || len(names) == 0 {
+		return false
+	}
+	newest, err := goose.NumericComponent(names[len(names)-1]) // Glob sorts, and all numbers have as many digits
+	if err != nil {
+		return false
+	}
+	var count, last int64
+	const applied = `SELECT COUNT(DISTINCT version_id), COALESCE(MAX(version_id), 0) FROM ` + goose.DefaultTablename +
+		` WHERE is_applied AND version_id > 0`
+	err = db.reader.QueryRowContext(ctx, applied).Scan(&count, &last)
+	return err == nil && count == int64(len(names)) && last == newest
 }
 
 // migrateFile keeps other processes out by the file's own write lock, held over goose's whole work by the one connection

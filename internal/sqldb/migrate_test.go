@@ -1,11 +1,15 @@
 package sqldb_test
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"maps"
 	"testing"
 	"testing/fstest"
+	"time"
+
+	"github.com/pressly/goose/v3/lock"
 
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
@@ -95,6 +99,32 @@ func TestMigrateMendsAnEmptyVersionTable(t *testing.T) {
 	}
 	exec(t, db, "DELETE FROM goose_db_version")
 	if err := db.Migrate(t.Context(), files(firstFiles())); err != nil {
+		t.Error(err)
+	}
+}
+
+// A process that is killed while it looks at the schema leaves the lock behind, with a lease. There is nothing to migrate,
+// so nobody waits for it.
+func TestMigrateWithoutNeedTakesNoLock(t *testing.T) {
+	t.Parallel()
+	url := testenv.Database(t, testenv.Postgres)
+	db := open(t, url)
+	if err := db.Migrate(t.Context(), files(firstFiles())); err != nil {
+		t.Fatal(err)
+	}
+	killed, err := lock.NewPostgresTableLocker(lock.WithTableLeaseDuration(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := killed.Lock(t.Context(), db.Writer()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := open(t, url).Migrate(ctx, files(firstFiles())); err != nil {
+		t.Errorf("with a complete schema: %v", err)
+	}
+	if err := killed.Unlock(t.Context(), db.Writer()); err != nil {
 		t.Error(err)
 	}
 }

@@ -1,0 +1,334 @@
+package e2e_test
+
+import (
+	"bytes"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+const origin = "omiappreg.org"
+
+// deployment is a broker, and the three processes as an operator starts them.
+type deployment struct {
+	t         *testing.T
+	folder    string
+	url       string // the registry's database
+	js        jetstream.JetStream
+	trust     events.Trust
+	app       events.AppID
+	master    events.SigningKey
+	registry  *daemon
+	auth      *daemon
+	billing   *daemon
+	processes []*daemon // all three
+}
+
+// newDeployment returns when all three are ready.
+func newDeployment(t *testing.T, url string) *deployment {
+	t.Helper()
+	d := &deployment{t: t, folder: t.TempDir(), url: url, master: events.GenerateSigningKey()}
+	broker := testenv.NewBroker(t)
+	var err error
+	if d.js, err = jetstream.New(testenv.Connect(t, broker.URL())); err != nil {
+		t.Fatal(err)
+	}
+	if d.app, err = events.ParseAppID("org.example.shop"); err != nil {
+		t.Fatal(err)
+	}
+	d.command("keygen", "--out", "registry.pem")
+	key, err := keyfile.Read(filepath.Join(d.folder, "registry.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.trust, err = events.NewTrust(origin, key.Public()); err != nil {
+		t.Fatal(err)
+	}
+	d.command("app", "add", "--app-id", d.app.String(), "--master-key", d.master.Public().String(), "--database-url", url)
+	env := []string{"OMI_NATS_URL=" + broker.URL(), "OMI_HTTP_ADDR=127.0.0.1:0", "OMI_TRUST=" + key.Public().String()}
+	daemonOf := func(name string, command ...string) *daemon {
+		p := &daemon{name: name, folder: d.folder, env: env, command: command}
+		d.processes = append(d.processes, p)
+		return p
+	}
+	d.registry = daemonOf("registry", "omi-registry", "--signing-key", "registry.pem", "--rate-limit=-1", "--database-url", url)
+	d.auth = daemonOf("auth", "omi-authsub")
+	d.billing = daemonOf("billing", "omi-billingsub")
+	t.Cleanup(d.close)
+	for _, p := range d.processes {
+		if err := p.start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.awaitReady()
+	return d
+}
+
+// close ends what a failed test left running, and shows the end of what it said.
+func (d *deployment) close() {
+	const tail = 4 << 10
+	for _, p := range d.processes {
+		p.stop()
+		if log, err := os.ReadFile(p.log()); err == nil && d.t.Failed() {
+			d.t.Logf("%s said at last:\n%s", p.name, log[max(0, len(log)-tail):])
+		}
+	}
+}
+
+func (d *deployment) awaitReady() {
+	d.t.Helper()
+	for _, p := range d.processes {
+		testenv.Eventually(d.t, patience, p.name+" is ready", p.ready)
+	}
+}
+
+// command runs omi-registry to its end, and returns what it prints.
+func (d *deployment) command(args ...string) []byte {
+	d.t.Helper()
+	command := exec.Command(filepath.Join(binaries, "omi-registry"), args...)
+	command.Dir, command.Env = d.folder, []string{}
+	var said bytes.Buffer
+	command.Stderr = &said
+	out, err := command.Output()
+	if err != nil {
+		d.t.Fatalf("omi-registry %s: %v\n%s%s", args[0], err, out, said.Bytes())
+	}
+	return out
+}
+
+// settle waits until no message is left: not in the streams, not in the outbox. From then on nothing moves.
+func (d *deployment) settle() {
+	d.t.Helper()
+	d.awaitReady()
+	for stream, durables := range map[string][]string{
+		events.RequestStream:      {events.RegistryDurable},
+		events.InvalidationStream: {events.AuthDurable, events.BillingDurable},
+	} {
+		for _, durable := range durables {
+			testenv.Eventually(d.t, patience, durable+" has acknowledged everything", func() error {
+				consumer, err := d.js.Consumer(d.t.Context(), stream, durable)
+				if err != nil {
+					return err
+				}
+				if info := consumer.CachedInfo(); info.NumPending > 0 || info.NumAckPending > 0 {
+					return fmt.Errorf("%d messages wait, %d are under way", info.NumPending, info.NumAckPending)
+				}
+				return nil
+			})
+		}
+	}
+	testenv.Eventually(d.t, patience, "the outbox is empty", func() error {
+		if report := d.check(); report.Outbox > 0 {
+			return fmt.Errorf("%d messages", report.Outbox)
+		}
+		return nil
+	})
+}
+
+// report is what omi-registry check prints.
+type report struct {
+	Services   int   `json:"services"`
+	Changes    int   `json:"changes"`
+	Outbox     int   `json:"outbox"`
+	Violations []any `json:"violations"`
+}
+
+// check runs omi-registry check, which fails the test where it finds something wrong.
+func (d *deployment) check() report {
+	d.t.Helper()
+	key, err := keyfile.Read(filepath.Join(d.folder, "registry.pem"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	var r report
+	if err := json.Unmarshal(d.command("check", "--json", "--trust", key.Public().String(), "--database-url", d.url), &r); err != nil {
+		d.t.Fatal(err)
+	}
+	return r
+}
+
+// checkRegistry holds the database against what was answered.
+func (d *deployment) checkRegistry(services, changes int) {
+	d.t.Helper()
+	if diff := cmp.Diff(report{services, changes, 0, []any{}}, d.check()); diff != "" {
+		d.t.Errorf("omi-registry check (-want +got):\n%s", diff)
+	}
+}
+
+// checkStream holds the stream of events against the receipts: each change has its event, once.
+func (d *deployment) checkStream(services []*service) {
+	d.t.Helper()
+	stream, err := d.js.Stream(d.t.Context(), events.InvalidationStream)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	changes := 0
+	for _, s := range services {
+		changes += len(s.events)
+		published := map[int64][]events.Nonce{}
+		for next := uint64(1); ; {
+			msg, err := stream.GetMsg(d.t.Context(), next, jetstream.WithGetMsgSubject(events.InvalidationSubject+s.target.String()))
+			if errors.Is(err, jetstream.ErrMsgNotFound) {
+				break
+			}
+			if err != nil {
+				d.t.Fatal(err)
+			}
+			e, err := d.trust.Invalidation(msg.Subject, msg.Data)
+			if err != nil {
+				d.t.Fatal(err)
+			}
+			published[e.Sequence] = append(published[e.Sequence], e.Nonce)
+			next = msg.Sequence + 1
+		}
+		want := map[int64][]events.Nonce{}
+		for i, nonce := range s.events {
+			want[int64(i+1)] = []events.Nonce{nonce}
+		}
+		if diff := cmp.Diff(want, published, cmp.AllowUnexported(events.Nonce{})); diff != "" {
+			d.t.Errorf("%s: events by sequence (-receipts +stream):\n%s", s.target, diff)
+		}
+	}
+	if have := stream.CachedInfo().State.Msgs; have != uint64(changes) {
+		d.t.Errorf("the stream has %d events, %d changes were committed", have, changes)
+	}
+}
+
+// checkAuth asks Auth about a signature of each service's newest keys. The registry is stopped first, for Auth would ask
+// it about what it does not know itself.
+func (d *deployment) checkAuth(services []*service) {
+	d.t.Helper()
+	if err := d.registry.interrupt(); err != nil {
+		d.t.Error(err)
+	}
+	const newest = 4
+	for _, s := range services {
+		for _, l := range s.lives[max(0, len(s.lives)-newest):] {
+			d.checkVerify(s, l)
+		}
+	}
+	d.checkSetAside("omi-authsub")
+}
+
+func (d *deployment) checkVerify(s *service, l life) {
+	d.t.Helper()
+	want := events.VerifyAnswer{
+		Result: events.Accepted, Key: events.KeyCurrent, PublicKey: l.key.Public(), Sequence: int64(len(s.events)),
+	}
+	switch now := time.Now().Unix(); {
+	case l.until == endless:
+	case l.until > now+int64(patience.Seconds()): // it won't end before the answer
+		want.Key, want.Expires = events.KeyGrace, l.until
+	case l.until <= now:
+		want = events.VerifyAnswer{Result: events.Refused, Reason: events.ExpiredKey}
+	default:
+		return
+	}
+	message := []byte("a request")
+	got := ask[events.VerifyAnswer](d, d.auth, "/v1/verify", map[string]string{
+		"app_id": s.target.App.String(), "service_id": s.target.Service.String(),
+		"message": base64.RawURLEncoding.EncodeToString(message), "signature": l.key.Sign(message).String(),
+	})
+	got.AsOf = 0 // whenever it was
+	if got != want {
+		d.t.Errorf("%s: Auth says %+v, want %+v", s.target, got, want)
+	}
+}
+
+// checkBilling asks Billing about every key that there ever was, at the first and at the last second of its life.
+func (d *deployment) checkBilling(services []*service) {
+	d.t.Helper()
+	for _, s := range services {
+		for _, l := range s.lives {
+			want := events.AttributeAnswer{Result: events.Valid, AppID: s.target.App, ServiceID: s.target.Service, From: l.from}
+			if l.until != endless {
+				want.Until = &l.until
+			}
+			if l.until == l.from { // an emergency in the second in which it came
+				want.Result, want.Reason = events.Invalid, events.ExpiredKey
+			}
+			for _, at := range []int64{l.from, max(l.from, min(l.until, l.from+1<<20)-1)} {
+				got := ask[events.AttributeAnswer](d, d.billing, "/v1/attribute", map[string]any{"public_key": l.key.Public(), "at": at})
+				if diff := cmp.Diff(want, got, cmp.AllowUnexported(events.AppID{}, events.ServiceID{})); diff != "" {
+					d.t.Errorf("%s: Billing on %s at %d (-receipts +answer):\n%s", s.target, l.key.Public(), at, diff)
+				}
+			}
+		}
+	}
+	d.checkSetAside("omi-billingsub")
+}
+
+// checkSetAside: nothing that the registry published was anything but an event.
+func (d *deployment) checkSetAside(program string) {
+	d.t.Helper()
+	command := exec.Command(filepath.Join(binaries, program), "set-aside")
+	command.Dir, command.Env = d.folder, []string{}
+	if out, err := command.CombinedOutput(); err != nil || string(out) != "0 messages were set aside.\n" {
+		d.t.Errorf("%s set-aside: %v\n%s", program, err, out)
+	}
+}
+
+// stop interrupts what still runs: after all this, each stops as it should.
+func (d *deployment) stop() {
+	d.t.Helper()
+	for _, p := range []*daemon{d.auth, d.billing} {
+		if err := p.interrupt(); err != nil {
+			d.t.Error(err)
+		}
+	}
+}
+
+// checkApplied holds the nonces that a subscriber has applied against the number of changes. Its answers alone would not
+// show a lost event: Billing asks the registry to fill a gap, and Auth needs no more than the newest.
+func (d *deployment) checkApplied(program string, changes int) {
+	d.t.Helper()
+	db, err := sqldb.Open(d.t.Context(), "sqlite:"+filepath.Join(d.folder, program+".db"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }() // it only read
+	var applied int
+	if err := db.Reader().QueryRowContext(d.t.Context(), "SELECT COUNT(*) FROM applied").Scan(&applied); err != nil {
+		d.t.Fatal(err)
+	}
+	if applied != changes {
+		d.t.Errorf("%s has applied %d events, %d changes were committed", program, applied, changes)
+	}
+}
+
+// ask asks a process over HTTP.
+func ask[T any](d *deployment, p *daemon, path string, question any) (answer T) {
+	d.t.Helper()
+	body, err := json.Marshal(question)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	response, err := p.do(http.MethodPost, path, string(body))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer func() { _ = response.Body.Close() }()
+	if response.StatusCode != http.StatusOK {
+		d.t.Fatalf("%s%s: %s", p.name, path, response.Status)
+	}
+	if err := json.UnmarshalRead(response.Body, &answer); err != nil {
+		d.t.Fatal(err)
+	}
+	return answer
+}

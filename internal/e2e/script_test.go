@@ -1,0 +1,79 @@
+package e2e_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// TestScripts runs testdata/script. Each script has a broker of its own, whose URL is in $OMI_NATS_URL, the programs on
+// its PATH, and beside testscript's commands these:
+//
+//	daemon NAME [VAR=VALUE…] PROGRAM [ARG…]   starts a program in the background; it writes NAME.out and NAME.log
+//	waitready NAME                            waits until its /healthz says ok
+//	kill9 NAME                                kills it, at once
+//	restart NAME                              starts it again, as before
+//	interrupt NAME                            SIGINT: it must stop, with exit code 0
+//	http METHOD NAME PATH [BODY]              asks it over HTTP; stdout is the answer: status, headers, body
+//	waitfor REGEXP PROGRAM [ARG…]             runs a program until it succeeds and its stdout matches
+//	exits CODE PROGRAM [ARG…]                 runs a program that ends with this code
+//	usage TEXT PROGRAM [ARG…]                 runs a program that ends with code 2, and says TEXT in its one line on stderr
+//	capture VAR FILE REGEXP                   sets a variable to what the first group matches; FILE may be stdout or stderr
+//	sign KEYFILE TEXT                         sets $MESSAGE and $SIGNATURE, for POST /v1/verify
+//	publish SUBJECT FILE                      publishes a file's content to JetStream
+//	requests hold|release                     keeps requests from the registry, which goes on answering lookups
+//	broker stop|start                         the broker goes away, and comes back with its streams
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	useSources(t)
+	testscript.Run(t, testscript.Params{
+		Dir:                 filepath.Join("testdata", "script"),
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			w := &world{t: env.T().(testing.TB), daemons: map[string]*daemon{}}
+			w.broker = testenv.NewBroker(w.t)
+			env.Setenv("PATH", binaries+string(os.PathListSeparator)+env.Getenv("PATH"))
+			env.Setenv("OMI_NATS_URL", w.broker.URL())
+			env.Values[worldKey{}] = w
+			env.Defer(w.close)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"daemon":    command((*world).daemon, 2, many),
+			"waitready": command((*world).waitReady, 1, 1),
+			"kill9":     command((*world).kill9, 1, 1),
+			"restart":   command((*world).restart, 1, 1),
+			"interrupt": command((*world).interrupt, 1, 1),
+			"http":      command((*world).http, 3, 4),
+			"waitfor":   command((*world).waitFor, 2, many),
+			"exits":     command((*world).exits, 2, many),
+			"usage":     command((*world).usage, 2, many),
+			"capture":   command((*world).capture, 3, 3),
+			"sign":      command((*world).sign, 2, 2),
+			"publish":   command((*world).publish, 2, 2),
+			"requests":  command((*world).requests, 1, 1),
+			"broker":    command((*world).switchBroker, 1, 1),
+		},
+	})
+}
+
+// many is no limit to the number of arguments.
+const many = 1 << 10
+
+// command makes a script's command of a method.
+func command(run func(*world, *testscript.TestScript, []string), least, most int) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, not bool, args []string) {
+		if not || len(args) < least || len(args) > most {
+			ts.Fatalf("wrong use of a command: see TestScripts")
+		}
+		run(ts.Value(worldKey{}).(*world), ts, args)
+	}
+}
+
+// worldKey is where a script's values have its world.
+type worldKey struct{}
