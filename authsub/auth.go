@@ -139,7 +139,7 @@ func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 		a.keyrings.load(service, began.Unix())
 		services++
 	}
-	cfg.Log.InfoContext(ctx, "loaded the keyrings", "services", services, "took", cfg.Now().Sub(began))
+	cfg.Log.InfoContext(ctx, "loaded the keyrings", "services", services, "took", cfg.Now().Sub(began).String())
 	return nil
 }
 

@@ -149,7 +149,7 @@ func (r *Registry) Ready() error {
 // ensureStreams tries until the broker answers.
 func (r *Registry) ensureStreams(ctx context.Context) error {
 	wait := func(err error, next time.Duration) {
-		r.cfg.Log.Warn("waiting for the broker", "error", err, "next_try", next)
+		r.cfg.Log.Warn("waiting for the broker", "error", err, "next_try", next.String())
 	}
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		tried, cancel := context.WithTimeout(ctx, publishWithin)

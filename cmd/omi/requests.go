@@ -149,6 +149,11 @@ func (c *rotateCmd) grace() (*int64, error) {
 // replaceKey sends a request that gives a service a new key, and keeps that key in file.
 func replaceKey(c connection, file string, draft events.Draft, done string, signer func() (events.SigningKey, error)) error {
 	p := pending{file}
+	if _, err := os.Lstat(p.requestFile()); errors.Is(err, os.ErrNotExist) {
+		if _, err := signer(); err != nil {
+			return err // before anybody is waited for
+		}
+	}
 	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
 		if err := p.adopt(ctx, s, draft.Target); err != nil {
 			return err

@@ -59,6 +59,11 @@ var errNoRegistry = errors.New("the broker answers, but no registry does: is omi
 func (c connection) withSession(timeout time.Duration, do func(context.Context, *session) error) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	for _, key := range c.Trust { // before anybody is waited for
+		if _, err := events.ParsePublicKey(key); err != nil {
+			return process.Usagef("--trust: %w", err)
+		}
+	}
 	opening, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	log := process.NewLog(os.Stderr, slog.LevelError)
