@@ -192,7 +192,6 @@ func (d *demo) rotate(ctx context.Context) error {
 	}
 	old := d.clients.switchTo(d.change2key(receipt))
 	d.clients.endsAt(old, receipt.GracePeriodExpiry)
-	d.say("every durable has applied it: the clients sign with the new key now")
 	answer, err := d.clients.verifyWith(ctx, old)
 	if err != nil {
 		return err

@@ -122,9 +122,10 @@ func (d *demo) change2key(r events.Receipt) events.SigningKey {
 	return d.clients.announced(r.PublicKey)
 }
 
-// awaitPropagation asks the registry's lookup until every durable has acknowledged the last event.
+// awaitPropagation asks the registry's lookup until every durable has acknowledged the last event, or half of the grace
+// period is over: then the old key must not be signed with for much longer, and Auth asks about one that it doesn't know.
 func (d *demo) awaitPropagation(ctx context.Context) error {
-	for {
+	for half := time.Now().Add(demoGrace / 2); time.Now().Before(half); {
 		record, err := d.session.record(ctx, d.target)
 		if err != nil {
 			return err
@@ -134,12 +135,15 @@ func (d *demo) awaitPropagation(ctx context.Context) error {
 			everyone = everyone && applied
 		}
 		if everyone {
+			d.say("every durable has applied it: the clients sign with the new key now")
 			return nil
 		}
 		if err := d.pauseFor(ctx, 5*time.Millisecond); err != nil {
 			return err
 		}
 	}
+	d.say("half of the grace period is over: the clients sign with the new key now")
+	return nil
 }
 
 // badRequests sends what must be refused, and a replay, which must change nothing.
