@@ -46,7 +46,10 @@ func (in *intake) handle(ctx context.Context, messages []*consume.Message) error
 // acknowledged with the batch.
 func (in *intake) parse(messages []*consume.Message) []incoming {
 	list := make([]incoming, len(messages))
-	parallel(len(messages), func(i int) { list[i] = parseOne(messages[i], i, in.now()) })
+	parallel(len(messages), func(i int) {
+		m := messages[i]
+		list[i] = newIncoming(m.Subject(), m.Data(), m.Meta.Timestamp.Unix(), i)
+	})
 	todo := list[:0]
 	unanswerable := 0
 	for _, one := range list {
@@ -62,13 +65,6 @@ func (in *intake) parse(messages []*consume.Message) []incoming {
 		in.log.Warn("requests dropped: their subject names no service, so nobody can be answered", "messages", unanswerable)
 	}
 	return todo
-}
-
-func parseOne(m *consume.Message, index int, now time.Time) incoming {
-	if meta, err := m.Metadata(); err == nil { // it always is there on a JetStream message
-		now = meta.Timestamp
-	}
-	return newIncoming(m.Subject(), m.Data(), now.Unix(), index)
 }
 
 // newIncoming parses a message. Its request is nil where the subject names no service.
@@ -146,9 +142,7 @@ func (in *intake) count(o *outcome, m *consume.Message) {
 		in.log.Debug("request refused", "target", o.in.request.Target.String(), "reason", o.reason, "detail", o.detail)
 	}
 	in.metrics.requests.WithLabelValues(string(o.in.request.Kind), result).Inc()
-	if meta, err := m.Metadata(); err == nil {
-		in.metrics.decided.Observe(in.now().Sub(meta.Timestamp).Seconds())
-	}
+	in.metrics.decided.Observe(in.now().Sub(m.Meta.Timestamp).Seconds())
 }
 
 // remaining returns the requests of the lost services, in their order.

@@ -348,6 +348,44 @@ func TestCrashBeforePublish(t *testing.T) {
 	})
 }
 
+// TestTwoReplicas: two replicas share the work, also that of one service at a time, and commit each request once.
+func TestTwoReplicas(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		w := newWorld(t, url)
+		w.run()
+		w.run()
+		first := newDeveloper(t, w.store, "org.omiappreg.alice", "s")
+		const services, rounds = 12, 6
+		var all []*developer
+		for i := range services {
+			all = append(all, first.another(fmt.Sprintf("s-%d", i)))
+		}
+		for round := range rounds {
+			var sent []request
+			for _, d := range all {
+				step := d.rotate
+				if round == 0 {
+					step = d.bind
+				}
+				sent = append(sent, step())
+				w.publish(sent[len(sent)-1])
+			}
+			for _, r := range sent {
+				if receipt := w.answer(r); receipt.Sequence != int64(round+1) {
+					t.Fatalf("round %d: %+v", round+1, receipt)
+				}
+			}
+		}
+		w.clean()
+		for _, d := range all {
+			if n := len(w.events(d.target)); n != rounds {
+				t.Errorf("%s: %d events, want %d", d.target, n, rounds)
+			}
+		}
+	})
+}
+
 // TestBrokerAway: the broker goes away while requests are on their way, and comes back. Every request that it took has
 // its receipt.
 func TestBrokerAway(t *testing.T) {

@@ -22,13 +22,32 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Message is one delivery. It is acknowledged when the handler returns nil, unless the handler keeps it.
 type Message struct {
 	jetstream.Msg
-	kept bool
+	Meta *jetstream.MsgMetadata
+
+	kept    bool
+	settled *lru.Cache[uint64, struct{}]
+}
+
+// Ack acknowledges the message, and remembers that: a copy that the broker sent meanwhile, because this one had waited
+// for long in our own queue, is not handled again.
+func (m *Message) Ack() error {
+	err := m.Msg.Ack()
+	if err == nil {
+		m.settled.Add(m.Meta.Sequence.Stream, struct{}{})
+	}
+	return err
+}
+
+// repeated reports whether the message is a copy of one that was acknowledged.
+func (m *Message) repeated() bool {
+	return m.Meta.NumDelivered > 1 && m.settled.Contains(m.Meta.Sequence.Stream)
 }
 
 // Keep takes over the acknowledgement: the handler sees to it, now or later.
@@ -66,6 +85,7 @@ const (
 	defaultMaxBackoff = 2 * time.Second
 	firstBackoff      = 50 * time.Millisecond
 	giveBackWithin    = 500 * time.Millisecond
+	settledKept       = 8 // batches: more than can wait here, in the channel and in the iterator
 )
 
 func (c Config) withDefaults() Config {
@@ -115,13 +135,17 @@ func runOnce(ctx context.Context, cfg Config, opened func()) error {
 	if err != nil {
 		return fmt.Errorf("start pulling: %w", err)
 	}
+	settled, err := lru.New[uint64, struct{}](settledKept * cfg.Batch)
+	if err != nil {
+		return fmt.Errorf("remember what is settled: %w", err)
+	}
 	opened()
 	ctx, cancel := context.WithCancel(ctx)
 	arrived := make(chan *Message, cfg.Batch)
 	lost := make(chan error, 1)
 	go func() {
 		defer close(arrived)
-		lost <- pump(ctx, iterator, arrived)
+		lost <- pump(ctx, iterator, arrived, settled)
 	}()
 	w := worker{cfg: cfg, arrived: arrived}
 	w.run(ctx)
@@ -135,7 +159,7 @@ func runOnce(ctx context.Context, cfg Config, opened func()) error {
 
 // pump moves messages from the iterator to the channel until one of the two ends. What is pulled by then and not
 // handed over goes back.
-func pump(ctx context.Context, iterator jetstream.MessagesContext, arrived chan<- *Message) error {
+func pump(ctx context.Context, iterator jetstream.MessagesContext, arrived chan<- *Message, settled *lru.Cache[uint64, struct{}]) error {
 	for {
 		msg, err := iterator.Next(jetstream.NextContext(ctx))
 		if ctx.Err() != nil {
@@ -145,8 +169,12 @@ func pump(ctx context.Context, iterator jetstream.MessagesContext, arrived chan<
 		if err != nil {
 			return fmt.Errorf("pull: %w", err)
 		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return fmt.Errorf("read a message's place in the stream: %w", err)
+		}
 		select {
-		case arrived <- &Message{Msg: msg}:
+		case arrived <- &Message{Msg: msg, Meta: meta, settled: settled}:
 		case <-ctx.Done():
 			giveBack(iterator, msg)
 			return ctx.Err()
@@ -181,7 +209,9 @@ func (w *worker) run(ctx context.Context) {
 		if batch, ok = w.next(ctx, batch[:0]); !ok {
 			return
 		}
-		w.handle(ctx, work, batch)
+		if len(batch) > 0 {
+			w.handle(ctx, work, batch)
+		}
 	}
 }
 
@@ -194,7 +224,7 @@ func (w *worker) next(ctx context.Context, batch []*Message) ([]*Message, bool) 
 		if !ok {
 			return nil, false
 		}
-		batch = append(batch, m)
+		batch = w.add(batch, m)
 	}
 	for len(batch) < w.cfg.Batch {
 		select {
@@ -202,12 +232,21 @@ func (w *worker) next(ctx context.Context, batch []*Message) ([]*Message, bool) 
 			if !ok {
 				return batch, true
 			}
-			batch = append(batch, m)
+			batch = w.add(batch, m)
 		default:
 			return batch, true
 		}
 	}
 	return batch, true
+}
+
+// add puts a message into the batch, unless it is a copy of one that is done.
+func (w *worker) add(batch []*Message, m *Message) []*Message {
+	if m.repeated() {
+		w.settle(m.Ack())
+		return batch
+	}
+	return append(batch, m)
 }
 
 // handle brings a batch to its end: acknowledged, or given back because a shutdown came first.

@@ -25,6 +25,8 @@ type queue struct {
 	broker *testenv.Broker
 	js     jetstream.JetStream
 
+	ackWait time.Duration
+
 	mu   sync.Mutex
 	done []string
 	runs [][]string // each try, in order
@@ -37,7 +39,7 @@ func newQueue(t *testing.T) *queue {
 	if err != nil {
 		t.Fatal(err)
 	}
-	q := &queue{t: t, broker: broker, js: js}
+	q := &queue{t: t, broker: broker, js: js, ackWait: time.Minute}
 	q.makeStream()
 	return q
 }
@@ -67,7 +69,7 @@ func (q *queue) run(cfg consume.Config, handle func(batch []string) error) (stop
 	q.t.Helper()
 	cfg.Open = func(ctx context.Context) (jetstream.Consumer, error) {
 		return q.js.CreateOrUpdateConsumer(ctx, "Q", jetstream.ConsumerConfig{
-			Durable: "d", AckPolicy: jetstream.AckExplicitPolicy, AckWait: time.Minute,
+			Durable: "d", AckPolicy: jetstream.AckExplicitPolicy, AckWait: q.ackWait,
 		})
 	}
 	cfg.Handle = func(_ context.Context, batch []*consume.Message) error {
@@ -245,6 +247,35 @@ func TestLostDurableAndBroker(t *testing.T) {
 	q.publish("c")
 	if got := q.empty(); !slices.Equal(got, []string{"a", "b", "c"}) {
 		t.Errorf("handled %v", got)
+	}
+}
+
+// TestWaitedTooLong: messages that wait for long in our own queue are sent again by the broker. The copies are not
+// handled.
+func TestWaitedTooLong(t *testing.T) {
+	t.Parallel()
+	q := newQueue(t)
+	q.ackWait = 100 * time.Millisecond
+	q.publish(numbers(4)...)
+	q.run(consume.Config{Batch: 2}, func(batch []string) error {
+		if batch[0] != "0" {
+			return nil
+		}
+		testenv.Eventually(t, patience, "the broker sends copies of what waits", func() error {
+			consumer, err := q.js.Consumer(t.Context(), "Q", "d")
+			if err != nil {
+				return err
+			}
+			if n := consumer.CachedInfo().Delivered.Consumer; n < 6 {
+				return fmt.Errorf("%d deliveries", n)
+			}
+			return nil
+		})
+		return nil
+	})
+	got := q.empty()
+	if want := numbers(4); !slices.Equal(got, want) {
+		t.Errorf("handled %v, want each once, in order", got)
 	}
 }
 

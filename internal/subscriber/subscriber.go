@@ -119,21 +119,13 @@ type Delivery struct {
 func (s *Subscriber) handle(ctx context.Context, batch []*consume.Message) error {
 	deliveries := make([]Delivery, len(batch))
 	for i, m := range batch {
-		d, err := deliveryOf(m)
-		if err != nil {
-			return err
-		}
-		deliveries[i] = d
+		deliveries[i] = deliveryOf(m)
 	}
 	return s.Receive(ctx, deliveries)
 }
 
-func deliveryOf(m *consume.Message) (Delivery, error) {
-	meta, err := m.Metadata()
-	if err != nil {
-		return Delivery{}, fmt.Errorf("read a message's place in the stream: %w", err)
-	}
-	return Delivery{m.Subject(), m.Data(), meta.Sequence.Stream, meta.Timestamp}, nil
+func deliveryOf(m *consume.Message) Delivery {
+	return Delivery{m.Subject(), m.Data(), m.Meta.Sequence.Stream, m.Meta.Timestamp}
 }
 
 // Receive applies a batch: when it returns nil, each message has had its effect or was set aside, for good.
@@ -151,11 +143,7 @@ func (s *Subscriber) Receive(ctx context.Context, batch []Delivery) error {
 
 // setPoisonAside keeps a message that makes the code above panic.
 func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Message, detail string) error {
-	d, err := deliveryOf(m)
-	if err != nil {
-		return err
-	}
 	s.metrics.events.WithLabelValues(resultSetAside, reasonPanic).Inc()
-	_, err = s.cfg.Store.Apply(ctx, nil, []SetAside{s.aside(d, reasonPanic, detail)})
+	_, err := s.cfg.Store.Apply(ctx, nil, []SetAside{s.aside(deliveryOf(m), reasonPanic, detail)})
 	return err
 }
