@@ -100,8 +100,8 @@ func New(ctx context.Context, cfg Config) (*Billing, error) {
 	return b, nil
 }
 
-// Run applies invalidations, fills gaps and answers over NATS until ctx ends, and then returns nil. While the broker, the database or the
-// registry is away it waits.
+// Run applies invalidations, fills gaps and answers over NATS until ctx ends, and then returns nil. While the broker, the
+// database or the registry is away it waits.
 func (b *Billing) Run(ctx context.Context) error {
 	service, err := api.Register(ctx, b.conn, b.log, api.Service{
 		Name: "omi-billing", Version: "1.0.0", Description: "The Billing Service: whose key was this then?",

@@ -42,10 +42,7 @@ func Database(t testing.TB, engine string) string {
 	}
 	admin, err := servers.url(engine)
 	if err != nil {
-		if slices.Contains(strings.Split(os.Getenv("OMI_TEST_REQUIRE"), ","), engine) {
-			t.Fatalf("OMI_TEST_REQUIRE asks for %s: %v", engine, err)
-		}
-		t.Skipf("no %s: %v", engine, err)
+		missing(t, engine, err)
 	}
 	name := "omi_test_" + strings.ToLower(rand.Text())
 	if err := execute(admin, "CREATE DATABASE "+name); err != nil {
@@ -63,6 +60,15 @@ func Database(t testing.TB, engine string) string {
 	fresh := *admin
 	fresh.Path = "/" + name
 	return fresh.String()
+}
+
+// missing ends a test whose engine isn't there.
+func missing(t testing.TB, engine string, err error) {
+	t.Helper()
+	if slices.Contains(strings.Split(os.Getenv("OMI_TEST_REQUIRE"), ","), engine) {
+		t.Fatalf("OMI_TEST_REQUIRE asks for %s: %v", engine, err)
+	}
+	t.Skipf("no %s: %v", engine, err)
 }
 
 func execute(server *url.URL, statement string) error {

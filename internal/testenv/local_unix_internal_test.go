@@ -22,7 +22,7 @@ func TestServerDiesWithKilledProcess(t *testing.T) {
 		startAndHang(t)
 	}
 	if _, err := postgresPrograms(); err != nil {
-		t.Skip(err)
+		missing(t, Postgres, err)
 	}
 	note := filepath.Join(t.TempDir(), "note")
 	child := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
@@ -84,7 +84,7 @@ func TestUnprivileged(t *testing.T) {
 	t.Parallel()
 	as, err := unprivileged()
 	if err != nil {
-		t.Skip(err)
+		missing(t, Postgres, err)
 	}
 	if root := syscall.Geteuid() == 0; root != (as != nil && as.Uid != 0) {
 		t.Errorf("root: %v, credential: %+v", root, as)
