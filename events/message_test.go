@@ -253,6 +253,21 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
+// TestKindIsOurs: the kind of a refused request is one of the four, or none: it becomes a metric's label.
+func TestKindIsOurs(t *testing.T) {
+	t.Parallel()
+	for _, data := range []string{
+		`{"context":"a stranger's text","nonce":"!"}`,
+		`{"context":"a stranger's text"}`,
+		`{"context":"service_binding","nonce":"12345678"}`,
+	} {
+		r, err := events.ParseRequest(events.RotationSubject+appText+".cms", []byte(`{"version":"1.0","data":`+data+`,"signature":"`+strings.Repeat("A", 86)+`"}`))
+		if err == nil || r.Kind != "" {
+			t.Errorf("%s: kind %q, %v", data, r.Kind, err)
+		}
+	}
+}
+
 // TestContexts: a context belongs to one class of subjects.
 func TestContexts(t *testing.T) {
 	t.Parallel()

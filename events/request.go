@@ -89,20 +89,23 @@ func readableNonce(m *message) Nonce {
 	return Nonce{}
 }
 
+// readData leaves Kind empty unless it is one of ours: it goes into metrics, and a stranger chooses the text.
 func (r *Request) readData(class string, f *fields) error {
 	f.nonce("nonce", true)
-	kind, _ := f.str("context", true)
-	r.Kind = RequestKind(kind)
+	context, _ := f.str("context", true)
+	kind := RequestKind(context)
 	switch {
 	case f.err != nil:
-	case class == RotationSubject && r.Kind == Rotation:
+	case class == RotationSubject && kind == Rotation:
+		r.Kind = kind
 		r.readRotation(f)
-	case class == BindingSubject && (r.Kind == Binding || r.Kind == Reset):
+	case class == BindingSubject && (kind == Binding || kind == Reset):
+		r.Kind = kind
 		r.readBinding(f)
-	case class == RevocationSubject && r.Kind == Revocation:
+	case class == RevocationSubject && kind == Revocation:
+		r.Kind = kind
 		r.readRevocation(f)
 	default:
-		r.Kind = ""
 		f.fail(`The member "context" is not one that belongs to this subject.`)
 	}
 	return f.end()

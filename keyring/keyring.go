@@ -15,6 +15,7 @@ package keyring
 
 import (
 	"cmp"
+	"maps"
 	"math"
 	"slices"
 
@@ -98,6 +99,28 @@ func Of(e *events.Invalidation) Keyring {
 	return k
 }
 
+// Collect returns the keyring of somebody who has seen these events. It is what applying one after the other gives, in
+// time that does not grow with the square of their number.
+func Collect(list []events.Invalidation) Keyring {
+	var k Keyring
+	keys := make(map[events.PublicKey]Key, len(list))
+	for i := range list {
+		one := Of(&list[i])
+		k.Head = max(k.Head, one.Head)
+		k.Cutoffs = append(k.Cutoffs, one.Cutoffs...)
+		for _, key := range one.Keys {
+			if have, ok := keys[key.PublicKey]; ok {
+				key = have.Join(key)
+			}
+			keys[key.PublicKey] = key
+		}
+	}
+	k.Keys = slices.Collect(maps.Values(keys))
+	sortKeys(k.Keys)
+	k.Cutoffs = sortCutoffs(k.Cutoffs)
+	return k
+}
+
 // OfHistory returns what the registry's own account of a service says (§8): it fills a gap in the events.
 func OfHistory(h *events.ServiceHistory) Keyring {
 	k := Keyring{Head: h.Sequence}
@@ -132,13 +155,17 @@ func (k Keyring) Join(other Keyring) Keyring {
 	}
 	sortKeys(joined.Keys)
 	if len(other.Cutoffs) > 0 {
-		joined.Cutoffs = slices.Concat(k.Cutoffs, other.Cutoffs)
-		slices.SortFunc(joined.Cutoffs, func(a, b Cutoff) int {
-			return cmp.Or(cmp.Compare(b.Order, a.Order), cmp.Compare(a.Time, b.Time))
-		})
-		joined.Cutoffs = slices.Compact(joined.Cutoffs)
+		joined.Cutoffs = sortCutoffs(slices.Concat(k.Cutoffs, other.Cutoffs))
 	}
 	return joined
+}
+
+// sortCutoffs sorts in place, and drops repetitions.
+func sortCutoffs(cutoffs []Cutoff) []Cutoff {
+	slices.SortFunc(cutoffs, func(a, b Cutoff) int {
+		return cmp.Or(cmp.Compare(b.Order, a.Order), cmp.Compare(a.Time, b.Time))
+	})
+	return slices.Compact(cutoffs)
 }
 
 func sortKeys(keys []Key) {

@@ -85,6 +85,9 @@ func TestOneState(t *testing.T) {
 		if diff := cmp.Diff(want, fold(shuffled[cut:]).Join(fold(shuffled[:cut])), opts); diff != "" {
 			t.Fatalf("a subset, then the rest, changed the state:\n%s", diff)
 		}
+		if diff := cmp.Diff(want, keyring.Collect(repeated), opts); diff != "" {
+			t.Fatalf("collected at once, the state is another:\n%s", diff)
+		}
 		checkAgainstPlainReading(t, list, want)
 	})
 }

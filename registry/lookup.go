@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -68,23 +69,18 @@ func (l *Lookup) History(ctx context.Context, t events.Target) (events.ServiceHi
 	if len(list) == 0 {
 		return events.ServiceHistory{}, ErrUnknownService
 	}
-	var ring keyring.Keyring
-	for i := range list {
-		ring = ring.Join(keyring.Of(&list[i]))
-	}
+	ring := keyring.Collect(list)
 	h := events.ServiceHistory{
 		Origin: l.policy.Origin, AppID: t.App, ServiceID: t.Service,
 		Sequence: ring.Head, Keys: []events.HistoryKey{}, Timestamp: l.now().Unix(),
 	}
-	for i := range list {
-		if e := &list[i]; !e.NewKey.IsZero() {
-			key, _ := ring.Find(e.NewKey)
-			line := events.HistoryKey{PublicKey: e.NewKey, Event: e.Event, Sequence: e.Sequence, From: e.Timestamp}
-			if until := ring.Until(key); until != keyring.NoEnd {
-				line.Until = &until
-			}
-			h.Keys = append(h.Keys, line)
+	for _, key := range slices.Backward(ring.Keys) { // which has the newest first
+		line := events.HistoryKey{PublicKey: key.PublicKey, Sequence: key.Position, From: key.From}
+		line.Event = list[key.Position-1].Event // a history has no gap, and brings every key that it replaces
+		if until := ring.Until(key); until != keyring.NoEnd {
+			line.Until = &until
 		}
+		h.Keys = append(h.Keys, line)
 	}
 	return h, nil
 }

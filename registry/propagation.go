@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/singleflight"
 
 	"omiappreg.org/keyrotation/events"
 )
@@ -17,34 +18,57 @@ const (
 	propagateWithin = 2 * time.Second
 )
 
-// propagation tells which durables of the invalidation stream have acknowledged a service's last event (§8.1).
+// propagation tells which durables of the invalidation stream have acknowledged a service's last event (§8.1). Many may
+// ask at a time; the broker is asked once for all of them.
 type propagation struct {
-	js jetstream.JetStream
+	js      jetstream.JetStream
+	flights singleflight.Group
 
-	mu     sync.Mutex
-	at     time.Time
+	mu     sync.Mutex // never held while the broker is asked
+	stream jetstream.Stream
 	floors map[string]uint64 // by durable: everything up to this place in the stream is acknowledged
+	at     time.Time         // of the floors
 }
 
 // of returns an entry for each durable; while the broker can't tell, there is none.
 func (p *propagation) of(ctx context.Context, t events.Target, sequence int64) map[string]bool {
-	ctx, cancel := context.WithTimeout(ctx, propagateWithin)
+	// Others wait for the same answers: they don't end with the one who happened to ask first.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), propagateWithin)
 	defer cancel()
 	known := map[string]bool{}
-	place, ok := p.lastEvent(ctx, t, sequence)
-	for durable, floor := range p.progress(ctx) {
+	stream := p.invalidations(ctx)
+	if stream == nil {
+		return known
+	}
+	place, ok := lastEvent(ctx, stream, t, sequence)
+	for durable, floor := range p.progress(ctx, stream) {
 		known[durable] = ok && floor >= place
 	}
 	return known
 }
 
+// invalidations finds the stream, once: that is a question to the broker too.
+func (p *propagation) invalidations(ctx context.Context) jetstream.Stream {
+	p.mu.Lock()
+	stream := p.stream
+	p.mu.Unlock()
+	if stream != nil {
+		return stream
+	}
+	found, err, _ := p.flights.Do("stream", func() (any, error) { return p.js.Stream(ctx, events.InvalidationStream) })
+	if err != nil {
+		return nil
+	}
+	stream, _ = found.(jetstream.Stream)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stream = stream
+	return stream
+}
+
 // lastEvent returns where in the stream the service's event of this sequence is. The message is our own: only its
 // sequence is looked at.
-func (p *propagation) lastEvent(ctx context.Context, t events.Target, sequence int64) (place uint64, ok bool) {
-	stream, err := p.js.Stream(ctx, events.InvalidationStream)
-	if err != nil {
-		return 0, false
-	}
+func lastEvent(ctx context.Context, stream jetstream.Stream, t events.Target, sequence int64) (place uint64, ok bool) {
 	last, err := stream.GetLastMsgForSubject(ctx, events.InvalidationSubject+t.String())
 	if err != nil {
 		return 0, false
@@ -52,16 +76,26 @@ func (p *propagation) lastEvent(ctx context.Context, t events.Target, sequence i
 	return last.Sequence, events.SequenceOf(last.Data) >= sequence
 }
 
-func (p *propagation) progress(ctx context.Context) map[string]uint64 {
+// progress returns how far each durable is, as it was a moment ago at most.
+func (p *propagation) progress(ctx context.Context, stream jetstream.Stream) map[string]uint64 {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if time.Since(p.at) < floorsFor {
-		return p.floors
+	floors, at := p.floors, p.at
+	p.mu.Unlock()
+	if time.Since(at) < floorsFor {
+		return floors
 	}
-	stream, err := p.js.Stream(ctx, events.InvalidationStream)
+	found, err, _ := p.flights.Do("floors", func() (any, error) { return askFloors(ctx, stream) })
 	if err != nil {
 		return nil
 	}
+	floors, _ = found.(map[string]uint64)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.floors, p.at = floors, time.Now()
+	return floors
+}
+
+func askFloors(ctx context.Context, stream jetstream.Stream) (map[string]uint64, error) {
 	floors := map[string]uint64{}
 	list := stream.ListConsumers(ctx)
 	for info := range list.Info() {
@@ -69,9 +103,5 @@ func (p *propagation) progress(ctx context.Context) map[string]uint64 {
 			floors[info.Config.Durable] = info.AckFloor.Stream
 		}
 	}
-	if list.Err() != nil {
-		return nil
-	}
-	p.floors, p.at = floors, time.Now()
-	return floors
+	return floors, list.Err()
 }
