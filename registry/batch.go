@@ -1,12 +1,10 @@
 package registry
 
 import (
-	"runtime"
 	"slices"
-	"sync"
-	"sync/atomic"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/parallel"
 )
 
 // group is the requests of one service in a batch, and what became of them.
@@ -15,7 +13,7 @@ type group struct {
 	base     int64 // the service's sequence in the database
 	existed  bool
 	requests []incoming
-	lost     map[events.PublicKey]bool // keys that another service claims earlier in this batch
+	lost     map[events.PublicKey]int // keys that another service registers in this batch, and by which request of it
 
 	outcomes []outcome
 	service  service // after the outcomes
@@ -40,7 +38,7 @@ func newBatch(policy Policy, key events.SigningKey, now int64, st *state, reques
 		target := in.request.Target
 		g := byTarget[target]
 		if g == nil {
-			g = &group{target: target, lost: map[events.PublicKey]bool{}}
+			g = &group{target: target, lost: map[events.PublicKey]int{}}
 			if s := st.services[target]; s != nil {
 				g.base, g.existed = s.sequence, true
 			}
@@ -54,7 +52,7 @@ func newBatch(policy Policy, key events.SigningKey, now int64, st *state, reques
 
 // decide fills in every group's outcomes.
 func (b *batch) decide() {
-	parallel(len(b.groups), func(i int) { b.decideGroup(b.groups[i]) })
+	parallel.Each(len(b.groups), 1, func(i int) { b.decideGroup(b.groups[i]) })
 	for g := b.rival(); g != nil; g = b.rival() {
 		b.decideGroup(g)
 	}
@@ -68,7 +66,10 @@ func (b *batch) decideGroup(g *group) {
 			p, ok := b.state.committed[requestID{g.target, n}]
 			return p, ok
 		},
-		taken:    func(k events.PublicKey) bool { return b.state.takenKeys[k] || g.lost[k] },
+		taken: func(k events.PublicKey, index int) bool {
+			by, lost := g.lost[k]
+			return b.state.takenKeys[k] || lost && by < index
+		},
 		answered: map[events.Nonce]prior{},
 	}
 	if s := b.state.services[g.target]; s != nil {
@@ -81,41 +82,56 @@ func (b *batch) decideGroup(g *group) {
 	g.service = d.service
 }
 
-// rival finds the first request of the batch, in the stream's order, that registers a key which an earlier request
-// registered for another service, and returns its group with that key marked as lost. Deciding that group again
+// rival finds the first request of the batch, in the stream's order, that was let pass with a key which an earlier
+// request registered for another service, and returns its group with that key marked as lost. Deciding that group again
 // settles it; what comes before the request stands. One key names one service, whoever asks first.
 func (b *batch) rival() *group {
-	type claim struct {
-		group *group
-		index int
+	registered := b.registered()
+	var loser *group
+	index := 0
+	for _, g := range b.groups {
+		for i := range g.outcomes {
+			o := &g.outcomes[i]
+			first, ok := registered[o.in.request.NewKey]
+			if !ok || !o.passedKeyCheck() || first.group == g || first.index > o.in.index {
+				continue
+			}
+			if loser == nil || o.in.index < index {
+				loser, index = g, o.in.index
+			}
+		}
 	}
-	first := map[events.PublicKey]claim{}
-	var loser claim
-	var key events.PublicKey
+	if loser != nil {
+		for key, first := range registered {
+			if first.group != loser && first.index < index {
+				loser.lost[key] = first.index
+			}
+		}
+	}
+	return loser
+}
+
+// registration is the request that registers a key first.
+type registration struct {
+	group *group
+	index int
+}
+
+// registered returns the keys that the batch registers, as its groups see it.
+func (b *batch) registered() map[events.PublicKey]registration {
+	first := map[events.PublicKey]registration{}
 	for _, g := range b.groups {
 		for i := range g.outcomes {
 			o := &g.outcomes[i]
 			if o.verdict != committed || o.event.NewKey.IsZero() {
 				continue
 			}
-			mine := claim{g, o.in.index}
-			other, ok := first[o.event.NewKey]
-			if !ok {
-				first[o.event.NewKey] = mine
-				continue
-			}
-			if other.index > mine.index {
-				first[o.event.NewKey], mine = mine, other
-			}
-			if loser.group == nil || mine.index < loser.index {
-				loser, key = mine, o.event.NewKey
+			if other, ok := first[o.event.NewKey]; !ok || o.in.index < other.index {
+				first[o.event.NewKey] = registration{g, o.in.index}
 			}
 		}
 	}
-	if loser.group != nil {
-		loser.group.lost[key] = true
-	}
-	return loser.group
+	return first
 }
 
 // unsettled returns the services with a refusal whose reason may still become superseded_key.
@@ -132,7 +148,7 @@ func (b *batch) unsettled() []events.Target {
 // answer makes the reasons final and signs the receipts of refusals. previous holds earlier keys of the services
 // that unsettled named.
 func (b *batch) answer(previous map[events.Target][]events.PublicKey) {
-	parallel(len(b.groups), func(i int) {
+	parallel.Each(len(b.groups), 1, func(i int) {
 		g := b.groups[i]
 		for j := range g.outcomes {
 			o := &g.outcomes[j]
@@ -142,36 +158,4 @@ func (b *batch) answer(previous map[events.Target][]events.PublicKey) {
 			o.answer(b.policy.Origin, b.now, b.key)
 		}
 	})
-}
-
-// parallel runs do(0) … do(n-1) on all cores, and returns when all are done. A panic of one is the caller's.
-func parallel(n int, do func(i int)) {
-	workers := min(n, runtime.GOMAXPROCS(0))
-	if workers <= 1 {
-		for i := range n {
-			do(i)
-		}
-		return
-	}
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	panics := make(chan any, workers)
-	for range workers {
-		wg.Go(func() {
-			defer func() {
-				if v := recover(); v != nil {
-					panics <- v
-				}
-			}()
-			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
-				do(i)
-			}
-		})
-	}
-	wg.Wait()
-	select {
-	case v := <-panics:
-		panic(v)
-	default:
-	}
 }

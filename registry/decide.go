@@ -29,7 +29,7 @@ type decider struct {
 	service   service
 	master    events.PublicKey // zero: the app is not known
 	committed func(events.Nonce) (prior, bool)
-	taken     func(events.PublicKey) bool
+	taken     func(key events.PublicKey, index int) bool // by what came before this place in the batch
 
 	claimed  []events.PublicKey // keys that this batch registers for this service
 	before   []events.PublicKey // keys that were current earlier in this batch
@@ -119,7 +119,7 @@ func (d *decider) register(in incoming) (events.Reason, string) {
 	r := in.request
 	_, used := d.answer(r.Nonce)
 	switch {
-	case r.Kind != events.Revocation && (d.taken(r.NewKey) || slices.Contains(d.claimed, r.NewKey)):
+	case r.Kind != events.Revocation && (d.taken(r.NewKey, in.index) || slices.Contains(d.claimed, r.NewKey)):
 		return events.KeyInUse, "The new key was registered before, and one key names one service for ever; generate another one."
 	case used:
 		return events.NonceReused, "The service used this nonce for another request; make a new one."

@@ -9,7 +9,11 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/parallel"
 )
+
+// parsesEach is how many messages are worth a goroutine to parse.
+const parsesEach = 32
 
 // intake takes batches of requests through load, decide and commit, and hands what is to be said to the relay.
 type intake struct {
@@ -46,7 +50,7 @@ func (in *intake) handle(ctx context.Context, messages []*consume.Message) error
 // acknowledged with the batch.
 func (in *intake) parse(messages []*consume.Message) []incoming {
 	list := make([]incoming, len(messages))
-	parallel(len(messages), func(i int) {
+	parallel.Each(len(messages), parsesEach, func(i int) {
 		m := messages[i]
 		list[i] = newIncoming(m.Subject(), m.Data(), m.Meta.Timestamp.Unix(), i)
 	})

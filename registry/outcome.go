@@ -35,6 +35,11 @@ func (d *decider) reject(in incoming, reason events.Reason, detail string) outco
 	return outcome{in: in, verdict: rejected, reason: reason, detail: detail}
 }
 
+// passedKeyCheck reports whether the request got as far as finding its new key unused.
+func (o *outcome) passedKeyCheck() bool {
+	return o.verdict == committed || o.reason == events.NonceReused || o.reason == events.RateLimited
+}
+
 // mayBeSuperseded reports whether the reason is not final yet.
 func (o *outcome) mayBeSuperseded() bool {
 	return o.verdict == rejected && o.reason == events.InvalidSignature && o.in.request.Kind == events.Rotation

@@ -3,13 +3,11 @@ package subscriber
 import (
 	"context"
 	"errors"
-	"fmt"
-	"runtime"
 	"slices"
-	"sync"
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/parallel"
 )
 
 // reasonPanic is the reason of a message that no reason of the contract explains: it makes this program panic.
@@ -85,40 +83,13 @@ func (s *Subscriber) aside(d Delivery, reason, detail string) SetAside {
 // checksEach is how many signatures are worth a goroutine: half a millisecond of work.
 const checksEach = 8
 
-// verify checks a batch on as many cores as it is worth, a small one on this goroutine.
+// verify checks a batch on as many cores as it is worth.
 func (s *Subscriber) verify(batch []Delivery) []verdict {
 	verdicts := make([]verdict, len(batch))
-	share := max(checksEach, (len(batch)+runtime.GOMAXPROCS(0)-1)/runtime.GOMAXPROCS(0))
-	if len(batch) <= share {
-		s.verifyInto(verdicts, batch)
-		return verdicts
-	}
-	var running sync.WaitGroup
-	var failed sync.Once
-	var panicked any
-	for start := 0; start < len(batch); start += share {
-		end := min(start+share, len(batch))
-		running.Go(func() {
-			// On a goroutine of its own, a panic would end the process; whoever called us can look for its cause.
-			defer func() {
-				if v := recover(); v != nil {
-					failed.Do(func() { panicked = v })
-				}
-			}()
-			s.verifyInto(verdicts[start:end], batch[start:end])
-		})
-	}
-	running.Wait()
-	if panicked != nil {
-		panic(fmt.Sprintf("verify a batch: %v", panicked))
-	}
+	parallel.Each(len(batch), checksEach, func(i int) {
+		verdicts[i].event, verdicts[i].err = s.cfg.Trust.Invalidation(batch[i].Subject, batch[i].Payload)
+	})
 	return verdicts
-}
-
-func (s *Subscriber) verifyInto(verdicts []verdict, batch []Delivery) {
-	for i, d := range batch {
-		verdicts[i].event, verdicts[i].err = s.cfg.Trust.Invalidation(d.Subject, d.Payload)
-	}
 }
 
 // report counts and logs a batch, once it is committed: a batch that is tried again counts once.
