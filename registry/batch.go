@@ -147,7 +147,7 @@ func (b *batch) unsettled() []events.Target {
 
 // answer makes the reasons final and signs the receipts of refusals. previous holds earlier keys of the services
 // that unsettled named.
-func (b *batch) answer(previous map[events.Target][]events.PublicKey) {
+func (b *batch) answer(previous map[events.Target][]pastKey) {
 	parallel.Each(len(b.groups), 1, func(i int) {
 		g := b.groups[i]
 		for j := range g.outcomes {

@@ -32,7 +32,7 @@ type decider struct {
 	taken     func(key events.PublicKey, index int) bool // by what came before this place in the batch
 
 	claimed  []events.PublicKey // keys that this batch registers for this service
-	before   []events.PublicKey // keys that were current earlier in this batch
+	before   []pastKey          // keys that were current earlier in this batch
 	answered map[events.Nonce]prior
 }
 
@@ -53,7 +53,7 @@ func (d *decider) decide(in incoming) outcome {
 	}
 	if reason, detail := d.authenticate(r); reason != "" {
 		o := d.reject(in, reason, detail)
-		o.earlier = slices.Clip(d.before)
+		o.sequence, o.earlier = d.service.sequence, slices.Clip(d.before)
 		return o
 	}
 	if reason, detail := d.register(in); reason != "" {
@@ -182,7 +182,7 @@ func (d *decider) move(in incoming, o *outcome) {
 	r, s := in.request, &d.service
 	d.answered[r.Nonce] = prior{r.Digest(), o.receiptNonce, o.receiptBytes}
 	if !s.key.IsZero() {
-		d.before = append(d.before, s.key)
+		d.before = append(d.before, pastKey{s.key, s.sequence})
 	}
 	s.status, s.sequence, s.key, s.changedAt = events.Active, o.event.Sequence, r.NewKey, o.event.Timestamp
 	switch r.Kind {

@@ -12,10 +12,6 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// previousKeys is how many earlier keys of a service are tried before a signature counts as nobody's: each costs a
-// verification that an attacker may ask for.
-const previousKeys = 8
-
 // load reads what the decision about these requests depends on: a query for each kind of thing.
 func (s *Store) load(ctx context.Context, requests []incoming) (*state, error) {
 	want := newWanted(requests)
@@ -148,8 +144,8 @@ func scanPrior(rows *sql.Rows, st *state) error {
 }
 
 // previous returns the most recent earlier keys of each service, without its current one.
-func (s *Store) previous(ctx context.Context, targets []events.Target) (map[events.Target][]events.PublicKey, error) {
-	found := map[events.Target][]events.PublicKey{}
+func (s *Store) previous(ctx context.Context, targets []events.Target) (map[events.Target][]pastKey, error) {
+	found := map[events.Target][]pastKey{}
 	if len(targets) == 0 {
 		return found, nil
 	}
@@ -158,16 +154,16 @@ func (s *Store) previous(ctx context.Context, targets []events.Target) (map[even
 		args = append(args, t.String())
 	}
 	args = append(args, previousKeys)
-	query := `SELECT h.target, h.public_key FROM services s JOIN history h ON h.target = s.target
+	query := `SELECT h.target, h.public_key, h.sequence FROM services s JOIN history h ON h.target = s.target
 		AND h.sequence < s.sequence AND h.sequence >= s.sequence - CAST($` + strconv.Itoa(len(args)) + ` AS BIGINT)
 		WHERE s.target IN ` + sqldb.In(1, len(targets)) + ` AND h.public_key IS NOT NULL ORDER BY h.sequence DESC`
 	err := s.each(ctx, query, args, func(rows *sql.Rows) error {
 		var t events.Target
-		var key events.PublicKey
-		if err := rows.Scan(target(&t), keyColumn{&key}); err != nil {
+		var past pastKey
+		if err := rows.Scan(target(&t), keyColumn{&past.key}, &past.sequence); err != nil {
 			return err
 		}
-		found[t] = append(found[t], key)
+		found[t] = append(found[t], past)
 		return nil
 	})
 	if err != nil {

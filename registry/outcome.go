@@ -22,9 +22,10 @@ type outcome struct {
 
 	reason events.Reason // when rejected
 	detail string
-	// earlier are the keys that the service had earlier in this batch, when the signature did not verify: if one of
-	// them, or of those before the batch, made it, the reason is superseded_key.
-	earlier []events.PublicKey
+	// Where the signature did not verify: the service's sequence by then, and the keys that it had earlier in this
+	// batch. If one of them, or of those before the batch, made it, the reason is superseded_key.
+	sequence int64
+	earlier  []pastKey
 
 	receiptNonce events.Nonce
 	receiptBytes []byte // nil for a refusal until [outcome.answer]
@@ -45,12 +46,16 @@ func (o *outcome) mayBeSuperseded() bool {
 	return o.verdict == rejected && o.reason == events.InvalidSignature && o.in.request.Kind == events.Rotation
 }
 
+// previousKeys is among how many sequences before the current one an earlier key is looked for, before a signature
+// counts as nobody's: each costs a verification that an attacker may ask for.
+const previousKeys = 8
+
 // checkSuperseded looks for the signer among the keys that the service had before.
-func (o *outcome) checkSuperseded(previous []events.PublicKey) {
+func (o *outcome) checkSuperseded(previous []pastKey) {
 	r := o.in.request
-	for _, keys := range [...][]events.PublicKey{o.earlier, previous} {
-		for _, key := range keys {
-			if key.Verify(r.Signed, r.Signature) {
+	for _, keys := range [...][]pastKey{o.earlier, previous} {
+		for _, past := range keys {
+			if past.sequence >= o.sequence-previousKeys && past.key.Verify(r.Signed, r.Signature) {
 				o.reason = events.SupersededKey
 				o.detail = "The signature was made by an earlier key of the service; only the current one authorises a change."
 				return

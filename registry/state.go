@@ -42,6 +42,12 @@ type requestID struct {
 	nonce  events.Nonce
 }
 
+// pastKey is an earlier key of a service, and the sequence that brought it.
+type pastKey struct {
+	key      events.PublicKey
+	sequence int64
+}
+
 func newState() *state {
 	return &state{
 		services:  map[events.Target]*service{},
