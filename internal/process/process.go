@@ -9,8 +9,11 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"reflect"
+	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"github.com/mattn/go-isatty"
@@ -49,6 +52,7 @@ func Refused(err error) error { return codedError{err, ExitRefused} }
 // and returns the exit code.
 func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int {
 	parser, err := kong.New(cli, append([]kong.Option{
+		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(decodeDuration)),
 		kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
 	}, options...)...)
 	if err != nil {
@@ -61,6 +65,23 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 		return ExitUsage
 	}
 	return report(stderr, name, command.Run())
+}
+
+// decodeDuration reads a duration with its unit, or whole seconds, as the protocol counts them.
+func decodeDuration(ctx *kong.DecodeContext, target reflect.Value) error {
+	var s string
+	if err := ctx.Scan.PopValueInto("duration", &s); err != nil {
+		return err
+	}
+	d, err := time.ParseDuration(s)
+	if seconds, bad := strconv.ParseInt(s, 10, 32); bad == nil {
+		d, err = time.Duration(seconds)*time.Second, nil
+	}
+	if err != nil {
+		return fmt.Errorf("want a duration such as 300s or 5m, or whole seconds, not %q", s)
+	}
+	target.SetInt(int64(d))
+	return nil
 }
 
 // report prints an error in one line, and returns the exit code that belongs to it.
