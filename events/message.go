@@ -215,7 +215,11 @@ func syntaxDetail(err error) string {
 	return "it can't be read"
 }
 
+// unquote returns the string that a JSON string stands for. The decoder has checked its form.
 func unquote(v jsontext.Value) (string, error) {
+	if text := v[1 : len(v)-1]; bytes.IndexByte(text, '\\') < 0 {
+		return string(text), nil
+	}
 	b, err := jsontext.AppendUnquote(nil, v)
 	return string(b), err
 }
