@@ -18,6 +18,7 @@ const (
 	claimEvery    = time.Second     // how often messages that a crash left are looked for
 	claimAtMost   = 512             // messages a time
 	publishWithin = 5 * time.Second // for the broker to say that it has a batch
+	retryAfter    = time.Second     // a refusal whose receipt could not be published is decided again
 )
 
 // publication is what a decided batch has to say. Its outbox messages are in the database, and are deleted from there
@@ -86,7 +87,7 @@ func (r *relay) publish(ctx context.Context, p publication) {
 	for i, a := range p.answers {
 		settle := a.request.Ack
 		if !stored[len(p.outbox)+i] {
-			settle = a.request.Nak // it is decided again
+			settle = func() error { return a.request.NakWithDelay(retryAfter) } // it is decided again
 		}
 		if err := settle(); err != nil {
 			r.log.Debug("acknowledge", "error", err) // it is delivered again
