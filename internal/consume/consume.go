@@ -107,8 +107,8 @@ func (c Config) newBackoff() *backoff.ExponentialBackOff {
 	return b
 }
 
-// Run consumes until ctx ends, and then returns nil, or until Open fails for good. A batch under way is finished first; messages that were pulled
-// and not handed over go back to the broker at once.
+// Run consumes until ctx ends, and then returns nil, or until Open fails for good. A batch under way is finished first;
+// messages that were pulled and not handed over go back to the broker at once.
 func Run(ctx context.Context, cfg Config) error {
 	cfg = cfg.withDefaults()
 	pause := cfg.newBackoff()
@@ -274,7 +274,9 @@ func (w *worker) handle(ctx, work context.Context, batch []*Message) {
 		w.cfg.Log.Warn("batch failed, trying again", "messages", len(batch), "error", err)
 		if !wait(ctx, pause.NextBackOff()) {
 			for _, m := range batch {
-				_ = m.Nak()
+				if !m.kept {
+					_ = m.Nak()
+				}
 			}
 			return
 		}

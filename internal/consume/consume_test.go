@@ -321,3 +321,33 @@ func TestKeep(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestKeptThroughAShutdown: what the handler took over stays its own, also where the rest of its batch is given back.
+func TestKeptThroughAShutdown(t *testing.T) {
+	t.Parallel()
+	q := newQueue(t)
+	q.publish("keep")
+	kept := make(chan *consume.Message, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	err := consume.Run(ctx, consume.Config{
+		Open: func(ctx context.Context) (jetstream.Consumer, error) {
+			return q.js.CreateOrUpdateConsumer(ctx, "Q", jetstream.ConsumerConfig{Durable: "d", AckPolicy: jetstream.AckExplicitPolicy})
+		},
+		Handle: func(_ context.Context, batch []*consume.Message) error {
+			if !batch[0].Kept() {
+				batch[0].Keep()
+				kept <- batch[0]
+			}
+			cancel()
+			return errors.New("away")
+		},
+		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (<-kept).Ack(); err != nil {
+		t.Errorf("somebody else has settled it: %v", err)
+	}
+	q.empty()
+}
