@@ -72,7 +72,10 @@ func (d Draft) Subject() string {
 }
 
 // MsgID returns the request's `Nats-Msg-Id` (§4).
-func (d Draft) MsgID() string { return d.Subject() + "/" + d.Nonce.String() }
+func (d Draft) MsgID() string { return RequestMsgID(d.Subject(), d.Nonce) }
+
+// RequestMsgID returns the `Nats-Msg-Id` of a request with this nonce, published on this subject (§4).
+func RequestMsgID(subject string, nonce Nonce) string { return subject + "/" + nonce.String() }
 
 // Sign returns the message to publish, signed by the service's current key (rotation) or the developer's Master
 // Key (the others), and with the new key's proof. What it returns passes [ParseRequest], or it returns why not.

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
@@ -195,14 +196,7 @@ func (d *decider) move(in incoming, o *outcome) {
 		s.boundAt, s.providerReceipt = o.event.Timestamp, ""
 		s.serviceType, s.endpointURL = r.ServiceType, r.EndpointURL
 	case events.Reset:
-		s.serviceType, s.endpointURL = or(r.ServiceType, s.serviceType), or(r.EndpointURL, s.endpointURL)
+		s.serviceType, s.endpointURL = cmp.Or(r.ServiceType, s.serviceType), cmp.Or(r.EndpointURL, s.endpointURL)
 	}
 	d.claimed = append(d.claimed, r.NewKey)
-}
-
-func or(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }

@@ -43,7 +43,7 @@ type Config struct {
 
 const (
 	defaultBatch      = 256
-	maxBatch          = 2048 // what one statement's parameters allow
+	maxBatch          = 2048 // bounds a transaction, and the lists in one statement
 	maxPendingPublish = 2 * relayQueue * maxBatch
 )
 

@@ -75,15 +75,9 @@ func (r *relay) publish(ctx context.Context, p publication) {
 	}
 	stored, err := r.send(ctx, messages)
 	if err != nil {
-		r.log.Warn("publishing failed, it is tried again from the outbox", "error", err)
+		r.log.Warn("publishing failed, it will be tried again", "error", err)
 	}
-	var done []signed
-	for i, m := range p.outbox {
-		if stored[i] {
-			done = append(done, m)
-		}
-	}
-	r.forget(ctx, done)
+	r.forget(ctx, p.outbox, stored)
 	for i, a := range p.answers {
 		settle := a.request.Ack
 		if !stored[len(p.outbox)+i] {
@@ -125,7 +119,14 @@ func (r *relay) send(ctx context.Context, messages []signed) (stored []bool, err
 	return stored, err
 }
 
-func (r *relay) forget(ctx context.Context, published []signed) {
+// forget deletes the outbox rows of those messages that their stream has.
+func (r *relay) forget(ctx context.Context, messages []signed, stored []bool) {
+	var published []signed
+	for i, m := range messages {
+		if stored[i] {
+			published = append(published, m)
+		}
+	}
 	if len(published) == 0 {
 		return
 	}
@@ -163,13 +164,7 @@ func (r *relay) recoverOnce(ctx context.Context) error {
 		}
 		r.log.Info("publishing messages that were left in the outbox", "messages", len(messages))
 		stored, err := r.send(ctx, messages)
-		var done []signed
-		for i, m := range messages {
-			if stored[i] {
-				done = append(done, m)
-			}
-		}
-		r.forget(ctx, done)
+		r.forget(ctx, messages, stored)
 		if err != nil {
 			return err
 		}

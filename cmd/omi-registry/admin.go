@@ -8,9 +8,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
-
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
@@ -51,7 +48,7 @@ func (c *keygenCmd) Run() error {
 		}
 	}
 	if c.JSON {
-		return printJSON(map[string]string{"file": c.Out, "public_key": key.Public().String()})
+		return process.PrintJSON(map[string]string{"file": c.Out, "public_key": key.Public().String()})
 	}
 	fmt.Printf("The registry's private key is in %s (mode 0600).\nIts public key, which subscribers --trust:\n%s\n", c.Out, key.Public())
 	return nil
@@ -95,7 +92,7 @@ func (c *appAddCmd) Run() error {
 			return process.Usage(err)
 		}
 		if c.JSON {
-			return printJSON(app)
+			return process.PrintJSON(app)
 		}
 		fmt.Printf("The registry knows %s; its developer can bind services now.\n", id)
 		return nil
@@ -115,7 +112,7 @@ func (c *appListCmd) Run() error {
 			return err
 		}
 		if c.JSON {
-			return printJSON(apps)
+			return process.PrintJSON(apps)
 		}
 		for _, app := range apps {
 			fmt.Printf("%s\t%s\n", app.AppID, app.MasterPublicKey)
@@ -148,7 +145,7 @@ func (c *checkCmd) Run() error {
 			return err
 		}
 		if c.JSON {
-			err = printJSON(report)
+			err = process.PrintJSON(report)
 		} else {
 			printReport(report)
 		}
@@ -181,12 +178,4 @@ func withStore(d database, do func(context.Context, *registry.Store) error) erro
 		defer closeStore(store, log)
 		return do(ctx, store)
 	})
-}
-
-func printJSON(v any) error {
-	if err := json.MarshalWrite(os.Stdout, v, jsontext.SpaceAfterColon(true), jsontext.SpaceAfterComma(true)); err != nil {
-		return fmt.Errorf("print: %w", err)
-	}
-	fmt.Println()
-	return nil
 }

@@ -61,7 +61,7 @@ func (c *demoCmd) Run() error {
 	case !finished:
 		return errors.New("stopped before its end")
 	case c.JSON:
-		err = printJSON(d.result())
+		err = process.PrintJSON(d.result())
 	default:
 		d.summary()
 	}
@@ -190,9 +190,9 @@ func (d *demo) rotate(ctx context.Context) error {
 	if err := d.awaitPropagation(ctx); err != nil {
 		return err
 	}
-	old := d.clients.switchTo(d.change2key(receipt))
+	old := d.clients.switchTo(d.keyOf(receipt))
 	d.clients.endsAt(old, receipt.GracePeriodExpiry)
-	answer, err := d.clients.verifyWith(ctx, old)
+	answer, err := d.clients.verify(ctx, old)
 	if err != nil {
 		return err
 	}
@@ -206,7 +206,7 @@ func (d *demo) rotateAndWatchTheOldKeyEnd(ctx context.Context) error {
 		return err
 	}
 	for {
-		answer, err := d.clients.verifyWith(ctx, old)
+		answer, err := d.clients.verify(ctx, old)
 		if err != nil {
 			return err
 		}
@@ -244,9 +244,9 @@ func (d *demo) replaceAtOnce(ctx context.Context, draft events.Draft, by events.
 		d.clients.release(old)
 		return err
 	}
-	d.clients.release(d.change2key(receipt))
+	d.clients.release(d.keyOf(receipt))
 	d.clients.endsAt(old, receipt.GracePeriodExpiry)
-	answer, err := d.clients.verifyWith(ctx, old)
+	answer, err := d.clients.verify(ctx, old)
 	if err != nil {
 		return err
 	}

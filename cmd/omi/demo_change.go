@@ -67,7 +67,7 @@ func (d *demo) observe() error {
 }
 
 // change sends a request that stands, and shows what happens to it until both subscribers have applied it. The new
-// key is kept for [demo.change2key].
+// key is kept for [demo.keyOf].
 func (d *demo) change(ctx context.Context, draft events.Draft, by events.SigningKey) (events.Receipt, error) {
 	draft.NewKey = events.GenerateSigningKey()
 	d.clients.announce(draft.NewKey)
@@ -117,8 +117,8 @@ func (d *demo) step(sent, at time.Time, what string) {
 	fmt.Fprintf(d.out, "%7.3f s    +%6.2f ms  %s\n", at.Sub(d.began).Seconds(), float64(at.Sub(sent).Microseconds())/1000, what)
 }
 
-// change2key returns the private key that a receipt made current.
-func (d *demo) change2key(r events.Receipt) events.SigningKey {
+// keyOf returns the private key that a receipt made current.
+func (d *demo) keyOf(r events.Receipt) events.SigningKey {
 	return d.clients.announced(r.PublicKey)
 }
 

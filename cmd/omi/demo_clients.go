@@ -181,11 +181,6 @@ func (c *clients) endsAt(key events.SigningKey, from int64) {
 	c.ended = append(c.ended, endedKey{key, from})
 }
 
-// verifyWith asks Auth about one signature of this key.
-func (c *clients) verifyWith(ctx context.Context, key events.SigningKey) (events.VerifyAnswer, error) {
-	return c.verify(ctx, key)
-}
-
 // askAuth signs something and asks Auth whether the signature is good (§8.2).
 func askAuth(ctx context.Context, s *session, t events.Target, key events.SigningKey) (events.VerifyAnswer, error) {
 	var answer events.VerifyAnswer

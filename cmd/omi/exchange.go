@@ -69,7 +69,7 @@ func (m *message) answeredBy(r *events.Receipt) bool {
 
 func (s *session) publish(ctx context.Context, m message) error {
 	msg := &nats.Msg{Subject: m.Subject, Data: []byte(m.Payload), Header: nats.Header{}}
-	msg.Header.Set(jetstream.MsgIDHeader, m.Subject+"/"+m.Nonce.String())
+	msg.Header.Set(jetstream.MsgIDHeader, events.RequestMsgID(m.Subject, m.Nonce))
 	if _, err := s.js.PublishMsg(ctx, msg); err != nil {
 		return process.Unreachable(fmt.Errorf("publish the request: %w", err))
 	}
@@ -79,7 +79,7 @@ func (s *session) publish(ctx context.Context, m message) error {
 // answer prints a receipt. A refusal is an error with its reason.
 func answer(c connection, receipt events.Receipt, done string) error {
 	if c.JSON {
-		if err := printJSON(receiptView(receipt)); err != nil {
+		if err := process.PrintJSON(receiptView(receipt)); err != nil {
 			return err
 		}
 	}

@@ -26,7 +26,7 @@ func (c *keygenCmd) Run() error {
 		return process.Usage(err)
 	}
 	if c.JSON {
-		return printJSON(map[string]string{"file": c.Out, "public_key": key.Public().String()})
+		return process.PrintJSON(map[string]string{"file": c.Out, "public_key": key.Public().String()})
 	}
 	fmt.Printf("Wrote a private key to %s (mode 0600). Its public key:\n%s\n", c.Out, key.Public())
 	return nil

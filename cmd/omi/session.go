@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -135,12 +134,3 @@ type problem struct {
 
 // Error implements error.
 func (p *problem) Error() string { return p.Detail }
-
-// printJSON prints one value on one line.
-func printJSON(v any) error {
-	if err := json.MarshalWrite(os.Stdout, v, json.Deterministic(true), jsontext.SpaceAfterComma(true), jsontext.SpaceAfterColon(true)); err != nil {
-		return fmt.Errorf("print: %w", err)
-	}
-	fmt.Println()
-	return nil
-}

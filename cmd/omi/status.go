@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
 )
 
 type statusCmd struct {
@@ -28,7 +29,7 @@ func (c *statusCmd) Run() error {
 			return err
 		}
 		if c.JSON {
-			return printJSON(record)
+			return process.PrintJSON(record)
 		}
 		printRecord(record)
 		return nil

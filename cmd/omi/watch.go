@@ -163,7 +163,7 @@ func eventView(e events.Invalidation) eventJSON {
 
 func (c *watchCmd) print(l line) error {
 	if c.JSON {
-		return printJSON(l)
+		return process.PrintJSON(l)
 	}
 	_, err := fmt.Printf("%s  %-9s %s  %s\n", l.At, l.Kind, l.Target, l.What)
 	return err

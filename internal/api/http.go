@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -43,8 +44,8 @@ func bodyProblem(err error) *Problem {
 
 func writeAnswer(w http.ResponseWriter, a Answer) {
 	header := w.Header()
-	header.Set("Content-Type", or(a.ContentType, "application/json"))
-	header.Set("Cache-Control", or(a.CacheControl, "no-store"))
+	header.Set("Content-Type", cmp.Or(a.ContentType, "application/json"))
+	header.Set("Cache-Control", cmp.Or(a.CacheControl, "no-store"))
 	header.Set("X-Content-Type-Options", "nosniff")
 	_, _ = w.Write(a.Body) // the client is gone: nobody is left to tell
 }
@@ -63,11 +64,4 @@ func logFault(ctx context.Context, log *slog.Logger, endpoint string, err error)
 	if problemOf(err).Status >= http.StatusInternalServerError && ctx.Err() == nil {
 		log.Warn("lookup failed", "endpoint", endpoint, "error", err)
 	}
-}
-
-func or(s, otherwise string) string {
-	if s == "" {
-		return otherwise
-	}
-	return s
 }

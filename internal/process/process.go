@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/mattn/go-isatty"
 	"github.com/oklog/run"
 )
@@ -95,6 +97,15 @@ func report(stderr io.Writer, name string, err error) int {
 		return coded.code
 	}
 	return ExitRefused
+}
+
+// PrintJSON prints one value on one line of the standard output.
+func PrintJSON(v any) error {
+	if err := json.MarshalWrite(os.Stdout, v, json.Deterministic(true), jsontext.SpaceAfterComma(true), jsontext.SpaceAfterColon(true)); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	fmt.Println()
+	return nil
 }
 
 // NewLog logs text to a terminal and JSON to everything else.

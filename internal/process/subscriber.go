@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -132,11 +131,7 @@ func (c *listSetAside) Run() error {
 
 func printSetAside(list []subscriber.SetAside, asJSON bool) error {
 	if asJSON {
-		if err := json.MarshalWrite(os.Stdout, list); err != nil {
-			return fmt.Errorf("print: %w", err)
-		}
-		fmt.Println()
-		return nil
+		return PrintJSON(list)
 	}
 	for _, m := range list {
 		fmt.Printf("%s  stream sequence %d  %s\n    %s: %s\n", time.Unix(m.At, 0).Format(time.DateTime), m.StreamSequence, m.Subject, m.Reason, m.Detail)
