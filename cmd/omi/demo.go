@@ -154,16 +154,13 @@ func (d *demo) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for {
-		s, err := openSession(ctx, nc, []string{d.stack.key.Public().String()})
-		if err = errors.Join(err, d.stack.healthy(ctx)); err == nil {
-			d.session = s
-			return d.observe()
-		}
-		if d.pauseFor(ctx, 5*time.Millisecond) != nil {
-			return fmt.Errorf("wait for the registry, Auth and Billing: %w", err)
-		}
+	if err := d.stack.awaitHealthy(ctx); err != nil {
+		return err
 	}
+	if d.session, err = openSession(ctx, nc, []string{d.stack.key.Public().String()}); err != nil {
+		return err
+	}
+	return d.observe()
 }
 
 func (d *demo) bind(ctx context.Context) error {

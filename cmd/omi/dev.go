@@ -61,8 +61,13 @@ func (c *devCmd) Run() error {
 	}
 	defer s.Close()
 	web.Ready(s.healthy, s.endpoints()...)
-	c.greet(s, web)
-	return process.Run(log, append(s.actors(), web.Run)...)
+	return process.Run(log, append(s.actors(), web.Run, func(ctx context.Context) error {
+		if s.awaitHealthy(ctx) == nil {
+			c.greet(s, web)
+		}
+		<-ctx.Done()
+		return nil
+	})...)
 }
 
 func (c *devCmd) ownApp() (registry.App, error) {

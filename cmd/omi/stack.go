@@ -23,6 +23,9 @@ import (
 	"omiappreg.org/keyrotation/registry"
 )
 
+// healthEvery is how often a stack that starts is asked whether it serves.
+const healthEvery = 5 * time.Millisecond
+
 // stackConfig says what one machine's whole deployment is.
 type stackConfig struct {
 	Folder   string // of keys, databases and streams
@@ -175,6 +178,21 @@ func (s *stack) healthy(ctx context.Context) error {
 		return errors.New("the registry's database is away")
 	}
 	return errors.Join(s.registry.Ready(), s.auth.Ready(), s.billing.Ready())
+}
+
+// awaitHealthy waits until every part serves, or says what does not when ctx ends.
+func (s *stack) awaitHealthy(ctx context.Context) error {
+	for {
+		err := s.healthy(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the registry, Auth and Billing: %w", err)
+		case <-time.After(healthEvery):
+		}
+	}
 }
 
 // readOrCreate reads a key, or makes it where there is none.
