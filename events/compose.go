@@ -1,6 +1,8 @@
 package events
 
 import (
+	"crypto"
+
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -80,13 +82,34 @@ func RequestMsgID(subject string, nonce Nonce) string { return subject + "/" + n
 // Sign returns the message to publish, signed by the service's current key (rotation) or the developer's Master
 // Key (the others), and with the new key's proof. What it returns passes [ParseRequest], or it returns why not.
 func (d Draft) Sign(by SigningKey) ([]byte, error) {
-	data, canonical, err := marshalData(d.data())
+	if d.NewKey.IsZero() {
+		return d.SignWith(by.Private(), nil)
+	}
+	return d.SignWith(by.Private(), d.NewKey.Private())
+}
+
+// SignWith is [Draft.Sign] with Ed25519 keys that may live elsewhere, in a KMS or an HSM. newKey takes the place of
+// d.NewKey; it is nil in a revocation.
+func (d Draft) SignWith(by, newKey crypto.Signer) ([]byte, error) {
+	var public PublicKey
+	if newKey != nil {
+		var err error
+		if public, err = PublicKeyOf(newKey); err != nil {
+			return nil, err
+		}
+	}
+	data, canonical, err := marshalData(d.data(public))
 	if err != nil {
 		return nil, err
 	}
-	e := envelope{Version: version, Data: data, Signature: by.Sign(canonical)}
-	if !d.NewKey.IsZero() {
-		e.NewKeySignature = d.NewKey.Sign(canonical)
+	e := envelope{Version: version, Data: data}
+	if e.Signature, err = SignWith(by, canonical); err != nil {
+		return nil, err
+	}
+	if newKey != nil {
+		if e.NewKeySignature, err = SignWith(newKey, canonical); err != nil {
+			return nil, err
+		}
 	}
 	message, err := json.Marshal(e)
 	if err != nil {
@@ -96,11 +119,7 @@ func (d Draft) Sign(by SigningKey) ([]byte, error) {
 	return message, err
 }
 
-func (d Draft) data() any {
-	var newKey PublicKey
-	if !d.NewKey.IsZero() {
-		newKey = d.NewKey.Public()
-	}
+func (d Draft) data(newKey PublicKey) any {
 	switch d.Kind {
 	case Rotation:
 		return rotationData{newKey, d.Timestamp, d.Nonce, d.Kind, d.Target.App, d.Target.Service, d.GracePeriod}

@@ -1,10 +1,12 @@
 package events
 
 import (
+	"crypto"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"fmt"
 
 	"filippo.io/edwards25519"
 )
@@ -24,9 +26,11 @@ var strict64 = base64.RawURLEncoding.Strict()
 
 // Errors of keys and signatures (docs/protocol.md §2).
 var (
-	ErrPublicKey = errors.New("a public key is written ed25519: and 43 characters of unpadded base64url")
-	ErrSignature = errors.New("a signature is written as 86 characters of unpadded base64url")
-	ErrWeakKey   = errors.New("the public key is not the canonical encoding of a curve point, or a point of small order")
+	ErrPublicKey  = errors.New("a public key is written ed25519: and 43 characters of unpadded base64url")
+	ErrSignature  = errors.New("a signature is written as 86 characters of unpadded base64url")
+	ErrNotEd25519 = errors.New("the key is not an Ed25519 key")
+	ErrSigner     = errors.New("the signer's signature does not verify under its own public key")
+	ErrWeakKey    = errors.New("the public key is not the canonical encoding of a curve point, or a point of small order")
 )
 
 // PublicKey is an Ed25519 public key (RFC 8032) of the right form. It is comparable. The zero value means
@@ -52,6 +56,15 @@ func PublicKeyFromBytes(b []byte) (PublicKey, error) {
 		return PublicKey{}, ErrPublicKey
 	}
 	return PublicKey{[ed25519.PublicKeySize]byte(b)}, nil
+}
+
+// PublicKeyOf returns the public half of a key that is kept elsewhere, or [ErrNotEd25519].
+func PublicKeyOf(key crypto.Signer) (PublicKey, error) {
+	public, ok := key.Public().(ed25519.PublicKey)
+	if !ok {
+		return PublicKey{}, ErrNotEd25519
+	}
+	return PublicKeyFromBytes(public)
 }
 
 // Bytes returns the key's 32 bytes.
@@ -131,6 +144,27 @@ func (s Signature) MarshalText() ([]byte, error) { return []byte(s.String()), ni
 func (s *Signature) UnmarshalText(b []byte) (err error) {
 	*s, err = ParseSignature(string(b))
 	return err
+}
+
+// SignWith signs message with an Ed25519 key that may be kept elsewhere, and checks what came back: a KMS that signs with
+// another key than it names is found here, not by whoever refuses the message.
+func SignWith(key crypto.Signer, message []byte) (Signature, error) {
+	public, err := PublicKeyOf(key)
+	if err != nil {
+		return Signature{}, err
+	}
+	b, err := key.Sign(nil, message, crypto.Hash(0))
+	if err != nil {
+		return Signature{}, fmt.Errorf("sign: %w", err)
+	}
+	if len(b) != ed25519.SignatureSize {
+		return Signature{}, ErrSigner
+	}
+	s := Signature{[ed25519.SignatureSize]byte(b), true}
+	if !public.Verify(message, s) {
+		return Signature{}, ErrSigner
+	}
+	return s, nil
 }
 
 // SigningKey is an Ed25519 private key. It prints as its public key, so it can't reach a log by accident.

@@ -69,6 +69,11 @@ func Create(path string, key events.SigningKey) error {
 	if _, err := os.Lstat(path); err == nil {
 		return fmt.Errorf("%s: %w: name another file", path, ErrExists)
 	}
+	return Replace(path, key)
+}
+
+// Replace writes a key to a file, in place of the one that is there.
+func Replace(path string, key events.SigningKey) error {
 	der, err := x509.MarshalPKCS8PrivateKey(key.Private())
 	if err != nil {
 		return fmt.Errorf("encode the key for %s: %w", path, ErrFormat)

@@ -1,0 +1,212 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/request"
+)
+
+// Config says which service's key a [Client] keeps. Target, Store, Conn and Trust are required.
+type Config struct {
+	Target events.Target
+	// Store holds the keys, and what is under way. One store belongs to one service.
+	Store KeyStore
+	// Conn is the connection to the broker. Signing needs none; give it nats.MaxReconnects(-1), so that changes go on
+	// after an outage.
+	Conn *nats.Conn
+	// Trust is the registry's public key and domain name.
+	Trust events.Trust
+	// KeyMayBeMissing lets a client open whose key is lost, for a Master Reset. Its Signer fails with ErrNoKey until then.
+	KeyMayBeMissing bool
+	// Notify is told what happens, one event after the other. It must not call the client, nor block for long. Nil:
+	// nobody asks.
+	Notify func(Event)
+	// HoldAtMost bounds how long Sign waits while it is not known which key is accepted: in a change that ends the old
+	// key at once, and at a start with an unanswered request. Default 2 s.
+	HoldAtMost time.Duration
+}
+
+// ErrClosed means that the client was closed. What is under way goes on when it is opened again.
+var ErrClosed = errors.New("the client is closed")
+
+// The errors of a change that nobody waits for any more. With the first two it goes on, and after a restart too.
+var (
+	ErrNotStored = request.ErrNotStored
+	ErrNoAnswer  = request.ErrNoAnswer
+	// ErrNotBegun means that nothing was sent: an earlier change has not settled, or the registry can't be asked.
+	ErrNotBegun = errors.New("the change has not begun")
+)
+
+// RefusedError is the registry's no, with its receipt.
+type RefusedError = request.Refused
+
+// Client keeps the key of one service.
+//
+// One goroutine, run, does all that changes anything; the methods send it commands and wait.
+type Client struct {
+	cfg    Config
+	lookup lookup.Registry
+	sender request.Sender
+
+	signing  atomic.Pointer[signing]
+	commands chan *command
+	stop     context.CancelFunc
+	stopped  chan struct{} // closed when run has ended
+
+	told      sync.Mutex // events come one after the other
+	lastFault error      // of the background, since the last step that succeeded
+	stored    bool       // the broker has the request that is under way
+
+	// What follows belongs to run.
+	entry     *entry // nil: no change is under way
+	release   time.Time
+	waiting   []*command // for the answer to the request that is under way
+	queue     []*command // for the present change to end
+	settling  []*command // for there to be no change
+	checkNext time.Time  // when the registry is asked whether a key is ours that we don't know to be current; zero: never
+	checkTill time.Time
+}
+
+const defaultHold = 2 * time.Second
+
+// Open reads the key store, and goes on with what was under way. It needs no broker: until one answers, the [Signer] signs
+// with the key that the store holds. ctx bounds the opening only.
+func Open(ctx context.Context, cfg Config) (*Client, error) {
+	js, err := jetstream.New(cfg.Conn)
+	if err != nil {
+		return nil, fmt.Errorf("use JetStream: %w", err)
+	}
+	cfg.HoldAtMost = cmp.Or(cfg.HoldAtMost, defaultHold)
+	if cfg.Notify == nil {
+		cfg.Notify = func(Event) {}
+	}
+	c := &Client{
+		cfg: cfg, lookup: lookup.Registry{Conn: cfg.Conn, Trust: cfg.Trust},
+		sender:   request.Sender{JetStream: js, Trust: cfg.Trust},
+		commands: make(chan *command), stopped: make(chan struct{}),
+	}
+	if err := c.recover(ctx); err != nil {
+		return nil, err
+	}
+	running, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	go func() {
+		defer close(c.stopped)
+		defer c.unhold()
+		c.run(running)
+	}()
+	return c, nil
+}
+
+// Close stops the client, and leaves the key store open. The [Signer] goes on with the key that it has.
+func (c *Client) Close() {
+	c.stop()
+	<-c.stopped
+}
+
+// Signer returns what the service signs with.
+func (c *Client) Signer() *Signer { return &Signer{c} }
+
+// recover reads the store, and brings a change to its end that was promoted and not noted as such.
+func (c *Client) recover(ctx context.Context) error {
+	e, err := c.load(ctx)
+	if err != nil {
+		return err
+	}
+	current, err := c.cfg.Store.Signer(ctx, Current)
+	if err != nil && !errors.Is(err, ErrNoKey) {
+		return err
+	}
+	if e != nil {
+		pending, err := c.cfg.Store.Signer(ctx, Pending)
+		if err != nil && !errors.Is(err, ErrNoKey) {
+			return err
+		}
+		if !holds(pending, e.NewKey) { // it was promoted, or somebody took it away: then the request is of no use
+			e = nil
+			if err := c.save(ctx, nil); err != nil {
+				return err
+			}
+		}
+	}
+	if current == nil && e == nil && !c.cfg.KeyMayBeMissing {
+		return fmt.Errorf("%w: bind the service first (omi bind), or reset it if its key is lost (omi reset)", ErrNoKey)
+	}
+	c.checkNext = time.Now()
+	c.use(current)
+	if c.entry = e; e != nil {
+		c.hold()
+	}
+	return nil
+}
+
+func holds(key crypto.Signer, public events.PublicKey) bool {
+	if key == nil {
+		return false
+	}
+	have, err := events.PublicKeyOf(key)
+	return err == nil && have == public
+}
+
+// use makes a key the one that signs, and ends a wait.
+func (c *Client) use(key crypto.Signer) {
+	next := &signing{key: key}
+	if key != nil {
+		next.public, _ = events.PublicKeyOf(key) // the store's keys were read by it before
+	}
+	if before := c.signing.Swap(next); before != nil && before.wait != nil {
+		close(before.wait)
+	}
+	c.release = time.Time{}
+}
+
+// hold lets Sign wait until use or unhold, HoldAtMost from now at the latest.
+func (c *Client) hold() {
+	now := c.signing.Load()
+	if now.wait == nil {
+		c.signing.Store(&signing{key: now.key, public: now.public, wait: make(chan struct{})})
+	}
+	c.release = time.Now().Add(c.cfg.HoldAtMost)
+}
+
+func (c *Client) unhold() { c.use(c.signing.Load().key) }
+
+func (c *Client) tell(e Event) {
+	c.told.Lock()
+	defer c.told.Unlock()
+	switch {
+	case e.Kind != Retrying:
+		c.lastFault = nil
+	case c.lastFault != nil && c.lastFault.Error() == e.Err.Error():
+		return // once is enough
+	default:
+		c.lastFault = e.Err
+	}
+	e.At = time.Now()
+	c.cfg.Notify(e)
+}
+
+func (c *Client) setStored(stored bool) {
+	c.told.Lock()
+	defer c.told.Unlock()
+	c.stored = stored
+}
+
+// fault returns what went wrong last, nil if nothing has since the last step that succeeded.
+func (c *Client) fault() (stored bool, fault error) {
+	c.told.Lock()
+	defer c.told.Unlock()
+	return c.stored, c.lastFault
+}

@@ -1,0 +1,72 @@
+package client
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// EventKind is what happened.
+type EventKind string
+
+// What happens in a [Client], for logging.
+const (
+	Requested EventKind = "requested" // the request is on the disk, and goes out
+	Resumed   EventKind = "resumed"   // a request was found under way at the start, and goes out again
+	Committed EventKind = "committed" // the registry's answer is there; the old key still signs
+	Applied   EventKind = "applied"   // a core service, Durable, has applied the change
+	Promoted  EventKind = "promoted"  // the new key signs from now on
+	Refused   EventKind = "refused"   // the registry said no; Err says why
+	Retrying  EventKind = "retrying"  // something failed, Err; it is tried again
+	// Foreign means that the registry's current key is none of ours: somebody else changed it. If it was not the
+	// developer, the Master Key has to reset the service.
+	Foreign EventKind = "foreign"
+)
+
+// Event says what happened to the service's key.
+type Event struct {
+	Kind     EventKind
+	At       time.Time
+	Key      events.PublicKey // the key that it is about; zero where there is none
+	Sequence int64            // of the change; 0 where it is not known
+	Durable  string           // of Applied
+	Err      error            // of Refused and Retrying
+}
+
+// String is the event in one line.
+func (e Event) String() string {
+	text := string(e.Kind)
+	if e.Durable != "" {
+		text += " by " + e.Durable
+	}
+	if e.Sequence > 0 {
+		text += fmt.Sprintf(", sequence %d", e.Sequence)
+	}
+	if !e.Key.IsZero() {
+		text += ", key " + e.Key.String()
+	}
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
+	}
+	return text
+}
+
+// LogValue implements [slog.LogValuer].
+func (e Event) LogValue() slog.Value {
+	attrs := []slog.Attr{slog.String("kind", string(e.Kind))}
+	if e.Durable != "" {
+		attrs = append(attrs, slog.String("durable", e.Durable))
+	}
+	if e.Sequence > 0 {
+		attrs = append(attrs, slog.Int64("sequence", e.Sequence))
+	}
+	if !e.Key.IsZero() {
+		attrs = append(attrs, slog.String("key", e.Key.String()))
+	}
+	if e.Err != nil {
+		attrs = append(attrs, slog.Any("error", e.Err))
+	}
+	return slog.GroupValue(attrs...)
+}

@@ -1,0 +1,125 @@
+package client
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/gofrs/flock"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+)
+
+const (
+	folderMode = 0o700
+	fileMode   = 0o600
+	folderKey  = "key.pem"
+)
+
+// Folder is a [KeyStore] in files of mode 0600, each written to the disk whole or not at all:
+//
+//	FILE          the current key, PKCS #8 in PEM
+//	FILE.pending  the new key that a request under way asks for
+//	FILE.journal  that request, and its answer
+//	FILE.lock     held while a process has the store open
+type Folder struct {
+	file string
+	lock *flock.Flock
+}
+
+// OpenFolder opens the key store in a folder, where FILE is key.pem, and makes the folder if it is not there. It fails with
+// [ErrLocked] while another process has it open.
+func OpenFolder(path string) (*Folder, error) {
+	if err := os.MkdirAll(path, folderMode); err != nil {
+		return nil, fmt.Errorf("open the key store: %w", err)
+	}
+	return OpenFile(filepath.Join(path, folderKey))
+}
+
+// OpenFile opens the key store that stands beside the key in a file. A path that is a folder means its key.pem.
+func OpenFile(path string) (*Folder, error) {
+	f := &Folder{file: KeyFile(path)}
+	f.lock = flock.New(f.file+".lock", flock.SetPermissions(fileMode))
+	locked, err := f.lock.TryLock()
+	if err != nil {
+		return nil, fmt.Errorf("open the key store: %w", err)
+	}
+	if !locked {
+		return nil, fmt.Errorf("%s: %w: stop that one first", f.file, ErrLocked)
+	}
+	return f, nil
+}
+
+// KeyFile returns the file of the current key: the path itself or, where that is a folder, its key.pem.
+func KeyFile(path string) string {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return filepath.Join(path, folderKey)
+	}
+	return path
+}
+
+// Close lets other processes open the store.
+func (f *Folder) Close() error { return f.lock.Close() }
+
+func (f *Folder) path(slot Slot) string {
+	if slot == Pending {
+		return f.file + ".pending"
+	}
+	return f.file
+}
+
+func (f *Folder) journal() string { return f.file + ".journal" }
+
+// Signer implements [Keys].
+func (f *Folder) Signer(_ context.Context, slot Slot) (crypto.Signer, error) {
+	key, err := keyfile.Read(f.path(slot))
+	if errors.Is(err, keyfile.ErrMissing) {
+		return nil, fmt.Errorf("%s: %w", f.path(slot), ErrNoKey)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return key.Private(), nil
+}
+
+// Generate implements [Keys].
+func (f *Folder) Generate(_ context.Context, slot Slot) (crypto.Signer, error) {
+	key := events.GenerateSigningKey()
+	if err := keyfile.Replace(f.path(slot), key); err != nil {
+		return nil, err
+	}
+	return key.Private(), nil
+}
+
+// Promote implements [Keys].
+func (f *Folder) Promote(context.Context) error {
+	if err := keyfile.Rename(f.path(Pending), f.path(Current)); err != nil {
+		return fmt.Errorf("make the pending key the current one: %w", err)
+	}
+	return nil
+}
+
+// Load implements [Journal].
+func (f *Folder) Load(context.Context) ([]byte, error) {
+	text, err := os.ReadFile(f.journal())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read the journal: %w", err)
+	}
+	return text, nil
+}
+
+// Save implements [Journal].
+func (f *Folder) Save(_ context.Context, text []byte) error {
+	if len(text) == 0 {
+		if err := keyfile.Remove(f.journal()); err != nil {
+			return fmt.Errorf("end the journal: %w", err)
+		}
+		return nil
+	}
+	return keyfile.WriteFile(f.journal(), text)
+}

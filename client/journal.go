@@ -1,0 +1,72 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/go-json-experiment/json"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/request"
+)
+
+// ErrJournal means that the journal can't be read, or belongs to another service.
+var ErrJournal = errors.New("the journal of the key store can't be used")
+
+// entry is the one change that is under way.
+type entry struct {
+	Target  string             `json:"target"`
+	Kind    events.RequestKind `json:"kind"`
+	AtOnce  bool               `json:"at_once,omitzero"` // it ends the old key with the commit
+	NewKey  events.PublicKey   `json:"new_key"`
+	Request request.Message    `json:"request"`
+	// Committed is the registry's answer, once it is there.
+	Committed *commitment `json:"committed,omitzero"`
+
+	resumed bool // it was found in the journal at the start
+}
+
+// commitment is what a service needs to know of a receipt, or of a record that shows the change.
+type commitment struct {
+	Sequence          int64 `json:"sequence"`
+	Timestamp         int64 `json:"timestamp"`           // of the registry
+	GracePeriodExpiry int64 `json:"grace_period_expiry"` // of the old key, by the registry's clock
+	PromoteAt         int64 `json:"promote_at"`          // milliseconds since the Unix epoch, by our own clock
+}
+
+// receipt is a committed change as its receipt would tell of it, which somebody else's request has got.
+func (e *entry) receipt(of *events.Receipt) events.Receipt {
+	return events.Receipt{
+		Origin: of.Origin, Target: of.Target, Event: events.RequestCommitted, Timestamp: e.Committed.Timestamp,
+		Sequence: e.Committed.Sequence, PublicKey: e.NewKey, GracePeriodExpiry: e.Committed.GracePeriodExpiry,
+	}
+}
+
+// load reads the journal.
+func (c *Client) load(ctx context.Context) (*entry, error) {
+	text, err := c.cfg.Store.Load(ctx)
+	if err != nil || len(text) == 0 {
+		return nil, err
+	}
+	e := &entry{resumed: true}
+	if err := json.Unmarshal(text, e); err != nil {
+		return nil, fmt.Errorf("%w: it is not a journal; delete it if no request is under way", ErrJournal)
+	}
+	if e.Target != c.cfg.Target.String() {
+		return nil, fmt.Errorf("%w: it is about %s: finish that service's change first", ErrJournal, e.Target)
+	}
+	return e, nil
+}
+
+// save writes the journal; nil ends it.
+func (c *Client) save(ctx context.Context, e *entry) error {
+	var text []byte
+	if e != nil {
+		var err error
+		if text, err = json.Marshal(e); err != nil {
+			return fmt.Errorf("encode the journal: %w", err)
+		}
+	}
+	return c.cfg.Store.Save(ctx, text)
+}

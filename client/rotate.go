@@ -1,0 +1,114 @@
+package client
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// command is what a method asks run to do.
+type command struct {
+	op    op
+	draft events.Draft    // of change: Kind and GracePeriod
+	by    crypto.Signer   // of change: the Master Key; nil: the current key
+	done  chan result     // buffered: run does not wait for whoever asked
+	gone  <-chan struct{} // closed when nobody waits any more: what has not begun is not begun
+	begun atomic.Bool
+}
+
+type op int
+
+const (
+	opChange op = iota
+	opPromote
+	opSettle
+)
+
+type result struct {
+	receipt events.Receipt
+	err     error
+}
+
+// atOnce reports whether a change ends the old key with the commit.
+func (cmd *command) atOnce() bool {
+	return cmd.draft.Kind == events.Reset || cmd.draft.GracePeriod != nil && *cmd.draft.GracePeriod == 0
+}
+
+// Rotate gives the service a new key, and returns the registry's receipt. The old key goes on signing until everyone has
+// heard of the new one, or half of the registry's grace period is over.
+//
+// A rotation that is under way already is brought to its end, and its receipt returned. When ctx ends, only the waiting
+// does: the error is [ErrNotStored] or [ErrNoAnswer], and the change goes on, after a restart too; or it is [ErrNotBegun].
+// [*RefusedError] is the registry's no.
+func (c *Client) Rotate(ctx context.Context) (events.Receipt, error) {
+	return c.do(ctx, &command{draft: events.Draft{Kind: events.Rotation}})
+}
+
+// RotateWithGrace is [Client.Rotate] with a grace period of its own, in whole seconds, at most the registry's. 0 is an
+// emergency rotation: the old key ends with the commit, and Sign waits meanwhile.
+func (c *Client) RotateWithGrace(ctx context.Context, grace time.Duration) (events.Receipt, error) {
+	if grace < 0 || grace%time.Second != 0 {
+		return events.Receipt{}, fmt.Errorf("a grace period is whole seconds, 0 or more, not %s", grace)
+	}
+	seconds := int64(grace / time.Second)
+	return c.do(ctx, &command{draft: events.Draft{Kind: events.Rotation, GracePeriod: &seconds}})
+}
+
+// Reset is a Master Reset (docs/protocol.md §5.2): master, the developer's key, gives the service a new key in place of
+// one that is lost or compromised. All earlier keys end at once. Otherwise it is as [Client.Rotate].
+func (c *Client) Reset(ctx context.Context, master crypto.Signer) (events.Receipt, error) {
+	return c.do(ctx, &command{draft: events.Draft{Kind: events.Reset}, by: master})
+}
+
+// Promote makes the new key of a committed change the one that signs, without waiting for anybody to hear of it.
+func (c *Client) Promote(ctx context.Context) error {
+	_, err := c.do(ctx, &command{op: opPromote})
+	return err
+}
+
+// Settle waits until no change is under way: the key that signs is the registry's current one.
+func (c *Client) Settle(ctx context.Context) error {
+	_, err := c.do(ctx, &command{op: opSettle})
+	return err
+}
+
+func (c *Client) do(ctx context.Context, cmd *command) (events.Receipt, error) {
+	cmd.done, cmd.gone = make(chan result, 1), ctx.Done()
+	select {
+	case c.commands <- cmd:
+	case <-c.stopped:
+		return events.Receipt{}, ErrClosed
+	case <-ctx.Done():
+		return events.Receipt{}, ctx.Err()
+	}
+	select {
+	case r := <-cmd.done:
+		return r.receipt, r.err
+	case <-c.stopped:
+		return events.Receipt{}, ErrClosed
+	case <-ctx.Done():
+	}
+	return events.Receipt{}, c.giveUp(cmd, ctx.Err())
+}
+
+// giveUp says how far the change is that nobody waits for any more.
+func (c *Client) giveUp(cmd *command, why error) error {
+	stored, fault := c.fault()
+	switch {
+	case cmd.op != opChange:
+		return why
+	case !cmd.begun.Load():
+		return errors.Join(fmt.Errorf("%w (%w)", ErrNotBegun, why), fault)
+	case stored:
+		return fmt.Errorf("%w (%w)", ErrNoAnswer, why)
+	case errors.Is(fault, ErrNotStored):
+		return fmt.Errorf("%w (%w)", fault, why)
+	default:
+		return fmt.Errorf("%w (%w)", ErrNotStored, why)
+	}
+}

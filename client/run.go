@@ -1,0 +1,291 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/request"
+)
+
+const (
+	// resendAfter is how long an answer is waited for before the same bytes are sent again.
+	resendAfter = 5 * time.Second
+	// askTimeout bounds one question to the registry.
+	askTimeout = 2 * time.Second
+	// checkEvery is how often the registry is asked about a refused key, while its request could still be replayed.
+	checkEvery = 15 * time.Second
+	// replayable is how long after its timestamp that is, with the widest window that is usual and some more.
+	replayable = 15 * time.Minute
+)
+
+// run does one state after the other until ctx ends.
+func (c *Client) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		switch {
+		case c.entry == nil:
+			c.idle(ctx)
+		case c.entry.Committed == nil:
+			c.request(ctx)
+		default:
+			c.settle(ctx)
+		}
+	}
+}
+
+// idle waits for something to do.
+func (c *Client) idle(ctx context.Context) {
+	answer(&c.settling, result{})
+	if len(c.queue) > 0 {
+		cmd := c.queue[0]
+		c.queue = c.queue[1:]
+		c.begin(ctx, cmd)
+		return
+	}
+	check := newTimer(c.checkNext)
+	defer check.Stop()
+	select {
+	case <-ctx.Done():
+	case cmd := <-c.commands:
+		switch cmd.op {
+		case opChange:
+			c.queue = append(c.queue, cmd)
+		default:
+			cmd.done <- result{}
+		}
+	case <-check.C:
+		if _, err := c.check(ctx); err != nil {
+			c.tell(Event{Kind: Retrying, Err: err})
+		}
+		c.checkNext = time.Time{}
+		if now := time.Now(); now.Before(c.checkTill) {
+			c.checkNext = now.Add(checkEvery)
+		}
+	}
+}
+
+// newTimer returns a timer for a time; for the zero time, one that never fires.
+func newTimer(at time.Time) *time.Timer {
+	if at.IsZero() {
+		t := time.NewTimer(time.Hour)
+		t.Stop()
+		return t
+	}
+	return time.NewTimer(time.Until(at))
+}
+
+func answer(waiting *[]*command, r result) {
+	for _, cmd := range *waiting {
+		cmd.done <- r
+	}
+	*waiting = nil
+}
+
+// begin puts a new change on the disk: the pending key first, then the request.
+func (c *Client) begin(ctx context.Context, cmd *command) {
+	select {
+	case <-cmd.gone:
+		return
+	default:
+	}
+	e, err := c.prepare(ctx, cmd)
+	switch {
+	case err != nil:
+		cmd.done <- result{err: err}
+	case e == nil: // a pending key has turned out to be the current one: that change is settled first
+		c.queue = append([]*command{cmd}, c.queue...)
+	default:
+		cmd.begun.Store(true)
+		c.entry, c.waiting = e, append(c.waiting, cmd)
+		c.tell(Event{Kind: Requested, Key: e.NewKey})
+	}
+}
+
+func (c *Client) prepare(ctx context.Context, cmd *command) (*entry, error) {
+	pending, err := c.cfg.Store.Signer(ctx, Pending)
+	switch {
+	case errors.Is(err, ErrNoKey):
+		pending, err = c.cfg.Store.Generate(ctx, Pending)
+	case err == nil:
+		// It was refused, or never sent. Whoever saw its request may have had it committed since.
+		if adopted, err := c.check(ctx); err != nil || adopted {
+			return nil, err
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make a new key: %w", err)
+	}
+	by := cmd.by
+	if by == nil {
+		if by = c.signing.Load().key; by == nil {
+			return nil, ErrNoKey
+		}
+	}
+	draft := cmd.draft
+	draft.Target, draft.Timestamp, draft.Nonce = c.cfg.Target, time.Now().Unix(), events.NewNonce()
+	message, err := request.Sign(draft, by, pending)
+	if err != nil {
+		return nil, err
+	}
+	e := &entry{Target: draft.Target.String(), Kind: draft.Kind, AtOnce: cmd.atOnce(), Request: message}
+	if e.NewKey, err = events.PublicKeyOf(pending); err != nil {
+		return nil, fmt.Errorf("read the new key: %w", err)
+	}
+	return e, c.save(ctx, e)
+}
+
+// check asks the registry whether its current key is one of ours. A pending key that is current was committed by a
+// request of ours that somebody else sent again, or whose answer never came: it is adopted.
+func (c *Client) check(ctx context.Context) (adopted bool, err error) {
+	record, err := c.record(ctx)
+	if errors.Is(err, lookup.ErrUnknownService) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	current := record.Current.PublicKey
+	if current.IsZero() || current == c.signing.Load().public {
+		return false, nil
+	}
+	pending, err := c.cfg.Store.Signer(ctx, Pending)
+	if err != nil && !errors.Is(err, ErrNoKey) {
+		return false, fmt.Errorf("read the pending key: %w", err)
+	}
+	if !holds(pending, current) {
+		c.tell(Event{Kind: Foreign, Key: current, Sequence: record.Sequence})
+		return false, nil
+	}
+	c.entry = &entry{Target: c.cfg.Target.String(), Kind: events.Rotation, NewKey: current}
+	c.commit(ctx, c.commitmentOf(&record))
+	return true, nil
+}
+
+func (c *Client) record(ctx context.Context) (events.ServiceRecord, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return c.lookup.ServiceRecord(ctx, c.cfg.Target)
+}
+
+// request sends the request until it is answered.
+func (c *Client) request(ctx context.Context) {
+	if c.entry.resumed {
+		c.tell(Event{Kind: Resumed, Key: c.entry.NewKey})
+	}
+	if c.entry.resumed || c.entry.AtOnce {
+		c.hold()
+	}
+	c.setStored(false)
+	answers := make(chan events.Receipt, 1)
+	var sender sync.WaitGroup
+	defer sender.Wait()
+	sending, stop := context.WithCancel(ctx)
+	defer stop()
+	sender.Go(func() { c.sendUntilAnswered(sending, c.entry.Request, answers) })
+	release := newTimer(c.release)
+	defer release.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case receipt := <-answers:
+			c.answered(ctx, &receipt)
+			return
+		case <-release.C:
+			c.unhold()
+		case cmd := <-c.commands:
+			c.join(cmd)
+		}
+	}
+}
+
+// join lets a command wait for the change that is under way, if that is what it asks for, or for its turn.
+func (c *Client) join(cmd *command) {
+	switch {
+	case cmd.op != opChange:
+		c.settling = append(c.settling, cmd)
+	case cmd.draft.Kind == c.entry.Kind && cmd.atOnce() == c.entry.AtOnce && c.entry.Committed == nil:
+		cmd.begun.Store(true)
+		c.waiting = append(c.waiting, cmd)
+	default:
+		c.queue = append(c.queue, cmd)
+	}
+}
+
+func (c *Client) sendUntilAnswered(ctx context.Context, m request.Message, answers chan<- events.Receipt) {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, resendAfter
+	for ctx.Err() == nil {
+		attempt, cancel := context.WithTimeout(ctx, resendAfter)
+		receipt, err := c.sender.Send(attempt, c.cfg.Target, m, func() { c.setStored(true) })
+		cancel()
+		if err == nil {
+			answers <- receipt
+			return
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		c.tell(Event{Kind: Retrying, Err: err})
+		wait(ctx, pause.NextBackOff())
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// answered takes the registry's answer to the request under way.
+func (c *Client) answered(ctx context.Context, r *events.Receipt) {
+	if r.Event == events.RequestCommitted {
+		c.commit(ctx, c.commitmentTo(r))
+		answer(&c.waiting, result{receipt: *r})
+		return
+	}
+	refused := &RefusedError{Receipt: *r}
+	c.tell(Event{Kind: Refused, Key: c.entry.NewKey, Err: refused})
+	adopted, err := c.drop(ctx, r.Reason)
+	if err != nil {
+		c.tell(Event{Kind: Retrying, Err: err})
+	}
+	if adopted { // the very key that was asked for is current, so what was asked for was done
+		answer(&c.waiting, result{receipt: c.entry.receipt(r)})
+		return
+	}
+	answer(&c.waiting, result{receipt: *r, err: refused})
+}
+
+// drop ends a refused request, unless its key turns out to be the current one. The key stays pending, and is used again:
+// see the package comment. Only a key that can never be ours is replaced.
+func (c *Client) drop(ctx context.Context, why events.Reason) (adopted bool, err error) {
+	if adopted, err = c.check(ctx); adopted {
+		return true, nil
+	}
+	c.entry = nil
+	c.unhold()
+	c.checkTill = time.Now().Add(replayable)
+	c.checkNext = time.Now().Add(checkEvery)
+	if why == events.KeyInUse && err == nil {
+		_, err = c.cfg.Store.Generate(ctx, Pending)
+	}
+	return false, errors.Join(err, c.save(ctx, nil))
+}
+
+// commit notes that the registry has committed the change.
+func (c *Client) commit(ctx context.Context, made *commitment) {
+	c.entry.Committed = made
+	c.setStored(false)
+	c.tell(Event{Kind: Committed, Key: c.entry.NewKey, Sequence: made.Sequence})
+	if err := c.save(ctx, c.entry); err != nil { // the same bytes would get the same receipt
+		c.tell(Event{Kind: Retrying, Err: err})
+	}
+}

@@ -1,0 +1,169 @@
+package client
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+const (
+	askFirst = 10 * time.Millisecond // after the receipt, and then less and less often
+	askLast  = 2 * time.Second
+)
+
+// commitmentTo notes a receipt. Half of the grace period is counted from now on our own clock, unless the receipt is an
+// old one: then from its timestamp, until the registry's record says better.
+func (c *Client) commitmentTo(r *events.Receipt) *commitment {
+	made := &commitment{Sequence: r.Sequence, Timestamp: r.Timestamp, GracePeriodExpiry: r.GracePeriodExpiry}
+	from := time.Now()
+	if c.entry.resumed {
+		from = time.Unix(r.Timestamp, 0)
+	}
+	made.PromoteAt = from.Add(made.grace() / 2).UnixMilli()
+	return made
+}
+
+// commitmentOf notes a change that only the registry's record tells of. By the record's own clock, half of what is left
+// of the old key's grace period is waited.
+func (c *Client) commitmentOf(r *events.ServiceRecord) *commitment {
+	made := &commitment{Sequence: r.Sequence, Timestamp: r.Timestamp, GracePeriodExpiry: r.Timestamp}
+	for _, key := range r.Grace {
+		if key.PublicKey == c.signing.Load().public {
+			made.GracePeriodExpiry = key.Expires
+		}
+	}
+	made.PromoteAt = time.Now().Add(made.grace() / 2).UnixMilli()
+	return made
+}
+
+// grace is how long the old key is accepted after the commit.
+func (m *commitment) grace() time.Duration {
+	return time.Duration(max(0, m.GracePeriodExpiry-m.Timestamp)) * time.Second
+}
+
+// deadline is a time by the wall's clock and by the process's own: whichever comes first counts. The one stands still while
+// the machine sleeps, the other may be set back.
+type deadline struct{ wall, own time.Time }
+
+func deadlineAt(t time.Time) deadline {
+	return deadline{wall: t.Round(0), own: time.Now().Add(time.Until(t))}
+}
+
+func (d deadline) left() time.Duration {
+	return min(time.Until(d.own), d.wall.Sub(time.Now().Round(0)))
+}
+
+// settle goes on with the old key until every durable has applied the change or half of its grace period is over, and
+// then promotes the new one.
+func (c *Client) settle(ctx context.Context) {
+	made := c.entry.Committed
+	until := deadlineAt(time.UnixMilli(made.PromoteAt))
+	if c.signing.Load().wait != nil {
+		if made.grace() == 0 {
+			until = deadlineAt(c.release) // nobody signs: time enough to let everyone hear of the new key
+		} else if until.left() > 0 {
+			c.unhold()
+		}
+	}
+	applied := map[string]bool{}
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval, pause.Multiplier = askFirst, askLast, 1.3
+	for ctx.Err() == nil {
+		if until.left() <= 0 || c.urgent() {
+			c.promote(ctx)
+			return
+		}
+		ask := time.NewTimer(min(pause.NextBackOff(), until.left()))
+		select {
+		case <-ctx.Done():
+		case cmd := <-c.commands:
+			c.join(cmd)
+		case <-ask.C:
+			until = c.ask(ctx, until, applied)
+		}
+		ask.Stop()
+	}
+}
+
+// urgent reports whether somebody can't wait for the change to settle.
+func (c *Client) urgent() bool {
+	return slices.ContainsFunc(c.queue, (*command).atOnce) ||
+		slices.ContainsFunc(c.settling, func(cmd *command) bool { return cmd.op == opPromote })
+}
+
+// ask asks the registry who has applied the change, and returns until when to wait for the rest.
+func (c *Client) ask(ctx context.Context, until deadline, applied map[string]bool) deadline {
+	ctx, cancel := context.WithTimeout(ctx, min(askTimeout, max(until.left(), askFirst)))
+	defer cancel()
+	record, err := c.lookup.ServiceRecord(ctx, c.cfg.Target)
+	if err != nil {
+		c.tell(Event{Kind: Retrying, Err: err})
+		return until
+	}
+	made := c.entry.Committed
+	switch {
+	case record.Sequence < made.Sequence:
+		return until // a replica of the registry that lags
+	case record.Sequence > made.Sequence:
+		c.checkNext = time.Now() // whose change is it?
+		return deadline{}
+	case c.everyone(&record, applied):
+		return deadline{}
+	case c.entry.resumed && made.grace() > 0: // how old the receipt is, by the clock that made it
+		return deadlineAt(time.Now().Add(time.Duration(made.GracePeriodExpiry-record.Timestamp)*time.Second - made.grace()/2))
+	default:
+		return until
+	}
+}
+
+// everyone reports whether every durable has applied the change, and tells of those that newly have. Where no durable is
+// known, nobody has.
+func (c *Client) everyone(r *events.ServiceRecord, applied map[string]bool) bool {
+	everyone := len(r.Propagation) > 0
+	for _, durable := range slices.Sorted(maps.Keys(r.Propagation)) {
+		switch {
+		case !r.Propagation[durable]:
+			everyone = false
+		case !applied[durable]:
+			applied[durable] = true
+			c.tell(Event{Kind: Applied, Key: c.entry.NewKey, Sequence: r.Sequence, Durable: durable})
+		}
+	}
+	return everyone
+}
+
+// promote makes the new key the one that signs, and ends the change. What fails is tried again: the old key is still good,
+// and the receipt is in the journal.
+func (c *Client) promote(ctx context.Context) {
+	key, err := c.promoted(ctx)
+	if err != nil {
+		c.tell(Event{Kind: Retrying, Err: err})
+		wait(ctx, time.Second)
+		return
+	}
+	c.use(key)
+	c.tell(Event{Kind: Promoted, Key: c.entry.NewKey, Sequence: c.entry.Committed.Sequence})
+	if err := c.save(ctx, nil); err != nil { // the next start sees that the key was promoted
+		c.tell(Event{Kind: Retrying, Err: err})
+	}
+	c.entry = nil
+}
+
+// promoted returns the new key out of the current slot. It may be there from a try that failed halfway.
+func (c *Client) promoted(ctx context.Context) (crypto.Signer, error) {
+	key, err := c.cfg.Store.Signer(ctx, Current)
+	if err != nil && !errors.Is(err, ErrNoKey) || holds(key, c.entry.NewKey) {
+		return key, err
+	}
+	if err := c.cfg.Store.Promote(ctx); err != nil {
+		return nil, err
+	}
+	return c.cfg.Store.Signer(ctx, Current)
+}

@@ -1,0 +1,63 @@
+package client
+
+import (
+	"crypto"
+	"crypto/ed25519"
+	"errors"
+	"io"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// ErrOptions means that a [Signer] was asked for something other than pure Ed25519 over the message itself.
+var ErrOptions = errors.New("the key signs messages, not digests: give crypto.Hash(0)")
+
+// Signer signs with the key that will be accepted: the old one until everyone has heard of the new one, then the new one.
+// It is a [crypto.Signer] of pure Ed25519 (RFC 8032). Any number of goroutines may use it; a rotation costs them nothing.
+//
+// Its Public and Sign may meet two different keys, one before and one after a switch. Who needs a pair that belongs
+// together takes [Signer.Key].
+type Signer struct{ client *Client }
+
+// signing is what a Signer reads: the key, or a wait until it is known.
+type signing struct {
+	key    crypto.Signer
+	public events.PublicKey
+	wait   chan struct{} // nil: don't; else closed when there is another signing to look at
+}
+
+// Target returns the service that it signs for.
+func (s *Signer) Target() events.Target { return s.client.cfg.Target }
+
+// Key returns the key that is to be used now. Use it for one message: the next may need another.
+func (s *Signer) Key() (key crypto.Signer, public events.PublicKey) {
+	for {
+		now := s.client.signing.Load()
+		if now.wait == nil {
+			return now.key, now.public
+		}
+		<-now.wait
+	}
+}
+
+// Public returns the public half, an [ed25519.PublicKey], of the key that would sign now.
+func (s *Signer) Public() crypto.PublicKey {
+	_, public := s.Key()
+	return ed25519.PublicKey(public.Bytes())
+}
+
+// Sign signs a message. opts must be crypto.Hash(0); rand is not used. It fails only where the key is missing or, being
+// elsewhere, can't be reached.
+func (s *Signer) Sign(rand io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if opts != nil && opts.HashFunc() != 0 {
+		return nil, ErrOptions
+	}
+	if with, ok := opts.(*ed25519.Options); ok && with.Context != "" {
+		return nil, ErrOptions
+	}
+	key, _ := s.Key()
+	if key == nil {
+		return nil, ErrNoKey
+	}
+	return key.Sign(rand, message, crypto.Hash(0))
+}

@@ -1,0 +1,51 @@
+package client
+
+import (
+	"context"
+	"crypto"
+	"errors"
+)
+
+// Errors of key stores.
+var (
+	// ErrNoKey means that a slot of the key store is empty.
+	ErrNoKey = errors.New("there is no such key in the key store")
+	// ErrLocked means that another process has the key store open.
+	ErrLocked = errors.New("another process uses the key store")
+)
+
+// Slot is a place for a key in a key store.
+type Slot string
+
+// The two slots.
+const (
+	Current Slot = "current" // the key that the service signs with
+	Pending Slot = "pending" // the key that a request under way asks for
+)
+
+// Keys keeps a service's private keys. A folder does ([OpenFolder]); a KMS or an HSM can take its place. When a method
+// returns nil, what it did survives a crash. A [Client] calls them from one goroutine at a time; its callers use the
+// signers from many.
+type Keys interface {
+	// Signer returns the Ed25519 key in a slot, or [ErrNoKey].
+	Signer(ctx context.Context, slot Slot) (crypto.Signer, error)
+	// Generate makes a new key in a slot, in place of what is there.
+	Generate(ctx context.Context, slot Slot) (crypto.Signer, error)
+	// Promote makes the pending key the current one, at once or not at all, and leaves the pending slot empty.
+	Promote(ctx context.Context) error
+}
+
+// Journal keeps one short text: what is under way. It holds no secret.
+type Journal interface {
+	// Load returns what was saved last; nothing, if there is nothing.
+	Load(ctx context.Context) ([]byte, error)
+	// Save replaces the text, at once or not at all. When it returns nil, the text survives a crash.
+	Save(ctx context.Context, text []byte) error
+}
+
+// KeyStore is where a service keeps what it must not lose. To keep the keys elsewhere and the journal in a folder, embed
+// a [Folder] in a type with the three methods of [Keys].
+type KeyStore interface {
+	Keys
+	Journal
+}

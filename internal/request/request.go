@@ -1,0 +1,103 @@
+// Package request sends signed requests to the registry and finds their receipts (docs/protocol.md §5 to §7.3).
+package request
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// Errors of a request that has no answer yet. Sent again, byte for byte, it gets its first receipt.
+var (
+	// ErrNotStored means that the broker did not take the request, or that its word of it was lost.
+	ErrNotStored = errors.New("the broker has not confirmed the request")
+	// ErrNoAnswer means that the request is stored, and not answered.
+	ErrNoAnswer = errors.New("the request is stored, but the registry has not answered yet")
+)
+
+// Refused is a registry's no.
+type Refused struct{ Receipt events.Receipt }
+
+// Error implements error.
+func (r *Refused) Error() string {
+	return fmt.Sprintf("refused: %s: %s", r.Receipt.Reason, r.Receipt.Detail)
+}
+
+// Message is a signed request as it is published, and as it is published again after a crash.
+type Message struct {
+	Subject string       `json:"subject"`
+	Nonce   events.Nonce `json:"nonce"`
+	Payload string       `json:"payload"`
+}
+
+// Sign makes a message of a draft. newKey takes the place of the draft's own; it is nil in a revocation.
+func Sign(d events.Draft, by, newKey crypto.Signer) (Message, error) {
+	payload, err := d.SignWith(by, newKey)
+	if err != nil {
+		return Message{}, fmt.Errorf("sign the request: %w", err)
+	}
+	return Message{Subject: d.Subject(), Nonce: d.Nonce, Payload: string(payload)}, nil
+}
+
+// answeredBy reports whether a receipt is about this message. Anybody can send a request with our nonce and have it
+// refused, so a refusal counts only if it names our very bytes.
+func (m *Message) answeredBy(r *events.Receipt) bool {
+	return r.RequestNonce == m.Nonce &&
+		(r.Event == events.RequestCommitted || r.RequestHash == events.RequestHash([]byte(m.Payload)))
+}
+
+// Sender sends requests over JetStream, and believes receipts that Trust does.
+type Sender struct {
+	JetStream jetstream.JetStream
+	Trust     events.Trust
+}
+
+// Send publishes a message, and waits for its receipt until ctx ends: then the error is [ErrNotStored] or [ErrNoAnswer]. A
+// refusal is a receipt, not an error. It reads the stream of receipts from its start, so it finds the answer to a message
+// that was sent before, too: within two minutes the stream would not store the same receipt a second time. stored, if not
+// nil, is called when the broker has the message.
+func (s Sender) Send(ctx context.Context, target events.Target, m Message, stored func()) (events.Receipt, error) {
+	consumer, err := s.JetStream.OrderedConsumer(ctx, events.ReceiptStream, jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{events.ReceiptSubject + target.String()},
+	})
+	if err != nil {
+		return events.Receipt{}, fmt.Errorf("%w: read the receipts: %w", ErrNotStored, err)
+	}
+	receipts, err := consumer.Messages()
+	if err != nil {
+		return events.Receipt{}, fmt.Errorf("%w: read the receipts: %w", ErrNotStored, err)
+	}
+	defer receipts.Stop()
+	if err := s.Publish(ctx, m); err != nil {
+		return events.Receipt{}, err
+	}
+	if stored != nil {
+		stored()
+	}
+	for {
+		msg, err := receipts.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return events.Receipt{}, fmt.Errorf("%w (%w)", ErrNoAnswer, err)
+		}
+		receipt, err := s.Trust.Receipt(msg.Subject(), msg.Data())
+		if err == nil && m.answeredBy(&receipt) { // what can't be trusted answers nothing
+			return receipt, nil
+		}
+	}
+}
+
+// Publish publishes a message, and waits until it is stored.
+func (s Sender) Publish(ctx context.Context, m Message) error {
+	msg := &nats.Msg{Subject: m.Subject, Data: []byte(m.Payload), Header: nats.Header{}}
+	msg.Header.Set(jetstream.MsgIDHeader, events.RequestMsgID(m.Subject, m.Nonce))
+	if _, err := s.JetStream.PublishMsg(ctx, msg); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotStored, err)
+	}
+	return nil
+}
