@@ -69,6 +69,8 @@ type Client struct {
 	lastFault error      // of the background, since the last step that succeeded
 	stored    bool       // the broker has the request that is under way
 
+	found *command // waits for the change that was under way at the start; nil: there was none
+
 	// What follows belongs to run.
 	entry     *entry // nil: no change is under way
 	release   time.Time
@@ -148,6 +150,9 @@ func (c *Client) recover(ctx context.Context) error {
 	c.use(current)
 	if c.entry = e; e != nil {
 		c.hold()
+		c.found = &command{draft: events.Draft{Kind: e.Kind}, done: make(chan result, 1)}
+		c.found.begun.Store(true)
+		c.waiting = append(c.waiting, c.found)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/go-json-experiment/json"
 
@@ -29,17 +30,24 @@ type entry struct {
 
 // commitment is what a service needs to know of a receipt, or of a record that shows the change.
 type commitment struct {
-	Sequence          int64 `json:"sequence"`
-	Timestamp         int64 `json:"timestamp"`           // of the registry
-	GracePeriodExpiry int64 `json:"grace_period_expiry"` // of the old key, by the registry's clock
-	PromoteAt         int64 `json:"promote_at"`          // milliseconds since the Unix epoch, by our own clock
+	Sequence          int64        `json:"sequence"`
+	Timestamp         int64        `json:"timestamp"`           // of the registry
+	GracePeriodExpiry int64        `json:"grace_period_expiry"` // of the old key, by the registry's clock
+	EventNonce        events.Nonce `json:"event_nonce,omitzero"`
+	PromoteAt         int64        `json:"promote_at"` // milliseconds since the Unix epoch, by our own clock
 }
 
-// receipt is a committed change as its receipt would tell of it, which somebody else's request has got.
-func (e *entry) receipt(of *events.Receipt) events.Receipt {
+// grace is how long the old key is accepted after the commit.
+func (m *commitment) grace() time.Duration {
+	return time.Duration(max(0, m.GracePeriodExpiry-m.Timestamp)) * time.Second
+}
+
+// receipt is the answer to a change that is committed.
+func (e *entry) receipt(target events.Target, origin string) events.Receipt {
 	return events.Receipt{
-		Origin: of.Origin, Target: of.Target, Event: events.RequestCommitted, Timestamp: e.Committed.Timestamp,
-		Sequence: e.Committed.Sequence, PublicKey: e.NewKey, GracePeriodExpiry: e.Committed.GracePeriodExpiry,
+		Origin: origin, Target: target, Event: events.RequestCommitted, RequestNonce: e.Request.Nonce, PublicKey: e.NewKey,
+		Sequence: e.Committed.Sequence, Timestamp: e.Committed.Timestamp,
+		GracePeriodExpiry: e.Committed.GracePeriodExpiry, EventNonce: e.Committed.EventNonce,
 	}
 }
 

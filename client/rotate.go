@@ -65,6 +65,16 @@ func (c *Client) Reset(ctx context.Context, master crypto.Signer) (events.Receip
 	return c.do(ctx, &command{draft: events.Draft{Kind: events.Reset}, by: master})
 }
 
+// Resume returns the answer to the change that was under way when the client was opened, as the method that began it would
+// have, and its kind; none, if there was none. It is to be called once.
+func (c *Client) Resume(ctx context.Context) (kind events.RequestKind, receipt events.Receipt, err error) {
+	if c.found == nil {
+		return "", events.Receipt{}, nil
+	}
+	receipt, err = c.await(ctx, c.found)
+	return c.found.draft.Kind, receipt, err
+}
+
 // Promote makes the new key of a committed change the one that signs, without waiting for anybody to hear of it.
 func (c *Client) Promote(ctx context.Context) error {
 	_, err := c.do(ctx, &command{op: opPromote})
@@ -86,14 +96,18 @@ func (c *Client) do(ctx context.Context, cmd *command) (events.Receipt, error) {
 	case <-ctx.Done():
 		return events.Receipt{}, ctx.Err()
 	}
+	return c.await(ctx, cmd)
+}
+
+func (c *Client) await(ctx context.Context, cmd *command) (events.Receipt, error) {
 	select {
 	case r := <-cmd.done:
 		return r.receipt, r.err
 	case <-c.stopped:
 		return events.Receipt{}, ErrClosed
 	case <-ctx.Done():
+		return events.Receipt{}, c.giveUp(cmd, ctx.Err())
 	}
-	return events.Receipt{}, c.giveUp(cmd, ctx.Err())
 }
 
 // giveUp says how far the change is that nobody waits for any more.

@@ -248,7 +248,6 @@ func wait(ctx context.Context, d time.Duration) {
 func (c *Client) answered(ctx context.Context, r *events.Receipt) {
 	if r.Event == events.RequestCommitted {
 		c.commit(ctx, c.commitmentTo(r))
-		answer(&c.waiting, result{receipt: *r})
 		return
 	}
 	refused := &RefusedError{Receipt: *r}
@@ -257,11 +256,9 @@ func (c *Client) answered(ctx context.Context, r *events.Receipt) {
 	if err != nil {
 		c.tell(Event{Kind: Retrying, Err: err})
 	}
-	if adopted { // the very key that was asked for is current, so what was asked for was done
-		answer(&c.waiting, result{receipt: c.entry.receipt(r)})
-		return
+	if !adopted { // else the very key that was asked for is current, so what was asked for was done
+		answer(&c.waiting, result{receipt: *r, err: refused})
 	}
-	answer(&c.waiting, result{receipt: *r, err: refused})
 }
 
 // drop ends a refused request, unless its key turns out to be the current one. The key stays pending, and is used again:

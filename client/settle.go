@@ -21,7 +21,9 @@ const (
 // commitmentTo notes a receipt. Half of the grace period is counted from now on our own clock, unless the receipt is an
 // old one: then from its timestamp, until the registry's record says better.
 func (c *Client) commitmentTo(r *events.Receipt) *commitment {
-	made := &commitment{Sequence: r.Sequence, Timestamp: r.Timestamp, GracePeriodExpiry: r.GracePeriodExpiry}
+	made := &commitment{
+		Sequence: r.Sequence, Timestamp: r.Timestamp, GracePeriodExpiry: r.GracePeriodExpiry, EventNonce: r.EventNonce,
+	}
 	from := time.Now()
 	if c.entry.resumed {
 		from = time.Unix(r.Timestamp, 0)
@@ -43,11 +45,6 @@ func (c *Client) commitmentOf(r *events.ServiceRecord) *commitment {
 	return made
 }
 
-// grace is how long the old key is accepted after the commit.
-func (m *commitment) grace() time.Duration {
-	return time.Duration(max(0, m.GracePeriodExpiry-m.Timestamp)) * time.Second
-}
-
 // deadline is a time by the wall's clock and by the process's own: whichever comes first counts. The one stands still while
 // the machine sleeps, the other may be set back.
 type deadline struct{ wall, own time.Time }
@@ -64,6 +61,7 @@ func (d deadline) left() time.Duration {
 // then promotes the new one.
 func (c *Client) settle(ctx context.Context) {
 	made := c.entry.Committed
+	answer(&c.waiting, result{receipt: c.entry.receipt(c.cfg.Target, c.cfg.Trust.Origin())})
 	until := deadlineAt(time.UnixMilli(made.PromoteAt))
 	if c.signing.Load().wait != nil {
 		if made.grace() == 0 {

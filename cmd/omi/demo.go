@@ -11,6 +11,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/request"
 	"omiappreg.org/keyrotation/registry"
 )
 
@@ -83,7 +84,7 @@ type demo struct {
 	marks   chan mark
 	clients *clients
 	tally   *tally
-	last    message // the last rotation, as it was sent
+	last    request.Message // the last rotation, as it was sent
 
 	sequence  int64
 	rotations int

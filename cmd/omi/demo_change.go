@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/request"
 )
 
 // What happens to a request on its way, as the demo shows it.
@@ -78,7 +79,7 @@ func (d *demo) change(ctx context.Context, draft events.Draft, by events.Signing
 	d.sequence++
 	d.last = m
 	sent := time.Now()
-	if err := d.session.publish(ctx, m); err != nil {
+	if err := d.session.sender().Publish(ctx, m); err != nil {
 		return events.Receipt{}, err
 	}
 	d.step(sent, time.Now(), storedByBroker)
@@ -181,7 +182,7 @@ func (d *demo) badRequests(ctx context.Context) error {
 }
 
 // sendBad publishes a message as an attacker would, without the id by which the broker knows a repetition.
-func (d *demo) sendBad(ctx context.Context, what string, m message) error {
+func (d *demo) sendBad(ctx context.Context, what string, m request.Message) error {
 	sent := time.Now()
 	if _, err := d.session.js.Publish(ctx, m.Subject, []byte(m.Payload)); err != nil {
 		return fmt.Errorf("publish: %w", err)

@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/request"
 )
 
 type keygenCmd struct {
@@ -37,6 +40,22 @@ func newDraft(kind events.RequestKind, t events.Target) events.Draft {
 	return events.Draft{Kind: kind, Target: t, Timestamp: time.Now().Unix(), Nonce: events.NewNonce()}
 }
 
+// newMessage signs a request.
+func newMessage(d events.Draft, by events.SigningKey) (request.Message, error) {
+	if d.NewKey.IsZero() {
+		return request.Sign(d, by.Private(), nil)
+	}
+	return request.Sign(d, by.Private(), d.NewKey.Private())
+}
+
+// unanswered is an error of a request that nobody waits for any more.
+func unanswered(err error) error {
+	if errors.Is(err, request.ErrNoAnswer) {
+		err = fmt.Errorf("%w; run the same command again to pick up its answer", request.ErrNoAnswer)
+	}
+	return process.Unreachable(err)
+}
+
 func readKey(flag, path string) (events.SigningKey, error) {
 	key, err := keyfile.Read(path)
 	if errors.Is(err, keyfile.ErrMissing) {
@@ -58,7 +77,7 @@ type bindCmd struct {
 	connection  `embed:""`
 	targetFlags `embed:""`
 	MasterKey   string `required:"" env:"OMI_MASTER_KEY" placeholder:"FILE" help:"The developer's Master Key."`
-	Key         string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The service's first key; it is made if the file does not exist."`
+	Key         string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The service's first key, or the folder of its key store; it is made if it does not exist."`
 
 	Describe describeFlags `embed:""`
 }
@@ -73,17 +92,32 @@ func (c *bindCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Lstat(c.Key); errors.Is(err, os.ErrNotExist) {
-		if err := keyfile.Create(c.Key, events.GenerateSigningKey()); err != nil {
-			return process.Usage(err)
-		}
+	file, err := firstKey(c.Key)
+	if err != nil {
+		return err
 	}
 	draft := newDraft(events.Binding, t)
 	draft.ServiceType, draft.EndpointURL = c.Describe.ServiceType, c.Describe.EndpointURL
-	if draft.NewKey, err = readKey("--key", c.Key); err != nil {
+	if draft.NewKey, err = readKey("--key", file); err != nil {
 		return err
 	}
 	return sendOnce(c.connection, draft, master, "is bound")
+}
+
+// firstKey makes a service's first key, unless it is there. A path that ends in a slash is a folder to be.
+func firstKey(path string) (file string, err error) {
+	if strings.HasSuffix(path, "/") {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return "", process.Usagef("--key: %w", err)
+		}
+	}
+	file = client.KeyFile(path)
+	if _, err := os.Lstat(file); errors.Is(err, os.ErrNotExist) {
+		if err := keyfile.Create(file, events.GenerateSigningKey()); err != nil {
+			return "", process.Usage(err)
+		}
+	}
+	return file, nil
 }
 
 // sendOnce sends a request that needs nothing kept beside it, and prints its answer. Sent again because its answer was
@@ -94,9 +128,9 @@ func sendOnce(c connection, draft events.Draft, by events.SigningKey, done strin
 		return process.Usage(err)
 	}
 	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
-		receipt, err := s.exchange(ctx, draft.Target, m)
+		receipt, err := s.sender().Send(ctx, draft.Target, m, nil)
 		if err != nil {
-			return err
+			return unanswered(err)
 		}
 		if receipt.Reason == events.AlreadyBound {
 			record, err := s.record(ctx, draft.Target)
@@ -108,86 +142,6 @@ func sendOnce(c connection, draft events.Draft, by events.SigningKey, done strin
 			}
 		}
 		return answer(c, receipt, fmt.Sprintf("%s %s", draft.Target, done))
-	})
-}
-
-type rotateCmd struct {
-	connection  `embed:""`
-	targetFlags `embed:""`
-	Key         string         `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The service's current key; the file holds the new one afterwards."`
-	GracePeriod *time.Duration `placeholder:"300s" help:"How long the old key stays valid; whole seconds, at most the registry's own period, which is the default."`
-	Emergency   bool           `help:"End the old key at once: a grace period of 0."`
-}
-
-// Run rotates a service's key. After a crash, the same command goes on where it was.
-func (c *rotateCmd) Run() error {
-	t, err := c.target()
-	if err != nil {
-		return err
-	}
-	draft := newDraft(events.Rotation, t)
-	if draft.GracePeriod, err = c.grace(); err != nil {
-		return err
-	}
-	return replaceKey(c.connection, c.Key, draft, "rotated", func() (events.SigningKey, error) { return readKey("--key", c.Key) })
-}
-
-func (c *rotateCmd) grace() (*int64, error) {
-	if c.Emergency {
-		c.GracePeriod = new(time.Duration)
-	}
-	if c.GracePeriod == nil {
-		return nil, nil
-	}
-	if *c.GracePeriod < 0 || *c.GracePeriod%time.Second != 0 {
-		return nil, process.Usagef("--grace-period is whole seconds, 0 or more, not %s", *c.GracePeriod)
-	}
-	seconds := int64(*c.GracePeriod / time.Second)
-	return &seconds, nil
-}
-
-// replaceKey sends a request that gives a service a new key, and keeps that key in file.
-func replaceKey(c connection, file string, draft events.Draft, done string, signer func() (events.SigningKey, error)) error {
-	p := pending{file}
-	if _, err := os.Lstat(p.requestFile()); errors.Is(err, os.ErrNotExist) {
-		if _, err := signer(); err != nil {
-			return err // before anybody is waited for
-		}
-	}
-	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
-		if err := p.adopt(ctx, s, draft.Target); err != nil {
-			return err
-		}
-		m, resumed, err := p.prepare(draft, signer)
-		if err != nil {
-			return err
-		}
-		if resumed && !c.JSON {
-			fmt.Println("Going on with the request that was under way.")
-		}
-		receipt, err := p.replace(ctx, s, draft.Target, m)
-		if err != nil {
-			return err
-		}
-		return answer(c, receipt, fmt.Sprintf("%s is %s; its new key is in %s", draft.Target, done, file))
-	})
-}
-
-type resetCmd struct {
-	connection  `embed:""`
-	targetFlags `embed:""`
-	MasterKey   string `required:"" env:"OMI_MASTER_KEY" placeholder:"FILE" help:"The developer's Master Key."`
-	Key         string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"Where to keep the service's new key; a key that is there is replaced."`
-}
-
-// Run resets a service. After a crash, the same command goes on where it was.
-func (c *resetCmd) Run() error {
-	t, err := c.target()
-	if err != nil {
-		return err
-	}
-	return replaceKey(c.connection, c.Key, newDraft(events.Reset, t), "reset", func() (events.SigningKey, error) {
-		return readKey("--master-key", c.MasterKey)
 	})
 }
 

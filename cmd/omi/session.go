@@ -16,6 +16,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/request"
 )
 
 // connection is the flags of every command that talks to a deployment.
@@ -106,6 +107,8 @@ func openSession(ctx context.Context, nc *nats.Conn, trusted []string) (*session
 	}
 	return s, nil
 }
+
+func (s *session) sender() request.Sender { return request.Sender{JetStream: s.js, Trust: s.trust} }
 
 // ask sends a request and waits for its answer. What the other side refuses is an error with its words.
 func (s *session) ask(ctx context.Context, subject string, body []byte) (*nats.Msg, error) {

@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"omiappreg.org/keyrotation/client"
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+// What --wait waits for.
+const (
+	waitCommitted  = "committed"
+	waitPropagated = "propagated"
+)
+
+// storeFlags name the key store of a service whose key changes.
+type storeFlags struct {
+	Key  string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The service's key, or the folder of its key store; it holds the new key afterwards."`
+	Wait string `enum:"committed,propagated" default:"committed" help:"committed: until the registry has answered. propagated: until every core service has applied it, each shown as it does, or half of the grace period is over; the file holds the old key until then."`
+}
+
+type rotateCmd struct {
+	connection  `embed:""`
+	targetFlags `embed:""`
+	storeFlags  `embed:""`
+	GracePeriod *time.Duration `placeholder:"300s" help:"How long the old key stays valid; whole seconds, at most the registry's own period, which is the default."`
+	Emergency   bool           `help:"End the old key at once: a grace period of 0."`
+	DryRun      bool           `help:"Check everything and send nothing."`
+}
+
+// Help is shown by --help.
+func (*rotateCmd) Help() string {
+	return `The new key is on the disk before anybody hears of it, and the request before it is sent. After a crash, the same
+command goes on where it was: the same bytes are sent again, and the registry gives the same answer.
+
+  omi rotate --app-id org.example.shop --service-id cms --key cms.pem --wait propagated`
+}
+
+// Run rotates a service's key.
+func (c *rotateCmd) Run() error {
+	t, err := c.target()
+	if err != nil {
+		return err
+	}
+	grace, err := c.grace()
+	if err != nil {
+		return err
+	}
+	if c.DryRun {
+		return c.dryRun(t, grace)
+	}
+	if err := c.readable(); err != nil {
+		return err
+	}
+	return changeKey(&change{
+		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Rotation, atOnce: grace != nil && *grace == 0,
+		done: "rotated",
+		make: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
+			if grace == nil {
+				return k.Rotate(ctx)
+			}
+			return k.RotateWithGrace(ctx, *grace)
+		},
+	})
+}
+
+func (c *rotateCmd) grace() (*time.Duration, error) {
+	if c.Emergency {
+		return new(time.Duration), nil
+	}
+	if c.GracePeriod != nil && (*c.GracePeriod < 0 || *c.GracePeriod%time.Second != 0) {
+		return nil, process.Usagef("--grace-period is whole seconds, 0 or more, not %s", *c.GracePeriod)
+	}
+	return c.GracePeriod, nil
+}
+
+// readable says what is wrong with the key before anybody is waited for.
+func (f *storeFlags) readable() error {
+	file := client.KeyFile(f.Key)
+	if _, err := os.Lstat(file + ".journal"); err == nil {
+		return nil // a change goes on, and may have made the key
+	}
+	_, err := readKey("--key", file)
+	return err
+}
+
+type resetCmd struct {
+	connection  `embed:""`
+	targetFlags `embed:""`
+	storeFlags  `embed:""`
+	MasterKey   string `required:"" env:"OMI_MASTER_KEY" placeholder:"FILE" help:"The developer's Master Key."`
+}
+
+// Run resets a service. After a crash, the same command goes on where it was.
+func (c *resetCmd) Run() error {
+	t, err := c.target()
+	if err != nil {
+		return err
+	}
+	master, err := readKey("--master-key", c.MasterKey)
+	if err != nil {
+		return err
+	}
+	return changeKey(&change{
+		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Reset, atOnce: true, done: "reset",
+		make: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
+			return k.Reset(ctx, master.Private())
+		},
+	})
+}
+
+// change is one command's change of a service's key.
+type change struct {
+	connection
+	storeFlags
+	target events.Target
+	kind   events.RequestKind
+	atOnce bool
+	done   string
+	make   func(context.Context, *client.Client) (events.Receipt, error)
+
+	began     time.Time
+	applied   map[string]float64 // milliseconds from the beginning, by durable
+	committed float64
+}
+
+// changeKey opens the key store, goes on with what was under way there, makes the change unless that was it, and waits for
+// what --wait says.
+func changeKey(c *change) error {
+	return c.withSession(0, func(ctx context.Context, s *session) error {
+		store, err := client.OpenFile(c.Key)
+		if err != nil {
+			return process.Usagef("--key: %w", err)
+		}
+		defer func() { _ = store.Close() }() // the process ends
+		c.began, c.applied = time.Now(), map[string]float64{}
+		k, err := client.Open(ctx, client.Config{
+			Target: c.target, Store: store, Conn: s.nc, Trust: s.trust, Notify: c.tell, KeyMayBeMissing: c.kind == events.Reset,
+		})
+		if err != nil {
+			return process.Usagef("--key: %w", err)
+		}
+		defer k.Close()
+		receipt, err := c.change(ctx, k)
+		if err != nil {
+			return c.failed(receipt, err)
+		}
+		settle := k.Promote
+		if c.Wait == waitPropagated {
+			settle = k.Settle
+		}
+		if err := settle(ctx); err != nil {
+			return fmt.Errorf("the registry has committed it, but the new key is not in %s yet: %w; run the same command again", c.Key, err)
+		}
+		return c.report(ctx, s, receipt)
+	})
+}
+
+// change returns the receipt of what was asked for: of the change that was under way, if it was that.
+func (c *change) change(ctx context.Context, k *client.Client) (events.Receipt, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	kind, receipt, err := k.Resume(ctx)
+	if err != nil && !errors.As(err, new(*client.RefusedError)) || kind == c.kind && c.atOnce == (receipt.GracePeriodExpiry <= receipt.Timestamp) {
+		return receipt, err
+	}
+	return c.make(ctx, k)
+}
+
+// tell shows what happens, as it happens. The client tells one thing after the other.
+func (c *change) tell(e client.Event) {
+	after := float64(e.At.Sub(c.began).Microseconds()) / 1000
+	switch e.Kind {
+	case client.Resumed:
+		if !c.JSON {
+			fmt.Println("Going on with the request that was under way.")
+		}
+	case client.Committed:
+		c.committed = after
+		c.line(after, "committed by the registry")
+	case client.Applied:
+		c.applied[e.Durable] = after
+		c.line(after, "applied by "+e.Durable)
+	}
+}
+
+func (c *change) line(after float64, what string) {
+	if c.Wait == waitPropagated && !c.JSON {
+		fmt.Printf("  +%8.2f ms  %s\n", after, what)
+	}
+}
+
+// failed gives a client's error its exit code.
+func (c *change) failed(receipt events.Receipt, err error) error {
+	if errors.As(err, new(*client.RefusedError)) {
+		return answer(c.connection, receipt, "")
+	}
+	for _, away := range []error{client.ErrNotStored, client.ErrNoAnswer, client.ErrNotBegun} {
+		if errors.Is(err, away) {
+			return unanswered(err)
+		}
+	}
+	return err
+}
+
+// propagatedJSON is a receipt, and how long it took to be applied.
+type propagatedJSON struct {
+	receiptJSON `json:",inline"`
+	CommittedMS float64            `json:"committed_ms"`
+	AppliedMS   map[string]float64 `json:"applied_ms"`
+	Propagated  bool               `json:"propagated"`
+}
+
+// report prints the receipt and, where it was waited for, whom the change has not reached.
+func (c *change) report(ctx context.Context, s *session, receipt events.Receipt) error {
+	done := fmt.Sprintf("%s is %s; its new key is in %s", c.target, c.done, client.KeyFile(c.Key))
+	if c.Wait != waitPropagated {
+		return answer(c.connection, receipt, done)
+	}
+	late, err := c.late(ctx, s, receipt.Sequence)
+	if c.JSON {
+		err = errors.Join(err, process.PrintJSON(propagatedJSON{receiptView(receipt), c.committed, c.applied, err == nil && len(late) == 0}))
+	} else {
+		printReceipt(receipt, done)
+	}
+	if err == nil && len(late) > 0 {
+		err = process.Unreachable(fmt.Errorf("not applied yet by %v; half of the grace period is over, so the new key signs", late))
+	}
+	return err
+}
+
+// late returns the durables that have not applied the change.
+func (c *change) late(ctx context.Context, s *session, sequence int64) (late []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	record, err := s.record(ctx, c.target)
+	if err != nil || record.Sequence != sequence {
+		return nil, err
+	}
+	for durable, applied := range record.Propagation {
+		if _, told := c.applied[durable]; !applied && !told {
+			late = append(late, durable)
+		}
+	}
+	return late, nil
+}
