@@ -53,15 +53,12 @@ func newDeployment(t *testing.T, url string) *deployment {
 		t.Fatal(err)
 	}
 	d.command("keygen", "--out", "registry.pem")
-	key, err := keyfile.Read(filepath.Join(d.folder, "registry.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d.trust, err = events.NewTrust(origin, key.Public()); err != nil {
+	key := d.registryKey()
+	if d.trust, err = events.NewTrust(origin, key); err != nil {
 		t.Fatal(err)
 	}
 	d.command("app", "add", "--app-id", d.app.String(), "--master-key", d.master.Public().String(), "--database-url", url)
-	env := []string{"OMI_NATS_URL=" + broker.URL(), "OMI_HTTP_ADDR=127.0.0.1:0", "OMI_TRUST=" + key.Public().String()}
+	env := []string{"OMI_NATS_URL=" + broker.URL(), "OMI_HTTP_ADDR=127.0.0.1:0", "OMI_TRUST=" + key.String()}
 	daemonOf := func(name string, command ...string) *daemon {
 		p := &daemon{name: name, folder: d.folder, env: env, command: command}
 		d.processes = append(d.processes, p)
@@ -112,6 +109,16 @@ func (d *deployment) command(args ...string) []byte {
 	return out
 }
 
+// registryKey is the registry's public key.
+func (d *deployment) registryKey() events.PublicKey {
+	d.t.Helper()
+	key, err := keyfile.Read(filepath.Join(d.folder, "registry.pem"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return key.Public()
+}
+
 // settle waits until no message is left: not in the streams, not in the outbox. From then on nothing moves.
 func (d *deployment) settle() {
 	d.t.Helper()
@@ -152,12 +159,8 @@ type report struct {
 // check runs omi-registry check, which fails the test where it finds something wrong.
 func (d *deployment) check() report {
 	d.t.Helper()
-	key, err := keyfile.Read(filepath.Join(d.folder, "registry.pem"))
-	if err != nil {
-		d.t.Fatal(err)
-	}
 	var r report
-	if err := json.Unmarshal(d.command("check", "--json", "--trust", key.Public().String(), "--database-url", d.url), &r); err != nil {
+	if err := json.Unmarshal(d.command("check", "--json", "--trust", d.registryKey().String(), "--database-url", d.url), &r); err != nil {
 		d.t.Fatal(err)
 	}
 	return r

@@ -14,7 +14,12 @@ import (
 // binaries is the folder of the programs under test, built once for all tests.
 var binaries string
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(serviceEnv) != "" {
+		os.Exit(serviceMain())
+	}
+	os.Exit(run(m))
+}
 
 func run(m *testing.M) int {
 	folder, err := os.MkdirTemp("", "omi-e2e-")
