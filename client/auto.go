@@ -61,7 +61,7 @@ func (c *Client) AutoRotate(ctx context.Context, s Schedule) error {
 		case errors.Is(err, ErrClosed):
 			return err
 		case ctx.Err() == nil:
-			c.tell(Event{Kind: Retrying, Err: fmt.Errorf("rotate by schedule: %w", err)})
+			c.retrying(ctx, fmt.Errorf("rotate by schedule: %w", err))
 			wait(ctx, retry.NextBackOff())
 		}
 	}
@@ -71,5 +71,5 @@ func (c *Client) AutoRotate(ctx context.Context, s Schedule) error {
 // age is how old the present key gets.
 func (s Schedule) age() time.Duration {
 	spread := float64(s.Every) * s.Jitter
-	return s.Every + time.Duration(spread*(2*rand.Float64()-1))
+	return s.Every + time.Duration(spread*(2*rand.Float64()-1)) //nolint:gosec // jitter is no secret
 }

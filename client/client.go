@@ -203,6 +203,13 @@ func (c *Client) tell(e Event) {
 	c.cfg.Notify(e)
 }
 
+// retrying tells of what will be tried again, unless nobody tries any more.
+func (c *Client) retrying(ctx context.Context, err error) {
+	if ctx.Err() == nil {
+		c.tell(Event{Kind: Retrying, Err: err})
+	}
+}
+
 func (c *Client) setStored(stored bool) {
 	c.told.Lock()
 	defer c.told.Unlock()

@@ -61,7 +61,7 @@ func (c *Client) idle(ctx context.Context) {
 		}
 	case <-check.C:
 		if _, err := c.check(ctx); err != nil {
-			c.tell(Event{Kind: Retrying, Err: err})
+			c.retrying(ctx, err)
 		}
 		c.checkNext = time.Time{}
 		if now := time.Now(); now.Before(c.checkTill) {
@@ -232,7 +232,7 @@ func (c *Client) sendUntilAnswered(ctx context.Context, m request.Message, answe
 		if ctx.Err() != nil {
 			return
 		}
-		c.tell(Event{Kind: Retrying, Err: err})
+		c.retrying(ctx, err)
 		wait(ctx, pause.NextBackOff())
 	}
 }
@@ -254,7 +254,7 @@ func (c *Client) answered(ctx context.Context, r *events.Receipt) {
 	c.tell(Event{Kind: Refused, Key: c.entry.NewKey, Err: refused})
 	adopted, err := c.drop(ctx, r.Reason)
 	if err != nil {
-		c.tell(Event{Kind: Retrying, Err: err})
+		c.retrying(ctx, err)
 	}
 	if !adopted { // else the very key that was asked for is current, so what was asked for was done
 		answer(&c.waiting, result{receipt: *r, err: refused})
@@ -283,6 +283,6 @@ func (c *Client) commit(ctx context.Context, made *commitment) {
 	c.setStored(false)
 	c.tell(Event{Kind: Committed, Key: c.entry.NewKey, Sequence: made.Sequence})
 	if err := c.save(ctx, c.entry); err != nil { // the same bytes would get the same receipt
-		c.tell(Event{Kind: Retrying, Err: err})
+		c.retrying(ctx, err)
 	}
 }

@@ -98,11 +98,11 @@ func (c *Client) urgent() bool {
 
 // ask asks the registry who has applied the change, and returns until when to wait for the rest.
 func (c *Client) ask(ctx context.Context, until deadline, applied map[string]bool) deadline {
-	ctx, cancel := context.WithTimeout(ctx, min(askTimeout, max(until.left(), askFirst)))
+	asking, cancel := context.WithTimeout(ctx, min(askTimeout, max(until.left(), askFirst)))
 	defer cancel()
-	record, err := c.lookup.ServiceRecord(ctx, c.cfg.Target)
+	record, err := c.lookup.ServiceRecord(asking, c.cfg.Target)
 	if err != nil {
-		c.tell(Event{Kind: Retrying, Err: err})
+		c.retrying(ctx, err)
 		return until
 	}
 	made := c.entry.Committed
@@ -142,14 +142,14 @@ func (c *Client) everyone(r *events.ServiceRecord, applied map[string]bool) bool
 func (c *Client) promote(ctx context.Context) {
 	key, err := c.promoted(ctx)
 	if err != nil {
-		c.tell(Event{Kind: Retrying, Err: err})
+		c.retrying(ctx, err)
 		wait(ctx, time.Second)
 		return
 	}
 	c.use(key)
 	c.tell(Event{Kind: Promoted, Key: c.entry.NewKey, Sequence: c.entry.Committed.Sequence})
 	if err := c.save(ctx, nil); err != nil { // the next start sees that the key was promoted
-		c.tell(Event{Kind: Retrying, Err: err})
+		c.retrying(ctx, err)
 	}
 	c.entry = nil
 }

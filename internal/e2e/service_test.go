@@ -157,7 +157,8 @@ func (s *serviceProcess) checkOnce(ctx context.Context, web *http.Client, signer
 	if response.StatusCode != http.StatusOK {
 		return answer, errors.New(response.Status)
 	}
-	return answer, json.UnmarshalRead(response.Body, &answer)
+	err = json.UnmarshalRead(response.Body, &answer)
+	return answer, err
 }
 
 func (s *serviceProcess) tally(ctx context.Context) {
