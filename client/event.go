@@ -14,6 +14,7 @@ type EventKind string
 // What happens in a [Client], for logging.
 const (
 	Requested EventKind = "requested" // the request is on the disk, and goes out
+	Stored    EventKind = "stored"    // the broker has it
 	Resumed   EventKind = "resumed"   // a request was found under way at the start, and goes out again
 	Committed EventKind = "committed" // the registry's answer is there; the old key still signs
 	Applied   EventKind = "applied"   // a core service, Durable, has applied the change

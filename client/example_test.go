@@ -47,6 +47,7 @@ func Example() {
 
 	// Output:
 	// requested
+	// stored
 	// committed
 	// applied
 	// promoted

@@ -187,7 +187,7 @@ func (c *Client) request(ctx context.Context) {
 	defer sender.Wait()
 	sending, stop := context.WithCancel(ctx)
 	defer stop()
-	sender.Go(func() { c.sendUntilAnswered(sending, c.entry.Request, answers) })
+	sender.Go(func() { c.sendUntilAnswered(sending, c.entry.Request, c.entry.NewKey, answers) })
 	release := newTimer(c.release)
 	defer release.Stop()
 	for {
@@ -218,12 +218,15 @@ func (c *Client) join(cmd *command) {
 	}
 }
 
-func (c *Client) sendUntilAnswered(ctx context.Context, m request.Message, answers chan<- events.Receipt) {
+func (c *Client) sendUntilAnswered(ctx context.Context, m request.Message, key events.PublicKey, answers chan<- events.Receipt) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, resendAfter
 	for ctx.Err() == nil {
 		attempt, cancel := context.WithTimeout(ctx, resendAfter)
-		receipt, err := c.sender.Send(attempt, c.cfg.Target, m, func() { c.setStored(true) })
+		receipt, err := c.sender.Send(attempt, c.cfg.Target, m, func() {
+			c.setStored(true)
+			c.tell(Event{Kind: Stored, Key: key})
+		})
 		cancel()
 		if err == nil {
 			answers <- receipt
