@@ -38,6 +38,9 @@ type Config struct {
 	HoldAtMost time.Duration
 }
 
+// ErrConfig means that a [Config] lacks what is required.
+var ErrConfig = errors.New("a client needs Target, Store, Conn and Trust")
+
 // ErrClosed means that the client was closed. What is under way goes on when it is opened again.
 var ErrClosed = errors.New("the client is closed")
 
@@ -79,6 +82,7 @@ type Client struct {
 	settling  []*command // for there to be no change
 	checkNext time.Time  // when the registry is asked whether a key is ours that we don't know to be current; zero: never
 	checkTill time.Time
+	foreign   events.PublicKey // the last current key that was none of ours
 }
 
 const defaultHold = 2 * time.Second
@@ -86,6 +90,9 @@ const defaultHold = 2 * time.Second
 // Open reads the key store, and goes on with what was under way. It needs no broker: until one answers, the [Signer] signs
 // with the key that the store holds. ctx bounds the opening only.
 func Open(ctx context.Context, cfg Config) (*Client, error) {
+	if cfg.Conn == nil || cfg.Store == nil || cfg.Target == (events.Target{}) || cfg.Trust.Origin() == "" {
+		return nil, ErrConfig
+	}
 	js, err := jetstream.New(cfg.Conn)
 	if err != nil {
 		return nil, fmt.Errorf("use JetStream: %w", err)

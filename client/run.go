@@ -60,11 +60,12 @@ func (c *Client) idle(ctx context.Context) {
 			cmd.done <- result{}
 		}
 	case <-check.C:
-		if _, err := c.check(ctx); err != nil {
+		_, err := c.check(ctx)
+		if err != nil {
 			c.retrying(ctx, err)
 		}
 		c.checkNext = time.Time{}
-		if now := time.Now(); now.Before(c.checkTill) {
+		if now := time.Now(); err != nil || now.Before(c.checkTill) {
 			c.checkNext = now.Add(checkEvery)
 		}
 	}
@@ -114,8 +115,12 @@ func (c *Client) prepare(ctx context.Context, cmd *command) (*entry, error) {
 		pending, err = c.cfg.Store.Generate(ctx, Pending)
 	case err == nil:
 		// It was refused, or never sent. Whoever saw its request may have had it committed since.
-		if adopted, err := c.check(ctx); err != nil || adopted {
-			return nil, err
+		adopted, err := c.check(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrNotBegun, err)
+		}
+		if adopted {
+			return nil, nil
 		}
 	}
 	if err != nil {
@@ -159,7 +164,10 @@ func (c *Client) check(ctx context.Context) (adopted bool, err error) {
 		return false, fmt.Errorf("read the pending key: %w", err)
 	}
 	if !holds(pending, current) {
-		c.tell(Event{Kind: Foreign, Key: current, Sequence: record.Sequence})
+		if current != c.foreign { // once is enough
+			c.foreign = current
+			c.tell(Event{Kind: Foreign, Key: current, Sequence: record.Sequence})
+		}
 		return false, nil
 	}
 	c.entry = &entry{Target: c.cfg.Target.String(), Kind: events.Rotation, NewKey: current}

@@ -137,12 +137,15 @@ func (c *Client) everyone(r *events.ServiceRecord, applied map[string]bool) bool
 	return everyone
 }
 
-// promote makes the new key the one that signs, and ends the change. What fails is tried again: the old key is still good,
-// and the receipt is in the journal.
+// promote makes the new key the one that signs, and ends the change. What fails is tried again; the new key signs from the
+// pending slot meanwhile, which is as durable.
 func (c *Client) promote(ctx context.Context) {
 	key, err := c.promoted(ctx)
 	if err != nil {
 		c.retrying(ctx, err)
+		if pending, err := c.cfg.Store.Signer(ctx, Pending); err == nil && holds(pending, c.entry.NewKey) {
+			c.use(pending)
+		}
 		wait(ctx, time.Second)
 		return
 	}

@@ -81,16 +81,18 @@ func Replace(path string, key events.SigningKey) error {
 	return WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der}))
 }
 
-// WriteFile writes a file of mode 0600 that is there whole, and on the disk, or not at all.
+// WriteFile writes a file of mode 0600 that is there whole, and on the disk, or not at all. A crash may leave PATH.new,
+// which the next one takes away.
 func WriteFile(path string, content []byte) (err error) {
-	folder := filepath.Dir(path)
-	f, err := os.CreateTemp(folder, ".new-*") // of mode 0600
+	temporary := path + ".new"
+	_ = os.Remove(temporary) // where it can't be, O_EXCL says why
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, keyMode)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	defer func() {
 		if err != nil {
-			_ = os.Remove(f.Name())
+			_ = os.Remove(temporary)
 			err = fmt.Errorf("write %s: %w", path, err)
 		}
 	}()
@@ -98,7 +100,7 @@ func WriteFile(path string, content []byte) (err error) {
 	if err := errors.Join(err, f.Chmod(keyMode), f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return Rename(f.Name(), path)
+	return Rename(temporary, path)
 }
 
 // Rename moves a file in place of another, on the disk too when it returns.
