@@ -2,13 +2,19 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
+	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/request"
@@ -42,10 +48,11 @@ func (c *demoCmd) Run() error {
 		out = io.Discard
 	}
 	d := newDemo(out)
-	if err := d.start(folder); err != nil {
+	d.folder = folder
+	if err := d.start(); err != nil {
 		return err
 	}
-	defer d.stack.Close()
+	defer d.stop()
 	finished := false
 	err = process.Run(d.log, append(d.stack.actors(), func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, demoTimeout)
@@ -75,6 +82,7 @@ func (c *demoCmd) Run() error {
 // demo is one performance.
 type demo struct {
 	out     io.Writer
+	folder  string
 	log     *slog.Logger
 	began   time.Time
 	target  events.Target
@@ -84,7 +92,11 @@ type demo struct {
 	marks   chan mark
 	clients *clients
 	tally   *tally
-	last    request.Message // the last rotation, as it was sent
+
+	store     *client.Folder // of the service
+	client    *client.Client
+	heard     atomic.Int64       // durables that the client knows to have applied the last change
+	overheard *nats.Subscription // what anybody may hear
 
 	sequence  int64
 	rotations int
@@ -110,10 +122,10 @@ func (d *demo) say(format string, args ...any) {
 }
 
 // start brings up broker, registry, Auth and Billing.
-func (d *demo) start(folder string) (err error) {
-	d.say("starting a broker, the registry, Auth and Billing in %s", folder)
+func (d *demo) start() (err error) {
+	d.say("starting a broker, the registry, Auth and Billing in %s", d.folder)
 	d.stack, err = newStack(context.Background(), stackConfig{
-		Folder: folder, NATSAddr: "127.0.0.1:0", Log: d.log,
+		Folder: d.folder, NATSAddr: "127.0.0.1:0", Log: d.log,
 		Policy:         registry.Policy{Origin: demoOrigin, GracePeriod: demoGrace},
 		Apps:           []registry.App{{AppID: d.target.App, MasterPublicKey: d.master.Public()}},
 		Committed:      d.marker(committed),
@@ -121,6 +133,16 @@ func (d *demo) start(folder string) (err error) {
 		BillingApplied: d.marker(appliedByBilling),
 	})
 	return err
+}
+
+func (d *demo) stop() {
+	if d.client != nil {
+		d.client.Close()
+	}
+	if d.store != nil {
+		_ = d.store.Close() // its folder goes next
+	}
+	d.stack.Close()
 }
 
 // play is the script.
@@ -164,43 +186,66 @@ func (d *demo) open(ctx context.Context) error {
 	return d.observe()
 }
 
-func (d *demo) bind(ctx context.Context) error {
+// bind gives the service its first key, and opens its client.
+func (d *demo) bind(ctx context.Context) (err error) {
 	fmt.Fprintf(d.out, "\nBinding %s to its first key, signed by the developer's Master Key\n", d.target)
-	_, err := d.change(ctx, newDraft(events.Binding, d.target), d.master)
+	if d.store, err = client.OpenFolder(filepath.Join(d.folder, "keys")); err != nil {
+		return err
+	}
+	key, err := d.store.Generate(ctx, client.Current)
+	if err != nil {
+		return err
+	}
+	m, err := request.Sign(newDraft(events.Binding, d.target), d.master.Private(), key)
+	if err != nil {
+		return err
+	}
+	_, err = d.change(ctx, func(ctx context.Context) (events.Receipt, error) {
+		d.told(client.Event{Kind: client.Requested, At: time.Now()})
+		return d.session.sender().Send(ctx, d.target, m, func() { d.told(client.Event{Kind: client.Stored, At: time.Now()}) })
+	})
+	if err != nil {
+		return err
+	}
+	d.client, err = client.Open(ctx, client.Config{Target: d.target, Store: d.store, Conn: d.session.nc, Trust: d.session.trust, Notify: d.told})
 	return err
 }
 
 func (d *demo) startClients(ctx context.Context) error {
-	d.clients.start(ctx, d.session, d.target)
+	d.clients.start(ctx, d.session, d.target, d.client.Signer())
 	fmt.Fprintf(d.out, "\n%d clients sign and Auth verifies, from now on and without a pause;\n"+
 		"an intruder tries keys that have ended, or never were\n", clientCount)
 	return d.pause(ctx)
 }
 
-// rotate changes the key as a service should: it goes on with the old one until everyone knows the new one.
+// rotate changes the key as a service does: its client goes on with the old one until everyone knows the new one.
 func (d *demo) rotate(ctx context.Context) error {
+	_, err := d.rotateFrom(ctx)
+	return err
+}
+
+func (d *demo) rotateFrom(ctx context.Context) (old crypto.Signer, err error) {
 	d.rotations++
 	fmt.Fprintf(d.out, "\nRotation %d, signed by the current key\n", d.rotations)
-	receipt, err := d.change(ctx, newDraft(events.Rotation, d.target), d.clients.key())
-	if err != nil {
-		return err
+	if old, err = d.changeKey(ctx, d.client.Rotate); err != nil {
+		return nil, err
 	}
-	if err := d.awaitPropagation(ctx); err != nil {
-		return err
+	why := "every durable has applied it"
+	if d.heard.Load() < 2 {
+		why = "half of the grace period is over"
 	}
-	old := d.clients.switchTo(d.keyOf(receipt))
-	d.clients.endsAt(old, receipt.GracePeriodExpiry)
+	d.say("%s: the clients sign with the new key now", why)
 	answer, err := d.clients.verify(ctx, old)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	d.say("the old key is in grace: Auth says %s, key: %s, until %s", answer.Result, answer.Key, clock(answer.Expires))
-	return d.pause(ctx)
+	return old, d.pause(ctx)
 }
 
 func (d *demo) rotateAndWatchTheOldKeyEnd(ctx context.Context) error {
-	old := d.clients.key()
-	if err := d.rotate(ctx); err != nil {
+	old, err := d.rotateFrom(ctx)
+	if err != nil {
 		return err
 	}
 	for {
@@ -218,32 +263,29 @@ func (d *demo) rotateAndWatchTheOldKeyEnd(ctx context.Context) error {
 	}
 }
 
-// emergency ends the old key with the commit. Nobody may be left who signs with it, so the clients hold for the
-// moment that it takes.
+// emergency ends the old key with the commit.
 func (d *demo) emergency(ctx context.Context) error {
 	d.rotations++
 	fmt.Fprintf(d.out, "\nRotation %d, an emergency: no grace period\n", d.rotations)
-	draft := newDraft(events.Rotation, d.target)
-	draft.GracePeriod = new(int64)
-	return d.replaceAtOnce(ctx, draft, d.clients.key())
+	return d.replaceAtOnce(ctx, func(ctx context.Context) (events.Receipt, error) { return d.client.RotateWithGrace(ctx, 0) })
 }
 
 func (d *demo) masterReset(ctx context.Context) error {
 	d.resets++
 	fmt.Fprint(d.out, "\nThe key is lost: a Master Reset, signed by the developer's Master Key\n")
-	return d.replaceAtOnce(ctx, newDraft(events.Reset, d.target), d.master)
+	return d.replaceAtOnce(ctx, func(ctx context.Context) (events.Receipt, error) { return d.client.Reset(ctx, d.master.Private()) })
 }
 
-func (d *demo) replaceAtOnce(ctx context.Context, draft events.Draft, by events.SigningKey) error {
-	old := d.clients.hold()
+// replaceAtOnce makes a change that ends the old key with the commit. The service's client signs nothing meanwhile, but what
+// was signed before and is checked after is refused, as it should be: so the clients have nothing under way.
+func (d *demo) replaceAtOnce(ctx context.Context, make func(context.Context) (events.Receipt, error)) error {
+	d.clients.hold()
 	began := time.Now()
-	receipt, err := d.change(ctx, draft, by)
+	old, err := d.changeKey(ctx, make)
+	d.clients.release()
 	if err != nil {
-		d.clients.release(old)
 		return err
 	}
-	d.clients.release(d.keyOf(receipt))
-	d.clients.endsAt(old, receipt.GracePeriodExpiry)
 	answer, err := d.clients.verify(ctx, old)
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,12 +10,14 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/request"
 )
 
 // What happens to a request on its way, as the demo shows it.
 const (
+	sent             = "sent"
 	storedByBroker   = "stored by the broker"
 	committed        = "committed by the registry, with the event in its outbox"
 	published        = "published: the signed invalidation is on its way"
@@ -23,10 +26,13 @@ const (
 	appliedByBilling = "applied by Billing"
 )
 
-// mark says that something happened to the change of this sequence.
+// stepsOfAChange is how many of these there are.
+const stepsOfAChange = 7
+
+// mark says that something happened to a change.
 type mark struct {
 	what     string
-	sequence int64
+	sequence int64 // 0: the one that is under way
 	at       time.Time
 	receipt  events.Receipt // of a receipt
 }
@@ -40,7 +46,20 @@ func (d *demo) marker(what string) func([]events.Invalidation) {
 	}
 }
 
-// observe marks events and receipts as they pass, over a connection that does nothing else.
+// told marks what the service's client tells.
+func (d *demo) told(e client.Event) {
+	switch e.Kind {
+	case client.Requested:
+		d.marks <- mark{what: sent, at: e.At}
+	case client.Stored:
+		d.marks <- mark{what: storedByBroker, at: e.At}
+	case client.Applied:
+		d.heard.Add(1)
+	}
+}
+
+// observe marks events and receipts as they pass, over a connection that does nothing else, and keeps rotations for
+// someone who replays them.
 func (d *demo) observe() error {
 	nc, _, err := d.stack.connect("omi-demo-observer", d.log)
 	if err != nil {
@@ -64,92 +83,73 @@ func (d *demo) observe() error {
 	if err != nil {
 		return fmt.Errorf("listen to events: %w", err)
 	}
+	if d.overheard, err = nc.SubscribeSync(events.RotationSubject + d.target.String()); err != nil {
+		return fmt.Errorf("listen to requests: %w", err)
+	}
 	return nc.Flush()
 }
 
-// change sends a request that stands, and shows what happens to it until both subscribers have applied it. The new
-// key is kept for [demo.keyOf].
-func (d *demo) change(ctx context.Context, draft events.Draft, by events.SigningKey) (events.Receipt, error) {
-	draft.NewKey = events.GenerateSigningKey()
-	d.clients.announce(draft.NewKey)
-	m, err := newMessage(draft, by)
-	if err != nil {
-		return events.Receipt{}, err
-	}
+// change makes a change, and shows what happened to it until both subscribers have applied it.
+func (d *demo) change(ctx context.Context, make func(context.Context) (events.Receipt, error)) (events.Receipt, error) {
 	d.sequence++
-	d.last = m
-	sent := time.Now()
-	if err := d.session.sender().Publish(ctx, m); err != nil {
-		return events.Receipt{}, err
+	d.heard.Store(0)
+	receipt, err := make(ctx)
+	if err != nil {
+		return receipt, err
 	}
-	d.step(sent, time.Now(), storedByBroker)
-	return d.follow(ctx, sent)
+	return receipt, d.follow(ctx)
 }
 
-// follow waits for the five marks of the present sequence, and shows them in the order in which they happened.
-func (d *demo) follow(ctx context.Context, sent time.Time) (receipt events.Receipt, err error) {
+// follow waits for the marks of the present change, and shows them in the order in which they happened.
+func (d *demo) follow(ctx context.Context) error {
 	seen := map[string]mark{}
-	for len(seen) < 5 {
+	for len(seen) < stepsOfAChange {
 		select {
 		case <-ctx.Done():
-			return receipt, fmt.Errorf("wait for sequence %d to be applied: %w", d.sequence, ctx.Err())
+			return fmt.Errorf("wait for sequence %d to be applied: %w", d.sequence, ctx.Err())
 		case m := <-d.marks:
-			if m.receipt.Event == events.RequestRejected {
-				return receipt, fmt.Errorf("the request was refused: %s: %s", m.receipt.Reason, m.receipt.Detail)
-			}
-			if _, again := seen[m.what]; m.sequence == d.sequence && !again {
+			if _, again := seen[m.what]; !again && (m.sequence == 0 || m.sequence == d.sequence) {
 				seen[m.what] = m
 			}
 		}
 	}
-	steps := slices.SortedFunc(maps.Values(seen), func(a, b mark) int { return a.at.Compare(b.at) })
-	for _, m := range steps {
-		d.step(sent, m.at, m.what)
+	began := seen[sent].at
+	delete(seen, sent)
+	for _, m := range slices.SortedFunc(maps.Values(seen), func(a, b mark) int { return a.at.Compare(b.at) }) {
+		d.step(began, m.at, m.what)
 	}
 	last := seen[appliedByAuth].at
 	if billing := seen[appliedByBilling].at; billing.After(last) {
 		last = billing
 	}
-	d.applied = append(d.applied, last.Sub(sent))
-	return seen[answered].receipt, nil
-}
-
-func (d *demo) step(sent, at time.Time, what string) {
-	fmt.Fprintf(d.out, "%7.3f s    +%6.2f ms  %s\n", at.Sub(d.began).Seconds(), float64(at.Sub(sent).Microseconds())/1000, what)
-}
-
-// keyOf returns the private key that a receipt made current.
-func (d *demo) keyOf(r events.Receipt) events.SigningKey {
-	return d.clients.announced(r.PublicKey)
-}
-
-// awaitPropagation asks the registry's lookup until every durable has acknowledged the last event, or half of the grace
-// period is over: then the old key must not be signed with for much longer, and Auth asks about one that it doesn't know.
-func (d *demo) awaitPropagation(ctx context.Context) error {
-	for half := time.Now().Add(demoGrace / 2); time.Now().Before(half); {
-		record, err := d.session.record(ctx, d.target)
-		if err != nil {
-			return err
-		}
-		everyone := len(record.Propagation) > 0
-		for _, applied := range record.Propagation {
-			everyone = everyone && applied
-		}
-		if everyone {
-			d.say("every durable has applied it: the clients sign with the new key now")
-			return nil
-		}
-		if err := d.pauseFor(ctx, 5*time.Millisecond); err != nil {
-			return err
-		}
-	}
-	d.say("half of the grace period is over: the clients sign with the new key now")
+	d.applied = append(d.applied, last.Sub(began))
 	return nil
+}
+
+func (d *demo) step(began, at time.Time, what string) {
+	fmt.Fprintf(d.out, "%7.3f s    +%6.2f ms  %s\n", at.Sub(d.began).Seconds(), float64(at.Sub(began).Microseconds())/1000, what)
+}
+
+// changeKey makes a change of the service's key, and returns the key before it, once the new one signs.
+func (d *demo) changeKey(ctx context.Context, make func(context.Context) (events.Receipt, error)) (old crypto.Signer, err error) {
+	if old, err = d.store.Signer(ctx, client.Current); err != nil {
+		return nil, err
+	}
+	receipt, err := d.change(ctx, make)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.client.Settle(ctx); err != nil {
+		return nil, err
+	}
+	d.clients.endsAt(old, receipt.GracePeriodExpiry)
+	return old, nil
 }
 
 // badRequests sends what must be refused, and a replay, which must change nothing.
 func (d *demo) badRequests(ctx context.Context) error {
 	fmt.Fprint(d.out, "\nRequests that must not stand\n")
+	current, _ := d.client.Signer().Key()
 	forged := newDraft(events.Rotation, d.target)
 	forged.NewKey = events.GenerateSigningKey()
 	stale := newDraft(events.Rotation, d.target)
@@ -158,12 +158,12 @@ func (d *demo) badRequests(ctx context.Context) error {
 	for _, bad := range []struct {
 		what  string
 		draft events.Draft
-		by    events.SigningKey
+		by    crypto.Signer
 	}{
-		{"forged: signed by somebody else's key", forged, events.GenerateSigningKey()},
-		{"stale: signed an hour ago, published now", stale, d.clients.key()},
+		{"forged: signed by somebody else's key", forged, events.GenerateSigningKey().Private()},
+		{"stale: signed an hour ago, published now", stale, current},
 	} {
-		m, err := newMessage(bad.draft, bad.by)
+		m, err := request.Sign(bad.draft, bad.by, bad.draft.NewKey.Private())
 		if err != nil {
 			return err
 		}
@@ -171,19 +171,40 @@ func (d *demo) badRequests(ctx context.Context) error {
 			return err
 		}
 	}
-	elsewhere, again := d.last, d.last
-	other := d.target
-	other.Service, _ = events.ParseServiceID(demoOther)
-	elsewhere.Subject = events.RotationSubject + other.String()
+	elsewhere, again, err := d.overhear(ctx)
+	if err != nil {
+		return err
+	}
 	if err := d.sendBad(ctx, "replayed: the last rotation, sent for another service", elsewhere); err != nil {
 		return err
 	}
 	return d.sendBad(ctx, "replayed: the last rotation, byte for byte", again)
 }
 
+// overhear returns the last rotation, as anybody who may read the requests can send it again: for another service, and as
+// it was.
+func (d *demo) overhear(ctx context.Context) (elsewhere, again request.Message, err error) {
+	for range d.rotations {
+		msg, err := d.overheard.NextMsgWithContext(ctx)
+		if err != nil {
+			return elsewhere, again, fmt.Errorf("listen to requests: %w", err)
+		}
+		parsed, err := events.ParseRequest(msg.Subject, msg.Data)
+		if err != nil {
+			return elsewhere, again, err
+		}
+		again = request.Message{Subject: msg.Subject, Nonce: parsed.Nonce, Payload: string(msg.Data)}
+	}
+	other := d.target
+	other.Service, err = events.ParseServiceID(demoOther)
+	elsewhere = again
+	elsewhere.Subject = events.RotationSubject + other.String()
+	return elsewhere, again, err
+}
+
 // sendBad publishes a message as an attacker would, without the id by which the broker knows a repetition.
 func (d *demo) sendBad(ctx context.Context, what string, m request.Message) error {
-	sent := time.Now()
+	began := time.Now()
 	if _, err := d.session.js.Publish(ctx, m.Subject, []byte(m.Payload)); err != nil {
 		return fmt.Errorf("publish: %w", err)
 	}
@@ -197,10 +218,10 @@ func (d *demo) sendBad(ctx context.Context, what string, m request.Message) erro
 			}
 			if got.receipt.Event == events.RequestRejected {
 				d.rejected[string(got.receipt.Reason)]++
-				d.step(sent, got.at, what+": "+string(got.receipt.Reason))
+				d.step(began, got.at, what+": "+string(got.receipt.Reason))
 			} else {
 				d.repeated++
-				d.step(sent, got.at, what+": its first receipt again, and nothing changes")
+				d.step(began, got.at, what+": its first receipt again, and nothing changes")
 			}
 			return nil
 		}

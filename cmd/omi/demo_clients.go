@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
@@ -39,34 +40,32 @@ func (t *tally) example() string {
 	return "none"
 }
 
-// clients are callers of the service that sign with its key, and an intruder who tries keys that must not pass.
+// clients are callers of the service that sign as it does, and an intruder who tries keys that must not pass.
 type clients struct {
 	tally  *tally
-	verify func(ctx context.Context, key events.SigningKey) (events.VerifyAnswer, error)
+	signer crypto.Signer // the service's
+	verify func(ctx context.Context, key crypto.Signer) (events.VerifyAnswer, error)
 
 	stopAll context.CancelFunc
 	running sync.WaitGroup
 
-	signing sync.RWMutex // held for reading from signing to the answer, and for writing while there is no key
-	current events.SigningKey
+	underWay sync.RWMutex // held for reading from signing to the answer
 
 	mu    sync.Mutex
-	known map[events.PublicKey]events.SigningKey
 	ended []endedKey
 }
 
 // endedKey is a key that must be refused from a time on.
 type endedKey struct {
-	key  events.SigningKey
+	key  crypto.Signer
 	from int64
 }
 
-func newClients(t *tally) *clients {
-	return &clients{tally: t, known: map[events.PublicKey]events.SigningKey{}, stopAll: func() {}}
-}
+func newClients(t *tally) *clients { return &clients{tally: t, stopAll: func() {}} }
 
-func (c *clients) start(ctx context.Context, s *session, t events.Target) {
-	c.verify = func(ctx context.Context, key events.SigningKey) (events.VerifyAnswer, error) {
+func (c *clients) start(ctx context.Context, s *session, t events.Target, signer crypto.Signer) {
+	c.signer = signer
+	c.verify = func(ctx context.Context, key crypto.Signer) (events.VerifyAnswer, error) {
 		return askAuth(ctx, s, t, key)
 	}
 	ctx, c.stopAll = context.WithCancel(ctx)
@@ -96,9 +95,9 @@ func (c *clients) loop(ctx context.Context, once func(context.Context)) {
 
 // signOnce is one request of an honest client: it must pass.
 func (c *clients) signOnce(ctx context.Context) {
-	c.signing.RLock()
-	defer c.signing.RUnlock()
-	switch answer, err := c.verify(ctx, c.current); {
+	c.underWay.RLock()
+	defer c.underWay.RUnlock()
+	switch answer, err := c.verify(ctx, c.signer); {
 	case ctx.Err() != nil:
 	case err != nil:
 		c.tally.wrong(&c.tally.wronglyRefused, err.Error())
@@ -115,14 +114,14 @@ func (c *clients) intrudeOnce(ctx context.Context) {
 	switch answer, err := c.verify(ctx, key); {
 	case err != nil:
 	case answer.Result != events.Refused:
-		c.tally.wrong(&c.tally.wronglyAccepted, "accepted: "+key.Public().String())
+		c.tally.wrong(&c.tally.wronglyAccepted, fmt.Sprintf("accepted: %v", key.Public()))
 	default:
 		c.tally.refused.Add(1)
 	}
 }
 
 // pickBad returns one of the keys that have ended, or one that nobody registered.
-func (c *clients) pickBad() events.SigningKey {
+func (c *clients) pickBad() crypto.Signer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now().Unix()
@@ -130,65 +129,33 @@ func (c *clients) pickBad() events.SigningKey {
 	if turn < len(c.ended) && c.ended[turn].from <= now {
 		return c.ended[turn].key
 	}
-	return events.GenerateSigningKey()
+	return events.GenerateSigningKey().Private()
 }
 
-// key returns the key that the clients sign with.
-func (c *clients) key() events.SigningKey {
-	c.signing.RLock()
-	defer c.signing.RUnlock()
-	return c.current
-}
+// hold waits until no request is under way, and keeps the clients from making another until release.
+func (c *clients) hold() { c.underWay.Lock() }
 
-// announce keeps a new private key until a receipt makes it current. The first one is current at once.
-func (c *clients) announce(key events.SigningKey) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.known[key.Public()] = key
-	if c.current.IsZero() {
-		c.current = key
-	}
-}
-
-func (c *clients) announced(key events.PublicKey) events.SigningKey {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.known[key]
-}
-
-// switchTo makes the clients sign with another key, and returns the one before.
-func (c *clients) switchTo(key events.SigningKey) (old events.SigningKey) {
-	old = c.hold()
-	c.release(key)
-	return old
-}
-
-// hold waits until no signature is under way, and keeps the clients from making another until release.
-func (c *clients) hold() (old events.SigningKey) {
-	c.signing.Lock()
-	return c.current
-}
-
-func (c *clients) release(key events.SigningKey) {
-	c.current = key
-	c.signing.Unlock()
-}
+func (c *clients) release() { c.underWay.Unlock() }
 
 // endsAt lets the intruder try a key, from its end on.
-func (c *clients) endsAt(key events.SigningKey, from int64) {
+func (c *clients) endsAt(key crypto.Signer, from int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended = append(c.ended, endedKey{key, from})
 }
 
 // askAuth signs something and asks Auth whether the signature is good (§8.2).
-func askAuth(ctx context.Context, s *session, t events.Target, key events.SigningKey) (events.VerifyAnswer, error) {
+func askAuth(ctx context.Context, s *session, t events.Target, key crypto.Signer) (events.VerifyAnswer, error) {
 	var answer events.VerifyAnswer
 	message := make([]byte, 32)
 	_, _ = rand.Read(message) // never fails
+	signature, err := key.Sign(nil, message, crypto.Hash(0))
+	if err != nil {
+		return answer, err
+	}
 	query, err := json.Marshal(map[string]string{
 		"app_id": t.App.String(), "service_id": t.Service.String(),
-		"message": base64.RawURLEncoding.EncodeToString(message), "signature": key.Sign(message).String(),
+		"message": base64.RawURLEncoding.EncodeToString(message), "signature": base64.RawURLEncoding.EncodeToString(signature),
 	})
 	if err != nil {
 		return answer, fmt.Errorf("encode the question: %w", err)
