@@ -1,0 +1,199 @@
+// A client of one deployment (docs/protocol.md): it publishes requests and reads what the registry answers, over NATS.
+/** @import {Members, Request, Target} from './requests.js' */
+/** @import {NatsConnection} from '@nats-io/transport-node' */
+import {setTimeout as pause} from 'node:timers/promises';
+
+import {jetstream} from '@nats-io/jetstream';
+import {connect} from '@nats-io/transport-node';
+
+import {DOCUMENT, parse, Refusal} from './json.js';
+import {answers, dotted} from './requests.js';
+import {Trust} from './trust.js';
+
+/** Nobody answers: no broker, no registry, or not in time. */
+export class Unreachable extends Error {}
+
+/** The other side's no to a question: a problem document (§8). */
+export class Problem extends Error {
+  /** @param {number} status @param {string} detail */
+  constructor(status, detail) {
+    super(`${status}: ${detail}`);
+    this.status = status;
+  }
+}
+
+/**
+ * A message that is believed: what it says, and its bytes as they came.
+ * @typedef {{data: Members, bytes: Buffer}} Answer
+ */
+
+const AGAIN_AFTER = 50; // ms, before a question that was answered by 503
+
+export class Client {
+  #nc;
+  #js;
+  #trust = /** @type {Trust | undefined} */ (undefined);
+
+  /** @param {string} url @param {number} timeout in ms, of each answer */
+  static async connect(url, timeout) {
+    try {
+      return new Client(await connect({servers: url, name: 'omi-example-node', timeout}), timeout);
+    } catch (cause) {
+      throw new Unreachable(`no broker answers at ${url}: is \`omi dev\` running, or is --nats-url another?`, {cause});
+    }
+  }
+
+  /** @param {NatsConnection} nc @param {number} timeout */
+  constructor(nc, timeout) {
+    this.#nc = nc;
+    this.#js = jetstream(nc, {timeout});
+    /** In ms, of each answer. */
+    this.timeout = timeout;
+  }
+
+  async close() {
+    await this.#nc.close();
+  }
+
+  /**
+   * Learns who the registry is (§8). Its answer is not signed: without keys from elsewhere it is believed.
+   * @param {string[]} trusted its public keys
+   */
+  async meetRegistry(trusted) {
+    const {origin, public_keys: own} = await this.ask('omi.v1.lookup.registry');
+    this.#trust = new Trust(origin, trusted.length ? trusted : Array.isArray(own) ? own : []);
+    return this.#trust;
+  }
+
+  /**
+   * The registry's record of a service (§8.1).
+   * @param {Target} target
+   */
+  async record(target) {
+    return this.#believe().record(target, await this.#answer(`omi.v1.lookup.service.${dotted(target)}`));
+  }
+
+  /**
+   * Asks Auth whether a service's signature is good now (§8.2).
+   * @param {Target} target
+   * @param {Uint8Array} message
+   * @param {string} signature
+   */
+  async verify(target, message, signature) {
+    return this.ask('omi.v1.auth.verify', {...target, message: Buffer.from(message).toString('base64url'), signature});
+  }
+
+  /**
+   * Asks a question of §8, and returns the answer's members.
+   * @param {string} subject
+   * @param {object} [question]
+   */
+  async ask(subject, question) {
+    return parse(await this.#answer(subject, question), DOCUMENT);
+  }
+
+  /**
+   * Publishes a request (§4). JetStream stores no second one of the same Nats-Msg-Id for two minutes; without an id it
+   * stores each, and the registry itself has to know what it has had before.
+   * @param {Request} request
+   */
+  async publish({subject, nonce, payload}, {withId = true} = {}) {
+    try {
+      await this.#js.publish(subject, payload, withId ? {msgID: `${subject}/${nonce}`} : {});
+    } catch (cause) {
+      throw new Unreachable(`the request was not stored: ${cause instanceof Error ? cause.message : cause}`, {cause});
+    }
+  }
+
+  /**
+   * Reads the receipts that are kept of a service, oldest first, until it has the answer to a request (§7.3).
+   * @param {Target} target
+   * @param {Request} request
+   */
+  async receiptsUntil(target, request) {
+    const trust = this.#believe();
+    return this.#readUntil('OMI_RECEIPTS', `omi.v1.receipts.${dotted(target)}`,
+      (subject, payload) => trust.receipt(subject, payload), (receipt) => answers(receipt, request));
+  }
+
+  /**
+   * Waits for the answer to a request: its data, and its bytes as the registry sent them.
+   * @param {Target} target
+   * @param {Request} request
+   */
+  async receipt(target, request) {
+    const receipts = await this.receiptsUntil(target, request);
+    return receipts[receipts.length - 1];
+  }
+
+  /**
+   * Reads the events that are kept of a service, oldest first, until it has the one of this nonce (§7.1).
+   * @param {Target} target
+   * @param {string} nonce
+   */
+  async eventsUntil(target, nonce) {
+    const trust = this.#believe();
+    const events = await this.#readUntil('OMI_INVALIDATIONS', `omi.v1.invalidations.${dotted(target)}`,
+      (subject, payload) => trust.invalidation(subject, payload), (event) => event.nonce === nonce);
+    return events.map(({data}) => data);
+  }
+
+  /**
+   * Reads what a stream keeps of one subject, from its first message on, and then what comes, until it has what is wanted:
+   * an answer may have been there before the question (§7.3, Sent again). What open refuses says nothing: it is passed over.
+   * @param {string} stream
+   * @param {string} subject
+   * @param {(subject: string, payload: Buffer) => Members} open
+   * @param {(data: Members) => boolean} wanted
+   */
+  async #readUntil(stream, subject, open, wanted) {
+    const consumer = await this.#js.consumers.get(stream, {filter_subjects: subject}); // ordered, and no durable
+    const messages = await consumer.consume();
+    const timer = setTimeout(() => messages.stop(), this.timeout);
+    const read = /** @type {Answer[]} */ ([]);
+    let refusal;
+    try {
+      for await (const message of messages) {
+        try {
+          const bytes = Buffer.from(message.data);
+          const data = open(message.subject, bytes);
+          read.push({data, bytes});
+          if (wanted(data)) return read;
+        } catch (error) {
+          if (!(error instanceof Refusal)) throw error;
+          refusal = error;
+        }
+      }
+    } finally {
+      clearTimeout(timer);
+      await messages.close();
+      await consumer.delete();
+    }
+    const cause = refusal && new Error(`something came that can't be believed: ${refusal.message}`);
+    throw new Unreachable(`what was waited for has not come on ${subject} in time`, {cause});
+  }
+
+  /**
+   * An answer's bytes. 503 means: try again (§8).
+   * @param {string} subject
+   * @param {object} [question]
+   */
+  async #answer(subject, question) {
+    for (const deadline = Date.now() + this.timeout; ; await pause(AGAIN_AFTER)) {
+      const payload = question && JSON.stringify(question);
+      const reply = await this.#nc.request(subject, payload, {timeout: this.timeout}).catch((cause) => {
+        throw new Unreachable(`nobody answers ${subject}: is \`omi dev\` running there?`, {cause});
+      });
+      const status = Number(reply.headers?.get('Nats-Service-Error-Code'));
+      if (!status) return reply.data;
+      if (status !== 503 || Date.now() > deadline) {
+        throw new Problem(status, parse(reply.data).detail ?? reply.headers?.get('Nats-Service-Error'));
+      }
+    }
+  }
+
+  #believe() {
+    if (!this.#trust) throw new Error('meetRegistry comes first');
+    return this.#trust;
+  }
+}
