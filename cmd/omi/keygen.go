@@ -129,9 +129,11 @@ func (c *keygenCmd) print(key keyformat.Key) error {
 	case c.Format == nil:
 		return printForms(key.Public, c.JSON)
 	case !key.Private.IsZero():
-		return process.Usagef("a private key is never printed: add --out FILE to write it there, or --public to print its public half")
+		return process.Usagef("a private key is never printed: " +
+			"add --out FILE to write it there, or --public to print its public half")
 	case c.JSON:
-		return process.Usagef("--format prints the key itself, and --json an object with all forms: give one of them, or --out FILE")
+		return process.Usagef("--format prints the key itself, and --json an object with all forms: " +
+			"give one of them, or --out FILE")
 	}
 	content, err := keyformat.EncodePublic(key.Public, *c.Format)
 	if err != nil {

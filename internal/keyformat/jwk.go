@@ -38,7 +38,8 @@ func NewJSONWebKey(key events.PublicKey) JSONWebKey {
 
 // Thumbprint is the name by which the world of JWK knows a key: RFC 7638, with SHA-256 in base64url.
 func Thumbprint(key events.PublicKey) string {
-	sum := sha256.Sum256([]byte(`{"crv":"Ed25519","kty":"OKP","x":"` + base64.RawURLEncoding.EncodeToString(key.Bytes()) + `"}`))
+	x := base64.RawURLEncoding.EncodeToString(key.Bytes())
+	sum := sha256.Sum256([]byte(`{"crv":"Ed25519","kty":"OKP","x":"` + x + `"}`))
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
@@ -54,7 +55,7 @@ func parseJWK(content []byte) (Key, error) {
 		Keys      jsontext.Value `json:"keys"` // of a JWK Set
 	}
 	if err := json.Unmarshal(content, &jwk); err != nil {
-		return Key{}, fmt.Errorf("%w: this is not a JWK, or no valid JSON", ErrFormat) // the parser's own words could quote the key
+		return Key{}, fmt.Errorf("%w: this is no JWK", ErrFormat) // the parser's own words could quote the key
 	}
 	switch {
 	case jwk.Keys != nil:

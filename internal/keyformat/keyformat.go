@@ -24,13 +24,14 @@ const (
 
 // Errors of keys that can't be read or written. A weak key is [events.ErrWeakKey].
 var (
-	ErrFormat    = errors.New("not an Ed25519 key in a known form: ed25519:… text, PEM (PKCS #8 or SPKI), JWK or OpenSSH")
+	ErrFormat = errors.New("not an Ed25519 key in a known form: " +
+		"ed25519:… text, PEM (PKCS #8 or SPKI), JWK or OpenSSH")
 	ErrAlgorithm = errors.New("a key of another kind: this must be an Ed25519 key for signatures")
 	ErrLocked    = errors.New("the key is locked by a passphrase: unlock a copy of it first, " +
 		"with `ssh-keygen -p -f COPY` or `openssl pkey -in FILE -out COPY`")
 	ErrMismatch    = errors.New("the public half does not belong to the private half")
 	ErrMore        = errors.New("more than one key, or something else beside it: give one key and nothing else")
-	ErrPublicOnly  = errors.New("the form ed25519:… is for public keys only; the forms of a private key are pem, jwk and openssh")
+	ErrPublicOnly  = errors.New("the form ed25519:… is for public keys only; a private key is written as pem, jwk or openssh")
 	errUnknownForm = errors.New("unknown form of a key")
 )
 
@@ -57,7 +58,8 @@ func Parse(content []byte) (Key, error) {
 		parse = parsePEM
 	case bytes.HasPrefix(content, []byte("{")):
 		parse = parseJWK
-	case bytes.HasPrefix(content, []byte("ssh-")), bytes.HasPrefix(content, []byte("ecdsa-")), bytes.HasPrefix(content, []byte("sk-")):
+	case bytes.HasPrefix(content, []byte("ssh-")), bytes.HasPrefix(content, []byte("ecdsa-")),
+		bytes.HasPrefix(content, []byte("sk-")):
 		parse = parseAuthorizedKey
 	}
 	key, err := parse(content)

@@ -68,7 +68,8 @@ func parsePKCS8(b []byte) (Key, error) {
 	if !oid.Equal(asn1.ObjectIdentifier{1, 3, 101, 112}) {
 		return Key{}, ErrAlgorithm
 	}
-	if !algorithm.Empty() || !sequence.ReadASN1(&inner, der.OCTET_STRING) || !inner.ReadASN1(&seed, der.OCTET_STRING) || !inner.Empty() ||
+	if !algorithm.Empty() || !sequence.ReadASN1(&inner, der.OCTET_STRING) ||
+		!inner.ReadASN1(&seed, der.OCTET_STRING) || !inner.Empty() ||
 		!sequence.SkipOptionalASN1(der.Tag(0).ContextSpecific().Constructed()) ||
 		!sequence.ReadOptionalASN1(&public, &hasPublic, der.Tag(1).ContextSpecific()) || !sequence.Empty() {
 		return Key{}, ErrFormat

@@ -89,7 +89,9 @@ func refusedPEM(t testing.TB) map[string]refusal {
 	spki, _ := pem.Decode([]byte(public))
 	version2 := slices.Concat([]byte{0x30, 0x51, 2, 1, 1}, pkcs8.Bytes[5:], []byte{0x81, 0x21, 0})
 	weak := slices.Concat(spki.Bytes[:12], identity())
-	rsaKey, ecKey, xKey := must(rsa.GenerateKey(rand.Reader, 2048)), must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)), must(ecdh.X25519().GenerateKey(rand.Reader))
+	rsaKey := must(rsa.GenerateKey(rand.Reader, 2048))
+	ecKey := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	xKey := must(ecdh.X25519().GenerateKey(rand.Reader))
 	der := func(kind string, b []byte) string {
 		return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: b}))
 	}
@@ -110,7 +112,7 @@ func refusedPEM(t testing.TB) map[string]refusal {
 		"PKCS #8, public":           {der("PRIVATE KEY", spki.Bytes), keyformat.ErrFormat},
 		"SPKI, private":             {der("PUBLIC KEY", pkcs8.Bytes), keyformat.ErrFormat},
 		"SPKI and more":             {der("PUBLIC KEY", slices.Concat(spki.Bytes, []byte{0})), keyformat.ErrFormat},
-		"SPKI, more in it":          {der("PUBLIC KEY", slices.Concat([]byte{spki.Bytes[0], spki.Bytes[1] + 2}, spki.Bytes[2:], []byte{5, 0})), keyformat.ErrFormat},
+		"SPKI, more in it":          {der("PUBLIC KEY", withNull(spki.Bytes)), keyformat.ErrFormat},
 		"weak SPKI":                 {der("PUBLIC KEY", weak), events.ErrWeakKey},
 		"another public half":       {der("PRIVATE KEY", slices.Concat(version2, testKey().Public().Bytes())), keyformat.ErrMismatch},
 		"version 1, public half":    {der("PRIVATE KEY", version1(version2, spki.Bytes[12:])), keyformat.ErrFormat},
@@ -133,6 +135,13 @@ func longer(pkcs8 []byte) []byte {
 	b := append(bytes.Clone(pkcs8), 0)
 	b[1]++
 	b[13]++
+	return b
+}
+
+// withNull adds one at the end of a sequence.
+func withNull(sequence []byte) []byte {
+	b := append(bytes.Clone(sequence), 5, 0)
+	b[1] += 2
 	return b
 }
 
