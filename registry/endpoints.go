@@ -2,8 +2,6 @@ package registry
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"errors"
 	"fmt"
 
@@ -12,6 +10,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/keyformat"
 )
 
 // jwksMaxAge bounds how long a JWK Set may be cached while no key is about to end, in seconds: a Master Reset ends
@@ -65,25 +64,6 @@ func (l *Lookup) serveHistory(ctx context.Context, c api.Call) (api.Answer, erro
 
 func (l *Lookup) serveInfo(context.Context, api.Call) (api.Answer, error) { return api.JSON(l.Info()) }
 
-// jwk is an Ed25519 key as RFC 7517 and RFC 8037 write it.
-type jwk struct {
-	KeyType   string `json:"kty"`
-	Curve     string `json:"crv"`
-	X         string `json:"x"`
-	KeyID     string `json:"kid"` // RFC 7638
-	Use       string `json:"use"`
-	Algorithm string `json:"alg"`
-}
-
-func newJWK(key events.PublicKey) jwk {
-	x := base64.RawURLEncoding.EncodeToString(key.Bytes())
-	thumbprint := sha256.Sum256([]byte(`{"crv":"Ed25519","kty":"OKP","x":"` + x + `"}`))
-	return jwk{
-		KeyType: "OKP", Curve: "Ed25519", X: x, Use: "sig", Algorithm: "EdDSA",
-		KeyID: base64.RawURLEncoding.EncodeToString(thumbprint[:]),
-	}
-}
-
 // serveJWKS answers with the keys that are valid now, and lets nobody cache them past the next expiry.
 func (l *Lookup) serveJWKS(ctx context.Context, c api.Call) (api.Answer, error) {
 	record, err := lookUp(ctx, c, l.Service)
@@ -91,14 +71,14 @@ func (l *Lookup) serveJWKS(ctx context.Context, c api.Call) (api.Answer, error) 
 		return api.Answer{}, err
 	}
 	set := struct {
-		Keys []jwk `json:"keys"`
-	}{Keys: []jwk{}}
+		Keys []keyformat.JSONWebKey `json:"keys"`
+	}{Keys: []keyformat.JSONWebKey{}}
 	if !record.Current.PublicKey.IsZero() {
-		set.Keys = append(set.Keys, newJWK(record.Current.PublicKey))
+		set.Keys = append(set.Keys, keyformat.NewJSONWebKey(record.Current.PublicKey))
 	}
 	maxAge := int64(jwksMaxAge)
 	for _, key := range record.Grace {
-		set.Keys = append(set.Keys, newJWK(key.PublicKey))
+		set.Keys = append(set.Keys, keyformat.NewJSONWebKey(key.PublicKey))
 		maxAge = min(maxAge, key.Expires-record.Timestamp)
 	}
 	answer, err := api.JSON(set)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"omiappreg.org/keyrotation/internal/completion"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -16,6 +17,8 @@ type cli struct {
 	Keygen  keygenCmd  `cmd:"" help:"Make the registry's signing key."`
 	App     appCmd     `cmd:"" help:"The developers' apps: who may bind services."`
 	Check   checkCmd   `cmd:"" help:"Verify what must always hold in the database. Exit code 1: something is wrong."`
+
+	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }
 
 const description = `The App Registry of OMI key rotation.

@@ -7,19 +7,22 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"omiappreg.org/keyrotation/internal/completion"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
 type cli struct {
 	Demo   demoCmd   `cmd:"" help:"See a key rotate while clients sign without a pause: everything in one process, nothing to install."`
 	Dev    devCmd    `cmd:"" help:"Run broker, registry, Auth and Billing on this machine, and keep their state."`
-	Keygen keygenCmd `cmd:"" help:"Make a key: for a service, or a developer's Master Key."`
+	Keygen keygenCmd `cmd:"" help:"Make a key, for a service or as a developer's Master Key; or show one and convert it."`
 	Bind   bindCmd   `cmd:"" help:"Bind a service to its first key, signed by the developer's Master Key."`
 	Rotate rotateCmd `cmd:"" help:"Give a service a new key, signed by its current one."`
 	Reset  resetCmd  `cmd:"" help:"Master Reset: replace a lost or compromised key, signed by the Master Key."`
 	Revoke revokeCmd `cmd:"" help:"Decommission a service: all its keys end at once."`
 	Status statusCmd `cmd:"" help:"Show a service's current key, its keys in grace, and who has heard of the last change."`
 	Watch  watchCmd  `cmd:"" help:"Show events and receipts as they come."`
+
+	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }
 
 const description = `OMI key rotation, for people.

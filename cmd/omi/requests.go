@@ -17,24 +17,6 @@ import (
 	"omiappreg.org/keyrotation/internal/request"
 )
 
-type keygenCmd struct {
-	Out  string `required:"" placeholder:"FILE" help:"The new key's file; it must not exist yet. It gets mode 0600."`
-	JSON bool   `help:"Print one JSON object."`
-}
-
-// Run makes a key.
-func (c *keygenCmd) Run() error {
-	key := events.GenerateSigningKey()
-	if err := keyfile.Create(c.Out, key); err != nil {
-		return process.Usage(err)
-	}
-	if c.JSON {
-		return process.PrintJSON(map[string]string{"file": c.Out, "public_key": key.Public().String()})
-	}
-	fmt.Printf("Wrote a private key to %s (mode 0600). Its public key:\n%s\n", c.Out, key.Public())
-	return nil
-}
-
 // newDraft returns a request that is made now.
 func newDraft(kind events.RequestKind, t events.Target) events.Draft {
 	return events.Draft{Kind: kind, Target: t, Timestamp: time.Now().Unix(), Nonce: events.NewNonce()}

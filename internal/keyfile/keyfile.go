@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyformat"
 )
 
 // Errors of key files. Each comes with one line that says which file it is and how to mend it.
@@ -42,43 +43,69 @@ func Read(path string) (events.SigningKey, error) {
 	if info.IsDir() {
 		return events.SigningKey{}, fmt.Errorf("%s: %w, but a folder", path, ErrFormat)
 	}
-	if info.Mode().Perm()&groupRest != 0 {
-		return events.SigningKey{}, fmt.Errorf("%s: %w (mode %04o): chmod 600 %s", path, ErrOpen, info.Mode().Perm(), path)
+	if err := CheckMode(path, info); err != nil {
+		return events.SigningKey{}, err
 	}
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return events.SigningKey{}, fmt.Errorf("read the key file: %w", err)
 	}
-	block, _ := pem.Decode(content)
-	if block == nil || block.Type != pemType {
-		return events.SigningKey{}, fmt.Errorf("%s: %w", path, ErrFormat)
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return events.SigningKey{}, fmt.Errorf("%s: %w", path, ErrFormat) // the parser's own words could quote the file
-	}
-	private, ok := parsed.(ed25519.PrivateKey)
+	private, ok := parse(content)
 	if !ok {
-		return events.SigningKey{}, fmt.Errorf("%s: %w", path, ErrFormat)
+		return events.SigningKey{}, fmt.Errorf("%s: %w: if it is a key in another form, `omi keygen --from %s --out FILE` converts it", path, ErrFormat, path)
 	}
 	return events.NewSigningKey(private), nil
 }
 
-// Create writes a key to a file that must not exist yet.
+// parse reads PKCS #8 PEM. Why it can't is not said: the parser's own words could quote the file.
+func parse(content []byte) (ed25519.PrivateKey, bool) {
+	block, _ := pem.Decode(content)
+	if block == nil || block.Type != pemType {
+		return nil, false
+	}
+	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	private, ok := parsed.(ed25519.PrivateKey)
+	return private, err == nil && ok
+}
+
+// CheckMode returns [ErrOpen] if others may read the file of a private key.
+func CheckMode(path string, info fs.FileInfo) error {
+	if info.Mode().Perm()&groupRest != 0 {
+		return fmt.Errorf("%s: %w (mode %04o): chmod 600 %s", path, ErrOpen, info.Mode().Perm(), path)
+	}
+	return nil
+}
+
+// Create writes a key, in PKCS #8 PEM, to a file that must not exist yet.
 func Create(path string, key events.SigningKey) error {
-	if _, err := os.Lstat(path); err == nil {
-		return fmt.Errorf("%s: %w: name another file", path, ErrExists)
+	if err := absent(path); err != nil {
+		return err
 	}
 	return Replace(path, key)
 }
 
-// Replace writes a key to a file, in place of the one that is there.
+// Replace writes a key, in PKCS #8 PEM, to a file, in place of what is there.
 func Replace(path string, key events.SigningKey) error {
-	der, err := x509.MarshalPKCS8PrivateKey(key.Private())
+	content, err := keyformat.EncodePrivate(key, keyformat.PEM)
 	if err != nil {
-		return fmt.Errorf("encode the key for %s: %w", path, ErrFormat)
+		return err
 	}
-	return WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der}))
+	return WriteFile(path, content)
+}
+
+// CreateFile writes a file of mode 0600 that must not exist yet, or returns [ErrExists].
+func CreateFile(path string, content []byte) error {
+	if err := absent(path); err != nil {
+		return err
+	}
+	return WriteFile(path, content)
+}
+
+func absent(path string) error {
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("%s: %w: name another file", path, ErrExists)
+	}
+	return nil
 }
 
 // WriteFile writes a file of mode 0600 that is there whole, and on the disk, or not at all. A crash may leave PATH.new,

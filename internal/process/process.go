@@ -63,7 +63,8 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 	name := parser.Model.Name
 	command, err := parser.Parse(args)
 	if err != nil {
-		fmt.Fprintf(stderr, "%s: %v (see %s --help)\n", name, err, name)
+		what, _, _ := strings.Cut(err.Error(), "\n") // it quotes the argument, and the rest could be of a key
+		fmt.Fprintf(stderr, "%s: %s (see %s --help)\n", name, what, name)
 		return ExitUsage
 	}
 	return report(stderr, name, command.Run())

@@ -14,6 +14,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/completion"
 	"omiappreg.org/keyrotation/internal/subscriber"
 )
 
@@ -22,6 +23,8 @@ import (
 type Subscriber struct {
 	Serve    serveSubscriber `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
 	SetAside listSetAside    `cmd:"" help:"List the messages that were not applied, and why: nobody trusted signed them, they are about another service than their subject, or their event is not known."`
+
+	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }
 
 // Service is what such a process runs.

@@ -1,0 +1,234 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/alecthomas/kong"
+	"github.com/go-json-experiment/json/jsontext"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/keyformat"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+// publicMode is of files that anyone may read.
+const publicMode = 0o644
+
+type keygenCmd struct {
+	Out    string            `placeholder:"FILE" help:"The file to write; it must not exist yet. A private key's gets mode 0600."`
+	From   keySource         `placeholder:"FILE|-|ed25519:…" help:"Make no key, but read this one: a file, the standard input, or a public key."`
+	Format *keyformat.Format `enum:"ed25519,pem,jwk,openssh" placeholder:"FORM" help:"The form to write: pem (the default, and what omi reads), jwk, openssh, or ed25519, which is for public keys."`
+	Public bool              `help:"With --from: only the public half."`
+	JSON   bool              `help:"Print one JSON object."`
+}
+
+// Help teaches by example.
+func (c *keygenCmd) Help() string {
+	return `A private key is written to a file (--out) and never printed, and never taken as an argument. --from finds out itself
+which form a key has: PEM (PKCS #8 or SPKI), JWK, OpenSSH or ed25519:…
+
+  omi keygen --out cms.pem                                a new key
+  omi keygen --from cms.pem                               its public key, in every form
+  omi keygen --from cms.pem --public --format jwk         its public key, in one form
+  omi keygen --from ~/.ssh/id_ed25519 --out cms.pem       a private key in another form
+  omi keygen --from cms.pem --format openssh --out cms    and back`
+}
+
+// Run makes a key, or converts one.
+func (c *keygenCmd) Run() error {
+	if c.From == "" {
+		return c.generate()
+	}
+	key, err := c.From.read()
+	if err != nil {
+		return process.Usagef("--from: %w", err)
+	}
+	if c.Public || c.form() == keyformat.Text {
+		key.Private = events.SigningKey{}
+	}
+	if c.Out != "" {
+		return c.write(key)
+	}
+	return c.print(key)
+}
+
+func (c *keygenCmd) generate() error {
+	if c.Out == "" {
+		return process.Usagef("missing flags: --out=FILE")
+	}
+	if c.Public {
+		return process.Usagef("--public goes with --from: a new key's public half is printed anyway")
+	}
+	private := events.GenerateSigningKey()
+	return c.write(keyformat.Key{Public: private.Public(), Private: private})
+}
+
+// form is what is written to a file.
+func (c *keygenCmd) form() keyformat.Format {
+	if c.Format == nil {
+		return keyformat.PEM
+	}
+	return *c.Format
+}
+
+// write writes the private half to --out, or the public one where there is no other.
+func (c *keygenCmd) write(key keyformat.Key) (err error) {
+	done := "Wrote a private key to %s (mode 0600). Its public key:\n%s\n"
+	if key.Private.IsZero() {
+		done = "Wrote to %s the public key\n%s\n"
+		err = createPublic(c.Out, key.Public, c.form())
+	} else {
+		err = createPrivate(c.Out, key.Private, c.form())
+	}
+	if err != nil {
+		return process.Usage(err)
+	}
+	if c.JSON {
+		return process.PrintJSON(map[string]string{"file": c.Out, "public_key": key.Public.String()})
+	}
+	fmt.Printf(done, c.Out, key.Public)
+	return nil
+}
+
+func createPrivate(path string, key events.SigningKey, form keyformat.Format) error {
+	content, err := keyformat.EncodePrivate(key, form)
+	if err != nil {
+		return err
+	}
+	return keyfile.CreateFile(path, content)
+}
+
+func createPublic(path string, key events.PublicKey, form keyformat.Format) error {
+	content, err := keyformat.EncodePublic(key, form)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, publicMode)
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s: the file exists already: name another file", path)
+	}
+	if err != nil {
+		return fmt.Errorf("write the public key: %w", err)
+	}
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("write the public key: %w", err)
+	}
+	return nil
+}
+
+// print prints the public half: in the form that was asked for, or in each.
+func (c *keygenCmd) print(key keyformat.Key) error {
+	switch {
+	case c.Format == nil:
+		return printForms(key.Public, c.JSON)
+	case !key.Private.IsZero():
+		return process.Usagef("a private key is never printed: " +
+			"add --out FILE to write it there, or --public to print its public half")
+	case c.JSON:
+		return process.Usagef("--format prints the key itself, and --json an object with all forms: " +
+			"give one of them, or --out FILE")
+	}
+	content, err := keyformat.EncodePublic(key.Public, *c.Format)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s", content)
+	return nil
+}
+
+// publicForms is a public key in each form.
+type publicForms struct {
+	PublicKey string         `json:"public_key"`
+	JWK       jsontext.Value `json:"jwk"`
+	OpenSSH   string         `json:"openssh"`
+	PEM       string         `json:"pem"`
+	KeyID     string         `json:"kid"` // RFC 7638
+}
+
+func printForms(key events.PublicKey, asJSON bool) error {
+	forms := publicForms{PublicKey: key.String(), KeyID: keyformat.Thumbprint(key)}
+	jwk, err := keyformat.EncodePublic(key, keyformat.JWK)
+	if err != nil {
+		return err
+	}
+	ssh, err := keyformat.EncodePublic(key, keyformat.OpenSSH)
+	if err != nil {
+		return err
+	}
+	pem, err := keyformat.EncodePublic(key, keyformat.PEM)
+	if err != nil {
+		return err
+	}
+	forms.JWK, forms.OpenSSH, forms.PEM = jwk, strings.TrimSpace(string(ssh)), string(pem)
+	if asJSON {
+		return process.PrintJSON(forms)
+	}
+	fmt.Printf("Public key  %s\nJWK         %sThumbprint  %s (a JWK's kid)\nOpenSSH     %s\nPEM\n%s",
+		forms.PublicKey, forms.JWK, forms.KeyID, forms.OpenSSH, forms.PEM)
+	return nil
+}
+
+// keySource is where a key comes from: a file, - or the text of a public key. Its errors don't repeat it unless it is a
+// file's name, since it could be a private key by mistake.
+type keySource string
+
+// Decode implements kong.MapperValue: kong's own error would quote what begins with a hyphen, as PEM does.
+func (s *keySource) Decode(ctx *kong.DecodeContext) error {
+	text, ok := ctx.Scan.Pop().Value.(string)
+	if !ok || text == "" || text != "-" && strings.HasPrefix(text, "-") {
+		return errKeySource
+	}
+	*s = keySource(text)
+	return nil
+}
+
+var errKeySource = errors.New("give a file, - for the standard input, or a public key as ed25519:…; " +
+	"a private key is never an argument, since others can see those")
+
+func (s keySource) read() (keyformat.Key, error) {
+	if strings.HasPrefix(string(s), "ed25519:") {
+		return keyformat.Parse([]byte(s))
+	}
+	if s == "-" {
+		return readAnyKey(os.Stdin)
+	}
+	f, err := os.Open(string(s))
+	if errors.Is(err, fs.ErrPermission) {
+		return keyformat.Key{}, fmt.Errorf("%s: this user may not read it", s)
+	}
+	if err != nil {
+		return keyformat.Key{}, fmt.Errorf("no such file: %w", errKeySource)
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	return readAnyKey(f)
+}
+
+// readAnyKey reads a key in any form. Where it is private and in a file, nobody else may read that.
+func readAnyKey(f *os.File) (keyformat.Key, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return keyformat.Key{}, fmt.Errorf("read %s: %w", f.Name(), err)
+	}
+	if info.IsDir() {
+		return keyformat.Key{}, fmt.Errorf("%s: is a folder", f.Name())
+	}
+	content, err := io.ReadAll(io.LimitReader(f, keyformat.MaxSize+1))
+	if err != nil {
+		return keyformat.Key{}, fmt.Errorf("read %s: %w", f.Name(), err)
+	}
+	key, err := keyformat.Parse(content)
+	if err != nil {
+		return keyformat.Key{}, fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	if !key.Private.IsZero() && info.Mode().IsRegular() {
+		err = keyfile.CheckMode(f.Name(), info)
+	}
+	return key, err
+}

@@ -1,0 +1,42 @@
+// Package completion gives a program of kong's the command `completion`: it prints a script for bash, zsh or fish, which
+// asks the program itself, at each Tab, what may stand there. So the scripts are short, and say what the program at hand
+// knows.
+package completion
+
+import (
+	"embed"
+	"fmt"
+	"strings"
+
+	"github.com/alecthomas/kong"
+)
+
+//go:embed scripts
+var scripts embed.FS
+
+// Command is a command for a grammar: Completion completion.Command `cmd:"" help:"…"`.
+type Command struct {
+	Shell string   `arg:"" enum:"bash,zsh,fish" help:"bash, zsh or fish: print its script, which says in its first lines how to install it."`
+	Words []string `arg:"" optional:"" help:"What the script asks with, after --: the words of a command line. Print what the last of them may become."`
+}
+
+// Run prints the script of a shell; or what that script asks for: a line with a [Kind], and then the words, each with a
+// tab and its help.
+func (c *Command) Run(ctx *kong.Context) error {
+	if len(c.Words) > 0 {
+		kind, candidates := Answer(ctx.Model, c.Words)
+		fmt.Fprintln(ctx.Stdout, kind)
+		for _, candidate := range candidates {
+			fmt.Fprintf(ctx.Stdout, "%s\t%s\n", candidate.Word, strings.Join(strings.Fields(candidate.Help), " "))
+		}
+		return nil
+	}
+	text, err := scripts.ReadFile("scripts/" + c.Shell)
+	if err != nil {
+		return fmt.Errorf("the script for %s: %w", c.Shell, err)
+	}
+	program := ctx.Model.Name
+	function := "_" + strings.ReplaceAll(program, "-", "_")
+	fmt.Fprint(ctx.Stdout, strings.NewReplacer("FUNCTION", function, "PROGRAM", program).Replace(string(text)))
+	return nil
+}

@@ -1,0 +1,136 @@
+// Package keyformat reads and writes Ed25519 keys in the forms that others keep them in: the protocol's own text, PEM
+// (PKCS #8 and SPKI, RFC 8410), JWK (RFC 8037) and OpenSSH. It does no I/O. What it reads is exactly one key and nothing
+// else, and its errors never quote what they refuse: that could be a private key.
+package keyformat
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"errors"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// Format is a form in which a key is written.
+type Format string
+
+// The forms. Text has no private half.
+const (
+	Text    Format = "ed25519" // ed25519:…, docs/protocol.md §2
+	PEM     Format = "pem"     // PKCS #8, or SPKI for a public key
+	JWK     Format = "jwk"     // RFC 7517 and RFC 8037
+	OpenSSH Format = "openssh" // OpenSSH's own PEM, or a line of authorized_keys
+)
+
+// Errors of keys that can't be read or written. A weak key is [events.ErrWeakKey].
+var (
+	ErrFormat = errors.New("not an Ed25519 key in a known form: " +
+		"ed25519:… text, PEM (PKCS #8 or SPKI), JWK or OpenSSH")
+	ErrAlgorithm = errors.New("a key of another kind: this must be an Ed25519 key for signatures")
+	ErrLocked    = errors.New("the key is locked by a passphrase: unlock a copy of it first, " +
+		"with `ssh-keygen -p -f COPY` or `openssl pkey -in FILE -out COPY`")
+	ErrMismatch    = errors.New("the public half does not belong to the private half")
+	ErrMore        = errors.New("more than one key, or something else beside it: give one key and nothing else")
+	ErrPublicOnly  = errors.New("the form ed25519:… is for public keys only; a private key is written as pem, jwk or openssh")
+	errUnknownForm = errors.New("unknown form of a key")
+)
+
+// MaxSize is more than any key in any form, in bytes.
+const MaxSize = 16 << 10
+
+// Key is what was read: a public key, and the private key it belongs to if that was there.
+type Key struct {
+	Public  events.PublicKey
+	Private events.SigningKey // its IsZero says that only the public half was there
+}
+
+// Parse reads a key in any of the forms, private or public, and finds out itself which one it is. White space around it
+// does not matter. More than [MaxSize] bytes are [ErrFormat].
+func Parse(content []byte) (Key, error) {
+	if len(content) > MaxSize {
+		return Key{}, ErrFormat
+	}
+	parse := parseUnknown
+	switch content = bytes.TrimSpace(content); {
+	case bytes.HasPrefix(content, []byte("ed25519:")):
+		parse = parseText
+	case bytes.HasPrefix(content, []byte(pemBegin)):
+		parse = parsePEM
+	case bytes.HasPrefix(content, []byte("{")):
+		parse = parseJWK
+	case bytes.HasPrefix(content, []byte("ssh-")), bytes.HasPrefix(content, []byte("ecdsa-")),
+		bytes.HasPrefix(content, []byte("sk-")):
+		parse = parseAuthorizedKey
+	}
+	key, err := parse(content)
+	if err != nil {
+		return Key{}, err
+	}
+	return key, nil
+}
+
+// EncodePublic writes a public key, and a line break after it.
+func EncodePublic(key events.PublicKey, format Format) ([]byte, error) {
+	switch format {
+	case Text:
+		return []byte(key.String() + "\n"), nil
+	case PEM:
+		return encodeSPKI(key)
+	case JWK:
+		return encodeLine(NewJSONWebKey(key))
+	case OpenSSH:
+		return encodeAuthorizedKey(key)
+	default:
+		return nil, errUnknownForm
+	}
+}
+
+// EncodePrivate writes a private key, and a line break after it. For [Text] it returns [ErrPublicOnly].
+func EncodePrivate(key events.SigningKey, format Format) ([]byte, error) {
+	switch format {
+	case Text:
+		return nil, ErrPublicOnly
+	case PEM:
+		return encodePKCS8(key)
+	case JWK:
+		return encodePrivateJWK(key)
+	case OpenSSH:
+		return encodeOpenSSH(key)
+	default:
+		return nil, errUnknownForm
+	}
+}
+
+func parseUnknown([]byte) (Key, error) { return Key{}, ErrFormat }
+
+func parseText(content []byte) (Key, error) {
+	if bytes.ContainsAny(content, "\r\n") {
+		return Key{}, ErrMore
+	}
+	key, err := events.ParsePublicKey(string(content))
+	if err != nil {
+		return Key{}, err
+	}
+	return publicKey(key.Bytes())
+}
+
+// publicKey returns the key with these 32 bytes, if it is fit for use.
+func publicKey(b []byte) (Key, error) {
+	key, err := events.PublicKeyFromBytes(b)
+	if err != nil {
+		return Key{}, ErrFormat
+	}
+	return Key{Public: key}, key.CheckStrength()
+}
+
+// privateKey returns the key of a seed. Stated, if not nil, is the public half that was written beside it.
+func privateKey(seed, stated []byte) (Key, error) {
+	if len(seed) != ed25519.SeedSize {
+		return Key{}, ErrFormat
+	}
+	key := events.NewSigningKey(ed25519.NewKeyFromSeed(seed))
+	if stated != nil && !bytes.Equal(stated, key.Public().Bytes()) {
+		return Key{}, ErrMismatch
+	}
+	return Key{Public: key.Public(), Private: key}, nil
+}
