@@ -18,13 +18,13 @@ func Mount(mux *http.ServeMux, log *slog.Logger, endpoints ...Endpoint) {
 			call := Call{AppID: r.PathValue("app_id"), ServiceID: r.PathValue("service_id")}
 			var err error
 			if call.Body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, events.MaxQuery)); err != nil {
-				writeProblem(w, bodyProblem(err))
+				WriteProblem(w, bodyProblem(err))
 				return
 			}
 			answer, err := e.Handle(r.Context(), call)
 			if err != nil {
 				logFault(r.Context(), log, e.Name, err)
-				writeProblem(w, problemOf(err))
+				WriteProblem(w, problemOf(err))
 				return
 			}
 			writeAnswer(w, answer)
@@ -50,7 +50,8 @@ func writeAnswer(w http.ResponseWriter, a Answer) {
 	_, _ = w.Write(a.Body) // the client is gone: nobody is left to tell
 }
 
-func writeProblem(w http.ResponseWriter, p *Problem) {
+// WriteProblem answers an HTTP request with a problem document.
+func WriteProblem(w http.ResponseWriter, p *Problem) {
 	header := w.Header()
 	header.Set("Content-Type", "application/problem+json")
 	header.Set("Cache-Control", "no-store")

@@ -71,12 +71,17 @@ func (e Endpoint) respond(ctx context.Context, log *slog.Logger, r micro.Request
 		err = r.Respond(answer.Body)
 	} else {
 		logFault(ctx, log, e.Name, err)
-		p := problemOf(err)
-		err = r.Error(strconv.Itoa(p.Status), p.Title, p.encode(), micro.WithHeaders(micro.Headers{"Content-Type": {"application/problem+json"}}))
+		err = RespondProblem(r, problemOf(err))
 	}
 	if err != nil {
 		log.Debug("respond", "endpoint", e.Name, "error", err)
 	}
+}
+
+// RespondProblem answers a NATS request with a problem document.
+func RespondProblem(r micro.Request, p *Problem) error {
+	headers := micro.WithHeaders(micro.Headers{"Content-Type": {"application/problem+json"}})
+	return r.Error(strconv.Itoa(p.Status), p.Title, p.encode(), headers)
 }
 
 func (e Endpoint) callOf(r micro.Request) Call {

@@ -1,0 +1,148 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+)
+
+// Checker says whether a signature is good now (docs/protocol.md §8.2). An error means that this can't be known.
+type Checker interface {
+	Verify(ctx context.Context, q events.VerifyQuery) (events.VerifyAnswer, error)
+}
+
+const (
+	defaultMaxSkew   = 60 * time.Second
+	defaultMaxBody   = 16 << 20
+	defaultMaxNonces = 1 << 16
+)
+
+// GuardConfig says whom a [Guard] asks, and how much it takes. Checker is required.
+type GuardConfig struct {
+	Checker Checker
+	// MaxSkew is how far a signature's time may be from ours, both ways; in whole seconds. It is also how long a captured
+	// request could be sent to another replica, which knows nothing of the nonces here. Default 60 s: enough for a clock
+	// that nobody keeps and an upload that is slow. The protocol's 300 s are for requests that wait in a stream.
+	MaxSkew time.Duration
+	// MaxBody bounds the body of a request, which is held in memory until it is known to be the signed one, in bytes.
+	// Default 16 MiB.
+	MaxBody int64
+	// MaxNonces bounds what is remembered of one caller. Whoever sends more within MaxSkew must be quicker: the oldest are
+	// forgotten, and requests of that age refused. Default 65,536.
+	MaxNonces int
+	// Fields are the names of header fields that must be covered where a message has them, beside Content-Type and
+	// Content-Digest: those on which the handlers rely.
+	Fields []string
+	// Log is told when a signature could not be checked. Nil: nobody is.
+	Log *slog.Logger
+	// Now is the clock. Default time.Now.
+	Now func() time.Time
+}
+
+// Guard lets pass what a service has signed (docs/signing.md): each request once, and none that it can't check.
+type Guard struct {
+	cfg    GuardConfig
+	nonces *nonces
+}
+
+// NewGuard returns a Guard. One is enough for a process: what it shares is the memory of nonces.
+func NewGuard(cfg GuardConfig) *Guard {
+	cfg.MaxSkew = cmp.Or(cfg.MaxSkew, defaultMaxSkew)
+	cfg.MaxBody = cmp.Or(cfg.MaxBody, defaultMaxBody)
+	cfg.MaxNonces = cmp.Or(cfg.MaxNonces, defaultMaxNonces)
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Guard{cfg, newNonces(cfg.MaxNonces, seconds(cfg.MaxSkew), cfg.Now)}
+}
+
+func seconds(d time.Duration) int64 { return int64(d / time.Second) }
+
+// Caller is who signed a message that passed.
+type Caller struct {
+	Target events.Target
+	Answer events.VerifyAnswer // by which key, and whether that is in grace
+	// Nonce is of this message alone, as far as this process remembers. A handler whose effect must not come twice, also
+	// after a restart or by another replica, stores Target and Nonce in the transaction of that effect.
+	Nonce   events.Nonce
+	Created time.Time
+}
+
+type callerKey struct{}
+
+// CallerFrom returns who signed the request that is being handled; false where no [Guard] let it pass.
+func CallerFrom(ctx context.Context) (Caller, bool) {
+	c, ok := ctx.Value(callerKey{}).(Caller)
+	return c, ok
+}
+
+// check lets a message pass, or returns an [*events.Refusal]; another error means that it can't be known. The body is
+// read only for a caller whose signature is good, and the nonce is used up only by the body that was signed with it.
+func (g *Guard) check(ctx context.Context, m *covered, body func() ([]byte, error)) (Caller, []byte, error) {
+	k, err := m.claim(g.cfg.Fields)
+	if err != nil {
+		return Caller{}, nil, err
+	}
+	if err := g.timely(&k, g.cfg.Now().Unix()); err != nil {
+		return Caller{}, nil, err
+	}
+	answer, err := g.cfg.Checker.Verify(ctx, k.query)
+	if err != nil {
+		return Caller{}, nil, err
+	}
+	if answer.Result != events.Accepted {
+		return Caller{}, nil, refusedByAuth(answer)
+	}
+	content, err := body()
+	if err != nil {
+		return Caller{}, nil, err
+	}
+	if err := k.checkDigest(content); err != nil {
+		return Caller{}, nil, err
+	}
+	if err := g.nonces.use(k.query.Target, k.nonce, k.created); err != nil {
+		return Caller{}, nil, err
+	}
+	return Caller{Target: k.query.Target, Answer: answer, Nonce: k.nonce, Created: time.Unix(k.created, 0)}, content, nil
+}
+
+func (g *Guard) timely(k *claim, now int64) error {
+	limit := seconds(g.cfg.MaxSkew)
+	switch age := now - k.created; {
+	case age > limit:
+		return refusal(events.TimestampOutOfWindow,
+			"It was signed %d s ago, by our clock, and may be %d s old: sign it anew.", age, limit)
+	case -age > limit:
+		return refusal(events.TimestampOutOfWindow, "It was signed %d s from now, by our clock: set the caller's clock.", -age)
+	case k.expires != 0 && now >= k.expires:
+		return refusal(events.TimestampOutOfWindow, "It has expired, as it says itself: sign it anew.")
+	}
+	return nil
+}
+
+// problem says what a caller is told about an error: nothing of our insides.
+func (g *Guard) problem(ctx context.Context, err error) *api.Problem {
+	if p := (*api.Problem)(nil); errors.As(err, &p) {
+		return p
+	}
+	if r := (*events.Refusal)(nil); errors.As(err, &r) {
+		status := http.StatusUnauthorized
+		if r.Reason == Misdirected {
+			status = http.StatusMisdirectedRequest
+		}
+		return &api.Problem{Title: http.StatusText(status), Status: status, Detail: r.Detail, Reason: string(r.Reason)}
+	}
+	if ctx.Err() == nil {
+		g.cfg.Log.WarnContext(ctx, "check a signature", "error", err)
+	}
+	return api.Unavailable("The signature can't be checked right now; try again.")
+}

@@ -1,0 +1,198 @@
+package client
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"time"
+)
+
+// ErrBodySize means that a request has a body that can be read only once, and is larger than [Transport.MaxBody].
+var ErrBodySize = errors.New(
+	"the body is too large to be held in memory until it is signed: raise MaxBody, or give the request a GetBody")
+
+// Transport is an [http.RoundTripper] that signs every request as a service (docs/signing.md), each time with the key that
+// is to be used then. Signer is required.
+//
+// A redirect is a new request, with a signature of its own, but only within the authority that was first asked: no other
+// can make a service sign a request to a third. As net/http does with Authorization, it sends such a request without.
+//
+// The body's digest comes before the body. A body with a GetBody (http.NewRequest sets it for strings, bytes and buffers)
+// is read twice, any other is held in memory.
+//
+// Put it around [http.Transport] itself, inside any other RoundTripper. Only there it sees when net/http sends a request
+// again by itself, and signs it anew; elsewhere the request goes out with the nonce that it had, and may be refused.
+type Transport struct {
+	Signer Identity
+	Base   http.RoundTripper // nil: http.DefaultTransport
+	// Fields are the names of header fields to cover where a request has them, beside Content-Type and Content-Digest.
+	Fields []string
+	// MaxBody bounds a body that has no GetBody, in bytes. Default 16 MiB, which is what a [Guard] takes.
+	MaxBody int64
+	// Now is the clock. Default time.Now.
+	Now func() time.Time
+}
+
+// RoundTrip implements [http.RoundTripper]. It fails where the request can't be signed: [ErrBodySize], a URL or a field
+// that is not ASCII, a key that can't be reached.
+func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	base := t.Base
+	if base == nil {
+		base = http.DefaultTransport
+	}
+	if sentElsewhere(r) {
+		return base.RoundTrip(r)
+	}
+	out, err := t.signed(r, base)
+	if err != nil {
+		if r.Body != nil {
+			_ = r.Body.Close() // whatever happens, a RoundTripper closes it
+		}
+		return nil, fmt.Errorf("sign the request: %w", err)
+	}
+	return base.RoundTrip(out)
+}
+
+// sentElsewhere reports whether a redirect leads away from the authority that the caller asked.
+func sentElsewhere(r *http.Request) bool {
+	first := r
+	for first.Response != nil && first.Response.Request != nil {
+		first = first.Response.Request
+	}
+	return authorityOf(first) != authorityOf(r)
+}
+
+// signed returns a signed copy of the request: a RoundTripper leaves the original as it is.
+func (t *Transport) signed(r *http.Request, base http.RoundTripper) (*http.Request, error) {
+	if len(r.Trailer) > 0 {
+		return nil, fmt.Errorf("%w: trailers would not be covered", errSigBase)
+	}
+	derived, err := componentsOf(cmp.Or(r.Method, http.MethodGet), authorityOf(r), r.URL.RequestURI())
+	if err != nil {
+		return nil, err
+	}
+	header := r.Header.Clone()
+	if header == nil {
+		header = make(http.Header)
+	}
+	c := &covered{tag: requestTag, derived: derived, header: header}
+	sign := func() error { return c.sign(t.Signer, t.Fields, t.now()) }
+
+	ctx := r.Context()
+	if _, ours := base.(*http.Transport); ours {
+		ctx = httptrace.WithClientTrace(ctx, signAgain(sign))
+	}
+	out := r.WithContext(ctx)
+	out.Header = header
+	if err := t.digest(out); err != nil {
+		return nil, err
+	}
+	return out, sign()
+}
+
+// signAgain signs once more each time that net/http looks for a connection for the same request. It does so when one that
+// was kept alive breaks: the request may have been received, and its nonce used. Where it can't be signed, it goes as it
+// was. http.Transport does this in turn, so nobody reads the header meanwhile.
+func signAgain(sign func() error) *httptrace.ClientTrace {
+	first := true
+	return &httptrace.ClientTrace{GetConn: func(string) {
+		if !first {
+			_ = sign()
+		}
+		first = false
+	}}
+}
+
+func (t *Transport) now() time.Time {
+	if t.Now != nil {
+		return t.Now()
+	}
+	return time.Now()
+}
+
+// digest reads the body of our copy of the request, and sets Content-Digest and a body that can be sent.
+func (t *Transport) digest(r *http.Request) error {
+	dropField(r.Header, digestField)
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	read := sumOfCopy
+	if r.GetBody == nil {
+		read = t.hold
+	}
+	sum, size, err := read(r)
+	if err != nil {
+		return fmt.Errorf("read the body: %w", err)
+	}
+	if size > 0 {
+		setField(r.Header, digestField, digestOf(sum))
+	}
+	return nil
+}
+
+func sumOfCopy(r *http.Request) (sum [sha256.Size]byte, size int64, err error) {
+	body, err := r.GetBody()
+	if err != nil {
+		return sum, 0, err
+	}
+	hash := sha256.New()
+	size, err = io.Copy(hash, body)
+	return [sha256.Size]byte(hash.Sum(nil)), size, errors.Join(err, body.Close())
+}
+
+// hold takes the body into memory.
+func (t *Transport) hold(r *http.Request) (sum [sha256.Size]byte, size int64, err error) {
+	limit := cmp.Or(t.MaxBody, defaultMaxBody)
+	if r.ContentLength > limit {
+		return sum, 0, ErrBodySize
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	if err != nil {
+		return sum, 0, err
+	}
+	size = int64(len(body))
+	switch {
+	case size > limit:
+		return sum, 0, ErrBodySize
+	case r.ContentLength > 0 && r.ContentLength != size:
+		return sum, 0, fmt.Errorf("it has %d bytes, and ContentLength says %d", size, r.ContentLength)
+	}
+	if err := r.Body.Close(); err != nil {
+		return sum, 0, err
+	}
+	r.ContentLength = size
+	r.GetBody = func() (io.ReadCloser, error) {
+		if size == 0 {
+			return http.NoBody, nil
+		}
+		return io.NopCloser(bytes.NewReader(body)), nil
+	}
+	r.Body, err = r.GetBody()
+	return sha256.Sum256(body), size, err
+}
+
+// componentsOf returns what every signature of a request covers (RFC 9421 §2.2): where it goes, and what for. The scheme
+// is not there, since behind a proxy nobody knows it. requestURI is the path and query as they are sent, byte for byte.
+func componentsOf(method, authority, requestURI string) ([]component, error) {
+	if !strings.HasPrefix(requestURI, "/") {
+		return nil, fmt.Errorf("%w: its target is not a path", errSigBase)
+	}
+	path, query, _ := strings.Cut(requestURI, "?")
+	return []component{{"@method", method}, {"@authority", authority}, {"@path", path}, {"@query", "?" + query}}, nil
+}
+
+// authorityOf returns the host that an outgoing request is for, in the form of RFC 9421 §2.2.3: in lower case, without the
+// scheme's own port.
+func authorityOf(r *http.Request) string {
+	port := ":80"
+	if strings.EqualFold(r.URL.Scheme, "https") {
+		port = ":443"
+	}
+	return strings.TrimSuffix(strings.ToLower(cmp.Or(r.Host, r.URL.Host)), port)
+}
