@@ -143,7 +143,7 @@ func (c *Client) recover(ctx context.Context) error {
 		if err != nil && !errors.Is(err, ErrNoKey) {
 			return err
 		}
-		if !holds(pending, e.NewKey) { // it was promoted, or somebody took it away: then the request is of no use
+		if !holds(pending, e.Request.NewKey) { // it was promoted, or somebody took it away: then the request is of no use
 			e = nil
 			if err := c.save(ctx, nil); err != nil {
 				return err

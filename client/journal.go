@@ -20,7 +20,6 @@ type entry struct {
 	Target  string             `json:"target"`
 	Kind    events.RequestKind `json:"kind"`
 	AtOnce  bool               `json:"at_once,omitzero"` // it ends the old key with the commit
-	NewKey  events.PublicKey   `json:"new_key"`
 	Request request.Message    `json:"request"`
 	// Committed is the registry's answer, once it is there.
 	Committed *commitment `json:"committed,omitzero"`
@@ -45,7 +44,7 @@ func (m *commitment) grace() time.Duration {
 // receipt is the answer to a change that is committed.
 func (e *entry) receipt(target events.Target, origin string) events.Receipt {
 	return events.Receipt{
-		Origin: origin, Target: target, Event: events.RequestCommitted, RequestNonce: e.Request.Nonce, PublicKey: e.NewKey,
+		Origin: origin, Target: target, Event: events.RequestCommitted, RequestNonce: e.Request.Nonce, PublicKey: e.Request.NewKey,
 		Sequence: e.Committed.Sequence, Timestamp: e.Committed.Timestamp,
 		GracePeriodExpiry: e.Committed.GracePeriodExpiry, EventNonce: e.Committed.EventNonce,
 	}

@@ -104,7 +104,7 @@ func (c *Client) begin(ctx context.Context, cmd *command) {
 	default:
 		cmd.begun.Store(true)
 		c.entry, c.waiting = e, append(c.waiting, cmd)
-		c.tell(Event{Kind: Requested, Key: e.NewKey})
+		c.tell(Event{Kind: Requested, Key: e.Request.NewKey})
 	}
 }
 
@@ -139,9 +139,6 @@ func (c *Client) prepare(ctx context.Context, cmd *command) (*entry, error) {
 		return nil, err
 	}
 	e := &entry{Target: draft.Target.String(), Kind: draft.Kind, AtOnce: cmd.atOnce(), Request: message}
-	if e.NewKey, err = events.PublicKeyOf(pending); err != nil {
-		return nil, fmt.Errorf("read the new key: %w", err)
-	}
 	return e, c.save(ctx, e)
 }
 
@@ -170,7 +167,7 @@ func (c *Client) check(ctx context.Context) (adopted bool, err error) {
 		}
 		return false, nil
 	}
-	c.entry = &entry{Target: c.cfg.Target.String(), Kind: events.Rotation, NewKey: current}
+	c.entry = &entry{Target: c.cfg.Target.String(), Kind: events.Rotation, Request: request.Message{NewKey: current}}
 	c.commit(ctx, c.commitmentOf(&record))
 	return true, nil
 }
@@ -184,7 +181,7 @@ func (c *Client) record(ctx context.Context) (events.ServiceRecord, error) {
 // request sends the request until it is answered.
 func (c *Client) request(ctx context.Context) {
 	if c.entry.resumed {
-		c.tell(Event{Kind: Resumed, Key: c.entry.NewKey})
+		c.tell(Event{Kind: Resumed, Key: c.entry.Request.NewKey})
 	}
 	if c.entry.resumed || c.entry.AtOnce {
 		c.hold()
@@ -195,7 +192,7 @@ func (c *Client) request(ctx context.Context) {
 	defer sender.Wait()
 	sending, stop := context.WithCancel(ctx)
 	defer stop()
-	sender.Go(func() { c.sendUntilAnswered(sending, c.entry.Request, c.entry.NewKey, answers) })
+	sender.Go(func() { c.sendUntilAnswered(sending, c.entry.Request, answers) })
 	release := newTimer(c.release)
 	defer release.Stop()
 	for {
@@ -226,14 +223,14 @@ func (c *Client) join(cmd *command) {
 	}
 }
 
-func (c *Client) sendUntilAnswered(ctx context.Context, m request.Message, key events.PublicKey, answers chan<- events.Receipt) {
+func (c *Client) sendUntilAnswered(ctx context.Context, m request.Message, answers chan<- events.Receipt) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, resendAfter
 	for ctx.Err() == nil {
 		attempt, cancel := context.WithTimeout(ctx, resendAfter)
 		receipt, err := c.sender.Send(attempt, c.cfg.Target, m, func() {
 			c.setStored(true)
-			c.tell(Event{Kind: Stored, Key: key})
+			c.tell(Event{Kind: Stored, Key: m.NewKey})
 		})
 		cancel()
 		if err == nil {
@@ -262,7 +259,7 @@ func (c *Client) answered(ctx context.Context, r *events.Receipt) {
 		return
 	}
 	refused := &RefusedError{Receipt: *r}
-	c.tell(Event{Kind: Refused, Key: c.entry.NewKey, Err: refused})
+	c.tell(Event{Kind: Refused, Key: c.entry.Request.NewKey, Err: refused})
 	adopted, err := c.drop(ctx, r.Reason)
 	if err != nil {
 		c.retrying(ctx, err)
@@ -292,7 +289,7 @@ func (c *Client) drop(ctx context.Context, why events.Reason) (adopted bool, err
 func (c *Client) commit(ctx context.Context, made *commitment) {
 	c.entry.Committed = made
 	c.setStored(false)
-	c.tell(Event{Kind: Committed, Key: c.entry.NewKey, Sequence: made.Sequence})
+	c.tell(Event{Kind: Committed, Key: c.entry.Request.NewKey, Sequence: made.Sequence})
 	if err := c.save(ctx, c.entry); err != nil { // the same bytes would get the same receipt
 		c.retrying(ctx, err)
 	}

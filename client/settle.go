@@ -131,7 +131,7 @@ func (c *Client) everyone(r *events.ServiceRecord, applied map[string]bool) bool
 			everyone = false
 		case !applied[durable]:
 			applied[durable] = true
-			c.tell(Event{Kind: Applied, Key: c.entry.NewKey, Sequence: r.Sequence, Durable: durable})
+			c.tell(Event{Kind: Applied, Key: c.entry.Request.NewKey, Sequence: r.Sequence, Durable: durable})
 		}
 	}
 	return everyone
@@ -143,14 +143,14 @@ func (c *Client) promote(ctx context.Context) {
 	key, err := c.promoted(ctx)
 	if err != nil {
 		c.retrying(ctx, err)
-		if pending, err := c.cfg.Store.Signer(ctx, Pending); err == nil && holds(pending, c.entry.NewKey) {
+		if pending, err := c.cfg.Store.Signer(ctx, Pending); err == nil && holds(pending, c.entry.Request.NewKey) {
 			c.use(pending)
 		}
 		wait(ctx, time.Second)
 		return
 	}
 	c.use(key)
-	c.tell(Event{Kind: Promoted, Key: c.entry.NewKey, Sequence: c.entry.Committed.Sequence})
+	c.tell(Event{Kind: Promoted, Key: c.entry.Request.NewKey, Sequence: c.entry.Committed.Sequence})
 	if err := c.save(ctx, nil); err != nil { // the next start sees that the key was promoted
 		c.retrying(ctx, err)
 	}
@@ -160,7 +160,7 @@ func (c *Client) promote(ctx context.Context) {
 // promoted returns the new key out of the current slot. It may be there from a try that failed halfway.
 func (c *Client) promoted(ctx context.Context) (crypto.Signer, error) {
 	key, err := c.cfg.Store.Signer(ctx, Current)
-	if err != nil && !errors.Is(err, ErrNoKey) || holds(key, c.entry.NewKey) {
+	if err != nil && !errors.Is(err, ErrNoKey) || holds(key, c.entry.Request.NewKey) {
 		return key, err
 	}
 	if err := c.cfg.Store.Promote(ctx); err != nil {

@@ -19,6 +19,8 @@ var ErrOptions = errors.New("the key signs messages, not digests: give crypto.Ha
 // together takes [Signer.Key].
 type Signer struct{ client *Client }
 
+var _ Identity = (*Signer)(nil)
+
 // signing is what a Signer reads: the key, or a wait until it is known.
 type signing struct {
 	key    crypto.Signer

@@ -278,10 +278,10 @@ func (d *demo) masterReset(ctx context.Context) error {
 
 // replaceAtOnce makes a change that ends the old key with the commit. The service's client signs nothing meanwhile, but what
 // was signed before and is checked after is refused, as it should be: so the clients have nothing under way.
-func (d *demo) replaceAtOnce(ctx context.Context, make func(context.Context) (events.Receipt, error)) error {
+func (d *demo) replaceAtOnce(ctx context.Context, ask func(context.Context) (events.Receipt, error)) error {
 	d.clients.hold()
 	began := time.Now()
-	old, err := d.changeKey(ctx, make)
+	old, err := d.changeKey(ctx, ask)
 	d.clients.release()
 	if err != nil {
 		return err

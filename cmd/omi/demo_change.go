@@ -90,10 +90,10 @@ func (d *demo) observe() error {
 }
 
 // change makes a change, and shows what happened to it until both subscribers have applied it.
-func (d *demo) change(ctx context.Context, make func(context.Context) (events.Receipt, error)) (events.Receipt, error) {
+func (d *demo) change(ctx context.Context, ask func(context.Context) (events.Receipt, error)) (events.Receipt, error) {
 	d.sequence++
 	d.heard.Store(0)
-	receipt, err := make(ctx)
+	receipt, err := ask(ctx)
 	if err != nil {
 		return receipt, err
 	}
@@ -131,11 +131,11 @@ func (d *demo) step(began, at time.Time, what string) {
 }
 
 // changeKey makes a change of the service's key, and returns the key before it, once the new one signs.
-func (d *demo) changeKey(ctx context.Context, make func(context.Context) (events.Receipt, error)) (old crypto.Signer, err error) {
+func (d *demo) changeKey(ctx context.Context, ask func(context.Context) (events.Receipt, error)) (old crypto.Signer, err error) {
 	if old, err = d.store.Signer(ctx, client.Current); err != nil {
 		return nil, err
 	}
-	receipt, err := d.change(ctx, make)
+	receipt, err := d.change(ctx, ask)
 	if err != nil {
 		return nil, err
 	}

@@ -33,7 +33,9 @@ func (r *Refused) Error() string {
 type Message struct {
 	Subject string       `json:"subject"`
 	Nonce   events.Nonce `json:"nonce"`
-	Payload string       `json:"payload"`
+	// NewKey is the key that it asks for; zero in a revocation.
+	NewKey  events.PublicKey `json:"new_key,omitzero"`
+	Payload string           `json:"payload"`
 }
 
 // Sign makes a message of a draft. newKey takes the place of the draft's own; it is nil in a revocation.
@@ -42,14 +44,23 @@ func Sign(d events.Draft, by, newKey crypto.Signer) (Message, error) {
 	if err != nil {
 		return Message{}, fmt.Errorf("sign the request: %w", err)
 	}
-	return Message{Subject: d.Subject(), Nonce: d.Nonce, Payload: string(payload)}, nil
+	m := Message{Subject: d.Subject(), Nonce: d.Nonce, Payload: string(payload)}
+	if newKey != nil {
+		m.NewKey, err = events.PublicKeyOf(newKey)
+	}
+	return m, err
 }
 
-// answeredBy reports whether a receipt is about this message. Anybody can send a request with our nonce and have it
-// refused, so a refusal counts only if it names our very bytes.
+// answeredBy reports whether a receipt is about this message (docs/protocol.md §7.3). Anybody can send a request with our
+// nonce and have it refused, so a refusal counts only if it names our very bytes.
 func (m *Message) answeredBy(r *events.Receipt) bool {
-	return r.RequestNonce == m.Nonce &&
-		(r.Event == events.RequestCommitted || r.RequestHash == events.RequestHash([]byte(m.Payload)))
+	if r.RequestNonce != m.Nonce {
+		return false
+	}
+	if r.Event == events.RequestCommitted {
+		return r.PublicKey == m.NewKey
+	}
+	return r.RequestHash == events.RequestHash([]byte(m.Payload))
 }
 
 // Sender sends requests over JetStream, and believes receipts that Trust does.
