@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io"
 	"math"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -51,7 +53,7 @@ func readMessage(b []byte) (message, error) {
 	if len(b) > MaxMessage {
 		return m, refuse(MalformedMessage, "The message is larger than 8 KiB.")
 	}
-	t := text{dec: jsontext.NewDecoder(bytes.NewBuffer(b)), bytes: b}
+	t := newText(b)
 	data, err := t.readEnvelope(&m)
 	if err != nil {
 		return message{}, err
@@ -91,6 +93,27 @@ type text struct {
 	dec       *jsontext.Decoder
 	bytes     []byte
 	badNumber bool // reported only once the whole text is known to be well-formed
+	wide      bool // some string may hold a noncharacter
+}
+
+func newText(b []byte) text {
+	// The first byte of U+FDD0 and of all that comes later is 0xEF or more.
+	wide := slices.ContainsFunc(b, func(c byte) bool { return c >= 0xEF }) || bytes.Contains(b, []byte(`\u`))
+	return text{dec: jsontext.NewDecoder(bytes.NewBuffer(b)), bytes: b, wide: wide}
+}
+
+// isNoncharacter reports whether Unicode has set the code point apart for ever; I-JSON has no such strings (RFC 7493 §2.1).
+func isNoncharacter(r rune) bool {
+	return r >= 0xFDD0 && r <= 0xFDEF || r&0xFFFE == 0xFFFE
+}
+
+// readToken reads the next token. The decoder leaves noncharacters to us.
+func (t *text) readToken() (jsontext.Token, error) {
+	token, err := t.dec.ReadToken()
+	if err == nil && t.wide && token.Kind() == '"' && strings.ContainsFunc(token.String(), isNoncharacter) {
+		err = refuse(MalformedMessage, "A string of the message holds a noncharacter, which an I-JSON text does not.")
+	}
+	return token, err
 }
 
 // readEnvelope reads the top object, and its data member by member, and returns the bytes of data.
@@ -130,12 +153,12 @@ func (t *text) readWhole(read func() error) error {
 
 // readObject collects the members of the object that comes next. special may consume a member's value itself.
 func (t *text) readObject(into *fields, special func(name string) (bool, error)) error {
-	if _, err := t.dec.ReadToken(); err != nil {
+	if _, err := t.readToken(); err != nil {
 		return err
 	}
 	into.members = make([]member, 0, 8)
 	for t.dec.PeekKind() != '}' {
-		name, err := t.dec.ReadToken()
+		name, err := t.readToken()
 		if err != nil {
 			return err
 		}
@@ -155,7 +178,7 @@ func (t *text) readObject(into *fields, special func(name string) (bool, error))
 		}
 		into.members = append(into.members, member{label, value})
 	}
-	_, err := t.dec.ReadToken()
+	_, err := t.readToken()
 	return err
 }
 
@@ -163,7 +186,7 @@ func (t *text) readObject(into *fields, special func(name string) (bool, error))
 func (t *text) readValue() (jsontext.Value, error) {
 	start, depth := t.dec.InputOffset(), t.dec.StackDepth()
 	for {
-		token, err := t.dec.ReadToken()
+		token, err := t.readToken()
 		if err != nil {
 			return nil, err
 		}

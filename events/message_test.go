@@ -54,6 +54,22 @@ func nested(depth int) string {
 	return s
 }
 
+// TestNoncharacters: I-JSON has none (RFC 7493 §2.1), however they are written, in names and in values.
+func TestNoncharacters(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]events.Reason{
+		`"\uFFFE"`: events.MalformedMessage, `"\uffff"`: events.MalformedMessage, `"\uFDD0"`: events.MalformedMessage, `"\uFDEF"`: events.MalformedMessage,
+		`"\uD83F\uDFFE"`: events.MalformedMessage, `"\uDBFF\uDFFF"`: events.MalformedMessage,
+		"\"\uFFFE\"": events.MalformedMessage, "\"a\uFDD1\"": events.MalformedMessage, "\"\U0010FFFF\"": events.MalformedMessage,
+		`["\uFFFF"]`: events.MalformedMessage, `{"\uFFFF":1}`: events.MalformedMessage,
+		`"\uFFFD"`: "", `"\uFDCF\uFDF0\uFEFF"`: "", `"\uD83D\uDE00"`: "", "\"\uFFFD\U0010FFFD\"": "", `"\\uFFFF"`: "",
+	} {
+		if _, err := events.ParseRequest(revokeTo, []byte(withReceipt(`{"a":`+text+`}`))); reasonOf(err) != want {
+			t.Errorf("%s: got %v, want %q", text, err, want)
+		}
+	}
+}
+
 func TestSizes(t *testing.T) {
 	t.Parallel()
 	room := events.MaxMessage - len(withReceipt(""))

@@ -1,12 +1,9 @@
 package events
 
 import (
-	"bytes"
 	"encoding/base64"
 	"errors"
 	"strings"
-
-	"github.com/go-json-experiment/json/jsontext"
 )
 
 // MaxQuery is the size of the largest question to Auth or Billing, in bytes (§8).
@@ -91,7 +88,7 @@ func readQuery(b []byte) (fields, error) {
 	if len(b) > MaxQuery {
 		return f, refuse(MalformedMessage, "The request is larger than 64 KiB.")
 	}
-	t := text{dec: jsontext.NewDecoder(bytes.NewBuffer(b)), bytes: b}
+	t := newText(b)
 	if err := t.readWhole(func() error { return t.readObject(&f, nil) }); err != nil {
 		return f, err
 	}

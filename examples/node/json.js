@@ -126,6 +126,7 @@ function scalar(token) {
   if (!/^["tfn]/.test(token)) throw malformed(token ? `"${token}" stands where a value should` : 'it ends too early');
   const value = JSON.parse(token);
   if (/\p{Surrogate}/u.test(value)) throw malformed('a string has half a surrogate pair');
+  if (/\p{Noncharacter_Code_Point}/u.test(value)) throw malformed('a string has a noncharacter');
   return value;
 }
 
