@@ -3,6 +3,7 @@ package client_test
 import (
 	"context"
 	"crypto"
+	"crypto/ed25519"
 	"fmt"
 	"log"
 	"time"
@@ -101,4 +102,55 @@ func ExampleClient_AutoRotate() {
 	// Output:
 	// REQUEST_COMMITTED 2 <nil>
 	// <nil>
+}
+
+// hsm keeps keys that never leave it, here in its memory; the journal stays in a folder. A real one would keep its keys.
+type hsm struct {
+	*client.Folder // for the journal
+	slots          map[client.Slot]ed25519.PrivateKey
+}
+
+func (h *hsm) Signer(_ context.Context, slot client.Slot) (crypto.Signer, error) {
+	if key, ok := h.slots[slot]; ok {
+		return key, nil
+	}
+	return nil, client.ErrNoKey
+}
+
+func (h *hsm) Generate(_ context.Context, slot client.Slot) (crypto.Signer, error) {
+	_, key, err := ed25519.GenerateKey(nil)
+	h.slots[slot] = key
+	return key, err
+}
+
+func (h *hsm) Promote(context.Context) error {
+	h.slots[client.Current] = h.slots[client.Pending]
+	delete(h.slots, client.Pending)
+	return nil
+}
+
+// A KMS or an HSM takes the folder's place by three methods.
+func ExampleKeys() {
+	d := start()
+	defer d.stop()
+	ctx := context.Background()
+	folder, err := client.OpenFolder(d.folder)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer folder.Close()
+	store := &hsm{Folder: folder, slots: map[client.Slot]ed25519.PrivateKey{}}
+	c, err := client.Open(ctx, client.Config{Target: d.target, Store: store, Conn: d.nc, Trust: d.trust, KeyMayBeMissing: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+
+	// The service moves into the HSM by a Master Reset, and rotates there from then on.
+	if _, err := c.Reset(ctx, d.master.Private()); err != nil {
+		log.Fatal(err)
+	}
+	receipt, err := c.Rotate(ctx)
+	fmt.Println(receipt.Event, receipt.Sequence, err)
+	// Output: REQUEST_COMMITTED 3 <nil>
 }
