@@ -20,6 +20,8 @@ type cli struct {
 	Revoke revokeCmd `cmd:"" help:"Decommission a service: all its keys end at once."`
 	Status statusCmd `cmd:"" help:"Show a service's current key, its keys in grace, and who has heard of the last change."`
 	Watch  watchCmd  `cmd:"" help:"Show events and receipts as they come."`
+
+	History historyCmd `cmd:"" help:"Show every key that a service ever had."`
 }
 
 const description = `OMI key rotation, for people.
