@@ -22,6 +22,8 @@ type cli struct {
 	Watch  watchCmd  `cmd:"" help:"Show events and receipts as they come."`
 
 	History historyCmd `cmd:"" help:"Show every key that a service ever had."`
+	Sign    signCmd    `cmd:"" help:"Sign a message with a service's key."`
+	Verify  verifyCmd  `cmd:"" help:"Ask whether a signature is good now."`
 }
 
 const description = `OMI key rotation, for people.
