@@ -24,6 +24,7 @@ type cli struct {
 	History historyCmd `cmd:"" help:"Show every key that a service ever had."`
 	Sign    signCmd    `cmd:"" help:"Sign a message with a service's key."`
 	Verify  verifyCmd  `cmd:"" help:"Ask whether a signature is good now."`
+	Pin     pinCmd     `cmd:"" help:"Remember a service's keys, and hear of changes that you did not ask for."`
 }
 
 const description = `OMI key rotation, for people.
