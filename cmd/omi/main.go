@@ -25,6 +25,7 @@ type cli struct {
 	Sign    signCmd    `cmd:"" help:"Sign a message with a service's key."`
 	Verify  verifyCmd  `cmd:"" help:"Ask whether a signature is good now."`
 	Pin     pinCmd     `cmd:"" help:"Remember a service's keys, and hear of changes that you did not ask for."`
+	Doctor  doctorCmd  `cmd:"" help:"Look for what is wrong with a deployment, an account or a key file, and say how to mend it."`
 }
 
 const description = `OMI key rotation, for people.
