@@ -63,17 +63,21 @@ func KeyFile(path string) string {
 	return path
 }
 
+// PendingFile returns the file that stands beside a key's file, or in a folder, for the key that is asked for.
+func PendingFile(path string) string { return KeyFile(path) + ".pending" }
+
+// JournalFile returns the file that is there while a change is under way.
+func JournalFile(path string) string { return KeyFile(path) + ".journal" }
+
 // Close lets other processes open the store.
 func (f *Folder) Close() error { return f.lock.Close() }
 
 func (f *Folder) path(slot Slot) string {
 	if slot == Pending {
-		return f.file + ".pending"
+		return PendingFile(f.file)
 	}
 	return f.file
 }
-
-func (f *Folder) journal() string { return f.file + ".journal" }
 
 // Signer implements [Keys].
 func (f *Folder) Signer(_ context.Context, slot Slot) (crypto.Signer, error) {
@@ -106,7 +110,7 @@ func (f *Folder) Promote(context.Context) error {
 
 // Load implements [Journal].
 func (f *Folder) Load(context.Context) ([]byte, error) {
-	text, err := os.ReadFile(f.journal())
+	text, err := os.ReadFile(JournalFile(f.file))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read the journal: %w", err)
 	}
@@ -116,10 +120,10 @@ func (f *Folder) Load(context.Context) ([]byte, error) {
 // Save implements [Journal].
 func (f *Folder) Save(_ context.Context, text []byte) error {
 	if len(text) == 0 {
-		if err := keyfile.Remove(f.journal()); err != nil {
+		if err := keyfile.Remove(JournalFile(f.file)); err != nil {
 			return fmt.Errorf("end the journal: %w", err)
 		}
 		return nil
 	}
-	return keyfile.WriteFile(f.journal(), text)
+	return keyfile.WriteFile(JournalFile(f.file), text)
 }

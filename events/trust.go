@@ -38,6 +38,15 @@ func NewTrust(origin string, keys ...PublicKey) (Trust, error) {
 // Origin returns the registry's domain name.
 func (t Trust) Origin() string { return t.origin }
 
+// PublicKeys returns the registry's keys that are trusted.
+func (t Trust) PublicKeys() []PublicKey {
+	keys := make([]PublicKey, len(t.keys))
+	for i, k := range t.keys {
+		keys[i] = k.key
+	}
+	return keys
+}
+
 // Invalidation reads a message of the invalidation stream: the registry's, about the service in its subject, and
 // in every member what §7.1 says. Anything else is a [*Refusal], which says why it must not be applied.
 func (t Trust) Invalidation(subject string, payload []byte) (Invalidation, error) {

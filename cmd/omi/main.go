@@ -12,15 +12,20 @@ import (
 )
 
 type cli struct {
-	Demo   demoCmd   `cmd:"" help:"See a key rotate while clients sign without a pause: everything in one process, nothing to install."`
-	Dev    devCmd    `cmd:"" help:"Run broker, registry, Auth and Billing on this machine, and keep their state."`
-	Keygen keygenCmd `cmd:"" help:"Make a key, for a service or as a developer's Master Key; or show one and convert it."`
-	Bind   bindCmd   `cmd:"" help:"Bind a service to its first key, signed by the developer's Master Key."`
-	Rotate rotateCmd `cmd:"" help:"Give a service a new key, signed by its current one."`
-	Reset  resetCmd  `cmd:"" help:"Master Reset: replace a lost or compromised key, signed by the Master Key."`
-	Revoke revokeCmd `cmd:"" help:"Decommission a service: all its keys end at once."`
-	Status statusCmd `cmd:"" help:"Show a service's current key, its keys in grace, and who has heard of the last change."`
-	Watch  watchCmd  `cmd:"" help:"Show events and receipts as they come."`
+	Demo    demoCmd    `cmd:"" help:"See a key rotate while clients sign without a pause: everything in one process, nothing to install."`
+	Dev     devCmd     `cmd:"" help:"Run broker, registry, Auth and Billing on this machine, and keep their state."`
+	Keygen  keygenCmd  `cmd:"" help:"Make a key, for a service or as a developer's Master Key, or convert one."`
+	Bind    bindCmd    `cmd:"" help:"Bind a service to its first key, signed by the developer's Master Key."`
+	Rotate  rotateCmd  `cmd:"" help:"Give a service a new key, signed by its current one."`
+	Reset   resetCmd   `cmd:"" help:"Master Reset: replace a lost or compromised key, signed by the Master Key."`
+	Revoke  revokeCmd  `cmd:"" help:"Decommission a service: all its keys end at once."`
+	Status  statusCmd  `cmd:"" help:"Show a service's current key, its keys in grace, and who has heard of the last change."`
+	History historyCmd `cmd:"" help:"Show every key that a service ever had."`
+	Watch   watchCmd   `cmd:"" help:"Show events and receipts as they come."`
+	Sign    signCmd    `cmd:"" help:"Sign a message with a service's key."`
+	Verify  verifyCmd  `cmd:"" help:"Ask whether a signature is good now."`
+	Pin     pinCmd     `cmd:"" help:"Remember a service's keys, and hear of changes that you did not ask for."`
+	Doctor  doctorCmd  `cmd:"" help:"Look for what is wrong with a deployment, an account or a key file, and say how to mend it."`
 
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }

@@ -123,6 +123,7 @@ func sendOnce(c connection, draft events.Draft, by events.SigningKey, done strin
 				}
 			}
 		}
+		advancePin(draft.Target, receipt)
 		return answer(c, receipt, fmt.Sprintf("%s %s", draft.Target, done))
 	})
 }

@@ -57,10 +57,10 @@ func (c *rotateCmd) Run() error {
 	if err := c.readable(); err != nil {
 		return err
 	}
-	return changeKey(&change{
+	return changeKey(&keyChange{
 		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Rotation, atOnce: grace != nil && *grace == 0,
 		done: "rotated",
-		make: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
+		ask: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
 			if grace == nil {
 				return k.Rotate(ctx)
 			}
@@ -81,11 +81,10 @@ func (c *rotateCmd) grace() (*time.Duration, error) {
 
 // readable says what is wrong with the key before anybody is waited for.
 func (f *storeFlags) readable() error {
-	file := client.KeyFile(f.Key)
-	if _, err := os.Lstat(file + ".journal"); err == nil {
+	if _, err := os.Lstat(client.JournalFile(f.Key)); err == nil {
 		return nil // a change goes on, and may have made the key
 	}
-	_, err := readKey("--key", file)
+	_, err := readKey("--key", client.KeyFile(f.Key))
 	return err
 }
 
@@ -106,23 +105,23 @@ func (c *resetCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	return changeKey(&change{
+	return changeKey(&keyChange{
 		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Reset, atOnce: true, done: "reset",
-		make: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
+		ask: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
 			return k.Reset(ctx, master.Private())
 		},
 	})
 }
 
-// change is one command's change of a service's key.
-type change struct {
+// keyChange is one command's change of a service's key.
+type keyChange struct {
 	connection
 	storeFlags
 	target events.Target
 	kind   events.RequestKind
 	atOnce bool
 	done   string
-	make   func(context.Context, *client.Client) (events.Receipt, error)
+	ask    func(context.Context, *client.Client) (events.Receipt, error)
 
 	began     time.Time
 	applied   map[string]float64 // milliseconds from the beginning, by durable
@@ -131,7 +130,7 @@ type change struct {
 
 // changeKey opens the key store, goes on with what was under way there, makes the change unless that was it, and waits for
 // what --wait says.
-func changeKey(c *change) error {
+func changeKey(c *keyChange) error {
 	return c.withSession(0, func(ctx context.Context, s *session) error {
 		store, err := client.OpenFile(c.Key)
 		if err != nil {
@@ -150,6 +149,7 @@ func changeKey(c *change) error {
 		if err != nil {
 			return c.failed(receipt, err)
 		}
+		advancePin(c.target, receipt)
 		settle := k.Promote
 		if c.Wait == waitPropagated {
 			settle = k.Settle
@@ -162,18 +162,18 @@ func changeKey(c *change) error {
 }
 
 // change returns the receipt of what was asked for: of the change that was under way, if it was that.
-func (c *change) change(ctx context.Context, k *client.Client) (events.Receipt, error) {
+func (c *keyChange) change(ctx context.Context, k *client.Client) (events.Receipt, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	kind, receipt, err := k.Resume(ctx)
 	if err != nil && !errors.As(err, new(*client.RefusedError)) || kind == c.kind && c.atOnce == (receipt.GracePeriodExpiry <= receipt.Timestamp) {
 		return receipt, err
 	}
-	return c.make(ctx, k)
+	return c.ask(ctx, k)
 }
 
 // tell shows what happens, as it happens. The client tells one thing after the other.
-func (c *change) tell(e client.Event) {
+func (c *keyChange) tell(e client.Event) {
 	after := float64(e.At.Sub(c.began).Microseconds()) / 1000
 	switch e.Kind {
 	case client.Resumed:
@@ -189,14 +189,14 @@ func (c *change) tell(e client.Event) {
 	}
 }
 
-func (c *change) line(after float64, what string) {
+func (c *keyChange) line(after float64, what string) {
 	if c.Wait == waitPropagated && !c.JSON {
 		fmt.Printf("  +%8.2f ms  %s\n", after, what)
 	}
 }
 
 // failed gives a client's error its exit code.
-func (c *change) failed(receipt events.Receipt, err error) error {
+func (c *keyChange) failed(receipt events.Receipt, err error) error {
 	if errors.As(err, new(*client.RefusedError)) {
 		return answer(c.connection, receipt, "")
 	}
@@ -217,7 +217,7 @@ type propagatedJSON struct {
 }
 
 // report prints the receipt and, where it was waited for, whom the change has not reached.
-func (c *change) report(ctx context.Context, s *session, receipt events.Receipt) error {
+func (c *keyChange) report(ctx context.Context, s *session, receipt events.Receipt) error {
 	done := fmt.Sprintf("%s is %s; its new key is in %s", c.target, c.done, client.KeyFile(c.Key))
 	if c.Wait != waitPropagated {
 		return answer(c.connection, receipt, done)
@@ -235,7 +235,7 @@ func (c *change) report(ctx context.Context, s *session, receipt events.Receipt)
 }
 
 // late returns the durables that have not applied the change.
-func (c *change) late(ctx context.Context, s *session, sequence int64) (late []string, err error) {
+func (c *keyChange) late(ctx context.Context, s *session, sequence int64) (late []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	record, err := s.record(ctx, c.target)

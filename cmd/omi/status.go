@@ -4,9 +4,13 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"maps"
+	"os"
 	"slices"
 	"time"
+
+	"github.com/mattn/go-isatty"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
@@ -15,6 +19,17 @@ import (
 type statusCmd struct {
 	connection  `embed:""`
 	targetFlags `embed:""`
+	Watch       bool `help:"Keep showing it, until Ctrl-C: on a terminal always as it is now, elsewhere each change."`
+}
+
+// Help teaches.
+func (*statusCmd) Help() string {
+	return `The registry signs what it says of a service, and only that signature is believed.
+
+  omi status --app-id org.example.dev --service-id cms
+  omi status --app-id org.example.dev --service-id cms --watch --json    one object for each change
+
+"has applied the last change" is what the broker knows of each core service: a new key is safe to use when all have.`
 }
 
 // Run shows a service's record.
@@ -22,6 +37,11 @@ func (c *statusCmd) Run() error {
 	t, err := c.target()
 	if err != nil {
 		return err
+	}
+	if c.Watch {
+		return c.withSession(0, func(ctx context.Context, s *session) error {
+			return c.watch(ctx, s, t, &statusView{w: os.Stdout, terminal: isatty.IsTerminal(os.Stdout.Fd()), json: c.JSON})
+		})
 	}
 	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
 		record, err := s.record(ctx, t)
@@ -31,7 +51,7 @@ func (c *statusCmd) Run() error {
 		if c.JSON {
 			return process.PrintJSON(record)
 		}
-		printRecord(record)
+		printRecord(os.Stdout, record)
 		return nil
 	})
 }
@@ -49,29 +69,32 @@ func (s *session) record(ctx context.Context, t events.Target) (events.ServiceRe
 	return record, nil
 }
 
-func printRecord(r events.ServiceRecord) {
-	fmt.Printf("%s.%s: %s, sequence %d, bound since %s\n", r.AppID, r.ServiceID, r.Status, r.Sequence, date(r.BoundAt))
+func printRecord(w io.Writer, r events.ServiceRecord) {
+	fmt.Fprintf(w, "%s.%s: %s, sequence %d, bound since %s\n", r.AppID, r.ServiceID, r.Status, r.Sequence, date(r.BoundAt))
 	if !r.Current.PublicKey.IsZero() {
-		fmt.Printf("  current    %s  since %s\n", r.Current.PublicKey, date(r.Current.Since))
+		fmt.Fprintf(w, "  current    %s  since %s\n", r.Current.PublicKey, date(r.Current.Since))
 	}
 	for _, key := range r.Grace {
-		fmt.Printf("  in grace   %s  %s left\n", key.PublicKey, time.Duration(key.Expires-r.Timestamp)*time.Second)
+		// By the registry's clock, which is the one that ends keys.
+		left := time.Duration(key.Expires-r.Timestamp) * time.Second
+		fmt.Fprintf(w, "  in grace   %s  %s left, until %s\n", key.PublicKey, left, date(key.Expires))
 	}
 	for _, durable := range slices.Sorted(maps.Keys(r.Propagation)) {
 		heard := "has not applied the last change yet"
 		if r.Propagation[durable] {
 			heard = "has applied the last change"
 		}
-		fmt.Printf("  %-10s %s\n", durable, heard)
+		fmt.Fprintf(w, "  %-10s %s\n", durable, heard)
 	}
 	for _, line := range [][2]string{{"type", r.ServiceType}, {"endpoint", r.EndpointURL}} {
 		if line[1] != "" {
-			fmt.Printf("  %-10s %s\n", line[0], line[1])
+			fmt.Fprintf(w, "  %-10s %s\n", line[0], line[1])
 		}
 	}
 }
 
+// date is a time for people: that of today without its day.
 func date(seconds int64) string {
 	at := time.Unix(seconds, 0)
-	return at.Format(cmp.Or(map[bool]string{true: time.TimeOnly}[time.Since(at) < 12*time.Hour], time.DateTime))
+	return at.Format(cmp.Or(map[bool]string{true: time.TimeOnly}[time.Since(at).Abs() < 12*time.Hour], time.DateTime))
 }

@@ -39,13 +39,14 @@ func (n NATS) Connect(name string, log *slog.Logger) (*nats.Conn, error) {
 	return nc, nil
 }
 
-// ConnectNow connects a command that a person waits for.
+// ConnectNow connects a command that a person waits for. A broker that goes away later is waited for, for as long as the
+// command does.
 func (n NATS) ConnectNow(ctx context.Context, name string, log *slog.Logger) (*nats.Conn, error) {
 	timeout := nats.DefaultTimeout
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = min(timeout, time.Until(deadline))
 	}
-	nc, err := n.connect(name, log, nats.Timeout(timeout))
+	nc, err := n.connect(name, log, nats.Timeout(timeout), nats.MaxReconnects(-1))
 	if err == nil {
 		return nc, nil
 	}

@@ -6,12 +6,16 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
 )
+
+// forgetReader is how long the broker keeps what it knows of a reader that is done.
+const forgetReader = 10 * time.Second
 
 // Errors of a request that has no answer yet. Sent again, byte for byte, it gets its first receipt.
 var (
@@ -75,7 +79,8 @@ type Sender struct {
 // nil, is called when the broker has the message.
 func (s Sender) Send(ctx context.Context, target events.Target, m Message, stored func()) (events.Receipt, error) {
 	consumer, err := s.JetStream.OrderedConsumer(ctx, events.ReceiptStream, jetstream.OrderedConsumerConfig{
-		FilterSubjects: []string{events.ReceiptSubject + target.String()},
+		FilterSubjects:    []string{events.ReceiptSubject + target.String()},
+		InactiveThreshold: forgetReader,
 	})
 	if err != nil {
 		return events.Receipt{}, fmt.Errorf("%w: read the receipts: %w", ErrNotStored, err)

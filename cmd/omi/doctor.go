@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+type doctorCmd struct {
+	connection     `embed:""`
+	optionalTarget `embed:""`
+	Key            string `env:"OMI_KEY" placeholder:"FILE" help:"A service's key, to look at its file and at what the registry says of it."`
+	MasterKey      string `env:"OMI_MASTER_KEY" placeholder:"FILE" help:"A developer's Master Key, to look at its file, and at whether this account may bind and revoke."`
+}
+
+// Help teaches.
+func (*doctorCmd) Help() string {
+	return `Looks at the broker, its streams and their consumers, the registry, Auth and Billing, the clock and what this account may
+do, and with --app-id, --service-id and --key at one service and its key. It changes nothing. Each line is ok, a warning, or
+wrong; exit code 1 if anything is wrong, 3 if there is no broker.
+
+  omi doctor --trust ed25519:…
+  omi doctor --trust ed25519:… --app-id org.example.dev --service-id cms --key cms.pem
+
+What an account may publish is tried with messages that the stream refuses, so that nothing is stored.`
+}
+
+// checkState is how a check ended.
+type checkState string
+
+const (
+	checkOK      checkState = "ok"
+	checkWarning checkState = "warning"
+	checkWrong   checkState = "wrong"
+)
+
+// check is one thing that was looked at.
+type check struct {
+	Name   string     `json:"name"`
+	State  checkState `json:"state"`
+	Detail string     `json:"detail"`
+	Mend   string     `json:"mend,omitzero"`
+}
+
+// doctor looks at things, one after the other, and notes what it sees.
+type doctor struct {
+	cmd    *doctorCmd
+	target events.Target
+	named  bool // target is one
+
+	session // without trust, until the registry has answered
+	denials denials
+	info    events.RegistryInfo
+	streams map[string]jetstream.Stream // those that are there
+	clock   clockReading
+	checks  []check
+}
+
+// Run looks at everything.
+func (c *doctorCmd) Run() error {
+	t, named, err := c.target()
+	if err != nil {
+		return err
+	}
+	for _, key := range c.Trust {
+		if _, err := events.ParsePublicKey(key); err != nil {
+			return process.Usagef("--trust: %w", err)
+		}
+	}
+	if err := c.Check(); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	d := &doctor{cmd: c, target: t, named: named, streams: map[string]jetstream.Stream{}}
+	unreachable := d.examine(ctx)
+	if err := c.print(d.checks); err != nil {
+		return err
+	}
+	if unreachable != nil {
+		return unreachable
+	}
+	if wrong := d.count(checkWrong); wrong > 0 {
+		return process.Refused(fmt.Errorf("%d of %d checks found something wrong", wrong, len(d.checks)))
+	}
+	return nil
+}
+
+// examine looks at what can be looked at. An error means that there is no broker.
+func (d *doctor) examine(ctx context.Context) error {
+	key := d.examineKeyFiles()
+	log := process.NewLog(os.Stderr, slog.LevelError)
+	connecting, cancel := context.WithTimeout(ctx, d.cmd.Timeout)
+	defer cancel()
+	nc, err := d.cmd.ConnectNow(connecting, "omi doctor", log)
+	if err != nil {
+		d.wrong("broker", err.Error(),
+			"start the broker, or name another by --nats-url; a firewall between here and there looks the same")
+		return err
+	}
+	defer process.Close(nc, log)
+	d.nc = nc
+	nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { d.denials.heard(err) })
+	if d.js, err = jetstream.New(nc); err != nil {
+		return fmt.Errorf("use JetStream: %w", err)
+	}
+	if !d.examineBroker() {
+		return nil // no answer could reach us
+	}
+	if d.examineJetStream(ctx) {
+		d.examineStreams(ctx)
+		d.examineDurables(ctx)
+	}
+	d.examineRegistry(ctx)
+	d.examineServices(ctx)
+	d.examinePermissions(ctx)
+	d.examineClock()
+	d.examineService(ctx)
+	d.examineKey(ctx, key)
+	return nil
+}
+
+func (d *doctor) note(name string, state checkState, detail, mend string) {
+	d.checks = append(d.checks, check{name, state, detail, mend})
+}
+
+func (d *doctor) ok(name, format string, args ...any) {
+	d.note(name, checkOK, fmt.Sprintf(format, args...), "")
+}
+
+func (d *doctor) warn(name, detail, mend string)  { d.note(name, checkWarning, detail, mend) }
+func (d *doctor) wrong(name, detail, mend string) { d.note(name, checkWrong, detail, mend) }
+
+func (d *doctor) count(state checkState) (n int) {
+	for _, c := range d.checks {
+		if c.State == state {
+			n++
+		}
+	}
+	return n
+}
+
+func (c *doctorCmd) print(checks []check) error {
+	ok := true
+	for _, one := range checks {
+		ok = ok && one.State != checkWrong
+	}
+	if c.JSON {
+		return process.PrintJSON(struct {
+			Checks []check `json:"checks"`
+			OK     bool    `json:"ok"`
+		}{checks, ok})
+	}
+	for _, one := range checks {
+		fmt.Printf("%-8s %-26s %s\n", one.State, one.Name, one.Detail)
+		if one.Mend != "" {
+			fmt.Printf("%-8s %-26s   mend: %s\n", "", "", one.Mend)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// denials hears what the broker does not permit. It says so beside the request, whose answer would be waited for in vain.
+type denials struct {
+	mu     sync.Mutex
+	about  string
+	cancel context.CancelCauseFunc
+}
+
+func (d *denials) expect(about string, cancel context.CancelCauseFunc) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.about, d.cancel = about, cancel
+}
+
+// heard ends the question under way, if the denial is of it: one of an earlier question may come late.
+func (d *denials) heard(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.cancel != nil && errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), d.about) {
+		d.cancel(err)
+	}
+}
+
+// within asks something, and waits no longer than --timeout, nor for what is not permitted. about is in the subject that
+// is asked, and in none of a question before.
+func (d *doctor) within(ctx context.Context, about string, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, d.cmd.Timeout)
+	defer cancel()
+	ctx, deny := context.WithCancelCause(ctx)
+	d.denials.expect(about, deny)
+	defer d.denials.expect("", nil)
+	err := ask(ctx)
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, nats.ErrPermissionViolation) {
+		return cause
+	}
+	return err
+}
+
+// denied says whether an error is the broker's "this account may not".
+func denied(err error) bool { return errors.Is(err, nats.ErrPermissionViolation) }
+
+// impossibleSequence is one that no stream reaches, and which the broker can read.
+const impossibleSequence = math.MaxInt64
+
+var errProbe = errors.New("the stream's answer is not the refusal that was to come")
+
+// mayPublish tries whether this account may publish on a subject of a stream. The message demands to come after one that
+// does not exist. The broker looks at permissions first, and then the stream refuses it: nothing is ever stored.
+func (d *doctor) mayPublish(ctx context.Context, subject, stream string) (may bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, d.cmd.Timeout)
+	defer cancel()
+	answers, err := d.nc.SubscribeSync(d.nc.NewInbox())
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = answers.Unsubscribe() }() // the connection ends soon
+	probe := &nats.Msg{Subject: subject, Reply: answers.Subject, Header: nats.Header{}}
+	probe.Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(impossibleSequence, 10))
+	probe.Header.Set(jetstream.ExpectedStreamHeader, stream)
+	// The broker's no comes before its answer to the flush.
+	if err := errors.Join(d.nc.PublishMsg(probe), d.nc.FlushWithContext(ctx)); err != nil {
+		return false, err
+	}
+	if err := d.nc.LastError(); denied(err) && strings.Contains(err.Error(), strconv.Quote(subject)) {
+		return false, nil
+	}
+	reply, err := answers.NextMsgWithContext(ctx)
+	if err != nil {
+		return false, err
+	}
+	var ack struct {
+		Error *jetstream.APIError `json:"error"`
+	}
+	if err := json.Unmarshal(reply.Data, &ack); err != nil || ack.Error == nil {
+		return false, fmt.Errorf("%w: %s", errProbe, reply.Data)
+	}
+	switch ack.Error.ErrorCode {
+	case jetstream.JSErrCodeStreamWrongLastSequence, jetstream.JSErrCodeStreamWrongLastSequenceConstant:
+		return true, nil
+	}
+	return false, fmt.Errorf("%w: %w", errProbe, ack.Error)
+}

@@ -1,0 +1,243 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// examineBroker says whether answers can reach us.
+func (d *doctor) examineBroker() bool {
+	rtt, err := d.nc.RTT()
+	if err != nil {
+		d.wrong("broker", err.Error(), "look at the broker's log")
+		return false
+	}
+	detail := fmt.Sprintf("%s, nats-server %s, %s away", d.nc.ConnectedUrlRedacted(), d.nc.ConnectedServerVersion(),
+		rtt.Round(time.Microsecond))
+	_, noTLS := d.nc.TLSConnectionState()
+	switch {
+	case noTLS == nil:
+		d.ok("broker", "%s, by TLS", detail)
+	case local(d.nc.ConnectedUrl()):
+		d.ok("broker", "%s, without TLS on this machine", detail)
+	default:
+		d.warn("broker",
+			detail+", without TLS: whoever is between here and there sees credentials and messages, and can hold them back",
+			"let the broker have a certificate, and name its authority by --nats-ca")
+	}
+	inbox := d.nc.NewInbox()
+	subscription, err := d.nc.SubscribeSync(inbox)
+	if err == nil {
+		err = d.nc.FlushTimeout(d.cmd.Timeout)
+	}
+	if last := d.nc.LastError(); denied(last) && strings.Contains(last.Error(), inbox) {
+		err = last
+	}
+	if err != nil {
+		d.wrong("answers", "this account can't receive answers: "+err.Error(),
+			"let it subscribe to _INBOX.>, and publish there if it serves")
+		return false
+	}
+	_ = subscription.Unsubscribe() // the connection ends soon
+	return true
+}
+
+// local says whether a server is this very machine, where nobody is in between.
+func local(server string) bool {
+	u, err := url.Parse(server)
+	if err != nil {
+		return false
+	}
+	ip := net.ParseIP(u.Hostname())
+	return u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// examineJetStream says whether there is any sense in asking for streams.
+func (d *doctor) examineJetStream(ctx context.Context) bool {
+	const name, subject = "jetstream", "$JS.API.INFO"
+	var account *jetstream.AccountInfo
+	err := d.within(ctx, subject, func(ctx context.Context) (err error) {
+		account, err = d.js.AccountInfo(ctx)
+		return err
+	})
+	switch {
+	case err == nil:
+		d.ok(name, "enabled; streams: %d, consumers: %d", account.Streams, account.Consumers)
+	case denied(err):
+		d.warn(name, "this account may not ask about JetStream",
+			"let it publish to "+subject+", or run this with an operator's account")
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		d.wrong(name, err.Error(), "start nats-server with -js, and enable JetStream for the account")
+		return false
+	default:
+		d.wrong(name, err.Error(), "look at the broker's log; a cluster without a leader answers nobody")
+		return false
+	}
+	return true
+}
+
+func (d *doctor) examineStreams(ctx context.Context) {
+	for _, want := range []jetstream.StreamConfig{
+		events.RequestStreamConfig(), events.InvalidationStreamConfig(), events.ReceiptStreamConfig(),
+	} {
+		name := "stream " + want.Name
+		var stream jetstream.Stream
+		err := d.within(ctx, "$JS.API.STREAM.INFO."+want.Name, func(ctx context.Context) (err error) {
+			asked := time.Now()
+			if stream, err = d.js.Stream(ctx, want.Name); err == nil {
+				d.clock.read(asked, time.Now(), stream.CachedInfo().TimeStamp)
+			}
+			return err
+		})
+		switch {
+		case denied(err):
+			d.warn(name, "this account may not look at it", "run this with an operator's account")
+		case errors.Is(err, jetstream.ErrStreamNotFound):
+			d.wrong(name, "it does not exist", "start omi-registry, which makes it; is this the broker and the account that it uses?")
+		case err != nil:
+			d.wrong(name, err.Error(), "look at the broker's log")
+		default:
+			d.streams[want.Name] = stream
+			d.examineStream(name, stream.CachedInfo(), want)
+		}
+	}
+}
+
+func (d *doctor) examineStream(name string, info *jetstream.StreamInfo, want jetstream.StreamConfig) {
+	have := info.Config
+	if meaning := streamMeaning(have, want); len(meaning) > 0 {
+		d.wrong(name, strings.Join(meaning, "; "), "it means something else than docs/protocol.md §4 says: stop the registry, "+
+			"move its messages elsewhere, delete it, and start the registry, which makes it anew")
+		return
+	}
+	if limits := streamLimits(have, want); len(limits) > 0 {
+		d.wrong(name, strings.Join(limits, "; "), "restart omi-registry, which sets them; nats stream update does too")
+		return
+	}
+	behind := 0
+	if info.Cluster != nil {
+		for _, peer := range info.Cluster.Replicas {
+			if peer.Offline || !peer.Current {
+				behind++
+			}
+		}
+	}
+	evicts := want.Name == events.InvalidationStream && (have.MaxMsgs > 0 || have.MaxBytes > 0)
+	detail := fmt.Sprintf("messages: %d, replicas: %d", info.State.Msgs, max(1, have.Replicas))
+	switch {
+	case behind > 0:
+		d.warn(name, fmt.Sprintf("%s, %d of them away or behind", detail, behind), "look at the brokers of the cluster")
+	case evicts:
+		d.warn(name, detail+"; a limit of its whole size drops the events of services that rotate seldom",
+			"take max_msgs and max_bytes off")
+	default:
+		d.ok(name, "%s", detail)
+	}
+}
+
+// streamMeaning returns what can't be changed without losing messages.
+func streamMeaning(have, want jetstream.StreamConfig) []string {
+	return differences([]difference{
+		{"subjects", slices.Sorted(slices.Values(have.Subjects)), slices.Sorted(slices.Values(want.Subjects))},
+		{"retention", have.Retention, want.Retention},
+		{"storage", have.Storage, want.Storage},
+		{"discard policy", have.Discard, want.Discard},
+		{"deny delete", have.DenyDelete, want.DenyDelete},
+		{"deny purge", have.DenyPurge, want.DenyPurge},
+		{"no acknowledgements", have.NoAck, want.NoAck},
+		{"sealed", have.Sealed, want.Sealed},
+	})
+}
+
+// streamLimits returns what the registry sets when it starts. The broker says -1 for no limit, and our configurations
+// have none by 0.
+func streamLimits(have, want jetstream.StreamConfig) []string {
+	return differences([]difference{
+		{"largest message", max(0, have.MaxMsgSize), want.MaxMsgSize},
+		{"messages kept of a subject", max(0, have.MaxMsgsPerSubject), want.MaxMsgsPerSubject},
+		{"age of messages", have.MaxAge, want.MaxAge},
+		{"window of duplicates", have.Duplicates, want.Duplicates},
+		{"direct reading", have.AllowDirect, want.AllowDirect},
+	})
+}
+
+// difference is one member of a configuration.
+type difference struct {
+	what       string
+	have, want any
+}
+
+func differences(members []difference) (different []string) {
+	for _, m := range members {
+		if have, want := fmt.Sprint(m.have), fmt.Sprint(m.want); have != want {
+			different = append(different, fmt.Sprintf("%s: %s instead of %s", m.what, have, want))
+		}
+	}
+	return different
+}
+
+// clockReading is how far this machine's clock is from the broker's.
+type clockReading struct {
+	known  bool
+	ahead  time.Duration // this machine, of the broker
+	within time.Duration // how exactly that is known: half the way there and back
+}
+
+// read takes the broker's time from an answer. The one that came soonest says it best.
+func (c *clockReading) read(asked, answered, theirs time.Time) {
+	half := answered.Sub(asked) / 2
+	if theirs.IsZero() || c.known && c.within <= half {
+		return
+	}
+	*c = clockReading{true, asked.Add(half).Sub(theirs), half}
+}
+
+// clockTolerance is what synchronised clocks are apart at most.
+const clockTolerance = 5 * time.Second
+
+// judge says what a difference means. skew is the registry's max_clock_skew, 0 if it is not known: a request whose time
+// is further from the broker's is refused.
+func (c *clockReading) judge(skew time.Duration) check {
+	const name, mend = "clock", "synchronise it by NTP (timedatectl, chronyc tracking)"
+	if !c.known {
+		return check{
+			name, checkWarning, "the broker's time is not known: no stream could be looked at",
+			"name a service whose receipts this account may read, or run this with an operator's account",
+		}
+	}
+	if skew == 0 {
+		skew = registrySkew
+	}
+	apart, sense := c.ahead.Abs().Round(time.Millisecond), "ahead of"
+	if c.ahead < 0 {
+		sense = "behind"
+	}
+	detail := fmt.Sprintf("this machine's clock is %s %s the broker's", apart, sense)
+	if c.ahead.Abs() <= c.within {
+		detail = "this machine's clock agrees with the broker's"
+	}
+	switch {
+	case apart > skew:
+		return check{name, checkWrong, fmt.Sprintf("%s, and the registry refuses requests from %s on", detail, skew), mend}
+	case apart > clockTolerance:
+		return check{name, checkWarning, fmt.Sprintf("%s; from %s on, the registry refuses requests", detail, skew), mend}
+	}
+	return check{Name: name, State: checkOK, Detail: detail}
+}
+
+// registrySkew is a registry's max_clock_skew unless it is configured (§6).
+const registrySkew = 300 * time.Second
+
+func (d *doctor) examineClock() {
+	d.checks = append(d.checks, d.clock.judge(time.Duration(d.info.MaxClockSkew)*time.Second))
+}

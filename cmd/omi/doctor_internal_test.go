@@ -1,0 +1,301 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry"
+)
+
+// examine looks at what is behind url, with the flags that a person gave.
+func examine(t *testing.T, url string, flags doctorCmd) map[string]check {
+	t.Helper()
+	flags.NATS, flags.Timeout = process.NATS{URL: url}, 10*time.Second
+	target, named, err := flags.target()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &doctor{cmd: &flags, target: target, named: named, streams: map[string]jetstream.Stream{}}
+	if err := d.examine(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]check{}
+	for _, c := range d.checks {
+		if _, twice := found[c.Name]; twice {
+			t.Errorf("two checks are called %q", c.Name)
+		}
+		if (c.State == checkOK) != (c.Mend == "") {
+			t.Errorf("%+v: what is not well says how to mend it, and only that", c)
+		}
+		found[c.Name] = c
+	}
+	return found
+}
+
+// expect holds what was found against states, or states and a part of the detail after a blank.
+func expect(t *testing.T, found map[string]check, want map[string]string) {
+	t.Helper()
+	for name, line := range want {
+		state, detail, _ := strings.Cut(line, " ")
+		if c, ok := found[name]; !ok || c.State != checkState(state) || !strings.Contains(c.Detail, detail) {
+			t.Errorf("%s: found %+v, want %s", name, c, line)
+		}
+	}
+}
+
+func jetStream(t *testing.T, url string) jetstream.JetStream {
+	t.Helper()
+	js, err := jetstream.New(testenv.Connect(t, url))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+func TestDoctorStreams(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		spoil func(*jetstream.StreamConfig) // nil result: the stream is missing
+		of    string
+		want  string
+	}{
+		"as they should be": {want: "ok"},
+		"missing":           {of: events.ReceiptStream, want: "wrong it does not exist"},
+		"subjects": {
+			func(c *jetstream.StreamConfig) { c.Subjects = []string{"omi.v1.requests.rotation.>"} }, events.RequestStream,
+			"wrong subjects: [omi.v1.requests.rotation.>] instead of",
+		},
+		"retention": {
+			func(c *jetstream.StreamConfig) { c.Retention = jetstream.LimitsPolicy }, events.RequestStream,
+			"wrong retention: Limits instead of WorkQueue",
+		},
+		"storage": {
+			func(c *jetstream.StreamConfig) { c.Storage = jetstream.MemoryStorage }, events.ReceiptStream,
+			"wrong storage: Memory instead of File",
+		},
+		"discard": {
+			func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardOld }, events.RequestStream,
+			"wrong discard policy: DiscardOld instead of DiscardNew",
+		},
+		"delete": {
+			func(c *jetstream.StreamConfig) { c.DenyDelete = false }, events.InvalidationStream,
+			"wrong deny delete: false instead of true",
+		},
+		"purge": {
+			func(c *jetstream.StreamConfig) { c.DenyPurge = false }, events.InvalidationStream,
+			"wrong deny purge: false instead of true",
+		},
+		"no acknowledgements": {
+			func(c *jetstream.StreamConfig) { c.NoAck = true }, events.RequestStream, "wrong no acknowledgements: true",
+		},
+		"age": {
+			func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }, events.InvalidationStream,
+			"wrong age of messages: 1h0m0s instead of 0s",
+		},
+		"kept": {
+			func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 1 }, events.InvalidationStream,
+			"wrong messages kept of a subject: 1 instead of 64",
+		},
+		"largest": {
+			func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1 << 20 }, events.RequestStream,
+			"wrong largest message: 1048576 instead of 8192",
+		},
+		"size of the whole": {
+			func(c *jetstream.StreamConfig) { c.MaxBytes = 1 << 20 }, events.InvalidationStream, "warning a limit of its whole size",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := testenv.NewBroker(t).URL()
+			js, want := jetStream(t, url), map[string]string{}
+			for _, config := range []jetstream.StreamConfig{
+				events.RequestStreamConfig(), events.InvalidationStreamConfig(), events.ReceiptStreamConfig(),
+			} {
+				want["stream "+config.Name] = "ok messages: 0"
+				if config.Name == c.of {
+					want["stream "+config.Name] = c.want
+					if c.spoil == nil {
+						continue
+					}
+					c.spoil(&config)
+				}
+				if _, err := js.CreateStream(t.Context(), config); err != nil {
+					t.Fatal(err)
+				}
+			}
+			expect(t, examine(t, url, doctorCmd{}), want)
+		})
+	}
+}
+
+func TestDoctorDurables(t *testing.T) {
+	t.Parallel()
+	url := testenv.NewBroker(t).URL()
+	js := jetStream(t, url)
+	if err := registry.EnsureStreams(t.Context(), js, 0); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, examine(t, url, doctorCmd{}), map[string]string{
+		"durable registry": "wrong it does not exist", "durable authsub": "warning it does not exist",
+		"durable billingsub": "warning it does not exist",
+	})
+	filtered := events.SubscriberConsumerConfig("authsub")
+	filtered.FilterSubject = "omi.v1.invalidations.org.example.>"
+	newest := events.SubscriberConsumerConfig("billingsub")
+	newest.DeliverPolicy = jetstream.DeliverNewPolicy
+	for _, config := range []jetstream.ConsumerConfig{filtered, newest, events.SubscriberConsumerConfig("another")} {
+		if _, err := js.CreateConsumer(t.Context(), events.InvalidationStream, config); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := js.CreateConsumer(t.Context(), events.RequestStream, events.RegistryConsumerConfig()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(t.Context(), events.InvalidationSubject+"org.example.cms", []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, examine(t, url, doctorCmd{}), map[string]string{
+		"durable registry":   "ok messages that wait: 0",
+		"durable authsub":    "wrong filter: omi.v1.invalidations.org.example.> instead of",
+		"durable billingsub": "wrong deliver policy: new instead of all",
+		"durable another":    "warning messages that wait: 1",
+	})
+}
+
+func TestDoctorNoJetStream(t *testing.T) {
+	t.Parallel()
+	found := examine(t, serve(t, &server.Options{}), doctorCmd{})
+	expect(t, found, map[string]string{"broker": "ok", "jetstream": "wrong", "registry": "wrong nobody answers"})
+	if _, ok := found["stream "+events.RequestStream]; ok {
+		t.Error("streams are looked for where there is no JetStream")
+	}
+}
+
+// serve starts a broker whose accounts may do this and that.
+func serve(t *testing.T, o *server.Options) (url string) {
+	t.Helper()
+	o.Host, o.Port, o.NoSigs, o.NoLog, o.StoreDir = "127.0.0.1", server.RANDOM_PORT, true, true, t.TempDir()
+	s, err := server.NewServer(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(time.Minute) {
+		t.Fatal("the broker does not start")
+	}
+	return s.ClientURL()
+}
+
+// TestDoctorPermissions holds the accounts of docs/operations.md against what the tool finds, and sees that finding it
+// stores nothing.
+func TestDoctorPermissions(t *testing.T) {
+	t.Parallel()
+	account := func(name string, publish ...string) *server.User {
+		return &server.User{Username: name, Password: "secret", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Allow: publish}, Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>"}},
+		}}
+	}
+	read := []string{"$JS.API.CONSUMER.CREATE.OMI_RECEIPTS.>", "$JS.API.CONSUMER.MSG.NEXT.OMI_RECEIPTS.>"}
+	deaf := account("deaf", "omi.>")
+	deaf.Permissions.Subscribe.Allow = []string{"nothing"}
+	url := serve(t, &server.Options{JetStream: true, Users: []*server.User{
+		{Username: "operator", Password: "secret"}, deaf,
+		account("service", slices.Concat(read, []string{"omi.v1.requests.rotation.org.example.shop.cms", "omi.v1.lookup.>"})...),
+		account("developer",
+			slices.Concat(read, []string{"omi.v1.requests.binding.org.example.shop.>", "omi.v1.requests.revocation.org.example.shop.>"})...),
+		account("mute", "$JS.API.CONSUMER.CREATE.OMI_RECEIPTS.>", "omi.v1.requests.rotation.org.example.shop.cms"),
+	}})
+	as := func(user string) string { return strings.Replace(url, "://", "://"+user+":secret@", 1) }
+	js := jetStream(t, as("operator"))
+	if err := registry.EnsureStreams(t.Context(), js, 0); err != nil {
+		t.Fatal(err)
+	}
+	cms := optionalTarget{AppID: "org.example.shop", ServiceID: "cms"}
+
+	expect(t, examine(t, as("service"), doctorCmd{optionalTarget: cms}), map[string]string{
+		"broker": "ok service:xxxxx@", "jetstream": "warning may not ask", "stream OMI_REQUESTS": "warning may not look",
+		"registry": "wrong nobody answers", "auth": "warning may not ask", "clock": "ok",
+		"publish rotation": "ok allowed", "publish binding": "ok not needed", "publish revocation": "ok not needed",
+		"read receipts":         "ok",
+		"publish invalidations": "ok not allowed", "publish receipts": "ok not allowed",
+	})
+	blog := optionalTarget{AppID: "org.example.shop", ServiceID: "blog"}
+	expect(t, examine(t, as("service"), doctorCmd{optionalTarget: blog}), map[string]string{
+		"publish rotation": "wrong omi.v1.requests.rotation.org.example.shop.blog", "read receipts": "ok",
+	})
+	master := doctorCmd{optionalTarget: cms, MasterKey: "none.pem"}
+	expect(t, examine(t, as("service"), master),
+		map[string]string{"publish binding": "wrong", "publish revocation": "wrong", "publish rotation": "ok allowed"})
+	expect(t, examine(t, as("developer"), master),
+		map[string]string{"publish binding": "ok allowed", "publish revocation": "ok allowed", "publish rotation": "ok not needed"})
+	expect(t, examine(t, as("mute"), doctorCmd{optionalTarget: cms}), map[string]string{
+		"publish rotation": "ok", "read receipts": "wrong $JS.API.CONSUMER.MSG.NEXT.OMI_RECEIPTS", "registry": "wrong may not ask",
+	})
+	expect(t, examine(t, as("operator"), doctorCmd{optionalTarget: cms}), map[string]string{
+		"jetstream": "ok", "stream OMI_REQUESTS": "ok", "publish rotation": "ok allowed", "clock": "ok",
+		"publish invalidations": "warning", "publish receipts": "warning",
+	})
+	expect(t, examine(t, as("operator"), doctorCmd{}),
+		map[string]string{"publish invalidations": "warning", "publish receipts": "warning"})
+	expect(t, examine(t, as("deaf"), doctorCmd{}), map[string]string{"broker": "ok", "answers": "wrong"})
+
+	for _, name := range []string{events.RequestStream, events.InvalidationStream, events.ReceiptStream} {
+		stream, err := js.Stream(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last := stream.CachedInfo().State.LastSeq; last != 0 {
+			t.Errorf("%s has stored %d messages", name, last)
+		}
+	}
+}
+
+func TestDoctorClock(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1705412600, 0)
+	for _, c := range []struct {
+		theirs time.Duration // after we asked; the way there and back takes 2 s
+		skew   time.Duration
+		want   string
+	}{
+		{time.Second, 0, "ok agrees"},
+		{2 * time.Second, 0, "ok agrees"},
+		{-3 * time.Second, 0, "ok 4s ahead of"},
+		{-6 * time.Second, 0, "warning 7s ahead of"},
+		{8 * time.Second, 0, "warning 7s behind"},
+		{301 * time.Second, 0, "warning 5m0s behind"},
+		{302 * time.Second, 0, "wrong 5m1s behind"},
+		{-400 * time.Second, 0, "wrong 6m41s ahead of"},
+		{12 * time.Second, 10 * time.Second, "wrong the registry refuses requests from 10s on"},
+		{400 * time.Second, time.Hour, "warning behind"},
+	} {
+		var reading clockReading
+		reading.read(now, now.Add(2*time.Second), now.Add(c.theirs))
+		reading.read(now, now.Add(9*time.Second), now) // which says it less exactly
+		expect(t, map[string]check{"clock": reading.judge(c.skew)}, map[string]string{"clock": c.want})
+	}
+	var none clockReading
+	none.read(now, now, time.Time{})
+	expect(t, map[string]check{"clock": none.judge(0)}, map[string]string{"clock": "warning not known"})
+}
+
+func TestLocal(t *testing.T) {
+	t.Parallel()
+	for server, want := range map[string]bool{
+		"nats://127.0.0.1:4222": true, "nats://[::1]:4222": true, "nats://localhost:4222": true,
+		"nats://10.0.0.1:4222": false, "nats://broker.example.org:4222": false, "::": false,
+	} {
+		if local(server) != want {
+			t.Errorf("local(%q) is not %t", server, want)
+		}
+	}
+}

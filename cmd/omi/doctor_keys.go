@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+
+	"omiappreg.org/keyrotation/client"
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+)
+
+// keyFiles is the key in a file, and those that may stand beside it. Where there is none, it is zero.
+type keyFiles struct{ current, pending events.PublicKey }
+
+// examineKeyFiles looks at files on this machine, for which no broker is needed.
+func (d *doctor) examineKeyFiles() (k keyFiles) {
+	if d.cmd.MasterKey != "" {
+		d.examineKeyFile("master key file", d.cmd.MasterKey,
+			"ask its holder; a Master Key that is lost is the registry's operator to replace")
+	}
+	if d.cmd.Key == "" {
+		return k
+	}
+	k.current = d.examineKeyFile("key file", client.KeyFile(d.cmd.Key),
+		"name the file where it is; if it is lost, omi reset gives the service a new one")
+	journal := client.JournalFile(d.cmd.Key)
+	k.pending = d.beside("pending key file", client.PendingFile(d.cmd.Key))
+	_, err := os.Lstat(journal)
+	switch under := err == nil; {
+	case under && !k.pending.IsZero():
+		d.warn("request under way", "a request for a new key has no answer yet: "+journal,
+			"run the command that was cut short again: it goes on")
+	case under:
+		d.warn("request under way", "the request in "+journal+" was answered, and is left over",
+			"the next omi rotate or omi reset removes it")
+	case !k.pending.IsZero():
+		d.warn("request under way", client.PendingFile(d.cmd.Key)+" is a new key whose request was refused, or never sent",
+			"run omi rotate or omi reset: it asks for that key")
+	}
+	return k
+}
+
+// examineKeyFile says whether a key is there, and only its owner's.
+func (d *doctor) examineKeyFile(name, path, missing string) events.PublicKey {
+	key, err := keyfile.Read(path)
+	switch {
+	case errors.Is(err, keyfile.ErrMissing):
+		d.wrong(name, err.Error(), missing)
+		return events.PublicKey{}
+	case errors.Is(err, keyfile.ErrOpen):
+		d.wrong(name, err.Error(),
+			"and where others were on this machine, change the key: omi rotate, and omi reset if that is refused")
+		return events.PublicKey{}
+	case err != nil:
+		d.wrong(name, err.Error(), "name a file that omi keygen or omi bind made")
+		return events.PublicKey{}
+	}
+	folder := filepath.Dir(path)
+	if mode, open := openFolder(folder); open {
+		d.wrong(name, fmt.Sprintf("%s: others may replace the key: they can write in its folder (mode %04o)", path, mode),
+			"chmod go-w "+folder)
+	} else {
+		d.ok(name, "%s: %s", path, key.Public())
+	}
+	return key.Public()
+}
+
+// openFolder says whether others can put their file in place of ours. Where the sticky bit is set, as for /tmp, they can't.
+func openFolder(path string) (mode fs.FileMode, open bool) {
+	const othersWrite = 0o022
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, false // the file in it was just read
+	}
+	return info.Mode().Perm(), info.Mode().Perm()&othersWrite != 0 && info.Mode()&fs.ModeSticky == 0
+}
+
+// beside reads a key that may stand beside a file.
+func (d *doctor) beside(name, path string) events.PublicKey {
+	key, err := keyfile.Read(path)
+	if errors.Is(err, keyfile.ErrMissing) {
+		return events.PublicKey{}
+	}
+	if err != nil {
+		d.wrong(name, err.Error(), "it is a key of the same service, and needs the same care")
+		return events.PublicKey{}
+	}
+	return key.Public()
+}
+
+// examineKey says what the registry knows of the key.
+func (d *doctor) examineKey(ctx context.Context, k keyFiles) {
+	const name = "key"
+	if !d.named || k.current.IsZero() || d.info.Origin == "" {
+		return
+	}
+	var history events.ServiceHistory
+	err := d.within(ctx, events.LookupHistorySubject, func(ctx context.Context) (err error) {
+		history, err = d.history(ctx, d.target)
+		return err
+	})
+	if unknown := (*problem)(nil); errors.As(err, &unknown) && unknown.Status == http.StatusNotFound {
+		return // the service's own line says so
+	}
+	if err != nil {
+		d.wrong(name, err.Error(), "see the registry above")
+		return
+	}
+	d.checks = append(d.checks, judgeKey(name, d.cmd.Key, k, history))
+}
+
+// judgeKey holds a key against the history of the service that it is to be of.
+func judgeKey(name, path string, k keyFiles, h events.ServiceHistory) check {
+	var mine *events.HistoryKey
+	var current events.PublicKey
+	for i := range h.Keys {
+		if h.Keys[i].PublicKey == k.current {
+			mine = &h.Keys[i]
+		}
+		if h.Keys[i].Until == nil {
+			current = h.Keys[i].PublicKey
+		}
+	}
+	was := "is not one of this service's"
+	grace := mine != nil && mine.Until != nil && *mine.Until > h.Timestamp
+	switch {
+	case grace:
+		was = "is in grace until " + date(*mine.Until)
+	case mine != nil && mine.Until != nil:
+		was = "ended at " + date(*mine.Until)
+	}
+	switch {
+	case mine != nil && mine.Until == nil:
+		detail := fmt.Sprintf("it is the service's current key, by %s at sequence %d", mine.Event, mine.Sequence)
+		return check{Name: name, State: checkOK, Detail: detail}
+	case !current.IsZero() && current == k.pending:
+		return check{
+			name, checkWarning, "it " + was + "; the registry has committed the new key beside it",
+			"run omi rotate again with the same --key: it takes that one up",
+		}
+	case mine == nil:
+		return check{
+			name, checkWrong, "it " + was + ": " + path + " holds another service's key, or one that was never bound",
+			"name this service's file; if its key is lost, omi reset gives it a new one",
+		}
+	case grace:
+		return check{
+			name, checkWarning, "it " + was + ": what it signs is accepted, but it changes nothing any more",
+			"sign with the current key; if you know of no rotation, somebody else made it: omi reset",
+		}
+	}
+	return check{
+		name, checkWrong, "it " + was + ": an old copy, or somebody else has rotated it",
+		"name the file of the current key; if there is none, omi reset gives the service a new one",
+	}
+}

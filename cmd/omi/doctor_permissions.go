@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// nobodysTarget stands where no service is named: a target that no one binds, and on which nothing is stored.
+const nobodysTarget = "omi.doctor.probe"
+
+// examinePermissions tries what this account may do at the broker.
+func (d *doctor) examinePermissions(ctx context.Context) {
+	target := nobodysTarget
+	if d.named {
+		target = d.target.String()
+		asDeveloper := d.cmd.MasterKey != ""
+		// A developer's account has no need to rotate, and a service's none to bind.
+		d.mayRequest(ctx, "rotation", events.RotationSubject+target, d.cmd.Key != "" || !asDeveloper)
+		d.mayRequest(ctx, "binding", events.BindingSubject+target, asDeveloper)
+		d.mayRequest(ctx, "revocation", events.RevocationSubject+target, asDeveloper)
+		d.mayRead(ctx)
+	}
+	d.mayForge(ctx, "invalidations", events.InvalidationSubject+target, events.InvalidationStream)
+	d.mayForge(ctx, "receipts", events.ReceiptSubject+target, events.ReceiptStream)
+}
+
+func (d *doctor) mayRequest(ctx context.Context, class, subject string, needed bool) {
+	name := "publish " + class
+	may, err := d.mayPublish(ctx, subject, events.RequestStream)
+	switch {
+	case err != nil:
+		d.warn(name, "not known: "+err.Error(), "see the stream "+events.RequestStream+" above")
+	case may:
+		d.ok(name, "allowed")
+	case needed:
+		d.wrong(name, "this account may not publish to "+subject, "let it: in its permissions, publish: allow that subject")
+	default:
+		d.ok(name, "not allowed, and not needed here")
+	}
+}
+
+// mayRead tries to read receipts, as a command does that waits for its answer.
+func (d *doctor) mayRead(ctx context.Context) {
+	const name, kept = "read receipts", 5 * time.Second
+	err := d.within(ctx, "."+events.ReceiptStream+".", func(ctx context.Context) error {
+		asked := time.Now()
+		consumer, err := d.js.CreateConsumer(ctx, events.ReceiptStream, jetstream.ConsumerConfig{
+			FilterSubject: events.ReceiptSubject + d.target.String(), AckPolicy: jetstream.AckNonePolicy,
+			MemoryStorage: true, InactiveThreshold: kept, // then the broker forgets it
+		})
+		if err != nil {
+			return err
+		}
+		d.clock.read(asked, time.Now(), consumer.CachedInfo().TimeStamp) // a service's account may ask nothing else
+		batch, err := consumer.FetchNoWait(1)
+		if err != nil {
+			return err
+		}
+		select {
+		case <-batch.Messages(): // one, or none
+			return batch.Error()
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	switch {
+	case err == nil:
+		d.ok(name, "allowed")
+	case denied(err):
+		d.wrong(name, "this account can't get the registry's answers: "+err.Error(),
+			"let it publish to $JS.API.CONSUMER.CREATE."+events.ReceiptStream+".> and $JS.API.CONSUMER.MSG.NEXT."+events.ReceiptStream+".>")
+	default:
+		d.warn(name, "not known: "+err.Error(), "see the stream "+events.ReceiptStream+" above")
+	}
+}
+
+// mayForge tries what the registry alone should be able to do.
+func (d *doctor) mayForge(ctx context.Context, class, subject, stream string) {
+	name := "publish " + class
+	may, err := d.mayPublish(ctx, subject, stream)
+	switch {
+	case err != nil:
+		d.warn(name, "not known: "+err.Error(), "see the stream "+stream+" above")
+	case may:
+		d.warn(name, "this account may publish what the registry alone should: nothing false would be believed, but it can push "+
+			"messages out of the 64 that are kept", "deny omi.v1."+class+".> to every account but the registry's")
+	default:
+		d.ok(name, "not allowed, as it should be")
+	}
+}

@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// examineDurables looks at who reads the streams, and how far each is.
+func (d *doctor) examineDurables(ctx context.Context) {
+	for _, s := range []struct {
+		stream string
+		known  []string // that §4 names
+		absent checkState
+		mend   string
+	}{
+		{events.RequestStream, []string{events.RegistryDurable}, checkWrong,
+			"start omi-registry, which makes it: no request is read before"},
+		{events.InvalidationStream, []string{events.AuthDurable, events.BillingDurable}, checkWarning,
+			"start omi-authsub and omi-billingsub, which make them; with names of your own (--durable) this is as it should be"},
+	} {
+		stream, ok := d.streams[s.stream]
+		if !ok {
+			continue
+		}
+		found := map[string]*jetstream.ConsumerInfo{}
+		err := d.within(ctx, "$JS.API.CONSUMER.LIST."+s.stream, func(ctx context.Context) error {
+			list := stream.ListConsumers(ctx)
+			for info := range list.Info() {
+				if info.Config.Durable != "" {
+					found[info.Config.Durable] = info
+				}
+			}
+			return list.Err()
+		})
+		switch {
+		case denied(err):
+			d.warn("durables of "+s.stream, "this account may not look at them", "run this with an operator's account")
+			continue
+		case err != nil:
+			d.wrong("durables of "+s.stream, err.Error(), "look at the broker's log")
+			continue
+		}
+		for _, name := range s.known {
+			if found[name] == nil {
+				d.note("durable "+name, s.absent, "it does not exist", s.mend)
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(found)) {
+			d.examineDurable("durable "+name, found[name])
+		}
+	}
+}
+
+func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
+	have := info.Config
+	want := events.SubscriberConsumerConfig(have.Durable) // the registry's is alike
+	if different := differences([]difference{
+		{"deliver policy", have.DeliverPolicy, want.DeliverPolicy},
+		{"acknowledge policy", have.AckPolicy, want.AckPolicy},
+		{"filter", have.FilterSubject + strings.Join(have.FilterSubjects, ","), ""},
+		{"headers only", have.HeadersOnly, false},
+		{"push", have.DeliverSubject != "", false},
+	}); len(different) > 0 {
+		d.wrong(name, strings.Join(different, "; "),
+			fmt.Sprintf("it misses messages: delete it (nats consumer rm %s %s), its process makes it anew",
+				info.Stream, have.Durable))
+		return
+	}
+	detail := fmt.Sprintf("messages that wait: %d, that are worked on: %d", info.NumPending, info.NumAckPending)
+	if info.AckFloor.Last != nil {
+		detail += ", the last was acknowledged at " + date(info.AckFloor.Last.Unix())
+	}
+	if info.NumWaiting == 0 {
+		detail += ", nobody fetches at this moment"
+	}
+	switch {
+	case info.Paused:
+		d.warn(name, fmt.Sprintf("%s; it is paused for %s", detail, info.PauseRemaining.Round(time.Second)),
+			"nats consumer resume "+info.Stream+" "+have.Durable)
+	case info.NumPending > 0 || info.NumAckPending > 0:
+		d.warn(name, detail,
+			"a backlog: look again, and where it does not shrink, at the log of the process that has this durable")
+	default:
+		d.ok(name, "%s", detail)
+	}
+}
+
+// examineRegistry asks the registry about itself, and says who is believed from here on.
+func (d *doctor) examineRegistry(ctx context.Context) {
+	const name = "registry"
+	var reply *nats.Msg
+	err := d.within(ctx, events.LookupRegistrySubject, func(ctx context.Context) (err error) {
+		reply, err = d.ask(ctx, events.LookupRegistrySubject, nil)
+		return err
+	})
+	switch {
+	case denied(err):
+		d.wrong(name, "this account may not ask it", "let it publish to omi.v1.lookup.>")
+		return
+	case errors.Is(err, errNoRegistry):
+		d.wrong(name, "nobody answers as the registry",
+			"start omi-registry (or omi dev) at this broker, in this account; requests wait in their stream")
+		return
+	case err != nil:
+		d.wrong(name, err.Error(), "look at the log of omi-registry")
+		return
+	}
+	if err := json.Unmarshal(reply.Data, &d.info); err != nil {
+		d.wrong(name, "its description of itself can't be read: "+err.Error(), "is it of this version?")
+		return
+	}
+	if d.trust, err = events.NewTrust(d.info.Origin, d.info.PublicKeys...); err != nil {
+		d.wrong(name, "its description of itself names no good key: "+err.Error(), "is it of this version?")
+		return
+	}
+	detail := "answers for " + d.info.Origin
+	if len(d.cmd.Trust) == 0 {
+		d.warn(name, fmt.Sprintf("%s; believed on first sight: %s", detail, keyList(d.info.PublicKeys)),
+			"ask who runs it for its public key, and give that by --trust")
+		return
+	}
+	var given []events.PublicKey
+	for _, text := range d.cmd.Trust {
+		key, _ := events.ParsePublicKey(text) // checked at the start
+		given = append(given, key)
+	}
+	if d.trust, err = events.NewTrust(d.info.Origin, given...); err != nil {
+		d.wrong(name, "--trust: "+err.Error(), "give the registry's public key")
+		return
+	}
+	if !slices.ContainsFunc(d.info.PublicKeys, func(k events.PublicKey) bool { return slices.Contains(given, k) }) {
+		d.wrong(name, fmt.Sprintf("%s, with a key that --trust does not name: %s", detail, keyList(d.info.PublicKeys)),
+			"another registry answers here, or its key was changed: ask who runs it")
+	} else {
+		d.ok(name, "%s, with a key that is trusted", detail)
+	}
+}
+
+func keyList(keys []events.PublicKey) string {
+	var texts []string
+	for _, key := range keys {
+		texts = append(texts, key.String())
+	}
+	return strings.Join(texts, ", ")
+}
+
+// examineServices asks Auth and Billing an empty question. To say what is missing in it, they have to be there.
+func (d *doctor) examineServices(ctx context.Context) {
+	for _, one := range []struct{ name, subject, program string }{
+		{"auth", events.AuthVerifySubject, "omi-authsub"},
+		{"billing", events.BillingAttributeSubject, "omi-billingsub"},
+	} {
+		err := d.within(ctx, one.subject, func(ctx context.Context) error {
+			_, err := d.ask(ctx, one.subject, []byte("{}"))
+			return err
+		})
+		answer := (*problem)(nil)
+		switch {
+		case err == nil, errors.As(err, &answer) && answer.Status == http.StatusBadRequest:
+			d.ok(one.name, "answers")
+		case denied(err):
+			d.warn(one.name, "this account may not ask it", "let it publish to "+one.subject+", if it needs to")
+		case errors.Is(err, errNoRegistry): // nobody has subscribed
+			d.wrong(one.name, "nobody answers", "start "+one.program+" at this broker, in this account")
+		default:
+			d.wrong(one.name, err.Error(), "look at the log of "+one.program)
+		}
+	}
+}
+
+// examineService looks at the one service that is named.
+func (d *doctor) examineService(ctx context.Context) {
+	const name = "service"
+	if !d.named || d.info.Origin == "" {
+		return // nobody answers
+	}
+	var record events.ServiceRecord
+	err := d.within(ctx, events.LookupServiceSubject, func(ctx context.Context) (err error) {
+		record, err = d.record(ctx, d.target)
+		return err
+	})
+	unknown := (*problem)(nil)
+	switch {
+	case errors.As(err, &unknown) && unknown.Status == http.StatusNotFound:
+		d.wrong(name, d.target.String()+" was never bound", "omi bind "+flagsOf(d.target)+" --master-key FILE --key FILE")
+		return
+	case errors.As(err, new(*events.Refusal)):
+		d.wrong(name, err.Error(), "it is not the registry that you trust, or its key was changed: ask who runs it")
+		return
+	case err != nil:
+		d.wrong(name, err.Error(), "look at the log of omi-registry")
+		return
+	}
+	detail := fmt.Sprintf("%s, sequence %d", record.Status, record.Sequence)
+	var behind []string
+	for durable, heard := range record.Propagation {
+		if !heard {
+			behind = append(behind, durable)
+		}
+	}
+	slices.Sort(behind)
+	switch {
+	case record.Status == events.Revoked:
+		d.warn(name, detail, "if it is to act again, bind it again with a new key")
+	case len(behind) > 0:
+		d.warn(name, detail+"; its last change is not applied by "+strings.Join(behind, ", "), "see these durables above")
+	default:
+		d.ok(name, "%s", detail)
+	}
+}

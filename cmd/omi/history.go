@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"text/tabwriter"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+type historyCmd struct {
+	connection  `embed:""`
+	targetFlags `embed:""`
+}
+
+// Help teaches.
+func (*historyCmd) Help() string {
+	return `Every key that the service ever had: by which event it came, and from when until when it is accepted. A key
+without an end is the current one. The registry signs the list, and only that signature is believed.
+
+  omi history --app-id org.example.dev --service-id cms
+
+omi pin tells whether all of it was asked for by you.`
+}
+
+// Run shows a service's history.
+func (c *historyCmd) Run() error {
+	t, err := c.target()
+	if err != nil {
+		return err
+	}
+	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
+		history, err := s.history(ctx, t)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return process.PrintJSON(history)
+		}
+		return printHistory(os.Stdout, history)
+	})
+}
+
+// history asks the registry for a service's history, and believes only its signature.
+func (s *session) history(ctx context.Context, t events.Target) (events.ServiceHistory, error) {
+	reply, err := s.ask(ctx, events.LookupHistorySubject+t.String(), nil)
+	if err != nil {
+		return events.ServiceHistory{}, err
+	}
+	history, err := s.trust.ServiceHistory(t, reply.Data)
+	if err != nil {
+		return events.ServiceHistory{}, fmt.Errorf("the registry's history of %s: %w", t, err)
+	}
+	return history, nil
+}
+
+func printHistory(w io.Writer, h events.ServiceHistory) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "SEQUENCE\tEVENT\tFROM\tUNTIL\tKEY")
+	for _, change := range changesOf(h) {
+		until, key := "", "(all keys ended)"
+		if !change.PublicKey.IsZero() {
+			until, key = "current", change.PublicKey.String()
+		}
+		if change.Until != nil {
+			until = date(*change.Until)
+		}
+		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\n", change.Sequence, change.Event, date(change.From), until, key)
+	}
+	if err := table.Flush(); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
+// changesOf returns every change of a service's keys. A revocation brings no key, so it has no line in a history (§8.4):
+// it is where a sequence is missing, and came when the key before it ended. A service that is revoked is not revoked
+// again, so one is all that can be missing in one place.
+func changesOf(h events.ServiceHistory) []events.HistoryKey {
+	var changes []events.HistoryKey
+	upTo := func(sequence int64) {
+		if n := len(changes); n > 0 && changes[n-1].Sequence < sequence && changes[n-1].Until != nil {
+			changes = append(changes,
+				events.HistoryKey{Event: events.ServiceRevocation, Sequence: sequence, From: *changes[n-1].Until})
+		}
+	}
+	for _, key := range h.Keys {
+		upTo(key.Sequence - 1)
+		changes = append(changes, key)
+	}
+	upTo(h.Sequence)
+	return changes
+}

@@ -1,0 +1,206 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"text/tabwriter"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+type pinCmd struct {
+	Add    pinAddCmd    `cmd:"" help:"Remember a service as it is now, and accept what happened to it since it was pinned."`
+	Check  pinCheckCmd  `cmd:"" help:"Say what happened to pinned services that their owner did not ask for: exit code 1."`
+	List   pinListCmd   `cmd:"" help:"Show what is remembered."`
+	Remove pinRemoveCmd `cmd:"" help:"Forget a service."`
+}
+
+// Help teaches.
+func (*pinCmd) Help() string {
+	return `Whoever copies your key can rotate it, and the registry can't tell that it was not you. You can: a pin remembers where
+your service's keys were, and omi pin check says what came after that.
+
+  omi pin add --app-id org.example.dev --service-id cms      once
+  omi pin check                                              from then on, by cron for example
+
+What omi bind, rotate, reset and revoke do moves a pin along, if they know the same file of pins.`
+}
+
+type pinAddCmd struct {
+	connection  `embed:""`
+	targetFlags `embed:""`
+	pinsFlag    `embed:""`
+}
+
+// Help teaches.
+func (*pinAddCmd) Help() string {
+	return `Take --trust with the registry's public key from whoever runs it. Without it, the registry at the broker is believed
+the first time, and from then on the pin remembers its key too.
+
+  omi pin add --app-id org.example.dev --service-id cms --trust ed25519:…`
+}
+
+// Run pins a service as it is now.
+func (c *pinAddCmd) Run() error {
+	t, err := c.target()
+	if err != nil {
+		return err
+	}
+	file, err := c.file()
+	if err != nil {
+		return err
+	}
+	pins, err := file.load() // before anybody is waited for
+	if err != nil {
+		return err
+	}
+	var was *pin
+	if i := indexOf(pins, t); i >= 0 {
+		was = &pins[i]
+	}
+	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
+		now, err := c.look(ctx, s, t, was)
+		if err != nil {
+			return err
+		}
+		err = file.update(func(pins []pin) ([]pin, error) {
+			if i := indexOf(pins, t); i >= 0 {
+				pins[i] = now
+				return pins, nil
+			}
+			return append(pins, now), nil
+		})
+		if err != nil {
+			return err
+		}
+		return c.print(was, now)
+	})
+}
+
+// look returns what a pin remembers. Who is pinned already is not believed on first sight once more: without --trust,
+// the registry is the one of the pin.
+func (c *pinAddCmd) look(ctx context.Context, s *session, t events.Target, was *pin) (pin, error) {
+	pinned := was != nil && len(c.Trust) == 0
+	if pinned {
+		var err error
+		if s, err = s.asPinned(was); err != nil {
+			return pin{}, err
+		}
+	}
+	record, err := s.record(ctx, t)
+	if pinned && errors.As(err, new(*events.Refusal)) {
+		return pin{}, process.Refused(fmt.Errorf("%w: it is not the registry of the pin; if its operator tells you of a new key, "+
+			"give that by --trust", err))
+	}
+	if err != nil {
+		return pin{}, err
+	}
+	return pin{
+		AppID: t.App, ServiceID: t.Service, Origin: s.trust.Origin(), RegistryPublicKeys: s.trust.PublicKeys(),
+		Sequence: record.Sequence, PublicKey: record.Current.PublicKey, PinnedAt: time.Now().Unix(),
+	}, nil
+}
+
+// asPinned returns a session that trusts the registry of a pin, and no other.
+func (s *session) asPinned(p *pin) (*session, error) {
+	trust, err := events.NewTrust(p.Origin, p.RegistryPublicKeys...)
+	if err != nil {
+		return nil, process.Usagef("--pins: the pin of %s: %w", p.target(), err)
+	}
+	return &session{nc: s.nc, js: s.js, trust: trust}, nil
+}
+
+func (c *pinAddCmd) print(was *pin, now pin) error {
+	if c.JSON {
+		return process.PrintJSON(now)
+	}
+	fmt.Printf("%s is pinned at sequence %d", now.target(), now.Sequence)
+	if was != nil && was.Sequence != now.Sequence {
+		fmt.Printf(", and was at %d", was.Sequence)
+	}
+	fmt.Println(".")
+	if now.PublicKey.IsZero() {
+		fmt.Println("  It is revoked.")
+	} else {
+		fmt.Printf("  current key  %s\n", now.PublicKey)
+	}
+	return nil
+}
+
+type pinListCmd struct {
+	pinsFlag `embed:""`
+	JSON     bool `help:"Print JSON."`
+}
+
+// Run lists the pins.
+func (c *pinListCmd) Run() error {
+	file, err := c.file()
+	if err != nil {
+		return err
+	}
+	pins, err := file.load()
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return process.PrintJSON(append([]pin{}, pins...))
+	}
+	if len(pins) == 0 {
+		fmt.Printf("Nothing is pinned in %s. Begin with omi pin add.\n", file.path)
+		return nil
+	}
+	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "SERVICE\tSEQUENCE\tKEY\tREGISTRY\tSINCE")
+	for _, p := range pins {
+		key := "(revoked)"
+		if !p.PublicKey.IsZero() {
+			key = p.PublicKey.String()
+		}
+		fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\n", p.target(), p.Sequence, key, p.Origin, date(p.PinnedAt))
+	}
+	if err := table.Flush(); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
+type pinRemoveCmd struct {
+	targetFlags `embed:""`
+	pinsFlag    `embed:""`
+	JSON        bool `help:"Print JSON: the pin that is gone."`
+}
+
+var errNotPinned = errors.New("is not pinned")
+
+// Run forgets a pin.
+func (c *pinRemoveCmd) Run() error {
+	t, err := c.target()
+	if err != nil {
+		return err
+	}
+	file, err := c.file()
+	if err != nil {
+		return err
+	}
+	var gone pin
+	err = file.update(func(pins []pin) ([]pin, error) {
+		i := indexOf(pins, t)
+		if i < 0 {
+			return nil, process.Refused(fmt.Errorf("%s %w in %s", t, errNotPinned, file.path))
+		}
+		gone = pins[i]
+		return append(pins[:i:i], pins[i+1:]...), nil
+	})
+	switch {
+	case err != nil:
+		return err
+	case c.JSON:
+		return process.PrintJSON(gone)
+	}
+	fmt.Printf("%s is not pinned any more.\n", t)
+	return nil
+}

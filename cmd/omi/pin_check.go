@@ -1,0 +1,149 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"omiappreg.org/keyrotation/client"
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+type pinCheckCmd struct {
+	connection     `embed:""`
+	optionalTarget `embed:""`
+	pinsFlag       `embed:""`
+	Key            []string `env:"OMI_KEY" sep:"none" placeholder:"FILE" help:"A service's key that you hold, repeatable: changes that led to it were yours, and the pin follows them."`
+}
+
+// Help teaches.
+func (*pinCheckCmd) Help() string {
+	return `Compares the registry's signed history with what was pinned: all services, or the one that is named. Exit code 0: as it
+was, or changed by the holder of --key; 1: something happened that needs you to look.
+
+  omi pin check --app-id org.example.dev --service-id cms --key cms.pem
+
+A rotation is signed by the key before it. So if the current key is yours, all rotations that led to it from your last
+binding or Master Reset were, too.`
+}
+
+// Run checks pins.
+func (c *pinCheckCmd) Run() error {
+	file, pins, err := c.pins()
+	if err != nil {
+		return err
+	}
+	mine, err := c.ownKeys()
+	if err != nil {
+		return err
+	}
+	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
+		var findings []finding
+		var unchecked error
+		for _, p := range pins {
+			f, err := s.checkPin(ctx, p, mine)
+			if err != nil {
+				f.State, f.Detail = pinUnchecked, err.Error()
+				unchecked = cmp.Or(unchecked, fmt.Errorf("check %s: %w", p.target(), err))
+			}
+			if f.State == pinMoved {
+				next := p
+				next.Sequence, next.PublicKey, next.PinnedAt = f.Sequence, f.publicKey, time.Now().Unix()
+				if err := file.set(p, next); err != nil {
+					return err
+				}
+			}
+			findings = append(findings, f)
+		}
+		if err := c.print(findings); err != nil {
+			return err
+		}
+		if n := count(findings, finding.alarms); n > 0 {
+			return process.Refused(fmt.Errorf("pinned services to be looked at: %d of %d", n, len(findings)))
+		}
+		return unchecked
+	})
+}
+
+// pins returns those that are to be checked.
+func (c *pinCheckCmd) pins() (pinFile, []pin, error) {
+	t, named, err := c.target()
+	if err != nil {
+		return pinFile{}, nil, err
+	}
+	file, err := c.file()
+	if err != nil {
+		return file, nil, err
+	}
+	pins, err := file.load()
+	if err != nil {
+		return file, nil, err
+	}
+	if !named {
+		if len(pins) == 0 {
+			err = process.Usagef("nothing is pinned in %s: begin with omi pin add", file.path)
+		}
+		return file, pins, err
+	}
+	i := indexOf(pins, t)
+	if i < 0 {
+		return file, nil, process.Usagef("%s %w in %s: begin with omi pin add", t, errNotPinned, file.path)
+	}
+	return file, pins[i : i+1], nil
+}
+
+// ownKeys returns the keys that the owner holds. Beside a key's file stand, after a crash or a refusal, those that the
+// registry may have committed nevertheless. A key names one service for ever, so it can't be mistaken for another's.
+func (c *pinCheckCmd) ownKeys() ([]events.PublicKey, error) {
+	var keys []events.PublicKey
+	for _, path := range c.Key {
+		for _, file := range []string{client.KeyFile(path), client.PendingFile(path)} {
+			key, err := keyfile.Read(file)
+			if errors.Is(err, keyfile.ErrMissing) && file != client.KeyFile(path) {
+				continue
+			}
+			if err != nil {
+				return nil, process.Usagef("--key: %w", err)
+			}
+			keys = append(keys, key.Public())
+		}
+	}
+	return keys, nil
+}
+
+// print shows what was found.
+func (c *pinCheckCmd) print(findings []finding) error {
+	if c.JSON {
+		return process.PrintJSON(struct {
+			Pins []finding `json:"pins"`
+			OK   bool      `json:"ok"`
+		}{findings, count(findings, finding.ok) == len(findings)})
+	}
+	for _, f := range findings {
+		fmt.Printf("%s: %s: %s\n", f.target(), f.State, f.Detail)
+		for _, e := range f.Changes {
+			key := "(all keys ended)"
+			if !e.PublicKey.IsZero() {
+				key = e.PublicKey.String()
+			}
+			fmt.Printf("  sequence %d  %s  %s  %s\n", e.Sequence, e.Event, date(e.Timestamp), key)
+		}
+		for _, line := range f.Mend {
+			fmt.Printf("  %s\n", line)
+		}
+	}
+	return nil
+}
+
+func count(findings []finding, which func(finding) bool) (n int) {
+	for _, f := range findings {
+		if which(f) {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// pinState is what became of a pinned service.
+type pinState string
+
+const (
+	pinUnchanged       pinState = "unchanged"
+	pinMoved           pinState = "moved"            // by the owner
+	pinChanged         pinState = "changed"          // not by the owner, as far as we know
+	pinWentBack        pinState = "went_back"        // the registry knows less than was pinned
+	pinContradicted    pinState = "contradicted"     // another key stands at the pinned sequence
+	pinRegistryChanged pinState = "registry_changed" // another key signs, or another registry answers
+	pinUnchecked       pinState = "unchecked"        // there was no answer
+)
+
+// change is one event of a service, for programs.
+type change struct {
+	Sequence  int64            `json:"sequence"`
+	Event     events.EventKind `json:"event"`
+	Timestamp int64            `json:"timestamp"`
+	PublicKey events.PublicKey `json:"public_key,omitzero"`
+}
+
+// finding is what a check says of one service.
+type finding struct {
+	AppID          events.AppID     `json:"app_id"`
+	ServiceID      events.ServiceID `json:"service_id"`
+	State          pinState         `json:"state"`
+	Detail         string           `json:"detail"`
+	PinnedSequence int64            `json:"pinned_sequence"`
+	Sequence       int64            `json:"sequence,omitzero"` // that the registry shows
+	Changes        []change         `json:"changes"`           // after the pin, that nobody known asked for
+	Mend           []string         `json:"mend,omitzero"`
+
+	publicKey events.PublicKey // that is current now
+}
+
+func (f finding) target() events.Target { return events.Target{App: f.AppID, Service: f.ServiceID} }
+func (f finding) ok() bool              { return f.State == pinUnchanged || f.State == pinMoved }
+func (f finding) alarms() bool          { return !f.ok() && f.State != pinUnchecked }
+
+// checkPin asks the registry of a pin what happened since.
+func (s *session) checkPin(ctx context.Context, p pin, mine []events.PublicKey) (finding, error) {
+	none := finding{AppID: p.AppID, ServiceID: p.ServiceID, PinnedSequence: p.Sequence, Changes: []change{}}
+	trusting, err := s.asPinned(&p)
+	if err != nil {
+		return none, err
+	}
+	history, err := trusting.history(ctx, p.target())
+	refusal, unknown := (*events.Refusal)(nil), (*problem)(nil)
+	switch {
+	case err == nil:
+		return p.compare(history, mine), nil
+	case errors.As(err, &unknown) && unknown.Status == http.StatusNotFound:
+		none.State = pinWentBack
+		none.Detail = fmt.Sprintf("sequence %d is pinned, and the registry says that it was never bound", p.Sequence)
+		none.Mend = mendRegistry()
+		return none, nil
+	case errors.As(err, &refusal):
+		none.State = pinRegistryChanged
+		none.Detail = fmt.Sprintf("what answers is not signed by the registry of the pin, %s: %s", p.Origin, refusal.Detail)
+		none.Mend = []string{
+			"Ask who runs the registry. If its key was changed: omi pin add " + flagsOf(p.target()) + " --trust NEWKEY",
+			"If it was not, another registry answers here: is --nats-url right?",
+		}
+		return none, nil
+	}
+	return none, err
+}
+
+// compare holds a history against a pin. mine are keys that only the owner holds.
+func (p *pin) compare(h events.ServiceHistory, mine []events.PublicKey) finding {
+	f := finding{AppID: p.AppID, ServiceID: p.ServiceID, PinnedSequence: p.Sequence, Sequence: h.Sequence, Changes: []change{}}
+	all := changesOf(h)
+	at := slices.IndexFunc(all, func(e events.HistoryKey) bool { return e.Sequence == p.Sequence })
+	switch {
+	case h.Sequence < p.Sequence:
+		f.State = pinWentBack
+		f.Detail = fmt.Sprintf("the registry shows sequence %d, and %d is pinned: it was restored from an old backup, or is another one",
+			h.Sequence, p.Sequence)
+		f.Mend = mendRegistry()
+		return f
+	case at < 0 || all[at].PublicKey != p.PublicKey:
+		f.State = pinContradicted
+		f.Detail = fmt.Sprintf("the registry shows another key at sequence %d than the one that is pinned: its past was changed, "+
+			"or it is another one", p.Sequence)
+		f.Mend = mendRegistry()
+		return f
+	case at == len(all)-1:
+		f.State, f.Detail = pinUnchanged, fmt.Sprintf("sequence %d", p.Sequence)
+		return f
+	}
+	f.publicKey = all[len(all)-1].PublicKey
+	unknown, held := unproven(all[at+1:], mine), slices.Contains(mine, f.publicKey)
+	if len(unknown) == 0 {
+		f.State = pinMoved
+		f.Detail = fmt.Sprintf("changed by the holder of your key, from sequence %d to %d; the pin is moved",
+			p.Sequence, h.Sequence)
+		return f
+	}
+	f.State = pinChanged
+	for _, e := range unknown {
+		f.Changes = append(f.Changes, change{e.Sequence, e.Event, e.From, e.PublicKey})
+	}
+	f.Detail = fmt.Sprintf("it was pinned at sequence %d, and is at %d; nothing shows that its owner asked for this:",
+		p.Sequence, h.Sequence)
+	f.Mend = mendChanges(p.target(), unknown, held)
+	return f
+}
+
+// unproven returns the changes that the owner's keys say nothing of. Each rotation was signed by the key before it, so
+// whoever holds a key made all that led to it, back to the last binding or Master Reset. Those are the Master Key's: what
+// stood before them, it replaced, whosever that was.
+func unproven(changes []events.HistoryKey, mine []events.PublicKey) []events.HistoryKey {
+	newest := len(changes) - 1
+	for newest >= 0 && !slices.Contains(mine, changes[newest].PublicKey) {
+		newest--
+	}
+	for i := newest; i >= 0; i-- {
+		if changes[i].Event == events.ServiceBinding || changes[i].Event == events.MasterReset {
+			return slices.Concat(changes[:i], changes[newest+1:])
+		}
+	}
+	return changes[newest+1:]
+}
+
+// mendChanges says what to do about changes that nobody known asked for.
+func mendChanges(t events.Target, unknown []events.HistoryKey, held bool) []string {
+	accept := "It was you, with another tool or on another machine: omi pin add " + flagsOf(t) + " accepts it."
+	switch {
+	case slices.ContainsFunc(unknown, func(e events.HistoryKey) bool { return e.Event != events.KeyRotation }):
+		return []string{accept, "It was not: somebody has the Master Key, which signs these. Tell who runs the registry, at once."}
+	case held:
+		return []string{
+			accept, "It was not: somebody had your key until you reset it. Look for how; the key that is current now is yours.",
+		}
+	}
+	return []string{
+		accept,
+		"It was not: somebody has your key. End all keys at once, and look for how it got out:",
+		"  omi reset " + flagsOf(t) + " --master-key FILE --key FILE",
+	}
+}
+
+func mendRegistry() []string {
+	return []string{
+		"Ask who runs the registry, and change no key before it is settled. Is --nats-url right?",
+		"If all is well with it, omi pin add accepts what it shows.",
+	}
+}
+
+func flagsOf(t events.Target) string {
+	return "--app-id " + t.App.String() + " --service-id " + t.Service.String()
+}

@@ -1,0 +1,128 @@
+package main
+
+import (
+	"encoding/base64"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/go-json-experiment/json"
+	"github.com/mattn/go-isatty"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+// optionalTarget names a service where one may be named.
+type optionalTarget struct {
+	AppID     string `name:"app-id" env:"OMI_APP_ID" placeholder:"ID" help:"The app, for example org.example.dev."`
+	ServiceID string `name:"service-id" env:"OMI_SERVICE_ID" placeholder:"ID" help:"The service, for example cms."`
+}
+
+func (f optionalTarget) target() (t events.Target, given bool, err error) {
+	if (f.AppID == "") != (f.ServiceID == "") {
+		return t, false, process.Usagef("--app-id and --service-id go together: they name one service")
+	}
+	if f.AppID == "" {
+		return t, false, nil
+	}
+	t, err = targetFlags(f).target()
+	return t, true, err
+}
+
+// messageFlag is where the bytes of a message are read. They are never an argument: arguments are for everybody on the
+// machine to see, and a shell changes them.
+type messageFlag struct {
+	In string `default:"-" placeholder:"FILE" help:"The message; - is the standard input, which is the default."`
+}
+
+func (f messageFlag) read() ([]byte, error) {
+	if f.In != "-" {
+		content, err := os.ReadFile(f.In)
+		if err != nil {
+			return nil, process.Usagef("--in: %w", err)
+		}
+		return content, nil
+	}
+	if isatty.IsTerminal(os.Stdin.Fd()) {
+		fmt.Fprintln(os.Stderr, "omi: reading the message from the terminal; Ctrl-D on a line of its own ends it")
+	}
+	content, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return nil, fmt.Errorf("read the message from the standard input: %w", err)
+	}
+	return content, nil
+}
+
+type signCmd struct {
+	optionalTarget `embed:""`
+	messageFlag    `embed:""`
+	Key            string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The key that signs."`
+	JSON           bool   `help:"Print the question for Auth, ready for POST /v1/verify and for omi verify --query; it needs --app-id and --service-id."`
+}
+
+// Help teaches.
+func (*signCmd) Help() string {
+	return `The signature is over the bytes as they are: a newline at the end counts. Nobody is asked, nothing is sent.
+
+  printf %s 'hello' | omi sign --key cms.pem
+  omi sign --key cms.pem --in invoice.pdf > invoice.sig
+  printf %s 'hello' | omi sign --key cms.pem --app-id org.example.dev --service-id cms --json | omi verify --query -`
+}
+
+// Run signs a message.
+func (c *signCmd) Run() error {
+	t, given, err := c.target()
+	if err != nil {
+		return err
+	}
+	if c.JSON && !given {
+		return process.Usagef("--json prints a question about a service: name it by --app-id and --service-id")
+	}
+	key, err := keyfile.Read(c.Key)
+	if err != nil {
+		return process.Usagef("--key: %w", err)
+	}
+	message, err := c.read()
+	if err != nil {
+		return err
+	}
+	signature := key.Sign(message)
+	if !c.JSON {
+		fmt.Println(signature)
+		return nil
+	}
+	query := newQuery(events.VerifyQuery{Target: t, Message: message, Signature: signature})
+	if _, err := query.encode(); err != nil {
+		return err
+	}
+	return process.PrintJSON(query)
+}
+
+// queryJSON is §8.2's question.
+type queryJSON struct {
+	AppID     events.AppID     `json:"app_id"`
+	ServiceID events.ServiceID `json:"service_id"`
+	Message   string           `json:"message"`
+	Signature events.Signature `json:"signature"`
+}
+
+func newQuery(q events.VerifyQuery) queryJSON {
+	return queryJSON{q.Target.App, q.Target.Service, base64.RawURLEncoding.EncodeToString(q.Message), q.Signature}
+}
+
+// encode returns the question as it is sent, unless Auth would not take it.
+func (q queryJSON) encode() ([]byte, error) {
+	body, err := json.Marshal(q)
+	if err != nil {
+		return nil, fmt.Errorf("encode the question: %w", err)
+	}
+	if len(body) > events.MaxQuery {
+		size := base64.RawURLEncoding.DecodedLen(len(q.Message))
+		room := base64.RawURLEncoding.DecodedLen(events.MaxQuery - (len(body) - len(q.Message)))
+		return nil, process.Usagef("the message has %d bytes, and Auth takes questions of 64 KiB, which is %d bytes of message: "+
+			"sign a digest of it, or check it with omi verify --registry or --public-key, which take any size", size, room)
+	}
+	return body, nil
+}

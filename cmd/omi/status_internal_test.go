@@ -1,0 +1,70 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+// TestStatusView shows one service as it is asked about again and again.
+func TestStatusView(t *testing.T) {
+	t.Parallel()
+	keys := testKeys{}
+	target := somePin(t, 1).target()
+	record := events.ServiceRecord{
+		AppID: target.App, ServiceID: target.Service, Status: events.Active, Sequence: 2, Timestamp: 1705412600,
+		Current: events.CurrentKey{PublicKey: keys.get("b")},
+		Grace:   []events.GraceKey{{PublicKey: keys.get("a"), Expires: 1705412610}},
+	}
+	later := record
+	later.Timestamp += 3
+	ended := later
+	ended.Timestamp, ended.Grace = 1705412610, nil
+
+	var lines bytes.Buffer
+	view := statusView{w: &lines}
+	for _, r := range []events.ServiceRecord{record, later, later, ended, ended} {
+		if err := view.show(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for text, want := range map[string]int{"sequence 2": 2, "10s left": 1, "7s left": 0} {
+		if n := strings.Count(lines.String(), text); n != want {
+			t.Errorf("time that passes is no change, and the end of a key is; it printed %q %d times:\n%s", text, n, &lines)
+		}
+	}
+
+	var screen bytes.Buffer
+	view = statusView{w: &screen, terminal: true}
+	for i, want := range []string{"10s left", "7s left"} {
+		screen.Reset()
+		if err := view.show([]events.ServiceRecord{record, later}[i]); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(screen.String(), "\x1b[H\x1b[J") || !strings.Contains(screen.String(), want) {
+			t.Errorf("a terminal is not drawn anew with %s: %q", want, &screen)
+		}
+	}
+}
+
+func TestPassing(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{process.Unreachable(errors.New("nobody answers")), true},
+		{process.Refused(&problem{Status: 503}), true},
+		{process.Refused(&problem{Status: 404}), false},
+		{fmt.Errorf("the record: %w", &events.Refusal{Reason: events.UntrustedSignature}), false},
+	} {
+		if passing(c.err) != c.want {
+			t.Errorf("%v: passing is not %t", c.err, c.want)
+		}
+	}
+}

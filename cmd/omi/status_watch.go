@@ -1,0 +1,139 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+const (
+	// watchEach is how often a watched service is asked about: propagation and the end of a grace period make no event.
+	watchEach = time.Second
+	// watchPatience is after how long a watched registry counts as away, until it answers again.
+	watchPatience = 2 * time.Second
+)
+
+// watch shows a service's record until a signal comes. The broker or the registry may go away and come back meanwhile.
+func (c *statusCmd) watch(ctx context.Context, s *session, t events.Target, view *statusView) error {
+	// An event is a reason to ask at once. Whoever sent it: what is shown is the registry's signed answer.
+	news := make(chan struct{}, 1)
+	subscription, err := s.nc.Subscribe(events.InvalidationSubject+t.String(), func(*nats.Msg) {
+		select {
+		case news <- struct{}{}:
+		default:
+		}
+	})
+	if err != nil {
+		return process.Unreachable(fmt.Errorf("follow the events of %s: %w", t, err))
+	}
+	defer func() { _ = subscription.Unsubscribe() }() // the connection ends with it
+	tick := time.NewTicker(watchEach)
+	defer tick.Stop()
+	for {
+		asking, cancel := context.WithTimeout(ctx, min(c.Timeout, watchPatience))
+		record, err := s.record(asking, t)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			err = view.show(record)
+		case view.shown != nil && !s.nc.IsClosed() && passing(err):
+			view.miss(err)
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-news:
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// passing says whether an answer that did not come may come later. What the registry refuses, or what it did not sign,
+// stays so.
+func passing(err error) bool {
+	if refused := (*problem)(nil); errors.As(err, &refused) {
+		return refused.Status == http.StatusServiceUnavailable
+	}
+	return !errors.As(err, new(*events.Refusal))
+}
+
+// statusView is where a watched record is shown.
+type statusView struct {
+	w        io.Writer
+	terminal bool // show what is, in place; else print what changes
+	json     bool
+
+	shown []byte // the record that was shown last, but for its time
+	away  bool
+}
+
+// show shows a record.
+func (v *statusView) show(r events.ServiceRecord) error {
+	content := r
+	content.Timestamp = 0 // moves on while nothing changes
+	state, err := json.Marshal(content, json.Deterministic(true))
+	if err != nil {
+		return fmt.Errorf("compare the registry's answers: %w", err)
+	}
+	first, changed := v.shown == nil, !bytes.Equal(state, v.shown)
+	v.shown = state
+	if v.away {
+		v.away = false
+		v.tell("the registry answers again")
+	}
+	switch {
+	case v.json && changed:
+		return process.PrintJSON(r)
+	case v.json:
+	case v.terminal:
+		v.draw(r)
+	case changed:
+		if !first {
+			fmt.Fprintln(v.w)
+		}
+		fmt.Fprint(v.w, time.Unix(r.Timestamp, 0).Format(time.TimeOnly), "  ")
+		printRecord(v.w, r)
+	}
+	return nil
+}
+
+// draw puts a record in place of what is on the screen. Lines may be wider than it, so the cursor goes to its corner:
+// nobody knows how many lines up the last record began.
+func (v *statusView) draw(r events.ServiceRecord) {
+	const home, eraseBelow = "\x1b[H", "\x1b[J"
+	var screen bytes.Buffer
+	screen.WriteString(home + eraseBelow)
+	printRecord(&screen, r)
+	fmt.Fprintf(&screen, "\nAs of %s. Ctrl-C ends this.\n", time.Unix(r.Timestamp, 0).Format(time.TimeOnly))
+	_, _ = v.w.Write(screen.Bytes()) // at once, so that it does not flicker
+}
+
+// miss says once that no answer came. What was shown stays.
+func (v *statusView) miss(err error) {
+	if !v.away {
+		v.away = true
+		v.tell(fmt.Sprintf("waiting for an answer: %v", err))
+	}
+}
+
+// tell is for the person who watches; the standard output is records and no more.
+func (v *statusView) tell(what string) {
+	fmt.Fprintf(os.Stderr, "omi: %s  %s\n", time.Now().Format(time.TimeOnly), what)
+}

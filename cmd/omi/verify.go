@@ -1,0 +1,274 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+type verifyCmd struct {
+	connection     `embed:""`
+	optionalTarget `embed:""`
+	messageFlag    `embed:""`
+	Signature      signatureFlag `placeholder:"SIG" help:"The signature, as omi sign prints it."`
+	Query          string        `placeholder:"FILE" help:"Message, signature and service as omi sign --json printed them; - is the standard input."`
+	Registry       bool          `help:"Ask the registry, and check the signature here by what it signs, instead of believing Auth."`
+	PublicKey      string        `placeholder:"ed25519:…" help:"Check against this key and no other, without asking anybody."`
+}
+
+// Help teaches.
+func (*verifyCmd) Help() string {
+	return `Is this signature good now? The answer is accepted (by the current key, or by one in grace and until when), or
+refused with a reason and exit code 1. Auth is asked, as everybody asks who serves the application's users.
+
+  printf %s 'hello' | omi verify --app-id org.example.dev --service-id cms --signature SIG
+  printf %s 'hello' | omi verify --app-id org.example.dev --service-id cms --signature SIG --registry
+  omi verify --public-key ed25519:… --signature SIG --in invoice.pdf`
+}
+
+// signatureFlag takes a signature as it is: one in 64 begins with a hyphen, as a flag does.
+type signatureFlag struct{ events.Signature }
+
+// Decode implements kong.MapperValue.
+func (f *signatureFlag) Decode(ctx *kong.DecodeContext) (err error) {
+	text, _ := ctx.Scan.Pop().Value.(string) // at the end there is none
+	f.Signature, err = events.ParseSignature(text)
+	return err
+}
+
+// verdict is what omi verify says. Beside what §8.2 has, it says who judged.
+type verdict struct {
+	Result    string           `json:"result"`
+	Reason    string           `json:"reason,omitzero"`
+	Key       string           `json:"key,omitzero"`
+	PublicKey events.PublicKey `json:"public_key,omitzero"`
+	Expires   int64            `json:"expires,omitzero"`
+	Sequence  int64            `json:"sequence,omitzero"`
+	AsOf      int64            `json:"as_of,omitzero"`
+	By        string           `json:"by"` // auth, registry or public_key
+}
+
+const (
+	byAuth      = "auth"
+	byRegistry  = "registry"
+	byPublicKey = "public_key"
+)
+
+// Run verifies a signature.
+func (c *verifyCmd) Run() error {
+	key, q, err := c.question()
+	if err != nil {
+		return err
+	}
+	var v verdict
+	switch {
+	case c.PublicKey != "":
+		v = verdict{Result: events.Refused, Reason: string(events.InvalidSignature), By: byPublicKey}
+		if key.Verify(q.Message, q.Signature) {
+			v = verdict{Result: events.Accepted, PublicKey: key, By: byPublicKey}
+		}
+	case c.Registry:
+		err = c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
+			v, err = s.judge(ctx, q)
+			return err
+		})
+	default:
+		v, err = c.askAuth(q)
+	}
+	if err != nil {
+		return err
+	}
+	return c.print(v)
+}
+
+// question is what the flags ask, before anybody is waited for.
+func (c *verifyCmd) question() (key events.PublicKey, q events.VerifyQuery, err error) {
+	if c.PublicKey != "" {
+		if c.Registry {
+			return key, q, process.Usagef("--registry and --public-key are two ways to check: give one of them")
+		}
+		if key, err = events.ParsePublicKey(c.PublicKey); err != nil {
+			return key, q, process.Usagef("--public-key: %w", err)
+		}
+		if err = key.CheckStrength(); err != nil {
+			return key, q, process.Usagef("--public-key: %w", err)
+		}
+	}
+	target, named, err := c.target()
+	if err != nil {
+		return key, q, err
+	}
+	if c.Query != "" {
+		q, err = c.readQuery()
+		if err == nil && named && q.Target != target {
+			err = process.Usagef("--query is about %s, and --app-id and --service-id name %s", q.Target, target)
+		}
+		return key, q, err
+	}
+	q.Target, q.Signature = target, c.Signature.Signature
+	switch {
+	case c.Signature.IsZero():
+		return key, q, process.Usagef("what to check is missing: give --signature SIG, or --query FILE")
+	case !named && c.PublicKey == "":
+		return key, q, process.Usagef("whose signature it is to be is missing: give --app-id and --service-id, or --public-key")
+	}
+	q.Message, err = c.read()
+	return key, q, err
+}
+
+func (c *verifyCmd) readQuery() (q events.VerifyQuery, err error) {
+	if !c.Signature.IsZero() || c.In != "-" {
+		return q, process.Usagef("--query holds message and signature: give it, or --signature and --in")
+	}
+	var content []byte
+	if c.Query == "-" {
+		content, err = io.ReadAll(os.Stdin)
+	} else {
+		content, err = os.ReadFile(c.Query)
+	}
+	if err != nil {
+		return q, process.Usagef("--query: %w", err)
+	}
+	if q, err = events.ParseVerifyQuery(content); err != nil {
+		return q, process.Usagef("--query: %s is not what omi sign --json prints: %w", c.Query, err)
+	}
+	return q, nil
+}
+
+var errNoAuth = errors.New("the broker answers, but no Auth does: is omi-authsub (or `omi dev`) running there? omi verify --registry does without it")
+
+// askAuth asks whichever Auth Provider answers first. The registry may be away meanwhile.
+func (c *verifyCmd) askAuth(q events.VerifyQuery) (verdict, error) {
+	body, err := newQuery(q).encode()
+	if err != nil {
+		return verdict{}, err
+	}
+	var answer events.VerifyAnswer
+	err = c.withBroker(func(ctx context.Context, s *session) error {
+		reply, err := s.ask(ctx, events.AuthVerifySubject, body)
+		if errors.Is(err, errNoRegistry) { // nobody answers
+			return process.Unreachable(errNoAuth)
+		}
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(reply.Data, &answer); err != nil {
+			return fmt.Errorf("read Auth's answer: %w", err)
+		}
+		return nil
+	})
+	return verdict{
+		answer.Result, answer.Reason, answer.Key, answer.PublicKey, answer.Expires, answer.Sequence, answer.AsOf, byAuth,
+	}, err
+}
+
+// withBroker is for questions that need no registry.
+func (c connection) withBroker(do func(context.Context, *session) error) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	log := process.NewLog(os.Stderr, slog.LevelError)
+	nc, err := c.ConnectNow(ctx, "omi", log)
+	if err != nil {
+		return err
+	}
+	defer process.Close(nc, log)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return fmt.Errorf("use JetStream: %w", err)
+	}
+	return do(ctx, &session{nc: nc, js: js})
+}
+
+// judge answers §8.2's question from what the registry signs. Its record names every key that is accepted; what ended,
+// and so the reason of a refusal, is in the history.
+func (s *session) judge(ctx context.Context, q events.VerifyQuery) (verdict, error) {
+	record, err := s.record(ctx, q.Target)
+	if unknown := (*problem)(nil); errors.As(err, &unknown) && unknown.Status == http.StatusNotFound {
+		return verdict{Result: events.Refused, Reason: string(events.UnknownService), By: byRegistry}, nil
+	}
+	if err != nil {
+		return verdict{}, err
+	}
+	v := verdict{Result: events.Accepted, Sequence: record.Sequence, AsOf: record.Timestamp, By: byRegistry}
+	if current := record.Current.PublicKey; !current.IsZero() && current.Verify(q.Message, q.Signature) {
+		v.Key, v.PublicKey = events.KeyCurrent, current
+		return v, nil
+	}
+	for _, grace := range record.Grace {
+		if grace.PublicKey.Verify(q.Message, q.Signature) {
+			v.Key, v.PublicKey, v.Expires = events.KeyGrace, grace.PublicKey, grace.Expires
+			return v, nil
+		}
+	}
+	v = verdict{Result: events.Refused, Reason: string(events.InvalidSignature), AsOf: record.Timestamp, By: byRegistry}
+	if record.Status == events.Revoked {
+		v.Reason = events.RevokedService
+		return v, nil
+	}
+	history, err := s.history(ctx, q.Target)
+	if err != nil {
+		return v, err
+	}
+	for _, key := range history.Keys {
+		if key.PublicKey.Verify(q.Message, q.Signature) {
+			v.Reason = events.ExpiredKey
+		}
+	}
+	return v, nil
+}
+
+// print says a verdict. A refusal is an error with its reason.
+func (c *verifyCmd) print(v verdict) error {
+	if c.JSON {
+		if err := process.PrintJSON(v); err != nil {
+			return err
+		}
+	}
+	asOf := ""
+	if v.AsOf != 0 {
+		asOf = fmt.Sprintf(" (as of %s, by %s)", date(v.AsOf), map[string]string{byAuth: "Auth", byRegistry: "the registry"}[v.By])
+	}
+	switch {
+	case v.By == byPublicKey && v.Result != events.Accepted:
+		return process.Refused(errors.New("refused: this key did not make this signature over these bytes; a newline at the end counts"))
+	case v.Result != events.Accepted:
+		return process.Refused(fmt.Errorf("refused: %s: %s%s", v.Reason, why(v.Reason), asOf))
+	case c.JSON:
+	case v.By == byPublicKey:
+		fmt.Printf("accepted: %s made this signature\n", v.PublicKey)
+	case v.Key == events.KeyGrace:
+		fmt.Printf("accepted: by a key in grace, until %s%s\n  %s\n", date(v.Expires), asOf, v.PublicKey)
+	default:
+		fmt.Printf("accepted: by the current key%s\n  %s\n", asOf, v.PublicKey)
+	}
+	return nil
+}
+
+// why explains §8.2's reasons to a person.
+func why(reason string) string {
+	switch reason {
+	case string(events.UnknownService):
+		return "no such service was ever bound"
+	case events.RevokedService:
+		return "the service is revoked, none of its keys is accepted"
+	case events.ExpiredKey:
+		return "the service had the key that made it, and that key has ended; sign with the current one"
+	default:
+		return "no key of the service made it over these bytes; a newline at the end counts"
+	}
+}
