@@ -65,6 +65,10 @@ type doctor struct {
 	checks  []check
 }
 
+func newDoctor(c *doctorCmd, t events.Target, named bool) *doctor {
+	return &doctor{cmd: c, target: t, named: named, streams: map[string]jetstream.Stream{}}
+}
+
 // Run looks at everything.
 func (c *doctorCmd) Run() error {
 	t, named, err := c.target()
@@ -81,7 +85,7 @@ func (c *doctorCmd) Run() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	d := &doctor{cmd: c, target: t, named: named, streams: map[string]jetstream.Stream{}}
+	d := newDoctor(c, t, named)
 	unreachable := d.examine(ctx)
 	if err := c.print(d.checks); err != nil {
 		return err

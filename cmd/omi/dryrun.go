@@ -1,10 +1,68 @@
 package main
 
 import (
-	"errors"
+	"context"
+	"fmt"
+	"os"
 	"time"
 
+	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/request"
 )
 
-func (c *rotateCmd) dryRun(events.Target, *time.Duration) error { return errors.New("stub") }
+// dryRun looks at all that a rotation needs, as omi doctor does, and makes the request with a new key that nobody keeps.
+// It sends nothing and writes nothing.
+func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
+	if err := c.readable(); err != nil {
+		return err
+	}
+	d := newDoctor(&doctorCmd{connection: c.connection, Key: c.Key}, t, true)
+	unreachable := d.examine(context.Background())
+	if unreachable == nil {
+		d.examineRequest(c, grace)
+	}
+	if err := d.cmd.print(d.checks); err != nil {
+		return err
+	}
+	if unreachable != nil {
+		return unreachable
+	}
+	if wrong := d.count(checkWrong); wrong > 0 {
+		return process.Refused(fmt.Errorf("nothing was sent, and the rotation would fail: %d of %d checks found something wrong", wrong, len(d.checks)))
+	}
+	if !c.JSON {
+		fmt.Println("Nothing was sent. The same command without --dry-run rotates the key.")
+	}
+	return nil
+}
+
+// examineRequest makes the request, and holds its grace period against the registry's.
+func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
+	const name = "request"
+	if _, err := os.Lstat(client.JournalFile(c.Key)); err == nil {
+		return // that one would be sent again, and is on a line of its own
+	}
+	by, err := readKey("--key", client.KeyFile(c.Key))
+	if err != nil {
+		return // the key file's own line says so
+	}
+	draft := newDraft(events.Rotation, d.target)
+	period := time.Duration(d.info.GracePeriod) * time.Second
+	if grace != nil {
+		seconds := int64(*grace / time.Second)
+		draft.GracePeriod = &seconds
+		if *grace > period {
+			d.wrong(name, fmt.Sprintf("a grace period of %s, and the registry's own is %s", *grace, period), "ask for less, or leave --grace-period out")
+			return
+		}
+		period = *grace
+	}
+	m, err := request.Sign(draft, by.Private(), events.GenerateSigningKey().Private())
+	if err != nil {
+		d.wrong(name, err.Error(), "mend what it says")
+		return
+	}
+	d.ok(name, "%d bytes to %s; the old key would be in grace for %s", len(m.Payload), m.Subject, period)
+}
