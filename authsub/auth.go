@@ -24,11 +24,12 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/subscriber"
 )
 
 // ErrUnknownService is what a [Registry] returns for a service that was never bound.
-var ErrUnknownService = subscriber.ErrUnknownService
+var ErrUnknownService = lookup.ErrUnknownService
 
 // Registry is asked about a service whose newest event may not have come yet.
 type Registry interface {
@@ -80,7 +81,7 @@ func (c Config) withDefaults() Config {
 	c.LookupMemorySize = cmp.Or(c.LookupMemorySize, defaultLookupMemorySize)
 	c.LookupsInFlight = cmp.Or(c.LookupsInFlight, defaultLookupsInFlight)
 	if c.Registry == nil {
-		c.Registry = subscriber.Lookup{Conn: c.JetStream.Conn(), Trust: c.Trust}
+		c.Registry = lookup.Registry{Conn: c.JetStream.Conn(), Trust: c.Trust}
 	}
 	if c.Applied == nil {
 		c.Applied = func([]events.Invalidation) {}
