@@ -1,0 +1,249 @@
+package client_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/client"
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+const (
+	start  = int64(1_705_412_600)
+	within = 20 * time.Second
+)
+
+// checker is what both verifiers are.
+type checker interface {
+	Verify(ctx context.Context, q events.VerifyQuery) (events.VerifyAnswer, error)
+}
+
+var (
+	_ checker = (*client.Verifier)(nil)
+	_ checker = client.AuthVerifier{}
+)
+
+// testClock is a time that a test sets.
+type testClock struct{ seconds atomic.Int64 }
+
+func (c *testClock) now() time.Time { return time.Unix(c.seconds.Load(), 0) }
+
+// lines is a log that a test reads.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+// String implements fmt.Stringer.
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+func (l *lines) count(part string) int {
+	return strings.Count(l.String(), part)
+}
+
+// world is a receiver on a real broker, with a registry that the test plays.
+type world struct {
+	broker   *testenv.Broker
+	proxy    *testenv.Proxy // between the broker and the receiver
+	js       jetstream.JetStream
+	registry *subtest.Registry
+	clock    testClock
+	log      lines
+	verifier *client.Verifier
+}
+
+// newWorld makes a receiver that does not run yet, at a broker without a stream.
+func newWorld(t *testing.T, peers ...*subtest.Service) *world {
+	t.Helper()
+	w := &world{broker: testenv.NewBroker(t), registry: subtest.NewRegistry(t, events.GenerateSigningKey())}
+	w.clock.seconds.Store(start)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the log:\n%s", &w.log)
+		}
+	})
+	w.proxy = testenv.NewProxy(t, strings.TrimPrefix(w.broker.URL(), "nats://"))
+	var err error
+	if w.js, err = jetstream.New(testenv.Connect(t, w.broker.URL())); err != nil {
+		t.Fatal(err)
+	}
+	cfg := client.VerifierConfig{
+		Conn: testenv.Connect(t, "nats://"+w.proxy.Addr()), Trust: w.registry.Trust,
+		Log: slog.New(slog.NewTextHandler(&w.log, nil)), Now: w.clock.now,
+	}
+	for _, peer := range peers {
+		cfg.Peers = append(cfg.Peers, peer.Target)
+	}
+	if w.verifier, err = client.NewVerifier(cfg); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// running makes a receiver that runs and is ready, at a broker with an empty stream.
+func running(t *testing.T, peers ...*subtest.Service) *world {
+	t.Helper()
+	w := newWorld(t, peers...)
+	subtest.Stream(t, w.js)
+	subtest.Running(t, w.verifier.Run)
+	testenv.Eventually(t, within, "ready", w.verifier.Ready)
+	return w
+}
+
+// publish puts events on the stream, for as long as it takes.
+func (w *world) publish(t *testing.T, list ...events.Invalidation) {
+	t.Helper()
+	for i := range list {
+		testenv.Eventually(t, within, "publish an event", func() error {
+			_, err := w.js.Publish(t.Context(), list[i].Subject(), list[i].Sign(w.registry.Key))
+			return err
+		})
+	}
+}
+
+// records answers as the registry does, with records that the test sets, and counts the questions.
+type records struct {
+	mu    sync.Mutex
+	of    map[string]events.ServiceRecord // by service id
+	asked int
+}
+
+func (r *records) set(record events.ServiceRecord) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.of[record.ServiceID.String()] = record
+}
+
+func (r *records) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.asked
+}
+
+// answering starts a registry that answers about services.
+func (w *world) answering(t *testing.T) *records {
+	t.Helper()
+	r := &records{of: make(map[string]events.ServiceRecord)}
+	service, err := api.Register(t.Context(), w.js.Conn(), slog.New(slog.DiscardHandler),
+		api.Service{Name: "omi-registry", Version: "1.0.0", Description: "test"}, api.Endpoint{
+			Name: "service", Subject: events.LookupServiceSubject,
+			Handle: func(_ context.Context, c api.Call) (api.Answer, error) {
+				r.mu.Lock()
+				defer r.mu.Unlock()
+				r.asked++
+				record, ok := r.of[c.ServiceID]
+				if !ok {
+					return api.Answer{}, api.NotFound("No such service.")
+				}
+				return api.Answer{Body: record.Sign(w.registry.Key)}, nil
+			},
+		})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = service.Stop() })
+	return r
+}
+
+func query(s *subtest.Service, key events.SigningKey) events.VerifyQuery {
+	message := []byte("a request")
+	return events.VerifyQuery{Target: s.Target, Message: message, Signature: key.Sign(message)}
+}
+
+// verdict is an answer as "accepted current" or "refused expired_key", or what kept it from being given.
+func verdict(answer events.VerifyAnswer, err error) string {
+	switch {
+	case errors.Is(err, client.ErrStale):
+		return "stale"
+	case errors.Is(err, client.ErrNotReady):
+		return "not ready"
+	case err != nil:
+		return err.Error()
+	}
+	return answer.Result + " " + answer.Key + answer.Reason
+}
+
+func (w *world) verify(t *testing.T, s *subtest.Service, key events.SigningKey) string {
+	t.Helper()
+	return verdict(w.verifier.Verify(t.Context(), query(s, key)))
+}
+
+func (w *world) want(t *testing.T, what string, s *subtest.Service, key events.SigningKey, want string) {
+	t.Helper()
+	if got := w.verify(t, s, key); got != want {
+		t.Errorf("%s: %s, want %s", what, got, want)
+	}
+}
+
+// becomes waits until a signature by key has this verdict.
+func (w *world) becomes(t *testing.T, s *subtest.Service, key events.SigningKey, want string) {
+	t.Helper()
+	testenv.Eventually(t, within, want, func() error {
+		if got := w.verify(t, s, key); got != want {
+			return errors.New(got)
+		}
+		return nil
+	})
+}
+
+// tick sets the clock, and waits until the receiver knows the stream up to then.
+func (w *world) tick(t *testing.T, seconds int64) {
+	t.Helper()
+	w.clock.seconds.Store(seconds)
+	testenv.Eventually(t, within, "the stream known up to now", func() error {
+		if asOf := w.verifier.AsOf().Unix(); asOf < seconds {
+			return fmt.Errorf("known up to %d", asOf)
+		}
+		return nil
+	})
+}
+
+// consumers returns what the broker knows of who reads the stream.
+func (w *world) consumers(t *testing.T) []*jetstream.ConsumerInfo {
+	t.Helper()
+	stream, err := w.js.Stream(t.Context(), events.InvalidationStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []*jetstream.ConsumerInfo
+	lister := stream.ListConsumers(t.Context())
+	for info := range lister.Info() {
+		list = append(list, info)
+	}
+	if lister.Err() != nil {
+		t.Fatal(lister.Err())
+	}
+	return list
+}
+
+// replaceStream makes the stream anew.
+func (w *world) replaceStream(t *testing.T) {
+	t.Helper()
+	if err := w.js.DeleteStream(t.Context(), events.InvalidationStream); err != nil {
+		t.Fatal(err)
+	}
+	subtest.Stream(t, w.js)
+}
