@@ -95,7 +95,8 @@ func (v *Verifier) setUp() error {
 	case v.cfg.Trust.Origin() == "":
 		return events.ErrNoTrust
 	case v.cfg.MaxAge < freshFor:
-		return fmt.Errorf("a MaxAge of %v is too short: the broker is asked every %v, so it is %v at least", v.cfg.MaxAge, askEvery, freshFor)
+		return fmt.Errorf("a MaxAge of %v is too short: the broker is asked every %v, so it is %v at least",
+			v.cfg.MaxAge, askEvery, freshFor)
 	}
 	for _, peer := range v.cfg.Peers {
 		if v.peers == nil {
@@ -149,31 +150,32 @@ func (v *Verifier) Ignored() uint64 { return v.follower.ignored.Load() }
 func (v *Verifier) Verify(ctx context.Context, q events.VerifyQuery) (events.VerifyAnswer, error) {
 	asOf := v.AsOf() // before the keys are looked at: they are at least as new
 	if _, ok := v.peers[q.Target]; !ok && v.peers != nil {
-		return events.VerifyAnswer{Result: events.Refused, Reason: string(events.UnknownService), AsOf: seconds(asOf)}, nil
+		return events.VerifyAnswer{Result: events.Refused, Reason: string(events.UnknownService), AsOf: unixSeconds(asOf)}, nil
 	}
 	if asOf.Before(v.started) {
 		return events.VerifyAnswer{}, ErrNotReady
 	}
-	if old := age(asOf, v.cfg.Now()); old > v.cfg.MaxAge {
-		return events.VerifyAnswer{}, fmt.Errorf("%w (known up to %s, %v ago)", ErrStale, asOf.UTC().Format(time.RFC3339), old.Round(time.Second))
+	if old := knownFor(asOf, v.cfg.Now()); old > v.cfg.MaxAge {
+		return events.VerifyAnswer{}, fmt.Errorf("%w (known up to %s, %v ago)",
+			ErrStale, asOf.UTC().Format(time.RFC3339), old.Round(time.Second))
 	}
 	answer, settled := v.memory.Verify(ctx, q)
-	if !settled && age(asOf, v.cfg.Now()) > freshFor {
-		return events.VerifyAnswer{}, fmt.Errorf("%w (no key that was known at %s made the signature, and the registry gives no answer)",
-			ErrStale, asOf.UTC().Format(time.RFC3339))
+	if !settled && knownFor(asOf, v.cfg.Now()) > freshFor {
+		const why = "no key that was known at %s made the signature, and the registry gives no answer"
+		return events.VerifyAnswer{}, fmt.Errorf("%w ("+why+")", ErrStale, asOf.UTC().Format(time.RFC3339))
 	}
-	answer.AsOf = seconds(asOf)
+	answer.AsOf = unixSeconds(asOf)
 	return answer, nil
 }
 
-// age is what has passed since then by either clock: the monotonic one stands still while a machine sleeps, the wall
+// knownFor is what has passed since then by either clock: the monotonic one stands still while a machine sleeps, the wall
 // clock can be set back.
-func age(then, now time.Time) time.Duration {
+func knownFor(then, now time.Time) time.Duration {
 	return max(now.Sub(then), now.Round(0).Sub(then.Round(0)))
 }
 
-// seconds is a time as the protocol has it; 0: not known.
-func seconds(t time.Time) int64 {
+// unixSeconds is a time as the protocol has it; 0: not known.
+func unixSeconds(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
 	}

@@ -42,14 +42,18 @@ type follower struct {
 	log     *slog.Logger
 	now     func() time.Time
 
-	progress progress
+	progress streamProgress
 	current  atomic.Pointer[orderedConsumer] // nil until the stream is there
 	opened   chan struct{}                   // tells watch of a new consumer
 	ignored  atomic.Uint64
 }
 
-func newFollower(js jetstream.JetStream, cfg VerifierConfig, peers map[events.Target]struct{}, apply func([]events.Invalidation)) *follower {
-	f := &follower{js: js, trust: cfg.Trust, apply: apply, log: cfg.Log, now: cfg.Now, opened: make(chan struct{}, 1)}
+func newFollower(
+	js jetstream.JetStream, cfg VerifierConfig, peers map[events.Target]struct{}, apply func([]events.Invalidation),
+) *follower {
+	f := &follower{
+		js: js, trust: cfg.Trust, apply: apply, log: cfg.Log, now: cfg.Now, opened: make(chan struct{}, 1),
+	}
 	for peer := range maps.Keys(peers) {
 		f.filters = append(f.filters, events.InvalidationSubject+peer.String())
 	}
@@ -115,10 +119,10 @@ func (f *follower) create(ctx context.Context) (*orderedConsumer, error) {
 		return consumer, err
 	}
 	f.progress.forget() // nothing is there from that message on, not even itself
-	return f.createAt(ctx, place{})
+	return f.createAt(ctx, streamPlace{})
 }
 
-func (f *follower) createAt(ctx context.Context, first place) (*orderedConsumer, error) {
+func (f *follower) createAt(ctx context.Context, first streamPlace) (*orderedConsumer, error) {
 	cfg := jetstream.ConsumerConfig{
 		DeliverPolicy:     jetstream.DeliverAllPolicy,
 		AckPolicy:         jetstream.AckNonePolicy,

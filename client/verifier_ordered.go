@@ -20,7 +20,7 @@ var (
 // was made anew, and nobody would know.
 type orderedConsumer struct {
 	jetstream.Consumer
-	first         place // the message that comes first if the stream is still the same; zero: any
+	first         streamPlace // the message that comes first if the stream is still the same; zero: any
 	anotherStream func()
 
 	mu       sync.Mutex

@@ -10,19 +10,19 @@ import (
 // TestProgress: the stream is known up to a question once all that it found was worked off, and never earlier.
 func TestProgress(t *testing.T) {
 	t.Parallel()
-	var p progress
+	var p streamProgress
 	ask := func(what string, asked int64, delivered, pending uint64, want int64) {
 		t.Helper()
 		info := &jetstream.ConsumerInfo{Name: "a", NumPending: pending, Delivered: jetstream.SequenceInfo{Consumer: delivered}}
 		p.answered(info, time.Unix(asked, 0))
-		if got := seconds(p.asOf()); got != want {
+		if got := unixSeconds(p.asOf()); got != want {
 			t.Errorf("%s: as of %d, want %d", what, got, want)
 		}
 	}
 	worked := func(what string, seen uint64, want int64) {
 		t.Helper()
 		p.workedOff(&jetstream.MsgMetadata{Sequence: jetstream.SequencePair{Consumer: seen, Stream: 10 * seen}})
-		if got := seconds(p.asOf()); got != want {
+		if got := unixSeconds(p.asOf()); got != want {
 			t.Errorf("%s: as of %d, want %d", what, got, want)
 		}
 	}
@@ -51,7 +51,7 @@ func TestProgress(t *testing.T) {
 
 func TestStalled(t *testing.T) {
 	t.Parallel()
-	var p progress
+	var p streamProgress
 	p.begin("a")
 	for i := range stallsAllowed {
 		if p.stalled() {
@@ -82,7 +82,7 @@ func TestAge(t *testing.T) {
 		"the wall clock alone":            {wall, wall.Add(time.Minute), time.Minute},
 		"since the machine went to sleep": {now, wall.Add(time.Hour), time.Hour},
 	} {
-		if got := age(tc.then, tc.now); got != tc.want {
+		if got := knownFor(tc.then, tc.now); got != tc.want {
 			t.Errorf("%s: %v, want %v", name, got, tc.want)
 		}
 	}

@@ -21,32 +21,33 @@ import (
 // TestVerifierFollows is the life of a service's keys, as a receiver sees it.
 func TestVerifierFollows(t *testing.T) {
 	t.Parallel()
-	w := running(t)
+	w := runningVerifier(t)
 	s := subtest.NewService(t, "life")
-	w.publish(t, s.Bind(start), s.Rotate(start+10, 300))
-	w.tick(t, start+10)
+	w.publish(t, s.Bind(verifierStart), s.Rotate(verifierStart+10, 300))
+	w.tick(t, verifierStart+10)
 	w.becomes(t, s, s.Keys[1], "accepted current")
-	answer, err := w.verifier.Verify(t.Context(), query(s, s.Keys[0]))
+	answer, err := w.verifier.Verify(t.Context(), signedQuery(s, s.Keys[0]))
 	want := events.VerifyAnswer{
-		Result: events.Accepted, Key: events.KeyGrace, PublicKey: s.Keys[0].Public(), Expires: start + 310, Sequence: 2, AsOf: start + 10,
+		Result: events.Accepted, Key: events.KeyGrace, PublicKey: s.Keys[0].Public(), Expires: verifierStart + 310,
+		Sequence: 2, AsOf: verifierStart + 10,
 	}
 	if err != nil || answer != want {
 		t.Errorf("a key in grace: %+v, %v", answer, err)
 	}
-	w.tick(t, start+309)
+	w.tick(t, verifierStart+309)
 	w.want(t, "the last second of grace", s, s.Keys[0], "accepted grace")
-	w.tick(t, start+310)
+	w.tick(t, verifierStart+310)
 	w.want(t, "the end of grace", s, s.Keys[0], "refused expired_key")
 	w.want(t, "a stranger's key", s, events.GenerateSigningKey(), "refused invalid_signature")
 	w.want(t, "a stranger", subtest.NewService(t, "nobody"), s.Keys[0], "refused unknown_service")
 
-	w.publish(t, s.Rotate(start+310, 300), s.Reset(start+310))
+	w.publish(t, s.Rotate(verifierStart+310, 300), s.Reset(verifierStart+310))
 	w.becomes(t, s, s.Keys[3], "accepted current")
 	w.want(t, "the key before a reset", s, s.Keys[2], "refused expired_key")
 	w.want(t, "a key in grace at a reset", s, s.Keys[1], "refused expired_key")
-	w.publish(t, s.Revoke(start+310))
+	w.publish(t, s.Revoke(verifierStart+310))
 	w.becomes(t, s, s.Keys[3], "refused revoked_service")
-	w.publish(t, s.Bind(start+310))
+	w.publish(t, s.Bind(verifierStart+310))
 	w.becomes(t, s, s.Keys[4], "accepted current")
 	w.want(t, "a key before the revocation", s, s.Keys[3], "refused expired_key")
 
@@ -60,12 +61,12 @@ func TestVerifierFollows(t *testing.T) {
 // TestVerifierNotReady: nobody is refused for what has not been read yet.
 func TestVerifierNotReady(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newVerifierWorld(t)
 	s := subtest.NewService(t, "early")
-	s.Bind(start)
+	s.Bind(verifierStart)
 	w.want(t, "before it runs", s, s.Keys[0], "not ready")
 	subtest.Running(t, w.verifier.Run)
-	testenv.Eventually(t, within, "the log says what is waited for", func() error {
+	testenv.Eventually(t, verifierWithin, "the log says what is waited for", func() error {
 		if w.log.count("waiting for the stream OMI_INVALIDATIONS; the registry makes it") != 1 {
 			return errors.New("not yet")
 		}
@@ -86,17 +87,17 @@ func TestVerifierNotReady(t *testing.T) {
 // TestVerifierReadsAllBeforeItAnswers: an old key is not good for a moment while the stream is read.
 func TestVerifierReadsAllBeforeItAnswers(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newVerifierWorld(t)
 	subtest.Stream(t, w.js)
 	s := subtest.NewService(t, "old")
-	w.publish(t, s.Bind(start))
+	w.publish(t, s.Bind(verifierStart))
 	for i := range 600 { // more than two batches
 		other := subtest.NewService(t, fmt.Sprint("s", i))
-		w.publish(t, other.Bind(start))
+		w.publish(t, other.Bind(verifierStart))
 	}
-	w.publish(t, s.Reset(start))
+	w.publish(t, s.Reset(verifierStart))
 	subtest.Running(t, w.verifier.Run)
-	testenv.Eventually(t, within, "an answer", func() error {
+	testenv.Eventually(t, verifierWithin, "an answer", func() error {
 		switch got := w.verify(t, s, s.Keys[0]); got {
 		case "refused expired_key":
 			return nil
@@ -112,9 +113,9 @@ func TestVerifierReadsAllBeforeItAnswers(t *testing.T) {
 // TestVerifierStale: what is known is answered from until it is too old, and a refusal for want of a key needs more.
 func TestVerifierStale(t *testing.T) {
 	t.Parallel()
-	w := running(t)
+	w := runningVerifier(t)
 	s := subtest.NewService(t, "stale")
-	w.publish(t, s.Bind(start))
+	w.publish(t, s.Bind(verifierStart))
 	w.becomes(t, s, s.Keys[0], "accepted current")
 	stranger := events.GenerateSigningKey()
 	w.want(t, "a stranger's key, while no registry answers", s, stranger, "refused invalid_signature")
@@ -145,17 +146,17 @@ func TestVerifierStale(t *testing.T) {
 // TestVerifierBrokerRestart: it goes on where it was, and misses nothing.
 func TestVerifierBrokerRestart(t *testing.T) {
 	t.Parallel()
-	w := running(t)
+	w := runningVerifier(t)
 	s := subtest.NewService(t, "restart")
-	w.publish(t, s.Bind(start))
+	w.publish(t, s.Bind(verifierStart))
 	w.becomes(t, s, s.Keys[0], "accepted current")
 	for range 3 {
 		w.broker.Stop()
 		w.broker.Start()
-		w.publish(t, s.Rotate(start, 300))
+		w.publish(t, s.Rotate(verifierStart, 300))
 		w.becomes(t, s, s.Current(), "accepted current")
 	}
-	testenv.Eventually(t, within, "a consumer", func() error {
+	testenv.Eventually(t, verifierWithin, "a consumer", func() error {
 		list := w.consumers(t)
 		for _, info := range list {
 			if info.Config.OptStartSeq < 3 {
@@ -176,21 +177,24 @@ func TestVerifierAnotherStream(t *testing.T) {
 	for name, more := range map[string]int{"empty": -1, "shorter": 0, "as long": 4, "longer": 20} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			w := running(t)
+			w := runningVerifier(t)
 			s := subtest.NewService(t, "first")
-			w.publish(t, s.Bind(start), s.Rotate(start, 300), s.Rotate(start, 300), s.Rotate(start, 300), s.Rotate(start, 300))
+			w.publish(t, s.Bind(verifierStart))
+			for range 4 {
+				w.publish(t, s.Rotate(verifierStart, 300))
+			}
 			w.becomes(t, s, s.Current(), "accepted current")
 
 			w.proxy.Cut()
 			w.replaceStream(t)
 			second := subtest.NewService(t, "second")
 			if more >= 0 {
-				w.publish(t, second.Bind(start))
+				w.publish(t, second.Bind(verifierStart))
 			}
 			for i := range more {
-				w.publish(t, subtest.NewService(t, fmt.Sprint("more", i)).Bind(start))
+				w.publish(t, subtest.NewService(t, fmt.Sprint("more", i)).Bind(verifierStart))
 			}
-			w.clock.seconds.Store(start + 100)
+			w.clock.seconds.Store(verifierStart + 100)
 			w.proxy.Restore()
 			if more >= 0 {
 				w.becomes(t, second, second.Keys[0], "accepted current")
@@ -203,25 +207,25 @@ func TestVerifierAnotherStream(t *testing.T) {
 // TestVerifierStreamDeleted: the same, with the connection up.
 func TestVerifierStreamDeleted(t *testing.T) {
 	t.Parallel()
-	w := running(t)
+	w := runningVerifier(t)
 	s := subtest.NewService(t, "first")
-	w.publish(t, s.Bind(start))
+	w.publish(t, s.Bind(verifierStart))
 	w.becomes(t, s, s.Keys[0], "accepted current")
 	w.replaceStream(t)
 	second := subtest.NewService(t, "second")
-	w.publish(t, second.Bind(start))
+	w.publish(t, second.Bind(verifierStart))
 	w.becomes(t, second, second.Keys[0], "accepted current")
-	w.tick(t, start+100)
+	w.tick(t, verifierStart+100)
 }
 
 // TestVerifierCuts: whatever is lost with a connection comes again.
 func TestVerifierCuts(t *testing.T) {
 	t.Parallel()
-	w := running(t)
+	w := runningVerifier(t)
 	list := make([]*subtest.Service, 1000)
 	for i := range list {
 		list[i] = subtest.NewService(t, fmt.Sprint("s", i))
-		w.publish(t, list[i].Bind(start))
+		w.publish(t, list[i].Bind(verifierStart))
 		switch i % 100 {
 		case 50:
 			w.proxy.Cut()
@@ -229,7 +233,7 @@ func TestVerifierCuts(t *testing.T) {
 			w.proxy.Restore()
 		}
 	}
-	w.tick(t, start+1)
+	w.tick(t, verifierStart+1)
 	for _, s := range list {
 		w.want(t, s.Target.String(), s, s.Keys[0], "accepted current")
 	}
@@ -239,14 +243,14 @@ func TestVerifierCuts(t *testing.T) {
 func TestVerifierPeers(t *testing.T) {
 	t.Parallel()
 	a, b, other := subtest.NewService(t, "a"), subtest.NewService(t, "b"), subtest.NewService(t, "other")
-	w := newWorld(t, a, b, a)
+	w := newVerifierWorld(t, a, b, a)
 	registry := w.answering(t)
-	other.Bind(start)
-	registry.set(other.Record(start))
+	other.Bind(verifierStart)
+	registry.set(other.Record(verifierStart))
 	w.want(t, "a stranger, at once", other, other.Keys[0], "refused unknown_service")
 	subtest.Stream(t, w.js)
 	subtest.Running(t, w.verifier.Run)
-	w.publish(t, other.Events[0], a.Bind(start), b.Bind(start))
+	w.publish(t, other.Events[0], a.Bind(verifierStart), b.Bind(verifierStart))
 	w.becomes(t, a, a.Keys[0], "accepted current")
 	w.becomes(t, b, b.Keys[0], "accepted current")
 	before := registry.count()
@@ -266,11 +270,11 @@ func TestVerifierPeers(t *testing.T) {
 // TestVerifierIgnores: what is not to be believed is counted and logged, and changes nothing.
 func TestVerifierIgnores(t *testing.T) {
 	t.Parallel()
-	w := running(t)
+	w := runningVerifier(t)
 	s := subtest.NewService(t, "good")
-	w.publish(t, s.Bind(start))
+	w.publish(t, s.Bind(verifierStart))
 	stranger := subtest.NewRegistry(t, events.GenerateSigningKey())
-	forged, misplaced := s.Events[0], subtest.NewService(t, "elsewhere").Bind(start)
+	forged, misplaced := s.Events[0], subtest.NewService(t, "elsewhere").Bind(verifierStart)
 	forged.Event, forged.NewKey, forged.Sequence = events.MasterReset, events.GenerateSigningKey().Public(), 2
 	forged.OldKey = s.Keys[0].Public()
 	for i := range 3 {
@@ -282,7 +286,7 @@ func TestVerifierIgnores(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w.tick(t, start+1)
+	w.tick(t, verifierStart+1)
 	w.want(t, "the current key", s, s.Keys[0], "accepted current")
 	if n := w.verifier.Ignored(); n != 9 {
 		t.Errorf("%d messages ignored, want 9", n)
@@ -297,14 +301,14 @@ func TestVerifierIgnores(t *testing.T) {
 // TestVerifierQuickerThanItsEvent: the registry's record speaks for a key whose event has not come.
 func TestVerifierQuickerThanItsEvent(t *testing.T) {
 	t.Parallel()
-	w := running(t)
+	w := runningVerifier(t)
 	registry := w.answering(t)
 	s := subtest.NewService(t, "quick")
-	w.publish(t, s.Bind(start))
+	w.publish(t, s.Bind(verifierStart))
 	w.becomes(t, s, s.Keys[0], "accepted current")
-	s.Rotate(start, 300)
-	registry.set(s.Record(start))
-	w.tick(t, start+2) // what was asked about a service that was not known yet is forgotten
+	s.Rotate(verifierStart, 300)
+	registry.set(s.Record(verifierStart))
+	w.tick(t, verifierStart+2) // what was asked about a service that was not known yet is forgotten
 	before := registry.count()
 	var asking sync.WaitGroup
 	for range 50 {
@@ -320,23 +324,23 @@ func TestVerifierQuickerThanItsEvent(t *testing.T) {
 // TestVerifierAfterManyEvents: who was away for more events than the stream keeps knows who may pass now.
 func TestVerifierAfterManyEvents(t *testing.T) {
 	t.Parallel()
-	w := running(t)
+	w := runningVerifier(t)
 	registry := w.answering(t)
 	s := subtest.NewService(t, "many")
-	w.publish(t, s.Bind(start))
+	w.publish(t, s.Bind(verifierStart))
 	w.becomes(t, s, s.Keys[0], "accepted current")
 	w.proxy.Cut()
 	for range 100 {
-		w.publish(t, s.Rotate(start+10, 300))
+		w.publish(t, s.Rotate(verifierStart+10, 300))
 	}
-	registry.set(s.Record(start + 10))
+	registry.set(s.Record(verifierStart + 10))
 	w.proxy.Restore()
-	w.tick(t, start+10)
+	w.tick(t, verifierStart+10)
 	w.want(t, "the current key", s, s.Current(), "accepted current")
 	w.want(t, "a key whose grace the stream tells of", s, s.Keys[90], "accepted grace")
 	w.want(t, "a key whose replacement is no longer in the stream: the record names it", s, s.Keys[0], "accepted grace")
-	w.publish(t, s.Reset(start+10))
-	w.tick(t, start+11)
+	w.publish(t, s.Reset(verifierStart+10))
+	w.tick(t, verifierStart+11)
 	w.want(t, "after a reset, though the record is older", s, s.Keys[100], "refused expired_key")
 	w.want(t, "the same, of a key that ended too long ago to be remembered", s, s.Keys[0], "refused invalid_signature")
 }
@@ -344,11 +348,11 @@ func TestVerifierAfterManyEvents(t *testing.T) {
 // TestVerifierBesideRotations is for the race detector: readers see whole states only, and never a gap between two keys.
 func TestVerifierBesideRotations(t *testing.T) {
 	t.Parallel()
-	w := running(t)
+	w := runningVerifier(t)
 	s := subtest.NewService(t, "beside")
-	w.publish(t, s.Bind(start))
+	w.publish(t, s.Bind(verifierStart))
 	w.becomes(t, s, s.Keys[0], "accepted current")
-	steady := query(s, s.Keys[0])
+	steady := signedQuery(s, s.Keys[0])
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	for range 2 {
@@ -362,7 +366,8 @@ func TestVerifierBesideRotations(t *testing.T) {
 		})
 	}
 	for i := range 50 {
-		w.publish(t, s.Rotate(start, 300), subtest.NewService(t, fmt.Sprint("other", i)).Bind(start)) // all in grace together
+		other := subtest.NewService(t, fmt.Sprint("other", i))
+		w.publish(t, s.Rotate(verifierStart, 300), other.Bind(verifierStart)) // all in grace together
 	}
 	w.becomes(t, s, s.Current(), "accepted current")
 	cancel()
@@ -372,7 +377,7 @@ func TestVerifierBesideRotations(t *testing.T) {
 // TestVerifierConnectionClosed: what never comes back is not waited for.
 func TestVerifierConnectionClosed(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newVerifierWorld(t)
 	subtest.Stream(t, w.js)
 	conn := testenv.Connect(t, w.broker.URL())
 	v, err := client.NewVerifier(client.VerifierConfig{Conn: conn, Trust: w.registry.Trust})
@@ -381,21 +386,21 @@ func TestVerifierConnectionClosed(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- v.Run(t.Context()) }()
-	testenv.Eventually(t, within, "ready", v.Ready)
+	testenv.Eventually(t, verifierWithin, "ready", v.Ready)
 	conn.Close()
 	select {
 	case err := <-done:
 		if !errors.Is(err, nats.ErrConnectionClosed) {
 			t.Errorf("got %v", err)
 		}
-	case <-time.After(within):
+	case <-time.After(verifierWithin):
 		t.Error("it still runs")
 	}
 }
 
 func TestVerifierConfig(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newVerifierWorld(t)
 	good := client.VerifierConfig{Conn: w.js.Conn(), Trust: w.registry.Trust}
 	for name, change := range map[string]func(*client.VerifierConfig){
 		"no connection":     func(c *client.VerifierConfig) { c.Conn = nil },

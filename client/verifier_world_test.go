@@ -22,64 +22,64 @@ import (
 )
 
 const (
-	start  = int64(1_705_412_600)
-	within = 20 * time.Second
+	verifierStart  = int64(1_705_412_600)
+	verifierWithin = 20 * time.Second
 )
 
-// checker is what both verifiers are.
-type checker interface {
+// receiverChecker is what both verifiers are.
+type receiverChecker interface {
 	Verify(ctx context.Context, q events.VerifyQuery) (events.VerifyAnswer, error)
 }
 
 var (
-	_ checker = (*client.Verifier)(nil)
-	_ checker = client.AuthVerifier{}
+	_ receiverChecker = (*client.Verifier)(nil)
+	_ receiverChecker = client.AuthVerifier{}
 )
 
-// testClock is a time that a test sets.
-type testClock struct{ seconds atomic.Int64 }
+// receiverClock is a time that a test sets.
+type receiverClock struct{ seconds atomic.Int64 }
 
-func (c *testClock) now() time.Time { return time.Unix(c.seconds.Load(), 0) }
+func (c *receiverClock) now() time.Time { return time.Unix(c.seconds.Load(), 0) }
 
-// lines is a log that a test reads.
-type lines struct {
+// receiverLog is a log that a test reads.
+type receiverLog struct {
 	mu   sync.Mutex
 	text bytes.Buffer
 }
 
-func (l *lines) Write(b []byte) (int, error) {
+func (l *receiverLog) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.Write(b)
 }
 
 // String implements fmt.Stringer.
-func (l *lines) String() string {
+func (l *receiverLog) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.String()
 }
 
-func (l *lines) count(part string) int {
+func (l *receiverLog) count(part string) int {
 	return strings.Count(l.String(), part)
 }
 
-// world is a receiver on a real broker, with a registry that the test plays.
-type world struct {
+// verifierWorld is a receiver on a real broker, with a registry that the test plays.
+type verifierWorld struct {
 	broker   *testenv.Broker
 	proxy    *testenv.Proxy // between the broker and the receiver
 	js       jetstream.JetStream
 	registry *subtest.Registry
-	clock    testClock
-	log      lines
+	clock    receiverClock
+	log      receiverLog
 	verifier *client.Verifier
 }
 
-// newWorld makes a receiver that does not run yet, at a broker without a stream.
-func newWorld(t *testing.T, peers ...*subtest.Service) *world {
+// newVerifierWorld makes a receiver that does not run yet, at a broker without a stream.
+func newVerifierWorld(t *testing.T, peers ...*subtest.Service) *verifierWorld {
 	t.Helper()
-	w := &world{broker: testenv.NewBroker(t), registry: subtest.NewRegistry(t, events.GenerateSigningKey())}
-	w.clock.seconds.Store(start)
+	w := &verifierWorld{broker: testenv.NewBroker(t), registry: subtest.NewRegistry(t, events.GenerateSigningKey())}
+	w.clock.seconds.Store(verifierStart)
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("the log:\n%s", &w.log)
@@ -103,50 +103,50 @@ func newWorld(t *testing.T, peers ...*subtest.Service) *world {
 	return w
 }
 
-// running makes a receiver that runs and is ready, at a broker with an empty stream.
-func running(t *testing.T, peers ...*subtest.Service) *world {
+// runningVerifier makes a receiver that runs and is ready, at a broker with an empty stream.
+func runningVerifier(t *testing.T, peers ...*subtest.Service) *verifierWorld {
 	t.Helper()
-	w := newWorld(t, peers...)
+	w := newVerifierWorld(t, peers...)
 	subtest.Stream(t, w.js)
 	subtest.Running(t, w.verifier.Run)
-	testenv.Eventually(t, within, "ready", w.verifier.Ready)
+	testenv.Eventually(t, verifierWithin, "ready", w.verifier.Ready)
 	return w
 }
 
 // publish puts events on the stream, for as long as it takes.
-func (w *world) publish(t *testing.T, list ...events.Invalidation) {
+func (w *verifierWorld) publish(t *testing.T, list ...events.Invalidation) {
 	t.Helper()
 	for i := range list {
-		testenv.Eventually(t, within, "publish an event", func() error {
+		testenv.Eventually(t, verifierWithin, "publish an event", func() error {
 			_, err := w.js.Publish(t.Context(), list[i].Subject(), list[i].Sign(w.registry.Key))
 			return err
 		})
 	}
 }
 
-// records answers as the registry does, with records that the test sets, and counts the questions.
-type records struct {
+// playedRegistry answers as the registry does, with records that the test sets, and counts the questions.
+type playedRegistry struct {
 	mu    sync.Mutex
 	of    map[string]events.ServiceRecord // by service id
 	asked int
 }
 
-func (r *records) set(record events.ServiceRecord) {
+func (r *playedRegistry) set(record events.ServiceRecord) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.of[record.ServiceID.String()] = record
 }
 
-func (r *records) count() int {
+func (r *playedRegistry) count() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.asked
 }
 
 // answering starts a registry that answers about services.
-func (w *world) answering(t *testing.T) *records {
+func (w *verifierWorld) answering(t *testing.T) *playedRegistry {
 	t.Helper()
-	r := &records{of: make(map[string]events.ServiceRecord)}
+	r := &playedRegistry{of: make(map[string]events.ServiceRecord)}
 	service, err := api.Register(t.Context(), w.js.Conn(), slog.New(slog.DiscardHandler),
 		api.Service{Name: "omi-registry", Version: "1.0.0", Description: "test"}, api.Endpoint{
 			Name: "service", Subject: events.LookupServiceSubject,
@@ -168,7 +168,7 @@ func (w *world) answering(t *testing.T) *records {
 	return r
 }
 
-func query(s *subtest.Service, key events.SigningKey) events.VerifyQuery {
+func signedQuery(s *subtest.Service, key events.SigningKey) events.VerifyQuery {
 	message := []byte("a request")
 	return events.VerifyQuery{Target: s.Target, Message: message, Signature: key.Sign(message)}
 }
@@ -186,12 +186,12 @@ func verdict(answer events.VerifyAnswer, err error) string {
 	return answer.Result + " " + answer.Key + answer.Reason
 }
 
-func (w *world) verify(t *testing.T, s *subtest.Service, key events.SigningKey) string {
+func (w *verifierWorld) verify(t *testing.T, s *subtest.Service, key events.SigningKey) string {
 	t.Helper()
-	return verdict(w.verifier.Verify(t.Context(), query(s, key)))
+	return verdict(w.verifier.Verify(t.Context(), signedQuery(s, key)))
 }
 
-func (w *world) want(t *testing.T, what string, s *subtest.Service, key events.SigningKey, want string) {
+func (w *verifierWorld) want(t *testing.T, what string, s *subtest.Service, key events.SigningKey, want string) {
 	t.Helper()
 	if got := w.verify(t, s, key); got != want {
 		t.Errorf("%s: %s, want %s", what, got, want)
@@ -199,9 +199,9 @@ func (w *world) want(t *testing.T, what string, s *subtest.Service, key events.S
 }
 
 // becomes waits until a signature by key has this verdict.
-func (w *world) becomes(t *testing.T, s *subtest.Service, key events.SigningKey, want string) {
+func (w *verifierWorld) becomes(t *testing.T, s *subtest.Service, key events.SigningKey, want string) {
 	t.Helper()
-	testenv.Eventually(t, within, want, func() error {
+	testenv.Eventually(t, verifierWithin, want, func() error {
 		if got := w.verify(t, s, key); got != want {
 			return errors.New(got)
 		}
@@ -210,10 +210,10 @@ func (w *world) becomes(t *testing.T, s *subtest.Service, key events.SigningKey,
 }
 
 // tick sets the clock, and waits until the receiver knows the stream up to then.
-func (w *world) tick(t *testing.T, seconds int64) {
+func (w *verifierWorld) tick(t *testing.T, seconds int64) {
 	t.Helper()
 	w.clock.seconds.Store(seconds)
-	testenv.Eventually(t, within, "the stream known up to now", func() error {
+	testenv.Eventually(t, verifierWithin, "the stream known up to now", func() error {
 		if asOf := w.verifier.AsOf().Unix(); asOf < seconds {
 			return fmt.Errorf("known up to %d", asOf)
 		}
@@ -222,7 +222,7 @@ func (w *world) tick(t *testing.T, seconds int64) {
 }
 
 // consumers returns what the broker knows of who reads the stream.
-func (w *world) consumers(t *testing.T) []*jetstream.ConsumerInfo {
+func (w *verifierWorld) consumers(t *testing.T) []*jetstream.ConsumerInfo {
 	t.Helper()
 	stream, err := w.js.Stream(t.Context(), events.InvalidationStream)
 	if err != nil {
@@ -240,7 +240,7 @@ func (w *world) consumers(t *testing.T) []*jetstream.ConsumerInfo {
 }
 
 // replaceStream makes the stream anew.
-func (w *world) replaceStream(t *testing.T) {
+func (w *verifierWorld) replaceStream(t *testing.T) {
 	t.Helper()
 	if err := w.js.DeleteStream(t.Context(), events.InvalidationStream); err != nil {
 		t.Fatal(err)

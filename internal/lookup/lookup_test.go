@@ -116,7 +116,8 @@ func TestRegistry(t *testing.T) {
 	}
 	_, _, errs = both("failing")
 	for _, err := range errs {
-		if problem := (*api.Problem)(nil); !errors.As(err, &problem) || problem.Status != http.StatusServiceUnavailable || problem.Detail == "" {
+		problem := (*api.Problem)(nil)
+		if !errors.As(err, &problem) || problem.Status != http.StatusServiceUnavailable || problem.Detail == "" {
 			t.Errorf("a registry whose database is away: %v, want its words", err)
 		}
 	}

@@ -50,23 +50,24 @@ func query(s *subtest.Service, key events.SigningKey) events.VerifyQuery {
 func TestSettled(t *testing.T) {
 	t.Parallel()
 	away, unknown := errors.New("away"), lookup.ErrUnknownService
-	nobody := subtest.NewService(t, "nobody")
+	nobody, strange := subtest.NewService(t, "nobody"), events.GenerateSigningKey()
 	_, s := newMemory(t, &registry{})
 	s.Reset(start + 20)
+	record := registry{record: s.Record(start + 20)}
 	for name, tc := range map[string]struct {
 		q        events.VerifyQuery
 		registry registry
 		want     string
 		settled  bool
 	}{
-		"the current key":                        {query(s, s.Keys[1]), registry{err: away}, "accepted current", true},
-		"a key in grace":                         {query(s, s.Keys[0]), registry{err: away}, "accepted grace", true},
-		"a newer key, the registry away":         {query(s, s.Keys[2]), registry{err: away}, "refused invalid_signature", false},
-		"a newer key, the registry knows it":     {query(s, s.Keys[2]), registry{record: s.Record(start + 20)}, "accepted current", true},
-		"a stranger's key, the registry away":    {query(s, nobodysKey()), registry{err: away}, "refused invalid_signature", false},
-		"a stranger's key, the registry there":   {query(s, nobodysKey()), registry{record: s.Record(start + 20)}, "refused invalid_signature", true},
-		"a stranger, the registry away":          {query(nobody, nobodysKey()), registry{err: away}, "refused unknown_service", false},
-		"a stranger, the registry knows of none": {query(nobody, nobodysKey()), registry{err: unknown}, "refused unknown_service", true},
+		"the current key":               {query(s, s.Keys[1]), registry{err: away}, "accepted current", true},
+		"a key in grace":                {query(s, s.Keys[0]), registry{err: away}, "accepted grace", true},
+		"a newer key, nobody answers":   {query(s, s.Keys[2]), registry{err: away}, "refused invalid_signature", false},
+		"a newer key":                   {query(s, s.Keys[2]), record, "accepted current", true},
+		"a strange key, nobody answers": {query(s, strange), registry{err: away}, "refused invalid_signature", false},
+		"a strange key":                 {query(s, strange), record, "refused invalid_signature", true},
+		"a stranger, nobody answers":    {query(nobody, strange), registry{err: away}, "refused unknown_service", false},
+		"a stranger":                    {query(nobody, strange), registry{err: unknown}, "refused unknown_service", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -78,8 +79,6 @@ func TestSettled(t *testing.T) {
 		})
 	}
 }
-
-func nobodysKey() events.SigningKey { return events.GenerateSigningKey() }
 
 // TestVerifyAllocatesNothing holds for the path of a good signature by the current key.
 func TestVerifyAllocatesNothing(t *testing.T) {
