@@ -1,14 +1,7 @@
 // Package authsub is the Auth Provider's side of key rotation: who may pass now (docs/protocol.md §8.2).
 //
 // It applies the registry's invalidations as they come, keeps what they say in a database of its own, and the keyrings
-// that they make in memory, where [Auth.Verify] reads them without a lock. A service may be quicker than the event of
-// its new key; so a signature that no known key made is taken to the registry, in bounds that no flood can widen:
-//
-//	               current key, or one in grace
-//	Verify ──┬────────────────────────────────────────────▶ accepted
-//	         ├── a key that has ended ────────────────────▶ refused
-//	         └── anything else ──▶ the registry's record ──▶ accepted or refused
-//	                               one question per service and second, a few at a time
+// that they make in memory, from which [Auth.Verify] answers (internal/verify).
 package authsub
 
 import (
@@ -24,11 +17,13 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/verify"
 )
 
 // ErrUnknownService is what a [Registry] returns for a service that was never bound.
-var ErrUnknownService = subscriber.ErrUnknownService
+var ErrUnknownService = lookup.ErrUnknownService
 
 // Registry is asked about a service whose newest event may not have come yet.
 type Registry interface {
@@ -66,21 +61,10 @@ type Config struct {
 	Now func() time.Time
 }
 
-const (
-	defaultLookupTimeout    = time.Second
-	defaultLookupMemory     = time.Second
-	defaultLookupMemorySize = 1 << 16
-	defaultLookupsInFlight  = 32
-)
-
 func (c Config) withDefaults() Config {
 	c.Durable = cmp.Or(c.Durable, events.AuthDurable)
-	c.LookupTimeout = cmp.Or(c.LookupTimeout, defaultLookupTimeout)
-	c.LookupMemory = cmp.Or(c.LookupMemory, defaultLookupMemory)
-	c.LookupMemorySize = cmp.Or(c.LookupMemorySize, defaultLookupMemorySize)
-	c.LookupsInFlight = cmp.Or(c.LookupsInFlight, defaultLookupsInFlight)
 	if c.Registry == nil {
-		c.Registry = subscriber.Lookup{Conn: c.JetStream.Conn(), Trust: c.Trust}
+		c.Registry = lookup.Registry{Conn: c.JetStream.Conn(), Trust: c.Trust}
 	}
 	if c.Applied == nil {
 		c.Applied = func([]events.Invalidation) {}
@@ -95,12 +79,10 @@ func (c Config) withDefaults() Config {
 type Auth struct {
 	conn       *nats.Conn
 	log        *slog.Logger
-	now        func() time.Time
 	observer   func([]events.Invalidation)
 	store      *subscriber.Store
 	subscriber *subscriber.Subscriber
-	keyrings   *keyrings
-	lookups    *lookups
+	memory     *verify.Memory
 }
 
 // New opens the database, and loads the keyrings of all services into memory.
@@ -110,9 +92,7 @@ func New(ctx context.Context, cfg Config) (*Auth, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start the Auth Provider: %w", err)
 	}
-	a := &Auth{
-		conn: cfg.JetStream.Conn(), log: cfg.Log, now: cfg.Now, observer: cfg.Applied, store: store, keyrings: newKeyrings(),
-	}
+	a := &Auth{conn: cfg.JetStream.Conn(), log: cfg.Log, observer: cfg.Applied, store: store}
 	if err := a.setUp(ctx, cfg); err != nil {
 		_ = store.Close() // the first error says more
 		return nil, fmt.Errorf("start the Auth Provider: %w", err)
@@ -121,7 +101,11 @@ func New(ctx context.Context, cfg Config) (*Auth, error) {
 }
 
 func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
-	if a.lookups, err = newLookups(cfg); err != nil {
+	a.memory, err = verify.New(verify.Config{
+		Registry: cfg.Registry, LookupTimeout: cfg.LookupTimeout, LookupMemory: cfg.LookupMemory,
+		LookupMemorySize: cfg.LookupMemorySize, LookupsInFlight: cfg.LookupsInFlight, Log: cfg.Log, Now: cfg.Now,
+	})
+	if err != nil {
 		return err
 	}
 	a.subscriber, err = subscriber.New(subscriber.Config{
@@ -136,7 +120,7 @@ func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 		if err != nil {
 			return err
 		}
-		a.keyrings.load(service, began.Unix())
+		a.memory.Load(service.Target, service.Keyring, service.Sequence)
 		services++
 	}
 	cfg.Log.InfoContext(ctx, "loaded the keyrings", "services", services, "took", cfg.Now().Sub(began).String())
@@ -163,6 +147,13 @@ func (a *Auth) Close() error { return a.store.Close() }
 // broker is away: answers then grow older, as their AsOf says.
 func (a *Auth) Ready() error { return a.subscriber.Ready() }
 
+// Verify says whether a signature is good now (docs/protocol.md §8.2).
+func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAnswer {
+	answer, _ := a.memory.Verify(ctx, q)
+	answer.AsOf = a.subscriber.AsOf()
+	return answer
+}
+
 // Endpoints returns the question of docs/protocol.md §8.2.
 func (a *Auth) Endpoints() []api.Endpoint {
 	return []api.Endpoint{{
@@ -179,9 +170,6 @@ func (a *Auth) Endpoints() []api.Endpoint {
 
 // applied joins a committed batch to the memory.
 func (a *Auth) applied(batch []events.Invalidation) {
-	now := a.now().Unix()
-	for i := range batch {
-		a.keyrings.apply(&batch[i], now)
-	}
+	a.memory.Apply(batch)
 	a.observer(batch)
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
@@ -48,7 +49,7 @@ func testVector(t *testing.T, js jetstream.JetStream, url string, v *subtest.Eve
 			t.Fatal(err)
 		}
 		if restarted == 0 {
-			if err := a.subscriber.Receive(t.Context(), []subscriber.Delivery{v.Delivery}); err != nil {
+			if err := a.subscriber.Receive(t.Context(), []incoming.Delivery{v.Delivery}); err != nil {
 				t.Fatal(err)
 			}
 		}

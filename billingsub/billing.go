@@ -23,6 +23,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/subscriber"
 )
 
@@ -60,7 +61,7 @@ func (c Config) withDefaults() Config {
 	c.Durable = cmp.Or(c.Durable, events.BillingDurable)
 	c.LookupTimeout = cmp.Or(c.LookupTimeout, defaultLookupTimeout)
 	if c.Registry == nil {
-		c.Registry = subscriber.Lookup{Conn: c.JetStream.Conn(), Trust: c.Trust}
+		c.Registry = lookup.Registry{Conn: c.JetStream.Conn(), Trust: c.Trust}
 	}
 	if c.Applied == nil {
 		c.Applied = func([]events.Invalidation) {}

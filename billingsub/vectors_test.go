@@ -7,7 +7,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
@@ -36,7 +36,7 @@ func testVector(t *testing.T, js jetstream.JetStream, url string, v *subtest.Eve
 	if _, err := b.store.Apply(t.Context(), v.Known, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.subscriber.Receive(t.Context(), []subscriber.Delivery{v.Delivery}); err != nil {
+	if err := b.subscriber.Receive(t.Context(), []incoming.Delivery{v.Delivery}); err != nil {
 		t.Fatal(err)
 	}
 	known, e := v.Known[1], v.Event

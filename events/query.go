@@ -4,6 +4,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"strings"
+
+	"github.com/go-json-experiment/json"
 )
 
 // MaxQuery is the size of the largest question to Auth or Billing, in bytes (§8).
@@ -71,6 +73,38 @@ func ParseVerifyQuery(b []byte) (VerifyQuery, error) {
 		Signature: f.signature("signature", true),
 	}
 	return q, f.end()
+}
+
+// Encode returns the question as §8.2 has it. What it returns passes [ParseVerifyQuery], or it returns why not.
+func (q VerifyQuery) Encode() ([]byte, error) {
+	b, err := json.Marshal(struct {
+		AppID     AppID     `json:"app_id"`
+		ServiceID ServiceID `json:"service_id"`
+		Message   string    `json:"message"`
+		Signature Signature `json:"signature"`
+	}{q.Target.App, q.Target.Service, base64.RawURLEncoding.EncodeToString(q.Message), q.Signature})
+	if err != nil {
+		return nil, err
+	}
+	_, err = ParseVerifyQuery(b)
+	return b, err
+}
+
+// ParseVerifyAnswer reads §8.2's answer, or returns a [*Refusal] where it is not one. Nobody signs an answer: it is worth
+// what the way is worth on which it came.
+func ParseVerifyAnswer(b []byte) (VerifyAnswer, error) {
+	var a VerifyAnswer
+	if err := json.Unmarshal(b, &a); err != nil {
+		return VerifyAnswer{}, refuse(MalformedMessage, "The answer is not of its form.")
+	}
+	graceEnds := a.Key == KeyGrace && a.Expires > 0
+	switch {
+	case a.Result == Accepted && a.Reason == "" && !a.PublicKey.IsZero() && (graceEnds || a.Key == KeyCurrent && a.Expires == 0):
+	case a.Result == Refused && a.Reason != "" && a.PublicKey.IsZero() && a.Key == "" && a.Expires == 0:
+	default:
+		return VerifyAnswer{}, refuse(InvalidField, "The members of the answer do not fit together.")
+	}
+	return a, nil
 }
 
 // ParseAttributeQuery reads §8.3's question under the rules of §3, or returns a [*Refusal].

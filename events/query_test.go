@@ -43,6 +43,67 @@ func TestParseVerifyQuery(t *testing.T) {
 	}
 }
 
+// TestEncodeVerifyQuery: what is asked is what is read, and what nobody would read is not asked.
+func TestEncodeVerifyQuery(t *testing.T) {
+	t.Parallel()
+	for _, message := range []string{"", "\xff\xef", "hello", strings.Repeat("x", 48_000)} {
+		want := events.VerifyQuery{Target: someTarget(), Message: []byte(message), Signature: testKey(1).Sign([]byte(message))}
+		b, err := want.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := events.ParseVerifyQuery(b)
+		if err != nil || got.Target != want.Target || string(got.Message) != message || got.Signature != want.Signature {
+			t.Errorf("%.200s: %+v, %v", b, got, err)
+		}
+	}
+	signature := testKey(1).Sign(nil)
+	for q, want := range map[*events.VerifyQuery]events.Reason{
+		{Target: someTarget(), Message: make([]byte, 49_152), Signature: signature}: events.MalformedMessage, // beyond 64 KiB
+		{Signature: signature}: events.InvalidField,
+	} {
+		if b, err := q.Encode(); reasonOf(err) != want {
+			t.Errorf("%.200s: %v, want %s", b, err, want)
+		}
+	}
+}
+
+func TestParseVerifyAnswer(t *testing.T) {
+	t.Parallel()
+	key := `"public_key":"` + testKey(1).Public().String() + `"`
+	for text, want := range map[string]events.VerifyAnswer{
+		`{"result":"accepted","key":"current",` + key + `,"sequence":3,"as_of":5}`:         {Key: events.KeyCurrent, Sequence: 3, AsOf: 5},
+		`{"result":"accepted","key":"grace",` + key + `,"expires":9,"as_of":5,"later":{}}`: {Key: events.KeyGrace, Expires: 9, AsOf: 5},
+		`{"result":"refused","reason":"unknown_service","as_of":0}`:                        {Reason: "unknown_service"},
+	} {
+		want.Result = events.Refused
+		if want.Reason == "" {
+			want.Result, want.PublicKey = events.Accepted, testKey(1).Public()
+		}
+		if got, err := events.ParseVerifyAnswer([]byte(text)); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", text, got, err)
+		}
+	}
+	for text, want := range map[string]events.Reason{
+		``: events.MalformedMessage, `[]`: events.MalformedMessage, `{"result":true}`: events.MalformedMessage,
+		`{"result":"accepted","result":"refused"}`: events.MalformedMessage,
+
+		`{}`: events.InvalidField, `{"result":"yes"}`: events.InvalidField, `{"result":"refused"}`: events.InvalidField,
+		`{"result":"accepted","key":"current"}`:                          events.InvalidField,
+		`{"result":"accepted",` + key + `}`:                              events.InvalidField,
+		`{"result":"accepted","key":"grace",` + key + `}`:                events.InvalidField,
+		`{"result":"accepted","key":"current","expires":9,` + key + `}`:  events.InvalidField,
+		`{"result":"accepted","key":"current","reason":"x",` + key + `}`: events.InvalidField,
+		`{"result":"refused","reason":"x","key":"current"}`:              events.InvalidField,
+		`{"result":"refused","reason":"x",` + key + `}`:                  events.InvalidField,
+		`{"result":"refused","reason":"x","expires":9}`:                  events.InvalidField,
+	} {
+		if got, err := events.ParseVerifyAnswer([]byte(text)); reasonOf(err) != want {
+			t.Errorf("%s: %+v, %v; want %s", text, got, err, want)
+		}
+	}
+}
+
 func TestParseAttributeQuery(t *testing.T) {
 	t.Parallel()
 	key := testKey(1).Public()

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/incoming"
 )
 
 // AsOf returns the time up to which this subscriber knows the stream, in seconds since the Unix epoch; 0: it doesn't
@@ -23,8 +25,8 @@ type horizon struct {
 	time atomic.Int64
 
 	mu        sync.Mutex
-	latest    Delivery // the newest that was applied
-	candidate Delivery // one that was the newest at an earlier question
+	latest    incoming.Delivery // the newest that was applied
+	candidate incoming.Delivery // one that was the newest at an earlier question
 }
 
 // askEvery is the precision of as_of, which has whole seconds.
@@ -62,15 +64,15 @@ func (s *Subscriber) ask(ctx context.Context, consumer jetstream.Consumer) {
 func (h *horizon) restart() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.latest, h.candidate = Delivery{}, Delivery{}
+	h.latest, h.candidate = incoming.Delivery{}, incoming.Delivery{}
 }
 
-func (h *horizon) applied(batch []Delivery) {
+func (h *horizon) applied(batch []incoming.Delivery) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, d := range batch {
 		if d.Sequence > h.latest.Sequence {
-			h.latest = Delivery{Sequence: d.Sequence, Published: d.Published}
+			h.latest = incoming.Delivery{Sequence: d.Sequence, Published: d.Published}
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/incoming"
 )
 
 // TestHorizonOnABusyStream: something is always waiting for its acknowledgement, and yet the horizon follows what is
@@ -14,7 +16,7 @@ func TestHorizonOnABusyStream(t *testing.T) {
 	var h horizon
 	at := func(seconds int64) time.Time { return time.Unix(seconds, 0) }
 	batch := func(sequence uint64, published int64) {
-		h.applied([]Delivery{{Sequence: sequence, Published: at(published)}})
+		h.applied([]incoming.Delivery{{Sequence: sequence, Published: at(published)}})
 	}
 	ask := func(what string, asked int64, floor uint64, open int, want int64) {
 		t.Helper()

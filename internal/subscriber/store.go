@@ -7,9 +7,9 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strings"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/keyring"
 	"omiappreg.org/keyrotation/schema"
@@ -195,7 +195,7 @@ func (s *Store) writeAside(ctx context.Context, tx *sql.Tx, aside []SetAside) er
 	args := make([]any, 0, 6*len(last))
 	for _, sequence := range slices.Sorted(maps.Keys(last)) {
 		a := last[sequence]
-		args = append(args, int64(a.StreamSequence), printable(a.Subject), a.Reason, printable(a.Detail), orEmpty(a.Payload), a.At)
+		args = append(args, int64(a.StreamSequence), incoming.Printable(a.Subject), a.Reason, incoming.Printable(a.Detail), orEmpty(a.Payload), a.At)
 	}
 	// A stream that was made anew counts from 1 again: the newer message is the one to look at.
 	const into = `INSERT INTO set_aside (stream_sequence, subject, reason, detail, payload, set_aside_at) VALUES `
@@ -223,17 +223,6 @@ func (s *Store) insert(ctx context.Context, tx *sql.Tx, what, into, merge string
 		}
 	}
 	return nil
-}
-
-// printable replaces what PostgreSQL refuses in a text, and what would play tricks on an operator's terminal: anyone
-// who may publish chooses the subject.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return '\uFFFD'
-		}
-		return r
-	}, strings.ToValidUTF8(s, "\uFFFD"))
 }
 
 // orEmpty keeps a nil slice from being written as NULL.

@@ -23,6 +23,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/incoming"
 )
 
 // Config says what a subscriber listens to and what it does with it. JetStream, Durable, Trust, Store and Log are
@@ -108,34 +109,18 @@ func (s *Subscriber) Ready() error {
 	return nil
 }
 
-// Delivery is one message of the stream.
-type Delivery struct {
-	Subject   string
-	Payload   []byte
-	Sequence  uint64    // in the stream
-	Published time.Time // when JetStream stored it
-}
-
 func (s *Subscriber) handle(ctx context.Context, batch []*consume.Message) error {
-	deliveries := make([]Delivery, len(batch))
-	for i, m := range batch {
-		deliveries[i] = deliveryOf(m)
-	}
-	return s.Receive(ctx, deliveries)
-}
-
-func deliveryOf(m *consume.Message) Delivery {
-	return Delivery{m.Subject(), m.Data(), m.Meta.Sequence.Stream, m.Meta.Timestamp}
+	return s.Receive(ctx, incoming.Batch(batch))
 }
 
 // Receive applies a batch: when it returns nil, each message has had its effect or was set aside, for good.
-func (s *Subscriber) Receive(ctx context.Context, batch []Delivery) error {
-	sorted := s.sort(batch)
-	fresh, err := s.cfg.Store.Apply(ctx, sorted.events, sorted.aside)
+func (s *Subscriber) Receive(ctx context.Context, batch []incoming.Delivery) error {
+	sorted := incoming.Sort(s.cfg.Trust, batch)
+	fresh, err := s.cfg.Store.Apply(ctx, sorted.Events, s.toSetAside(sorted.Refused))
 	if err != nil {
 		return err
 	}
-	s.cfg.Applied(sorted.events)
+	s.cfg.Applied(sorted.Events)
 	s.horizon.applied(batch)
 	s.report(ctx, &sorted, fresh)
 	return nil
@@ -144,6 +129,6 @@ func (s *Subscriber) Receive(ctx context.Context, batch []Delivery) error {
 // setPoisonAside keeps a message that makes the code above panic.
 func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Message, detail string) error {
 	s.metrics.events.WithLabelValues(resultSetAside, reasonPanic).Inc()
-	_, err := s.cfg.Store.Apply(ctx, nil, []SetAside{s.aside(deliveryOf(m), reasonPanic, detail)})
+	_, err := s.cfg.Store.Apply(ctx, nil, []SetAside{s.aside(incoming.Of(m), reasonPanic, detail)})
 	return err
 }

@@ -17,6 +17,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
@@ -224,7 +225,7 @@ func TestRefusals(t *testing.T) {
 	w := newWorld(t)
 	s := subtest.NewService(t, "good")
 	other := subtest.NewRegistry(t, events.GenerateSigningKey())
-	var batch []subscriber.Delivery
+	var batch []incoming.Delivery
 	for i := range 60 { // enough for several goroutines
 		e := nth(s, i)
 		d := w.registry.Delivery(&e)

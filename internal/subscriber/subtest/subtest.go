@@ -12,7 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/keyring"
 )
 
@@ -36,8 +36,8 @@ func NewRegistry(t testing.TB, key events.SigningKey) *Registry {
 }
 
 // Delivery returns an event as the stream delivers it.
-func (r *Registry) Delivery(e *events.Invalidation) subscriber.Delivery {
-	return subscriber.Delivery{Subject: e.Subject(), Payload: e.Sign(r.Key), Sequence: 1, Published: time.Unix(e.Timestamp, 0)}
+func (r *Registry) Delivery(e *events.Invalidation) incoming.Delivery {
+	return incoming.Delivery{Subject: e.Subject(), Payload: e.Sign(r.Key), Sequence: 1, Published: time.Unix(e.Timestamp, 0)}
 }
 
 // Stream makes the stream of invalidations, as the registry does.

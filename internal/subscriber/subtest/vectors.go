@@ -4,7 +4,7 @@ import (
 	"testing"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/vectors"
 )
 
@@ -15,7 +15,7 @@ type EventVector struct {
 	Trust    events.Trust
 	Known    []events.Invalidation // the two events that bring a service to sequence 2
 	Current  events.SigningKey     // of that service then
-	Delivery subscriber.Delivery
+	Delivery incoming.Delivery
 	Applied  bool                // what the contract expects
 	Event    events.Invalidation // of a message to be applied
 
@@ -53,7 +53,7 @@ func EventVectors(t testing.TB) []EventVector {
 			known := knownService(t, byName)
 			v := EventVector{
 				Name: c.Name, Trust: trust, Known: known.Events, Current: known.Current(), Applied: c.Expect == vectors.Applied,
-				Delivery: subscriber.Delivery{Subject: c.Subject, Payload: c.Message(), Sequence: 3}, keys: byPublic,
+				Delivery: incoming.Delivery{Subject: c.Subject, Payload: c.Message(), Sequence: 3}, keys: byPublic,
 			}
 			if v.Applied {
 				var err error

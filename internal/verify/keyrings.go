@@ -1,4 +1,4 @@
-package authsub
+package verify
 
 import (
 	"hash/maphash"
@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/keyring"
 )
 
@@ -51,19 +50,20 @@ func (k *keyrings) find(target events.Target) *known {
 	return nil
 }
 
-// load takes a service from the database. It must not run beside anything else: it writes to maps in place, so that
-// a million services take no million copies.
-func (k *keyrings) load(s subscriber.Service, now int64) {
-	at := k.shard(s.Target)
+// load takes what was known of a service before. It must not run beside anything else: it writes to maps in place, so
+// that a million services take no million copies.
+func (k *keyrings) load(target events.Target, have known, now int64) {
+	at := k.shard(target)
 	m := at.Load()
 	if m == nil {
 		m = &shard{}
 		at.Store(m)
 	}
-	(*m)[s.Target] = pointer(known{s.Keyring.Recent(now, endedKept), s.Sequence})
+	have.keyring = have.keyring.Recent(now, endedKept)
+	(*m)[target] = pointer(have)
 }
 
-// apply joins an event. Only the subscriber's goroutine calls it.
+// apply joins an event. Only one goroutine at a time may call it.
 func (k *keyrings) apply(e *events.Invalidation, now int64) {
 	at := k.shard(e.Target)
 	var old shard

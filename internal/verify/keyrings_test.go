@@ -1,4 +1,4 @@
-package authsub
+package verify
 
 import (
 	"context"
@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 )
 
@@ -22,7 +21,7 @@ func TestKeyringsReadWhileWritten(t *testing.T) {
 		services[i].BindWith(1, key)
 		services[i].RotateTo(2, 300, key)
 	}
-	k.load(subscriber.Service{Target: services[0].Target, Keyring: services[0].Keyring(), Sequence: 2}, 2)
+	k.load(services[0].Target, known{services[0].Keyring(), 2}, 2)
 	ctx, stop := context.WithCancel(t.Context())
 	var readers sync.WaitGroup
 	for range 2 {

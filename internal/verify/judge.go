@@ -1,26 +1,9 @@
-package authsub
+package verify
 
 import (
-	"context"
-
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/keyring"
 )
-
-// Verify says whether a signature is good now (docs/protocol.md §8.2).
-func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAnswer {
-	now := a.now().Unix()
-	have := a.keyrings.find(q.Target)
-	answer, sure := have.judge(&q, now)
-	if !sure {
-		if record := a.lookups.find(ctx, q.Target); record.atLeastAsNewAs(have) {
-			theirs, _ := record.judge(&q, now)
-			answer = better(answer, theirs)
-		}
-	}
-	answer.AsOf = a.subscriber.AsOf()
-	return answer
-}
 
 // better returns the registry's answer, unless ours says more: its record does not name the keys that have ended.
 func better(ours, theirs events.VerifyAnswer) events.VerifyAnswer {

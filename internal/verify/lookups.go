@@ -1,4 +1,4 @@
-package authsub
+package verify
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/keyring"
 )
 
@@ -29,11 +30,17 @@ type lookups struct {
 	memory  *lru.Cache[events.Target, remembered]
 }
 
-// remembered is an answer of the registry's. The standard memory with a time limit runs a goroutine that nobody can
-// stop, and has a clock of its own.
+// finding is what came of a question to the registry.
+type finding struct {
+	record   *known // nil: the registry has no such service, or gave no answer
+	answered bool
+}
+
+// remembered is a finding that stands for a moment. The standard memory with a time limit runs a goroutine that nobody
+// can stop, and has a clock of its own.
 type remembered struct {
-	record *known // nil: the registry has no such service, or gave no answer
-	until  time.Time
+	finding
+	until time.Time
 }
 
 func newLookups(cfg Config) (*lookups, error) {
@@ -47,46 +54,48 @@ func newLookups(cfg Config) (*lookups, error) {
 	}, nil
 }
 
-// find returns the registry's record of a service, or nil if it has none or can't be asked now.
-func (l *lookups) find(ctx context.Context, target events.Target) *known {
-	if record, ok := l.remember(target); ok {
-		return record
+// find asks for the registry's record of a service, or remembers it.
+func (l *lookups) find(ctx context.Context, target events.Target) finding {
+	if have, ok := l.remember(target); ok {
+		return have
 	}
 	found, _, _ := l.flights.Do(target.String(), func() (any, error) {
-		if record, ok := l.remember(target); ok { // another flight has landed meanwhile
-			return record, nil
+		if have, ok := l.remember(target); ok { // another flight has landed meanwhile
+			return have, nil
 		}
 		select {
 		case l.free <- struct{}{}:
 			defer func() { <-l.free }()
 			return l.ask(ctx, target), nil
 		default: // too many in flight: not an answer to be remembered
-			return (*known)(nil), nil
+			return finding{}, nil
 		}
 	})
-	record, _ := found.(*known)
-	return record
+	have, _ := found.(finding)
+	return have
 }
 
-func (l *lookups) remember(target events.Target) (*known, bool) {
+func (l *lookups) remember(target events.Target) (finding, bool) {
 	have, ok := l.memory.Get(target)
-	return have.record, ok && l.now().Before(have.until)
+	return have.finding, ok && l.now().Before(have.until)
 }
 
-func (l *lookups) ask(ctx context.Context, target events.Target) *known {
+func (l *lookups) ask(ctx context.Context, target events.Target) finding {
 	// Others wait for the same answer: it doesn't end with the one who happened to ask first.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
 	defer cancel()
-	var record *known
+	var found finding
 	answer, err := l.registry.ServiceRecord(ctx, target)
 	switch {
 	case err == nil:
-		record = ofRecord(&answer)
-	case !errors.Is(err, ErrUnknownService):
+		found = finding{record: ofRecord(&answer), answered: true}
+	case errors.Is(err, lookup.ErrUnknownService):
+		found.answered = true
+	default:
 		l.log.DebugContext(ctx, "the registry gives no answer", "target", target.String(), "error", err)
 	}
-	l.memory.Add(target, remembered{record, l.now().Add(l.keep)})
-	return record
+	l.memory.Add(target, remembered{found, l.now().Add(l.keep)})
+	return found
 }
 
 // ofRecord returns the keyring of the registry's record. It names every key that is accepted, and no other.

@@ -1,0 +1,183 @@
+package client
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/verify"
+)
+
+// Why a question could not be answered. None of them says anything about the signature: the caller is to be told to try
+// again, and not that it was refused.
+var (
+	// ErrStale means that what is known is too old to answer from.
+	ErrStale = errors.New("what is known of the services' keys is too old to answer from: is the broker away?")
+	// ErrNotReady means that the invalidations were not yet read to their end as of the start.
+	ErrNotReady = errors.New("the invalidations are not yet read to their end as of the start: try again in a moment")
+)
+
+const (
+	// defaultMaxAge outlasts a broker's restart and the choice of a new leader, which take seconds. A key that was ended
+	// at once, by a Master Reset, is accepted for no longer than this by a receiver that can't hear of it.
+	defaultMaxAge = time.Minute
+	// freshFor is how old knowledge may be to deny that somebody has a newer key. While the broker is there it is at
+	// most askEvery old and what the question takes.
+	freshFor = 5 * time.Second
+)
+
+// VerifierConfig says whom a Verifier believes, and about whom it answers. Conn and Trust are required.
+type VerifierConfig struct {
+	// Conn is the connection to the broker. It must be one that reconnects for ever ([nats.MaxReconnects] of -1): when it
+	// is closed, Run ends.
+	Conn *nats.Conn
+	// Trust is the registry's domain name and its public keys. They come from where your configuration comes from, not
+	// from the broker.
+	Trust events.Trust
+	// Peers are the services that may call. Only their events are read. Any other is refused as an unknown service,
+	// whatever the registry says of it. Empty: all services. The broker filters by their names, so it should be
+	// hundreds of them at most.
+	Peers []events.Target
+	// MaxAge is how old knowledge may be to be answered from; beyond it the answer is ErrStale. It bounds for how long a
+	// receiver that is cut off from the broker accepts a key that was ended meanwhile. At least 5 s; default 1 minute.
+	MaxAge time.Duration
+	// Log is told of interruptions, and of messages that are not to be believed. Nil: nobody is.
+	Log *slog.Logger
+	// Now is the clock. Default time.Now.
+	Now func() time.Time
+}
+
+// Verifier says whether a signature is good now (docs/protocol.md §8.2), as the Auth Provider does, in the receiver's
+// own process: it follows the registry's invalidations and keeps the keys in memory. It believes what the registry's key
+// signed and nobody else, and asks nobody about a key that it knows.
+//
+// A service may be quicker than the event of its new key. So a signature that no known key made is taken to the
+// registry's record of the service; to one question per service and second, a few at a time.
+//
+// Events are signed, silence is not. A broker can't make a Verifier believe anything, but it can withhold an event, and
+// no reader could tell.
+type Verifier struct {
+	cfg      VerifierConfig
+	started  time.Time
+	peers    map[events.Target]struct{} // nil: all
+	memory   *verify.Memory
+	follower *follower
+}
+
+// NewVerifier returns a Verifier that knows nothing until [Verifier.Run] runs.
+func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
+	cfg.MaxAge = cmp.Or(cfg.MaxAge, defaultMaxAge)
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	v := &Verifier{cfg: cfg, started: cfg.Now()}
+	if err := v.setUp(); err != nil {
+		return nil, fmt.Errorf("set up the verifier: %w", err)
+	}
+	return v, nil
+}
+
+func (v *Verifier) setUp() error {
+	switch {
+	case v.cfg.Conn == nil:
+		return errors.New("no connection to the broker given")
+	case v.cfg.Trust.Origin() == "":
+		return events.ErrNoTrust
+	case v.cfg.MaxAge < freshFor:
+		return fmt.Errorf("a MaxAge of %v is too short: the broker is asked every %v, so it is %v at least",
+			v.cfg.MaxAge, askEvery, freshFor)
+	}
+	for _, peer := range v.cfg.Peers {
+		if v.peers == nil {
+			v.peers = make(map[events.Target]struct{}, len(v.cfg.Peers))
+		}
+		v.peers[peer] = struct{}{}
+	}
+	js, err := jetstream.New(v.cfg.Conn)
+	if err != nil {
+		return fmt.Errorf("use JetStream: %w", err)
+	}
+	v.memory, err = verify.New(verify.Config{
+		Registry: lookup.Registry{Conn: v.cfg.Conn, Trust: v.cfg.Trust}, Log: v.cfg.Log, Now: v.cfg.Now,
+	})
+	if err != nil {
+		return err
+	}
+	v.follower = newFollower(js, v.cfg, v.peers, v.memory.Apply)
+	return nil
+}
+
+// Run follows the invalidations until ctx ends, and then returns nil. A broker or a stream that is away is waited for;
+// only a connection that was closed ends it with an error. It is to be called once.
+func (v *Verifier) Run(ctx context.Context) error {
+	if err := v.follower.run(ctx); err != nil {
+		return fmt.Errorf("follow the invalidations: %w", err)
+	}
+	return nil
+}
+
+// Ready returns nil once the stream has been read to its end as of the start, else [ErrNotReady]. It stays nil while the
+// broker is away: what is known then grows older, as [Verifier.AsOf] says, until Verify answers no more.
+func (v *Verifier) Ready() error {
+	if v.AsOf().Before(v.started) {
+		return ErrNotReady
+	}
+	return nil
+}
+
+// AsOf returns the time up to which the stream is known, the zero time before that is known. While the broker is away
+// it stays where it was.
+func (v *Verifier) AsOf() time.Time { return v.follower.asOf() }
+
+// Ignored returns how many messages of the stream were not to be believed: what nobody trusted has signed, or is about
+// another service than its subject's. They have no effect. The log names them.
+func (v *Verifier) Ignored() uint64 { return v.follower.ignored.Load() }
+
+// Verify says whether a signature is good now, with the answers and reasons of §8.2; any number of goroutines may call
+// it. It fails with [ErrNotReady], or with [ErrStale]: beyond MaxAge; or earlier, where no known key made the signature
+// and a newer one may exist that neither the stream nor the registry could tell of for some seconds.
+func (v *Verifier) Verify(ctx context.Context, q events.VerifyQuery) (events.VerifyAnswer, error) {
+	asOf := v.AsOf() // before the keys are looked at: they are at least as new
+	if _, ok := v.peers[q.Target]; !ok && v.peers != nil {
+		return events.VerifyAnswer{Result: events.Refused, Reason: string(events.UnknownService), AsOf: unixSeconds(asOf)}, nil
+	}
+	if asOf.Before(v.started) {
+		return events.VerifyAnswer{}, ErrNotReady
+	}
+	if old := knownFor(asOf, v.cfg.Now()); old > v.cfg.MaxAge {
+		return events.VerifyAnswer{}, fmt.Errorf("%w (known up to %s, %v ago)",
+			ErrStale, asOf.UTC().Format(time.RFC3339), old.Round(time.Second))
+	}
+	answer, settled := v.memory.Verify(ctx, q)
+	if !settled && knownFor(asOf, v.cfg.Now()) > freshFor {
+		const why = "no key that was known at %s made the signature, and the registry gives no answer"
+		return events.VerifyAnswer{}, fmt.Errorf("%w ("+why+")", ErrStale, asOf.UTC().Format(time.RFC3339))
+	}
+	answer.AsOf = unixSeconds(asOf)
+	return answer, nil
+}
+
+// knownFor is what has passed since then by either clock: the monotonic one stands still while a machine sleeps, the wall
+// clock can be set back.
+func knownFor(then, now time.Time) time.Duration {
+	return max(now.Sub(then), now.Round(0).Sub(then.Round(0)))
+}
+
+// unixSeconds is a time as the protocol has it; 0: not known.
+func unixSeconds(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}

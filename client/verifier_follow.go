@@ -1,0 +1,197 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/incoming"
+)
+
+const (
+	// askEvery is how often the broker is asked whether anything waits for us.
+	askEvery = time.Second
+	// streamPoll is how often a stream that isn't there yet is looked for.
+	streamPoll = 250 * time.Millisecond
+	// forgottenAfter is when the broker drops a consumer that nobody pulls from.
+	forgottenAfter = 30 * time.Second
+)
+
+// follower reads the stream of invalidations in its order, and leaves nothing behind at the broker: its consumer has no
+// acknowledgements, lives in the broker's memory, and is made anew whenever it is lost. It then goes on after the
+// last message that was worked off; or from the start, where the stream is another one.
+//
+//	OMI_INVALIDATIONS ──▶ ordered consumer ──▶ batch ──▶ verify ──▶ memory
+//	                                                        │
+//	                                                        └── not to be believed: counted, logged
+type follower struct {
+	js      jetstream.JetStream
+	trust   events.Trust
+	filters []string
+	apply   func([]events.Invalidation)
+	log     *slog.Logger
+	now     func() time.Time
+
+	progress streamProgress
+	current  atomic.Pointer[orderedConsumer] // nil until the stream is there
+	opened   chan struct{}                   // tells watch of a new consumer
+	ignored  atomic.Uint64
+}
+
+func newFollower(
+	js jetstream.JetStream, cfg VerifierConfig, peers map[events.Target]struct{}, apply func([]events.Invalidation),
+) *follower {
+	f := &follower{
+		js: js, trust: cfg.Trust, apply: apply, log: cfg.Log, now: cfg.Now, opened: make(chan struct{}, 1),
+	}
+	for peer := range maps.Keys(peers) {
+		f.filters = append(f.filters, events.InvalidationSubject+peer.String())
+	}
+	slices.Sort(f.filters)
+	return f
+}
+
+func (f *follower) asOf() time.Time { return f.progress.asOf() }
+
+func (f *follower) run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f.watch(ctx)
+	}()
+	err := consume.Run(ctx, consume.Config{Open: f.open, Handle: f.handle, SetAside: f.passOver, Log: f.log})
+	stop()
+	<-done
+	return err
+}
+
+// open makes a consumer, and waits for the stream if need be.
+func (f *follower) open(ctx context.Context) (jetstream.Consumer, error) {
+	tick := time.NewTicker(streamPoll)
+	defer tick.Stop()
+	for waiting := false; ; {
+		consumer, err := f.create(ctx)
+		switch {
+		case errors.Is(err, nats.ErrConnectionClosed):
+			return nil, backoff.Permanent(err) // it never comes back
+		case err == nil:
+			f.progress.begin(consumer.CachedInfo().Name)
+			f.current.Store(consumer)
+			select {
+			case f.opened <- struct{}{}:
+			default: // watch has not seen the last one yet
+			}
+			return consumer, nil
+		case !errors.Is(err, jetstream.ErrStreamNotFound):
+			return nil, err
+		}
+		if !waiting {
+			waiting = true
+			const message = "waiting for the stream " + events.InvalidationStream + "; the registry makes it"
+			f.log.InfoContext(ctx, message)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// create makes a consumer whose first message is the last one that was worked off, so that it shows whether the stream
+// is the same. A broker that was restored, or lost its last messages with its power, counts on from where it is.
+func (f *follower) create(ctx context.Context) (*orderedConsumer, error) {
+	last := f.progress.place()
+	consumer, err := f.createAt(ctx, last)
+	if err != nil || last.sequence == 0 || consumer.CachedInfo().NumPending > 0 {
+		return consumer, err
+	}
+	f.progress.forget() // nothing is there from that message on, not even itself
+	return f.createAt(ctx, streamPlace{})
+}
+
+func (f *follower) createAt(ctx context.Context, first streamPlace) (*orderedConsumer, error) {
+	cfg := jetstream.ConsumerConfig{
+		DeliverPolicy:     jetstream.DeliverAllPolicy,
+		AckPolicy:         jetstream.AckNonePolicy,
+		FilterSubjects:    f.filters,
+		InactiveThreshold: forgottenAfter,
+		MemoryStorage:     true,
+		Replicas:          1,
+	}
+	if first.sequence > 0 {
+		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, first.sequence
+	}
+	consumer, err := f.js.CreateConsumer(ctx, events.InvalidationStream, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &orderedConsumer{Consumer: consumer, first: first, anotherStream: f.progress.forget}, nil
+}
+
+// handle applies a batch. It can't fail: all that it needs is memory.
+func (f *follower) handle(ctx context.Context, batch []*consume.Message) error {
+	sorted := incoming.Sort(f.trust, incoming.Batch(batch))
+	f.apply(sorted.Events)
+	f.ignored.Add(uint64(len(sorted.Refused)))
+	for _, r := range sorted.ByReason() {
+		r.Log(f.log).WarnContext(ctx, "messages ignored: they are not to be believed")
+	}
+	f.progress.workedOff(batch[len(batch)-1].Meta)
+	return nil
+}
+
+// passOver is for a message that makes the code above panic.
+func (f *follower) passOver(_ context.Context, m *consume.Message, _ string) error {
+	f.ignored.Add(1)
+	f.progress.workedOff(m.Meta)
+	return nil
+}
+
+// watch asks the broker every second how far we are, until ctx ends.
+func (f *follower) watch(ctx context.Context) {
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-f.opened:
+			f.askBroker(ctx, false)
+		case <-tick.C:
+			f.askBroker(ctx, true)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// askBroker raises the time up to which the stream is known, and gives up a consumer that brings nothing more.
+func (f *follower) askBroker(ctx context.Context, ticked bool) {
+	consumer := f.current.Load()
+	if consumer == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, askEvery)
+	defer cancel()
+	asked := f.now()
+	info, err := consumer.Info(ctx)
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrStreamNotFound):
+		consumer.giveUp(errForgotten)
+	case err != nil: // the broker is away: the consumer's loop meets the same, and tells of it
+	case f.progress.answered(info, asked):
+	case ticked && f.progress.stalled():
+		consumer.giveUp(errStalled)
+	}
+}

@@ -1,0 +1,133 @@
+// Package incoming tells apart what arrives on the stream of invalidations: events that a trusted registry key signed
+// about the service in their subject, and what must not be applied (docs/protocol.md §7.2).
+package incoming
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/parallel"
+)
+
+// Delivery is one message of the stream.
+type Delivery struct {
+	Subject   string
+	Payload   []byte
+	Sequence  uint64    // in the stream
+	Published time.Time // when JetStream stored it
+}
+
+// Of returns a message as it was delivered.
+func Of(m *consume.Message) Delivery {
+	return Delivery{m.Subject(), m.Data(), m.Meta.Sequence.Stream, m.Meta.Timestamp}
+}
+
+// Batch returns messages as they were delivered.
+func Batch(messages []*consume.Message) []Delivery {
+	batch := make([]Delivery, len(messages))
+	for i, m := range messages {
+		batch[i] = Of(m)
+	}
+	return batch
+}
+
+// Sorted is a batch, told apart into what is to be applied and what is not.
+type Sorted struct {
+	Events    []events.Invalidation
+	Published []time.Time // of each of Events
+	Refused   []Refused
+}
+
+// Refused is a message that must not be applied, and why.
+type Refused struct {
+	Delivery
+	*events.Refusal
+}
+
+// Garbage says whether the message is not even an envelope. Anyone who may publish can make any amount of that, and it
+// tells an operator nothing.
+func (r Refused) Garbage() bool { return garbage(r.Reason) }
+
+func garbage(reason events.Reason) bool {
+	return reason == events.MalformedMessage || reason == events.UnsupportedVersion
+}
+
+// checksEach is how many signatures are worth a goroutine: half a millisecond of work.
+const checksEach = 8
+
+// Sort checks a batch, on as many cores as it is worth.
+func Sort(trust events.Trust, batch []Delivery) Sorted {
+	type verdict struct {
+		event events.Invalidation
+		err   error
+	}
+	verdicts := make([]verdict, len(batch))
+	parallel.Each(len(batch), checksEach, func(i int) {
+		verdicts[i].event, verdicts[i].err = trust.Invalidation(batch[i].Subject, batch[i].Payload)
+	})
+	var out Sorted
+	for i, v := range verdicts {
+		if v.err != nil {
+			out.Refused = append(out.Refused, Refused{batch[i], refusalOf(v.err)})
+			continue
+		}
+		out.Events = append(out.Events, v.event)
+		out.Published = append(out.Published, batch[i].Published)
+	}
+	return out
+}
+
+// refusalOf returns why a message must not be applied. [events.Trust.Invalidation] has no other errors.
+func refusalOf(err error) *events.Refusal {
+	if refusal := (*events.Refusal)(nil); errors.As(err, &refusal) {
+		return refusal
+	}
+	return &events.Refusal{Reason: events.MalformedMessage, Detail: err.Error()}
+}
+
+// Refusals are the messages of a batch that share a reason.
+type Refusals struct {
+	Reason events.Reason
+	Count  int
+	First  Refused
+}
+
+// Garbage says what [Refused.Garbage] says of each.
+func (r Refusals) Garbage() bool { return garbage(r.Reason) }
+
+// ByReason counts what must not be applied, for one line in the log: a flood of garbage must not become a flood of
+// lines.
+func (s *Sorted) ByReason() []Refusals {
+	var list []Refusals
+	for _, r := range s.Refused {
+		i := slices.IndexFunc(list, func(have Refusals) bool { return have.Reason == r.Reason })
+		if i < 0 {
+			i = len(list)
+			list = append(list, Refusals{Reason: r.Reason, First: r})
+		}
+		list[i].Count++
+	}
+	return list
+}
+
+// Log returns a log for the line about them.
+func (r Refusals) Log(log *slog.Logger) *slog.Logger {
+	return log.With("reason", string(r.Reason), "detail", r.First.Detail, "count", r.Count,
+		"first_subject", Printable(r.First.Subject), "first_stream_sequence", r.First.Sequence)
+}
+
+// Printable replaces what would play tricks on an operator's terminal, and what PostgreSQL refuses in a text: anyone who
+// may publish chooses the subject.
+func Printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return '\uFFFD'
+		}
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+}

@@ -1,0 +1,109 @@
+// Package lookup asks the other parties over NATS (docs/protocol.md §8), and believes of the registry's answers only
+// what it signed.
+package lookup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+)
+
+var (
+	// ErrUnknownService means that the registry answered, and has never bound this service.
+	ErrUnknownService = errors.New("the registry does not know the service")
+	// ErrNoRegistry means that the broker is there, and nobody answers as the registry.
+	ErrNoRegistry = errors.New("the broker answers, but no registry does: is omi-registry (or `omi dev`) running there?")
+)
+
+// Registry asks the registry. Trust says whose answers are believed.
+type Registry struct {
+	Conn  *nats.Conn
+	Trust events.Trust
+}
+
+// ServiceRecord returns what the registry knows of a service now (§8.1), or [ErrUnknownService] or [ErrNoRegistry].
+func (r Registry) ServiceRecord(ctx context.Context, target events.Target) (events.ServiceRecord, error) {
+	document, err := r.about(ctx, events.LookupServiceSubject, target)
+	if err != nil {
+		return events.ServiceRecord{}, fmt.Errorf("look up the service %s: %w", target, err)
+	}
+	record, err := r.Trust.ServiceRecord(target, document)
+	if err != nil {
+		return events.ServiceRecord{}, fmt.Errorf("look up the service %s: %w", target, err)
+	}
+	return record, nil
+}
+
+// ServiceHistory returns every key that a service ever had (§8.4), or [ErrUnknownService] or [ErrNoRegistry].
+func (r Registry) ServiceHistory(ctx context.Context, target events.Target) (events.ServiceHistory, error) {
+	document, err := r.about(ctx, events.LookupHistorySubject, target)
+	if err != nil {
+		return events.ServiceHistory{}, fmt.Errorf("look up the history of %s: %w", target, err)
+	}
+	history, err := r.Trust.ServiceHistory(target, document)
+	if err != nil {
+		return events.ServiceHistory{}, fmt.Errorf("look up the history of %s: %w", target, err)
+	}
+	return history, nil
+}
+
+func (r Registry) about(ctx context.Context, subject string, target events.Target) ([]byte, error) {
+	document, err := askRegistry(ctx, r.Conn, subject+target.String())
+	if problem := (*api.Problem)(nil); errors.As(err, &problem) && problem.Status == http.StatusNotFound {
+		return nil, ErrUnknownService
+	}
+	return document, err
+}
+
+// RegistryInfo returns what the registry at the broker says of itself, or [ErrNoRegistry]. Nobody signs that: whether
+// the keys that it names are to be trusted, its reader must know from elsewhere.
+func RegistryInfo(ctx context.Context, conn *nats.Conn) (events.RegistryInfo, error) {
+	var info events.RegistryInfo
+	document, err := askRegistry(ctx, conn, events.LookupRegistrySubject)
+	if err != nil {
+		return info, err
+	}
+	if err := json.Unmarshal(document, &info); err != nil {
+		return info, fmt.Errorf("read what the registry says of itself: %w", err)
+	}
+	return info, nil
+}
+
+func askRegistry(ctx context.Context, conn *nats.Conn, subject string) ([]byte, error) {
+	document, err := Ask(ctx, conn, subject, nil)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return nil, ErrNoRegistry
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask the registry: %w", err)
+	}
+	return document, nil
+}
+
+// Ask sends one question of §8 and returns its answer. What the other side refuses is an [*api.Problem] with its words;
+// where nobody listens it is [nats.ErrNoResponders].
+func Ask(ctx context.Context, conn *nats.Conn, subject string, question []byte) ([]byte, error) {
+	reply, err := conn.RequestWithContext(ctx, subject, question)
+	if err != nil {
+		return nil, err
+	}
+	code := reply.Header.Get(micro.ErrorCodeHeader)
+	if code == "" {
+		return reply.Data, nil
+	}
+	problem := &api.Problem{}
+	if err := json.Unmarshal(reply.Data, problem); err != nil || problem.Title == "" { // not a document of the protocol's
+		problem = &api.Problem{Title: reply.Header.Get(micro.ErrorHeader), Detail: code}
+	}
+	problem.Status, _ = strconv.Atoi(code) // a code that is no number is no status that anybody asks for
+	return nil, problem
+}

@@ -1,0 +1,128 @@
+package lookup_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+const start = int64(1_705_412_600)
+
+// answers is a registry that knows one service, signs for another as a stranger would, and is out of order for a third.
+func answers(t *testing.T, conn *nats.Conn, registry *subtest.Registry, known *subtest.Service) {
+	t.Helper()
+	signer := func(c api.Call) (events.SigningKey, error) {
+		switch c.ServiceID {
+		case known.Target.Service.String():
+			return registry.Key, nil
+		case "forged":
+			return events.GenerateSigningKey(), nil
+		case "failing":
+			return events.SigningKey{}, errors.New("the database is away")
+		}
+		return events.SigningKey{}, api.NotFound("No such service.")
+	}
+	about := func(c api.Call) *subtest.Service {
+		s := *known
+		s.Target.Service, _ = events.ParseServiceID(c.ServiceID)
+		return &s
+	}
+	endpoints := []api.Endpoint{
+		{
+			Name: "service", Subject: events.LookupServiceSubject,
+			Handle: func(_ context.Context, c api.Call) (api.Answer, error) {
+				key, err := signer(c)
+				if err != nil {
+					return api.Answer{}, err
+				}
+				return api.Answer{Body: about(c).Record(start).Sign(key)}, nil
+			},
+		},
+		{
+			Name: "history", Subject: events.LookupHistorySubject,
+			Handle: func(_ context.Context, c api.Call) (api.Answer, error) {
+				key, err := signer(c)
+				if err != nil {
+					return api.Answer{}, err
+				}
+				return api.Answer{Body: about(c).History().Sign(key)}, nil
+			},
+		},
+		{
+			Name: "registry", Subject: events.LookupRegistrySubject,
+			Handle: func(context.Context, api.Call) (api.Answer, error) {
+				return api.JSON(events.RegistryInfo{
+					Origin: subtest.Origin, PublicKeys: []events.PublicKey{registry.Key.Public()}, GracePeriod: 300, MaxClockSkew: 200,
+				})
+			},
+		},
+	}
+	service, err := api.Register(t.Context(), conn, slog.New(slog.DiscardHandler),
+		api.Service{Name: "omi-registry", Version: "1.0.0", Description: "test"}, endpoints...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = service.Stop() })
+}
+
+func TestRegistry(t *testing.T) {
+	t.Parallel()
+	conn := testenv.Connect(t, testenv.NewBroker(t).URL())
+	played := subtest.NewRegistry(t, events.GenerateSigningKey())
+	known := subtest.NewService(t, "known")
+	known.Bind(start)
+	registry := lookup.Registry{Conn: conn, Trust: played.Trust}
+	both := func(name string) (record events.ServiceRecord, history events.ServiceHistory, errs [2]error) {
+		target := subtest.NewService(t, name).Target
+		record, errs[0] = registry.ServiceRecord(t.Context(), target)
+		history, errs[1] = registry.ServiceHistory(t.Context(), target)
+		return record, history, errs
+	}
+
+	_, _, errs := both("known")
+	_, infoErr := lookup.RegistryInfo(t.Context(), conn)
+	for _, err := range append(errs[:], infoErr) {
+		if !errors.Is(err, lookup.ErrNoRegistry) {
+			t.Errorf("while no registry listens: %v, want ErrNoRegistry", err)
+		}
+	}
+
+	answers(t, conn, played, known)
+	record, history, errs := both("known")
+	if errs != [2]error{} || record.Current.PublicKey != known.Current().Public() || len(history.Keys) != 1 {
+		t.Errorf("a service that is bound: %+v, %+v, %v", record, history, errs)
+	}
+	_, _, errs = both("nobody")
+	for _, err := range errs {
+		if !errors.Is(err, lookup.ErrUnknownService) {
+			t.Errorf("a service that is not: %v, want ErrUnknownService", err)
+		}
+	}
+	_, _, errs = both("forged")
+	for _, err := range errs {
+		if refusal := (*events.Refusal)(nil); !errors.As(err, &refusal) || refusal.Reason != events.UntrustedSignature {
+			t.Errorf("what a stranger signed: %v, want %s", err, events.UntrustedSignature)
+		}
+	}
+	_, _, errs = both("failing")
+	for _, err := range errs {
+		problem := (*api.Problem)(nil)
+		if !errors.As(err, &problem) || problem.Status != http.StatusServiceUnavailable || problem.Detail == "" {
+			t.Errorf("a registry whose database is away: %v, want its words", err)
+		}
+	}
+	info, err := lookup.RegistryInfo(t.Context(), conn)
+	if err != nil || info.Origin != subtest.Origin || len(info.PublicKeys) != 1 || info.MaxClockSkew != 200 {
+		t.Errorf("the registry's own description: %+v, %v", info, err)
+	}
+}

@@ -1,0 +1,114 @@
+// Package verify answers whether a signature is good now (docs/protocol.md §8.2): what the Auth Provider and a receiver
+// that checks its peers itself have in common. It keeps no database and listens to no stream: whoever does feeds it.
+//
+// Keyrings are in memory, where [Memory.Verify] reads them without a lock. A service may be quicker than the event of
+// its new key; so a signature that no known key made is taken to the registry, in bounds that no flood can widen:
+//
+//	               current key, or one in grace
+//	Verify ──┬────────────────────────────────────────────▶ accepted
+//	         ├── a key that has ended ────────────────────▶ refused
+//	         └── anything else ──▶ the registry's record ──▶ accepted or refused
+//	                               one question per service and second, a few at a time
+package verify
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/keyring"
+)
+
+// Registry is asked about a service whose newest event may not have come yet.
+type Registry interface {
+	// ServiceRecord returns what the registry knows of a service now, or [lookup.ErrUnknownService].
+	ServiceRecord(ctx context.Context, target events.Target) (events.ServiceRecord, error)
+}
+
+// Config says whom a Memory asks, and in which bounds. Registry and Log are required.
+type Config struct {
+	Registry Registry
+	// LookupTimeout bounds one question to the registry, and so how long Verify may take. Default 1 s.
+	LookupTimeout time.Duration
+	// LookupMemory is for how long the registry's answer about a service, or that there is none, is not asked for
+	// again. Default 1 s.
+	LookupMemory time.Duration
+	// LookupMemorySize is how many such answers are kept. Default 65,536.
+	LookupMemorySize int
+	// LookupsInFlight is how many questions to the registry are open at a time; beyond that, Verify answers from what
+	// is known. Default 32.
+	LookupsInFlight int
+	Log             *slog.Logger
+	// Now is the clock. Default time.Now.
+	Now func() time.Time
+}
+
+const (
+	defaultLookupTimeout    = time.Second
+	defaultLookupMemory     = time.Second
+	defaultLookupMemorySize = 1 << 16
+	defaultLookupsInFlight  = 32
+)
+
+func (c Config) withDefaults() Config {
+	c.LookupTimeout = cmp.Or(c.LookupTimeout, defaultLookupTimeout)
+	c.LookupMemory = cmp.Or(c.LookupMemory, defaultLookupMemory)
+	c.LookupMemorySize = cmp.Or(c.LookupMemorySize, defaultLookupMemorySize)
+	c.LookupsInFlight = cmp.Or(c.LookupsInFlight, defaultLookupsInFlight)
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c
+}
+
+// Memory is what is known of the services' keys.
+type Memory struct {
+	now      func() time.Time
+	keyrings *keyrings
+	lookups  *lookups
+}
+
+// New returns a Memory that knows no service.
+func New(cfg Config) (*Memory, error) {
+	cfg = cfg.withDefaults()
+	lookups, err := newLookups(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &Memory{now: cfg.Now, keyrings: newKeyrings(), lookups: lookups}, nil
+}
+
+// Load takes what was known of a service before; sequence is the highest of its events', 0 where the registry sends
+// none. It must not run beside anything else.
+func (m *Memory) Load(target events.Target, have keyring.Keyring, sequence int64) {
+	m.keyrings.load(target, known{have, sequence}, m.now().Unix())
+}
+
+// Apply joins events to what is known, in any order, each any number of times. Verify may run beside it; it must not
+// run beside itself.
+func (m *Memory) Apply(batch []events.Invalidation) {
+	now := m.now().Unix()
+	for i := range batch {
+		m.keyrings.apply(&batch[i], now)
+	}
+}
+
+// Verify says whether a signature is good now; any number of goroutines may call it. Unless settled, no known key made
+// the signature, the registry could not be asked, and the answer is a refusal that a newer event may contradict. AsOf
+// is left to the one who knows it.
+func (m *Memory) Verify(ctx context.Context, q events.VerifyQuery) (answer events.VerifyAnswer, settled bool) {
+	now := m.now().Unix()
+	have := m.keyrings.find(q.Target)
+	answer, sure := have.judge(&q, now)
+	if sure {
+		return answer, true
+	}
+	found := m.lookups.find(ctx, q.Target)
+	if found.record.atLeastAsNewAs(have) {
+		theirs, _ := found.record.judge(&q, now)
+		answer = better(answer, theirs)
+	}
+	return answer, found.answered
+}

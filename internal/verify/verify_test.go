@@ -1,0 +1,131 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+)
+
+const start = int64(1_705_412_600)
+
+// registry answers with one record, or an error.
+type registry struct {
+	record events.ServiceRecord
+	err    error
+}
+
+func (r *registry) ServiceRecord(context.Context, events.Target) (events.ServiceRecord, error) {
+	return r.record, r.err
+}
+
+// newMemory returns a Memory that knows one service, which has rotated once.
+func newMemory(t testing.TB, ask Registry) (*Memory, *subtest.Service) {
+	t.Helper()
+	m, err := New(Config{
+		Registry: ask, Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return time.Unix(start+20, 0) },
+		LookupMemory: time.Nanosecond, // none: the clock stands still
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := subtest.NewService(t, "hot")
+	s.Bind(start)
+	s.Rotate(start+10, 300)
+	m.Apply(s.Events)
+	return m, s
+}
+
+func query(s *subtest.Service, key events.SigningKey) events.VerifyQuery {
+	message := []byte("a request")
+	return events.VerifyQuery{Target: s.Target, Message: message, Signature: key.Sign(message)}
+}
+
+// TestSettled: an answer is settled but where the registry might have contradicted it, and gave no answer.
+func TestSettled(t *testing.T) {
+	t.Parallel()
+	away, unknown := errors.New("away"), lookup.ErrUnknownService
+	nobody, strange := subtest.NewService(t, "nobody"), events.GenerateSigningKey()
+	_, s := newMemory(t, &registry{})
+	s.Reset(start + 20)
+	record := registry{record: s.Record(start + 20)}
+	for name, tc := range map[string]struct {
+		q        events.VerifyQuery
+		registry registry
+		want     string
+		settled  bool
+	}{
+		"the current key":               {query(s, s.Keys[1]), registry{err: away}, "accepted current", true},
+		"a key in grace":                {query(s, s.Keys[0]), registry{err: away}, "accepted grace", true},
+		"a newer key, nobody answers":   {query(s, s.Keys[2]), registry{err: away}, "refused invalid_signature", false},
+		"a newer key":                   {query(s, s.Keys[2]), record, "accepted current", true},
+		"a strange key, nobody answers": {query(s, strange), registry{err: away}, "refused invalid_signature", false},
+		"a strange key":                 {query(s, strange), record, "refused invalid_signature", true},
+		"a stranger, nobody answers":    {query(nobody, strange), registry{err: away}, "refused unknown_service", false},
+		"a stranger":                    {query(nobody, strange), registry{err: unknown}, "refused unknown_service", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, _ := newMemory(t, &tc.registry)
+			answer, settled := m.Verify(t.Context(), tc.q)
+			if got := answer.Result + " " + answer.Key + answer.Reason; got != tc.want || settled != tc.settled {
+				t.Errorf("%s, settled: %v; want %s, %v", got, settled, tc.want, tc.settled)
+			}
+		})
+	}
+}
+
+// TestVerifyAllocatesNothing holds for the path of a good signature by the current key.
+func TestVerifyAllocatesNothing(t *testing.T) {
+	m, s := newMemory(t, &registry{})
+	q, ctx := query(s, s.Current()), t.Context()
+	allocs := testing.AllocsPerRun(100, func() {
+		if answer, _ := m.Verify(ctx, q); answer.Result != events.Accepted {
+			t.Error("refused")
+		}
+	})
+	if allocs != 0 {
+		t.Errorf("%v allocations", allocs)
+	}
+}
+
+// BenchmarkVerify is the path of a good signature by the current key; BenchmarkEd25519 is the part of it that is not
+// ours.
+func BenchmarkVerify(b *testing.B) {
+	m, s := newMemory(b, &registry{})
+	q := query(s, s.Current())
+	b.ReportAllocs()
+	for b.Loop() {
+		if answer, _ := m.Verify(b.Context(), q); answer.Result != events.Accepted {
+			b.Fatal("refused")
+		}
+	}
+}
+
+func BenchmarkEd25519(b *testing.B) {
+	key := events.GenerateSigningKey()
+	message := []byte("a request")
+	public, signature := key.Public(), key.Sign(message)
+	b.ReportAllocs()
+	for b.Loop() {
+		if !public.Verify(message, signature) {
+			b.Fatal("refused")
+		}
+	}
+}
+
+// BenchmarkFind is what our part of it takes: to find the keyring.
+func BenchmarkFind(b *testing.B) {
+	m, s := newMemory(b, &registry{})
+	b.ReportAllocs()
+	for b.Loop() {
+		if m.keyrings.find(s.Target) == nil {
+			b.Fatal("not found")
+		}
+	}
+}
