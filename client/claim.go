@@ -3,7 +3,6 @@ package client
 import (
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/base64"
 	"fmt"
 
 	"github.com/dunglas/httpsfv"
@@ -169,7 +168,7 @@ func (c *covered) signature(label string) (events.Signature, error) {
 	if b == nil {
 		return events.Signature{}, refusal(MalformedSignature, "The field Signature lacks the label that is in Signature-Input.")
 	}
-	s, err := events.ParseSignature(base64.RawURLEncoding.EncodeToString(b))
+	s, err := events.SignatureFromBytes(b)
 	if err != nil {
 		return events.Signature{}, refusal(MalformedSignature, "An Ed25519 signature has 64 bytes.")
 	}

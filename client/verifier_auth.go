@@ -14,7 +14,7 @@ import (
 )
 
 // ErrNoAuth means that the broker is there, and no Auth Provider answers.
-var ErrNoAuth = errors.New("no Auth Provider answers: is omi-authsub (or `omi dev`) running at that broker?")
+var ErrNoAuth = errors.New("the broker answers, but no Auth does: is omi-authsub (or `omi dev`) running there?")
 
 const defaultAuthTimeout = 2 * time.Second
 

@@ -131,6 +131,14 @@ func ParseSignature(s string) (Signature, error) {
 	return sig, nil
 }
 
+// SignatureFromBytes returns the signature with these 64 bytes, or [ErrSignature].
+func SignatureFromBytes(b []byte) (Signature, error) {
+	if len(b) != ed25519.SignatureSize {
+		return Signature{}, ErrSignature
+	}
+	return Signature{[ed25519.SignatureSize]byte(b), true}, nil
+}
+
 // String returns the text form of §2.
 func (s Signature) String() string { return strict64.EncodeToString(s.b[:]) }
 
@@ -157,11 +165,8 @@ func SignWith(key crypto.Signer, message []byte) (Signature, error) {
 	if err != nil {
 		return Signature{}, fmt.Errorf("sign: %w", err)
 	}
-	if len(b) != ed25519.SignatureSize {
-		return Signature{}, ErrSigner
-	}
-	s := Signature{[ed25519.SignatureSize]byte(b), true}
-	if !public.Verify(message, s) {
+	s, err := SignatureFromBytes(b)
+	if err != nil || !public.Verify(message, s) {
 		return Signature{}, ErrSigner
 	}
 	return s, nil

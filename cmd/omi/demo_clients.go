@@ -4,15 +4,12 @@ import (
 	"context"
 	"crypto"
 	"crypto/rand"
-	"encoding/base64"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/go-json-experiment/json"
-
+	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 )
 
@@ -146,26 +143,14 @@ func (c *clients) endsAt(key crypto.Signer, from int64) {
 
 // askAuth signs something and asks Auth whether the signature is good (§8.2).
 func askAuth(ctx context.Context, s *session, t events.Target, key crypto.Signer) (events.VerifyAnswer, error) {
-	var answer events.VerifyAnswer
-	message := make([]byte, 32)
-	_, _ = rand.Read(message) // never fails
-	signature, err := key.Sign(nil, message, crypto.Hash(0))
+	q := events.VerifyQuery{Target: t, Message: make([]byte, 32)}
+	_, _ = rand.Read(q.Message) // never fails
+	signature, err := key.Sign(nil, q.Message, crypto.Hash(0))
 	if err != nil {
-		return answer, err
+		return events.VerifyAnswer{}, err
 	}
-	query, err := json.Marshal(map[string]string{
-		"app_id": t.App.String(), "service_id": t.Service.String(),
-		"message": base64.RawURLEncoding.EncodeToString(message), "signature": base64.RawURLEncoding.EncodeToString(signature),
-	})
-	if err != nil {
-		return answer, fmt.Errorf("encode the question: %w", err)
+	if q.Signature, err = events.SignatureFromBytes(signature); err != nil {
+		return events.VerifyAnswer{}, err
 	}
-	reply, err := s.ask(ctx, events.AuthVerifySubject, query)
-	if err != nil {
-		return answer, fmt.Errorf("ask Auth: %w", err)
-	}
-	if err := json.Unmarshal(reply.Data, &answer); err != nil {
-		return answer, errors.Join(errors.New("read Auth's answer"), err)
-	}
-	return answer, nil
+	return client.AuthVerifier{Conn: s.nc}.Verify(ctx, q)
 }

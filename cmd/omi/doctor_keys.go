@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/lookup"
 )
 
 // keyFiles is the key in a file, and those that may stand beside it. Where there is none, it is zero.
@@ -104,7 +104,7 @@ func (d *doctor) examineKey(ctx context.Context, k keyFiles) {
 		history, err = d.history(ctx, d.target)
 		return err
 	})
-	if unknown := (*problem)(nil); errors.As(err, &unknown) && unknown.Status == http.StatusNotFound {
+	if errors.Is(err, lookup.ErrUnknownService) {
 		return // the service's own line says so
 	}
 	if err != nil {

@@ -10,11 +10,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/lookup"
 )
 
 // examineDurables looks at who reads the streams, and how far each is.
@@ -100,25 +101,20 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 // examineRegistry asks the registry about itself, and says who is believed from here on.
 func (d *doctor) examineRegistry(ctx context.Context) {
 	const name = "registry"
-	var reply *nats.Msg
 	err := d.within(ctx, events.LookupRegistrySubject, func(ctx context.Context) (err error) {
-		reply, err = d.ask(ctx, events.LookupRegistrySubject, nil)
+		d.info, err = lookup.RegistryInfo(ctx, d.nc)
 		return err
 	})
 	switch {
 	case denied(err):
 		d.wrong(name, "this account may not ask it", "let it publish to omi.v1.lookup.>")
 		return
-	case errors.Is(err, errNoRegistry):
+	case errors.Is(err, lookup.ErrNoRegistry):
 		d.wrong(name, "nobody answers as the registry",
 			"start omi-registry (or omi dev) at this broker, in this account; requests wait in their stream")
 		return
 	case err != nil:
 		d.wrong(name, err.Error(), "look at the log of omi-registry")
-		return
-	}
-	if err := json.Unmarshal(reply.Data, &d.info); err != nil {
-		d.wrong(name, "its description of itself can't be read: "+err.Error(), "is it of this version?")
 		return
 	}
 	if d.trust, err = events.NewTrust(d.info.Origin, d.info.PublicKeys...); err != nil {
@@ -163,16 +159,16 @@ func (d *doctor) examineServices(ctx context.Context) {
 		{"billing", events.BillingAttributeSubject, "omi-billingsub"},
 	} {
 		err := d.within(ctx, one.subject, func(ctx context.Context) error {
-			_, err := d.ask(ctx, one.subject, []byte("{}"))
+			_, err := lookup.Ask(ctx, d.nc, one.subject, []byte("{}"))
 			return err
 		})
-		answer := (*problem)(nil)
+		answer := (*api.Problem)(nil)
 		switch {
 		case err == nil, errors.As(err, &answer) && answer.Status == http.StatusBadRequest:
 			d.ok(one.name, "answers")
 		case denied(err):
 			d.warn(one.name, "this account may not ask it", "let it publish to "+one.subject+", if it needs to")
-		case errors.Is(err, errNoRegistry): // nobody has subscribed
+		case errors.Is(err, nats.ErrNoResponders):
 			d.wrong(one.name, "nobody answers", "start "+one.program+" at this broker, in this account")
 		default:
 			d.wrong(one.name, err.Error(), "look at the log of "+one.program)
@@ -191,9 +187,8 @@ func (d *doctor) examineService(ctx context.Context) {
 		record, err = d.record(ctx, d.target)
 		return err
 	})
-	unknown := (*problem)(nil)
 	switch {
-	case errors.As(err, &unknown) && unknown.Status == http.StatusNotFound:
+	case errors.Is(err, lookup.ErrUnknownService):
 		d.wrong(name, d.target.String()+" was never bound", "omi bind "+flagsOf(d.target)+" --master-key FILE --key FILE")
 		return
 	case errors.As(err, new(*events.Refusal)):

@@ -44,19 +44,6 @@ func (c *historyCmd) Run() error {
 	})
 }
 
-// history asks the registry for a service's history, and believes only its signature.
-func (s *session) history(ctx context.Context, t events.Target) (events.ServiceHistory, error) {
-	reply, err := s.ask(ctx, events.LookupHistorySubject+t.String(), nil)
-	if err != nil {
-		return events.ServiceHistory{}, err
-	}
-	history, err := s.trust.ServiceHistory(t, reply.Data)
-	if err != nil {
-		return events.ServiceHistory{}, fmt.Errorf("the registry's history of %s: %w", t, err)
-	}
-	return history, nil
-}
-
 func printHistory(w io.Writer, h events.ServiceHistory) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "SEQUENCE\tEVENT\tFROM\tUNTIL\tKEY")

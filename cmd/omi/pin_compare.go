@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/lookup"
 )
 
 // pinState is what became of a pinned service.
@@ -57,11 +57,11 @@ func (s *session) checkPin(ctx context.Context, p pin, mine []events.PublicKey) 
 		return none, err
 	}
 	history, err := trusting.history(ctx, p.target())
-	refusal, unknown := (*events.Refusal)(nil), (*problem)(nil)
+	refusal := (*events.Refusal)(nil)
 	switch {
 	case err == nil:
 		return p.compare(history, mine), nil
-	case errors.As(err, &unknown) && unknown.Status == http.StatusNotFound:
+	case errors.Is(err, lookup.ErrUnknownService):
 		none.State = pinWentBack
 		none.Detail = fmt.Sprintf("sequence %d is pinned, and the registry says that it was never bound", p.Sequence)
 		none.Mend = mendRegistry()

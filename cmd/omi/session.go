@@ -10,11 +10,12 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/request"
 )
@@ -52,9 +53,6 @@ type session struct {
 	trust events.Trust
 }
 
-// errNoRegistry means that the broker is there, and nobody answers as the registry.
-var errNoRegistry = errors.New("the broker answers, but no registry does: is omi-registry (or `omi dev`) running there?")
-
 // withSession runs a command that ends by itself, by its timeout or by a signal. timeout 0 means none.
 func (c connection) withSession(timeout time.Duration, do func(context.Context, *session) error) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -90,13 +88,9 @@ func openSession(ctx context.Context, nc *nats.Conn, trusted []string) (*session
 		return nil, fmt.Errorf("use JetStream: %w", err)
 	}
 	s := &session{nc: nc, js: js}
-	reply, err := s.ask(ctx, events.LookupRegistrySubject, nil)
+	info, err := lookup.RegistryInfo(ctx, nc)
 	if err != nil {
-		return nil, err
-	}
-	var info events.RegistryInfo
-	if err := json.Unmarshal(reply.Data, &info); err != nil {
-		return nil, fmt.Errorf("read what the registry says of itself: %w", err)
+		return nil, coded(err)
 	}
 	if len(trusted) > 0 {
 		s.trust, err = process.Trust{Origin: info.Origin, Keys: trusted}.Load()
@@ -110,30 +104,28 @@ func openSession(ctx context.Context, nc *nats.Conn, trusted []string) (*session
 
 func (s *session) sender() request.Sender { return request.Sender{JetStream: s.js, Trust: s.trust} }
 
-// ask sends a request and waits for its answer. What the other side refuses is an error with its words.
-func (s *session) ask(ctx context.Context, subject string, body []byte) (*nats.Msg, error) {
-	reply, err := s.nc.RequestWithContext(ctx, subject, body)
-	if errors.Is(err, nats.ErrNoResponders) {
-		return nil, process.Unreachable(errNoRegistry)
-	}
-	if err != nil {
-		return nil, process.Unreachable(fmt.Errorf("ask %s: %w", subject, err))
-	}
-	if reply.Header.Get("Nats-Service-Error-Code") == "" {
-		return reply, nil
-	}
-	p := &problem{}
-	if err := json.Unmarshal(reply.Data, p); err != nil || p.Detail == "" {
-		p.Detail = reply.Header.Get("Nats-Service-Error")
-	}
-	return nil, process.Refused(p)
+func (s *session) registry() lookup.Registry { return lookup.Registry{Conn: s.nc, Trust: s.trust} }
+
+// record asks the registry for a service's record, and believes only its signature.
+func (s *session) record(ctx context.Context, t events.Target) (events.ServiceRecord, error) {
+	record, err := s.registry().ServiceRecord(ctx, t)
+	return record, coded(err)
 }
 
-// problem is the other side's no.
-type problem struct {
-	Status int    `json:"status"`
-	Detail string `json:"detail"`
+// history asks the registry for a service's history, and believes only its signature.
+func (s *session) history(ctx context.Context, t events.Target) (events.ServiceHistory, error) {
+	history, err := s.registry().ServiceHistory(ctx, t)
+	return history, coded(err)
 }
 
-// Error implements error.
-func (p *problem) Error() string { return p.Detail }
+// coded gives an error of a lookup its exit code: the other side's no, an answer that can't be believed, or nobody there.
+func coded(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, lookup.ErrUnknownService), errors.As(err, new(*api.Problem)), errors.As(err, new(*events.Refusal)):
+		return process.Refused(err)
+	default:
+		return process.Unreachable(err)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/mattn/go-isatty"
 
+	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
@@ -58,7 +59,7 @@ func (f messageFlag) read() ([]byte, error) {
 type signCmd struct {
 	optionalTarget `embed:""`
 	messageFlag    `embed:""`
-	Key            string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The key that signs."`
+	Key            string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The key that signs, or the folder of its key store."`
 	JSON           bool   `help:"Print the question for Auth, ready for POST /v1/verify and for omi verify --query; it needs --app-id and --service-id."`
 }
 
@@ -80,7 +81,7 @@ func (c *signCmd) Run() error {
 	if c.JSON && !given {
 		return process.Usagef("--json prints a question about a service: name it by --app-id and --service-id")
 	}
-	key, err := keyfile.Read(c.Key)
+	key, err := keyfile.Read(client.KeyFile(c.Key))
 	if err != nil {
 		return process.Usagef("--key: %w", err)
 	}

@@ -56,19 +56,6 @@ func (c *statusCmd) Run() error {
 	})
 }
 
-// record asks the registry for a service's record, and believes only its signature.
-func (s *session) record(ctx context.Context, t events.Target) (events.ServiceRecord, error) {
-	reply, err := s.ask(ctx, events.LookupServiceSubject+t.String(), nil)
-	if err != nil {
-		return events.ServiceRecord{}, err
-	}
-	record, err := s.trust.ServiceRecord(t, reply.Data)
-	if err != nil {
-		return events.ServiceRecord{}, fmt.Errorf("the registry's record of %s: %w", t, err)
-	}
-	return record, nil
-}
-
 func printRecord(w io.Writer, r events.ServiceRecord) {
 	fmt.Fprintf(w, "%s.%s: %s, sequence %d, bound since %s\n", r.AppID, r.ServiceID, r.Status, r.Sequence, date(r.BoundAt))
 	if !r.Current.PublicKey.IsZero() {

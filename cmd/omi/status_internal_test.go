@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -59,8 +61,9 @@ func TestPassing(t *testing.T) {
 		want bool
 	}{
 		{process.Unreachable(errors.New("nobody answers")), true},
-		{process.Refused(&problem{Status: 503}), true},
-		{process.Refused(&problem{Status: 404}), false},
+		{process.Refused(&api.Problem{Status: 503}), true},
+		{process.Refused(&api.Problem{Status: 400}), false},
+		{process.Refused(lookup.ErrUnknownService), false},
 		{fmt.Errorf("the record: %w", &events.Refusal{Reason: events.UntrustedSignature}), false},
 	} {
 		if passing(c.err) != c.want {

@@ -14,6 +14,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -68,10 +70,10 @@ func (c *statusCmd) watch(ctx context.Context, s *session, t events.Target, view
 // passing says whether an answer that did not come may come later. What the registry refuses, or what it did not sign,
 // stays so.
 func passing(err error) bool {
-	if refused := (*problem)(nil); errors.As(err, &refused) {
+	if refused := (*api.Problem)(nil); errors.As(err, &refused) {
 		return refused.Status == http.StatusServiceUnavailable
 	}
-	return !errors.As(err, new(*events.Refusal))
+	return !errors.Is(err, lookup.ErrUnknownService) && !errors.As(err, new(*events.Refusal))
 }
 
 // statusView is where a watched record is shown.

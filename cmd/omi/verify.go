@@ -6,16 +6,16 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/alecthomas/kong"
-	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -148,31 +148,25 @@ func (c *verifyCmd) readQuery() (q events.VerifyQuery, err error) {
 	return q, nil
 }
 
-var errNoAuth = errors.New("the broker answers, but no Auth does: is omi-authsub (or `omi dev`) running there? omi verify --registry does without it")
-
 // askAuth asks whichever Auth Provider answers first. The registry may be away meanwhile.
-func (c *verifyCmd) askAuth(q events.VerifyQuery) (verdict, error) {
-	body, err := newQuery(q).encode()
-	if err != nil {
-		return verdict{}, err
+func (c *verifyCmd) askAuth(q events.VerifyQuery) (v verdict, err error) {
+	if _, err := newQuery(q).encode(); err != nil {
+		return v, err
 	}
-	var answer events.VerifyAnswer
 	err = c.withBroker(func(ctx context.Context, s *session) error {
-		reply, err := s.ask(ctx, events.AuthVerifySubject, body)
-		if errors.Is(err, errNoRegistry) { // nobody answers
-			return process.Unreachable(errNoAuth)
-		}
-		if err != nil {
-			return err
-		}
-		if err := json.Unmarshal(reply.Data, &answer); err != nil {
-			return fmt.Errorf("read Auth's answer: %w", err)
+		a, err := client.AuthVerifier{Conn: s.nc, Timeout: c.Timeout}.Verify(ctx, q)
+		v = verdict{a.Result, a.Reason, a.Key, a.PublicKey, a.Expires, a.Sequence, a.AsOf, byAuth}
+		switch {
+		case errors.Is(err, client.ErrNoAuth):
+			return process.Unreachable(fmt.Errorf("%w; omi verify --registry does without it", client.ErrNoAuth))
+		case errors.Is(err, client.ErrStale), errors.Is(err, client.ErrNotReady):
+			return process.Unreachable(err)
+		case err != nil:
+			return coded(err)
 		}
 		return nil
 	})
-	return verdict{
-		answer.Result, answer.Reason, answer.Key, answer.PublicKey, answer.Expires, answer.Sequence, answer.AsOf, byAuth,
-	}, err
+	return v, err
 }
 
 // withBroker is for questions that need no registry.
@@ -198,7 +192,7 @@ func (c connection) withBroker(do func(context.Context, *session) error) error {
 // and so the reason of a refusal, is in the history.
 func (s *session) judge(ctx context.Context, q events.VerifyQuery) (verdict, error) {
 	record, err := s.record(ctx, q.Target)
-	if unknown := (*problem)(nil); errors.As(err, &unknown) && unknown.Status == http.StatusNotFound {
+	if errors.Is(err, lookup.ErrUnknownService) {
 		return verdict{Result: events.Refused, Reason: string(events.UnknownService), By: byRegistry}, nil
 	}
 	if err != nil {

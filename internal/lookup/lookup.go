@@ -19,7 +19,7 @@ import (
 
 var (
 	// ErrUnknownService means that the registry answered, and has never bound this service.
-	ErrUnknownService = errors.New("the registry does not know the service")
+	ErrUnknownService = errors.New("the service was never bound")
 	// ErrNoRegistry means that the broker is there, and nobody answers as the registry.
 	ErrNoRegistry = errors.New("the broker answers, but no registry does: is omi-registry (or `omi dev`) running there?")
 )
