@@ -44,6 +44,7 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, want jetstream.St
 		return err
 	}
 	have := stream.CachedInfo().Config
+	have.MaxMsgSize, have.MaxMsgsPerSubject = max(0, have.MaxMsgSize), max(0, have.MaxMsgsPerSubject) // -1 and 0 are no limit
 	if err := sameMeaning(have, want); err != nil {
 		return err
 	}
