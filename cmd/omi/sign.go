@@ -95,7 +95,7 @@ func (c *signCmd) Run() error {
 		return nil
 	}
 	query := newQuery(events.VerifyQuery{Target: t, Message: message, Signature: signature})
-	if _, err := query.encode(); err != nil {
+	if err := query.fits(); err != nil {
 		return err
 	}
 	return process.PrintJSON(query)
@@ -113,17 +113,17 @@ func newQuery(q events.VerifyQuery) queryJSON {
 	return queryJSON{q.Target.App, q.Target.Service, base64.RawURLEncoding.EncodeToString(q.Message), q.Signature}
 }
 
-// encode returns the question as it is sent, unless Auth would not take it.
-func (q queryJSON) encode() ([]byte, error) {
+// fits returns what is wrong with a question that Auth would not take.
+func (q queryJSON) fits() error {
 	body, err := json.Marshal(q)
 	if err != nil {
-		return nil, fmt.Errorf("encode the question: %w", err)
+		return fmt.Errorf("encode the question: %w", err)
 	}
 	if len(body) > events.MaxQuery {
 		size := base64.RawURLEncoding.DecodedLen(len(q.Message))
 		room := base64.RawURLEncoding.DecodedLen(events.MaxQuery - (len(body) - len(q.Message)))
-		return nil, process.Usagef("the message has %d bytes, and Auth takes questions of 64 KiB, which is %d bytes of message: "+
+		return process.Usagef("the message has %d bytes, and Auth takes questions of 64 KiB, which is %d bytes of message: "+
 			"sign a digest of it, or check it with omi verify --registry or --public-key, which take any size", size, room)
 	}
-	return body, nil
+	return nil
 }

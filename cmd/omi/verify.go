@@ -150,7 +150,7 @@ func (c *verifyCmd) readQuery() (q events.VerifyQuery, err error) {
 
 // askAuth asks whichever Auth Provider answers first. The registry may be away meanwhile.
 func (c *verifyCmd) askAuth(q events.VerifyQuery) (v verdict, err error) {
-	if _, err := newQuery(q).encode(); err != nil {
+	if err := newQuery(q).fits(); err != nil {
 		return v, err
 	}
 	err = c.withBroker(func(ctx context.Context, s *session) error {
