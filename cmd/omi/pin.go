@@ -13,7 +13,7 @@ import (
 )
 
 type pinCmd struct {
-	Add    pinAddCmd    `cmd:"" help:"Remember a service as it is now, and accept what happened to it since it was pinned."`
+	Add    pinAddCmd    `cmd:"" default:"withargs" help:"Remember a service as it is now, and accept what happened to it since it was pinned."`
 	Check  pinCheckCmd  `cmd:"" help:"Say what happened to pinned services that their owner did not ask for: exit code 1."`
 	List   pinListCmd   `cmd:"" help:"Show what is remembered."`
 	Remove pinRemoveCmd `cmd:"" help:"Forget a service."`
@@ -24,8 +24,8 @@ func (*pinCmd) Help() string {
 	return `Whoever copies your key can rotate it, and the registry can't tell that it was not you. You can: a pin remembers where
 your service's keys were, and omi pin check says what came after that.
 
-  omi pin add --app-id org.example.dev --service-id cms      once
-  omi pin check                                              from then on, by cron for example
+  omi pin --app-id org.example.dev --service-id cms      once
+  omi pin check                                          from then on, by cron for example
 
 What omi bind, rotate, reset and revoke do moves a pin along, if they know the same file of pins.`
 }
