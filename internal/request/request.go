@@ -90,6 +90,13 @@ func (s Sender) Send(ctx context.Context, target events.Target, m Message, store
 		return events.Receipt{}, fmt.Errorf("%w: read the receipts: %w", ErrNotStored, err)
 	}
 	defer receipts.Stop()
+	for range consumer.CachedInfo().NumPending { // sent again, a refused message might stand, and nobody would know
+		if receipt, err := next(ctx, receipts, s.Trust); err != nil {
+			return events.Receipt{}, fmt.Errorf("%w: read the receipts: %w", ErrNotStored, err)
+		} else if m.answeredBy(&receipt) {
+			return receipt, nil
+		}
+	}
 	if err := s.Publish(ctx, m); err != nil {
 		return events.Receipt{}, err
 	}
@@ -97,15 +104,27 @@ func (s Sender) Send(ctx context.Context, target events.Target, m Message, store
 		stored()
 	}
 	for {
-		msg, err := receipts.Next(jetstream.NextContext(ctx))
+		receipt, err := next(ctx, receipts, s.Trust)
 		if err != nil {
 			return events.Receipt{}, fmt.Errorf("%w (%w)", ErrNoAnswer, err)
 		}
-		receipt, err := s.Trust.Receipt(msg.Subject(), msg.Data())
-		if err == nil && m.answeredBy(&receipt) { // what can't be trusted answers nothing
+		if m.answeredBy(&receipt) {
 			return receipt, nil
 		}
 	}
+}
+
+// next returns the next receipt, or the zero one for a message that can't be trusted: it answers nothing.
+func next(ctx context.Context, receipts jetstream.MessagesContext, trust events.Trust) (events.Receipt, error) {
+	msg, err := receipts.Next(jetstream.NextContext(ctx))
+	if err != nil {
+		return events.Receipt{}, err
+	}
+	receipt, err := trust.Receipt(msg.Subject(), msg.Data())
+	if err != nil {
+		return events.Receipt{}, nil //nolint:nilerr // see above
+	}
+	return receipt, nil
 }
 
 // Publish publishes a message, and waits until it is stored.

@@ -154,3 +154,29 @@ func TestSendEndsWithItsContext(t *testing.T) {
 		t.Error("it goes on")
 	}
 }
+
+// TestSendLooksFirst: what is answered is not sent again. A refusal may have been for a passing reason, and whoever believes
+// it would not know that the same bytes stand now.
+func TestSendLooksFirst(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for range 3 { // of other requests
+		w.refuse(t, "")
+	}
+	w.refuse(t, events.RequestHash([]byte(w.message.Payload)))
+	receipt, err := w.sender.Send(t.Context(), w.target, w.message, func() { t.Error("it was sent again") })
+	if err != nil || receipt.Reason != events.RateLimited {
+		t.Errorf("got %+v, %v; want the answer that is there", receipt, err)
+	}
+}
+
+func (w *world) refuse(t *testing.T, hash string) {
+	t.Helper()
+	r := events.Receipt{
+		Origin: origin, Target: w.target, Event: events.RequestRejected, RequestNonce: w.message.Nonce, Timestamp: 2,
+		Nonce: events.NewNonce(), Reason: events.RateLimited, Detail: "No.", RequestHash: hash,
+	}
+	if _, err := w.js.Publish(t.Context(), r.Subject(), r.Sign(w.registry)); err != nil {
+		t.Fatal(err)
+	}
+}
