@@ -188,9 +188,9 @@ func (c *Client) use(key crypto.Signer) {
 func (c *Client) hold() {
 	now := c.signing.Load()
 	if now.wait == nil {
-		c.signing.Store(&signing{key: now.key, public: now.public, wait: make(chan struct{})})
+		c.release = time.Now().Add(c.cfg.HoldAtMost)
+		c.signing.Store(&signing{key: now.key, public: now.public, wait: make(chan struct{}), until: c.release})
 	}
-	c.release = time.Now().Add(c.cfg.HoldAtMost)
 }
 
 func (c *Client) unhold() { c.use(c.signing.Load().key) }
