@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -60,4 +61,30 @@ func TestSignInsideNotify(t *testing.T) {
 	if err := returns(t, "Sign", signed); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestNobodyWaitsForAnEmergency: an emergency that nobody waits for any more, and that has not begun, does not make the
+// rotation before it switch early.
+func TestNobodyWaitsForAnEmergency(t *testing.T) {
+	t.Parallel()
+	p := play(t)
+	c := p.open(t, client.Config{})
+	done := rotating(t.Context(), c)
+	r := p.request(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := c.RotateWithGrace(ctx, 0); !errors.Is(err, client.ErrNotBegun) {
+		t.Fatalf("a change whose turn has not come: %v", err)
+	}
+	if err := c.Promote(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("promote what is not committed: %v", err)
+	}
+	now := time.Now().Unix()
+	p.record(2, r.key, now, now, false)
+	p.commit(t, r, 2, now, 300)
+	if err := returns(t, "Rotate", done); err != nil {
+		t.Fatal(err)
+	}
+	p.asks(t, 3)
+	signsWith(t, c, p.first)
 }

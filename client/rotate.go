@@ -39,6 +39,16 @@ func (cmd *command) atOnce() bool {
 	return cmd.draft.Kind == events.Reset || cmd.draft.GracePeriod != nil && *cmd.draft.GracePeriod == 0
 }
 
+// abandoned reports whether nobody waits for it any more.
+func (cmd *command) abandoned() bool {
+	select {
+	case <-cmd.gone:
+		return true
+	default:
+		return false
+	}
+}
+
 // Rotate gives the service a new key, and returns the registry's receipt. The old key goes on signing until everyone has
 // heard of the new one, or half of the registry's grace period is over.
 //

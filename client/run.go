@@ -90,10 +90,8 @@ func answer(waiting *[]*command, r result) {
 
 // begin puts a new change on the disk: the pending key first, then the request.
 func (c *Client) begin(ctx context.Context, cmd *command) {
-	select {
-	case <-cmd.gone:
+	if cmd.abandoned() {
 		return
-	default:
 	}
 	e, err := c.prepare(ctx, cmd)
 	switch {

@@ -92,8 +92,8 @@ func (c *Client) settle(ctx context.Context) {
 
 // urgent reports whether somebody can't wait for the change to settle.
 func (c *Client) urgent() bool {
-	return slices.ContainsFunc(c.queue, (*command).atOnce) ||
-		slices.ContainsFunc(c.settling, func(cmd *command) bool { return cmd.op == opPromote })
+	return slices.ContainsFunc(c.queue, func(cmd *command) bool { return cmd.atOnce() && !cmd.abandoned() }) ||
+		slices.ContainsFunc(c.settling, func(cmd *command) bool { return cmd.op == opPromote && !cmd.abandoned() })
 }
 
 // ask asks the registry who has applied the change, and returns until when to wait for the rest.
