@@ -199,16 +199,16 @@ func rotating(ctx context.Context, c *client.Client) <-chan error {
 type stubborn struct {
 	*client.Folder
 	failing atomic.Bool
-	holding chan struct{} // not nil: Generate and Save wait until it is closed
-	held    chan struct{} // a value for each that waits
+	held    chan struct{} // not nil: Generate and Save say here that they wait
+	goOn    chan struct{} // and here that they don't have to
 }
 
 var errStubborn = errors.New("the disk is away")
 
 func (s *stubborn) wait() error {
-	if s.holding != nil {
+	if s.held != nil {
 		s.held <- struct{}{}
-		<-s.holding
+		<-s.goOn
 	}
 	if s.failing.Load() {
 		return errStubborn

@@ -88,3 +88,53 @@ func TestNobodyWaitsForAnEmergency(t *testing.T) {
 	p.asks(t, 3)
 	signsWith(t, c, p.first)
 }
+
+// TestGiveUpSaysHowFar: what a caller hears whose ctx ends, while the store takes its time.
+func TestGiveUpSaysHowFar(t *testing.T) {
+	t.Parallel()
+	p := play(t)
+	store := &stubborn{Folder: p.store, held: make(chan struct{}, 10), goOn: make(chan struct{})}
+	c := p.open(t, client.Config{Store: store})
+	defer close(store.goOn)
+	first, cancelFirst := context.WithCancel(t.Context())
+	defer cancelFirst()
+	done := rotating(first, c)
+	returns(t, "the new key", store.held)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := c.Rotate(ctx); !errors.Is(err, client.ErrNotBegun) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("while the new key is made: %v", err)
+	}
+	store.goOn <- struct{}{}
+	returns(t, "the request", store.held)
+	store.goOn <- struct{}{}
+	r := p.request(t)
+	p.await(t, client.Stored, 1)
+	p.commit(t, r, 2, time.Now().Unix(), 300)
+	returns(t, "the receipt", store.held)
+	cancelFirst()
+	if err := returns(t, "Rotate", done); !errors.Is(err, client.ErrNoAnswer) {
+		t.Errorf("while the receipt is written: %v", err)
+	}
+}
+
+// TestNotifyBlocks: it must not, and if it does, a caller whose ctx ends is not kept.
+func TestNotifyBlocks(t *testing.T) {
+	t.Parallel()
+	p := play(t)
+	blocked, release := make(chan struct{}), make(chan struct{})
+	c := p.open(t, client.Config{Notify: func(e client.Event) {
+		if e.Kind == client.Stored {
+			close(blocked)
+			<-release
+		}
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := rotating(ctx, c)
+	returns(t, "Send", blocked)
+	cancel()
+	if err := returns(t, "Rotate", done); !errors.Is(err, client.ErrNoAnswer) {
+		t.Errorf("got %v, want ErrNoAnswer", err)
+	}
+	close(release)
+}

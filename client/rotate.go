@@ -104,7 +104,7 @@ func (c *Client) do(ctx context.Context, cmd *command) (events.Receipt, error) {
 	case <-c.stopped:
 		return events.Receipt{}, ErrClosed
 	case <-ctx.Done():
-		return events.Receipt{}, ctx.Err()
+		return events.Receipt{}, c.giveUp(cmd, ctx.Err())
 	}
 	return c.await(ctx, cmd)
 }
@@ -122,13 +122,16 @@ func (c *Client) await(ctx context.Context, cmd *command) (events.Receipt, error
 
 // giveUp says how far the change is that nobody waits for any more.
 func (c *Client) giveUp(cmd *command, why error) error {
-	stored, fault := c.fault()
+	var fault error
+	if last := c.lastFault.Load(); last != nil {
+		fault = *last
+	}
 	switch {
 	case cmd.op != opChange:
 		return why
 	case !cmd.begun.Load():
 		return errors.Join(fmt.Errorf("%w (%w)", ErrNotBegun, why), fault)
-	case stored:
+	case c.stored.Load():
 		return fmt.Errorf("%w (%w)", ErrNoAnswer, why)
 	case errors.Is(fault, ErrNotStored):
 		return fmt.Errorf("%w (%w)", fault, why)

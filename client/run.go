@@ -100,6 +100,7 @@ func (c *Client) begin(ctx context.Context, cmd *command) {
 	case e == nil: // a pending key has turned out to be the current one: that change is settled first
 		c.queue = append([]*command{cmd}, c.queue...)
 	default:
+		c.stored.Store(false)
 		cmd.begun.Store(true)
 		c.entry, c.waiting = e, append(c.waiting, cmd)
 		c.tell(Event{Kind: Requested, Key: e.Request.NewKey})
@@ -184,7 +185,6 @@ func (c *Client) request(ctx context.Context) {
 	if c.entry.resumed || c.entry.AtOnce {
 		c.hold()
 	}
-	c.setStored(false)
 	answers := make(chan events.Receipt, 1)
 	var sender sync.WaitGroup
 	defer sender.Wait()
@@ -227,8 +227,9 @@ func (c *Client) sendUntilAnswered(ctx context.Context, m request.Message, answe
 	for ctx.Err() == nil {
 		attempt, cancel := context.WithTimeout(ctx, resendAfter)
 		receipt, err := c.sender.Send(attempt, c.cfg.Target, m, func() {
-			c.setStored(true)
-			c.tell(Event{Kind: Stored, Key: m.NewKey})
+			if !c.stored.Swap(true) {
+				c.tell(Event{Kind: Stored, Key: m.NewKey})
+			}
 		})
 		cancel()
 		if err == nil {
@@ -286,7 +287,6 @@ func (c *Client) drop(ctx context.Context, why events.Reason) (adopted bool, err
 // commit notes that the registry has committed the change.
 func (c *Client) commit(ctx context.Context, made *commitment) {
 	c.entry.Committed = made
-	c.setStored(false)
 	c.tell(Event{Kind: Committed, Key: c.entry.Request.NewKey, Sequence: made.Sequence})
 	if err := c.save(ctx, c.entry); err != nil { // the same bytes would get the same receipt
 		c.retrying(ctx, err)
