@@ -123,6 +123,7 @@ func TestNotifyBlocks(t *testing.T) {
 	t.Parallel()
 	p := play(t)
 	blocked, release := make(chan struct{}), make(chan struct{})
+	defer close(release)
 	c := p.open(t, client.Config{Notify: func(e client.Event) {
 		if e.Kind == client.Stored {
 			close(blocked)
@@ -136,5 +137,38 @@ func TestNotifyBlocks(t *testing.T) {
 	if err := returns(t, "Rotate", done); !errors.Is(err, client.ErrNoAnswer) {
 		t.Errorf("got %v, want ErrNoAnswer", err)
 	}
-	close(release)
+}
+
+// TestAskedWhileSettling: those who ask for a rotation while the one before has not settled share the next.
+func TestAskedWhileSettling(t *testing.T) {
+	t.Parallel()
+	p := play(t)
+	c := p.open(t, client.Config{})
+	done := rotating(t.Context(), c)
+	r, now := p.request(t), time.Now().Unix()
+	p.record(2, r.key, now, now, false)
+	p.commit(t, r, 2, now, 300)
+	if err := returns(t, "Rotate", done); err != nil {
+		t.Fatal(err)
+	}
+	var asking [3]<-chan error
+	for i := range asking {
+		asking[i] = rotating(t.Context(), c)
+	}
+	for range 10 { // by then they are heard
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		if err := c.Settle(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("it has settled: %v", err)
+		}
+		cancel()
+	}
+	p.record(2, r.key, now, now, true)
+	r = p.request(t)
+	p.record(3, r.key, now, now, true)
+	p.commit(t, r, 3, now, 300)
+	for _, done := range asking {
+		if err := returns(t, "Rotate", done); err != nil {
+			t.Error(err)
+		}
+	}
 }

@@ -103,6 +103,11 @@ func (c *Client) begin(ctx context.Context, cmd *command) {
 		c.stored.Store(false)
 		cmd.begun.Store(true)
 		c.entry, c.waiting = e, append(c.waiting, cmd)
+		others := c.queue
+		c.queue = nil
+		for _, cmd := range others { // they may want the same
+			c.join(cmd)
+		}
 		c.tell(Event{Kind: Requested, Key: e.Request.NewKey})
 	}
 }
