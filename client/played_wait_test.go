@@ -172,3 +172,36 @@ func TestAskedWhileSettling(t *testing.T) {
 		}
 	}
 }
+
+// TestSettlingIsNotPutOff: those who ask again and again whether it has settled don't keep it from that.
+func TestSettlingIsNotPutOff(t *testing.T) {
+	t.Parallel()
+	p := play(t)
+	c := p.open(t, client.Config{})
+	done := rotating(t.Context(), c)
+	r, now := p.request(t), time.Now().Unix()
+	p.record(2, r.key, now, now, false)
+	p.commit(t, r, 2, now, 300)
+	if err := returns(t, "Rotate", done); err != nil {
+		t.Fatal(err)
+	}
+	p.asks(t, 1)
+	p.record(2, r.key, now, now, true)
+	settled := make(chan error, 1)
+	ended, end := context.WithTimeout(t.Context(), playedWithin)
+	defer end()
+	go func() {
+		for {
+			ctx, cancel := context.WithTimeout(ended, 5*time.Millisecond)
+			err := c.Settle(ctx)
+			cancel()
+			if err == nil || ended.Err() != nil {
+				settled <- err
+				return
+			}
+		}
+	}()
+	if err := <-settled; err != nil {
+		t.Error(err)
+	}
+}

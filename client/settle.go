@@ -73,18 +73,20 @@ func (c *Client) settle(ctx context.Context) {
 	applied := map[string]bool{}
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval, pause.Multiplier = askFirst, askLast, 1.3
+	next := time.Now().Add(pause.NextBackOff())
 	for ctx.Err() == nil {
 		if until.left() <= 0 || c.urgent() {
 			c.promote(ctx)
 			return
 		}
-		ask := time.NewTimer(min(pause.NextBackOff(), until.left()))
+		ask := time.NewTimer(min(time.Until(next), until.left()))
 		select {
 		case <-ctx.Done():
 		case cmd := <-c.commands:
 			c.join(cmd)
 		case <-ask.C:
 			until = c.ask(ctx, until, applied)
+			next = time.Now().Add(pause.NextBackOff())
 		}
 		ask.Stop()
 	}
