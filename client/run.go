@@ -190,7 +190,7 @@ func (c *Client) request(ctx context.Context) {
 	if c.entry.resumed || c.entry.AtOnce {
 		c.hold()
 	}
-	answers := make(chan events.Receipt, 1)
+	since, answers := time.Now(), make(chan events.Receipt, 1)
 	var sender sync.WaitGroup
 	defer sender.Wait()
 	sending, stop := context.WithCancel(ctx)
@@ -203,7 +203,7 @@ func (c *Client) request(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case receipt := <-answers:
-			c.answered(ctx, &receipt)
+			c.answered(ctx, &receipt, since)
 			return
 		case <-release.C:
 			c.unhold()
@@ -256,10 +256,10 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// answered takes the registry's answer to the request under way.
-func (c *Client) answered(ctx context.Context, r *events.Receipt) {
+// answered takes the registry's answer to the request under way, which was waited for since some time.
+func (c *Client) answered(ctx context.Context, r *events.Receipt, since time.Time) {
 	if r.Event == events.RequestCommitted {
-		c.commit(ctx, c.commitmentTo(r))
+		c.commit(ctx, c.commitmentTo(r, since))
 		return
 	}
 	refused := &RefusedError{Receipt: *r}
