@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -82,5 +83,25 @@ func TestClientShortGrace(t *testing.T) {
 	p.await(t, client.Promoted, 1)
 	if before, after := <-asked, <-asked; before != after {
 		t.Errorf("the registry was asked %d times while the old key, which may have ended, signed", after-before)
+	}
+}
+
+// TestAutoRotateByTheRegistrysClock: a key's age is what the registry says, whatever the time is here.
+func TestAutoRotateByTheRegistrysClock(t *testing.T) {
+	t.Parallel()
+	p := play(t)
+	now := time.Now().Unix() + hour
+	p.record(1, p.first, now-hour/2-60, now, true)
+	c := p.open(t, client.Config{})
+	done := make(chan error, 1)
+	go func() { done <- c.AutoRotate(t.Context(), client.Schedule{Every: 30 * time.Minute, Jitter: 0.001}) }()
+	r := p.request(t)
+	p.record(2, r.key, now, now, true)
+	p.commit(t, r, 2, now, 300)
+	p.await(t, client.Promoted, 1)
+
+	c.Close() // while it waits for the next time
+	if err := returns(t, "AutoRotate", done); !errors.Is(err, client.ErrClosed) {
+		t.Errorf("got %v, want ErrClosed", err)
 	}
 }

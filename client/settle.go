@@ -63,7 +63,8 @@ func (c *Client) settle(ctx context.Context) {
 	made := c.entry.Committed
 	answer(&c.waiting, result{receipt: c.entry.receipt(c.cfg.Target, c.cfg.Trust.Origin())})
 	applied := map[string]bool{}
-	until := deadlineAt(time.Now().Add(min(time.Until(time.UnixMilli(made.PromoteAt)), made.half()))) // also if the clock was set back
+	rest := min(time.Until(time.UnixMilli(made.PromoteAt)), made.half()) // also if the clock was set back
+	until := deadlineAt(time.Now().Add(rest))
 	held := c.signing.Load().wait != nil
 	switch {
 	case made.grace() == 0 && held:
