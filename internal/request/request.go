@@ -14,8 +14,12 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// forgetReader is how long the broker keeps what it knows of a reader that is done.
-const forgetReader = 10 * time.Second
+const (
+	// forgetReader is how long the broker keeps what it knows of a reader that is done.
+	forgetReader = 10 * time.Second
+	// lookFirst bounds the reading of what is there before a message is published.
+	lookFirst = time.Second
+)
 
 // Errors of a request that has no answer yet. Sent again, byte for byte, it gets its first receipt.
 var (
@@ -90,10 +94,14 @@ func (s Sender) Send(ctx context.Context, target events.Target, m Message, store
 		return events.Receipt{}, fmt.Errorf("%w: read the receipts: %w", ErrNotStored, err)
 	}
 	defer receipts.Stop()
+	looking, cancel := context.WithTimeout(ctx, lookFirst)
+	defer cancel()
 	for range consumer.CachedInfo().NumPending { // sent again, a refused message might stand, and nobody would know
-		if receipt, err := next(ctx, receipts, s.Trust); err != nil {
-			return events.Receipt{}, fmt.Errorf("%w: read the receipts: %w", ErrNotStored, err)
-		} else if m.answeredBy(&receipt) {
+		receipt, err := next(looking, receipts, s.Trust)
+		if err != nil {
+			break // the broker's count was wrong, or what comes next fails too
+		}
+		if m.answeredBy(&receipt) {
 			return receipt, nil
 		}
 	}
