@@ -28,9 +28,9 @@ type Schedule struct {
 // ErrSchedule means that a [Schedule] makes no sense.
 var ErrSchedule = errors.New("a schedule needs Every above 0, and Jitter from 0 to 1")
 
-// AutoRotate rotates the key by a schedule until ctx ends, and then returns nil. The age of a key is the registry's word,
-// so a restart changes nothing, and a [Client.Rotate] on demand begins it anew. What fails is told as [Retrying], and tried
-// again after a second to five minutes.
+// AutoRotate rotates the key by a schedule until ctx ends, and then returns nil, or [ErrClosed]. The age of a key is the
+// registry's word, by its clock, so a restart changes nothing, and a [Client.Rotate] on demand begins it anew. What fails is
+// told as [Retrying], and tried again after a second to five minutes.
 func (c *Client) AutoRotate(ctx context.Context, s Schedule) error {
 	if s.Jitter == 0 {
 		s.Jitter = defaultJitter
@@ -41,31 +41,42 @@ func (c *Client) AutoRotate(ctx context.Context, s Schedule) error {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval, retry.MaxInterval = retryFirst, retryLast
 	var since int64
-	var due time.Time
+	var age time.Duration
 	for ctx.Err() == nil {
 		record, err := c.record(ctx)
-		if err == nil && record.Current.Since != since {
-			since = record.Current.Since
-			due = time.Unix(since, 0).Add(s.age())
+		if err == nil && (age == 0 || record.Current.Since != since) {
+			since, age = record.Current.Since, s.age()
 		}
-		if left := time.Until(due); err == nil && left > 0 {
-			wait(ctx, left) // and look again: somebody may have rotated meanwhile
-			continue
-		}
-		if err == nil {
-			_, err = c.Rotate(ctx)
-		}
+		left := age - time.Duration(record.Timestamp-since)*time.Second
 		switch {
+		case err == nil && left > 0:
+			err = c.sleep(ctx, max(left, time.Second)) // and look again: somebody may have rotated meanwhile
 		case err == nil:
-			retry.Reset()
-		case errors.Is(err, ErrClosed):
-			return err
-		case ctx.Err() == nil:
+			if _, err = c.Rotate(ctx); err == nil {
+				retry.Reset()
+			}
+		}
+		if err != nil && !errors.Is(err, ErrClosed) {
 			c.retrying(ctx, fmt.Errorf("rotate by schedule: %w", err))
-			wait(ctx, retry.NextBackOff())
+			err = c.sleep(ctx, retry.NextBackOff())
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// sleep returns when it is time or ctx has ended, or else [ErrClosed].
+func (c *Client) sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-time.After(d):
+		return nil
+	case <-c.stopped:
+		return ErrClosed
+	}
 }
 
 // age is how old the present key gets.

@@ -68,9 +68,9 @@ type Client struct {
 	stop     context.CancelFunc
 	stopped  chan struct{} // closed when run has ended
 
-	told      sync.Mutex // events come one after the other
-	lastFault error      // of the background, since the last step that succeeded
-	stored    bool       // the broker has the request that is under way
+	told      sync.Mutex            // events come one after the other; held by Notify, so nobody else waits for it
+	lastFault atomic.Pointer[error] // of the background, since the last step that succeeded; nil: none
+	stored    atomic.Bool           // the broker has the request that is under way
 
 	found *command // waits for the change that was under way at the start; nil: there was none
 
@@ -188,9 +188,9 @@ func (c *Client) use(key crypto.Signer) {
 func (c *Client) hold() {
 	now := c.signing.Load()
 	if now.wait == nil {
-		c.signing.Store(&signing{key: now.key, public: now.public, wait: make(chan struct{})})
+		c.release = time.Now().Add(c.cfg.HoldAtMost)
+		c.signing.Store(&signing{key: now.key, public: now.public, wait: make(chan struct{}), until: c.release})
 	}
-	c.release = time.Now().Add(c.cfg.HoldAtMost)
 }
 
 func (c *Client) unhold() { c.use(c.signing.Load().key) }
@@ -198,13 +198,13 @@ func (c *Client) unhold() { c.use(c.signing.Load().key) }
 func (c *Client) tell(e Event) {
 	c.told.Lock()
 	defer c.told.Unlock()
-	switch {
+	switch last := c.lastFault.Load(); {
 	case e.Kind != Retrying:
-		c.lastFault = nil
-	case c.lastFault != nil && c.lastFault.Error() == e.Err.Error():
+		c.lastFault.Store(nil)
+	case last != nil && (*last).Error() == e.Err.Error():
 		return // once is enough
 	default:
-		c.lastFault = e.Err
+		c.lastFault.Store(&e.Err)
 	}
 	e.At = time.Now()
 	c.cfg.Notify(e)
@@ -215,17 +215,4 @@ func (c *Client) retrying(ctx context.Context, err error) {
 	if ctx.Err() == nil {
 		c.tell(Event{Kind: Retrying, Err: err})
 	}
-}
-
-func (c *Client) setStored(stored bool) {
-	c.told.Lock()
-	defer c.told.Unlock()
-	c.stored = stored
-}
-
-// fault returns what went wrong last, nil if nothing has since the last step that succeeded.
-func (c *Client) fault() (stored bool, fault error) {
-	c.told.Lock()
-	defer c.told.Unlock()
-	return c.stored, c.lastFault
 }

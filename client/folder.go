@@ -16,9 +16,8 @@ import (
 )
 
 const (
-	folderMode = 0o700
-	fileMode   = 0o600
-	folderKey  = "key.pem"
+	fileMode  = 0o600
+	folderKey = "key.pem"
 )
 
 // Folder is a [KeyStore] in files of mode 0600, each written to the disk whole or not at all:
@@ -35,7 +34,7 @@ type Folder struct {
 // OpenFolder opens the key store in a folder, where FILE is key.pem, and makes the folder if it is not there. It fails with
 // [ErrLocked] while another process has it open.
 func OpenFolder(path string) (*Folder, error) {
-	if err := os.MkdirAll(path, folderMode); err != nil {
+	if err := keyfile.MakeFolder(path); err != nil {
 		return nil, fmt.Errorf("open the key store: %w", err)
 	}
 	return OpenFile(filepath.Join(path, folderKey))

@@ -25,6 +25,7 @@ type entry struct {
 	Committed *commitment `json:"committed,omitzero"`
 
 	resumed bool // it was found in the journal at the start
+	late    bool // how long ago it was committed is the registry's word, not ours
 }
 
 // commitment is what a service needs to know of a receipt, or of a record that shows the change.
@@ -41,6 +42,9 @@ func (m *commitment) grace() time.Duration {
 	return time.Duration(max(0, m.GracePeriodExpiry-m.Timestamp)) * time.Second
 }
 
+// half is half of that, and a little less: the registry counts whole seconds, so up to one is over when it begins.
+func (m *commitment) half() time.Duration { return max(0, m.grace()-time.Second) / 2 }
+
 // receipt is the answer to a change that is committed.
 func (e *entry) receipt(target events.Target, origin string) events.Receipt {
 	return events.Receipt{
@@ -56,7 +60,7 @@ func (c *Client) load(ctx context.Context) (*entry, error) {
 	if err != nil || len(text) == 0 {
 		return nil, err
 	}
-	e := &entry{resumed: true}
+	e := &entry{resumed: true, late: true}
 	if err := json.Unmarshal(text, e); err != nil {
 		return nil, fmt.Errorf("%w: it is not a journal; delete it if no request is under way", ErrJournal)
 	}

@@ -39,6 +39,16 @@ func (cmd *command) atOnce() bool {
 	return cmd.draft.Kind == events.Reset || cmd.draft.GracePeriod != nil && *cmd.draft.GracePeriod == 0
 }
 
+// abandoned reports whether nobody waits for it any more.
+func (cmd *command) abandoned() bool {
+	select {
+	case <-cmd.gone:
+		return true
+	default:
+		return false
+	}
+}
+
 // Rotate gives the service a new key, and returns the registry's receipt. The old key goes on signing until everyone has
 // heard of the new one, or half of the registry's grace period is over.
 //
@@ -94,7 +104,7 @@ func (c *Client) do(ctx context.Context, cmd *command) (events.Receipt, error) {
 	case <-c.stopped:
 		return events.Receipt{}, ErrClosed
 	case <-ctx.Done():
-		return events.Receipt{}, ctx.Err()
+		return events.Receipt{}, c.giveUp(cmd, ctx.Err())
 	}
 	return c.await(ctx, cmd)
 }
@@ -112,13 +122,16 @@ func (c *Client) await(ctx context.Context, cmd *command) (events.Receipt, error
 
 // giveUp says how far the change is that nobody waits for any more.
 func (c *Client) giveUp(cmd *command, why error) error {
-	stored, fault := c.fault()
+	var fault error
+	if last := c.lastFault.Load(); last != nil {
+		fault = *last
+	}
 	switch {
 	case cmd.op != opChange:
 		return why
 	case !cmd.begun.Load():
 		return errors.Join(fmt.Errorf("%w (%w)", ErrNotBegun, why), fault)
-	case stored:
+	case c.stored.Load():
 		return fmt.Errorf("%w (%w)", ErrNoAnswer, why)
 	case errors.Is(fault, ErrNotStored):
 		return fmt.Errorf("%w (%w)", fault, why)

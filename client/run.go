@@ -90,10 +90,8 @@ func answer(waiting *[]*command, r result) {
 
 // begin puts a new change on the disk: the pending key first, then the request.
 func (c *Client) begin(ctx context.Context, cmd *command) {
-	select {
-	case <-cmd.gone:
+	if cmd.abandoned() {
 		return
-	default:
 	}
 	e, err := c.prepare(ctx, cmd)
 	switch {
@@ -102,8 +100,14 @@ func (c *Client) begin(ctx context.Context, cmd *command) {
 	case e == nil: // a pending key has turned out to be the current one: that change is settled first
 		c.queue = append([]*command{cmd}, c.queue...)
 	default:
+		c.stored.Store(false)
 		cmd.begun.Store(true)
 		c.entry, c.waiting = e, append(c.waiting, cmd)
+		others := c.queue
+		c.queue = nil
+		for _, cmd := range others { // they may want the same
+			c.join(cmd)
+		}
 		c.tell(Event{Kind: Requested, Key: e.Request.NewKey})
 	}
 }
@@ -186,8 +190,7 @@ func (c *Client) request(ctx context.Context) {
 	if c.entry.resumed || c.entry.AtOnce {
 		c.hold()
 	}
-	c.setStored(false)
-	answers := make(chan events.Receipt, 1)
+	since, answers := time.Now(), make(chan events.Receipt, 1)
 	var sender sync.WaitGroup
 	defer sender.Wait()
 	sending, stop := context.WithCancel(ctx)
@@ -200,7 +203,7 @@ func (c *Client) request(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case receipt := <-answers:
-			c.answered(ctx, &receipt)
+			c.answered(ctx, &receipt, since)
 			return
 		case <-release.C:
 			c.unhold()
@@ -229,8 +232,9 @@ func (c *Client) sendUntilAnswered(ctx context.Context, m request.Message, answe
 	for ctx.Err() == nil {
 		attempt, cancel := context.WithTimeout(ctx, resendAfter)
 		receipt, err := c.sender.Send(attempt, c.cfg.Target, m, func() {
-			c.setStored(true)
-			c.tell(Event{Kind: Stored, Key: m.NewKey})
+			if !c.stored.Swap(true) {
+				c.tell(Event{Kind: Stored, Key: m.NewKey})
+			}
 		})
 		cancel()
 		if err == nil {
@@ -252,10 +256,10 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// answered takes the registry's answer to the request under way.
-func (c *Client) answered(ctx context.Context, r *events.Receipt) {
+// answered takes the registry's answer to the request under way, which was waited for since some time.
+func (c *Client) answered(ctx context.Context, r *events.Receipt, since time.Time) {
 	if r.Event == events.RequestCommitted {
-		c.commit(ctx, c.commitmentTo(r))
+		c.commit(ctx, c.commitmentTo(r, since))
 		return
 	}
 	refused := &RefusedError{Receipt: *r}
@@ -288,7 +292,6 @@ func (c *Client) drop(ctx context.Context, why events.Reason) (adopted bool, err
 // commit notes that the registry has committed the change.
 func (c *Client) commit(ctx context.Context, made *commitment) {
 	c.entry.Committed = made
-	c.setStored(false)
 	c.tell(Event{Kind: Committed, Key: c.entry.Request.NewKey, Sequence: made.Sequence})
 	if err := c.save(ctx, c.entry); err != nil { // the same bytes would get the same receipt
 		c.retrying(ctx, err)

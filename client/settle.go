@@ -18,17 +18,17 @@ const (
 	askLast  = 2 * time.Second
 )
 
-// commitmentTo notes a receipt. Half of the grace period is counted from now on our own clock, unless the receipt is an
-// old one: then from its timestamp, until the registry's record says better.
-func (c *Client) commitmentTo(r *events.Receipt) *commitment {
+// commitmentTo notes a receipt that was waited for since some time. Half of the grace period is counted from now on our own
+// clock, unless the receipt may be an old one: then from its timestamp, until the registry's record says better.
+func (c *Client) commitmentTo(r *events.Receipt, since time.Time) *commitment {
 	made := &commitment{
 		Sequence: r.Sequence, Timestamp: r.Timestamp, GracePeriodExpiry: r.GracePeriodExpiry, EventNonce: r.EventNonce,
 	}
 	from := time.Now()
-	if c.entry.resumed {
+	if c.entry.late = c.entry.late || deadlineAt(since.Add(made.grace()/4)).left() <= 0; c.entry.late {
 		from = time.Unix(r.Timestamp, 0)
 	}
-	made.PromoteAt = from.Add(made.grace() / 2).UnixMilli()
+	made.PromoteAt = from.Add(made.half()).UnixMilli()
 	return made
 }
 
@@ -41,7 +41,7 @@ func (c *Client) commitmentOf(r *events.ServiceRecord) *commitment {
 			made.GracePeriodExpiry = key.Expires
 		}
 	}
-	made.PromoteAt = time.Now().Add(made.grace() / 2).UnixMilli()
+	made.PromoteAt = time.Now().Add(made.half()).UnixMilli()
 	return made
 }
 
@@ -62,29 +62,35 @@ func (d deadline) left() time.Duration {
 func (c *Client) settle(ctx context.Context) {
 	made := c.entry.Committed
 	answer(&c.waiting, result{receipt: c.entry.receipt(c.cfg.Target, c.cfg.Trust.Origin())})
-	until := deadlineAt(time.UnixMilli(made.PromoteAt))
-	if c.signing.Load().wait != nil {
-		if made.grace() == 0 {
-			until = deadlineAt(c.release) // nobody signs: time enough to let everyone hear of the new key
-		} else if until.left() > 0 {
-			c.unhold()
-		}
-	}
 	applied := map[string]bool{}
+	rest := min(time.Until(time.UnixMilli(made.PromoteAt)), made.half()) // also if the clock was set back
+	until := deadlineAt(time.Now().Add(rest))
+	held := c.signing.Load().wait != nil
+	switch {
+	case made.grace() == 0 && held:
+		until = deadlineAt(c.release) // nobody signs: time enough to let everyone hear of the new key
+	case c.entry.late && made.half() > 0 && until.left() <= 0: // by our clock, which may be ahead
+		until = c.ask(ctx, min(askTimeout, made.half()), until, applied)
+	}
+	if held && made.grace() > 0 && until.left() > 0 {
+		c.unhold()
+	}
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval, pause.Multiplier = askFirst, askLast, 1.3
+	next := time.Now().Add(pause.NextBackOff())
 	for ctx.Err() == nil {
 		if until.left() <= 0 || c.urgent() {
 			c.promote(ctx)
 			return
 		}
-		ask := time.NewTimer(min(pause.NextBackOff(), until.left()))
+		ask := time.NewTimer(min(time.Until(next), until.left()))
 		select {
 		case <-ctx.Done():
 		case cmd := <-c.commands:
 			c.join(cmd)
 		case <-ask.C:
-			until = c.ask(ctx, until, applied)
+			until = c.ask(ctx, min(askTimeout, max(until.left(), askFirst)), until, applied)
+			next = time.Now().Add(pause.NextBackOff())
 		}
 		ask.Stop()
 	}
@@ -92,13 +98,13 @@ func (c *Client) settle(ctx context.Context) {
 
 // urgent reports whether somebody can't wait for the change to settle.
 func (c *Client) urgent() bool {
-	return slices.ContainsFunc(c.queue, (*command).atOnce) ||
-		slices.ContainsFunc(c.settling, func(cmd *command) bool { return cmd.op == opPromote })
+	return slices.ContainsFunc(c.queue, func(cmd *command) bool { return cmd.atOnce() && !cmd.abandoned() }) ||
+		slices.ContainsFunc(c.settling, func(cmd *command) bool { return cmd.op == opPromote && !cmd.abandoned() })
 }
 
 // ask asks the registry who has applied the change, and returns until when to wait for the rest.
-func (c *Client) ask(ctx context.Context, until deadline, applied map[string]bool) deadline {
-	asking, cancel := context.WithTimeout(ctx, min(askTimeout, max(until.left(), askFirst)))
+func (c *Client) ask(ctx context.Context, within time.Duration, until deadline, applied map[string]bool) deadline {
+	asking, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	record, err := c.lookup.ServiceRecord(asking, c.cfg.Target)
 	if err != nil {
@@ -114,8 +120,9 @@ func (c *Client) ask(ctx context.Context, until deadline, applied map[string]boo
 		return deadline{}
 	case c.everyone(&record, applied):
 		return deadline{}
-	case c.entry.resumed && made.grace() > 0: // how old the receipt is, by the clock that made it
-		return deadlineAt(time.Now().Add(time.Duration(made.GracePeriodExpiry-record.Timestamp)*time.Second - made.grace()/2))
+	case c.entry.late && made.grace() > 0: // how old the receipt is, by the clock that made it
+		left := time.Duration(made.GracePeriodExpiry-record.Timestamp)*time.Second - time.Second // at least
+		return deadlineAt(time.Now().Add(min(left-made.half(), made.half())))
 	default:
 		return until
 	}

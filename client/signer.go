@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"io"
+	"time"
 
 	"omiappreg.org/keyrotation/events"
 )
@@ -26,6 +27,7 @@ type signing struct {
 	key    crypto.Signer
 	public events.PublicKey
 	wait   chan struct{} // nil: don't; else closed when there is another signing to look at
+	until  time.Time     // no longer than this, whatever keeps run from ending the wait
 }
 
 // Target returns the service that it signs for.
@@ -33,12 +35,20 @@ func (s *Signer) Target() events.Target { return s.client.cfg.Target }
 
 // Key returns the key that is to be used now. Use it for one message: the next may need another.
 func (s *Signer) Key() (key crypto.Signer, public events.PublicKey) {
+	var enough <-chan time.Time
 	for {
 		now := s.client.signing.Load()
 		if now.wait == nil {
 			return now.key, now.public
 		}
-		<-now.wait
+		if enough == nil {
+			enough = time.After(time.Until(now.until))
+		}
+		select {
+		case <-now.wait:
+		case <-enough:
+			return now.key, now.public
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -141,6 +142,23 @@ func TestBothWays(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestManyProblems is for the race detector: what answers a request runs beside what counts it.
+func TestManyProblems(t *testing.T) {
+	t.Parallel()
+	ask := over(t)["nats"]
+	var asking sync.WaitGroup
+	for range 8 {
+		asking.Go(func() {
+			for range 200 {
+				if status, _ := ask("", "test.ask", "unknown"); status != http.StatusNotFound {
+					t.Errorf("status %d", status)
+				}
+			}
+		})
+	}
+	asking.Wait()
 }
 
 func TestHTTPLimits(t *testing.T) {

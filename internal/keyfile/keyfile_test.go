@@ -67,6 +67,31 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
+func TestMakeFolder(t *testing.T) {
+	t.Parallel()
+	above := filepath.Join(t.TempDir(), "a")
+	path := filepath.Join(above, "b", "keys")
+	for range 2 {
+		if err := keyfile.MakeFolder(path + "/"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, folder := range []string{above, path} {
+		if info, err := os.Stat(folder); err != nil || !info.IsDir() || info.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v", folder, info, err)
+		}
+	}
+	file := filepath.Join(path, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, taken := range []string{file, filepath.Join(file, "keys")} {
+		if err := keyfile.MakeFolder(taken); err == nil {
+			t.Errorf("%s is a folder beside a file", taken)
+		}
+	}
+}
+
 func TestReadPublicKeys(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "trust")

@@ -14,8 +14,12 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// forgetReader is how long the broker keeps what it knows of a reader that is done.
-const forgetReader = 10 * time.Second
+const (
+	// forgetReader is how long the broker keeps what it knows of a reader that is done.
+	forgetReader = 10 * time.Second
+	// lookFirst bounds the reading of what is there before a message is published.
+	lookFirst = time.Second
+)
 
 // Errors of a request that has no answer yet. Sent again, byte for byte, it gets its first receipt.
 var (
@@ -73,14 +77,14 @@ type Sender struct {
 	Trust     events.Trust
 }
 
-// Send publishes a message, and waits for its receipt until ctx ends: then the error is [ErrNotStored] or [ErrNoAnswer]. A
-// refusal is a receipt, not an error. It reads the stream of receipts from its start, so it finds the answer to a message
+// Send publishes a message, and waits for its receipt until ctx ends or the broker fails: then the error is [ErrNotStored] or
+// [ErrNoAnswer]. A refusal is a receipt, not an error. It reads the stream of receipts from its start, so it finds the answer to a message
 // that was sent before, too: within two minutes the stream would not store the same receipt a second time. stored, if not
 // nil, is called when the broker has the message.
 func (s Sender) Send(ctx context.Context, target events.Target, m Message, stored func()) (events.Receipt, error) {
 	consumer, err := s.JetStream.OrderedConsumer(ctx, events.ReceiptStream, jetstream.OrderedConsumerConfig{
 		FilterSubjects:    []string{events.ReceiptSubject + target.String()},
-		InactiveThreshold: forgetReader,
+		InactiveThreshold: forgetReader, MaxResetAttempts: 1, // it would go on without end, and does not ask ctx
 	})
 	if err != nil {
 		return events.Receipt{}, fmt.Errorf("%w: read the receipts: %w", ErrNotStored, err)
@@ -90,6 +94,17 @@ func (s Sender) Send(ctx context.Context, target events.Target, m Message, store
 		return events.Receipt{}, fmt.Errorf("%w: read the receipts: %w", ErrNotStored, err)
 	}
 	defer receipts.Stop()
+	looking, cancel := context.WithTimeout(ctx, lookFirst)
+	defer cancel()
+	for range consumer.CachedInfo().NumPending { // sent again, a refused message might stand, and nobody would know
+		receipt, err := next(looking, receipts, s.Trust)
+		if err != nil {
+			break // the broker's count was wrong, or what comes next fails too
+		}
+		if m.answeredBy(&receipt) {
+			return receipt, nil
+		}
+	}
 	if err := s.Publish(ctx, m); err != nil {
 		return events.Receipt{}, err
 	}
@@ -97,15 +112,27 @@ func (s Sender) Send(ctx context.Context, target events.Target, m Message, store
 		stored()
 	}
 	for {
-		msg, err := receipts.Next(jetstream.NextContext(ctx))
+		receipt, err := next(ctx, receipts, s.Trust)
 		if err != nil {
 			return events.Receipt{}, fmt.Errorf("%w (%w)", ErrNoAnswer, err)
 		}
-		receipt, err := s.Trust.Receipt(msg.Subject(), msg.Data())
-		if err == nil && m.answeredBy(&receipt) { // what can't be trusted answers nothing
+		if m.answeredBy(&receipt) {
 			return receipt, nil
 		}
 	}
+}
+
+// next returns the next receipt, or the zero one for a message that can't be trusted: it answers nothing.
+func next(ctx context.Context, receipts jetstream.MessagesContext, trust events.Trust) (events.Receipt, error) {
+	msg, err := receipts.Next(jetstream.NextContext(ctx))
+	if err != nil {
+		return events.Receipt{}, err
+	}
+	receipt, err := trust.Receipt(msg.Subject(), msg.Data())
+	if err != nil {
+		return events.Receipt{}, nil //nolint:nilerr // see above
+	}
+	return receipt, nil
 }
 
 // Publish publishes a message, and waits until it is stored.

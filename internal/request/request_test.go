@@ -18,9 +18,18 @@ func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
 const origin = "omiappreg.org"
 
-// TestSendBelievesItsOwnAnswer: of all that may come on the subject, only one message answers the request.
-func TestSendBelievesItsOwnAnswer(t *testing.T) {
-	t.Parallel()
+// world is a broker with the streams of requests and receipts, a registry that the test plays, and a request to it.
+type world struct {
+	js       jetstream.JetStream
+	sender   request.Sender
+	target   events.Target
+	registry events.SigningKey
+	newKey   events.SigningKey
+	message  request.Message
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
 	js, err := jetstream.New(testenv.Connect(t, testenv.NewBroker(t).URL()))
 	if err != nil {
 		t.Fatal(err)
@@ -30,20 +39,28 @@ func TestSendBelievesItsOwnAnswer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	target, err := events.ParseTarget("org.example.shop.cms")
+	w := &world{js: js, registry: events.GenerateSigningKey(), newKey: events.GenerateSigningKey()}
+	if w.target, err = events.ParseTarget("org.example.shop.cms"); err != nil {
+		t.Fatal(err)
+	}
+	trust, err := events.NewTrust(origin, w.registry.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
-	registry, stranger, newKey := events.GenerateSigningKey(), events.GenerateSigningKey(), events.GenerateSigningKey()
-	trust, err := events.NewTrust(origin, registry.Public())
-	if err != nil {
+	w.sender = request.Sender{JetStream: js, Trust: trust}
+	draft := events.Draft{Kind: events.Rotation, Target: w.target, Timestamp: 1, Nonce: events.NewNonce()}
+	if w.message, err = request.Sign(draft, events.GenerateSigningKey().Private(), w.newKey.Private()); err != nil {
 		t.Fatal(err)
 	}
-	draft := events.Draft{Kind: events.Rotation, Target: target, Timestamp: 1, Nonce: events.NewNonce()}
-	m, err := request.Sign(draft, events.GenerateSigningKey().Private(), newKey.Private())
-	if err != nil {
-		t.Fatal(err)
-	}
+	return w
+}
+
+// TestSendBelievesItsOwnAnswer: of all that may come on the subject, only one message answers the request.
+func TestSendBelievesItsOwnAnswer(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	js, sender, target, m := w.js, w.sender, w.target, w.message
+	registry, stranger, newKey := w.registry, events.GenerateSigningKey(), w.newKey
 	committed := events.Receipt{
 		Origin: origin, Target: target, Event: events.RequestCommitted, RequestNonce: m.Nonce, Timestamp: 2, Sequence: 2,
 		PublicKey: newKey.Public(), GracePeriodExpiry: 302, EventNonce: events.NewNonce(),
@@ -78,7 +95,6 @@ func TestSendBelievesItsOwnAnswer(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	sender := request.Sender{JetStream: js, Trust: trust}
 	stored := false
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
@@ -98,5 +114,69 @@ func TestSendBelievesItsOwnAnswer(t *testing.T) {
 	}
 	if err := sender.Publish(t.Context(), m); !errors.Is(err, request.ErrNotStored) {
 		t.Errorf("publish without a stream: %v", err)
+	}
+}
+
+// TestSendEndsWithItsContext: also while the broker has lost the reader's place in the stream, and can't give it a new one.
+func TestSendEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	places, err := w.js.Conn().SubscribeSync("$JS.API.CONSUMER.CREATE." + events.ReceiptStream + ".>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stored, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		_, err := w.sender.Send(ctx, w.target, w.message, func() { close(stored) })
+		ended <- err
+	}()
+	<-stored
+	if err := w.js.DeleteStream(t.Context(), events.ReceiptStream); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.js.Conn().ForceReconnect(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the place that it had, and the one that it asks for now
+		if _, err := places.NextMsg(20 * time.Second); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, request.ErrNoAnswer) {
+			t.Errorf("got %v, want ErrNoAnswer", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it goes on")
+	}
+}
+
+// TestSendLooksFirst: what is answered is not sent again. A refusal may have been for a passing reason, and whoever believes
+// it would not know that the same bytes stand now.
+func TestSendLooksFirst(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for range 3 { // of other requests
+		w.refuse(t, "")
+	}
+	w.refuse(t, events.RequestHash([]byte(w.message.Payload)))
+	receipt, err := w.sender.Send(t.Context(), w.target, w.message, func() { t.Error("it was sent again") })
+	if err != nil || receipt.Reason != events.RateLimited {
+		t.Errorf("got %+v, %v; want the answer that is there", receipt, err)
+	}
+}
+
+func (w *world) refuse(t *testing.T, hash string) {
+	t.Helper()
+	r := events.Receipt{
+		Origin: origin, Target: w.target, Event: events.RequestRejected, RequestNonce: w.message.Nonce, Timestamp: 2,
+		Nonce: events.NewNonce(), Reason: events.RateLimited, Detail: "No.", RequestHash: hash,
+	}
+	if _, err := w.js.Publish(t.Context(), r.Subject(), r.Sign(w.registry)); err != nil {
+		t.Fatal(err)
 	}
 }
