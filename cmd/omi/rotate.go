@@ -166,8 +166,12 @@ func (c *keyChange) change(ctx context.Context, k *client.Client) (events.Receip
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	kind, receipt, err := k.Resume(ctx)
-	if err != nil && !errors.As(err, new(*client.RefusedError)) || kind == c.kind && c.atOnce == (receipt.GracePeriodExpiry <= receipt.Timestamp) {
+	switch {
+	case errors.As(err, new(*client.RefusedError)): // it is over, and the new request asks for the same key
+	case err != nil:
 		return receipt, err
+	case kind == c.kind && c.atOnce == (receipt.GracePeriodExpiry <= receipt.Timestamp):
+		return receipt, nil
 	}
 	return c.ask(ctx, k)
 }
