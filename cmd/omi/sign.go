@@ -9,9 +9,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/mattn/go-isatty"
 
-	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -81,9 +79,9 @@ func (c *signCmd) Run() error {
 	if c.JSON && !given {
 		return process.Usagef("--json prints a question about a service: name it by --app-id and --service-id")
 	}
-	key, err := keyfile.Read(client.KeyFile(c.Key))
+	key, err := readServiceKey(c.Key)
 	if err != nil {
-		return process.Usagef("--key: %w", err)
+		return err
 	}
 	message, err := c.read()
 	if err != nil {
@@ -91,11 +89,10 @@ func (c *signCmd) Run() error {
 	}
 	signature := key.Sign(message)
 	if !c.JSON {
-		fmt.Println(signature)
-		return nil
+		return process.Print("%s\n", signature)
 	}
 	query := newQuery(events.VerifyQuery{Target: t, Message: message, Signature: signature})
-	if _, err := query.encode(); err != nil {
+	if err := query.fits(); err != nil {
 		return err
 	}
 	return process.PrintJSON(query)
@@ -113,17 +110,17 @@ func newQuery(q events.VerifyQuery) queryJSON {
 	return queryJSON{q.Target.App, q.Target.Service, base64.RawURLEncoding.EncodeToString(q.Message), q.Signature}
 }
 
-// encode returns the question as it is sent, unless Auth would not take it.
-func (q queryJSON) encode() ([]byte, error) {
+// fits says whether Auth would take the question.
+func (q queryJSON) fits() error {
 	body, err := json.Marshal(q)
 	if err != nil {
-		return nil, fmt.Errorf("encode the question: %w", err)
+		return fmt.Errorf("encode the question: %w", err)
 	}
 	if len(body) > events.MaxQuery {
 		size := base64.RawURLEncoding.DecodedLen(len(q.Message))
 		room := base64.RawURLEncoding.DecodedLen(events.MaxQuery - (len(body) - len(q.Message)))
-		return nil, process.Usagef("the message has %d bytes, and Auth takes questions of 64 KiB, which is %d bytes of message: "+
+		return process.Usagef("the message has %d bytes, and Auth takes questions of 64 KiB, which is %d bytes of message: "+
 			"sign a digest of it, or check it with omi verify --registry or --public-key, which take any size", size, room)
 	}
-	return body, nil
+	return nil
 }
