@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -184,6 +185,8 @@ func formatTimes(list []int64) string {
 	return string(b)
 }
 
+var errOtherType = errors.New("a value of another type stands there")
+
 // ReadApps reads a JSON array of apps from a file; no file, no apps.
 func ReadApps(path string) ([]App, error) {
 	if path == "" {
@@ -195,8 +198,8 @@ func ReadApps(path string) ([]App, error) {
 	}
 	var apps []App
 	if err := json.Unmarshal(content, &apps, json.RejectUnknownMembers(true)); err != nil {
-		if semantic := (*json.SemanticError)(nil); errors.As(err, &semantic) && semantic.Err != nil {
-			err = fmt.Errorf("%s: %w", semantic.JSONPointer, semantic.Err) // without the names of Go's types
+		if semantic := (*json.SemanticError)(nil); errors.As(err, &semantic) { // without the names of Go's types
+			err = fmt.Errorf("%s: %w", cmp.Or(semantic.JSONPointer, "/"), cmp.Or(semantic.Err, errOtherType))
 		}
 		return nil, fmt.Errorf("%s is not a JSON array of {\"app_id\": …, \"master_public_key\": …}: %w", path, err)
 	}

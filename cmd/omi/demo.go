@@ -36,11 +36,19 @@ type demoCmd struct {
 	JSON bool `help:"Print one JSON object at the end, and nothing else."`
 }
 
+// Help teaches.
+func (*demoCmd) Help() string {
+	return `Takes five seconds, and leaves nothing behind. Exit code 1 if anybody was refused who should pass, or passed who should
+be refused.
+
+  omi demo`
+}
+
 // Run shows the whole path, and fails if anybody was refused who should pass, or passed who should be refused.
 func (c *demoCmd) Run() error {
 	folder, err := os.MkdirTemp("", "omi-demo-")
 	if err != nil {
-		return fmt.Errorf("make a temporary folder: %w", err)
+		return process.Usagef("make a temporary folder: %w: name another place by TMPDIR", err)
 	}
 	defer func() { _ = os.RemoveAll(folder) }()
 	var out io.Writer = os.Stdout
@@ -239,7 +247,7 @@ func (d *demo) rotateFrom(ctx context.Context) (old crypto.Signer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d.say("the old key is in grace: Auth says %s, key: %s, until %s", answer.Result, answer.Key, clock(answer.Expires))
+	d.say("the old key is in grace: Auth says %s, key: %s, until %s", answer.Result, answer.Key, date(answer.Expires))
 	return old, d.pause(ctx)
 }
 

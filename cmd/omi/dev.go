@@ -26,6 +26,16 @@ type devCmd struct {
 	Origin      string        `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
 	Apps        string        `env:"OMI_APPS" placeholder:"FILE" help:"More apps to make known: a JSON array of {\"app_id\": …, \"master_public_key\": …}."`
 	LogLevel    slog.Level    `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
+	JSON        bool          `help:"Print one JSON object once everything serves: where it is, and what to try."`
+}
+
+// Help teaches.
+func (*devCmd) Help() string {
+	return `Until Ctrl-C; the next start goes on with the state. The app org.example.dev is known already, and its Master Key is in
+the folder of --data. Port 0 is a free one.
+
+  omi dev
+  omi dev --data /tmp/omi --nats-addr 127.0.0.1:0 --http-addr 127.0.0.1:0 --json`
 }
 
 // Run runs the stack until a signal comes.
@@ -63,7 +73,9 @@ func (c *devCmd) Run() error {
 	web.Ready(s.healthy, s.endpoints()...)
 	return process.Run(log, append(s.actors(), web.Run, func(ctx context.Context) error {
 		if s.awaitHealthy(ctx) == nil {
-			c.greet(s, web)
+			if err := c.print(c.greeting(s, web)); err != nil {
+				return err
+			}
 		}
 		<-ctx.Done()
 		return nil
@@ -81,27 +93,50 @@ func (c *devCmd) ownApp() (registry.App, error) {
 
 func (c *devCmd) masterFile() string { return filepath.Join(c.Data, "master.pem") }
 
-// greet says where everything is, and what to try.
-func (c *devCmd) greet(s *stack, web *process.HTTP) {
+// greeting is where everything is, and what to try.
+type greeting struct {
+	NATSURL           string           `json:"nats_url"`
+	HTTPURL           string           `json:"http_url"`
+	RegistryPublicKey events.PublicKey `json:"registry_public_key"`
+	Origin            string           `json:"origin"`
+	Data              string           `json:"data"`
+	AppID             string           `json:"app_id"`     // that is known, whose Master Key is in
+	MasterKey         string           `json:"master_key"` // this file
+	TryNext           []string         `json:"try_next"`   // commands for a shell
+}
+
+func (c *devCmd) greeting(s *stack, web *process.HTTP) greeting {
 	omi, where := invocation(), ""
 	if url := s.broker.URL(); url != "nats://127.0.0.1:4222" {
 		where = " --nats-url " + url
 	}
 	service := fmt.Sprintf("--app-id %s --service-id cms%s", devApp, where)
 	key := quote(filepath.Join(c.Data, "cms.pem"))
-	fmt.Printf(`NATS       %s
-HTTP       http://%s   (/v1/registry, /v1/verify, /v1/attribute, /metrics, /healthz)
+	return greeting{
+		NATSURL: s.broker.URL(), HTTPURL: "http://" + web.Addr(), RegistryPublicKey: s.key.Public(), Origin: c.Origin, Data: c.Data,
+		AppID: devApp, MasterKey: c.masterFile(),
+		TryNext: []string{
+			fmt.Sprintf("%s bind %s --master-key %s --key %s", omi, service, quote(c.masterFile()), key),
+			fmt.Sprintf("%s rotate %s --key %s --wait propagated", omi, service, key),
+			fmt.Sprintf("%s status %s", omi, service),
+		},
+	}
+}
+
+func (c *devCmd) print(g greeting) error {
+	if c.JSON {
+		return process.PrintJSON(g)
+	}
+	return process.Print(`NATS       %s
+HTTP       %s   (/v1/registry, /v1/verify, /v1/attribute, /metrics, /healthz)
 Registry   %s
 State      %s
 
 Try next, in another terminal:
-  %s bind %s --master-key %s --key %s
-  %s rotate %s --key %s
-  %s status %s
+  %s
 
 Ctrl-C stops everything; the state is there when you start again.
-`, s.broker.URL(), web.Addr(), s.key.Public(), c.Data,
-		omi, service, quote(c.masterFile()), key, omi, service, key, omi, service)
+`, g.NATSURL, g.HTTPURL, g.RegistryPublicKey, g.Data, strings.Join(g.TryNext, "\n  "))
 }
 
 // quote makes a word for the shell of it. What needs no quotes gets none, for a person to read.

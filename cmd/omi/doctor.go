@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -75,28 +77,32 @@ func (c *doctorCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	for _, key := range c.Trust {
-		if _, err := events.ParsePublicKey(key); err != nil {
-			return process.Usagef("--trust: %w", err)
-		}
-	}
-	if err := c.Check(); err != nil {
+	if err := c.check(); err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
 	d := newDoctor(c, t, named)
-	unreachable := d.examine(ctx)
-	if err := c.print(d.checks); err != nil {
+	if err := d.run(func() {}); err != nil {
 		return err
-	}
-	if unreachable != nil {
-		return unreachable
 	}
 	if wrong := d.count(checkWrong); wrong > 0 {
 		return process.Refused(fmt.Errorf("%d of %d checks found something wrong", wrong, len(d.checks)))
 	}
 	return nil
+}
+
+// run looks at everything, and then at what more there is, and prints it, unless a signal comes before. An error means that
+// there is no broker.
+func (d *doctor) run(more func()) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	unreachable := d.examine(ctx)
+	if ctx.Err() != nil {
+		return process.Unreachable(errors.New("interrupted, before everything was looked at"))
+	}
+	if unreachable == nil {
+		more()
+	}
+	return cmp.Or(d.cmd.print(d.checks), unreachable)
 }
 
 // examine looks at what can be looked at. An error means that there is no broker.
@@ -107,8 +113,11 @@ func (d *doctor) examine(ctx context.Context) error {
 	defer cancel()
 	nc, err := d.cmd.ConnectNow(connecting, "omi doctor", log)
 	if err != nil {
-		d.wrong("broker", err.Error(),
-			"start the broker, or name another by --nats-url; a firewall between here and there looks the same")
+		mend := "start the broker, or name another by --nats-url; a firewall between here and there looks the same"
+		if process.ExitCode(err) == process.ExitUsage {
+			mend = "give it what it asks for: ask who runs the broker"
+		}
+		d.wrong("broker", err.Error(), mend)
 		return err
 	}
 	defer process.Close(nc, log)

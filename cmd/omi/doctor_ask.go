@@ -48,11 +48,16 @@ func (d *doctor) within(ctx context.Context, about string, ask func(context.Cont
 	if cause := context.Cause(ctx); err != nil && errors.Is(cause, nats.ErrPermissionViolation) {
 		return cause
 	}
-	return err
+	return plain(err)
 }
 
 // denied says whether an error is the broker's "this account may not".
 func denied(err error) bool { return errors.Is(err, nats.ErrPermissionViolation) }
+
+// denial is the broker's own words of what an account may not.
+func denial(err error) string {
+	return strings.TrimPrefix(err.Error(), nats.ErrPermissionViolation.Error()+": ")
+}
 
 // impossibleSequence is one that no stream reaches, and which the broker can read.
 const impossibleSequence = math.MaxInt64
@@ -74,14 +79,14 @@ func (d *doctor) mayPublish(ctx context.Context, subject, stream string) (may bo
 	probe.Header.Set(jetstream.ExpectedStreamHeader, stream)
 	// The broker's no comes before its answer to the flush.
 	if err := errors.Join(d.nc.PublishMsg(probe), d.nc.FlushWithContext(ctx)); err != nil {
-		return false, err
+		return false, plain(err)
 	}
 	if err := d.nc.LastError(); denied(err) && strings.Contains(err.Error(), strconv.Quote(subject)) {
 		return false, nil
 	}
 	reply, err := answers.NextMsgWithContext(ctx)
 	if err != nil {
-		return false, err
+		return false, plain(err)
 	}
 	var ack struct {
 		Error *jetstream.APIError `json:"error"`

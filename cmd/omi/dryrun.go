@@ -1,13 +1,15 @@
 package main
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/request"
 )
@@ -15,27 +17,43 @@ import (
 // dryRun looks at all that a rotation needs, as omi doctor does, and makes the request with a new key that nobody keeps.
 // It sends nothing and writes nothing.
 func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
-	if err := c.readable(); err != nil {
+	if err := errors.Join(c.check(), c.readable()); err != nil {
 		return err
 	}
 	d := newDoctor(&doctorCmd{connection: c.connection, Key: c.Key}, t, true)
-	unreachable := d.examine(context.Background())
-	if unreachable == nil {
+	if err := d.run(func() {
+		d.examineStore(c.Key)
 		d.examineRequest(c, grace)
-	}
-	if err := d.cmd.print(d.checks); err != nil {
+	}); err != nil {
 		return err
 	}
-	if unreachable != nil {
-		return unreachable
-	}
 	if wrong := d.count(checkWrong); wrong > 0 {
-		return process.Refused(fmt.Errorf("nothing was sent, and the rotation would fail: %d of %d checks found something wrong", wrong, len(d.checks)))
+		return process.Refused(fmt.Errorf("nothing was sent; mend this before you rotate: %d of %d checks found something wrong", wrong, len(d.checks)))
 	}
 	if !c.JSON {
 		fmt.Println("Nothing was sent. The same command without --dry-run rotates the key.")
 	}
 	return nil
+}
+
+// examineStore says whether the key store can be written. What it opens is there already, so nothing is made.
+func (d *doctor) examineStore(path string) {
+	const name = "key store"
+	file := client.KeyFile(path)
+	folder := filepath.Dir(file)
+	if err := keyfile.Writable(folder); err != nil {
+		d.wrong(name, fmt.Sprintf("%s: the new key can't be written in it: %v", folder, err), "let this user write there, or run this as who may")
+		return
+	}
+	if _, err := os.Lstat(file + ".lock"); err == nil {
+		store, err := client.OpenFile(path)
+		if err != nil {
+			d.wrong(name, err.Error(), "a service that has it open rotates by itself; else wait for the other command")
+			return
+		}
+		_ = store.Close() // it was only opened
+	}
+	d.ok(name, "%s can be written", folder)
 }
 
 // examineRequest makes the request, and holds its grace period against the registry's.
@@ -44,7 +62,7 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 	if _, err := os.Lstat(client.JournalFile(c.Key)); err == nil {
 		return // that one would be sent again, and is on a line of its own
 	}
-	by, err := readKey("--key", client.KeyFile(c.Key))
+	by, err := readServiceKey(c.Key)
 	if err != nil {
 		return // the key file's own line says so
 	}

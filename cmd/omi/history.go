@@ -18,8 +18,8 @@ type historyCmd struct {
 
 // Help teaches.
 func (*historyCmd) Help() string {
-	return `Every key that the service ever had: by which event it came, and from when until when it is accepted. A key
-without an end is the current one. The registry signs the list, and only that signature is believed.
+	return `By which event each came, and from when until when it is accepted. A key without an end is the current one. The registry
+signs the list, and only that signature is believed.
 
   omi history --app-id org.example.dev --service-id cms
 

@@ -110,6 +110,9 @@ func createPublic(path string, key events.PublicKey, form keyformat.Format) erro
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, publicMode)
+	if info, statErr := os.Stat(path); errors.Is(err, fs.ErrExist) && statErr == nil && info.IsDir() {
+		return fmt.Errorf("%s is a folder: name a file in it", path)
+	}
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("%s: the file exists already: name another file", path)
 	}
@@ -118,6 +121,7 @@ func createPublic(path string, key events.PublicKey, form keyformat.Format) erro
 	}
 	_, err = f.Write(content)
 	if err := errors.Join(err, f.Close()); err != nil {
+		_ = os.Remove(path) // half of a key is of no use
 		return fmt.Errorf("write the public key: %w", err)
 	}
 	return nil
@@ -139,8 +143,7 @@ func (c *keygenCmd) print(key keyformat.Key) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%s", content)
-	return nil
+	return process.Print("%s", content)
 }
 
 // publicForms is a public key in each form.
@@ -170,9 +173,8 @@ func printForms(key events.PublicKey, asJSON bool) error {
 	if asJSON {
 		return process.PrintJSON(forms)
 	}
-	fmt.Printf("Public key  %s\nJWK         %sThumbprint  %s (a JWK's kid)\nOpenSSH     %s\nPEM\n%s",
+	return process.Print("Public key  %s\nJWK         %sThumbprint  %s (a JWK's kid)\nOpenSSH     %s\nPEM\n%s",
 		forms.PublicKey, forms.JWK, forms.KeyID, forms.OpenSSH, forms.PEM)
-	return nil
 }
 
 // keySource is where a key comes from: a file, - or the text of a public key. Its errors don't repeat it unless it is a

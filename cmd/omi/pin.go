@@ -133,7 +133,14 @@ func (c *pinAddCmd) print(was *pin, now pin) error {
 
 type pinListCmd struct {
 	pinsFlag `embed:""`
-	JSON     bool `help:"Print JSON."`
+	JSON     bool `help:"Print one JSON array."`
+}
+
+// Help teaches.
+func (*pinListCmd) Help() string {
+	return `The registry is not asked: omi pin check does that.
+
+  omi pin list`
 }
 
 // Run lists the pins.
@@ -171,7 +178,14 @@ func (c *pinListCmd) Run() error {
 type pinRemoveCmd struct {
 	targetFlags `embed:""`
 	pinsFlag    `embed:""`
-	JSON        bool `help:"Print JSON: the pin that is gone."`
+	JSON        bool `help:"Print one JSON object: the pin that is gone."`
+}
+
+// Help teaches.
+func (*pinRemoveCmd) Help() string {
+	return `Changes of it are no more asked about. To accept a change, pin it anew instead: omi pin add.
+
+  omi pin remove --app-id org.example.dev --service-id cms`
 }
 
 var errNotPinned = errors.New("is not pinned")

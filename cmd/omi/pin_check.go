@@ -47,7 +47,7 @@ func (c *pinCheckCmd) Run() error {
 		for _, p := range pins {
 			f, err := s.checkPin(ctx, p, mine)
 			if err != nil {
-				f.State, f.Detail = pinUnchecked, err.Error()
+				f.State, f.Detail = pinUnchecked, plain(err).Error()
 				unchecked = cmp.Or(unchecked, fmt.Errorf("check %s: %w", p.target(), err))
 			}
 			if f.State == pinMoved {
@@ -124,7 +124,11 @@ func (c *pinCheckCmd) print(findings []finding) error {
 		}{findings, count(findings, finding.ok) == len(findings)})
 	}
 	for _, f := range findings {
-		fmt.Printf("%s: %s: %s\n", f.target(), f.State, f.Detail)
+		end := ""
+		if len(f.Changes) > 0 {
+			end = ":"
+		}
+		fmt.Printf("%s: %s: %s%s\n", f.target(), f.State, f.Detail, end)
 		for _, e := range f.Changes {
 			key := "(all keys ended)"
 			if !e.PublicKey.IsZero() {

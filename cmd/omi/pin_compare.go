@@ -112,7 +112,7 @@ func (p *pin) compare(h events.ServiceHistory, mine []events.PublicKey) finding 
 	for _, e := range unknown {
 		f.Changes = append(f.Changes, change{e.Sequence, e.Event, e.From, e.PublicKey})
 	}
-	f.Detail = fmt.Sprintf("it was pinned at sequence %d, and is at %d; nothing shows that its owner asked for this:",
+	f.Detail = fmt.Sprintf("it was pinned at sequence %d, and is at %d; nothing shows that its owner asked for that",
 		p.Sequence, h.Sequence)
 	f.Mend = mendChanges(p.target(), unknown, held)
 	return f

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"time"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
@@ -31,7 +30,7 @@ func printReceipt(receipt events.Receipt, done string) {
 		fmt.Printf("  current key  %s\n", receipt.PublicKey)
 	}
 	if receipt.GracePeriodExpiry > receipt.Timestamp {
-		fmt.Printf("  the old key stays valid until %s\n", clock(receipt.GracePeriodExpiry))
+		fmt.Printf("  the old key stays valid until %s\n", date(receipt.GracePeriodExpiry))
 	}
 }
 
@@ -57,5 +56,3 @@ func receiptView(r events.Receipt) receiptJSON {
 		Reason: r.Reason, Detail: r.Detail,
 	}
 }
-
-func clock(seconds int64) string { return time.Unix(seconds, 0).Format(time.TimeOnly) }

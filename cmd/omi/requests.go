@@ -32,16 +32,26 @@ func newMessage(d events.Draft, by events.SigningKey) (request.Message, error) {
 
 // unanswered is an error of a request that nobody waits for any more.
 func unanswered(err error) error {
+	next := fmt.Sprintf("%v; run the same command again", err)
 	if errors.Is(err, request.ErrNoAnswer) {
-		err = fmt.Errorf("%w; run the same command again to pick up its answer", request.ErrNoAnswer)
+		next = fmt.Sprintf("%v; run the same command again to pick up its answer", request.ErrNoAnswer)
 	}
-	return process.Unreachable(err)
+	return process.Unreachable(worded{next, err})
 }
 
-func readKey(flag, path string) (events.SigningKey, error) {
+func readMasterKey(path string) (events.SigningKey, error) {
+	return readKey("--master-key", path, "the developer makes one with `omi keygen --out FILE`, and the registry's operator makes it known")
+}
+
+func readServiceKey(path string) (events.SigningKey, error) {
+	return readKey("--key", client.KeyFile(path), "omi bind makes a service's first one, and omi reset replaces one that is lost")
+}
+
+// readKey reads a key's file, and says where one comes from if it is not there.
+func readKey(flag, path, origin string) (events.SigningKey, error) {
 	key, err := keyfile.Read(path)
 	if errors.Is(err, keyfile.ErrMissing) {
-		err = fmt.Errorf("%w: make one with `omi keygen --out %s`", err, path)
+		err = fmt.Errorf("%w: %s", err, origin)
 	}
 	if err != nil {
 		return key, process.Usagef("%s: %w", flag, err)
@@ -64,13 +74,22 @@ type bindCmd struct {
 	Describe describeFlags `embed:""`
 }
 
+// Help teaches.
+func (*bindCmd) Help() string {
+	return `The registry has to know the app and its Master Key: its operator adds it. A --key that ends in a slash is a folder, the
+key store of a service that uses package client. Run again because its answer was lost, it says the same.
+
+  omi bind --app-id org.example.shop --service-id cms --master-key master.pem --key cms.pem
+  omi bind --app-id org.example.shop --service-id cms --master-key master.pem --key /var/lib/cms/keys/`
+}
+
 // Run binds a service.
 func (c *bindCmd) Run() error {
 	t, err := c.target()
 	if err != nil {
 		return err
 	}
-	master, err := readKey("--master-key", c.MasterKey)
+	master, err := readMasterKey(c.MasterKey)
 	if err != nil {
 		return err
 	}
@@ -80,7 +99,7 @@ func (c *bindCmd) Run() error {
 	}
 	draft := newDraft(events.Binding, t)
 	draft.ServiceType, draft.EndpointURL = c.Describe.ServiceType, c.Describe.EndpointURL
-	if draft.NewKey, err = readKey("--key", file); err != nil {
+	if draft.NewKey, err = readServiceKey(file); err != nil {
 		return err
 	}
 	return sendOnce(c.connection, draft, master, "is bound")
@@ -96,14 +115,13 @@ func firstKey(path string) (file string, err error) {
 	file = client.KeyFile(path)
 	if _, err := os.Lstat(file); errors.Is(err, os.ErrNotExist) {
 		if err := keyfile.Create(file, events.GenerateSigningKey()); err != nil {
-			return "", process.Usage(err)
+			return "", process.Usagef("--key: %w", err)
 		}
 	}
 	return file, nil
 }
 
-// sendOnce sends a request that needs nothing kept beside it, and prints its answer. Sent again because its answer was
-// lost, a binding is refused as already_bound; if it is bound to the very key, that is what was asked for.
+// sendOnce sends a request that needs nothing kept beside it, and prints its answer.
 func sendOnce(c connection, draft events.Draft, by events.SigningKey, done string) error {
 	m, err := newMessage(draft, by)
 	if err != nil {
@@ -114,18 +132,34 @@ func sendOnce(c connection, draft events.Draft, by events.SigningKey, done strin
 		if err != nil {
 			return unanswered(err)
 		}
-		if receipt.Reason == events.AlreadyBound {
-			record, err := s.record(ctx, draft.Target)
-			if err == nil && record.Current.PublicKey == draft.NewKey.Public() {
-				receipt = events.Receipt{
-					Target: draft.Target, Event: events.RequestCommitted, Timestamp: record.Current.Since,
-					Sequence: record.Sequence, PublicKey: record.Current.PublicKey, GracePeriodExpiry: record.Current.Since,
-				}
+		if made := s.madeBefore(ctx, draft, receipt.Reason); made.Sequence > 0 {
+			at := made.From
+			receipt = events.Receipt{
+				Target: draft.Target, Event: events.RequestCommitted, Timestamp: at, Sequence: made.Sequence, PublicKey: made.PublicKey,
+				GracePeriodExpiry: at,
 			}
 		}
 		advancePin(draft.Target, receipt)
 		return answer(c, receipt, fmt.Sprintf("%s %s", draft.Target, done))
 	})
+}
+
+// madeBefore returns the change that was asked for, if it is the service's last one: a request that is sent again because its
+// answer was lost is another request, and refused.
+func (s *session) madeBefore(ctx context.Context, d events.Draft, refused events.Reason) (made events.HistoryKey) {
+	if refused != events.AlreadyBound && (refused != events.UnknownService || d.Kind != events.Revocation) {
+		return made
+	}
+	history, err := s.history(ctx, d.Target)
+	changes := changesOf(history)
+	if err != nil || len(changes) == 0 {
+		return made // the refusal stands
+	}
+	last := changes[len(changes)-1]
+	if d.Kind == events.Revocation && last.Event == events.ServiceRevocation || d.Kind == events.Binding && last.PublicKey == d.NewKey.Public() {
+		made = last
+	}
+	return made
 }
 
 type revokeCmd struct {
@@ -135,13 +169,21 @@ type revokeCmd struct {
 	ProviderReceipt string `placeholder:"FILE" help:"A JSON object that is kept with the record, as it is."`
 }
 
+// Help teaches.
+func (*revokeCmd) Help() string {
+	return `Nothing that the service signs is accepted any more, and no key of it can change that. Its developer can bind it again,
+with a key that was never used.
+
+  omi revoke --app-id org.example.shop --service-id cms --master-key master.pem`
+}
+
 // Run revokes a service.
 func (c *revokeCmd) Run() error {
 	t, err := c.target()
 	if err != nil {
 		return err
 	}
-	master, err := readKey("--master-key", c.MasterKey)
+	master, err := readMasterKey(c.MasterKey)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"omiappreg.org/keyrotation/client"
@@ -21,16 +26,16 @@ const (
 // storeFlags name the key store of a service whose key changes.
 type storeFlags struct {
 	Key  string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The service's key, or the folder of its key store; it holds the new key afterwards."`
-	Wait string `enum:"committed,propagated" default:"committed" help:"committed: until the registry has answered. propagated: until every core service has applied it, each shown as it does, or half of the grace period is over; the file holds the old key until then."`
+	Wait string `enum:"committed,propagated" default:"committed" help:"committed: until the registry has answered. propagated: until every core service has applied it, each shown as it does, or half of the grace period is over (2 s, where the old key ends at once); the file holds the old key until then."`
 }
 
 type rotateCmd struct {
 	connection  `embed:""`
 	targetFlags `embed:""`
 	storeFlags  `embed:""`
-	GracePeriod *time.Duration `placeholder:"300s" help:"How long the old key stays valid; whole seconds, at most the registry's own period, which is the default."`
-	Emergency   bool           `help:"End the old key at once: a grace period of 0."`
-	DryRun      bool           `help:"Check everything and send nothing."`
+	GracePeriod *time.Duration `xor:"grace" placeholder:"300s" help:"How long the old key stays valid; whole seconds, at most the registry's own period, which is the default."`
+	Emergency   bool           `xor:"grace" help:"End the old key at once: a grace period of 0. Keys that are in grace already stay so: omi reset ends them all."`
+	DryRun      bool           `help:"Check everything; send nothing and write nothing."`
 }
 
 // Help is shown by --help.
@@ -38,7 +43,11 @@ func (*rotateCmd) Help() string {
 	return `The new key is on the disk before anybody hears of it, and the request before it is sent. After a crash, the same
 command goes on where it was: the same bytes are sent again, and the registry gives the same answer.
 
-  omi rotate --app-id org.example.shop --service-id cms --key cms.pem --wait propagated`
+  omi rotate --app-id org.example.shop --service-id cms --key cms.pem
+  omi rotate --app-id org.example.shop --service-id cms --key cms.pem --wait propagated    and see it get about
+  omi rotate --app-id org.example.shop --service-id cms --key cms.pem --dry-run            would it succeed?
+
+While a service has its key store open, it rotates by itself (package client); this command is refused then.`
 }
 
 // Run rotates a service's key.
@@ -59,7 +68,7 @@ func (c *rotateCmd) Run() error {
 	}
 	return changeKey(&keyChange{
 		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Rotation, atOnce: grace != nil && *grace == 0,
-		done: "rotated",
+		done: "rotated", ended: "the old key has ended",
 		ask: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
 			if grace == nil {
 				return k.Rotate(ctx)
@@ -84,7 +93,7 @@ func (f *storeFlags) readable() error {
 	if _, err := os.Lstat(client.JournalFile(f.Key)); err == nil {
 		return nil // a change goes on, and may have made the key
 	}
-	_, err := readKey("--key", client.KeyFile(f.Key))
+	_, err := readServiceKey(f.Key)
 	return err
 }
 
@@ -95,18 +104,27 @@ type resetCmd struct {
 	MasterKey   string `required:"" env:"OMI_MASTER_KEY" placeholder:"FILE" help:"The developer's Master Key."`
 }
 
+// Help teaches.
+func (*resetCmd) Help() string {
+	return `All earlier keys of the service end at once, so that whoever has one of them has nothing. The new key is made in --key,
+which need not exist. After a crash, the same command goes on where it was.
+
+  omi reset --app-id org.example.shop --service-id cms --master-key master.pem --key cms.pem`
+}
+
 // Run resets a service. After a crash, the same command goes on where it was.
 func (c *resetCmd) Run() error {
 	t, err := c.target()
 	if err != nil {
 		return err
 	}
-	master, err := readKey("--master-key", c.MasterKey)
+	master, err := readMasterKey(c.MasterKey)
 	if err != nil {
 		return err
 	}
 	return changeKey(&keyChange{
-		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Reset, atOnce: true, done: "reset",
+		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Reset, atOnce: true,
+		done: "reset", ended: "all earlier keys have ended",
 		ask: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
 			return k.Reset(ctx, master.Private())
 		},
@@ -120,17 +138,20 @@ type keyChange struct {
 	target events.Target
 	kind   events.RequestKind
 	atOnce bool
-	done   string
+	done   string // to the service
+	ended  string // what has, where the old key ends at once
 	ask    func(context.Context, *client.Client) (events.Receipt, error)
 
 	began     time.Time
 	applied   map[string]float64 // milliseconds from the beginning, by durable
-	committed float64
+	committed float64            // the same; 0: it was before this command
+	settling  atomic.Bool        // the answer is there, and the new key is to take its place
 }
 
 // changeKey opens the key store, goes on with what was under way there, makes the change unless that was it, and waits for
 // what --wait says.
 func changeKey(c *keyChange) error {
+	signal.Ignore(syscall.SIGPIPE) // whoever reads what is printed may leave: that must not end a change halfway
 	return c.withSession(0, func(ctx context.Context, s *session) error {
 		store, err := client.OpenFile(c.Key)
 		if err != nil {
@@ -150,15 +171,31 @@ func changeKey(c *keyChange) error {
 			return c.failed(receipt, err)
 		}
 		advancePin(c.target, receipt)
-		settle := k.Promote
-		if c.Wait == waitPropagated {
-			settle = k.Settle
-		}
-		if err := settle(ctx); err != nil {
-			return fmt.Errorf("the registry has committed it, but the new key is not in %s yet: %w; run the same command again", c.Key, err)
+		if err := c.settle(ctx, k); err != nil {
+			return err
 		}
 		return c.report(ctx, s, receipt)
 	})
+}
+
+// settle waits until the new key has taken its place: as soon as it can, or when everybody has heard of it.
+func (c *keyChange) settle(ctx context.Context, k *client.Client) error {
+	c.settling.Store(true)
+	settle, bounded := k.Settle, ctx
+	if c.Wait != waitPropagated {
+		var cancel context.CancelFunc
+		bounded, cancel = context.WithTimeout(ctx, c.Timeout)
+		defer cancel()
+		settle = k.Promote
+	}
+	if settle(bounded) == nil {
+		return nil
+	}
+	const next = "the registry has committed the change, and %s holds the old key still; run the same command again, and it goes on"
+	if ctx.Err() != nil {
+		return process.Unreachable(fmt.Errorf("interrupted: "+next, client.KeyFile(c.Key)))
+	}
+	return process.Refused(fmt.Errorf(next, client.KeyFile(c.Key))) // what failed was told
 }
 
 // change returns the receipt of what was asked for: of the change that was under way, if it was that.
@@ -166,6 +203,9 @@ func (c *keyChange) change(ctx context.Context, k *client.Client) (events.Receip
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	kind, receipt, err := k.Resume(ctx)
+	if kind != "" && err == nil && c.committed == 0 && !c.JSON {
+		fmt.Println("Going on with the change that was under way: the registry has committed it.")
+	}
 	switch {
 	case errors.As(err, new(*client.RefusedError)): // it is over, and the new request asks for the same key
 	case err != nil:
@@ -190,6 +230,10 @@ func (c *keyChange) tell(e client.Event) {
 	case client.Applied:
 		c.applied[e.Durable] = after
 		c.line(after, "applied by "+e.Durable)
+	case client.Retrying:
+		if c.settling.Load() { // before, it is the error if it stays so
+			fmt.Fprintf(os.Stderr, "omi: trying again: %v\n", plain(e.Err))
+		}
 	}
 }
 
@@ -202,20 +246,24 @@ func (c *keyChange) line(after float64, what string) {
 // failed gives a client's error its exit code.
 func (c *keyChange) failed(receipt events.Receipt, err error) error {
 	if errors.As(err, new(*client.RefusedError)) {
-		return answer(c.connection, receipt, "")
+		err = answer(c.connection, receipt, "")
+		if by := receipt.Reason; c.kind == events.Rotation && (by == events.InvalidSignature || by == events.SupersededKey) {
+			err = fmt.Errorf("%w Whose is it? omi doctor %s --key %s", err, flagsOf(c.target), c.Key)
+		}
+		return err
 	}
-	for _, away := range []error{client.ErrNotStored, client.ErrNoAnswer, client.ErrNotBegun} {
+	for _, away := range []error{client.ErrNotStored, client.ErrNoAnswer, client.ErrNotBegun, context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(err, away) {
 			return unanswered(err)
 		}
 	}
-	return err
+	return process.Usagef("--key: nothing was sent: %w", err)
 }
 
 // propagatedJSON is a receipt, and how long it took to be applied.
 type propagatedJSON struct {
 	receiptJSON `json:",inline"`
-	CommittedMS float64            `json:"committed_ms"`
+	CommittedMS float64            `json:"committed_ms,omitzero"` // absent: it was before this command
 	AppliedMS   map[string]float64 `json:"applied_ms"`
 	Propagated  bool               `json:"propagated"`
 }
@@ -223,17 +271,25 @@ type propagatedJSON struct {
 // report prints the receipt and, where it was waited for, whom the change has not reached.
 func (c *keyChange) report(ctx context.Context, s *session, receipt events.Receipt) error {
 	done := fmt.Sprintf("%s is %s; its new key is in %s", c.target, c.done, client.KeyFile(c.Key))
-	if c.Wait != waitPropagated {
-		return answer(c.connection, receipt, done)
+	var late []string
+	var err error
+	if c.Wait == waitPropagated {
+		late, err = c.late(ctx, s, receipt.Sequence)
 	}
-	late, err := c.late(ctx, s, receipt.Sequence)
-	if c.JSON {
+	switch {
+	case c.JSON && c.Wait == waitPropagated:
 		err = errors.Join(err, process.PrintJSON(propagatedJSON{receiptView(receipt), c.committed, c.applied, err == nil && len(late) == 0}))
-	} else {
+	case c.JSON:
+		return process.PrintJSON(receiptView(receipt))
+	default:
 		printReceipt(receipt, done)
+		if c.atOnce {
+			fmt.Println("  " + c.ended)
+		}
 	}
 	if err == nil && len(late) > 0 {
-		err = process.Unreachable(fmt.Errorf("not applied yet by %v; half of the grace period is over, so the new key signs", late))
+		err = process.Unreachable(fmt.Errorf("not applied yet by %s, and the new key signs now: omi doctor says what is wrong there",
+			strings.Join(late, ", ")))
 	}
 	return err
 }
@@ -243,13 +299,17 @@ func (c *keyChange) late(ctx context.Context, s *session, sequence int64) (late 
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	record, err := s.record(ctx, c.target)
-	if err != nil || record.Sequence != sequence {
-		return nil, err
+	if err != nil {
+		return nil, fmt.Errorf("the new key signs now, but who has applied it is not known: %w", err)
+	}
+	if record.Sequence > sequence {
+		return nil, process.Refused(fmt.Errorf("another change came meanwhile, sequence %d: omi history shows it", record.Sequence))
 	}
 	for durable, applied := range record.Propagation {
 		if _, told := c.applied[durable]; !applied && !told {
 			late = append(late, durable)
 		}
 	}
+	slices.Sort(late)
 	return late, nil
 }

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -25,7 +27,7 @@ type connection struct {
 	process.NATS `embed:""`
 	Trust        []string      `env:"OMI_TRUST" placeholder:"ed25519:…" help:"The registry's public key, repeatable. Without it, the registry at the broker is asked and believed."`
 	Timeout      time.Duration `default:"10s" help:"How long to wait for an answer (${default})."`
-	JSON         bool          `help:"Print JSON."`
+	JSON         bool          `help:"Print one JSON object; one a line where it goes on."`
 }
 
 // targetFlags name a service.
@@ -53,35 +55,88 @@ type session struct {
 	trust events.Trust
 }
 
-// withSession runs a command that ends by itself, by its timeout or by a signal. timeout 0 means none.
-func (c connection) withSession(timeout time.Duration, do func(context.Context, *session) error) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	for _, key := range c.Trust { // before anybody is waited for
+// check says what is wrong with the flags, before anybody is waited for.
+func (c connection) check() error {
+	for _, key := range c.Trust {
 		if _, err := events.ParsePublicKey(key); err != nil {
 			return process.Usagef("--trust: %w", err)
 		}
 	}
-	opening, cancel := context.WithTimeout(ctx, c.Timeout)
+	if c.Timeout <= 0 {
+		return process.Usagef("--timeout is how long to wait for an answer, such as 10s, and not %s", c.Timeout)
+	}
+	return c.Check()
+}
+
+// withSession runs a command that ends by itself, by its timeout or by a signal. timeout 0 means none.
+func (c connection) withSession(timeout time.Duration, do func(context.Context, *session) error) error {
+	return c.withBroker(func(ctx context.Context, s *session) error {
+		opening, cancel := context.WithTimeout(ctx, c.Timeout)
+		defer cancel()
+		s, err := openSession(opening, s.nc, c.Trust)
+		if err != nil {
+			return err
+		}
+		if timeout > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, timeout)
+			defer cancel()
+		}
+		return do(ctx, s)
+	})
+}
+
+// withBroker is for questions that need no registry: nobody is trusted.
+func (c connection) withBroker(do func(context.Context, *session) error) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	connecting, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	log := process.NewLog(os.Stderr, slog.LevelError)
-	nc, err := c.ConnectNow(opening, "omi", log)
+	nc, err := c.ConnectNow(connecting, "omi", log)
 	if err != nil {
 		return err
 	}
 	defer process.Close(nc, log)
-	s, err := openSession(opening, nc, c.Trust)
+	js, err := jetstream.New(nc)
 	if err != nil {
-		return err
+		return fmt.Errorf("use JetStream: %w", err)
 	}
-	if timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout)
-		defer cancel()
+	err = do(ctx, &session{nc: nc, js: js})
+	if last := nc.LastError(); waitedInVain(err) && denied(last) {
+		err = worded{fmt.Sprintf("%v; the broker says: %s; omi doctor says what this account lacks", plain(err), denial(last)), err}
 	}
-	return do(ctx, s)
+	return plain(err)
 }
 
+// worded is an error in other words.
+type worded struct {
+	text string
+	error
+}
+
+func (w worded) Error() string { return w.text }
+func (w worded) Unwrap() error { return w.error }
+
+func waitedInVain(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout)
+}
+
+// plain says of who waited in vain what a person understands: Go says "context deadline exceeded".
+func plain(err error) error {
+	if !waitedInVain(err) && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	const late = "no answer in time"
+	words := strings.NewReplacer(context.DeadlineExceeded.Error(), late, nats.ErrTimeout.Error(), late, context.Canceled.Error(), "interrupted")
+	return process.Unreachable(worded{words.Replace(err.Error()), err})
+}
+
+// openSession asks the registry who it is. One that --trust does not name is asked nothing else, and sent nothing: its
+// answers would not be believed.
 func openSession(ctx context.Context, nc *nats.Conn, trusted []string) (*session, error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -89,12 +144,21 @@ func openSession(ctx context.Context, nc *nats.Conn, trusted []string) (*session
 	}
 	s := &session{nc: nc, js: js}
 	info, err := lookup.RegistryInfo(ctx, nc)
+	if waitedInVain(err) {
+		err = fmt.Errorf("%w: look at its log, or wait longer by --timeout", err)
+	}
 	if err != nil {
 		return nil, coded(err)
 	}
 	if len(trusted) > 0 {
-		s.trust, err = process.Trust{Origin: info.Origin, Keys: trusted}.Load()
-		return s, err
+		if s.trust, err = (process.Trust{Origin: info.Origin, Keys: trusted}).Load(); err != nil {
+			return nil, err
+		}
+		if !slices.ContainsFunc(info.PublicKeys, func(k events.PublicKey) bool { return slices.Contains(s.trust.PublicKeys(), k) }) {
+			return nil, process.Refused(fmt.Errorf("the registry here signs with %s, which --trust does not name: it is another registry, "+
+				"or its key was changed; ask who runs it", keyList(info.PublicKeys)))
+		}
+		return s, nil
 	}
 	if s.trust, err = events.NewTrust(info.Origin, info.PublicKeys...); err != nil {
 		return nil, fmt.Errorf("the registry's own description: %w", err)

@@ -9,9 +9,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/mattn/go-isatty"
 
-	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -81,9 +79,9 @@ func (c *signCmd) Run() error {
 	if c.JSON && !given {
 		return process.Usagef("--json prints a question about a service: name it by --app-id and --service-id")
 	}
-	key, err := keyfile.Read(client.KeyFile(c.Key))
+	key, err := readServiceKey(c.Key)
 	if err != nil {
-		return process.Usagef("--key: %w", err)
+		return err
 	}
 	message, err := c.read()
 	if err != nil {
@@ -91,8 +89,7 @@ func (c *signCmd) Run() error {
 	}
 	signature := key.Sign(message)
 	if !c.JSON {
-		fmt.Println(signature)
-		return nil
+		return process.Print("%s\n", signature)
 	}
 	query := newQuery(events.VerifyQuery{Target: t, Message: message, Signature: signature})
 	if err := query.fits(); err != nil {

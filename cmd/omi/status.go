@@ -80,8 +80,11 @@ func printRecord(w io.Writer, r events.ServiceRecord) {
 	}
 }
 
+// today is how far off a time is at most that needs no date beside it.
+const today = 12 * time.Hour
+
 // date is a time for people: that of today without its day.
 func date(seconds int64) string {
 	at := time.Unix(seconds, 0)
-	return at.Format(cmp.Or(map[bool]string{true: time.TimeOnly}[time.Since(at).Abs() < 12*time.Hour], time.DateTime))
+	return at.Format(cmp.Or(map[bool]string{true: time.TimeOnly}[time.Since(at).Abs() < today], time.DateTime))
 }

@@ -98,7 +98,7 @@ func (v *statusView) show(r events.ServiceRecord) error {
 	v.shown = state
 	if v.away {
 		v.away = false
-		v.tell("the registry answers again")
+		tell("the registry answers again")
 	}
 	switch {
 	case v.json && changed:
@@ -131,11 +131,11 @@ func (v *statusView) draw(r events.ServiceRecord) {
 func (v *statusView) miss(err error) {
 	if !v.away {
 		v.away = true
-		v.tell(fmt.Sprintf("waiting for an answer: %v", err))
+		tell(fmt.Sprintf("waiting for an answer: %v", plain(err)))
 	}
 }
 
 // tell is for the person who watches; the standard output is records and no more.
-func (v *statusView) tell(what string) {
+func tell(what string) {
 	fmt.Fprintf(os.Stderr, "omi: %s  %s\n", time.Now().Format(time.TimeOnly), what)
 }

@@ -5,13 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/alecthomas/kong"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
@@ -31,8 +27,8 @@ type verifyCmd struct {
 
 // Help teaches.
 func (*verifyCmd) Help() string {
-	return `Is this signature good now? The answer is accepted (by the current key, or by one in grace and until when), or
-refused with a reason and exit code 1. Auth is asked, as everybody asks who serves the application's users.
+	return `The answer is accepted (by the current key, or by one in grace and until when), or refused with a reason and exit code 1.
+Auth is asked, as everybody asks who serves the application's users.
 
   printf %s 'hello' | omi verify --app-id org.example.dev --service-id cms --signature SIG
   printf %s 'hello' | omi verify --app-id org.example.dev --service-id cms --signature SIG --registry
@@ -156,9 +152,11 @@ func (c *verifyCmd) askAuth(q events.VerifyQuery) (v verdict, err error) {
 	err = c.withBroker(func(ctx context.Context, s *session) error {
 		a, err := client.AuthVerifier{Conn: s.nc, Timeout: c.Timeout}.Verify(ctx, q)
 		v = verdict{a.Result, a.Reason, a.Key, a.PublicKey, a.Expires, a.Sequence, a.AsOf, byAuth}
-		switch {
+		switch last := s.nc.LastError(); {
+		case err != nil && denied(last):
+			return process.Unreachable(fmt.Errorf("this account may not ask Auth (%s): omi verify --registry does without it", denial(last)))
 		case errors.Is(err, client.ErrNoAuth):
-			return process.Unreachable(fmt.Errorf("%w; omi verify --registry does without it", client.ErrNoAuth))
+			return process.Unreachable(fmt.Errorf("%w omi verify --registry does without it", client.ErrNoAuth))
 		case errors.Is(err, client.ErrStale), errors.Is(err, client.ErrNotReady):
 			return process.Unreachable(err)
 		case err != nil:
@@ -167,25 +165,6 @@ func (c *verifyCmd) askAuth(q events.VerifyQuery) (v verdict, err error) {
 		return nil
 	})
 	return v, err
-}
-
-// withBroker is for questions that need no registry.
-func (c connection) withBroker(do func(context.Context, *session) error) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	log := process.NewLog(os.Stderr, slog.LevelError)
-	nc, err := c.ConnectNow(ctx, "omi", log)
-	if err != nil {
-		return err
-	}
-	defer process.Close(nc, log)
-	js, err := jetstream.New(nc)
-	if err != nil {
-		return fmt.Errorf("use JetStream: %w", err)
-	}
-	return do(ctx, &session{nc: nc, js: js})
 }
 
 // judge answers §8.2's question from what the registry signs. Its record names every key that is accepted; what ended,

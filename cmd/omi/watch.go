@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
@@ -19,6 +20,16 @@ type watchCmd struct {
 	All        bool   `help:"Begin with what the streams hold, not with what comes next."`
 }
 
+// Help teaches.
+func (*watchCmd) Help() string {
+	return `Until Ctrl-C. A broker that goes away is waited for, and what came meanwhile is shown then. What the registry did not sign
+is shown as untrusted: anybody may publish where the broker lets them.
+
+  omi watch                                       what comes, of all services
+  omi watch --all --app-id org.example.dev        what the streams hold of one app, and then what comes
+  omi watch --json                                one object for each message`
+}
+
 // Run shows events and receipts until a signal comes.
 func (c *watchCmd) Run() error {
 	filter, err := c.filter()
@@ -28,6 +39,9 @@ func (c *watchCmd) Run() error {
 	return c.withSession(0, func(ctx context.Context, s *session) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
+		s.nc.SetDisconnectErrHandler(func(*nats.Conn, error) { tell("the broker is gone, waiting for it") })
+		s.nc.SetReconnectHandler(func(*nats.Conn) { tell("the broker is back") })
+		defer s.nc.SetDisconnectErrHandler(nil) // when this ends, it goes on purpose
 		lines, ended := make(chan line), make(chan error, 2)
 		for stream, subject := range map[string]string{
 			events.InvalidationStream: events.InvalidationSubject, events.ReceiptStream: events.ReceiptSubject,
@@ -67,11 +81,11 @@ func (c *watchCmd) filter() (string, error) {
 
 // line is one message of either stream.
 type line struct {
-	At      string `json:"at"`
-	Kind    string `json:"kind"` // event, receipt or untrusted
-	Target  string `json:"target"`
-	What    string `json:"what"`
-	Message any    `json:"message,omitzero"`
+	At      time.Time `json:"at"`   // when the broker stored it
+	Kind    string    `json:"kind"` // event, receipt or untrusted
+	Target  string    `json:"target"`
+	What    string    `json:"what"`
+	Message any       `json:"message,omitzero"`
 }
 
 func (c *watchCmd) follow(ctx context.Context, s *session, stream, subject string, lines chan<- line) error {
@@ -106,9 +120,9 @@ func (c *watchCmd) follow(ctx context.Context, s *session, stream, subject strin
 
 // describe says what a message means, if it is the registry's.
 func (s *session) describe(stream string, msg jetstream.Msg) line {
-	l := line{At: time.Now().Format("15:04:05.000")}
+	l := line{At: time.Now().UTC()}
 	if meta, err := msg.Metadata(); err == nil {
-		l.At = meta.Timestamp.Local().Format("15:04:05.000")
+		l.At = meta.Timestamp.UTC()
 	}
 	var err error
 	if stream == events.ReceiptStream {
@@ -141,7 +155,7 @@ func eventText(e events.Invalidation) string {
 		text += ", new key " + e.NewKey.String()
 	}
 	if e.Event == events.KeyRotation {
-		text += ", old key ends " + clock(e.GracePeriodExpiry)
+		text += ", old key ends " + date(e.GracePeriodExpiry)
 	}
 	return text
 }
@@ -165,6 +179,9 @@ func (c *watchCmd) print(l line) error {
 	if c.JSON {
 		return process.PrintJSON(l)
 	}
-	_, err := fmt.Printf("%s  %-9s %s  %s\n", l.At, l.Kind, l.Target, l.What)
-	return err
+	at := l.At.Local().Format("15:04:05.000")
+	if time.Since(l.At).Abs() >= today {
+		at = l.At.Local().Format(time.DateTime)
+	}
+	return process.Print("%s  %-9s %s  %s\n", at, l.Kind, l.Target, l.What)
 }

@@ -37,6 +37,8 @@ func (c *Command) Run(ctx *kong.Context) error {
 	}
 	program := ctx.Model.Name
 	function := "_" + strings.ReplaceAll(program, "-", "_")
-	fmt.Fprint(ctx.Stdout, strings.NewReplacer("FUNCTION", function, "PROGRAM", program).Replace(string(text)))
+	if _, err := fmt.Fprint(ctx.Stdout, strings.NewReplacer("FUNCTION", function, "PROGRAM", program).Replace(string(text))); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
 	return nil
 }

@@ -72,7 +72,13 @@ func (w *world) restart(ts *testscript.TestScript, args []string) {
 }
 
 func (w *world) interrupt(ts *testscript.TestScript, args []string) {
-	ts.Check(w.get(ts, args[0]).interrupt())
+	code := 0
+	if len(args) > 1 {
+		var err error
+		code, err = strconv.Atoi(args[1])
+		ts.Check(err)
+	}
+	ts.Check(w.get(ts, args[0]).interrupted(code))
 }
 
 func (w *world) http(ts *testscript.TestScript, args []string) {

@@ -83,7 +83,10 @@ func (d *daemon) kill9() error {
 }
 
 // interrupt is Ctrl-C, after which it must end by itself and well.
-func (d *daemon) interrupt() error {
+func (d *daemon) interrupt() error { return d.interrupted(0) }
+
+// interrupted is Ctrl-C, after which it must end by itself, with this exit code.
+func (d *daemon) interrupted(code int) error {
 	if err := d.cmd.Process.Signal(os.Interrupt); err != nil {
 		return fmt.Errorf("interrupt %s, which ended before: %w", d.name, err)
 	}
@@ -92,8 +95,8 @@ func (d *daemon) interrupt() error {
 	case <-time.After(patience):
 		return fmt.Errorf("%s has not stopped %v after SIGINT", d.name, patience)
 	}
-	if d.ending != nil {
-		return fmt.Errorf("%s was interrupted and ended with %w instead of code 0", d.name, d.ending)
+	if got := d.cmd.ProcessState.ExitCode(); got != code {
+		return fmt.Errorf("%s was interrupted and ended with code %d instead of %d", d.name, got, code)
 	}
 	return nil
 }
@@ -117,7 +120,7 @@ func (d *daemon) running() error {
 }
 
 // servesHTTP is how a process says where it listens: in its log, or, omi dev, to the person who started it.
-var servesHTTP = regexp.MustCompile(`"msg":"serving HTTP","addr":"([^"]+)"|(?m)^HTTP +http://(\S+)`)
+var servesHTTP = regexp.MustCompile(`"msg":"serving HTTP","addr":"([^"]+)"|(?m)^HTTP +http://(\S+)|"http_url": "http://([^"]+)"`)
 
 // addr returns where the present run serves HTTP.
 func (d *daemon) addr() (string, error) {
@@ -127,7 +130,7 @@ func (d *daemon) addr() (string, error) {
 			return "", err
 		}
 		if m := servesHTTP.FindSubmatch(content[from:]); m != nil {
-			return string(m[1]) + string(m[2]), nil
+			return string(m[1]) + string(m[2]) + string(m[3]), nil
 		}
 	}
 	return "", errors.New(d.name + " has not said yet where it serves HTTP")

@@ -17,7 +17,7 @@ import (
 //	waitready NAME                            waits until its /healthz says ok
 //	kill9 NAME                                kills it, at once
 //	restart NAME                              starts it again, as before
-//	interrupt NAME                            SIGINT: it must stop, with exit code 0
+//	interrupt NAME [CODE]                     SIGINT: it must stop, with exit code 0 or this one
 //	http METHOD NAME PATH [BODY]              asks it over HTTP; stdout is the answer: status, headers, body
 //	waitfor REGEXP PROGRAM [ARG…]             runs a program until it succeeds and its stdout matches
 //	exits CODE PROGRAM [ARG…]                 runs a program that ends with this code
@@ -48,7 +48,7 @@ func TestScripts(t *testing.T) {
 			"waitready": command((*world).waitReady, 1, 1),
 			"kill9":     command((*world).kill9, 1, 1),
 			"restart":   command((*world).restart, 1, 1),
-			"interrupt": command((*world).interrupt, 1, 1),
+			"interrupt": command((*world).interrupt, 1, 2),
 			"http":      command((*world).http, 3, 4),
 			"waitfor":   command((*world).waitFor, 2, many),
 			"exits":     command((*world).exits, 2, many),

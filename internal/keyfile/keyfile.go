@@ -103,7 +103,11 @@ func CreateFile(path string, content []byte) error {
 }
 
 func absent(path string) error {
-	if _, err := os.Lstat(path); err == nil {
+	info, err := os.Lstat(path)
+	if err == nil && info.IsDir() {
+		return fmt.Errorf("%s is a folder: name a file in it", path)
+	}
+	if err == nil {
 		return fmt.Errorf("%s: %w: name another file", path, ErrExists)
 	}
 	return nil
@@ -115,13 +119,16 @@ func WriteFile(path string, content []byte) (err error) {
 	temporary := path + ".new"
 	_ = os.Remove(temporary) // where it can't be, O_EXCL says why
 	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, keyMode)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("write %s: there is no folder %s", path, filepath.Dir(path))
+	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write %s: %w", path, cause(err))
 	}
 	defer func() {
 		if err != nil {
 			_ = os.Remove(temporary)
-			err = fmt.Errorf("write %s: %w", path, err)
+			err = fmt.Errorf("write %s: %w", path, cause(err))
 		}
 	}()
 	_, err = f.Write(content)
@@ -129,6 +136,14 @@ func WriteFile(path string, content []byte) (err error) {
 		return err
 	}
 	return Rename(temporary, path)
+}
+
+// cause is an error of the system without the file's name, which for PATH.new is not the one that the reader knows.
+func cause(err error) error {
+	if of := (*fs.PathError)(nil); errors.As(err, &of) {
+		return of.Err
+	}
+	return err
 }
 
 // Rename moves a file in place of another, on the disk too when it returns.

@@ -1,7 +1,9 @@
 package process
 
 import (
+	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,8 +32,11 @@ type NATS struct {
 // Connect connects a process that runs for long: a broker that is not up yet, or that goes away, is waited for.
 func (n NATS) Connect(name string, log *slog.Logger) (*nats.Conn, error) {
 	nc, err := n.connect(name, log, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort())
-	if err != nil {
-		return nil, Usage(err) // a broker that is not there is no error here
+	if code := (codedError{}); errors.As(err, &code) {
+		return nil, err
+	}
+	if err != nil { // a broker that is not there is no error here
+		return nil, Usage(fmt.Errorf("connect to the broker at %s: %w", n.redacted(), err))
 	}
 	if !nc.IsConnected() {
 		log.Warn("waiting for the broker", "url", n.redacted())
@@ -53,7 +58,21 @@ func (n NATS) ConnectNow(ctx context.Context, name string, log *slog.Logger) (*n
 	if code := (codedError{}); errors.As(err, &code) {
 		return nil, err
 	}
-	return nil, Unreachable(fmt.Errorf("no broker answers at %s (%w): is `omi dev` running, or is --nats-url another?", n.redacted(), err))
+	return nil, n.notConnected(err)
+}
+
+// notConnected says why a command has no broker: it is there and wants something else, or nobody is.
+func (n NATS) notConnected(err error) error {
+	switch {
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
+		return Usagef("the broker at %s does not let this user in (%w): give --nats-creds FILE, or nats://USER:PASSWORD@HOST:PORT by --nats-url",
+			n.redacted(), err)
+	case errors.As(err, new(*tls.CertificateVerificationError)):
+		return Usagef("the broker at %s has a certificate that is not trusted (%w): name its authority by --nats-ca FILE", n.redacted(), err)
+	case errors.Is(err, nats.ErrSecureConnWanted):
+		return Usagef("the broker at %s has no TLS (%w): name it by nats:// in --nats-url, without --nats-ca", n.redacted(), err)
+	}
+	return Unreachable(fmt.Errorf("no broker answers at %s (%w): is `omi dev` running, or is --nats-url another?", n.redacted(), err))
 }
 
 func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats.Conn, error) {
@@ -78,11 +97,7 @@ func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats
 	if n.CA != "" {
 		options = append(options, nats.RootCAs(n.CA))
 	}
-	nc, err := nats.Connect(n.URL, options...)
-	if err != nil {
-		return nil, fmt.Errorf("connect to the broker at %s: %w", n.redacted(), err)
-	}
-	return nc, nil
+	return nats.Connect(n.URL, options...)
 }
 
 // Check says what is wrong with the flags, before the process starts anything. Left to itself, nats.go waits for a server
@@ -93,12 +108,19 @@ func (n NATS) Check() error {
 			return Usagef("--nats-url: want nats://HOST:PORT (or tls://, ws://, wss://), several separated by commas, not %s", n.redacted())
 		}
 	}
-	for flag, path := range map[string]string{"--nats-creds": n.Creds, "--nats-ca": n.CA} {
-		if path == "" {
+	for _, file := range []struct{ flag, path, mark, want string }{
+		{"--nats-creds", n.Creds, "-----BEGIN ", "NATS credentials, as nsc generate creds prints them"},
+		{"--nats-ca", n.CA, "-----BEGIN CERTIFICATE-----", "certificate in PEM"},
+	} {
+		if file.path == "" {
 			continue
 		}
-		if _, err := os.ReadFile(path); err != nil {
-			return Usagef("%s: %w", flag, err)
+		content, err := os.ReadFile(file.path)
+		if err != nil {
+			return Usagef("%s: %w", file.flag, err)
+		}
+		if !bytes.Contains(content, []byte(file.mark)) {
+			return Usagef("%s: %s holds no %s", file.flag, file.path, file.want)
 		}
 	}
 	return nil

@@ -64,10 +64,18 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 	command, err := parser.Parse(args)
 	if err != nil {
 		what, _, _ := strings.Cut(err.Error(), "\n") // it quotes the argument, and the rest could be of a key
-		fmt.Fprintf(stderr, "%s: %s (see %s --help)\n", name, what, name)
+		fmt.Fprintf(stderr, "%s: %s (see %s --help)\n", name, what, commandOf(err, name))
 		return ExitUsage
 	}
 	return report(stderr, name, command.Run())
+}
+
+// commandOf is the command that the arguments name, as far as they could be read: its help is the one to read.
+func commandOf(err error, name string) string {
+	if wrong := (*kong.ParseError)(nil); errors.As(err, &wrong) && wrong.Context.Selected() != nil {
+		return wrong.Context.Selected().FullPath()
+	}
+	return name
 }
 
 // decodeDuration reads a duration with its unit, or whole seconds, as the protocol counts them.
@@ -94,18 +102,34 @@ func report(stderr io.Writer, name string, err error) int {
 	}
 	// Errors that were joined, and some of the libraries', have several lines.
 	fmt.Fprintf(stderr, "%s: %s\n", name, strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; "))
+	return ExitCode(err)
+}
+
+// ExitCode is the exit code that belongs to an error.
+func ExitCode(err error) int {
+	if err == nil {
+		return ExitDone
+	}
 	if coded := (codedError{}); errors.As(err, &coded) {
 		return coded.code
 	}
 	return ExitRefused
 }
 
-// PrintJSON prints one value on one line of the standard output.
+// PrintJSON prints one value on one line of the standard output, at once: whoever reads lines sees none in part.
 func PrintJSON(v any) error {
-	if err := json.MarshalWrite(os.Stdout, v, json.Deterministic(true), jsontext.SpaceAfterComma(true), jsontext.SpaceAfterColon(true)); err != nil {
+	line, err := json.Marshal(v, json.Deterministic(true), jsontext.SpaceAfterComma(true), jsontext.SpaceAfterColon(true))
+	if err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
-	fmt.Println()
+	return Print("%s\n", line)
+}
+
+// Print prints to the standard output what a command is run for. Where that can't be written, it is not done.
+func Print(format string, args ...any) error {
+	if _, err := fmt.Printf(format, args...); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
 	return nil
 }
 
