@@ -10,6 +10,8 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/gofrs/flock"
+
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/registry"
@@ -55,6 +57,15 @@ func (c *devCmd) Run() error {
 	if err := os.MkdirAll(c.Data, 0o700); err != nil {
 		return process.Usagef("--data: %w", err)
 	}
+	lock := flock.New(filepath.Join(c.Data, "lock"), flock.SetPermissions(0o600))
+	locked, err := lock.TryLock()
+	if err != nil {
+		return process.Usagef("--data: %w", err)
+	}
+	if !locked {
+		return process.Usagef("--data: another omi dev uses %s: stop that one, or name another folder", c.Data)
+	}
+	defer func() { _ = lock.Unlock() }() // it ends with the process
 	app, err := c.ownApp()
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -103,5 +104,23 @@ func TestReadPublicKeys(t *testing.T) {
 	keys, err := keyfile.ReadPublicKeys(path)
 	if err != nil || len(keys) != 2 || keys[0] != a || keys[1] != b {
 		t.Errorf("%v, %v", keys, err)
+	}
+}
+
+// TestWritable: what may be written is known without writing it.
+func TestWritable(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	if err := keyfile.Writable(folder); err != nil {
+		t.Errorf("an own folder: %v", err)
+	}
+	if runtime.GOOS == "windows" || os.Geteuid() == 0 {
+		return // there only trying tells; and root may do anything
+	}
+	if err := os.Chmod(folder, 0o500); err != nil {
+		t.Fatal(err)
+	}
+	if err := keyfile.Writable(folder); err == nil {
+		t.Error("a folder that is read-only")
 	}
 }
