@@ -32,7 +32,7 @@ type Folder struct {
 }
 
 // OpenFolder opens the key store in a folder, where FILE is key.pem, and makes the folder if it is not there. It fails with
-// [ErrLocked] while another process has it open.
+// [ErrLocked] while it is open already. One [Client] at a time uses it.
 func OpenFolder(path string) (*Folder, error) {
 	if err := keyfile.MakeFolder(path); err != nil {
 		return nil, fmt.Errorf("open the key store: %w", err)
@@ -49,7 +49,7 @@ func OpenFile(path string) (*Folder, error) {
 		return nil, fmt.Errorf("open the key store: %w", err)
 	}
 	if !locked {
-		return nil, fmt.Errorf("%s: %w: stop that one first", f.file, ErrLocked)
+		return nil, fmt.Errorf("%s: %w: let that one rotate, or stop it first", f.file, ErrLocked)
 	}
 	return f, nil
 }

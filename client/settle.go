@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	askFirst = 10 * time.Millisecond // after the receipt, and then less and less often
+	askFirst = 3 * time.Millisecond // after the receipt, and then less and less often
 	askLast  = 2 * time.Second
 )
 
@@ -76,7 +76,7 @@ func (c *Client) settle(ctx context.Context) {
 		c.unhold()
 	}
 	pause := backoff.NewExponentialBackOff()
-	pause.InitialInterval, pause.MaxInterval, pause.Multiplier = askFirst, askLast, 1.3
+	pause.InitialInterval, pause.MaxInterval, pause.Multiplier = askFirst, askLast, 1.5
 	next := time.Now().Add(pause.NextBackOff())
 	for ctx.Err() == nil {
 		if until.left() <= 0 || c.urgent() {
