@@ -29,7 +29,7 @@ const serviceEnv = "OMI_E2E_SERVICE"
 const (
 	signers      = 8
 	tallyEach    = 20 * time.Millisecond
-	serviceGrace = 10 * time.Second // of its rotations: long beside any pause of a busy machine, and over within the test
+	serviceGrace = time.Minute // of its rotations: half of it is longer than any pause of a busy machine
 )
 
 // serviceConfig says what a service needs to know.
