@@ -82,6 +82,7 @@ type Client struct {
 	settling  []*command // for there to be no change
 	checkNext time.Time  // when the registry is asked whether a key is ours that we don't know to be current; zero: never
 	checkTill time.Time
+	checked   bool             // the registry was asked at the start: a pending key may be the current one already
 	foreign   events.PublicKey // the last current key that was none of ours
 }
 

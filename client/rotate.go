@@ -91,7 +91,7 @@ func (c *Client) Promote(ctx context.Context) error {
 	return err
 }
 
-// Settle waits until no change is under way: the key that signs is the registry's current one.
+// Settle waits until no change is under way: the key that signs is the registry's current one, as far as it answers.
 func (c *Client) Settle(ctx context.Context) error {
 	_, err := c.do(ctx, &command{op: opSettle})
 	return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -41,7 +42,9 @@ func (c *Client) run(ctx context.Context) {
 
 // idle waits for something to do.
 func (c *Client) idle(ctx context.Context) {
-	answer(&c.settling, result{})
+	if c.checked {
+		answer(&c.settling, result{})
+	}
 	if len(c.queue) > 0 {
 		cmd := c.queue[0]
 		c.queue = c.queue[1:]
@@ -53,18 +56,17 @@ func (c *Client) idle(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 	case cmd := <-c.commands:
-		switch cmd.op {
-		case opChange:
+		if cmd.op == opChange {
 			c.queue = append(c.queue, cmd)
-		default:
-			cmd.done <- result{}
+		} else {
+			c.settling = append(c.settling, cmd)
 		}
 	case <-check.C:
 		_, err := c.check(ctx)
 		if err != nil {
 			c.retrying(ctx, err)
 		}
-		c.checkNext = time.Time{}
+		c.checked, c.checkNext = true, time.Time{}
 		if now := time.Now(); err != nil || now.Before(c.checkTill) {
 			c.checkNext = now.Add(checkEvery)
 		}
@@ -215,6 +217,9 @@ func (c *Client) request(ctx context.Context) {
 
 // join lets a command wait for the change that is under way, if that is what it asks for, or for its turn.
 func (c *Client) join(cmd *command) {
+	for _, list := range []*[]*command{&c.waiting, &c.queue, &c.settling} { // an outage may be long
+		*list = slices.DeleteFunc(*list, (*command).abandoned)
+	}
 	switch {
 	case cmd.op != opChange:
 		c.settling = append(c.settling, cmd)

@@ -108,7 +108,7 @@ func (c *bindCmd) Run() error {
 // firstKey makes a service's first key, unless it is there. A path that ends in a slash is a folder to be.
 func firstKey(path string) (file string, err error) {
 	if strings.HasSuffix(path, "/") {
-		if err := os.MkdirAll(path, 0o700); err != nil {
+		if err := keyfile.MakeFolder(path); err != nil {
 			return "", process.Usagef("--key: %w", err)
 		}
 	}

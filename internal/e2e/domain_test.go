@@ -318,6 +318,7 @@ func refusedThenReplayed(s *domain) {
 	})
 	store = s.store()
 	c = s.open(store)
+	s.settled(c, 2)
 	if receipt, err := c.Rotate(s.t.Context()); err != nil || receipt.Sequence != 3 {
 		s.t.Fatalf("rotate: %+v, %v", receipt, err)
 	}
