@@ -65,11 +65,23 @@ type describeFlags struct {
 	EndpointURL string `name:"endpoint-url" placeholder:"URL" help:"Where the service is reached: an absolute http or https URL."`
 }
 
-type bindCmd struct {
-	connection  `embed:""`
+// developerFlags name a service, and the developer's key that signs for it.
+type developerFlags struct {
 	targetFlags `embed:""`
 	MasterKey   string `required:"" env:"OMI_MASTER_KEY" placeholder:"FILE" help:"The developer's Master Key."`
-	Key         string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The service's first key, or the folder of its key store; it is made if it does not exist."`
+}
+
+func (f *developerFlags) read() (t events.Target, master events.SigningKey, err error) {
+	if t, err = f.target(); err == nil {
+		master, err = readMasterKey(f.MasterKey)
+	}
+	return t, master, err
+}
+
+type bindCmd struct {
+	connection     `embed:""`
+	developerFlags `embed:""`
+	Key            string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The service's first key, or the folder of its key store; it is made if it does not exist."`
 
 	Describe describeFlags `embed:""`
 }
@@ -85,11 +97,7 @@ key store of a service that uses package client. Run again because its answer wa
 
 // Run binds a service.
 func (c *bindCmd) Run() error {
-	t, err := c.target()
-	if err != nil {
-		return err
-	}
-	master, err := readMasterKey(c.MasterKey)
+	t, master, err := c.read()
 	if err != nil {
 		return err
 	}
@@ -164,8 +172,7 @@ func (s *session) madeBefore(ctx context.Context, d events.Draft, refused events
 
 type revokeCmd struct {
 	connection      `embed:""`
-	targetFlags     `embed:""`
-	MasterKey       string `required:"" env:"OMI_MASTER_KEY" placeholder:"FILE" help:"The developer's Master Key."`
+	developerFlags  `embed:""`
 	ProviderReceipt string `placeholder:"FILE" help:"A JSON object that is kept with the record, as it is."`
 }
 
@@ -179,11 +186,7 @@ with a key that was never used.
 
 // Run revokes a service.
 func (c *revokeCmd) Run() error {
-	t, err := c.target()
-	if err != nil {
-		return err
-	}
-	master, err := readMasterKey(c.MasterKey)
+	t, master, err := c.read()
 	if err != nil {
 		return err
 	}

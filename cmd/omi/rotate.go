@@ -98,10 +98,9 @@ func (f *storeFlags) readable() error {
 }
 
 type resetCmd struct {
-	connection  `embed:""`
-	targetFlags `embed:""`
-	storeFlags  `embed:""`
-	MasterKey   string `required:"" env:"OMI_MASTER_KEY" placeholder:"FILE" help:"The developer's Master Key."`
+	connection     `embed:""`
+	developerFlags `embed:""`
+	storeFlags     `embed:""`
 }
 
 // Help teaches.
@@ -114,11 +113,7 @@ which need not exist. After a crash, the same command goes on where it was.
 
 // Run resets a service. After a crash, the same command goes on where it was.
 func (c *resetCmd) Run() error {
-	t, err := c.target()
-	if err != nil {
-		return err
-	}
-	master, err := readMasterKey(c.MasterKey)
+	t, master, err := c.read()
 	if err != nil {
 		return err
 	}
