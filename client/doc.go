@@ -3,7 +3,7 @@
 //
 //	store, err := client.OpenFolder("/var/lib/cms/keys")
 //	c, err := client.Open(ctx, client.Config{Target: target, Store: store, Conn: nc, Trust: trust})
-//	signer := c.Signer()              // signs, and never notices a rotation
+//	signer := c.Signer()              // signs, and never notices a rotation; Transport and SignMsg use it
 //	receipt, err := c.Rotate(ctx)     // now; or c.AutoRotate(ctx, client.Schedule{Every: 24 * time.Hour})
 //
 // # The life of a change
