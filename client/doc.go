@@ -12,18 +12,20 @@
 // key before everyone has heard of it is refused. So a change goes through these states, each on the disk before the next
 // step is taken:
 //
-//		         new key written           same bytes, until answered              promoted: one rename
-//		idle ───────────────────▶ requested ─────────────────────────▶ committed ──────────────────────▶ idle
-//		 ▲     pending, then journal   │                                   │ signs with the old key, in grace,
-//		 └────────── refused ──────────┘                                   │ until every durable has applied the event,
-//		        the key stays pending                                      └ or half of the grace period is over
+//	         new key written           same bytes, until answered              promoted: one rename
+//	idle ───────────────────▶ requested ─────────────────────────▶ committed ──────────────────────▶ idle
+//	 ▲     pending, then journal   │                                   │ signs with the old key, in grace,
+//	 └────────── refused ──────────┘                                   │ until every durable has applied the event,
+//	        the key stays pending                                      └ or half of the grace period is over
 //
-//	  - requested: the pending key and the signed request are on the disk before anybody hears of either. After a crash the
-//	    same bytes are sent again, and the registry answers with the first receipt.
-//	  - committed: the receipt is in the journal. The old key still signs: the registry's record says which core services
-//	    have applied the event (docs/protocol.md §8.1).
-//	  - refused: whoever saw the request can publish it once more, and what was refused for a passing reason may stand then.
-//	    So the pending key is kept and used by the next request: whichever of them is committed, the key is ours.
+// What is true of each:
+//
+//   - requested: the pending key and the signed request are on the disk before anybody hears of either. After a crash the
+//     same bytes are sent again, and the registry answers with the first receipt.
+//   - committed: the receipt is in the journal. The old key still signs: the registry's record says which core services
+//     have applied the event (docs/protocol.md §8.1).
+//   - refused: whoever saw the request can publish it once more, and what was refused for a passing reason may stand then.
+//     So the pending key is kept and used by the next request: whichever of them is committed, the key is ours.
 //
 // A change that ends the old key at once (an emergency rotation, a Master Reset) leaves no key that is surely accepted
 // between the commit and its receipt: meanwhile Sign waits, for two seconds at most. It waits as long when the process
