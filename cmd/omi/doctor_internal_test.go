@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -162,6 +163,14 @@ func TestDoctorDurables(t *testing.T) {
 	if _, err := js.Publish(t.Context(), events.InvalidationSubject+"org.example.cms", []byte("{}")); err != nil {
 		t.Fatal(err)
 	}
+	// The broker tells a publisher before it tells the consumers.
+	testenv.Eventually(t, 10*time.Second, "a message waits", func() error {
+		consumer, err := js.Consumer(t.Context(), events.InvalidationStream, "another")
+		if err == nil && consumer.CachedInfo().NumPending == 0 {
+			err = errors.New("none")
+		}
+		return err
+	})
 	expect(t, examine(t, url, doctorCmd{}), map[string]string{
 		"durable registry":   "ok messages that wait: 0",
 		"durable authsub":    "wrong filter: omi.v1.invalidations.org.example.> instead of",

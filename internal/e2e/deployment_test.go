@@ -129,12 +129,20 @@ func (d *deployment) settle() {
 	} {
 		for _, durable := range durables {
 			testenv.Eventually(d.t, patience, durable+" has acknowledged everything", func() error {
-				consumer, err := d.js.Consumer(d.t.Context(), stream, durable)
+				s, err := d.js.Stream(d.t.Context(), stream)
 				if err != nil {
 					return err
 				}
-				if info := consumer.CachedInfo(); info.NumPending > 0 || info.NumAckPending > 0 {
+				consumer, err := s.Consumer(d.t.Context(), durable)
+				if err != nil {
+					return err
+				}
+				info, state := consumer.CachedInfo(), s.CachedInfo().State
+				if info.NumPending > 0 || info.NumAckPending > 0 {
 					return fmt.Errorf("%d messages wait, %d are under way", info.NumPending, info.NumAckPending)
+				}
+				if state.Msgs > 0 && info.AckFloor.Stream < state.LastSeq { // the broker tells consumers of a message a little later
+					return fmt.Errorf("acknowledged up to %d of %d", info.AckFloor.Stream, state.LastSeq)
 				}
 				return nil
 			})
