@@ -46,8 +46,10 @@ var ErrClosed = errors.New("the client is closed")
 
 // The errors of a change that nobody waits for any more. With the first two it goes on, and after a restart too.
 var (
+	// ErrNotStored means that the broker has not confirmed the request.
 	ErrNotStored = request.ErrNotStored
-	ErrNoAnswer  = request.ErrNoAnswer
+	// ErrNoAnswer means that the broker has the request, and the registry has not answered it yet.
+	ErrNoAnswer = request.ErrNoAnswer
 	// ErrNotBegun means that nothing was sent: an earlier change has not settled, or the registry can't be asked.
 	ErrNotBegun = errors.New("the change has not begun")
 )

@@ -43,7 +43,7 @@ func OpenFolder(path string) (*Folder, error) {
 // OpenFile opens the key store that stands beside the key in a file. A path that is a folder means its key.pem.
 func OpenFile(path string) (*Folder, error) {
 	f := &Folder{file: KeyFile(path)}
-	f.lock = flock.New(f.file+".lock", flock.SetPermissions(fileMode))
+	f.lock = flock.New(LockFile(f.file), flock.SetPermissions(fileMode))
 	locked, err := f.lock.TryLock()
 	if err != nil {
 		return nil, fmt.Errorf("open the key store: %w", err)
@@ -67,6 +67,9 @@ func PendingFile(path string) string { return KeyFile(path) + ".pending" }
 
 // JournalFile returns the file that is there while a change is under way.
 func JournalFile(path string) string { return KeyFile(path) + ".journal" }
+
+// LockFile returns the file that is locked while a process has the store open.
+func LockFile(path string) string { return KeyFile(path) + ".lock" }
 
 // Close lets other processes open the store.
 func (f *Folder) Close() error { return f.lock.Close() }

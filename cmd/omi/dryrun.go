@@ -39,13 +39,12 @@ func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
 // examineStore says whether the key store can be written. What it opens is there already, so nothing is made.
 func (d *doctor) examineStore(path string) {
 	const name = "key store"
-	file := client.KeyFile(path)
-	folder := filepath.Dir(file)
+	folder := filepath.Dir(client.KeyFile(path))
 	if err := keyfile.Writable(folder); err != nil {
 		d.wrong(name, fmt.Sprintf("%s: the new key can't be written in it: %v", folder, err), "let this user write there, or run this as who may")
 		return
 	}
-	if _, err := os.Lstat(file + ".lock"); err == nil {
+	if _, err := os.Lstat(client.LockFile(path)); err == nil {
 		store, err := client.OpenFile(path)
 		if err != nil {
 			d.wrong(name, err.Error(), "a service that has it open rotates by itself; else wait for the other command")

@@ -50,11 +50,7 @@ func (c *pinAddCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	file, err := c.file()
-	if err != nil {
-		return err
-	}
-	pins, err := file.load() // before anybody is waited for
+	file, pins, err := c.load()
 	if err != nil {
 		return err
 	}
@@ -145,11 +141,7 @@ func (*pinListCmd) Help() string {
 
 // Run lists the pins.
 func (c *pinListCmd) Run() error {
-	file, err := c.file()
-	if err != nil {
-		return err
-	}
-	pins, err := file.load()
+	file, pins, err := c.load()
 	if err != nil {
 		return err
 	}

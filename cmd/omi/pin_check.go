@@ -75,11 +75,7 @@ func (c *pinCheckCmd) pins() (pinFile, []pin, error) {
 	if err != nil {
 		return pinFile{}, nil, err
 	}
-	file, err := c.file()
-	if err != nil {
-		return file, nil, err
-	}
-	pins, err := file.load()
+	file, pins, err := c.load()
 	if err != nil {
 		return file, nil, err
 	}

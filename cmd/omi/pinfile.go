@@ -49,6 +49,14 @@ func (f pinsFlag) file() (pinFile, error) {
 	return pinFile{filepath.Join(folder, "omi", "pins.json")}, nil
 }
 
+// load reads what is there, before anybody is waited for.
+func (f pinsFlag) load() (file pinFile, pins []pin, err error) {
+	if file, err = f.file(); err == nil {
+		pins, err = file.load()
+	}
+	return file, pins, err
+}
+
 // pinFile is a file of pins. Whoever reads it sees all of one state or all of the next: it is replaced by a rename.
 // Whoever changes it holds a lock from its reading to its writing, and no longer, so that of two processes neither
 // writes over what the other has just added.

@@ -77,10 +77,10 @@ type Sender struct {
 	Trust     events.Trust
 }
 
-// Send publishes a message, and waits for its receipt until ctx ends or the broker fails: then the error is [ErrNotStored] or
-// [ErrNoAnswer]. A refusal is a receipt, not an error. It reads the stream of receipts from its start, so it finds the answer to a message
-// that was sent before, too: within two minutes the stream would not store the same receipt a second time. stored, if not
-// nil, is called when the broker has the message.
+// Send publishes a message, and waits for its receipt until ctx ends or the broker fails: then the error is [ErrNotStored]
+// or [ErrNoAnswer]. A refusal is a receipt, not an error. It reads the stream of receipts from its start, and before it
+// publishes, so it finds the answer to a message that was sent before, too: within two minutes the stream would not store
+// the same receipt a second time. stored, if not nil, is called when the broker has the message.
 func (s Sender) Send(ctx context.Context, target events.Target, m Message, stored func()) (events.Receipt, error) {
 	consumer, err := s.JetStream.OrderedConsumer(ctx, events.ReceiptStream, jetstream.OrderedConsumerConfig{
 		FilterSubjects:    []string{events.ReceiptSubject + target.String()},
