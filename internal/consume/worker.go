@@ -69,7 +69,7 @@ func (w *worker) next(ctx context.Context, batch []*Message) ([]*Message, bool) 
 		timer := time.NewTimer(time.Until(w.wake()))
 		defer timer.Stop()
 		wake = timer.C
-		if len(w.suspects) >= w.cfg.Batch || time.Now().Before(w.resume) {
+		if w.room() == 0 {
 			arrived, ended = nil, w.ended
 		}
 	}
@@ -79,14 +79,13 @@ func (w *worker) next(ctx context.Context, batch []*Message) ([]*Message, bool) 
 	case <-ended:
 		return nil, false
 	case <-wake:
-		return batch, true
 	case m, ok := <-arrived:
 		if !ok {
 			return nil, false
 		}
 		batch = w.add(batch, m)
 	}
-	for len(batch) < w.cfg.Batch-len(w.suspects) {
+	for len(batch) < w.room() {
 		select {
 		case m, ok := <-w.arrived:
 			if !ok {
@@ -98,6 +97,14 @@ func (w *worker) next(ctx context.Context, batch []*Message) ([]*Message, bool) 
 		}
 	}
 	return batch, true
+}
+
+// room is how many messages may be taken beside the suspects.
+func (w *worker) room() int {
+	if time.Now().Before(w.resume) {
+		return 0
+	}
+	return max(0, w.cfg.Batch-len(w.suspects))
 }
 
 // add puts a message into the batch, unless it is a copy of one that is done, or is with us as a suspect.
