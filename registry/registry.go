@@ -23,6 +23,8 @@ type Config struct {
 	Policy Policy
 	// Key signs events, receipts and records. Required.
 	Key events.SigningKey
+	// Trust names earlier keys of this registry, so that events that they signed are still known as its own.
+	Trust []events.PublicKey
 	// Store is the database. Required; whoever opened it closes it, after Run.
 	Store *Store
 	// Conn is the broker. Required. It should reconnect for ever.
@@ -53,6 +55,7 @@ type Registry struct {
 	js     jetstream.JetStream
 	relay  *relay
 	intake *intake
+	fence  *fence
 	Lookup *Lookup
 
 	serving atomic.Bool // the streams are there, lookups are answered, requests are taken
@@ -83,12 +86,15 @@ func New(cfg Config) (*Registry, error) {
 	}
 	r := &Registry{cfg: cfg, js: js}
 	m := newMetrics(cfg.Metrics)
-	r.relay = newRelay(js, cfg.Store, cfg.Log, m, cfg.Now)
+	if r.fence, err = newFence(cfg, js); err != nil {
+		return nil, err
+	}
+	r.relay = newRelay(js, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
 	r.intake = &intake{
-		policy: cfg.Policy, key: cfg.Key, store: cfg.Store, relay: r.relay, committed: cfg.Committed,
+		policy: cfg.Policy, key: cfg.Key, store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
 		log: cfg.Log, metrics: m, now: cfg.Now,
 	}
-	r.Lookup = newLookup(cfg, js)
+	r.Lookup = newLookup(cfg, js, r.fence)
 	return r, nil
 }
 
@@ -96,6 +102,12 @@ func New(cfg Config) (*Registry, error) {
 // returns an error only for what waiting can't mend.
 func (r *Registry) Run(ctx context.Context) error {
 	if err := r.ensureStreams(ctx); err != nil || ctx.Err() != nil {
+		return err
+	}
+	if err := r.fence.compare(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // somebody wants to stop
+		}
 		return err
 	}
 	service, err := r.Lookup.register(ctx, r.cfg.Conn)
@@ -106,7 +118,7 @@ func (r *Registry) Run(ctx context.Context) error {
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	relayed, recovered := make(chan struct{}), make(chan struct{})
+	relayed, recovered, looked := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() { // it ends with its queue, so that what intake committed is published before a shutdown
 		defer close(relayed)
 		r.relay.run(context.WithoutCancel(ctx))
@@ -114,6 +126,10 @@ func (r *Registry) Run(ctx context.Context) error {
 	go func() {
 		defer close(recovered)
 		r.relay.recover(ctx)
+	}()
+	go func() {
+		defer close(looked)
+		r.fence.run(ctx)
 	}()
 	r.cfg.Log.Info("registry is ready", "origin", r.cfg.Policy.Origin, "public_key", r.cfg.Key.Public().String())
 	err = consume.Run(ctx, consume.Config{
@@ -132,6 +148,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	close(r.relay.queue)
 	<-relayed
 	<-recovered
+	<-looked
 	return err
 }
 

@@ -19,6 +19,14 @@ type service struct {
 	providerReceipt string
 }
 
+// sequence returns at which sequence a service is; 0: it was never bound.
+func (st *state) sequence(t events.Target) int64 {
+	if one := st.services[t]; one != nil {
+		return one.sequence
+	}
+	return 0
+}
+
 func (s *service) active() bool { return s.status == events.Active }
 
 // prior is a request that was committed before: what it asked for, and how it was answered.
