@@ -85,12 +85,20 @@ type claim struct {
 
 func newClaim(m streamMessage) claim {
 	c := claim{message: m}
-	name, _ := strings.CutPrefix(m.subject, events.InvalidationSubject)
-	var err error
-	if c.target, err = events.ParseTarget(name); err == nil {
+	if c.target = m.target(); c.target != (events.Target{}) {
 		c.sequence, c.nonce = events.NamesOf(m.payload)
 	}
 	return c
+}
+
+// target is the service in the message's subject; zero: there is none.
+func (m *streamMessage) target() events.Target {
+	name, _ := strings.CutPrefix(m.subject, events.InvalidationSubject)
+	t, err := events.ParseTarget(name)
+	if err != nil {
+		return events.Target{}
+	}
+	return t
 }
 
 // nonces reads the nonces that the history has at these places.

@@ -34,6 +34,21 @@ type prior struct {
 	digest       [sha256.Size]byte
 	receiptNonce events.Nonce
 	receipt      []byte
+	event        events.EventKind // what it did, and the key that it brought
+	key          events.PublicKey
+}
+
+// unknownDigest stands for the digest of a request whose change was recovered from the stream of events, which doesn't have
+// it. No request has this digest.
+var unknownDigest [sha256.Size]byte
+
+// answers reports whether it was this request that was committed: the same nonce, which the caller has compared, and the
+// same data; or, where the data was lost, the same change to the same key.
+func (p *prior) answers(r *events.Request) bool {
+	if p.digest == unknownDigest {
+		return p.event == r.Kind.Event() && p.key == r.NewKey
+	}
+	return p.digest == r.Digest()
 }
 
 // state is what the decision about a batch depends on, beside the requests and the clock.
