@@ -18,6 +18,8 @@ type cli struct {
 	App     appCmd     `cmd:"" help:"The developers' apps: who may bind services."`
 	Check   checkCmd   `cmd:"" help:"Verify what must always hold in the database. Exit code 1: something is wrong."`
 
+	Recover recoverCmd `cmd:"" help:"Bring back from the streams what a database lacks that was restored from an older backup. Exit code 1: something remains to be done."`
+
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }
 
