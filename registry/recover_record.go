@@ -51,7 +51,7 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 				heard = r.standIn(&c.events[i])
 				standIns++
 			}
-			rows = append(rows, historyRow{c.events[i], heard.receipt.RequestNonce, unknownDigest, heard.receipt.Nonce, heard.payload})
+			rows = append(rows, historyRow{c.events[i], heard.receipt.RequestNonce, unknownDigest(), heard.receipt.Nonce, heard.payload})
 		}
 	}
 	if !r.how.DryRun {

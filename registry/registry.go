@@ -106,7 +106,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	}
 	if err := r.fence.compare(ctx); err != nil {
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // somebody wants to stop
+			return nil // somebody wants to stop
 		}
 		return err
 	}

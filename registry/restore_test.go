@@ -26,21 +26,8 @@ func takeBackup(t *testing.T, store *Store) backup {
 	b := backup{}
 	err := store.db.InTx(t.Context(), func(tx *sql.Tx) error {
 		for _, table := range backedUp {
-			b[table] = nil
-			rows, err := tx.QueryContext(t.Context(), "SELECT * FROM "+table)
-			if err != nil {
-				return err
-			}
-			columns, err := rows.Columns()
-			for err == nil && rows.Next() {
-				row, into := make([]any, len(columns)), make([]any, len(columns))
-				for i := range row {
-					into[i] = &row[i]
-				}
-				err = rows.Scan(into...)
-				b[table] = append(b[table], row)
-			}
-			if err := errors.Join(err, rows.Err(), rows.Close()); err != nil {
+			var err error
+			if b[table], err = copyTable(t.Context(), tx, table); err != nil {
 				return err
 			}
 		}
@@ -50,6 +37,24 @@ func takeBackup(t *testing.T, store *Store) backup {
 		t.Fatal(err)
 	}
 	return b
+}
+
+func copyTable(ctx context.Context, tx *sql.Tx, table string) (content [][]any, err error) {
+	rows, err := tx.QueryContext(ctx, "SELECT * FROM "+table)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	columns, err := rows.Columns()
+	for err == nil && rows.Next() {
+		row, into := make([]any, len(columns)), make([]any, len(columns))
+		for i := range row {
+			into[i] = &row[i]
+		}
+		err = rows.Scan(into...)
+		content = append(content, row)
+	}
+	return content, errors.Join(err, rows.Err())
 }
 
 func (b backup) restore(t *testing.T, store *Store) {

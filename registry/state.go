@@ -40,12 +40,12 @@ type prior struct {
 
 // unknownDigest stands for the digest of a request whose change was recovered from the stream of events, which doesn't have
 // it. No request has this digest.
-var unknownDigest [sha256.Size]byte
+func unknownDigest() (zero [sha256.Size]byte) { return zero }
 
 // answers reports whether it was this request that was committed: the same nonce, which the caller has compared, and the
 // same data; or, where the data was lost, the same change to the same key.
 func (p *prior) answers(r *events.Request) bool {
-	if p.digest == unknownDigest {
+	if p.digest == unknownDigest() {
 		return p.event == r.Kind.Event() && p.key == r.NewKey
 	}
 	return p.digest == r.Digest()

@@ -56,6 +56,10 @@ type Subscriber struct {
 	horizon  horizon
 	consumer atomic.Pointer[jetstream.Consumer] // nil until the stream is there
 	opened   chan struct{}                      // tells watch of a new consumer
+
+	// What follows is only touched where messages are worked on and consumers opened, one after the other.
+	created int64 // when the stream was made, nanoseconds since the Unix epoch; 0: it is not known yet
+	written Place // the position in the database, as this process left it
 }
 
 // New returns a subscriber that does nothing yet.
@@ -116,7 +120,7 @@ func (s *Subscriber) handle(ctx context.Context, batch []*consume.Message) error
 // Receive applies a batch: when it returns nil, each message has had its effect or was set aside, for good.
 func (s *Subscriber) Receive(ctx context.Context, batch []incoming.Delivery) error {
 	sorted := incoming.Sort(s.cfg.Trust, batch)
-	fresh, err := s.cfg.Store.Apply(ctx, sorted.Events, s.toSetAside(sorted.Refused))
+	fresh, err := s.settle(ctx, lastOf(batch), sorted.Events, s.toSetAside(sorted.Refused))
 	if err != nil {
 		return err
 	}
@@ -129,6 +133,6 @@ func (s *Subscriber) Receive(ctx context.Context, batch []incoming.Delivery) err
 // setPoisonAside keeps a message that makes the code above panic.
 func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Message, detail string) error {
 	s.metrics.events.WithLabelValues(resultSetAside, reasonPanic).Inc()
-	_, err := s.cfg.Store.Apply(ctx, nil, []SetAside{s.aside(incoming.Of(m), reasonPanic, detail)})
+	_, err := s.settle(ctx, m.Meta.Sequence.Stream, nil, []SetAside{s.aside(incoming.Of(m), reasonPanic, detail)})
 	return err
 }
