@@ -107,12 +107,13 @@ func (f *fence) compareOnce(ctx context.Context) error {
 	}
 	info := stream.CachedInfo()
 	created, last := info.Created.UnixNano(), info.State.LastSeq
-	v := &findings{behind: map[events.Target]need{}, lost: map[events.PublicKey]events.Target{}}
+	v := newFindings()
 	from := f.startOf(ctx, began, created, last)
 	err = comparison{f.store, f.trust, f.log, v.add}.run(ctx, stream, from)
 	if err != nil {
 		return err
 	}
+	v.conclude()
 	found := position{created: created, place: last}
 	if v.first > 0 {
 		found.place = v.first - 1
@@ -279,8 +280,10 @@ func (f *fence) admit(ctx context.Context, st *state, todo []incoming) (admitted
 	}
 	f.mu.Lock()
 	quiet := len(f.behind) == 0
-	for key := range f.lost {
-		st.takenKeys[key] = true // it was registered, and will be again
+	for _, in := range todo {
+		if _, lost := f.lost[in.request.NewKey]; lost {
+			st.takenKeys[in.request.NewKey] = true // it was registered, and will be again
+		}
 	}
 	f.mu.Unlock()
 	if quiet {

@@ -125,7 +125,7 @@ func (r *recoverer) take(ctx context.Context, c compared, batch []streamMessage)
 func (r *recoverer) issuedTwice(e events.Invalidation) {
 	r.report.IssuedTwice = append(r.report.IssuedTwice, Conflict{
 		e.Target.String(), e.Sequence,
-		"the stream has another event of this sequence than the database; a Master Reset (omi reset) ends the doubt",
+		"the stream has another event of this sequence than the database; Master Resets (omi reset) beyond the last one that was issued end the doubt",
 	})
 }
 
@@ -276,7 +276,8 @@ func (r *recoverer) remains(t events.Target, has int64, owners map[events.Public
 		r.report.Gaps = append(r.report.Gaps, Gap{t.String(), has, first.Sequence, last.Sequence})
 		return
 	}
-	what := "its old key is not the service's key in the database: the database has another history"
+	what := fmt.Sprintf("it does not follow from what the database has, which went on otherwise; "+
+		"Master Resets (omi reset) until the sequence is beyond %d end the doubt", last.Sequence)
 	if owner, ok := owners[first.NewKey]; ok {
 		what = fmt.Sprintf("its key is registered for %s in the database", owner)
 	}

@@ -100,6 +100,8 @@ func TestLostDatabase(t *testing.T) {
 		store := openStore(t, url)
 		stop := w.startOn(t, store)
 		w.knows(t, store, services...)
+		w.garbage(t) // a batch of nothing else
+		w.knows(t, store, services...)
 		stop()
 		stop = w.startOn(t, store) // as ever
 		services[0].Rotate(start+20, 300)
