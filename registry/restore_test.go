@@ -382,6 +382,54 @@ func TestRecoverWithoutReceipts(t *testing.T) {
 	})
 }
 
+// TestLostRegistryDatabase: nothing is left of the database, and everything but the apps comes back from the streams.
+func TestLostRegistryDatabase(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	stop := w.run()
+	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+	w.commit(d.bind())
+	w.commit(d.rotate())
+	w.settled()
+	stop()
+	w.store = openStore(t, testenv.Database(t, testenv.SQLite))
+	w.run()
+	w.held(d)
+	report, err := w.store.Recover(t.Context(), w.recovery())
+	if err != nil || !report.Complete() || report.Changes != 2 || len(report.UnknownApps) != 1 || report.UnknownApps[0] != d.target.App {
+		t.Fatalf("recovered %+v: %v", report, err)
+	}
+	w.commit(d.rotate())
+	w.settled()
+	w.checked()
+}
+
+// TestOutboxOfAnOlderDatabase: rows of the outbox are gone. Where their changes are in the history, somebody else has
+// published them; where they are not, the database is not the one that they were committed to.
+func TestOutboxOfAnOlderDatabase(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+		d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+		before := takeBackup(t, store)
+		decideAll(t, in, d.bind())
+		messages, err := store.claimOutbox(t.Context(), 10, time.Now().Add(time.Hour))
+		if err != nil || len(messages) != 2 {
+			t.Fatalf("%d messages: %v", len(messages), err)
+		}
+		for range 2 { // the second time they are gone
+			if _, err := store.deleteOutbox(t.Context(), messages, position{}, 0); err != nil {
+				t.Errorf("published twice: %v", err)
+			}
+		}
+		before.restore(t, store)
+		if _, err := store.deleteOutbox(t.Context(), messages, position{}, 0); !errors.Is(err, errOlder) {
+			t.Errorf("an older database: %v", err)
+		}
+	})
+}
+
 // TestCheckAgainstTheStream: the check finds what the stream has and the database has not, and the other way round.
 func TestCheckAgainstTheStream(t *testing.T) {
 	t.Parallel()

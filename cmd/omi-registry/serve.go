@@ -53,16 +53,16 @@ func (c *serveCmd) Run() error {
 	if c.GracePeriod <= 0 || c.MaxClockSkew <= 0 {
 		return process.Usagef("--grace-period and --max-clock-skew are 1s or more; a request asks for less grace with its own grace_period")
 	}
-	trust, err := ownTrust(c.Origin, key, c.Trust, c.TrustFile)
-	if err != nil {
-		return err
-	}
 	policy := registry.Policy{
 		Origin: c.Origin, GracePeriod: c.GracePeriod, MaxClockSkew: c.MaxClockSkew,
 		RequireProof: c.RequireProof, RotationsPerMinute: c.RateLimit,
 	}
 	if policy, err = policy.WithDefaults(); err != nil {
 		return process.Usage(err)
+	}
+	trust, err := ownTrust(c.Origin, key, c.Trust, c.TrustFile)
+	if err != nil {
+		return err
 	}
 	apps, err := registry.ReadApps(c.Apps)
 	if err != nil {
