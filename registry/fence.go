@@ -118,7 +118,8 @@ func (f *fence) compareOnce(ctx context.Context) error {
 	if v.first > 0 {
 		found.place = v.first - 1
 	}
-	if found, err = f.store.setPosition(ctx, began, found, v.first > 0); err != nil {
+	back := v.first > 0 || last < began.place
+	if found, err = f.store.setPosition(ctx, began, found, back); err != nil {
 		return err
 	}
 	f.mu.Lock()

@@ -48,8 +48,8 @@ func scanPosition(row *sql.Row) (p position, exists bool, err error) {
 var errMoved = errors.New("the database was restored, or the stream made anew, during the comparison")
 
 // setPosition writes what a comparison found that began at this row (the zero position: there was none): up to which
-// place of which stream nothing is lacking. Only where something is lacking does it move the row back.
-func (s *Store) setPosition(ctx context.Context, began, found position, lacking bool) (position, error) {
+// place of which stream nothing is lacking. It moves the row back only where it is told to.
+func (s *Store) setPosition(ctx context.Context, began, found position, back bool) (position, error) {
 	var next position
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		now, exists, err := scanPosition(tx.QueryRowContext(ctx, selectPosition, events.InvalidationStream))
@@ -61,7 +61,7 @@ func (s *Store) setPosition(ctx context.Context, began, found position, lacking 
 		}
 		next = found
 		next.writes = now.writes + 1
-		if exists && now.created == found.created && !lacking {
+		if exists && now.created == found.created && !back {
 			next.place = max(next.place, now.place)
 		}
 		_, err = tx.ExecContext(ctx, `INSERT INTO stream_positions (stream, created_at, position, writes) VALUES ($1, $2, $3, $4)

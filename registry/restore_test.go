@@ -404,6 +404,24 @@ func TestLostRegistryDatabase(t *testing.T) {
 	w.checked()
 }
 
+// TestStreamWithoutItsEnd: a stream that lost its last messages is compared as a whole, and the position is its end again.
+func TestStreamWithoutItsEnd(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	stop := w.run()
+	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+	w.commit(d.bind())
+	w.settled()
+	stop()
+	if _, err := w.store.db.Writer().ExecContext(t.Context(), "UPDATE stream_positions SET position = 1000"); err != nil {
+		t.Fatal(err)
+	}
+	w.run()
+	w.settled()
+	w.commit(d.rotate())
+	w.settled()
+}
+
 // TestOutboxOfAnOlderDatabase: rows of the outbox are gone. Where their changes are in the history, somebody else has
 // published them; where they are not, the database is not the one that they were committed to.
 func TestOutboxOfAnOlderDatabase(t *testing.T) {
