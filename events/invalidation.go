@@ -109,10 +109,17 @@ func (i *Invalidation) checkMembers(f *fields, hasSequence bool) {
 // SequenceOf returns the sequence of an event's message without checking who signed it, for whoever put it there; 0
 // where there is none.
 func SequenceOf(payload []byte) int64 {
+	sequence, _ := NamesOf(payload)
+	return sequence
+}
+
+// NamesOf returns the sequence and the nonce of an event's message without checking who signed it, for whoever knows
+// already which nonce a trusted event of this sequence has; zero where there is none.
+func NamesOf(payload []byte) (sequence int64, nonce Nonce) {
 	m, err := readMessage(payload)
 	if err != nil {
-		return 0
+		return 0, Nonce{}
 	}
-	sequence, _ := m.data.integer("sequence", false)
-	return sequence
+	sequence, _ = m.data.integer("sequence", false)
+	return sequence, m.data.nonce("nonce", false)
 }

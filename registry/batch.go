@@ -29,6 +29,7 @@ type batch struct {
 	now    int64
 	state  *state
 	groups []*group
+	held   []incoming // not decided: their services wait until the database has their last changes again
 }
 
 func newBatch(policy Policy, key events.SigningKey, now int64, st *state, requests []incoming) *batch {

@@ -35,7 +35,10 @@ type Report struct {
 //
 // With a trust in the registry's keys, the receipts' signatures are verified too.
 func (s *Store) Check(ctx context.Context, trust *events.Trust, now time.Time) (Report, error) {
-	c := &checker{trust: trust, report: Report{Violations: []Violation{}}}
+	return s.check(ctx, &checker{trust: trust, report: Report{Violations: []Violation{}}}, now)
+}
+
+func (s *Store) check(ctx context.Context, c *checker, now time.Time) (Report, error) {
 	for _, step := range []func(context.Context, *checker) error{
 		s.checkHistory, s.checkServices, s.checkMasterKeys, s.checkOutbox(now),
 	} {
@@ -55,6 +58,13 @@ type checker struct {
 	trust  *events.Trust
 	report Report
 	last   change // of the service at hand
+
+	// With the stream of events:
+	kept        map[events.Target]kept // what it has; nil: it is not looked at
+	perSubject  int64                  // messages that it keeps of each service
+	unpublished map[string]bool        // subjects of messages in the outbox
+	began       int64                  // seconds since the Unix epoch
+	committed   int64                  // the last sequence of the service at hand that was committed before
 }
 
 // change is one row of the history.
@@ -69,7 +79,7 @@ func (c *checker) violation(target, what string, args ...any) {
 }
 
 func (s *Store) checkHistory(ctx context.Context, c *checker) error {
-	return s.each(ctx, `SELECT target, sequence, event, old_public_key, public_key, grace_period_expiry, committed_at,
+	err := s.each(ctx, `SELECT target, sequence, event, old_public_key, public_key, grace_period_expiry, committed_at,
 		event_nonce, request_nonce, receipt FROM history ORDER BY target, sequence`, nil, func(rows *sql.Rows) error {
 		var next change
 		e := &next.event
@@ -78,10 +88,21 @@ func (s *Store) checkHistory(ctx context.Context, c *checker) error {
 			return err
 		}
 		c.report.Changes++
+		if e.Target != c.last.event.Target {
+			c.announced(c.last.event.Target, c.committed)
+			c.committed = 0
+		}
+		if e.Timestamp < c.began {
+			c.committed = e.Sequence
+		}
 		c.follow(&next)
 		c.last = next
 		return nil
 	})
+	if err == nil {
+		c.announced(c.last.event.Target, c.committed)
+	}
+	return err
 }
 
 // follow holds a change against the one before it.

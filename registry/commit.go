@@ -3,6 +3,7 @@ package registry
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -38,7 +39,7 @@ func (s *Store) commit(ctx context.Context, groups []*group, now time.Time) (los
 			return err
 		}
 		won := slices.DeleteFunc(slices.Clone(changed), func(g *group) bool { return lost[g.target] })
-		if err := w.appendHistory(won); err != nil {
+		if err := w.appendHistory(historyOf(won)); err != nil {
 			return err
 		}
 		return w.fillOutbox(won, now)
@@ -137,15 +138,34 @@ func (w writer) moved(query string, args []any, lost map[events.Target]bool) (er
 	return rows.Err()
 }
 
-// appendHistory writes a row for each change. Its unique keys are the last word on keys and nonces.
-func (w writer) appendHistory(groups []*group) error {
-	var args []any
+// historyRow is what is kept of a change for ever.
+type historyRow struct {
+	event        events.Invalidation
+	requestNonce events.Nonce
+	digest       [sha256.Size]byte // of the request; unknownDigest where it can't be known
+	receiptNonce events.Nonce
+	receipt      []byte
+}
+
+// historyOf returns the rows of the groups' changes.
+func historyOf(groups []*group) []historyRow {
+	var rows []historyRow
 	for o := range changes(groups) {
-		r, digest := o.in.request, o.in.request.Digest()
+		r := o.in.request
+		rows = append(rows, historyRow{o.event, r.Nonce, r.Digest(), o.receiptNonce, o.receiptBytes})
+	}
+	return rows
+}
+
+// appendHistory writes a row for each change. Its unique keys are the last word on keys and nonces.
+func (w writer) appendHistory(rows []historyRow) error {
+	args := make([]any, 0, 12*len(rows))
+	for _, r := range rows {
+		e := &r.event
 		args = append(args,
-			r.Target.String(), o.event.Sequence, string(o.event.Event), keyBytes(o.event.OldKey), keyBytes(o.event.NewKey),
-			o.event.GracePeriodExpiry, o.event.Timestamp, o.event.Nonce.String(),
-			r.Nonce.String(), digest[:], o.receiptNonce.String(), o.receiptBytes)
+			e.Target.String(), e.Sequence, string(e.Event), keyBytes(e.OldKey), keyBytes(e.NewKey),
+			e.GracePeriodExpiry, e.Timestamp, e.Nonce.String(),
+			r.requestNonce.String(), r.digest[:], r.receiptNonce.String(), r.receipt)
 	}
 	const into = `INSERT INTO history (target, sequence, event, old_public_key, public_key, grace_period_expiry,
 		committed_at, event_nonce, request_nonce, request_digest, receipt_nonce, receipt) VALUES `

@@ -44,7 +44,7 @@ func (d *decider) decide(in incoming) outcome {
 		return d.reject(in, in.refusal.Reason, in.refusal.Detail)
 	}
 	if r.NamesItsTarget() {
-		if first, ok := d.answer(r.Nonce); ok && first.digest == r.Digest() {
+		if first, ok := d.answer(r.Nonce); ok && first.answers(r) {
 			// A resent request can't fail the checks that it passed before, whatever the policy is by now.
 			return outcome{in: in, verdict: duplicate, receiptNonce: first.receiptNonce, receiptBytes: first.receipt}
 		}
@@ -181,7 +181,7 @@ func (d *decider) grace(r *events.Request) int64 {
 // move changes the service as the event says.
 func (d *decider) move(in incoming, o *outcome) {
 	r, s := in.request, &d.service
-	d.answered[r.Nonce] = prior{r.Digest(), o.receiptNonce, o.receiptBytes}
+	d.answered[r.Nonce] = prior{r.Digest(), o.receiptNonce, o.receiptBytes, o.event.Event, r.NewKey}
 	if !s.key.IsZero() {
 		d.before = append(d.before, pastKey{s.key, s.sequence})
 	}

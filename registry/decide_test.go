@@ -74,7 +74,7 @@ func TestRecordOverTime(t *testing.T) {
 		now := time.Unix(testNow, 0)
 		clock := func() time.Time { return now }
 		in := newTestIntake(t, w.store, Policy{Origin: testOrigin, GracePeriod: 10 * time.Second}, clock)
-		lookup := newLookup(Config{Policy: in.policy, Key: testKey, Store: w.store, Log: testLog(t), Now: clock}, w.js)
+		lookup := newLookup(Config{Policy: in.policy, Key: testKey, Store: w.store, Log: testLog(t), Now: clock}, w.js, nil)
 		d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
 		d.now = clock
 		decideAll(t, in, d.bind())

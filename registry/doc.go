@@ -31,4 +31,9 @@
 //	                                                          └──────────────┘ SERVICE_BINDING: the sequence goes on
 //
 // Lookup (lookup.go) answers from the same tables; [Store.Check] verifies what must always hold in them.
+//
+// # A database that was restored
+//
+// Before any of this, and whenever the database is found older than it was, it is compared with the stream of events
+// (fence.go, compare.go). Services whose changes it lacks are held until [Store.Recover] has brought them back.
 package registry

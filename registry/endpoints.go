@@ -40,8 +40,14 @@ func lookUp[T any](ctx context.Context, c api.Call, look func(context.Context, e
 	if err != nil {
 		return found, err
 	}
-	if found, err = look(ctx, t); errors.Is(err, ErrUnknownService) {
+	found, err = look(ctx, t)
+	switch {
+	case errors.Is(err, ErrUnknownService):
 		err = api.NotFound("The registry has never bound this service.")
+	case errors.Is(err, ErrBehind):
+		err = api.Unavailable("The registry's database lacks this service's last change, and an older key is no answer; its operator recovers it. Try again.")
+	case errors.Is(err, ErrComparing):
+		err = api.Unavailable("The registry is comparing its database with the stream of events; try again.")
 	}
 	return found, err
 }

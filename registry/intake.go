@@ -21,6 +21,7 @@ type intake struct {
 	key       events.SigningKey
 	store     *Store
 	relay     *relay
+	fence     *fence
 	committed func([]events.Invalidation)
 	log       *slog.Logger
 	metrics   *metrics
@@ -88,8 +89,13 @@ func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, map[even
 	if err != nil {
 		return nil, nil, err
 	}
+	todo, held, err := in.fence.admit(ctx, st, todo) // after everything was read
+	if err != nil {
+		return nil, nil, err
+	}
 	now := in.now()
 	b := newBatch(in.policy, in.key, now.Unix(), st, todo)
+	b.held = held
 	b.decide()
 	previous, err := in.store.previous(ctx, b.unsettled())
 	if err != nil {
@@ -125,6 +131,7 @@ func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *ba
 			}
 		}
 	}
+	in.hold(b.held, messages)
 	if len(changes) > 0 {
 		in.committed(changes)
 	}
@@ -135,6 +142,26 @@ func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *ba
 		return fmt.Errorf("hand a batch to the relay: %w", err)
 	}
 	return nil
+}
+
+const (
+	firstHold   = time.Second // then twice as long each time
+	longestHold = 32 * time.Second
+)
+
+// hold gives back the requests of services that are behind, to come again later: they wait in the stream.
+func (in *intake) hold(held []incoming, messages []*consume.Message) {
+	for _, one := range held {
+		m := messages[one.index]
+		m.Keep()
+		delay := longestHold
+		if n := m.Meta.NumDelivered; n < 6 { // 2^5 s is the longest
+			delay = firstHold << max(0, int(n)-1)
+		}
+		if err := m.NakWithDelay(delay); err != nil {
+			in.log.Debug("give a request back", "error", err) // it comes again by itself
+		}
+	}
 }
 
 func (in *intake) count(o *outcome, m *consume.Message) {

@@ -119,7 +119,7 @@ func (s *Store) loadKeys(ctx context.Context, w *wanted, st *state) error {
 
 func (s *Store) loadNonces(ctx context.Context, w *wanted, st *state) error {
 	for part := range slices.Chunk(w.nonces, 2*sqldb.MaxRows) {
-		query := `SELECT target, request_nonce, request_digest, receipt_nonce, receipt FROM history
+		query := `SELECT target, request_nonce, request_digest, receipt_nonce, receipt, event, public_key FROM history
 			WHERE (target, request_nonce) IN (VALUES ` + s.db.Engine().Values(1, len(part)/2, sqldb.Text, sqldb.Text) + ")"
 		if err := s.each(ctx, query, part, func(rows *sql.Rows) error { return scanPrior(rows, st) }); err != nil {
 			return err
@@ -132,7 +132,8 @@ func scanPrior(rows *sql.Rows, st *state) error {
 	var id requestID
 	var p prior
 	var digest []byte
-	if err := rows.Scan(target(&id.target), nonceText(&id.nonce), &digest, nonceText(&p.receiptNonce), &p.receipt); err != nil {
+	if err := rows.Scan(target(&id.target), nonceText(&id.nonce), &digest, nonceText(&p.receiptNonce), &p.receipt,
+		&p.event, keyColumn{&p.key}); err != nil {
 		return err
 	}
 	if len(digest) != sha256.Size {

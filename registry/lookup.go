@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -24,21 +25,23 @@ type Lookup struct {
 	key         events.SigningKey
 	store       *Store
 	propagation *propagation
+	fence       *fence
 	log         *slog.Logger
 	now         func() time.Time
 }
 
-func newLookup(cfg Config, js jetstream.JetStream) *Lookup {
+func newLookup(cfg Config, js jetstream.JetStream, f *fence) *Lookup {
 	return &Lookup{
 		policy: cfg.Policy, key: cfg.Key, store: cfg.Store, log: cfg.Log, now: cfg.Now,
-		propagation: &propagation{js: js},
+		propagation: &propagation{js: js}, fence: f,
 	}
 }
 
-// Service returns the service's record (§8.1), or [ErrUnknownService].
+// Service returns the service's record (§8.1), or [ErrUnknownService]; [ErrComparing] or [ErrBehind] where the database may
+// not have the last change.
 func (l *Lookup) Service(ctx context.Context, t events.Target) (events.ServiceRecord, error) {
 	s, err := l.store.service(ctx, t)
-	if err != nil {
+	if err := l.mayAnswer(err, t, func() int64 { return s.sequence }); err != nil {
 		return events.ServiceRecord{}, err
 	}
 	now := l.now().Unix()
@@ -60,14 +63,25 @@ func (l *Lookup) Service(ctx context.Context, t events.Target) (events.ServiceRe
 	return record, nil
 }
 
-// History returns every key that the service ever had (§8), or [ErrUnknownService].
+// mayAnswer returns the error of a question to the database about a service, or why its answer is too old to be given.
+func (l *Lookup) mayAnswer(err error, t events.Target, sequence func() int64) error {
+	switch {
+	case errors.Is(err, ErrUnknownService):
+		return cmp.Or(l.fence.answers(t, 0), err)
+	case err != nil:
+		return err
+	}
+	return l.fence.answers(t, sequence())
+}
+
+// History returns every key that the service ever had (§8), or [ErrUnknownService], and fails as [Lookup.Service] does.
 func (l *Lookup) History(ctx context.Context, t events.Target) (events.ServiceHistory, error) {
 	list, err := l.store.history(ctx, t)
-	if err != nil {
-		return events.ServiceHistory{}, err
+	if err == nil && len(list) == 0 {
+		err = ErrUnknownService
 	}
-	if len(list) == 0 {
-		return events.ServiceHistory{}, ErrUnknownService
+	if err := l.mayAnswer(err, t, func() int64 { return list[len(list)-1].Sequence }); err != nil {
+		return events.ServiceHistory{}, err
 	}
 	ring := keyring.Collect(list)
 	h := events.ServiceHistory{

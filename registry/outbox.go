@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
+	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
@@ -59,19 +61,65 @@ func (s *Store) outboxStale(ctx context.Context, now time.Time) (bool, error) {
 	return n > 0, nil
 }
 
-// deleteOutbox forgets messages that their stream has.
-func (s *Store) deleteOutbox(ctx context.Context, published []signed) error {
-	for part := range slices.Chunk(published, sqldb.MaxParams) {
-		nonces := make([]any, 0, len(part))
-		for _, m := range part {
-			nonces = append(nonces, m.nonce.String())
+// errOlder means that the database is not the one that the messages were committed to: it was restored.
+var errOlder = errors.New("the database lacks what was written to it")
+
+// deleteOutbox forgets messages that their stream has, and moves the position from where it was seen to place; 0: it
+// stays. It returns the position by then, or [errOlder] if the database was restored meanwhile.
+func (s *Store) deleteOutbox(ctx context.Context, published []signed, from position, place uint64) (now position, err error) {
+	var gone, older bool
+	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
+		deleted := int64(0)
+		for part := range slices.Chunk(published, sqldb.MaxParams) {
+			nonces := make([]any, 0, len(part))
+			for _, m := range part {
+				nonces = append(nonces, m.nonce.String())
+			}
+			result, err := tx.ExecContext(ctx, "DELETE FROM outbox WHERE nonce IN "+sqldb.In(1, len(nonces)), nonces...)
+			if err != nil {
+				return err
+			}
+			n, err := result.RowsAffected()
+			if err != nil {
+				return err
+			}
+			deleted += n
 		}
-		err := s.db.InTx(ctx, func(tx *sql.Tx) error {
-			_, err := tx.ExecContext(ctx, "DELETE FROM outbox WHERE nonce IN "+sqldb.In(1, len(nonces)), nonces...)
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("delete published messages from the outbox: %w", err)
+		now = from
+		if gone = deleted < int64(len(published)); gone || place == 0 {
+			return nil
+		}
+		moved, ok, err := from.move(ctx, tx, place)
+		now, older = moved, err == nil && !ok
+		return err
+	})
+	switch {
+	case err != nil:
+		return from, fmt.Errorf("delete published messages from the outbox: %w", err)
+	case older:
+		return from, errOlder
+	case gone:
+		return now, s.committedAll(ctx, published)
+	}
+	return now, nil
+}
+
+// committedAll returns [errOlder] if the history lacks one of these events. It is asked where outbox rows are gone: most
+// likely somebody else, who held this process for dead, has published the messages too.
+func (s *Store) committedAll(ctx context.Context, published []signed) error {
+	var list []claim
+	for _, m := range published {
+		if strings.HasPrefix(m.subject, events.InvalidationSubject) {
+			list = append(list, newClaim(streamMessage{subject: m.subject, payload: m.payload}))
+		}
+	}
+	known, err := s.nonces(ctx, list)
+	if err != nil {
+		return err
+	}
+	for _, one := range list {
+		if known[one.changeID] != one.nonce {
+			return errOlder
 		}
 	}
 	return nil

@@ -25,6 +25,8 @@ type Config struct {
 	Policy Policy
 	// Key signs events, receipts and records. Required.
 	Key events.SigningKey
+	// Trust names earlier keys of this registry, so that events that they signed are still known as its own.
+	Trust []events.PublicKey
 	// Store is the database. Required; whoever opened it closes it, after Run.
 	Store *Store
 	// Conn is the broker. Required. It should reconnect for ever.
@@ -57,6 +59,7 @@ type Registry struct {
 	relay  *relay
 	intake *intake
 	aside  *deadLetters
+	fence  *fence
 	Lookup *Lookup
 
 	deciding sync.Mutex  // one batch at a time: what arrives, or a dead letter again
@@ -88,13 +91,16 @@ func New(cfg Config) (*Registry, error) {
 	}
 	r := &Registry{cfg: cfg, js: js}
 	m := newMetrics(cfg.Metrics)
-	r.relay = newRelay(js, cfg.Store, cfg.Log, m, cfg.Now)
+	if r.fence, err = newFence(cfg, js); err != nil {
+		return nil, err
+	}
+	r.relay = newRelay(js, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
 	r.intake = &intake{
-		policy: cfg.Policy, key: cfg.Key, store: cfg.Store, relay: r.relay, committed: cfg.Committed,
+		policy: cfg.Policy, key: cfg.Key, store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
 		log: cfg.Log, metrics: m, now: cfg.Now,
 	}
 	r.aside = &deadLetters{store: cfg.Store, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
-	r.Lookup = newLookup(cfg, js)
+	r.Lookup = newLookup(cfg, js, r.fence)
 	return r, nil
 }
 
@@ -102,6 +108,12 @@ func New(cfg Config) (*Registry, error) {
 // returns an error only for what waiting can't mend.
 func (r *Registry) Run(ctx context.Context) error {
 	if err := r.ensureStreams(ctx); err != nil || ctx.Err() != nil {
+		return err
+	}
+	if err := r.fence.compare(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // somebody wants to stop
+		}
 		return err
 	}
 	service, err := r.Lookup.register(ctx, r.cfg.Conn)
@@ -112,19 +124,12 @@ func (r *Registry) Run(ctx context.Context) error {
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	relayed, recovered, retried := make(chan struct{}), make(chan struct{}), make(chan struct{})
-	go func() { // it ends with its queue, so that what intake committed is published before a shutdown
-		defer close(relayed)
-		r.relay.run(context.WithoutCancel(ctx))
-	}()
-	go func() {
-		defer close(recovered)
-		r.relay.recover(ctx)
-	}()
-	go func() {
-		defer close(retried)
-		r.aside.run(ctx)
-	}()
+	var relaying, working sync.WaitGroup
+	// It ends with its queue, so that what was committed is published before a shutdown.
+	relaying.Go(func() { r.relay.run(context.WithoutCancel(ctx)) })
+	working.Go(func() { r.relay.recover(ctx) })
+	working.Go(func() { r.aside.run(ctx) })
+	working.Go(func() { r.fence.run(ctx) })
 	r.cfg.Log.Info("registry is ready", "origin", r.cfg.Policy.Origin, "public_key", r.cfg.Key.Public().String())
 	err = consume.Run(ctx, consume.Config{
 		Open: func(ctx context.Context) (jetstream.Consumer, error) {
@@ -141,10 +146,9 @@ func (r *Registry) Run(ctx context.Context) error {
 		Log:      r.cfg.Log,
 	})
 	stop()
-	<-retried // it hands things to the relay too
+	working.Wait() // dead letters are handed to the relay too
 	close(r.relay.queue)
-	<-relayed
-	<-recovered
+	relaying.Wait()
 	return err
 }
 

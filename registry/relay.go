@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 )
 
@@ -38,14 +39,15 @@ type answer struct {
 type relay struct {
 	js      jetstream.JetStream
 	store   *Store
+	fence   *fence
 	log     *slog.Logger
 	metrics *metrics
 	now     func() time.Time
 	queue   chan publication
 }
 
-func newRelay(js jetstream.JetStream, store *Store, log *slog.Logger, m *metrics, now func() time.Time) *relay {
-	return &relay{js: js, store: store, log: log, metrics: m, now: now, queue: make(chan publication, relayQueue)}
+func newRelay(js jetstream.JetStream, store *Store, f *fence, log *slog.Logger, m *metrics, now func() time.Time) *relay {
+	return &relay{js: js, store: store, fence: f, log: log, metrics: m, now: now, queue: make(chan publication, relayQueue)}
 }
 
 // enqueue hands a batch over. It waits while the broker is behind; what it can't hand over because ctx ended is found
@@ -73,11 +75,11 @@ func (r *relay) publish(ctx context.Context, p publication) {
 	for _, a := range p.answers {
 		messages = append(messages, a.signed)
 	}
-	stored, err := r.send(ctx, messages)
+	stored, last, err := r.send(ctx, messages)
 	if err != nil {
 		r.log.Warn("publishing failed, it will be tried again", "error", err)
 	}
-	r.forget(ctx, p.outbox, stored)
+	r.forget(ctx, p.outbox, stored, last)
 	for i, a := range p.answers {
 		settle := a.request.Ack
 		if !stored[len(p.outbox)+i] {
@@ -89,9 +91,10 @@ func (r *relay) publish(ctx context.Context, p publication) {
 	}
 }
 
-// send publishes messages and reports which of them their stream has. A reconnect fails those that are pending,
+// send publishes messages and reports which of them their stream has, and the last place in the stream of invalidations
+// that one of them has. A reconnect fails those that are pending,
 // although they may have landed; sending them again is safe, since every reader knows a message by its nonce.
-func (r *relay) send(ctx context.Context, messages []signed) (stored []bool, err error) {
+func (r *relay) send(ctx context.Context, messages []signed) (stored []bool, last uint64, err error) {
 	stored = make([]bool, len(messages))
 	futures := make([]jetstream.PubAckFuture, len(messages))
 	ctx, cancel := context.WithTimeout(ctx, publishWithin)
@@ -108,19 +111,23 @@ func (r *relay) send(ctx context.Context, messages []signed) (stored []bool, err
 			break
 		}
 		select {
-		case <-future.Ok():
+		case ack := <-future.Ok():
 			stored[i] = true
+			if ack.Stream == events.InvalidationStream {
+				last = max(last, ack.Sequence)
+			}
 		case failed := <-future.Err():
 			err = fmt.Errorf("publish to %s: %w", messages[i].subject, failed)
 		case <-ctx.Done():
-			return stored, errors.Join(err, fmt.Errorf("wait for the broker: %w", ctx.Err()))
+			return stored, last, errors.Join(err, fmt.Errorf("wait for the broker: %w", ctx.Err()))
 		}
 	}
-	return stored, err
+	return stored, last, err
 }
 
-// forget deletes the outbox rows of those messages that their stream has.
-func (r *relay) forget(ctx context.Context, messages []signed, stored []bool) {
+// forget deletes the outbox rows of those messages that their stream has, and moves the position in the database on to the
+// last of their places.
+func (r *relay) forget(ctx context.Context, messages []signed, stored []bool, last uint64) {
 	var published []signed
 	for i, m := range messages {
 		if stored[i] {
@@ -131,8 +138,18 @@ func (r *relay) forget(ctx context.Context, messages []signed, stored []bool) {
 		return
 	}
 	r.metrics.published.Add(float64(len(published)))
-	if err := r.store.deleteOutbox(ctx, published); err != nil {
+	from, ok := r.fence.moving()
+	if !ok {
+		last = 0
+	}
+	now, err := r.store.deleteOutbox(ctx, published, from, last)
+	switch {
+	case errors.Is(err, errOlder):
+		r.fence.suspect("messages that were to be published are gone from the outbox, or the position went back")
+	case err != nil:
 		r.log.Warn("published messages stay in the outbox for now and will be published again", "error", err)
+	default:
+		r.fence.moved(now)
 	}
 }
 
@@ -163,8 +180,8 @@ func (r *relay) recoverOnce(ctx context.Context) error {
 			return err
 		}
 		r.log.Info("publishing messages that were left in the outbox", "messages", len(messages))
-		stored, err := r.send(ctx, messages)
-		r.forget(ctx, messages, stored)
+		stored, last, err := r.send(ctx, messages)
+		r.forget(ctx, messages, stored, last)
 		if err != nil {
 			return err
 		}

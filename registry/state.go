@@ -19,6 +19,14 @@ type service struct {
 	providerReceipt string
 }
 
+// sequence returns at which sequence a service is; 0: it was never bound.
+func (st *state) sequence(t events.Target) int64 {
+	if one := st.services[t]; one != nil {
+		return one.sequence
+	}
+	return 0
+}
+
 func (s *service) active() bool { return s.status == events.Active }
 
 // prior is a request that was committed before: what it asked for, and how it was answered.
@@ -26,6 +34,21 @@ type prior struct {
 	digest       [sha256.Size]byte
 	receiptNonce events.Nonce
 	receipt      []byte
+	event        events.EventKind // what it did, and the key that it brought
+	key          events.PublicKey
+}
+
+// unknownDigest stands for the digest of a request whose change was recovered from the stream of events, which doesn't have
+// it. No request has this digest.
+func unknownDigest() (zero [sha256.Size]byte) { return zero }
+
+// answers reports whether it was this request that was committed: the same nonce, which the caller has compared, and the
+// same data; or, where the data was lost, the same change to the same key.
+func (p *prior) answers(r *events.Request) bool {
+	if p.digest == unknownDigest() {
+		return p.event == r.Kind.Event() && p.key == r.NewKey
+	}
+	return p.digest == r.Digest()
 }
 
 // state is what the decision about a batch depends on, beside the requests and the clock.

@@ -122,17 +122,19 @@ func (c *appListCmd) Run() error {
 }
 
 type checkCmd struct {
-	Database  database `embed:""`
-	Origin    string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
-	Trust     []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"The registry's public keys, to verify the stored receipts' signatures too."`
-	TrustFile string   `env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with those keys, one a line."`
-	JSON      bool     `help:"Print one JSON object."`
+	process.NATS `embed:""`
+	Database     database `embed:""`
+	Stream       bool     `help:"Hold the database against the stream of events too; it needs --trust and the broker at --nats-url."`
+	Origin       string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
+	Trust        []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"The registry's public keys, to verify the stored receipts' signatures too."`
+	TrustFile    string   `env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with those keys, one a line."`
+	JSON         bool     `help:"Print one JSON object."`
 }
 
 // Run verifies the stored invariants.
 func (c *checkCmd) Run() error {
 	var trust *events.Trust
-	if len(c.Trust) > 0 || c.TrustFile != "" {
+	if len(c.Trust) > 0 || c.TrustFile != "" || c.Stream {
 		t, err := process.Trust{Origin: c.Origin, Keys: c.Trust, File: c.TrustFile}.Load()
 		if err != nil {
 			return err
@@ -140,7 +142,7 @@ func (c *checkCmd) Run() error {
 		trust = &t
 	}
 	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
-		report, err := store.Check(ctx, trust, time.Now())
+		report, err := c.check(ctx, store, trust)
 		if err != nil {
 			return err
 		}
@@ -154,6 +156,19 @@ func (c *checkCmd) Run() error {
 		}
 		return err
 	})
+}
+
+func (c *checkCmd) check(ctx context.Context, store *registry.Store, trust *events.Trust) (registry.Report, error) {
+	if !c.Stream {
+		return store.Check(ctx, trust, time.Now())
+	}
+	log := process.NewLog(os.Stderr, slog.LevelInfo)
+	js, done, err := openStreams(ctx, c.NATS, log)
+	if err != nil {
+		return registry.Report{}, err
+	}
+	defer done()
+	return store.CheckWithStream(ctx, js, *trust, time.Now(), log)
 }
 
 func printReport(r registry.Report) {

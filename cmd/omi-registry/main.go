@@ -19,6 +19,7 @@ type cli struct {
 	Check   checkCmd   `cmd:"" help:"Verify what must always hold in the database. Exit code 1: something is wrong."`
 
 	DeadLetters deadLettersCmd `cmd:"" name:"deadletters" help:"Requests that could not be decided: list, show, and have them decided again."`
+	Recover     recoverCmd     `cmd:"" help:"Bring back from the streams what a database lacks that was restored from an older backup. Exit code 1: something remains to be done."`
 
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }

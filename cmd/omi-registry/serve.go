@@ -27,10 +27,12 @@ type serveCmd struct {
 	process.NATS `embed:""`
 	Database     database `embed:""`
 
-	SigningKey string `name:"signing-key" env:"OMI_SIGNING_KEY" required:"" placeholder:"FILE" help:"The registry's private key, PKCS #8 PEM of mode 0600 (omi-registry keygen makes one)."`
-	Origin     string `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name, which its messages carry (${default})."`
-	HTTPAddr   string `name:"http-addr" env:"OMI_HTTP_ADDR" default:"127.0.0.1:8081" placeholder:"HOST:PORT" help:"Where to serve lookups, /metrics and /healthz (${default})."`
-	Apps       string `env:"OMI_APPS" placeholder:"FILE" help:"Apps to make known: a JSON array of {\"app_id\": …, \"master_public_key\": …}."`
+	SigningKey string   `name:"signing-key" env:"OMI_SIGNING_KEY" required:"" placeholder:"FILE" help:"The registry's private key, PKCS #8 PEM of mode 0600 (omi-registry keygen makes one)."`
+	Trust      []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"Earlier public keys of this registry, if its signing key was changed: the events that they signed are its own."`
+	TrustFile  string   `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with those keys, one a line."`
+	Origin     string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name, which its messages carry (${default})."`
+	HTTPAddr   string   `name:"http-addr" env:"OMI_HTTP_ADDR" default:"127.0.0.1:8081" placeholder:"HOST:PORT" help:"Where to serve lookups, /metrics and /healthz (${default})."`
+	Apps       string   `env:"OMI_APPS" placeholder:"FILE" help:"Apps to make known: a JSON array of {\"app_id\": …, \"master_public_key\": …}."`
 
 	GracePeriod    time.Duration `env:"OMI_GRACE_PERIOD" default:"300s" help:"How long an old key stays valid (${default})."`
 	MaxClockSkew   time.Duration `env:"OMI_MAX_CLOCK_SKEW" default:"300s" help:"How far a request's timestamp may be off (${default})."`
@@ -58,6 +60,10 @@ func (c *serveCmd) Run() error {
 	if policy, err = policy.WithDefaults(); err != nil {
 		return process.Usage(err)
 	}
+	trust, err := ownTrust(c.Origin, key, c.Trust, c.TrustFile)
+	if err != nil {
+		return err
+	}
 	apps, err := registry.ReadApps(c.Apps)
 	if err != nil {
 		return process.Usagef("--apps: %w", err)
@@ -69,10 +75,10 @@ func (c *serveCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	return process.Run(log, web.Run, func(ctx context.Context) error { return c.serve(ctx, log, key, policy, apps, web) })
+	return process.Run(log, web.Run, func(ctx context.Context) error { return c.serve(ctx, log, key, trust, policy, apps, web) })
 }
 
-func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.SigningKey, policy registry.Policy, apps []registry.App, web *process.HTTP) error {
+func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.SigningKey, trust events.Trust, policy registry.Policy, apps []registry.App, web *process.HTTP) error {
 	store, err := c.Database.open(ctx, log)
 	if err != nil {
 		return err
@@ -89,7 +95,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 		}
 	}
 	r, err := registry.New(registry.Config{
-		Policy: policy, Key: key, Store: store, Conn: nc, Batch: c.Batch, Replicas: c.StreamReplicas, Metrics: web.Metrics, Log: log,
+		Policy: policy, Key: key, Trust: trust.PublicKeys(), Store: store, Conn: nc, Batch: c.Batch, Replicas: c.StreamReplicas, Metrics: web.Metrics, Log: log,
 	})
 	if err != nil {
 		return err
@@ -109,6 +115,11 @@ func signingKey(path string) (events.SigningKey, error) {
 		return key, process.Usage(fmt.Errorf("--signing-key: %w", err))
 	}
 	return key, nil
+}
+
+// ownTrust is the trust in a registry's own keys: the one that it signs with, and earlier ones that are named.
+func ownTrust(origin string, key events.SigningKey, earlier []string, file string) (events.Trust, error) {
+	return process.Trust{Origin: origin, Keys: append([]string{key.Public().String()}, earlier...), File: file}.Load()
 }
 
 func closeStore(store *registry.Store, log *slog.Logger) {

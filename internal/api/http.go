@@ -62,7 +62,13 @@ func WriteProblem(w http.ResponseWriter, p *Problem) {
 
 // logFault logs what is a fault of ours, and not what a caller did.
 func logFault(ctx context.Context, log *slog.Logger, endpoint string, err error) {
-	if problemOf(err).Status >= http.StatusInternalServerError && ctx.Err() == nil {
-		log.Warn("lookup failed", "endpoint", endpoint, "error", err)
+	problem := problemOf(err)
+	if problem.Status < http.StatusInternalServerError || ctx.Err() != nil {
+		return
 	}
+	level := slog.LevelWarn
+	if err.Error() == problem.Error() { // there is nothing to say that the caller isn't told: who answers so on purpose logs why
+		level = slog.LevelDebug
+	}
+	log.Log(ctx, level, "lookup failed", "endpoint", endpoint, "error", err)
 }

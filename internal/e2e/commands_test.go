@@ -210,6 +210,18 @@ func (w *world) requests(ts *testscript.TestScript, args []string) {
 	ts.Check(err)
 }
 
+// streams takes the broker's memory away: without it, nobody can tell that a registry's database is an old one.
+func (w *world) streams(ts *testscript.TestScript, args []string) {
+	if args[0] != "lost" {
+		ts.Fatalf("streams lost")
+	}
+	js, err := jetstream.New(testenv.Connect(w.t, w.broker.URL()))
+	ts.Check(err)
+	for _, name := range []string{events.RequestStream, events.InvalidationStream, events.ReceiptStream} {
+		ts.Check(js.DeleteStream(w.t.Context(), name))
+	}
+}
+
 func (w *world) switchBroker(ts *testscript.TestScript, args []string) {
 	switch args[0] {
 	case "start":

@@ -323,6 +323,22 @@ func (d *deployment) checkApplied(program string, changes int) {
 	}
 }
 
+// checkNoAlarm looks for processes that took their database for a restored one: none was.
+func (d *deployment) checkNoAlarm() {
+	d.t.Helper()
+	for _, p := range d.processes {
+		log, err := os.ReadFile(p.log())
+		if err != nil {
+			d.t.Fatal(err)
+		}
+		for _, alarm := range []string{"restored from a", "issued twice", "made anew"} {
+			if bytes.Contains(log, []byte(alarm)) {
+				d.t.Errorf("%s says: %s", p.name, alarm)
+			}
+		}
+	}
+}
+
 // ask asks a process over HTTP.
 func ask[T any](d *deployment, p *daemon, path string, question any) (answer T) {
 	d.t.Helper()

@@ -88,6 +88,7 @@ func killNine(t *testing.T, url string) {
 	d.stop()
 	d.checkApplied("omi-authsub", len(acknowledged))
 	d.checkApplied("omi-billingsub", len(acknowledged))
+	d.checkNoAlarm()
 }
 
 // killInTurn kills one process after the other, and returns how many it killed again while they started.

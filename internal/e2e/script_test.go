@@ -28,6 +28,7 @@ import (
 //	sign KEYFILE TEXT                         sets $MESSAGE and $SIGNATURE, for POST /v1/verify
 //	publish SUBJECT FILE                      publishes a file's content to JetStream
 //	requests hold|release                     keeps requests from the registry, which goes on answering lookups
+//	streams lost                              the broker has none of them any more
 //	broker stop|start                         the broker goes away, and comes back with its streams
 func TestScripts(t *testing.T) {
 	t.Parallel()
@@ -61,6 +62,7 @@ func TestScripts(t *testing.T) {
 			"sign":      command((*world).sign, 2, 2),
 			"publish":   command((*world).publish, 2, 2),
 			"requests":  command((*world).requests, 1, 1),
+			"streams":   command((*world).streams, 1, 1),
 			"broker":    command((*world).switchBroker, 1, 1),
 		},
 	})

@@ -20,8 +20,12 @@ const streamPoll = 250 * time.Millisecond
 
 // open finds or makes the durable, and waits for the stream if need be.
 func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
-	if err := s.awaitStream(ctx); err != nil {
+	stream, err := s.awaitStream(ctx)
+	if err != nil {
 		return nil, err
+	}
+	if created := stream.CachedInfo().Created.UnixNano(); created != s.created {
+		s.created, s.written = created, Place{}
 	}
 	want := events.SubscriberConsumerConfig(s.cfg.Durable)
 	consumer, err := s.cfg.JetStream.Consumer(ctx, events.InvalidationStream, s.cfg.Durable)
@@ -31,7 +35,9 @@ func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
 	case errors.Is(err, jetstream.ErrNotPullConsumer):
 		err = fmt.Errorf("%w: it pushes", ErrDurable)
 	case err == nil:
-		consumer, err = s.reconcile(ctx, consumer, want)
+		if consumer, err = s.reconcile(ctx, consumer, want); err == nil {
+			consumer, err = s.adopt(ctx, stream, consumer, want)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open the durable %s: %w", s.cfg.Durable, err)
@@ -45,16 +51,16 @@ func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
 	return consumer, nil
 }
 
-func (s *Subscriber) awaitStream(ctx context.Context) error {
+func (s *Subscriber) awaitStream(ctx context.Context) (jetstream.Stream, error) {
 	tick := time.NewTicker(streamPoll)
 	defer tick.Stop()
 	for waiting := false; ; {
-		_, err := s.cfg.JetStream.Stream(ctx, events.InvalidationStream)
+		stream, err := s.cfg.JetStream.Stream(ctx, events.InvalidationStream)
 		if err == nil {
-			return nil
+			return stream, nil
 		}
 		if !errors.Is(err, jetstream.ErrStreamNotFound) {
-			return fmt.Errorf("look for the stream %s: %w", events.InvalidationStream, err)
+			return nil, fmt.Errorf("look for the stream %s: %w", events.InvalidationStream, err)
 		}
 		if !waiting {
 			waiting = true
@@ -64,7 +70,7 @@ func (s *Subscriber) awaitStream(ctx context.Context) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("wait for the stream %s: %w", events.InvalidationStream, ctx.Err())
+			return nil, fmt.Errorf("wait for the stream %s: %w", events.InvalidationStream, ctx.Err())
 		}
 	}
 }

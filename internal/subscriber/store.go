@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
@@ -19,7 +20,8 @@ import (
 // database itself just as [keyring.Keyring.Join] does it. So nothing is read before it is written, and a batch costs
 // a handful of statements however large it is.
 type Store struct {
-	db *sqldb.DB
+	db   *sqldb.DB
+	part int64 // of the position in the stream, which this process writes
 }
 
 // SetAside is a message that was well-formed and yet not to be applied, kept for an operator to look at.
@@ -42,7 +44,7 @@ func OpenStore(ctx context.Context, url string, log *slog.Logger) (*Store, error
 		_ = db.Close() // the first error says more
 		return nil, fmt.Errorf("open the subscriber's database: %w", err)
 	}
-	return &Store{db: db}, nil
+	return &Store{db: db, part: rand.Int64N(positionParts)}, nil //nolint:gosec // it only spreads writers
 }
 
 // Close closes the database.
@@ -60,7 +62,14 @@ func (s *Store) Close() error {
 // out to have been applied, and nothing is returned as new: whoever keeps the state in memory too must join every event
 // of the batch to it, not only the new ones.
 func (s *Store) Apply(ctx context.Context, batch []events.Invalidation, aside []SetAside) ([]events.Invalidation, error) {
-	if len(batch) == 0 && len(aside) == 0 {
+	return s.Settle(ctx, Place{}, Place{}, batch, aside)
+}
+
+// Settle is [Store.Apply] for a batch that came by the stream: to is the place of its last message, and written that of the
+// batch that this process has settled before; zero: none. In the same transaction the position in the stream is moved
+// on. If the database has not what was written, nothing is applied, and the error is [ErrRestored].
+func (s *Store) Settle(ctx context.Context, to, written Place, batch []events.Invalidation, aside []SetAside) ([]events.Invalidation, error) {
+	if len(batch) == 0 && len(aside) == 0 && to == (Place{}) {
 		return nil, nil
 	}
 	var fresh []events.Invalidation
@@ -71,7 +80,10 @@ func (s *Store) Apply(ctx context.Context, batch []events.Invalidation, aside []
 		if err := s.writeEvents(ctx, tx, fresh); err != nil {
 			return err
 		}
-		return s.writeAside(ctx, tx, aside)
+		if err := s.writeAside(ctx, tx, aside); err != nil || to == (Place{}) {
+			return err
+		}
+		return s.movePosition(ctx, tx, to, written)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("apply a batch of events: %w", err)

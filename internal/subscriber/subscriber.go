@@ -57,6 +57,10 @@ type Subscriber struct {
 	horizon  horizon
 	consumer atomic.Pointer[jetstream.Consumer] // nil until the stream is there
 	opened   chan struct{}                      // tells watch of a new consumer
+
+	// What follows is only touched where messages are worked on and consumers opened, one after the other.
+	created int64 // when the stream was made, nanoseconds since the Unix epoch; 0: it is not known yet
+	written Place // the position in the database, as this process left it
 }
 
 // New returns a subscriber that does nothing yet.
@@ -128,7 +132,7 @@ func (s *Subscriber) Receive(ctx context.Context, batch []incoming.Delivery) err
 // receive returns how many events had their effect now.
 func (s *Subscriber) receive(ctx context.Context, batch []incoming.Delivery) (int, error) {
 	sorted := incoming.Sort(s.cfg.Trust, batch)
-	fresh, err := s.cfg.Store.Apply(ctx, sorted.Events, s.toSetAside(sorted.Refused))
+	fresh, err := s.settle(ctx, lastOf(batch), sorted.Events, s.toSetAside(sorted.Refused))
 	if err != nil {
 		return 0, err
 	}
@@ -141,7 +145,7 @@ func (s *Subscriber) receive(ctx context.Context, batch []incoming.Delivery) (in
 // setPoisonAside keeps a message that makes the code above panic, or fail while it applies others. The event stays in the
 // stream.
 func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Message, why consume.Fault) error {
-	_, err := s.cfg.Store.Apply(ctx, nil, []SetAside{s.aside(incoming.Of(m), why.Reason, why.Detail)})
+	_, err := s.settle(ctx, m.Meta.Sequence.Stream, nil, []SetAside{s.aside(incoming.Of(m), why.Reason, why.Detail)})
 	if err == nil {
 		s.metrics.events.WithLabelValues(resultSetAside, why.Reason).Inc()
 	}

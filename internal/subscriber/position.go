@@ -1,0 +1,70 @@
+package subscriber
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// ErrRestored means that the database is not the one that this process has written to: it was restored from a backup, or
+// replaced.
+var ErrRestored = errors.New("the database lacks what this process has written to it")
+
+// positionParts is among how many rows processes on one database spread: two that write one row at the same time make one
+// of them begin its transaction again.
+const positionParts = 64
+
+// Place is a place in a stream. The zero value is none.
+type Place struct {
+	Created  int64  // when the stream was made, nanoseconds since the Unix epoch
+	Sequence uint64 // in the stream
+}
+
+// Position returns up to which place of the stream that was made then this database has settled messages; false: none.
+func (s *Store) Position(ctx context.Context, created int64) (sequence uint64, known bool, err error) {
+	const query = `SELECT max(position) FROM stream_positions WHERE stream = $1 AND created_at = $2`
+	var highest sql.NullInt64
+	if err := s.db.Reader().QueryRowContext(ctx, query, events.InvalidationStream, created).Scan(&highest); err != nil {
+		return 0, false, fmt.Errorf("read the position in the stream: %w", err)
+	}
+	return uint64(highest.Int64), highest.Valid, nil
+}
+
+// movePosition moves the position on to a place. written is what this process wrote last; a database that has less is
+// [ErrRestored].
+func (s *Store) movePosition(ctx context.Context, tx *sql.Tx, to, written Place) error {
+	args := []any{events.InvalidationStream, s.part, to.Created, int64(to.Sequence)}
+	if written.Created != to.Created {
+		const insert = `INSERT INTO stream_positions (stream, part, created_at, position) VALUES ($1, $2, $3, $4)
+			ON CONFLICT (stream, part) DO UPDATE SET created_at = excluded.created_at,
+				position = CASE WHEN stream_positions.created_at = excluded.created_at AND stream_positions.position > excluded.position
+					THEN stream_positions.position ELSE excluded.position END`
+		if _, err := tx.ExecContext(ctx, insert, args...); err != nil {
+			return fmt.Errorf("write the position in the stream: %w", err)
+		}
+		return nil
+	}
+	const update = `UPDATE stream_positions
+		SET position = CASE WHEN position < CAST($4 AS BIGINT) THEN CAST($4 AS BIGINT) ELSE position END
+		WHERE stream = $1 AND part = $2 AND created_at = $3 AND position >= $5`
+	result, err := tx.ExecContext(ctx, update, append(args, int64(written.Sequence))...)
+	if err != nil {
+		return fmt.Errorf("move the position in the stream: %w", err)
+	}
+	if n, err := result.RowsAffected(); err != nil || n != 1 {
+		return errors.Join(ErrRestored, err)
+	}
+	return nil
+}
+
+// HasApplied says whether an event with this nonce has taken effect.
+func (s *Store) HasApplied(ctx context.Context, nonce events.Nonce) (applied bool, err error) {
+	const query = `SELECT count(*) > 0 FROM applied WHERE nonce = $1`
+	if err := s.db.Reader().QueryRowContext(ctx, query, nonce.String()).Scan(&applied); err != nil {
+		return false, fmt.Errorf("look for the nonce of an event: %w", err)
+	}
+	return applied, nil
+}

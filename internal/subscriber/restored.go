@@ -1,0 +1,112 @@
+package subscriber
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/incoming"
+)
+
+// The durable remembers what was acknowledged, the database what was settled, in the transaction with its effects and
+// before it was acknowledged. So if the durable is ahead, it was another database that settled it: this one is new, or
+// was restored from an older backup. The durable is then made anew, and the stream read from its start; what the database
+// has already takes effect no second time.
+
+// adopt makes the durable anew if the database has not what it has acknowledged.
+func (s *Subscriber) adopt(
+	ctx context.Context, stream jetstream.Stream, consumer jetstream.Consumer, want jetstream.ConsumerConfig,
+) (jetstream.Consumer, error) {
+	info := consumer.CachedInfo()
+	if info.AckFloor.Consumer == 0 {
+		return consumer, nil // nothing was acknowledged: a new durable has a floor too, just before the first message
+	}
+	created := stream.CachedInfo().Created.UnixNano()
+	settled, known, err := s.cfg.Store.Position(ctx, created)
+	if err != nil {
+		return nil, err
+	}
+	if known && settled >= info.AckFloor.Stream {
+		return consumer, nil
+	}
+	if !known {
+		same, err := s.hasLast(ctx, stream, info.AckFloor.Stream)
+		if err != nil || same {
+			return consumer, err
+		}
+	}
+	s.cfg.Log.WarnContext(ctx, "the durable has acknowledged what this database does not have: the database is new, or was restored from an older backup. "+
+		"The durable is made anew, and the stream read from its start",
+		"durable", s.cfg.Durable, "acknowledged", info.AckFloor.Stream, "in_database", settled)
+	if err := s.deleteDurable(ctx); err != nil {
+		return nil, err
+	}
+	return s.cfg.JetStream.CreateConsumer(ctx, events.InvalidationStream, want)
+}
+
+// hasLast says whether a database of before there were positions has the last event that was acknowledged. Where that
+// can't be told, the answer is no: to read the stream again costs time, and nothing else. If it has, the position is
+// written, so that this is asked once.
+func (s *Subscriber) hasLast(ctx context.Context, stream jetstream.Stream, floor uint64) (bool, error) {
+	msg, err := stream.GetMsg(ctx, floor)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look at the last message that was acknowledged: %w", err)
+	}
+	event, err := s.cfg.Trust.Invalidation(msg.Subject, msg.Data)
+	if refusal := (*events.Refusal)(nil); errors.As(err, &refusal) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the last message that was acknowledged: %w", err)
+	}
+	same, err := s.cfg.Store.HasApplied(ctx, event.Nonce)
+	if err != nil || !same {
+		return false, err
+	}
+	_, err = s.settle(ctx, floor, nil, nil)
+	return true, err
+}
+
+func (s *Subscriber) deleteDurable(ctx context.Context) error {
+	err := s.cfg.JetStream.DeleteConsumer(ctx, events.InvalidationStream, s.cfg.Durable)
+	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) { // a process that shares it was quicker
+		return fmt.Errorf("delete the durable %s: %w", s.cfg.Durable, err)
+	}
+	return nil
+}
+
+// settle applies a batch whose last message is at this place of the stream, see [Store.Settle]. A database that was
+// replaced under this process makes it read the stream from its start.
+func (s *Subscriber) settle(ctx context.Context, last uint64, batch []events.Invalidation, aside []SetAside) ([]events.Invalidation, error) {
+	var to Place
+	if s.created != 0 {
+		to = Place{s.created, last}
+	}
+	fresh, err := s.cfg.Store.Settle(ctx, to, s.written, batch, aside)
+	if errors.Is(err, ErrRestored) {
+		s.cfg.Log.WarnContext(ctx, "the database was replaced, or restored from a backup: the durable is made anew, and the stream read from its start",
+			"durable", s.cfg.Durable)
+		if err := s.deleteDurable(ctx); err != nil { // which ends the consumer, and a new one is opened
+			return nil, err
+		}
+		s.written = Place{}
+	}
+	if err == nil && to != (Place{}) {
+		s.written = Place{s.created, max(s.written.Sequence, last)}
+	}
+	return fresh, err
+}
+
+// lastOf returns the highest place of a batch.
+func lastOf(batch []incoming.Delivery) (last uint64) {
+	for i := range batch {
+		last = max(last, batch[i].Sequence)
+	}
+	return last
+}

@@ -1,0 +1,202 @@
+package subscriber_test
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+const (
+	readAgain    = "The durable is made anew, and the stream read from its start"
+	readReplaced = "the database was replaced, or restored from a backup"
+)
+
+// startOn runs a subscriber with the world's durable on a store, until the returned function stops it.
+func (w *world) startOn(t *testing.T, store *subscriber.Store) (stop func()) {
+	t.Helper()
+	sub, err := subscriber.New(subscriber.Config{
+		JetStream: w.js, Durable: "sub", Trust: w.registry.Trust, Store: store, Log: slog.New(slog.NewTextHandler(w.log, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return subtest.Running(t, sub.Run)
+}
+
+// knows waits until a store has all events of the services, and the durable has nothing open.
+func (w *world) knows(t *testing.T, store *subscriber.Store, services ...*subtest.Service) {
+	t.Helper()
+	testenv.Eventually(t, within, "the database knows everything", func() error {
+		have := all(t, store)
+		for _, s := range services {
+			if diff := diffKeyrings(s.Keyring(), have[s.Target].Keyring); diff != "" {
+				return errors.New(diff)
+			}
+		}
+		info := w.consumer(t)
+		if info.NumPending > 0 || info.NumAckPending > 0 || info.AckFloor.Stream == 0 {
+			return fmt.Errorf("%d and %d are left", info.NumPending, info.NumAckPending)
+		}
+		return nil
+	})
+}
+
+func (w *world) said(t *testing.T, what string, times int) {
+	t.Helper()
+	if n := w.log.count(what); n != times {
+		t.Errorf("%q was said %d times, want %d", what, n, times)
+	}
+}
+
+func execute(t *testing.T, url string, statements ...string) {
+	t.Helper()
+	db, err := sqldb.Open(t.Context(), url, discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	for _, statement := range statements {
+		if _, err := db.Writer().ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// twoServices publishes events of two services; garbage is among them, and comes last.
+func (w *world) twoServices(t *testing.T) []*subtest.Service {
+	t.Helper()
+	subtest.Stream(t, w.js)
+	a, b := subtest.NewService(t, "a"), subtest.NewService(t, "b")
+	for _, s := range []*subtest.Service{a, b} {
+		s.Bind(start)
+		s.Rotate(start+10, 300)
+		w.registry.Publish(t, w.js, s.Events...)
+	}
+	w.garbage(t)
+	return []*subtest.Service{a, b}
+}
+
+func (w *world) garbage(t *testing.T) {
+	t.Helper()
+	if _, err := w.js.Publish(t.Context(), events.InvalidationSubject+"org.example.x.y", []byte("garbage")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLostDatabase: a database that is new, or older than what its durable has acknowledged, is filled again from the
+// stream, and one that is as it was is not.
+func TestLostDatabase(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		w := newWorld(t)
+		services := w.twoServices(t)
+		store := openStore(t, url)
+		stop := w.startOn(t, store)
+		w.knows(t, store, services...)
+		w.garbage(t) // a batch of nothing else
+		w.knows(t, store, services...)
+		stop()
+		stop = w.startOn(t, store) // as ever
+		services[0].Rotate(start+20, 300)
+		w.registry.Publish(t, w.js, services[0].Events[2])
+		w.garbage(t)
+		w.knows(t, store, services...)
+		stop()
+		w.said(t, readAgain, 0)
+
+		// An older backup: what came last is not in it.
+		execute(t, url, "DELETE FROM applied", "DELETE FROM services", "DELETE FROM keys", "UPDATE stream_positions SET position = position - 1")
+		stop = w.startOn(t, store)
+		w.knows(t, store, services...)
+		stop()
+		w.said(t, readAgain, 1)
+
+		// Nothing is left.
+		execute(t, url, "DELETE FROM applied", "DELETE FROM services", "DELETE FROM keys", "DELETE FROM stream_positions")
+		stop = w.startOn(t, store)
+		w.knows(t, store, services...)
+		stop()
+		w.said(t, readAgain, 2)
+		w.startOn(t, store)
+		w.knows(t, store, services...)
+		w.said(t, readAgain, 2)
+	})
+}
+
+// TestDatabaseWithoutPosition: one of before there were positions is told by the last event that was acknowledged.
+func TestDatabaseWithoutPosition(t *testing.T) {
+	t.Parallel()
+	url := testenv.Database(t, testenv.SQLite)
+	w := newWorld(t)
+	subtest.Stream(t, w.js)
+	s := subtest.NewService(t, "a")
+	s.Bind(start)
+	s.Rotate(start+10, 300)
+	w.registry.Publish(t, w.js, s.Events...)
+	store := openStore(t, url)
+	stop := w.startOn(t, store)
+	w.knows(t, store, s)
+	stop()
+	execute(t, url, "DELETE FROM stream_positions")
+	stop = w.startOn(t, store)
+	w.knows(t, store, s)
+	stop()
+	w.said(t, readAgain, 0)
+
+	execute(t, url, "DELETE FROM stream_positions", "DELETE FROM keys", "DELETE FROM services", "DELETE FROM applied")
+	stop = w.startOn(t, store)
+	w.knows(t, store, s)
+	stop()
+	w.said(t, readAgain, 1)
+}
+
+// TestDatabaseReplaced: the database becomes an older one while the subscriber is running.
+func TestDatabaseReplaced(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		w := newWorld(t)
+		services := w.twoServices(t)
+		store := openStore(t, url)
+		w.startOn(t, store)
+		w.knows(t, store, services...)
+		execute(t, url, "DELETE FROM stream_positions", "DELETE FROM applied", "DELETE FROM services", "DELETE FROM keys")
+		w.garbage(t) // anything that comes
+		w.knows(t, store, services...)
+		w.said(t, readReplaced, 1)
+	})
+}
+
+// TestDurableOfAStreamThatForgot: a durable that is made when the first messages of the stream are gone has a floor, and
+// has acknowledged nothing.
+func TestDurableOfAStreamThatForgot(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	subtest.Stream(t, w.js)
+	s := subtest.NewService(t, "a")
+	s.Bind(start)
+	for i := range 66 {
+		s.Rotate(start+10*int64(i+1), 300)
+	}
+	w.registry.Publish(t, w.js, s.Events...)
+	if _, err := w.js.CreateConsumer(t.Context(), events.InvalidationStream, events.SubscriberConsumerConfig("sub")); err != nil {
+		t.Fatal(err)
+	}
+	if floor := w.consumer(t).AckFloor; floor.Stream == 0 {
+		t.Fatalf("the floor: %+v", floor)
+	}
+	w.startOn(t, w.store)
+	testenv.Eventually(t, within, "all read", func() error {
+		if info := w.consumer(t); info.NumPending > 0 || info.NumAckPending > 0 {
+			return fmt.Errorf("%d and %d are left", info.NumPending, info.NumAckPending)
+		}
+		return nil
+	})
+	w.said(t, readAgain, 0)
+}

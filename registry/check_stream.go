@@ -1,0 +1,121 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"math/bits"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// CheckWithStream is [Store.Check], and holds the database and the stream of events against each other: the stream has
+// no event that the database lacks, none with another nonce, and of each service the last 64 events, as far as garbage or
+// repetitions on its subject have not pushed the oldest of them out. Of what is committed beside it, it says nothing.
+//
+// It reads the stream from its start. It holds some 100 bytes for each service.
+func (s *Store) CheckWithStream(
+	ctx context.Context, js jetstream.JetStream, trust events.Trust, now time.Time, log *slog.Logger,
+) (Report, error) {
+	c := &checker{trust: &trust, report: Report{Violations: []Violation{}}, began: now.Unix()}
+	stream, err := invalidations(ctx, js)
+	if err != nil {
+		return c.report, err
+	}
+	c.kept = map[events.Target]kept{}
+	c.perSubject = stream.CachedInfo().Config.MaxMsgsPerSubject
+	if err := (comparison{s, trust, log, c.compared}).run(ctx, stream, 1); err != nil {
+		return c.report, fmt.Errorf("check: %w", err)
+	}
+	if err := s.loadUnpublished(ctx, c); err != nil {
+		return c.report, fmt.Errorf("check: %w", err)
+	}
+	return s.check(ctx, c, now)
+}
+
+// kept is what the stream has of one service.
+type kept struct {
+	messages int64
+	last     int64  // the highest sequence of an event that the history has too
+	window   uint64 // of the 64 sequences up to it, which the stream has: bit 0 is the last
+}
+
+const windowSize = 64
+
+func (k *kept) has(sequence int64) bool {
+	back := k.last - sequence
+	return back >= 0 && back < windowSize && k.window&(1<<back) != 0
+}
+
+func (k *kept) add(sequence int64) {
+	switch back := k.last - sequence; {
+	case back < 0:
+		k.window, k.last = k.window<<min(-back, windowSize)|1, sequence
+	case back < windowSize:
+		k.window |= 1 << back
+	}
+}
+
+// first returns the lowest sequence that the stream has.
+func (k *kept) first() int64 { return k.last - int64(bits.Len64(k.window)) + 1 }
+
+// compared takes what holding a part of the stream against the history found.
+func (c *checker) compared(_ context.Context, found compared, batch []streamMessage) error {
+	for _, m := range batch {
+		if t := m.target(); t != (events.Target{}) {
+			k := c.kept[t]
+			k.messages++
+			c.kept[t] = k
+		}
+	}
+	for _, at := range found.matched {
+		k := c.kept[at.target]
+		k.add(at.sequence)
+		c.kept[at.target] = k
+	}
+	for _, e := range found.lacking {
+		c.violation(e.event.Target.String(), "the database lacks sequence %d, which the stream of events has: %s", e.event.Sequence, RecoverHint)
+	}
+	for _, e := range found.twice {
+		c.violation(e.event.Target.String(), "sequence %d is in the stream with another event than in the database: it was issued twice", e.event.Sequence)
+	}
+	return nil
+}
+
+// loadUnpublished reads which services have events that wait to be published.
+func (s *Store) loadUnpublished(ctx context.Context, c *checker) error {
+	c.unpublished = map[string]bool{}
+	err := s.each(ctx, "SELECT subject FROM outbox", nil, func(rows *sql.Rows) error {
+		var subject string
+		err := rows.Scan(&subject)
+		c.unpublished[subject] = true
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("read the outbox: %w", err)
+	}
+	return nil
+}
+
+// announced holds a service's history against what the stream has of it, once all of it went by. committed is the last
+// sequence that was committed before the check began.
+func (c *checker) announced(t events.Target, committed int64) {
+	if c.kept == nil || committed == 0 || c.unpublished[events.InvalidationSubject+t.String()] {
+		return
+	}
+	k := c.kept[t]
+	from := max(1, committed-windowSize+1)
+	if c.perSubject > 0 && k.messages >= c.perSubject && k.window != 0 {
+		from = max(from, k.first()) // what came later has pushed the older ones out
+	}
+	for sequence := from; sequence <= committed; sequence++ {
+		if !k.has(sequence) {
+			c.violation(t.String(), "the stream lacks the event of sequence %d: who starts to listen now will not know of it", sequence)
+			return // one is enough
+		}
+	}
+}

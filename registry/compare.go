@@ -1,0 +1,178 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/parallel"
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+// changeID is a place in the history of one service.
+type changeID struct {
+	target   events.Target
+	sequence int64
+}
+
+// streamEvent is an event that the stream has.
+type streamEvent struct {
+	event events.Invalidation
+	place uint64
+}
+
+// compared is what holding a part of the stream against the history found.
+type compared struct {
+	matched []changeID    // what the history has with the same nonce
+	lacking []streamEvent // what the history has not
+	twice   []streamEvent // of these the history has the sequence with another event: it was issued twice
+	refused int           // messages that are in no history, and that no key of the registry signed
+}
+
+// checksEach is how many messages are worth a goroutine to look at.
+const checksEach = 16
+
+// compare holds messages of the stream of invalidations against the history. What the history knows by its nonce is not
+// verified again; only what it does not know has to show who signed it.
+func (s *Store) compare(ctx context.Context, trust events.Trust, messages []streamMessage) (compared, error) {
+	list := make([]claim, len(messages))
+	parallel.Each(len(messages), checksEach, func(i int) { list[i] = newClaim(messages[i]) })
+	known, err := s.nonces(ctx, list)
+	if err != nil {
+		return compared{}, err
+	}
+	var c compared
+	var unknown []claim
+	for _, one := range list {
+		if nonce, ok := known[one.changeID]; ok && nonce == one.nonce {
+			c.matched = append(c.matched, one.changeID)
+		} else {
+			unknown = append(unknown, one)
+		}
+	}
+	found, refused := make([]events.Invalidation, len(unknown)), make([]error, len(unknown))
+	parallel.Each(len(unknown), checksEach, func(i int) {
+		found[i], refused[i] = trust.Invalidation(unknown[i].message.subject, unknown[i].message.payload)
+	})
+	for i, event := range found {
+		_, had := known[unknown[i].changeID]
+		switch at := (streamEvent{event, unknown[i].message.place}); {
+		case refused[i] != nil || event.Sequence == 0:
+			c.refused++
+		case had:
+			c.twice = append(c.twice, at)
+		default:
+			c.lacking = append(c.lacking, at)
+		}
+	}
+	return c, nil
+}
+
+// claim is what a message says of itself.
+type claim struct {
+	changeID
+	nonce   events.Nonce
+	message streamMessage
+}
+
+func newClaim(m streamMessage) claim {
+	c := claim{message: m}
+	if c.target = m.target(); c.target != (events.Target{}) {
+		c.sequence, c.nonce = events.NamesOf(m.payload)
+	}
+	return c
+}
+
+// target is the service in the message's subject; zero: there is none.
+func (m *streamMessage) target() events.Target {
+	name, _ := strings.CutPrefix(m.subject, events.InvalidationSubject)
+	t, err := events.ParseTarget(name)
+	if err != nil {
+		return events.Target{}
+	}
+	return t
+}
+
+// nonces reads the nonces that the history has at these places.
+func (s *Store) nonces(ctx context.Context, list []claim) (map[changeID]events.Nonce, error) {
+	known := make(map[changeID]events.Nonce, len(list))
+	var args []any
+	for _, c := range list {
+		if c.sequence > 0 {
+			args = append(args, c.target.String(), c.sequence)
+		}
+	}
+	for part := range slices.Chunk(args, 2*sqldb.MaxRows) {
+		query := `SELECT target, sequence, event_nonce FROM history WHERE (target, sequence) IN (VALUES ` +
+			s.db.Engine().Values(1, len(part)/2, sqldb.Text, sqldb.Int) + ")"
+		err := s.each(ctx, query, part, func(rows *sql.Rows) error {
+			var at changeID
+			var nonce events.Nonce
+			err := rows.Scan(target(&at.target), &at.sequence, nonceText(&nonce))
+			known[at] = nonce
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read the history: %w", err)
+		}
+	}
+	return known, nil
+}
+
+// comparison reads a part of the stream of invalidations, and holds it against the history.
+type comparison struct {
+	store *Store
+	trust events.Trust
+	log   *slog.Logger
+	each  func(ctx context.Context, c compared, batch []streamMessage) error
+}
+
+// run compares what the stream has from a place on, up to its end.
+func (c comparison) run(ctx context.Context, stream jetstream.Stream, from uint64) error {
+	info := stream.CachedInfo()
+	last, first := info.State.LastSeq, max(from, info.State.FirstSeq)
+	if info.State.Msgs == 0 || first > last {
+		return nil
+	}
+	began, told, done := time.Now(), time.Now(), 0
+	err := reading{stream: stream, from: first, each: func(ctx context.Context, batch []streamMessage) error {
+		found, err := c.store.compare(ctx, c.trust, batch)
+		if err != nil {
+			return err
+		}
+		if err := c.each(ctx, found, batch); err != nil {
+			return err
+		}
+		done += len(batch)
+		if time.Since(told) > progressEvery {
+			told = time.Now()
+			c.log.InfoContext(ctx, "comparing the stream of events with the database",
+				"compared", done, "at", batch[len(batch)-1].place, "of", last)
+		}
+		return nil
+	}}.read(ctx)
+	if err == nil && done > silentProgress {
+		c.log.InfoContext(ctx, "compared the stream of events with the database", "messages", done, "took", time.Since(began).String())
+	}
+	return err
+}
+
+// invalidations looks the stream up as it is now.
+func invalidations(ctx context.Context, js jetstream.JetStream) (jetstream.Stream, error) {
+	stream, err := js.Stream(ctx, events.InvalidationStream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return nil, fmt.Errorf("the broker has no stream %s: %w", events.InvalidationStream, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look at the stream %s: %w", events.InvalidationStream, err)
+	}
+	return stream, nil
+}

@@ -1,0 +1,335 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// Errors of a registry whose database may lack changes that it announced.
+var (
+	// ErrComparing means that the database is being held against the stream of events, and nothing is served before.
+	ErrComparing = errors.New("the registry compares its database with the stream of events")
+	// ErrBehind means that the database lacks the last changes of a service: it was restored from an older backup.
+	ErrBehind = errors.New("the registry's database lacks this service's last change")
+)
+
+const (
+	lookEvery    = time.Second      // how often the position in the database is read while nobody asks
+	remindEvery  = 10 * time.Minute // how often the log says that services are still behind
+	comparePause = 2 * time.Second  // the longest between two tries of a comparison that fails
+)
+
+// RecoverHint says how changes that the database lacks are brought back.
+const RecoverHint = "run `omi-registry recover` with this registry's --database-url, --nats-url and --signing-key"
+
+// need is what the history of a service must have before the service is served.
+type need struct {
+	sequence int64
+	place    uint64             // in the stream, of the first event that is lacking
+	keys     []events.PublicKey // that the lacking events registered
+}
+
+// fence keeps a database that was restored from an older backup from issuing a sequence twice. The stream of events
+// tells what was issued: whatever is in it and not in the history was lost.
+//
+//	             ┌── the database is older than it was, or lost rows ──┐
+//	             ▼                                                     │
+//	not compared ──▶ compare stream and history ──▶ compared ──────────┘
+//	nothing is served                               services that are behind are held, all others served
+//
+// Until every event is in the history again, the position in the database stays below the first that is lacking, so that
+// whoever starts later, or serves beside us, finds it too.
+type fence struct {
+	store *Store
+	js    jetstream.JetStream
+	trust events.Trust
+	log   *slog.Logger
+	woken chan struct{}
+
+	mu       sync.Mutex // never held while the database or the broker is asked
+	compared bool
+	seen     position // of the database; it must never be found older
+	behind   map[events.Target]need
+	lost     map[events.PublicKey]events.Target // keys that lacking events registered
+	reminded time.Time
+}
+
+func newFence(cfg Config, js jetstream.JetStream) (*fence, error) {
+	trust, err := events.NewTrust(cfg.Policy.Origin, append([]events.PublicKey{cfg.Key.Public()}, cfg.Trust...)...)
+	if err != nil {
+		return nil, fmt.Errorf("trust the registry's own keys: %w", err)
+	}
+	f := &fence{store: cfg.Store, js: js, trust: trust, log: cfg.Log, woken: make(chan struct{}, 1)}
+	cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "omi_registry_services_behind",
+		Help: "Services whose last changes the database lacks: it was restored from an older backup, and they wait for omi-registry recover.",
+	}, func() float64 {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return float64(len(f.behind))
+	}))
+	return f, nil
+}
+
+// compare holds the database against the stream, for as long as it takes, unless ctx ends.
+func (f *fence) compare(ctx context.Context) error {
+	pause := backoff.NewExponentialBackOff()
+	pause.MaxInterval = comparePause
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		return struct{}{}, f.compareOnce(ctx)
+	}, backoff.WithMaxElapsedTime(0), backoff.WithBackOff(pause), backoff.WithNotify(func(err error, next time.Duration) {
+		f.log.Warn("comparing the database with the stream of events failed, trying again", "error", err, "next_try", next.String())
+	}))
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+func (f *fence) compareOnce(ctx context.Context) error {
+	began, _, err := f.store.position(ctx)
+	if err != nil {
+		return err
+	}
+	stream, err := invalidations(ctx, f.js)
+	if err != nil {
+		return err
+	}
+	info := stream.CachedInfo()
+	created, last := info.Created.UnixNano(), info.State.LastSeq
+	v := newFindings()
+	from := f.startOf(ctx, began, created, last)
+	err = comparison{f.store, f.trust, f.log, v.add}.run(ctx, stream, from)
+	if err != nil {
+		return err
+	}
+	v.conclude()
+	found := position{created: created, place: last}
+	if v.first > 0 {
+		found.place = v.first - 1
+	}
+	back := v.first > 0 || last < began.place
+	if found, err = f.store.setPosition(ctx, began, found, back); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	f.compared, f.seen, f.behind, f.lost, f.reminded = true, found, v.behind, v.lost, time.Now()
+	f.mu.Unlock()
+	v.tell(ctx, f.log)
+	return nil
+}
+
+// startOf returns the first place in the stream that the database may lack.
+func (f *fence) startOf(ctx context.Context, row position, created int64, last uint64) uint64 {
+	f.mu.Lock()
+	seen := f.seen
+	f.mu.Unlock()
+	switch {
+	case row == position{}:
+		return 1
+	case row.created != created:
+		f.log.WarnContext(ctx, "the stream of events was made anew: all of it is compared with the database. "+
+			"Subscribers that start from nothing know of a service only what the new stream holds", "stream", events.InvalidationStream)
+		return 1
+	case last < row.place:
+		f.log.WarnContext(ctx, "the stream of events has lost its last messages: all of it is compared with the database. "+
+			"Subscribers that had not read them know of these changes only from the registry's history",
+			"stream", events.InvalidationStream, "last", last, "expected", row.place)
+		return 1
+	case seen.created == created:
+		return min(row.place, seen.place) + 1 // a replica that knew less may have moved the row
+	}
+	return row.place + 1
+}
+
+// run looks after the fence until ctx ends.
+func (f *fence) run(ctx context.Context) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.woken:
+		case <-tick.C:
+		}
+		if err := f.look(ctx); err != nil && ctx.Err() == nil {
+			f.log.Warn("looking at the position in the stream failed, trying again", "error", err)
+		}
+	}
+}
+
+// look compares anew where the database became older, and opens the fence for services that are there again.
+func (f *fence) look(ctx context.Context) error {
+	if err := f.check(ctx); err != nil && !errors.Is(err, ErrComparing) {
+		return err
+	}
+	f.mu.Lock()
+	compared, targets := f.compared, make([]events.Target, 0, len(f.behind))
+	for t := range f.behind {
+		targets = append(targets, t)
+	}
+	f.mu.Unlock()
+	if !compared {
+		return f.compare(ctx)
+	}
+	if len(targets) == 0 {
+		return nil
+	}
+	sequences, err := f.store.sequences(ctx, targets)
+	if err != nil {
+		return err
+	}
+	for t, sequence := range sequences {
+		f.mayServe(t, sequence)
+	}
+	f.remind()
+	return nil
+}
+
+// check reads the position, and returns [ErrComparing] if the database may be an older one than before. Whoever decides
+// on what it read asks this after it has read.
+func (f *fence) check(ctx context.Context) error {
+	f.mu.Lock()
+	compared, seen := f.compared, f.seen
+	f.mu.Unlock()
+	if !compared {
+		return ErrComparing
+	}
+	now, _, err := f.store.position(ctx)
+	if err != nil {
+		return err
+	}
+	if now.olderThan(seen) {
+		f.suspect("the position in the stream went back")
+		return ErrComparing
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.compared && !now.olderThan(f.seen) {
+		f.seen = now
+	}
+	return nil
+}
+
+// suspect has the database compared anew before anything is served.
+func (f *fence) suspect(why string) {
+	f.mu.Lock()
+	told := !f.compared
+	f.compared = false
+	f.mu.Unlock()
+	if told {
+		return
+	}
+	f.log.Error("the database is not as this registry left it: was it restored from a backup? Nothing is served until it is compared with the stream of events", "why", why)
+	select {
+	case f.woken <- struct{}{}:
+	default: // it is going to look anyway
+	}
+}
+
+// mayServe reports whether a service whose sequence this is in the database may be served: nothing newer of it is known.
+func (f *fence) mayServe(t events.Target, sequence int64) bool {
+	if f == nil {
+		return true
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, ok := f.behind[t]
+	if !ok {
+		return true
+	}
+	if sequence < n.sequence {
+		return false
+	}
+	delete(f.behind, t)
+	for _, key := range n.keys {
+		delete(f.lost, key)
+	}
+	f.log.Info("the database has the service's last change again: it is served", "service", t.String(), "sequence", sequence, "still_behind", len(f.behind))
+	return true
+}
+
+// remind says now and then that services wait.
+func (f *fence) remind() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.behind) == 0 || time.Since(f.reminded) < remindEvery {
+		return
+	}
+	f.reminded = time.Now()
+	f.log.Error("services are held, since the database lacks their last changes", "services", len(f.behind), "do", RecoverHint)
+}
+
+// admit takes those requests out of a batch that have to wait, once it is loaded: their services are behind.
+func (f *fence) admit(ctx context.Context, st *state, todo []incoming) (admitted, held []incoming, err error) {
+	if f == nil {
+		return todo, nil, nil
+	}
+	if err := f.check(ctx); err != nil {
+		return nil, nil, err
+	}
+	f.mu.Lock()
+	quiet := len(f.behind) == 0
+	for _, in := range todo {
+		if _, lost := f.lost[in.request.NewKey]; lost {
+			st.takenKeys[in.request.NewKey] = true // it was registered, and will be again
+		}
+	}
+	f.mu.Unlock()
+	if quiet {
+		return todo, nil, nil
+	}
+	for _, in := range todo {
+		if in.refusal == nil && !f.mayServe(in.request.Target, st.sequence(in.request.Target)) {
+			held = append(held, in)
+		} else {
+			admitted = append(admitted, in)
+		}
+	}
+	return admitted, held, nil
+}
+
+// answers returns [ErrComparing] or [ErrBehind] if what the database says of a service may be older than what was
+// announced.
+func (f *fence) answers(t events.Target, sequence int64) error {
+	if f == nil {
+		return nil
+	}
+	f.mu.Lock()
+	compared := f.compared
+	f.mu.Unlock()
+	if !compared {
+		return ErrComparing
+	}
+	if !f.mayServe(t, sequence) {
+		return ErrBehind
+	}
+	return nil
+}
+
+// moving returns the position to move on from; false: it must stay where it is.
+func (f *fence) moving() (from position, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.seen, f.compared && len(f.behind) == 0
+}
+
+// moved is told of the position that was written.
+func (f *fence) moved(p position) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.compared && !p.olderThan(f.seen) {
+		f.seen = p
+	}
+}

@@ -1,0 +1,95 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// findings is what a comparison finds, as it goes.
+type findings struct {
+	behind  map[events.Target]need
+	lost    map[events.PublicKey]events.Target
+	first   uint64                  // where in the stream the first event is that a service waits for; 0: none does
+	twice   map[events.Target]int64 // services with a sequence that was issued twice, and the last sequence in the stream
+	refused int
+}
+
+func newFindings() *findings {
+	return &findings{
+		behind: map[events.Target]need{}, lost: map[events.PublicKey]events.Target{}, twice: map[events.Target]int64{},
+	}
+}
+
+func (v *findings) add(_ context.Context, c compared, _ []streamMessage) error {
+	v.refused += c.refused
+	for _, e := range c.twice {
+		v.twice[e.event.Target] = max(v.twice[e.event.Target], e.event.Sequence)
+	}
+	for _, e := range c.lacking {
+		n := v.behind[e.event.Target]
+		if n.place == 0 {
+			n.place = e.place
+		}
+		n.sequence = max(n.sequence, e.event.Sequence)
+		if key := e.event.NewKey; !key.IsZero() {
+			n.keys = append(n.keys, key)
+			v.lost[key] = e.event.Target
+		}
+		v.behind[e.event.Target] = n
+	}
+	return nil
+}
+
+// conclude takes off the list what can't be waited for: a service with a sequence that was issued twice has two histories,
+// and the database can't have both.
+func (v *findings) conclude() {
+	for t, sequence := range v.twice {
+		v.twice[t] = max(sequence, v.behind[t].sequence)
+		delete(v.behind, t)
+	}
+	for _, n := range v.behind {
+		if v.first == 0 || n.place < v.first {
+			v.first = n.place
+		}
+	}
+}
+
+// tell says in the log what an operator has to know.
+func (v *findings) tell(ctx context.Context, log *slog.Logger) {
+	if v.refused > 0 {
+		log.WarnContext(ctx, "the stream of events has messages that no key of this registry signed and the database does not know. "+
+			"If the signing key was changed, name the earlier one by --trust", "messages", v.refused)
+	}
+	for t, sequence := range v.twice {
+		log.ErrorContext(ctx, "a sequence was issued twice, with different events, and that can't be undone: subscribers may take either key for the service's. "+
+			"Have its developer do Master Resets (omi reset) until its sequence is beyond the last one that was issued",
+			"services", len(v.twice), "for_example", t.String(), "last_issued", sequence)
+		break
+	}
+	for t, n := range v.behind { // one of them
+		log.ErrorContext(ctx, "the database lacks changes that were announced to everyone: it was restored from an older backup. "+
+			"The services concerned are held, so that no sequence is issued twice; all others are served",
+			"services", len(v.behind), "for_example", t.String(), "must_have_sequence", n.sequence, "do", RecoverHint)
+		break
+	}
+}
+
+// sequences reads at which sequence services are; one that the database does not have is not among them.
+func (s *Store) sequences(ctx context.Context, targets []events.Target) (map[events.Target]int64, error) {
+	st := newState()
+	w := &wanted{}
+	for _, t := range targets[:min(len(targets), maxBatch)] { // the rest at another time: maps have no order
+		w.targets = append(w.targets, t.String())
+	}
+	if err := s.loadServices(ctx, w, st); err != nil {
+		return nil, fmt.Errorf("read the sequences of services: %w", err)
+	}
+	found := make(map[events.Target]int64, len(st.services))
+	for t, one := range st.services {
+		found[t] = one.sequence
+	}
+	return found, nil
+}

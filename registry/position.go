@@ -1,0 +1,92 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// position is up to where the database is known to have every event of the stream of invalidations. Each event is
+// committed before it is published, and the row is written after, so what is true of the database is true of every
+// consistent backup of it.
+type position struct {
+	created int64  // when the stream was made, nanoseconds since the Unix epoch; another stream counts from 1 again
+	place   uint64 // every event up to this sequence of the stream is in the history
+	writes  int64  // how often the row was written
+}
+
+// olderThan reports whether a database at p can't be the one that was at seen before. A replica that finds that events
+// are lacking moves the place back too, so that all others look for themselves.
+func (p position) olderThan(seen position) bool {
+	return p.created != seen.created || p.place < seen.place || p.writes < seen.writes
+}
+
+const selectPosition = "SELECT created_at, position, writes FROM stream_positions WHERE stream = $1"
+
+// position reads the row; false: there is none.
+func (s *Store) position(ctx context.Context) (position, bool, error) {
+	return scanPosition(s.db.Reader().QueryRowContext(ctx, selectPosition, events.InvalidationStream))
+}
+
+func scanPosition(row *sql.Row) (p position, exists bool, err error) {
+	var place int64
+	err = row.Scan(&p.created, &place, &p.writes)
+	if errors.Is(err, sql.ErrNoRows) {
+		return p, false, nil
+	}
+	if err != nil {
+		return p, false, fmt.Errorf("read the position in the stream: %w", err)
+	}
+	p.place = uint64(place)
+	return p, true, nil
+}
+
+// errMoved means that the row is older than it was when the comparison began, or is another stream's.
+var errMoved = errors.New("the database was restored, or the stream made anew, during the comparison")
+
+// setPosition writes what a comparison found that began at this row (the zero position: there was none): up to which
+// place of which stream nothing is lacking. It moves the row back only where it is told to.
+func (s *Store) setPosition(ctx context.Context, began, found position, back bool) (position, error) {
+	var next position
+	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+		now, exists, err := scanPosition(tx.QueryRowContext(ctx, selectPosition, events.InvalidationStream))
+		if err != nil {
+			return err
+		}
+		if began != (position{}) && (!exists || now.olderThan(began)) {
+			return errMoved
+		}
+		next = found
+		next.writes = now.writes + 1
+		if exists && now.created == found.created && !back {
+			next.place = max(next.place, now.place)
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO stream_positions (stream, created_at, position, writes) VALUES ($1, $2, $3, $4)
+			ON CONFLICT (stream) DO UPDATE SET created_at = excluded.created_at, position = excluded.position, writes = excluded.writes`,
+			events.InvalidationStream, next.created, int64(next.place), next.writes)
+		return err
+	})
+	if err != nil {
+		return next, fmt.Errorf("write the position in the stream: %w", err)
+	}
+	return next, nil
+}
+
+// move moves the row to place, if it is beyond, in the transaction that forgets what was published. It returns the row as
+// it is then; false if the database is not the one that was at seen.
+func (p position) move(ctx context.Context, tx *sql.Tx, place uint64) (position, bool, error) {
+	next := position{created: p.created}
+	var at int64
+	err := tx.QueryRowContext(ctx, `UPDATE stream_positions SET writes = writes + 1,
+		position = CASE WHEN position < CAST($1 AS BIGINT) THEN CAST($1 AS BIGINT) ELSE position END
+		WHERE stream = $2 AND created_at = $3 AND position >= $4 AND writes >= $5 RETURNING position, writes`,
+		int64(place), events.InvalidationStream, p.created, int64(p.place), p.writes).Scan(&at, &next.writes)
+	if errors.Is(err, sql.ErrNoRows) {
+		return next, false, nil
+	}
+	next.place = uint64(at)
+	return next, err == nil, err
+}

@@ -1,0 +1,297 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+// Recovery says how changes are recovered that a database lacks. All members but DryRun are required.
+type Recovery struct {
+	JetStream jetstream.JetStream
+	// Trust is whose events and receipts are believed: the registry's own.
+	Trust events.Trust
+	// Key signs receipts that stand in for those that are gone.
+	Key events.SigningKey
+	// DryRun reads and reports, and writes nothing.
+	DryRun bool
+	Log    *slog.Logger
+}
+
+// Recovered is what [Store.Recover] did, and what it could not do.
+type Recovered struct {
+	DryRun   bool `json:"dry_run"`
+	Messages int  `json:"messages"` // of the stream, compared with the database
+	Changes  int  `json:"changes"`  // that the database lacked, and has now
+	Services int  `json:"services"` // whose changes these are
+	// WithoutReceipt is how many of the changes have a stand-in for their receipt and their request's nonce.
+	WithoutReceipt int `json:"without_receipt"`
+	// Refused is how many messages no trusted key signed.
+	Refused int `json:"refused"`
+	// UnknownApps are apps of services with recovered changes that the database does not know.
+	UnknownApps []events.AppID `json:"unknown_apps"`
+	// Gaps are services whose next change is not in the stream any more.
+	Gaps []Gap `json:"gaps"`
+	// Conflicts are changes that contradict the database.
+	Conflicts []Conflict `json:"conflicts"`
+	// IssuedTwice are sequences that the stream has with another event than the database.
+	IssuedTwice []Conflict `json:"issued_twice"`
+}
+
+// Complete reports whether nothing remains to be done.
+func (r *Recovered) Complete() bool { return len(r.Gaps)+len(r.Conflicts)+len(r.IssuedTwice) == 0 }
+
+// Gap is a service whose history can't be continued from the stream.
+type Gap struct {
+	Target string `json:"target"`
+	Has    int64  `json:"has"`  // the last sequence in the database
+	Next   int64  `json:"next"` // the first one after it that the stream has
+	Last   int64  `json:"last"` // and its last
+}
+
+// Conflict is an event that can't be made part of the history.
+type Conflict struct {
+	Target   string `json:"target"`
+	Sequence int64  `json:"sequence"`
+	What     string `json:"what"`
+}
+
+// Recover brings changes back that the database lacks, from the stream of events and, where they are still kept, the
+// receipts. It may run beside registries, which hold the services concerned, and beside itself. Each batch is one
+// transaction; to run it again goes on where it was.
+//
+// What the streams don't say gets a stand-in: a request's digest is unknown (a request with the same nonce, kind and key
+// counts as the same), a binding has no service_type and endpoint_url, a revocation no provider_receipt; and where the
+// receipt is gone, the event's nonce stands for the request's, and a receipt is signed anew.
+func (s *Store) Recover(ctx context.Context, how Recovery) (Recovered, error) {
+	r := &recoverer{
+		store: s, how: how, waiting: map[events.Target][]streamEvent{}, touched: map[events.Target]*service{},
+		apps: map[events.AppID]bool{},
+		report: Recovered{
+			DryRun: how.DryRun, UnknownApps: []events.AppID{}, Gaps: []Gap{}, Conflicts: []Conflict{}, IssuedTwice: []Conflict{},
+		},
+	}
+	stream, err := invalidations(ctx, how.JetStream)
+	if err != nil {
+		return r.report, err
+	}
+	if err := (comparison{s, how.Trust, how.Log, r.take}).run(ctx, stream, 1); err != nil {
+		return r.report, fmt.Errorf("recover: %w", err)
+	}
+	if err := r.finish(ctx); err != nil {
+		return r.report, fmt.Errorf("recover: %w", err)
+	}
+	return r.report, nil
+}
+
+// recoverer goes through the stream. Events mostly come in the order of their sequences; one that comes before its
+// predecessor waits for it.
+type recoverer struct {
+	store   *Store
+	how     Recovery
+	report  Recovered
+	waiting map[events.Target][]streamEvent
+	touched map[events.Target]*service // services with recovered changes; in a dry run as they would be, else nil
+	apps    map[events.AppID]bool      // of these
+}
+
+// take recovers what a part of the stream has.
+func (r *recoverer) take(ctx context.Context, c compared, batch []streamMessage) error {
+	r.report.Messages += len(batch)
+	r.report.Refused += c.refused
+	for _, e := range c.twice {
+		r.issuedTwice(e.event)
+	}
+	targets := map[events.Target]bool{}
+	for _, e := range c.lacking {
+		r.waiting[e.event.Target] = append(r.waiting[e.event.Target], e)
+		targets[e.event.Target] = true
+	}
+	if len(targets) == 0 {
+		return nil
+	}
+	return r.write(ctx, slices.Collect(maps.Keys(targets)))
+}
+
+func (r *recoverer) issuedTwice(e events.Invalidation) {
+	r.report.IssuedTwice = append(r.report.IssuedTwice, Conflict{
+		e.Target.String(), e.Sequence,
+		"the stream has another event of this sequence than the database; Master Resets (omi reset) beyond the last one that was issued end the doubt",
+	})
+}
+
+// chain is what continues the history of one service.
+type chain struct {
+	group  *group
+	events []events.Invalidation
+}
+
+// write continues the histories of these services as far as the waiting events go.
+func (r *recoverer) write(ctx context.Context, targets []events.Target) error {
+	st := newState()
+	w := &wanted{}
+	for _, t := range targets {
+		w.targets = append(w.targets, t.String())
+	}
+	if err := r.store.loadServices(ctx, w, st); err != nil {
+		return fmt.Errorf("load services: %w", err)
+	}
+	owners, err := r.owners(ctx, targets)
+	if err != nil {
+		return err
+	}
+	var chains []*chain
+	for _, t := range targets {
+		if c := r.continueHistory(t, st.services[t], owners); len(c.events) > 0 {
+			chains = append(chains, c)
+		}
+	}
+	if len(chains) == 0 {
+		return nil
+	}
+	return r.record(ctx, chains)
+}
+
+// owners returns the services that have the keys of the waiting events already.
+func (r *recoverer) owners(ctx context.Context, targets []events.Target) (map[events.PublicKey]events.Target, error) {
+	var keys []any
+	for _, t := range targets {
+		for _, e := range r.waiting[t] {
+			if !e.event.NewKey.IsZero() {
+				keys = append(keys, e.event.NewKey.Bytes())
+			}
+		}
+	}
+	owners := map[events.PublicKey]events.Target{}
+	for part := range slices.Chunk(keys, sqldb.MaxParams) {
+		query := "SELECT public_key, target FROM history WHERE public_key IN " + sqldb.In(1, len(part))
+		err := r.store.each(ctx, query, part, func(rows *sql.Rows) error {
+			var key events.PublicKey
+			var owner events.Target
+			err := rows.Scan(keyColumn{&key}, target(&owner))
+			owners[key] = owner
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read the owners of keys: %w", err)
+		}
+	}
+	return owners, nil
+}
+
+// continueHistory takes those waiting events that follow upon the service's state, one upon the other.
+func (r *recoverer) continueHistory(t events.Target, have *service, owners map[events.PublicKey]events.Target) *chain {
+	g := &group{target: t}
+	if would := r.touched[t]; would != nil { // in a dry run
+		have = would
+	}
+	if have != nil {
+		g.base, g.existed, g.service = have.sequence, true, *have
+	}
+	c := &chain{group: g}
+	list := r.waiting[t]
+	slices.SortStableFunc(list, func(a, b streamEvent) int { return cmp.Compare(a.event.Sequence, b.event.Sequence) })
+	var rest []streamEvent
+	for _, e := range list {
+		_, taken := owners[e.event.NewKey]
+		switch s := &g.service; {
+		case e.event.Sequence == s.sequence+1 && e.event.OldKey == s.key && !taken:
+			follow(s, &e.event)
+			c.events = append(c.events, e.event)
+		case e.event.Sequence > s.sequence:
+			rest = append(rest, e)
+		case len(c.events) > 0 && !slices.ContainsFunc(c.events, func(o events.Invalidation) bool { return o.Nonce == e.event.Nonce }):
+			r.issuedTwice(e.event)
+		}
+	}
+	if r.waiting[t] = rest; len(rest) == 0 {
+		delete(r.waiting, t)
+	}
+	return c
+}
+
+// follow moves a service as an event says. What the event does not say is left empty.
+func follow(s *service, e *events.Invalidation) {
+	s.status, s.sequence, s.key, s.changedAt = events.Active, e.Sequence, e.NewKey, e.Timestamp
+	switch e.Event {
+	case events.KeyRotation: // the time of the commit stands for that of the request
+		s.recent = append(slices.DeleteFunc(slices.Clone(s.recent), func(t int64) bool { return t <= e.Timestamp-rateWindow }), e.Timestamp)
+	case events.ServiceRevocation:
+		s.status = events.Revoked
+	case events.ServiceBinding:
+		s.boundAt, s.providerReceipt, s.serviceType, s.endpointURL = e.Timestamp, "", "", ""
+	case events.MasterReset:
+	}
+}
+
+// finish names what could not be recovered.
+func (r *recoverer) finish(ctx context.Context) error {
+	for targets := range slices.Chunk(slices.SortedFunc(maps.Keys(r.waiting), compareTargets), maxBatch) {
+		sequences, err := r.store.sequences(ctx, targets)
+		if err != nil {
+			return err
+		}
+		owners, err := r.owners(ctx, targets)
+		if err != nil {
+			return err
+		}
+		for _, t := range targets {
+			has := sequences[t]
+			if would := r.touched[t]; would != nil {
+				has = would.sequence
+			}
+			r.remains(t, has, owners)
+		}
+	}
+	apps, err := r.store.Apps(ctx)
+	if err != nil {
+		return err
+	}
+	for _, app := range apps {
+		delete(r.apps, app.AppID)
+	}
+	r.report.UnknownApps = slices.AppendSeq(r.report.UnknownApps, maps.Keys(r.apps))
+	slices.SortFunc(r.report.UnknownApps, func(a, b events.AppID) int { return cmp.Compare(a.String(), b.String()) })
+	r.report.Services = len(r.touched)
+	return nil
+}
+
+// remains says why the events of a service still wait.
+func (r *recoverer) remains(t events.Target, has int64, owners map[events.PublicKey]events.Target) {
+	list := slices.DeleteFunc(r.waiting[t], func(e streamEvent) bool { return e.event.Sequence <= has })
+	if len(list) == 0 {
+		return // another process was quicker
+	}
+	first, last := &list[0].event, &list[len(list)-1].event
+	if first.Sequence > has+1 {
+		r.report.Gaps = append(r.report.Gaps, Gap{t.String(), has, first.Sequence, last.Sequence})
+		return
+	}
+	what := fmt.Sprintf("it does not follow from what the database has, which went on otherwise; "+
+		"Master Resets (omi reset) until the sequence is beyond %d end the doubt", last.Sequence)
+	if owner, ok := owners[first.NewKey]; ok {
+		what = fmt.Sprintf("its key is registered for %s in the database", owner)
+	}
+	r.report.Conflicts = append(r.report.Conflicts, Conflict{t.String(), first.Sequence, what})
+}
+
+func compareTargets(a, b events.Target) int { return cmp.Compare(a.String(), b.String()) }
+
+// progress counts changes, and says now and then how many.
+func (r *recoverer) progress(changes int) {
+	before := r.report.Changes
+	r.report.Changes += changes
+	const every = 10_000
+	if before/every != r.report.Changes/every {
+		r.how.Log.Info("recovered changes", "changes", r.report.Changes, "services", len(r.touched))
+	}
+}

@@ -1,0 +1,143 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// record writes chains to the database, with their receipts: all in one transaction, or where they can't go in together,
+// each by itself.
+func (r *recoverer) record(ctx context.Context, chains []*chain) error {
+	receipts, err := r.receipts(ctx, chains)
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(chains, func(a, b *chain) int { return compareTargets(a.group.target, b.group.target) })
+	err = r.recordTogether(ctx, chains, receipts)
+	if !errors.Is(err, errTaken) {
+		return err
+	}
+	for _, c := range chains {
+		err := r.recordTogether(ctx, []*chain{c}, receipts)
+		if errors.Is(err, errTaken) {
+			r.report.Conflicts = append(r.report.Conflicts, Conflict{
+				c.group.target.String(), c.events[0].Sequence,
+				"the database has moved meanwhile, or has this request's nonce with another change; run it again",
+			})
+			continue
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recordTogether writes chains in one transaction, or returns [errTaken].
+func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipts map[events.Nonce]heardReceipt) error {
+	var rows []historyRow
+	groups := make([]*group, 0, len(chains))
+	standIns := 0
+	for _, c := range chains {
+		groups = append(groups, c.group)
+		for i := range c.events {
+			heard, ok := receipts[c.events[i].Nonce]
+			if !ok {
+				heard = r.standIn(&c.events[i])
+				standIns++
+			}
+			rows = append(rows, historyRow{c.events[i], heard.receipt.RequestNonce, unknownDigest(), heard.receipt.Nonce, heard.payload})
+		}
+	}
+	if !r.how.DryRun {
+		if err := r.store.continueHistories(ctx, groups, rows); err != nil {
+			return err
+		}
+	}
+	for _, g := range groups {
+		r.touched[g.target] = nil
+		if r.how.DryRun {
+			r.touched[g.target] = &g.service
+		}
+		r.apps[g.target.App] = true
+	}
+	r.report.WithoutReceipt += standIns
+	r.progress(len(rows))
+	return nil
+}
+
+// continueHistories moves services by compare-and-swap, and appends to their histories; all, or [errTaken].
+func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []historyRow) error {
+	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+		lost := make(map[events.Target]bool, len(groups))
+		for _, g := range groups {
+			lost[g.target] = true
+		}
+		w := writer{ctx, tx, s.db.Engine()}
+		if err := w.moveServices(groups, lost); err != nil {
+			return err
+		}
+		if len(lost) > 0 {
+			return errTaken
+		}
+		return w.appendHistory(rows)
+	})
+	if err != nil {
+		return fmt.Errorf("write recovered changes: %w", err)
+	}
+	return nil
+}
+
+// heardReceipt is a receipt as it was sent.
+type heardReceipt struct {
+	receipt events.Receipt
+	payload []byte
+}
+
+// receipts reads the receipts of the chains' events, by the events' nonces, as far as their stream still has them.
+func (r *recoverer) receipts(ctx context.Context, chains []*chain) (map[events.Nonce]heardReceipt, error) {
+	heard := map[events.Nonce]heardReceipt{}
+	wanted := map[events.Nonce]*events.Invalidation{}
+	var subjects []string
+	for _, c := range chains {
+		subjects = append(subjects, events.ReceiptSubject+c.group.target.String())
+		for i := range c.events {
+			wanted[c.events[i].Nonce] = &c.events[i]
+		}
+	}
+	stream, err := r.how.JetStream.Stream(ctx, events.ReceiptStream)
+	if err != nil {
+		return nil, fmt.Errorf("look at the stream %s: %w", events.ReceiptStream, err)
+	}
+	err = reading{stream: stream, filters: subjects, each: func(_ context.Context, batch []streamMessage) error {
+		for _, m := range batch {
+			receipt, err := r.how.Trust.Receipt(m.subject, m.payload)
+			if err != nil || receipt.Event != events.RequestCommitted || receipt.RequestNonce.IsZero() {
+				continue
+			}
+			if e := wanted[receipt.EventNonce]; e != nil && receipt.Target == e.Target && receipt.Sequence == e.Sequence {
+				heard[receipt.EventNonce] = heardReceipt{receipt, m.payload}
+			}
+		}
+		return nil
+	}}.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return heard, nil
+}
+
+// standIn makes a receipt for an event whose own is gone. The event's nonce stands for the request's: no request has it.
+func (r *recoverer) standIn(e *events.Invalidation) heardReceipt {
+	receipt := events.Receipt{
+		Origin: r.how.Trust.Origin(), Target: e.Target, Event: events.RequestCommitted,
+		RequestNonce: e.Nonce, Timestamp: e.Timestamp, Nonce: events.NewNonce(),
+		Sequence: e.Sequence, PublicKey: e.NewKey, GracePeriodExpiry: e.GracePeriodExpiry, EventNonce: e.Nonce,
+	}
+	return heardReceipt{receipt, receipt.Sign(r.how.Key)}
+}
