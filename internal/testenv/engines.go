@@ -23,10 +23,13 @@ const (
 	Cockroach = "cockroach"
 )
 
+// Engines returns the names of the engines.
+func Engines() []string { return []string{SQLite, Postgres, Cockroach} }
+
 // EachEngine runs test once for every engine, as parallel subtests, each with the URL of a fresh and empty database.
 func EachEngine(t *testing.T, test func(t *testing.T, url string)) {
 	t.Helper()
-	for _, engine := range []string{SQLite, Postgres, Cockroach} {
+	for _, engine := range Engines() {
 		t.Run(engine, func(t *testing.T) {
 			t.Parallel()
 			test(t, Database(t, engine))
