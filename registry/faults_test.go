@@ -121,10 +121,7 @@ func (r *faultRun) start(faults *testenv.Faults) (*replica, error) {
 		return nil, err
 	}
 	one := &replica{store: store, ended: make(chan error, 1)}
-	one.conn, err = nats.Connect(r.brokerAt, nats.SetCustomDialer(faults), nats.MaxReconnects(-1),
-		nats.ReconnectWait(5*time.Millisecond), nats.ReconnectJitter(5*time.Millisecond, 0),
-		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
-	if err != nil {
+	if one.conn, err = faults.Connect(r.brokerAt); err != nil {
 		return nil, err
 	}
 	registry, err := New(Config{
@@ -169,18 +166,7 @@ func (r *faultRun) nurse() (err error) {
 			return err
 		}
 	}
-	consumer, err := r.js.Consumer(r.ctx, events.RequestStream, events.RegistryDurable)
-	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if config := consumer.CachedInfo().Config; config.AckWait > 250*time.Millisecond {
-		config.AckWait = 250 * time.Millisecond
-		_, err = r.js.UpdateConsumer(r.ctx, events.RequestStream, config)
-	}
-	return err
+	return testenv.Hasten(r.ctx, r.js, events.RequestStream, events.RegistryDurable)
 }
 
 // play plays the history, waits until all is quiet, and looks at what has become of it.

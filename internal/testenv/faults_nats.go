@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +11,39 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
+
+// Connect connects to a broker through the faults, as a program that runs for long does.
+func (f *Faults) Connect(url string) (*nats.Conn, error) {
+	return nats.Connect(url, nats.SetCustomDialer(f), nats.MaxReconnects(-1),
+		nats.ReconnectWait(5*time.Millisecond), nats.ReconnectJitter(5*time.Millisecond, 0),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+}
+
+// Hasten makes the broker send again soon what a durable has not acknowledged. A durable that isn't there is left alone.
+func Hasten(ctx context.Context, js jetstream.JetStream, stream, durable string) error {
+	const soon = 250 * time.Millisecond
+	consumer, err := js.Consumer(ctx, stream, durable)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("hasten %s: %w", durable, err)
+	}
+	config := consumer.CachedInfo().Config
+	if config.AckWait <= soon {
+		return nil
+	}
+	config.AckWait = soon
+	if _, err := js.UpdateConsumer(ctx, stream, config); err != nil {
+		return fmt.Errorf("hasten %s: %w", durable, err)
+	}
+	return nil
+}
 
 // Dial connects to a broker through the faults, as nats.SetCustomDialer takes it. A step is a message that the client
 // publishes (a question to JetStream, a pull, an acknowledgement, …) or a subscription. A step that fails breaks the

@@ -18,7 +18,7 @@ import (
 const (
 	faultsEnv    = "OMI_TEST_FAULTS" // "all", or the number of a step
 	faultSlots   = 16                // runs at a time: most of them wait
-	faultSample  = 72                // runs of a test, unless all are asked for
+	faultSample  = 32                // runs of a test, unless all are asked for
 	faultTimeout = time.Minute       // of a run: what was lost is not coming any more
 )
 
