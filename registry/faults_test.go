@@ -91,7 +91,7 @@ func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) (err error
 	if r.brokerAt, err = p.accounts.Account(fmt.Sprintf("%p-%d", p, p.runs)); err != nil {
 		return err
 	}
-	conn, err := nats.Connect(r.brokerAt)
+	conn, err := nats.Connect(r.brokerAt, nats.Timeout(patience))
 	if err != nil {
 		return err
 	}

@@ -138,7 +138,7 @@ func (r *faultRun) nurse() (err error) {
 }
 
 func (r *faultRun) play() (err error) {
-	conn, err := nats.Connect(r.url)
+	conn, err := nats.Connect(r.url, nats.Timeout(patience))
 	if err != nil {
 		return err
 	}

@@ -160,7 +160,7 @@ func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) (err error
 	if r.brokerAt, err = p.accounts.Account(fmt.Sprintf("%p-%d", p, p.runs)); err != nil {
 		return err
 	}
-	conn, err := nats.Connect(r.brokerAt)
+	conn, err := nats.Connect(r.brokerAt, nats.Timeout(within))
 	if err != nil {
 		return err
 	}
@@ -256,6 +256,9 @@ func (r *faultRun) play() (err error) {
 		}
 	}
 	r.faults.Disarm()
+	if err := r.nurse(); err != nil { // it may have died of its very last step
+		return err
+	}
 	return r.check(services)
 }
 

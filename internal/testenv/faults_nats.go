@@ -19,7 +19,7 @@ import (
 
 // Connect connects to a broker through the faults, as a program that runs for long does.
 func (f *Faults) Connect(url string) (*nats.Conn, error) {
-	return nats.Connect(url, nats.SetCustomDialer(f), nats.MaxReconnects(-1),
+	return nats.Connect(url, nats.SetCustomDialer(f), nats.MaxReconnects(-1), nats.Timeout(faultTimeout),
 		nats.ReconnectWait(5*time.Millisecond), nats.ReconnectJitter(5*time.Millisecond, 0),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 }
