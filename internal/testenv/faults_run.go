@@ -43,7 +43,7 @@ func EveryStep(t *testing.T, must []string, open func(t *testing.T) func(context
 			t.Errorf("no step is %q; there are %s", step, tally(steps))
 		}
 	}
-	chosen := chooseFaults(t, len(steps))
+	chosen := chooseFaults(t, steps)
 	for len(places) < min(faultSlots, len(chosen)) {
 		places = append(places, open(t))
 	}
@@ -75,35 +75,45 @@ func EveryStep(t *testing.T, must []string, open func(t *testing.T) func(context
 	t.Logf("%d steps; what the faults struck: %s", len(steps), tally(struck))
 }
 
-// chooseFaults returns the faults to try of a history with so many steps.
-func chooseFaults(t *testing.T, steps int) []Fault {
+// chooseFaults returns the faults to try of a history with these steps.
+func chooseFaults(t *testing.T, steps []string) []Fault {
 	t.Helper()
-	var all []Fault
-	for step := 1; step <= steps; step++ {
+	kinds, total := map[string][]Fault{}, 0
+	only := os.Getenv(faultsEnv)
+	for i, kind := range steps {
+		step := i + 1
+		if only != "" && only != "all" && only != strconv.Itoa(step) {
+			continue
+		}
 		// To die before a step is to die after the one before it.
-		all = append(all, Fault{Step: step}, Fault{Step: step, Done: true}, Fault{Step: step, Done: true, Dies: true})
+		kinds[kind] = append(kinds[kind], Fault{Step: step}, Fault{Step: step, Done: true}, Fault{Step: step, Done: true, Dies: true})
+		total += 3
 	}
-	switch only := os.Getenv(faultsEnv); only {
-	case "all":
-		return all
-	case "":
-		if len(all) <= faultSample {
-			return all
-		}
-		// At even distances, from anywhere: each part of the history has its share.
-		start := rand.Float64()
-		var some []Fault
-		for i := range faultSample {
-			some = append(some, all[int((float64(i)+start)*float64(len(all))/faultSample)])
-		}
-		return some
-	default:
-		step, err := strconv.Atoi(only)
-		if err != nil {
-			t.Fatalf("%s is neither \"all\" nor the number of a step", faultsEnv)
-		}
-		return slices.DeleteFunc(all, func(f Fault) bool { return f.Step != step })
+	if total == 0 {
+		t.Fatalf("%s=%s is neither \"all\" nor the number of one of %d steps", faultsEnv, only, len(steps))
 	}
+	if only == "" {
+		total = min(total, faultSample)
+	}
+	return draw(kinds, total)
+}
+
+// draw takes so many faults at random, from each kind of step in turn: there are many SELECTs and few COMMITs.
+func draw(kinds map[string][]Fault, count int) []Fault {
+	names := slices.Collect(maps.Keys(kinds)) // in no order
+	var drawn []Fault
+	for len(drawn) < count {
+		for _, name := range names {
+			rest := kinds[name]
+			if len(rest) == 0 || len(drawn) == count {
+				continue
+			}
+			i := rand.IntN(len(rest)) //nolint:gosec // a sample, and no secret
+			drawn = append(drawn, rest[i])
+			kinds[name] = slices.Delete(rest, i, i+1)
+		}
+	}
+	return drawn
 }
 
 // tally counts steps of one name.
