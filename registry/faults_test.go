@@ -27,13 +27,14 @@ func TestFailBetweenAnyTwoSteps(t *testing.T) {
 	must := []string{
 		"BEGIN", "COMMIT", "SELECT FROM services", "UPDATE services", "INSERT INTO services", "INSERT INTO history",
 		"INSERT INTO outbox", "DELETE FROM outbox", "PUB omi.v1.invalidations", "PUB omi.v1.receipts", "PUB $JS.ACK",
-		"PUB $JS.API.CONSUMER.MSG.NEXT",
+		"PUB $JS.API.CONSUMER.MSG",
 	}
 	for _, engine := range testenv.Engines() {
 		t.Run(engine, func(t *testing.T) {
 			t.Parallel()
+			database := testenv.Databases(t, engine)
 			testenv.EveryStep(t, must, func(t *testing.T) func(context.Context, *testenv.Faults) error {
-				url := testenv.Database(t, engine)
+				url := database()
 				place := faultPlace{url: url, store: openStore(t, url), accounts: accounts}
 				place.developer = newDeveloper(t, place.store, "org.omiappreg.alice", "a")
 				return place.run

@@ -22,6 +22,7 @@ func (r request) sent() sent { return sent{r.draft.Subject(), r.payload} }
 type sender struct {
 	*developer
 	old, oldest, shared events.SigningKey
+	sent                *sent // its last request that was not odd
 }
 
 // traffic draws requests for a few services of one app, good and bad, with every reason of §6 among them.
@@ -37,12 +38,16 @@ func traffic(t *rapid.T, d *developer) []sent {
 		switch what := rapid.SampledFrom(kinds()).Draw(t, "what"); {
 		case what == "replay" && len(log) > 0:
 			log = append(log, log[rapid.IntRange(0, len(log)-1).Draw(t, "replayed")])
-		case what == "other data" && len(log) > 0 && !s.current.IsZero():
-			log = append(log, s.reuseNonce(log[len(log)-1]))
+		case what == "other data" && s.sent != nil && !s.current.IsZero():
+			log = append(log, s.reuseNonce(*s.sent))
 		case what == "rotation elsewhere" && len(log) > 0: // also on the subject of another kind
 			log = append(log, sent{s.subject(rapid.SampledFrom(subjects()).Draw(t, "subject")), log[len(log)-1].payload})
 		default:
-			log = append(log, s.draw(what))
+			one := s.draw(what)
+			log = append(log, one)
+			if what == "rotate" || what == "bind" {
+				s.sent = &one
+			}
 		}
 	}
 	return log
@@ -60,9 +65,10 @@ func kinds() []string {
 		"bind", "bind with details", "reset", "reset with details", "revoke", "revoke with a receipt", "replay", "forge",
 		"old key", "oldest key", "shared key", "other data", "rotation elsewhere", "garbage", "version", "field", "stale",
 		"future", "unknown app", "foreign proof", "no proof", "weak key", "master key", "grace", "long grace",
+		"weak key", "shared key",
 	}
-	for range 10 {
-		list = append(list, "rotate")
+	for range 5 {
+		list = append(list, "rotate", "rotate", "other data", "rotation elsewhere")
 	}
 	return list
 }

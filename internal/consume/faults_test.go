@@ -22,7 +22,7 @@ import (
 func TestFailBetweenAnyTwoSteps(t *testing.T) {
 	t.Parallel()
 	accounts := testenv.NewAccounts(t)
-	must := []string{"PUB $JS.ACK", "PUB $JS.API.CONSUMER.MSG.NEXT", "SUB _INBOX"}
+	must := []string{"PUB $JS.ACK", "PUB $JS.API.CONSUMER.MSG", "SUB _INBOX"}
 	testenv.EveryStep(t, must, func(*testing.T) func(context.Context, *testenv.Faults) error {
 		place, runs := new(int), 0
 		return func(ctx context.Context, faults *testenv.Faults) error {

@@ -28,14 +28,15 @@ func TestFailBetweenAnyTwoSteps(t *testing.T) {
 	accounts := testenv.NewAccounts(t)
 	must := []string{
 		"BEGIN", "COMMIT", "INSERT INTO applied", "INSERT INTO keys", "INSERT INTO cutoffs", "INSERT INTO services",
-		"INSERT INTO set_aside", "DELETE FROM set_aside", "PUB $JS.ACK", "PUB $JS.API.CONSUMER.MSG.NEXT",
+		"INSERT INTO set_aside", "DELETE FROM set_aside", "PUB $JS.ACK", "PUB $JS.API.CONSUMER.MSG",
 	}
 	for name, open := range map[string]opener{events.AuthDurable: openAuth, events.BillingDurable: openBilling} {
 		for _, engine := range testenv.Engines() {
 			t.Run(name+"/"+engine, func(t *testing.T) {
 				t.Parallel()
+				database := testenv.Databases(t, engine)
 				testenv.EveryStep(t, must, func(t *testing.T) func(context.Context, *testenv.Faults) error {
-					url := testenv.Database(t, engine)
+					url := database()
 					place := faultPlace{durable: name, open: open, url: url, store: openStore(t, url), accounts: accounts}
 					var err error
 					if place.db, err = sqldb.Open(t.Context(), url, discard()); err != nil {

@@ -182,7 +182,7 @@ func family(subject string) string {
 	keep := 3 // omi.v1.receipts
 	switch tokens[0] {
 	case "$JS":
-		if keep = 5; len(tokens) > 1 && tokens[1] == "ACK" { // $JS.API.CONSUMER.MSG.NEXT
+		if keep = 4; len(tokens) > 1 && tokens[1] == "ACK" { // $JS.API.CONSUMER.MSG, which is a pull
 			keep = 2
 		}
 	case "_INBOX":
