@@ -154,7 +154,7 @@ func (f *follower) handle(ctx context.Context, batch []*consume.Message) error {
 }
 
 // passOver is for a message that makes the code above panic.
-func (f *follower) passOver(_ context.Context, m *consume.Message, _ string) error {
+func (f *follower) passOver(_ context.Context, m *consume.Message, _ consume.Fault) error {
 	f.ignored.Add(1)
 	f.progress.workedOff(m.Meta)
 	return nil

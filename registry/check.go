@@ -20,10 +20,12 @@ type Violation struct {
 
 // Report is what [Store.Check] found.
 type Report struct {
-	Services   int         `json:"services"`
-	Changes    int         `json:"changes"`
-	Outbox     int         `json:"outbox"` // messages that wait to be published
-	Violations []Violation `json:"violations"`
+	Services int `json:"services"`
+	Changes  int `json:"changes"`
+	Outbox   int `json:"outbox"` // messages that wait to be published
+	// DeadLetters are requests that could not be decided, and wait for an operator. They are no violation.
+	DeadLetters int         `json:"dead_letters"`
+	Violations  []Violation `json:"violations"`
 }
 
 // Check verifies what must always hold in the database (docs/design.md, Invariants): each service's history has no
@@ -40,6 +42,10 @@ func (s *Store) Check(ctx context.Context, trust *events.Trust, now time.Time) (
 		if err := step(ctx, c); err != nil {
 			return c.report, fmt.Errorf("check: %w", err)
 		}
+	}
+	var err error
+	if c.report.DeadLetters, err = s.countDeadLetters(ctx); err != nil {
+		return c.report, fmt.Errorf("check: %w", err)
 	}
 	return c.report, nil
 }

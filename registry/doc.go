@@ -17,6 +17,8 @@
 //	    state; the others stand.
 //	 5. Only now are the requests acknowledged. A crash before that delivers them again, and they are found committed:
 //	    the first receipt is sent again and nothing changes.
+//	    One that can't be decided at all is set aside in the database, and decided again when an operator asks for it
+//	    (deadletters.go, retry.go).
 //	 6. Relay (relay.go) publishes, and deletes the outbox rows that the streams have. A refusal writes nothing to the
 //	    database: its receipt is published, and then the request is acknowledged.
 //

@@ -82,7 +82,7 @@ type asked struct {
 }
 
 func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) (err error) {
-	for _, table := range []string{"services", "history", "outbox"} {
+	for _, table := range []string{"services", "history", "outbox", "dead_letters"} {
 		if _, err := p.store.db.Writer().ExecContext(ctx, "DELETE FROM "+table); err != nil {
 			return fmt.Errorf("empty the database: %w", err)
 		}
@@ -291,8 +291,8 @@ func (r *faultRun) quiet() error {
 // check holds streams and database against what was asked for.
 func (r *faultRun) check(list []asked) error {
 	report, err := r.place.store.Check(r.ctx, &r.trust, r.now())
-	if err != nil || len(report.Violations) > 0 {
-		return fmt.Errorf("check: %w %v", err, report.Violations)
+	if err != nil || len(report.Violations) > 0 || report.DeadLetters > 0 {
+		return fmt.Errorf("check: %w %v, %d dead letters", err, report.Violations, report.DeadLetters)
 	}
 	receipts := map[string]map[events.Nonce]events.Receipt{}
 	err = r.read(events.ReceiptStream, func(subject string, data []byte) error {

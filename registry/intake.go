@@ -118,6 +118,7 @@ func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *ba
 				p.answers = append(p.answers, answer{o.messages()[0], m})
 				continue
 			}
+			m.Witness() // it is written: what fails now does so by itself
 			changes = append(changes, o.event)
 			p.outbox = append(p.outbox, o.messages()...)
 			if err := m.Ack(); err != nil {

@@ -2,6 +2,8 @@ package registry
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+
+	"omiappreg.org/keyrotation/internal/consume"
 )
 
 // metrics of one registry.
@@ -11,6 +13,7 @@ type metrics struct {
 	decided   prometheus.Histogram
 	lost      prometheus.Counter
 	published prometheus.Counter
+	letters   *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -33,7 +36,14 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		published: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "omi_registry_published_total", Help: "Events and receipts of the outbox that their stream has.",
 		}),
+		letters: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "omi_registry_dead_letters_total",
+			Help: "Requests that could not be decided and were set aside, by reason: panic or error. See omi-registry deadletters.",
+		}, []string{"reason"}),
 	}
-	r.MustRegister(m.requests, m.batch, m.decided, m.lost, m.published)
+	for _, reason := range []string{consume.Panics, consume.Fails} {
+		m.letters.WithLabelValues(reason) // so that the first one is an increase, which an alert sees
+	}
+	r.MustRegister(m.requests, m.batch, m.decided, m.lost, m.published, m.letters)
 	return m
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // Config says how a registry runs.
@@ -31,7 +33,8 @@ type Config struct {
 	Batch int
 	// Replicas of the streams, where Run creates them. Default 1; 3 on a cluster.
 	Replicas int
-	// Committed is told of the changes of each batch, once they are committed. Nil: nobody asks.
+	// Committed is told of the changes of each batch, once they are committed. It is never called concurrently. Nil:
+	// nobody asks.
 	Committed func([]events.Invalidation)
 	// Metrics takes the registry's metrics. Default: nobody sees them.
 	Metrics prometheus.Registerer
@@ -53,9 +56,11 @@ type Registry struct {
 	js     jetstream.JetStream
 	relay  *relay
 	intake *intake
+	aside  *deadLetters
 	Lookup *Lookup
 
-	serving atomic.Bool // the streams are there, lookups are answered, requests are taken
+	deciding sync.Mutex  // one batch at a time: what arrives, or a dead letter again
+	serving  atomic.Bool // the streams are there, lookups are answered, requests are taken
 }
 
 // New returns a registry that is ready to run.
@@ -88,6 +93,7 @@ func New(cfg Config) (*Registry, error) {
 		policy: cfg.Policy, key: cfg.Key, store: cfg.Store, relay: r.relay, committed: cfg.Committed,
 		log: cfg.Log, metrics: m, now: cfg.Now,
 	}
+	r.aside = &deadLetters{store: cfg.Store, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
 	r.Lookup = newLookup(cfg, js)
 	return r, nil
 }
@@ -106,7 +112,7 @@ func (r *Registry) Run(ctx context.Context) error {
 
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	relayed, recovered := make(chan struct{}), make(chan struct{})
+	relayed, recovered, retried := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() { // it ends with its queue, so that what intake committed is published before a shutdown
 		defer close(relayed)
 		r.relay.run(context.WithoutCancel(ctx))
@@ -114,6 +120,10 @@ func (r *Registry) Run(ctx context.Context) error {
 	go func() {
 		defer close(recovered)
 		r.relay.recover(ctx)
+	}()
+	go func() {
+		defer close(retried)
+		r.aside.run(ctx)
 	}()
 	r.cfg.Log.Info("registry is ready", "origin", r.cfg.Policy.Origin, "public_key", r.cfg.Key.Public().String())
 	err = consume.Run(ctx, consume.Config{
@@ -124,15 +134,24 @@ func (r *Registry) Run(ctx context.Context) error {
 			}
 			return consumer, err
 		},
-		Handle: r.intake.handle,
-		Batch:  r.cfg.Batch,
-		Log:    r.cfg.Log,
+		Handle:   r.handle,
+		SetAside: r.aside.setAside,
+		Away:     sqldb.Transient,
+		Batch:    r.cfg.Batch,
+		Log:      r.cfg.Log,
 	})
 	stop()
+	<-retried // it hands things to the relay too
 	close(r.relay.queue)
 	<-relayed
 	<-recovered
 	return err
+}
+
+func (r *Registry) handle(ctx context.Context, messages []*consume.Message) error {
+	r.deciding.Lock()
+	defer r.deciding.Unlock()
+	return r.intake.handle(ctx, messages)
 }
 
 // ErrNotReady means that Run has not come so far yet that requests and lookups are served.

@@ -165,6 +165,9 @@ func printReport(r registry.Report) {
 	}
 	fmt.Printf("Checked %d services with %d changes; %d messages wait in the outbox; %d violations.\n",
 		r.Services, r.Changes, r.Outbox, len(r.Violations))
+	if r.DeadLetters > 0 {
+		fmt.Printf("%d dead letters wait: see omi-registry deadletters list.\n", r.DeadLetters)
+	}
 }
 
 // withStore opens the database for one command. A signal ends it.

@@ -18,6 +18,8 @@ type cli struct {
 	App     appCmd     `cmd:"" help:"The developers' apps: who may bind services."`
 	Check   checkCmd   `cmd:"" help:"Verify what must always hold in the database. Exit code 1: something is wrong."`
 
+	DeadLetters deadLettersCmd `cmd:"" name:"deadletters" help:"Requests that could not be decided: list, show, and have them decided again."`
+
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }
 

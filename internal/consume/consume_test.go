@@ -26,6 +26,7 @@ type queue struct {
 	js     jetstream.JetStream
 
 	ackWait time.Duration
+	proves  func(payload string) bool // which messages are witnesses; nil: all
 
 	mu   sync.Mutex
 	done []string
@@ -82,6 +83,11 @@ func (q *queue) run(cfg consume.Config, handle func(batch []string) error) (stop
 		q.mu.Unlock()
 		if err := handle(payloads); err != nil {
 			return err
+		}
+		for _, m := range batch {
+			if q.proves == nil || q.proves(string(m.Data())) {
+				m.Witness()
+			}
 		}
 		q.mu.Lock()
 		q.done = append(q.done, payloads...)
@@ -175,11 +181,11 @@ func TestPoison(t *testing.T) {
 	q.publish(numbers(20)...)
 	q.run(consume.Config{
 		MaxBackoff: 10 * time.Millisecond,
-		SetAside: func(_ context.Context, m *consume.Message, reason string) error {
+		SetAside: func(_ context.Context, m *consume.Message, why consume.Fault) error {
 			if failures++; failures == 1 {
 				return errors.New("can't keep it yet")
 			}
-			aside = append(aside, string(m.Data())+": "+reason)
+			aside = append(aside, fmt.Sprintf("%s: %s: %s, %d tries", m.Data(), why.Reason, why.Detail, why.Tries))
 			return nil
 		},
 	}, func(batch []string) error {
@@ -194,7 +200,7 @@ func TestPoison(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("handled %v, want %v", got, want)
 	}
-	if !slices.Equal(aside, []string{"7: panic: poison"}) {
+	if !slices.Equal(aside, []string{"7: panic: poison, 6 tries"}) {
 		t.Errorf("set aside %v", aside)
 	}
 }

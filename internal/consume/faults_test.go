@@ -80,7 +80,7 @@ func (r *faultRun) start(faults *testenv.Faults) (*consumer, error) {
 				})
 			},
 			Handle: r.handle,
-			SetAside: func(_ context.Context, m *consume.Message, _ string) error {
+			SetAside: func(_ context.Context, m *consume.Message, _ consume.Fault) error {
 				r.mu.Lock()
 				defer r.mu.Unlock()
 				r.aside[string(m.Data())]++

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"database/sql"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rogpeppe/go-internal/testscript"
+	_ "modernc.org/sqlite" // for sql
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
@@ -109,6 +111,29 @@ func (w *world) waitFor(ts *testscript.TestScript, args []string) {
 		}
 		return nil
 	}))
+}
+
+func (w *world) repeat(ts *testscript.TestScript, args []string) {
+	want, split := regexp.MustCompile("(?m)"+args[0]), slices.Index(args, "--")
+	if split < 2 || split+1 == len(args) {
+		ts.Fatalf("repeat wants two programs")
+	}
+	ts.Check(eventually(func() error {
+		ts.Check(ts.Exec(args[split+1], args[split+2:]...))
+		ts.Check(ts.Exec(args[1], args[2:split]...))
+		if !want.MatchString(ts.ReadFile("stdout")) {
+			return fmt.Errorf("stdout does not match %s", want)
+		}
+		return nil
+	}))
+}
+
+func (w *world) sql(ts *testscript.TestScript, args []string) {
+	db, err := sql.Open("sqlite", "file:"+ts.MkAbs(args[0])+"?_pragma=busy_timeout(10000)")
+	ts.Check(err)
+	defer func() { _ = db.Close() }()
+	_, err = db.ExecContext(w.t.Context(), args[1])
+	ts.Check(err)
 }
 
 // expect runs a program that must end with a code.

@@ -20,6 +20,8 @@ import (
 //	interrupt NAME [CODE]                     SIGINT: it must stop, with exit code 0 or this one
 //	http METHOD NAME PATH [BODY]              asks it over HTTP; stdout is the answer: status, headers, body
 //	waitfor REGEXP PROGRAM [ARG…]             runs a program until it succeeds and its stdout matches
+//	repeat REGEXP PROGRAM [ARG…] -- PROGRAM [ARG…]   runs the second until the first's stdout matches; each succeeds
+//	sql FILE STATEMENT                        changes a SQLite database behind its process's back
 //	exits CODE PROGRAM [ARG…]                 runs a program that ends with this code
 //	usage TEXT PROGRAM [ARG…]                 runs a program that ends with code 2, and says TEXT in its one line on stderr
 //	capture VAR FILE REGEXP                   sets a variable to what the first group matches; FILE may be stdout or stderr
@@ -51,6 +53,8 @@ func TestScripts(t *testing.T) {
 			"interrupt": command((*world).interrupt, 1, 2),
 			"http":      command((*world).http, 3, 4),
 			"waitfor":   command((*world).waitFor, 2, many),
+			"repeat":    command((*world).repeat, 4, many),
+			"sql":       command((*world).sql, 2, 2),
 			"exits":     command((*world).exits, 2, many),
 			"usage":     command((*world).usage, 2, many),
 			"capture":   command((*world).capture, 3, 3),

@@ -7,9 +7,6 @@ import (
 	"omiappreg.org/keyrotation/internal/incoming"
 )
 
-// reasonPanic is the reason of a message that no reason of the contract explains: it makes this program panic.
-const reasonPanic = "panic"
-
 // toSetAside returns the messages that an operator is to see. Garbage never reaches the database.
 func (s *Subscriber) toSetAside(refused []incoming.Refused) []SetAside {
 	var list []SetAside

@@ -26,7 +26,7 @@ type Store struct {
 type SetAside struct {
 	StreamSequence uint64 `json:"stream_sequence"`
 	Subject        string `json:"subject"`
-	Reason         string `json:"reason"` // a code of docs/protocol.md §6 or §7.2
+	Reason         string `json:"reason"` // a code of docs/protocol.md §6 or §7.2; else panic or error: it could not be handled
 	Detail         string `json:"detail"` // one sentence for a person
 	Payload        []byte `json:"payload"`
 	At             int64  `json:"set_aside_at"` // seconds since the Unix epoch

@@ -24,6 +24,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // Config says what a subscriber listens to and what it does with it. JetStream, Durable, Trust, Store and Log are
@@ -93,6 +94,7 @@ func (s *Subscriber) Run(ctx context.Context) error {
 		},
 		Handle:   s.handle,
 		SetAside: s.setPoisonAside,
+		Away:     sqldb.Transient,
 		Log:      s.cfg.Log,
 	})
 	stop()
@@ -110,25 +112,38 @@ func (s *Subscriber) Ready() error {
 }
 
 func (s *Subscriber) handle(ctx context.Context, batch []*consume.Message) error {
-	return s.Receive(ctx, incoming.Batch(batch))
+	fresh, err := s.receive(ctx, incoming.Batch(batch))
+	if fresh > 0 { // what is refused or repeated may write nothing
+		batch[0].Witness()
+	}
+	return err
 }
 
 // Receive applies a batch: when it returns nil, each message has had its effect or was set aside, for good.
 func (s *Subscriber) Receive(ctx context.Context, batch []incoming.Delivery) error {
+	_, err := s.receive(ctx, batch)
+	return err
+}
+
+// receive returns how many events had their effect now.
+func (s *Subscriber) receive(ctx context.Context, batch []incoming.Delivery) (int, error) {
 	sorted := incoming.Sort(s.cfg.Trust, batch)
 	fresh, err := s.cfg.Store.Apply(ctx, sorted.Events, s.toSetAside(sorted.Refused))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	s.cfg.Applied(sorted.Events)
 	s.horizon.applied(batch)
 	s.report(ctx, &sorted, fresh)
-	return nil
+	return len(fresh), nil
 }
 
-// setPoisonAside keeps a message that makes the code above panic.
-func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Message, detail string) error {
-	s.metrics.events.WithLabelValues(resultSetAside, reasonPanic).Inc()
-	_, err := s.cfg.Store.Apply(ctx, nil, []SetAside{s.aside(incoming.Of(m), reasonPanic, detail)})
+// setPoisonAside keeps a message that makes the code above panic, or fail while it applies others. The event stays in the
+// stream.
+func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Message, why consume.Fault) error {
+	_, err := s.cfg.Store.Apply(ctx, nil, []SetAside{s.aside(incoming.Of(m), why.Reason, why.Detail)})
+	if err == nil {
+		s.metrics.events.WithLabelValues(resultSetAside, why.Reason).Inc()
+	}
 	return err
 }

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/registry"
+)
+
+// pollEvery is how often retry looks what has become of dead letters.
+const pollEvery = 100 * time.Millisecond
+
+type deadLettersCmd struct {
+	List  deadLettersListCmd  `cmd:"" help:"List them, the oldest first."`
+	Show  deadLettersShowCmd  `cmd:"" help:"Show one, with the request as it came."`
+	Retry deadLettersRetryCmd `cmd:"" help:"Have them decided again, by a running registry."`
+}
+
+// Help is shown by --help.
+func (*deadLettersCmd) Help() string {
+	return `A request that makes the registry panic, or fail again and again while it commits others, is set aside: it holds up
+nobody, is not answered, and is not lost. The registry's log says ERROR with its id, and omi_registry_dead_letters_total
+counts it. Look at it, mend the cause (its detail and the log name it), and have it decided again: it is judged as one that
+came when it was first stored, and the service gets its receipt as ever.
+
+  omi-registry deadletters list
+  omi-registry deadletters show 5f0c8e2b9a417d36
+  omi-registry deadletters retry --all`
+}
+
+type deadLettersListCmd struct {
+	Database database `embed:""`
+	Limit    int      `default:"50" help:"The oldest so many (${default})."`
+	JSON     bool     `help:"Print a JSON array."`
+}
+
+// Run lists the dead letters.
+func (c *deadLettersListCmd) Run() error {
+	if c.Limit < 1 {
+		return process.Usagef("--limit: want 1 or more")
+	}
+	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
+		list, err := store.DeadLetters(ctx, c.Limit)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return process.PrintJSON(list)
+		}
+		for _, l := range list {
+			printDeadLetter(l)
+		}
+		fmt.Printf("%d dead letters.\n", len(list))
+		return nil
+	})
+}
+
+func printDeadLetter(l registry.DeadLetter) {
+	retrying := ""
+	if l.Retrying {
+		retrying = ", a retry is asked for"
+	}
+	fmt.Printf("%s  %s\n    came %s as stream sequence %d, set aside %s after %d tries%s\n    %s: %s\n",
+		l.ID, l.Subject, clock(l.StoredAt), l.StreamSequence, clock(l.SetAsideAt), l.Tries, retrying, l.Reason, l.Detail)
+}
+
+func clock(seconds int64) string { return time.Unix(seconds, 0).Format(time.DateTime) }
+
+type deadLettersShowCmd struct {
+	Database database `embed:""`
+	ID       string   `arg:"" help:"Its id, as list shows it."`
+	JSON     bool     `help:"Print one JSON object, the request in base64."`
+}
+
+// Run shows one dead letter.
+func (c *deadLettersShowCmd) Run() error {
+	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
+		l, err := store.DeadLetter(ctx, c.ID)
+		if err != nil {
+			return gone(err)
+		}
+		if c.JSON {
+			return process.PrintJSON(l)
+		}
+		printDeadLetter(l)
+		fmt.Printf("\n%s\n", incoming.Printable(string(l.Payload)))
+		return nil
+	})
+}
+
+// gone says what to do about an id that is not there.
+func gone(err error) error {
+	if errors.Is(err, registry.ErrNoDeadLetter) {
+		return process.Refused(fmt.Errorf("%w; omi-registry deadletters list shows those that wait", err))
+	}
+	return err
+}
+
+type deadLettersRetryCmd struct {
+	Database database      `embed:""`
+	IDs      []string      `arg:"" optional:"" name:"id" help:"Their ids, as list shows them."`
+	All      bool          `help:"All that there are."`
+	Wait     time.Duration `default:"10s" help:"How long to wait until a registry has decided them (${default}); 0s: only ask for it."`
+	JSON     bool          `help:"Print a JSON array: what became of each."`
+}
+
+// retried is what became of one dead letter: decided, failed again, or waiting for a registry.
+type retried struct {
+	ID     string `json:"id"`
+	Result string `json:"result"`
+	Reason string `json:"reason,omitzero"`
+	Detail string `json:"detail,omitzero"`
+}
+
+const (
+	resultDecided = "decided"
+	resultFailed  = "failed"
+	resultWaiting = "waiting"
+)
+
+// Run has dead letters decided again.
+func (c *deadLettersRetryCmd) Run() error {
+	if c.All == (len(c.IDs) > 0) {
+		return process.Usagef("name the dead letters by their ids, or all of them by --all")
+	}
+	if c.Wait < 0 {
+		return process.Usagef("--wait: want 0s or more")
+	}
+	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
+		ids, err := c.ask(ctx, store)
+		if err != nil {
+			return gone(err)
+		}
+		results, err := c.follow(ctx, store, ids)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			if err := process.PrintJSON(results); err != nil {
+				return err
+			}
+		} else {
+			printRetried(results)
+		}
+		return c.verdict(results)
+	})
+}
+
+func (c *deadLettersRetryCmd) ask(ctx context.Context, store *registry.Store) ([]string, error) {
+	if c.All {
+		return store.RetryAllDeadLetters(ctx, time.Now())
+	}
+	return c.IDs, store.RetryDeadLetters(ctx, c.IDs, time.Now())
+}
+
+// follow waits until all are decided or have failed again.
+func (c *deadLettersRetryCmd) follow(ctx context.Context, store *registry.Store, ids []string) ([]retried, error) {
+	deadline := time.Now().Add(c.Wait)
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	results := make([]retried, len(ids))
+	for i, id := range ids {
+		for results[i] = (retried{ID: id, Result: resultWaiting}); ; {
+			l, err := store.DeadLetter(ctx, id)
+			if errors.Is(err, registry.ErrNoDeadLetter) {
+				results[i].Result = resultDecided
+				break
+			}
+			if err != nil {
+				return nil, err
+			}
+			if !l.Retrying {
+				results[i] = retried{id, resultFailed, l.Reason, l.Detail}
+				break
+			}
+			if !time.Now().Before(deadline) {
+				break
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return nil, fmt.Errorf("wait for the registry: %w", ctx.Err())
+			}
+		}
+	}
+	return results, nil
+}
+
+func printRetried(results []retried) {
+	for _, r := range results {
+		switch r.Result {
+		case resultFailed:
+			fmt.Printf("%s  failed again\n    %s: %s\n", r.ID, r.Reason, r.Detail)
+		case resultWaiting:
+			fmt.Printf("%s  a running registry will decide it\n", r.ID)
+		default:
+			fmt.Printf("%s  decided, its receipt is published\n", r.ID)
+		}
+	}
+	fmt.Printf("%d dead letters.\n", len(results))
+}
+
+// verdict returns the error that the exit code is of.
+func (c *deadLettersRetryCmd) verdict(results []retried) error {
+	count := map[string]int{}
+	for _, r := range results {
+		count[r.Result]++
+	}
+	switch {
+	case count[resultFailed] > 0:
+		return process.Refused(fmt.Errorf("%d of %d failed again; the registry's log has the rest", count[resultFailed], len(results)))
+	case count[resultWaiting] > 0 && c.Wait > 0:
+		return process.Unreachable(fmt.Errorf("%d of %d are not decided after %s: is a registry running? They stay asked for", count[resultWaiting], len(results), c.Wait))
+	}
+	return nil
+}

@@ -1,0 +1,104 @@
+package consume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	giveBackWithin = 500 * time.Millisecond
+	settledKept    = 8 // batches: more than can wait here, in the channel and in the iterator
+)
+
+// Run consumes until ctx ends, and then returns nil, or until Open fails for good. A batch under way is finished first;
+// messages that were pulled and not handed over go back to the broker at once.
+func Run(ctx context.Context, cfg Config) error {
+	cfg = cfg.withDefaults()
+	pause := cfg.newBackoff(firstBackoff)
+	for ctx.Err() == nil {
+		err := runOnce(ctx, cfg, pause.Reset)
+		if final := (*backoff.PermanentError)(nil); errors.As(err, &final) {
+			return final.Unwrap()
+		}
+		if ctx.Err() == nil {
+			cfg.Log.Warn("consumer interrupted, trying again", "error", err)
+			wait(ctx, pause.NextBackOff())
+		}
+	}
+	return nil
+}
+
+// runOnce consumes until the durable or the connection is lost.
+func runOnce(ctx context.Context, cfg Config, opened func()) error {
+	consumer, err := cfg.Open(ctx)
+	if err != nil {
+		return err
+	}
+	iterator, err := consumer.Messages(jetstream.PullMaxMessages(2 * cfg.Batch))
+	if err != nil {
+		return fmt.Errorf("start pulling: %w", err)
+	}
+	settled, err := lru.New[uint64, struct{}](settledKept * cfg.Batch)
+	if err != nil {
+		return fmt.Errorf("remember what is settled: %w", err)
+	}
+	opened()
+	ctx, cancel := context.WithCancel(ctx)
+	arrived := make(chan *Message, cfg.Batch)
+	lost, ended := make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer close(arrived)
+		lost <- pump(ctx, iterator, arrived, settled)
+	}()
+	newWorker(cfg, arrived, ended, consumer.CachedInfo().Config.AckWait).run(ctx)
+	cancel()
+	for m := range arrived {
+		_ = m.Nak() // as in giveBack
+	}
+	iterator.Stop()
+	return <-lost
+}
+
+// pump moves messages from the iterator to the channel until one of the two ends. What is pulled by then and not
+// handed over goes back.
+func pump(ctx context.Context, iterator jetstream.MessagesContext, arrived chan<- *Message, settled *lru.Cache[uint64, struct{}]) error {
+	for {
+		msg, err := iterator.Next(jetstream.NextContext(ctx))
+		if ctx.Err() != nil {
+			giveBack(iterator, msg)
+			return ctx.Err()
+		}
+		if err != nil {
+			return fmt.Errorf("pull: %w", err)
+		}
+		m, err := NewMessage(msg)
+		if err != nil {
+			return fmt.Errorf("read a message's place in the stream: %w", err)
+		}
+		m.settled = settled
+		select {
+		case arrived <- m:
+		case <-ctx.Done():
+			giveBack(iterator, msg)
+			return ctx.Err()
+		}
+	}
+}
+
+// giveBack returns msg, if there is one, and what the iterator holds. It is a courtesy, best effort: without it the
+// broker waits for the acknowledgement's deadline before it delivers them to another.
+func giveBack(iterator jetstream.MessagesContext, msg jetstream.Msg) {
+	iterator.Drain()
+	for err := error(nil); err == nil; msg, err = iterator.Next(jetstream.NextMaxWait(giveBackWithin)) {
+		if msg != nil {
+			_ = msg.Nak()
+		}
+	}
+}

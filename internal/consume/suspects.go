@@ -1,0 +1,192 @@
+package consume
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+// A suspect is a message that failed alone. Is it at fault, or is something away that all need? That is found out by the
+// others:
+//
+//   - Nothing has passed since (an outage, or an idle stream): suspects lead every batch, in the stream's order, so that
+//     after an outage all is handled as if it had not been. While nothing at all passes, nothing new is taken for the
+//     length of a pause, as with any batch that fails.
+//   - A witness has passed, see [Message.Witness], and the suspect fails after it: it is blamed. It is now tried by itself,
+//     and holds up nobody. When that has happened often enough, each time with a new witness in between, it is set aside.
+//
+// So the order of one service's messages is kept through an outage, but what is blamed is overtaken by what came after it.
+
+const (
+	// panicTries is how often a message panics alone before it is set aside, one right after the other.
+	panicTries = 3
+	// faultsAtMost is how much blame a suspect takes before it is set aside: 5 errors, or 50 which say by themselves that
+	// something is away. A disk that is full now and then lets others pass in between; it doesn't hit the same one 50 times.
+	faultsAtMost = 5 * blameOfError
+	blameOfError = 10
+	blameOfAway  = 1
+	// firstPause is the share of MaxBackoff after which a suspect is tried again for the first time.
+	firstPause = 8
+)
+
+// suspicion is what is known of a suspect.
+type suspicion struct {
+	tries  int // alone
+	blame  int
+	proofs int // the worker's, when it failed last
+	pause  *backoff.ExponentialBackOff
+	due    time.Time // of the next try
+}
+
+// suspected reports whether the message of this sequence is a suspect.
+func (w *worker) suspected(sequence uint64) bool {
+	return slices.ContainsFunc(w.suspects, func(m *Message) bool { return m.Meta.Sequence.Stream == sequence })
+}
+
+// wake is when something is to be done next for suspects: a try, to take again what has arrived, or to tell the broker
+// that they are still ours.
+func (w *worker) wake() time.Time {
+	next := w.told.Add(w.tellEvery)
+	for _, m := range w.suspects {
+		if due := w.due(m); due.Before(next) {
+			next = due
+		}
+	}
+	if w.resume.After(time.Now()) && w.resume.Before(next) {
+		next = w.resume
+	}
+	return next
+}
+
+// due is when a suspect is to be tried again.
+func (w *worker) due(m *Message) time.Time {
+	if m.suspicion.blame == 0 && m.suspicion.due.Before(w.resume) {
+		return w.resume
+	}
+	return m.suspicion.due
+}
+
+// lead puts the suspects that nobody has blamed yet before a batch. With an empty one, only if their time has come.
+func (w *worker) lead(batch []*Message) []*Message {
+	var doubtful []*Message
+	now, due := time.Now(), len(batch) > 0
+	for _, m := range w.suspects {
+		if m.suspicion.blame == 0 {
+			doubtful = append(doubtful, m)
+			due = due || !now.Before(w.due(m))
+		}
+	}
+	if !due || len(doubtful) == 0 {
+		return batch
+	}
+	slices.SortStableFunc(doubtful, func(a, b *Message) int {
+		return cmp.Compare(a.Meta.Sequence.Stream, b.Meta.Sequence.Stream)
+	})
+	return append(doubtful, batch...)
+}
+
+// tryBlamed tries the suspects whose time has come, each alone.
+func (w *worker) tryBlamed(ctx, work context.Context) {
+	for _, m := range slices.Clone(w.suspects) {
+		if ctx.Err() != nil {
+			return
+		}
+		if m.suspicion.blame > 0 && !time.Now().Before(w.due(m)) {
+			_ = w.alone(work, m) // what becomes of it is logged
+		}
+		w.tell(nil)
+	}
+}
+
+// oneByOne finds out which messages of a batch fail.
+func (w *worker) oneByOne(ctx, work context.Context, batch []*Message) {
+	var failures []error
+	for i, m := range batch {
+		if len(failures) > 0 && ctx.Err() != nil {
+			returnAll(batch[i:])
+			return
+		}
+		if err := w.alone(work, m); err != nil {
+			failures = append(failures, err)
+		}
+		w.tell(batch[i+1:])
+	}
+	if len(failures) == 0 {
+		return
+	}
+	if len(failures) == len(batch) {
+		w.resume = time.Now().Add(w.pause.NextBackOff())
+	}
+	w.cfg.Log.Warn("messages fail alone too, they will be tried again", "messages", len(failures), "of", len(batch),
+		"suspects", len(w.suspects), "error", failures[0])
+}
+
+// alone hands one message over by itself. Its error is that of a message which is a suspect from now on.
+func (w *worker) alone(ctx context.Context, m *Message) error {
+	tries := 0
+	var err error
+	for again := true; again; again = isPanic(err) && tries < panicTries {
+		tries++
+		if err = w.try(ctx, []*Message{m}); err == nil {
+			w.passed([]*Message{m})
+			return nil
+		}
+	}
+	if m.kept {
+		w.clear(m) // the handler has settled it; or it comes again
+		return nil
+	}
+	if m.suspicion == nil {
+		m.suspicion = &suspicion{proofs: w.proofs, pause: w.cfg.newBackoff(w.cfg.MaxBackoff / firstPause)}
+		w.suspects = append(w.suspects, m)
+	}
+	m.suspicion.tries += tries
+	if ctx.Err() == nil && w.atFault(m.suspicion, err) && w.setAside(ctx, m, err) {
+		return nil
+	}
+	m.suspicion.due = time.Now().Add(m.suspicion.pause.NextBackOff())
+	return err
+}
+
+// atFault blames a suspect for its failure, if that is to be, and reports whether it has failed often enough.
+func (w *worker) atFault(s *suspicion, err error) bool {
+	if w.proofs > s.proofs {
+		s.proofs = w.proofs
+		if w.cfg.Away(err) {
+			s.blame += blameOfAway
+		} else {
+			s.blame += blameOfError
+		}
+	}
+	return s.blame >= faultsAtMost || isPanic(err)
+}
+
+// setAside gives a message up, and reports whether that is done. That it can be kept for an operator is the last
+// evidence: where a database is away, it can't.
+func (w *worker) setAside(ctx context.Context, m *Message, err error) bool {
+	why := Fault{Reason: Fails, Detail: err.Error(), Tries: m.suspicion.tries}
+	log := w.cfg.Log.With("subject", m.Subject(), "tries", why.Tries, "error", err)
+	if poison := (*panicError)(nil); errors.As(err, &poison) {
+		why.Reason, why.Detail = Panics, fmt.Sprint(poison.value)
+		log = log.With("stack", poison.stack)
+	}
+	if err := w.cfg.SetAside(ctx, m, why); err != nil {
+		log.Warn("a message is to be set aside, which fails: it will be tried again", "set_aside_error", err)
+		return false
+	}
+	log.Error("message set aside: it can't be handled", "reason", why.Reason)
+	w.settle(m.TermWithReason("set aside: " + why.Reason))
+	w.clear(m)
+	return true
+}
+
+// clear takes a message off the suspects.
+func (w *worker) clear(m *Message) {
+	m.suspicion = nil
+	w.suspects = slices.DeleteFunc(w.suspects, func(other *Message) bool { return other == m })
+}

@@ -1,0 +1,229 @@
+package consume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+)
+
+const (
+	// triesTogether is how often a batch that fails is tried as a whole before its messages are handed over one by one.
+	triesTogether = 5
+	// tellsInWait is how often within its wait for an acknowledgement the broker is told that a message is still ours.
+	tellsInWait = 5
+	defaultWait = 5 * time.Second // where nobody waits for acknowledgements
+)
+
+// worker hands over what has arrived. It is one goroutine.
+type worker struct {
+	cfg     Config
+	arrived <-chan *Message
+	ended   <-chan struct{} // closed when no more will arrive
+
+	suspects []*Message                  // at most cfg.Batch
+	proofs   int                         // how often others showed that all that handling needs is there
+	pause    *backoff.ExponentialBackOff // while nothing passes
+	resume   time.Time                   // until then nothing that arrives is taken, because nothing passes
+
+	tellEvery time.Duration
+	told      time.Time
+}
+
+func newWorker(cfg Config, arrived <-chan *Message, ended <-chan struct{}, ackWait time.Duration) *worker {
+	if ackWait <= 0 {
+		ackWait = defaultWait
+	}
+	return &worker{
+		cfg: cfg, arrived: arrived, ended: ended, pause: cfg.newBackoff(firstBackoff), tellEvery: ackWait / tellsInWait,
+	}
+}
+
+func (w *worker) run(ctx context.Context) {
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(w.cfg.Drain, cancel) })
+	defer stop()
+	batch := make([]*Message, 0, w.cfg.Batch)
+	for {
+		var ok bool
+		if batch, ok = w.next(ctx, batch[:0]); !ok {
+			break
+		}
+		if batch = w.lead(batch); len(batch) > 0 {
+			w.handle(ctx, work, batch)
+		}
+		w.tryBlamed(ctx, work)
+		w.tell(nil)
+	}
+	returnAll(w.suspects)
+}
+
+// next waits for one message, and takes what else is there; or it waits until something is to be done for suspects.
+func (w *worker) next(ctx context.Context, batch []*Message) ([]*Message, bool) {
+	arrived, ended, wake := w.arrived, (<-chan struct{})(nil), (<-chan time.Time)(nil)
+	if len(w.suspects) > 0 {
+		timer := time.NewTimer(time.Until(w.wake()))
+		defer timer.Stop()
+		wake = timer.C
+		if w.room() == 0 {
+			arrived, ended = nil, w.ended
+		}
+	}
+	select {
+	case <-ctx.Done():
+		return nil, false
+	case <-ended:
+		return nil, false
+	case <-wake:
+	case m, ok := <-arrived:
+		if !ok {
+			return nil, false
+		}
+		batch = w.add(batch, m)
+	}
+	for len(batch) < w.room() {
+		select {
+		case m, ok := <-w.arrived:
+			if !ok {
+				return batch, true
+			}
+			batch = w.add(batch, m)
+		default:
+			return batch, true
+		}
+	}
+	return batch, true
+}
+
+// room is how many messages may be taken beside the suspects.
+func (w *worker) room() int {
+	if time.Now().Before(w.resume) {
+		return 0
+	}
+	return max(0, w.cfg.Batch-len(w.suspects))
+}
+
+// add puts a message into the batch, unless it is a copy of one that is done, or is with us as a suspect.
+func (w *worker) add(batch []*Message, m *Message) []*Message {
+	switch {
+	case m.repeated():
+		w.settle(m.Ack())
+		return batch
+	case m.Meta.NumDelivered > 1 && w.suspected(m.Meta.Sequence.Stream):
+		return batch
+	}
+	return append(batch, m)
+}
+
+// handle brings a batch to its end: acknowledged, given back because a shutdown came first, or, where messages fail alone
+// too, those under suspicion and the rest acknowledged.
+func (w *worker) handle(ctx, work context.Context, batch []*Message) {
+	pause := w.cfg.newBackoff(firstBackoff)
+	led := batch[0].suspicion != nil
+	for tries := 1; !led || len(batch) > 1; tries++ {
+		err := w.try(work, batch)
+		if err == nil {
+			w.passed(batch)
+			return
+		}
+		if led || isPanic(err) || tries == triesTogether {
+			w.cfg.Log.Warn("batch failed, handing its messages over one by one", "messages", len(batch), "error", err)
+			break
+		}
+		w.cfg.Log.Warn("batch failed, trying again", "messages", len(batch), "error", err)
+		if !wait(ctx, pause.NextBackOff()) {
+			returnAll(batch)
+			return
+		}
+		w.tell(batch)
+	}
+	w.oneByOne(ctx, work, batch)
+}
+
+// passed acknowledges what the handler has handled.
+func (w *worker) passed(batch []*Message) {
+	proof := 0
+	for _, m := range batch {
+		if m.witness {
+			proof = 1
+		}
+		if m.suspicion != nil {
+			w.clear(m)
+		}
+		if !m.kept {
+			w.settle(m.Ack())
+		}
+	}
+	w.proofs += proof
+	w.pause.Reset()
+	w.resume = time.Time{}
+}
+
+// tell lets the broker know, often enough, that messages which wait here are still ours: it sends no copies then.
+func (w *worker) tell(batch []*Message) {
+	if time.Since(w.told) < w.tellEvery {
+		return
+	}
+	w.told = time.Now()
+	for _, list := range [...][]*Message{w.suspects, batch} {
+		for _, m := range list {
+			_ = m.InProgress()
+		}
+	}
+}
+
+// returnAll gives messages back to the broker, which delivers them to the next.
+func returnAll(list []*Message) {
+	for _, m := range list {
+		if !m.kept {
+			_ = m.Nak() // as in giveBack
+		}
+	}
+}
+
+// settle logs a failed acknowledgement. It loses nothing: the message comes again, and has no second effect.
+func (w *worker) settle(err error) {
+	if err != nil {
+		w.cfg.Log.Debug("acknowledge", "error", err)
+	}
+}
+
+type panicError struct {
+	value any
+	stack string
+}
+
+func (p *panicError) Error() string { return fmt.Sprintf("panic: %v", p.value) }
+
+func isPanic(err error) bool {
+	poison := (*panicError)(nil)
+	return errors.As(err, &poison)
+}
+
+func (w *worker) try(ctx context.Context, batch []*Message) (err error) {
+	for _, m := range batch {
+		m.witness = false
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			err = &panicError{v, string(debug.Stack())}
+		}
+	}()
+	return w.cfg.Handle(ctx, batch)
+}
+
+// wait pauses, and reports whether ctx is still alive.
+func wait(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

@@ -1,0 +1,86 @@
+package subscriber_test
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
+	_ "modernc.org/sqlite" // for a trigger
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// TestPoison: the database refuses all keys of one service. Its event is set aside while those of others are applied, and is
+// applied after all once the cause is mended and the durable deleted: the stream still has it.
+func TestPoison(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "test.db")
+	store := openStore(t, "sqlite:"+file)
+	registry := subtest.NewRegistry(t, events.GenerateSigningKey())
+	js, err := jetstream.New(testenv.Connect(t, testenv.NewBroker(t).URL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sub, err := subscriber.New(subscriber.Config{
+		JetStream: js, Durable: "sub", Trust: registry.Trust, Store: store, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	subtest.Stream(t, js)
+	subtest.Running(t, sub.Run)
+	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=busy_timeout(10000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	run := func(statement string) {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish := func(s *subtest.Service) {
+		s.Bind(start)
+		if _, err := js.Publish(t.Context(), s.Events[0].Subject(), s.Events[0].Sign(registry.Key)); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	victim := subtest.NewService(t, "victim")
+	run(fmt.Sprintf("CREATE TRIGGER poison BEFORE INSERT ON keys WHEN NEW.target = '%s' BEGIN SELECT RAISE(ABORT, 'poison'); END", victim.Target))
+	publish(victim)
+	others := 0
+	testenv.Eventually(t, within, "the event is set aside", func() error {
+		others++
+		publish(subtest.NewService(t, fmt.Sprint("other-", others)))
+		list, err := store.ListSetAside(t.Context(), 10)
+		if err != nil || len(list) != 1 || list[0].Reason != "error" || list[0].Subject != victim.Events[0].Subject() {
+			return fmt.Errorf("set aside are %+v: %w", list, err)
+		}
+		return nil
+	})
+	testenv.Eventually(t, within, "all others are applied", func() error {
+		if n := len(all(t, store)); n != others {
+			return fmt.Errorf("%d of %d", n, others)
+		}
+		return nil
+	})
+
+	run("DROP TRIGGER poison")
+	if err := js.DeleteConsumer(t.Context(), events.InvalidationStream, "sub"); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, within, "the event is applied", func() error {
+		if _, found, err := store.KeyringOf(t.Context(), victim.Target); err != nil || !found {
+			return errors.Join(errors.New("not yet"), err)
+		}
+		return nil
+	})
+}

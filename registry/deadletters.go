@@ -1,0 +1,232 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+	"unicode/utf8"
+
+	"omiappreg.org/keyrotation/internal/consume"
+	received "omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+// ErrNoDeadLetter means that no dead letter has this id: it was never there, or it is decided by now.
+var ErrNoDeadLetter = errors.New("there is no dead letter of this id")
+
+// DeadLetter is a request that could not be decided: the code panics on it, or fails while it decides others. It waits in
+// the database until an operator has it decided again.
+type DeadLetter struct {
+	ID             string `json:"id"`
+	Subject        string `json:"subject"`
+	StreamSequence uint64 `json:"stream_sequence"`
+	StoredAt       int64  `json:"stored_at"` // by JetStream, seconds since the Unix epoch
+	Reason         string `json:"reason"`    // panic or error
+	Detail         string `json:"detail"`
+	Tries          int    `json:"tries"`
+	SetAsideAt     int64  `json:"set_aside_at"` // or failed again, seconds since the Unix epoch
+	Retrying       bool   `json:"retrying"`     // a registry is asked to decide it again, and has not yet
+	Payload        []byte `json:"payload,omitzero"`
+}
+
+const (
+	idBytes     = 8
+	detailBytes = 1000 // of what a panic or an error says
+)
+
+// newDeadLetter returns what is kept of a message. Its id is a hash: the rows of a day spread over a cluster, a message
+// that is delivered again after it was set aside is the same row, and one of another stream, which counts from 1 too,
+// is not.
+func newDeadLetter(m *consume.Message, why consume.Fault, now time.Time) DeadLetter {
+	place := fmt.Sprintf("%d %d %s ", m.Meta.Timestamp.UnixNano(), m.Meta.Sequence.Stream, m.Subject())
+	hash := sha256.Sum256(append([]byte(place), m.Data()...))
+	return DeadLetter{
+		ID: hex.EncodeToString(hash[:idBytes]), Subject: received.Printable(m.Subject()), StreamSequence: m.Meta.Sequence.Stream,
+		StoredAt: m.Meta.Timestamp.Unix(), Reason: why.Reason, Detail: detailOf(why.Detail), Tries: why.Tries,
+		SetAsideAt: now.Unix(), Payload: m.Data(),
+	}
+}
+
+func detailOf(text string) string {
+	if len(text) > detailBytes {
+		end := detailBytes
+		for !utf8.RuneStart(text[end]) {
+			end--
+		}
+		text = text[:end] + "…"
+	}
+	return received.Printable(text)
+}
+
+// putDeadLetter keeps a dead letter. One that is there already has failed again.
+func (s *Store) putDeadLetter(ctx context.Context, l DeadLetter) error {
+	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO dead_letters
+			(id, stream_sequence, stored_at, reason, detail, tries, set_aside_at, subject, payload)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+			ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, detail = excluded.detail,
+			tries = dead_letters.tries + excluded.tries, set_aside_at = excluded.set_aside_at, retry_at = NULL`,
+			l.ID, int64(l.StreamSequence), l.StoredAt, l.Reason, l.Detail, l.Tries, l.SetAsideAt, l.Subject, append([]byte{}, l.Payload...))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("keep a dead letter: %w", err)
+	}
+	return nil
+}
+
+// letterColumns are what scanLetter reads.
+const letterColumns = "id, stream_sequence, stored_at, reason, detail, tries, set_aside_at, retry_at, subject"
+
+func scanLetter(row interface{ Scan(...any) error }, more ...any) (DeadLetter, error) {
+	var l DeadLetter
+	var retry sql.NullInt64
+	err := row.Scan(append([]any{
+		&l.ID, &l.StreamSequence, &l.StoredAt, &l.Reason, &l.Detail, &l.Tries, &l.SetAsideAt, &retry, &l.Subject,
+	}, more...)...)
+	l.Retrying = retry.Valid
+	return l, err
+}
+
+// DeadLetters returns up to limit dead letters, the oldest first, without their payloads.
+func (s *Store) DeadLetters(ctx context.Context, limit int) ([]DeadLetter, error) {
+	list := []DeadLetter{}
+	err := s.each(ctx, "SELECT "+letterColumns+" FROM dead_letters ORDER BY stored_at, stream_sequence LIMIT $1", []any{limit},
+		func(rows *sql.Rows) error {
+			l, err := scanLetter(rows)
+			list = append(list, l)
+			return err
+		})
+	if err != nil {
+		return nil, fmt.Errorf("list the dead letters: %w", err)
+	}
+	return list, nil
+}
+
+// DeadLetter returns one dead letter with its payload, or [ErrNoDeadLetter].
+func (s *Store) DeadLetter(ctx context.Context, id string) (DeadLetter, error) {
+	var payload []byte
+	l, err := scanLetter(s.db.Reader().QueryRowContext(ctx,
+		"SELECT "+letterColumns+", payload FROM dead_letters WHERE id = $1", id), &payload)
+	if errors.Is(err, sql.ErrNoRows) {
+		return l, fmt.Errorf("dead letter %s: %w", id, ErrNoDeadLetter)
+	}
+	if err != nil {
+		return l, fmt.Errorf("read dead letter %s: %w", id, err)
+	}
+	l.Payload = payload
+	return l, nil
+}
+
+// countDeadLetters returns how many there are.
+func (s *Store) countDeadLetters(ctx context.Context) (n int, err error) {
+	if err = s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM dead_letters").Scan(&n); err != nil {
+		return 0, fmt.Errorf("count the dead letters: %w", err)
+	}
+	return n, nil
+}
+
+// RetryDeadLetters asks for dead letters to be decided again: a running registry does it within a second or two. It is
+// [ErrNoDeadLetter], and nothing is asked for, if one of the ids is not there.
+func (s *Store) RetryDeadLetters(ctx context.Context, ids []string, now time.Time) error {
+	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+		for _, id := range ids {
+			result, err := tx.ExecContext(ctx, "UPDATE dead_letters SET retry_at = COALESCE(retry_at, $1) WHERE id = $2", now.UnixMilli(), id)
+			if err != nil {
+				return err
+			}
+			if n, err := result.RowsAffected(); err != nil || n == 0 {
+				return errors.Join(fmt.Errorf("dead letter %s: %w", id, ErrNoDeadLetter), err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("ask for a retry: %w", err)
+	}
+	return nil
+}
+
+// RetryAllDeadLetters asks for all dead letters to be decided again, and returns their ids, the oldest first.
+func (s *Store) RetryAllDeadLetters(ctx context.Context, now time.Time) ([]string, error) {
+	letters, err := s.updateLetters(ctx, `UPDATE dead_letters SET retry_at = COALESCE(retry_at, $1)
+		RETURNING `+letterColumns+`, NULL`, now.UnixMilli())
+	if err != nil {
+		return nil, fmt.Errorf("ask for a retry of all dead letters: %w", err)
+	}
+	ids := make([]string, 0, len(letters))
+	for _, l := range letters {
+		ids = append(ids, l.ID)
+	}
+	return ids, nil
+}
+
+// retryAsked reports whether there is a dead letter to be decided again: a read, which costs nothing while all is well.
+func (s *Store) retryAsked(ctx context.Context, now time.Time) (bool, error) {
+	var n int
+	err := s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM dead_letters WHERE retry_at <= $1", now.UnixMilli()).Scan(&n)
+	if err != nil {
+		return false, fmt.Errorf("look for dead letters to retry: %w", err)
+	}
+	return n > 0, nil
+}
+
+// claimDeadLetters leases up to limit dead letters that are to be decided again, oldest first. Two replicas never lease
+// the same one at a time, and to decide one twice would do no harm.
+func (s *Store) claimDeadLetters(ctx context.Context, limit int, now time.Time, lease time.Duration) ([]DeadLetter, error) {
+	letters, err := s.updateLetters(ctx, `UPDATE dead_letters SET retry_at = $1 WHERE id IN
+		(SELECT id FROM dead_letters WHERE retry_at <= $2 ORDER BY stored_at, stream_sequence LIMIT $3)
+		RETURNING `+letterColumns+`, payload`, now.Add(lease).UnixMilli(), now.UnixMilli(), limit)
+	if err != nil {
+		return nil, fmt.Errorf("claim dead letters: %w", err)
+	}
+	return letters, nil
+}
+
+// updateLetters runs a statement that returns dead letters, and sorts them: the oldest first.
+func (s *Store) updateLetters(ctx context.Context, statement string, args ...any) ([]DeadLetter, error) {
+	var letters []DeadLetter
+	err := s.db.InTx(ctx, func(tx *sql.Tx) (err error) {
+		letters = letters[:0]
+		rows, err := tx.QueryContext(ctx, statement, args...)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, rows.Close()) }()
+		for rows.Next() {
+			var payload []byte
+			l, err := scanLetter(rows, &payload)
+			if err != nil {
+				return err
+			}
+			l.Payload = payload
+			letters = append(letters, l)
+		}
+		return rows.Err()
+	})
+	slices.SortFunc(letters, func(a, b DeadLetter) int {
+		if a.StoredAt != b.StoredAt {
+			return cmp.Compare(a.StoredAt, b.StoredAt)
+		}
+		return cmp.Compare(a.StreamSequence, b.StreamSequence)
+	})
+	return letters, err
+}
+
+// deleteDeadLetters forgets dead letters that are decided.
+func (s *Store) deleteDeadLetters(ctx context.Context, ids ...any) error {
+	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, "DELETE FROM dead_letters WHERE id IN "+sqldb.In(1, len(ids)), ids...)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("delete what is decided from the dead letters: %w", err)
+	}
+	return nil
+}

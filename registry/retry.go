@@ -1,0 +1,207 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+const (
+	retryEvery  = time.Second      // how often dead letters that an operator wants decided are looked for
+	retryAtMost = 64               // a time
+	retryWithin = 15 * time.Second // for one to be decided and its receipt published, before another replica may try
+)
+
+// deadLetters sets aside the requests that can't be decided, and has them decided again when an operator asks for it:
+//
+//	consume ──▶ setAside ──▶ dead_letters ──▶ run ──▶ the same handler ──▶ decided: forgotten
+//	                              ▲                        │
+//	                              └────────────────────────┘ failed again
+//
+// It does not publish them to the stream again, where they would be stored anew, and too old after the window of their
+// timestamp (docs/protocol.md §6).
+type deadLetters struct {
+	store   *Store
+	handle  consume.Handler
+	log     *slog.Logger
+	metrics *metrics
+	now     func() time.Time
+}
+
+// setAside keeps a message that the consumer gives up.
+func (d *deadLetters) setAside(ctx context.Context, m *consume.Message, why consume.Fault) error {
+	l := newDeadLetter(m, why, d.now())
+	if err := d.store.putDeadLetter(ctx, l); err != nil {
+		return err
+	}
+	d.metrics.letters.WithLabelValues(l.Reason).Inc()
+	d.log.Error("a request can't be decided, it waits as a dead letter", "id", l.ID, "subject", l.Subject, "reason", l.Reason,
+		"detail", l.Detail, "see", "omi-registry deadletters show "+l.ID, "then", "omi-registry deadletters retry "+l.ID)
+	return nil
+}
+
+// run decides dead letters again, as an operator asks for it, until ctx ends.
+func (d *deadLetters) run(ctx context.Context) {
+	ticker := time.NewTicker(retryEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := d.retry(ctx); err != nil && ctx.Err() == nil {
+			d.log.Warn("retrying dead letters failed, trying again", "error", err)
+		}
+	}
+}
+
+func (d *deadLetters) retry(ctx context.Context) error {
+	for {
+		asked, err := d.store.retryAsked(ctx, d.now())
+		if err != nil || !asked {
+			return err
+		}
+		letters, err := d.store.claimDeadLetters(ctx, retryAtMost, d.now(), retryWithin)
+		if err != nil || len(letters) == 0 {
+			return err
+		}
+		for _, l := range letters {
+			if err := d.decide(ctx, l); ctx.Err() != nil {
+				return ctx.Err()
+			} else if err != nil {
+				d.log.Warn("a dead letter is not decided yet, trying again", "id", l.ID, "error", err)
+			}
+		}
+	}
+}
+
+// decide has one dead letter decided. Its error is a fault of ours: the letter's lease ends, and it is tried again.
+func (d *deadLetters) decide(ctx context.Context, l DeadLetter) error {
+	ctx, cancel := context.WithTimeout(ctx, retryWithin)
+	defer cancel()
+	again := &letterMessage{letter: l, settled: make(chan bool, 1)}
+	why, err := d.try(ctx, again)
+	switch {
+	case err == nil:
+		d.log.Info("a dead letter is decided", "id", l.ID, "subject", l.Subject)
+		return d.store.deleteDeadLetters(ctx, l.ID)
+	case ctx.Err() != nil, errors.Is(err, errUnanswered), sqldb.Transient(err):
+		return err
+	}
+	l.Reason, l.Detail, l.Tries, l.SetAsideAt = why.Reason, detailOf(why.Detail), why.Tries, d.now().Unix()
+	d.log.Error("a dead letter can't be decided again", "id", l.ID, "subject", l.Subject, "reason", l.Reason, "detail", l.Detail)
+	return d.store.putDeadLetter(ctx, l)
+}
+
+// errUnanswered means that the request was given back: its receipt, for one, could not be published.
+var errUnanswered = errors.New("it was given back")
+
+// try hands a dead letter to the handler, once, and waits until it is answered.
+func (d *deadLetters) try(ctx context.Context, again *letterMessage) (why consume.Fault, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			if again.acknowledged() {
+				return // it was committed before
+			}
+			why, err = consume.Fault{Reason: consume.Panics, Detail: fmt.Sprint(v), Tries: 1}, errPanicked
+			d.log.Error("a dead letter makes the handler panic", "id", again.letter.ID, "panic", v, "stack", string(debug.Stack()))
+		}
+	}()
+	m, err := consume.NewMessage(again)
+	if err != nil {
+		return why, err
+	}
+	if err := d.handle(ctx, []*consume.Message{m}); err != nil {
+		return consume.Fault{Reason: consume.Fails, Detail: err.Error(), Tries: 1}, err
+	}
+	if !m.Kept() {
+		return why, nil // nobody can be answered
+	}
+	select {
+	case answered := <-again.settled:
+		if !answered {
+			return why, errUnanswered
+		}
+		return why, nil
+	case <-ctx.Done():
+		return why, ctx.Err()
+	}
+}
+
+var errPanicked = errors.New("the handler panics")
+
+// letterMessage is a dead letter as the message that it was, so that it passes the same door as any other. Whoever settles
+// it tells that to settled.
+type letterMessage struct {
+	letter  DeadLetter
+	settled chan bool // true: it is done
+}
+
+var _ jetstream.Msg = (*letterMessage)(nil)
+
+// Metadata implements [jetstream.Msg]: it is no delivery, so it has no place in the stream but its time.
+func (m *letterMessage) Metadata() (*jetstream.MsgMetadata, error) {
+	return &jetstream.MsgMetadata{Timestamp: time.Unix(m.letter.StoredAt, 0), NumDelivered: 1}, nil
+}
+
+// Subject implements [jetstream.Msg].
+func (m *letterMessage) Subject() string { return m.letter.Subject }
+
+// Data implements [jetstream.Msg].
+func (m *letterMessage) Data() []byte { return m.letter.Payload }
+
+// Headers implements [jetstream.Msg].
+func (m *letterMessage) Headers() nats.Header { return nil }
+
+// Reply implements [jetstream.Msg].
+func (m *letterMessage) Reply() string { return "" }
+
+// Ack implements [jetstream.Msg].
+func (m *letterMessage) Ack() error { return m.settle(true) }
+
+// DoubleAck implements [jetstream.Msg].
+func (m *letterMessage) DoubleAck(context.Context) error { return m.settle(true) }
+
+// Nak implements [jetstream.Msg].
+func (m *letterMessage) Nak() error { return m.settle(false) }
+
+// NakWithDelay implements [jetstream.Msg].
+func (m *letterMessage) NakWithDelay(time.Duration) error { return m.settle(false) }
+
+// InProgress implements [jetstream.Msg].
+func (m *letterMessage) InProgress() error { return nil }
+
+// Term implements [jetstream.Msg].
+func (m *letterMessage) Term() error { return m.settle(true) }
+
+// TermWithReason implements [jetstream.Msg].
+func (m *letterMessage) TermWithReason(string) error { return m.settle(true) }
+
+// acknowledged reports whether the letter is done.
+func (m *letterMessage) acknowledged() bool {
+	select {
+	case done := <-m.settled:
+		return done
+	default:
+		return false
+	}
+}
+
+func (m *letterMessage) settle(done bool) error {
+	select {
+	case m.settled <- done:
+		return nil
+	default:
+		return jetstream.ErrMsgAlreadyAckd
+	}
+}
