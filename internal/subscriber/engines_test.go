@@ -151,31 +151,36 @@ func names() []string { return []string{"applied", "keys", "cutoffs", "services"
 func (d tables) rows(rt *rapid.T) map[string][]string {
 	all := map[string][]string{}
 	for _, table := range names() {
-		rows, err := d.db.Reader().QueryContext(rt.Context(), "SELECT * FROM "+table)
-		if err != nil {
-			rt.Fatal(err)
-		}
-		columns, err := rows.Columns()
-		if err != nil {
-			rt.Fatal(err)
-		}
-		for rows.Next() {
-			values, into := make([]string, len(columns)), make([]any, len(columns))
-			for i := range values {
-				into[i] = &values[i]
-			}
-			if err := rows.Scan(into...); err != nil {
-				rt.Fatal(err)
-			}
-			all[table] = append(all[table], fmt.Sprintf("%q", values))
-		}
-		if err := rows.Err(); err != nil {
-			rt.Fatal(err)
-		}
-		_ = rows.Close()
-		slices.Sort(all[table]) // how text is sorted is the engine's own affair
+		all[table] = d.rowsOf(rt, table)
 	}
 	return all
+}
+
+func (d tables) rowsOf(rt *rapid.T, table string) (list []string) {
+	rows, err := d.db.Reader().QueryContext(rt.Context(), "SELECT * FROM "+table)
+	if err != nil {
+		rt.Fatal(err)
+	}
+	defer func() { _ = rows.Close() }()
+	columns, err := rows.Columns()
+	if err != nil {
+		rt.Fatal(err)
+	}
+	for rows.Next() {
+		values, into := make([]string, len(columns)), make([]any, len(columns))
+		for i := range values {
+			into[i] = &values[i]
+		}
+		if err := rows.Scan(into...); err != nil {
+			rt.Fatal(err)
+		}
+		list = append(list, fmt.Sprintf("%q", values))
+	}
+	if err := rows.Err(); err != nil {
+		rt.Fatal(err)
+	}
+	slices.Sort(list) // how text is sorted is the engine's own affair
+	return list
 }
 
 func (d tables) check(rt *rapid.T, target events.Target, want keyring.Keyring) {
