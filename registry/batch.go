@@ -149,6 +149,7 @@ func (b *batch) unsettled() []events.Target {
 // answer makes the reasons final and signs the receipts of refusals. previous holds earlier keys of the services
 // that unsettled named.
 func (b *batch) answer(previous map[events.Target][]pastKey) {
+	nonces := newRefusalNonces(b.key)
 	parallel.Each(len(b.groups), 1, func(i int) {
 		g := b.groups[i]
 		for j := range g.outcomes {
@@ -156,7 +157,7 @@ func (b *batch) answer(previous map[events.Target][]pastKey) {
 			if o.mayBeSuperseded() {
 				o.checkSuperseded(previous[g.target])
 			}
-			o.answer(b.policy.Origin, b.now, b.key)
+			o.answer(b.policy.Origin, b.now, b.key, nonces)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package registry
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	"omiappreg.org/keyrotation/events"
 )
@@ -15,8 +16,9 @@ type incoming struct {
 	request  *events.Request
 	refusal  *events.Refusal // of the first check, if it failed
 	payload  []byte
-	storedAt int64 // when JetStream stored it, seconds since the Unix epoch
-	index    int   // its place in the batch
+	storedAt int64     // when JetStream stored it, seconds since the Unix epoch
+	stored   time.Time // the same, as precisely as the stream knows it: it tells messages of the same bytes apart
+	index    int       // its place in the batch
 }
 
 // decider decides the requests of one service, in their order. It holds the service's state and moves it, so that

@@ -54,6 +54,7 @@ func (in *intake) parse(messages []*consume.Message) []incoming {
 	parallel.Each(len(messages), parsesEach, func(i int) {
 		m := messages[i]
 		list[i] = newIncoming(m.Subject(), m.Data(), m.Meta.Timestamp.Unix(), i)
+		list[i].stored = m.Meta.Timestamp
 	})
 	todo := list[:0]
 	unanswerable := 0

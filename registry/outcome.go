@@ -65,13 +65,13 @@ func (o *outcome) checkSuperseded(previous []pastKey) {
 }
 
 // answer signs the receipt of a refusal.
-func (o *outcome) answer(origin string, now int64, key events.SigningKey) {
+func (o *outcome) answer(origin string, now int64, key events.SigningKey, nonces refusalNonces) {
 	if o.verdict != rejected {
 		return
 	}
 	receipt := events.Receipt{
 		Origin: origin, Target: o.in.request.Target, Event: events.RequestRejected,
-		RequestNonce: o.in.request.Nonce, Timestamp: now, Nonce: events.NewNonce(),
+		RequestNonce: o.in.request.Nonce, Timestamp: now, Nonce: nonces.of(&o.in),
 		Reason: o.reason, Detail: o.detail, RequestHash: events.RequestHash(o.in.payload),
 	}
 	o.receiptNonce, o.receiptBytes = receipt.Nonce, receipt.Sign(key)

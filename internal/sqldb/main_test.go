@@ -15,9 +15,11 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
+func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
 func open(t *testing.T, url string) *sqldb.DB {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), url, slog.New(slog.DiscardHandler))
+	db, err := sqldb.Open(t.Context(), url, discard())
 	if err != nil {
 		t.Fatal(err)
 	}

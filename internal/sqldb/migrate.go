@@ -64,7 +64,7 @@ func (db *DB) complete(ctx context.Context, files fs.FS) bool {
 // migrateFile keeps other processes out by the file's own write lock, held over goose's whole work by the one connection
 // of a pool made for it. If that connection is lost on the way, the pool's next one has no transaction, and COMMIT fails.
 func (db *DB) migrateFile(ctx context.Context, files fs.FS) (_ []*goose.MigrationResult, err error) {
-	pool, err := openFileWriter(db.file)
+	pool, err := openFileWriter(ctx, db.file)
 	if err != nil {
 		return nil, err
 	}

@@ -32,7 +32,7 @@ func openServer(ctx context.Context, url string, log *slog.Logger) (*DB, error) 
 		return nil, err
 	}
 	_, custom := cfg.RuntimeParams[idleTxTimeout]
-	pool := stdlib.OpenDB(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+	connector := stdlib.GetConnector(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
 		if custom {
 			return nil
 		}
@@ -42,6 +42,7 @@ func openServer(ctx context.Context, url string, log *slog.Logger) (*DB, error) 
 		}
 		return nil
 	}))
+	pool := sql.OpenDB(wrapped(ctx, connector))
 	pool.SetMaxOpenConns(maxConns)
 	pool.SetMaxIdleConns(maxConns)
 	pool.SetConnMaxLifetime(connLifetime)

@@ -42,11 +42,11 @@ func openFile(ctx context.Context, rest string, log *slog.Logger) (*DB, error) {
 	if err := createFile(path); err != nil {
 		return nil, err
 	}
-	writer, err := openFileWriter(path)
+	writer, err := openFileWriter(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	reader, err := openFileReader(path)
+	reader, err := openFileReader(ctx, path)
 	if err != nil {
 		return nil, errors.Join(err, writer.Close())
 	}
@@ -64,25 +64,25 @@ func openFile(ctx context.Context, rest string, log *slog.Logger) (*DB, error) {
 
 // openFileWriter opens a pool of one connection that takes the write lock as it begins a transaction. A transaction that
 // began by reading and wants to write later gets SQLITE_BUSY_SNAPSHOT if anyone wrote in between.
-func openFileWriter(path string) (*sql.DB, error) {
+func openFileWriter(ctx context.Context, path string) (*sql.DB, error) {
 	params := fileParams()
 	params.Set("_txlock", "immediate")
-	return openPool(path, params, 1)
+	return openPool(ctx, path, params, 1)
 }
 
-func openFileReader(path string) (*sql.DB, error) {
+func openFileReader(ctx context.Context, path string) (*sql.DB, error) {
 	params := fileParams()
 	params.Set("_query_only", "1")
-	return openPool(path, params, max(4, runtime.NumCPU()))
+	return openPool(ctx, path, params, max(4, runtime.NumCPU()))
 }
 
-func openPool(path string, params url.Values, conns int) (*sql.DB, error) {
+func openPool(ctx context.Context, path string, params url.Values, conns int) (*sql.DB, error) {
 	dsn := "file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath() + "?" + params.Encode()
 	connector, err := sqlite.NewConnector(dsn)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	pool := sql.OpenDB(positionalConnector{connector})
+	pool := sql.OpenDB(wrapped(ctx, positionalConnector{connector}))
 	// Opening a connection costs a read of the schema and the settings above: keep them all.
 	pool.SetMaxOpenConns(conns)
 	pool.SetMaxIdleConns(conns)

@@ -1,0 +1,321 @@
+package subscriber_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/authsub"
+	"omiappreg.org/keyrotation/billingsub"
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// TestFailBetweenAnyTwoSteps: whichever I/O step of Auth or Billing fails, not done or done and not known to be, and whether
+// the process goes on or dies there and another takes over: each event has had its effect once, what must not be applied is
+// set aside, and who asks is answered by what the events say.
+func TestFailBetweenAnyTwoSteps(t *testing.T) {
+	t.Parallel()
+	accounts := testenv.NewAccounts(t)
+	must := []string{
+		"BEGIN", "COMMIT", "INSERT INTO applied", "INSERT INTO keys", "INSERT INTO cutoffs", "INSERT INTO services",
+		"INSERT INTO set_aside", "DELETE FROM set_aside", "PUB $JS.ACK", "PUB $JS.API.CONSUMER.MSG",
+	}
+	for name, open := range map[string]opener{events.AuthDurable: openAuth, events.BillingDurable: openBilling} {
+		for _, engine := range testenv.Engines() {
+			t.Run(name+"/"+engine, func(t *testing.T) {
+				t.Parallel()
+				database := testenv.Databases(t, engine)
+				testenv.EveryStep(t, must, func(t *testing.T) func(context.Context, *testenv.Faults) error {
+					url := database()
+					place := faultPlace{durable: name, open: open, url: url, store: openStore(t, url), accounts: accounts}
+					var err error
+					if place.db, err = sqldb.Open(t.Context(), url, discard()); err != nil {
+						t.Fatal(err)
+					}
+					t.Cleanup(func() { _ = place.db.Close() })
+					place.registry = subtest.NewRegistry(t, events.GenerateSigningKey())
+					place.services = func() []*subtest.Service {
+						return []*subtest.Service{subtest.NewService(t, "a"), subtest.NewService(t, "b")}
+					}
+					return place.run
+				})
+			})
+		}
+	}
+}
+
+// program is an Auth Provider or a Billing Service.
+type program struct {
+	run   func(context.Context) error
+	close func() error
+	// knows returns what is wrong with the answers about a service.
+	knows func(context.Context, *subtest.Service) error
+}
+
+type opener func(context.Context, jetstream.JetStream, *faultPlace, *testenv.Faults) (program, error)
+
+// nobody is a registry that never answers: what the events say has to do.
+type nobody struct{}
+
+func (nobody) ServiceRecord(context.Context, events.Target) (events.ServiceRecord, error) {
+	return events.ServiceRecord{}, lookup.ErrUnknownService
+}
+
+func (nobody) ServiceHistory(context.Context, events.Target) (events.ServiceHistory, error) {
+	return events.ServiceHistory{}, errors.New("away")
+}
+
+func now() time.Time { return time.Unix(start+40, 0) }
+
+func openAuth(ctx context.Context, js jetstream.JetStream, p *faultPlace, faults *testenv.Faults) (program, error) {
+	auth, err := authsub.New(sqldb.Wrap(ctx, faults.Connector), authsub.Config{
+		JetStream: js, DatabaseURL: p.url, Trust: p.registry.Trust, Registry: nobody{}, Log: faults.Log, Now: now,
+	})
+	if err != nil {
+		return program{}, err
+	}
+	return program{run: auth.Run, close: auth.Close, knows: func(ctx context.Context, s *subtest.Service) error {
+		keys := s.Keyring()
+		for _, key := range s.Keys {
+			known, _ := keys.Find(key.Public())
+			message := []byte("a request")
+			answer := auth.Verify(ctx, events.VerifyQuery{Target: s.Target, Message: message, Signature: key.Sign(message)})
+			if good := keys.Until(known) > now().Unix(); good != (answer.Result == events.Accepted) {
+				return fmt.Errorf("Auth says of a key of %s: %+v, want it good: %t", s.Target, answer, good)
+			}
+		}
+		return nil
+	}}, nil
+}
+
+func openBilling(ctx context.Context, js jetstream.JetStream, p *faultPlace, faults *testenv.Faults) (program, error) {
+	billing, err := billingsub.New(sqldb.Wrap(ctx, faults.Connector), billingsub.Config{
+		JetStream: js, DatabaseURL: p.url, Trust: p.registry.Trust, Registry: nobody{}, Log: faults.Log, Now: now,
+	})
+	if err != nil {
+		return program{}, err
+	}
+	return program{run: billing.Run, close: billing.Close, knows: func(ctx context.Context, s *subtest.Service) error {
+		keys := s.Keyring()
+		for _, key := range s.Keys {
+			known, _ := keys.Find(key.Public())
+			answer, err := billing.Attribute(ctx, events.AttributeQuery{PublicKey: key.Public(), At: now().Unix()})
+			if good := keys.Until(known) > now().Unix(); err != nil || good != (answer.Result == events.Valid) || answer.ServiceID != s.Target.Service {
+				return fmt.Errorf("Billing says of a key of %s: %+v, %w, want it good: %t", s.Target, answer, err, good)
+			}
+		}
+		return nil
+	}}, nil
+}
+
+// faultPlace is a database, where one history after the other is applied.
+type faultPlace struct {
+	durable  string
+	open     opener
+	url      string
+	store    *subscriber.Store // without faults, as all that the test itself does
+	db       *sqldb.DB
+	accounts *testenv.Accounts
+	registry *subtest.Registry
+	services func() []*subtest.Service
+	runs     int
+}
+
+// faultRun is one history.
+type faultRun struct {
+	place    *faultPlace
+	ctx      context.Context
+	faults   *testenv.Faults
+	brokerAt string
+	js       jetstream.JetStream
+
+	first, second *instance
+}
+
+// instance is a program that runs.
+type instance struct {
+	program
+	conn  *nats.Conn
+	stop  context.CancelFunc
+	ended chan error
+}
+
+func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) (err error) {
+	for _, table := range []string{"applied", "keys", "cutoffs", "services", "set_aside"} {
+		if _, err := p.db.Writer().ExecContext(ctx, "DELETE FROM "+table); err != nil {
+			return fmt.Errorf("empty the database: %w", err)
+		}
+	}
+	p.runs++
+	r := &faultRun{place: p, ctx: ctx, faults: faults}
+	if r.brokerAt, err = p.accounts.Account(fmt.Sprintf("%p-%d", p, p.runs)); err != nil {
+		return err
+	}
+	conn, err := nats.Connect(r.brokerAt, nats.Timeout(within))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if r.js, err = jetstream.New(conn); err != nil {
+		return err
+	}
+	if _, err := r.js.CreateStream(ctx, events.InvalidationStreamConfig()); err != nil {
+		return err
+	}
+	err = r.play()
+	return errors.Join(err, r.first.end(), r.second.end())
+}
+
+func (r *faultRun) start(faults *testenv.Faults) (*instance, error) {
+	conn, err := faults.Connect(r.brokerAt)
+	if err != nil {
+		return nil, err
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		return nil, err
+	}
+	one := &instance{conn: conn, ended: make(chan error, 1)}
+	if one.program, err = r.place.open(r.ctx, js, r.place, faults); err != nil {
+		return nil, err
+	}
+	faults.Arm()
+	// Without the run's deadline: nats.go would wait for each answer until then, and not for 5 s.
+	var ctx context.Context
+	ctx, one.stop = context.WithCancel(context.WithoutCancel(r.ctx))
+	go func() { one.ended <- one.run(ctx) }()
+	return one, nil
+}
+
+// end stops an instance, if there is one.
+func (one *instance) end() error {
+	if one == nil {
+		return nil
+	}
+	one.stop()
+	err := <-one.ended
+	one.conn.Close()
+	if err != nil {
+		err = fmt.Errorf("the program ended with %w", err)
+	}
+	return errors.Join(err, one.close())
+}
+
+// nurse does what happens in the world after a fault: a dead process is replaced, and time passes, until the broker sends
+// again what nobody acknowledged.
+func (r *faultRun) nurse() (err error) {
+	if r.faults.Struck() == "" {
+		return nil
+	}
+	if r.faults.Dead() && r.second == nil {
+		r.first.conn.Close()
+		r.first.stop()
+		if r.second, err = r.start(testenv.NewFaults(testenv.Fault{})); err != nil {
+			return err
+		}
+	}
+	return testenv.Hasten(r.ctx, r.js, events.InvalidationStream, r.place.durable)
+}
+
+// play plays the history, waits until all is quiet, and looks at what has become of it.
+func (r *faultRun) play() (err error) {
+	if r.first, err = r.start(r.faults); err != nil {
+		return err
+	}
+	services := r.place.services()
+	a, b := services[0], services[1]
+	trusted, stranger := r.place.registry.Key, events.GenerateSigningKey()
+	type message struct {
+		event events.Invalidation
+		by    events.SigningKey
+	}
+	bindA := a.Bind(start)
+	published := uint64(0)
+	for _, round := range [][]message{
+		{{bindA, trusted}, {b.Bind(start), trusted}},
+		{{a.Rotate(start+10, 300), trusted}, {bindA, trusted}, {b.Rotate(start+10, 300), stranger}},
+		{{a.Reset(start + 20), trusted}, {b.Events[1], trusted}, {a.Rotate(start+30, 5), trusted}},
+	} {
+		for _, m := range round {
+			if _, err := r.js.Publish(r.ctx, m.event.Subject(), m.event.Sign(m.by)); err != nil {
+				return err
+			}
+			published++
+		}
+		if err := r.quiet(published); err != nil {
+			return err
+		}
+	}
+	r.faults.Disarm()
+	if err := r.nurse(); err != nil { // it may have died of its very last step
+		return err
+	}
+	return r.check(services)
+}
+
+// quiet waits until all messages are acknowledged.
+func (r *faultRun) quiet(published uint64) error {
+	for {
+		consumer, err := r.js.Consumer(r.ctx, events.InvalidationStream, r.place.durable)
+		if err == nil && consumer.CachedInfo().AckFloor.Stream == published {
+			return nil
+		}
+		if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return err
+		}
+		if err := r.nurse(); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-r.ctx.Done():
+			return fmt.Errorf("not all is acknowledged: %w", r.ctx.Err())
+		}
+	}
+}
+
+// check holds the database and the answers against the events.
+func (r *faultRun) check(services []*subtest.Service) error {
+	want := 0
+	for _, s := range services {
+		want += len(s.Events)
+		got, _, err := r.place.store.KeyringOf(r.ctx, s.Target)
+		if err != nil {
+			return err
+		}
+		if diff := diffKeyrings(s.Keyring(), got.Keyring); diff != "" || got.Gap || got.Sequence != int64(len(s.Events)) {
+			return fmt.Errorf("%s: sequence %d, gap %t, and the database is not what the events say:\n%s", s.Target, got.Sequence, got.Gap, diff)
+		}
+		living := r.first
+		if r.second != nil {
+			living = r.second
+		}
+		if err := living.knows(r.ctx, s); err != nil {
+			return err
+		}
+	}
+	// An event that took effect twice would be counted twice.
+	var applied, counted int
+	const query = "SELECT (SELECT COUNT(*) FROM applied), (SELECT COALESCE(SUM(sequenced), 0) FROM services)"
+	if err := r.place.db.Reader().QueryRowContext(r.ctx, query).Scan(&applied, &counted); err != nil {
+		return err
+	}
+	if applied != want || counted != want {
+		return fmt.Errorf("%d events were applied, and %d counted, want %d", applied, counted, want)
+	}
+	aside, err := r.place.store.ListSetAside(r.ctx, 10)
+	if err != nil || len(aside) != 1 {
+		return fmt.Errorf("%d messages are set aside, want the one that a stranger signed: %w", len(aside), err)
+	}
+	return nil
+}

@@ -1,0 +1,326 @@
+package testenv
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"testing/fstest"
+
+	"modernc.org/sqlite"
+	"modernc.org/sqlite/vfs"
+)
+
+// Connector makes the connections of a driver pass through the faults: a step is a BEGIN, a statement, or a COMMIT. It is
+// what sqldb.Wrap takes. A step that fails is answered as the driver answers it:
+//
+//   - by a server's driver, as when the connection breaks: before the statement is sent, or while its answer is waited for.
+//     The connection is gone, and with it a transaction that was not committed;
+//   - by SQLite, as when the disk is full or broken. The connection stays; a COMMIT that fails has rolled back, or, where it
+//     was done, is found by who looks.
+func (f *Faults) Connector(inner driver.Connector) driver.Connector {
+	_, file := inner.Driver().(*sqlite.Driver)
+	return faultyConnector{inner, f, file}
+}
+
+type faultyConnector struct {
+	driver.Connector
+	faults *Faults
+	file   bool // SQLite, and no server
+}
+
+// Connect opens a connection. It is no step: when a pool does so is its own affair.
+func (c faultyConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	if c.faults.Dead() {
+		return nil, c.refused()
+	}
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	inner, ok := conn.(sqlConn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("the driver's %T has not all the methods expected", conn), conn.Close())
+	}
+	return &faultyConn{sqlConn: inner, connector: c}, nil
+}
+
+// refused is the answer to who is dead.
+func (c faultyConnector) refused() error {
+	if c.file {
+		return sqliteErrors().broken
+	}
+	return &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+}
+
+// sqlConn is what the connections of both drivers implement.
+type sqlConn interface {
+	driver.Conn
+	driver.ConnBeginTx
+	driver.ConnPrepareContext
+	driver.ExecerContext
+	driver.QueryerContext
+	driver.Pinger
+	driver.SessionResetter
+}
+
+// faultyConn is a connection, used by one goroutine at a time as database/sql does it.
+type faultyConn struct {
+	sqlConn
+	connector faultyConnector
+	broken    bool
+}
+
+// step counts an operation. It returns nil if that is to be done; lost: done, and then failed by the error.
+func (c *faultyConn) step(what string) (isLost bool, err error) {
+	if c.broken {
+		return false, driver.ErrBadConn
+	}
+	switch c.connector.faults.step(what) {
+	case notDone:
+		return false, c.failure(false)
+	case lost:
+		return true, c.failure(true)
+	default:
+		return false, nil
+	}
+}
+
+// failure is what the driver says. Of the ways in which a step can fail undone, the step's number chooses.
+func (c *faultyConn) failure(done bool) error {
+	odd := c.connector.faults.fault.Step%2 == 1
+	switch {
+	case c.connector.file && (done || odd):
+		return sqliteErrors().broken
+	case c.connector.file:
+		return sqliteErrors().full
+	case done:
+		return fmt.Errorf("receive message failed: %w", io.ErrUnexpectedEOF)
+	case odd:
+		return driver.ErrBadConn // pgx: nothing was sent. Outside of a transaction database/sql then tries again itself
+	default:
+		return fmt.Errorf("write failed: %w", &net.OpError{Op: "write", Net: "tcp", Err: syscall.ECONNRESET})
+	}
+}
+
+// lose breaks the connection to a server, whose transaction ends with it.
+func (c *faultyConn) lose() {
+	if !c.connector.file && !c.broken {
+		c.broken = true
+		_ = c.sqlConn.Close() // it is gone
+	}
+}
+
+// Close closes the connection.
+func (c *faultyConn) Close() error {
+	if c.broken {
+		return nil
+	}
+	return c.sqlConn.Close()
+}
+
+// BeginTx begins a transaction.
+func (c *faultyConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	isLost, fault := c.step("BEGIN")
+	if fault != nil && !isLost {
+		c.lose()
+		return nil, fault
+	}
+	tx, err := c.sqlConn.BeginTx(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	if isLost {
+		_ = tx.Rollback()
+		c.lose()
+		return nil, fault
+	}
+	return &faultyTx{tx, c}, nil
+}
+
+// ExecContext runs a statement.
+func (c *faultyConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	isLost, fault := c.step(statement(query))
+	if fault != nil && !isLost {
+		c.lose()
+		return nil, fault
+	}
+	result, err := c.sqlConn.ExecContext(ctx, query, args)
+	if err == nil && isLost {
+		c.lose()
+		return nil, fault
+	}
+	return result, err
+}
+
+// QueryContext runs a query. Where its answer is lost, that is noticed after the first row.
+func (c *faultyConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	isLost, fault := c.step(statement(query))
+	if fault != nil && !isLost {
+		c.lose()
+		return nil, fault
+	}
+	rows, err := c.sqlConn.QueryContext(ctx, query, args)
+	if err == nil && isLost {
+		return &lostRows{Rows: rows, conn: c, fault: fault}, nil
+	}
+	return rows, err
+}
+
+// CheckNamedValue passes on what the driver makes of an argument.
+func (c *faultyConn) CheckNamedValue(v *driver.NamedValue) error {
+	if checker, ok := c.sqlConn.(driver.NamedValueChecker); ok {
+		return checker.CheckNamedValue(v)
+	}
+	return driver.ErrSkip
+}
+
+// ResetSession tells database/sql not to use a broken connection.
+func (c *faultyConn) ResetSession(ctx context.Context) error {
+	if c.broken {
+		return driver.ErrBadConn
+	}
+	return c.sqlConn.ResetSession(ctx)
+}
+
+// IsValid tells database/sql not to keep a broken connection.
+func (c *faultyConn) IsValid() bool {
+	if c.broken {
+		return false
+	}
+	inner, ok := c.sqlConn.(driver.Validator)
+	return !ok || inner.IsValid()
+}
+
+// statement names a step after the statement's first words.
+func statement(query string) string {
+	words := strings.Fields(query)
+	switch {
+	case len(words) > 2 && (words[0] == "INSERT" || words[0] == "DELETE"):
+		words = words[:3]
+	case len(words) > 1 && words[0] == "UPDATE":
+		words = words[:2]
+	case len(words) > 0 && words[0] == "SELECT":
+		for i, word := range words[:len(words)-1] {
+			if word == "FROM" {
+				words = []string{"SELECT FROM", words[i+1]}
+				break
+			}
+		}
+	}
+	return strings.Join(words[:min(3, len(words))], " ")
+}
+
+// faultyTx is a transaction of a faultyConn.
+type faultyTx struct {
+	driver.Tx
+	conn *faultyConn
+}
+
+// Commit commits.
+func (t *faultyTx) Commit() error {
+	isLost, fault := t.conn.step("COMMIT")
+	switch {
+	case fault == nil:
+		return t.Tx.Commit()
+	case t.conn.broken: // before the COMMIT
+		return fault
+	case isLost:
+		if err := t.Tx.Commit(); err != nil {
+			return err
+		}
+	default:
+		_ = t.Tx.Rollback() // as the server does without its client, and SQLite by itself
+	}
+	t.conn.lose()
+	return fault
+}
+
+// Rollback rolls back. It is no step: a server does it too when it can't be told, and SQLite when the process ends.
+func (t *faultyTx) Rollback() error {
+	if t.conn.broken {
+		return driver.ErrBadConn
+	}
+	return t.Tx.Rollback()
+}
+
+// lostRows are an answer whose first row comes through.
+type lostRows struct {
+	driver.Rows
+	conn  *faultyConn
+	fault error
+	given bool
+}
+
+// Next gives the first row, and then the fault.
+func (r *lostRows) Next(dest []driver.Value) error {
+	if !r.given {
+		r.given = true
+		if err := r.Rows.Next(dest); err == nil {
+			return nil
+		}
+	}
+	return r.fault
+}
+
+// Close closes the rows, and breaks the connection.
+func (r *lostRows) Close() error {
+	err := r.Rows.Close()
+	r.conn.lose()
+	return err
+}
+
+// sqliteFailures are SQLite's own errors.
+type sqliteFailures struct {
+	full   error // SQLITE_FULL
+	broken error // SQLITE_IOERR
+}
+
+// sqliteErrors makes SQLite say what it says when the disk is full, and when it can't be read: its driver's errors can't be
+// made by others.
+//
+//nolint:gochecknoglobals // made once, and never changed
+var sqliteErrors = sync.OnceValue(func() sqliteFailures {
+	name, broken, err := vfs.New(brokenDisk{fstest.MapFS{"db": {Data: make([]byte, 4096)}}})
+	if err != nil {
+		panic(err)
+	}
+	defer func() { _ = broken.Close() }()
+	failures := sqliteFailures{
+		full:   sqliteError("file::memory:", "PRAGMA max_page_count = 1", "CREATE TABLE t (n)"),
+		broken: sqliteError("file:broken?vfs="+name, "SELECT * FROM t"),
+	}
+	return failures
+})
+
+// sqliteError returns the error that ends these statements.
+func sqliteError(dsn string, statements ...string) error {
+	db, err := sql.Open("sqlite", dsn)
+	if err != nil {
+		panic(err)
+	}
+	defer func() { _ = db.Close() }()
+	db.SetMaxOpenConns(1)
+	for _, statement := range statements {
+		if _, err := db.ExecContext(context.Background(), statement); err != nil {
+			return err
+		}
+	}
+	panic("SQLite takes " + strings.Join(statements, "; "))
+}
+
+// brokenDisk is one file, by whatever name, that can't be read: SQLite needs a file that it can seek in.
+type brokenDisk struct{ fstest.MapFS }
+
+// Open opens the file.
+func (d brokenDisk) Open(string) (fs.File, error) {
+	file, err := d.MapFS.Open("db")
+	return struct{ fs.File }{file}, err
+}

@@ -1,0 +1,320 @@
+package registry
+
+import (
+	"database/sql"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"pgregory.net/rapid"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// TestEnginesAgree: one random history, in the same batches, with the same races between replicas, and at the same times,
+// has the same answers on every engine and leaves the same rows, but for what the registry draws by lot: the nonces of its
+// messages, and so their signatures.
+func TestEnginesAgree(t *testing.T) {
+	t.Parallel()
+	for _, engine := range testenv.Engines() {
+		if engine == testenv.SQLite {
+			continue // the others are held against it
+		}
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			seen := map[string]int{}
+			stores := []*Store{openStore(t, testenv.Database(t, testenv.SQLite)), openStore(t, testenv.Database(t, engine))}
+			rapid.Check(t, func(rt *rapid.T) {
+				h := drawHistory(rt, t, stores)
+				var first, second account
+				first.of(rt, t, h, stores[0])
+				second.of(rt, t, h, stores[1])
+				if diff := cmp.Diff(first, second, cmpopts.IgnoreUnexported(account{})); diff != "" {
+					rt.Fatalf("- sqlite, + %s:\n%s", engine, diff)
+				}
+				for _, answer := range first.Answers {
+					seen[strings.Fields(answer)[0]]++
+				}
+			})
+			eachAnswer(t, seen)
+		})
+	}
+}
+
+// eachAnswer asks for every answer that there is, among so many that none is missing by chance.
+func eachAnswer(t *testing.T, seen map[string]int) {
+	t.Helper()
+	total := 0
+	for _, n := range seen {
+		total += n
+	}
+	if total < 1000 {
+		return // somebody asked for few checks
+	}
+	for _, answer := range []events.Reason{
+		"committed", "duplicate",
+		events.MalformedMessage, events.UnsupportedVersion, events.InvalidField, events.TargetMismatch,
+		events.TimestampOutOfWindow, events.UnknownApp, events.UnknownService, events.AlreadyBound, events.InvalidSignature,
+		events.SupersededKey, events.InvalidProof, events.WeakKey, events.KeyInUse, events.NonceReused, events.RateLimited,
+	} {
+		if seen[string(answer)] == 0 {
+			t.Errorf("no request was answered with %s: %v", answer, seen)
+		}
+	}
+	t.Logf("answers: %v", seen)
+}
+
+// drawnHistory is messages in batches.
+type drawnHistory struct {
+	policy  Policy
+	app     App
+	batches []drawnBatch
+}
+
+type drawnBatch struct {
+	messages []sent
+	storedAt []int64
+	now      time.Time
+	// late: the next batch is taken by another replica, after this one was decided and before it is committed.
+	late bool
+}
+
+func drawHistory(rt *rapid.T, t *testing.T, stores []*Store) drawnHistory {
+	t.Helper()
+	for _, store := range stores {
+		for _, table := range []string{"apps", "services", "history", "outbox"} {
+			if _, err := store.db.Writer().ExecContext(t.Context(), "DELETE FROM "+table); err != nil {
+				rt.Fatal(err)
+			}
+		}
+	}
+	d := newDeveloper(t, stores[0], "org.omiappreg.alice", "s-0")
+	d.now = func() time.Time { return time.Unix(testNow, 0) }
+	h := drawnHistory{app: App{d.target.App, d.master.Public()}}
+	h.policy = Policy{
+		Origin:             testOrigin,
+		RequireProof:       rapid.Bool().Draw(rt, "proof is required"),
+		RotationsPerMinute: rapid.SampledFrom([]int{-1, 2, 10}).Draw(rt, "rotations a minute"),
+	}
+	if err := stores[1].AddApp(t.Context(), h.app, 1); err != nil {
+		rt.Fatal(err)
+	}
+	log, stored, now := traffic(rt, d), int64(testNow), int64(testNow)
+	for len(log) > 0 {
+		n := rapid.IntRange(1, len(log)).Draw(rt, "batch")
+		b := drawnBatch{messages: log[:n], late: rapid.Bool().Draw(rt, "late")}
+		for range n {
+			stored = min(stored+rapid.Int64Range(0, 9).Draw(rt, "pause"), testNow+250) // within the skew
+			b.storedAt = append(b.storedAt, stored)
+		}
+		now += rapid.Int64Range(-5, 40).Draw(rt, "clock")
+		b.now = time.Unix(now, 0)
+		h.batches, log = append(h.batches, b), log[n:]
+	}
+	return h
+}
+
+// account is what one engine made of a history.
+type account struct {
+	Answers []string            // in the order in which they are final
+	Rows    map[string][]string // by table
+	Reads   []string            // what lookups say
+	Report  Report
+	Relayed []string // what the outbox gives, in its order
+
+	commits time.Duration
+}
+
+func (a *account) of(rt *rapid.T, t *testing.T, h drawnHistory, store *Store) {
+	t.Helper()
+	now := testNowTime()
+	in := newTestIntake(t, store, h.policy, func() time.Time { return now })
+	var late *batch
+	for _, b := range h.batches {
+		now = b.now
+		var todo []incoming
+		for i, m := range b.messages {
+			todo = append(todo, newIncoming(m.subject, m.payload, b.storedAt[i], i))
+		}
+		if b.late && late == nil {
+			late = a.decided(rt, t, in, todo)
+			continue
+		}
+		a.settle(rt, t, in, a.decided(rt, t, in, todo))
+		if late != nil {
+			a.settle(rt, t, in, late)
+			late = nil
+		}
+	}
+	if late != nil {
+		a.settle(rt, t, in, late)
+	}
+	a.look(rt, t, store, now)
+}
+
+func testNowTime() time.Time { return time.Unix(testNow, 0) }
+
+// decided takes requests up to the commit.
+func (a *account) decided(rt *rapid.T, t *testing.T, in *intake, todo []incoming) *batch {
+	t.Helper()
+	st, err := in.store.load(t.Context(), todo)
+	if err != nil {
+		rt.Fatal(err)
+	}
+	b := newBatch(in.policy, in.key, in.now().Unix(), st, todo)
+	b.decide()
+	previous, err := in.store.previous(t.Context(), b.unsettled())
+	if err != nil {
+		rt.Fatal(err)
+	}
+	b.answer(previous)
+	return b
+}
+
+// settle commits, and decides again what was lost to another replica.
+func (a *account) settle(rt *rapid.T, t *testing.T, in *intake, b *batch) {
+	t.Helper()
+	for {
+		a.commits += time.Millisecond // no two at the same time, which would leave the order in the outbox open
+		lost, err := in.store.commit(t.Context(), b.groups, in.now().Add(a.commits))
+		if err != nil {
+			rt.Fatal(err)
+		}
+		for _, g := range b.groups {
+			for i := range g.outcomes {
+				if !lost[g.target] {
+					a.Answers = append(a.Answers, a.answer(rt, t, in, &g.outcomes[i]))
+				}
+			}
+		}
+		if len(lost) == 0 {
+			return
+		}
+		names := slices.Collect(func(yield func(string) bool) {
+			for target := range lost {
+				if !yield(target.String()) {
+					return
+				}
+			}
+		})
+		slices.Sort(names)
+		a.Answers = append(a.Answers, fmt.Sprint("lost ", names))
+		b = a.decided(rt, t, in, remaining(b, lost))
+	}
+}
+
+// answer tells an outcome, and the receipt as it is sent, without nonces.
+func (a *account) answer(rt *rapid.T, t *testing.T, in *intake, o *outcome) string {
+	t.Helper()
+	verdict := map[verdict]string{committed: "committed", duplicate: "duplicate", rejected: string(o.reason)}[o.verdict]
+	return fmt.Sprintf("%s %s %s", verdict, o.in.request.Kind, message(rt, testTrust(t, in), o.messages()[len(o.messages())-1]))
+}
+
+// message tells one of the registry's messages without its nonces.
+func message(rt *rapid.T, trust events.Trust, m signed) string {
+	if strings.HasPrefix(m.subject, events.ReceiptSubject) {
+		receipt, err := trust.Receipt(m.subject, m.payload)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		receipt.Nonce, receipt.EventNonce = events.Nonce{}, events.Nonce{}
+		return fmt.Sprintf("%+v", receipt)
+	}
+	event, err := trust.Invalidation(m.subject, m.payload)
+	if err != nil {
+		rt.Fatal(err)
+	}
+	event.Nonce = events.Nonce{}
+	return fmt.Sprintf("%+v", event)
+}
+
+// look reads all that there is, by the registry's own statements and around them.
+func (a *account) look(rt *rapid.T, t *testing.T, store *Store, now time.Time) {
+	t.Helper()
+	ctx := t.Context()
+	trust, err := events.NewTrust(testOrigin, testKey.Public())
+	if err != nil {
+		rt.Fatal(err)
+	}
+	if a.Report, err = store.Check(ctx, &trust, testNowTime()); err != nil || len(a.Report.Violations) > 0 {
+		rt.Fatalf("check: %v %v", err, a.Report.Violations)
+	}
+	a.Rows = map[string][]string{}
+	for table, order := range map[string]string{"apps": "app_id", "services": "target", "history": "target, sequence"} {
+		a.Rows[table] = rowsOf(rt, t, store, "SELECT * FROM "+table+" ORDER BY "+order)
+	}
+	a.Rows["outbox"] = rowsOf(rt, t, store, "SELECT subject, position, lease_until FROM outbox ORDER BY position, subject")
+	for _, name := range []string{"s-0", "s-1", "s-2"} {
+		target, err := events.ParseTarget("org.omiappreg.alice." + name)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		history, err := store.history(ctx, target)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		for i := range history {
+			history[i].Nonce = events.Nonce{}
+		}
+		grace, err := store.inGrace(ctx, target, int64(len(history)), now.Unix())
+		if err != nil {
+			rt.Fatal(err)
+		}
+		one, err := store.service(ctx, target)
+		a.Reads = append(a.Reads, fmt.Sprintf("%+v %+v %+v %v", history, grace, one, err))
+	}
+	claimed, err := store.claimOutbox(ctx, 7, now.Add(time.Hour))
+	if err != nil {
+		rt.Fatal(err)
+	}
+	for _, m := range claimed {
+		a.Relayed = append(a.Relayed, m.subject)
+	}
+	if err := store.deleteOutbox(ctx, claimed); err != nil {
+		rt.Fatal(err)
+	}
+}
+
+// byLot are the columns that hold what was drawn by lot.
+func byLot(column string) bool {
+	return slices.Contains([]string{"event_nonce", "receipt_nonce", "receipt"}, column)
+}
+
+func rowsOf(rt *rapid.T, t *testing.T, store *Store, query string) (list []string) {
+	t.Helper()
+	err := store.each(t.Context(), query, nil, func(rows *sql.Rows) error {
+		columns, err := rows.Columns()
+		if err != nil {
+			return err
+		}
+		row := map[string]sql.NullString{}
+		values, into := make([]sql.NullString, len(columns)), make([]any, len(columns))
+		for i := range values {
+			into[i] = &values[i]
+		}
+		if err := rows.Scan(into...); err != nil {
+			return err
+		}
+		for i, column := range columns {
+			if !byLot(column) {
+				row[column] = values[i]
+			}
+		}
+		var line []string
+		for _, column := range slices.Sorted(maps.Keys(row)) {
+			line = append(line, fmt.Sprintf("%s=%q,%t", column, row[column].String, row[column].Valid))
+		}
+		list = append(list, strings.Join(line, " "))
+		return nil
+	})
+	if err != nil {
+		rt.Fatal(err)
+	}
+	return list
+}

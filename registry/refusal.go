@@ -1,0 +1,37 @@
+package registry
+
+import (
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+const nonceBytes = 16
+
+// refusalNonces gives each refused message the nonce of its receipt. A refusal is in no database, so a message whose
+// acknowledgement was lost is decided again, by this replica or another, and maybe on another state by then. The nonce is a
+// function of the message, so that it has one receipt all the same: the first that the stream took. The secret keeps those
+// who know the message from taking that nonce before us.
+type refusalNonces struct{ secret []byte }
+
+func newRefusalNonces(key events.SigningKey) refusalNonces {
+	mac := hmac.New(sha256.New, key.Private().Seed())
+	mac.Write([]byte("nonces of the receipts of refusals"))
+	return refusalNonces{mac.Sum(nil)}
+}
+
+// of returns the nonce for a message: for these bytes on this subject, stored at this time.
+func (n refusalNonces) of(in *incoming) events.Nonce {
+	mac := hmac.New(sha256.New, n.secret)
+	mac.Write(binary.BigEndian.AppendUint64(nil, uint64(in.stored.UnixNano())))
+	mac.Write(append([]byte(in.request.Target.String()), 0))
+	mac.Write(in.payload)
+	nonce, err := events.ParseNonce(base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:nonceBytes]))
+	if err != nil {
+		panic("registry: base64url is no nonce: " + err.Error()) // the two have one alphabet
+	}
+	return nonce
+}
