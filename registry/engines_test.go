@@ -276,7 +276,7 @@ func (a *account) look(rt *rapid.T, t *testing.T, store *Store, now time.Time) {
 	for _, m := range claimed {
 		a.Relayed = append(a.Relayed, m.subject)
 	}
-	if err := store.deleteOutbox(ctx, claimed); err != nil {
+	if _, err := store.deleteOutbox(ctx, claimed, position{}, 0); err != nil {
 		rt.Fatal(err)
 	}
 }
