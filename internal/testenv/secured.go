@@ -21,7 +21,6 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/access"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/keyformat"
 )
@@ -36,9 +35,9 @@ type SecuredBroker struct {
 	server *server.Server
 }
 
-// NewSecuredBroker starts a broker with deploy/nats/nats-server.conf as it is. accounts makes the accounts beside the core's
-// from the public nkeys of their users, who are named by it as they are asked for.
-func NewSecuredBroker(t testing.TB, accounts func(nkey func(user string) string) []access.Account) *SecuredBroker {
+// NewSecuredBroker starts a broker with deploy/nats/nats-server.conf as it is. accounts writes the accounts beside the core's, as
+// `omi-registry nats` does; nkey makes a user of any name, and returns the public key.
+func NewSecuredBroker(t testing.TB, accounts func(nkey func(user string) string) string) *SecuredBroker {
 	t.Helper()
 	b := &SecuredBroker{t: t, folder: t.TempDir()}
 	conf, err := os.ReadFile(filepath.Join(moduleRoot(t), "deploy", "nats", "nats-server.conf"))
@@ -49,15 +48,12 @@ func NewSecuredBroker(t testing.TB, accounts func(nkey func(user string) string)
 	certify(t, b.CA(), b.file("server.pem"), b.file("server-key.pem"))
 	b.write("settings.conf", fmt.Sprintf("server_name: omi-test\nlisten: \"127.0.0.1:-1\"\nBROKER_STORE: %q\nBROKER_SYNC: \"2m\"\nBROKER_CERT: %q\nBROKER_CERT_KEY: %q\n",
 		b.file("streams"), b.file("server.pem"), b.file("server-key.pem")))
-	var keys, more strings.Builder
+	var keys strings.Builder
 	for _, user := range CoreUsers() {
 		fmt.Fprintf(&keys, "NKEY_%s: %s\n", user, b.newUser(user))
 	}
-	for _, account := range accounts(b.newUser) {
-		more.WriteString(account.String())
-	}
 	b.write("keys.conf", keys.String())
-	b.write("accounts.conf", more.String())
+	b.write("accounts.conf", accounts(b.newUser))
 	b.start()
 	t.Cleanup(func() {
 		b.server.Shutdown()
