@@ -173,7 +173,17 @@ func answersElsewhere() (all []attack) {
 				a.must(err)
 				a.must(nc.Flush())
 			}
-			a.ask(jsAPI+ownReceipts, strings.Replace(ownConsumer, `"name"`, fmt.Sprintf(`"deliver_subject": %q, "name"`, victim), 1))
+			// What is pushed to a subject that the registry does hear comes: by then the other has come, too.
+			heard, err := a.registry.SubscribeSync(a.registry.NewInbox())
+			a.must(err)
+			a.must(a.registry.Flush())
+			for i, subject := range []string{victim, heard.Subject} {
+				name := fmt.Sprintf("push%d", i)
+				a.ask(jsAPI+strings.Replace(ownReceipts, "mine", name, 1), fmt.Sprintf(`{"stream_name": "OMI_RECEIPTS", "config": {"name": %q, `+
+					`"deliver_subject": %q, "ack_policy": "none", "filter_subject": "omi.v1.receipts.%s"}}`, name, subject, cms))
+			}
+			_, err = heard.NextMsg(patience)
+			a.must(err)
 		}}
 		if victim == receipt+blog {
 			push.harmless = "JetStream sees that a stream would deliver to itself"
