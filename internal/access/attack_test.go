@@ -1,6 +1,7 @@
 package access_test
 
 import (
+	"crypto/rand"
 	"fmt"
 	"os"
 	"strings"
@@ -177,8 +178,8 @@ func answersElsewhere() (all []attack) {
 			heard, err := a.registry.SubscribeSync(a.registry.NewInbox())
 			a.must(err)
 			a.must(a.registry.Flush())
-			for i, subject := range []string{victim, heard.Subject} {
-				name := fmt.Sprintf("push%d", i)
+			for _, subject := range []string{victim, heard.Subject} {
+				name := rand.Text()
 				a.ask(jsAPI+strings.Replace(ownReceipts, "mine", name, 1), fmt.Sprintf(`{"stream_name": "OMI_RECEIPTS", "config": {"name": %q, `+
 					`"deliver_subject": %q, "ack_policy": "none", "filter_subject": "omi.v1.receipts.%s"}}`, name, subject, cms))
 			}
