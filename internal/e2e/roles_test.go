@@ -80,6 +80,9 @@ func newRoles(t *testing.T, engine string) *roles {
 			t.Fatal(err)
 		}
 	}
+	if said := r.omiRegistry(2, "omi_registry", "migrate"); !strings.Contains(said, "first do that as the role that owns it") {
+		t.Errorf("it says %s", said)
+	}
 	r.omiRegistry(0, "omi_registry_owner", "migrate")
 	r.must(r.admin, r.script("registry.sql"))
 	r.must(r.admin, r.script("registry.sql")) // as after an upgrade

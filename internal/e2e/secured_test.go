@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,6 +11,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nats-io/nats-server/v2/server"
+
+	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -149,4 +153,51 @@ func TestSecured(t *testing.T) {
 func lastLine(text string) string {
 	lines := strings.Split(strings.TrimSpace(text), "\n")
 	return lines[len(lines)-1]
+}
+
+// TestTrial makes a broker's configuration as deploy/nats says, by its script, and looks whether a server takes it, and the
+// example of a node's settings with it.
+func TestTrial(t *testing.T) {
+	t.Parallel()
+	useSources(t)
+	if _, err := exec.LookPath("openssl"); err != nil {
+		t.Skip("no openssl: ", err)
+	}
+	folder, deploy := filepath.Join(t.TempDir(), "trial"), filepath.Join("..", "..", "deploy", "nats")
+	script := exec.Command(filepath.Join(deploy, "trial"), folder)
+	script.Env = []string{"PATH=" + binaries + string(os.PathListSeparator) + os.Getenv("PATH")}
+	if out, err := script.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	settings := filepath.Join(folder, "settings.conf")
+	rewrite(t, settings, settings, "127.0.0.1:4222", "127.0.0.1:-1") // that one may be taken
+	broker := testenv.ServeConfig(t, filepath.Join(folder, "nats-server.conf"))
+	nats := process.NATS{
+		URL: "tls://" + broker.Addr().String(), CA: filepath.Join(folder, "ca.pem"), NKey: filepath.Join(folder, "cms.nk"),
+	}
+	nc, err := nats.ConnectNow(t.Context(), "test", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc.Close()
+
+	rewrite(t, filepath.Join(deploy, "settings.example.conf"), settings, "/etc/nats/", folder+"/")
+	opts, err := server.ProcessConfigFile(filepath.Join(folder, "nats-server.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !opts.SyncAlways || opts.TLSConfig == nil || len(opts.Routes) != 3 || opts.Cluster.TLSConfig == nil {
+		t.Errorf("the example of a node is not what it says: %+v", opts)
+	}
+}
+
+func rewrite(t *testing.T, from, to, before, after string) {
+	t.Helper()
+	text, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to, bytes.ReplaceAll(text, []byte(before), []byte(after)), 0o600); err != nil {
+		t.Fatal(err)
+	}
 }

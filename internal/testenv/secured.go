@@ -54,28 +54,31 @@ func NewSecuredBroker(t testing.TB, accounts func(nkey func(user string) string)
 	}
 	b.write("keys.conf", keys.String())
 	b.write("accounts.conf", accounts(b.newUser))
-	b.start()
-	t.Cleanup(func() {
-		b.server.Shutdown()
-		b.server.WaitForShutdown()
-	})
+	b.server = ServeConfig(t, b.file("nats-server.conf"))
 	return b
 }
 
-func (b *SecuredBroker) start() {
-	b.t.Helper()
-	opts, err := server.ProcessConfigFile(b.file("nats-server.conf"))
+// ServeConfig starts a broker with a configuration file; it stops when the test ends.
+func ServeConfig(t testing.TB, file string) *server.Server {
+	t.Helper()
+	opts, err := server.ProcessConfigFile(file)
 	if err != nil {
-		b.t.Fatalf("read the configuration: %v", err)
+		t.Fatalf("read the configuration: %v", err)
 	}
 	opts.NoSigs, opts.NoLog = true, true
-	if b.server, err = server.NewServer(opts); err != nil {
-		b.t.Fatalf("set up the broker: %v", err)
+	s, err := server.NewServer(opts)
+	if err != nil {
+		t.Fatalf("set up the broker: %v", err)
 	}
-	b.server.Start()
-	if !b.server.ReadyForConnections(time.Minute) {
-		b.t.Fatal("the broker does not start")
+	t.Cleanup(func() {
+		s.Shutdown()
+		s.WaitForShutdown()
+	})
+	s.Start()
+	if !s.ReadyForConnections(time.Minute) {
+		t.Fatal("the broker does not start")
 	}
+	return s
 }
 
 // URL is what clients connect to.
