@@ -2,6 +2,7 @@ package access_test
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -285,7 +286,7 @@ func TestHarm(t *testing.T) {
 			}
 			testenv.Eventually(t, patience, "harm", func() error {
 				if a.harm(before) == nil {
-					return fmt.Errorf("none")
+					return errors.New("none")
 				}
 				return nil
 			})

@@ -7,10 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 
 	"omiappreg.org/keyrotation/events"
@@ -134,5 +136,19 @@ func TestExample(t *testing.T) {
 		access.Developer(app, key("# The developer ")).String() + access.Receiver("shop", key("# The receiver "), durables).String()
 	if !strings.HasSuffix(string(shown), want) {
 		t.Errorf("deploy/nats/accounts.example.conf is not what omi-registry nats prints, which is:\n%s", want)
+	}
+}
+
+// TestLargestRequest: what the broker notes of a message on its way between accounts is not counted into its size.
+func TestLargestRequest(t *testing.T) {
+	t.Parallel()
+	w, _ := securedWorld(t)
+	js := w.jetStream(w.connect("cms", func(err error) { t.Error(err) }))
+	const header = len("NATS/1.0\r\nNats-Msg-Id: 1234\r\n\r\n")
+	for size, fits := range map[int]bool{events.MaxMessage: true, events.MaxMessage + 1: false} {
+		_, err := js.Publish(t.Context(), events.RotationSubject+cms, make([]byte, size-header), jetstream.WithMsgID(strconv.Itoa(size)))
+		if (err == nil) != fits {
+			t.Errorf("%d bytes: %v", size, err)
+		}
 	}
 }

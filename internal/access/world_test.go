@@ -208,7 +208,7 @@ func (a *attacker) say(subject, reply, body string) {
 func (a *attacker) ask(subject, body string) string {
 	a.t.Helper()
 	for len(a.denied) > 0 {
-		<-a.denied
+		a.t.Logf("late: %v", <-a.denied)
 	}
 	answers, err := a.nc.SubscribeSync(a.nc.NewInbox())
 	a.must(err)
@@ -226,7 +226,11 @@ func (a *attacker) ask(subject, body string) string {
 			return ""
 		}
 		return msg.Subject + " " + string(msg.Data)
-	case <-a.denied:
+	case err := <-a.denied:
+		a.must(ctx.Err())
+		if !errors.Is(err, nats.ErrPermissionViolation) {
+			a.t.Error(err)
+		}
 		return ""
 	}
 }

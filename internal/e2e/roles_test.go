@@ -23,9 +23,9 @@ import (
 // registryPrivileges is what the registry's serving role may do with each table. A new table has to be thought of: here, and
 // in deploy/sql/registry.sql if it is not to be written like any other.
 func registryPrivileges() map[string]string {
-	const all, append, read = "SELECT INSERT UPDATE DELETE", "SELECT INSERT", "SELECT"
+	const all, grow, read = "SELECT INSERT UPDATE DELETE", "SELECT INSERT", "SELECT"
 	return map[string]string{
-		"apps": append, "history": append, "services": "SELECT INSERT UPDATE", "outbox": all,
+		"apps": grow, "history": grow, "services": "SELECT INSERT UPDATE", "outbox": all,
 		"dead_letters": all, "stream_positions": all,
 		"goose_db_version": read, "goose_lock": read,
 	}

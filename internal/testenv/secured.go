@@ -115,7 +115,7 @@ func (b *SecuredBroker) file(name string) string { return filepath.Join(b.folder
 
 func (b *SecuredBroker) write(name, content string) {
 	b.t.Helper()
-	if err := os.WriteFile(b.file(name), []byte(content), 0o600); err != nil {
+	if err := os.WriteFile(b.file(name), []byte(content), 0o600); err != nil { //nolint:gosec // a name of this file's, in the test's folder
 		b.t.Fatal(err)
 	}
 }
