@@ -16,6 +16,7 @@ type cli struct {
 	Migrate migrateCmd `cmd:"" help:"Bring the database's schema up to date, and end. Serve does so too."`
 	Keygen  keygenCmd  `cmd:"" help:"Make the registry's signing key."`
 	App     appCmd     `cmd:"" help:"The developers' apps: who may bind services."`
+	NATS    natsCmd    `cmd:"" name:"nats" help:"Accounts at the broker: what each party may do there."`
 	Check   checkCmd   `cmd:"" help:"Verify what must always hold in the database. Exit code 1: something is wrong."`
 
 	DeadLetters deadLettersCmd `cmd:"" name:"deadletters" help:"Requests that could not be decided: list, show, and have them decided again."`

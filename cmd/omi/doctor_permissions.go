@@ -18,8 +18,8 @@ func (d *doctor) examinePermissions(ctx context.Context) {
 	if d.named {
 		target = d.target.String()
 		asDeveloper := d.cmd.MasterKey != ""
-		// A developer's account has no need to rotate, and a service's none to bind.
-		d.mayRequest(ctx, "rotation", events.RotationSubject+target, d.cmd.Key != "" || !asDeveloper)
+		// A developer's account has no need to rotate, nor has an operator's, who sees the streams; and a service's none to bind.
+		d.mayRequest(ctx, "rotation", events.RotationSubject+target, d.cmd.Key != "" || !asDeveloper && len(d.streams) == 0)
 		d.mayRequest(ctx, "binding", events.BindingSubject+target, asDeveloper)
 		d.mayRequest(ctx, "revocation", events.RevocationSubject+target, asDeveloper)
 		d.mayRead(ctx)
@@ -72,7 +72,8 @@ func (d *doctor) mayRead(ctx context.Context) {
 		d.ok(name, "allowed")
 	case denied(err):
 		d.wrong(name, "this account can't get the registry's answers: "+err.Error(),
-			"let it publish to $JS.API.CONSUMER.CREATE."+events.ReceiptStream+".> and $JS.API.CONSUMER.MSG.NEXT."+events.ReceiptStream+".>")
+			"let it publish to $JS.API.CONSUMER.CREATE."+events.ReceiptStream+".*."+events.ReceiptSubject+d.target.String()+
+				" and $JS.API.CONSUMER.MSG.NEXT."+events.ReceiptStream+".>")
 	default:
 		d.warn(name, "not known: "+err.Error(), "see the stream "+events.ReceiptStream+" above")
 	}

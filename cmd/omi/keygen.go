@@ -23,7 +23,7 @@ const publicMode = 0o644
 type keygenCmd struct {
 	Out    string            `placeholder:"FILE" help:"The file to write; it must not exist yet. A private key's gets mode 0600."`
 	From   keySource         `placeholder:"FILE|-|ed25519:…" help:"Make no key, but read this one: a file, the standard input, or a public key."`
-	Format *keyformat.Format `enum:"ed25519,pem,jwk,openssh" placeholder:"FORM" help:"The form to write: pem (the default, and what omi reads), jwk, openssh, or ed25519, which is for public keys."`
+	Format *keyformat.Format `enum:"ed25519,pem,jwk,openssh,nkey" placeholder:"FORM" help:"The form to write: pem (the default, and what omi reads), jwk, openssh, nkey (a NATS user's), or ed25519, which is for public keys."`
 	Public bool              `help:"With --from: only the public half."`
 	JSON   bool              `help:"Print one JSON object."`
 }
@@ -31,13 +31,14 @@ type keygenCmd struct {
 // Help teaches by example.
 func (c *keygenCmd) Help() string {
 	return `A private key is written to a file (--out) and never printed, and never taken as an argument. --from finds out itself
-which form a key has: PEM (PKCS #8 or SPKI), JWK, OpenSSH or ed25519:…
+which form a key has: PEM (PKCS #8 or SPKI), JWK, OpenSSH, a NATS user's nkey or ed25519:…
 
   omi keygen --out cms.pem                                a new key
   omi keygen --from cms.pem                               its public key, in every form
   omi keygen --from cms.pem --public --format jwk         its public key, in one form
   omi keygen --from ~/.ssh/id_ed25519 --out cms.pem       a private key in another form
-  omi keygen --from cms.pem --format openssh --out cms    and back`
+  omi keygen --from cms.pem --format openssh --out cms    and back
+  omi keygen --format nkey --out cms.nk                   a key for --nats-nkey; its U… is for who runs the broker`
 }
 
 // Run makes a key, or converts one.
@@ -89,10 +90,20 @@ func (c *keygenCmd) write(key keyformat.Key) (err error) {
 	if err != nil {
 		return process.Usage(err)
 	}
-	if c.JSON {
-		return process.PrintJSON(map[string]string{"file": c.Out, "public_key": key.Public.String()})
+	view := map[string]string{"file": c.Out, "public_key": key.Public.String()}
+	public := view["public_key"]
+	if c.form() == keyformat.NKey { // the broker knows its users by nothing else
+		nkey, err := keyformat.EncodePublic(key.Public, keyformat.NKey)
+		if err != nil {
+			return err
+		}
+		public = strings.TrimSpace(string(nkey))
+		view["nkey"] = public
 	}
-	fmt.Printf(done, c.Out, key.Public)
+	if c.JSON {
+		return process.PrintJSON(view)
+	}
+	fmt.Printf(done, c.Out, public)
 	return nil
 }
 
@@ -152,6 +163,7 @@ type publicForms struct {
 	JWK       jsontext.Value `json:"jwk"`
 	OpenSSH   string         `json:"openssh"`
 	PEM       string         `json:"pem"`
+	NKey      string         `json:"nkey"`
 	KeyID     string         `json:"kid"` // RFC 7638
 }
 
@@ -169,12 +181,17 @@ func printForms(key events.PublicKey, asJSON bool) error {
 	if err != nil {
 		return err
 	}
+	nkey, err := keyformat.EncodePublic(key, keyformat.NKey)
+	if err != nil {
+		return err
+	}
 	forms.JWK, forms.OpenSSH, forms.PEM = jwk, strings.TrimSpace(string(ssh)), string(pem)
+	forms.NKey = strings.TrimSpace(string(nkey))
 	if asJSON {
 		return process.PrintJSON(forms)
 	}
-	return process.Print("Public key  %s\nJWK         %sThumbprint  %s (a JWK's kid)\nOpenSSH     %s\nPEM\n%s",
-		forms.PublicKey, forms.JWK, forms.KeyID, forms.OpenSSH, forms.PEM)
+	return process.Print("Public key  %s\nJWK         %sThumbprint  %s (a JWK's kid)\nOpenSSH     %s\nNATS nkey   %s\nPEM\n%s",
+		forms.PublicKey, forms.JWK, forms.KeyID, forms.OpenSSH, forms.NKey, forms.PEM)
 }
 
 // keySource is where a key comes from: a file, - or the text of a public key. Its errors don't repeat it unless it is a

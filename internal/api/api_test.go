@@ -171,3 +171,36 @@ func TestHTTPLimits(t *testing.T) {
 		t.Errorf("an unknown path: %d", status)
 	}
 }
+
+// TestNoAnswerElsewhere: a caller names the subject of the answer, which is published with the rights of who answers. It must not
+// be one that means something.
+func TestNoAnswerElsewhere(t *testing.T) {
+	t.Parallel()
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	nc := testenv.Connect(t, testenv.NewBroker(t).URL())
+	service, err := api.Register(t.Context(), nc, log, api.Service{Name: "test", Version: "1.0.0"}, endpoints()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = service.Stop() })
+	for _, reply := range []string{"omi.v1.invalidations.org.example.shop.cms", "omi.v1.requests.rotation.org.example.shop.cms", "$KV.x", "$SRV.PING"} {
+		heard, err := nc.SubscribeSync(reply)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 20 {
+			if err := nc.PublishRequest("test.ask", reply, []byte("ask")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := nc.Request("test.ask", []byte("ask"), patience); err != nil {
+			t.Fatalf("an honest question: %v", err)
+		}
+		if err := nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if n, _, _ := heard.Pending(); n > 0 {
+			t.Errorf("%d answers to %s", n, reply)
+		}
+	}
+}

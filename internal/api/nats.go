@@ -50,6 +50,10 @@ func Register(ctx context.Context, nc *nats.Conn, log *slog.Logger, s Service, e
 func (e Endpoint) handler(ctx context.Context, nc *nats.Conn, log *slog.Logger) micro.Handler {
 	free := make(chan struct{}, inFlight)
 	return micro.HandlerFunc(func(r micro.Request) {
+		if !answerable(r.Reply()) {
+			log.Debug("not answered: its reply subject is not the caller's own", "endpoint", e.Name)
+			return
+		}
 		free <- struct{}{}
 		go func() {
 			defer func() {
@@ -61,6 +65,14 @@ func (e Endpoint) handler(ctx context.Context, nc *nats.Conn, log *slog.Logger) 
 			e.respond(ctx, nc, log, r)
 		}()
 	})
+}
+
+// answerable says whether an answer may be published to a reply subject. The caller names it, and the answer is published with
+// our rights, which may be those of the registry: by omi.v1.invalidations.… a stranger could fill that stream, and push a
+// service's events out of the 64 that are kept; by $JS.API.… and $JS.ACK.… he could meddle with streams and consumers. Nobody
+// waits for an answer there.
+func answerable(reply string) bool {
+	return !strings.HasPrefix(reply, "omi.") && !strings.HasPrefix(reply, "$")
 }
 
 // respond answers by a message of its own, not by the request: what that notes of its answer, micro reads as soon as the

@@ -1,6 +1,6 @@
 // Package keyformat reads and writes Ed25519 keys in the forms that others keep them in: the protocol's own text, PEM
-// (PKCS #8 and SPKI, RFC 8410), JWK (RFC 8037) and OpenSSH. It does no I/O. What it reads is exactly one key and nothing
-// else, and its errors never quote what they refuse: that could be a private key.
+// (PKCS #8 and SPKI, RFC 8410), JWK (RFC 8037), OpenSSH and the nkey of a NATS user. It does no I/O. What it reads is exactly
+// one key and nothing else, and its errors never quote what they refuse: that could be a private key.
 package keyformat
 
 import (
@@ -20,18 +20,19 @@ const (
 	PEM     Format = "pem"     // PKCS #8, or SPKI for a public key
 	JWK     Format = "jwk"     // RFC 7517 and RFC 8037
 	OpenSSH Format = "openssh" // OpenSSH's own PEM, or a line of authorized_keys
+	NKey    Format = "nkey"    // what a NATS user proves to be by: the seed SU…, or U…
 )
 
 // Errors of keys that can't be read or written. A weak key is [events.ErrWeakKey].
 var (
 	ErrFormat = errors.New("not an Ed25519 key in a known form: " +
-		"ed25519:… text, PEM (PKCS #8 or SPKI), JWK or OpenSSH")
+		"ed25519:… text, PEM (PKCS #8 or SPKI), JWK, OpenSSH or a NATS user's nkey")
 	ErrAlgorithm = errors.New("a key of another kind: this must be an Ed25519 key for signatures")
 	ErrLocked    = errors.New("the key is locked by a passphrase: unlock a copy of it first, " +
 		"with `ssh-keygen -p -f COPY` or `openssl pkey -in FILE -out COPY`")
 	ErrMismatch    = errors.New("the public half does not belong to the private half")
 	ErrMore        = errors.New("more than one key, or something else beside it: give one key and nothing else")
-	ErrPublicOnly  = errors.New("the form ed25519:… is for public keys only; a private key is written as pem, jwk or openssh")
+	ErrPublicOnly  = errors.New("the form ed25519:… is for public keys only; a private key is written as pem, jwk, openssh or nkey")
 	errUnknownForm = errors.New("unknown form of a key")
 )
 
@@ -61,6 +62,8 @@ func Parse(content []byte) (Key, error) {
 	case bytes.HasPrefix(content, []byte("ssh-")), bytes.HasPrefix(content, []byte("ecdsa-")),
 		bytes.HasPrefix(content, []byte("sk-")):
 		parse = parseAuthorizedKey
+	case looksLikeNKey(content):
+		parse = parseNKey
 	}
 	key, err := parse(content)
 	if err != nil {
@@ -80,6 +83,8 @@ func EncodePublic(key events.PublicKey, format Format) ([]byte, error) {
 		return encodeLine(NewJSONWebKey(key))
 	case OpenSSH:
 		return encodeAuthorizedKey(key)
+	case NKey:
+		return encodeNKey(key)
 	default:
 		return nil, errUnknownForm
 	}
@@ -96,6 +101,8 @@ func EncodePrivate(key events.SigningKey, format Format) ([]byte, error) {
 		return encodePrivateJWK(key)
 	case OpenSSH:
 		return encodeOpenSSH(key)
+	case NKey:
+		return encodeSeed(key)
 	default:
 		return nil, errUnknownForm
 	}

@@ -18,8 +18,8 @@ import (
 )
 
 var (
-	publicForms  = []keyformat.Format{keyformat.Text, keyformat.PEM, keyformat.JWK, keyformat.OpenSSH}
-	privateForms = []keyformat.Format{keyformat.PEM, keyformat.JWK, keyformat.OpenSSH}
+	publicForms  = []keyformat.Format{keyformat.Text, keyformat.PEM, keyformat.JWK, keyformat.OpenSSH, keyformat.NKey}
+	privateForms = []keyformat.Format{keyformat.PEM, keyformat.JWK, keyformat.OpenSSH, keyformat.NKey}
 )
 
 // TestEveryPair: a key that goes through any form and then any other is the same key, and a public one stays public.

@@ -3,6 +3,7 @@ package process
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -14,6 +15,10 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/keyformat"
 )
 
 const (
@@ -26,6 +31,7 @@ const (
 type NATS struct {
 	URL   string `name:"nats-url" env:"OMI_NATS_URL" default:"nats://127.0.0.1:4222" placeholder:"URL" help:"The NATS servers, separated by commas (${default})."`
 	Creds string `name:"nats-creds" env:"OMI_NATS_CREDS" placeholder:"FILE" help:"A NATS credentials file."`
+	NKey  string `name:"nats-nkey" env:"OMI_NATS_NKEY" placeholder:"FILE" help:"The nkey of a NATS user: a private key that omi keygen --format nkey made, mode 0600."`
 	CA    string `name:"nats-ca" env:"OMI_NATS_CA" placeholder:"FILE" help:"A PEM file with the authority of the servers' TLS certificates."`
 }
 
@@ -65,8 +71,10 @@ func (n NATS) ConnectNow(ctx context.Context, name string, log *slog.Logger) (*n
 func (n NATS) notConnected(err error) error {
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
-		return Usagef("the broker at %s does not let this user in (%w): give --nats-creds FILE, or nats://USER:PASSWORD@HOST:PORT by --nats-url",
+		return Usagef("the broker at %s does not let this user in (%w): give --nats-nkey or --nats-creds FILE, or nats://USER:PASSWORD@HOST:PORT by --nats-url",
 			n.redacted(), err)
+	case errors.Is(err, nats.ErrNkeysNotSupported):
+		return Usagef("the broker at %s knows its users by something else than nkeys (%w): leave out --nats-nkey", n.redacted(), err)
 	case errors.As(err, new(*tls.CertificateVerificationError)):
 		return Usagef("the broker at %s has a certificate that is not trusted (%w): name its authority by --nats-ca FILE", n.redacted(), err)
 	case errors.Is(err, nats.ErrSecureConnWanted):
@@ -93,6 +101,19 @@ func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats
 	}, more...)
 	if n.Creds != "" {
 		options = append(options, nats.UserCredentials(n.Creds))
+	}
+	if n.NKey != "" {
+		key, err := n.key()
+		if err != nil {
+			return nil, err
+		}
+		public, err := keyformat.EncodePublic(key.Public(), keyformat.NKey)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, nats.Nkey(strings.TrimSpace(string(public)), func(nonce []byte) ([]byte, error) {
+			return ed25519.Sign(key.Private(), nonce), nil
+		}))
 	}
 	if n.CA != "" {
 		options = append(options, nats.RootCAs(n.CA))
@@ -123,7 +144,37 @@ func (n NATS) Check() error {
 			return Usagef("%s: %s holds no %s", file.flag, file.path, file.want)
 		}
 	}
-	return nil
+	if n.NKey == "" {
+		return nil
+	}
+	if n.Creds != "" {
+		return Usagef("--nats-nkey and --nats-creds are two ways to say who this is: give one of them")
+	}
+	_, err := n.key()
+	return err
+}
+
+// key reads the user's nkey. Any form of a key will do, since a user's nkey is an Ed25519 key.
+func (n NATS) key() (events.SigningKey, error) {
+	info, err := os.Stat(n.NKey)
+	if err == nil {
+		err = keyfile.CheckMode(n.NKey, info)
+	}
+	if err != nil {
+		return events.SigningKey{}, Usagef("--nats-nkey: %w", err)
+	}
+	content, err := os.ReadFile(n.NKey)
+	if err != nil {
+		return events.SigningKey{}, Usagef("--nats-nkey: %w", err)
+	}
+	key, err := keyformat.Parse(content)
+	switch {
+	case err != nil:
+		return events.SigningKey{}, Usagef("--nats-nkey: %s: %w", n.NKey, err)
+	case key.Private.IsZero():
+		return events.SigningKey{}, Usagef("--nats-nkey: %s holds a public key: name the file of its private half", n.NKey)
+	}
+	return key.Private, nil
 }
 
 // parseServer reads one server's URL, which may lack its scheme.

@@ -68,8 +68,8 @@ func (c *serveSubscriber) Run(open OpenService) error {
 	if err != nil {
 		return err
 	}
-	if strings.ContainsAny(c.Durable, " \t\r\n.*>/\\") || c.Durable == "" {
-		return Usagef("--durable: the name of a durable has no blanks and none of . * > / \\, as in %s-2", events.AuthDurable)
+	if err := CheckDurable(c.Durable); err != nil {
+		return err
 	}
 	if err := errors.Join(c.NATS.Check(), CheckDatabase(c.Database.URL)); err != nil {
 		return err
@@ -107,6 +107,14 @@ func (c *serveSubscriber) serve(ctx context.Context, log *slog.Logger, trust eve
 	web.Ready(func(context.Context) error { return service.Ready() }, service.Endpoints()...)
 	log.Info("serving HTTP", "addr", web.Addr())
 	return service.Run(ctx)
+}
+
+// CheckDurable refuses what can't be the name of a durable.
+func CheckDurable(name string) error {
+	if strings.ContainsAny(name, " \t\r\n.*>/\\") || name == "" {
+		return Usagef("--durable: the name of a durable has no blanks and none of . * > / \\, as in %s-2", events.AuthDurable)
+	}
+	return nil
 }
 
 type listSetAside struct {

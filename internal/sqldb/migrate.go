@@ -17,6 +17,8 @@ import (
 // Migrate applies the migrations that the database doesn't have yet. fsys holds goose's SQL files in two folders,
 // "sqlite" and "postgres"; the latter is for CockroachDB too.
 //
+// A role that may not change the schema gets [ErrURL] where it is not complete.
+//
 // Any number of processes may do this at once, and each returns when the schema is complete. A file says
 // "-- +goose NO TRANSACTION" and has one statement that does no harm when it is run twice, because a server's process
 // can die between the statement and the note that it was run. With SQLite all of it is one transaction.
@@ -33,6 +35,9 @@ func (db *DB) Migrate(ctx context.Context, fsys fs.FS) error {
 		return nil
 	}
 	applied, err := migrate(ctx, files)
+	if answer := (*pgconn.PgError)(nil); errors.As(err, &answer) && answer.Code == insufficientPrivilege {
+		return fmt.Errorf("%w: its role may not bring the schema up to date: first do that as the role that owns it: %w", ErrURL, answer)
+	}
 	if err != nil {
 		return fmt.Errorf("migrate the schema: %w", err)
 	}
@@ -42,6 +47,9 @@ func (db *DB) Migrate(ctx context.Context, fsys fs.FS) error {
 	}
 	return nil
 }
+
+// insufficientPrivilege is a SQLSTATE.
+const insufficientPrivilege = "42501"
 
 // complete says whether the schema has all migrations already. A start then takes no lock, and does not wait out the
 // lease of a process that was killed while it held it. Where there is a doubt, the answer is no.

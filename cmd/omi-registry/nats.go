@@ -1,0 +1,117 @@
+package main
+
+import (
+	"errors"
+	"strings"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/access"
+	"omiappreg.org/keyrotation/internal/keyformat"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+type natsCmd struct {
+	Service   natsServiceCmd   `cmd:"" help:"A service: it rotates its own key, reads its own receipts, and looks others up."`
+	Developer natsDeveloperCmd `cmd:"" help:"A developer: binding, reset and revocation of an app's services."`
+	Receiver  natsReceiverCmd  `cmd:"" help:"A receiver that reads the events and checks signatures itself (client.Verifier)."`
+}
+
+// Help teaches.
+func (*natsCmd) Help() string {
+	return `Prints one party's account for the broker of deploy/nats: append it to accounts.conf, and let the broker read that again.
+
+  omi keygen --format nkey --out cms.nk                                      by the service's owner: prints its U…
+  omi-registry nats service --app-id org.example.shop --service-id cms --nkey U… >> accounts.conf
+  nats-server --signal reload`
+}
+
+// userKey is the flag that says who the account's user is.
+type userKey struct {
+	NKey string `name:"nkey" required:"" placeholder:"U…" help:"The public nkey of the user, which omi keygen --format nkey printed."`
+}
+
+var errPrivateNKey = errors.New("this is a private key: it stays with its owner, and the broker wants the public one, U…")
+
+// public returns the key as the broker's configuration has it. Errors don't quote it: it could be a private one.
+func (k userKey) public() (string, error) {
+	key, err := keyformat.Parse([]byte(k.NKey))
+	if err == nil && !key.Private.IsZero() {
+		err = errPrivateNKey
+	}
+	if err != nil {
+		return "", process.Usagef("--nkey: %w", err)
+	}
+	text, err := keyformat.EncodePublic(key.Public, keyformat.NKey)
+	return strings.TrimSpace(string(text)), err
+}
+
+// print prints the account of this user.
+func (k userKey) print(account func(nkey string) access.Account) error {
+	nkey, err := k.public()
+	if err != nil {
+		return err
+	}
+	return process.Print("%s", account(nkey))
+}
+
+type natsServiceCmd struct {
+	AppID     string `name:"app-id" required:"" placeholder:"ID" help:"The app, for example org.example.shop."`
+	ServiceID string `name:"service-id" required:"" placeholder:"ID" help:"The service, for example cms."`
+	userKey   `embed:""`
+}
+
+// Run prints the account.
+func (c *natsServiceCmd) Run() error {
+	app, err := parseApp(c.AppID)
+	if err != nil {
+		return err
+	}
+	service, err := events.ParseServiceID(c.ServiceID)
+	if err != nil {
+		return process.Usagef("--service-id: %w", err)
+	}
+	return c.print(func(nkey string) access.Account {
+		return access.Service(events.Target{App: app, Service: service}, nkey)
+	})
+}
+
+type natsDeveloperCmd struct {
+	AppID   string `name:"app-id" required:"" placeholder:"ID" help:"The app, for example org.example.shop."`
+	userKey `embed:""`
+}
+
+// Run prints the account.
+func (c *natsDeveloperCmd) Run() error {
+	app, err := parseApp(c.AppID)
+	if err != nil {
+		return err
+	}
+	return c.print(func(nkey string) access.Account { return access.Developer(app, nkey) })
+}
+
+type natsReceiverCmd struct {
+	Name    string   `required:"" placeholder:"NAME" help:"What it is called: lower case letters, digits, hyphens and underscores."`
+	Durable []string `default:"authsub,billingsub" help:"The subscribers' durables, which it must not touch: all that there are (${default})."`
+	userKey `embed:""`
+}
+
+// Run prints the account.
+func (c *natsReceiverCmd) Run() error {
+	if _, err := events.ParseServiceID(c.Name); err != nil { // one label, as those are
+		return process.Usagef("--name: lower case letters, digits, hyphens and underscores, not %q", c.Name)
+	}
+	for _, durable := range c.Durable {
+		if err := process.CheckDurable(durable); err != nil {
+			return err
+		}
+	}
+	return c.print(func(nkey string) access.Account { return access.Receiver(c.Name, nkey, c.Durable) })
+}
+
+func parseApp(id string) (events.AppID, error) {
+	app, err := events.ParseAppID(id)
+	if err != nil {
+		return app, process.Usagef("--app-id: %w", err)
+	}
+	return app, nil
+}

@@ -1,0 +1,22 @@
+-- What the registry's roles may do in its database. By an administrator, connected to it, after each omi-registry migrate; it
+-- does no harm when it is run twice. Tables that come later are covered at once by the default privileges; what is taken away
+-- at the end, for each table, waits for the next run.
+
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT USAGE, CREATE ON SCHEMA public TO omi_registry_owner;
+GRANT USAGE ON SCHEMA public TO omi_registry, omi_registry_reader;
+
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO omi_registry;
+GRANT SELECT ON ALL TABLES IN SCHEMA public TO omi_registry_reader;
+ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public
+  GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO omi_registry;
+ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public GRANT SELECT ON TABLES TO omi_registry_reader;
+
+-- History is only ever appended to: whoever breaks into the registry's process can't unmake what happened.
+REVOKE UPDATE, DELETE ON history FROM omi_registry;
+-- A Master Key stands for ever, and a service is never forgotten.
+REVOKE UPDATE, DELETE ON apps FROM omi_registry;
+REVOKE DELETE ON services FROM omi_registry;
+-- The schema's version is the owner's to write.
+REVOKE INSERT, UPDATE, DELETE ON goose_db_version FROM omi_registry;
+REVOKE INSERT, UPDATE, DELETE ON goose_lock FROM omi_registry;

@@ -1,0 +1,124 @@
+// Package access says what each party may do at the broker, as accounts of nats-server's configuration: those that an
+// operator adds one by one. deploy/nats has the configuration that they are added to, and says why it is so.
+package access
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// The accounts of deploy/nats/nats-server.conf that others import from.
+const (
+	core = "OMI"
+	auth = "AUTHSUB"
+)
+
+const (
+	createConsumer = "$JS.API.CONSUMER.CREATE."
+	consumerInfo   = "$JS.API.CONSUMER.INFO."
+	nextMessage    = "$JS.API.CONSUMER.MSG.NEXT."
+	lookups        = "omi.v1.lookup.>"
+	answers        = "_INBOX.>"
+)
+
+// Account is one party's account at the broker, with one user. What it may publish is all that it may reach, since its
+// account imports nothing else.
+type Account struct {
+	Name string
+	// NKey is the user's public key, U….
+	NKey string
+	// What it is for, in a comment.
+	Comment string
+
+	imports []imported
+	deny    []string // of what is imported
+}
+
+// imported is a subject of another account.
+type imported struct{ account, subject string }
+
+// Service is the account of one service: it asks for its own rotation, reads its own receipts, looks others up, and asks Auth.
+func Service(t events.Target, nkey string) Account {
+	return Account{
+		Name: t.String(), NKey: nkey, Comment: "The service " + t.String(),
+		imports: slices.Concat(
+			[]imported{{core, events.RotationSubject + t.String()}}, receipts(t.String()), questions()),
+	}
+}
+
+// Developer is the account of who holds an app's Master Key: binding, reset and revocation of the app's services, and their
+// rotation, for which the developer would need their keys.
+func Developer(app events.AppID, nkey string) Account {
+	every := app.String() + ".*"
+	return Account{
+		Name: "developer:" + app.String(), NKey: nkey, Comment: "The developer of " + app.String(),
+		imports: slices.Concat(
+			[]imported{
+				{core, events.RotationSubject + every}, {core, events.BindingSubject + every}, {core, events.RevocationSubject + every},
+			}, receipts(every), questions()),
+	}
+}
+
+// Receiver is the account of a receiver that checks signatures in its own process (client.Verifier): it reads the events.
+// durables are the names of the subscribers' consumers, which it must not touch.
+func Receiver(name, nkey string, durables []string) Account {
+	const stream = events.InvalidationStream
+	a := Account{
+		Name: "receiver:" + name, NKey: nkey, Comment: "The receiver " + name + ", which reads the events",
+		imports: append([]imported{
+			{core, createConsumer + stream + ".>"}, {core, consumerInfo + stream + ".*"}, {core, nextMessage + stream + ".*"},
+		}, questions()...),
+	}
+	for _, durable := range durables {
+		a.deny = append(a.deny,
+			createConsumer+stream+"."+durable, createConsumer+stream+"."+durable+".>", nextMessage+stream+"."+durable)
+	}
+	return a
+}
+
+// receipts is what it takes to read the receipts of a target, or of a pattern of them. That the filter is in the subject
+// is what holds a reader to its own; one without it is not imported.
+func receipts(of string) []imported {
+	return []imported{
+		{core, createConsumer + events.ReceiptStream + ".*." + events.ReceiptSubject + of},
+		{core, nextMessage + events.ReceiptStream + ".*"},
+	}
+}
+
+func questions() []imported {
+	return []imported{{core, lookups}, {auth, events.AuthVerifySubject}}
+}
+
+// String is the account as a part of nats-server's map of accounts.
+func (a Account) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# %s\n%q {\n  users: [{\n    nkey: %s\n    permissions {\n", a.Comment, a.Name, a.NKey)
+	publish := make([]string, len(a.imports))
+	for i, in := range a.imports {
+		publish[i] = in.subject
+	}
+	b.WriteString("      publish {\n")
+	list(&b, "        allow", publish)
+	if len(a.deny) > 0 {
+		list(&b, "        deny", a.deny)
+	}
+	fmt.Fprintf(&b, "      }\n      subscribe: [%q]\n    }\n  }]\n  imports: [\n", answers)
+	// Without this import the server gives the account a JetStream API of its own, which answers first: it has no JetStream.
+	// The user may not publish there.
+	for _, in := range append([]imported{{core, "$JS.API.INFO"}}, a.imports...) {
+		fmt.Fprintf(&b, "    { service: { account: %s, subject: %q } }\n", in.account, in.subject)
+	}
+	b.WriteString("  ]\n}\n")
+	return b.String()
+}
+
+func list(b *strings.Builder, name string, subjects []string) {
+	fmt.Fprintf(b, "%s: [\n", name)
+	for _, s := range subjects {
+		fmt.Fprintf(b, "          %q\n", s)
+	}
+	b.WriteString("        ]\n")
+}
