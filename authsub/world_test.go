@@ -34,7 +34,7 @@ type world struct {
 	stop     func()
 }
 
-func newWorld(t *testing.T, url string) *world {
+func newWorld(t testing.TB, url string) *world {
 	t.Helper()
 	w := &world{
 		registry: subtest.NewRegistry(t, events.GenerateSigningKey()), lookups: &lookups{}, clock: &clock{}, url: url,
@@ -50,7 +50,7 @@ func newWorld(t *testing.T, url string) *world {
 }
 
 // run starts an Auth Provider; stop ends it.
-func (w *world) run(t *testing.T) {
+func (w *world) run(t testing.TB) {
 	t.Helper()
 	auth, err := authsub.New(t.Context(), authsub.Config{
 		JetStream: w.js, DatabaseURL: w.url, Trust: w.registry.Trust, Registry: w.lookups,
