@@ -57,7 +57,7 @@ func FuzzIDs(f *testing.F) {
 
 		parts := isTarget.FindStringSubmatch(s)
 		target, err := events.ParseTarget(s)
-		if want := parts != nil && len(parts[1]) <= longestAppID; (err == nil) != want {
+		if want := len(parts) > 0 && len(parts[1]) <= longestAppID; (err == nil) != want {
 			t.Fatalf("ParseTarget(%q) = %v, %v; by the grammar it is one: %v", s, target, err, want)
 		}
 		if err == nil && (target.String() != s || target.App.String() != parts[1] || target.Service.String() != parts[2]) {
@@ -101,7 +101,7 @@ func FuzzSubject(f *testing.F) {
 	f.Fuzz(func(t *testing.T, subject string) {
 		r, err := events.ParseRequest(subject, nil)
 		parts := isRequestOn.FindStringSubmatch(subject)
-		if parts == nil || len(parts[1]) > longestAppID {
+		if len(parts) == 0 || len(parts[1]) > longestAppID {
 			if !errors.Is(err, events.ErrSubject) || r != nil {
 				t.Errorf("%q is no subject of a request, and gave %v, %v", subject, r, err)
 			}

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"net/http"
 	"net/url"
 	"testing"
@@ -130,7 +131,7 @@ func FuzzLookupNATS(f *testing.F) {
 		}
 		path := "/v1/apps/" + url.PathEscape(target.App.String()) + "/services/" + target.Service.String()
 		path = []string{path, path + "/history", "/v1/registry"}[endpoint%3]
-		if b, ok := d.HTTP(t, http.MethodGet, path, "", nil); !ok || a.Status != b.Status || string(a.Body) != string(b.Body) {
+		if b, ok := d.HTTP(t, http.MethodGet, path, "", nil); !ok || a.Status != b.Status || !bytes.Equal(a.Body, b.Body) {
 			t.Errorf("%q: over NATS %d %s\nover HTTP %d %s", tail, a.Status, a.Body, b.Status, b.Body)
 		}
 	})

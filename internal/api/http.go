@@ -59,8 +59,13 @@ type statusOnly struct {
 	status int
 }
 
-func (s *statusOnly) Header() http.Header         { return s.header }
-func (s *statusOnly) WriteHeader(status int)      { s.status = status }
+// Header implements http.ResponseWriter.
+func (s *statusOnly) Header() http.Header { return s.header }
+
+// WriteHeader implements http.ResponseWriter.
+func (s *statusOnly) WriteHeader(status int) { s.status = status }
+
+// Write implements http.ResponseWriter.
 func (s *statusOnly) Write(b []byte) (int, error) { return len(b), nil }
 
 func bodyProblem(err error) *Problem {
