@@ -27,7 +27,7 @@ func FuzzAttribute(f *testing.F) {
 		return fmt.Sprintf(`{"public_key":"%s","at":%d}`, key.Public(), at)
 	}
 	for _, text := range []string{
-		question(s.Keys[0], start), question(s.Keys[0], start+1000), question(s.Keys[1], start), question(s.Keys[1], start+1000),
+		question(s.Keys[0], start), question(s.Keys[0], start-1), question(s.Keys[0], start+360), question(s.Keys[0], start+359), question(s.Keys[1], start), question(s.Keys[1], start+1000),
 		question(events.GenerateSigningKey(), start), "", "{}", "[]", `{"at":-1}`, strings.Repeat(" ", events.MaxQuery+1),
 	} {
 		f.Add("POST", "/v1/attribute", "Content-Type: application/json", []byte(text))

@@ -21,7 +21,9 @@ func FuzzGuardMsg(f *testing.F) {
 	params := strings.Replace(sigParams, `tag="omi"`, `tag="omi-nats"`, 1)
 	m = w.byHand(m, []string{"@subject", "content-digest", "x"}, params)
 	f.Add(m.uri, m.header.Get("Signature-Input"), m.header.Get("Signature"), m.header.Get("Content-Digest"), "X", "1", []byte(m.body))
-	f.Add("a\n\"@subject\": b", `omi=("@subject")`+params, "omi=:AA==:", "", "Signature", "omi=?0", []byte(nil))
+	m = w.byHand(wire{uri: "a\n\"x\": b", header: http.Header{}}, []string{"@subject"}, params) // a line of the caller's making
+	f.Add(m.uri, m.header.Get("Signature-Input"), m.header.Get("Signature"), "", "Y", "1", []byte(nil))
+	f.Add("a", `omi=("@subject")`+params, "omi=:AA==:", "", "Signature", "omi=?0", []byte(nil))
 	f.Fuzz(func(t *testing.T, subject, input, signature, digest, name, value string, data []byte) {
 		believer := new(believer)
 		guard := client.NewGuard(client.GuardConfig{Checker: believer, Now: w.now})

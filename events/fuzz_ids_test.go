@@ -5,6 +5,7 @@ import (
 	"math/big"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"omiappreg.org/keyrotation/events"
@@ -42,6 +43,11 @@ func FuzzIDs(f *testing.F) {
 	f.Add(appOf(longestAppID + 1))
 	f.Add(labels(16) + ".a")
 	f.Add(labels(17))
+	for _, s := range []string{
+		strings.Repeat("a", 63), strings.Repeat("a", 64), "aAa", "a-_b", "_a", "a-", "a.aAa", "a.b.", ".a.b", "a..b", "1.2.3", "é.b.c", "abcdefg", "abcdefgh\n",
+	} {
+		f.Add(s)
+	}
 	for _, file := range vectors.Load(f).Keys {
 		for _, key := range file.Keys {
 			f.Add(key.PublicKey)
