@@ -18,7 +18,7 @@ func FuzzVerify(f *testing.F) {
 	w := newWorld(f, testenv.Database(f, testenv.SQLite))
 	s := subtest.NewService(f, "bound")
 	w.registry.Publish(f, w.js, s.Bind(start-10), s.Rotate(start-5, 300))
-	testenv.Eventually(f, within, "the events are applied", func() error { return w.auth.Ready() })
+	w.current(f, s)
 	door := apitest.Open(f, w.js.Conn(), w.auth.Endpoints()...)
 	for _, question := range []string{
 		questionText(s, s.Keys[0]), questionText(s, s.Keys[1]), questionText(s, events.GenerateSigningKey()),

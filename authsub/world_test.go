@@ -117,7 +117,7 @@ func query(s *subtest.Service, key events.SigningKey) events.VerifyQuery {
 }
 
 // verify returns the answer as "accepted current" or "refused expired_key".
-func (w *world) verify(t *testing.T, s *subtest.Service, key events.SigningKey) string {
+func (w *world) verify(t testing.TB, s *subtest.Service, key events.SigningKey) string {
 	t.Helper()
 	answer := w.auth.Verify(t.Context(), query(s, key))
 	if answer.Result == events.Accepted && answer.PublicKey != key.Public() {
@@ -134,7 +134,7 @@ func (w *world) want(t *testing.T, what string, s *subtest.Service, key events.S
 }
 
 // current waits until the newest key is accepted as current without a lookup.
-func (w *world) current(t *testing.T, s *subtest.Service) {
+func (w *world) current(t testing.TB, s *subtest.Service) {
 	t.Helper()
 	testenv.Eventually(t, within, "the newest key current", func() error {
 		if got := w.verify(t, s, s.Current()); got != "accepted current" {
