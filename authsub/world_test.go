@@ -34,7 +34,7 @@ type world struct {
 	stop     func()
 }
 
-func newWorld(t *testing.T, url string) *world {
+func newWorld(t testing.TB, url string) *world {
 	t.Helper()
 	w := &world{
 		registry: subtest.NewRegistry(t, events.GenerateSigningKey()), lookups: &lookups{}, clock: &clock{}, url: url,
@@ -50,7 +50,7 @@ func newWorld(t *testing.T, url string) *world {
 }
 
 // run starts an Auth Provider; stop ends it.
-func (w *world) run(t *testing.T) {
+func (w *world) run(t testing.TB) {
 	t.Helper()
 	auth, err := authsub.New(t.Context(), authsub.Config{
 		JetStream: w.js, DatabaseURL: w.url, Trust: w.registry.Trust, Registry: w.lookups,
@@ -117,7 +117,7 @@ func query(s *subtest.Service, key events.SigningKey) events.VerifyQuery {
 }
 
 // verify returns the answer as "accepted current" or "refused expired_key".
-func (w *world) verify(t *testing.T, s *subtest.Service, key events.SigningKey) string {
+func (w *world) verify(t testing.TB, s *subtest.Service, key events.SigningKey) string {
 	t.Helper()
 	answer := w.auth.Verify(t.Context(), query(s, key))
 	if answer.Result == events.Accepted && answer.PublicKey != key.Public() {
@@ -134,7 +134,7 @@ func (w *world) want(t *testing.T, what string, s *subtest.Service, key events.S
 }
 
 // current waits until the newest key is accepted as current without a lookup.
-func (w *world) current(t *testing.T, s *subtest.Service) {
+func (w *world) current(t testing.TB, s *subtest.Service) {
 	t.Helper()
 	testenv.Eventually(t, within, "the newest key current", func() error {
 		if got := w.verify(t, s, s.Current()); got != "accepted current" {

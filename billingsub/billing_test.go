@@ -37,7 +37,7 @@ type world struct {
 	billing  *billingsub.Billing
 }
 
-func newWorld(t *testing.T, url string) *world {
+func newWorld(t testing.TB, url string) *world {
 	t.Helper()
 	w := &world{registry: subtest.NewRegistry(t, events.GenerateSigningKey())}
 	w.nc = testenv.Connect(t, testenv.NewBroker(t).URL())

@@ -37,9 +37,15 @@ type commitment struct {
 	PromoteAt         int64        `json:"promote_at"` // milliseconds since the Unix epoch, by our own clock
 }
 
+// ofSeconds is a time on the registry's clock, which counts up to 2^53-1: more than a Duration can hold. A century is for ever.
+func ofSeconds(n int64) time.Duration {
+	const century = 100 * 365 * 24 * 3600
+	return time.Duration(max(-century, min(n, century))) * time.Second
+}
+
 // grace is how long the old key is accepted after the commit.
 func (m *commitment) grace() time.Duration {
-	return time.Duration(max(0, m.GracePeriodExpiry-m.Timestamp)) * time.Second
+	return ofSeconds(max(0, m.GracePeriodExpiry-m.Timestamp))
 }
 
 // half is half of that, and a little less: the registry counts whole seconds, so up to one is over when it begins.
@@ -67,7 +73,21 @@ func (c *Client) load(ctx context.Context) (*entry, error) {
 	if e.Target != c.cfg.Target.String() {
 		return nil, fmt.Errorf("%w: it is about %s: finish that service's change first", ErrJournal, e.Target)
 	}
+	if !e.whole(c.cfg.Target) {
+		return nil, fmt.Errorf("%w: it is not as it was written; delete it if no request is under way", ErrJournal)
+	}
 	return e, nil
+}
+
+// whole reports whether the entry holds a request of this service, and a commitment that a registry could have made.
+func (e *entry) whole(target events.Target) bool {
+	m := &e.Request
+	r, err := events.ParseRequest(m.Subject, []byte(m.Payload))
+	if err != nil || r.Target != target || r.Kind != e.Kind || r.Nonce != m.Nonce || r.NewKey != m.NewKey {
+		return false
+	}
+	c := e.Committed
+	return c == nil || c.Sequence > 0 && c.Timestamp >= 0 && c.GracePeriodExpiry >= 0
 }
 
 // save writes the journal; nil ends it.

@@ -121,7 +121,7 @@ func (c *Client) ask(ctx context.Context, within time.Duration, until deadline, 
 	case c.everyone(&record, applied):
 		return deadline{}
 	case c.entry.late && made.grace() > 0: // how old the receipt is, by the clock that made it
-		left := time.Duration(made.GracePeriodExpiry-record.Timestamp)*time.Second - time.Second // at least
+		left := ofSeconds(made.GracePeriodExpiry-record.Timestamp) - time.Second // at least
 		return deadlineAt(time.Now().Add(min(left-made.half(), made.half())))
 	default:
 		return until

@@ -113,9 +113,15 @@ func (f *fields) integer(name string, required bool) (n int64, ok bool) {
 		}
 		return 0, false
 	}
+	if n, ok = parseInteger(value); !ok {
+		f.fail("The member " + quoteName(name) + " must be an integer from 0 to 2^53-1, without fraction or exponent.")
+	}
+	return n, ok
+}
+
+func parseInteger(value jsontext.Value) (n int64, ok bool) {
 	n, err := strconv.ParseInt(string(value), 10, 64)
 	if value.Kind() != '0' || err != nil || n < 0 || n > MaxSafeInteger || value[0] == '-' {
-		f.fail("The member " + quoteName(name) + " must be an integer from 0 to 2^53-1, without fraction or exponent.")
 		return 0, false
 	}
 	return n, true

@@ -3,12 +3,15 @@ package events_test
 import (
 	"bytes"
 	"errors"
+	"math"
+	"strconv"
 	"testing"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/gowebpki/jcs"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/vectors"
@@ -165,12 +168,14 @@ func signedAnew(message []byte) ([]byte, bool) {
 	return signed, err == nil
 }
 
-// FuzzCanonical: a canonical form is its own, and says what the text says.
+// FuzzCanonical: a canonical form is its own, says what the text says, and is what another implementation of RFC 8785
+// makes of the text.
 func FuzzCanonical(f *testing.F) {
 	set := vectors.Load(f)
 	for _, file := range set.Canonical {
 		for _, c := range file.Cases {
 			f.Add([]byte(c.Input))
+			f.Add([]byte(c.Canonical))
 		}
 	}
 	for _, file := range set.Requests {
@@ -184,16 +189,47 @@ func FuzzCanonical(f *testing.F) {
 		if !bytes.Equal(before, value) {
 			t.Fatal("Canonical changed what it was given")
 		}
+		theirs, theirErr := jcs.Transform(value)
 		if err != nil {
+			if theirErr == nil {
+				t.Errorf("%s: %v, and another implementation makes %s of it", value, err, theirs)
+			}
 			return
+		}
+		if theirErr != nil {
+			t.Errorf("%s became %s, and another implementation refuses it: %v", value, canonical, theirErr)
+		} else if !bytes.Equal(canonical, theirs) {
+			t.Errorf("%s became\n%s, and by another implementation\n%s", value, canonical, theirs)
 		}
 		checkFixedPoint(t, canonical)
 		var want, got any
-		if json.Unmarshal(value, &want) != nil {
-			return // a number that no binary64 can hold; ParseRequest refuses it
-		}
-		if err := json.Unmarshal(canonical, &got); err != nil || !cmp.Equal(want, got) {
+		if err := errors.Join(json.Unmarshal(value, &want), json.Unmarshal(canonical, &got)); err != nil || !cmp.Equal(want, got) {
 			t.Errorf("%s became %s: %v", value, canonical, err)
+		}
+	})
+}
+
+// FuzzCanonicalNumber: every binary64, however it is written, becomes what ECMAScript prints for it.
+func FuzzCanonicalNumber(f *testing.F) {
+	for _, n := range []float64{0, math.Copysign(0, -1), 1e21, 1e-7, 333333333.33333329, 5e-324, math.MaxFloat64, 1 << 53} {
+		f.Add(math.Float64bits(n), byte('g'), 17)
+	}
+	f.Fuzz(func(t *testing.T, bits uint64, form byte, digits int) {
+		n := math.Float64frombits(bits)
+		want, err := jcs.NumberToJSON(n)
+		if err != nil {
+			return // NaN or an infinity: no text says that
+		}
+		form = "efg"[form%3]
+		if digits < 17 || digits > 40 {
+			digits = -1 // the shortest that is still this number
+		}
+		if form == 'f' && digits > 0 {
+			digits = 1100 // enough behind the point for any
+		}
+		text := strconv.FormatFloat(n, form, digits, 64)
+		if got, err := events.Canonical([]byte(text)); err != nil || string(got) != want {
+			t.Errorf("%s became %s, %v; want %s", text, got, err, want)
 		}
 	})
 }

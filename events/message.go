@@ -23,13 +23,36 @@ const (
 	version  = "1.0"
 )
 
+// errNoCanonical means that a text has a number that RFC 8785 has no form for.
+var errNoCanonical = errors.New("a number is beyond the range of a binary64")
+
 // Canonical returns the RFC 8785 (JCS) form of one JSON value: what is signed.
 func Canonical(value []byte) ([]byte, error) {
 	v := jsontext.Value(bytes.Clone(value))
 	if err := v.Canonicalize(); err != nil {
 		return nil, err
 	}
+	// What is beyond the largest number has become that number.
+	if bytes.Contains(v, []byte("1.7976931348623157e+308")) && hasInfinity(value) {
+		return nil, errNoCanonical
+	}
 	return v, nil
+}
+
+// hasInfinity reports whether some number of a well-formed text is beyond the range of a binary64.
+func hasInfinity(value []byte) bool {
+	dec := jsontext.NewDecoder(bytes.NewBuffer(value))
+	for {
+		token, err := dec.ReadToken()
+		if err != nil {
+			return false
+		}
+		if token.Kind() == '0' {
+			if _, err := strconv.ParseFloat(token.String(), 64); err != nil {
+				return true
+			}
+		}
+	}
 }
 
 // member is one name and its value of a JSON object; value is a slice of the message.
@@ -92,6 +115,7 @@ func (m *message) checkVersion() error {
 type text struct {
 	dec       *jsontext.Decoder
 	bytes     []byte
+	depth     int  // how deep it may be nested
 	badNumber bool // reported only once the whole text is known to be well-formed
 	wide      bool // some string may hold a noncharacter
 }
@@ -99,7 +123,7 @@ type text struct {
 func newText(b []byte) text {
 	// The first byte of U+FDD0 and of all that comes later is 0xEF or more.
 	wide := slices.ContainsFunc(b, func(c byte) bool { return c >= 0xEF }) || bytes.Contains(b, []byte(`\u`))
-	return text{dec: jsontext.NewDecoder(bytes.NewBuffer(b)), bytes: b, wide: wide}
+	return text{dec: jsontext.NewDecoder(bytes.NewBuffer(b)), bytes: b, depth: maxDepth, wide: wide}
 }
 
 // isNoncharacter reports whether Unicode has set the code point apart for ever; I-JSON has no such strings (RFC 7493 §2.1).
@@ -190,7 +214,7 @@ func (t *text) readValue() (jsontext.Value, error) {
 		if err != nil {
 			return nil, err
 		}
-		if t.dec.StackDepth() > maxDepth {
+		if t.dec.StackDepth() > t.depth {
 			return nil, refuse(MalformedMessage, "The message is nested more than 8 deep.")
 		}
 		if token.Kind() == '0' && !safeNumber(token.String()) {

@@ -94,8 +94,8 @@ func (q VerifyQuery) Encode() ([]byte, error) {
 // what the way is worth on which it came.
 func ParseVerifyAnswer(b []byte) (VerifyAnswer, error) {
 	var a VerifyAnswer
-	if err := json.Unmarshal(b, &a); err != nil {
-		return VerifyAnswer{}, refuse(MalformedMessage, "The answer is not of its form.")
+	if err := decodeAnswer(b, &a); err != nil {
+		return VerifyAnswer{}, err
 	}
 	graceEnds := a.Key == KeyGrace && a.Expires > 0
 	switch {

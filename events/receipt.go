@@ -90,8 +90,14 @@ func readReceipt(f *fields) (Receipt, error) {
 		r.PublicKey = f.publicKey("public_key", false)
 		r.GracePeriodExpiry = f.time("grace_period_expiry")
 		r.EventNonce = f.nonce("event_nonce", true)
+		if f.err == nil && r.Sequence == 0 {
+			f.fail(`The member "sequence" counts from 1.`)
+		}
 	case RequestRejected:
-		reason, _ := f.str("reason", true)
+		reason, ok := f.str("reason", true)
+		if ok && reason == "" {
+			f.fail(`The member "reason" is empty.`)
+		}
 		r.Reason = Reason(reason)
 		r.Detail, _ = f.str("detail", false)
 		r.RequestHash, _ = f.str("request_hash", false)

@@ -1,9 +1,6 @@
 package events
 
-import (
-	"github.com/go-json-experiment/json"
-	"github.com/go-json-experiment/json/jsontext"
-)
+import "github.com/go-json-experiment/json/jsontext"
 
 // MaxDocument is the size of the largest signed answer to a lookup that a reader takes, in bytes. A history has a
 // line for every key that a service ever had, so it may be longer than a message.
@@ -78,6 +75,18 @@ type RegistryInfo struct {
 	RequireProof bool        `json:"require_proof"`
 }
 
+// ParseRegistryInfo reads what a registry says of itself (§8), or returns a [*Refusal] where it is not that.
+func ParseRegistryInfo(b []byte) (RegistryInfo, error) {
+	var info RegistryInfo
+	if err := decodeAnswer(b, &info); err != nil {
+		return RegistryInfo{}, err
+	}
+	if info.Origin == "" || len(info.PublicKeys) == 0 {
+		return RegistryInfo{}, refuse(InvalidField, "The answer names no registry, or no key of it.")
+	}
+	return info, nil
+}
+
 const (
 	serviceRecord = "SERVICE"
 	historyRecord = "HISTORY"
@@ -111,32 +120,6 @@ func (t Trust) ServiceHistory(target Target, document []byte) (ServiceHistory, e
 		return ServiceHistory{}, err
 	}
 	return h, checkDocument(t, h.Origin, h.Record, historyRecord, Target{h.AppID, h.ServiceID}, target)
-}
-
-// openDocument decodes the data of a document that a trusted key signed. A document answers our own question, so
-// the limits that protect a stream from strangers do not apply.
-func (t Trust) openDocument(document []byte, into any) error {
-	var e envelope
-	if len(document) > MaxDocument {
-		return refuse(MalformedMessage, "The document is too large.")
-	}
-	if err := json.Unmarshal(document, &e); err != nil {
-		return refuse(MalformedMessage, "The document is not a signed envelope.")
-	}
-	if e.Version != version {
-		return refuse(UnsupportedVersion, `This program speaks version "1.0" of the protocol.`)
-	}
-	canonical, err := Canonical(e.Data)
-	if err != nil {
-		return refuse(MalformedMessage, "The data has no canonical form (RFC 8785).")
-	}
-	if !t.signed(&message{canonical: canonical, signature: e.Signature}) {
-		return refuse(UntrustedSignature, "No trusted registry key made this signature.")
-	}
-	if err := json.Unmarshal(e.Data, into); err != nil {
-		return refuse(InvalidField, "The document's data is not of its form.")
-	}
-	return nil
 }
 
 func checkDocument(t Trust, origin, record, wantRecord string, target, want Target) error {

@@ -115,7 +115,29 @@ func TestDocumentsThatNobodyBelieves(t *testing.T) {
 			return resigned(t, strings.Replace(s, `"timestamp":17`, `"timestamp":"17","x":17`, 1))
 		}, events.InvalidField},
 		"a key's form": {func(s string) []byte { return resigned(t, strings.Replace(s, `"ed25519:`, `"ed448:`, 1)) }, events.InvalidField},
-		"no data":      {func(s string) []byte { return withMember(t, []byte(s), "data", nil) }, events.MalformedMessage},
+		// §3's rules, but for the limits of size and depth, hold for documents too.
+		"null": {func(s string) []byte {
+			return resigned(t, strings.Replace(s, `"timestamp":1705412601`, `"timestamp":null`, 1))
+		}, events.InvalidField},
+		"null for a list": {func(s string) []byte {
+			return resigned(t, strings.NewReplacer(`"propagation":{"authsub":true}`, `"propagation":null`, `"until":1705412900`, `"until":null`).Replace(s))
+		}, events.InvalidField},
+		"negative": {func(s string) []byte {
+			return resigned(t, strings.Replace(s, `"timestamp":1705412601`, `"timestamp":-1`, 1))
+		}, events.InvalidField},
+		"minus zero": {func(s string) []byte {
+			return resigned(t, strings.Replace(s, `"timestamp":1705412601`, `"timestamp":-0`, 1))
+		}, events.InvalidField},
+		"beyond I-JSON": {func(s string) []byte {
+			return resigned(t, strings.Replace(s, `"timestamp":1705412601`, `"timestamp":9007199254740992`, 1))
+		}, events.InvalidField},
+		"beyond I-JSON, of no interest": {func(s string) []byte {
+			return resigned(t, strings.Replace(s, `"sequence"`, `"later":[-9007199254740992],"sequence"`, 1))
+		}, events.InvalidField},
+		"noncharacter": {func(s string) []byte {
+			return resigned(t, strings.Replace(s, `"sequence"`, `"later":["\ufdd0"],"sequence"`, 1))
+		}, events.MalformedMessage},
+		"no data": {func(s string) []byte { return withMember(t, []byte(s), "data", nil) }, events.MalformedMessage},
 	} {
 		if _, err := someTrust().ServiceRecord(someTarget(), tc.change(record)); reasonOf(err) != tc.want {
 			t.Errorf("record, %s: got %v, want %s", name, err, tc.want)

@@ -47,9 +47,10 @@ func (k Key) before() int64 {
 }
 
 // Join merges what two sources know of the same key. The higher position wins: having seen the event that brought
-// the key beats having seen only that it was replaced, and of two replacements the earlier says more.
+// the key beats having seen only that it was replaced, and of two replacements the earlier says more. Two events of one
+// position that bring the same key differ only where a registry has lost its memory: the earlier time counts.
 func (k Key) Join(other Key) Key {
-	if other.Position > k.Position {
+	if other.Position > k.Position || other.Position == k.Position && other.From < k.From {
 		k.Position, k.From = other.Position, other.From
 	}
 	k.End = min(k.End, other.End)

@@ -33,6 +33,11 @@ type pin struct {
 
 func (p pin) target() events.Target { return events.Target{App: p.AppID, Service: p.ServiceID} }
 
+// whole says whether the pin has all that omi pin gives one.
+func (p pin) whole() bool {
+	return !p.AppID.IsZero() && !p.ServiceID.IsZero() && p.Origin != "" && len(p.RegistryPublicKeys) > 0 && p.Sequence > 0
+}
+
 // pinsFlag is where pins are kept.
 type pinsFlag struct {
 	Pins string `env:"OMI_PINS" placeholder:"FILE" help:"Where pins are kept; without it, omi/pins.json in the folder of your configuration."`
@@ -88,6 +93,9 @@ func (f pinFile) load() ([]pin, error) {
 	}
 	if d.Version != pinVersion {
 		return nil, process.Usagef("--pins: %s is of version %d, and this omi knows %d", f.path, d.Version, pinVersion)
+	}
+	if i := slices.IndexFunc(d.Pins, func(p pin) bool { return !p.whole() }); i >= 0 {
+		return nil, process.Usagef("--pins: %s is not a file of pins (number %d lacks a member): mend it, or delete it and pin anew", f.path, i+1)
 	}
 	return d.Pins, nil
 }

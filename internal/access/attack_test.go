@@ -229,7 +229,6 @@ func touchDurables() (all []attack) {
 	legacy := ask("receiver", jsAPI+"CONSUMER.CREATE."+stream, config(events.AuthDurable, ""))
 	legacy.harmless = "JetStream makes no durable by that request"
 	return append(all, another, legacy,
-		ask("AUTHSUB", jsAPI+"CONSUMER.DELETE."+stream+".authsub", ""),
 		ask("AUTHSUB", jsAPI+"STREAM.DELETE."+stream, ""),
 		ask("REGISTRY", jsAPI+"STREAM.DELETE."+stream, ""), // not even a registry that was broken into
 		ask("REGISTRY", jsAPI+"STREAM.PURGE.OMI_REQUESTS", ""),

@@ -204,3 +204,34 @@ func TestNoAnswerElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// TestProblems: what no endpoint takes has a problem document too, and paths that are served with another spelling are found.
+func TestProblems(t *testing.T) {
+	t.Parallel()
+	mux := http.NewServeMux()
+	api.Mount(mux, slog.New(slog.DiscardHandler), endpoints()...)
+	for _, c := range []struct {
+		method, path string
+		status       int
+		allow        string
+	}{
+		{http.MethodPost, "/ask", http.StatusOK, ""},
+		{http.MethodHead, "/apps/org.example/services/cms", http.StatusOK, ""},
+		{http.MethodGet, "/ask", http.StatusMethodNotAllowed, "POST"},
+		{http.MethodDelete, "/apps/org.example/services/cms", http.StatusMethodNotAllowed, "GET, HEAD"},
+		{http.MethodGet, "/nowhere", http.StatusNotFound, ""},
+		{http.MethodGet, "//nowhere/../else", http.StatusNotFound, ""},
+		{http.MethodGet, "//apps/org.example/services/cms", http.StatusTemporaryRedirect, ""},
+	} {
+		w := httptest.NewRecorder()
+		api.Problems(mux).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), c.method, c.path, strings.NewReader("please")))
+		if w.Code != c.status || w.Header().Get("Allow") != c.allow {
+			t.Errorf("%s %s: %d, allow %q; want %d, %q", c.method, c.path, w.Code, w.Header().Get("Allow"), c.status, c.allow)
+		}
+		var a answer
+		if w.Code >= http.StatusBadRequest && (w.Header().Get("Content-Type") != "application/problem+json" ||
+			json.Unmarshal(w.Body.Bytes(), &a) != nil || a.Status != w.Code || a.Detail == "") {
+			t.Errorf("%s %s: %s", c.method, c.path, w.Body)
+		}
+	}
+}

@@ -32,6 +32,42 @@ func Mount(mux *http.ServeMux, log *slog.Logger, endpoints ...Endpoint) {
 	}
 }
 
+// Problems serves a mux, and answers with a problem document what none of its patterns takes. The mux's own answers are
+// text, and it redirects to paths that it doesn't serve either.
+func Problems(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		handler, pattern := mux.Handler(r)
+		if pattern != "" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		no := &statusOnly{header: http.Header{}}
+		handler.ServeHTTP(no, r)
+		p := NotFound("Nothing is served at this path.")
+		if no.status == http.StatusMethodNotAllowed {
+			allow := no.header.Get("Allow")
+			w.Header().Set("Allow", allow)
+			p = &Problem{Title: http.StatusText(no.status), Status: no.status, Detail: "This path takes " + allow + "."}
+		}
+		WriteProblem(w, p)
+	})
+}
+
+// statusOnly is a response of which only the status and the header are wanted.
+type statusOnly struct {
+	header http.Header
+	status int
+}
+
+// Header implements http.ResponseWriter.
+func (s *statusOnly) Header() http.Header { return s.header }
+
+// WriteHeader implements http.ResponseWriter.
+func (s *statusOnly) WriteHeader(status int) { s.status = status }
+
+// Write implements http.ResponseWriter.
+func (s *statusOnly) Write(b []byte) (int, error) { return len(b), nil }
+
 func bodyProblem(err error) *Problem {
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		return &Problem{

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
@@ -121,13 +123,14 @@ func (r Refusals) Log(log *slog.Logger) *slog.Logger {
 		"first_subject", Printable(r.First.Subject), "first_stream_sequence", r.First.Sequence)
 }
 
-// Printable replaces what would play tricks on an operator's terminal, and what PostgreSQL refuses in a text: anyone who
-// may publish chooses the subject.
+// Printable replaces what would play tricks on an operator's terminal (control characters of one byte and of two, what turns
+// the direction of writing, what can't be seen), and what PostgreSQL refuses in a text: anyone who may publish chooses the
+// subject.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return '\uFFFD'
+		if !unicode.IsPrint(r) {
+			return utf8.RuneError
 		}
 		return r
-	}, strings.ToValidUTF8(s, "\uFFFD"))
+	}, strings.ToValidUTF8(s, string(utf8.RuneError)))
 }

@@ -3,6 +3,7 @@ package keyformat_test
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/crypto/ssh"
 	"pgregory.net/rapid"
 
 	"omiappreg.org/keyrotation/events"
@@ -243,7 +245,27 @@ func FuzzParse(f *testing.F) {
 		for _, form := range privateForms {
 			through(t, got.Private, form)
 		}
+		checkOtherParser(t, content, got.Private)
 	})
+}
+
+// checkOtherParser reads a private key in PEM with a parser of others: what we take, they take, as the same key.
+func checkOtherParser(t *testing.T, content []byte, got events.SigningKey) {
+	t.Helper()
+	block, _ := pem.Decode(bytes.TrimSpace(content))
+	if block == nil {
+		return
+	}
+	theirs, err := ssh.ParseRawPrivateKey(content)
+	if block.Type == "PRIVATE KEY" {
+		theirs, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	}
+	if pointer, ok := theirs.(*ed25519.PrivateKey); ok {
+		theirs = *pointer
+	}
+	if private, ok := theirs.(ed25519.PrivateKey); !ok || !private.Equal(got.Private()) {
+		t.Errorf("another parser reads a %T: %v", theirs, err)
+	}
 }
 
 // checkSilent fails if an error holds anything of the key that was refused.

@@ -72,7 +72,7 @@ func RegistryInfo(ctx context.Context, conn *nats.Conn) (events.RegistryInfo, er
 	if err != nil {
 		return info, err
 	}
-	if err := json.Unmarshal(document, &info); err != nil {
+	if info, err = events.ParseRegistryInfo(document); err != nil {
 		return info, fmt.Errorf("read what the registry says of itself: %w", err)
 	}
 	return info, nil

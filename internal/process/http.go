@@ -32,7 +32,7 @@ type HTTP struct {
 
 	listener net.Listener
 	log      *slog.Logger
-	ready    atomic.Pointer[http.ServeMux]
+	ready    atomic.Pointer[http.Handler]
 }
 
 // Listen takes the address. Port 0 is a free one.
@@ -64,16 +64,17 @@ func (h *HTTP) Ready(healthy func(context.Context) error, endpoints ...api.Endpo
 		}
 		_, _ = w.Write([]byte("ok\n"))
 	})
-	h.ready.Store(mux)
+	handler := api.Problems(mux)
+	h.ready.Store(&handler)
 }
 
 // ServeHTTP implements http.Handler.
 func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if mux := h.ready.Load(); mux != nil {
-		mux.ServeHTTP(w, r)
+	if handler := h.ready.Load(); handler != nil {
+		(*handler).ServeHTTP(w, r)
 		return
 	}
-	http.Error(w, "starting: waiting for the database or the broker", http.StatusServiceUnavailable)
+	api.WriteProblem(w, api.Unavailable("This process is starting: it waits for the database or the broker."))
 }
 
 // Run serves until ctx ends, and then finishes what is under way. It is an [Actor].

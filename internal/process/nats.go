@@ -205,8 +205,8 @@ func parseServer(server string) (*url.URL, bool) {
 func (n NATS) redacted() string {
 	servers := strings.Split(n.URL, ",")
 	for i, server := range servers {
-		servers[i] = "(not a URL)" // there may be a password in it
-		if u, _ := parseServer(server); u != nil {
+		servers[i] = "(not a URL)" // there may be a password in it, and behind the host too if a slash came before it
+		if u, _ := parseServer(server); u != nil && !strings.Contains(u.Opaque+u.Path+u.RawQuery+u.Fragment, "@") {
 			servers[i] = u.Redacted()
 		}
 	}

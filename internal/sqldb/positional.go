@@ -76,7 +76,8 @@ func positional(query string, args []driver.NamedValue) (string, []driver.NamedV
 				end++
 			}
 			n, err := strconv.Atoi(query[i+1 : end])
-			if err != nil || n < 1 || n > len(args) || args[n-1].Name != "" {
+			if err != nil || n < 1 || n > len(args) || args[n-1].Name != "" || query[i+1] == '0' ||
+				end < len(query) && inName(query[end]) { // $01 and $1a are names
 				return query, args
 			}
 			used = append(used, driver.NamedValue{Ordinal: len(used) + 1, Value: args[n-1].Value})

@@ -29,6 +29,9 @@ func TestPositional(t *testing.T) {
 		{"SELECT $1, :name", "SELECT $1, :name", []driver.Value{"a", "b", "c"}},
 		{"SELECT $4", "SELECT $4", []driver.Value{"a", "b", "c"}},
 		{"SELECT $0", "SELECT $0", []driver.Value{"a", "b", "c"}},
+		{"SELECT $01", "SELECT $01", []driver.Value{"a", "b", "c"}},
+		{"SELECT $1a", "SELECT $1a", []driver.Value{"a", "b", "c"}},
+		{"SELECT $1$2", "SELECT $1$2", []driver.Value{"a", "b", "c"}},
 		{"SELECT $name", "SELECT $name", []driver.Value{"a", "b", "c"}},
 	} {
 		query, args := positional(tt.query, abc)

@@ -83,7 +83,8 @@ func (s *Store) writeKeyrings(ctx context.Context, tx *sql.Tx, r *rows) error {
 	const keysInto = `INSERT INTO keys (target, public_key, position, from_time, end_time) VALUES `
 	const keysJoin = ` ON CONFLICT (target, public_key) DO UPDATE SET
 			position = CASE WHEN excluded.position > keys.position THEN excluded.position ELSE keys.position END,
-			from_time = CASE WHEN excluded.position > keys.position THEN excluded.from_time ELSE keys.from_time END,
+			from_time = CASE WHEN excluded.position > keys.position OR excluded.position = keys.position
+				AND excluded.from_time < keys.from_time THEN excluded.from_time ELSE keys.from_time END,
 			end_time = CASE WHEN excluded.end_time < keys.end_time THEN excluded.end_time ELSE keys.end_time END`
 	if err := s.insert(ctx, tx, "keys", keysInto, keysJoin, r.keyArgs(),
 		sqldb.Text, sqldb.Bytes, sqldb.Int, sqldb.Int, sqldb.Int); err != nil {

@@ -1,0 +1,154 @@
+// Package apitest knocks at a process's door as strangers do: any HTTP request, any NATS subject and payload. It holds the
+// answers against docs/protocol.md §8. For tests only.
+package apitest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+
+	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+const patience = 20 * time.Second
+
+// Door is a process's endpoints, over HTTP as the process serves it and over NATS.
+type Door struct {
+	handler http.Handler
+	conn    *nats.Conn
+	prefix  []string // the endpoints' subjects
+}
+
+// Open serves endpoints at a broker of its own.
+func Open(t testing.TB, conn *nats.Conn, endpoints ...api.Endpoint) *Door {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	d := &Door{conn: conn}
+	for _, e := range endpoints {
+		if e.Subject != "" {
+			d.prefix = append(d.prefix, e.Subject)
+		}
+	}
+	service, err := api.Register(context.WithoutCancel(t.Context()), conn, log, api.Service{Name: "test", Version: "1.0.0"}, endpoints...)
+	if err != nil {
+		t.Fatalf("serve over NATS: %v", err)
+	}
+	t.Cleanup(func() { _ = service.Stop() })
+	served, err := process.Listen("127.0.0.1:0", log)
+	if err != nil {
+		t.Fatalf("serve over HTTP: %v", err)
+	}
+	served.Ready(func(context.Context) error { return nil }, endpoints...)
+	d.handler = served
+	return d
+}
+
+// Answer is what came back. Status is 200 where NATS has no error.
+type Answer struct {
+	Status int
+	Body   []byte
+}
+
+// HTTP sends a request whose first line and header are text, or returns false where net/http can't read them. The answer is
+// a problem document, or one that the protocol documents; it is never a fault of the process's.
+func (d *Door) HTTP(t *testing.T, method, target, header string, body []byte) (a Answer, ok bool) {
+	t.Helper()
+	text := method + " " + target + " HTTP/1.1\r\nHost: registry.example\r\n" + header + "\r\n\r\n"
+	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(text)))
+	if err != nil {
+		return Answer{}, false
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	w := httptest.NewRecorder()
+	d.handler.ServeHTTP(w, r.WithContext(t.Context()))
+	a = Answer{w.Code, w.Body.Bytes()}
+	mediaType, _, err := mime.ParseMediaType(w.Header().Get("Content-Type"))
+	switch {
+	case r.URL.Path == "/metrics" || r.URL.Path == "/healthz":
+	case a.Status >= http.StatusBadRequest:
+		a.checkProblem(t, text, mediaType)
+	case a.Status >= http.StatusMultipleChoices:
+		if to := w.Header().Get("Location"); !strings.HasPrefix(to, "/") || strings.HasPrefix(to, "//") {
+			t.Errorf("%q is sent to %q", text, to)
+		}
+	case err != nil, a.Status != http.StatusOK, !strings.HasSuffix(mediaType, "json"), !jsontext.Value(a.Body).IsValid():
+		t.Errorf("%q: %d, %s, %s", text, a.Status, mediaType, a.Body)
+	}
+	if w.Header().Get("Cache-Control") == "" && a.Status < 300 && mediaType == "application/json" {
+		t.Errorf("%q: nothing says whether the answer may be cached", text)
+	}
+	return a, true
+}
+
+// NATS asks the endpoint of that number, with this text for the end of its subject, or returns false where no such subject
+// can be sent.
+func (d *Door) NATS(t *testing.T, endpoint uint8, tail string, payload []byte) (a Answer, ok bool) {
+	t.Helper()
+	subject := d.prefix[int(endpoint)%len(d.prefix)]
+	if strings.HasSuffix(subject, ".") {
+		subject += tail
+	}
+	if !sendable(subject) {
+		return Answer{}, false
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	reply, err := d.conn.RequestWithContext(ctx, subject, payload)
+	if errors.Is(err, nats.ErrMaxPayload) {
+		return Answer{}, false
+	}
+	if err != nil {
+		t.Fatalf("%q has no answer: %v", subject, err)
+	}
+	a = Answer{http.StatusOK, reply.Data}
+	if code := reply.Header.Get(micro.ErrorCodeHeader); code != "" {
+		if a.Status, err = strconv.Atoi(code); err != nil || reply.Header.Get(micro.ErrorHeader) == "" {
+			t.Errorf("%q: the error %q, %q", subject, code, reply.Header.Get(micro.ErrorHeader))
+		}
+		a.checkProblem(t, subject, reply.Header.Get("Content-Type"))
+	} else if !jsontext.Value(a.Body).IsValid() {
+		t.Errorf("%q: %s", subject, a.Body)
+	}
+	return a, true
+}
+
+// sendable says whether a NATS server takes a message on this subject.
+func sendable(subject string) bool {
+	bad := strings.ContainsFunc(subject, func(r rune) bool { return r <= ' ' || r == 0x7f })
+	return !bad && len(subject) < 2048 && !strings.Contains(subject, "..") && !strings.HasSuffix(subject, ".")
+}
+
+func (a Answer) checkProblem(t *testing.T, asked, mediaType string) {
+	t.Helper()
+	var p api.Problem
+	err := json.Unmarshal(a.Body, &p, json.RejectUnknownMembers(true))
+	if err != nil || p.Status != a.Status || p.Title != http.StatusText(a.Status) || p.Detail == "" || mediaType != "application/problem+json" {
+		t.Errorf("%q: %d %s with no such problem document: %s (%v)", asked, a.Status, mediaType, a.Body, err)
+	}
+	if a.Status >= http.StatusInternalServerError {
+		t.Errorf("%q: a fault of ours: %s", asked, a.Body)
+	}
+}
+
+// Connect returns a connection to a broker of its own.
+func Connect(t testing.TB) *nats.Conn {
+	t.Helper()
+	return testenv.Connect(t, testenv.NewBroker(t).URL())
+}
