@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -32,6 +33,7 @@ type developer struct {
 	app     events.AppID
 	js      jetstream.JetStream
 	trust   events.Trust
+	answers *atomic.Int64 // to all developers
 
 	services  []*service
 	used      events.Nonce // the last that stood
@@ -227,6 +229,7 @@ func (d *developer) ask(ctx context.Context, target events.Target, m request.Mes
 		d.unheard++
 		return receipt, fmt.Errorf("no answer to request %s: %w", m.Nonce, err)
 	}
+	d.answers.Add(1)
 	return receipt, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,7 +25,9 @@ const (
 	longFault    = time.Second
 	longPause    = 6 * time.Second // longer than the broker waits for an acknowledgement
 	mostDelay    = 120 * time.Millisecond
-	mostStep     = 5 * time.Minute // of a clock
+	mostStep     = 5 * time.Minute  // of a clock
+	enough       = 30               // requests that are answered between two faults that don't overlap
+	mostHeld     = 20 * time.Second // or so long: an election of the broker takes up to 9 s, and more on a busy machine
 )
 
 // errBusy means that whatever the fault is for has one already.
@@ -41,7 +44,8 @@ type fault struct {
 // havoc breaks things and mends them again.
 type havoc struct {
 	*stand
-	dice *rand.Rand
+	dice    *rand.Rand
+	answers *atomic.Int64
 
 	mu    sync.Mutex
 	busy  map[string]bool
@@ -49,8 +53,8 @@ type havoc struct {
 	errs  []error
 }
 
-func newHavoc(s *stand, dice *rand.Rand) *havoc {
-	return &havoc{stand: s, dice: dice, busy: map[string]bool{}, count: map[string]int{}}
+func newHavoc(s *stand, dice *rand.Rand, answers *atomic.Int64) *havoc {
+	return &havoc{stand: s, dice: dice, answers: answers, busy: map[string]bool{}, count: map[string]int{}}
 }
 
 func (h *havoc) faults() []fault {
@@ -116,12 +120,22 @@ func (h *havoc) run(ctx context.Context) error {
 			})
 			if !overlaps {
 				<-mended
+				h.recover(ctx)
 			}
 			pause(ctx, calm)
 		}
 	}
 	mending.Wait()
 	return errors.Join(h.errs...)
+}
+
+// recover waits until work goes on: faults that come faster than a broker elects its leaders would show nothing.
+func (h *havoc) recover(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, mostHeld)
+	defer cancel()
+	for goal := h.answers.Load() + enough; h.answers.Load() < goal && ctx.Err() == nil; {
+		pause(ctx, pollEach)
+	}
 }
 
 func (h *havoc) failed(f fault, what string, err error) {

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,12 +23,12 @@ import (
 // The flags are those of this package alone: go test ./internal/e2e -run Chaos -chaos.duration=1h -timeout 0 -v. With
 // ./... no other package would know them; there the environment's OMI_CHAOS_DURATION says it.
 var (
-	chaosDuration = flag.Duration("chaos.duration", 0, "how long TestChaos breaks things (OMI_CHAOS_DURATION, or 10s)")
+	chaosDuration = flag.Duration("chaos.duration", 0, "how long TestChaos breaks things (OMI_CHAOS_DURATION, or 15s)")
 	chaosSeed     = flag.Uint64("chaos.seed", rand.Uint64(), "of TestChaos's dice; what the scheduler makes of them is another matter")
 )
 
 const (
-	shortChaos = 10 * time.Second
+	shortChaos = 15 * time.Second
 	developers = 8
 	// aroundChaos is the time that the test takes beside the faults, on a busy machine.
 	aroundChaos = 4 * time.Minute
@@ -75,7 +76,8 @@ func chaos(t *testing.T, engine string, stream uint64, duration time.Duration) {
 	began := time.Now()
 	t.Logf("-chaos.seed=%d -chaos.duration=%v", *chaosSeed, duration)
 	s := newStand(t, engine)
-	h := newHavoc(s, rand.New(rand.NewPCG(*chaosSeed, stream)))
+	var answers atomic.Int64
+	h := newHavoc(s, rand.New(rand.NewPCG(*chaosSeed, stream)), &answers)
 	h.skipped(t)
 
 	ctx, giveUp := context.WithCancel(t.Context())
@@ -83,7 +85,7 @@ func chaos(t *testing.T, engine string, stream uint64, duration time.Duration) {
 	working, stopWork := context.WithCancel(ctx)
 	defer stopWork()
 	var running sync.WaitGroup
-	all := s.newDevelopers(stream)
+	all := s.newDevelopers(stream, &answers)
 	failed := make([]error, len(all))
 	for i, d := range all {
 		running.Go(func() { failed[i] = d.run(ctx, working) })
@@ -110,7 +112,7 @@ func chaos(t *testing.T, engine string, stream uint64, duration time.Duration) {
 }
 
 // newDevelopers share one connection, which has ways of its own.
-func (s *stand) newDevelopers(stream uint64) []*developer {
+func (s *stand) newDevelopers(stream uint64, answers *atomic.Int64) []*developer {
 	s.t.Helper()
 	url := ""
 	for i, way := range s.services.ways[:nodesOfCluster] {
@@ -125,7 +127,7 @@ func (s *stand) newDevelopers(stream uint64) []*developer {
 		all[i] = &developer{
 			name: fmt.Sprintf("developer-%d", i+1), patient: i%2 == 0,
 			dice:   rand.New(rand.NewPCG(*chaosSeed, stream<<32|uint64(i+1))),
-			master: s.master, app: s.app, js: js, trust: s.trust,
+			master: s.master, app: s.app, js: js, trust: s.trust, answers: answers,
 			committed: map[events.Nonce]events.Target{}, refused: map[string]events.Target{},
 		}
 	}
