@@ -85,7 +85,11 @@ const (
 	defaultMaxBackoff = 2 * time.Second
 	firstBackoff      = 50 * time.Millisecond
 	giveBackWithin    = 500 * time.Millisecond
-	settledKept       = 8 // batches: more than can wait here, in the channel and in the iterator
+	// heartbeat is how often the broker says that it still knows of our pull. A cluster that loses a node forgets the pulls
+	// that the node held, and says nothing; two heartbeats that don't come show it. nats.go's own 15 s would let every
+	// message wait for half a minute.
+	heartbeat   = 2 * time.Second
+	settledKept = 8 // batches: more than can wait here, in the channel and in the iterator
 )
 
 func (c Config) withDefaults() Config {
@@ -131,7 +135,7 @@ func runOnce(ctx context.Context, cfg Config, opened func()) error {
 	if err != nil {
 		return err
 	}
-	iterator, err := consumer.Messages(jetstream.PullMaxMessages(2 * cfg.Batch))
+	iterator, err := consumer.Messages(jetstream.PullMaxMessages(2*cfg.Batch), jetstream.PullHeartbeat(heartbeat))
 	if err != nil {
 		return fmt.Errorf("start pulling: %w", err)
 	}
