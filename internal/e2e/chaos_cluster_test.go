@@ -138,17 +138,17 @@ func (c *cluster) close() {
 func (c *cluster) leader(stream string, dice *rand.Rand) *node {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	any := c.nodes[dice.IntN(len(c.nodes))]
+	fallback := c.nodes[dice.IntN(len(c.nodes))]
 	s, err := c.js.Stream(ctx, stream)
 	if err != nil || s.CachedInfo().Cluster == nil {
-		return any
+		return fallback
 	}
 	for _, n := range c.nodes {
 		if n.name == s.CachedInfo().Cluster.Leader {
 			return n
 		}
 	}
-	return any
+	return fallback
 }
 
 // whole waits until every node has everything of the streams.

@@ -182,12 +182,14 @@ func (d *developer) refuse(ctx context.Context, s *service) error {
 		m.Subject = rotation.Subject()
 		return d.mustRefuseMessage(ctx, s, m, events.RequestMsgID(m.Subject, m.Nonce), events.TargetMismatch)
 	default: // no message at all
-		garbage := request.Message{Subject: rotation.Subject(), Payload: `{"version": "1.0", "garbage": ` + rotation.Nonce.String()}
+		garbage := request.Message{Subject: rotation.Subject(), Payload: `{"version": "1.0", ` + rotation.Nonce.String()}
 		return d.mustRefuseMessage(ctx, s, garbage, "", events.MalformedMessage)
 	}
 }
 
-func (d *developer) mustRefuse(ctx context.Context, s *service, draft events.Draft, by events.SigningKey, want events.Reason) error {
+func (d *developer) mustRefuse(
+	ctx context.Context, s *service, draft events.Draft, by events.SigningKey, want events.Reason,
+) error {
 	m, err := message(draft, by)
 	if err != nil {
 		return err
@@ -195,7 +197,9 @@ func (d *developer) mustRefuse(ctx context.Context, s *service, draft events.Dra
 	return d.mustRefuseMessage(ctx, s, m, draft.MsgID(), want)
 }
 
-func (d *developer) mustRefuseMessage(ctx context.Context, s *service, m request.Message, id string, want events.Reason) error {
+func (d *developer) mustRefuseMessage(
+	ctx context.Context, s *service, m request.Message, id string, want events.Reason,
+) error {
 	d.refused[events.RequestHash([]byte(m.Payload))] = s.target
 	receipt, err := d.ask(ctx, s.target, m, id)
 	if err != nil {
@@ -215,7 +219,9 @@ func message(draft events.Draft, by events.SigningKey) (request.Message, error) 
 }
 
 // ask sends a message until the broker has it, and waits for its receipt. Without an id the broker knows it from no other.
-func (d *developer) ask(ctx context.Context, target events.Target, m request.Message, id string) (receipt events.Receipt, err error) {
+func (d *developer) ask(
+	ctx context.Context, target events.Target, m request.Message, id string,
+) (receipt events.Receipt, err error) {
 	began := time.Now()
 	if d.patient || id == "" {
 		receipt, err = d.askOnce(ctx, target, m, id)
@@ -254,7 +260,9 @@ func (d *developer) askAgain(ctx context.Context, target events.Target, m reques
 }
 
 // askOnce publishes until the broker says that it has the message, and from then on only looks for the answer.
-func (d *developer) askOnce(ctx context.Context, target events.Target, m request.Message, id string) (events.Receipt, error) {
+func (d *developer) askOnce(
+	ctx context.Context, target events.Target, m request.Message, id string,
+) (events.Receipt, error) {
 	for d.publish(ctx, m, id) != nil {
 		if ctx.Err() != nil {
 			return events.Receipt{}, fmt.Errorf("not taken by the broker: %w", ctx.Err())

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -67,8 +68,12 @@ func (h *havoc) faults() []fault {
 		{"SIGSTOP of a process", noPause, longPause, h.stop},
 		{"clock step of a registry", "", longPause, h.stepClock},
 		{"full disk of a subscriber", noFullDisk, longFault, h.fill},
-		{"crash of the database", noServer, longFault, func() (string, func() error, error) { return h.endPostgres((*testenv.PostgresServer).Crash) }},
-		{"restart of the database", noServer, longFault, func() (string, func() error, error) { return h.endPostgres((*testenv.PostgresServer).Stop) }},
+		{"crash of the database", noServer, longFault, func() (string, func() error, error) {
+			return h.endPostgres((*testenv.PostgresServer).Crash)
+		}},
+		{"restart of the database", noServer, longFault, func() (string, func() error, error) {
+			return h.endPostgres((*testenv.PostgresServer).Stop)
+		}},
 		{"kill -9 of a broker node", "", longFault, func() (string, func() error, error) { return h.killNode(h.anyNode()) }},
 		{"kill -9 of a stream's leader", "", longFault, func() (string, func() error, error) { return h.killNode(h.anyLeader()) }},
 		{"SIGSTOP of a broker node", noPause, longPause, h.stopNode},
@@ -114,7 +119,8 @@ func (h *havoc) run(ctx context.Context) error {
 				if err := mend(); err != nil {
 					h.failed(f, what, err)
 				}
-				h.t.Logf("%s  %-29s %s, %v", began.Format("15:04:05.000"), f.name, what, time.Since(began).Round(time.Millisecond))
+				lasted := time.Since(began).Round(time.Millisecond)
+				h.t.Logf("%s  %-29s %s, %v", began.Format("15:04:05.000"), f.name, what, lasted)
 				h.release(what)
 				<-slots
 			})
@@ -215,7 +221,8 @@ func (h *havoc) fill() (string, func() error, error) {
 }
 
 func (h *havoc) endPostgres(end func(*testenv.PostgresServer) error) (string, func() error, error) {
-	server, what, err := take(h, []*testenv.PostgresServer{h.postgres}, func(*testenv.PostgresServer) string { return "postgres" })
+	name := func(*testenv.PostgresServer) string { return "postgres" }
+	server, what, err := take(h, []*testenv.PostgresServer{h.postgres}, name)
 	if err != nil {
 		return what, nil, err
 	}
@@ -305,9 +312,9 @@ func (h *havoc) skipped(t *testing.T) {
 
 // table lists how often each kind was made.
 func (h *havoc) table() string {
-	text := ""
+	var text strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(h.count)) {
-		text += fmt.Sprintf("  %-30s %d\n", name, h.count[name])
+		fmt.Fprintf(&text, "  %-30s %d\n", name, h.count[name])
 	}
-	return text
+	return text.String()
 }

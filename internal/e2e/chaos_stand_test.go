@@ -21,6 +21,7 @@ type party struct {
 	database string
 	clock    string           // of a registry: the file that moves it
 	ways     []*testenv.Proxy // to each node of the cluster, and to the database's server if there is one
+	broker   string           // the URL of the cluster, by these ways
 }
 
 // stand is everything that TestChaos breaks: the cluster, several processes of each kind, and the databases' server.
@@ -93,28 +94,29 @@ func (s *stand) wayToPostgres() *testenv.Proxy {
 	return way
 }
 
-// connect gives a party ways of its own to the cluster, and returns the URL.
-func (s *stand) connect(p *party) string {
+// connect gives a party ways of its own to the cluster.
+func (s *stand) connect(p *party) {
 	var urls []string
 	for _, n := range s.cluster.nodes {
 		way := testenv.NewProxy(s.cluster.t, n.addr)
 		p.ways, urls = append(p.ways, way), append(urls, "nats://"+way.Addr())
 	}
-	return strings.Join(urls, ",")
+	p.broker = strings.Join(urls, ",")
 }
 
 // add makes a process that is not started yet.
 func (s *stand) add(name, database string, command ...string) *party {
 	s.t.Helper()
 	p := &party{database: database}
-	broker := s.connect(p)
+	s.connect(p)
 	if u, err := url.Parse(database); err == nil && u.Scheme == "postgres" {
 		way := s.wayToPostgres()
 		u.Host = way.Addr()
 		p.ways, database = append(p.ways, way), u.String()
 	}
 	p.daemon = &daemon{name: name, folder: s.folder, command: command, env: []string{
-		"OMI_NATS_URL=" + broker, "OMI_DATABASE_URL=" + database, "OMI_HTTP_ADDR=127.0.0.1:0", "OMI_TRUST=" + s.registryKey().String(),
+		"OMI_NATS_URL=" + p.broker, "OMI_DATABASE_URL=" + database, "OMI_HTTP_ADDR=127.0.0.1:0",
+		"OMI_TRUST=" + s.registryKey().String(),
 	}}
 	s.processes = append(s.processes, p.daemon)
 	return p

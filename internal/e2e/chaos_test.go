@@ -24,7 +24,7 @@ import (
 // ./... no other package would know them; there the environment's OMI_CHAOS_DURATION says it.
 var (
 	chaosDuration = flag.Duration("chaos.duration", 0, "how long TestChaos breaks things (OMI_CHAOS_DURATION, or 15s)")
-	chaosSeed     = flag.Uint64("chaos.seed", rand.Uint64(), "of TestChaos's dice; what the scheduler makes of them is another matter")
+	chaosSeed     = flag.Uint64("chaos.seed", rand.Uint64(), "of TestChaos's dice, as -seed is of TestKillNine's")
 )
 
 const (
@@ -40,7 +40,8 @@ func TestChaos(t *testing.T) {
 	t.Parallel()
 	useSources(t)
 	duration := chaosFor(t)
-	build := exec.Command("go", "build", "-buildvcs=false", "-tags", "faults", "-o", filepath.Join(binaries, faultsFolder)+string(filepath.Separator),
+	build := exec.Command("go", "build", "-buildvcs=false", "-tags", "faults",
+		"-o", filepath.Join(binaries, faultsFolder)+string(filepath.Separator),
 		"omiappreg.org/keyrotation/cmd/omi-registry", "github.com/nats-io/nats-server/v2")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build what can be broken: %v\n%s", err, out)
@@ -67,7 +68,8 @@ func chaosFor(t *testing.T) time.Duration {
 		duration = shortChaos
 	}
 	if deadline, ok := t.Deadline(); ok && duration > shortChaos && time.Until(deadline) < duration+aroundChaos {
-		t.Fatalf("%v of chaos and the time around it don't fit into go test's -timeout: give it -timeout %v, or 0", duration, duration+2*aroundChaos)
+		t.Fatalf("%v of chaos and what is around it don't fit into go test's -timeout: give it -timeout %v, or 0",
+			duration, duration+2*aroundChaos)
 	}
 	return duration
 }
@@ -97,7 +99,7 @@ func chaos(t *testing.T, engine string, stream uint64, duration time.Duration) {
 	patient := time.AfterFunc(patience, giveUp)
 	defer patient.Stop()
 	running.Wait()
-	if err := errors.Join(append(failed, err)...); err != nil {
+	if err := errors.Join(err, errors.Join(failed...)); err != nil {
 		t.Error(err)
 	}
 	for _, p := range s.processes {
@@ -114,11 +116,7 @@ func chaos(t *testing.T, engine string, stream uint64, duration time.Duration) {
 // newDevelopers share one connection, which has ways of its own.
 func (s *stand) newDevelopers(stream uint64, answers *atomic.Int64) []*developer {
 	s.t.Helper()
-	url := ""
-	for i, way := range s.services.ways[:nodesOfCluster] {
-		url += []string{"", ",", ","}[i] + "nats://" + way.Addr()
-	}
-	js, err := jetstream.New(testenv.Connect(s.t, url))
+	js, err := jetstream.New(testenv.Connect(s.t, s.services.broker))
 	if err != nil {
 		s.t.Fatal(err)
 	}

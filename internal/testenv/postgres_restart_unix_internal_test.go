@@ -3,41 +3,41 @@
 package testenv
 
 import (
+	"net/url"
 	"os"
 	"testing"
 )
 
 func TestPostgresServerKeepsWhatItCommitted(t *testing.T) {
 	t.Parallel()
-	var folder string
-	t.Run("server", func(t *testing.T) {
-		p := NewPostgresServer(t)
-		folder = p.folder
-		proxy := NewProxy(t, p.Addr())
-		address := p.CreateDatabase("kept", proxy.Addr())
-		if address == "" {
-			t.Fatal("no URL")
+	var p *PostgresServer
+	t.Cleanup(func() { // runs after that of the server
+		if p == nil {
+			return // skipped
 		}
-		for i, stop := range []func() error{p.Crash, p.Stop} {
-			own := *p.server.url
-			own.Path = "/kept"
-			if err := execute(&own, "CREATE TABLE t"+string(rune('a'+i))+" (n int)"); err != nil {
-				t.Fatal(err)
-			}
-			if err := stop(); err != nil {
-				t.Fatal(err)
-			}
-			if err := p.Start(); err != nil {
-				t.Fatal(err)
-			}
-			proxy.Retarget(p.Addr())
-			own.Host = proxy.Addr()
-			if err := execute(&own, "SELECT n FROM t"+string(rune('a'+i))); err != nil {
-				t.Errorf("after stop %d: %v", i+1, err)
-			}
+		if _, err := os.Stat(p.folder); !os.IsNotExist(err) {
+			t.Errorf("its folder is left: %v", err)
 		}
 	})
-	if _, err := os.Stat(folder); folder != "" && !os.IsNotExist(err) {
-		t.Errorf("its folder is left: %v", err)
+	p = NewPostgresServer(t)
+	way := NewProxy(t, p.Addr())
+	database, err := url.Parse(p.CreateDatabase("kept", way.Addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for table, stop := range map[string]func() error{"crashed": p.Crash, "stopped": p.Stop} {
+		if err := execute(database, "CREATE TABLE "+table+" (n int)"); err != nil {
+			t.Fatal(err)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Start(); err != nil {
+			t.Fatal(err)
+		}
+		way.Retarget(p.Addr())
+		if err := execute(database, "SELECT n FROM "+table); err != nil {
+			t.Errorf("%s, and started again: %v", table, err)
+		}
 	}
 }
