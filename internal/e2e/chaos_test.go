@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -23,12 +24,12 @@ import (
 // The flags are those of this package alone: go test ./internal/e2e -run Chaos -chaos.duration=1h -timeout 0 -v. With
 // ./... no other package would know them; there the environment's OMI_CHAOS_DURATION says it.
 var (
-	chaosDuration = flag.Duration("chaos.duration", 0, "how long TestChaos breaks things (OMI_CHAOS_DURATION, or 15s)")
+	chaosDuration = flag.Duration("chaos.duration", 0, "how long TestChaos breaks things (OMI_CHAOS_DURATION, or 10s)")
 	chaosSeed     = flag.Uint64("chaos.seed", rand.Uint64(), "of TestChaos's dice, as -seed is of TestKillNine's")
 )
 
 const (
-	shortChaos = 15 * time.Second
+	shortChaos = 10 * time.Second
 	developers = 8
 	// aroundChaos is the time that the test takes beside the faults, on a busy machine.
 	aroundChaos = 4 * time.Minute
@@ -161,27 +162,35 @@ func (s *stand) verify(all []*developer) *tally {
 		sum.event(&event)
 	})
 	sum.check(s.t, services)
-	changes := len(sum.committed)
-	s.checkRegistry(len(services), changes)
-	for _, p := range s.registries { // Auth would ask them about what it does not know itself
-		if err := p.interrupt(); err != nil {
-			s.t.Error(err)
-		}
-	}
+	s.checkRegistry(len(services), len(sum.committed))
+	s.checkSubscribers(services, len(sum.committed))
+	return sum
+}
+
+// checkSubscribers asks every Auth and every Billing, and looks at what they have applied.
+func (s *stand) checkSubscribers(services []*service, changes int) {
+	s.t.Helper()
+	s.interrupt(s.registries) // Auth would ask them about what it does not know itself
 	for _, p := range s.auths {
 		s.checkVerifying(p.daemon, services)
 	}
 	for _, p := range s.billings {
 		s.checkAttributing(p.daemon, services)
 	}
-	for _, p := range append(s.auths, s.billings...) {
+	s.interrupt(s.auths)
+	s.interrupt(s.billings)
+	for _, p := range slices.Concat(s.auths, s.billings[:1]) { // Billing's processes have one database
+		s.checkSetAside(p.command[0], p.database)
+		s.checkApplied(p.database, changes)
+	}
+}
+
+// interrupt stops processes, which must end well after all this.
+func (s *stand) interrupt(parties []*party) {
+	s.t.Helper()
+	for _, p := range parties {
 		if err := p.interrupt(); err != nil {
 			s.t.Error(err)
 		}
 	}
-	for _, p := range append(s.auths, s.billings[:1]...) {
-		s.checkSetAside(p.command[0], p.database)
-		s.checkApplied(p.database, changes)
-	}
-	return sum
 }
