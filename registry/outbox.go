@@ -13,6 +13,12 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
+// stale is the condition of a row that waits for somebody to publish it: its lease has ended, or was given by a clock that is
+// far ahead of ours. That one would end too late, so it counts for nothing: a message that is published twice does no harm.
+func stale(now time.Time) (condition string, args []any) {
+	return "(lease_until < $1 OR lease_until > $2)", []any{now.UnixMilli(), now.Add(2 * leaseFor).UnixMilli()}
+}
+
 // claimOutbox leases up to limit messages that nobody published in time, oldest first: a crash left them, or a broker
 // that was away. Two replicas never lease the same one at a time, and to publish one twice would do no harm.
 func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]signed, error) {
@@ -23,10 +29,10 @@ func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]si
 	var claimed []row
 	err := s.db.InTx(ctx, func(tx *sql.Tx) (err error) {
 		claimed = claimed[:0]
-		rows, err := tx.QueryContext(ctx, `UPDATE outbox SET lease_until = $1 WHERE nonce IN
-			(SELECT nonce FROM outbox WHERE lease_until < $2 ORDER BY position LIMIT $3)
-			RETURNING nonce, subject, payload, position`,
-			now.Add(leaseFor).UnixMilli(), now.UnixMilli(), limit)
+		condition, args := stale(now)
+		rows, err := tx.QueryContext(ctx, `UPDATE outbox SET lease_until = $2 WHERE nonce IN
+			(SELECT nonce FROM outbox WHERE `+condition+` ORDER BY position LIMIT $3)
+			RETURNING nonce, subject, payload, position`, append(args, limit)...)
 		if err != nil {
 			return err
 		}
@@ -51,10 +57,11 @@ func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]si
 	return messages, nil
 }
 
-// outboxStale reports whether there is a message whose lease has ended: a read, which costs nothing while all is well.
+// outboxStale reports whether there is a message to claim: a read, which costs nothing while all is well.
 func (s *Store) outboxStale(ctx context.Context, now time.Time) (bool, error) {
 	var n int
-	err := s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM outbox WHERE lease_until < $1", now.UnixMilli()).Scan(&n)
+	condition, args := stale(now)
+	err := s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM outbox WHERE "+condition, args...).Scan(&n)
 	if err != nil {
 		return false, fmt.Errorf("look for messages left in the outbox: %w", err)
 	}

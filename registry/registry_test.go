@@ -317,15 +317,18 @@ func TestResend(t *testing.T) {
 }
 
 // TestCrashBeforePublish: what was committed and not published, because the process died, is published by whoever runs
-// next, once.
+// next, once; also where its clock was ahead, and its lease would end in an hour.
 func TestCrashBeforePublish(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
 		w := newWorld(t, url)
 		d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
-		in := newTestIntake(t, w.store, Policy{Origin: testOrigin}, func() time.Time { return time.Now().Add(-2 * leaseFor) })
+		at := func(offset time.Duration) *intake {
+			return newTestIntake(t, w.store, Policy{Origin: testOrigin}, func() time.Time { return time.Now().Add(offset) })
+		}
 		bind, rotate := d.bind(), d.rotate()
-		decideAll(t, in, bind, rotate)
+		decideAll(t, at(-2*leaseFor), bind)
+		decideAll(t, at(time.Hour), rotate)
 		w.run()
 		w.run() // a second replica
 		for i, r := range []request{bind, rotate} {

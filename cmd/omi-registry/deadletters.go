@@ -65,10 +65,10 @@ func printDeadLetter(l registry.DeadLetter) {
 		retrying = ", a retry is asked for"
 	}
 	fmt.Printf("%s  %s\n    came %s as stream sequence %d, set aside %s after %d tries%s\n    %s: %s\n",
-		l.ID, l.Subject, clock(l.StoredAt), l.StreamSequence, clock(l.SetAsideAt), l.Tries, retrying, l.Reason, l.Detail)
+		l.ID, l.Subject, dateTime(l.StoredAt), l.StreamSequence, dateTime(l.SetAsideAt), l.Tries, retrying, l.Reason, l.Detail)
 }
 
-func clock(seconds int64) string { return time.Unix(seconds, 0).Format(time.DateTime) }
+func dateTime(seconds int64) string { return time.Unix(seconds, 0).Format(time.DateTime) }
 
 type deadLettersShowCmd struct {
 	Database database `embed:""`

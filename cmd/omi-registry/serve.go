@@ -95,7 +95,8 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 		}
 	}
 	r, err := registry.New(registry.Config{
-		Policy: policy, Key: key, Trust: trust.PublicKeys(), Store: store, Conn: nc, Batch: c.Batch, Replicas: c.StreamReplicas, Metrics: web.Metrics, Log: log,
+		Policy: policy, Key: key, Trust: trust.PublicKeys(), Store: store, Conn: nc, Batch: c.Batch, Replicas: c.StreamReplicas,
+		Metrics: web.Metrics, Now: clock(), Log: log,
 	})
 	if err != nil {
 		return err

@@ -11,6 +11,11 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
+// heartbeat is how often the broker says that it still knows of our pull. A cluster that loses a node forgets the pulls that
+// the node held, and says nothing; two heartbeats that don't come show it. nats.go's own 15 s would let every message wait for
+// half a minute.
+const heartbeat = 2 * time.Second
+
 const (
 	giveBackWithin = 500 * time.Millisecond
 	settledKept    = 8 // batches: more than can wait here, in the channel and in the iterator
@@ -40,7 +45,7 @@ func runOnce(ctx context.Context, cfg Config, opened func()) error {
 	if err != nil {
 		return err
 	}
-	iterator, err := consumer.Messages(jetstream.PullMaxMessages(2 * cfg.Batch))
+	iterator, err := consumer.Messages(jetstream.PullMaxMessages(2*cfg.Batch), jetstream.PullHeartbeat(heartbeat))
 	if err != nil {
 		return fmt.Errorf("start pulling: %w", err)
 	}

@@ -37,7 +37,9 @@ type customer struct {
 type service struct {
 	target events.Target
 	events []events.Nonce // by sequence
-	lives  []life         // likewise: each change here brings a key
+	lives  []life         // of each key, in the order in which they came
+
+	revoked bool
 }
 
 func (s *service) current() events.SigningKey { return s.lives[len(s.lives)-1].key }
@@ -131,18 +133,25 @@ func (c *customer) publish(subject string, payload []byte, id string) error {
 // changed notes what a receipt says. Each change has the next sequence, without a gap.
 func (s *service) changed(draft *events.Draft, r *events.Receipt) error {
 	next := int64(len(s.events) + 1)
-	if r.Event != events.RequestCommitted || r.Sequence != next || r.PublicKey != draft.NewKey.Public() {
+	var key events.PublicKey
+	if draft.Kind != events.Revocation {
+		key = draft.NewKey.Public()
+	}
+	if r.Event != events.RequestCommitted || r.Sequence != next || r.PublicKey != key {
 		return fmt.Errorf("%s: change %d was answered by %+v", s.target, next, *r)
 	}
 	switch draft.Kind {
 	case events.Rotation:
 		s.lives[len(s.lives)-1].until = r.GracePeriodExpiry
-	case events.Reset: // ends every earlier key
+	case events.Reset, events.Revocation: // ends every earlier key
 		for i := range s.lives {
 			s.lives[i].until = min(s.lives[i].until, r.Timestamp)
 		}
 	}
-	s.events = append(s.events, r.EventNonce)
+	s.events, s.revoked = append(s.events, r.EventNonce), draft.Kind == events.Revocation
+	if s.revoked {
+		return nil
+	}
 	s.lives = append(s.lives, life{draft.NewKey, r.Timestamp, endless})
 	return nil
 }

@@ -9,12 +9,15 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
@@ -38,27 +41,15 @@ type deployment struct {
 	auth      *daemon
 	billing   *daemon
 	processes []*daemon // all three
+	durables  []string  // of the subscribers
 }
 
 // newDeployment returns when all three are ready.
 func newDeployment(t *testing.T, url string) *deployment {
 	t.Helper()
-	d := &deployment{t: t, folder: t.TempDir(), url: url, master: events.GenerateSigningKey()}
 	broker := testenv.NewBroker(t)
-	var err error
-	if d.js, err = jetstream.New(testenv.Connect(t, broker.URL())); err != nil {
-		t.Fatal(err)
-	}
-	if d.app, err = events.ParseAppID("org.example.shop"); err != nil {
-		t.Fatal(err)
-	}
-	d.command("keygen", "--out", "registry.pem")
-	key := d.registryKey()
-	if d.trust, err = events.NewTrust(origin, key); err != nil {
-		t.Fatal(err)
-	}
-	d.command("app", "add", "--app-id", d.app.String(), "--master-key", d.master.Public().String(), "--database-url", url)
-	env := []string{"OMI_NATS_URL=" + broker.URL(), "OMI_HTTP_ADDR=127.0.0.1:0", "OMI_TRUST=" + key.String()}
+	d := prepare(t, url, testenv.Connect(t, broker.URL()))
+	env := []string{"OMI_NATS_URL=" + broker.URL(), "OMI_HTTP_ADDR=127.0.0.1:0", "OMI_TRUST=" + d.registryKey().String()}
 	daemonOf := func(name string, command ...string) *daemon {
 		p := &daemon{name: name, folder: d.folder, env: env, command: command}
 		d.processes = append(d.processes, p)
@@ -74,6 +65,28 @@ func newDeployment(t *testing.T, url string) *deployment {
 		}
 	}
 	d.awaitReady()
+	return d
+}
+
+// prepare makes the registry's key, and its database with one app in it. No process runs yet.
+func prepare(t *testing.T, url string, nc *nats.Conn) *deployment {
+	t.Helper()
+	d := &deployment{
+		t: t, folder: t.ArtifactDir(), url: url, master: events.GenerateSigningKey(),
+		durables: []string{events.AuthDurable, events.BillingDurable},
+	}
+	var err error
+	if d.js, err = jetstream.New(nc); err != nil {
+		t.Fatal(err)
+	}
+	if d.app, err = events.ParseAppID("org.example.shop"); err != nil {
+		t.Fatal(err)
+	}
+	d.command("keygen", "--out", "registry.pem")
+	if d.trust, err = events.NewTrust(origin, d.registryKey()); err != nil {
+		t.Fatal(err)
+	}
+	d.command("app", "add", "--app-id", d.app.String(), "--master-key", d.master.Public().String(), "--database-url", url)
 	return d
 }
 
@@ -125,7 +138,7 @@ func (d *deployment) settle() {
 	d.awaitReady()
 	for stream, durables := range map[string][]string{
 		events.RequestStream:      {events.RegistryDurable},
-		events.InvalidationStream: {events.AuthDurable, events.BillingDurable},
+		events.InvalidationStream: d.durables,
 	} {
 		for _, durable := range durables {
 			testenv.Eventually(d.t, patience, durable+" has acknowledged everything", func() error {
@@ -208,16 +221,22 @@ func (d *deployment) checkStream(services []*service) {
 			published[e.Sequence] = append(published[e.Sequence], e.Nonce)
 			next = msg.Sequence + 1
 		}
-		want := map[int64][]events.Nonce{}
-		for i, nonce := range s.events {
-			want[int64(i+1)] = []events.Nonce{nonce}
-		}
-		if diff := cmp.Diff(want, published, cmp.AllowUnexported(events.Nonce{})); diff != "" {
-			d.t.Errorf("%s: events by sequence (-receipts +stream):\n%s", s.target, diff)
-		}
+		s.checkEvents(d.t, published)
 	}
 	if have := stream.CachedInfo().State.Msgs; have != uint64(changes) {
 		d.t.Errorf("the stream has %d events, %d changes were committed", have, changes)
+	}
+}
+
+// checkEvents holds a service's events, by their sequence, against its receipts.
+func (s *service) checkEvents(t *testing.T, published map[int64][]events.Nonce) {
+	t.Helper()
+	want := map[int64][]events.Nonce{}
+	for i, nonce := range s.events {
+		want[int64(i+1)] = []events.Nonce{nonce}
+	}
+	if diff := cmp.Diff(want, published, cmp.AllowUnexported(events.Nonce{})); diff != "" {
+		t.Errorf("%s: events by sequence (-receipts +stream):\n%s", s.target, diff)
 	}
 }
 
@@ -228,16 +247,25 @@ func (d *deployment) checkAuth(services []*service) {
 	if err := d.registry.interrupt(); err != nil {
 		d.t.Error(err)
 	}
+	d.checkVerifying(d.auth, services)
+	d.checkSetAside("omi-authsub", databaseOf("omi-authsub"))
+}
+
+// checkVerifying asks one Auth.
+func (d *deployment) checkVerifying(auth *daemon, services []*service) {
+	d.t.Helper()
 	const newest = 4
 	for _, s := range services {
 		for _, l := range s.lives[max(0, len(s.lives)-newest):] {
-			d.checkVerify(s, l)
+			d.checkVerify(auth, s, l)
 		}
 	}
-	d.checkSetAside("omi-authsub")
 }
 
-func (d *deployment) checkVerify(s *service, l life) {
+// databaseOf is where a subscriber keeps its database by default.
+func databaseOf(program string) string { return "sqlite:" + program + ".db" }
+
+func (d *deployment) checkVerify(auth *daemon, s *service, l life) {
 	d.t.Helper()
 	want := events.VerifyAnswer{
 		Result: events.Accepted, Key: events.KeyCurrent, PublicKey: l.key.Public(), Sequence: int64(len(s.events)),
@@ -246,24 +274,33 @@ func (d *deployment) checkVerify(s *service, l life) {
 	case l.until == endless:
 	case l.until > now+int64(patience.Seconds()): // it won't end before the answer
 		want.Key, want.Expires = events.KeyGrace, l.until
-	case l.until <= now:
-		want = events.VerifyAnswer{Result: events.Refused, Reason: events.ExpiredKey}
-	default:
+	case l.until > now: // it may have ended by the answer
 		return
+	case s.revoked:
+		want = events.VerifyAnswer{Result: events.Refused, Reason: events.RevokedService}
+	default:
+		want = events.VerifyAnswer{Result: events.Refused, Reason: events.ExpiredKey}
 	}
 	message := []byte("a request")
-	got := ask[events.VerifyAnswer](d, d.auth, "/v1/verify", map[string]string{
+	got := ask[events.VerifyAnswer](d, auth, "/v1/verify", map[string]string{
 		"app_id": s.target.App.String(), "service_id": s.target.Service.String(),
 		"message": base64.RawURLEncoding.EncodeToString(message), "signature": l.key.Sign(message).String(),
 	})
 	got.AsOf = 0 // whenever it was
 	if got != want {
-		d.t.Errorf("%s: Auth says %+v, want %+v", s.target, got, want)
+		d.t.Errorf("%s: %s says %+v, want %+v", s.target, auth.name, got, want)
 	}
 }
 
 // checkBilling asks Billing about every key that there ever was, at the first and at the last second of its life.
 func (d *deployment) checkBilling(services []*service) {
+	d.t.Helper()
+	d.checkAttributing(d.billing, services)
+	d.checkSetAside("omi-billingsub", databaseOf("omi-billingsub"))
+}
+
+// checkAttributing asks one Billing.
+func (d *deployment) checkAttributing(billing *daemon, services []*service) {
 	d.t.Helper()
 	for _, s := range services {
 		for _, l := range s.lives {
@@ -275,20 +312,19 @@ func (d *deployment) checkBilling(services []*service) {
 				want.Result, want.Reason = events.Invalid, events.ExpiredKey
 			}
 			for _, at := range []int64{l.from, max(l.from, min(l.until, l.from+1<<20)-1)} {
-				got := ask[events.AttributeAnswer](d, d.billing, "/v1/attribute", map[string]any{"public_key": l.key.Public(), "at": at})
+				got := ask[events.AttributeAnswer](d, billing, "/v1/attribute", map[string]any{"public_key": l.key.Public(), "at": at})
 				if diff := cmp.Diff(want, got, cmp.AllowUnexported(events.AppID{}, events.ServiceID{})); diff != "" {
-					d.t.Errorf("%s: Billing on %s at %d (-receipts +answer):\n%s", s.target, l.key.Public(), at, diff)
+					d.t.Errorf("%s: %s on %s at %d (-receipts +answer):\n%s", s.target, billing.name, l.key.Public(), at, diff)
 				}
 			}
 		}
 	}
-	d.checkSetAside("omi-billingsub")
 }
 
 // checkSetAside: nothing that the registry published was anything but an event.
-func (d *deployment) checkSetAside(program string) {
+func (d *deployment) checkSetAside(program, url string) {
 	d.t.Helper()
-	command := exec.Command(filepath.Join(binaries, program), "set-aside")
+	command := exec.Command(filepath.Join(binaries, program), "set-aside", "--database-url", url)
 	command.Dir, command.Env = d.folder, []string{}
 	if out, err := command.CombinedOutput(); err != nil || string(out) != "0 messages were set aside.\n" {
 		d.t.Errorf("%s set-aside: %v\n%s", program, err, out)
@@ -307,9 +343,12 @@ func (d *deployment) stop() {
 
 // checkApplied holds the nonces that a subscriber has applied against the number of changes. Its answers alone would not
 // show a lost event: Billing asks the registry to fill a gap, and Auth needs no more than the newest.
-func (d *deployment) checkApplied(program string, changes int) {
+func (d *deployment) checkApplied(url string, changes int) {
 	d.t.Helper()
-	db, err := sqldb.Open(d.t.Context(), "sqlite:"+filepath.Join(d.folder, program+".db"), slog.New(slog.DiscardHandler))
+	if file, ok := strings.CutPrefix(url, "sqlite:"); ok {
+		url = "sqlite:" + filepath.Join(d.folder, file)
+	}
+	db, err := sqldb.Open(d.t.Context(), url, slog.New(slog.DiscardHandler))
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -319,7 +358,7 @@ func (d *deployment) checkApplied(program string, changes int) {
 		d.t.Fatal(err)
 	}
 	if applied != changes {
-		d.t.Errorf("%s has applied %d events, %d changes were committed", program, applied, changes)
+		d.t.Errorf("%s has applied %d events, %d changes were committed", path.Base(url), applied, changes)
 	}
 }
 

@@ -86,8 +86,8 @@ func killNine(t *testing.T, url string) {
 	d.checkAuth(services)
 	d.checkBilling(services)
 	d.stop()
-	d.checkApplied("omi-authsub", len(acknowledged))
-	d.checkApplied("omi-billingsub", len(acknowledged))
+	d.checkApplied(databaseOf("omi-authsub"), len(acknowledged))
+	d.checkApplied(databaseOf("omi-billingsub"), len(acknowledged))
 	d.checkNoAlarm()
 }
 

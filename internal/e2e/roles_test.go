@@ -63,7 +63,7 @@ func newRoles(t *testing.T, engine string) *roles {
 	var rename []string
 	for _, name := range []string{"registry", "authsub", "billingsub"} {
 		databases[name] = testenv.Database(t, engine)
-		_, database, _ := strings.Cut(path(t, databases[name]), "/")
+		_, database, _ := strings.Cut(pathOf(t, databases[name]), "/")
 		rename = append(rename, "DATABASE "+name, "DATABASE "+database)
 	}
 	r.renamed = strings.NewReplacer(append(rename, "omi_", r.prefix)...)
@@ -106,7 +106,7 @@ func (r *roles) forget() {
 	}
 }
 
-func path(t *testing.T, database string) string {
+func pathOf(t *testing.T, database string) string {
 	t.Helper()
 	u, err := url.Parse(database)
 	if err != nil {

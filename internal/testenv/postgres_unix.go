@@ -39,10 +39,14 @@ func startPostgres() (*localServer, error) {
 
 func startPostgresIn(bin, folder string, as *syscall.Credential) (*localServer, error) {
 	password := rand.Text()
-	data := filepath.Join(folder, "data")
-	if err := initPostgres(bin, folder, data, password, as); err != nil {
+	if err := initPostgres(bin, folder, password, as); err != nil {
 		return nil, err
 	}
+	return launchPostgres(bin, folder, password, as, "synchronous_commit=off")
+}
+
+// launchPostgres starts a server on the data that initPostgres made, at an address where nobody listens yet.
+func launchPostgres(bin, folder, password string, as *syscall.Credential, settings ...string) (*localServer, error) {
 	addr, err := freeAddr()
 	if err != nil {
 		return nil, err
@@ -51,19 +55,21 @@ func startPostgresIn(bin, folder string, as *syscall.Credential) (*localServer, 
 	if err != nil {
 		return nil, fmt.Errorf("read a free address: %w", err)
 	}
-	command := []string{filepath.Join(bin, "postgres"), "-D", data}
-	for _, setting := range []string{
+	command := []string{filepath.Join(bin, "postgres"), "-D", postgresData(folder)}
+	for _, setting := range append([]string{
 		"listen_addresses=" + host, "port=" + port, "unix_socket_directories=", "max_connections=300",
-		"fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=64MB",
-	} {
+		"fsync=off", "full_page_writes=off", "shared_buffers=64MB",
+	}, settings...) {
 		command = append(command, "-c", setting)
 	}
 	address := &url.URL{Scheme: "postgres", User: url.UserPassword("postgres", password), Host: addr, Path: "/postgres"}
 	return launch(address, folder, "QUIT", as, command) // QUIT: at once, its data goes anyway
 }
 
+func postgresData(folder string) string { return filepath.Join(folder, "data") }
+
 // initPostgres makes the server's data. Its users need a password, so that tests see refused ones.
-func initPostgres(bin, folder, data, password string, as *syscall.Credential) error {
+func initPostgres(bin, folder, password string, as *syscall.Credential) error {
 	secret := filepath.Join(folder, "password")
 	if err := os.WriteFile(secret, []byte(password), 0o600); err != nil {
 		return fmt.Errorf("write the password: %w", err)
@@ -74,7 +80,7 @@ func initPostgres(bin, folder, data, password string, as *syscall.Credential) er
 		}
 	}
 	args := []string{
-		"-D", data, "-U", "postgres", "--pwfile", secret,
+		"-D", postgresData(folder), "-U", "postgres", "--pwfile", secret,
 		"-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions",
 	}
 	initdb := exec.Command(filepath.Join(bin, "initdb"), args...) //nolint:gosec // a program that this package found

@@ -1,22 +1,37 @@
 package testenv
 
 import (
-	"io"
 	"net"
 	"sync"
 	"testing"
+	"time"
 )
 
-// Proxy passes TCP connections on to a server, until a test cuts them.
+// Proxy passes TCP connections on to a server, until a test puts a fault between the two.
 type Proxy struct {
-	target   string
 	listener net.Listener
 	running  sync.WaitGroup
 
-	mu    sync.Mutex
-	cut   bool
-	conns map[net.Conn]struct{}
+	mu      sync.Mutex
+	target  string
+	way     way
+	delay   time.Duration // of each piece, where the way is slow
+	changed chan struct{} // closed when the way changes
+	conns   map[net.Conn]struct{}
 }
+
+// way is what becomes of connections.
+type way int
+
+const (
+	open    way = iota
+	slow        // each piece waits
+	stalled     // taken, and not passed on
+	severed     // reset
+)
+
+// piece is the most bytes that are passed on at a time: with a delay of each, it is the rate of a slow way too.
+const piece = 4 << 10
 
 // NewProxy starts a proxy to the address target; it ends with the test.
 func NewProxy(t testing.TB, target string) *Proxy {
@@ -25,7 +40,7 @@ func NewProxy(t testing.TB, target string) *Proxy {
 	if err != nil {
 		t.Fatalf("listen for the proxy: %v", err)
 	}
-	p := &Proxy{target: target, listener: listener, conns: make(map[net.Conn]struct{})}
+	p := &Proxy{target: target, listener: listener, changed: make(chan struct{}), conns: make(map[net.Conn]struct{})}
 	p.running.Go(p.accept)
 	t.Cleanup(func() {
 		_ = listener.Close()
@@ -38,23 +53,65 @@ func NewProxy(t testing.TB, target string) *Proxy {
 // Addr is the host:port to connect to instead of the target.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
+// Retarget passes connections that are made from now on to another address.
+func (p *Proxy) Retarget(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
+}
+
 // Cut drops all connections, and each new one as soon as it is made. The port stays taken, so that no one else gets it
 // before Restore.
 func (p *Proxy) Cut() {
+	p.set(severed, 0)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.cut = true
 	for conn := range p.conns {
 		reset(conn)
 	}
 	clear(p.conns)
 }
 
-// Restore lets new connections through again.
-func (p *Proxy) Restore() {
+// Stall is a black hole: connections are taken and stay, and nothing passes. What was under way comes after Restore.
+func (p *Proxy) Stall() { p.set(stalled, 0) }
+
+// Slow lets every 4 KiB, or less, wait for so long in either direction.
+func (p *Proxy) Slow(delay time.Duration) { p.set(slow, delay) }
+
+// Restore lets connections through again, as quick as they are.
+func (p *Proxy) Restore() { p.set(open, 0) }
+
+func (p *Proxy) set(w way, delay time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.cut = false
+	p.way, p.delay = w, delay
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// pass waits until a piece may go on, and says whether it ever may.
+func (p *Proxy) pass() bool {
+	for {
+		p.mu.Lock()
+		w, delay, changed := p.way, p.delay, p.changed
+		p.mu.Unlock()
+		switch w {
+		case open:
+			return true
+		case severed:
+			return false
+		case stalled:
+			<-changed
+		case slow:
+			timer := time.NewTimer(delay)
+			select {
+			case <-timer.C:
+				return true
+			case <-changed:
+				timer.Stop()
+			}
+		}
+	}
 }
 
 func (p *Proxy) accept() {
@@ -69,37 +126,56 @@ func (p *Proxy) accept() {
 
 func (p *Proxy) serve(client net.Conn) {
 	defer p.drop(client)
-	if !p.hold(client) {
+	target, ok := p.hold(client)
+	if !ok || !p.pass() {
 		return
 	}
-	server, err := net.Dial("tcp", p.target)
+	server, err := net.Dial("tcp", target)
 	if err != nil {
 		return
 	}
 	defer p.drop(server)
-	if !p.hold(server) {
+	if _, ok := p.hold(server); !ok {
 		return
 	}
 	// When one direction ends, both do: no protocol here uses half-closed connections.
 	var pumps sync.WaitGroup
-	pump := func(to, from net.Conn) {
-		_, _ = io.Copy(to, from)
-		_ = to.Close()
-		_ = from.Close()
-	}
-	pumps.Go(func() { pump(server, client) })
-	pumps.Go(func() { pump(client, server) })
+	pumps.Go(func() { p.pump(server, client) })
+	pumps.Go(func() { p.pump(client, server) })
 	pumps.Wait()
 }
 
-// hold registers a connection to be cut, unless all are cut already.
-func (p *Proxy) hold(conn net.Conn) bool {
+func (p *Proxy) pump(to, from net.Conn) {
+	defer func() {
+		_ = to.Close()
+		_ = from.Close()
+	}()
+	buffer := make([]byte, piece)
+	for {
+		n, err := from.Read(buffer)
+		if n > 0 {
+			if !p.pass() {
+				return
+			}
+			if _, err := to.Write(buffer[:n]); err != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// hold registers a connection to be cut, unless all are cut already, and returns where it goes.
+func (p *Proxy) hold(conn net.Conn) (target string, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.cut {
-		p.conns[conn] = struct{}{}
+	if p.way == severed {
+		return "", false
 	}
-	return !p.cut
+	p.conns[conn] = struct{}{}
+	return p.target, true
 }
 
 func (p *Proxy) drop(conn net.Conn) {

@@ -96,6 +96,46 @@ func TestProxy(t *testing.T) {
 	}
 }
 
+func TestProxyHoldsBack(t *testing.T) {
+	t.Parallel()
+	p := testenv.NewProxy(t, echo(t))
+	conn, err := dial(t, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const delay = 50 * time.Millisecond
+	p.Slow(delay)
+	began := time.Now()
+	if err := roundTrip(conn); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took < 2*delay { // there and back
+		t.Errorf("a slow way took %v", took)
+	}
+	p.Stall()
+	back := make(chan error, 2)
+	go func() { back <- roundTrip(conn) }()
+	go func() { back <- dialRoundTrip(t, p) }() // taken, as by a server that hangs
+	select {
+	case err := <-back:
+		t.Fatalf("something came through a black hole, or broke in it: %v", err)
+	case <-time.After(4 * delay): // nothing comes: there is no other way to see it
+	}
+	p.Restore()
+	for range 2 {
+		if err := <-back; err != nil {
+			t.Errorf("after Restore: %v", err)
+		}
+	}
+	p.Retarget("127.0.0.1:1")
+	if err := roundTrip(conn); err != nil {
+		t.Errorf("a connection that was there: %v", err)
+	}
+	if err := dialRoundTrip(t, p); err == nil {
+		t.Error("a new connection went to the old target")
+	}
+}
+
 // dialRoundTrip makes a new connection and uses it: while the proxy is cut, either step may be the one that sees it.
 func dialRoundTrip(t *testing.T, p *testenv.Proxy) error {
 	t.Helper()
