@@ -23,6 +23,9 @@ const (
 	receiptsKept   = 7 * 24 * time.Hour
 	dedupeWindow   = 2 * time.Minute
 	maxInFlight    = 8192
+	// maxRequestsInFlight lets the registry look behind a flood of requests for one service, for those of others: what it
+	// can't keep, it sends back, and the broker counts that too. It costs the broker some 100 bytes each.
+	maxRequestsInFlight = 128 << 10
 	// redeliveryAfter is how long a message waits for a process that was killed with it in its hands. It is short, since
 	// that message may be a revocation; a second delivery to one that was only slow does no harm.
 	redeliveryAfter = 5 * time.Second
@@ -75,7 +78,9 @@ func ReceiptStreamConfig() jetstream.StreamConfig {
 
 // RegistryConsumerConfig is the registry's durable on the stream of requests. Replicas share it.
 func RegistryConsumerConfig() jetstream.ConsumerConfig {
-	return durable(RegistryDurable, "The App Registry. Its replicas share this consumer.")
+	config := durable(RegistryDurable, "The App Registry. Its replicas share this consumer.")
+	config.MaxAckPending = maxRequestsInFlight
+	return config
 }
 
 // SubscriberConsumerConfig is a core service's durable on the stream of invalidations, from its first message:

@@ -11,13 +11,14 @@ type metrics struct {
 	decided   prometheus.Histogram
 	lost      prometheus.Counter
 	published prometheus.Counter
+	sentBack  prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "omi_registry_requests_total",
-			Help: "Requests answered, by kind and result: committed, duplicate, unanswerable, or the reason of the refusal.",
+			Help: "Requests answered, by kind and result: committed, duplicate, unanswerable, unanswered, or the reason of the refusal.",
 		}, []string{"kind", "result"}),
 		batch: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "omi_registry_batch_requests", Help: "Requests in a batch.", Buckets: prometheus.ExponentialBuckets(1, 2, 11),
@@ -33,7 +34,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		published: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "omi_registry_published_total", Help: "Events and receipts of the outbox that their stream has.",
 		}),
+		sentBack: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "omi_registry_sent_back_total", Help: "Requests that the broker delivers later, since too many of their service wait.",
+		}),
 	}
-	r.MustRegister(m.requests, m.batch, m.decided, m.lost, m.published)
+	r.MustRegister(m.requests, m.batch, m.decided, m.lost, m.published, m.sentBack)
 	return m
 }

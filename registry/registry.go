@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
@@ -107,7 +108,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	relayed, recovered := make(chan struct{}), make(chan struct{})
-	go func() { // it ends with its queue, so that what intake committed is published before a shutdown
+	go func() { // it ends with its queues, so that what intake committed is published before a shutdown
 		defer close(relayed)
 		r.relay.run(context.WithoutCancel(ctx))
 	}()
@@ -116,20 +117,22 @@ func (r *Registry) Run(ctx context.Context) error {
 		r.relay.recover(ctx)
 	}()
 	r.cfg.Log.Info("registry is ready", "origin", r.cfg.Policy.Origin, "public_key", r.cfg.Key.Public().String())
+	garbage := rate.NewLimiter(garbageAnswers, garbageBurst)
 	err = consume.Run(ctx, consume.Config{
 		Open: func(ctx context.Context) (jetstream.Consumer, error) {
 			consumer, err := requestConsumer(ctx, r.js)
-			if err == nil {
-				r.serving.Store(true)
+			if err != nil {
+				return nil, err
 			}
-			return consumer, err
+			r.serving.Store(true)
+			return &fairConsumer{Consumer: consumer, ctx: ctx, garbage: garbage, metrics: r.intake.metrics, log: r.cfg.Log}, nil
 		},
 		Handle: r.intake.handle,
 		Batch:  r.cfg.Batch,
 		Log:    r.cfg.Log,
 	})
 	stop()
-	close(r.relay.queue)
+	r.relay.close()
 	<-relayed
 	<-recovered
 	return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -41,29 +42,52 @@ type relay struct {
 	log     *slog.Logger
 	metrics *metrics
 	now     func() time.Time
-	queue   chan publication
+	// What is committed does not wait behind the answers to what is not: of those, strangers make any number.
+	outbox, answers chan publication
 }
 
 func newRelay(js jetstream.JetStream, store *Store, log *slog.Logger, m *metrics, now func() time.Time) *relay {
-	return &relay{js: js, store: store, log: log, metrics: m, now: now, queue: make(chan publication, relayQueue)}
+	return &relay{js: js, store: store, log: log, metrics: m, now: now,
+		outbox: make(chan publication, relayQueue), answers: make(chan publication, relayQueue)}
 }
 
 // enqueue hands a batch over. It waits while the broker is behind; what it can't hand over because ctx ended is found
 // in the outbox, or delivered again.
 func (r *relay) enqueue(ctx context.Context, p publication) error {
-	select {
-	case r.queue <- p:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	if len(p.outbox) > 0 {
+		select {
+		case r.outbox <- publication{outbox: p.outbox}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
+	if len(p.answers) > 0 {
+		select {
+		case r.answers <- publication{answers: p.answers}:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
-// run publishes until the queue is closed, and then what is left in it.
+// run publishes until the relay is closed, and then what is left in it.
 func (r *relay) run(ctx context.Context) {
-	for p := range r.queue {
-		r.publish(ctx, p)
+	var running sync.WaitGroup
+	for _, queue := range []chan publication{r.outbox, r.answers} {
+		running.Go(func() {
+			for p := range queue {
+				r.publish(ctx, p)
+			}
+		})
 	}
+	running.Wait()
+}
+
+// close lets run end. Nothing may be enqueued any more.
+func (r *relay) close() {
+	close(r.outbox)
+	close(r.answers)
 }
 
 // publish sends a batch, in its order, and settles what the streams have.
