@@ -42,51 +42,55 @@ type relay struct {
 	log     *slog.Logger
 	metrics *metrics
 	now     func() time.Time
-	// What is committed does not wait behind the answers to what is not: of those, strangers make any number.
-	outbox, answers chan publication
+	queue   chan publication
+	answers chan publication // apart: what is committed does not wait behind refusals, which strangers make any number of
 }
 
 func newRelay(js jetstream.JetStream, store *Store, log *slog.Logger, m *metrics, now func() time.Time) *relay {
 	return &relay{js: js, store: store, log: log, metrics: m, now: now,
-		outbox: make(chan publication, relayQueue), answers: make(chan publication, relayQueue)}
+		queue: make(chan publication, relayQueue), answers: make(chan publication, relayQueue)}
 }
 
 // enqueue hands a batch over. It waits while the broker is behind; what it can't hand over because ctx ended is found
 // in the outbox, or delivered again.
 func (r *relay) enqueue(ctx context.Context, p publication) error {
 	if len(p.outbox) > 0 {
-		select {
-		case r.outbox <- publication{outbox: p.outbox}:
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := hand(ctx, r.queue, publication{outbox: p.outbox}); err != nil {
+			return err
 		}
 	}
 	if len(p.answers) > 0 {
-		select {
-		case r.answers <- publication{answers: p.answers}:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+		return hand(ctx, r.answers, publication{answers: p.answers})
 	}
 	return nil
 }
 
+func hand(ctx context.Context, queue chan<- publication, p publication) error {
+	select {
+	case queue <- p:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // run publishes until the relay is closed, and then what is left in it.
 func (r *relay) run(ctx context.Context) {
-	var running sync.WaitGroup
-	for _, queue := range []chan publication{r.outbox, r.answers} {
-		running.Go(func() {
-			for p := range queue {
-				r.publish(ctx, p)
-			}
-		})
+	var answers sync.WaitGroup
+	answers.Go(func() {
+		for p := range r.answers {
+			r.publish(ctx, p)
+		}
+	})
+	for p := range r.queue {
+		r.publish(ctx, p)
 	}
-	running.Wait()
+	answers.Wait()
 }
 
 // close lets run end. Nothing may be enqueued any more.
 func (r *relay) close() {
-	close(r.outbox)
+	close(r.queue)
 	close(r.answers)
 }
 

@@ -15,11 +15,12 @@ import (
 const (
 	inHandEach    = 16   // requests of one service that are being worked on at a time
 	inHandGarbage = 32   // the same of all messages that nobody signed
+	pullAtMost    = 2048 // on their way from the broker; so that it, and not the way, is what a flood waits for
 	waitingEach   = 1024 // requests of one service that wait here for their turn; what is beyond goes back to the broker
 	waitingAll    = 4096 // of all services; beyond, nothing more is pulled. Times 16 KiB, it bounds the memory
 
-	garbageAnswers = 1000 // receipts a second for messages without a readable nonce
-	garbageBurst   = 4000
+	garbageAnswers = 1000        // receipts a second for messages without a readable nonce
+	garbageBurst   = waitingEach // as much as may wait here
 
 	extendEach = 2 * time.Second // well within the durable's wait for acknowledgements
 
@@ -52,7 +53,7 @@ type fairConsumer struct {
 
 // Messages implements [jetstream.Consumer].
 func (c *fairConsumer) Messages(opts ...jetstream.PullMessagesOpt) (jetstream.MessagesContext, error) {
-	iterator, err := c.Consumer.Messages(opts...)
+	iterator, err := c.Consumer.Messages(append(opts, jetstream.PullMaxMessages(pullAtMost))...)
 	if err != nil {
 		return nil, err
 	}
