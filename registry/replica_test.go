@@ -131,7 +131,8 @@ func (p *replica) stop() {
 	if err := p.cmd.Wait(); err != nil {
 		p.t.Errorf("the registry's process: %v", err)
 	}
-	p.t.Logf("the registry's log:\n%s", tail(p.log.Bytes(), 20))
+	used := p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()
+	p.t.Logf("the registry used the processor for %v, and logged:\n%s", used.Round(time.Millisecond), tail(p.log.Bytes(), 20))
 }
 
 func tail(text []byte, lines int) []byte {

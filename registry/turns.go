@@ -69,7 +69,7 @@ type turns struct {
 	pulled   chan struct{} // closed when pull has ended, and has given back what it had
 
 	mu      sync.Mutex
-	changed sync.Cond // with mu: a message came or went, or pull ended
+	changed sync.Cond // with mu: a lane is ready, there is room again, or it ends
 	lanes   map[events.Target]*lane
 	ready   []*lane              // those that Next may take from, each once, in turn
 	waiting int                  // in all lanes
@@ -121,10 +121,11 @@ func (t *turns) Next(...jetstream.NextOpt) (jetstream.Msg, error) {
 	l.waiting[0] = nil
 	l.waiting = l.waiting[1:]
 	l.inHand++
-	t.waiting--
 	l.ready = false
 	t.rank(l)
-	t.changed.Broadcast()
+	if t.waiting--; t.waiting == waitingAll-1 {
+		t.changed.Broadcast()
+	}
 	return d, nil
 }
 
@@ -135,6 +136,7 @@ func (t *turns) rank(l *lane) {
 	case len(l.waiting) > 0 && l.inHand < l.most:
 		l.ready = true
 		t.ready = append(t.ready, l)
+		t.changed.Broadcast()
 	case len(l.waiting) == 0 && l.inHand == 0:
 		delete(t.lanes, l.target)
 	}
@@ -250,7 +252,6 @@ func (t *turns) add(d *delivery, target events.Target, most int) (full bool, aft
 	l.waiting = append(l.waiting, d)
 	t.waiting++
 	t.rank(l)
-	t.changed.Broadcast()
 	return false, 0
 }
 
@@ -316,5 +317,4 @@ func (t *turns) settled(d *delivery) {
 	delete(t.known, d.place)
 	d.lane.inHand--
 	t.rank(d.lane)
-	t.changed.Broadcast()
 }
