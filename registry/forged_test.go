@@ -3,6 +3,7 @@ package registry
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -47,7 +48,7 @@ func TestForgedSpendsNothing(t *testing.T) {
 		if after := dump(t, store); !maps.Equal(before, after) {
 			t.Errorf("forged requests reached the database: %v, then %v", before, after)
 		}
-		list := append(forged, rotation, binding, victim.rotate(), other.rotate(), victim.rotate())
+		list := slices.Concat(forged, []request{rotation, binding, victim.rotate(), other.rotate(), victim.rotate()})
 		outcomes := decideAll(t, in, list...)[len(forged):]
 		for i, want := range []events.Reason{"", "", "", "", events.RateLimited} {
 			if got := outcomes[i].reason; got != want {

@@ -284,7 +284,7 @@ func (t *turns) keep() {
 		case now := <-ticker.C:
 			due, dropped := t.due(now)
 			for _, d := range due {
-				_ = d.Msg.InProgress() // it may have been settled just now
+				_ = d.InProgress() // it may have been settled just now
 			}
 			if dropped > 0 {
 				t.log.Warn("garbage not answered: more of it came than the registry signs answers for", "messages", dropped)

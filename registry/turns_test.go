@@ -44,8 +44,10 @@ func newLine(t *testing.T, ackWait time.Duration) *line {
 // turns starts pulling, with a budget for so much garbage, until the test ends or it is stopped.
 func (l *line) turns(garbage int) jetstream.MessagesContext {
 	l.world.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience) // so that Next fails instead of waiting for ever
+	l.world.t.Cleanup(cancel)
 	c := &fairConsumer{
-		Consumer: l.consumer, ctx: context.Background(), garbage: rate.NewLimiter(0, garbage), metrics: l.metrics, log: testLog(l.world.t),
+		Consumer: l.consumer, ctx: ctx, garbage: rate.NewLimiter(0, garbage), metrics: l.metrics, log: testLog(l.world.t),
 	}
 	turns, err := c.Messages()
 	if err != nil {
