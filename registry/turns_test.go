@@ -132,7 +132,9 @@ func TestTurns(t *testing.T) {
 		if err := settle(taken[flooded][i]); err != nil {
 			t.Fatal(err)
 		}
-		_ = taken[flooded][i].Ack() // a second time: it makes room only once
+		if i == 0 {
+			_ = taken[flooded][i].Nak() // a second time: it makes room only once
+		}
 		if next := l.take(turns, 1); len(next[flooded]) != 1 {
 			t.Fatalf("after one is settled: %v", next)
 		}
