@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"runtime/pprof"
 	"strconv"
 	"testing"
@@ -29,7 +30,7 @@ type replicaConfig struct {
 	Key                string // file of its signing key; startReplica makes it
 	RotationsPerMinute int
 	Ahead              int64  // seconds that its clock is ahead
-	Profile            string // file for a CPU profile; empty: none
+	Profile            string // file for a CPU profile, with .heap for one of the memory; empty: none
 }
 
 func replicaMain(text string) int {
@@ -84,7 +85,21 @@ func runReplica(text string) error {
 	if err != nil {
 		return err
 	}
-	return r.Run(ctx)
+	if err := r.Run(ctx); err != nil || cfg.Profile == "" {
+		return err
+	}
+	return writeHeap(cfg.Profile + ".heap")
+}
+
+// writeHeap writes what is in memory after the work is done.
+func writeHeap(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	runtime.GC()
+	return pprof.WriteHeapProfile(f)
 }
 
 // replica is a registry in a process of its own.

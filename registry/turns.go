@@ -26,7 +26,7 @@ const (
 
 	// What went back to the broker comes again before all that is new, so it has to come thinly: so many a second, and
 	// together, since the broker looks through all that is pending whenever the time of one has come.
-	comeAgainRate  = 2000
+	comeAgainRate  = 1000
 	comeAgainFirst = 2 * time.Second
 	comeAgainEach  = 500 * time.Millisecond
 
