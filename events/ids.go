@@ -110,6 +110,9 @@ func ParseTarget(s string) (Target, error) {
 // String returns `<app_id>.<service_id>`.
 func (t Target) String() string { return t.App.s + "." + t.Service.s }
 
+// IsZero reports whether the target is absent.
+func (t Target) IsZero() bool { return t == Target{} }
+
 // Nonce names a message once (§1). The zero value means "absent".
 type Nonce struct{ s string }
 

@@ -23,9 +23,9 @@ const (
 	receiptsKept   = 7 * 24 * time.Hour
 	dedupeWindow   = 2 * time.Minute
 	maxInFlight    = 8192
-	// maxWaiting bounds the requests that the registry has given back to be delivered later. They count as in flight, so
-	// with fewer of them a few services whose changes its database lost would hold up all others.
-	maxWaiting = 1 << 17
+	// maxRequestsInFlight lets the registry look behind a flood of requests for one service, for those of others: what it
+	// can't keep, or can't decide yet since its database lacks changes, it sends back, and the broker counts that too. It costs the broker some 100 bytes each.
+	maxRequestsInFlight = 128 << 10
 	// redeliveryAfter is how long a message waits for a process that was killed with it in its hands. It is short, since
 	// that message may be a revocation; a second delivery to one that was only slow does no harm.
 	redeliveryAfter = 5 * time.Second
@@ -78,9 +78,9 @@ func ReceiptStreamConfig() jetstream.StreamConfig {
 
 // RegistryConsumerConfig is the registry's durable on the stream of requests. Replicas share it.
 func RegistryConsumerConfig() jetstream.ConsumerConfig {
-	c := durable(RegistryDurable, "The App Registry. Its replicas share this consumer.")
-	c.MaxAckPending = maxWaiting // a pull takes no more than a few batches at a time, whatever this says
-	return c
+	config := durable(RegistryDurable, "The App Registry. Its replicas share this consumer.")
+	config.MaxAckPending = maxRequestsInFlight
+	return config
 }
 
 // SubscriberConsumerConfig is a core service's durable on the stream of invalidations, from its first message:

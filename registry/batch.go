@@ -1,8 +1,6 @@
 package registry
 
 import (
-	"slices"
-
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/parallel"
 )
@@ -17,6 +15,7 @@ type group struct {
 
 	outcomes []outcome
 	service  service // after the outcomes
+	looks    int     // how many refusals may still be held against earlier keys
 }
 
 // changed reports whether the group has anything to commit.
@@ -135,11 +134,21 @@ func (b *batch) registered() map[events.PublicKey]registration {
 	return first
 }
 
-// unsettled returns the services with a refusal whose reason may still become superseded_key.
-func (b *batch) unsettled() []events.Target {
+// unsettled returns the services with a refusal whose reason may still become superseded_key, as far as looks may be
+// taken at their earlier keys.
+func (b *batch) unsettled(l *looks) []events.Target {
 	var targets []events.Target
 	for _, g := range b.groups {
-		if slices.ContainsFunc(g.outcomes, func(o outcome) bool { return o.mayBeSuperseded() }) {
+		n := 0
+		for i := range g.outcomes {
+			if g.outcomes[i].mayBeSuperseded() {
+				n++
+			}
+		}
+		if n == 0 {
+			continue
+		}
+		if g.looks = l.take(b.now, g.target, n); g.looks > 0 {
 			targets = append(targets, g.target)
 		}
 	}
@@ -154,7 +163,8 @@ func (b *batch) answer(previous map[events.Target][]pastKey) {
 		g := b.groups[i]
 		for j := range g.outcomes {
 			o := &g.outcomes[j]
-			if o.mayBeSuperseded() {
+			if g.looks > 0 && o.mayBeSuperseded() {
+				g.looks--
 				o.checkSuperseded(previous[g.target])
 			}
 			o.answer(b.policy.Origin, b.now, b.key, nonces)

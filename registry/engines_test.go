@@ -169,7 +169,7 @@ func (a *account) decided(rt *rapid.T, t *testing.T, in *intake, todo []incoming
 	}
 	b := newBatch(in.policy, in.key, in.now().Unix(), st, todo)
 	b.decide()
-	previous, err := in.store.previous(t.Context(), b.unsettled())
+	previous, err := in.store.previous(t.Context(), b.unsettled(&in.looks))
 	if err != nil {
 		rt.Fatal(err)
 	}

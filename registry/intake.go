@@ -26,6 +26,7 @@ type intake struct {
 	log       *slog.Logger
 	metrics   *metrics
 	now       func() time.Time
+	looks     looks
 }
 
 // handle is the consumer's handler. An error leaves the whole batch to be handled again; what of it was committed by
@@ -52,9 +53,7 @@ func (in *intake) handle(ctx context.Context, messages []*consume.Message) error
 func (in *intake) parse(messages []*consume.Message) []incoming {
 	list := make([]incoming, len(messages))
 	parallel.Each(len(messages), parsesEach, func(i int) {
-		m := messages[i]
-		list[i] = newIncoming(m.Subject(), m.Data(), m.Meta.Timestamp.Unix(), i)
-		list[i].stored = m.Meta.Timestamp
+		list[i] = parsed(messages[i], i)
 	})
 	todo := list[:0]
 	unanswerable := 0
@@ -71,6 +70,19 @@ func (in *intake) parse(messages []*consume.Message) []incoming {
 		in.log.Warn("requests dropped: their subject names no service, so nobody can be answered", "messages", unanswerable)
 	}
 	return todo
+}
+
+// parsed returns what a message says. It was read already where it waited for its turn.
+func parsed(m *consume.Message, index int) incoming {
+	var one incoming
+	if d, ok := m.Msg.(*delivery); ok && d.in != nil {
+		one = *d.in
+		one.index = index
+	} else {
+		one = newIncoming(m.Subject(), m.Data(), m.Meta.Timestamp.Unix(), index)
+	}
+	one.stored = m.Meta.Timestamp
+	return one
 }
 
 // newIncoming parses a message. Its request is nil where the subject names no service.
@@ -98,13 +110,16 @@ func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, map[even
 	b := newBatch(in.policy, in.key, now.Unix(), st, todo)
 	b.held = held
 	b.decide()
-	previous, err := in.store.previous(ctx, b.unsettled())
+	previous, err := in.store.previous(ctx, b.unsettled(&in.looks))
+	if err != nil {
+		return nil, nil, err
+	}
+	lost, err := in.store.commit(ctx, b.groups, now)
 	if err != nil {
 		return nil, nil, err
 	}
 	b.answer(previous)
-	lost, err := in.store.commit(ctx, b.groups, now)
-	return b, lost, err
+	return b, lost, nil
 }
 
 // settle acknowledges what is committed, and hands everything that is to be said to the relay.

@@ -7,4 +7,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+func TestMain(m *testing.M) {
+	if text := os.Getenv(replicaEnv); text != "" {
+		os.Exit(replicaMain(text))
+	}
+	os.Exit(testenv.Main(m))
+}

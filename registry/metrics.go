@@ -14,13 +14,14 @@ type metrics struct {
 	lost      prometheus.Counter
 	published prometheus.Counter
 	letters   *prometheus.CounterVec
+	sentBack  prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "omi_registry_requests_total",
-			Help: "Requests answered, by kind and result: committed, duplicate, unanswerable, or the reason of the refusal.",
+			Help: "Requests answered, by kind and result: committed, duplicate, unanswerable, unanswered, or the reason of the refusal.",
 		}, []string{"kind", "result"}),
 		batch: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "omi_registry_batch_requests", Help: "Requests in a batch.", Buckets: prometheus.ExponentialBuckets(1, 2, 11),
@@ -40,10 +41,13 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "omi_registry_dead_letters_total",
 			Help: "Requests that could not be decided and were set aside, by reason: panic or error. See omi-registry deadletters.",
 		}, []string{"reason"}),
+		sentBack: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "omi_registry_sent_back_total", Help: "Requests that the broker delivers later, since too many of their service wait.",
+		}),
 	}
 	for _, reason := range []string{consume.Panics, consume.Fails} {
 		m.letters.WithLabelValues(reason) // so that the first one is an increase, which an alert sees
 	}
-	r.MustRegister(m.requests, m.batch, m.decided, m.lost, m.published, m.letters)
+	r.MustRegister(m.requests, m.batch, m.decided, m.lost, m.published, m.letters, m.sentBack)
 	return m
 }

@@ -50,6 +50,26 @@ func (o *outcome) mayBeSuperseded() bool {
 // counts as nobody's: each costs a verification that an attacker may ask for.
 const previousKeys = 8
 
+// looksASecond is for how many requests of one service a second earlier keys are looked at; the others stay
+// invalid_signature. The owner of a key that was replaced asks once.
+const looksASecond = 32
+
+// looks counts them, for the second at hand.
+type looks struct {
+	second int64
+	taken  map[events.Target]int
+}
+
+// take returns how many of n may still be looked at.
+func (l *looks) take(second int64, target events.Target, n int) int {
+	if l.taken == nil || l.second != second {
+		l.second, l.taken = second, map[events.Target]int{}
+	}
+	n = min(n, looksASecond-l.taken[target])
+	l.taken[target] += n
+	return n
+}
+
 // checkSuperseded looks for the signer among the keys that the service had before.
 func (o *outcome) checkSuperseded(previous []pastKey) {
 	r := o.in.request

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
@@ -131,13 +132,15 @@ func (r *Registry) Run(ctx context.Context) error {
 	working.Go(func() { r.aside.run(ctx) })
 	working.Go(func() { r.fence.run(ctx) })
 	r.cfg.Log.Info("registry is ready", "origin", r.cfg.Policy.Origin, "public_key", r.cfg.Key.Public().String())
+	garbage := rate.NewLimiter(garbageAnswers, garbageBurst)
 	err = consume.Run(ctx, consume.Config{
 		Open: func(ctx context.Context) (jetstream.Consumer, error) {
 			consumer, err := requestConsumer(ctx, r.js)
-			if err == nil {
-				r.serving.Store(true)
+			if err != nil {
+				return nil, err
 			}
-			return consumer, err
+			r.serving.Store(true)
+			return &fairConsumer{Consumer: consumer, ctx: ctx, garbage: garbage, metrics: r.intake.metrics, log: r.cfg.Log}, nil
 		},
 		Handle:   r.handle,
 		SetAside: r.aside.setAside,
@@ -147,7 +150,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	})
 	stop()
 	working.Wait() // dead letters are handed to the relay too
-	close(r.relay.queue)
+	r.relay.close()
 	relaying.Wait()
 	return err
 }

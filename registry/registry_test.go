@@ -151,8 +151,14 @@ func (w *world) answer(r request) events.Receipt {
 
 func (w *world) clean() {
 	w.t.Helper()
+	w.cleanAt(time.Now())
+}
+
+// cleanAt is clean for a registry whose clock shows this time.
+func (w *world) cleanAt(now time.Time) {
+	w.t.Helper()
 	testenv.Eventually(w.t, patience, "the outbox is empty and the check is clean", func() error {
-		report, err := w.store.Check(w.t.Context(), &w.trust, time.Now())
+		report, err := w.store.Check(w.t.Context(), &w.trust, now)
 		if err != nil || report.Outbox > 0 || len(report.Violations) > 0 {
 			return fmt.Errorf("%d in the outbox, violations %v: %w", report.Outbox, report.Violations, err)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -44,28 +45,55 @@ type relay struct {
 	metrics *metrics
 	now     func() time.Time
 	queue   chan publication
+	answers chan publication // apart: what is committed does not wait behind refusals, which strangers make any number of
 }
 
 func newRelay(js jetstream.JetStream, store *Store, f *fence, log *slog.Logger, m *metrics, now func() time.Time) *relay {
-	return &relay{js: js, store: store, fence: f, log: log, metrics: m, now: now, queue: make(chan publication, relayQueue)}
+	return &relay{js: js, store: store, fence: f, log: log, metrics: m, now: now,
+		queue: make(chan publication, relayQueue), answers: make(chan publication, relayQueue)}
 }
 
 // enqueue hands a batch over. It waits while the broker is behind; what it can't hand over because ctx ended is found
 // in the outbox, or delivered again.
 func (r *relay) enqueue(ctx context.Context, p publication) error {
+	if len(p.outbox) > 0 {
+		if err := hand(ctx, r.queue, publication{outbox: p.outbox}); err != nil {
+			return err
+		}
+	}
+	if len(p.answers) > 0 {
+		return hand(ctx, r.answers, publication{answers: p.answers})
+	}
+	return nil
+}
+
+func hand(ctx context.Context, queue chan<- publication, p publication) error {
 	select {
-	case r.queue <- p:
+	case queue <- p:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// run publishes until the queue is closed, and then what is left in it.
+// run publishes until the relay is closed, and then what is left in it.
 func (r *relay) run(ctx context.Context) {
+	var answers sync.WaitGroup
+	answers.Go(func() {
+		for p := range r.answers {
+			r.publish(ctx, p)
+		}
+	})
 	for p := range r.queue {
 		r.publish(ctx, p)
 	}
+	answers.Wait()
+}
+
+// close lets run end. Nothing may be enqueued any more.
+func (r *relay) close() {
+	close(r.queue)
+	close(r.answers)
 }
 
 // publish sends a batch, in its order, and settles what the streams have.

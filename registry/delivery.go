@@ -1,0 +1,89 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// delivery is a message of the request stream that waits for its turn or is in hand. Whoever settles it makes room for
+// the next one of its lane.
+type delivery struct {
+	jetstream.Msg
+	turns *turns
+	lane  *lane
+	place uint64    // in the stream
+	since time.Time // when the broker last heard that it is ours
+	in    *incoming // nil: to parse it panics, which is for the handler to meet
+}
+
+func newDelivery(t *turns, msg jetstream.Msg) (*delivery, error) {
+	meta, err := msg.Metadata()
+	if err != nil {
+		return nil, fmt.Errorf("read a message's place in the stream: %w", err)
+	}
+	d := &delivery{Msg: msg, turns: t, place: meta.Sequence.Stream, since: time.Now()}
+	d.parse(meta)
+	return d, nil
+}
+
+func (d *delivery) parse(meta *jetstream.MsgMetadata) {
+	defer func() { _ = recover() }()
+	in := newIncoming(d.Subject(), d.Data(), meta.Timestamp.Unix(), 0)
+	d.in = &in
+}
+
+// target returns the service whose lane the message waits in; zero where nobody waits for an answer, or it is not known
+// who does.
+func (d *delivery) target() events.Target {
+	if d.in == nil || d.in.request == nil || d.garbage() {
+		return events.Target{}
+	}
+	return d.in.request.Target
+}
+
+// garbage reports whether the message is none that a client sent: it has no nonce by which its answer could be told from
+// others.
+func (d *delivery) garbage() bool {
+	return d.in != nil && d.in.refusal != nil && d.in.request.Nonce.IsZero()
+}
+
+// Ack and the others are those of [jetstream.Msg].
+func (d *delivery) Ack() error {
+	defer d.turns.settled(d)
+	return d.Msg.Ack()
+}
+
+// DoubleAck is as [delivery.Ack].
+func (d *delivery) DoubleAck(ctx context.Context) error {
+	defer d.turns.settled(d)
+	return d.Msg.DoubleAck(ctx)
+}
+
+// Nak is as [delivery.Ack].
+func (d *delivery) Nak() error {
+	defer d.turns.settled(d)
+	return d.Msg.Nak()
+}
+
+// NakWithDelay is as [delivery.Ack].
+func (d *delivery) NakWithDelay(delay time.Duration) error {
+	defer d.turns.settled(d)
+	return d.Msg.NakWithDelay(delay)
+}
+
+// Term is as [delivery.Ack].
+func (d *delivery) Term() error {
+	defer d.turns.settled(d)
+	return d.Msg.Term()
+}
+
+// TermWithReason is as [delivery.Ack].
+func (d *delivery) TermWithReason(reason string) error {
+	defer d.turns.settled(d)
+	return d.Msg.TermWithReason(reason)
+}

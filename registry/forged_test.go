@@ -1,0 +1,152 @@
+package registry
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// TestForgedSpendsNothing: forged requests use up nobody's rate limit, nonce or key, in one batch with the honest ones and
+// before them, and leave no trace in the database.
+func TestForgedSpendsNothing(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 2}, time.Now)
+		victim := newDeveloper(t, store, "org.omiappreg.alice", "victim")
+		other := victim.another("other")
+		decideAll(t, in, victim.bind(), other.bind())
+		thief := events.GenerateSigningKey()
+		rotation, binding := victim.rotate(), victim.another("new").bind() // the honest ones, which a thief saw on their way
+		forge := func(r request, by events.SigningKey) request {
+			payload, err := r.draft.Sign(by)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return request{r.draft, payload}
+		}
+		var forged []request
+		for i := range 50 {
+			forged = append(forged, forge(rotation, thief), forge(binding, thief),
+				victim.sign(events.Rotation, events.GenerateSigningKey(), thief),
+				victim.sign(events.Reset, rotation.draft.NewKey, thief),
+				victim.sign(events.Revocation, events.SigningKey{}, thief),
+				other.sign(events.Rotation, rotation.draft.NewKey, thief),
+				victim.another(fmt.Sprintf("unknown-%d", i)).sign(events.Rotation, rotation.draft.NewKey, thief))
+		}
+		before := dump(t, store)
+		for i, o := range decideAll(t, in, forged...) {
+			if o.verdict != rejected {
+				t.Fatalf("forged request %d: %v", i, o.verdict)
+			}
+		}
+		if after := dump(t, store); !maps.Equal(before, after) {
+			t.Errorf("forged requests reached the database: %v, then %v", before, after)
+		}
+		list := slices.Concat(forged, []request{rotation, binding, victim.rotate(), other.rotate(), victim.rotate()})
+		outcomes := decideAll(t, in, list...)[len(forged):]
+		for i, want := range []events.Reason{"", "", "", "", events.RateLimited} {
+			if got := outcomes[i].reason; got != want {
+				t.Errorf("honest request %d: %q, want %q", i+1, got, want)
+			}
+		}
+	})
+}
+
+// TestLooks: earlier keys are looked at for so many requests of a service a second, and the others are refused all the
+// same; other services have looks of their own.
+func TestLooks(t *testing.T) {
+	t.Parallel()
+	store := openStore(t, testenv.Database(t, testenv.SQLite))
+	now := time.Unix(testNow, 0)
+	clock := func() time.Time { return now }
+	in := newTestIntake(t, store, Policy{Origin: testOrigin}, clock)
+	flooded := newDeveloper(t, store, "org.omiappreg.alice", "flooded")
+	flooded.now = clock
+	other := flooded.another("other")
+	old := map[*developer]events.SigningKey{}
+	for _, d := range []*developer{flooded, other} {
+		bind := d.bind()
+		old[d] = d.current
+		decideAll(t, in, bind, d.rotate())
+	}
+	with := func(d *developer) request { return d.sign(events.Rotation, events.GenerateSigningKey(), old[d]) }
+	var list []request
+	for range looksASecond + 5 {
+		list = append(list, with(flooded))
+	}
+	half := len(list) / 2
+	outcomes := append(decideAll(t, in, list[:half]...), decideAll(t, in, list[half:]...)...)
+	for i, o := range outcomes {
+		want := events.SupersededKey
+		if i >= looksASecond {
+			want = events.InvalidSignature
+		}
+		if o.reason != want {
+			t.Errorf("request %d: %q, want %q", i+1, o.reason, want)
+		}
+	}
+	if o := decideAll(t, in, with(other))[0]; o.reason != events.SupersededKey {
+		t.Errorf("another service: %q", o.reason)
+	}
+	now = now.Add(time.Second)
+	if o := decideAll(t, in, with(flooded))[0]; o.reason != events.SupersededKey {
+		t.Errorf("a second later: %q", o.reason)
+	}
+}
+
+// TestFloodOrder: a request that is stored behind many forged ones of another service, and behind as much garbage, is
+// answered before most of them; and they are all answered.
+func TestFloodOrder(t *testing.T) {
+	t.Parallel()
+	const forged, garbage = 2000, garbageBurst
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	if err := EnsureStreams(t.Context(), w.js, 1); err != nil {
+		t.Fatal(err)
+	}
+	d := newDeveloper(t, w.store, "org.omiappreg.alice", "victim")
+	thief := events.GenerateSigningKey()
+	for range forged {
+		r := d.sign(events.Binding, thief, thief)
+		if _, err := w.js.PublishAsync(r.draft.Subject(), r.payload); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range garbage {
+		if _, err := w.js.PublishAsync(fmt.Sprintf("%sorg.nobody.s-%d", events.RotationSubject, i), []byte("{")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-w.js.PublishAsyncComplete()
+	honest := d.another("honest").bind()
+	w.publish(honest)
+	w.run()
+	if receipt := w.answer(honest); receipt.Event != events.RequestCommitted {
+		t.Fatalf("receipt %+v", receipt)
+	}
+	stream, err := w.js.Stream(t.Context(), events.ReceiptStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, err := stream.GetLastMsgForSubject(t.Context(), events.ReceiptSubject+honest.draft.Target.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("it has the answer number %d", last.Sequence)
+	if last.Sequence > (forged+garbage)/2 {
+		t.Errorf("it has the answer number %d", last.Sequence)
+	}
+	testenv.Eventually(t, patience, "all are answered", func() error {
+		info, err := stream.Info(t.Context())
+		if err == nil && info.State.LastSeq != forged+garbage+1 {
+			err = fmt.Errorf("%d answers", info.State.LastSeq)
+		}
+		return err
+	})
+	w.clean()
+}

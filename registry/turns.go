@@ -1,0 +1,320 @@
+package registry
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/time/rate"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+const (
+	inHandEach    = 16   // requests of one service that are being worked on at a time
+	inHandGarbage = 32   // the same of all messages that nobody signed
+	pullAtMost    = 2048 // on their way from the broker; so that it, and not the way, is what a flood waits for
+	waitingEach   = 1024 // requests of one service that wait here for their turn; what is beyond goes back to the broker
+	waitingAll    = 4096 // of all services; beyond, nothing more is pulled. Times 16 KiB, it bounds the memory
+
+	garbageAnswers = 1000        // receipts a second for messages without a readable nonce
+	garbageBurst   = waitingEach // as much as may wait here
+
+	extendEach = 2 * time.Second // well within the durable's wait for acknowledgements
+
+	// What went back to the broker comes again before all that is new, so it has to come thinly: so many a second, and
+	// together, since the broker looks through all that is pending whenever the time of one has come.
+	comeAgainRate  = 1000
+	comeAgainFirst = 2 * time.Second
+	comeAgainEach  = 500 * time.Millisecond
+
+	giveBackWithin = 500 * time.Millisecond
+)
+
+// fairConsumer is the registry's durable, with its messages by turns: one of each service that has any. A service that
+// is flooded with requests, whoever sends them, waits for itself alone.
+//
+//	broker ──▶ pull ──▶ a lane for each service ──▶ Next, one of each lane in turn ──▶ consume
+//	             │                 ▲                                                      │
+//	             │                 └── no more than inHandEach of a lane until it settles ─┘
+//	             ├── more than waitingEach of a service: back to the broker, for a while
+//	             └── garbage beyond its budget: acknowledged, counted, not answered
+//
+// It pulls as fast as the broker delivers, since what an honest service waits for may be behind the flood in the stream.
+type fairConsumer struct {
+	jetstream.Consumer
+	ctx     context.Context // Next ends with it: jetstream's options can't be read by others
+	garbage *rate.Limiter
+	metrics *metrics
+	log     *slog.Logger
+}
+
+// Messages implements [jetstream.Consumer].
+func (c *fairConsumer) Messages(opts ...jetstream.PullMessagesOpt) (jetstream.MessagesContext, error) {
+	iterator, err := c.Consumer.Messages(append(opts, jetstream.PullMaxMessages(pullAtMost))...)
+	if err != nil {
+		return nil, err
+	}
+	return newTurns(c, iterator), nil
+}
+
+// turns is where requests wait for their turn. It implements [jetstream.MessagesContext].
+type turns struct {
+	*fairConsumer
+	iterator jetstream.MessagesContext
+	ctx      context.Context
+	stop     context.CancelFunc
+	pulled   chan struct{} // closed when pull has ended, and has given back what it had
+
+	mu      sync.Mutex
+	changed sync.Cond // with mu: a lane is ready, there is room again, or it ends
+	lanes   map[events.Target]*lane
+	ready   []*lane              // those that Next may take from, each once, in turn
+	waiting int                  // in all lanes
+	known   map[uint64]*delivery // what waits or is in hand, by its place in the stream
+	dropped int                  // garbage that was not answered, since the log was told
+	again   time.Time            // when the last message that went back comes again
+	err     error                // of pull
+}
+
+// lane is the requests of one service; or all garbage, whose target is zero.
+type lane struct {
+	target  events.Target
+	most    int // in hand
+	inHand  int
+	waiting []*delivery
+	ready   bool // it is in turns.ready
+}
+
+func newTurns(c *fairConsumer, iterator jetstream.MessagesContext) *turns {
+	t := &turns{
+		fairConsumer: c, iterator: iterator, pulled: make(chan struct{}),
+		lanes: map[events.Target]*lane{}, known: map[uint64]*delivery{},
+	}
+	t.changed.L = &t.mu
+	t.ctx, t.stop = context.WithCancel(c.ctx)
+	context.AfterFunc(t.ctx, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.changed.Broadcast()
+	})
+	go t.pull()
+	go t.keep()
+	return t
+}
+
+// Next returns the message whose turn it is. It waits for one until the consumer's context ends or pulling fails.
+func (t *turns) Next(...jetstream.NextOpt) (jetstream.Msg, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for len(t.ready) == 0 && t.err == nil {
+		t.changed.Wait()
+	}
+	if t.err != nil {
+		return nil, t.err
+	}
+	l := t.ready[0]
+	t.ready = t.ready[1:]
+	d := l.waiting[0]
+	l.waiting[0] = nil
+	l.waiting = l.waiting[1:]
+	l.inHand++
+	l.ready = false
+	t.rank(l)
+	if t.waiting--; t.waiting == waitingAll-1 {
+		t.changed.Broadcast()
+	}
+	return d, nil
+}
+
+// rank puts a lane that may go on at the end of the line. With t.mu.
+func (t *turns) rank(l *lane) {
+	switch {
+	case l.ready:
+	case len(l.waiting) > 0 && l.inHand < l.most:
+		l.ready = true
+		t.ready = append(t.ready, l)
+		t.changed.Broadcast()
+	case len(l.waiting) == 0 && l.inHand == 0:
+		delete(t.lanes, l.target)
+	}
+}
+
+// Drain gives everything back that was not handed over.
+func (t *turns) Drain() {
+	t.stop()
+	<-t.pulled
+}
+
+// Stop ends the pulling.
+func (t *turns) Stop() {
+	t.Drain()
+	t.iterator.Stop()
+}
+
+// pull takes what the broker delivers, until the context ends or the broker's iterator does.
+func (t *turns) pull() {
+	defer close(t.pulled)
+	for {
+		t.room()
+		msg, err := t.iterator.Next(jetstream.NextContext(t.ctx))
+		if err == nil {
+			err = t.take(msg)
+		}
+		if err != nil {
+			t.end(err)
+			return
+		}
+	}
+}
+
+// room waits until another message may wait here.
+func (t *turns) room() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for t.waiting >= waitingAll && t.ctx.Err() == nil {
+		t.changed.Wait()
+	}
+}
+
+// end lets Next return, and gives back what waits. Giving back is best effort: else the broker finds out by itself.
+func (t *turns) end(err error) {
+	t.mu.Lock()
+	t.err = err
+	var waiting []*delivery
+	for _, l := range t.lanes {
+		waiting = append(waiting, l.waiting...)
+		l.waiting = nil
+	}
+	t.lanes, t.ready, t.waiting = map[events.Target]*lane{}, nil, 0
+	t.known = map[uint64]*delivery{}
+	t.changed.Broadcast()
+	t.mu.Unlock()
+	for _, d := range waiting {
+		_ = d.Msg.Nak()
+	}
+	if t.ctx.Err() == nil {
+		return
+	}
+	t.iterator.Drain()
+	for {
+		msg, err := t.iterator.Next(jetstream.NextMaxWait(giveBackWithin))
+		if err != nil {
+			return
+		}
+		_ = msg.Nak()
+	}
+}
+
+// take puts a message into its lane, unless it is garbage beyond the budget or its lane is full.
+func (t *turns) take(msg jetstream.Msg) error {
+	d, err := newDelivery(t, msg)
+	if err != nil {
+		return err
+	}
+	target, most := d.target(), inHandEach
+	if target.IsZero() {
+		most = inHandGarbage
+	}
+	if d.garbage() && !t.garbage.Allow() {
+		t.drop(d)
+		return nil
+	}
+	full, after := t.add(d, target, most)
+	switch {
+	case full && target.IsZero():
+		t.drop(d)
+	case full:
+		t.metrics.sentBack.Inc()
+		_ = msg.NakWithDelay(after) // else it comes again sooner
+	}
+	return nil
+}
+
+// add puts a message into its lane. If that is full, it returns after which time the message may come again.
+func (t *turns) add(d *delivery, target events.Target, most int) (full bool, after time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.known[d.place] != nil {
+		return false, 0 // a copy: whoever settles the one settles both
+	}
+	l := t.lanes[target]
+	if l == nil {
+		l = &lane{target: target, most: most}
+		t.lanes[target] = l
+	}
+	if len(l.waiting) >= waitingEach {
+		return true, t.comesAgain(time.Now())
+	}
+	d.lane, t.known[d.place] = l, d
+	l.waiting = append(l.waiting, d)
+	t.waiting++
+	t.rank(l)
+	return false, 0
+}
+
+// comesAgain returns when one more message that goes back may come again. With t.mu.
+func (t *turns) comesAgain(now time.Time) time.Duration {
+	if first := now.Add(comeAgainFirst); t.again.Before(first) {
+		t.again = first
+	}
+	t.again = t.again.Add(time.Second / comeAgainRate)
+	return t.again.Truncate(comeAgainEach).Sub(now)
+}
+
+// drop acknowledges garbage that nobody answers.
+func (t *turns) drop(d *delivery) {
+	t.metrics.requests.WithLabelValues("", "unanswered").Inc()
+	_ = d.Msg.Ack() // else it comes again
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.dropped++
+}
+
+// keep tells the broker in time that what waits or is in hand is still ours, and the log what was dropped.
+func (t *turns) keep() {
+	ticker := time.NewTicker(extendEach)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-t.pulled:
+			return
+		case now := <-ticker.C:
+			due, dropped := t.due(now)
+			for _, d := range due {
+				_ = d.InProgress() // it may have been settled just now
+			}
+			if dropped > 0 {
+				t.log.Warn("garbage not answered: more of it came than the registry signs answers for", "messages", dropped)
+			}
+		}
+	}
+}
+
+// due returns what the broker has not heard of for a while, and how much was dropped since the last call.
+func (t *turns) due(now time.Time) (due []*delivery, dropped int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, d := range t.known {
+		if now.Sub(d.since) >= extendEach/2 {
+			d.since = now
+			due = append(due, d)
+		}
+	}
+	dropped, t.dropped = t.dropped, 0
+	return due, dropped
+}
+
+// settled lets the next message of the lane take the place of one that was in hand.
+func (t *turns) settled(d *delivery) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.known[d.place] != d {
+		return // settled before, or t has ended
+	}
+	delete(t.known, d.place)
+	d.lane.inHand--
+	t.rank(d.lane)
+}

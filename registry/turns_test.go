@@ -1,0 +1,297 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+	"golang.org/x/time/rate"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// line is the registry's durable with its turns, and no registry behind it.
+type line struct {
+	*world
+	consumer jetstream.Consumer
+	metrics  *metrics
+	developer
+}
+
+func newLine(t *testing.T, ackWait time.Duration) *line {
+	t.Helper()
+	w := newWorld(t, testenv.Database(t, testenv.SQLite))
+	if err := EnsureStreams(t.Context(), w.js, 1); err != nil {
+		t.Fatal(err)
+	}
+	config := events.RegistryConsumerConfig()
+	config.AckWait = ackWait
+	consumer, err := w.js.CreateConsumer(t.Context(), events.RequestStream, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := newDeveloper(t, w.store, "org.omiappreg.alice", "s")
+	d.current = events.GenerateSigningKey()
+	return &line{world: w, consumer: consumer, metrics: newMetrics(prometheus.NewRegistry()), developer: *d}
+}
+
+// turns starts pulling, with a budget for so much garbage, until the test ends or it is stopped.
+func (l *line) turns(garbage int) jetstream.MessagesContext {
+	l.world.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience) // so that Next fails instead of waiting for ever
+	l.world.t.Cleanup(cancel)
+	c := &fairConsumer{
+		Consumer: l.consumer, ctx: ctx, garbage: rate.NewLimiter(0, garbage), metrics: l.metrics, log: testLog(l.world.t),
+	}
+	turns, err := c.Messages()
+	if err != nil {
+		l.world.t.Fatal(err)
+	}
+	l.world.t.Cleanup(turns.Stop)
+	return turns
+}
+
+// put stores n rotations of a service, and returns its subject.
+func (l *line) put(service string, n int) (subject string) {
+	l.world.t.Helper()
+	d := l.another(service)
+	d.current = events.GenerateSigningKey()
+	for range n {
+		r := d.sign(events.Rotation, d.current, d.current)
+		subject = r.draft.Subject()
+		l.store(subject, string(r.payload))
+	}
+	return subject
+}
+
+func (l *line) store(subject, payload string) {
+	l.world.t.Helper()
+	if _, err := l.js.Publish(l.world.t.Context(), subject, []byte(payload)); err != nil {
+		l.world.t.Fatal(err)
+	}
+}
+
+// take takes n messages, and returns them by subject. Within a subject they come in the stream's order.
+func (l *line) take(turns jetstream.MessagesContext, n int) map[string][]jetstream.Msg {
+	l.world.t.Helper()
+	taken, last := map[string][]jetstream.Msg{}, map[string]uint64{}
+	for range n {
+		msg, err := turns.Next()
+		if err != nil {
+			l.world.t.Fatal(err)
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			l.world.t.Fatal(err)
+		}
+		if meta.NumDelivered == 1 && meta.Sequence.Stream <= last[msg.Subject()] {
+			l.world.t.Fatalf("%s: %d comes after %d", msg.Subject(), meta.Sequence.Stream, last[msg.Subject()])
+		}
+		last[msg.Subject()] = meta.Sequence.Stream
+		taken[msg.Subject()] = append(taken[msg.Subject()], msg)
+	}
+	return taken
+}
+
+// empty waits until the broker has nothing left that was not settled.
+func (l *line) empty() {
+	l.world.t.Helper()
+	testenv.Eventually(l.world.t, patience, "everything is settled", func() error {
+		info, err := l.consumer.Info(l.world.t.Context())
+		if err == nil && info.NumPending+uint64(info.NumAckPending) > 0 {
+			err = fmt.Errorf("%d wait, %d are not acknowledged", info.NumPending, info.NumAckPending)
+		}
+		return err
+	})
+}
+
+// TestTurns: of a service that sends many requests only so many are in hand at a time; others pass it, and each is
+// in its own order.
+func TestTurns(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, time.Hour)
+	flooded := l.put("flooded", 10*inHandEach)
+	honest := l.put("honest", 3)
+	turns := l.turns(0)
+	taken := l.take(turns, inHandEach+3)
+	if len(taken[flooded]) != inHandEach || len(taken[honest]) != 3 {
+		t.Fatalf("%d of the flooded service and %d of the honest one are in hand", len(taken[flooded]), len(taken[honest]))
+	}
+	for i, settle := range []func(jetstream.Msg) error{
+		jetstream.Msg.Ack, jetstream.Msg.Term, jetstream.Msg.Nak,
+		func(m jetstream.Msg) error { return m.DoubleAck(t.Context()) },
+		func(m jetstream.Msg) error { return m.TermWithReason("test") },
+		func(m jetstream.Msg) error { return m.NakWithDelay(time.Hour) },
+	} {
+		if err := settle(taken[flooded][i]); err != nil {
+			t.Fatal(err)
+		}
+		if next := l.take(turns, 1); len(next[flooded]) != 1 {
+			t.Fatalf("after one is settled: %v", next)
+		}
+	}
+	_ = taken[flooded][0].Nak() // a second time: it makes room only once
+	last := l.put("last", 1)
+	if next := l.take(turns, 1); len(next[last]) != 1 {
+		t.Errorf("more than %d of the flooded service are in hand: %v", inHandEach, next)
+	}
+}
+
+// TestTurnsOverflow: what is behind many requests of one service is reached, since they go back to the broker; and they
+// come again, all of them.
+func TestTurnsOverflow(t *testing.T) {
+	t.Parallel()
+	const surplus = 50
+	l := newLine(t, time.Hour)
+	all := inHandEach + waitingEach + surplus
+	flooded := l.put("flooded", all)
+	honest := l.put("honest", 1)
+	turns := l.turns(0)
+	taken := l.take(turns, inHandEach+1)
+	if len(taken[honest]) != 1 {
+		t.Fatal("the honest service's request is not reached")
+	}
+	if got := count(t, l.metrics.sentBack); got < surplus || got > surplus+inHandEach {
+		t.Errorf("%v were sent back, want %d, or a few more that came before there was room", got, surplus)
+	}
+	_ = taken[honest][0].Ack()
+	seen := map[uint64]bool{}
+	settle := func(msg jetstream.Msg) {
+		meta, err := msg.Metadata()
+		if err != nil || msg.Subject() != flooded {
+			t.Fatal(msg.Subject(), err)
+		}
+		seen[meta.Sequence.Stream] = true
+		if err := msg.Ack(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, msg := range taken[flooded] {
+		settle(msg)
+	}
+	for len(seen) < all {
+		for _, msg := range l.take(turns, 1)[flooded] {
+			settle(msg)
+		}
+	}
+	l.empty()
+}
+
+// TestTurnsCopy: a copy of what waits or is in hand, which the broker sends because it hears nothing for long, is passed
+// over, and settled with it.
+func TestTurnsCopy(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, 100*time.Millisecond)
+	slow := l.put("slow", inHandEach+1)
+	turns := l.turns(0)
+	taken := l.take(turns, inHandEach)[slow]
+	testenv.Eventually(t, patience, "copies come", func() error {
+		if info, err := l.consumer.Info(t.Context()); err != nil || info.Delivered.Consumer < 3*uint64(inHandEach) {
+			return errors.Join(err, errors.New("none yet"))
+		}
+		return nil
+	})
+	for _, msg := range taken {
+		_ = msg.Ack()
+	}
+	other := l.put("other", 1)
+	rest := l.take(turns, 2)
+	if len(rest[slow]) != 1 || len(rest[other]) != 1 {
+		t.Errorf("a copy came: %v", rest)
+	}
+	_, _ = rest[slow][0].Ack(), rest[other][0].Ack()
+	l.empty()
+}
+
+// TestTurnsKept: the broker hears in time that what waits and what is in hand is still ours.
+func TestTurnsKept(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, time.Hour)
+	heard, err := l.conn.SubscribeSync("$JS.ACK." + events.RequestStream + "." + events.RegistryDurable + ".>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow := l.put("slow", inHandEach+1)
+	turns := l.turns(0)
+	taken := l.take(turns, inHandEach)[slow]
+	kept := map[string]bool{}
+	for len(kept) < inHandEach+1 {
+		msg, err := heard.NextMsg(patience)
+		if err != nil || string(msg.Data) != "+WPI" {
+			t.Fatalf("%d of %d are kept: %v", len(kept), inHandEach+1, err)
+		}
+		kept[msg.Subject] = true
+	}
+	_ = taken[0].Ack()
+	for _, msg := range append(taken, l.take(turns, 1)[slow]...) {
+		_ = msg.Ack()
+	}
+	l.empty()
+}
+
+// TestTurnsGarbage: garbage is answered within its budget, and beyond it acknowledged and counted. What has a nonce is no
+// garbage, however wrong it is.
+func TestTurnsGarbage(t *testing.T) {
+	t.Parallel()
+	const sent, budget = 20, 5
+	l := newLine(t, time.Hour)
+	garbage := l.another("garbage").target.String()
+	for i := range sent {
+		l.store(events.RotationSubject+garbage, []string{"{", "null", `{"version":"1.0","data":{}}`, ""}[i%4])
+	}
+	l.store(events.RotationSubject+"X", "{") // names no service: nobody could be answered
+	readable := events.RotationSubject + l.another("readable").target.String()
+	for range budget {
+		l.store(readable, `{"version":"1.0","data":{"nonce":"m5n8b2v1"},"signature":"?"}`)
+	}
+	taken := l.take(l.turns(budget), budget+1+budget)
+	if len(taken[events.RotationSubject+garbage]) != budget || len(taken[events.RotationSubject+"X"]) != 1 || len(taken[readable]) != budget {
+		t.Errorf("taken: %v", taken)
+	}
+	if got := count(t, l.metrics.requests.WithLabelValues("", "unanswered")); got != sent-budget {
+		t.Errorf("%v were not answered, want %d", got, sent-budget)
+	}
+	for _, list := range taken {
+		for _, msg := range list {
+			_ = msg.Ack()
+		}
+	}
+	l.empty()
+}
+
+// TestTurnsGivenBack: what waits when a replica stops goes to the next one at once.
+func TestTurnsGivenBack(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, time.Hour)
+	subject := l.put("s", 2*inHandEach)
+	first := l.turns(0)
+	for _, msg := range l.take(first, inHandEach)[subject] {
+		_ = msg.Nak() // as consume does
+	}
+	first.Drain()
+	if msg, err := first.Next(); err == nil {
+		t.Errorf("%s comes after the end", msg.Subject())
+	}
+	second := l.turns(0)
+	for range 2 {
+		for _, msg := range l.take(second, inHandEach)[subject] {
+			_ = msg.Ack()
+		}
+	}
+	l.empty()
+}
+
+func count(t *testing.T, c prometheus.Counter) float64 {
+	t.Helper()
+	var m dto.Metric
+	if err := c.Write(&m); err != nil {
+		t.Fatal(err)
+	}
+	return m.GetCounter().GetValue()
+}
