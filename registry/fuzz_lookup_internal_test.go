@@ -48,6 +48,9 @@ func openLookups(f *testing.F) *lookupDoor {
 	if err != nil {
 		f.Fatal(err)
 	}
+	if err := r.fence.compare(f.Context()); err != nil { // before that, it answers nothing
+		f.Fatal(err)
+	}
 	trust, err := events.NewTrust(testOrigin, testKey.Public())
 	if err != nil {
 		f.Fatal(err)
