@@ -48,26 +48,20 @@ func (in *intake) handle(ctx context.Context, messages []*consume.Message) error
 	return nil
 }
 
-// parse runs the first check on each message. What names no service can't be answered: it is counted, logged, and
-// acknowledged with the batch.
+// parse runs the first check on each message. What names no service can't be answered: it is acknowledged with the batch.
 func (in *intake) parse(messages []*consume.Message) []incoming {
 	list := make([]incoming, len(messages))
 	parallel.Each(len(messages), parsesEach, func(i int) {
 		list[i] = parsed(messages[i], i)
 	})
 	todo := list[:0]
-	unanswerable := 0
 	for _, one := range list {
 		switch {
 		case one.request == nil:
-			unanswerable++
+			in.metrics.requests.WithLabelValues("", unanswerable).Inc()
 		case !messages[one.index].Kept(): // or an earlier try settled it
 			todo = append(todo, one)
 		}
-	}
-	if unanswerable > 0 {
-		in.metrics.requests.WithLabelValues("", "unanswerable").Add(float64(unanswerable))
-		in.log.Warn("requests dropped: their subject names no service, so nobody can be answered", "messages", unanswerable)
 	}
 	return todo
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
 )
 
 const (
@@ -40,7 +41,7 @@ const (
 //	             │                 ▲                                                      │
 //	             │                 └── no more than inHandEach of a lane until it settles ─┘
 //	             ├── more than waitingEach of a service: back to the broker, for a while
-//	             └── garbage beyond its budget: acknowledged, counted, not answered
+//	             └── garbage beyond its budget, or whose subject names no service: acknowledged, counted, not answered
 //
 // It pulls as fast as the broker delivers, since what an honest service waits for may be behind the flood in the stream.
 type fairConsumer struct {
@@ -57,7 +58,7 @@ func (c *fairConsumer) Messages(opts ...jetstream.PullMessagesOpt) (jetstream.Me
 	if err != nil {
 		return nil, err
 	}
-	return newTurns(c, iterator), nil
+	return newTurns(c, consume.Patient(iterator)), nil
 }
 
 // turns is where requests wait for their turn. It implements [jetstream.MessagesContext].
@@ -74,7 +75,7 @@ type turns struct {
 	ready   []*lane              // those that Next may take from, each once, in turn
 	waiting int                  // in all lanes
 	known   map[uint64]*delivery // what waits or is in hand, by its place in the stream
-	dropped int                  // garbage that was not answered, since the log was told
+	dropped map[string]int       // garbage that was not answered, by why, since the log was told
 	again   time.Time            // when the last message that went back comes again
 	err     error                // of pull
 }
@@ -91,7 +92,7 @@ type lane struct {
 func newTurns(c *fairConsumer, iterator jetstream.MessagesContext) *turns {
 	t := &turns{
 		fairConsumer: c, iterator: iterator, pulled: make(chan struct{}),
-		lanes: map[events.Target]*lane{}, known: map[uint64]*delivery{},
+		lanes: map[events.Target]*lane{}, known: map[uint64]*delivery{}, dropped: map[string]int{},
 	}
 	t.changed.L = &t.mu
 	t.ctx, t.stop = context.WithCancel(c.ctx)
@@ -218,14 +219,18 @@ func (t *turns) take(msg jetstream.Msg) error {
 	if target.IsZero() {
 		most = inHandGarbage
 	}
-	if d.garbage() && !t.garbage.Allow() {
-		t.drop(d)
+	switch {
+	case d.in != nil && d.in.request == nil:
+		t.drop(d, unanswerable)
+		return nil
+	case d.garbage() && !t.garbage.Allow():
+		t.drop(d, unanswered)
 		return nil
 	}
 	full, after := t.add(d, target, most)
 	switch {
 	case full && target.IsZero():
-		t.drop(d)
+		t.drop(d, unanswered)
 	case full:
 		t.metrics.sentBack.Inc()
 		_ = msg.NakWithDelay(after) // else it comes again sooner
@@ -264,13 +269,19 @@ func (t *turns) comesAgain(now time.Time) time.Duration {
 	return t.again.Truncate(comeAgainEach).Sub(now)
 }
 
+// Why garbage is dropped: results in the metric, and in the log.
+const (
+	unanswered   = "unanswered"   // more of it came than answers are signed for
+	unanswerable = "unanswerable" // its subject names no service, so nobody could read an answer
+)
+
 // drop acknowledges garbage that nobody answers.
-func (t *turns) drop(d *delivery) {
-	t.metrics.requests.WithLabelValues("", "unanswered").Inc()
+func (t *turns) drop(d *delivery, why string) {
+	t.metrics.requests.WithLabelValues("", why).Inc()
 	_ = d.Msg.Ack() // else it comes again
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.dropped++
+	t.dropped[why]++
 }
 
 // keep tells the broker in time that what waits or is in hand is still ours, and the log what was dropped.
@@ -286,15 +297,16 @@ func (t *turns) keep() {
 			for _, d := range due {
 				_ = d.InProgress() // it may have been settled just now
 			}
-			if dropped > 0 {
-				t.log.Warn("garbage not answered: more of it came than the registry signs answers for", "messages", dropped)
+			if len(dropped) > 0 {
+				t.log.Warn("garbage dropped: more of it came than the registry signs answers for, or its subject names no service",
+					unanswered, dropped[unanswered], unanswerable, dropped[unanswerable])
 			}
 		}
 	}
 }
 
 // due returns what the broker has not heard of for a while, and how much was dropped since the last call.
-func (t *turns) due(now time.Time) (due []*delivery, dropped int) {
+func (t *turns) due(now time.Time) (due []*delivery, dropped map[string]int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, d := range t.known {
@@ -303,7 +315,7 @@ func (t *turns) due(now time.Time) (due []*delivery, dropped int) {
 			due = append(due, d)
 		}
 	}
-	dropped, t.dropped = t.dropped, 0
+	dropped, t.dropped = t.dropped, map[string]int{}
 	return due, dropped
 }
 

@@ -45,10 +45,11 @@ func runOnce(ctx context.Context, cfg Config, opened func()) error {
 	if err != nil {
 		return err
 	}
-	iterator, err := consumer.Messages(jetstream.PullMaxMessages(2*cfg.Batch), jetstream.PullHeartbeat(heartbeat))
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(2*cfg.Batch), jetstream.PullHeartbeat(heartbeat))
 	if err != nil {
 		return fmt.Errorf("start pulling: %w", err)
 	}
+	iterator := Patient(messages)
 	settled, err := lru.New[uint64, struct{}](settledKept * cfg.Batch)
 	if err != nil {
 		return fmt.Errorf("remember what is settled: %w", err)
@@ -69,6 +70,21 @@ func runOnce(ctx context.Context, cfg Config, opened func()) error {
 	}
 	iterator.Stop()
 	return <-lost
+}
+
+// Patient returns an iterator that pulls once more where nothing came, not even a heartbeat, and fails only if nothing comes
+// then either: a broker that lost our pull has the next one, and one that is merely slow gets no new consumer on top.
+func Patient(messages jetstream.MessagesContext) jetstream.MessagesContext { return patient{messages} }
+
+type patient struct{ jetstream.MessagesContext }
+
+// Next implements [jetstream.MessagesContext].
+func (p patient) Next(opts ...jetstream.NextOpt) (jetstream.Msg, error) {
+	msg, err := p.MessagesContext.Next(opts...)
+	if errors.Is(err, jetstream.ErrNoHeartbeat) {
+		msg, err = p.MessagesContext.Next(opts...) // it has forgotten the lost pull, and makes another
+	}
+	return msg, err
 }
 
 // pump moves messages from the iterator to the channel until one of the two ends. What is pulled by then and not
