@@ -61,7 +61,7 @@ type fence struct {
 	doubts   int      // how often there was reason to compare
 	seen     position // of the database; it must never be found older
 	behind   map[events.Target]need
-	lost     map[events.PublicKey]events.Target // keys that lacking events registered
+	lost     map[events.PublicKey]struct{} // keys that lacking events registered
 	reminded time.Time
 }
 
