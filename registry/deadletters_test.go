@@ -214,9 +214,12 @@ func TestPanicOnRetry(t *testing.T) {
 		t.Fatalf("after a panic: %+v, %v", l, err)
 	}
 
-	d.handle = func(context.Context, []*consume.Message) error { return context.DeadlineExceeded } // something is away
-	if err := retry(); err != nil {
-		t.Fatal(err)
+	for i, away := range []error{context.DeadlineExceeded, ErrComparing} {
+		d.now = func() time.Time { return time.Now().Add(time.Duration(2*i) * retryWithin) }
+		d.handle = func(context.Context, []*consume.Message) error { return away }
+		if err := retry(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if l, err := w.store.DeadLetter(t.Context(), first.ID); err != nil || !l.Retrying {
 		t.Fatalf("while the database is away: %+v, %v", l, err)
@@ -225,7 +228,7 @@ func TestPanicOnRetry(t *testing.T) {
 		t.Fatalf("claimed twice: %+v, %v", claimed, err)
 	}
 
-	d.now = func() time.Time { return time.Now().Add(2 * retryWithin) } // its lease has ended
+	d.now = func() time.Time { return time.Now().Add(4 * retryWithin) } // its lease has ended
 	d.handle = func(_ context.Context, batch []*consume.Message) error {
 		batch[0].Keep()
 		if err := batch[0].Ack(); err != nil {

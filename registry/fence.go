@@ -58,9 +58,10 @@ type fence struct {
 
 	mu       sync.Mutex // never held while the database or the broker is asked
 	compared bool
+	doubts   int      // how often there was reason to compare
 	seen     position // of the database; it must never be found older
 	behind   map[events.Target]need
-	lost     map[events.PublicKey]events.Target // keys that lacking events registered
+	lost     map[events.PublicKey]struct{} // keys that lacking events registered
 	reminded time.Time
 }
 
@@ -97,6 +98,9 @@ func (f *fence) compare(ctx context.Context) error {
 }
 
 func (f *fence) compareOnce(ctx context.Context) error {
+	f.mu.Lock()
+	doubts := f.doubts
+	f.mu.Unlock()
 	began, _, err := f.store.position(ctx)
 	if err != nil {
 		return err
@@ -123,8 +127,11 @@ func (f *fence) compareOnce(ctx context.Context) error {
 		return err
 	}
 	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.doubts != doubts {
+		return errMoved
+	}
 	f.compared, f.seen, f.behind, f.lost, f.reminded = true, found, v.behind, v.lost, time.Now()
-	f.mu.Unlock()
 	v.tell(ctx, f.log)
 	return nil
 }
@@ -208,6 +215,7 @@ func (f *fence) check(ctx context.Context) error {
 	}
 	now, _, err := f.store.position(ctx)
 	if err != nil {
+		f.doubt(ctx, err)
 		return err
 	}
 	if now.olderThan(seen) {
@@ -227,11 +235,31 @@ func (f *fence) suspect(why string) {
 	f.mu.Lock()
 	told := !f.compared
 	f.compared = false
+	f.doubts++
 	f.mu.Unlock()
 	if told {
 		return
 	}
 	f.log.Error("the database is not as this registry left it: was it restored from a backup? Nothing is served until it is compared with the stream of events", "why", why)
+	f.wake()
+}
+
+// doubt has the database compared anew after the connection to it failed. It may be a standby that answers next, and lack
+// what was committed last, while the position is no older than we saw it: that is written after an event is published, and
+// by others too.
+func (f *fence) doubt(ctx context.Context, err error) {
+	if ctx.Err() != nil || !f.store.db.Lost(err) {
+		return
+	}
+	f.mu.Lock()
+	f.compared = false
+	f.doubts++
+	f.mu.Unlock()
+	f.wake()
+}
+
+// wake has run look now.
+func (f *fence) wake() {
 	select {
 	case f.woken <- struct{}{}:
 	default: // it is going to look anyway

@@ -11,7 +11,7 @@ import (
 // findings is what a comparison finds, as it goes.
 type findings struct {
 	behind  map[events.Target]need
-	lost    map[events.PublicKey]events.Target
+	lost    map[events.PublicKey]struct{}
 	first   uint64                  // where in the stream the first event is that a service waits for; 0: none does
 	twice   map[events.Target]int64 // services with a sequence that was issued twice, and the last sequence in the stream
 	refused int
@@ -19,7 +19,7 @@ type findings struct {
 
 func newFindings() *findings {
 	return &findings{
-		behind: map[events.Target]need{}, lost: map[events.PublicKey]events.Target{}, twice: map[events.Target]int64{},
+		behind: map[events.Target]need{}, lost: map[events.PublicKey]struct{}{}, twice: map[events.Target]int64{},
 	}
 }
 
@@ -36,7 +36,7 @@ func (v *findings) add(_ context.Context, c compared, _ []streamMessage) error {
 		n.sequence = max(n.sequence, e.event.Sequence)
 		if key := e.event.NewKey; !key.IsZero() {
 			n.keys = append(n.keys, key)
-			v.lost[key] = e.event.Target
+			v.lost[key] = struct{}{}
 		}
 		v.behind[e.event.Target] = n
 	}

@@ -92,7 +92,7 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 			}
 			deleted += n
 		}
-		now = from
+		now, older = from, false
 		if gone = deleted < int64(len(published)); gone || place == 0 {
 			return nil
 		}

@@ -44,8 +44,9 @@ func scanPosition(row *sql.Row) (p position, exists bool, err error) {
 	return p, true, nil
 }
 
-// errMoved means that the row is older than it was when the comparison began, or is another stream's.
-var errMoved = errors.New("the database was restored, or the stream made anew, during the comparison")
+// errMoved means that the row is older than it was when the comparison began, or is another stream's, or that the connection
+// to the database was lost meanwhile.
+var errMoved = errors.New("the database was away or restored, or the stream made anew, during the comparison")
 
 // setPosition writes what a comparison found that began at this row (the zero position: there was none): up to which
 // place of which stream nothing is lacking. It moves the row back only where it is told to.

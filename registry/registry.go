@@ -144,7 +144,7 @@ func (r *Registry) Run(ctx context.Context) error {
 		},
 		Handle:   r.handle,
 		SetAside: r.aside.setAside,
-		Away:     sqldb.Transient,
+		Away:     away,
 		Batch:    r.cfg.Batch,
 		Log:      r.cfg.Log,
 	})
@@ -154,6 +154,9 @@ func (r *Registry) Run(ctx context.Context) error {
 	relaying.Wait()
 	return err
 }
+
+// away reports whether an error says by itself that no request is to blame for it.
+func away(err error) bool { return errors.Is(err, ErrComparing) || sqldb.Transient(err) }
 
 func (r *Registry) handle(ctx context.Context, messages []*consume.Message) error {
 	r.deciding.Lock()

@@ -175,6 +175,7 @@ func (r *relay) forget(ctx context.Context, messages []signed, stored []bool, la
 	case errors.Is(err, errOlder):
 		r.fence.suspect("messages that were to be published are gone from the outbox, or the position went back")
 	case err != nil:
+		r.fence.doubt(ctx, err)
 		r.log.Warn("published messages stay in the outbox for now and will be published again", "error", err)
 	default:
 		r.fence.moved(now)

@@ -5,11 +5,13 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -272,6 +274,52 @@ func TestRestoredUnderARunningRegistry(t *testing.T) {
 		w.oneSequenceOnce(d.target, other.target)
 		w.settled()
 	})
+}
+
+// TestFailOver: a standby that lacks the last commits takes over, and the position that it has is the one that a replica saw
+// last: that it was away is reason enough to compare.
+func TestFailOver(t *testing.T) {
+	t.Parallel()
+	direct := testenv.Database(t, testenv.Postgres)
+	w := newWorld(t, direct)
+	stop := w.run()
+	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+	w.commit(d.bind())
+	w.settled()
+
+	through, err := url.Parse(direct)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := testenv.NewProxy(t, through.Host)
+	through.Host = proxy.Addr()
+	f, err := newFence(Config{
+		Policy: Policy{Origin: testOrigin}, Key: testKey, Store: openStore(t, through.String()), Log: testLog(t),
+		Metrics: prometheus.NewRegistry(),
+	}, w.js)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.compare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	standby := takeBackup(t, w.store)
+	w.commit(d.rotate())
+	w.settled()
+	stop()
+
+	proxy.Cut()
+	if err := f.look(t.Context()); err == nil {
+		t.Fatal("a database that is away was looked at")
+	}
+	standby.restore(t, w.store)
+	proxy.Restore()
+	if err := f.look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.answers(d.target, 1); !errors.Is(err, ErrBehind) {
+		t.Errorf("the service is served: %v", err)
+	}
 }
 
 // TestIssuedTwice: an older version has issued a sequence twice. That can't be undone, and the service is not held for it,

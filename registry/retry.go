@@ -12,7 +12,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/internal/consume"
-	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 const (
@@ -95,7 +94,7 @@ func (d *deadLetters) decide(ctx context.Context, l DeadLetter) error {
 	case err == nil:
 		d.log.Info("a dead letter is decided", "id", l.ID, "subject", l.Subject)
 		return d.store.deleteDeadLetters(ctx, l.ID)
-	case ctx.Err() != nil, errors.Is(err, errUnanswered), sqldb.Transient(err):
+	case ctx.Err() != nil, errors.Is(err, errUnanswered), away(err):
 		return err
 	}
 	l.Reason, l.Detail, l.Tries, l.SetAsideAt = why.Reason, detailOf(why.Detail), why.Tries, d.now().Unix()

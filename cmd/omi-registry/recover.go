@@ -69,7 +69,7 @@ func (c *recoverCmd) Run() error {
 			printRecovered(&report)
 		}
 		if err == nil && !report.Complete() {
-			err = process.Refused(errors.New("not everything could be recovered; the services concerned stay held"))
+			err = process.Refused(errors.New("not everything could be recovered: the report names what remains"))
 		}
 		return err
 	})

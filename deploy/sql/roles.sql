@@ -6,9 +6,9 @@
 --
 -- How a role proves who it is (ALTER ROLE … PASSWORD, a certificate) is for the server's administrator to say.
 
-CREATE ROLE omi_registry_owner LOGIN; -- migrates, and nothing else
-CREATE ROLE omi_registry LOGIN;       -- serves, and omi-registry app
-CREATE ROLE omi_registry_reader LOGIN; -- omi-registry check
+CREATE ROLE omi_registry_owner LOGIN;  -- migrates, and nothing else
+CREATE ROLE omi_registry LOGIN;        -- serves, and omi-registry app, recover, deadletters retry
+CREATE ROLE omi_registry_reader LOGIN; -- omi-registry check, deadletters list and show
 CREATE ROLE omi_authsub LOGIN;
 CREATE ROLE omi_billingsub LOGIN;
 

@@ -21,6 +21,10 @@ import (
 //     and holds up nobody. When that has happened often enough, each time with a new witness in between, it is set aside.
 //
 // So the order of one service's messages is kept through an outage, but what is blamed is overtaken by what came after it.
+//
+// Suspects fill a batch at most. Where they do, nothing new is taken as long as all their errors say that something is away.
+// Else it may be that all are poison, and nobody is left who could show it: so what comes is tried too, one after the other.
+// What fails then has no place here, and goes back to the broker, to come again.
 
 const (
 	// panicTries is how often a message panics alone before it is set aside, one right after the other.
@@ -57,8 +61,10 @@ func (w *worker) wake() time.Time {
 			next = due
 		}
 	}
-	if w.resume.After(time.Now()) && w.resume.Before(next) {
-		next = w.resume
+	for _, t := range [...]time.Time{w.resume, w.probeAt} {
+		if t.After(time.Now()) && t.Before(next) {
+			next = t
+		}
 	}
 	return next
 }
@@ -119,11 +125,24 @@ func (w *worker) oneByOne(ctx, work context.Context, batch []*Message) {
 	if len(failures) == 0 {
 		return
 	}
+	w.away = !slices.ContainsFunc(failures, func(err error) bool { return !w.cfg.Away(err) })
 	if len(failures) == len(batch) {
 		w.resume = time.Now().Add(w.pause.NextBackOff())
 	}
 	w.cfg.Log.Warn("messages fail alone too, they will be tried again", "messages", len(failures), "of", len(batch),
 		"suspects", len(w.suspects), "error", failures[0])
+}
+
+// probe tries a message that can't become a suspect.
+func (w *worker) probe(ctx context.Context, m *Message) {
+	err := w.try(ctx, []*Message{m})
+	switch {
+	case err == nil:
+		w.passed([]*Message{m})
+	case !m.kept:
+		w.probeAt = time.Now().Add(firstBackoff)
+		w.settle(m.NakWithDelay(w.cfg.MaxBackoff))
+	}
 }
 
 // alone hands one message over by itself. Its error is that of a message which is a suspect from now on.

@@ -162,7 +162,9 @@ func TestMoreFailThanAreKept(t *testing.T) {
 	var lost aside
 	var back atomic.Bool
 	q.publish(numbers(50)...)
-	q.run(consume.Config{Batch: 8, MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
+	q.run(consume.Config{
+		Batch: 8, MaxBackoff: fast, SetAside: lost.keep, Away: func(error) bool { return true },
+	}, func(batch []string) error {
 		if len(batch) > 8 {
 			t.Errorf("a batch of %d", len(batch))
 		}
@@ -182,6 +184,28 @@ func TestMoreFailThanAreKept(t *testing.T) {
 	if err := lost.is(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestMorePoisonThanAreKept: more messages fail for ever than there may be suspects, and stand before all others. By their
+// errors nothing is away, so the others are tried too, and those are handled.
+func TestMorePoisonThanAreKept(t *testing.T) {
+	t.Parallel()
+	q := newQueue(t)
+	var lost aside
+	poison := numbers(30)
+	q.publish(poison...)
+	q.publish("good", "better", "best")
+	q.run(consume.Config{Batch: 8, MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
+		if slices.ContainsFunc(batch, func(p string) bool { return slices.Contains(poison, p) }) {
+			return errFails
+		}
+		return nil
+	})
+	q.handled("best")
+	testenv.Eventually(t, patience, "the poison is set aside", func() error {
+		q.publish("more")
+		return lost.is(slices.Sorted(slices.Values(poison))...)
+	})
 }
 
 // TestBlocksNobody: with one message that fails for ever, and no evidence against it, others are handled as they come.

@@ -28,6 +28,8 @@ type worker struct {
 	proofs   int                         // how often others showed that all that handling needs is there
 	pause    *backoff.ExponentialBackOff // while nothing passes
 	resume   time.Time                   // until then nothing that arrives is taken, because nothing passes
+	away     bool                        // by the errors of all that failed last, something is away
+	probeAt  time.Time                   // until then nothing is taken while there is no room for another suspect
 
 	tellEvery time.Duration
 	told      time.Time
@@ -52,6 +54,10 @@ func (w *worker) run(ctx context.Context) {
 		var ok bool
 		if batch, ok = w.next(ctx, batch[:0]); !ok {
 			break
+		}
+		if len(batch) > 0 && w.full() {
+			w.probe(work, batch[0])
+			batch = batch[:0]
 		}
 		if batch = w.lead(batch); len(batch) > 0 {
 			w.handle(ctx, work, batch)
@@ -101,11 +107,19 @@ func (w *worker) next(ctx context.Context, batch []*Message) ([]*Message, bool) 
 
 // room is how many messages may be taken beside the suspects.
 func (w *worker) room() int {
-	if time.Now().Before(w.resume) {
+	switch now := time.Now(); {
+	case now.Before(w.resume):
+		return 0
+	case !w.full():
+		return w.cfg.Batch - len(w.suspects)
+	case w.away || now.Before(w.probeAt):
 		return 0
 	}
-	return max(0, w.cfg.Batch-len(w.suspects))
+	return 1 // to be tried alone
 }
+
+// full reports whether there is no room for another suspect.
+func (w *worker) full() bool { return len(w.suspects) >= w.cfg.Batch }
 
 // add puts a message into the batch, unless it is a copy of one that is done, or is with us as a suspect.
 func (w *worker) add(batch []*Message, m *Message) []*Message {
@@ -160,7 +174,7 @@ func (w *worker) passed(batch []*Message) {
 	}
 	w.proofs += proof
 	w.pause.Reset()
-	w.resume = time.Time{}
+	w.resume, w.probeAt, w.away = time.Time{}, time.Time{}, false
 }
 
 // tell lets the broker know, often enough, that messages which wait here are still ours: it sends no copies then.

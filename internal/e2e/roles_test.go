@@ -205,6 +205,8 @@ func (r *roles) testRegistry() {
 	d.settle()
 	r.omiRegistry(0, "omi_registry_reader", "check", "--trust", d.registryKey().String())
 	r.omiRegistry(0, "omi_registry_reader", "app", "list")
+	r.omiRegistry(0, "omi_registry_reader", "deadletters", "list")
+	r.omiRegistry(0, "omi_registry", "deadletters", "retry", "--all")
 }
 
 // testPrivileges holds what the roles may do against what was thought of.

@@ -139,6 +139,17 @@ func TestSecured(t *testing.T) {
 		}
 		return err
 	})
+	// A subscriber whose database is lost may do all that it needs to read the stream anew.
+	for _, p := range processes[1:] {
+		if err := p.interrupt(); err != nil {
+			t.Fatal(err)
+		}
+		p.command = append(p.command, "--database-url", "sqlite:new-"+p.name+".db")
+		if err := p.start(); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, patience, p.name+" with a new database", p.ready)
+	}
 	for _, p := range append(processes, watch) {
 		if err := p.interrupt(); err != nil {
 			t.Error(err)

@@ -38,6 +38,23 @@ func Transient(err error) bool {
 	return broken(err)
 }
 
+// Lost says whether the connection to the server is lost, so that it may be another server that answers next. A file has no
+// such connection.
+func (db *DB) Lost(err error) bool {
+	if err == nil || db.engine == SQLite || errors.Is(err, context.Canceled) {
+		return false
+	}
+	var answer *pgconn.PgError
+	if !errors.As(err, &answer) {
+		return broken(err)
+	}
+	switch answer.Code {
+	case "25006", "57P01", "57P02", "57P03":
+		return true
+	}
+	return class(answer.Code) == "08"
+}
+
 // transientState judges a SQLSTATE.
 func transientState(state string) bool {
 	switch state {

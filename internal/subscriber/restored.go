@@ -29,14 +29,14 @@ func (s *Subscriber) adopt(
 	if err != nil {
 		return nil, err
 	}
-	if known && settled >= info.AckFloor.Stream {
-		return consumer, nil
-	}
-	if !known {
-		same, err := s.hasLast(ctx, stream, info.AckFloor.Stream)
-		if err != nil || same {
-			return consumer, err
+	has := s.hasLast
+	if known {
+		has = func(ctx context.Context, stream jetstream.Stream, floor uint64) (bool, error) {
+			return nothingBetween(ctx, stream, settled, floor)
 		}
+	}
+	if same, err := has(ctx, stream, info.AckFloor.Stream); err != nil || same {
+		return consumer, err
 	}
 	s.cfg.Log.WarnContext(ctx, "the durable has acknowledged what this database does not have: the database is new, or was restored from an older backup. "+
 		"The durable is made anew, and the stream read from its start",
@@ -45,6 +45,22 @@ func (s *Subscriber) adopt(
 		return nil, err
 	}
 	return s.cfg.JetStream.CreateConsumer(ctx, events.InvalidationStream, want)
+}
+
+// nothingBetween says whether the stream has no message beyond what is settled and up to the floor. Where it has forgotten
+// messages, the floor is not the last that was acknowledged: it lies just before the next that is on its way.
+func nothingBetween(ctx context.Context, stream jetstream.Stream, settled, floor uint64) (bool, error) {
+	if settled >= floor {
+		return true, nil
+	}
+	next, err := stream.GetMsg(ctx, settled+1, jetstream.WithGetMsgSubject(events.InvalidationSubject+">"))
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for messages that the database lacks: %w", err)
+	}
+	return next.Sequence > floor, nil
 }
 
 // hasLast says whether a database of before there were positions has the last event that was acknowledged. Where that

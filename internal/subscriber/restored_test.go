@@ -200,3 +200,55 @@ func TestDurableOfAStreamThatForgot(t *testing.T) {
 	})
 	w.said(t, readAgain, 0)
 }
+
+// TestFloorInAGap: where the stream has forgotten messages, the floor of a durable lies just before the next one that is on
+// its way, and so beyond the last that was settled. The database lacks nothing for it.
+func TestFloorInAGap(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	subtest.Stream(t, w.js)
+	quiet, busy := subtest.NewService(t, "quiet"), subtest.NewService(t, "busy")
+	quiet.Bind(start)
+	quiet.Rotate(start+10, 300)
+	busy.Bind(start)
+	for i := range 70 {
+		busy.Rotate(start+10*int64(i+1), 300)
+	}
+	w.registry.Publish(t, w.js, append(quiet.Events, busy.Events...)...)
+	durable, err := w.js.CreateConsumer(t.Context(), events.InvalidationStream, events.SubscriberConsumerConfig("sub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A process settles two messages, and ends with a third that is on its way.
+	stream, err := w.js.Stream(t.Context(), events.InvalidationStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := subscriber.Place{Created: stream.CachedInfo().Created.UnixNano(), Sequence: 2}
+	if _, err := w.store.Settle(t.Context(), to, subscriber.Place{}, quiet.Events, nil); err != nil {
+		t.Fatal(err)
+	}
+	batch, err := durable.Fetch(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := (<-batch.Messages()).DoubleAck(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := (<-batch.Messages()).Nak(); err != nil {
+		t.Fatal(err)
+	}
+	if floor := w.consumer(t).AckFloor; floor.Stream <= to.Sequence {
+		t.Fatalf("the floor: %+v", floor)
+	}
+	w.startOn(t, w.store)
+	testenv.Eventually(t, within, "all read", func() error {
+		if info := w.consumer(t); info.NumPending > 0 || info.NumAckPending > 0 {
+			return fmt.Errorf("%d and %d are left", info.NumPending, info.NumAckPending)
+		}
+		return nil
+	})
+	w.said(t, readAgain, 0)
+}
