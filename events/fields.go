@@ -26,6 +26,17 @@ func (f *fields) take(name string) (jsontext.Value, bool) {
 	return nil, false
 }
 
+// hint returns a string member, and leaves it where it is; "" where it is absent or wrong.
+func (f *fields) hint(name string) string {
+	for _, m := range f.members {
+		if m.name == name && m.value.Kind() == '"' {
+			s, _ := unquote(m.value)
+			return s
+		}
+	}
+	return ""
+}
+
 func (f *fields) fail(detail string) {
 	if f.err == nil {
 		f.err = refuse(InvalidField, detail)

@@ -78,15 +78,8 @@ func ParseRequest(subject string, payload []byte) (*Request, error) {
 
 // readableNonce returns the nonce of a request, if there is one to read.
 func readableNonce(m *message) Nonce {
-	for _, member := range m.data.members {
-		if member.name == "nonce" && member.value.Kind() == '"' {
-			if s, err := unquote(member.value); err == nil {
-				nonce, _ := ParseNonce(s)
-				return nonce
-			}
-		}
-	}
-	return Nonce{}
+	nonce, _ := ParseNonce(m.data.hint("nonce"))
+	return nonce
 }
 
 // readData leaves Kind empty unless it is one of ours: it goes into metrics, and a stranger chooses the text.
