@@ -211,7 +211,31 @@ func TestInvalidations(t *testing.T) {
 	for name, trust := range map[string]events.Trust{"one": someTrust(), "both": both, "nobody": {}} {
 		for _, n := range []int{0, 1, 2, 3, 8, events.Together, events.Together + 1, len(pool)} {
 			random.Shuffle(len(pool), func(i, j int) { pool[i], pool[j] = pool[j], pool[i] })
-			t.Run(fmt.Sprintf("%s/%d", name, n), func(t *testing.T) { sameVerdicts(t, trust, pool[:n]) })
+			t.Log(name, n)
+			sameVerdicts(t, trust, pool[:n])
+		}
+	}
+}
+
+// TestInvalidationsTogether shows by the one thing that only a batch takes that messages are checked in one.
+func TestInvalidationsTogether(t *testing.T) {
+	t.Parallel()
+	i, key := someInvalidation(events.KeyRotation), testKey(0)
+	good := events.Published{Subject: i.Subject(), Payload: i.Sign(key)}
+	data := must(events.Canonical(membersOf(t, good.Payload)["data"]))
+	odd := good
+	odd.Payload = withMember(t, good.Payload, "signature", signWithTorsion(t, key, key.Public(), data, 1))
+	bad := good
+	bad.Payload = withMember(t, good.Payload, "signature", key.Sign(nil))
+	for name, tc := range map[string]struct {
+		batch []events.Published
+		taken bool
+	}{
+		"alone": {[]events.Published{odd}, false}, "among good ones": {[]events.Published{odd, good, good, good}, true},
+		"beside a bad one": {[]events.Published{odd, good, good, bad}, false},
+	} {
+		if err := someTrust().Invalidations(tc.batch)[0].Err; (err == nil) != tc.taken {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
