@@ -36,11 +36,11 @@ type Verdict struct {
 // is checked by itself: so one in 64 makes all dearer by a quarter than they are one by one, and more of them no dearer.
 func (t Trust) Invalidations(batch []Published) []Verdict {
 	verdicts := make([]Verdict, len(batch))
-	messages := make([]message, len(batch))
+	messages := make([]*message, len(batch))
 	signedBy := make([][]int, len(t.keys)) // by the key that each names, the places of messages
 	for i, p := range batch {
-		m := &messages[i]
-		if *m, verdicts[i].Err = readMessage(p.Payload); verdicts[i].Err != nil {
+		m, err := readMessage(p.Payload)
+		if messages[i], verdicts[i].Err = m, err; err != nil {
 			continue
 		}
 		if k := t.hinted(m); k >= 0 {
@@ -55,7 +55,7 @@ func (t Trust) Invalidations(batch []Published) []Verdict {
 				continue
 			}
 			for _, i := range places {
-				if !t.signed(&messages[i]) {
+				if !t.signed(messages[i]) {
 					verdicts[i].Err = errUntrusted()
 				}
 			}
@@ -63,7 +63,7 @@ func (t Trust) Invalidations(batch []Published) []Verdict {
 	}
 	for i := range batch {
 		if v := &verdicts[i]; v.Err == nil {
-			v.Event, v.Err = t.readInvalidation(batch[i].Subject, &messages[i])
+			v.Event, v.Err = t.readInvalidation(batch[i].Subject, messages[i])
 		}
 	}
 	return verdicts
@@ -82,7 +82,7 @@ func (t Trust) Invalidations(batch []Published) []Verdict {
 // registry could sign a message that is believed in a batch and refused alone, and gains nothing by it that it couldn't
 // have by signing two messages. Whatever services and developers sign is never checked here, but by the standard
 // library's rule alone: those have reasons to disagree on what they signed.
-func (k *trustedKey) madeAll(messages []message, places []int) bool {
+func (k *trustedKey) madeAll(messages []*message, places []int) bool {
 	if len(places) < worthwhile {
 		return false
 	}
@@ -90,7 +90,7 @@ func (k *trustedKey) madeAll(messages []message, places []int) bool {
 	hash := sha512.New()
 	var digest [sha512.Size]byte
 	for n, i := range places {
-		m := &messages[i]
+		m := messages[i]
 		r, s := m.signature.b[:32], m.signature.b[32:]
 		hash.Reset()
 		_, _ = hash.Write(r)

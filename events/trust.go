@@ -61,7 +61,7 @@ func (t Trust) Invalidation(subject string, payload []byte) (Invalidation, error
 	if err != nil {
 		return Invalidation{}, err
 	}
-	return t.readInvalidation(subject, &m)
+	return t.readInvalidation(subject, m)
 }
 
 // readInvalidation reads a message whose signature is known to be the registry's.
@@ -81,7 +81,7 @@ func (t Trust) readInvalidation(subject string, m *message) (Invalidation, error
 func (t Trust) Receipt(subject string, payload []byte) (Receipt, error) {
 	m, err := t.open(payload)
 	if err == nil {
-		err = t.checkOrigin(&m)
+		err = t.checkOrigin(m)
 	}
 	if err != nil {
 		return Receipt{}, err
@@ -95,9 +95,9 @@ func (t Trust) Receipt(subject string, payload []byte) (Receipt, error) {
 }
 
 // open reads an envelope that a trusted key signed.
-func (t Trust) open(payload []byte) (message, error) {
+func (t Trust) open(payload []byte) (*message, error) {
 	m, err := readMessage(payload)
-	if err == nil && !t.signed(&m) {
+	if err == nil && !t.signed(m) {
 		err = errUntrusted()
 	}
 	return m, err
@@ -108,11 +108,11 @@ func errUntrusted() error {
 }
 
 func (t Trust) checkOrigin(m *message) error {
-	origin, ok := m.data.str("origin", true)
+	origin, ok := m.data.text("origin", true)
 	if !ok {
 		return m.data.err
 	}
-	if origin != t.origin {
+	if string(origin) != t.origin {
 		return refuse(WrongOrigin, "The message is another registry's.")
 	}
 	return nil
@@ -120,8 +120,8 @@ func (t Trust) checkOrigin(m *message) error {
 
 // hinted returns the place of the key that key_id hints at, or -1. The hint may be wrong: it is not signed.
 func (t Trust) hinted(m *message) int {
-	hint := m.envelope.hint("key_id")
-	return slices.IndexFunc(t.keys, func(k trustedKey) bool { return k.id == hint })
+	hint := m.envelope.peek("key_id")
+	return slices.IndexFunc(t.keys, func(k trustedKey) bool { return k.id == string(hint) })
 }
 
 // signed tries the key that is hinted at first, then the others.
