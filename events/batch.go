@@ -14,7 +14,7 @@ const (
 	// one makes the work on so many in vain.
 	together = 64
 	// worthwhile is the smallest number. Below it the standard library is as quick.
-	worthwhile = 3
+	worthwhile = 2
 
 	randomizer = 16 // bytes
 )
@@ -27,13 +27,13 @@ type Published struct {
 
 // Verdict is what [Trust.Invalidation] says of a message.
 type Verdict struct {
-	Event Invalidation
-	Err   error // a [*Refusal]
+	Event Invalidation // zero where there is an error
+	Err   error        // a [*Refusal]
 }
 
 // Invalidations reads messages of the invalidation stream, and says of each what [Trust.Invalidation] does, in their order.
-// Signatures are checked up to 64 together, which takes a quarter of the time. Of messages that hold a bad signature each
-// is checked by itself: so one in 64 makes all dearer by a quarter than they are one by one, and more of them no dearer.
+// Signatures are checked up to 64 together, which takes a quarter of the time. Where one of them is bad, each is checked by
+// itself: so a bad one in 64 makes all of them dearer by a quarter than one by one, and more bad ones no dearer than that.
 func (t Trust) Invalidations(batch []Published) []Verdict {
 	verdicts := make([]Verdict, len(batch))
 	messages := make([]*message, len(batch))
@@ -62,26 +62,31 @@ func (t Trust) Invalidations(batch []Published) []Verdict {
 		}
 	}
 	for i := range batch {
-		if v := &verdicts[i]; v.Err == nil {
-			v.Event, v.Err = t.readInvalidation(batch[i].Subject, messages[i])
+		if verdicts[i].Err != nil {
+			continue
+		}
+		if e, err := t.readInvalidation(batch[i].Subject, messages[i]); err != nil {
+			verdicts[i].Err = err
+		} else {
+			verdicts[i].Event = e
 		}
 	}
 	return verdicts
 }
 
-// madeAll reports whether the key made the signatures of all the messages at these places. It says no to a few as well
-// that the standard library may take: those are for [PublicKey.Verify] to judge.
+// madeAll reports whether the key made the signatures of all the messages at these places. Where it says no, one of them is
+// bad, or they are fewer than are worth it: [PublicKey.Verify] is to tell.
 //
 // The signatures (Rᵢ, Sᵢ) are good if 8·(Σ zᵢ·Sᵢ·B - Σ zᵢ·Rᵢ - (Σ zᵢ·kᵢ)·A) is the neutral point, with a random zᵢ of 128
 // bits for each: what is wrong with one can't cancel what is wrong with another, but by guessing them. Since all are of one
 // signer, A is multiplied but once.
 //
-// Whatever [PublicKey.Verify] takes, this takes. It differs from it in one thing, by the factor 8: Rᵢ may have a component of
-// small order, which the standard library refuses. Such a signature can be made by whoever has the private key, and by
-// nobody else: S is what proves the key, and R goes into the hash that S answers, so it can't be changed afterwards. So the
-// registry could sign a message that is believed in a batch and refused alone, and gains nothing by it that it couldn't
-// have by signing two messages. Whatever services and developers sign is never checked here, but by the standard
-// library's rule alone: those have reasons to disagree on what they signed.
+// What [PublicKey.Verify] takes, this takes. The other way round they differ in one thing, because of the factor 8: the
+// standard library refuses an R with a component of small order. Whoever has the private key can make such a signature on
+// purpose, and nobody else: S proves the key, and answers a hash of R, so R can't be changed afterwards. So the registry
+// could sign a message that is believed in a batch and refused alone, which gives it nothing that it couldn't have by signing
+// two messages. What services and developers sign is never checked here, but by the standard library's one exact rule: they
+// have reasons to let two readers disagree.
 func (k *trustedKey) madeAll(messages []*message, places []int) bool {
 	if len(places) < worthwhile {
 		return false

@@ -270,7 +270,7 @@ func sameVerdicts(t *testing.T, trust events.Trust, batch []events.Published) {
 	for i, one := range batch {
 		want, err := trust.Invalidation(one.Subject, one.Payload)
 		if err != nil {
-			want = got[i].Event // which nobody looks at
+			want = events.Invalidation{}
 		}
 		if diff := cmp.Diff(fmt.Sprint(err), fmt.Sprint(got[i].Err)) + cmp.Diff(want, got[i].Event, exact); diff != "" {
 			t.Errorf("message %d of %d:\n%s\n%s", i, len(batch), one.Payload, diff)
