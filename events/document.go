@@ -51,9 +51,8 @@ func decodeAnswer(answer []byte, into any) error {
 // a stream from strangers.
 func checkText(b []byte) error {
 	var f fields
-	t := newText(b)
-	t.depth = math.MaxInt // the decoder has a limit of its own
-	if err := t.readWhole(func() error { return t.readObject(&f, nil) }); err != nil {
+	t := text{top: &f, depth: math.MaxInt} // the decoder has a limit of its own
+	if err := t.read(b); err != nil {
 		return err
 	}
 	if t.badNumber {

@@ -17,13 +17,24 @@ type fields struct {
 // take removes a member and returns its value.
 func (f *fields) take(name string) (jsontext.Value, bool) {
 	for i, m := range f.members {
-		if m.name == name {
+		if string(m.name) == name {
 			f.members[i] = f.members[len(f.members)-1]
 			f.members = f.members[:len(f.members)-1]
 			return m.value, true
 		}
 	}
 	return nil, false
+}
+
+// peek returns a string member, and leaves it where it is; nothing where it is absent or wrong.
+func (f *fields) peek(name string) []byte {
+	for _, m := range f.members {
+		if string(m.name) == name && m.value.Kind() == '"' {
+			s, _ := unquote(m.value)
+			return s
+		}
+	}
+	return nil
 }
 
 func (f *fields) fail(detail string) {
@@ -35,7 +46,7 @@ func (f *fields) fail(detail string) {
 // end refuses members that nobody took: a misspelt option must not pass for its default (§3).
 func (f *fields) end() error {
 	if f.err == nil && len(f.members) > 0 {
-		f.fail("The member " + quoteName(f.members[0].name) + " is not one that this message can have.")
+		f.fail("The member " + quoteName(string(f.members[0].name)) + " is not one that this message can have.")
 	}
 	return f.done()
 }
@@ -50,33 +61,39 @@ func (f *fields) done() error {
 
 // str takes a string member. ok is false where it is absent or wrong.
 func (f *fields) str(name string, required bool) (s string, ok bool) {
+	text, ok := f.text(name, required)
+	return string(text), ok
+}
+
+// text is str without a copy: what it returns may be a slice of the message.
+func (f *fields) text(name string, required bool) (text []byte, ok bool) {
 	value, found := f.take(name)
 	switch {
 	case !found && required:
 		f.fail("The member " + quoteName(name) + " is missing.")
-		return "", false
+		return nil, false
 	case !found:
-		return "", false
+		return nil, false
 	case value.Kind() != '"':
 		f.fail("The member " + quoteName(name) + " must be a string.")
-		return "", false
+		return nil, false
 	}
-	s, err := unquote(value)
+	text, err := unquote(value)
 	if err != nil {
 		f.fail("The member " + quoteName(name) + " must be a string.")
-		return "", false
+		return nil, false
 	}
-	return s, true
+	return text, true
 }
 
 // parsed takes a string member and parses it.
-func parsed[T any](f *fields, name string, required bool, parse func(string) (T, error)) T {
+func parsed[T any](f *fields, name string, required bool, parse func([]byte) (T, error)) T {
 	var zero T
-	s, ok := f.str(name, required)
+	text, ok := f.text(name, required)
 	if !ok {
 		return zero
 	}
-	v, err := parse(s)
+	v, err := parse(text)
 	if err != nil {
 		f.fail("The member " + quoteName(name) + " is not of its form: " + err.Error() + ".")
 		return zero
@@ -84,24 +101,39 @@ func parsed[T any](f *fields, name string, required bool, parse func(string) (T,
 	return v
 }
 
+// kept makes a parser of what is kept, and so copied, one of what is read.
+func kept[T any](parse func(string) (T, error)) func([]byte) (T, error) {
+	return func(text []byte) (T, error) { return parse(string(text)) }
+}
+
+// oneOf returns the kind that a text names; "" where it is none of these.
+func oneOf[T ~string](text []byte, kinds ...T) T {
+	for _, kind := range kinds {
+		if string(text) == string(kind) {
+			return kind
+		}
+	}
+	return ""
+}
+
 func (f *fields) appID(name string, required bool) AppID {
-	return parsed(f, name, required, ParseAppID)
+	return parsed(f, name, required, kept(ParseAppID))
 }
 
 func (f *fields) serviceID(name string, required bool) ServiceID {
-	return parsed(f, name, required, ParseServiceID)
+	return parsed(f, name, required, kept(ParseServiceID))
 }
 
 func (f *fields) nonce(name string, required bool) Nonce {
-	return parsed(f, name, required, ParseNonce)
+	return parsed(f, name, required, kept(ParseNonce))
 }
 
 func (f *fields) publicKey(name string, required bool) PublicKey {
-	return parsed(f, name, required, ParsePublicKey)
+	return parsed(f, name, required, publicKeyOf)
 }
 
 func (f *fields) signature(name string, required bool) Signature {
-	return parsed(f, name, required, ParseSignature)
+	return parsed(f, name, required, signatureOf)
 }
 
 // integer takes a member that is an integer from 0 to 2^53-1, written as one: no fraction, no exponent.

@@ -35,6 +35,9 @@ func FuzzParseRequest(f *testing.F) {
 			return
 		}
 		checkFixedPoint(t, r.Signed)
+		if whole := must(events.Canonical(membersOf(t, message)["data"])); !bytes.Equal(r.Signed, whole) {
+			t.Errorf("put together from its members, the canonical form is\n%s, and by the library\n%s", r.Signed, whole)
+		}
 		written := written(t, r)
 		again, err := events.ParseRequest(subject, written)
 		if err != nil {
@@ -112,8 +115,8 @@ func written(t *testing.T, r *events.Request) []byte {
 	return message
 }
 
-// FuzzInvalidation: nothing makes the parser panic; what is not signed is not believed; and what is signed and
-// read is wholly in the value that comes out.
+// FuzzInvalidation: nothing makes the parser panic; what is not signed is not believed, and spoils nothing for what
+// stands beside it; and what is signed and read is wholly in the value that comes out.
 func FuzzInvalidation(f *testing.F) {
 	for _, file := range vectors.Load(f).Events {
 		for _, c := range file.Events {
@@ -133,6 +136,11 @@ func FuzzInvalidation(f *testing.F) {
 		if !ok {
 			return
 		}
+		good := someInvalidation(events.ServiceBinding)
+		sameVerdicts(t, someTrust(), []events.Published{
+			{Subject: subject, Payload: signed}, {Subject: subject, Payload: message}, {Subject: subject, Payload: signed},
+			{Subject: good.Subject(), Payload: good.Sign(testKey(0))},
+		})
 		got, err := someTrust().Invalidation(subject, signed)
 		if err != nil {
 			if refusal := (*events.Refusal)(nil); !errors.As(err, &refusal) || refusal.Detail == "" {

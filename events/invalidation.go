@@ -69,11 +69,9 @@ func (i *Invalidation) Sign(key SigningKey) []byte {
 
 // readInvalidation reads data whose signature is known to be the registry's.
 func readInvalidation(f *fields) (Invalidation, error) {
-	event, _ := f.str("event", true)
-	i := Invalidation{Event: EventKind(event)}
-	switch i.Event {
-	case ServiceBinding, KeyRotation, MasterReset, ServiceRevocation:
-	default:
+	event, _ := f.text("event", true)
+	i := Invalidation{Event: oneOf(event, ServiceBinding, KeyRotation, MasterReset, ServiceRevocation)}
+	if i.Event == "" {
 		if f.err != nil {
 			return i, f.err
 		}

@@ -39,12 +39,14 @@ type PublicKey struct{ b [ed25519.PublicKeySize]byte }
 
 // ParsePublicKey decodes the text form of §2 strictly, or returns [ErrPublicKey]. A key may have the right form
 // and still be weak: see [PublicKey.CheckStrength].
-func ParsePublicKey(s string) (PublicKey, error) {
-	if len(s) != keyTextLen || s[:len(keyPrefix)] != keyPrefix {
+func ParsePublicKey(s string) (PublicKey, error) { return publicKeyOf([]byte(s)) }
+
+func publicKeyOf(s []byte) (PublicKey, error) {
+	if len(s) != keyTextLen || string(s[:len(keyPrefix)]) != keyPrefix {
 		return PublicKey{}, ErrPublicKey
 	}
 	var k PublicKey
-	if n, err := strict64.Decode(k.b[:], []byte(s[len(keyPrefix):])); err != nil || n != len(k.b) {
+	if n, err := strict64.Decode(k.b[:], s[len(keyPrefix):]); err != nil || n != len(k.b) {
 		return PublicKey{}, ErrPublicKey
 	}
 	return k, nil
@@ -120,12 +122,14 @@ type Signature struct {
 }
 
 // ParseSignature decodes the text form of §2 strictly, or returns [ErrSignature].
-func ParseSignature(s string) (Signature, error) {
+func ParseSignature(s string) (Signature, error) { return signatureOf([]byte(s)) }
+
+func signatureOf(s []byte) (Signature, error) {
 	if len(s) != signatureLen {
 		return Signature{}, ErrSignature
 	}
 	sig := Signature{present: true}
-	if n, err := strict64.Decode(sig.b[:], []byte(s)); err != nil || n != len(sig.b) {
+	if n, err := strict64.Decode(sig.b[:], s); err != nil || n != len(sig.b) {
 		return Signature{}, ErrSignature
 	}
 	return sig, nil

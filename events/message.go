@@ -5,10 +5,9 @@ import (
 	"errors"
 	"io"
 	"math"
-	"slices"
 	"strconv"
-	"strings"
 
+	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 )
 
@@ -23,41 +22,9 @@ const (
 	version  = "1.0"
 )
 
-// errNoCanonical means that a text has a number that RFC 8785 has no form for.
-var errNoCanonical = errors.New("a number is beyond the range of a binary64")
-
-// Canonical returns the RFC 8785 (JCS) form of one JSON value: what is signed.
-func Canonical(value []byte) ([]byte, error) {
-	v := jsontext.Value(bytes.Clone(value))
-	if err := v.Canonicalize(); err != nil {
-		return nil, err
-	}
-	// What is beyond the largest number has become that number.
-	if bytes.Contains(v, []byte("1.7976931348623157e+308")) && hasInfinity(value) {
-		return nil, errNoCanonical
-	}
-	return v, nil
-}
-
-// hasInfinity reports whether some number of a well-formed text is beyond the range of a binary64.
-func hasInfinity(value []byte) bool {
-	dec := jsontext.NewDecoder(bytes.NewBuffer(value))
-	for {
-		token, err := dec.ReadToken()
-		if err != nil {
-			return false
-		}
-		if token.Kind() == '0' {
-			if _, err := strconv.ParseFloat(token.String(), 64); err != nil {
-				return true
-			}
-		}
-	}
-}
-
-// member is one name and its value of a JSON object; value is a slice of the message.
+// member is one name and its value of a JSON object. Both are slices of the message, but for a name with an escape.
 type member struct {
-	name  string
+	name  []byte
 	value jsontext.Value
 }
 
@@ -69,17 +36,29 @@ type message struct {
 	signature Signature
 }
 
+// The members that an ordinary message has at most.
+const (
+	envelopeMembers = 5
+	dataMembers     = 11
+)
+
 // readMessage turns bytes into an envelope. As far as it gets with a bad one, data is filled, so that a refusal
 // can still name the request's nonce.
-func readMessage(b []byte) (message, error) {
-	var m message
+func readMessage(b []byte) (*message, error) {
 	if len(b) > MaxMessage {
-		return m, refuse(MalformedMessage, "The message is larger than 8 KiB.")
+		return &message{}, refuse(MalformedMessage, "The message is larger than 8 KiB.")
 	}
-	t := newText(b)
-	data, err := t.readEnvelope(&m)
-	if err != nil {
-		return message{}, err
+	var read struct { // one piece of memory
+		message
+		text
+		members [envelopeMembers + dataMembers]member
+	}
+	m, t := &read.message, &read.text
+	m.envelope.members = read.members[:0:envelopeMembers]
+	m.data.members = read.members[envelopeMembers:envelopeMembers]
+	t.top, t.data, t.depth = &m.envelope, &m.data, maxDepth
+	if err := t.read(b); err != nil {
+		return &message{}, err
 	}
 	if err := m.checkVersion(); err != nil {
 		return m, err
@@ -87,14 +66,15 @@ func readMessage(b []byte) (message, error) {
 	if t.badNumber {
 		return m, refuse(InvalidField, "A number is beyond what I-JSON can hold: integers go to 2^53-1.")
 	}
-	if data.Kind() != '{' {
+	if t.dataText == nil {
 		return m, refuse(InvalidField, `The member "data" must be there, and be an object.`)
 	}
 	m.signature = m.envelope.signature("signature", true)
 	if m.envelope.err != nil {
 		return m, m.envelope.err
 	}
-	if m.canonical, err = Canonical(data); err != nil {
+	var err error
+	if m.canonical, err = canonicalObject(t.dataText, m.data.members); err != nil {
 		return m, refuse(MalformedMessage, "The data has no canonical form (RFC 8785).")
 	}
 	return m, nil
@@ -105,25 +85,63 @@ func (m *message) checkVersion() error {
 	if !ok || value.Kind() != '"' {
 		return refuse(InvalidField, `The member "version" must be there, and be the string "1.0".`)
 	}
-	if s, err := unquote(value); err != nil || s != version {
+	if s, err := unquote(value); err != nil || string(s) != version {
 		return refuse(UnsupportedVersion, `This registry speaks version "1.0" of the protocol.`)
 	}
 	return nil
 }
 
-// text reads a JSON text once, from its first byte to its last.
+// text reads a JSON text that is one object, once, from its first byte to its last.
 type text struct {
-	dec       *jsontext.Decoder
-	bytes     []byte
-	depth     int  // how deep it may be nested
-	badNumber bool // reported only once the whole text is known to be well-formed
-	wide      bool // some string may hold a noncharacter
+	bytes []byte
+	top   *fields // takes the object's members
+	data  *fields // where there is one: takes the members of the object's member "data", if that is an object
+	depth int     // how deep it may be nested
+
+	dataText  jsontext.Value // what data was read from
+	badNumber bool           // reported only once the whole text is known to be well-formed
+
+	wide    bool // some string may hold a noncharacter
+	dec     *jsontext.Decoder
+	started bool
+	err     error
 }
 
-func newText(b []byte) text {
-	// The first byte of U+FDD0 and of all that comes later is 0xEF or more.
-	wide := slices.ContainsFunc(b, func(c byte) bool { return c >= 0xEF }) || bytes.Contains(b, []byte(`\u`))
-	return text{dec: jsontext.NewDecoder(bytes.NewBuffer(b)), bytes: b, depth: maxDepth, wide: wide}
+// read reads the text. The decoder is lent by the JSON library, with the memory that it has from texts before.
+func (t *text) read(b []byte) error {
+	t.bytes, t.wide = b, mayBeWide(b)
+	err := json.Unmarshal(b, t)
+	switch {
+	case !t.started:
+		return refuse(MalformedMessage, "The message is not a JSON object.")
+	case t.err != nil:
+		return asRefusal(t.err)
+	case err != nil:
+		return refuse(MalformedMessage, "Something follows the message's JSON object.")
+	default:
+		return nil
+	}
+}
+
+// UnmarshalJSONFrom is for the JSON library to call.
+func (t *text) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	if dec.PeekKind() != '{' {
+		return errForm
+	}
+	t.started, t.dec = true, dec
+	t.err = t.readObject(t.top, t.data)
+	return t.err
+}
+
+// mayBeWide reports whether a text may have a noncharacter, as it is or by an escape. The first byte of U+FDD0 and of all that
+// comes later is 0xEF or more.
+func mayBeWide(b []byte) bool {
+	for _, c := range b {
+		if c >= 0xEF {
+			return true
+		}
+	}
+	return bytes.Contains(b, []byte(`\u`))
 }
 
 // isNoncharacter reports whether Unicode has set the code point apart for ever; I-JSON has no such strings (RFC 7493 §2.1).
@@ -131,76 +149,57 @@ func isNoncharacter(r rune) bool {
 	return r >= 0xFDD0 && r <= 0xFDEF || r&0xFFFE == 0xFFFE
 }
 
-// readToken reads the next token. The decoder leaves noncharacters to us.
-func (t *text) readToken() (jsontext.Token, error) {
-	token, err := t.dec.ReadToken()
-	if err == nil && t.wide && token.Kind() == '"' && strings.ContainsFunc(token.String(), isNoncharacter) {
-		err = refuse(MalformedMessage, "A string of the message holds a noncharacter, which an I-JSON text does not.")
+// readToken reads the next token, and returns the bytes that it stands in. The decoder leaves noncharacters to us.
+func (t *text) readToken() (jsontext.Value, error) {
+	start := t.dec.InputOffset()
+	if _, err := t.dec.ReadToken(); err != nil {
+		return nil, err
 	}
-	return token, err
-}
-
-// readEnvelope reads the top object, and its data member by member, and returns the bytes of data.
-func (t *text) readEnvelope(m *message) (data jsontext.Value, err error) {
-	err = t.readWhole(func() error {
-		return t.readObject(&m.envelope, func(name string) (bool, error) {
-			if name != "data" || t.dec.PeekKind() != '{' {
-				return false, nil
-			}
-			start := t.dec.InputOffset()
-			if err := t.readObject(&m.data, nil); err != nil {
-				return false, err
-			}
-			data = valueAfter(t.bytes[start:t.dec.InputOffset()])
-			return true, nil
-		})
-	})
-	return data, err
-}
-
-// readWhole reads a text that is one object, by way of read, with nothing after it.
-func (t *text) readWhole(read func() error) error {
-	if t.dec.PeekKind() != '{' {
-		return refuse(MalformedMessage, "The message is not a JSON object.")
-	}
-	if err := read(); err != nil {
-		if refusal := (*Refusal)(nil); errors.As(err, &refusal) {
-			return refusal
+	token := t.since(start)
+	if t.wide && token[0] == '"' {
+		if s, err := unquote(token); err != nil || bytes.ContainsFunc(s, isNoncharacter) {
+			return nil, refuse(MalformedMessage, "A string of the message holds a noncharacter, which an I-JSON text does not.")
 		}
-		return refuse(MalformedMessage, "The message is not an I-JSON text: "+syntaxDetail(err)+".")
 	}
-	if _, err := t.dec.ReadToken(); !errors.Is(err, io.EOF) {
-		return refuse(MalformedMessage, "Something follows the message's JSON object.")
-	}
-	return nil
+	return token, nil
 }
 
-// readObject collects the members of the object that comes next. special may consume a member's value itself.
-func (t *text) readObject(into *fields, special func(name string) (bool, error)) error {
+// since returns what was read from start on, without the comma or colon and the white space before it.
+func (t *text) since(start int64) jsontext.Value {
+	b := t.bytes[start:t.dec.InputOffset()]
+	for b[0] == ',' || b[0] == ':' || b[0] <= ' ' {
+		b = b[1:]
+	}
+	return b
+}
+
+// readObject collects the members of the object that comes next, and, if data is there, those of its member of that name.
+func (t *text) readObject(into, data *fields) error {
 	if _, err := t.readToken(); err != nil {
 		return err
 	}
-	into.members = make([]member, 0, 8)
 	for t.dec.PeekKind() != '}' {
-		name, err := t.readToken()
+		token, err := t.readToken()
 		if err != nil {
 			return err
 		}
-		label := name.String()
-		if special != nil {
-			done, err := special(label)
-			if err != nil {
+		name, err := unquote(token)
+		if err != nil {
+			return err
+		}
+		if data != nil && string(name) == "data" && t.dec.PeekKind() == '{' {
+			start := t.dec.InputOffset()
+			if err := t.readObject(data, nil); err != nil {
 				return err
 			}
-			if done {
-				continue
-			}
+			t.dataText = t.since(start)
+			continue
 		}
 		value, err := t.readValue()
 		if err != nil {
 			return err
 		}
-		into.members = append(into.members, member{label, value})
+		into.members = append(into.members, member{name, value})
 	}
 	_, err := t.readToken()
 	return err
@@ -217,35 +216,47 @@ func (t *text) readValue() (jsontext.Value, error) {
 		if t.dec.StackDepth() > t.depth {
 			return nil, refuse(MalformedMessage, "The message is nested more than 8 deep.")
 		}
-		if token.Kind() == '0' && !safeNumber(token.String()) {
+		if token.Kind() == '0' && !safeNumber(token) {
 			t.badNumber = true
 		}
 		if t.dec.StackDepth() == depth {
-			return valueAfter(t.bytes[start:t.dec.InputOffset()]), nil
+			return t.since(start), nil
 		}
 	}
 }
 
-// valueAfter drops the colon and white space before a value.
-func valueAfter(b []byte) jsontext.Value { return bytes.TrimLeft(b, ": \t\r\n") }
-
 // safeNumber reports whether every reader understands the number alike: an integer within ±(2^53-1), or a
 // fraction or exponent form that a binary64 can hold.
-func safeNumber(s string) bool {
-	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
+func safeNumber(number []byte) bool {
+	if isPlainInteger(number) {
+		return true
+	}
+	if n, err := strconv.ParseInt(string(number), 10, 64); err == nil {
 		return -MaxSafeInteger <= n && n <= MaxSafeInteger
 	}
-	f, err := strconv.ParseFloat(s, 64)
-	return err == nil && !math.IsInf(f, 0) && !isIntegerText(s)
+	f, err := strconv.ParseFloat(string(number), 64)
+	return err == nil && !math.IsInf(f, 0) && !isIntegerText(number)
 }
 
-func isIntegerText(s string) bool {
-	for i := range len(s) {
-		if c := s[i]; c != '-' && (c < '0' || c > '9') {
+// isPlainInteger reports whether a number is written in no more than 15 digits, and nothing else.
+func isPlainInteger(number []byte) bool {
+	return len(number) <= 15 && number[0] != '-' && isIntegerText(number)
+}
+
+func isIntegerText(number []byte) bool {
+	for _, c := range number {
+		if c != '-' && (c < '0' || c > '9') {
 			return false
 		}
 	}
 	return true
+}
+
+func asRefusal(err error) *Refusal {
+	if refusal := (*Refusal)(nil); errors.As(err, &refusal) {
+		return refusal
+	}
+	return refuse(MalformedMessage, "The message is not an I-JSON text: "+syntaxDetail(err)+".")
 }
 
 // syntaxDetail names what is wrong without quoting the message.
@@ -262,11 +273,11 @@ func syntaxDetail(err error) string {
 	return "it can't be read"
 }
 
-// unquote returns the string that a JSON string stands for. The decoder has checked its form.
-func unquote(v jsontext.Value) (string, error) {
+// unquote returns the string that a JSON string stands for: a slice of it, where it has no escape. The decoder has checked
+// its form.
+func unquote(v jsontext.Value) ([]byte, error) {
 	if text := v[1 : len(v)-1]; bytes.IndexByte(text, '\\') < 0 {
-		return string(text), nil
+		return text, nil
 	}
-	b, err := jsontext.AppendUnquote(nil, v)
-	return string(b), err
+	return jsontext.AppendUnquote(nil, v)
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"omiappreg.org/keyrotation/events"
 )
 
@@ -338,5 +340,35 @@ func TestSignedAsReceived(t *testing.T) {
 	same := bytes.Replace(later, []byte(`1e1`), []byte(` 10.0`), 1)
 	if _, err := someTrust().Invalidation(i.Subject(), same); err != nil {
 		t.Errorf("1e1 written as 10.0: %v", err)
+	}
+}
+
+// TestSignedMembers: what is signed is the canonical form of all members, whatever they hold and however it is written.
+func TestSignedMembers(t *testing.T) {
+	t.Parallel()
+	i := someInvalidation(events.KeyRotation)
+	message := string(i.Sign(testKey(0)))
+	was := string(membersOf(t, []byte(message))["signature"])
+	for _, members := range []string{
+		`"n":1.50`, `"n" : 1`, `"n":-0`, `"n":-7`, `"n":1E2`, `"n":0`, `"n":999999999999999`, `"n":1000000000000000`, `"n":9007199254740991`, `"n":0.0`,
+		`"b":true,"a":false,"c":null`, `"s":"\u0041\/\n\u001f"`, `"s":"é\u00e9"`, `"s":""`, `"o":{"b":1,"a":[1.0,{"d":1,"c":2}]}`, `"l":[ ]`,
+		`"\u0061\/":1`, `"\"":1,"\\":2,"!":3`, `"":1`, `"é":1,"z":2`, `"｡":1,"😀":2`, "\"\x7f\":1,\"~\":2", `"Zeal":1,"zeal":2,"app":3`,
+		`"m1":1,"m2":2,"m3":3,"m4":4,"m5":5,"m6":6,"m7":7`,
+	} {
+		for _, place := range []string{`"origin"`, `"event"`} { // in front, and in the middle
+			text := strings.Replace(message, place, members+" , "+place, 1)
+			canonical := must(events.Canonical(membersOf(t, []byte(text))["data"]))
+			text = strings.Replace(text, was, `"`+testKey(0).Sign(canonical).String()+`"`, 1)
+			got, err := someTrust().Invalidation(i.Subject(), []byte(text))
+			if err != nil {
+				t.Errorf("%s: %v", text, err)
+			} else if diff := cmp.Diff(i, got, exact); diff != "" {
+				t.Errorf("%s:\n%s", text, diff)
+			}
+			tampered := strings.Replace(text, members, members+`,"q":1`, 1)
+			if _, err := someTrust().Invalidation(i.Subject(), []byte(tampered)); reasonOf(err) != events.UntrustedSignature {
+				t.Errorf("%s: %v", tampered, err)
+			}
+		}
 	}
 }

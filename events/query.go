@@ -69,7 +69,7 @@ func ParseVerifyQuery(b []byte) (VerifyQuery, error) {
 	}
 	q := VerifyQuery{
 		Target:    Target{f.appID("app_id", true), f.serviceID("service_id", true)},
-		Message:   parsed(&f, "message", true, decodeBytes),
+		Message:   parsed(&f, "message", true, kept(decodeBytes)),
 		Signature: f.signature("signature", true),
 	}
 	return q, f.end()
@@ -122,8 +122,8 @@ func readQuery(b []byte) (fields, error) {
 	if len(b) > MaxQuery {
 		return f, refuse(MalformedMessage, "The request is larger than 64 KiB.")
 	}
-	t := newText(b)
-	if err := t.readWhole(func() error { return t.readObject(&f, nil) }); err != nil {
+	t := text{top: &f, depth: maxDepth}
+	if err := t.read(b); err != nil {
 		return f, err
 	}
 	if t.badNumber {

@@ -63,13 +63,13 @@ func ParseRequest(subject string, payload []byte) (*Request, error) {
 	r := &Request{Target: target}
 	m, err := readMessage(payload)
 	if err != nil {
-		r.Nonce = readableNonce(&m)
+		r.Nonce = readableNonce(m)
 		return r, err
 	}
 	r.Signed, r.Signature = m.canonical, m.signature
 	r.Proof = m.envelope.signature("new_key_signature", false)
-	r.Nonce = readableNonce(&m)
 	if err := m.envelope.end(); err != nil {
+		r.Nonce = readableNonce(m)
 		return r, err
 	}
 	err = r.readData(class, &m.data)
@@ -78,22 +78,15 @@ func ParseRequest(subject string, payload []byte) (*Request, error) {
 
 // readableNonce returns the nonce of a request, if there is one to read.
 func readableNonce(m *message) Nonce {
-	for _, member := range m.data.members {
-		if member.name == "nonce" && member.value.Kind() == '"' {
-			if s, err := unquote(member.value); err == nil {
-				nonce, _ := ParseNonce(s)
-				return nonce
-			}
-		}
-	}
-	return Nonce{}
+	nonce, _ := ParseNonce(string(m.data.peek("nonce")))
+	return nonce
 }
 
 // readData leaves Kind empty unless it is one of ours: it goes into metrics, and a stranger chooses the text.
 func (r *Request) readData(class string, f *fields) error {
-	f.nonce("nonce", true)
-	context, _ := f.str("context", true)
-	kind := RequestKind(context)
+	r.Nonce = f.nonce("nonce", true)
+	context, _ := f.text("context", true)
+	kind := oneOf(context, Rotation, Binding, Reset, Revocation)
 	switch {
 	case f.err != nil:
 	case class == RotationSubject && kind == Rotation:

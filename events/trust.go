@@ -3,6 +3,8 @@ package events
 import (
 	"errors"
 	"slices"
+
+	"filippo.io/edwards25519"
 )
 
 // Trust is whom a reader of the registry's messages believes: the keys of one registry, and its domain name.
@@ -13,8 +15,9 @@ type Trust struct {
 }
 
 type trustedKey struct {
-	id  string
-	key PublicKey
+	id    string
+	key   PublicKey
+	point *edwards25519.Point // what the key encodes
 }
 
 // ErrNoTrust means that a Trust would believe nobody.
@@ -30,7 +33,11 @@ func NewTrust(origin string, keys ...PublicKey) (Trust, error) {
 		if err := k.CheckStrength(); err != nil {
 			return Trust{}, err
 		}
-		t.keys = append(t.keys, trustedKey{k.KeyID(), k})
+		point, err := new(edwards25519.Point).SetBytes(k.b[:])
+		if err != nil {
+			return Trust{}, ErrWeakKey
+		}
+		t.keys = append(t.keys, trustedKey{k.KeyID(), k, point})
 	}
 	return t, nil
 }
@@ -54,6 +61,14 @@ func (t Trust) Invalidation(subject string, payload []byte) (Invalidation, error
 	if err != nil {
 		return Invalidation{}, err
 	}
+	return t.readInvalidation(subject, m)
+}
+
+// readInvalidation reads a message whose signature is known to be the registry's.
+func (t Trust) readInvalidation(subject string, m *message) (Invalidation, error) {
+	if err := t.checkOrigin(m); err != nil {
+		return Invalidation{}, err
+	}
 	i, err := readInvalidation(&m.data)
 	if err != nil {
 		return Invalidation{}, err
@@ -65,6 +80,9 @@ func (t Trust) Invalidation(subject string, payload []byte) (Invalidation, error
 // Receipt reads a message of the receipt stream, or says why it can't be believed ([*Refusal]).
 func (t Trust) Receipt(subject string, payload []byte) (Receipt, error) {
 	m, err := t.open(payload)
+	if err == nil {
+		err = t.checkOrigin(m)
+	}
 	if err != nil {
 		return Receipt{}, err
 	}
@@ -76,39 +94,48 @@ func (t Trust) Receipt(subject string, payload []byte) (Receipt, error) {
 	return r, sameTarget(subject, ReceiptSubject, r.Target)
 }
 
-// open reads an envelope that a trusted key signed and whose origin is the trusted one.
-func (t Trust) open(payload []byte) (message, error) {
+// open reads an envelope that a trusted key signed.
+func (t Trust) open(payload []byte) (*message, error) {
 	m, err := readMessage(payload)
-	if err != nil {
-		return m, err
+	if err == nil && !t.signed(m) {
+		err = errUntrusted()
 	}
-	err = t.check(&m) // before m is copied: it takes members
 	return m, err
 }
 
-func (t Trust) check(m *message) error {
-	if !t.signed(m) {
-		return refuse(UntrustedSignature, "No trusted registry key made this signature.")
-	}
-	origin, ok := m.data.str("origin", true)
+func errUntrusted() error {
+	return refuse(UntrustedSignature, "No trusted registry key made this signature.")
+}
+
+func (t Trust) checkOrigin(m *message) error {
+	origin, ok := m.data.text("origin", true)
 	if !ok {
 		return m.data.err
 	}
-	if origin != t.origin {
+	if string(origin) != t.origin {
 		return refuse(WrongOrigin, "The message is another registry's.")
 	}
 	return nil
 }
 
-// signed tries the key that key_id hints at first. The hint may be wrong: it is not signed.
+// hinted returns the place of the key that key_id hints at, or -1. The hint may be wrong: it is not signed.
+func (t Trust) hinted(m *message) int {
+	hint := m.envelope.peek("key_id")
+	return slices.IndexFunc(t.keys, func(k trustedKey) bool { return k.id == string(hint) })
+}
+
+// signed tries the key that is hinted at first, then the others.
 func (t Trust) signed(m *message) bool {
-	hint, _ := m.envelope.str("key_id", false)
-	verifies := func(k trustedKey) bool { return k.key.Verify(m.canonical, m.signature) }
-	hinted := slices.IndexFunc(t.keys, func(k trustedKey) bool { return k.id == hint })
-	if hinted >= 0 && verifies(t.keys[hinted]) {
+	first := t.hinted(m)
+	if first >= 0 && t.keys[first].key.Verify(m.canonical, m.signature) {
 		return true
 	}
-	return slices.ContainsFunc(t.keys, func(k trustedKey) bool { return k.id != hint && verifies(k) })
+	for i := range t.keys {
+		if i != first && t.keys[i].key.Verify(m.canonical, m.signature) {
+			return true
+		}
+	}
+	return false
 }
 
 func sameTarget(subject, prefix string, inside Target) error {

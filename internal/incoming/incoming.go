@@ -5,6 +5,7 @@ package incoming
 import (
 	"errors"
 	"log/slog"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -59,29 +60,43 @@ func garbage(reason events.Reason) bool {
 	return reason == events.MalformedMessage || reason == events.UnsupportedVersion
 }
 
-// checksEach is how many signatures are worth a goroutine: half a millisecond of work.
-const checksEach = 8
+const (
+	// most is how many messages a core takes at a time: as many as are checked together.
+	most = 64
+	// least is how many are worth a goroutine: half a millisecond of work.
+	least = 16
+)
 
 // Sort checks a batch, on as many cores as it is worth.
 func Sort(trust events.Trust, batch []Delivery) Sorted {
-	type verdict struct {
-		event events.Invalidation
-		err   error
+	published := make([]events.Published, len(batch))
+	for i, d := range batch {
+		published[i] = events.Published{Subject: d.Subject, Payload: d.Payload}
 	}
-	verdicts := make([]verdict, len(batch))
-	parallel.Each(len(batch), checksEach, func(i int) {
-		verdicts[i].event, verdicts[i].err = trust.Invalidation(batch[i].Subject, batch[i].Payload)
+	verdicts := make([]events.Verdict, len(batch))
+	size := shareOf(len(batch), runtime.GOMAXPROCS(0))
+	parallel.Each((len(batch)+size-1)/size, 1, func(i int) {
+		from, to := i*size, min(i*size+size, len(batch))
+		copy(verdicts[from:to], trust.Invalidations(published[from:to]))
 	})
 	var out Sorted
 	for i, v := range verdicts {
-		if v.err != nil {
-			out.Refused = append(out.Refused, Refused{batch[i], refusalOf(v.err)})
+		if v.Err != nil {
+			out.Refused = append(out.Refused, Refused{batch[i], refusalOf(v.Err)})
 			continue
 		}
-		out.Events = append(out.Events, v.event)
+		out.Events = append(out.Events, v.Event)
 		out.Published = append(out.Published, batch[i].Published)
 	}
 	return out
+}
+
+// shareOf divides n messages evenly: as many shares as there are cores, or more where those would be too large, or fewer
+// where they wouldn't be worth it.
+func shareOf(n, cores int) int {
+	share := min(max((n+cores-1)/cores, least), most)
+	shares := max((n+share-1)/share, 1)
+	return max((n+shares-1)/shares, 1)
 }
 
 // refusalOf returns why a message must not be applied. [events.Trust.Invalidation] has no other errors.

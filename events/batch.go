@@ -1,0 +1,175 @@
+package events
+
+import (
+	"crypto/rand"
+	"crypto/sha512"
+	"slices"
+
+	"filippo.io/edwards25519"
+	"filippo.io/edwards25519/field"
+)
+
+const (
+	// together is the largest number of signatures that one equation checks. Beyond it little is gained for each, and a bad
+	// one makes the work on so many in vain.
+	together = 64
+	// worthwhile is the smallest number. Below it the standard library is as quick.
+	worthwhile = 2
+
+	randomizer = 16 // bytes
+)
+
+// Published is a message as it was published: its bytes, and on which subject.
+type Published struct {
+	Subject string
+	Payload []byte
+}
+
+// Verdict is what [Trust.Invalidation] says of a message.
+type Verdict struct {
+	Event Invalidation // zero where there is an error
+	Err   error        // a [*Refusal]
+}
+
+// Invalidations reads messages of the invalidation stream, and says of each what [Trust.Invalidation] does, in their order.
+// Signatures are checked up to 64 together, which takes a quarter of the time. Where one of them is bad, each is checked by
+// itself: so a bad one in 64 makes all of them dearer by a quarter than one by one, and more bad ones no dearer than that.
+func (t Trust) Invalidations(batch []Published) []Verdict {
+	verdicts := make([]Verdict, len(batch))
+	messages := make([]*message, len(batch))
+	signedBy := make([][]int, len(t.keys)) // by the key that each names, the places of messages
+	for i, p := range batch {
+		m, err := readMessage(p.Payload)
+		if messages[i], verdicts[i].Err = m, err; err != nil {
+			continue
+		}
+		if k := t.hinted(m); k >= 0 {
+			signedBy[k] = append(signedBy[k], i)
+		} else if !t.signed(m) {
+			verdicts[i].Err = errUntrusted()
+		}
+	}
+	for k, places := range signedBy {
+		for places := range slices.Chunk(places, together) {
+			if t.keys[k].madeAll(messages, places) {
+				continue
+			}
+			for _, i := range places {
+				if !t.signed(messages[i]) {
+					verdicts[i].Err = errUntrusted()
+				}
+			}
+		}
+	}
+	for i := range batch {
+		if verdicts[i].Err != nil {
+			continue
+		}
+		if e, err := t.readInvalidation(batch[i].Subject, messages[i]); err != nil {
+			verdicts[i].Err = err
+		} else {
+			verdicts[i].Event = e
+		}
+	}
+	return verdicts
+}
+
+// madeAll reports whether the key made the signatures of all the messages at these places. Where it says no, one of them is
+// bad, or they are fewer than are worth it: [PublicKey.Verify] is to tell.
+//
+// The signatures (Rᵢ, Sᵢ) are good if 8·(Σ zᵢ·Sᵢ·B - Σ zᵢ·Rᵢ - (Σ zᵢ·kᵢ)·A) is the neutral point, with a random zᵢ of 128
+// bits for each: what is wrong with one can't cancel what is wrong with another, but by guessing them. Since all are of one
+// signer, A is multiplied but once.
+//
+// What [PublicKey.Verify] takes, this takes. The other way round they differ in one thing, because of the factor 8: the
+// standard library refuses an R with a component of small order. Whoever has the private key can make such a signature on
+// purpose, and nobody else: S proves the key, and answers a hash of R, so R can't be changed afterwards. So the registry
+// could sign a message that is believed in a batch and refused alone, which gives it nothing that it couldn't have by signing
+// two messages. What services and developers sign is never checked here, but by the standard library's one exact rule: they
+// have reasons to let two readers disagree.
+func (k *trustedKey) madeAll(messages []*message, places []int) bool {
+	if len(places) < worthwhile {
+		return false
+	}
+	sum := newSum(len(places))
+	hash := sha512.New()
+	var digest [sha512.Size]byte
+	for n, i := range places {
+		m := messages[i]
+		r, s := m.signature.b[:32], m.signature.b[32:]
+		hash.Reset()
+		_, _ = hash.Write(r)
+		_, _ = hash.Write(k.key.b[:])
+		_, _ = hash.Write(m.canonical)
+		if !sum.add(n, r, s, hash.Sum(digest[:0])) {
+			return false
+		}
+	}
+	return sum.isNeutral(k.point)
+}
+
+// sum is the left side of the equation. Its first scalar and point are those of B, its second those of A.
+type sum struct {
+	scalars []*edwards25519.Scalar
+	points  []*edwards25519.Point
+	random  []byte
+}
+
+func newSum(n int) *sum {
+	scalars, points := make([]edwards25519.Scalar, n+2), make([]edwards25519.Point, n+2)
+	s := &sum{make([]*edwards25519.Scalar, n+2), make([]*edwards25519.Point, n+2), make([]byte, n*randomizer)}
+	for i := range scalars {
+		s.scalars[i], s.points[i] = &scalars[i], &points[i]
+	}
+	_, _ = rand.Read(s.random) // crypto/rand.Read never fails: it ends the process instead
+	return s
+}
+
+// add adds the nth signature, unless R or S isn't in its one form: the standard library refuses those, whoever made them.
+func (s *sum) add(n int, r, scalar, digest []byte) bool {
+	var bytes [32]byte
+	copy(bytes[:], s.random[n*randomizer:][:randomizer])
+	var answer, challenge edwards25519.Scalar
+	if _, err := answer.SetCanonicalBytes(scalar); err != nil {
+		return false
+	}
+	if _, err := s.points[n+2].SetBytes(r); err != nil || !isOneForm(r) {
+		return false
+	}
+	if _, err := challenge.SetUniformBytes(digest); err != nil {
+		return false
+	}
+	z := s.scalars[n+2]
+	if _, err := z.SetCanonicalBytes(bytes[:]); err != nil {
+		return false
+	}
+	s.scalars[0].MultiplyAdd(z, &answer, s.scalars[0])
+	s.scalars[1].MultiplyAdd(z, &challenge, s.scalars[1])
+	return true
+}
+
+func (s *sum) isNeutral(key *edwards25519.Point) bool {
+	s.points[0].Set(edwards25519.NewGeneratorPoint())
+	s.points[1].Set(key)
+	s.scalars[0].Negate(s.scalars[0]) // of all signs the other: one negation instead of many
+	total := new(edwards25519.Point).VarTimeMultiScalarMult(s.scalars, s.points)
+	return total.MultByCofactor(total).Equal(edwards25519.NewIdentityPoint()) == 1
+}
+
+// isOneForm reports whether the bytes of a point are those that the point is written as: y below 2²⁵⁵-19, and no sign
+// where x is 0.
+func isOneForm(point []byte) bool {
+	var y field.Element
+	if _, err := y.SetBytes(point); err != nil { // it ignores the sign
+		return false
+	}
+	sign := point[31] & 0x80
+	b := y.Bytes()
+	b[31] |= sign
+	if !slices.Equal(b, point) {
+		return false
+	}
+	one := new(field.Element).One()
+	xIsZero := y.Equal(one) == 1 || y.Equal(new(field.Element).Negate(one)) == 1
+	return !xIsZero || sign == 0
+}

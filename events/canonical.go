@@ -1,0 +1,96 @@
+package events
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strconv"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// errNoCanonical means that a text has a number that RFC 8785 has no form for.
+var errNoCanonical = errors.New("a number is beyond the range of a binary64")
+
+// Canonical returns the RFC 8785 (JCS) form of one JSON value: what is signed.
+func Canonical(value []byte) ([]byte, error) {
+	v := jsontext.Value(bytes.Clone(value))
+	if err := v.Canonicalize(); err != nil {
+		return nil, err
+	}
+	// What is beyond the largest number has become that number.
+	if bytes.Contains(v, []byte("1.7976931348623157e+308")) && hasInfinity(value) {
+		return nil, errNoCanonical
+	}
+	return v, nil
+}
+
+// hasInfinity reports whether some number of a well-formed text is beyond the range of a binary64.
+func hasInfinity(value []byte) bool {
+	dec := jsontext.NewDecoder(bytes.NewBuffer(value))
+	for {
+		token, err := dec.ReadToken()
+		if err != nil {
+			return false
+		}
+		if token.Kind() == '0' {
+			if _, err := strconv.ParseFloat(token.String(), 64); err != nil {
+				return true
+			}
+		}
+	}
+}
+
+// canonicalObject returns what [Canonical] returns of an object whose members were read. As a rule they need nothing but
+// their order: a string without an escape and an integer stand there in their canonical form.
+func canonicalObject(object jsontext.Value, members []member) ([]byte, error) {
+	var room [dataMembers]member
+	sorted := append(room[:0], members...)
+	for _, m := range sorted {
+		if !isPlainName(m.name) {
+			return Canonical(object)
+		}
+	}
+	slices.SortFunc(sorted, func(a, b member) int { return bytes.Compare(a.name, b.name) })
+	out := append(make([]byte, 0, len(object)), '{')
+	for i, m := range sorted {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		out = append(out, '"')
+		out = append(out, m.name...)
+		out = append(out, '"', ':')
+		if isPlain(m.value) {
+			out = append(out, m.value...)
+			continue
+		}
+		value, err := Canonical(m.value)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, value...)
+	}
+	return append(out, '}'), nil
+}
+
+// isPlainName reports whether a name is written without an escape, and sorts by its bytes as by its UTF-16 code units.
+func isPlainName(name []byte) bool {
+	for _, c := range name {
+		if c < ' ' || c == '"' || c == '\\' || c >= 0x80 {
+			return false
+		}
+	}
+	return true
+}
+
+// isPlain reports whether a value stands in its canonical form, as far as that is seen at once.
+func isPlain(value jsontext.Value) bool {
+	switch value.Kind() {
+	case '"':
+		return bytes.IndexByte(value, '\\') < 0
+	case '0':
+		return isPlainInteger(value)
+	default:
+		return value.Kind() != '{' && value.Kind() != '[' // null, true or false
+	}
+}

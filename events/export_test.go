@@ -1,0 +1,23 @@
+package events
+
+import "filippo.io/edwards25519"
+
+// MadeAll asks whether the key made all these signatures, in one equation.
+func MadeAll(key PublicKey, texts [][]byte, signatures []Signature) bool {
+	point, err := new(edwards25519.Point).SetBytes(key.b[:])
+	if err != nil {
+		return false
+	}
+	messages, places := make([]*message, len(texts)), make([]int, len(texts))
+	for i := range texts {
+		messages[i], places[i] = &message{canonical: texts[i], signature: signatures[i]}, i
+	}
+	k := trustedKey{key: key, point: point}
+	return k.madeAll(messages, places)
+}
+
+// The bounds of how many signatures are checked together.
+const (
+	Together   = together
+	Worthwhile = worthwhile
+)
