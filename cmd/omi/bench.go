@@ -30,7 +30,7 @@ type benchCmd struct {
 	Duration  time.Duration `placeholder:"TIME" help:"With --rate, in place of --rotations: for how long."`
 
 	Store       string `enum:"sqlite,postgres" default:"sqlite" help:"Where registry, Auth and Billing keep their state: sqlite or postgres (${default})."`
-	DatabaseURL string `name:"database-url" placeholder:"URL" help:"A PostgreSQL or CockroachDB to use, by a user who may create schemas; they are dropped at the end."`
+	DatabaseURL string `name:"database-url" placeholder:"URL" help:"A PostgreSQL or CockroachDB to use, by a user who may create databases; they are dropped at the end."`
 	NATSURL     string `name:"nats-url" placeholder:"URL" help:"A broker to use, in an account without streams; those made are deleted at the end. Default: one in this process."`
 	Data        string `placeholder:"DIR" help:"Where databases and streams are made for as long as it runs. Default: the folder for temporary files."`
 

@@ -67,7 +67,7 @@ func (b *benchRun) conclude(ctx context.Context, limit, caughtUp float64, m meas
 	b.result = benchResult{
 		RotationsPerS: round(n/elapsed.Seconds(), 1), PublishToApplied: latencies(b.samples),
 		CPUPerRotation: round(process+server, 1), Ed25519Limit: round(limit, 1), ShareOfLimit: round(n/elapsed.Seconds()/limit, 3),
-		Lost: b.recorder.Lost(), Doubled: doubled, RSS: round(float64(m.peak)/1e6, 1), Store: b.cmd.Store,
+		Lost: b.recorder.Lost(), Doubled: doubled, RSS: round(float64(m.peak)/1e6, 1), Store: b.store,
 		Mode: b.cmd.mode(), Rate: b.cmd.Rate, InFlight: b.cmd.InFlight, Services: b.cmd.Services, Preloaded: b.cmd.Preload,
 		Rotations: b.cmd.Rotations, Seconds: round(elapsed.Seconds(), 3), Cores: runtime.GOMAXPROCS(0),
 		RotationsPerMinute: max(0, b.rateLimit()), CatchUp: round(caughtUp, 0),

@@ -16,6 +16,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/bench"
+	"omiappreg.org/keyrotation/internal/localserver"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/registry"
 )
@@ -42,6 +43,8 @@ type benchRun struct {
 	load     *bench.Load
 	recorder *bench.Recorder
 	stack    *stack
+	store    string
+	server   *localserver.Server // nil: none was started
 	js       jetstream.JetStream // the load generator's
 	unstored atomic.Int64        // publications that failed
 
@@ -55,7 +58,7 @@ type benchRun struct {
 }
 
 func newBenchRun(c *benchCmd, folder string, log *slog.Logger) *benchRun {
-	b := &benchRun{cmd: c, log: log, progress: newBenchProgress(), metrics: prometheus.NewRegistry(), meter: bench.NewMeter()}
+	b := &benchRun{cmd: c, log: log, store: c.Store, progress: newBenchProgress(), metrics: prometheus.NewRegistry(), meter: bench.NewMeter()}
 	b.load = bench.NewLoad(c.Services, c.Preload, c.Rotations)
 	b.recorder = bench.NewRecorder(b.load, c.InFlight)
 	policy := registry.Policy{Origin: benchOrigin, MaxClockSkew: benchSkew}

@@ -83,7 +83,8 @@ func (l *Load) Binding(i int, origin string, registry events.SigningKey) (event 
 	} else {
 		event.Target, event.NewKey = l.target(i), events.GenerateSigningKey().Public()
 	}
-	return event, event.Sign(registry)
+	payload = event.Sign(registry)
+	return event, payload
 }
 
 // rotationData is data as the spec prints it, without what this protocol adds.

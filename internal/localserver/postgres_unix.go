@@ -1,6 +1,6 @@
 //go:build unix
 
-package testenv
+package localserver
 
 import (
 	"crypto/rand"
@@ -16,8 +16,8 @@ import (
 	"syscall"
 )
 
-// startPostgres makes and starts a PostgreSQL server that keeps nothing: speed over durability.
-func startPostgres() (*localServer, error) {
+// StartPostgres makes and starts a PostgreSQL server, as an unprivileged user where this process is root.
+func StartPostgres(cfg PostgresConfig) (*Server, error) {
 	bin, err := postgresPrograms()
 	if err != nil {
 		return nil, err
@@ -26,18 +26,18 @@ func startPostgres() (*localServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	folder, err := ownFolder("omi-test-postgres-", as)
+	folder, err := ownFolder(cfg.Parent, "omi-postgres-", as)
 	if err != nil {
 		return nil, err
 	}
-	server, err := startPostgresIn(bin, folder, as)
+	server, err := startPostgresIn(bin, folder, cfg.Durable, as)
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(folder))
 	}
 	return server, nil
 }
 
-func startPostgresIn(bin, folder string, as *syscall.Credential) (*localServer, error) {
+func startPostgresIn(bin, folder string, durable bool, as *syscall.Credential) (*Server, error) {
 	password := rand.Text()
 	data := filepath.Join(folder, "data")
 	if err := initPostgres(bin, folder, data, password, as); err != nil {
@@ -52,17 +52,18 @@ func startPostgresIn(bin, folder string, as *syscall.Credential) (*localServer, 
 		return nil, fmt.Errorf("read a free address: %w", err)
 	}
 	command := []string{filepath.Join(bin, "postgres"), "-D", data}
-	for _, setting := range []string{
-		"listen_addresses=" + host, "port=" + port, "unix_socket_directories=", "max_connections=300",
-		"fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=64MB",
-	} {
+	settings := []string{"listen_addresses=" + host, "port=" + port, "unix_socket_directories=", "max_connections=300"}
+	if !durable {
+		settings = append(settings, "fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=64MB")
+	}
+	for _, setting := range settings {
 		command = append(command, "-c", setting)
 	}
 	address := &url.URL{Scheme: "postgres", User: url.UserPassword("postgres", password), Host: addr, Path: "/postgres"}
 	return launch(address, folder, "QUIT", as, command) // QUIT: at once, its data goes anyway
 }
 
-// initPostgres makes the server's data. Its users need a password, so that tests see refused ones.
+// initPostgres makes the server's data. Its users need a password, as in life: whoever has none, or a wrong one, is refused.
 func initPostgres(bin, folder, data, password string, as *syscall.Credential) error {
 	secret := filepath.Join(folder, "password")
 	if err := os.WriteFile(secret, []byte(password), 0o600); err != nil {
