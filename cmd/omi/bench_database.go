@@ -125,5 +125,3 @@ func (b *benchRun) serverCPU() time.Duration {
 	}
 	return bench.TreeCPU(b.server.PID())
 }
-
-func (b *benchRun) plot() []byte { return nil }

@@ -235,6 +235,8 @@ func (r *benchResult) loadText() string {
 	return text + "; " + r.Store
 }
 
+func (b *benchRun) plot() []byte { return bench.Plot(b.result.loadText(), b.samples) }
+
 func kindsText(kinds map[string]float64) string {
 	var list []string
 	for _, kind := range byTotal(kinds, func(v float64) float64 { return v }) {

@@ -48,9 +48,9 @@ const serverPackage = "github.com/nats-io/nats-server"
 // about something decides.
 var kinds = []struct{ prefix, kind string }{ //nolint:gochecknoglobals // a table
 	{"runtime.gcBgMarkWorker", GC}, {"runtime.gcAssist", GC}, {"runtime.bgsweep", GC}, {"runtime.bgscavenge", GC},
-	{"crypto/internal/fips140/ed25519.verify", Verify}, {"crypto/internal/fips140/ed25519.Verify", Verify},
-	{"crypto/ed25519.verify", Verify}, {"crypto/ed25519.Verify", Verify}, {"github.com/oasisprotocol/curve25519-voi", Verify},
-	{"crypto/internal/fips140/ed25519.", Sign}, {"crypto/ed25519.", Sign},
+	{"crypto/internal/fips140/ed25519.sign", Sign}, {"crypto/internal/fips140/ed25519.Sign", Sign},
+	{"crypto/ed25519.Sign", Sign}, {"crypto/ed25519.PrivateKey", Sign},
+	{"crypto/ed25519.", Verify}, {"github.com/oasisprotocol/curve25519-voi", Verify},
 	{"omiappreg.org/keyrotation/events.PublicKey.CheckStrength", Keys},
 	{"modernc.org/", Store}, {"database/sql.", Store}, {"github.com/jackc/pgx", Store},
 	{"omiappreg.org/keyrotation/internal/sqldb", Store},
