@@ -27,8 +27,8 @@ func (b *benchRun) publishBindings(ctx context.Context) error {
 			messages[i] = message(event.Subject(), event.Nonce.String(), payload)
 		})
 		for _, m := range messages {
-			if _, err := b.js.PublishMsgAsync(m); err != nil {
-				return fmt.Errorf("publish a binding: %w", err)
+			if err := b.publish(m); err != nil {
+				return err
 			}
 		}
 		b.progress.set(int64(from))
@@ -79,17 +79,20 @@ func (b *benchRun) due(rotation int) time.Duration {
 	return time.Duration(float64(rotation) / b.cmd.Rate * float64(time.Second))
 }
 
-func (b *benchRun) publish(r *bench.Request) error {
-	if _, err := b.js.PublishMsgAsync(message(r.Subject, r.MsgID, r.Payload)); err != nil {
-		return fmt.Errorf("publish a request: %w", err)
+// publish hands a message to the broker. It waits while that has too many unconfirmed ones.
+func (b *benchRun) publish(m *nats.Msg) error {
+	if _, err := b.js.PublishMsgAsync(m, jetstream.WithStallWait(benchStalled)); err != nil {
+		return fmt.Errorf("publish: %w", err)
 	}
 	return nil
 }
 
+func (b *benchRun) publishRequest(r *bench.Request) error { return b.publish(message(r.Subject, r.MsgID, r.Payload)) }
+
 // publishAll makes the backlog.
 func (b *benchRun) publishAll(ctx context.Context, requests []bench.Request) error {
 	for i := range requests {
-		if err := b.publish(&requests[i]); err != nil {
+		if err := b.publishRequest(&requests[i]); err != nil {
 			return err
 		}
 		if i%1024 == 0 {
@@ -139,7 +142,7 @@ func (b *benchRun) generate(ctx context.Context, began time.Time, requests []ben
 			return err
 		}
 		b.recorder.Published(i, at)
-		if err := b.publish(&requests[i]); err != nil {
+		if err := b.publishRequest(&requests[i]); err != nil {
 			return err
 		}
 	}
