@@ -87,7 +87,9 @@ func (b *benchRun) publish(m *nats.Msg) error {
 	return nil
 }
 
-func (b *benchRun) publishRequest(r *bench.Request) error { return b.publish(message(r.Subject, r.MsgID, r.Payload)) }
+func (b *benchRun) publishRequest(r *bench.Request) error {
+	return b.publish(message(r.Subject, r.MsgID, r.Payload))
+}
 
 // publishAll makes the backlog.
 func (b *benchRun) publishAll(ctx context.Context, requests []bench.Request) error {

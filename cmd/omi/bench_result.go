@@ -53,6 +53,9 @@ func (b *benchRun) conclude(ctx context.Context, limit, caughtUp float64, m meas
 	if err := b.settle(ctx); err != nil {
 		return err
 	}
+	for _, stop := range b.stops { // what they told is complete
+		stop()
+	}
 	b.samples = b.recorder.Samples(m.began)
 	if len(b.samples) == 0 {
 		b.why = b.refusals()

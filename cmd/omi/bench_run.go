@@ -49,6 +49,7 @@ type benchRun struct {
 	unstored atomic.Int64        // publications that failed
 
 	parts sync.WaitGroup
+	stops []func() // the parts
 	fail  context.CancelCauseFunc
 
 	samples []bench.Sample
@@ -130,10 +131,12 @@ func (b *benchRun) start(ctx context.Context, part string, run process.Actor) (s
 			}
 		})
 	})
-	return func() {
+	stop = func() {
 		cancel()
 		<-ended
 	}
+	b.stops = append(b.stops, stop)
+	return stop
 }
 
 // openStreams makes the streams, and returns what deletes them where the broker is somebody's.

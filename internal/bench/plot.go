@@ -42,7 +42,7 @@ func Plot(title string, samples []Sample) []byte {
 	}
 	x := axis{from: 0, to: span, start: plotLeft, end: plotWidth - plotRight}
 	latency := axis{
-		from: math.Pow10(int(math.Floor(math.Log10(low)))), to: math.Pow10(int(math.Ceil(math.Log10(high*1.001)))),
+		from: math.Pow10(int(math.Floor(math.Log10(low)))), to: math.Pow10(int(math.Ceil(math.Log10(high * 1.001)))),
 		start: latencyTop + latencyHeight, end: latencyTop, log: true,
 	}
 	rate := axis{from: 0, to: most * 1.05, start: rateTop + rateHeight, end: rateTop}
