@@ -6,16 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
+	"strings"
 	"time"
 
 	"omiappreg.org/keyrotation/internal/bench"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 const (
 	benchRotations = 30_000
 	benchDuration  = 10 * time.Second
+	benchMaxRate   = 1_000_000
 	// keptEvents is how many events of a service the stream keeps: a backlog has no more of one service, or a subscriber
 	// that is behind could miss some.
 	keptEvents = 64
@@ -101,14 +105,27 @@ func (c *benchCmd) check() error {
 	switch {
 	case c.Services < 1:
 		return process.Usagef("--services: want 1 or more")
-	case c.Rotations < 0, c.Preload < 0, c.InFlight < 0, c.Rate < 0, c.Duration < 0:
-		return process.Usagef("want no negative numbers")
+	case c.Rotations < 0, c.Preload < 0, c.InFlight < 0, c.Duration < 0:
+		return process.Usagef("--rotations, --preload, --in-flight and --duration are never negative")
+	case c.Rate < 0 || c.Rate > benchMaxRate || math.IsNaN(c.Rate):
+		return process.Usagef("--rate: want more than 0, and %d at most", benchMaxRate)
 	case c.Rate > 0 && c.InFlight > 0:
 		return process.Usagef("--rate is an open loop and --in-flight a closed one: give one of them")
 	case c.Duration > 0 && (c.Rate == 0 || c.Rotations > 0):
 		return process.Usagef("--duration goes with --rate, in place of --rotations")
 	}
+	if c.NATSURL != "" {
+		if err := (process.NATS{URL: c.NATSURL}).Check(); err != nil {
+			return err
+		}
+	}
 	if c.DatabaseURL != "" {
+		if err := sqldb.CheckURL(c.DatabaseURL); err != nil {
+			return process.Usagef("--database-url: %w", err)
+		}
+		if strings.HasPrefix(c.DatabaseURL, "sqlite:") {
+			return process.Usagef("--database-url names a server; with SQLite, --data says where the files are made")
+		}
 		c.Store = benchPostgres
 	}
 	switch {

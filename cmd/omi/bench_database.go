@@ -15,7 +15,6 @@ import (
 	"omiappreg.org/keyrotation/internal/bench"
 	"omiappreg.org/keyrotation/internal/localserver"
 	"omiappreg.org/keyrotation/internal/process"
-	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // The databases, as --store and the result name them.
@@ -38,7 +37,7 @@ func (b *benchRun) openDatabases(ctx context.Context) (closes func(), err error)
 	b.progress.phase("starting PostgreSQL", -1)
 	server, err := localserver.StartPostgres(localserver.PostgresConfig{Durable: true, Parent: b.cmd.Data})
 	if err != nil {
-		return nil, process.Usagef("--store postgres: no PostgreSQL can be started (%w); name one by --database-url", err)
+		return nil, process.Usagef("--store postgres: no PostgreSQL can be started (%w): name a server by --database-url", err)
 	}
 	b.server = server
 	if _, err := b.createDatabases(ctx, server.URL().String()); err != nil {
@@ -50,9 +49,6 @@ func (b *benchRun) openDatabases(ctx context.Context) (closes func(), err error)
 
 // createDatabases makes a database for each part.
 func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func(), err error) {
-	if err := sqldb.CheckURL(text); err != nil {
-		return nil, process.Usagef("--database-url: %w", err)
-	}
 	whole, err := url.Parse(text)
 	if err != nil {
 		return nil, process.Usagef("--database-url is not a URL") // the error would quote a password

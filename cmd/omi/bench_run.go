@@ -35,6 +35,7 @@ const (
 // benchRun is one run.
 type benchRun struct {
 	cmd      *benchCmd
+	folder   string
 	log      *slog.Logger
 	cfg      stackConfig
 	progress *benchProgress
@@ -59,7 +60,15 @@ type benchRun struct {
 }
 
 func newBenchRun(c *benchCmd, folder string, log *slog.Logger) *benchRun {
-	b := &benchRun{cmd: c, log: log, store: c.Store, progress: newBenchProgress(), metrics: prometheus.NewRegistry(), meter: bench.NewMeter()}
+	return &benchRun{
+		cmd: c, folder: folder, log: log, store: c.Store,
+		progress: newBenchProgress(), metrics: prometheus.NewRegistry(), meter: bench.NewMeter(),
+	}
+}
+
+// setUp makes the load, and says how the parts run.
+func (b *benchRun) setUp() {
+	c := b.cmd
 	b.load = bench.NewLoad(c.Services, c.Preload, c.Rotations)
 	b.recorder = bench.NewRecorder(b.load, c.InFlight)
 	policy := registry.Policy{Origin: benchOrigin, MaxClockSkew: benchSkew}
@@ -68,16 +77,15 @@ func newBenchRun(c *benchCmd, folder string, log *slog.Logger) *benchRun {
 	}
 	app, _ := events.ParseAppID(bench.App)
 	b.cfg = stackConfig{
-		Folder: folder, NATSAddr: "127.0.0.1:0", NATS: process.NATS{URL: c.NATSURL}, Policy: policy,
+		Folder: b.folder, NATSAddr: "127.0.0.1:0", NATS: process.NATS{URL: c.NATSURL}, Policy: policy,
 		Apps:    []registry.App{{AppID: app, MasterPublicKey: events.GenerateSigningKey().Public()}},
-		Metrics: b.metrics, Log: log,
+		Metrics: b.metrics, Log: b.log,
 		Committed: b.recorder.Committed, AuthApplied: b.recorder.Auth, BillingApplied: b.recorder.Billing,
 		As: func(part string, do func() error) (err error) {
 			bench.As(context.Background(), part, func(context.Context) { err = do() })
 			return err
 		},
 	}
-	return b
 }
 
 // run makes everything ready, measures, and cleans up.
@@ -90,8 +98,11 @@ func (b *benchRun) run(ctx context.Context) (err error) {
 			err = cause // of which err is only the consequence
 		}
 	}()
-	b.progress.phase("the cores' Ed25519 limit", -1)
-	limit := bench.SignatureLimit(ctx, benchLimitSpan)
+	if err := b.unused(ctx); err != nil {
+		return err
+	}
+	b.progress.phase("making keys", -1)
+	b.setUp()
 	closeDatabases, err := b.openDatabases(ctx)
 	if err != nil {
 		return err
@@ -108,6 +119,8 @@ func (b *benchRun) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer deleteStreams()
+	b.progress.phase("the cores' Ed25519 limit", -1)
+	limit := bench.SignatureLimit(ctx, benchLimitSpan)
 	caughtUp, err := b.bind(ctx)
 	if err != nil {
 		return err
@@ -150,12 +163,6 @@ func (b *benchRun) openStreams(ctx context.Context) (deletes func(), err error) 
 	if err != nil {
 		return nil, fmt.Errorf("use JetStream: %w", err)
 	}
-	streams := []string{events.RequestStream, events.InvalidationStream, events.ReceiptStream}
-	if b.cmd.NATSURL != "" {
-		if err := b.unused(ctx, streams); err != nil {
-			return nil, err
-		}
-	}
 	if err := registry.EnsureStreams(ctx, b.js, 1); err != nil {
 		return nil, err
 	}
@@ -165,7 +172,7 @@ func (b *benchRun) openStreams(ctx context.Context) (deletes func(), err error) 
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), benchSettle)
 		defer cancel()
-		for _, name := range streams {
+		for _, name := range benchStreams() {
 			if err := b.js.DeleteStream(ctx, name); err != nil {
 				b.log.Error("a stream of the benchmark is left", "stream", name, "error", err)
 			}
@@ -173,12 +180,28 @@ func (b *benchRun) openStreams(ctx context.Context) (deletes func(), err error) 
 	}, nil
 }
 
+func benchStreams() []string {
+	return []string{events.RequestStream, events.InvalidationStream, events.ReceiptStream}
+}
+
 // unused refuses a broker that has streams of a registry: what this one publishes must not reach anybody.
-func (b *benchRun) unused(ctx context.Context, streams []string) error {
+func (b *benchRun) unused(ctx context.Context) error {
+	if b.cmd.NATSURL == "" {
+		return nil
+	}
+	nc, err := process.NATS{URL: b.cmd.NATSURL}.ConnectNow(ctx, "omi-bench", b.log)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return fmt.Errorf("use JetStream: %w", err)
+	}
 	ctx, cancel := context.WithTimeout(ctx, benchSettle)
 	defer cancel()
-	for _, name := range streams {
-		_, err := b.js.Stream(ctx, name)
+	for _, name := range benchStreams() {
+		_, err := js.Stream(ctx, name)
 		if err == nil {
 			return process.Usagef("--nats-url: the stream %s is there already: use a broker, or an account, without a registry", name)
 		}
