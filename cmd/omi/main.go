@@ -14,6 +14,7 @@ import (
 type cli struct {
 	Demo    demoCmd    `cmd:"" help:"See a key rotate while clients sign without a pause: everything in one process, nothing to install."`
 	Dev     devCmd     `cmd:"" help:"Run broker, registry, Auth and Billing on this machine, and keep their state."`
+	Bench   benchCmd   `cmd:"" help:"Measure throughput, latency and CPU of the whole path, on real parts."`
 	Keygen  keygenCmd  `cmd:"" help:"Make a key, for a service or as a developer's Master Key, or convert one."`
 	Bind    bindCmd    `cmd:"" help:"Bind a service to its first key, signed by the developer's Master Key."`
 	Rotate  rotateCmd  `cmd:"" help:"Give a service a new key, signed by its current one."`

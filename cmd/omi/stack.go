@@ -17,6 +17,7 @@ import (
 	"omiappreg.org/keyrotation/billingsub"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/bench"
 	"omiappreg.org/keyrotation/internal/broker"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
@@ -26,10 +27,21 @@ import (
 // healthEvery is how often a stack that starts is asked whether it serves.
 const healthEvery = 5 * time.Millisecond
 
+// The parts of a stack.
+const (
+	partBroker   = bench.Broker
+	partRegistry = bench.Registry
+	partAuth     = bench.Auth
+	partBilling  = bench.Billing
+)
+
 // stackConfig says what one machine's whole deployment is.
 type stackConfig struct {
 	Folder   string // of keys, databases and streams
 	NATSAddr string
+	NATS     process.NATS                             // a broker that is there; without a URL, one is started in the process
+	Database func(part string) string                 // the URL of a part's database; nil: SQLite in Folder
+	As       func(part string, do func() error) error // runs what belongs to a part; nil: as it is
 	Policy   registry.Policy
 	Apps     []registry.App
 	Metrics  prometheus.Registerer
@@ -43,6 +55,8 @@ type stackConfig struct {
 type stack struct {
 	key      events.SigningKey
 	broker   *broker.Server
+	nats     process.NATS
+	conn     *nats.Conn // the registry's
 	registry *registry.Registry
 	auth     *authsub.Auth
 	billing  *billingsub.Billing
@@ -53,7 +67,7 @@ type stack struct {
 
 // newStack starts the broker and opens the databases; nothing is served before [stack.actors] run.
 func newStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
-	s := &stack{} // not the result, which an error sets to nil
+	s := &stack{nats: cfg.NATS} // not the result, which an error sets to nil
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -65,22 +79,36 @@ func newStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 	if s.key, err = readOrCreate(filepath.Join(cfg.Folder, "registry.pem")); err != nil {
 		return nil, err
 	}
-	if s.broker, err = broker.Start(broker.Config{Addr: cfg.NATSAddr, StoreDir: filepath.Join(cfg.Folder, "jetstream"), Log: cfg.Log}); err != nil {
-		return nil, process.Usage(fmt.Errorf("%w: choose another with --nats-addr", err))
+	if cfg.As == nil {
+		cfg.As = func(_ string, do func() error) error { return do() }
 	}
-	s.closers = append(s.closers, s.broker.Shutdown)
-	if err := s.openRegistry(ctx, cfg); err != nil {
-		return nil, err
-	}
-	if err := s.openSubscribers(ctx, cfg); err != nil {
-		return nil, err
+	for _, part := range []struct {
+		name string
+		open func(context.Context, stackConfig) error
+	}{
+		{partBroker, s.startBroker}, {partRegistry, s.openRegistry}, {partAuth, s.openAuth}, {partBilling, s.openBilling},
+	} {
+		if err := cfg.As(part.name, func() error { return part.open(ctx, cfg) }); err != nil {
+			return nil, err
+		}
 	}
 	return s, nil
 }
 
+func (s *stack) startBroker(_ context.Context, cfg stackConfig) (err error) {
+	if s.nats.URL != "" {
+		return nil
+	}
+	if s.broker, err = broker.Start(broker.Config{Addr: cfg.NATSAddr, StoreDir: filepath.Join(cfg.Folder, "jetstream"), Log: cfg.Log}); err != nil {
+		return process.Usage(fmt.Errorf("%w: choose another with --nats-addr", err))
+	}
+	s.closers = append(s.closers, s.broker.Shutdown)
+	s.nats.URL = s.broker.URL()
+	return nil
+}
+
 func (s *stack) openRegistry(ctx context.Context, cfg stackConfig) (err error) {
-	nc, _, err := s.connect("omi-registry", cfg.Log)
-	if err != nil {
+	if s.conn, _, err = s.connect("omi-registry", cfg.Log); err != nil {
 		return err
 	}
 	if s.store, err = registry.OpenStore(ctx, s.database(cfg, "registry"), cfg.Log); err != nil {
@@ -92,16 +120,30 @@ func (s *stack) openRegistry(ctx context.Context, cfg stackConfig) (err error) {
 			return process.Usage(err)
 		}
 	}
-	s.registry, err = registry.New(registry.Config{
-		Policy: cfg.Policy, Key: s.key, Store: s.store, Conn: nc, Committed: cfg.Committed, Metrics: cfg.Metrics, Log: cfg.Log.With("part", "registry"),
-	})
+	s.registry, err = s.newRegistry(cfg)
 	return err
 }
 
-func (s *stack) openSubscribers(ctx context.Context, cfg stackConfig) error {
+// newRegistry returns a registry on the stack's broker and database that does not run yet.
+func (s *stack) newRegistry(cfg stackConfig) (*registry.Registry, error) {
+	return registry.New(registry.Config{
+		Policy: cfg.Policy, Key: s.key, Store: s.store, Conn: s.conn, Committed: cfg.Committed, Metrics: cfg.Metrics, Log: cfg.Log.With("part", "registry"),
+	})
+}
+
+// trust believes the stack's registry.
+func (s *stack) trust(cfg stackConfig) (events.Trust, error) {
 	trust, err := events.NewTrust(cfg.Policy.Origin, s.key.Public())
 	if err != nil {
-		return fmt.Errorf("trust the registry: %w", err)
+		return trust, fmt.Errorf("trust the registry: %w", err)
+	}
+	return trust, nil
+}
+
+func (s *stack) openAuth(ctx context.Context, cfg stackConfig) error {
+	trust, err := s.trust(cfg)
+	if err != nil {
+		return err
 	}
 	_, js, err := s.connect("omi-authsub", cfg.Log)
 	if err != nil {
@@ -115,7 +157,16 @@ func (s *stack) openSubscribers(ctx context.Context, cfg stackConfig) error {
 		return err
 	}
 	s.closeLater("authsub", s.auth.Close, cfg.Log)
-	if _, js, err = s.connect("omi-billingsub", cfg.Log); err != nil {
+	return nil
+}
+
+func (s *stack) openBilling(ctx context.Context, cfg stackConfig) error {
+	trust, err := s.trust(cfg)
+	if err != nil {
+		return err
+	}
+	_, js, err := s.connect("omi-billingsub", cfg.Log)
+	if err != nil {
 		return err
 	}
 	s.billing, err = billingsub.New(ctx, billingsub.Config{
@@ -130,11 +181,14 @@ func (s *stack) openSubscribers(ctx context.Context, cfg stackConfig) error {
 }
 
 func (s *stack) database(cfg stackConfig, part string) string {
+	if cfg.Database != nil {
+		return cfg.Database(part)
+	}
 	return "sqlite:" + filepath.Join(cfg.Folder, part+".db")
 }
 
 func (s *stack) connect(name string, log *slog.Logger) (*nats.Conn, jetstream.JetStream, error) {
-	nc, err := process.NATS{URL: s.broker.URL()}.Connect(name, log)
+	nc, err := s.nats.Connect(name, log)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -1,5 +1,5 @@
-// Package broker runs a NATS server with JetStream inside the process: for `omi dev`, `omi demo` and tests. In production
-// the broker is a cluster of its own.
+// Package broker runs a NATS server with JetStream inside the process: for `omi dev`, `omi demo`, `omi bench` and tests. In
+// production the broker is a cluster of its own.
 package broker
 
 import (

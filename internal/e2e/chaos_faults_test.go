@@ -72,7 +72,7 @@ func (h *havoc) faults() []fault {
 			return h.endPostgres((*testenv.PostgresServer).Crash)
 		}},
 		{"restart of the database", noServer, longFault, func() (string, func() error, error) {
-			return h.endPostgres((*testenv.PostgresServer).Stop)
+			return h.endPostgres((*testenv.PostgresServer).Halt)
 		}},
 		{"kill -9 of a broker node", "", longFault, func() (string, func() error, error) { return h.killNode(h.anyNode()) }},
 		{"kill -9 of a stream's leader", "", longFault, func() (string, func() error, error) { return h.killNode(h.anyLeader()) }},

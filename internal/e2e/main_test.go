@@ -42,7 +42,7 @@ func run(m *testing.M) int {
 func useSources(t *testing.T) {
 	t.Helper()
 	err := filepath.WalkDir(filepath.Join("..", ".."), func(_ string, entry fs.DirEntry, err error) error {
-		if err == nil && entry.Name() == ".git" {
+		if err == nil && entry.IsDir() && entry.Name() == ".git" { // in a worktree it is a file, and SkipDir would skip all the rest
 			return fs.SkipDir
 		}
 		return err

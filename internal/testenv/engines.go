@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"omiappreg.org/keyrotation/internal/localserver"
 )
 
 // The engines, by the names that subtests and OMI_TEST_REQUIRE have.
@@ -119,7 +121,12 @@ func execute(server *url.URL, statement string) error {
 //nolint:gochecknoglobals // see above
 var servers = serverSet{
 	Postgres:  {env: "OMI_TEST_POSTGRES_URL", start: startPostgres},
-	Cockroach: {env: "OMI_TEST_COCKROACH_URL", start: startCockroach},
+	Cockroach: {env: "OMI_TEST_COCKROACH_URL", start: localserver.StartCockroach},
+}
+
+// startPostgres starts one that keeps nothing: speed over durability.
+func startPostgres() (*localserver.Server, error) {
+	return localserver.StartPostgres(localserver.PostgresConfig{})
 }
 
 type serverSet map[string]*sharedServer
@@ -127,11 +134,11 @@ type serverSet map[string]*sharedServer
 // sharedServer is a server that the environment names, or that is started by the first test that needs it.
 type sharedServer struct {
 	env   string
-	start func() (*localServer, error)
+	start func() (*localserver.Server, error)
 
 	once  sync.Once
 	admin *url.URL
-	local *localServer // nil: not ours
+	local *localserver.Server // nil: not ours
 	err   error
 }
 
@@ -147,7 +154,7 @@ func (s serverSet) url(engine string) (*url.URL, error) {
 func (s serverSet) stop() {
 	for _, server := range s {
 		if server.local != nil {
-			server.local.stop()
+			server.local.Stop()
 		}
 	}
 }
@@ -163,5 +170,5 @@ func (s *sharedServer) open() {
 		s.err = fmt.Errorf("%w (or set %s to the URL of a server)", s.err, s.env)
 		return
 	}
-	s.admin = s.local.url
+	s.admin = s.local.URL()
 }

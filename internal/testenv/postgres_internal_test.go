@@ -1,5 +1,3 @@
-//go:build unix
-
 package testenv
 
 import (
@@ -15,7 +13,7 @@ func TestPostgresServerKeepsWhatItCommitted(t *testing.T) {
 		if p == nil {
 			return // skipped
 		}
-		if _, err := os.Stat(p.folder); !os.IsNotExist(err) {
+		if _, err := os.Stat(p.Folder()); !os.IsNotExist(err) {
 			t.Errorf("its folder is left: %v", err)
 		}
 	})
@@ -25,7 +23,7 @@ func TestPostgresServerKeepsWhatItCommitted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for table, stop := range map[string]func() error{"crashed": p.Crash, "stopped": p.Stop} {
+	for table, stop := range map[string]func() error{"crashed": p.Crash, "halted": p.Halt} {
 		if err := execute(database, "CREATE TABLE "+table+" (n int)"); err != nil {
 			t.Fatal(err)
 		}

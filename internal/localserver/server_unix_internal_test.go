@@ -1,6 +1,6 @@
 //go:build unix
 
-package testenv
+package localserver
 
 import (
 	"net/url"
@@ -22,7 +22,7 @@ func TestServerDiesWithKilledProcess(t *testing.T) {
 		startAndHang(t)
 	}
 	if _, err := postgresPrograms(); err != nil {
-		missing(t, Postgres, err)
+		missing(t, err)
 	}
 	note := filepath.Join(t.TempDir(), "note")
 	child := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
@@ -31,7 +31,7 @@ func TestServerDiesWithKilledProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	var data string
-	Eventually(t, time.Minute, "the child's server", func() error {
+	eventually(t, "the child's server", func() error {
 		text, err := os.ReadFile(note)
 		data = string(text)
 		return err
@@ -40,7 +40,7 @@ func TestServerDiesWithKilledProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = child.Wait()
-	Eventually(t, time.Minute, "the end of the server", func() error {
+	eventually(t, "the end of the server", func() error {
 		if _, err := os.Stat(data); !os.IsNotExist(err) {
 			return os.ErrExist
 		}
@@ -53,7 +53,7 @@ func TestServerDiesWithKilledProcess(t *testing.T) {
 
 func startAndHang(t *testing.T) {
 	t.Helper()
-	server, err := startPostgres()
+	server, err := StartPostgres(PostgresConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,6 +67,26 @@ func startAndHang(t *testing.T) {
 	select {} // until killed
 }
 
+// missing ends a test without PostgreSQL, as internal/testenv would, which this package can't import here.
+func missing(t *testing.T, err error) {
+	t.Helper()
+	if strings.Contains(os.Getenv("OMI_TEST_REQUIRE"), "postgres") {
+		t.Fatal(err)
+	}
+	t.Skip(err)
+}
+
+func eventually(t *testing.T, what string, condition func() error) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for err := condition(); err != nil; err = condition() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
 func TestLaunchTellsWhyAServerEnded(t *testing.T) {
 	t.Parallel()
 	nowhere := &url.URL{Scheme: "postgres", Host: "127.0.0.1:1"}
@@ -75,7 +95,7 @@ func TestLaunchTellsWhyAServerEnded(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "no luck today") {
 		t.Errorf("got %v", err)
 	}
-	if time.Since(began) > localStartTimeout/2 {
+	if time.Since(began) > startTimeout/2 {
 		t.Error("waited for a server that had ended")
 	}
 }
@@ -84,7 +104,7 @@ func TestUnprivileged(t *testing.T) {
 	t.Parallel()
 	as, err := unprivileged()
 	if err != nil {
-		missing(t, Postgres, err)
+		missing(t, err)
 	}
 	if root := syscall.Geteuid() == 0; root != (as != nil && as.Uid != 0) {
 		t.Errorf("root: %v, credential: %+v", root, as)

@@ -1,6 +1,6 @@
 //go:build unix
 
-package testenv
+package localserver
 
 import (
 	"context"
@@ -20,9 +20,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// guard is the shell script between a test process and its server. A reader waits on a pipe whose other end is held by
-// the test process alone, so the read ends when that process ends, however it does: by Main, a panic, a timeout or kill
-// -9. Then it stops the server ($1: by which signal), and the folder ($2) is removed. The rest is the server's command.
+// guard is the shell script between a process and its server. A reader waits on a pipe whose other end is held by
+// the process alone, so the read ends when that process ends, however it does: by Stop, a panic, a timeout or kill -9. Then it stops the server ($1: by which signal), and the folder ($2) is removed. The rest is the server's command.
 //
 // This needs nothing of the operating system but pipes, and leaves no files behind, where a parent-death signal (Linux
 // only, and bound to a thread) would.
@@ -38,10 +37,10 @@ wait "$server"
 if [ -e "$folder/stop" ]; then rm -rf "$folder"; else kill "$reader"; fi
 `
 
-const localStartTimeout = time.Minute
+const startTimeout = time.Minute
 
-// localServer is a database server that this process has started.
-type localServer struct {
+// Server is a database server that this process has started.
+type Server struct {
 	url   *url.URL
 	guard *exec.Cmd
 	life  io.Closer
@@ -49,11 +48,11 @@ type localServer struct {
 }
 
 // launch starts a server below a guard, and waits until it answers at url.
-func launch(url *url.URL, folder, signal string, as *syscall.Credential, command []string) (*localServer, error) {
+func launch(url *url.URL, folder, signal string, as *syscall.Credential, command []string) (*Server, error) {
 	args := append([]string{"-c", guard, "guard", signal, folder}, command...)
 	cmd := exec.Command("sh", args...) //nolint:gosec // the programs that this package found
 	cmd.Dir = folder
-	// A group of its own: Ctrl-C is for the tests, whose end the guard then sees.
+	// A group of its own: Ctrl-C is for the process that started it, whose end the guard then sees.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: as}
 	life, err := cmd.StdinPipe()
 	if err != nil {
@@ -62,21 +61,21 @@ func launch(url *url.URL, folder, signal string, as *syscall.Credential, command
 	if err := cmd.Start(); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", command[0], err), life.Close())
 	}
-	s := &localServer{url: url, guard: cmd, life: life, done: make(chan struct{})}
+	s := &Server{url: url, guard: cmd, life: life, done: make(chan struct{})}
 	go func() {
 		defer close(s.done)
 		_ = cmd.Wait()
 	}()
 	if err := s.await(); err != nil {
 		log, _ := os.ReadFile(filepath.Join(folder, "log"))
-		s.stop()
+		s.Stop()
 		return nil, fmt.Errorf("start %s: %w\n%s", command[0], err, log)
 	}
 	return s, nil
 }
 
-func (s *localServer) await() error {
-	ctx, cancel := context.WithTimeout(context.Background(), localStartTimeout)
+func (s *Server) await() error {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -95,14 +94,21 @@ func (s *localServer) await() error {
 	}
 }
 
-func (s *localServer) stop() {
+// URL is where its superuser finds it. It holds the password.
+func (s *Server) URL() *url.URL { return s.url }
+
+// PID is the process below which all of the server's run.
+func (s *Server) PID() int { return s.guard.Process.Pid }
+
+// Stop ends it, and returns when its files are gone.
+func (s *Server) Stop() {
 	_ = s.life.Close()
 	<-s.done
 }
 
 // ownFolder makes a temporary folder for a server, owned by whom it will run as.
-func ownFolder(pattern string, as *syscall.Credential) (string, error) {
-	folder, err := os.MkdirTemp("", pattern)
+func ownFolder(parent, pattern string, as *syscall.Credential) (string, error) {
+	folder, err := os.MkdirTemp(parent, pattern)
 	if err != nil {
 		return "", fmt.Errorf("make a folder: %w", err)
 	}

@@ -1,6 +1,6 @@
 //go:build unix
 
-package testenv
+package localserver
 
 import (
 	"errors"
@@ -9,14 +9,14 @@ import (
 	"os/exec"
 )
 
-// startCockroach starts one CockroachDB node that lives in memory. This is what cockroach-go's testserver does, but that
-// one outlives a test process that was killed, and brings in a second driver.
-func startCockroach() (*localServer, error) {
+// StartCockroach starts one CockroachDB node that lives in memory. This is what cockroach-go's testserver does, but that
+// one outlives a process that was killed, and brings in a second driver.
+func StartCockroach() (*Server, error) {
 	program, err := exec.LookPath("cockroach")
 	if err != nil {
 		return nil, errors.New("the program cockroach is not on PATH; get it from cockroachlabs.com/docs/releases")
 	}
-	folder, err := ownFolder("omi-test-cockroach-", nil)
+	folder, err := ownFolder("", "omi-cockroach-", nil)
 	if err != nil {
 		return nil, err
 	}

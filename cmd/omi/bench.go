@@ -1,0 +1,181 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"strings"
+	"time"
+
+	"omiappreg.org/keyrotation/internal/bench"
+	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+const (
+	benchRotations = 30_000
+	benchDuration  = 10 * time.Second
+	benchMaxRate   = 1_000_000
+	// keptEvents is how many events of a service the stream keeps: a backlog has no more of one service, or a subscriber
+	// that is behind could miss some.
+	keptEvents = 64
+)
+
+type benchCmd struct {
+	Services  int           `default:"1000" placeholder:"N" help:"Services that take turns at rotating (${default})."`
+	Rotations int           `placeholder:"N" help:"Rotations in all (30,000; with --rate, 10 s of them)."`
+	Preload   int           `placeholder:"N" help:"Services that exist beside these, and do not rotate."`
+	InFlight  int           `placeholder:"N" help:"Closed loop: a rotation is published when one of N before it is applied."`
+	Rate      float64       `placeholder:"N" help:"Open loop: so many rotations a second are published, whatever becomes of them."`
+	Duration  time.Duration `placeholder:"TIME" help:"With --rate, in place of --rotations: for how long."`
+
+	Store       string `enum:"sqlite,postgres" default:"sqlite" help:"Where registry, Auth and Billing keep their state: sqlite or postgres (${default})."`
+	DatabaseURL string `name:"database-url" placeholder:"URL" help:"A PostgreSQL or CockroachDB to use, by a user who may create databases; they are dropped at the end."`
+	NATSURL     string `name:"nats-url" placeholder:"URL" help:"A broker to use, in an account without streams; those made are deleted at the end. Default: one in this process."`
+	Data        string `placeholder:"DIR" help:"Where databases and streams are made for as long as it runs. Default: the folder for temporary files."`
+
+	Plot       string `placeholder:"FILE" help:"Draw latency and throughput over time (SVG)."`
+	CPUProfile string `name:"cpu-profile" placeholder:"FILE" help:"Write the CPU profile of what is measured, for go tool pprof."`
+	JSON       bool   `help:"Print one JSON object at the end, and nothing else."`
+}
+
+// Help teaches.
+func (*benchCmd) Help() string {
+	return `Broker, registry, Auth and Billing run in this process as delivered: file streams, synchronous=FULL or fsync, real TCP
+connections. The services are bound before, and the requests signed: the spec's own payloads, each signed by the key that
+the one before it brought.
+
+Three ways to load it:
+  a backlog (default)  all requests are in the stream when the registry starts: its throughput. Latencies count from there.
+  --in-flight N        a closed loop: a rotation is published when one of N before it is applied.
+  --rate N             an open loop: rotations are published evenly, N a second. Latencies count from when a request was to be
+                       published, so a system that falls behind can't hide it.
+
+What is measured ends when both subscribers have applied all. The Ed25519 limit is how many rotations a second all cores could
+do if they did nothing but three verifications and two signatures for each, with the standard library; it is measured in the
+same run, just before. CPU is that of the whole process, and on Linux of a PostgreSQL that it started. Exit code 1 if anything was
+lost, or applied twice.
+
+  omi bench
+  omi bench --services 20000 --rotations 100000
+  omi bench --rate 200 --duration 30s --plot latency.svg
+  omi bench --store postgres --preload 100000 --json`
+}
+
+// Run measures, and fails if anything was lost or doubled.
+func (c *benchCmd) Run() error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	folder, err := os.MkdirTemp(c.Data, "omi-bench-")
+	if err != nil {
+		return process.Usagef("make a temporary folder: %w: name another place by --data", err)
+	}
+	defer func() { _ = os.RemoveAll(folder) }()
+	log := process.NewLog(os.Stderr, slog.LevelError)
+	b := newBenchRun(c, folder, log)
+	finished := false
+	err = process.Run(log, func(ctx context.Context) (err error) {
+		bench.As(ctx, bench.LoadGenerator, func(ctx context.Context) { err = b.run(ctx) })
+		finished = err == nil
+		return err
+	})
+	b.progress.end()
+	switch {
+	case err != nil:
+		return err
+	case !finished:
+		return errors.New("stopped before its end: nothing was measured")
+	}
+	if err := c.write(b); err != nil {
+		return err
+	}
+	if r := &b.result; r.Lost+r.Doubled > 0 {
+		return process.Refused(fmt.Errorf("%d rotations were lost, %d applied twice%s", r.Lost, r.Doubled, b.why))
+	}
+	return nil
+}
+
+// check refuses what can't be measured, and fills in what depends on the rest.
+func (c *benchCmd) check() error {
+	switch {
+	case c.Services < 1:
+		return process.Usagef("--services: want 1 or more")
+	case c.Rotations < 0, c.Preload < 0, c.InFlight < 0, c.Duration < 0:
+		return process.Usagef("--rotations, --preload, --in-flight and --duration are never negative")
+	case c.Rate < 0 || c.Rate > benchMaxRate || math.IsNaN(c.Rate):
+		return process.Usagef("--rate: want more than 0, and %d at most", benchMaxRate)
+	case c.Rate > 0 && c.InFlight > 0:
+		return process.Usagef("--rate is an open loop and --in-flight a closed one: give one of them")
+	case c.Duration > 0 && (c.Rate == 0 || c.Rotations > 0):
+		return process.Usagef("--duration goes with --rate, in place of --rotations")
+	}
+	if c.NATSURL != "" {
+		if err := (process.NATS{URL: c.NATSURL}).Check(); err != nil {
+			return err
+		}
+	}
+	if c.DatabaseURL != "" {
+		if err := sqldb.CheckURL(c.DatabaseURL); err != nil {
+			return process.Usagef("--database-url: %w", err)
+		}
+		if strings.HasPrefix(c.DatabaseURL, "sqlite:") {
+			return process.Usagef("--database-url names a server; with SQLite, --data says where the files are made")
+		}
+		c.Store = benchPostgres
+	}
+	switch {
+	case c.Rotations > 0:
+	case c.Rate > 0:
+		c.Rotations = max(1, int(c.Rate*cmp.Or(c.Duration, benchDuration).Seconds()))
+	default:
+		c.Rotations = benchRotations
+	}
+	if most := (keptEvents - 1) * c.Services; c.mode() == benchBacklog && c.Rotations > most {
+		return process.Usagef("--rotations: the stream keeps the last %d events of a service, so that %d services have a backlog of %d rotations at most: give more --services",
+			keptEvents, c.Services, most)
+	}
+	return nil
+}
+
+// The ways to load a system.
+const (
+	benchBacklog = "backlog"
+	benchClosed  = "closed_loop"
+	benchOpen    = "open_loop"
+)
+
+func (c *benchCmd) mode() string {
+	switch {
+	case c.Rate > 0:
+		return benchOpen
+	case c.InFlight > 0:
+		return benchClosed
+	}
+	return benchBacklog
+}
+
+// write writes the files that were asked for, and the result.
+func (c *benchCmd) write(b *benchRun) error {
+	for _, file := range []struct {
+		flag, path string
+		content    func() []byte
+	}{
+		{"--plot", c.Plot, b.plot}, {"--cpu-profile", c.CPUProfile, func() []byte { return b.profile }},
+	} {
+		if file.path == "" {
+			continue
+		}
+		if err := os.WriteFile(file.path, file.content(), 0o644); err != nil { //nolint:gosec // to be shown around
+			return process.Usagef("%s: %w", file.flag, err)
+		}
+	}
+	if c.JSON {
+		return process.PrintJSON(b.result)
+	}
+	return process.Print("%s", b.result.text())
+}

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"omiappreg.org/keyrotation/internal/bench"
+	"omiappreg.org/keyrotation/internal/localserver"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+// The databases, as --store and the result name them.
+const (
+	benchPostgres  = "postgres"
+	benchCockroach = "cockroach"
+)
+
+// benchServer is the part of the CPU that a database server used which this process started.
+const benchServer = "database_server"
+
+// openDatabases gives each part a database of its own, and returns what takes them away again.
+func (b *benchRun) openDatabases(ctx context.Context) (closes func(), err error) {
+	if b.cmd.Store != benchPostgres {
+		return func() {}, nil // files in the folder
+	}
+	if b.cmd.DatabaseURL != "" {
+		return b.createDatabases(ctx, b.cmd.DatabaseURL)
+	}
+	b.progress.phase("starting PostgreSQL", -1)
+	server, err := localserver.StartPostgres(localserver.PostgresConfig{Durable: true, Parent: b.cmd.Data})
+	if err != nil {
+		return nil, process.Usagef("--store postgres: no PostgreSQL can be started (%w): name a server by --database-url", err)
+	}
+	b.server = server
+	if _, err := b.createDatabases(ctx, server.URL().String()); err != nil {
+		server.Stop()
+		return nil, err
+	}
+	return server.Stop, nil // the databases go with it
+}
+
+// createDatabases makes a database for each part.
+func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func(), err error) {
+	whole, err := url.Parse(text)
+	if err != nil {
+		return nil, process.Usagef("--database-url is not a URL") // the error would quote a password
+	}
+	prefix := "omi_bench_" + strings.ToLower(rand.Text()) + "_"
+	parts := []string{"registry", "authsub", "billingsub"} // as the stack calls them
+	b.cfg.Database = func(part string) string {
+		one := *whole
+		one.Path = "/" + prefix + part
+		return one.String()
+	}
+	var version string
+	how := " WITH (FORCE)" // also under connections that are on their way out
+	drops = func() {
+		ctx := context.WithoutCancel(ctx)
+		for _, part := range parts {
+			drop := "DROP DATABASE IF EXISTS " + prefix + part + how
+			if err := onServer(ctx, text, func(conn *pgx.Conn) error { return execute(ctx, conn, drop) }); err != nil {
+				b.log.Error("a database of the benchmark is left", "database", prefix+part, "error", err)
+			}
+		}
+	}
+	err = onServer(ctx, text, func(conn *pgx.Conn) error { return conn.QueryRow(ctx, "SELECT version()").Scan(&version) })
+	if err != nil {
+		return nil, err
+	}
+	if strings.HasPrefix(version, "CockroachDB") {
+		b.store, how = benchCockroach, " CASCADE"
+	}
+	for _, part := range parts {
+		create := "CREATE DATABASE " + prefix + part
+		if err := onServer(ctx, text, func(conn *pgx.Conn) error { return execute(ctx, conn, create) }); err != nil {
+			drops()
+			return nil, err
+		}
+	}
+	return drops, nil
+}
+
+func execute(ctx context.Context, conn *pgx.Conn, statement string) error {
+	if _, err := conn.Exec(ctx, statement); err != nil {
+		return fmt.Errorf("%s: %w", statement, err)
+	}
+	return nil
+}
+
+// onServer connects to a database server for a few statements.
+func onServer(ctx context.Context, text string, do func(*pgx.Conn) error) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, text)
+	if err == nil {
+		err = do(conn)
+		_ = conn.Close(ctx)
+	}
+	switch refused := (*pgconn.PgError)(nil); {
+	case err == nil:
+		return nil
+	case errors.As(err, &refused):
+		return process.Usagef("--database-url: %w", err)
+	default:
+		return process.Unreachable(fmt.Errorf("--database-url: %w", err))
+	}
+}
+
+// serverCPU is what a database server that this process started has used.
+func (b *benchRun) serverCPU() time.Duration {
+	if b.server == nil {
+		return 0
+	}
+	return bench.TreeCPU(b.server.PID())
+}

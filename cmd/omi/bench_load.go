@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/bench"
+	"omiappreg.org/keyrotation/internal/parallel"
+)
+
+// bindingsAtOnce is how many bindings are in memory at a time.
+const bindingsAtOnce = 8192
+
+// publishBindings fills the stream of events with a binding for each service.
+func (b *benchRun) publishBindings(ctx context.Context) error {
+	n := b.load.Bindings()
+	b.progress.phase("binding services", n)
+	for from := 0; from < n && ctx.Err() == nil; from += bindingsAtOnce {
+		messages := make([]*nats.Msg, min(bindingsAtOnce, n-from))
+		parallel.Each(len(messages), 16, func(i int) {
+			event, payload := b.load.Binding(from+i, benchOrigin, b.stack.key)
+			messages[i] = message(event.Subject(), event.Nonce.String(), payload)
+		})
+		for _, m := range messages {
+			if err := b.publish(m); err != nil {
+				return err
+			}
+		}
+		b.progress.set(int64(from))
+	}
+	return b.confirmed(ctx)
+}
+
+func message(subject, id string, payload []byte) *nats.Msg {
+	return &nats.Msg{Subject: subject, Data: payload, Header: nats.Header{jetstream.MsgIDHeader: {id}}}
+}
+
+// confirmed waits until the broker has confirmed all that was published.
+func (b *benchRun) confirmed(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-b.js.PublishAsyncComplete():
+	}
+	if n := b.unstored.Load(); n > 0 {
+		return fmt.Errorf("the broker did not take %d messages", n)
+	}
+	return nil
+}
+
+// sign makes the requests.
+func (b *benchRun) sign(ctx context.Context) ([]bench.Request, error) {
+	b.progress.phase("signing requests", b.load.Rotations)
+	var signed atomic.Int64
+	showing, stop := context.WithCancel(ctx)
+	shown := make(chan struct{})
+	go func() {
+		defer close(shown)
+		for b.look(showing, signed.Load) == nil {
+		}
+	}()
+	now := time.Now()
+	requests, err := b.load.Sign(ctx, func(i int) time.Time { return now.Add(b.due(i)) }, &signed)
+	stop()
+	<-shown
+	return requests, err
+}
+
+// due is when a rotation is to be published, from the beginning on.
+func (b *benchRun) due(rotation int) time.Duration {
+	if b.cmd.Rate == 0 {
+		return 0
+	}
+	return time.Duration(float64(rotation) / b.cmd.Rate * float64(time.Second))
+}
+
+// publish hands a message to the broker. It waits while that has too many unconfirmed ones.
+func (b *benchRun) publish(m *nats.Msg) error {
+	if _, err := b.js.PublishMsgAsync(m, jetstream.WithStallWait(benchStalled)); err != nil {
+		return fmt.Errorf("publish: %w", err)
+	}
+	return nil
+}
+
+func (b *benchRun) publishRequest(r *bench.Request) error {
+	return b.publish(message(r.Subject, r.MsgID, r.Payload))
+}
+
+// publishAll makes the backlog.
+func (b *benchRun) publishAll(ctx context.Context, requests []bench.Request) error {
+	for i := range requests {
+		if err := b.publishRequest(&requests[i]); err != nil {
+			return err
+		}
+		if i%1024 == 0 {
+			b.progress.set(int64(i))
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+		}
+	}
+	return b.confirmed(ctx)
+}
+
+// drive publishes requests as the loop wants it (none: they are there), and waits until both subscribers have applied all,
+// or nothing moves any more.
+func (b *benchRun) drive(ctx context.Context, began time.Time, requests []bench.Request) error {
+	published := make(chan error, 1)
+	b.parts.Go(func() { published <- b.generate(ctx, began, requests) })
+	moved, last := time.Now(), int64(-1)
+	for {
+		select {
+		case err := <-published:
+			if err != nil {
+				return err
+			}
+			published, moved = nil, time.Now()
+		case <-b.recorder.Done():
+			return nil
+		default:
+		}
+		if now := b.recorder.Applied(); now != last || b.cmd.mode() == benchOpen && published != nil {
+			moved, last = time.Now(), now
+		}
+		if time.Since(moved) > benchStalled {
+			return nil // what is missing is lost
+		}
+		if err := b.look(ctx, b.recorder.Applied); err != nil {
+			return err
+		}
+	}
+}
+
+// generate is the load generator of the loops.
+func (b *benchRun) generate(ctx context.Context, began time.Time, requests []bench.Request) error {
+	for i := range requests {
+		at, err := b.turn(ctx, began, i)
+		if err != nil {
+			return err
+		}
+		b.recorder.Published(i, at)
+		if err := b.publishRequest(&requests[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// turn waits until it is a rotation's turn, and returns from when its latency counts. In an open loop that is when it was
+// due, and not when the generator got to it: a system that holds up its load would look quick.
+func (b *benchRun) turn(ctx context.Context, began time.Time, rotation int) (time.Time, error) {
+	if b.cmd.mode() == benchClosed {
+		select {
+		case <-ctx.Done():
+			return time.Time{}, context.Cause(ctx)
+		case <-b.recorder.Released():
+			return time.Now(), nil
+		}
+	}
+	due := began.Add(b.due(rotation))
+	if wait := time.Until(due); wait > 0 {
+		select {
+		case <-ctx.Done():
+			return time.Time{}, context.Cause(ctx)
+		case <-time.After(wait):
+		}
+	} else if ctx.Err() != nil {
+		return time.Time{}, context.Cause(ctx)
+	}
+	return due, nil
+}

@@ -1,0 +1,337 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/bench"
+	"omiappreg.org/keyrotation/internal/localserver"
+	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/registry"
+)
+
+const (
+	benchOrigin      = "omiappreg.org"
+	benchLimitSpan   = 1500 * time.Millisecond
+	benchLook        = 100 * time.Millisecond // how often it is looked how far things are
+	benchStalled     = 30 * time.Second       // without progress, what is missing counts as lost
+	benchSettle      = 10 * time.Second
+	benchUnconfirmed = 4096 // publications that the broker has not confirmed yet
+	// benchSkew lets a request that was signed long before it is published pass.
+	benchSkew = time.Hour
+)
+
+// benchRun is one run.
+type benchRun struct {
+	cmd      *benchCmd
+	folder   string
+	log      *slog.Logger
+	cfg      stackConfig
+	progress *benchProgress
+	metrics  *prometheus.Registry
+	meter    *bench.Meter
+	load     *bench.Load
+	recorder *bench.Recorder
+	stack    *stack
+	store    string
+	server   *localserver.Server // nil: none was started
+	js       jetstream.JetStream // the load generator's
+	unstored atomic.Int64        // publications that failed
+
+	parts sync.WaitGroup
+	stops []func() // the parts
+	fail  context.CancelCauseFunc
+
+	samples []bench.Sample
+	profile []byte
+	result  benchResult
+	why     string // anything was lost
+}
+
+func newBenchRun(c *benchCmd, folder string, log *slog.Logger) *benchRun {
+	return &benchRun{
+		cmd: c, folder: folder, log: log, store: c.Store,
+		progress: newBenchProgress(), metrics: prometheus.NewRegistry(), meter: bench.NewMeter(),
+	}
+}
+
+// setUp makes the load, and says how the parts run.
+func (b *benchRun) setUp() {
+	c := b.cmd
+	b.load = bench.NewLoad(c.Services, c.Preload, c.Rotations)
+	b.recorder = bench.NewRecorder(b.load, c.InFlight)
+	policy := registry.Policy{Origin: benchOrigin, MaxClockSkew: benchSkew}
+	if c.mode() == benchOpen || c.Rotations > registry.DefaultRotationsPerMinute*c.Services {
+		policy.RotationsPerMinute = -1 // the limit as delivered would refuse some
+	}
+	app, _ := events.ParseAppID(bench.App)
+	b.cfg = stackConfig{
+		Folder: b.folder, NATSAddr: "127.0.0.1:0", NATS: process.NATS{URL: c.NATSURL}, Policy: policy,
+		Apps:    []registry.App{{AppID: app, MasterPublicKey: events.GenerateSigningKey().Public()}},
+		Metrics: b.metrics, Log: b.log,
+		Committed: b.recorder.Committed, AuthApplied: b.recorder.Auth, BillingApplied: b.recorder.Billing,
+		As: func(part string, do func() error) (err error) {
+			bench.As(context.Background(), part, func(context.Context) { err = do() })
+			return err
+		},
+	}
+}
+
+// run makes everything ready, measures, and cleans up.
+func (b *benchRun) run(ctx context.Context) (err error) {
+	ctx, b.fail = context.WithCancelCause(ctx)
+	defer func() {
+		b.fail(nil)
+		b.parts.Wait()
+		if cause := context.Cause(ctx); err != nil && !errors.Is(cause, context.Canceled) {
+			err = cause // of which err is only the consequence
+		}
+	}()
+	if err := b.unused(ctx); err != nil {
+		return err
+	}
+	b.progress.phase("making keys", -1)
+	b.setUp()
+	closeDatabases, err := b.openDatabases(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeDatabases()
+	if b.stack, err = newStack(ctx, b.cfg); err != nil {
+		return err
+	}
+	defer b.stack.Close()
+	defer b.parts.Wait()
+	defer b.fail(nil)
+	deleteStreams, err := b.openStreams(ctx)
+	if err != nil {
+		return err
+	}
+	defer deleteStreams()
+	b.progress.phase("the cores' Ed25519 limit", -1)
+	limit := bench.SignatureLimit(ctx, benchLimitSpan)
+	caughtUp, err := b.bind(ctx)
+	if err != nil {
+		return err
+	}
+	measured, err := b.measure(ctx)
+	if err != nil {
+		return err
+	}
+	return b.conclude(ctx, limit, caughtUp, measured)
+}
+
+// start runs a part until the returned function stops it, or ctx ends. A part that can't go on ends the run.
+func (b *benchRun) start(ctx context.Context, part string, run process.Actor) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	b.parts.Go(func() {
+		defer close(ended)
+		bench.As(ctx, part, func(ctx context.Context) {
+			if err := run(ctx); err != nil {
+				b.fail(fmt.Errorf("%s: %w", part, err))
+			}
+		})
+	})
+	stop = func() {
+		cancel()
+		<-ended
+	}
+	b.stops = append(b.stops, stop)
+	return stop
+}
+
+// openStreams makes the streams, and returns what deletes them where the broker is somebody's.
+func (b *benchRun) openStreams(ctx context.Context) (deletes func(), err error) {
+	nc, _, err := b.stack.connect("omi-bench", b.log)
+	if err != nil {
+		return nil, err
+	}
+	b.js, err = jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(benchUnconfirmed),
+		jetstream.WithPublishAsyncErrHandler(func(jetstream.JetStream, *nats.Msg, error) { b.unstored.Add(1) }))
+	if err != nil {
+		return nil, fmt.Errorf("use JetStream: %w", err)
+	}
+	if err := registry.EnsureStreams(ctx, b.js, 1); err != nil {
+		return nil, err
+	}
+	return func() {
+		if b.cmd.NATSURL == "" {
+			return // they go with the folder
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), benchSettle)
+		defer cancel()
+		for _, name := range benchStreams() {
+			if err := b.js.DeleteStream(ctx, name); err != nil {
+				b.log.Error("a stream of the benchmark is left", "stream", name, "error", err)
+			}
+		}
+	}, nil
+}
+
+func benchStreams() []string {
+	return []string{events.RequestStream, events.InvalidationStream, events.ReceiptStream}
+}
+
+// unused refuses a broker that has streams of a registry: what this one publishes must not reach anybody.
+func (b *benchRun) unused(ctx context.Context) error {
+	if b.cmd.NATSURL == "" {
+		return nil
+	}
+	nc, err := process.NATS{URL: b.cmd.NATSURL}.ConnectNow(ctx, "omi-bench", b.log)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return fmt.Errorf("use JetStream: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, benchSettle)
+	defer cancel()
+	for _, name := range benchStreams() {
+		_, err := js.Stream(ctx, name)
+		if err == nil {
+			return process.Usagef("--nats-url: the stream %s is there already: use a broker, or an account, without a registry", name)
+		}
+		if !errors.Is(err, jetstream.ErrStreamNotFound) {
+			return process.Unreachable(fmt.Errorf("--nats-url: look for the stream %s: %w", name, err))
+		}
+	}
+	return nil
+}
+
+// bind gives all services their first keys: the events are published, the registry takes them into its database as after
+// the loss of one, and the subscribers read them as new ones do. It returns how many events a second these applied.
+func (b *benchRun) bind(ctx context.Context) (caughtUp float64, err error) {
+	if err := b.publishBindings(ctx); err != nil {
+		return 0, err
+	}
+	b.progress.phase("the registry's database", -1)
+	trust, err := b.stack.trust(b.cfg)
+	if err != nil {
+		return 0, err
+	}
+	recovered, err := b.stack.store.Recover(ctx, registry.Recovery{JetStream: b.js, Trust: trust, Key: b.stack.key, Log: b.log})
+	if err != nil {
+		return 0, err
+	}
+	if recovered.Changes != b.load.Bindings() {
+		return 0, fmt.Errorf("of %d services %d came into the registry's database", b.load.Bindings(), recovered.Changes)
+	}
+	b.progress.phase("Auth and Billing catch up", b.load.Bindings())
+	began := time.Now()
+	b.start(ctx, bench.Auth, b.stack.auth.Run)
+	b.start(ctx, bench.Billing, b.stack.billing.Run)
+	for b.recorder.Bound() < int64(b.load.Bindings()) {
+		if err := b.look(ctx, b.recorder.Bound); err != nil {
+			return 0, err
+		}
+	}
+	caughtUp = float64(b.load.Bindings()) / time.Since(began).Seconds()
+	return caughtUp, b.warmUp(ctx)
+}
+
+// look waits a little, and shows how far it is.
+func (b *benchRun) look(ctx context.Context, done func() int64) error {
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(benchLook):
+		b.progress.set(done())
+		return nil
+	}
+}
+
+// warmUp runs a registry once without requests, since the first one compares its database with the stream of events.
+func (b *benchRun) warmUp(ctx context.Context) error {
+	b.progress.phase("the registry compares database and stream", -1)
+	cfg := b.cfg
+	cfg.Metrics = nil
+	first, err := b.stack.newRegistry(cfg)
+	if err != nil {
+		return err
+	}
+	defer b.start(ctx, bench.Registry, first.Run)()
+	return b.await(ctx, first.Ready)
+}
+
+func (b *benchRun) await(ctx context.Context, ready func() error) error {
+	for ready() != nil {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(healthEvery):
+		}
+	}
+	return nil
+}
+
+// measured is what is known when both subscribers have applied all.
+type measured struct {
+	began  time.Time
+	cpu    time.Duration // of this process
+	server time.Duration // of the database server's
+	peak   int64         // bytes of memory
+}
+
+// measure loads the system, and returns when all is applied, or nothing moves any more.
+func (b *benchRun) measure(ctx context.Context) (measured, error) {
+	requests, err := b.sign(ctx)
+	if err != nil {
+		return measured{}, err
+	}
+	backlog := b.cmd.mode() == benchBacklog
+	if backlog {
+		b.progress.phase("publishing the backlog", len(requests))
+		if err := b.publishAll(ctx, requests); err != nil {
+			return measured{}, err
+		}
+		requests = nil
+	} else {
+		b.start(ctx, bench.Registry, b.stack.registry.Run)
+		if err := b.await(ctx, b.stack.registry.Ready); err != nil {
+			return measured{}, err
+		}
+	}
+	debug.FreeOSMemory() // what was needed to get here is no part of what is measured
+	b.progress.phase("rotations applied by both", b.load.Rotations)
+	before, err := b.meter.Read()
+	if err != nil {
+		return measured{}, err
+	}
+	server := b.serverCPU()
+	profile, err := bench.StartProfile()
+	if err != nil {
+		return measured{}, err
+	}
+	watching, stopWatching := context.WithCancel(ctx)
+	peak := make(chan int64, 1)
+	go func() { peak <- b.meter.Peak(watching) }()
+	m := measured{began: time.Now()}
+	b.recorder.Begin(m.began)
+	if backlog {
+		b.start(ctx, bench.Registry, b.stack.registry.Run)
+	}
+	err = b.drive(ctx, m.began, requests)
+	stopWatching()
+	b.profile = profile.Stop()
+	m.peak = <-peak
+	if err != nil {
+		return m, err
+	}
+	after, err := b.meter.Read()
+	m.cpu, m.server = after.CPU-before.CPU, b.serverCPU()-server
+	return m, err
+}

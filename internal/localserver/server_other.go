@@ -1,0 +1,41 @@
+//go:build !unix
+
+package localserver
+
+import (
+	"errors"
+	"net/url"
+)
+
+// Server is never made here: users, signals and the shell that its guard needs are those of Unix.
+type Server struct{ url *url.URL }
+
+// URL is where its superuser finds it.
+func (s *Server) URL() *url.URL { return s.url }
+
+// PID is the process below which all of the server's run.
+func (*Server) PID() int { return 0 }
+
+// Stop ends it.
+func (*Server) Stop() {}
+
+// StartPostgres fails here.
+func StartPostgres(PostgresConfig) (*Server, error) { return nil, errNoLocal() }
+
+// StartCockroach fails here.
+func StartCockroach() (*Server, error) { return nil, errNoLocal() }
+
+// Postgres is never made here.
+type Postgres struct{ *Server }
+
+// NewPostgres fails here.
+func NewPostgres(PostgresConfig) (*Postgres, error) { return nil, errNoLocal() }
+
+// Remove, and all others, are never called.
+func (*Postgres) Remove() error  { return errNoLocal() }
+func (*Postgres) Folder() string { return "" }
+func (*Postgres) Start() error   { return errNoLocal() }
+func (*Postgres) Halt() error    { return errNoLocal() }
+func (*Postgres) Crash() error   { return errNoLocal() }
+
+func errNoLocal() error { return errors.New("starting a server is not supported on this system") }
