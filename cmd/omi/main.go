@@ -14,7 +14,6 @@ import (
 type cli struct {
 	Demo    demoCmd    `cmd:"" help:"See a key rotate while clients sign without a pause: everything in one process, nothing to install."`
 	Dev     devCmd     `cmd:"" help:"Run broker, registry, Auth and Billing on this machine, and keep their state."`
-	Bench   benchCmd   `cmd:"" help:"Measure throughput, latency and CPU of the whole path, on real parts."`
 	Keygen  keygenCmd  `cmd:"" help:"Make a key, for a service or as a developer's Master Key, or convert one."`
 	Bind    bindCmd    `cmd:"" help:"Bind a service to its first key, signed by the developer's Master Key."`
 	Rotate  rotateCmd  `cmd:"" help:"Give a service a new key, signed by its current one."`
@@ -27,6 +26,7 @@ type cli struct {
 	Verify  verifyCmd  `cmd:"" help:"Ask whether a signature is good now."`
 	Pin     pinCmd     `cmd:"" help:"Remember a service's keys, and hear of changes that you did not ask for."`
 	Doctor  doctorCmd  `cmd:"" help:"Look for what is wrong with a deployment, an account or a key file, and say how to mend it."`
+	Bench   benchCmd   `cmd:"" help:"Measure throughput, latency and CPU of the whole path, on real parts."`
 
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }
