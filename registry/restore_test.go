@@ -250,7 +250,6 @@ func TestRestoredUnderARunningRegistry(t *testing.T) {
 	testenv.EachEngine(t, func(t *testing.T, url string) {
 		w := newWorld(t, url)
 		w.run()
-		w.run() // a second replica
 		d := newDeveloper(t, w.store, "org.omiappreg.alice", "behind")
 		other := d.another("other")
 		w.commit(d.bind())
@@ -260,6 +259,7 @@ func TestRestoredUnderARunningRegistry(t *testing.T) {
 		w.commit(d.rotate())
 		w.commit(d.rotate())
 		w.settled()
+		w.run() // a second replica, which has seen all of it: one that has not looked for a second could not tell
 
 		old.restore(t, w.store)
 		waiting := d.rotate()
