@@ -11,6 +11,7 @@ import (
 	"github.com/go-json-experiment/json"
 	_ "github.com/jackc/pgx/v5/stdlib" // for what is left on the server
 
+	"omiappreg.org/keyrotation/internal/localserver"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -18,13 +19,17 @@ import (
 func TestBenchOnPostgres(t *testing.T) {
 	t.Parallel()
 	useSources(t)
+	const itsOwn = "one of its own"
 	server := testenv.Database(t, testenv.Postgres)
 	for name, flags := range map[string][]string{
 		"one that is there": {"--database-url", server},
-		"one of its own":    {"--store", "postgres"},
+		itsOwn:              {"--store", "postgres"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if _, err := localserver.PostgresPrograms(); err != nil && name == itsOwn {
+				testenv.Missing(t, testenv.Postgres, err)
+			}
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			args := append([]string{"bench", "--services", "20", "--rotations", "100", "--json"}, flags...)

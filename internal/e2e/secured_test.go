@@ -172,7 +172,7 @@ func TestTrial(t *testing.T) {
 	t.Parallel()
 	useSources(t)
 	if _, err := exec.LookPath("openssl"); err != nil {
-		t.Skip("no openssl: ", err)
+		testenv.Missing(t, testenv.OpenSSL, err)
 	}
 	folder, deploy := filepath.Join(t.TempDir(), "trial"), filepath.Join("..", "..", "deploy", "nats")
 	script := exec.Command(filepath.Join(deploy, "trial"), folder)

@@ -44,7 +44,7 @@ type Postgres struct {
 func NewPostgres(cfg PostgresConfig) (*Postgres, error) {
 	p := &Postgres{cfg: cfg, password: rand.Text()}
 	var err error
-	if p.bin, err = postgresPrograms(); err != nil {
+	if p.bin, err = PostgresPrograms(); err != nil {
 		return nil, err
 	}
 	if p.as, err = unprivileged(); err != nil {
@@ -148,8 +148,8 @@ func initPostgres(bin, folder, password string, as *syscall.Credential) error {
 	return nil
 }
 
-// postgresPrograms finds the folder of postgres and initdb: on PATH, or the newest where Debian keeps them.
-func postgresPrograms() (string, error) {
+// PostgresPrograms returns the folder of postgres and initdb: on PATH, or the newest where Debian keeps them.
+func PostgresPrograms() (string, error) {
 	if postgres, err := exec.LookPath("postgres"); err == nil {
 		if _, err := exec.LookPath("initdb"); err == nil {
 			return filepath.Dir(postgres), nil

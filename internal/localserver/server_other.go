@@ -19,6 +19,9 @@ func (*Server) PID() int { return 0 }
 // Stop ends it.
 func (*Server) Stop() {}
 
+// PostgresPrograms finds nothing here.
+func PostgresPrograms() (string, error) { return "", errNoLocal() }
+
 // StartPostgres fails here.
 func StartPostgres(PostgresConfig) (*Server, error) { return nil, errNoLocal() }
 

@@ -25,6 +25,9 @@ const (
 	Cockroach = "cockroach"
 )
 
+// OpenSSL is the name that OMI_TEST_REQUIRE has for the program.
+const OpenSSL = "openssl"
+
 // Engines returns the names of the engines.
 func Engines() []string { return []string{SQLite, Postgres, Cockroach} }
 
@@ -47,7 +50,7 @@ func Database(t testing.TB, engine string) string {
 	}
 	admin, err := servers.url(engine)
 	if err != nil {
-		missing(t, engine, err)
+		Missing(t, engine, err)
 	}
 	name := "omi_test_" + strings.ToLower(rand.Text())
 	if err := execute(admin, "CREATE DATABASE "+name); err != nil {
@@ -92,13 +95,14 @@ func Databases(t testing.TB, engine string) func() (url string) {
 	}
 }
 
-// missing ends a test whose engine isn't there.
-func missing(t testing.TB, engine string, err error) {
+// Missing ends a test that needs what isn't there, an engine or a program: it is skipped, or fails where OMI_TEST_REQUIRE
+// names it. No other test skips.
+func Missing(t testing.TB, what string, err error) {
 	t.Helper()
-	if slices.Contains(strings.Split(os.Getenv("OMI_TEST_REQUIRE"), ","), engine) {
-		t.Fatalf("OMI_TEST_REQUIRE asks for %s: %v", engine, err)
+	if slices.Contains(strings.Split(os.Getenv("OMI_TEST_REQUIRE"), ","), what) {
+		t.Fatalf("OMI_TEST_REQUIRE asks for %s: %v", what, err)
 	}
-	t.Skipf("no %s: %v", engine, err)
+	t.Skipf("no %s: %v", what, err)
 }
 
 func execute(server *url.URL, statement string) error {

@@ -19,7 +19,7 @@ func NewPostgresServer(t testing.TB) *PostgresServer {
 	t.Helper()
 	p, err := localserver.NewPostgres(localserver.PostgresConfig{Restarts: true})
 	if err != nil {
-		missing(t, Postgres, err)
+		Missing(t, Postgres, err)
 	}
 	t.Cleanup(func() {
 		if p.Server != nil {
