@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,7 +29,7 @@ const (
 type benchCmd struct {
 	Services  int           `default:"1000" placeholder:"N" help:"Services that take turns at rotating (${default})."`
 	Rotations int           `placeholder:"N" help:"Rotations in all (30,000; with --rate, 10 s of them)."`
-	Preload   int           `placeholder:"N" help:"Services that exist beside these, and do not rotate."`
+	Preload   []int         `placeholder:"N,…" help:"Services that exist beside these, and do not rotate. Several numbers: a run with each, and how the cost grows."`
 	InFlight  int           `placeholder:"N" help:"Closed loop: a rotation is published when one of N before it is applied."`
 	Rate      float64       `placeholder:"N" help:"Open loop: so many rotations a second are published, whatever becomes of them."`
 	Duration  time.Duration `placeholder:"TIME" help:"With --rate, in place of --rotations: for how long."`
@@ -38,7 +39,7 @@ type benchCmd struct {
 	NATSURL     string `name:"nats-url" placeholder:"URL" help:"A broker to use, in an account without streams; those made are deleted at the end. Default: one in this process."`
 	Data        string `placeholder:"DIR" help:"Where databases and streams are made for as long as it runs. Default: the folder for temporary files."`
 
-	Plot       string `placeholder:"FILE" help:"Draw latency and throughput over time (SVG)."`
+	Plot       string `placeholder:"FILE" help:"Draw latency and throughput over time, or the cost over the number of services (SVG)."`
 	CPUProfile string `name:"cpu-profile" placeholder:"FILE" help:"Write the CPU profile of what is measured, for go tool pprof."`
 	JSON       bool   `help:"Print one JSON object at the end, and nothing else."`
 }
@@ -57,13 +58,14 @@ Three ways to load it:
 
 What is measured ends when both subscribers have applied all. The Ed25519 limit is how many rotations a second all cores could
 do if they did nothing but three verifications and two signatures for each, with the standard library; it is measured in the
-same run, just before. CPU is that of the whole process, and on Linux of a PostgreSQL that it started. Exit code 1 if anything was
-lost, or applied twice.
+same run, just before. CPU is that of the whole process, and on Linux of a PostgreSQL that it started. Catching up is each subscriber
+by itself, from nothing, while nothing else goes on. Exit code 1 if anything was lost, or applied twice.
 
   omi bench
   omi bench --services 20000 --rotations 100000
   omi bench --rate 200 --duration 30s --plot latency.svg
-  omi bench --store postgres --preload 100000 --json`
+  omi bench --store postgres --preload 100000 --json
+  omi bench --preload 0,10000,100000,1000000 --plot growth.svg`
 }
 
 // Run measures, and fails if anything was lost or doubled.
@@ -71,13 +73,39 @@ func (c *benchCmd) Run() error {
 	if err := c.check(); err != nil {
 		return err
 	}
+	var runs []*benchRun
+	for _, preload := range c.Preload {
+		b, err := c.measure(preload)
+		if err != nil {
+			return err
+		}
+		runs = append(runs, b)
+		if !c.JSON && len(c.Preload) > 1 {
+			if err := process.Print("%s\n", b.result.text()); err != nil {
+				return err
+			}
+		}
+	}
+	if err := c.write(runs); err != nil {
+		return err
+	}
+	for _, b := range runs {
+		if r := &b.result; r.Lost+r.Doubled > 0 {
+			return process.Refused(fmt.Errorf("%d rotations were lost, %d applied twice%s", r.Lost, r.Doubled, b.why))
+		}
+	}
+	return nil
+}
+
+// measure does one run, in a folder of its own.
+func (c *benchCmd) measure(preload int) (*benchRun, error) {
 	folder, err := os.MkdirTemp(c.Data, "omi-bench-")
 	if err != nil {
-		return process.Usagef("make a temporary folder: %w: name another place by --data", err)
+		return nil, process.Usagef("make a temporary folder: %w: name another place by --data", err)
 	}
 	defer func() { _ = os.RemoveAll(folder) }()
 	log := process.NewLog(os.Stderr, slog.LevelError)
-	b := newBenchRun(c, folder, log)
+	b := newBenchRun(c, preload, folder, log)
 	finished := false
 	err = process.Run(log, func(ctx context.Context) (err error) {
 		bench.As(ctx, bench.LoadGenerator, func(ctx context.Context) { err = b.run(ctx) })
@@ -85,19 +113,10 @@ func (c *benchCmd) Run() error {
 		return err
 	})
 	b.progress.end()
-	switch {
-	case err != nil:
-		return err
-	case !finished:
-		return errors.New("stopped before its end: nothing was measured")
+	if err == nil && !finished {
+		err = errors.New("stopped before its end: nothing was measured")
 	}
-	if err := c.write(b); err != nil {
-		return err
-	}
-	if r := &b.result; r.Lost+r.Doubled > 0 {
-		return process.Refused(fmt.Errorf("%d rotations were lost, %d applied twice%s", r.Lost, r.Doubled, b.why))
-	}
-	return nil
+	return b, err
 }
 
 // check refuses what can't be measured, and fills in what depends on the rest.
@@ -105,7 +124,7 @@ func (c *benchCmd) check() error {
 	switch {
 	case c.Services < 1:
 		return process.Usagef("--services: want 1 or more")
-	case c.Rotations < 0, c.Preload < 0, c.InFlight < 0, c.Duration < 0:
+	case c.Rotations < 0, c.InFlight < 0, c.Duration < 0, slices.ContainsFunc(c.Preload, func(n int) bool { return n < 0 }):
 		return process.Usagef("--rotations, --preload, --in-flight and --duration are never negative")
 	case c.Rate < 0 || c.Rate > benchMaxRate || math.IsNaN(c.Rate):
 		return process.Usagef("--rate: want more than 0, and %d at most", benchMaxRate)
@@ -127,6 +146,9 @@ func (c *benchCmd) check() error {
 			return process.Usagef("--database-url names a server; with SQLite, --data says where the files are made")
 		}
 		c.Store = benchPostgres
+	}
+	if len(c.Preload) == 0 {
+		c.Preload = []int{0}
 	}
 	switch {
 	case c.Rotations > 0:
@@ -159,13 +181,15 @@ func (c *benchCmd) mode() string {
 	return benchBacklog
 }
 
-// write writes the files that were asked for, and the result.
-func (c *benchCmd) write(b *benchRun) error {
+// write writes the files that were asked for, and the results: one object, or with several runs a list.
+func (c *benchCmd) write(runs []*benchRun) error {
+	last := runs[len(runs)-1]
 	for _, file := range []struct {
 		flag, path string
 		content    func() []byte
 	}{
-		{"--plot", c.Plot, b.plot}, {"--cpu-profile", c.CPUProfile, func() []byte { return b.profile }},
+		{"--plot", c.Plot, func() []byte { return plotted(runs) }},
+		{"--cpu-profile", c.CPUProfile, func() []byte { return last.profile }},
 	} {
 		if file.path == "" {
 			continue
@@ -174,8 +198,17 @@ func (c *benchCmd) write(b *benchRun) error {
 			return process.Usagef("%s: %w", file.flag, err)
 		}
 	}
-	if c.JSON {
-		return process.PrintJSON(b.result)
+	switch {
+	case c.JSON && len(runs) == 1:
+		return process.PrintJSON(last.result)
+	case c.JSON:
+		results := make([]benchResult, 0, len(runs))
+		for _, b := range runs {
+			results = append(results, b.result)
+		}
+		return process.PrintJSON(results)
+	case len(runs) == 1:
+		return process.Print("%s", last.result.text())
 	}
-	return process.Print("%s", b.result.text())
+	return process.Print("%s", growthText(runs))
 }

@@ -61,7 +61,7 @@ func (b *benchRun) sign(ctx context.Context) ([]bench.Request, error) {
 	shown := make(chan struct{})
 	go func() {
 		defer close(shown)
-		for b.look(showing, signed.Load) == nil {
+		for b.look(showing, benchLook, signed.Load) == nil {
 		}
 	}()
 	now := time.Now()
@@ -130,7 +130,7 @@ func (b *benchRun) drive(ctx context.Context, began time.Time, requests []bench.
 		if time.Since(moved) > benchStalled {
 			return nil // what is missing is lost
 		}
-		if err := b.look(ctx, b.recorder.Applied); err != nil {
+		if err := b.look(ctx, benchLook, b.recorder.Applied); err != nil {
 			return err
 		}
 	}

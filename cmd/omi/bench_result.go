@@ -35,7 +35,7 @@ type benchResult struct {
 	Seconds            float64        `json:"seconds"`
 	Cores              int            `json:"cores"`
 	RotationsPerMinute int            `json:"rotations_per_minute,omitzero"` // the registry's limit for each service; absent: off
-	CatchUp            float64        `json:"catch_up_events_per_s"`         // of Auth and Billing beside each other, each
+	CatchUp            float64        `json:"catch_up_events_per_s"`         // of the slower one of Auth and Billing, from nothing and alone
 	// CPUByStage is µs a rotation, by the part of the process and by what for.
 	CPUByStage map[string]map[string]float64 `json:"cpu_us_by_stage"`
 }
@@ -71,7 +71,7 @@ func (b *benchRun) conclude(ctx context.Context, limit, caughtUp float64, m meas
 		RotationsPerS: round(n/elapsed.Seconds(), 1), PublishToApplied: latencies(b.samples),
 		CPUPerRotation: round(process+server, 1), Ed25519Limit: round(limit, 1), ShareOfLimit: round(n/elapsed.Seconds()/limit, 3),
 		Lost: b.recorder.Lost(), Doubled: doubled, RSS: round(float64(m.peak)/1e6, 1), Store: b.store,
-		Mode: b.cmd.mode(), Rate: b.cmd.Rate, InFlight: b.cmd.InFlight, Services: b.cmd.Services, Preloaded: b.cmd.Preload,
+		Mode: b.cmd.mode(), Rate: b.cmd.Rate, InFlight: b.cmd.InFlight, Services: b.cmd.Services, Preloaded: b.preload,
 		Rotations: b.cmd.Rotations, Seconds: round(elapsed.Seconds(), 3), Cores: runtime.GOMAXPROCS(0),
 		RotationsPerMinute: max(0, b.rateLimit()), CatchUp: round(caughtUp, 0),
 	}
@@ -100,7 +100,7 @@ func (b *benchRun) settle(ctx context.Context) error {
 			if info := consumer.CachedInfo(); info.NumPending == 0 && info.NumAckPending == 0 {
 				break
 			}
-			if err := b.look(ctx, b.recorder.Applied); err != nil {
+			if err := b.look(ctx, benchLook, b.recorder.Applied); err != nil {
 				return fmt.Errorf("wait for %s to acknowledge: %w", durable, err)
 			}
 		}
@@ -218,7 +218,7 @@ func (r *benchResult) text() string {
 	}
 	line("lost, doubled", "%d, %d", r.Lost, r.Doubled)
 	line("memory", "%.0f MB at most", r.RSS)
-	line("catching up", "%.0f events a second, by Auth and Billing beside each other", r.CatchUp)
+	line("catching up", "%.0f events a second, by the slower one of Auth and Billing, alone", r.CatchUp)
 	return s.String()
 }
 
@@ -237,8 +237,6 @@ func (r *benchResult) loadText() string {
 	}
 	return text + "; " + r.Store
 }
-
-func (b *benchRun) plot() []byte { return bench.Plot(b.result.loadText(), b.samples) }
 
 func kindsText(kinds map[string]float64) string {
 	var list []string

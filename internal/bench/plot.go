@@ -2,8 +2,6 @@ package bench
 
 import (
 	"cmp"
-	"fmt"
-	"html"
 	"math"
 	"slices"
 	"strings"
@@ -28,23 +26,19 @@ type slice struct {
 	rate          float64 // rotations/s
 }
 
+func (s slice) middle() float64 { return s.at }
+
 // Plot draws latencies and throughput over time as SVG. The samples are in the order in which they were applied.
 func Plot(title string, samples []Sample) []byte {
 	var s strings.Builder
-	fmt.Fprintf(&s, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">
-<rect width="100%%" height="100%%" fill="white"/>
-<text x="%d" y="22" font-size="14">%s</text>
-`, plotWidth, plotHeight, plotLeft, html.EscapeString(title))
+	begin(&s, title)
 	span, list := sliced(samples)
 	low, high, most := math.Inf(1), 0.0, 0.0
 	for _, one := range list {
 		low, high, most = min(low, one.p50), max(high, one.max), max(most, one.rate)
 	}
 	x := axis{from: 0, to: span, start: plotLeft, end: plotWidth - plotRight}
-	latency := axis{
-		from: math.Pow10(int(math.Floor(math.Log10(low)))), to: math.Pow10(int(math.Ceil(math.Log10(high * 1.001)))),
-		start: latencyTop + latencyHeight, end: latencyTop, log: true,
-	}
+	latency := decades(low, high, latencyTop+latencyHeight, latencyTop)
 	rate := axis{from: 0, to: most * 1.05, start: rateTop + rateHeight, end: rateTop}
 	grid(&s, x, latency, "from publish to applied by both (ms)", "")
 	grid(&s, x, rate, "rotations a second", "time since the start (s)")
@@ -56,10 +50,10 @@ func Plot(title string, samples []Sample) []byte {
 		{"p99", "#d95f02", func(o slice) float64 { return o.p99 }},
 		{"p50", "#1b6ca8", func(o slice) float64 { return o.p50 }},
 	} {
-		curve(&s, list, x, latency, line.color, line.of)
-		fmt.Fprintf(&s, `<text x="%d" y="40" fill="%s">%s</text>`+"\n", plotWidth-plotRight-40*(i+1), line.color, line.name)
+		curve(&s, list, x, latency, line.color, slice.middle, line.of)
+		legend(&s, i, latencyTop-10, line.name, line.color)
 	}
-	curve(&s, list, x, rate, "#1b9e77", func(o slice) float64 { return o.rate })
+	curve(&s, list, x, rate, "#1b9e77", slice.middle, func(o slice) float64 { return o.rate })
 	s.WriteString("</svg>\n")
 	return []byte(s.String())
 }
@@ -79,7 +73,7 @@ func sliced(samples []Sample) (span float64, list []slice) {
 		}
 		part := slices.Clone(samples[:n])
 		slices.SortFunc(part, func(a, b Sample) int { return cmp.Compare(a.Latency, b.Latency) })
-		ms := func(i int) float64 { return max(0.001, float64(part[i].Latency.Microseconds())/1000) }
+		ms := func(i int) float64 { return max(least, float64(part[i].Latency.Microseconds())/1000) }
 		list = append(list, slice{
 			at: (float64(number) + 0.5) * width.Seconds(), p50: ms((n - 1) / 2), p99: ms((n - 1) * 99 / 100), max: ms(n - 1),
 			rate: float64(n) / width.Seconds(),
@@ -87,67 +81,4 @@ func sliced(samples []Sample) (span float64, list []slice) {
 		samples = samples[n:]
 	}
 	return whole.Seconds(), list
-}
-
-// axis maps values to pixels.
-type axis struct {
-	from, to   float64
-	start, end int
-	log        bool
-}
-
-func (a axis) at(value float64) float64 {
-	from, to := a.from, a.to
-	if a.log {
-		value, from, to = math.Log10(value), math.Log10(from), math.Log10(to)
-	}
-	return float64(a.start) + (value-from)/(to-from)*float64(a.end-a.start)
-}
-
-// marks are round values on the axis.
-func (a axis) marks() []float64 {
-	var marks []float64
-	if a.log {
-		for mark := a.from; mark <= a.to*1.001; mark *= 10 {
-			marks = append(marks, mark)
-		}
-		return marks
-	}
-	step := math.Pow10(int(math.Floor(math.Log10(a.to - a.from))))
-	switch n := (a.to - a.from) / step; {
-	case n < 2:
-		step /= 5
-	case n < 5:
-		step /= 2
-	}
-	for i := 0; a.from+float64(i)*step <= a.to; i++ {
-		marks = append(marks, a.from+float64(i)*step)
-	}
-	return marks
-}
-
-func grid(s *strings.Builder, x, y axis, name, below string) {
-	for _, mark := range y.marks() {
-		fmt.Fprintf(s, `<line x1="%d" x2="%d" y1="%.1f" y2="%[3]f" stroke="#e5e5e5"/><text x="%d" y="%.1f" text-anchor="end">%s</text>`+"\n",
-			x.start, x.end, y.at(mark), x.start-6, y.at(mark)+4, number(mark))
-	}
-	for _, mark := range x.marks() {
-		fmt.Fprintf(s, `<line x1="%.1f" x2="%[1]f" y1="%d" y2="%d" stroke="#333"/><text x="%.1f" y="%d" text-anchor="middle">%s</text>`+"\n",
-			x.at(mark), y.start, y.start+4, x.at(mark), y.start+17, number(mark))
-	}
-	middle := (y.start + y.end) / 2
-	fmt.Fprintf(s, `<path d="M%d %dV%dH%d" fill="none" stroke="#333"/><text x="18" y="%d" text-anchor="middle" transform="rotate(-90 18 %d)">%s</text>`+"\n",
-		x.start, y.end, y.start, x.end, middle, middle, name)
-	fmt.Fprintf(s, `<text x="%d" y="%d" text-anchor="middle">%s</text>`+"\n", (x.start+x.end)/2, y.start+36, below)
-}
-
-// number writes a mark: 0.1, 5, 20, 5000.
-func number(v float64) string { return fmt.Sprintf("%.10g", v) }
-
-func curve(s *strings.Builder, list []slice, x, y axis, color string, of func(slice) float64) {
-	fmt.Fprintf(s, `<polyline fill="none" stroke="%s" stroke-width="1.5" points="`, color)
-	for _, one := range list {
-		fmt.Fprintf(s, "%.1f,%.1f ", x.at(one.at), y.at(of(one)))
-	}
-	s.WriteString("\"/>\n")
 }

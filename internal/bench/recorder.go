@@ -80,8 +80,11 @@ func (r *Recorder) Done() <-chan struct{} { return r.done }
 // Applied returns how many rotations both subscribers have applied.
 func (r *Recorder) Applied() int64 { return r.applied.Load() }
 
-// Bound returns how many bindings the slower subscriber has applied.
-func (r *Recorder) Bound() int64 { return min(r.auth.bindings.Load(), r.billing.bindings.Load()) }
+// BoundByAuth returns how many bindings Auth has applied; BoundByBilling the same of Billing.
+func (r *Recorder) BoundByAuth() int64 { return r.auth.bindings.Load() }
+
+// BoundByBilling is said at BoundByAuth.
+func (r *Recorder) BoundByBilling() int64 { return r.billing.bindings.Load() }
 
 // Committed is told of what the registry committed.
 func (r *Recorder) Committed(batch []events.Invalidation) {

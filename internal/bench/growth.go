@@ -1,0 +1,48 @@
+package bench
+
+import (
+	"math"
+	"strings"
+)
+
+// Point is what one run showed with so many services.
+type Point struct {
+	Services int
+	CPU      float64 // µs a rotation
+	Rate     float64 // rotations/s
+	P50, P99 float64 // ms
+}
+
+// least is the lowest latency that is drawn, in ms: 0 has no place on a logarithmic axis.
+const least = 0.001
+
+func (p Point) services() float64 { return float64(p.Services) }
+
+// PlotGrowth draws cost and latency over the number of services as SVG. The points are in its order.
+func PlotGrowth(title string, points []Point) []byte {
+	var s strings.Builder
+	begin(&s, title)
+	few, many, low, high, cost := math.Inf(1), 0.0, math.Inf(1), 0.0, 0.0
+	for _, p := range points {
+		few, many = min(few, p.services()), max(many, p.services())
+		low, high, cost = min(low, p.P50), max(high, p.P99), max(cost, p.CPU)
+	}
+	x := decades(few, many, plotLeft, plotWidth-plotRight)
+	cpu := axis{from: 0, to: cost * 1.1, start: latencyTop + latencyHeight, end: latencyTop}
+	latency := decades(max(least, low), max(least, high), rateTop+rateHeight, rateTop)
+	grid(&s, x, cpu, "CPU a rotation (µs)", "")
+	grid(&s, x, latency, "latency (ms)", "services")
+	curve(&s, points, x, cpu, "#1b9e77", Point.services, func(p Point) float64 { return p.CPU })
+	for i, line := range []struct {
+		name, color string
+		of          func(Point) float64
+	}{
+		{"p99", "#d95f02", func(p Point) float64 { return max(least, p.P99) }},
+		{"p50", "#1b6ca8", func(p Point) float64 { return max(least, p.P50) }},
+	} {
+		curve(&s, points, x, latency, line.color, Point.services, line.of)
+		legend(&s, i, rateTop-10, line.name, line.color)
+	}
+	s.WriteString("</svg>\n")
+	return []byte(s.String())
+}
