@@ -1,7 +1,6 @@
 package authsub_test
 
 import (
-	"net/http"
 	"regexp"
 	"strings"
 	"testing"
@@ -29,17 +28,7 @@ func FuzzVerify(f *testing.F) {
 	f.Add("GET", "/v1/verify", "", []byte(nil))
 	f.Add("POST", "/v1/verify/", "Content-Type: text/plain", []byte("{}"))
 	f.Fuzz(func(t *testing.T, method, target, header string, body []byte) {
-		a, ok := door.HTTP(t, method, target, header, body)
-		b, sent := door.NATS(t, 0, "", body)
-		if sent && b.Status == http.StatusOK {
-			checkAnswer(t, body, b)
-		}
-		if !ok || method != http.MethodPost || target != "/v1/verify" {
-			return
-		}
-		if len(body) <= events.MaxQuery && sent && (a.Status != b.Status || timeless(a) != timeless(b)) {
-			t.Errorf("%q: over HTTP %d %s\nover NATS %d %s", body, a.Status, a.Body, b.Status, b.Body)
-		}
+		door.BothWays(t, "/v1/verify", method, target, header, body, checkAnswer, timeless)
 	})
 }
 

@@ -1,9 +1,7 @@
 package billingsub_test
 
 import (
-	"bytes"
 	"fmt"
-	"net/http"
 	"strings"
 	"testing"
 
@@ -34,17 +32,7 @@ func FuzzAttribute(f *testing.F) {
 	}
 	f.Add("GET", "/v1/attribute", "", []byte(nil))
 	f.Fuzz(func(t *testing.T, method, target, header string, body []byte) {
-		a, ok := door.HTTP(t, method, target, header, body)
-		b, sent := door.NATS(t, 0, "", body)
-		if sent && b.Status == http.StatusOK {
-			checkAnswer(t, body, b)
-		}
-		if !ok || method != http.MethodPost || target != "/v1/attribute" {
-			return
-		}
-		if len(body) <= events.MaxQuery && sent && (a.Status != b.Status || !bytes.Equal(a.Body, b.Body)) {
-			t.Errorf("%q: over HTTP %d %s\nover NATS %d %s", body, a.Status, a.Body, b.Status, b.Body)
-		}
+		door.BothWays(t, "/v1/attribute", method, target, header, body, checkAnswer, func(a apitest.Answer) string { return string(a.Body) })
 	})
 }
 

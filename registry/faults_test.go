@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -56,22 +55,10 @@ type faultPlace struct {
 type faultRun struct {
 	place    *faultPlace
 	ctx      context.Context
-	faults   *testenv.Faults
+	heirs    *testenv.Heirs
 	started  time.Time
-	brokerAt string
-	js       jetstream.JetStream
 	receipts *nats.Subscription
 	trust    events.Trust
-
-	first, second *replica
-}
-
-// replica is a registry that runs.
-type replica struct {
-	conn  *nats.Conn
-	store *Store
-	stop  context.CancelFunc
-	ended chan error
 }
 
 // asked is a request, and the answer that it must have.
@@ -81,104 +68,58 @@ type asked struct {
 	again bool          // sent before: the first receipt
 }
 
-func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) (err error) {
+func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) error {
 	for _, table := range []string{"services", "history", "outbox", "dead_letters"} {
 		if _, err := p.store.db.Writer().ExecContext(ctx, "DELETE FROM "+table); err != nil {
 			return fmt.Errorf("empty the database: %w", err)
 		}
 	}
 	p.runs++
-	r := &faultRun{place: p, ctx: ctx, faults: faults, started: time.Now()}
-	if r.brokerAt, err = p.accounts.Account(fmt.Sprintf("%p-%d", p, p.runs)); err != nil {
-		return err
-	}
-	conn, err := nats.Connect(r.brokerAt, nats.Timeout(patience))
+	h, err := testenv.NewHeirs(p.accounts, fmt.Sprintf("%p-%d", p, p.runs), faults)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	if r.js, err = jetstream.New(conn); err != nil {
-		return err
-	}
-	if r.receipts, err = conn.SubscribeSync(events.ReceiptSubject + ">"); err != nil {
-		return err
-	}
-	if r.trust, err = events.NewTrust(testOrigin, testKey.Public()); err != nil {
-		return err
-	}
-	if err := EnsureStreams(ctx, r.js, 1); err != nil {
-		return err
-	}
-	err = r.play()
-	return errors.Join(err, r.first.end(), r.second.end())
+	r := &faultRun{place: p, ctx: ctx, heirs: h, started: time.Now()}
+	h.Open, h.Stream, h.Durable = r.open, events.RequestStream, events.RegistryDurable
+	return errors.Join(r.play(faults), h.End())
 }
 
 // now is a clock that runs fast, so that leases end soon.
 func (r *faultRun) now() time.Time { return r.started.Add(10 * time.Since(r.started)) }
 
-func (r *faultRun) start(faults *testenv.Faults) (*replica, error) {
+func (r *faultRun) open(conn *nats.Conn, faults *testenv.Faults) (testenv.Program, error) {
 	store, err := OpenStore(sqldb.Wrap(r.ctx, faults.Connector), r.place.url, faults.Log)
 	if err != nil {
-		return nil, err
-	}
-	one := &replica{store: store, ended: make(chan error, 1)}
-	if one.conn, err = faults.Connect(r.brokerAt); err != nil {
-		return nil, err
+		return testenv.Program{}, err
 	}
 	registry, err := New(Config{
-		Policy: Policy{Origin: testOrigin}, Key: testKey, Store: store, Conn: one.conn, Batch: 4, Now: r.now,
-		Log: faults.Log,
+		Policy: Policy{Origin: testOrigin}, Key: testKey, Store: store, Conn: conn, Batch: 4, Now: r.now, Log: faults.Log,
 	})
 	if err != nil {
-		return nil, err
+		return testenv.Program{}, err
 	}
-	faults.Arm()
-	var ctx context.Context
-	// Without the run's deadline: nats.go would wait for each answer until then, and not for 5 s.
-	ctx, one.stop = context.WithCancel(context.WithoutCancel(r.ctx))
-	go func() { one.ended <- registry.Run(ctx) }()
-	return one, nil
-}
-
-// end stops a replica, if there is one.
-func (one *replica) end() error {
-	if one == nil {
-		return nil
-	}
-	one.stop()
-	err := <-one.ended
-	one.conn.Close()
-	if err != nil {
-		err = fmt.Errorf("the registry ended with %w", err)
-	}
-	return errors.Join(err, one.store.Close())
-}
-
-// nurse does what happens in the world after a fault: a dead replica is replaced, and time passes, until the broker sends
-// again what nobody acknowledged.
-func (r *faultRun) nurse() (err error) {
-	if r.faults.Struck() == "" {
-		return nil
-	}
-	if r.faults.Dead() && r.second == nil {
-		r.first.conn.Close()
-		r.first.stop()
-		if r.second, err = r.start(testenv.NewFaults(testenv.Fault{})); err != nil {
-			return err
-		}
-	}
-	return testenv.Hasten(r.ctx, r.js, events.RequestStream, events.RegistryDurable)
+	return testenv.Program{Run: registry.Run, Close: store.Close}, nil
 }
 
 // play plays the history, waits until all is quiet, and looks at what has become of it.
-func (r *faultRun) play() (err error) {
-	if r.first, err = r.start(r.faults); err != nil {
+func (r *faultRun) play(faults *testenv.Faults) (err error) {
+	js := r.heirs.JetStream
+	if r.receipts, err = js.Conn().SubscribeSync(events.ReceiptSubject + ">"); err != nil {
+		return err
+	}
+	if r.trust, err = events.NewTrust(testOrigin, testKey.Public()); err != nil {
+		return err
+	}
+	if err := EnsureStreams(r.ctx, js, 1); err != nil {
+		return err
+	}
+	if err := r.heirs.Start(r.ctx); err != nil {
 		return err
 	}
 	rounds := r.place.history()
 	for _, round := range rounds {
 		for _, a := range round {
-			if _, err := r.js.Publish(r.ctx, a.draft.Subject(), a.payload); err != nil {
+			if _, err := js.Publish(r.ctx, a.draft.Subject(), a.payload); err != nil {
 				return err
 			}
 		}
@@ -186,10 +127,10 @@ func (r *faultRun) play() (err error) {
 			return err
 		}
 	}
-	if err := r.quiet(); err != nil {
+	if err := r.heirs.Quiet(r.ctx, r.quiet); err != nil {
 		return err
 	}
-	r.faults.Disarm()
+	faults.Disarm()
 	return r.check(slices.Concat(rounds...))
 }
 
@@ -230,7 +171,7 @@ func (r *faultRun) answers(round []asked) error {
 		if err := r.ctx.Err(); err != nil {
 			return fmt.Errorf("%d requests have no answer: %w", len(open), err)
 		}
-		if err := r.nurse(); err != nil {
+		if err := r.heirs.Nurse(r.ctx); err != nil {
 			return err
 		}
 		msg, err := r.receipts.NextMsg(50 * time.Millisecond)
@@ -264,28 +205,14 @@ func keyOf(receipt *events.Receipt) string {
 	return receipt.RequestNonce.String()
 }
 
-// quiet waits until no request waits for its acknowledgement, and no message for its stream.
-func (r *faultRun) quiet() error {
-	for {
-		stream, err := r.js.Stream(r.ctx, events.RequestStream)
-		if err != nil {
-			return err
-		}
-		report, err := r.place.store.Check(r.ctx, nil, r.now())
-		if err != nil {
-			return fmt.Errorf("%d requests wait, and %d messages: %w", stream.CachedInfo().State.Msgs, report.Outbox, err)
-		}
-		if stream.CachedInfo().State.Msgs == 0 && report.Outbox == 0 {
-			return nil
-		}
-		if err := r.nurse(); err != nil {
-			return err
-		}
-		select {
-		case <-time.After(10 * time.Millisecond):
-		case <-r.ctx.Done():
-		}
+// quiet reports whether no request waits for its acknowledgement, and no message for its stream.
+func (r *faultRun) quiet() (bool, error) {
+	stream, err := r.heirs.JetStream.Stream(r.ctx, events.RequestStream)
+	if err != nil {
+		return false, err
 	}
+	report, err := r.place.store.Check(r.ctx, nil, r.now())
+	return stream.CachedInfo().State.Msgs == 0 && report.Outbox == 0, err
 }
 
 // check holds streams and database against what was asked for.
@@ -356,7 +283,7 @@ func (r *faultRun) checkEvents(committed map[events.Target]int) error {
 
 // read reads a stream.
 func (r *faultRun) read(name string, each func(subject string, data []byte) error) error {
-	stream, err := r.js.Stream(r.ctx, name)
+	stream, err := r.heirs.JetStream.Stream(r.ctx, name)
 	if err != nil {
 		return err
 	}

@@ -520,7 +520,7 @@ func TestEnsureStreamsAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // ours, and the one that takes it back; none came before
-		msg, err := updated.NextMsg(10 * time.Second)
+		msg, err := updated.NextMsg(patience)
 		if err != nil || !strings.HasSuffix(msg.Subject, events.ReceiptStream) {
 			t.Fatalf("%v, %v", msg, err)
 		}

@@ -73,7 +73,7 @@ func runReplica(text string) error {
 		return err
 	}
 	defer func() { _ = store.Close() }()
-	nc, err := nats.Connect(cfg.NATS, nats.MaxReconnects(-1))
+	nc, err := nats.Connect(cfg.NATS, nats.MaxReconnects(-1), nats.Timeout(patience))
 	if err != nil {
 		return err
 	}

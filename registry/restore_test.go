@@ -109,6 +109,17 @@ func (w *world) commit(r request) events.Receipt {
 	return receipt
 }
 
+// boundWorld is a registry that runs, with a service that is bound, and of which everybody has heard.
+func boundWorld(t *testing.T, url string) (w *world, d *developer, stop func()) {
+	t.Helper()
+	w = newWorld(t, url)
+	stop = w.run()
+	d = newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+	w.commit(d.bind())
+	w.settled()
+	return w, d, stop
+}
+
 // status is what a lookup over NATS is answered with.
 func (w *world) status(subject string) string {
 	w.t.Helper()
@@ -281,11 +292,7 @@ func TestRestoredUnderARunningRegistry(t *testing.T) {
 func TestFailOver(t *testing.T) {
 	t.Parallel()
 	direct := testenv.Database(t, testenv.Postgres)
-	w := newWorld(t, direct)
-	stop := w.run()
-	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
-	w.commit(d.bind())
-	w.settled()
+	w, d, stop := boundWorld(t, direct)
 
 	through, err := url.Parse(direct)
 	if err != nil {
@@ -326,11 +333,7 @@ func TestFailOver(t *testing.T) {
 // nor for what followed upon the other event; both are told.
 func TestIssuedTwice(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testenv.Database(t, testenv.SQLite))
-	stop := w.run()
-	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
-	w.commit(d.bind())
-	w.settled()
+	w, d, stop := boundWorld(t, testenv.Database(t, testenv.SQLite))
 	old := takeBackup(t, w.store)
 	old["stream_positions"] = nil
 	w.commit(d.rotate())
@@ -353,11 +356,7 @@ func TestIssuedTwice(t *testing.T) {
 // TestRecoverWithAGap: what the stream does not keep any more can't be recovered, and is told; the service stays held.
 func TestRecoverWithAGap(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testenv.Database(t, testenv.SQLite))
-	stop := w.run()
-	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
-	w.commit(d.bind())
-	w.settled()
+	w, d, stop := boundWorld(t, testenv.Database(t, testenv.SQLite))
 	old := takeBackup(t, w.store)
 	for range 66 {
 		w.publish(d.rotate())
@@ -384,12 +383,8 @@ func TestRecoverWithAGap(t *testing.T) {
 func TestRecoverWithoutReceipts(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
-		w := newWorld(t, url)
-		stop := w.run()
-		d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+		w, d, stop := boundWorld(t, url)
 		gone := d.another("gone")
-		w.commit(d.bind())
-		w.settled()
 		old := takeBackup(t, w.store)
 		r := d.rotate()
 		w.commit(r)
@@ -433,10 +428,7 @@ func TestRecoverWithoutReceipts(t *testing.T) {
 // TestLostRegistryDatabase: nothing is left of the database, and everything but the apps comes back from the streams.
 func TestLostRegistryDatabase(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testenv.Database(t, testenv.SQLite))
-	stop := w.run()
-	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
-	w.commit(d.bind())
+	w, d, stop := boundWorld(t, testenv.Database(t, testenv.SQLite))
 	w.commit(d.rotate())
 	w.settled()
 	stop()
@@ -455,11 +447,7 @@ func TestLostRegistryDatabase(t *testing.T) {
 // TestStreamWithoutItsEnd: a stream that lost its last messages is compared as a whole, and the position is its end again.
 func TestStreamWithoutItsEnd(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testenv.Database(t, testenv.SQLite))
-	stop := w.run()
-	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
-	w.commit(d.bind())
-	w.settled()
+	w, d, stop := boundWorld(t, testenv.Database(t, testenv.SQLite))
 	stop()
 	if _, err := w.store.db.Writer().ExecContext(t.Context(), "UPDATE stream_positions SET position = 1000"); err != nil {
 		t.Fatal(err)

@@ -106,7 +106,7 @@ type appListCmd struct {
 
 // Run lists the apps.
 func (c *appListCmd) Run() error {
-	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
+	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
 		apps, err := store.Apps(ctx)
 		if err != nil {
 			return err
@@ -141,7 +141,7 @@ func (c *checkCmd) Run() error {
 		}
 		trust = &t
 	}
-	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
+	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
 		report, err := c.check(ctx, store, trust)
 		if err != nil {
 			return err
@@ -185,15 +185,30 @@ func printReport(r registry.Report) {
 	}
 }
 
-// withStore opens the database for one command. A signal ends it.
+// withExisting is withStore for a command that asks about the database of a registry: an empty one has nothing to say.
+func withExisting(d database, do func(context.Context, *registry.Store) error) error {
+	if err := process.ExistingDatabase(d.URL); err != nil {
+		return err
+	}
+	return withStore(d, do)
+}
+
+// withStore opens the database for one command. A signal ends it, and is an error unless the command was done.
 func withStore(d database, do func(context.Context, *registry.Store) error) error {
 	log := process.NewLog(os.Stderr, slog.LevelWarn)
-	return process.Run(log, func(ctx context.Context) error {
+	done := false
+	err := process.Run(log, func(ctx context.Context) error {
 		store, err := d.open(ctx, log)
 		if err != nil {
 			return err
 		}
 		defer closeStore(store, log)
-		return do(ctx, store)
+		err = do(ctx, store)
+		done = err == nil
+		return err
 	})
+	if err == nil && !done {
+		err = process.Refused(errors.New("stopped before it was done"))
+	}
+	return err
 }

@@ -15,8 +15,8 @@ import (
 const pollEvery = 100 * time.Millisecond
 
 type deadLettersCmd struct {
-	List  deadLettersListCmd  `cmd:"" help:"List them, the oldest first."`
-	Show  deadLettersShowCmd  `cmd:"" help:"Show one, with the request as it came."`
+	List  deadLettersListCmd  `cmd:"" help:"List the requests that could not be decided, the oldest first."`
+	Show  deadLettersShowCmd  `cmd:"" help:"Show one of them, with the request as it came."`
 	Retry deadLettersRetryCmd `cmd:"" help:"Have them decided again, by a running registry."`
 }
 
@@ -43,18 +43,24 @@ func (c *deadLettersListCmd) Run() error {
 	if c.Limit < 1 {
 		return process.Usagef("--limit: want 1 or more")
 	}
-	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
-		list, err := store.DeadLetters(ctx, c.Limit)
+	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
+		list, err := store.DeadLetters(ctx, c.Limit+1) // one more says that there are more
 		if err != nil {
 			return err
 		}
+		more := len(list) > c.Limit
+		list = list[:min(len(list), c.Limit)]
 		if c.JSON {
 			return process.PrintJSON(list)
 		}
 		for _, l := range list {
 			printDeadLetter(l)
 		}
-		fmt.Printf("%d dead letters.\n", len(list))
+		if more {
+			fmt.Printf("The oldest %d dead letters. There are more: --limit.\n", len(list))
+		} else {
+			fmt.Printf("%d dead letters.\n", len(list))
+		}
 		return nil
 	})
 }
@@ -78,7 +84,7 @@ type deadLettersShowCmd struct {
 
 // Run shows one dead letter.
 func (c *deadLettersShowCmd) Run() error {
-	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
+	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
 		l, err := store.DeadLetter(ctx, c.ID)
 		if err != nil {
 			return gone(err)
@@ -130,7 +136,7 @@ func (c *deadLettersRetryCmd) Run() error {
 	if c.Wait < 0 {
 		return process.Usagef("--wait: want 0s or more")
 	}
-	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
+	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
 		ids, err := c.ask(ctx, store)
 		if err != nil {
 			return gone(err)
@@ -198,7 +204,7 @@ func printRetried(results []retried) {
 		case resultWaiting:
 			fmt.Printf("%s  a running registry will decide it\n", r.ID)
 		default:
-			fmt.Printf("%s  decided, its receipt is published\n", r.ID)
+			fmt.Printf("%s  decided, and answered if it can be\n", r.ID)
 		}
 	}
 	fmt.Printf("%d dead letters.\n", len(results))

@@ -49,10 +49,10 @@ func (c *recoverCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(c.Check(), process.CheckDatabase(c.Database.URL)); err != nil {
+	if err := c.Check(); err != nil {
 		return err
 	}
-	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
+	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
 		log := process.NewLog(os.Stderr, slog.LevelInfo) // long work says how far it is
 		js, done, err := openStreams(ctx, c.NATS, log)
 		if err != nil {

@@ -85,7 +85,7 @@ func TestDenied(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	flags := connection{NATS: process.NATS{URL: as("reader")}, Timeout: time.Second}
+	flags := connection{NATS: process.NATS{URL: as("reader")}, Timeout: 3 * time.Second}
 	err = flags.withBroker(func(ctx context.Context, s *session) error {
 		ctx, cancel := context.WithTimeout(ctx, flags.Timeout)
 		defer cancel()

@@ -69,7 +69,7 @@ func TestWhoGetsIn(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			nc, err := nats.Connect(b.URL(), c.options...)
+			nc, err := nats.Connect(b.URL(), append(c.options, nats.Timeout(patience))...)
 			if err == nil {
 				nc.Close()
 			}

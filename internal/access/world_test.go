@@ -245,11 +245,15 @@ func (a *attacker) hear(subject string) {
 	a.publish(a.jetStream(victim), events.RotationSubject+blog)
 	a.publish(a.js, events.ReceiptSubject+blog)
 	a.publish(a.js, events.InvalidationSubject+blog)
+	consumer, err := a.js.Consumer(a.t.Context(), events.RequestStream, events.RegistryDurable)
+	a.must(err)
+	a.must(a.take(consumer).DoubleAck(a.t.Context()))
 	for _, subject := range []string{events.LookupRegistrySubject, events.AuthVerifySubject} {
 		ctx, cancel := context.WithTimeout(a.t.Context(), 200*time.Millisecond) // nobody may be there to answer
 		_, _ = victim.RequestWithContext(ctx, subject, nil)
 		cancel()
 	}
+	a.must(victim.Flush())
 	a.must(a.registry.Flush())
 	a.must(a.nc.Flush())
 	if n, _, _ := heard.Pending(); n > 0 {

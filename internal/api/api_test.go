@@ -19,7 +19,7 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // endpoints answer with what they were asked, or fail as the body says.
 func endpoints() []api.Endpoint {

@@ -261,7 +261,7 @@ func TestLostDurableAndBroker(t *testing.T) {
 func TestWaitedTooLong(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
-	q.ackWait = 100 * time.Millisecond
+	q.ackWait = time.Second // what is handled has to be acknowledged within it
 	q.publish(numbers(4)...)
 	q.run(consume.Config{Batch: 2}, func(batch []string) error {
 		if batch[0] != "0" {

@@ -27,53 +27,35 @@ func TestFailBetweenAnyTwoSteps(t *testing.T) {
 		place, runs := new(int), 0
 		return func(ctx context.Context, faults *testenv.Faults) error {
 			runs++
-			url, err := accounts.Account(fmt.Sprintf("%p-%d", place, runs))
-			if err != nil {
+			r := &faultRun{ctx: ctx, handled: map[string]int{}, aside: map[string]int{}}
+			var err error
+			if r.heirs, err = testenv.NewHeirs(accounts, fmt.Sprintf("%p-%d", place, runs), faults); err != nil {
 				return err
 			}
-			r := &faultRun{ctx: ctx, faults: faults, url: url, handled: map[string]int{}, aside: map[string]int{}}
-			return r.play()
+			if err := errors.Join(r.play(faults), r.heirs.End()); err != nil {
+				return err
+			}
+			return r.check()
 		}
 	})
 }
 
 // faultRun is a queue of messages that are consumed.
 type faultRun struct {
-	ctx    context.Context
-	faults *testenv.Faults
-	url    string
-	js     jetstream.JetStream
-
-	first, second *consumer
+	ctx   context.Context
+	heirs *testenv.Heirs
+	want  []string
 
 	mu             sync.Mutex
 	failed         bool
 	handled, aside map[string]int
 }
 
-// consumer is one that runs.
-type consumer struct {
-	conn  *nats.Conn
-	stop  context.CancelFunc
-	ended chan error
-}
-
-func (r *faultRun) start(faults *testenv.Faults) (*consumer, error) {
-	conn, err := faults.Connect(r.url)
-	if err != nil {
-		return nil, err
-	}
+// open makes a consumer.
+func (r *faultRun) open(conn *nats.Conn, faults *testenv.Faults) (testenv.Program, error) {
 	js, err := jetstream.New(conn)
-	if err != nil {
-		return nil, err
-	}
-	c := &consumer{conn: conn, ended: make(chan error, 1)}
-	faults.Arm()
-	// Without the run's deadline: nats.go would wait for each answer until then, and not for 5 s.
-	var ctx context.Context
-	ctx, c.stop = context.WithCancel(context.WithoutCancel(r.ctx))
-	go func() {
-		c.ended <- consume.Run(ctx, consume.Config{
+	return testenv.Program{Run: func(ctx context.Context) error {
+		return consume.Run(ctx, consume.Config{
 			Open: func(ctx context.Context) (jetstream.Consumer, error) {
 				return js.CreateOrUpdateConsumer(ctx, "Q", jetstream.ConsumerConfig{
 					Durable: "d", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 5 * time.Second,
@@ -88,8 +70,7 @@ func (r *faultRun) start(faults *testenv.Faults) (*consumer, error) {
 			},
 			Batch: 4, MaxBackoff: 20 * time.Millisecond, Log: faults.Log,
 		})
-	}()
-	return c, nil
+	}}, err
 }
 
 // handle fails once, and always panics at message 5.
@@ -111,100 +92,52 @@ func (r *faultRun) handle(_ context.Context, batch []*consume.Message) error {
 	return nil
 }
 
-func (c *consumer) end() error {
-	if c == nil {
-		return nil
-	}
-	c.stop()
-	err := <-c.ended
-	c.conn.Close()
-	return err
-}
-
-// nurse does what happens in the world after a fault: a dead process is replaced, and time passes, until the broker sends
-// again what nobody acknowledged.
-func (r *faultRun) nurse() (err error) {
-	if r.faults.Struck() == "" {
-		return nil
-	}
-	if r.faults.Dead() && r.second == nil {
-		r.first.conn.Close()
-		r.first.stop()
-		if r.second, err = r.start(testenv.NewFaults(testenv.Fault{})); err != nil {
-			return err
-		}
-	}
-	return testenv.Hasten(r.ctx, r.js, "Q", "d")
-}
-
-func (r *faultRun) play() (err error) {
-	conn, err := nats.Connect(r.url, nats.Timeout(patience))
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	if r.js, err = jetstream.New(conn); err != nil {
-		return err
-	}
+func (r *faultRun) play(faults *testenv.Faults) error {
+	h := r.heirs
+	h.Open, h.Stream, h.Durable = r.open, "Q", "d"
 	stream := jetstream.StreamConfig{Name: "Q", Subjects: []string{"q.>"}, Retention: jetstream.WorkQueuePolicy}
-	if _, err := r.js.CreateStream(r.ctx, stream); err != nil {
+	if _, err := h.JetStream.CreateStream(r.ctx, stream); err != nil {
 		return err
 	}
-	if r.first, err = r.start(r.faults); err != nil {
+	if err := h.Start(r.ctx); err != nil {
 		return err
 	}
-	var want []string
 	for i := range 12 {
-		if _, err := r.js.Publish(r.ctx, "q.x", []byte(strconv.Itoa(i))); err != nil {
+		if _, err := h.JetStream.Publish(r.ctx, "q.x", []byte(strconv.Itoa(i))); err != nil {
 			return err
 		}
 		if i != 5 {
-			want = append(want, strconv.Itoa(i))
+			r.want = append(r.want, strconv.Itoa(i))
 		}
 		if i%4 == 3 {
-			if err := r.quiet(); err != nil {
+			if err := h.Quiet(r.ctx, r.empty); err != nil {
 				return err
 			}
 		}
 	}
-	r.faults.Disarm()
-	if err := errors.Join(r.first.end(), r.second.end()); err != nil {
-		return err
-	}
-	return r.check(want)
+	faults.Disarm()
+	return nil
 }
 
-// quiet waits until the queue is empty.
-func (r *faultRun) quiet() error {
-	for {
-		stream, err := r.js.Stream(r.ctx, "Q")
-		if err != nil {
-			return err
-		}
-		if stream.CachedInfo().State.Msgs == 0 {
-			return nil
-		}
-		if err := r.nurse(); err != nil {
-			return err
-		}
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-r.ctx.Done():
-			return fmt.Errorf("%d messages are left: %w", stream.CachedInfo().State.Msgs, r.ctx.Err())
-		}
+// empty reports whether the queue is.
+func (r *faultRun) empty() (bool, error) {
+	stream, err := r.heirs.JetStream.Stream(r.ctx, "Q")
+	if err != nil {
+		return false, err
 	}
+	return stream.CachedInfo().State.Msgs == 0, nil
 }
 
-func (r *faultRun) check(want []string) error {
+func (r *faultRun) check() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, m := range want {
+	for _, m := range r.want {
 		if r.handled[m] == 0 {
 			return fmt.Errorf("message %s is gone, and was never handled", m)
 		}
 	}
-	if len(r.handled) != len(want) || len(r.aside) != 1 || r.aside["5"] == 0 {
-		return fmt.Errorf("handled %v, set aside %v, want %v and 5", r.handled, r.aside, slices.Sorted(slices.Values(want)))
+	if len(r.handled) != len(r.want) || len(r.aside) != 1 || r.aside["5"] == 0 {
+		return fmt.Errorf("handled %v, set aside %v, want %v and 5", r.handled, r.aside, slices.Sorted(slices.Values(r.want)))
 	}
 	return nil
 }

@@ -276,7 +276,7 @@ func TestSuspectAtShutdown(t *testing.T) {
 func TestSuspectStaysOurs(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
-	q.ackWait = 500 * time.Millisecond
+	q.ackWait = 1500 * time.Millisecond
 	var told atomic.Int32
 	var mended, copied atomic.Bool
 	spy := testenv.Connect(t, q.broker.URL())

@@ -39,6 +39,7 @@ type developer struct {
 	used      events.Nonce // the last that stood
 	committed map[events.Nonce]events.Target
 	refused   map[string]events.Target // by the hash of the message
+	resent    map[string]bool          // of these, what the stream may have more than once
 	again     int                      // messages that were sent more than once, on purpose or since nobody answered
 	longest   time.Duration            // until an answer
 }
@@ -240,7 +241,10 @@ func (d *developer) ask(
 // askAgain is the way of omi and of package client: the same bytes again, until there is an answer.
 func (d *developer) askAgain(ctx context.Context, target events.Target, m request.Message) (events.Receipt, error) {
 	for try := 0; ; try++ {
-		d.again += min(try, 1)
+		if try > 0 {
+			d.again++
+			d.resent[events.RequestHash([]byte(m.Payload))] = true
+		}
 		if try > 0 && d.dice.IntN(3) == 0 {
 			_ = d.publish(ctx, m, "") // unknown to JetStream, which would keep a second one with an id from the registry
 		}
@@ -266,6 +270,7 @@ func (d *developer) askOnce(
 			return events.Receipt{}, fmt.Errorf("not taken by the broker: %w", ctx.Err())
 		}
 		d.again++
+		d.resent[events.RequestHash([]byte(m.Payload))] = true // it may have it all the same
 		pause(ctx, lookEach)
 	}
 	for next := uint64(1); ctx.Err() == nil; pause(ctx, lookEach) {

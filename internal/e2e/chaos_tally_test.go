@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ type tally struct {
 	services  int
 	committed map[events.Nonce]map[events.Nonce]int // requests that stood, and their receipts
 	refused   map[string]map[events.Nonce]int       // messages that did not, by their hash, and their receipts
+	resent    map[string]bool                       // of these, what was published more than once, and has a receipt for each
 	events    map[events.Target]map[int64][]events.Nonce
 	strange   []events.Receipt // that answer nothing that was sent
 
@@ -25,7 +27,7 @@ type tally struct {
 func newTally() *tally {
 	return &tally{
 		committed: map[events.Nonce]map[events.Nonce]int{}, refused: map[string]map[events.Nonce]int{},
-		events: map[events.Target]map[int64][]events.Nonce{},
+		resent: map[string]bool{}, events: map[events.Target]map[int64][]events.Nonce{},
 	}
 }
 
@@ -36,6 +38,7 @@ func (y *tally) add(d *developer) {
 	for hash := range d.refused {
 		y.refused[hash] = map[events.Nonce]int{}
 	}
+	maps.Copy(y.resent, d.resent)
 	y.services, y.again = y.services+len(d.services), y.again+d.again
 	y.longest = max(y.longest, d.longest)
 }
@@ -80,9 +83,13 @@ func (y *tally) check(t *testing.T, services []*service) {
 		}
 	}
 	for hash, receipts := range y.refused {
-		if len(receipts) == 0 {
+		switch {
+		case len(receipts) == 0:
 			y.lost++
 			t.Errorf("the refused message with the hash %s has no receipt", hash)
+		case len(receipts) > 1 && !y.resent[hash]:
+			y.twice++
+			t.Errorf("the refused message with the hash %s, which was sent once, has %d receipts", hash, len(receipts))
 		}
 	}
 	for _, r := range y.strange {

@@ -127,7 +127,7 @@ func (s *stand) newDevelopers(stream uint64, answers *atomic.Int64) []*developer
 			name: fmt.Sprintf("developer-%d", i+1), patient: i%2 == 0,
 			dice:   rand.New(rand.NewPCG(*chaosSeed, stream<<32|uint64(i+1))),
 			master: s.master, app: s.app, js: js, trust: s.trust, answers: answers,
-			committed: map[events.Nonce]events.Target{}, refused: map[string]events.Target{},
+			committed: map[events.Nonce]events.Target{}, refused: map[string]events.Target{}, resent: map[string]bool{},
 		}
 	}
 	return all

@@ -20,8 +20,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// guard is the shell script between a process and its server. A reader waits on a pipe whose other end is held by
-// the process alone, so the read ends when that process ends, however it does: by Stop, a panic, a timeout or kill -9. Then it stops the server ($1: by which signal), and the folder ($2) is removed. The rest is the server's command.
+// guard is the shell script between a process and its server. A reader waits on a pipe whose other end is held by the process
+// alone, so the read ends when that process ends, however it does: by Stop, a panic, a timeout or kill -9. Then it stops the
+// server ($1: by which signal), and the folder ($2) is removed. The rest is the server's command.
 //
 // This needs nothing of the operating system but pipes, and leaves no files behind, where a parent-death signal (Linux
 // only, and bound to a thread) would.

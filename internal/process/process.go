@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -64,18 +65,27 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 	command, err := parser.Parse(args)
 	if err != nil {
 		what, _, _ := strings.Cut(err.Error(), "\n") // it quotes the argument, and the rest could be of a key
-		fmt.Fprintf(stderr, "%s: %s (see %s --help)\n", name, what, commandOf(err, name))
+		if strings.Contains(what, "PRIVATE KEY") {
+			what = "a private key is not given as an argument: give the name of its file"
+		}
+		fmt.Fprintf(stderr, "%s: %s (see %s --help)\n", name, what, commandOf(err, name, args))
 		return ExitUsage
 	}
 	return report(stderr, name, command.Run())
 }
 
 // commandOf is the command that the arguments name, as far as they could be read: its help is the one to read.
-func commandOf(err error, name string) string {
-	if wrong := (*kong.ParseError)(nil); errors.As(err, &wrong) && wrong.Context.Selected() != nil {
-		return wrong.Context.Selected().FullPath()
+// A word that is no command is not taken for an argument of the command that is run without a name.
+func commandOf(err error, name string, args []string) string {
+	wrong := (*kong.ParseError)(nil)
+	if !errors.As(err, &wrong) || wrong.Context.Selected() == nil {
+		return name
 	}
-	return name
+	command := wrong.Context.Selected()
+	if strings.HasPrefix(err.Error(), "unexpected argument") && !slices.Contains(args, command.Name) {
+		return name
+	}
+	return command.FullPath()
 }
 
 // decodeDuration reads a duration with its unit, or whole seconds, as the protocol counts them.

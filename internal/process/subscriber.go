@@ -125,6 +125,9 @@ type listSetAside struct {
 
 // Run lists what was set aside.
 func (c *listSetAside) Run() error {
+	if err := ExistingDatabase(c.Database.URL); err != nil {
+		return err
+	}
 	log := NewLog(os.Stderr, slog.LevelWarn)
 	return Run(log, func(ctx context.Context) error {
 		store, err := OpenDatabase(func() (*subscriber.Store, error) { return subscriber.OpenStore(ctx, c.Database.URL, log) })

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"strings"
 
 	"github.com/nats-io/nats.go"
 
@@ -62,6 +65,19 @@ func OpenDatabase[T any](open func() (T, error)) (T, error) {
 func CheckDatabase(url string) error {
 	if err := sqldb.CheckURL(url); err != nil {
 		return Usagef("--database-url: %w", err)
+	}
+	return nil
+}
+
+// ExistingDatabase refuses a SQLite file that is not there. A command that asks about a process's database, and was run
+// in another folder, would make an empty one, and say that all is well.
+func ExistingDatabase(url string) error {
+	path, file := strings.CutPrefix(url, "sqlite:")
+	if !file || CheckDatabase(url) != nil {
+		return CheckDatabase(url)
+	}
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return Usagef("--database-url: there is no file %s: name the database that the process serves, as its own --database-url or OMI_DATABASE_URL does", path)
 	}
 	return nil
 }

@@ -201,7 +201,7 @@ func TestInTxWaitsForABusySQLiteFile(t *testing.T) {
 	if _, err := db.Writer().ExecContext(t.Context(), "UPDATE t SET n = 9"); !sqldb.Transient(err) {
 		t.Fatalf("not SQLITE_BUSY: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if err := increment(ctx, db, func() {}); !errors.Is(err, context.DeadlineExceeded) || !sqldb.Transient(err) {
 		t.Fatalf("while the file is locked: %v", err)

@@ -56,8 +56,7 @@ func TestFailBetweenAnyTwoSteps(t *testing.T) {
 
 // program is an Auth Provider or a Billing Service.
 type program struct {
-	run   func(context.Context) error
-	close func() error
+	testenv.Program
 	// knows returns what is wrong with the answers about a service.
 	knows func(context.Context, *subtest.Service) error
 }
@@ -84,7 +83,7 @@ func openAuth(ctx context.Context, js jetstream.JetStream, p *faultPlace, faults
 	if err != nil {
 		return program{}, err
 	}
-	return program{run: auth.Run, close: auth.Close, knows: func(ctx context.Context, s *subtest.Service) error {
+	return program{testenv.Program{Run: auth.Run, Close: auth.Close}, func(ctx context.Context, s *subtest.Service) error {
 		keys := s.Keyring()
 		for _, key := range s.Keys {
 			known, _ := keys.Find(key.Public())
@@ -105,7 +104,7 @@ func openBilling(ctx context.Context, js jetstream.JetStream, p *faultPlace, fau
 	if err != nil {
 		return program{}, err
 	}
-	return program{run: billing.Run, close: billing.Close, knows: func(ctx context.Context, s *subtest.Service) error {
+	return program{testenv.Program{Run: billing.Run, Close: billing.Close}, func(ctx context.Context, s *subtest.Service) error {
 		keys := s.Keyring()
 		for _, key := range s.Keys {
 			known, _ := keys.Find(key.Public())
@@ -133,103 +132,44 @@ type faultPlace struct {
 
 // faultRun is one history.
 type faultRun struct {
-	place    *faultPlace
-	ctx      context.Context
-	faults   *testenv.Faults
-	brokerAt string
-	js       jetstream.JetStream
-
-	first, second *instance
+	place  *faultPlace
+	ctx    context.Context
+	heirs  *testenv.Heirs
+	living program
 }
 
-// instance is a program that runs.
-type instance struct {
-	program
-	conn  *nats.Conn
-	stop  context.CancelFunc
-	ended chan error
-}
-
-func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) (err error) {
-	for _, table := range []string{"applied", "keys", "cutoffs", "services", "set_aside"} {
+func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) error {
+	for _, table := range names() {
 		if _, err := p.db.Writer().ExecContext(ctx, "DELETE FROM "+table); err != nil {
 			return fmt.Errorf("empty the database: %w", err)
 		}
 	}
 	p.runs++
-	r := &faultRun{place: p, ctx: ctx, faults: faults}
-	if r.brokerAt, err = p.accounts.Account(fmt.Sprintf("%p-%d", p, p.runs)); err != nil {
-		return err
-	}
-	conn, err := nats.Connect(r.brokerAt, nats.Timeout(within))
+	h, err := testenv.NewHeirs(p.accounts, fmt.Sprintf("%p-%d", p, p.runs), faults)
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
-	if r.js, err = jetstream.New(conn); err != nil {
-		return err
-	}
-	if _, err := r.js.CreateStream(ctx, events.InvalidationStreamConfig()); err != nil {
-		return err
-	}
-	err = r.play()
-	return errors.Join(err, r.first.end(), r.second.end())
+	r := &faultRun{place: p, ctx: ctx, heirs: h}
+	h.Open, h.Stream, h.Durable = r.open, events.InvalidationStream, p.durable
+	return errors.Join(r.play(faults), h.End())
 }
 
-func (r *faultRun) start(faults *testenv.Faults) (*instance, error) {
-	conn, err := faults.Connect(r.brokerAt)
-	if err != nil {
-		return nil, err
-	}
+func (r *faultRun) open(conn *nats.Conn, faults *testenv.Faults) (testenv.Program, error) {
 	js, err := jetstream.New(conn)
 	if err != nil {
-		return nil, err
+		return testenv.Program{}, err
 	}
-	one := &instance{conn: conn, ended: make(chan error, 1)}
-	if one.program, err = r.place.open(r.ctx, js, r.place, faults); err != nil {
-		return nil, err
-	}
-	faults.Arm()
-	// Without the run's deadline: nats.go would wait for each answer until then, and not for 5 s.
-	var ctx context.Context
-	ctx, one.stop = context.WithCancel(context.WithoutCancel(r.ctx))
-	go func() { one.ended <- one.run(ctx) }()
-	return one, nil
-}
-
-// end stops an instance, if there is one.
-func (one *instance) end() error {
-	if one == nil {
-		return nil
-	}
-	one.stop()
-	err := <-one.ended
-	one.conn.Close()
-	if err != nil {
-		err = fmt.Errorf("the program ended with %w", err)
-	}
-	return errors.Join(err, one.close())
-}
-
-// nurse does what happens in the world after a fault: a dead process is replaced, and time passes, until the broker sends
-// again what nobody acknowledged.
-func (r *faultRun) nurse() (err error) {
-	if r.faults.Struck() == "" {
-		return nil
-	}
-	if r.faults.Dead() && r.second == nil {
-		r.first.conn.Close()
-		r.first.stop()
-		if r.second, err = r.start(testenv.NewFaults(testenv.Fault{})); err != nil {
-			return err
-		}
-	}
-	return testenv.Hasten(r.ctx, r.js, events.InvalidationStream, r.place.durable)
+	r.living, err = r.place.open(r.ctx, js, r.place, faults)
+	return r.living.Program, err
 }
 
 // play plays the history, waits until all is quiet, and looks at what has become of it.
-func (r *faultRun) play() (err error) {
-	if r.first, err = r.start(r.faults); err != nil {
+func (r *faultRun) play(faults *testenv.Faults) error {
+	js := r.heirs.JetStream
+	if _, err := js.CreateStream(r.ctx, events.InvalidationStreamConfig()); err != nil {
+		return err
+	}
+	if err := r.heirs.Start(r.ctx); err != nil {
 		return err
 	}
 	services := r.place.services()
@@ -247,41 +187,32 @@ func (r *faultRun) play() (err error) {
 		{{a.Reset(start + 20), trusted}, {b.Events[1], trusted}, {a.Rotate(start+30, 5), trusted}},
 	} {
 		for _, m := range round {
-			if _, err := r.js.Publish(r.ctx, m.event.Subject(), m.event.Sign(m.by)); err != nil {
+			if _, err := js.Publish(r.ctx, m.event.Subject(), m.event.Sign(m.by)); err != nil {
 				return err
 			}
 			published++
 		}
-		if err := r.quiet(published); err != nil {
+		if err := r.heirs.Quiet(r.ctx, func() (bool, error) { return r.acknowledged(published) }); err != nil {
 			return err
 		}
 	}
-	r.faults.Disarm()
-	if err := r.nurse(); err != nil { // it may have died of its very last step
+	faults.Disarm()
+	if err := r.heirs.Nurse(r.ctx); err != nil { // it may have died of its very last step
 		return err
 	}
 	return r.check(services)
 }
 
-// quiet waits until all messages are acknowledged.
-func (r *faultRun) quiet(published uint64) error {
-	for {
-		consumer, err := r.js.Consumer(r.ctx, events.InvalidationStream, r.place.durable)
-		if err == nil && consumer.CachedInfo().AckFloor.Stream == published {
-			return nil
-		}
-		if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-			return err
-		}
-		if err := r.nurse(); err != nil {
-			return err
-		}
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-r.ctx.Done():
-			return fmt.Errorf("not all is acknowledged: %w", r.ctx.Err())
-		}
+// acknowledged reports whether all messages are.
+func (r *faultRun) acknowledged(published uint64) (bool, error) {
+	consumer, err := r.heirs.JetStream.Consumer(r.ctx, events.InvalidationStream, r.place.durable)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return false, nil
 	}
+	if err != nil {
+		return false, err
+	}
+	return consumer.CachedInfo().AckFloor.Stream == published, nil
 }
 
 // check holds the database and the answers against the events.
@@ -296,11 +227,7 @@ func (r *faultRun) check(services []*subtest.Service) error {
 		if diff := diffKeyrings(s.Keyring(), got.Keyring); diff != "" || got.Gap || got.Sequence != int64(len(s.Events)) {
 			return fmt.Errorf("%s: sequence %d, gap %t, and the database is not what the events say:\n%s", s.Target, got.Sequence, got.Gap, diff)
 		}
-		living := r.first
-		if r.second != nil {
-			living = r.second
-		}
-		if err := living.knows(r.ctx, s); err != nil {
+		if err := r.living.knows(r.ctx, s); err != nil {
 			return err
 		}
 	}

@@ -173,6 +173,16 @@ func TestDatabaseReplaced(t *testing.T) {
 	})
 }
 
+func (w *world) allRead(t *testing.T) {
+	t.Helper()
+	testenv.Eventually(t, within, "all read", func() error {
+		if info := w.consumer(t); info.NumPending > 0 || info.NumAckPending > 0 {
+			return fmt.Errorf("%d and %d are left", info.NumPending, info.NumAckPending)
+		}
+		return nil
+	})
+}
+
 // TestDurableOfAStreamThatForgot: a durable that is made when the first messages of the stream are gone has a floor, and
 // has acknowledged nothing.
 func TestDurableOfAStreamThatForgot(t *testing.T) {
@@ -192,12 +202,7 @@ func TestDurableOfAStreamThatForgot(t *testing.T) {
 		t.Fatalf("the floor: %+v", floor)
 	}
 	w.startOn(t, w.store)
-	testenv.Eventually(t, within, "all read", func() error {
-		if info := w.consumer(t); info.NumPending > 0 || info.NumAckPending > 0 {
-			return fmt.Errorf("%d and %d are left", info.NumPending, info.NumAckPending)
-		}
-		return nil
-	})
+	w.allRead(t)
 	w.said(t, readAgain, 0)
 }
 
@@ -244,11 +249,6 @@ func TestFloorInAGap(t *testing.T) {
 		t.Fatalf("the floor: %+v", floor)
 	}
 	w.startOn(t, w.store)
-	testenv.Eventually(t, within, "all read", func() error {
-		if info := w.consumer(t); info.NumPending > 0 || info.NumAckPending > 0 {
-			return fmt.Errorf("%d and %d are left", info.NumPending, info.NumAckPending)
-		}
-		return nil
-	})
+	w.allRead(t)
 	w.said(t, readAgain, 0)
 }

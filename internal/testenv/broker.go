@@ -62,13 +62,20 @@ func (b *Broker) Start() {
 // Connect connects to a broker, and reconnects for as long as the test runs.
 func Connect(t testing.TB, url string) *nats.Conn {
 	t.Helper()
-	nc, err := nats.Connect(url,
+	return connect(t, url,
 		nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(10*time.Millisecond, 0),
 		// Without handlers nats.go prints errors; an outage is what these tests are about.
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
-	if err != nil {
-		t.Fatalf("connect to the broker: %v", err)
-	}
+}
+
+// connect tries for a minute: the two seconds that nats.go gives itself may be over on a busy machine. A longer timeout would
+// hold for reconnects too, where a way that swallows everything is what a test may be about.
+func connect(t testing.TB, url string, options ...nats.Option) (nc *nats.Conn) {
+	t.Helper()
+	Eventually(t, time.Minute, "connect to the broker", func() (err error) {
+		nc, err = nats.Connect(url, options...)
+		return err
+	})
 	t.Cleanup(nc.Close)
 	return nc
 }

@@ -102,13 +102,8 @@ func (b *SecuredBroker) Connect(user string, denied func(error)) *nats.Conn {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	nc, err := nats.Connect(b.URL(), nkey, nats.RootCAs(b.CA()), nats.Name(user),
+	return connect(b.t, b.URL(), nkey, nats.RootCAs(b.CA()), nats.Name(user),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { denied(err) }))
-	if err != nil {
-		b.t.Fatalf("connect as %s: %v", user, err)
-	}
-	b.t.Cleanup(nc.Close)
-	return nc
 }
 
 func (b *SecuredBroker) file(name string) string { return filepath.Join(b.folder, name) }

@@ -22,6 +22,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
 
+	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/testenv"
@@ -64,6 +65,26 @@ func Open(t testing.TB, conn *nats.Conn, endpoints ...api.Endpoint) *Door {
 type Answer struct {
 	Status int
 	Body   []byte
+}
+
+// BothWays asks over HTTP, and the first endpoint over NATS. What is asked by POST at path has the same answer both ways,
+// as told says it; right holds an answer that NATS has no error for against its question.
+func (d *Door) BothWays(
+	t *testing.T, path, method, target, header string, body []byte,
+	right func(t *testing.T, question []byte, a Answer), told func(Answer) string,
+) {
+	t.Helper()
+	a, ok := d.HTTP(t, method, target, header, body)
+	b, sent := d.NATS(t, 0, "", body)
+	if sent && b.Status == http.StatusOK {
+		right(t, body, b)
+	}
+	if !ok || method != http.MethodPost || target != path {
+		return
+	}
+	if len(body) <= events.MaxQuery && sent && (a.Status != b.Status || told(a) != told(b)) {
+		t.Errorf("%q: over HTTP %d %s\nover NATS %d %s", body, a.Status, a.Body, b.Status, b.Body)
+	}
 }
 
 // HTTP sends a request whose first line and header are text, or returns false where net/http can't read them. The answer is

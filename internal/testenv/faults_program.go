@@ -1,0 +1,139 @@
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Program is one that a fault may strike.
+type Program struct {
+	Run   func(context.Context) error // until the context ends
+	Close func() error                // nil: it has nothing to close
+}
+
+// Heirs run a program on a broker, and where it dies of its fault, another one in its place. They live for one run of
+// [EveryStep].
+type Heirs struct {
+	// JetStream is the test's own, without faults.
+	JetStream jetstream.JetStream
+	// Open makes a program with a connection to the broker. Its steps are counted from when it runs.
+	Open func(conn *nats.Conn, faults *Faults) (Program, error)
+	// Stream and Durable are what the program consumes.
+	Stream, Durable string
+
+	broker        string // its URL
+	faults        *Faults
+	own           *nats.Conn
+	first, second *heir
+}
+
+// heir is a program that runs.
+type heir struct {
+	Program
+	conn  *nats.Conn
+	stop  context.CancelFunc
+	ended chan error
+}
+
+// NewHeirs connects the test itself to an account of its own.
+func NewHeirs(accounts *Accounts, account string, faults *Faults) (*Heirs, error) {
+	url, err := accounts.Account(account)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := nats.Connect(url, nats.Timeout(faultTimeout))
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("use JetStream: %w", err)
+	}
+	return &Heirs{JetStream: js, broker: url, faults: faults, own: conn}, nil
+}
+
+// Start runs the first program, which the fault is for.
+func (h *Heirs) Start(ctx context.Context) (err error) {
+	h.first, err = h.start(ctx, h.faults)
+	return err
+}
+
+func (h *Heirs) start(ctx context.Context, faults *Faults) (*heir, error) {
+	conn, err := faults.Connect(h.broker)
+	if err != nil {
+		return nil, err
+	}
+	one := &heir{conn: conn, ended: make(chan error, 1)}
+	if one.Program, err = h.Open(conn, faults); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	faults.Arm()
+	// Without the run's deadline: nats.go would wait for each answer until then, and not for 5 s.
+	ctx, one.stop = context.WithCancel(context.WithoutCancel(ctx))
+	go func() { one.ended <- one.Run(ctx) }()
+	return one, nil
+}
+
+// Nurse does what happens in the world after a fault: a dead program is replaced, and time passes, until the broker sends
+// again what nobody acknowledged.
+func (h *Heirs) Nurse(ctx context.Context) (err error) {
+	if h.faults.Struck() == "" {
+		return nil
+	}
+	if h.faults.Dead() && h.second == nil {
+		h.first.conn.Close()
+		h.first.stop()
+		if h.second, err = h.start(ctx, NewFaults(Fault{})); err != nil {
+			return err
+		}
+	}
+	return Hasten(ctx, h.JetStream, h.Stream, h.Durable)
+}
+
+// Quiet waits until nothing is left to do, which quiet returns, and nurses meanwhile.
+func (h *Heirs) Quiet(ctx context.Context, quiet func() (bool, error)) error {
+	const pollEvery = 5 * time.Millisecond
+	for {
+		done, err := quiet()
+		if err != nil || done {
+			return err
+		}
+		if err := h.Nurse(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(pollEvery):
+		case <-ctx.Done():
+			return fmt.Errorf("something is left to do: %w", ctx.Err())
+		}
+	}
+}
+
+// End stops what runs, and returns what the programs ended with.
+func (h *Heirs) End() error {
+	defer h.own.Close()
+	return errors.Join(h.first.end(), h.second.end())
+}
+
+func (one *heir) end() error {
+	if one == nil {
+		return nil
+	}
+	one.stop()
+	err := <-one.ended
+	one.conn.Close()
+	if err != nil {
+		err = fmt.Errorf("the program ended with %w", err)
+	}
+	if one.Close != nil {
+		err = errors.Join(err, one.Close())
+	}
+	return err
+}
