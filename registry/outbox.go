@@ -1,16 +1,17 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"time"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // stale is the condition of a row that waits for somebody to publish it: its lease has ended, or was given by a clock that is
@@ -19,42 +20,39 @@ func stale(now time.Time) (condition string, args []any) {
 	return "(lease_until < $1 OR lease_until > $2)", []any{now.UnixMilli(), now.Add(2 * leaseFor).UnixMilli()}
 }
 
+// outboxPlace is where in the outbox a message is: what one commit has to say lies side by side, in its order.
+type outboxPlace struct {
+	batch    int64 // of the commit
+	position int64
+}
+
+// next returns the place behind it.
+func (p outboxPlace) next() outboxPlace { return outboxPlace{p.batch, p.position + 1} }
+
 // claimOutbox leases up to limit messages that nobody published in time, oldest first: a crash left them, or a broker
 // that was away. Two replicas never lease the same one at a time, and to publish one twice would do no harm.
 func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]signed, error) {
-	type row struct {
-		signed
-		position int64
-	}
-	var claimed []row
-	err := s.db.InTx(ctx, func(tx *sql.Tx) (err error) {
+	var claimed []signed
+	condition, args := stale(now)
+	query := `UPDATE outbox SET lease_until = $2 WHERE (batch, position) IN
+		(SELECT batch, position FROM outbox WHERE ` + condition + ` ORDER BY position LIMIT $3)
+		RETURNING nonce, subject, payload, batch, position`
+	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		claimed = claimed[:0]
-		condition, args := stale(now)
-		rows, err := tx.QueryContext(ctx, `UPDATE outbox SET lease_until = $2 WHERE nonce IN
-			(SELECT nonce FROM outbox WHERE `+condition+` ORDER BY position LIMIT $3)
-			RETURNING nonce, subject, payload, position`, append(args, limit)...)
-		if err != nil {
+		return eachRow(ctx, tx, query, append(args, limit), func(rows *sql.Rows) error {
+			var m signed
+			err := rows.Scan(nonceText(&m.nonce), &m.subject, &m.payload, &m.place.batch, &m.place.position)
+			claimed = append(claimed, m)
 			return err
-		}
-		defer func() { err = errors.Join(err, rows.Close()) }()
-		for rows.Next() {
-			var r row
-			if err := rows.Scan(nonceText(&r.nonce), &r.subject, &r.payload, &r.position); err != nil {
-				return err
-			}
-			claimed = append(claimed, r)
-		}
-		return rows.Err()
+		})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("claim outbox messages: %w", err)
 	}
-	slices.SortFunc(claimed, func(a, b row) int { return int(a.position - b.position) })
-	messages := make([]signed, 0, len(claimed))
-	for _, r := range claimed {
-		messages = append(messages, r.signed)
-	}
-	return messages, nil
+	slices.SortFunc(claimed, func(a, b signed) int {
+		return cmp.Or(cmp.Compare(a.place.position, b.place.position), cmp.Compare(a.place.batch, b.place.batch))
+	})
+	return claimed, nil
 }
 
 // outboxStale reports whether there is a message to claim: a read, which costs nothing while all is well.
@@ -77,12 +75,9 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 	var gone, older bool
 	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
 		deleted := int64(0)
-		for part := range slices.Chunk(published, sqldb.MaxParams) {
-			nonces := make([]any, 0, len(part))
-			for _, m := range part {
-				nonces = append(nonces, m.nonce.String())
-			}
-			result, err := tx.ExecContext(ctx, "DELETE FROM outbox WHERE nonce IN "+sqldb.In(1, len(nonces)), nonces...)
+		for first, last := range runs(published) {
+			result, err := tx.ExecContext(ctx, "DELETE FROM outbox WHERE batch = $1 AND position >= $2 AND position <= $3",
+				first.batch, first.position, last.position)
 			if err != nil {
 				return err
 			}
@@ -109,6 +104,22 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 		return now, s.committedAll(ctx, published)
 	}
 	return now, nil
+}
+
+// runs yields the first and the last place of messages that lie side by side: most often all of them.
+func runs(messages []signed) iter.Seq2[outboxPlace, outboxPlace] {
+	return func(yield func(first, last outboxPlace) bool) {
+		for i := 0; i < len(messages); {
+			first := messages[i].place
+			last := first
+			for i++; i < len(messages) && messages[i].place == last.next(); i++ {
+				last = last.next()
+			}
+			if !yield(first, last) {
+				return
+			}
+		}
+	}
 }
 
 // committedAll returns [errOlder] if the history lacks one of these events. It is asked where outbox rows are gone: most

@@ -180,6 +180,7 @@ func loadService(t *testing.T, store *Store, s vectors.Service) {
 	}
 	e := events.Invalidation{Target: target, Event: events.ServiceBinding, Timestamp: 1, GracePeriodExpiry: 1}
 	w := rowWriter{t, store}
+	var changes []events.Invalidation
 	for sequence := int64(1); sequence <= s.Sequence; sequence++ {
 		e.Sequence, e.OldKey, e.NewKey, e.Nonce = sequence, e.NewKey, events.PublicKey{}, events.NewNonce()
 		if key, ok := keys[sequence]; ok {
@@ -194,10 +195,13 @@ func loadService(t *testing.T, store *Store, s vectors.Service) {
 		if e.NewKey.IsZero() {
 			e.Event, e.Timestamp = events.ServiceRevocation, e.GracePeriodExpiry
 		}
-		w.history(e, used[sequence])
+		changes = append(changes, e)
 	}
 	g.service.key, g.service.changedAt = e.NewKey, e.Timestamp
 	w.service(g)
+	for _, e := range changes {
+		w.history(e, used[e.Sequence])
+	}
 }
 
 // rowWriter writes what no request wrote.
@@ -219,13 +223,14 @@ func (w rowWriter) history(e events.Invalidation, used vectors.UsedRequest) {
 		Origin: testOrigin, Target: e.Target, Event: events.RequestCommitted, Nonce: events.NewNonce(), Timestamp: e.Timestamp,
 		Sequence: e.Sequence, PublicKey: e.NewKey, GracePeriodExpiry: e.GracePeriodExpiry, EventNonce: e.Nonce,
 	}
-	w.exec("INSERT INTO history VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+	w.exec(`INSERT INTO history SELECT id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM services WHERE target = $1`,
 		e.Target.String(), e.Sequence, string(e.Event), keyBytes(e.OldKey), keyBytes(e.NewKey), e.GracePeriodExpiry, e.Timestamp,
 		e.Nonce.String(), nonce, digest, receipt.Nonce.String(), receipt.Sign(testKey))
 }
 
 func (w rowWriter) service(g *group) {
-	w.exec("INSERT INTO services VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)", serviceRow(g)...)
+	w.exec(`INSERT INTO services (target, status, sequence, public_key, changed_at, bound_at, recent_rotations, service_type,
+		endpoint_url, provider_receipt) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`, appendService(nil, g.target.String(), &g.service)...)
 }
 
 func (w rowWriter) exec(query string, args ...any) {
