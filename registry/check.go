@@ -22,7 +22,7 @@ type Violation struct {
 type Report struct {
 	Services int `json:"services"`
 	Changes  int `json:"changes"`
-	Outbox   int `json:"outbox"` // messages that wait to be published
+	Outbox   int `json:"outbox"` // changes whose messages wait to be published
 	// DeadLetters are requests that could not be decided, and wait for an operator. They are no violation.
 	DeadLetters int         `json:"dead_letters"`
 	Violations  []Violation `json:"violations"`
@@ -62,7 +62,7 @@ type checker struct {
 	// With the stream of events:
 	kept        map[events.Target]kept // what it has; nil: it is not looked at
 	perSubject  int64                  // messages that it keeps of each service
-	unpublished map[string]bool        // subjects of messages in the outbox
+	unpublished map[string]bool        // services with changes in the outbox
 	began       int64                  // seconds since the Unix epoch
 	committed   int64                  // the last sequence of the service at hand that was committed before
 }
@@ -210,7 +210,7 @@ func (s *Store) checkOutbox(now time.Time) func(context.Context, *checker) error
 			return fmt.Errorf("read the outbox: %w", err)
 		}
 		if age := now.Sub(time.Unix(0, oldest.Int64)); oldest.Valid && age > outboxPatience {
-			c.violation("", "%d messages wait in the outbox, the oldest for %s: is a registry running, and can it reach the broker?",
+			c.violation("", "%d changes wait in the outbox to be published, the oldest for %s: is a registry running, and can it reach the broker?",
 				c.report.Outbox, age.Round(time.Second))
 		}
 		return nil

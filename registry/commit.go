@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -150,13 +151,9 @@ type historyRow struct {
 // historyOf returns the rows of the groups' changes.
 func historyOf(groups []*group) []historyRow {
 	var rows []historyRow
-	for _, g := range groups {
-		for i := range g.outcomes {
-			if o := &g.outcomes[i]; o.verdict == committed {
-				r := o.in.request
-				rows = append(rows, historyRow{g.service.id, o.event, r.Nonce, r.Digest(), o.receiptNonce, o.receiptBytes})
-			}
-		}
+	for g, o := range changes(groups) {
+		r := o.in.request
+		rows = append(rows, historyRow{g.service.id, o.event, r.Nonce, r.Digest(), o.receiptNonce, o.receiptBytes})
 	}
 	return rows
 }
@@ -179,41 +176,39 @@ func (w writer) appendHistory(rows []historyRow) error {
 	}, args)
 }
 
-// fillOutbox keeps each signed message until its stream has it, in the order in which they are to be published.
+// fillOutbox keeps each change's messages until their streams have them, in the order in which they are to be published.
 func (w writer) fillOutbox(groups []*group, now time.Time) error {
 	var args []any
 	place, lease := outboxPlace{rand.Int64(), now.UnixNano()}, now.Add(leaseFor).UnixMilli() //nolint:gosec // it only tells commits apart
-	for o := range changes(groups) {
+	for g, o := range changes(groups) {
 		o.place = place
-		for _, m := range o.messages() {
-			args = append(args, m.place.batch, m.place.position, m.nonce.String(), m.subject, m.payload, lease)
-			place = place.next()
-		}
+		args = append(args, place.batch, place.position, g.service.id, o.event.Sequence, o.eventBytes, lease)
+		place = place.next()
 	}
-	const into = "INSERT INTO outbox (batch, position, nonce, subject, payload, lease_until) "
-	return w.insert(into, []sqldb.Type{sqldb.Int, sqldb.Int, sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Int}, args)
+	const into = "INSERT INTO outbox (batch, position, service, sequence, event, lease_until) "
+	return w.insert(into, []sqldb.Type{sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Bytes, sqldb.Int}, args)
 }
 
 // insert writes all rows, or returns [errTaken].
 func (w writer) insert(into string, types []sqldb.Type, values []any) error {
 	for part := range w.engine.Rows(1, types, values) {
-		result, err := w.tx.ExecContext(w.ctx, into+part.Query+" ON CONFLICT DO NOTHING", part.Args...)
+		_, err := w.tx.ExecContext(w.ctx, into+part.Query, part.Args...)
+		if sqldb.Duplicate(err) {
+			return errTaken
+		}
 		if err != nil {
 			return fmt.Errorf("%.24s…: %w", into, err)
-		}
-		if inserted, err := result.RowsAffected(); err != nil || inserted != int64(part.Len) {
-			return errors.Join(errTaken, err)
 		}
 	}
 	return nil
 }
 
 // changes yields the committed outcomes of the groups.
-func changes(groups []*group) func(yield func(*outcome) bool) {
-	return func(yield func(*outcome) bool) {
+func changes(groups []*group) iter.Seq2[*group, *outcome] {
+	return func(yield func(*group, *outcome) bool) {
 		for _, g := range groups {
 			for i := range g.outcomes {
-				if g.outcomes[i].verdict == committed && !yield(&g.outcomes[i]) {
+				if g.outcomes[i].verdict == committed && !yield(g, &g.outcomes[i]) {
 					return
 				}
 			}

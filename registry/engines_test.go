@@ -252,7 +252,7 @@ func (a *account) look(rt *rapid.T, t *testing.T, store *Store, now time.Time) {
 	} {
 		a.Rows[table] = rowsOf(rt, t, store, query)
 	}
-	a.Rows["outbox"] = rowsOf(rt, t, store, "SELECT subject, position, lease_until FROM outbox ORDER BY position, subject")
+	a.Rows["outbox"] = rowsOf(rt, t, store, "SELECT target, outbox.sequence, position, lease_until FROM outbox JOIN services ON id = service ORDER BY position")
 	for _, name := range []string{"s-0", "s-1", "s-2"} {
 		target, err := events.ParseTarget("org.omiappreg.alice." + name)
 		if err != nil {

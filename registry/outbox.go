@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // stale is the condition of a row that waits for somebody to publish it: its lease has ended, or was given by a clock that is
@@ -20,7 +21,7 @@ func stale(now time.Time) (condition string, args []any) {
 	return "(lease_until < $1 OR lease_until > $2)", []any{now.UnixMilli(), now.Add(2 * leaseFor).UnixMilli()}
 }
 
-// outboxPlace is where in the outbox a message is: what one commit has to say lies side by side, in its order.
+// outboxPlace is where in the outbox a change is: what one commit has to say lies side by side, in its order.
 type outboxPlace struct {
 	batch    int64 // of the commit
 	position int64
@@ -29,30 +30,85 @@ type outboxPlace struct {
 // next returns the place behind it.
 func (p outboxPlace) next() outboxPlace { return outboxPlace{p.batch, p.position + 1} }
 
-// claimOutbox leases up to limit messages that nobody published in time, oldest first: a crash left them, or a broker
-// that was away. Two replicas never lease the same one at a time, and to publish one twice would do no harm.
+func comparePlaces(a, b outboxPlace) int {
+	return cmp.Or(cmp.Compare(a.position, b.position), cmp.Compare(a.batch, b.batch))
+}
+
+// waiting is a row of the outbox.
+type waiting struct {
+	rowID
+	place outboxPlace
+	event []byte // nil: it was published
+}
+
+// rowID names a row of the history.
+type rowID struct{ service, sequence int64 }
+
+// claimOutbox leases up to limit changes whose messages nobody published in time, oldest first: a crash left them, or a
+// broker that was away. It returns the messages. Two replicas never lease the same ones at a time, and to publish them twice
+// would do no harm.
 func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]signed, error) {
-	var claimed []signed
+	var messages []signed
 	condition, args := stale(now)
 	query := `UPDATE outbox SET lease_until = $2 WHERE (batch, position) IN
 		(SELECT batch, position FROM outbox WHERE ` + condition + ` ORDER BY position LIMIT $3)
-		RETURNING nonce, subject, payload, batch, position`
+		RETURNING batch, position, service, sequence, event`
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
-		claimed = claimed[:0]
-		return eachRow(ctx, tx, query, append(args, limit), func(rows *sql.Rows) error {
-			var m signed
-			err := rows.Scan(nonceText(&m.nonce), &m.subject, &m.payload, &m.place.batch, &m.place.position)
-			claimed = append(claimed, m)
+		var claimed []waiting
+		err := eachRow(ctx, tx, query, append(args, limit), func(rows *sql.Rows) error {
+			var one waiting
+			err := rows.Scan(&one.place.batch, &one.place.position, &one.service, &one.sequence, &one.event)
+			claimed = append(claimed, one)
 			return err
 		})
+		if err != nil {
+			return err
+		}
+		slices.SortFunc(claimed, func(a, b waiting) int { return comparePlaces(a.place, b.place) })
+		messages, err = writer{ctx, tx, s.db.Engine()}.messages(claimed)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("claim outbox messages: %w", err)
 	}
-	slices.SortFunc(claimed, func(a, b signed) int {
-		return cmp.Or(cmp.Compare(a.place.position, b.place.position), cmp.Compare(a.place.batch, b.place.batch))
+	return messages, nil
+}
+
+// messages makes what was claimed into the messages that were committed, by what the history has.
+func (w writer) messages(claimed []waiting) ([]signed, error) {
+	values := make([]any, 0, 2*len(claimed))
+	for _, one := range claimed {
+		values = append(values, one.service, one.sequence)
+	}
+	type pair struct{ event, receipt signed }
+	found := make(map[rowID]pair, len(claimed))
+	const query = `SELECT h.service, h.sequence, s.target, h.event_nonce, h.receipt_nonce, h.receipt FROM (%s) AS v
+		JOIN history h ON h.service = v.column1 AND h.sequence = v.column2 JOIN services s ON s.id = h.service`
+	err := w.each(query, []sqldb.Type{sqldb.Int, sqldb.Int}, values, func(rows *sql.Rows) error {
+		var id rowID
+		var name string
+		var p pair
+		err := rows.Scan(&id.service, &id.sequence, &name, nonceText(&p.event.nonce), nonceText(&p.receipt.nonce), &p.receipt.payload)
+		p.event.subject, p.receipt.subject = events.InvalidationSubject+name, events.ReceiptSubject+name
+		found[id] = p
+		return err
 	})
-	return claimed, nil
+	if err != nil {
+		return nil, err
+	}
+	messages := make([]signed, 0, 2*len(claimed))
+	for _, one := range claimed {
+		p, ok := found[one.rowID]
+		if !ok {
+			return nil, fmt.Errorf("the history lacks sequence %d of the service with id %d: %w", one.sequence, one.service, errOlder)
+		}
+		p.event.place, p.receipt.place, p.event.payload = one.place, one.place, one.event
+		if one.event != nil {
+			messages = append(messages, p.event)
+		}
+		messages = append(messages, p.receipt)
+	}
+	return messages, nil
 }
 
 // outboxStale reports whether there is a message to claim: a read, which costs nothing while all is well.
@@ -69,13 +125,14 @@ func (s *Store) outboxStale(ctx context.Context, now time.Time) (bool, error) {
 // errOlder means that the database is not the one that the messages were committed to: it was restored.
 var errOlder = errors.New("the database lacks what was written to it")
 
-// deleteOutbox forgets messages that their stream has, and moves the position from where it was seen to place; 0: it
+// deleteOutbox forgets the changes of messages that their streams have, and moves the position from where it was seen to place; 0: it
 // stays. It returns the position by then, or [errOlder] if the database was restored meanwhile.
 func (s *Store) deleteOutbox(ctx context.Context, published []signed, from position, place uint64) (now position, err error) {
 	var gone, older bool
+	places := placesOf(published)
 	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
 		deleted := int64(0)
-		for first, last := range runs(published) {
+		for first, last := range runs(places) {
 			result, err := tx.ExecContext(ctx, "DELETE FROM outbox WHERE batch = $1 AND position >= $2 AND position <= $3",
 				first.batch, first.position, last.position)
 			if err != nil {
@@ -88,7 +145,7 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 			deleted += n
 		}
 		now, older = from, false
-		if gone = deleted < int64(len(published)); gone || place == 0 {
+		if gone = deleted < int64(len(places)); gone || place == 0 {
 			return nil
 		}
 		moved, ok, err := from.move(ctx, tx, place)
@@ -106,13 +163,23 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 	return now, nil
 }
 
-// runs yields the first and the last place of messages that lie side by side: most often all of them.
-func runs(messages []signed) iter.Seq2[outboxPlace, outboxPlace] {
+// placesOf returns the places of the messages' changes, each once, in their order.
+func placesOf(messages []signed) []outboxPlace {
+	places := make([]outboxPlace, 0, len(messages)/2)
+	for _, m := range messages {
+		places = append(places, m.place)
+	}
+	slices.SortFunc(places, comparePlaces)
+	return slices.Compact(places)
+}
+
+// runs yields the first and the last of places that lie side by side: most often all of them.
+func runs(places []outboxPlace) iter.Seq2[outboxPlace, outboxPlace] {
 	return func(yield func(first, last outboxPlace) bool) {
-		for i := 0; i < len(messages); {
-			first := messages[i].place
+		for i := 0; i < len(places); {
+			first := places[i]
 			last := first
-			for i++; i < len(messages) && messages[i].place == last.next(); i++ {
+			for i++; i < len(places) && places[i] == last.next(); i++ {
 				last = last.next()
 			}
 			if !yield(first, last) {

@@ -29,7 +29,7 @@ type outcome struct {
 
 	receiptNonce events.Nonce
 	receiptBytes []byte      // nil for a refusal until [outcome.answer]
-	place        outboxPlace // of the event, when committed; the receipt's is the next
+	place        outboxPlace // when committed
 }
 
 // reject refuses a request. Its receipt is signed last, when the reason is final.
@@ -103,15 +103,14 @@ type signed struct {
 	nonce   events.Nonce // its Nats-Msg-Id
 	subject string
 	payload []byte
-	place   outboxPlace // zero: it is in no outbox
+	place   outboxPlace // of its change; zero: it is in no outbox
 }
 
 // messages returns what the outcome has to say: the event before the receipt, so that nobody hears of a change before
 // those who must act on it.
 func (o *outcome) messages() []signed {
-	receipt := signed{o.receiptNonce, events.ReceiptSubject + o.in.request.Target.String(), o.receiptBytes, o.place.next()}
+	receipt := signed{o.receiptNonce, events.ReceiptSubject + o.in.request.Target.String(), o.receiptBytes, o.place}
 	if o.verdict != committed {
-		receipt.place = outboxPlace{}
 		return []signed{receipt}
 	}
 	return []signed{{o.event.Nonce, o.event.Subject(), o.eventBytes, o.place}, receipt}
