@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,7 +28,7 @@ func BenchmarkStore(b *testing.B) {
 		b.Run(engine, func(b *testing.B) {
 			world := newStoreWorld(b, testenv.Database(b, engine))
 			for _, size := range []int{1, 256, 1024} {
-				b.Run(fmt.Sprint(size), func(b *testing.B) { world.benchmark(b, size) })
+				b.Run(strconv.Itoa(size), func(b *testing.B) { world.benchmark(b, size) })
 			}
 		})
 	}
@@ -189,7 +190,7 @@ func serverCPU(b *testing.B, w *storeWorld) (used time.Duration) {
 	err := w.store.each(b.Context(), "SELECT pid FROM pg_stat_activity WHERE datname = $1", []any{name}, func(rows *sql.Rows) error {
 		var pid int
 		err := rows.Scan(&pid)
-		used += cpuOf(fmt.Sprint(pid))
+		used += cpuOf(strconv.Itoa(pid))
 		return err
 	})
 	if err != nil {
