@@ -72,47 +72,28 @@ func serviceTypes() []sqldb.Type {
 	}
 }
 
-// appendService appends the row of a service. It begins with what names it: its target's name, or its id.
-func appendService(row []any, name any, s *service) []any {
-	return append(row, name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, s.boundAt,
-		formatTimes(s.recent), s.serviceType, s.endpointURL, s.providerReceipt)
+func serviceRow(name string, s *service) []any {
+	return []any{name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, s.boundAt,
+		formatTimes(s.recent), s.serviceType, s.endpointURL, s.providerReceipt}
 }
 
 // moveServices brings each service to its new state, if it is still as it was read, and takes it off the lost ones.
-// The sequence alone is compared: it names a state of the service for ever.
+// The name and the sequence are compared: they name a state of the service for ever. Its id is taken from the row, since in a
+// database that was restored meanwhile it may be another's.
 func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error {
 	var known, born []any
-	byID, byName := make(map[int64]*group, len(groups)), map[string]*group{}
+	byName := make(map[string]*group, len(groups))
 	for _, g := range groups {
+		name := g.target.String()
+		byName[name] = g
 		if g.existed {
-			byID[g.service.id] = g
-			known = append(appendService(known, g.service.id, &g.service), g.base)
+			known = append(append(known, serviceRow(name, &g.service)...), g.base)
 		} else {
-			name := g.target.String()
-			byName[name] = g
-			born = appendService(born, name, &g.service)
+			born = append(born, serviceRow(name, &g.service)...)
 		}
 	}
-	const update = `UPDATE services SET status = v.column2, sequence = v.column3, public_key = v.column4,
-		changed_at = v.column5, bound_at = v.column6, recent_rotations = v.column7,
-		service_type = v.column8, endpoint_url = v.column9, provider_receipt = v.column10 FROM (%s) AS v
-		WHERE services.id = v.column1 AND services.sequence = v.column11 RETURNING services.id`
-	var id int64
-	types := append(serviceTypes(), sqldb.Int)
-	types[0] = sqldb.Int
-	err := w.each(update, types, known, func(rows *sql.Rows) error {
-		if err := rows.Scan(&id); err != nil {
-			return err
-		}
-		delete(lost, byID[id].target)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("update services: %w", err)
-	}
-	const insert = `INSERT INTO services (target, status, sequence, public_key, changed_at, bound_at, recent_rotations,
-		service_type, endpoint_url, provider_receipt) %s ON CONFLICT (target) DO NOTHING RETURNING id, target`
-	err = w.each(insert, serviceTypes(), born, func(rows *sql.Rows) error {
+	moved := func(rows *sql.Rows) error {
+		var id int64
 		var name string
 		if err := rows.Scan(&id, &name); err != nil {
 			return err
@@ -121,8 +102,17 @@ func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error
 		g.service.id = id
 		delete(lost, g.target)
 		return nil
-	})
-	if err != nil {
+	}
+	const update = `UPDATE services SET status = v.column2, sequence = v.column3, public_key = v.column4,
+		changed_at = v.column5, bound_at = v.column6, recent_rotations = v.column7,
+		service_type = v.column8, endpoint_url = v.column9, provider_receipt = v.column10 FROM (%s) AS v
+		WHERE services.target = v.column1 AND services.sequence = v.column11 RETURNING services.id, services.target`
+	if err := w.each(update, append(serviceTypes(), sqldb.Int), known, moved); err != nil {
+		return fmt.Errorf("update services: %w", err)
+	}
+	const insert = `INSERT INTO services (target, status, sequence, public_key, changed_at, bound_at, recent_rotations,
+		service_type, endpoint_url, provider_receipt) %s ON CONFLICT (target) DO NOTHING RETURNING id, target`
+	if err := w.each(insert, serviceTypes(), born, moved); err != nil {
 		return fmt.Errorf("insert services: %w", err)
 	}
 	return nil

@@ -265,14 +265,13 @@ func (a *account) look(rt *rapid.T, t *testing.T, store *Store, now time.Time) {
 		for i := range history {
 			history[i].Nonce = events.Nonce{}
 		}
-		one, err := store.service(ctx, target)
-		id := int64(0)
-		if err == nil {
-			id, one.id = one.id, 0
+		grace, err := store.inGrace(ctx, target, int64(len(history)), now.Unix())
+		if err != nil {
+			rt.Fatal(err)
 		}
-		grace, inGraceErr := store.inGrace(ctx, id, int64(len(history)), now.Unix())
-		if inGraceErr != nil {
-			rt.Fatal(inGraceErr)
+		one, err := store.service(ctx, target)
+		if err == nil {
+			one.id = 0 // by lot
 		}
 		a.Reads = append(a.Reads, fmt.Sprintf("%+v %+v %+v %v", history, grace, one, err))
 	}

@@ -56,7 +56,7 @@ func (l *Lookup) Service(ctx context.Context, t events.Target) (events.ServiceRe
 	if s.active() {
 		record.Current = events.CurrentKey{PublicKey: s.key, Since: s.changedAt}
 	}
-	if record.Grace, err = l.store.inGrace(ctx, s.id, s.sequence, now); err != nil {
+	if record.Grace, err = l.store.inGrace(ctx, t, s.sequence, now); err != nil {
 		return events.ServiceRecord{}, err
 	}
 	record.Propagation = l.propagation.of(ctx, t, s.sequence)
@@ -120,15 +120,16 @@ func (s *Store) service(ctx context.Context, t events.Target) (*service, error) 
 	return one, nil
 }
 
-// inGrace reads the keys of a service that are in grace at now, newest first, as the history was at this sequence: it only grows,
+// inGrace reads the keys that are in grace at now, newest first, as the history was at this sequence: it only grows,
 // so a change in between doesn't mix into the answer.
-func (s *Store) inGrace(ctx context.Context, id, sequence, now int64) ([]events.GraceKey, error) {
+func (s *Store) inGrace(ctx context.Context, t events.Target, sequence, now int64) ([]events.GraceKey, error) {
 	var keys []events.GraceKey
 	err := s.each(ctx, `SELECT old_public_key, grace_period_expiry FROM history
-		WHERE service = $1 AND sequence <= $2 AND event = $3 AND grace_period_expiry > $4 AND sequence >
-			(SELECT COALESCE(MAX(sequence), 0) FROM history WHERE service = $1 AND sequence <= $2 AND event IN ($5, $6))
+		WHERE service = (SELECT id FROM services WHERE target = $1) AND sequence <= $2 AND event = $3
+		AND grace_period_expiry > $4 AND sequence > (SELECT COALESCE(MAX(sequence), 0) FROM history
+			WHERE service = (SELECT id FROM services WHERE target = $1) AND sequence <= $2 AND event IN ($5, $6))
 		ORDER BY sequence DESC`,
-		[]any{id, sequence, string(events.KeyRotation), now, string(events.MasterReset), string(events.ServiceRevocation)},
+		[]any{t.String(), sequence, string(events.KeyRotation), now, string(events.MasterReset), string(events.ServiceRevocation)},
 		func(rows *sql.Rows) error {
 			var key events.GraceKey
 			err := rows.Scan(keyColumn{&key.PublicKey}, &key.Expires)
@@ -136,7 +137,7 @@ func (s *Store) inGrace(ctx context.Context, id, sequence, now int64) ([]events.
 			return err
 		})
 	if err != nil {
-		return nil, fmt.Errorf("read the keys in grace: %w", err)
+		return nil, fmt.Errorf("read the keys in grace of %s: %w", t, err)
 	}
 	return keys, nil
 }

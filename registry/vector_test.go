@@ -230,7 +230,7 @@ func (w rowWriter) history(e events.Invalidation, used vectors.UsedRequest) {
 
 func (w rowWriter) service(g *group) {
 	w.exec(`INSERT INTO services (target, status, sequence, public_key, changed_at, bound_at, recent_rotations, service_type,
-		endpoint_url, provider_receipt) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`, appendService(nil, g.target.String(), &g.service)...)
+		endpoint_url, provider_receipt) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`, serviceRow(g.target.String(), &g.service)...)
 }
 
 func (w rowWriter) exec(query string, args ...any) {
