@@ -109,9 +109,8 @@ func (l *Lookup) Info() events.RegistryInfo {
 
 // service reads one service, or returns [ErrUnknownService].
 func (s *Store) service(ctx context.Context, t events.Target) (*service, error) {
-	row := s.db.Reader().QueryRowContext(ctx, `SELECT target, status, sequence, public_key, changed_at, bound_at,
-		recent_rotations, service_type, endpoint_url, provider_receipt FROM services WHERE target = $1`, t.String())
-	_, one, err := scanService(row)
+	row := s.db.Reader().QueryRowContext(ctx, "SELECT "+serviceColumns+" FROM services WHERE target = $1", t.String())
+	one, err := scanService(row)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, ErrUnknownService
 	}
@@ -126,8 +125,9 @@ func (s *Store) service(ctx context.Context, t events.Target) (*service, error) 
 func (s *Store) inGrace(ctx context.Context, t events.Target, sequence, now int64) ([]events.GraceKey, error) {
 	var keys []events.GraceKey
 	err := s.each(ctx, `SELECT old_public_key, grace_period_expiry FROM history
-		WHERE target = $1 AND sequence <= $2 AND event = $3 AND grace_period_expiry > $4 AND sequence >
-			(SELECT COALESCE(MAX(sequence), 0) FROM history WHERE target = $1 AND sequence <= $2 AND event IN ($5, $6))
+		WHERE service = (SELECT id FROM services WHERE target = $1) AND sequence <= $2 AND event = $3
+		AND grace_period_expiry > $4 AND sequence > (SELECT COALESCE(MAX(sequence), 0) FROM history
+			WHERE service = (SELECT id FROM services WHERE target = $1) AND sequence <= $2 AND event IN ($5, $6))
 		ORDER BY sequence DESC`,
 		[]any{t.String(), sequence, string(events.KeyRotation), now, string(events.MasterReset), string(events.ServiceRevocation)},
 		func(rows *sql.Rows) error {
@@ -146,7 +146,7 @@ func (s *Store) inGrace(ctx context.Context, t events.Target, sequence, now int6
 func (s *Store) history(ctx context.Context, t events.Target) ([]events.Invalidation, error) {
 	var list []events.Invalidation
 	err := s.each(ctx, `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at, event_nonce
-		FROM history WHERE target = $1 ORDER BY sequence`, []any{t.String()}, func(rows *sql.Rows) error {
+		FROM history WHERE service = (SELECT id FROM services WHERE target = $1) ORDER BY sequence`, []any{t.String()}, func(rows *sql.Rows) error {
 		e := events.Invalidation{Target: t}
 		err := rows.Scan(&e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
 			&e.GracePeriodExpiry, &e.Timestamp, nonceText(&e.Nonce))

@@ -28,7 +28,8 @@ type outcome struct {
 	earlier  []pastKey
 
 	receiptNonce events.Nonce
-	receiptBytes []byte // nil for a refusal until [outcome.answer]
+	receiptBytes []byte      // nil for a refusal until [outcome.answer]
+	place        outboxPlace // when committed
 }
 
 // reject refuses a request. Its receipt is signed last, when the reason is final.
@@ -102,14 +103,19 @@ type signed struct {
 	nonce   events.Nonce // its Nats-Msg-Id
 	subject string
 	payload []byte
+
+	// Of what is in the outbox: the place of its change there, and how many messages that has in all.
+	place outboxPlace
+	parts int
 }
 
 // messages returns what the outcome has to say: the event before the receipt, so that nobody hears of a change before
 // those who must act on it.
 func (o *outcome) messages() []signed {
-	receipt := signed{o.receiptNonce, events.ReceiptSubject + o.in.request.Target.String(), o.receiptBytes}
+	receipt := signed{nonce: o.receiptNonce, subject: events.ReceiptSubject + o.in.request.Target.String(), payload: o.receiptBytes}
 	if o.verdict != committed {
 		return []signed{receipt}
 	}
-	return []signed{{o.event.Nonce, o.event.Subject(), o.eventBytes}, receipt}
+	receipt.place, receipt.parts = o.place, 2
+	return []signed{{o.event.Nonce, o.event.Subject(), o.eventBytes, o.place, 2}, receipt}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -59,6 +59,15 @@ func copyTable(ctx context.Context, tx *sql.Tx, table string) (content [][]any, 
 	return content, errors.Join(err, rows.Err())
 }
 
+// params returns ($1, $2, …).
+func params(n int) string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = "$" + strconv.Itoa(i+1)
+	}
+	return "(" + strings.Join(list, ", ") + ")"
+}
+
 func (b backup) restore(t *testing.T, store *Store) {
 	t.Helper()
 	err := store.db.InTx(context.WithoutCancel(t.Context()), func(tx *sql.Tx) error {
@@ -67,7 +76,7 @@ func (b backup) restore(t *testing.T, store *Store) {
 				return err
 			}
 			for _, row := range b[table] {
-				if _, err := tx.ExecContext(t.Context(), "INSERT INTO "+table+" VALUES "+sqldb.In(1, len(row)), row...); err != nil {
+				if _, err := tx.ExecContext(t.Context(), "INSERT INTO "+table+" VALUES "+params(len(row)), row...); err != nil {
 					return err
 				}
 			}
@@ -510,15 +519,16 @@ func TestCheckAgainstTheStream(t *testing.T) {
 	exec("UPDATE history SET committed_at = committed_at - 3600, grace_period_expiry = grace_period_expiry - 3600")
 	exec("UPDATE services SET changed_at = changed_at - 3600")
 	full := takeBackup(t, w.store)
-	exec("DELETE FROM history WHERE target = $1 AND sequence = 72", d.target.String())
+	exec("DELETE FROM history WHERE service = (SELECT id FROM services WHERE target = $1) AND sequence = 72", d.target.String())
 	exec("UPDATE services SET sequence = 71 WHERE target = $1", d.target.String())
-	exec("UPDATE history SET event_nonce = 'another-nonce' WHERE target = $1", other.target.String())
+	exec("UPDATE history SET event_nonce = 'another-nonce' WHERE service = (SELECT id FROM services WHERE target = $1)", other.target.String())
 	w.checked("the database lacks sequence 72", "sequence 1 is in the stream with another event",
 		"the stream lacks the event of sequence 1", "present state is not what sequence 71 brought")
 
 	full.restore(t, w.store)
-	exec(`INSERT INTO history SELECT target, 2, 'KEY_ROTATION', public_key, $1, committed_at, committed_at,
-		'unpublished', 'unpublished', request_digest, 'unpublished', receipt FROM history WHERE target = $2`,
+	exec(`INSERT INTO history SELECT service, 2, 'KEY_ROTATION', public_key, $1, committed_at, committed_at,
+		'unpublished', 'unpublished', request_digest, 'unpublished', receipt FROM history
+		WHERE service = (SELECT id FROM services WHERE target = $2)`,
 		events.GenerateSigningKey().Public().Bytes(), other.target.String())
 	exec("UPDATE services SET sequence = 2, public_key = (SELECT public_key FROM history WHERE event_nonce = 'unpublished') WHERE target = $1", other.target.String())
 	w.checked("the stream lacks the event of sequence 2")

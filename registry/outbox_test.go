@@ -1,0 +1,69 @@
+package registry
+
+import (
+	"testing"
+	"time"
+
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// TestHalfPublished: a change whose event is in its stream, and its receipt is not, stays in the outbox, and both are published
+// once more. One that is deleted twice makes nobody believe that the database is another one.
+func TestHalfPublished(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		d := newDeveloper(t, store, "org.omiappreg.alice", "one")
+		in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+		first, second := decideAll(t, in, d.bind(), d.another("two").bind()), decideAll(t, in, d.another("three").bind())
+		messages := append(first[0].messages(), first[1].messages()...)
+		messages = append(messages, second[0].messages()...)
+		half := messages[:len(messages)-1]
+		for range 2 {
+			if _, err := store.deleteOutbox(t.Context(), half, position{}, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		claimed, err := store.claimOutbox(t.Context(), 10, time.Now().Add(2*leaseFor))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(claimed) != 2 || claimed[0].nonce != messages[4].nonce || claimed[1].nonce != messages[5].nonce {
+			t.Fatalf("%d messages are left: %v", len(claimed), claimed)
+		}
+		for i, m := range claimed {
+			if want := messages[4+i]; m.subject != want.subject || string(m.payload) != string(want.payload) {
+				t.Errorf("claimed %s %s\nwant %s %s", m.subject, m.payload, want.subject, want.payload)
+			}
+		}
+		if _, err := store.deleteOutbox(t.Context(), claimed, position{}, 0); err != nil {
+			t.Fatal(err)
+		}
+		if left, err := store.outboxStale(t.Context(), time.Now().Add(time.Hour)); err != nil || left {
+			t.Errorf("something is left: %t, %v", left, err)
+		}
+	})
+}
+
+// TestOtherIDAfterARestore: what was decided on a database that was replaced since commits nothing in the name of another
+// service, which has the first one's id by now.
+func TestOtherIDAfterARestore(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		d := newDeveloper(t, store, "org.omiappreg.alice", "one")
+		in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+		decideAll(t, in, d.bind())
+		list := []request{d.rotate()}
+		late := newBatch(in.policy, in.key, time.Now().Unix(), loadFor(t, in, list), incomingOf(list))
+		late.decide()
+		const rename = "UPDATE services SET target = 'org.omiappreg.alice.other'"
+		if _, err := store.db.Writer().ExecContext(t.Context(), rename); err != nil {
+			t.Fatal(err)
+		}
+		lost, err := store.commit(t.Context(), late.groups, time.Now())
+		if err != nil || !lost[d.target] {
+			t.Errorf("lost %v, %v", lost, err)
+		}
+	})
+}
