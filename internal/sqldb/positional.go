@@ -1,9 +1,7 @@
 package sqldb
 
 import (
-	"context"
 	"database/sql/driver"
-	"fmt"
 	"strconv"
 	"strings"
 )
@@ -12,59 +10,13 @@ import (
 // statement with 2,000 numbered parameters costs 17 ms, with as many plain ? it costs 1 ms. So the statements that go
 // to SQLite through here have their $1, $2 … replaced by ?, with the arguments in the order of their use.
 
-// positionalConnector makes connections that do so.
-type positionalConnector struct{ driver.Connector }
-
-// Connect opens a connection.
-func (c positionalConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	conn, err := c.Connector.Connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	inner, ok := conn.(sqliteConn)
-	if !ok {
-		_ = conn.Close()
-		return nil, fmt.Errorf("the SQLite driver's %T has not all the methods expected", conn)
-	}
-	return positionalConn{inner}, nil
-}
-
-// sqliteConn is what the driver's connections implement. All of it must be passed on: database/sql asks for each
-// interface by itself, and does without if it isn't there.
-type sqliteConn interface {
-	driver.Conn
-	driver.ConnBeginTx
-	driver.ConnPrepareContext
-	driver.ExecerContext
-	driver.QueryerContext
-	driver.Pinger
-	driver.SessionResetter
-	driver.Validator
-}
-
-type positionalConn struct{ sqliteConn }
-
-// ExecContext runs a statement.
-func (c positionalConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	query, args = positional(query, args)
-	return c.sqliteConn.ExecContext(ctx, query, args)
-}
-
-// QueryContext runs a query.
-func (c positionalConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	query, args = positional(query, args)
-	return c.sqliteConn.QueryContext(ctx, query, args)
-}
-
-// Unwrap lets the driver's own functions find its connection.
-func (c positionalConn) Unwrap() driver.Conn { return c.sqliteConn }
-
-// positional rewrites $1, $2 … to ?. A statement that has other kinds of parameters too, or that it can't make sense of,
-// is left to SQLite as it is.
-func positional(query string, args []driver.NamedValue) (string, []driver.NamedValue) {
+// positional rewrites $1, $2 … to ?, and returns which of n arguments each ? takes, counted from 0; nil: they are as they
+// come. A statement that has other kinds of parameters too, or that it can't make sense of, is left to SQLite as it is.
+func positional(query string, n int) (string, []int) {
 	var text strings.Builder
 	text.Grow(len(query))
-	used := make([]driver.NamedValue, 0, len(args))
+	order := make([]int, 0, n)
+	inOrder := true
 	for i := 0; i < len(query); {
 		switch end := skip(query, i); {
 		case end > i:
@@ -75,19 +27,35 @@ func positional(query string, args []driver.NamedValue) (string, []driver.NamedV
 			for end < len(query) && query[end] >= '0' && query[end] <= '9' {
 				end++
 			}
-			n, err := strconv.Atoi(query[i+1 : end])
-			if err != nil || n < 1 || n > len(args) || args[n-1].Name != "" || query[i+1] == '0' ||
+			number, err := strconv.Atoi(query[i+1 : end])
+			if err != nil || number < 1 || number > n || query[i+1] == '0' ||
 				end < len(query) && inName(query[end]) { // $01 and $1a are names
-				return query, args
+				return query, nil
 			}
-			used = append(used, driver.NamedValue{Ordinal: len(used) + 1, Value: args[n-1].Value})
+			inOrder = inOrder && number == len(order)+1
+			order = append(order, number-1)
 			text.WriteByte('?')
 			i = end
 		default: // ? : @
-			return query, args
+			return query, nil
 		}
 	}
-	return text.String(), used
+	if inOrder && len(order) == n {
+		order = nil
+	}
+	return text.String(), order
+}
+
+// reorder gives a statement its arguments in the order of their use.
+func reorder(args []driver.NamedValue, order []int) []driver.NamedValue {
+	if order == nil {
+		return args
+	}
+	used := make([]driver.NamedValue, 0, len(order))
+	for i, n := range order {
+		used = append(used, driver.NamedValue{Ordinal: i + 1, Value: args[n].Value})
+	}
+	return used
 }
 
 // skip returns the end of the text from i on that has no parameter: up to a sign that may begin one, or the whole of a

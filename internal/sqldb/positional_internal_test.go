@@ -34,7 +34,8 @@ func TestPositional(t *testing.T) {
 		{"SELECT $1$2", "SELECT $1$2", []driver.Value{"a", "b", "c"}},
 		{"SELECT $name", "SELECT $name", []driver.Value{"a", "b", "c"}},
 	} {
-		query, args := positional(tt.query, abc)
+		query, order := positional(tt.query, len(abc))
+		args := reorder(abc, order)
 		var values []driver.Value
 		for i, arg := range args {
 			if arg.Ordinal != i+1 {

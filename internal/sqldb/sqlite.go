@@ -82,7 +82,7 @@ func openPool(ctx context.Context, path string, params url.Values, conns int) (*
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	pool := sql.OpenDB(wrapped(ctx, positionalConnector{connector}))
+	pool := sql.OpenDB(wrapped(ctx, preparedConnector{connector}))
 	// Opening a connection costs a read of the schema and the settings above: keep them all.
 	pool.SetMaxOpenConns(conns)
 	pool.SetMaxIdleConns(conns)

@@ -1,24 +1,155 @@
 package sqldb
 
-import "strconv"
-
-// MaxParams is the largest number of parameters that one statement may have with every engine: SQLite's limit. A batch
-// that needs more goes out in several statements.
-const MaxParams = 32766
-
-// Type is the type of a column in [Engine.Values].
-type Type string
-
-// The types, as PostgreSQL and CockroachDB name them.
-const (
-	Text  Type = "TEXT"
-	Int   Type = "BIGINT"
-	Bytes Type = "BYTEA"
+import (
+	"iter"
+	"strconv"
 )
+
+// MaxParams is the largest number of parameters that one statement may have with every engine: SQLite's limit.
+const MaxParams = 32766
 
 // MaxRows is the largest number of rows that [Engine.Values] may write for every engine. SQLite nests the rows of a
 // VALUES in a FROM, and stops at a depth of 1,000.
 const MaxRows = 900
+
+// Type is the type of a column of rows.
+type Type string
+
+// The types, as PostgreSQL and CockroachDB name them, and the Go values that stand for them; nil is NULL.
+const (
+	Text  Type = "TEXT"   // string
+	Int   Type = "BIGINT" // int64
+	Bytes Type = "BYTEA"  // []byte
+)
+
+// Rows are the rows that one set-based statement is about.
+type Rows struct {
+	Query string // gives the rows, with columns named column1, column2, …
+	Args  []any  // of the parameters in Query
+	Len   int    // the number of rows
+}
+
+// Rows makes the values of any number of rows, one row after the other, into what statements take. One text then does for
+// each engine, with Query where a query may stand:
+//
+//	INSERT INTO t (k, n) Query ON CONFLICT DO NOTHING
+//	UPDATE t SET n = v.column2 FROM (Query) AS v WHERE t.k = v.column1
+//	SELECT k FROM t WHERE (k, n) IN (Query)
+//
+// The parameters are numbered from $from on: others of the statement come before. How many rows go into one statement is
+// the engine's affair, so the caller runs it for each that is yielded:
+//
+//   - PostgreSQL gets all of them, as an array for each column. The text is the same for any number, so it is short to
+//     parse, and worth preparing.
+//   - SQLite has no arrays. It gets a few fixed numbers of rows, so that the same texts come again and are found prepared.
+//   - CockroachDB gets lists of rows, [MaxRows] at most.
+func (e Engine) Rows(from int, columns []Type, values []any) iter.Seq[Rows] {
+	return func(yield func(Rows) bool) {
+		for left := values; len(left) > 0; {
+			n := e.rowsAtOnce(len(left)/len(columns), (MaxParams-from+1)/len(columns))
+			part := left[:n*len(columns)]
+			left = left[len(part):]
+			if !yield(e.rows(from, columns, part, n)) {
+				return
+			}
+		}
+	}
+}
+
+// rowsAtOnce is how many of n rows go into one statement.
+func (e Engine) rowsAtOnce(n, atMost int) int {
+	switch e {
+	case Postgres:
+		return n
+	case SQLite:
+		size := largestPart
+		for size > min(n, atMost) && size > 1 {
+			size /= eachPartLess
+		}
+		return size
+	default:
+		return min(n, atMost, MaxRows)
+	}
+}
+
+// The numbers of rows that a statement of SQLite's has: 256, 64, 16, 4 or 1. Larger ones save nothing more.
+const (
+	largestPart  = 256
+	eachPartLess = 4
+)
+
+func (e Engine) rows(from int, columns []Type, values []any, n int) Rows {
+	if e == Postgres {
+		return Rows{Query: unnest(from, columns), Args: arrays(columns, values), Len: n}
+	}
+	// CockroachDB has unnest too. VALUES is what is known to work there.
+	return Rows{Query: "VALUES " + e.Values(from, n, columns...), Args: values, Len: n}
+}
+
+// unnest writes a query of the rows that arrays hold, one for each column: SELECT * FROM unnest($1::TEXT[], $2::BIGINT[]) …
+func unnest(from int, columns []Type) string {
+	text := []byte("SELECT * FROM unnest(")
+	for i, column := range columns {
+		text = strconv.AppendInt(append(text, '$'), int64(from+i), 10)
+		text = append(append(append(text, "::"...), column...), "[], "...)
+	}
+	text = append(text[:len(text)-len(", ")], ") AS u ("...)
+	for i := range columns {
+		text = strconv.AppendInt(append(text, "column"...), int64(i+1), 10)
+		text = append(text, ", "...)
+	}
+	return string(text[:len(text)-len(", ")]) + ")"
+}
+
+// arrays turns rows into an array for each column.
+func arrays(columns []Type, values []any) []any {
+	args := make([]any, len(columns))
+	for i, column := range columns {
+		switch column {
+		case Text:
+			args[i] = array[string](values[i:], len(columns))
+		case Int:
+			args[i] = array[int64](values[i:], len(columns))
+		default:
+			args[i] = arrayOfBytes(values[i:], len(columns))
+		}
+	}
+	return args
+}
+
+// array takes every so many of the values, as []T, or as []*T where one of them is NULL.
+func array[T any](values []any, width int) any {
+	list := make([]T, 0, len(values)/width+1)
+	for i := 0; i < len(values); i += width {
+		if values[i] == nil {
+			return arrayOrNull[T](values, width)
+		}
+		list = append(list, values[i].(T))
+	}
+	return list
+}
+
+func arrayOrNull[T any](values []any, width int) []*T {
+	list := make([]*T, 0, len(values)/width+1)
+	for i := 0; i < len(values); i += width {
+		var one *T
+		if v, ok := values[i].(T); ok {
+			one = &v
+		}
+		list = append(list, one)
+	}
+	return list
+}
+
+// arrayOfBytes is array for bytes, of which nil is NULL.
+func arrayOfBytes(values []any, width int) [][]byte {
+	list := make([][]byte, 0, len(values)/width+1)
+	for i := 0; i < len(values); i += width {
+		one, _ := values[i].([]byte)
+		list = append(list, one)
+	}
+	return list
+}
 
 // Values writes a list of rows for a set-based statement, with numbered parameters from $from on:
 //

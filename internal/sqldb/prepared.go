@@ -1,0 +1,165 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+)
+
+// preparedEach is how many statements a SQLite connection keeps prepared.
+const preparedEach = 128
+
+// To read and plan a statement of some hundred rows costs SQLite more than to run it. So each connection keeps those that it
+// ran last, with their text as their name, and beside it what positional made of that.
+
+// preparedConnector makes connections that do so.
+type preparedConnector struct{ driver.Connector }
+
+// Connect opens a connection.
+func (c preparedConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	inner, ok := conn.(sqliteConn)
+	if !ok {
+		_ = conn.Close()
+		return nil, fmt.Errorf("the SQLite driver's %T has not all the methods expected", conn)
+	}
+	kept, err := simplelru.NewLRU[string, prepared](preparedEach, nil)
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return &preparedConn{sqliteConn: inner, kept: kept}, nil
+}
+
+// sqliteConn is what the driver's connections implement. All of it must be passed on: database/sql asks for each
+// interface by itself, and does without if it isn't there.
+type sqliteConn interface {
+	driver.Conn
+	driver.ConnBeginTx
+	driver.ConnPrepareContext
+	driver.ExecerContext
+	driver.QueryerContext
+	driver.Pinger
+	driver.SessionResetter
+	driver.Validator
+}
+
+// sqliteStmt is what the driver's statements implement.
+type sqliteStmt interface {
+	driver.Stmt
+	driver.StmtExecContext
+	driver.StmtQueryContext
+}
+
+// preparedConn is a connection, used by one goroutine at a time as database/sql does it.
+type preparedConn struct {
+	sqliteConn
+	kept *simplelru.LRU[string, prepared] // those that are not in use
+}
+
+// prepared is a statement, and the order in which it takes its arguments.
+type prepared struct {
+	sqliteStmt
+	order []int
+	args  int // how many it was prepared for
+}
+
+// ExecContext runs a statement.
+func (c *preparedConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	stmt, err := c.take(ctx, query, args)
+	if err != nil {
+		return nil, err
+	}
+	result, err := stmt.ExecContext(ctx, reorder(args, stmt.order))
+	return result, errors.Join(err, c.give(query, stmt))
+}
+
+// QueryContext runs a query.
+func (c *preparedConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	stmt, err := c.take(ctx, query, args)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := stmt.QueryContext(ctx, reorder(args, stmt.order))
+	if err != nil {
+		return nil, errors.Join(err, c.give(query, stmt))
+	}
+	return &preparedRows{rows, func() error { return c.give(query, stmt) }}, nil
+}
+
+// take returns a statement, which is nobody else's until it is given back.
+func (c *preparedConn) take(ctx context.Context, query string, args []driver.NamedValue) (prepared, error) {
+	if stmt, ok := c.kept.Get(query); ok && stmt.args == len(args) {
+		c.kept.Remove(query)
+		return stmt, nil
+	}
+	text, order := query, []int(nil)
+	if !named(args) {
+		text, order = positional(query, len(args))
+	}
+	stmt, err := c.PrepareContext(ctx, text)
+	if err != nil {
+		return prepared{}, err
+	}
+	inner, ok := stmt.(sqliteStmt)
+	if !ok {
+		return prepared{}, errors.Join(fmt.Errorf("the SQLite driver's %T has not all the methods expected", stmt), stmt.Close())
+	}
+	return prepared{inner, order, len(args)}, nil
+}
+
+// give keeps a statement for the next time, in place of the one that was used least lately.
+func (c *preparedConn) give(query string, stmt prepared) error {
+	old, ok := c.kept.Peek(query) // it was in use twice at a time
+	if !ok && c.kept.Len() == preparedEach {
+		_, old, ok = c.kept.RemoveOldest()
+	}
+	c.kept.Add(query, stmt)
+	if ok {
+		return old.Close()
+	}
+	return nil
+}
+
+// Close closes the statements and the connection.
+func (c *preparedConn) Close() error {
+	var errs []error
+	for _, stmt := range c.kept.Values() {
+		errs = append(errs, stmt.Close())
+	}
+	c.kept.Purge()
+	return errors.Join(append(errs, c.sqliteConn.Close())...)
+}
+
+// Unwrap lets the driver's own functions find its connection.
+func (c *preparedConn) Unwrap() driver.Conn { return c.sqliteConn }
+
+func named(args []driver.NamedValue) bool {
+	for i := range args {
+		if args[i].Name != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// preparedRows give their statement back when they are closed.
+type preparedRows struct {
+	driver.Rows
+	give func() error
+}
+
+// Close closes the rows.
+func (r *preparedRows) Close() error {
+	give := r.give
+	if give == nil {
+		return nil
+	}
+	r.give = nil
+	return errors.Join(r.Rows.Close(), give())
+}

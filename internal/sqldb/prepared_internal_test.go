@@ -1,0 +1,137 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"testing"
+)
+
+func openTest(t *testing.T) *DB {
+	t.Helper()
+	db, err := Open(t.Context(), "sqlite:"+filepath.Join(t.TempDir(), "x.db"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return db
+}
+
+// kept returns how many statements the writer's connection keeps, after run used it.
+func kept(t *testing.T, db *DB) (n int) {
+	t.Helper()
+	conn, err := db.writer.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	err = conn.Raw(func(driver any) error {
+		prepared, ok := driver.(*preparedConn)
+		if !ok {
+			return fmt.Errorf("it is a %T", driver)
+		}
+		n = prepared.kept.Len()
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestPreparedInUse: who runs a text while its rows are still being read gets a statement of its own, and one of the two is
+// kept.
+func TestPreparedInUse(t *testing.T) {
+	t.Parallel()
+	db := openTest(t)
+	before := kept(t, db)
+	err := db.InTx(t.Context(), func(tx *sql.Tx) error { return countDown(t.Context(), tx, 5) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := kept(t, db) - before; n != 1 {
+		t.Errorf("%d statements are kept, want 1", n)
+	}
+}
+
+// countDown runs one statement inside itself.
+func countDown(ctx context.Context, tx *sql.Tx, n int) error {
+	if n == 0 {
+		return nil
+	}
+	rows, err := tx.QueryContext(ctx, "SELECT $2 - 0 UNION ALL SELECT $1", -1, n)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	for _, want := range []int{n, -1} {
+		var got int
+		if !rows.Next() {
+			return errors.Join(errors.New("a row is lacking"), rows.Err())
+		}
+		if err := rows.Scan(&got); err != nil || got != want {
+			return fmt.Errorf("got %d, want %d: %w", got, want, err)
+		}
+		if err := countDown(ctx, tx, n-1); err != nil {
+			return err
+		}
+	}
+	return rows.Close()
+}
+
+// TestPreparedSchemaChange: a statement that is kept sees a table as it is by now, and does not keep it from being changed.
+func TestPreparedSchemaChange(t *testing.T) {
+	t.Parallel()
+	db := openTest(t)
+	for i, change := range []string{
+		"CREATE TABLE t (a)", "ALTER TABLE t ADD COLUMN b", "ALTER TABLE t ADD COLUMN c DEFAULT 7", "DROP TABLE t", "CREATE TABLE t (x, y)",
+	} {
+		if _, err := db.writer.ExecContext(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		for _, pool := range []*sql.DB{db.writer, db.reader} {
+			if i == 3 {
+				if _, err := columns(t.Context(), pool); err == nil {
+					t.Error("the table is gone and found")
+				}
+				continue
+			}
+			want := []int{1, 2, 3, 0, 2}[i]
+			if n, err := columns(t.Context(), pool); err != nil || n != want {
+				t.Errorf("after %s: %d columns, want %d: %v", change, n, want, err)
+			}
+		}
+	}
+}
+
+func columns(ctx context.Context, pool *sql.DB) (int, error) {
+	rows, err := pool.QueryContext(ctx, "SELECT * FROM t")
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = rows.Close() }()
+	names, err := rows.Columns()
+	return len(names), errors.Join(err, rows.Err())
+}
+
+// TestPreparedLimit: a connection keeps no more than so many, and forgets which it used least lately.
+func TestPreparedLimit(t *testing.T) {
+	t.Parallel()
+	db := openTest(t)
+	for i := range 2 * preparedEach {
+		var n int
+		if err := db.writer.QueryRowContext(t.Context(), fmt.Sprintf("SELECT %d + $1", i), 1).Scan(&n); err != nil || n != i+1 {
+			t.Fatalf("got %d: %v", n, err)
+		}
+	}
+	if n := kept(t, db); n != preparedEach {
+		t.Errorf("%d statements are kept, want %d", n, preparedEach)
+	}
+}
