@@ -20,7 +20,6 @@ import (
 	"omiappreg.org/keyrotation/schema"
 )
 
-//nolint:gochecknoglobals // as package flag has it
 var (
 	services = flag.Int("bench.services", 10_000, "services that BenchmarkStart has in its database")
 	rotated  = flag.Int("bench.rotated", 1, "how often each of them has rotated")

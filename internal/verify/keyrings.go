@@ -50,7 +50,7 @@ func newKeyrings(shards int) *keyrings {
 // place returns where a service is, and by which mark.
 func (k *keyrings) place(target events.Target) (at *atomic.Pointer[shard], mark uint32) {
 	hash := maphash.Comparable(k.seed, target)
-	return &k.shards[hash&uint64(len(k.shards)-1)], uint32(hash >> 32) //nolint:gosec // the upper half
+	return &k.shards[hash&uint64(len(k.shards)-1)], uint32(hash >> 32)
 }
 
 // find returns what is known of a service, or false. Any goroutine may call it.
@@ -79,7 +79,7 @@ func (k *keyrings) load(target events.Target, have known, now int64) {
 		at.Store(s)
 	}
 	s.records = append(grown(s.records, len(k.packed)), k.packed...)
-	s.index = append(s.index, entry{mark, uint32(len(s.records))}) //nolint:gosec // far below 4 GiB
+	s.index = append(s.index, entry{mark, uint32(len(s.records))})
 }
 
 // grown returns a slice with room for n more, and for little beyond that: append alone would leave a quarter empty.
@@ -174,7 +174,7 @@ func (s *shard) and(mark uint32, r record) *shard {
 		s = &shard{}
 	}
 	records := slices.Concat(s.records, r)
-	end := uint32(len(records)) //nolint:gosec // far below 4 GiB
+	end := uint32(len(records))
 	return &shard{index: slices.Concat(s.index, []entry{{mark, end}}), records: records}
 }
 
@@ -182,7 +182,7 @@ func (s *shard) and(mark uint32, r record) *shard {
 func (s *shard) with(i int, r record) *shard {
 	start, end := s.start(i), s.index[i].end
 	next := &shard{index: s.index, records: slices.Concat(s.records[:start], r, s.records[end:])}
-	if longer := uint32(len(r)) - (end - start); longer != 0 { //nolint:gosec // far below 4 GiB, and wraps where it is shorter
+	if longer := uint32(len(r)) - (end - start); longer != 0 {
 		next.index = slices.Clone(s.index)
 		for j := i; j < len(next.index); j++ {
 			next.index[j].end += longer

@@ -26,7 +26,7 @@ type room struct {
 
 // appendRecord packs what is known of a service, whose app is in the record at that place, or in its own.
 func appendRecord(r record, app int, target events.Target, k *known) record {
-	r = binary.AppendUvarint(r, uint64(app)) //nolint:gosec // it is not negative
+	r = binary.AppendUvarint(r, uint64(app))
 	if app == own {
 		r = appendText(r, target.App.String())
 	}
@@ -89,7 +89,7 @@ func (r *record) count() int {
 	}
 	v, n := binary.Uvarint(*r)
 	*r = (*r)[n:]
-	return int(v) //nolint:gosec // appendRecord wrote no larger one
+	return int(v)
 }
 
 // text takes a text off the front.
