@@ -88,7 +88,7 @@ type Auth struct {
 // New opens the database, and loads the keyrings of all services into memory.
 func New(ctx context.Context, cfg Config) (*Auth, error) {
 	cfg = cfg.withDefaults()
-	store, err := subscriber.OpenStore(ctx, cfg.DatabaseURL, cfg.Log)
+	store, err := subscriber.OpenAuthStore(ctx, cfg.DatabaseURL, cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("start the Auth Provider: %w", err)
 	}
@@ -115,16 +115,42 @@ func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	services, began := 0, cfg.Now()
-	for service, err := range a.store.Keyrings(ctx) {
-		if err != nil {
-			return err
-		}
-		a.memory.Load(service.Target, service.Keyring, service.Sequence)
-		services++
+	began := cfg.Now()
+	services, err := a.load(ctx)
+	if err != nil {
+		return err
 	}
 	cfg.Log.InfoContext(ctx, "loaded the keyrings", "services", services, "took", cfg.Now().Sub(began).String())
 	return nil
+}
+
+// loadedAtOnce is how many services go from the one that reads them to the one that keeps them.
+const loadedAtOnce = 1024
+
+// load takes all keyrings into memory, and returns how many there are. One core reads them, another one packs them.
+func (a *Auth) load(ctx context.Context) (services int, err error) {
+	read := make(chan []subscriber.Service, 2)
+	go func() {
+		defer close(read)
+		var batch []subscriber.Service
+		for service, broken := range a.store.Keyrings(ctx) {
+			if err = broken; err != nil {
+				return
+			}
+			if batch = append(batch, service); len(batch) == loadedAtOnce {
+				read <- batch
+				batch = make([]subscriber.Service, 0, loadedAtOnce)
+			}
+		}
+		read <- batch
+	}()
+	for batch := range read {
+		for i := range batch {
+			a.memory.Load(batch[i].Target, batch[i].Keyring, batch[i].Sequence)
+		}
+		services += len(batch)
+	}
+	return services, err
 }
 
 // Run applies invalidations and answers over NATS until ctx ends, and then returns nil. While the broker or the database

@@ -18,18 +18,12 @@ type Service struct {
 	Gap      bool  // some event below Sequence was not seen, nor filled from the registry's history
 }
 
-// The rows of a service, from three tables in one statement: one snapshot, in the order of the targets, so that
-// a million services stream by without being held together.
+// The rows of a service, from three tables in one statement: one snapshot.
 const (
 	keyRows     = `SELECT target, 1 AS kind, position AS a, from_time AS b, end_time AS c, public_key AS d FROM keys`
 	cutoffRows  = `SELECT target, 2, position, cut_time, 0, NULL FROM cutoffs`
 	serviceRows = `SELECT target, 3, head, max_sequence, filled + sequenced, NULL FROM services`
 )
-
-// Keyrings streams all services. It ends after the first error.
-func (s *Store) Keyrings(ctx context.Context) iter.Seq2[Service, error] {
-	return s.services(ctx, keyRows+` UNION ALL `+cutoffRows+` UNION ALL `+serviceRows+` ORDER BY target`)
-}
 
 // KeyringOf returns one service, or false if no event of it was seen.
 func (s *Store) KeyringOf(ctx context.Context, target events.Target) (Service, bool, error) {

@@ -212,6 +212,48 @@ func TestGapsAndFilling(t *testing.T) {
 	})
 }
 
+// TestGapIsWhatIsMissing: whatever the history stands in for, and in whatever batches events come, there is a gap as long as one
+// beyond that history and before the newest is missing.
+func TestGapIsWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		round := 0
+		rapid.Check(t, func(rt *rapid.T) {
+			round++
+			s := subtest.NewService(t, fmt.Sprint("s", round))
+			s.Bind(start)
+			filled := rapid.IntRange(0, 6).Draw(rt, "filled")
+			for i := range int64(11) {
+				if len(s.Events) == filled {
+					history := s.History()
+					if err := store.Fill(t.Context(), s.Target, keyring.OfHistory(&history)); err != nil {
+						rt.Fatal(err)
+					}
+				}
+				s.Rotate(start+i, 300)
+			}
+			list := rapid.Permutation(s.Events).Draw(rt, "order")
+			seen, newest := make(map[int64]bool), int64(filled)
+			for len(list) > 0 {
+				n := rapid.IntRange(1, len(list)).Draw(rt, "batch")
+				apply(t, store, list[:n]...)
+				for i := range list[:n] {
+					seen[list[i].Sequence], newest = true, max(newest, list[i].Sequence)
+				}
+				list = list[n:]
+				missing := false
+				for sequence := int64(filled) + 1; sequence <= newest; sequence++ {
+					missing = missing || !seen[sequence]
+				}
+				if gap, err := store.HasGap(t.Context(), s.Target); err != nil || gap != missing {
+					rt.Fatalf("gap %t, %v; want %t: filled up to %d, and there are %v", gap, err, missing, filled, seen)
+				}
+			}
+		})
+	})
+}
+
 // TestOldHistory: an account that is older than the newest event changes nothing about which events are missing.
 func TestOldHistory(t *testing.T) {
 	t.Parallel()

@@ -77,7 +77,7 @@ func New(cfg Config) (*Memory, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Memory{now: cfg.Now, keyrings: newKeyrings(), lookups: lookups}, nil
+	return &Memory{now: cfg.Now, keyrings: newKeyrings(shards), lookups: lookups}, nil
 }
 
 // Load takes what was known of a service before; sequence is the highest of its events', 0 where the registry sends
@@ -100,7 +100,13 @@ func (m *Memory) Apply(batch []events.Invalidation) {
 // is left to the one who knows it.
 func (m *Memory) Verify(ctx context.Context, q events.VerifyQuery) (answer events.VerifyAnswer, settled bool) {
 	now := m.now().Unix()
-	have := m.keyrings.find(q.Target)
+	var (
+		room room
+		have *known
+	)
+	if known, found := m.keyrings.find(q.Target, &room); found {
+		have = &known
+	}
 	answer, sure := have.judge(&q, now)
 	if sure {
 		return answer, true

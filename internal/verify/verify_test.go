@@ -3,13 +3,16 @@ package verify
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/keyring"
 )
 
 const start = int64(1_705_412_600)
@@ -119,13 +122,66 @@ func BenchmarkEd25519(b *testing.B) {
 	}
 }
 
-// BenchmarkFind is what our part of it takes: to find the keyring.
-func BenchmarkFind(b *testing.B) {
+// BenchmarkAround is all of Verify but the arithmetic of Ed25519, for a good signature by the current key of one of many
+// services, a thousand of which are busy: alone, and while 10,000 events a second are applied,
+// whose own allocations are counted too.
+func BenchmarkAround(b *testing.B) {
+	const services, busy = 100_000, 1000
+	m, s := newMemory(b, &registry{})
+	m.now = time.Now // as it is in use
+	list := make([]events.Invalidation, services)
+	for i := range list {
+		e := s.Events[0]
+		target, err := events.ParseTarget(fmt.Sprintf("%s.cms-article-%d", e.Target.App, i))
+		if err != nil {
+			b.Fatal(err)
+		}
+		e.Target = target
+		list[i] = e
+		m.Load(target, keyring.Of(&e), 1)
+	}
+	asked := make([]events.Target, busy)
+	for i := range asked { // in other bytes than those that are kept, as if it had just been decoded
+		var err error
+		if asked[i], err = events.ParseTarget(list[i*(services/busy)].Target.String()); err != nil {
+			b.Fatal(err)
+		}
+	}
+	around := func(b *testing.B) {
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			var room room
+			now := m.now().Unix()
+			have, found := m.keyrings.find(asked[i%busy], &room)
+			if !found || have.keyring.At(have.keyring.Keys[0], now) != keyring.Current ||
+				have.accepted(&have.keyring.Keys[0]).Result != events.Accepted {
+				b.Fatal("refused")
+			}
+		}
+	}
+	b.Run("quiet", around)
+	b.Run("applying", func(b *testing.B) {
+		ctx, stop := context.WithCancel(b.Context())
+		var writer sync.WaitGroup
+		applied := 0
+		writer.Go(func() {
+			for tick := time.NewTicker(time.Millisecond); ctx.Err() == nil; <-tick.C {
+				m.Apply(list[applied%services:][:10])
+				applied += 10
+			}
+		})
+		around(b)
+		stop()
+		writer.Wait()
+		b.ReportMetric(float64(applied)/b.Elapsed().Seconds(), "applied/s")
+	})
+}
+
+// BenchmarkApply is what an event costs beside the database.
+func BenchmarkApply(b *testing.B) {
 	m, s := newMemory(b, &registry{})
 	b.ReportAllocs()
 	for b.Loop() {
-		if m.keyrings.find(s.Target) == nil {
-			b.Fatal("not found")
-		}
+		m.Apply(s.Events[1:2])
 	}
 }

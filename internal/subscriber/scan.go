@@ -1,0 +1,152 @@
+package subscriber
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"iter"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/keyring"
+)
+
+// Keyrings streams all services, as they are at one time. It ends after the first error. A million of them are never held
+// together, nor sorted: both tables have this order.
+func (s *Store) Keyrings(ctx context.Context) iter.Seq2[Service, error] {
+	return func(yield func(Service, error) bool) {
+		if err := s.scan(ctx, func(service Service) bool { return yield(service, nil) }); err != nil {
+			yield(Service{}, fmt.Errorf("read keyrings: %w", err))
+		}
+	}
+}
+
+// scan calls yield with each service, until it returns false.
+func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
+	conn, err := s.db.Reader().Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }() // it only read
+	cutoffs, err := allCutoffs(ctx, tx)
+	if err != nil {
+		return err
+	}
+	const query = `SELECT s.target, s.head, s.max_sequence, s.filled + s.sequenced, k.public_key, k.position, k.from_time, k.end_time
+		FROM services AS s LEFT JOIN keys AS k ON k.target = s.target ORDER BY s.target`
+	rows, err := tx.QueryContext(ctx, query)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	one := scanned{cutoffs: cutoffs}
+	for rows.Next() {
+		done, err := one.next(rows)
+		if err != nil {
+			return err
+		}
+		if done && !yield(one.before) {
+			return nil
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	if one.target != "" && !yield(one.whole()) {
+		return nil
+	}
+	if s.db.Engine() == sqldb.SQLite { // it has read the whole file, and won't again
+		_, err = tx.ExecContext(ctx, "PRAGMA shrink_memory")
+	}
+	return err
+}
+
+// allCutoffs returns those of all services: they are few.
+func allCutoffs(ctx context.Context, tx *sql.Tx) (map[string][]keyring.Cutoff, error) {
+	rows, err := tx.QueryContext(ctx, `SELECT target, position, cut_time FROM cutoffs`)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	all := make(map[string][]keyring.Cutoff)
+	for rows.Next() {
+		var (
+			target string
+			c      keyring.Cutoff
+		)
+		if err := rows.Scan(&target, &c.Order, &c.Time); err != nil {
+			return nil, err
+		}
+		all[target] = append(all[target], c)
+	}
+	return all, rows.Err()
+}
+
+// scanned is the service whose rows come by. Only equality of targets counts: how text is sorted is the database's own affair.
+type scanned struct {
+	cutoffs map[string][]keyring.Cutoff
+	target  string
+	service Service
+	before  Service // the one that is done
+
+	row struct {
+		target, public              sql.RawBytes
+		head, sequence, seen        number
+		position, fromTime, endTime number
+	}
+}
+
+// number is a column of integers, 0 where it is NULL. It spares database/sql the reflection.
+type number int64
+
+// Scan implements [sql.Scanner].
+func (n *number) Scan(value any) error {
+	switch v := value.(type) {
+	case int64:
+		*n = number(v)
+	case nil:
+		*n = 0
+	default:
+		return fmt.Errorf("a column of integers has a %T", value)
+	}
+	return nil
+}
+
+// next takes a row, and says whether the service before it is done.
+func (s *scanned) next(rows *sql.Rows) (done bool, err error) {
+	r := &s.row
+	if err := rows.Scan(&r.target, &r.head, &r.sequence, &r.seen, &r.public, &r.position, &r.fromTime, &r.endTime); err != nil {
+		return false, err
+	}
+	if string(r.target) != s.target {
+		if done = s.target != ""; done {
+			s.before = s.whole()
+		}
+		s.target = string(r.target)
+		target, err := events.ParseTarget(s.target)
+		if err != nil {
+			return false, fmt.Errorf("target %q: %w", s.target, err)
+		}
+		s.service = Service{Target: target, Sequence: int64(r.sequence), Gap: r.sequence > r.seen}
+		s.service.Keyring = keyring.Keyring{Head: int64(r.head), Cutoffs: s.cutoffs[s.target]}
+	}
+	if r.public == nil { // all that is known of it is that it was revoked
+		return done, nil
+	}
+	key, err := events.PublicKeyFromBytes(r.public)
+	if err != nil {
+		return false, fmt.Errorf("a key of %s: %w", s.target, err)
+	}
+	s.service.Keyring.Keys = append(s.service.Keyring.Keys, keyring.Key{
+		PublicKey: key, Position: int64(r.position), From: int64(r.fromTime), End: int64(r.endTime),
+	})
+	return done, nil
+}
+
+// whole returns the service with all its rows.
+func (s *scanned) whole() Service { return s.service.joined() }
