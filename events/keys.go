@@ -182,6 +182,7 @@ type SigningKey struct {
 	// verb like %d, it passes over String, and prints slices and even what pointers point at.
 	private func() ed25519.PrivateKey
 	public  PublicKey
+	id      string // the public half's [PublicKey.KeyID]
 }
 
 // GenerateSigningKey makes a new key from the system's randomness.
@@ -196,7 +197,7 @@ func GenerateSigningKey() SigningKey {
 // NewSigningKey wraps a private key.
 func NewSigningKey(private ed25519.PrivateKey) SigningKey {
 	public := PublicKey{[ed25519.PublicKeySize]byte(private.Public().(ed25519.PublicKey))}
-	return SigningKey{func() ed25519.PrivateKey { return private }, public}
+	return SigningKey{func() ed25519.PrivateKey { return private }, public, public.KeyID()}
 }
 
 // Public returns the public half.
