@@ -98,7 +98,7 @@ func (k PublicKey) Verify(message []byte, s Signature) bool {
 // CheckStrength returns [ErrWeakKey] when the key must not be registered (§2).
 func (k PublicKey) CheckStrength() error {
 	point, err := new(edwards25519.Point).SetBytes(k.b[:])
-	if err != nil || [ed25519.PublicKeySize]byte(point.Bytes()) != k.b {
+	if err != nil || !isOneForm(k.b[:]) { // to encode the point again would take as long as to decode it
 		return ErrWeakKey
 	}
 	if new(edwards25519.Point).MultByCofactor(point).Equal(edwards25519.NewIdentityPoint()) == 1 {

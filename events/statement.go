@@ -100,9 +100,10 @@ func (s *statement) canonical() []byte {
 // sign returns the message to publish.
 func (s *statement) sign(key SigningKey) []byte {
 	signature := key.Sign(s.canonical())
-	s.text[len(s.text)-1] = '}' // in place of the last comma
-	message := append(s.text, `,"signature":"`...)
-	message = strict64.AppendEncode(message, signature.b[:])
-	message = append(append(message, `","key_id":"`...), key.id...)
-	return append(message, `"}`...)
+	out := s.text
+	out[len(out)-1] = '}' // in place of the last comma
+	out = append(out, `,"signature":"`...)
+	out = strict64.AppendEncode(out, signature.b[:])
+	out = append(append(out, `","key_id":"`...), key.id...)
+	return append(out, `"}`...)
 }
