@@ -67,7 +67,7 @@ func process(t *testing.T, store *Store, log []sent, size int) (answers []string
 		for i, m := range log[start:min(start+size, len(log))] {
 			todo = append(todo, newIncoming(m.subject, m.payload, testNow, start+i))
 		}
-		b, lost, err := in.decide(t.Context(), todo)
+		b, lost, err := decideAndCommit(t.Context(), in, todo)
 		if err != nil || len(lost) > 0 {
 			t.Fatalf("decide: %v, lost %v", err, lost)
 		}
@@ -171,7 +171,7 @@ func incomingOf(list []request) []incoming {
 // decideAll takes requests through the registry in one batch, and returns their outcomes in order.
 func decideAll(t *testing.T, in *intake, list ...request) []outcome {
 	t.Helper()
-	b, lost, err := in.decide(t.Context(), incomingOf(list))
+	b, lost, err := decideAndCommit(t.Context(), in, incomingOf(list))
 	if err != nil || len(lost) > 0 {
 		t.Fatalf("decide: %v, lost %v", err, lost)
 	}
