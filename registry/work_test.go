@@ -2,52 +2,16 @@ package registry
 
 import (
 	"fmt"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
-
-	"pgregory.net/rapid"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 )
 
-// TestPortions: requests that are handed over together, and decided while others of them are being committed, get the answers
-// that one by one would, in the order of the stream, and the services end in the same state.
-func TestPortions(t *testing.T) {
-	t.Parallel()
-	folder, n := t.TempDir(), 0
-	side := 0 // how often something was decided beside a commit
-	rapid.Check(t, func(rt *rapid.T) {
-		n++
-		one := openStore(t, "sqlite:"+filepath.Join(folder, fmt.Sprintf("one-%d.db", n)))
-		many := openStore(t, "sqlite:"+filepath.Join(folder, fmt.Sprintf("many-%d.db", n)))
-		d := newDeveloper(t, one, "org.omiappreg.alice", "s-0")
-		d.now = func() time.Time { return time.Unix(testNow, 0) }
-		if err := many.AddApp(t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
-			rt.Fatal(err)
-		}
-		log := traffic(rt, d)
-		size := rapid.IntRange(1, 6).Draw(rt, "portion")
-		answers1, state1 := process(t, one, log, 1)
-		answersN, stateN := handled(t, many, log, size, &side)
-		for i := range log {
-			if answers1[i] != answersN[i] {
-				rt.Fatalf("request %d: one by one %q, in portions of %d %q", i, answers1[i], size, answersN[i])
-			}
-		}
-		if state1 != stateN {
-			rt.Fatalf("states differ:\n%s\n%s", state1, stateN)
-		}
-		_, _ = one.Close(), many.Close()
-	})
-	if side == 0 {
-		t.Error("nothing was ever decided beside a commit: this shows nothing")
-	}
-}
-
-// handled hands all messages over at once, and returns the answers in order and the final state.
+// handled hands all messages over at once, to be decided in portions, one while the other is committed. It returns the answers
+// in order and the final state, and counts how often something was decided beside a commit.
 func handled(t *testing.T, store *Store, log []sent, size int, side *int) (answers []string, state string) {
 	t.Helper()
 	in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 12}, func() time.Time { return time.Unix(testNow, 0) })
