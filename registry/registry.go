@@ -49,7 +49,7 @@ type Config struct {
 
 const (
 	defaultBatch      = 1024
-	portions          = 4    // batches that are handed over at a time: while one is committed, the next is decided
+	portions          = 2    // batches that are handed over at a time: while one is committed, the next is decided
 	maxBatch          = 2048 // bounds a transaction, and the lists in one statement
 	maxPendingPublish = 2 * relayQueue * maxBatch
 )
