@@ -104,6 +104,7 @@ func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
 func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *batch, lost map[events.Target]bool) error {
 	var p publication
 	var changes []events.Invalidation
+	var done []*consume.Message
 	for _, g := range b.groups {
 		if lost[g.target] {
 			continue
@@ -120,16 +121,20 @@ func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *ba
 			m.Witness() // it is written: what fails now does so by itself
 			changes = append(changes, o.event)
 			p.outbox = append(p.outbox, o.messages()...)
-			if err := m.Ack(); err != nil {
-				in.log.Debug("acknowledge", "error", err) // delivered again, it is found committed
-			}
+			done = append(done, m)
+		}
+	}
+	err := in.relay.enqueue(ctx, p) // before all else: somebody waits for the event
+	for _, m := range done {
+		if err := m.Ack(); err != nil {
+			in.log.Debug("acknowledge", "error", err) // delivered again, it is found committed
 		}
 	}
 	in.hold(b.held, messages)
 	if len(changes) > 0 {
 		in.committed(changes)
 	}
-	if err := in.relay.enqueue(ctx, p); err != nil {
+	if err != nil {
 		for _, a := range p.answers {
 			_ = a.request.Nak()
 		}
