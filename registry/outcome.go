@@ -29,8 +29,6 @@ type outcome struct {
 
 	receiptNonce events.Nonce
 	receiptBytes []byte // nil for a refusal until [outcome.answer]
-
-	said []signed // what [outcome.messages] returns
 }
 
 // reject refuses a request. Its receipt is signed last, when the reason is final.
@@ -107,15 +105,11 @@ type signed struct {
 }
 
 // messages returns what the outcome has to say: the event before the receipt, so that nobody hears of a change before
-// those who must act on it. It is asked for them twice, by whoever commits and whoever publishes them, and only when the
-// reason of a refusal is final.
+// those who must act on it.
 func (o *outcome) messages() []signed {
-	if o.said != nil {
-		return o.said
+	receipt := signed{o.receiptNonce, events.ReceiptSubject + o.in.request.Target.String(), o.receiptBytes}
+	if o.verdict != committed {
+		return []signed{receipt}
 	}
-	if o.verdict == committed {
-		o.said = append(make([]signed, 0, 2), signed{o.event.Nonce, o.event.Subject(), o.eventBytes})
-	}
-	o.said = append(o.said, signed{o.receiptNonce, events.ReceiptSubject + o.in.request.Target.String(), o.receiptBytes})
-	return o.said
+	return []signed{{o.event.Nonce, o.event.Subject(), o.eventBytes}, receipt}
 }
