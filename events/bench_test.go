@@ -1,6 +1,7 @@
 package events_test
 
 import (
+	"strconv"
 	"testing"
 
 	"omiappreg.org/keyrotation/events"
@@ -37,5 +38,51 @@ func BenchmarkSignInvalidation(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		_ = i.Sign(key)
+	}
+}
+
+// BenchmarkInvalidations is the same of many, by the event.
+func BenchmarkInvalidations(b *testing.B) {
+	trust, batch := someTrust(), make([]events.Published, 2*events.Together)
+	for n := range batch {
+		i := someInvalidation(events.KeyRotation)
+		i.Nonce = events.NewNonce()
+		batch[n] = events.Published{Subject: i.Subject(), Payload: i.Sign(testKey(0))}
+	}
+	for _, n := range []int{1, 16, events.Together, 2 * events.Together} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; i < b.N; i += n {
+				for _, v := range trust.Invalidations(batch[:n]) {
+					if v.Err != nil {
+						b.Fatal(v.Err)
+					}
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkSignReceipt is what it does as often.
+func BenchmarkSignReceipt(b *testing.B) {
+	r := events.Receipt{
+		Origin: origin, Target: someTarget(), Event: events.RequestCommitted, RequestNonce: someNonce(), Timestamp: now, Nonce: someNonce(),
+		Sequence: 2, PublicKey: testKey(2).Public(), GracePeriodExpiry: now + 300, EventNonce: someNonce(),
+	}
+	key := testKey(0)
+	b.ReportAllocs()
+	for b.Loop() {
+		_ = r.Sign(key)
+	}
+}
+
+// BenchmarkCheckStrength is the check of a new key.
+func BenchmarkCheckStrength(b *testing.B) {
+	key := testKey(2).Public()
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := key.CheckStrength(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -139,14 +139,14 @@ func marshalData(v any) (data jsontext.Value, canonical []byte, err error) {
 	return data, canonical, err
 }
 
-// signByRegistry returns the envelope of a message that the registry sends. Its types always have a JSON form:
+// signByRegistry returns the envelope of an answer of the registry's to a lookup. Its types always have a JSON form:
 // an error here is a mistake in this package.
 func signByRegistry(v any, key SigningKey) []byte {
 	data, canonical, err := marshalData(v)
 	if err != nil {
 		panic("events: a message of the registry's own can't be encoded: " + err.Error())
 	}
-	e := envelope{Version: version, Data: data, Signature: key.Sign(canonical), KeyID: key.Public().KeyID()}
+	e := envelope{Version: version, Data: data, Signature: key.Sign(canonical), KeyID: key.id}
 	message, err := json.Marshal(e)
 	if err != nil {
 		panic("events: a message of the registry's own can't be encoded: " + err.Error())

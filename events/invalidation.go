@@ -42,29 +42,25 @@ type Invalidation struct {
 	Sequence          int64 // the event's place in the service's history, from 1; 0 where the registry sends none
 }
 
-// invalidationData is data in the order in which the spec prints it.
-type invalidationData struct {
-	Origin            string    `json:"origin"`
-	AppID             AppID     `json:"app_id"`
-	ServiceID         ServiceID `json:"service_id"`
-	Event             EventKind `json:"event"`
-	OldPublicKey      PublicKey `json:"old_public_key,omitzero"`
-	NewPublicKey      PublicKey `json:"new_public_key,omitzero"`
-	GracePeriodExpiry int64     `json:"grace_period_expiry"`
-	Timestamp         int64     `json:"timestamp"`
-	Nonce             Nonce     `json:"nonce"`
-	Sequence          int64     `json:"sequence,omitzero"`
-}
-
 // Subject returns where the event is published (§4).
 func (i *Invalidation) Subject() string { return InvalidationSubject + i.Target.String() }
 
 // Sign returns the message to publish.
 func (i *Invalidation) Sign(key SigningKey) []byte {
-	return signByRegistry(invalidationData{
-		i.Origin, i.Target.App, i.Target.Service, i.Event, i.OldKey, i.NewKey,
-		i.GracePeriodExpiry, i.Timestamp, i.Nonce, i.Sequence,
-	}, key)
+	s := newStatement()
+	s.str("origin", i.Origin)
+	s.plain("app_id", i.Target.App.s)
+	s.plain("service_id", i.Target.Service.s)
+	s.str("event", string(i.Event))
+	s.key("old_public_key", i.OldKey)
+	s.key("new_public_key", i.NewKey)
+	s.integer("grace_period_expiry", i.GracePeriodExpiry)
+	s.integer("timestamp", i.Timestamp)
+	s.plain("nonce", i.Nonce.s)
+	if i.Sequence != 0 {
+		s.integer("sequence", i.Sequence)
+	}
+	return s.sign(key)
 }
 
 // readInvalidation reads data whose signature is known to be the registry's.

@@ -98,7 +98,7 @@ func (k PublicKey) Verify(message []byte, s Signature) bool {
 // CheckStrength returns [ErrWeakKey] when the key must not be registered (§2).
 func (k PublicKey) CheckStrength() error {
 	point, err := new(edwards25519.Point).SetBytes(k.b[:])
-	if err != nil || [ed25519.PublicKeySize]byte(point.Bytes()) != k.b {
+	if err != nil || !isOneForm(k.b[:]) { // to encode the point again would take as long as to decode it
 		return ErrWeakKey
 	}
 	if new(edwards25519.Point).MultByCofactor(point).Equal(edwards25519.NewIdentityPoint()) == 1 {
@@ -182,6 +182,7 @@ type SigningKey struct {
 	// verb like %d, it passes over String, and prints slices and even what pointers point at.
 	private func() ed25519.PrivateKey
 	public  PublicKey
+	id      string // the public half's [PublicKey.KeyID]
 }
 
 // GenerateSigningKey makes a new key from the system's randomness.
@@ -196,7 +197,7 @@ func GenerateSigningKey() SigningKey {
 // NewSigningKey wraps a private key.
 func NewSigningKey(private ed25519.PrivateKey) SigningKey {
 	public := PublicKey{[ed25519.PublicKeySize]byte(private.Public().(ed25519.PublicKey))}
-	return SigningKey{func() ed25519.PrivateKey { return private }, public}
+	return SigningKey{func() ed25519.PrivateKey { return private }, public, public.KeyID()}
 }
 
 // Public returns the public half.

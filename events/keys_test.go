@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
 	"testing"
 
@@ -88,6 +89,41 @@ func TestWeakKeys(t *testing.T) {
 		if _, err := events.NewTrust(origin, testKey(0).Public(), k); !errors.Is(err, events.ErrWeakKey) {
 			t.Errorf("%s is trusted: %v", name, err)
 		}
+	}
+}
+
+// TestKeyStrength: every form that is not the only one, and what is around it, against the curve's equation in plain
+// arithmetic: all y from 20 below the field's end to the last that 255 bits hold, the first ones, and points of small order,
+// each with both signs; and bytes at random.
+func TestKeyStrength(t *testing.T) {
+	t.Parallel()
+	list := smallOrder(t)
+	for low := range 256 {
+		for _, high := range []byte{0, 0x80, 0x7f, 0xff} {
+			b := bytes.Repeat([]byte{0xff * (high & 1)}, ed25519.PublicKeySize)
+			b[0], b[31] = byte(low), high
+			list = append(list, b)
+		}
+	}
+	random := rand.NewChaCha8([32]byte{1})
+	for range 500 {
+		b := make([]byte, ed25519.PublicKeySize)
+		_, _ = random.Read(b) // it never fails
+		list = append(list, b)
+	}
+	strong := 0
+	for _, b := range list {
+		key := must(events.PublicKeyFromBytes(b))
+		err := key.CheckStrength()
+		if errors.Is(err, events.ErrWeakKey) != weak(b) {
+			t.Errorf("%x: %v, and by the curve's equation it is weak: %v", b, err, weak(b))
+		}
+		if err == nil {
+			strong++
+		}
+	}
+	if strong < len(list)/4 {
+		t.Errorf("%d strong keys of %d: this shows nothing", strong, len(list))
 	}
 }
 

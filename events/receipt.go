@@ -42,38 +42,39 @@ func RequestHash(payload []byte) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-type receiptData struct {
-	Origin            string      `json:"origin"`
-	AppID             AppID       `json:"app_id"`
-	ServiceID         ServiceID   `json:"service_id"`
-	Event             ReceiptKind `json:"event"`
-	RequestNonce      Nonce       `json:"request_nonce,omitzero"`
-	Timestamp         int64       `json:"timestamp"`
-	Nonce             Nonce       `json:"nonce"`
-	Sequence          int64       `json:"sequence,omitzero"`
-	PublicKey         PublicKey   `json:"public_key,omitzero"`
-	GracePeriodExpiry *int64      `json:"grace_period_expiry,omitzero"`
-	EventNonce        Nonce       `json:"event_nonce,omitzero"`
-	Reason            Reason      `json:"reason,omitzero"`
-	Detail            string      `json:"detail,omitzero"`
-	RequestHash       string      `json:"request_hash,omitzero"`
-}
-
 // Subject returns where the receipt is published (§4).
 func (r *Receipt) Subject() string { return ReceiptSubject + r.Target.String() }
 
 // Sign returns the message to publish.
 func (r *Receipt) Sign(key SigningKey) []byte {
-	data := receiptData{
-		Origin: r.Origin, AppID: r.Target.App, ServiceID: r.Target.Service, Event: r.Event,
-		RequestNonce: r.RequestNonce, Timestamp: r.Timestamp, Nonce: r.Nonce,
-		Sequence: r.Sequence, PublicKey: r.PublicKey, EventNonce: r.EventNonce,
-		Reason: r.Reason, Detail: r.Detail, RequestHash: r.RequestHash,
+	s := newStatement()
+	s.str("origin", r.Origin)
+	s.plain("app_id", r.Target.App.s)
+	s.plain("service_id", r.Target.Service.s)
+	s.str("event", string(r.Event))
+	if !r.RequestNonce.IsZero() {
+		s.plain("request_nonce", r.RequestNonce.s)
 	}
+	s.integer("timestamp", r.Timestamp)
+	s.plain("nonce", r.Nonce.s)
+	if r.Sequence != 0 {
+		s.integer("sequence", r.Sequence)
+	}
+	s.key("public_key", r.PublicKey)
 	if r.Event == RequestCommitted {
-		data.GracePeriodExpiry = &r.GracePeriodExpiry
+		s.integer("grace_period_expiry", r.GracePeriodExpiry)
 	}
-	return signByRegistry(data, key)
+	if !r.EventNonce.IsZero() {
+		s.plain("event_nonce", r.EventNonce.s)
+	}
+	for _, m := range [...]struct{ name, value string }{
+		{"reason", string(r.Reason)}, {"detail", r.Detail}, {"request_hash", r.RequestHash},
+	} {
+		if m.value != "" {
+			s.str(m.name, m.value)
+		}
+	}
+	return s.sign(key)
 }
 
 // readReceipt reads data whose signature is known to be the registry's.

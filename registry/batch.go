@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"time"
+
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/parallel"
 )
@@ -28,7 +30,10 @@ type batch struct {
 	now    int64
 	state  *state
 	groups []*group
+	at     time.Time  // the same as now, by the clock
 	held   []incoming // not decided: their services wait until the database has their last changes again
+
+	previous map[events.Target][]pastKey // of the services that unsettled named
 }
 
 func newBatch(policy Policy, key events.SigningKey, now int64, st *state, requests []incoming) *batch {

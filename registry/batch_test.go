@@ -18,32 +18,42 @@ import (
 const testNow = 1_705_412_610
 
 // TestBatchesOfAnySize: however the stream's messages are cut into batches, every request gets the same answer, and
-// the services end in the same state. So what a batch does side by side is what one by one would do.
+// the services end in the same state. So what a batch does side by side is what one by one would do, and so is what is
+// decided beside a commit.
 func TestBatchesOfAnySize(t *testing.T) {
 	t.Parallel()
 	folder, n := t.TempDir(), 0
+	side := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		n++
 		one := openStore(t, "sqlite:"+filepath.Join(folder, fmt.Sprintf("one-%d.db", n)))
 		many := openStore(t, "sqlite:"+filepath.Join(folder, fmt.Sprintf("many-%d.db", n)))
+		parts := openStore(t, "sqlite:"+filepath.Join(folder, fmt.Sprintf("parts-%d.db", n)))
 		d := newDeveloper(t, one, "org.omiappreg.alice", "s-0")
 		d.now = func() time.Time { return time.Unix(testNow, 0) }
-		if err := many.AddApp(t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
-			rt.Fatal(err)
+		for _, store := range []*Store{many, parts} {
+			if err := store.AddApp(t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
+				rt.Fatal(err)
+			}
 		}
 		log := traffic(rt, d)
 		size := rapid.IntRange(2, 60).Draw(rt, "batch")
 		answers1, state1 := process(t, one, log, 1)
 		answersN, stateN := process(t, many, log, size)
+		portion := rapid.IntRange(1, 6).Draw(rt, "portion")
+		answersP, stateP := handled(t, parts, log, portion, &side)
 		for i := range log {
 			if answers1[i] != answersN[i] {
 				rt.Fatalf("request %d: one by one %q, in batches of %d %q", i, answers1[i], size, answersN[i])
 			}
+			if answers1[i] != answersP[i] {
+				rt.Fatalf("request %d: one by one %q, in portions of %d %q", i, answers1[i], portion, answersP[i])
+			}
 		}
-		if state1 != stateN {
-			rt.Fatalf("states differ:\n%s\n%s", state1, stateN)
+		if state1 != stateN || state1 != stateP {
+			rt.Fatalf("states differ:\n%s\n%s\n%s", state1, stateN, stateP)
 		}
-		for _, store := range []*Store{one, many} {
+		for _, store := range []*Store{one, many, parts} {
 			trust, err := events.NewTrust(testOrigin, testKey.Public())
 			if err != nil {
 				rt.Fatal(err)
@@ -55,6 +65,9 @@ func TestBatchesOfAnySize(t *testing.T) {
 			_ = store.Close()
 		}
 	})
+	if side == 0 {
+		t.Error("nothing was decided beside a commit: this shows nothing of portions")
+	}
 }
 
 // process takes messages through the registry in batches, and returns the answers in order and the final state.
@@ -67,7 +80,7 @@ func process(t *testing.T, store *Store, log []sent, size int) (answers []string
 		for i, m := range log[start:min(start+size, len(log))] {
 			todo = append(todo, newIncoming(m.subject, m.payload, testNow, start+i))
 		}
-		b, lost, err := in.decide(t.Context(), todo)
+		b, lost, err := decideAndCommit(t.Context(), in, todo)
 		if err != nil || len(lost) > 0 {
 			t.Fatalf("decide: %v, lost %v", err, lost)
 		}
@@ -171,7 +184,7 @@ func incomingOf(list []request) []incoming {
 // decideAll takes requests through the registry in one batch, and returns their outcomes in order.
 func decideAll(t *testing.T, in *intake, list ...request) []outcome {
 	t.Helper()
-	b, lost, err := in.decide(t.Context(), incomingOf(list))
+	b, lost, err := decideAndCommit(t.Context(), in, incomingOf(list))
 	if err != nil || len(lost) > 0 {
 		t.Fatalf("decide: %v, lost %v", err, lost)
 	}

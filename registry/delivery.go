@@ -16,6 +16,7 @@ type delivery struct {
 	jetstream.Msg
 	turns *turns
 	lane  *lane
+	meta  *jetstream.MsgMetadata
 	place uint64    // in the stream
 	since time.Time // when the broker last heard that it is ours
 	in    *incoming // nil: to parse it panics, which is for the handler to meet
@@ -26,7 +27,7 @@ func newDelivery(t *turns, msg jetstream.Msg) (*delivery, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read a message's place in the stream: %w", err)
 	}
-	d := &delivery{Msg: msg, turns: t, place: meta.Sequence.Stream, since: time.Now()}
+	d := &delivery{Msg: msg, turns: t, meta: meta, place: meta.Sequence.Stream, since: time.Now()}
 	d.parse(meta)
 	return d, nil
 }
@@ -36,6 +37,9 @@ func (d *delivery) parse(meta *jetstream.MsgMetadata) {
 	in := newIncoming(d.Subject(), d.Data(), meta.Timestamp.Unix(), 0)
 	d.in = &in
 }
+
+// Metadata implements [jetstream.Msg]. The others read it from the reply subject each time.
+func (d *delivery) Metadata() (*jetstream.MsgMetadata, error) { return d.meta, nil }
 
 // target returns the service whose lane the message waits in; zero where nobody waits for an answer, or it is not known
 // who does.

@@ -33,7 +33,7 @@ func openLookups(f *testing.F) *lookupDoor {
 	gone := d.another("gone")
 	in := newTestIntake(f, store, Policy{Origin: testOrigin}, now)
 	requests := []request{d.bind(), d.rotate(), d.rotate(), gone.bind(), gone.revoke()}
-	if _, lost, err := in.decide(f.Context(), incomingOf(requests)); err != nil || len(lost) > 0 {
+	if _, lost, err := decideAndCommit(f.Context(), in, incomingOf(requests)); err != nil || len(lost) > 0 {
 		f.Fatalf("decide: %v, lost %v", err, lost)
 	}
 	conn := apitest.Connect(f)

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"log/slog"
 	"testing"
 	"time"
@@ -11,6 +12,17 @@ import (
 // testLog writes to the test's own output.
 func testLog(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+}
+
+// decideAndCommit brings requests to their end, but for what is to be said.
+func decideAndCommit(ctx context.Context, in *intake, todo []incoming) (*batch, map[events.Target]bool, error) {
+	b, err := in.decide(ctx, todo)
+	if err != nil {
+		return nil, nil, err
+	}
+	lost, err := in.store.commit(ctx, b.groups, b.at)
+	b.answer(b.previous)
+	return b, lost, err
 }
 
 // developer is an app's developer with one service at hand, and its keys.

@@ -27,25 +27,17 @@ type intake struct {
 	metrics   *metrics
 	now       func() time.Time
 	looks     looks
+	portion   int // how many requests are decided and committed together, at most
 }
 
 // handle is the consumer's handler. An error leaves the whole batch to be handled again; what of it was committed by
 // then is found as such.
-func (in *intake) handle(ctx context.Context, messages []*consume.Message) error {
-	in.metrics.batch.Observe(float64(len(messages)))
-	todo := in.parse(messages)
-	for len(todo) > 0 {
-		b, lost, err := in.decide(ctx, todo)
-		if err != nil {
-			return err
-		}
-		if err := in.settle(ctx, messages, b, lost); err != nil {
-			return err
-		}
-		todo = remaining(b, lost)
-		in.metrics.lost.Add(float64(len(lost)))
-	}
-	return nil
+func (in *intake) handle(ctx context.Context, messages []*consume.Message) (err error) {
+	w := &work{intake: in, messages: messages, todo: in.parse(messages)}
+	defer func() { // also if something panics: nothing goes on behind the back of whoever handles the batch again
+		err = errors.Join(err, w.finish(ctx))
+	}()
+	return w.run(ctx)
 }
 
 // parse runs the first check on each message. What names no service can't be answered: it is acknowledged with the batch.
@@ -89,37 +81,30 @@ func newIncoming(subject string, payload []byte, storedAt int64, index int) inco
 	return one
 }
 
-// decide decides requests on the present state, and commits what stands. The services in lost have to be decided
-// again.
-func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, map[events.Target]bool, error) {
+// decide decides requests on the present state. Nothing of it is known to anybody until it is committed.
+func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
+	in.metrics.batch.Observe(float64(len(todo)))
 	st, err := in.store.load(ctx, todo)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	todo, held, err := in.fence.admit(ctx, st, todo) // after everything was read
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	now := in.now()
 	b := newBatch(in.policy, in.key, now.Unix(), st, todo)
-	b.held = held
+	b.at, b.held = now, held
 	b.decide()
-	previous, err := in.store.previous(ctx, b.unsettled(&in.looks))
-	if err != nil {
-		return nil, nil, err
-	}
-	lost, err := in.store.commit(ctx, b.groups, now)
-	if err != nil {
-		return nil, nil, err
-	}
-	b.answer(previous)
-	return b, lost, nil
+	b.previous, err = in.store.previous(ctx, b.unsettled(&in.looks))
+	return b, err
 }
 
 // settle acknowledges what is committed, and hands everything that is to be said to the relay.
 func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *batch, lost map[events.Target]bool) error {
 	var p publication
 	var changes []events.Invalidation
+	var done []*consume.Message
 	for _, g := range b.groups {
 		if lost[g.target] {
 			continue
@@ -136,16 +121,20 @@ func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *ba
 			m.Witness() // it is written: what fails now does so by itself
 			changes = append(changes, o.event)
 			p.outbox = append(p.outbox, o.messages()...)
-			if err := m.Ack(); err != nil {
-				in.log.Debug("acknowledge", "error", err) // delivered again, it is found committed
-			}
+			done = append(done, m)
+		}
+	}
+	err := in.relay.enqueue(ctx, p) // before all else: somebody waits for the event
+	for _, m := range done {
+		if err := m.Ack(); err != nil {
+			in.log.Debug("acknowledge", "error", err) // delivered again, it is found committed
 		}
 	}
 	in.hold(b.held, messages)
 	if len(changes) > 0 {
 		in.committed(changes)
 	}
-	if err := in.relay.enqueue(ctx, p); err != nil {
+	if err != nil {
 		for _, a := range p.answers {
 			_ = a.request.Nak()
 		}
@@ -185,15 +174,4 @@ func (in *intake) count(o *outcome, m *consume.Message) {
 	}
 	in.metrics.requests.WithLabelValues(string(o.in.request.Kind), result).Inc()
 	in.metrics.decided.Observe(in.now().Sub(m.Meta.Timestamp).Seconds())
-}
-
-// remaining returns the requests of the lost services, in their order.
-func remaining(b *batch, lost map[events.Target]bool) []incoming {
-	var todo []incoming
-	for _, g := range b.groups {
-		if lost[g.target] {
-			todo = append(todo, g.requests...)
-		}
-	}
-	return todo
 }

@@ -32,7 +32,7 @@ type Config struct {
 	Store *Store
 	// Conn is the broker. Required. It should reconnect for ever.
 	Conn *nats.Conn
-	// Batch is the largest number of requests decided together. Default 256, at most 2048.
+	// Batch is the largest number of requests decided together. Default 1024, at most 2048.
 	Batch int
 	// Replicas of the streams, where Run creates them. Default 1; 3 on a cluster.
 	Replicas int
@@ -48,7 +48,8 @@ type Config struct {
 }
 
 const (
-	defaultBatch      = 256
+	defaultBatch      = 1024
+	portions          = 2    // batches that are handed over at a time: while one is committed, the next is decided
 	maxBatch          = 2048 // bounds a transaction, and the lists in one statement
 	maxPendingPublish = 2 * relayQueue * maxBatch
 )
@@ -98,7 +99,7 @@ func New(cfg Config) (*Registry, error) {
 	r.relay = newRelay(js, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
 	r.intake = &intake{
 		policy: cfg.Policy, key: cfg.Key, store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
-		log: cfg.Log, metrics: m, now: cfg.Now,
+		log: cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch,
 	}
 	r.aside = &deadLetters{store: cfg.Store, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
 	r.Lookup = newLookup(cfg, js, r.fence)
@@ -145,7 +146,7 @@ func (r *Registry) Run(ctx context.Context) error {
 		Handle:   r.handle,
 		SetAside: r.aside.setAside,
 		Away:     away,
-		Batch:    r.cfg.Batch,
+		Batch:    portions * r.cfg.Batch,
 		Log:      r.cfg.Log,
 	})
 	stop()

@@ -20,7 +20,11 @@ const (
 	claimEvery    = time.Second     // how often messages that a crash left are looked for
 	claimAtMost   = 512             // messages a time
 	publishWithin = 5 * time.Second // for the broker to say that it has a batch
-	retryAfter    = time.Second     // a refusal whose receipt could not be published is decided again
+	// forgetAfter is how long the outbox keeps what its stream has. To delete it is a transaction that nobody waits for, but that
+	// would make everybody wait for the disk just when the subscribers commit the event.
+	forgetAfter  = 100 * time.Millisecond
+	forgetAtMost = 2 * maxBatch // messages that wait for that
+	retryAfter   = time.Second  // a refusal whose receipt could not be published is decided again
 )
 
 // publication is what a decided batch has to say. Its outbox messages are in the database, and are deleted from there
@@ -81,12 +85,10 @@ func (r *relay) run(ctx context.Context) {
 	var answers sync.WaitGroup
 	answers.Go(func() {
 		for p := range r.answers {
-			r.publish(ctx, p)
+			r.answer(ctx, p.answers)
 		}
 	})
-	for p := range r.queue {
-		r.publish(ctx, p)
-	}
+	r.runOutbox(ctx)
 	answers.Wait()
 }
 
@@ -96,21 +98,70 @@ func (r *relay) close() {
 	close(r.answers)
 }
 
-// publish sends a batch, in its order, and settles what the streams have.
-func (r *relay) publish(ctx context.Context, p publication) {
-	messages := make([]signed, 0, len(p.outbox)+len(p.answers))
-	messages = append(messages, p.outbox...)
-	for _, a := range p.answers {
-		messages = append(messages, a.signed)
+// runOutbox publishes what is in the outbox, and some time later deletes it from there.
+func (r *relay) runOutbox(ctx context.Context) {
+	var sent published
+	due := time.NewTimer(0)
+	defer due.Stop()
+	for open := true; open; {
+		select {
+		case p, ok := <-r.queue:
+			if open = ok; !ok {
+				break
+			}
+			if len(sent.messages) == 0 {
+				due.Reset(forgetAfter)
+			}
+			sent.add(r.publish(ctx, p.outbox))
+			if len(sent.messages) < forgetAtMost {
+				continue
+			}
+		case <-due.C:
+		}
+		r.forget(ctx, sent)
+		sent = published{}
 	}
+}
+
+// published is messages of the outbox that their stream has, and the last place of an event among them.
+type published struct {
+	messages []signed
+	last     uint64
+}
+
+func (p *published) add(more published) {
+	p.messages, p.last = append(p.messages, more.messages...), max(p.last, more.last)
+}
+
+// publish publishes messages of the outbox.
+func (r *relay) publish(ctx context.Context, messages []signed) published {
 	stored, last, err := r.send(ctx, messages)
 	if err != nil {
 		r.log.Warn("publishing failed, it will be tried again", "error", err)
 	}
-	r.forget(ctx, p.outbox, stored, last)
-	for i, a := range p.answers {
+	sent := published{make([]signed, 0, len(messages)), last}
+	for i, m := range messages {
+		if stored[i] {
+			sent.messages = append(sent.messages, m)
+		}
+	}
+	r.metrics.published.Add(float64(len(sent.messages)))
+	return sent
+}
+
+// answer publishes answers, and settles the requests that they answer.
+func (r *relay) answer(ctx context.Context, answers []answer) {
+	messages := make([]signed, len(answers))
+	for i, a := range answers {
+		messages[i] = a.signed
+	}
+	stored, _, err := r.send(ctx, messages)
+	if err != nil {
+		r.log.Warn("publishing failed, it will be tried again", "error", err)
+	}
+	for i, a := range answers {
 		settle := a.request.Ack
-		if !stored[len(p.outbox)+i] {
+		if !stored[i] {
 			settle = func() error { return a.request.NakWithDelay(retryAfter) } // it is decided again
 		}
 		if err := settle(); err != nil {
@@ -153,24 +204,18 @@ func (r *relay) send(ctx context.Context, messages []signed) (stored []bool, las
 	return stored, last, err
 }
 
-// forget deletes the outbox rows of those messages that their stream has, and moves the position in the database on to the
-// last of their places.
-func (r *relay) forget(ctx context.Context, messages []signed, stored []bool, last uint64) {
-	var published []signed
-	for i, m := range messages {
-		if stored[i] {
-			published = append(published, m)
-		}
-	}
-	if len(published) == 0 {
+// forget deletes the outbox rows of messages that their stream has, and moves the position in the database on to the last of
+// their places.
+func (r *relay) forget(ctx context.Context, sent published) {
+	if len(sent.messages) == 0 {
 		return
 	}
-	r.metrics.published.Add(float64(len(published)))
+	last := sent.last
 	from, ok := r.fence.moving()
 	if !ok {
 		last = 0
 	}
-	now, err := r.store.deleteOutbox(ctx, published, from, last)
+	now, err := r.store.deleteOutbox(ctx, sent.messages, from, last)
 	switch {
 	case errors.Is(err, errOlder):
 		r.fence.suspect("messages that were to be published are gone from the outbox, or the position went back")
@@ -198,6 +243,9 @@ func (r *relay) recover(ctx context.Context) {
 	}
 }
 
+// errUnpublished means that the broker did not take all messages; the log says why.
+var errUnpublished = errors.New("some messages were not published")
+
 func (r *relay) recoverOnce(ctx context.Context) error {
 	for {
 		stale, err := r.store.outboxStale(ctx, r.now())
@@ -209,10 +257,10 @@ func (r *relay) recoverOnce(ctx context.Context) error {
 			return err
 		}
 		r.log.Info("publishing messages that were left in the outbox", "messages", len(messages))
-		stored, last, err := r.send(ctx, messages)
-		r.forget(ctx, messages, stored, last)
-		if err != nil {
-			return err
+		sent := r.publish(ctx, messages)
+		r.forget(ctx, sent)
+		if len(sent.messages) < len(messages) {
+			return errUnpublished
 		}
 	}
 }

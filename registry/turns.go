@@ -158,9 +158,10 @@ func (t *turns) Stop() {
 // pull takes what the broker delivers, until the context ends or the broker's iterator does.
 func (t *turns) pull() {
 	defer close(t.pulled)
+	untilDone := jetstream.NextContext(t.ctx)
 	for {
 		t.room()
-		msg, err := t.iterator.Next(jetstream.NextContext(t.ctx))
+		msg, err := t.iterator.Next(untilDone)
 		if err == nil {
 			err = t.take(msg)
 		}

@@ -269,7 +269,7 @@ func newTestIntake(t testing.TB, store *Store, policy Policy, now func() time.Ti
 // decideOne takes one message through load, decide and commit.
 func decideOne(t *testing.T, in *intake, subject string, payload []byte, storedAt int64) *outcome {
 	t.Helper()
-	b, lost, err := in.decide(t.Context(), []incoming{newIncoming(subject, payload, storedAt, 0)})
+	b, lost, err := decideAndCommit(t.Context(), in, []incoming{newIncoming(subject, payload, storedAt, 0)})
 	if err != nil || len(lost) > 0 {
 		t.Fatalf("decide: %v, lost %v", err, lost)
 	}

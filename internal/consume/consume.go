@@ -111,7 +111,7 @@ type Config struct {
 	// Away reports whether an error says by itself that something is away. A message is blamed far less for such a one.
 	// Nil: no error does.
 	Away func(error) bool
-	// Batch is the largest number of messages in a batch, and of suspects. Default 256.
+	// Batch is the largest number of messages in a batch, and of suspects. Default 1024.
 	Batch int
 	// Drain is how long a batch that is under way may go on after a shutdown began. Default 10 s.
 	Drain time.Duration
@@ -121,7 +121,7 @@ type Config struct {
 }
 
 const (
-	defaultBatch      = 256
+	defaultBatch      = 1024
 	defaultDrain      = 10 * time.Second
 	defaultMaxBackoff = 2 * time.Second
 	firstBackoff      = 50 * time.Millisecond

@@ -90,8 +90,9 @@ func (p patient) Next(opts ...jetstream.NextOpt) (jetstream.Msg, error) {
 // pump moves messages from the iterator to the channel until one of the two ends. What is pulled by then and not
 // handed over goes back.
 func pump(ctx context.Context, iterator jetstream.MessagesContext, arrived chan<- *Message, settled *lru.Cache[uint64, struct{}]) error {
+	untilDone := jetstream.NextContext(ctx)
 	for {
-		msg, err := iterator.Next(jetstream.NextContext(ctx))
+		msg, err := iterator.Next(untilDone)
 		if ctx.Err() != nil {
 			giveBack(iterator, msg)
 			return ctx.Err()

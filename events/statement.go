@@ -1,0 +1,109 @@
+package events
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// statement is the data of a message that the registry signs for each rotation, an event or a receipt. Each member is
+// written once, in the order in which the spec prints them; what is signed is the same members in their canonical order.
+// The JSON library would encode it, read it again to sort it, and read it once more to put it into its envelope.
+type statement struct {
+	text    []byte // what is there of the envelope, up to the last member and the comma behind it
+	data    int    // where data begins
+	members []written
+	room    [statementMembers]written
+}
+
+// written is where a member stands, without the comma behind it.
+type written struct {
+	name     string
+	from, to int
+}
+
+const (
+	statementMembers = 16
+	statementLen     = 1024
+	envelopeStart    = `{"version":"` + version + `","data":`
+)
+
+func newStatement() *statement {
+	s := &statement{text: append(make([]byte, 0, statementLen), envelopeStart...)}
+	s.data = len(s.text)
+	s.text = append(s.text, '{')
+	s.members = s.room[:0]
+	return s
+}
+
+// plain writes a string that needs no escapes: an id, a nonce, a key, a name of the protocol's own.
+func (s *statement) plain(name, value string) {
+	s.begin(name)
+	s.text = append(append(append(s.text, '"'), value...), '"')
+	s.end()
+}
+
+// str writes any string.
+func (s *statement) str(name, value string) {
+	s.begin(name)
+	text, err := jsontext.AppendQuote(s.text, value)
+	if err != nil {
+		panic("events: a message of the registry's own can't be encoded: " + err.Error())
+	}
+	s.text = text
+	s.end()
+}
+
+// integer writes a number. Within ±[MaxSafeInteger], which no reader goes beyond, this is its canonical form.
+func (s *statement) integer(name string, value int64) {
+	s.begin(name)
+	s.text = strconv.AppendInt(s.text, value, 10)
+	s.end()
+}
+
+// key writes a key, if there is one.
+func (s *statement) key(name string, key PublicKey) {
+	if key.IsZero() {
+		return
+	}
+	s.begin(name)
+	s.text = append(append(s.text, '"'), keyPrefix...)
+	s.text = append(strict64.AppendEncode(s.text, key.b[:]), '"')
+	s.end()
+}
+
+func (s *statement) begin(name string) {
+	s.members = append(s.members, written{name: name, from: len(s.text)})
+	s.text = append(append(append(s.text, '"'), name...), '"', ':')
+}
+
+func (s *statement) end() {
+	s.members[len(s.members)-1].to = len(s.text)
+	s.text = append(s.text, ',')
+}
+
+// canonical returns the members in the order of RFC 8785. All names are ASCII: they sort by their bytes.
+func (s *statement) canonical() []byte {
+	slices.SortFunc(s.members, func(a, b written) int { return strings.Compare(a.name, b.name) })
+	out := append(make([]byte, 0, len(s.text)-s.data), '{')
+	for i, m := range s.members {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		out = append(out, s.text[m.from:m.to]...)
+	}
+	return append(out, '}')
+}
+
+// sign returns the message to publish.
+func (s *statement) sign(key SigningKey) []byte {
+	signature := key.Sign(s.canonical())
+	out := s.text
+	out[len(out)-1] = '}' // in place of the last comma
+	out = append(out, `,"signature":"`...)
+	out = strict64.AppendEncode(out, signature.b[:])
+	out = append(append(out, `","key_id":"`...), key.id...)
+	return append(out, `"}`...)
+}

@@ -1,0 +1,51 @@
+package consume_test
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// BenchmarkRun is what it costs to be handed a message of a backlog and to acknowledge it, the broker's work included.
+func BenchmarkRun(b *testing.B) {
+	js, err := jetstream.New(testenv.Connect(b, testenv.NewBroker(b).URL()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	stream, err := js.CreateStream(b.Context(), jetstream.StreamConfig{Name: "Q", Subjects: []string{"q.>"}, Retention: jetstream.WorkQueuePolicy})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for range b.N {
+		if _, err := js.PublishAsync("q.x", make([]byte, 512)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	<-js.PublishAsyncComplete()
+	ctx, cancel := context.WithCancel(b.Context())
+	handled, batches := 0, 0
+	b.ReportAllocs()
+	b.ResetTimer()
+	err = consume.Run(ctx, consume.Config{
+		Open: func(ctx context.Context) (jetstream.Consumer, error) {
+			return stream.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{Durable: "d", AckPolicy: jetstream.AckExplicitPolicy, MaxAckPending: 8192})
+		},
+		Handle: func(_ context.Context, batch []*consume.Message) error {
+			batches++
+			if handled += len(batch); handled >= b.N {
+				cancel()
+			}
+			return nil
+		},
+		Log: slog.New(slog.NewTextHandler(b.Output(), nil)),
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(float64(handled)/float64(batches), "messages/batch")
+}

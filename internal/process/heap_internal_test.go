@@ -1,0 +1,61 @@
+package process
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"testing"
+	"time"
+
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+func TestPercentFor(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	for _, tc := range []struct {
+		live uint64
+		want int
+	}{
+		{0, 1000}, {mib, 1000}, {20 * mib, 1000}, {32 * mib, 700}, {64 * mib, 300}, {90 * mib, 175}, {128 * mib, 100},
+		{200 * mib, 100}, {300 * mib, 100}, {100 << 30, 100},
+	} {
+		if got := percentFor(tc.live); got != tc.want {
+			t.Errorf("%d MiB: %d %%, want %d", tc.live/mib, got, tc.want)
+		}
+	}
+}
+
+// TestPacer: each collection is followed by a look at what it left.
+func TestPacer(t *testing.T) {
+	t.Setenv("GOGC", "")
+	before := debug.SetGCPercent(usualPercent)
+	t.Cleanup(func() { debug.SetGCPercent(before) })
+	paceCollections()
+	if got := percent(); got != largestPercent {
+		t.Errorf("%d %% of a small heap", got)
+	}
+	large := make([]byte, freeHeap)
+	testenv.Eventually(t, time.Minute, "a large heap is collected as usual", func() error {
+		runtime.GC()
+		return expect(usualPercent)
+	})
+	runtime.KeepAlive(large)
+	testenv.Eventually(t, time.Minute, "a heap that is small again may grow", func() error {
+		runtime.GC()
+		return expect(largestPercent)
+	})
+}
+
+func percent() int {
+	now := debug.SetGCPercent(usualPercent)
+	debug.SetGCPercent(now)
+	return now
+}
+
+func expect(want int) error {
+	if got := percent(); got != want {
+		return fmt.Errorf("%d %%, want %d", got, want)
+	}
+	return nil
+}

@@ -1,0 +1,166 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
+)
+
+// work is the requests that were handed over together, on their way through decide and commit: in portions, and while one is
+// committed, and waits for the disk, the next one is decided.
+//
+//	todo ──▶ portion ──▶ decide ──────────▶ commit ──▶ settle
+//	           └── nobody that is in the portion being committed, and nobody who waits for that
+//
+// So two portions side by side have no service and no key in common, and each finds what it would find alone. Requests that
+// have are decided in the order of the stream, as always.
+type work struct {
+	*intake
+	messages []*consume.Message
+	todo     []incoming // in the order of the stream
+	writing  *writing   // nil: nothing is being committed
+}
+
+// writing is a portion that is being committed.
+type writing struct {
+	*batch
+	done chan struct{}
+
+	lost   map[events.Target]bool // when done: the services that have to be decided again
+	err    error
+	panics any
+}
+
+// run brings all to its end, but for a commit that is under way when it fails: finish waits for that.
+func (w *work) run(ctx context.Context) error {
+	for w.more() {
+		if err := w.step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// more reports whether anything is left to do.
+func (w *work) more() bool { return len(w.todo) > 0 || w.writing != nil }
+
+// step decides the next portion while the one before is committed, and settles that one.
+func (w *work) step(ctx context.Context) error {
+	portion := w.next()
+	if len(portion) == 0 { // all that is left waits for the commit
+		return w.finish(ctx)
+	}
+	b, err := w.decide(ctx, portion)
+	if err == nil {
+		err = w.finish(ctx)
+	}
+	if err == nil {
+		w.begin(ctx, b)
+	}
+	return err
+}
+
+// next takes from what is to be done what may be decided now.
+func (w *work) next() (portion []incoming) {
+	busy := newParties(w.writing)
+	later := w.todo[:0]
+	for i, one := range w.todo {
+		if len(portion) == w.portion {
+			later = append(later, w.todo[i:]...)
+			break
+		}
+		if busy.include(&one) {
+			busy.add(&one) // whoever has to do with this one waits for it
+			later = append(later, one)
+		} else {
+			portion = append(portion, one)
+		}
+	}
+	w.todo = later
+	return portion
+}
+
+// begin commits a portion beside everything else.
+func (w *work) begin(ctx context.Context, b *batch) {
+	c := &writing{batch: b, done: make(chan struct{})}
+	w.writing = c
+	go func() {
+		defer close(c.done)
+		defer func() { c.panics = recover() }()
+		c.lost, c.err = w.store.commit(ctx, b.groups, b.at)
+	}()
+}
+
+// finish waits for the commit under way, if there is one, and settles what was committed.
+func (w *work) finish(ctx context.Context) error {
+	c := w.writing
+	if c == nil {
+		return nil
+	}
+	<-c.done
+	w.writing = nil
+	switch {
+	case c.panics != nil:
+		panic(c.panics)
+	case c.err != nil:
+		return c.err
+	}
+	c.answer(c.previous)
+	if err := w.settle(ctx, w.messages, c.batch, c.lost); err != nil {
+		return err
+	}
+	w.metrics.lost.Add(float64(len(c.lost)))
+	if len(c.lost) > 0 {
+		w.todo = append(remaining(c.batch, c.lost), w.todo...)
+		slices.SortStableFunc(w.todo, func(a, b incoming) int { return cmp.Compare(a.index, b.index) })
+	}
+	return nil
+}
+
+// remaining returns the requests of the lost services, in their order.
+func remaining(b *batch, lost map[events.Target]bool) []incoming {
+	var todo []incoming
+	for _, g := range b.groups {
+		if lost[g.target] {
+			todo = append(todo, g.requests...)
+		}
+	}
+	return todo
+}
+
+// parties is whom requests are about, and with which keys.
+type parties struct {
+	services map[events.Target]struct{}
+	keys     map[events.PublicKey]struct{}
+}
+
+func newParties(c *writing) parties {
+	p := parties{map[events.Target]struct{}{}, map[events.PublicKey]struct{}{}}
+	if c == nil {
+		return p
+	}
+	for _, g := range c.groups {
+		for i := range g.requests {
+			p.add(&g.requests[i])
+		}
+	}
+	return p
+}
+
+func (p parties) add(in *incoming) {
+	p.services[in.request.Target] = struct{}{}
+	if key := in.request.NewKey; !key.IsZero() {
+		p.keys[key] = struct{}{}
+	}
+}
+
+func (p parties) include(in *incoming) bool {
+	if _, ok := p.services[in.request.Target]; ok {
+		return true
+	}
+	_, ok := p.keys[in.request.NewKey]
+	return ok
+}
