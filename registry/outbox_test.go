@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
@@ -32,7 +33,7 @@ func TestHalfPublished(t *testing.T) {
 			t.Fatalf("%d messages are left: %v", len(claimed), claimed)
 		}
 		for i, m := range claimed {
-			if want := messages[4+i]; m.subject != want.subject || string(m.payload) != string(want.payload) {
+			if want := messages[4+i]; m.subject != want.subject || !bytes.Equal(m.payload, want.payload) {
 				t.Errorf("claimed %s %s\nwant %s %s", m.subject, m.payload, want.subject, want.payload)
 			}
 		}
