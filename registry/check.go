@@ -22,7 +22,7 @@ type Violation struct {
 type Report struct {
 	Services int `json:"services"`
 	Changes  int `json:"changes"`
-	Outbox   int `json:"outbox"` // messages that wait to be published
+	Outbox   int `json:"outbox"` // changes whose messages wait to be published
 	// DeadLetters are requests that could not be decided, and wait for an operator. They are no violation.
 	DeadLetters int         `json:"dead_letters"`
 	Violations  []Violation `json:"violations"`
@@ -62,7 +62,7 @@ type checker struct {
 	// With the stream of events:
 	kept        map[events.Target]kept // what it has; nil: it is not looked at
 	perSubject  int64                  // messages that it keeps of each service
-	unpublished map[string]bool        // subjects of messages in the outbox
+	unpublished map[string]bool        // services with changes in the outbox
 	began       int64                  // seconds since the Unix epoch
 	committed   int64                  // the last sequence of the service at hand that was committed before
 }
@@ -79,8 +79,9 @@ func (c *checker) violation(target, what string, args ...any) {
 }
 
 func (s *Store) checkHistory(ctx context.Context, c *checker) error {
-	err := s.each(ctx, `SELECT target, sequence, event, old_public_key, public_key, grace_period_expiry, committed_at,
-		event_nonce, request_nonce, receipt FROM history ORDER BY target, sequence`, nil, func(rows *sql.Rows) error {
+	err := s.each(ctx, `SELECT s.target, h.sequence, h.event, h.old_public_key, h.public_key, h.grace_period_expiry,
+		h.committed_at, h.event_nonce, h.request_nonce, h.receipt FROM history h JOIN services s ON s.id = h.service
+		ORDER BY s.target, h.sequence`, nil, func(rows *sql.Rows) error {
 		var next change
 		e := &next.event
 		if err := rows.Scan(target(&e.Target), &e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
@@ -152,7 +153,7 @@ func (c *checker) answered(next *change) {
 // checkServices holds each service's present state against the last change in its history, and the other way round.
 func (s *Store) checkServices(ctx context.Context, c *checker) error {
 	err := s.each(ctx, `SELECT s.target, s.status, s.sequence, s.public_key, s.changed_at, h.event, h.public_key, h.committed_at
-		FROM services s LEFT JOIN history h ON h.target = s.target AND h.sequence = s.sequence ORDER BY s.target`, nil,
+		FROM services s LEFT JOIN history h ON h.service = s.id AND h.sequence = s.sequence ORDER BY s.target`, nil,
 		func(rows *sql.Rows) error {
 			c.report.Services++
 			return c.present(rows)
@@ -160,8 +161,8 @@ func (s *Store) checkServices(ctx context.Context, c *checker) error {
 	if err != nil {
 		return err
 	}
-	return s.each(ctx, `SELECT h.target, MAX(h.sequence) FROM history h LEFT JOIN services s ON s.target = h.target
-		GROUP BY h.target, s.sequence HAVING s.sequence IS NULL OR MAX(h.sequence) > s.sequence ORDER BY h.target`, nil,
+	return s.each(ctx, `SELECT COALESCE(s.target, ''), MAX(h.sequence) FROM history h LEFT JOIN services s ON s.id = h.service
+		GROUP BY h.service, s.target, s.sequence HAVING s.sequence IS NULL OR MAX(h.sequence) > s.sequence ORDER BY s.target`, nil,
 		func(rows *sql.Rows) error {
 			var name string
 			var sequence int64
@@ -191,7 +192,8 @@ func (c *checker) present(rows *sql.Rows) error {
 }
 
 func (s *Store) checkMasterKeys(ctx context.Context, c *checker) error {
-	return s.each(ctx, `SELECT h.target, a.app_id FROM apps a JOIN history h ON h.public_key = a.master_public_key`, nil,
+	return s.each(ctx, `SELECT s.target, a.app_id FROM apps a JOIN history h ON h.public_key = a.master_public_key
+		JOIN services s ON s.id = h.service`, nil,
 		func(rows *sql.Rows) error {
 			var name, app string
 			err := rows.Scan(&name, &app)
@@ -208,7 +210,7 @@ func (s *Store) checkOutbox(now time.Time) func(context.Context, *checker) error
 			return fmt.Errorf("read the outbox: %w", err)
 		}
 		if age := now.Sub(time.Unix(0, oldest.Int64)); oldest.Valid && age > outboxPatience {
-			c.violation("", "%d messages wait in the outbox, the oldest for %s: is a registry running, and can it reach the broker?",
+			c.violation("", "%d changes wait in the outbox to be published, the oldest for %s: is a registry running, and can it reach the broker?",
 				c.report.Outbox, age.Round(time.Second))
 		}
 		return nil

@@ -89,10 +89,10 @@ func (c *checker) compared(_ context.Context, found compared, batch []streamMess
 // loadUnpublished reads which services have events that wait to be published.
 func (s *Store) loadUnpublished(ctx context.Context, c *checker) error {
 	c.unpublished = map[string]bool{}
-	err := s.each(ctx, "SELECT subject FROM outbox", nil, func(rows *sql.Rows) error {
-		var subject string
-		err := rows.Scan(&subject)
-		c.unpublished[subject] = true
+	err := s.each(ctx, "SELECT s.target FROM outbox o JOIN services s ON s.id = o.service", nil, func(rows *sql.Rows) error {
+		var name string
+		err := rows.Scan(&name)
+		c.unpublished[name] = true
 		return err
 	})
 	if err != nil {
@@ -104,7 +104,7 @@ func (s *Store) loadUnpublished(ctx context.Context, c *checker) error {
 // announced holds a service's history against what the stream has of it, once all of it went by. committed is the last
 // sequence that was committed before the check began.
 func (c *checker) announced(t events.Target, committed int64) {
-	if c.kept == nil || committed == 0 || c.unpublished[events.InvalidationSubject+t.String()] {
+	if c.kept == nil || committed == 0 || c.unpublished[t.String()] {
 		return
 	}
 	k := c.kept[t]

@@ -7,6 +7,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"iter"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -70,40 +72,55 @@ func serviceTypes() []sqldb.Type {
 	}
 }
 
-func serviceRow(g *group) []any {
-	s := &g.service
-	return []any{
-		g.target.String(), string(s.status), s.sequence, keyBytes(s.key), s.changedAt, s.boundAt,
-		formatTimes(s.recent), s.serviceType, s.endpointURL, s.providerReceipt,
-	}
+// appendService appends the row of a service. It begins with what names it: its target's name, or its id.
+func appendService(row []any, name any, s *service) []any {
+	return append(row, name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, s.boundAt,
+		formatTimes(s.recent), s.serviceType, s.endpointURL, s.providerReceipt)
 }
 
 // moveServices brings each service to its new state, if it is still as it was read, and takes it off the lost ones.
 // The sequence alone is compared: it names a state of the service for ever.
 func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error {
 	var known, born []any
+	byID, byName := make(map[int64]*group, len(groups)), map[string]*group{}
 	for _, g := range groups {
 		if g.existed {
-			known = append(append(known, serviceRow(g)...), g.base)
+			byID[g.service.id] = g
+			known = append(appendService(known, g.service.id, &g.service), g.base)
 		} else {
-			born = append(born, serviceRow(g)...)
+			name := g.target.String()
+			byName[name] = g
+			born = appendService(born, name, &g.service)
 		}
 	}
-	err := w.eachPart(append(serviceTypes(), sqldb.Int), known, func(values string, part []any) error {
-		return w.moved(`UPDATE services SET status = v.column2, sequence = v.column3, public_key = v.column4,
-			changed_at = v.column5, bound_at = v.column6, recent_rotations = v.column7,
-			service_type = v.column8, endpoint_url = v.column9, provider_receipt = v.column10
-			FROM (VALUES `+values+`) AS v
-			WHERE services.target = v.column1 AND services.sequence = v.column11
-			RETURNING services.target`, part, lost)
+	const update = `UPDATE services SET status = v.column2, sequence = v.column3, public_key = v.column4,
+		changed_at = v.column5, bound_at = v.column6, recent_rotations = v.column7,
+		service_type = v.column8, endpoint_url = v.column9, provider_receipt = v.column10 FROM (%s) AS v
+		WHERE services.id = v.column1 AND services.sequence = v.column11 RETURNING services.id`
+	var id int64
+	types := append(serviceTypes(), sqldb.Int)
+	types[0] = sqldb.Int
+	err := w.each(update, types, known, func(rows *sql.Rows) error {
+		if err := rows.Scan(&id); err != nil {
+			return err
+		}
+		delete(lost, byID[id].target)
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("update services: %w", err)
 	}
-	err = w.eachPart(serviceTypes(), born, func(values string, part []any) error {
-		return w.moved(`INSERT INTO services (target, status, sequence, public_key, changed_at, bound_at, recent_rotations,
-			service_type, endpoint_url, provider_receipt) VALUES `+values+`
-			ON CONFLICT (target) DO NOTHING RETURNING target`, part, lost)
+	const insert = `INSERT INTO services (target, status, sequence, public_key, changed_at, bound_at, recent_rotations,
+		service_type, endpoint_url, provider_receipt) %s ON CONFLICT (target) DO NOTHING RETURNING id, target`
+	err = w.each(insert, serviceTypes(), born, func(rows *sql.Rows) error {
+		var name string
+		if err := rows.Scan(&id, &name); err != nil {
+			return err
+		}
+		g := byName[name]
+		g.service.id = id
+		delete(lost, g.target)
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("insert services: %w", err)
@@ -111,35 +128,19 @@ func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error
 	return nil
 }
 
-// eachPart runs a statement over rows of these columns, as often as the limits of one statement make it.
-func (w writer) eachPart(types []sqldb.Type, args []any, run func(values string, part []any) error) error {
-	rows := min(sqldb.MaxRows, sqldb.MaxParams/len(types))
-	for part := range slices.Chunk(args, rows*len(types)) {
-		if err := run(w.engine.Values(1, len(part)/len(types), types...), part); err != nil {
+// each runs a statement over rows of these columns, which stand where it has a %s, and reads what it returns.
+func (w writer) each(statement string, types []sqldb.Type, values []any, row func(*sql.Rows) error) error {
+	for part := range w.engine.Rows(1, types, values) {
+		if err := eachRow(w.ctx, w.tx, fmt.Sprintf(statement, part.Query), part.Args, row); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w writer) moved(query string, args []any, lost map[events.Target]bool) (err error) {
-	rows, err := w.tx.QueryContext(w.ctx, query, args...)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		var t events.Target
-		if err := rows.Scan(target(&t)); err != nil {
-			return err
-		}
-		delete(lost, t)
-	}
-	return rows.Err()
-}
-
 // historyRow is what is kept of a change for ever.
 type historyRow struct {
+	service      int64 // its id
 	event        events.Invalidation
 	requestNonce events.Nonce
 	digest       [sha256.Size]byte // of the request; unknownDigest where it can't be known
@@ -150,9 +151,9 @@ type historyRow struct {
 // historyOf returns the rows of the groups' changes.
 func historyOf(groups []*group) []historyRow {
 	var rows []historyRow
-	for o := range changes(groups) {
+	for g, o := range changes(groups) {
 		r := o.in.request
-		rows = append(rows, historyRow{o.event, r.Nonce, r.Digest(), o.receiptNonce, o.receiptBytes})
+		rows = append(rows, historyRow{g.service.id, o.event, r.Nonce, r.Digest(), o.receiptNonce, o.receiptBytes})
 	}
 	return rows
 }
@@ -163,52 +164,51 @@ func (w writer) appendHistory(rows []historyRow) error {
 	for _, r := range rows {
 		e := &r.event
 		args = append(args,
-			e.Target.String(), e.Sequence, string(e.Event), keyBytes(e.OldKey), keyBytes(e.NewKey),
+			r.service, e.Sequence, string(e.Event), keyBytes(e.OldKey), keyBytes(e.NewKey),
 			e.GracePeriodExpiry, e.Timestamp, e.Nonce.String(),
 			r.requestNonce.String(), r.digest[:], r.receiptNonce.String(), r.receipt)
 	}
-	const into = `INSERT INTO history (target, sequence, event, old_public_key, public_key, grace_period_expiry,
-		committed_at, event_nonce, request_nonce, request_digest, receipt_nonce, receipt) VALUES `
+	const into = `INSERT INTO history (service, sequence, event, old_public_key, public_key, grace_period_expiry,
+		committed_at, event_nonce, request_nonce, request_digest, receipt_nonce, receipt) `
 	return w.insert(into, []sqldb.Type{
-		sqldb.Text, sqldb.Int, sqldb.Text, sqldb.Bytes, sqldb.Bytes, sqldb.Int, sqldb.Int,
+		sqldb.Int, sqldb.Int, sqldb.Text, sqldb.Bytes, sqldb.Bytes, sqldb.Int, sqldb.Int,
 		sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Text, sqldb.Bytes,
 	}, args)
 }
 
-// fillOutbox keeps each signed message until its stream has it, in the order in which they are to be published.
+// fillOutbox keeps each change's messages until their streams have them, in the order in which they are to be published.
 func (w writer) fillOutbox(groups []*group, now time.Time) error {
 	var args []any
-	position, lease := now.UnixNano(), now.Add(leaseFor).UnixMilli()
-	for o := range changes(groups) {
-		for _, m := range o.messages() {
-			args = append(args, m.nonce.String(), m.subject, m.payload, position, lease)
-			position++
-		}
+	place, lease := outboxPlace{rand.Int64(), now.UnixNano()}, now.Add(leaseFor).UnixMilli() //nolint:gosec // it only tells commits apart
+	for g, o := range changes(groups) {
+		o.place = place
+		args = append(args, place.batch, place.position, g.service.id, o.event.Sequence, o.eventBytes, lease)
+		place = place.next()
 	}
-	const into = "INSERT INTO outbox (nonce, subject, payload, position, lease_until) VALUES "
-	return w.insert(into, []sqldb.Type{sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Int, sqldb.Int}, args)
+	const into = "INSERT INTO outbox (batch, position, service, sequence, event, lease_until) "
+	return w.insert(into, []sqldb.Type{sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Bytes, sqldb.Int}, args)
 }
 
 // insert writes all rows, or returns [errTaken].
-func (w writer) insert(into string, types []sqldb.Type, args []any) error {
-	return w.eachPart(types, args, func(values string, part []any) error {
-		result, err := w.tx.ExecContext(w.ctx, into+values+" ON CONFLICT DO NOTHING", part...)
+func (w writer) insert(into string, types []sqldb.Type, values []any) error {
+	for part := range w.engine.Rows(1, types, values) {
+		_, err := w.tx.ExecContext(w.ctx, into+part.Query, part.Args...)
+		if sqldb.Duplicate(err) {
+			return errTaken
+		}
 		if err != nil {
 			return fmt.Errorf("%.24s…: %w", into, err)
 		}
-		if inserted, err := result.RowsAffected(); err != nil || inserted != int64(len(part)/len(types)) {
-			return errors.Join(errTaken, err)
-		}
-		return nil
-	})
+	}
+	return nil
 }
 
 // changes yields the committed outcomes of the groups.
-func changes(groups []*group) func(yield func(*outcome) bool) {
-	return func(yield func(*outcome) bool) {
+func changes(groups []*group) iter.Seq2[*group, *outcome] {
+	return func(yield func(*group, *outcome) bool) {
 		for _, g := range groups {
 			for i := range g.outcomes {
-				if g.outcomes[i].verdict == committed && !yield(&g.outcomes[i]) {
+				if g.outcomes[i].verdict == committed && !yield(g, &g.outcomes[i]) {
 					return
 				}
 			}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"time"
 
@@ -110,19 +109,17 @@ func (s *Store) nonces(ctx context.Context, list []claim) (map[changeID]events.N
 			args = append(args, c.target.String(), c.sequence)
 		}
 	}
-	for part := range slices.Chunk(args, 2*sqldb.MaxRows) {
-		query := `SELECT target, sequence, event_nonce FROM history WHERE (target, sequence) IN (VALUES ` +
-			s.db.Engine().Values(1, len(part)/2, sqldb.Text, sqldb.Int) + ")"
-		err := s.each(ctx, query, part, func(rows *sql.Rows) error {
-			var at changeID
-			var nonce events.Nonce
-			err := rows.Scan(target(&at.target), &at.sequence, nonceText(&nonce))
-			known[at] = nonce
-			return err
-		})
-		if err != nil {
-			return nil, fmt.Errorf("read the history: %w", err)
-		}
+	const query = `SELECT s.target, h.sequence, h.event_nonce FROM (%s) AS v JOIN services s ON s.target = v.column1
+		JOIN history h ON h.service = s.id AND h.sequence = v.column2`
+	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, args, func(rows *sql.Rows) error {
+		var at changeID
+		var nonce events.Nonce
+		err := rows.Scan(target(&at.target), &at.sequence, nonceText(&nonce))
+		known[at] = nonce
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the history: %w", err)
 	}
 	return known, nil
 }

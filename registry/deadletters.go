@@ -222,8 +222,12 @@ func (s *Store) updateLetters(ctx context.Context, statement string, args ...any
 // deleteDeadLetters forgets dead letters that are decided.
 func (s *Store) deleteDeadLetters(ctx context.Context, ids ...any) error {
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, "DELETE FROM dead_letters WHERE id IN "+sqldb.In(1, len(ids)), ids...)
-		return err
+		for part := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Text}, ids) {
+			if _, err := tx.ExecContext(ctx, "DELETE FROM dead_letters WHERE id IN ("+part.Query+")", part.Args...); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("delete what is decided from the dead letters: %w", err)

@@ -80,9 +80,9 @@ func (v *findings) tell(ctx context.Context, log *slog.Logger) {
 // sequences reads at which sequence services are; one that the database does not have is not among them.
 func (s *Store) sequences(ctx context.Context, targets []events.Target) (map[events.Target]int64, error) {
 	st := newState()
-	w := &wanted{}
+	w := newWantedServices(maxBatch)
 	for _, t := range targets[:min(len(targets), maxBatch)] { // the rest at another time: maps have no order
-		w.targets = append(w.targets, t.String())
+		w.service(t)
 	}
 	if err := s.loadServices(ctx, w, st); err != nil {
 		return nil, fmt.Errorf("read the sequences of services: %w", err)

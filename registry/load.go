@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"fmt"
-	"slices"
 	"strconv"
 
 	"omiappreg.org/keyrotation/events"
@@ -23,7 +22,7 @@ func (s *Store) load(ctx context.Context, requests []incoming) (*state, error) {
 		{"services", s.loadServices},
 		{"apps", s.loadApps},
 		{"keys", s.loadKeys},
-		{"nonces", s.loadNonces},
+		{"nonces", s.loadNonces}, // of the services that were found
 	} {
 		if err := step.read(ctx, want, st); err != nil {
 			return nil, fmt.Errorf("load %s: %w", step.what, err)
@@ -34,63 +33,82 @@ func (s *Store) load(ctx context.Context, requests []incoming) (*state, error) {
 
 // wanted is what a batch touches, each thing once. Requests that failed the first check touch nothing.
 type wanted struct {
-	targets, apps, keys []any
-	nonces              []any // pairs of target and nonce
+	names   []any                    // of the targets
+	targets map[string]events.Target // by their names
+	apps    []any
+	keys    []any
+	nonces  []requestID
 }
 
 func newWanted(requests []incoming) *wanted {
-	w := &wanted{}
-	seen := make(map[any]bool, 3*len(requests))
-	once := func(list *[]any, key any, values ...any) {
-		if !seen[key] {
-			seen[key] = true
-			*list = append(*list, values...)
-		}
-	}
+	w := newWantedServices(len(requests))
+	apps, keys := map[events.AppID]bool{}, make(map[events.PublicKey]bool, len(requests))
+	nonces := make(map[requestID]bool, len(requests))
 	for _, in := range requests {
 		r := in.request
 		if in.refusal != nil {
 			continue
 		}
-		once(&w.targets, r.Target, r.Target.String())
-		once(&w.nonces, requestID{r.Target, r.Nonce}, r.Target.String(), r.Nonce.String())
-		if r.Kind.ByMasterKey() {
-			once(&w.apps, r.Target.App, r.Target.App.String())
+		w.service(r.Target)
+		if id := (requestID{r.Target, r.Nonce}); once(nonces, id) {
+			w.nonces = append(w.nonces, id)
 		}
-		if r.Kind != events.Revocation {
-			once(&w.keys, r.NewKey, r.NewKey.Bytes())
+		if r.Kind.ByMasterKey() && once(apps, r.Target.App) {
+			w.apps = append(w.apps, r.Target.App.String())
+		}
+		if r.Kind != events.Revocation && once(keys, r.NewKey) {
+			w.keys = append(w.keys, r.NewKey.Bytes())
 		}
 	}
 	return w
 }
 
-func (s *Store) loadServices(ctx context.Context, w *wanted, st *state) error {
-	if len(w.targets) == 0 {
-		return nil
+// newWantedServices wants nothing yet but is ready for services.
+func newWantedServices(n int) *wanted {
+	return &wanted{targets: make(map[string]events.Target, n)}
+}
+
+func (w *wanted) service(t events.Target) {
+	name := t.String()
+	if _, ok := w.targets[name]; !ok {
+		w.targets[name] = t
+		w.names = append(w.names, name)
 	}
-	query := `SELECT target, status, sequence, public_key, changed_at, bound_at, recent_rotations,
-		service_type, endpoint_url, provider_receipt FROM services WHERE target IN ` + sqldb.In(1, len(w.targets))
-	return s.each(ctx, query, w.targets, func(rows *sql.Rows) error {
-		t, one, err := scanService(rows)
-		st.services[t] = one
+}
+
+// once reports whether it is asked about key for the first time.
+func once[K comparable](seen map[K]bool, key K) bool {
+	if seen[key] {
+		return false
+	}
+	seen[key] = true
+	return true
+}
+
+func (s *Store) loadServices(ctx context.Context, w *wanted, st *state) error {
+	const query = "SELECT target, " + serviceColumns + " FROM services WHERE target IN (%s)"
+	var name string
+	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(rows *sql.Rows) error {
+		one, err := scanService(rows, &name)
+		st.services[w.targets[name]] = one
 		return err
 	})
 }
 
-func scanService(rows interface{ Scan(...any) error }) (events.Target, *service, error) {
-	var t events.Target
+// serviceColumns are what scanService reads behind what it is given.
+const serviceColumns = `id, status, sequence, public_key, changed_at, bound_at, recent_rotations, service_type, endpoint_url,
+	provider_receipt`
+
+func scanService(row interface{ Scan(...any) error }, first ...any) (*service, error) {
 	var one service
-	err := rows.Scan(target(&t), &one.status, &one.sequence, keyColumn{&one.key}, &one.changedAt, &one.boundAt,
-		times(&one.recent), &one.serviceType, &one.endpointURL, &one.providerReceipt)
-	return t, &one, err
+	err := row.Scan(append(first, &one.id, &one.status, &one.sequence, keyColumn{&one.key}, &one.changedAt, &one.boundAt,
+		times(&one.recent), &one.serviceType, &one.endpointURL, &one.providerReceipt)...)
+	return &one, err
 }
 
 func (s *Store) loadApps(ctx context.Context, w *wanted, st *state) error {
-	if len(w.apps) == 0 {
-		return nil
-	}
-	query := "SELECT app_id, master_public_key FROM apps WHERE app_id IN " + sqldb.In(1, len(w.apps))
-	return s.each(ctx, query, w.apps, func(rows *sql.Rows) error {
+	const query = "SELECT app_id, master_public_key FROM apps WHERE app_id IN (%s)"
+	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Text}, w.apps, func(rows *sql.Rows) error {
 		var app App
 		if err := rows.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey}); err != nil {
 			return err
@@ -101,13 +119,9 @@ func (s *Store) loadApps(ctx context.Context, w *wanted, st *state) error {
 }
 
 func (s *Store) loadKeys(ctx context.Context, w *wanted, st *state) error {
-	if len(w.keys) == 0 {
-		return nil
-	}
-	list := sqldb.In(1, len(w.keys))
-	query := "SELECT public_key FROM history WHERE public_key IN " + list +
-		" UNION ALL SELECT master_public_key FROM apps WHERE master_public_key IN " + list
-	return s.each(ctx, query, w.keys, func(rows *sql.Rows) error {
+	const query = `SELECT public_key FROM history WHERE public_key IN (%[1]s)
+		UNION ALL SELECT master_public_key FROM apps WHERE master_public_key IN (%[1]s)`
+	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Bytes}, w.keys, func(rows *sql.Rows) error {
 		var key events.PublicKey
 		if err := rows.Scan(keyColumn{&key}); err != nil {
 			return err
@@ -118,24 +132,31 @@ func (s *Store) loadKeys(ctx context.Context, w *wanted, st *state) error {
 }
 
 func (s *Store) loadNonces(ctx context.Context, w *wanted, st *state) error {
-	for part := range slices.Chunk(w.nonces, 2*sqldb.MaxRows) {
-		query := `SELECT target, request_nonce, request_digest, receipt_nonce, receipt, event, public_key FROM history
-			WHERE (target, request_nonce) IN (VALUES ` + s.db.Engine().Values(1, len(part)/2, sqldb.Text, sqldb.Text) + ")"
-		if err := s.each(ctx, query, part, func(rows *sql.Rows) error { return scanPrior(rows, st) }); err != nil {
-			return err
+	values := make([]any, 0, 2*len(w.nonces))
+	targets := make(map[int64]events.Target, len(w.nonces))
+	for _, id := range w.nonces {
+		if one := st.services[id.target]; one != nil { // else it has no history
+			targets[one.id] = id.target
+			values = append(values, one.id, id.nonce.String())
 		}
 	}
-	return nil
+	const query = `SELECT service, request_nonce, request_digest, receipt_nonce, receipt, event, public_key FROM history
+		WHERE (service, request_nonce) IN (%s)`
+	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Int, sqldb.Text}, values, func(rows *sql.Rows) error {
+		return scanPrior(rows, targets, st)
+	})
 }
 
-func scanPrior(rows *sql.Rows, st *state) error {
+func scanPrior(rows *sql.Rows, targets map[int64]events.Target, st *state) error {
+	var service int64
 	var id requestID
 	var p prior
 	var digest []byte
-	if err := rows.Scan(target(&id.target), nonceText(&id.nonce), &digest, nonceText(&p.receiptNonce), &p.receipt,
+	if err := rows.Scan(&service, nonceText(&id.nonce), &digest, nonceText(&p.receiptNonce), &p.receipt,
 		&p.event, keyColumn{&p.key}); err != nil {
 		return err
 	}
+	id.target = targets[service]
 	if len(digest) != sha256.Size {
 		return fmt.Errorf("the digest of a request of %s has %d bytes", id.target, len(digest))
 	}
@@ -147,18 +168,14 @@ func scanPrior(rows *sql.Rows, st *state) error {
 // previous returns the most recent earlier keys of each service, without its current one.
 func (s *Store) previous(ctx context.Context, targets []events.Target) (map[events.Target][]pastKey, error) {
 	found := map[events.Target][]pastKey{}
-	if len(targets) == 0 {
-		return found, nil
-	}
-	args := make([]any, 0, len(targets)+1)
+	names := make([]any, 0, len(targets))
 	for _, t := range targets {
-		args = append(args, t.String())
+		names = append(names, t.String())
 	}
-	args = append(args, previousKeys)
-	query := `SELECT h.target, h.public_key, h.sequence FROM services s JOIN history h ON h.target = s.target
-		AND h.sequence < s.sequence AND h.sequence >= s.sequence - CAST($` + strconv.Itoa(len(args)) + ` AS BIGINT)
-		WHERE s.target IN ` + sqldb.In(1, len(targets)) + ` AND h.public_key IS NOT NULL ORDER BY h.sequence DESC`
-	err := s.each(ctx, query, args, func(rows *sql.Rows) error {
+	query := `SELECT s.target, h.public_key, h.sequence FROM services s JOIN history h ON h.service = s.id
+		AND h.sequence < s.sequence AND h.sequence >= s.sequence - ` + strconv.Itoa(previousKeys) + `
+		WHERE s.target IN (%s) AND h.public_key IS NOT NULL ORDER BY h.sequence DESC`
+	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text}, names, func(rows *sql.Rows) error {
 		var t events.Target
 		var past pastKey
 		if err := rows.Scan(target(&t), keyColumn{&past.key}, &past.sequence); err != nil {

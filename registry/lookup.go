@@ -56,7 +56,7 @@ func (l *Lookup) Service(ctx context.Context, t events.Target) (events.ServiceRe
 	if s.active() {
 		record.Current = events.CurrentKey{PublicKey: s.key, Since: s.changedAt}
 	}
-	if record.Grace, err = l.store.inGrace(ctx, t, s.sequence, now); err != nil {
+	if record.Grace, err = l.store.inGrace(ctx, s.id, s.sequence, now); err != nil {
 		return events.ServiceRecord{}, err
 	}
 	record.Propagation = l.propagation.of(ctx, t, s.sequence)
@@ -109,9 +109,8 @@ func (l *Lookup) Info() events.RegistryInfo {
 
 // service reads one service, or returns [ErrUnknownService].
 func (s *Store) service(ctx context.Context, t events.Target) (*service, error) {
-	row := s.db.Reader().QueryRowContext(ctx, `SELECT target, status, sequence, public_key, changed_at, bound_at,
-		recent_rotations, service_type, endpoint_url, provider_receipt FROM services WHERE target = $1`, t.String())
-	_, one, err := scanService(row)
+	row := s.db.Reader().QueryRowContext(ctx, "SELECT "+serviceColumns+" FROM services WHERE target = $1", t.String())
+	one, err := scanService(row)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, ErrUnknownService
 	}
@@ -121,15 +120,15 @@ func (s *Store) service(ctx context.Context, t events.Target) (*service, error) 
 	return one, nil
 }
 
-// inGrace reads the keys that are in grace at now, newest first, as the history was at this sequence: it only grows,
+// inGrace reads the keys of a service that are in grace at now, newest first, as the history was at this sequence: it only grows,
 // so a change in between doesn't mix into the answer.
-func (s *Store) inGrace(ctx context.Context, t events.Target, sequence, now int64) ([]events.GraceKey, error) {
+func (s *Store) inGrace(ctx context.Context, id, sequence, now int64) ([]events.GraceKey, error) {
 	var keys []events.GraceKey
 	err := s.each(ctx, `SELECT old_public_key, grace_period_expiry FROM history
-		WHERE target = $1 AND sequence <= $2 AND event = $3 AND grace_period_expiry > $4 AND sequence >
-			(SELECT COALESCE(MAX(sequence), 0) FROM history WHERE target = $1 AND sequence <= $2 AND event IN ($5, $6))
+		WHERE service = $1 AND sequence <= $2 AND event = $3 AND grace_period_expiry > $4 AND sequence >
+			(SELECT COALESCE(MAX(sequence), 0) FROM history WHERE service = $1 AND sequence <= $2 AND event IN ($5, $6))
 		ORDER BY sequence DESC`,
-		[]any{t.String(), sequence, string(events.KeyRotation), now, string(events.MasterReset), string(events.ServiceRevocation)},
+		[]any{id, sequence, string(events.KeyRotation), now, string(events.MasterReset), string(events.ServiceRevocation)},
 		func(rows *sql.Rows) error {
 			var key events.GraceKey
 			err := rows.Scan(keyColumn{&key.PublicKey}, &key.Expires)
@@ -137,7 +136,7 @@ func (s *Store) inGrace(ctx context.Context, t events.Target, sequence, now int6
 			return err
 		})
 	if err != nil {
-		return nil, fmt.Errorf("read the keys in grace of %s: %w", t, err)
+		return nil, fmt.Errorf("read the keys in grace: %w", err)
 	}
 	return keys, nil
 }
@@ -146,7 +145,7 @@ func (s *Store) inGrace(ctx context.Context, t events.Target, sequence, now int6
 func (s *Store) history(ctx context.Context, t events.Target) ([]events.Invalidation, error) {
 	var list []events.Invalidation
 	err := s.each(ctx, `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at, event_nonce
-		FROM history WHERE target = $1 ORDER BY sequence`, []any{t.String()}, func(rows *sql.Rows) error {
+		FROM history WHERE service = (SELECT id FROM services WHERE target = $1) ORDER BY sequence`, []any{t.String()}, func(rows *sql.Rows) error {
 		e := events.Invalidation{Target: t}
 		err := rows.Scan(&e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
 			&e.GracePeriodExpiry, &e.Timestamp, nonceText(&e.Nonce))

@@ -1,10 +1,12 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -19,40 +21,92 @@ func stale(now time.Time) (condition string, args []any) {
 	return "(lease_until < $1 OR lease_until > $2)", []any{now.UnixMilli(), now.Add(2 * leaseFor).UnixMilli()}
 }
 
-// claimOutbox leases up to limit messages that nobody published in time, oldest first: a crash left them, or a broker
-// that was away. Two replicas never lease the same one at a time, and to publish one twice would do no harm.
+// outboxPlace is where in the outbox a change is: what one commit has to say lies side by side, in its order.
+type outboxPlace struct {
+	batch    int64 // of the commit
+	position int64
+}
+
+// next returns the place behind it.
+func (p outboxPlace) next() outboxPlace { return outboxPlace{p.batch, p.position + 1} }
+
+func comparePlaces(a, b outboxPlace) int {
+	return cmp.Or(cmp.Compare(a.position, b.position), cmp.Compare(a.batch, b.batch))
+}
+
+// waiting is a row of the outbox.
+type waiting struct {
+	rowID
+	place outboxPlace
+	event []byte // nil: it was published
+}
+
+// rowID names a row of the history.
+type rowID struct{ service, sequence int64 }
+
+// claimOutbox leases up to limit changes whose messages nobody published in time, oldest first: a crash left them, or a
+// broker that was away. It returns the messages. Two replicas never lease the same ones at a time, and to publish them twice
+// would do no harm.
 func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]signed, error) {
-	type row struct {
-		signed
-		position int64
-	}
-	var claimed []row
-	err := s.db.InTx(ctx, func(tx *sql.Tx) (err error) {
-		claimed = claimed[:0]
-		condition, args := stale(now)
-		rows, err := tx.QueryContext(ctx, `UPDATE outbox SET lease_until = $2 WHERE nonce IN
-			(SELECT nonce FROM outbox WHERE `+condition+` ORDER BY position LIMIT $3)
-			RETURNING nonce, subject, payload, position`, append(args, limit)...)
+	var messages []signed
+	condition, args := stale(now)
+	query := `UPDATE outbox SET lease_until = $2 WHERE (batch, position) IN
+		(SELECT batch, position FROM outbox WHERE ` + condition + ` ORDER BY position LIMIT $3)
+		RETURNING batch, position, service, sequence, event`
+	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+		var claimed []waiting
+		err := eachRow(ctx, tx, query, append(args, limit), func(rows *sql.Rows) error {
+			var one waiting
+			err := rows.Scan(&one.place.batch, &one.place.position, &one.service, &one.sequence, &one.event)
+			claimed = append(claimed, one)
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, rows.Close()) }()
-		for rows.Next() {
-			var r row
-			if err := rows.Scan(nonceText(&r.nonce), &r.subject, &r.payload, &r.position); err != nil {
-				return err
-			}
-			claimed = append(claimed, r)
-		}
-		return rows.Err()
+		slices.SortFunc(claimed, func(a, b waiting) int { return comparePlaces(a.place, b.place) })
+		messages, err = writer{ctx, tx, s.db.Engine()}.messages(claimed)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("claim outbox messages: %w", err)
 	}
-	slices.SortFunc(claimed, func(a, b row) int { return int(a.position - b.position) })
-	messages := make([]signed, 0, len(claimed))
-	for _, r := range claimed {
-		messages = append(messages, r.signed)
+	return messages, nil
+}
+
+// messages makes what was claimed into the messages that were committed, by what the history has.
+func (w writer) messages(claimed []waiting) ([]signed, error) {
+	values := make([]any, 0, 2*len(claimed))
+	for _, one := range claimed {
+		values = append(values, one.service, one.sequence)
+	}
+	type pair struct{ event, receipt signed }
+	found := make(map[rowID]pair, len(claimed))
+	const query = `SELECT h.service, h.sequence, s.target, h.event_nonce, h.receipt_nonce, h.receipt FROM (%s) AS v
+		JOIN history h ON h.service = v.column1 AND h.sequence = v.column2 JOIN services s ON s.id = h.service`
+	err := w.each(query, []sqldb.Type{sqldb.Int, sqldb.Int}, values, func(rows *sql.Rows) error {
+		var id rowID
+		var name string
+		var p pair
+		err := rows.Scan(&id.service, &id.sequence, &name, nonceText(&p.event.nonce), nonceText(&p.receipt.nonce), &p.receipt.payload)
+		p.event.subject, p.receipt.subject = events.InvalidationSubject+name, events.ReceiptSubject+name
+		found[id] = p
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	messages := make([]signed, 0, 2*len(claimed))
+	for _, one := range claimed {
+		p, ok := found[one.rowID]
+		if !ok {
+			return nil, fmt.Errorf("the history lacks sequence %d of the service with id %d: %w", one.sequence, one.service, errOlder)
+		}
+		p.event.place, p.receipt.place, p.event.payload = one.place, one.place, one.event
+		if one.event != nil {
+			messages = append(messages, p.event)
+		}
+		messages = append(messages, p.receipt)
 	}
 	return messages, nil
 }
@@ -71,18 +125,16 @@ func (s *Store) outboxStale(ctx context.Context, now time.Time) (bool, error) {
 // errOlder means that the database is not the one that the messages were committed to: it was restored.
 var errOlder = errors.New("the database lacks what was written to it")
 
-// deleteOutbox forgets messages that their stream has, and moves the position from where it was seen to place; 0: it
+// deleteOutbox forgets the changes of messages that their streams have, and moves the position from where it was seen to place; 0: it
 // stays. It returns the position by then, or [errOlder] if the database was restored meanwhile.
 func (s *Store) deleteOutbox(ctx context.Context, published []signed, from position, place uint64) (now position, err error) {
 	var gone, older bool
+	places := placesOf(published)
 	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
 		deleted := int64(0)
-		for part := range slices.Chunk(published, sqldb.MaxParams) {
-			nonces := make([]any, 0, len(part))
-			for _, m := range part {
-				nonces = append(nonces, m.nonce.String())
-			}
-			result, err := tx.ExecContext(ctx, "DELETE FROM outbox WHERE nonce IN "+sqldb.In(1, len(nonces)), nonces...)
+		for first, last := range runs(places) {
+			result, err := tx.ExecContext(ctx, "DELETE FROM outbox WHERE batch = $1 AND position >= $2 AND position <= $3",
+				first.batch, first.position, last.position)
 			if err != nil {
 				return err
 			}
@@ -93,7 +145,7 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 			deleted += n
 		}
 		now, older = from, false
-		if gone = deleted < int64(len(published)); gone || place == 0 {
+		if gone = deleted < int64(len(places)); gone || place == 0 {
 			return nil
 		}
 		moved, ok, err := from.move(ctx, tx, place)
@@ -109,6 +161,32 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 		return now, s.committedAll(ctx, published)
 	}
 	return now, nil
+}
+
+// placesOf returns the places of the messages' changes, each once, in their order.
+func placesOf(messages []signed) []outboxPlace {
+	places := make([]outboxPlace, 0, len(messages)/2)
+	for _, m := range messages {
+		places = append(places, m.place)
+	}
+	slices.SortFunc(places, comparePlaces)
+	return slices.Compact(places)
+}
+
+// runs yields the first and the last of places that lie side by side: most often all of them.
+func runs(places []outboxPlace) iter.Seq2[outboxPlace, outboxPlace] {
+	return func(yield func(first, last outboxPlace) bool) {
+		for i := 0; i < len(places); {
+			first := places[i]
+			last := first
+			for i++; i < len(places) && places[i] == last.next(); i++ {
+				last = last.next()
+			}
+			if !yield(first, last) {
+				return
+			}
+		}
+	}
 }
 
 // committedAll returns [errOlder] if the history lacks one of these events. It is asked where outbox rows are gone: most

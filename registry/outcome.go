@@ -28,7 +28,8 @@ type outcome struct {
 	earlier  []pastKey
 
 	receiptNonce events.Nonce
-	receiptBytes []byte // nil for a refusal until [outcome.answer]
+	receiptBytes []byte      // nil for a refusal until [outcome.answer]
+	place        outboxPlace // when committed
 }
 
 // reject refuses a request. Its receipt is signed last, when the reason is final.
@@ -102,14 +103,15 @@ type signed struct {
 	nonce   events.Nonce // its Nats-Msg-Id
 	subject string
 	payload []byte
+	place   outboxPlace // of its change; zero: it is in no outbox
 }
 
 // messages returns what the outcome has to say: the event before the receipt, so that nobody hears of a change before
 // those who must act on it.
 func (o *outcome) messages() []signed {
-	receipt := signed{o.receiptNonce, events.ReceiptSubject + o.in.request.Target.String(), o.receiptBytes}
+	receipt := signed{o.receiptNonce, events.ReceiptSubject + o.in.request.Target.String(), o.receiptBytes, o.place}
 	if o.verdict != committed {
 		return []signed{receipt}
 	}
-	return []signed{{o.event.Nonce, o.event.Subject(), o.eventBytes}, receipt}
+	return []signed{{o.event.Nonce, o.event.Subject(), o.eventBytes, o.place}, receipt}
 }

@@ -138,9 +138,9 @@ type chain struct {
 // write continues the histories of these services as far as the waiting events go.
 func (r *recoverer) write(ctx context.Context, targets []events.Target) error {
 	st := newState()
-	w := &wanted{}
+	w := newWantedServices(maxBatch)
 	for _, t := range targets {
-		w.targets = append(w.targets, t.String())
+		w.service(t)
 	}
 	if err := r.store.loadServices(ctx, w, st); err != nil {
 		return fmt.Errorf("load services: %w", err)
@@ -172,18 +172,16 @@ func (r *recoverer) owners(ctx context.Context, targets []events.Target) (map[ev
 		}
 	}
 	owners := map[events.PublicKey]events.Target{}
-	for part := range slices.Chunk(keys, sqldb.MaxParams) {
-		query := "SELECT public_key, target FROM history WHERE public_key IN " + sqldb.In(1, len(part))
-		err := r.store.each(ctx, query, part, func(rows *sql.Rows) error {
-			var key events.PublicKey
-			var owner events.Target
-			err := rows.Scan(keyColumn{&key}, target(&owner))
-			owners[key] = owner
-			return err
-		})
-		if err != nil {
-			return nil, fmt.Errorf("read the owners of keys: %w", err)
-		}
+	const query = "SELECT h.public_key, s.target FROM history h JOIN services s ON s.id = h.service WHERE h.public_key IN (%s)"
+	err := r.store.eachPart(ctx, query, []sqldb.Type{sqldb.Bytes}, keys, func(rows *sql.Rows) error {
+		var key events.PublicKey
+		var owner events.Target
+		err := rows.Scan(keyColumn{&key}, target(&owner))
+		owners[key] = owner
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the owners of keys: %w", err)
 	}
 	return owners, nil
 }

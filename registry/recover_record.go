@@ -51,7 +51,7 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 				heard = r.standIn(&c.events[i])
 				standIns++
 			}
-			rows = append(rows, historyRow{c.events[i], heard.receipt.RequestNonce, unknownDigest(), heard.receipt.Nonce, heard.payload})
+			rows = append(rows, historyRow{0, c.events[i], heard.receipt.RequestNonce, unknownDigest(), heard.receipt.Nonce, heard.payload})
 		}
 	}
 	if !r.how.DryRun {
@@ -84,6 +84,13 @@ func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []h
 		}
 		if len(lost) > 0 {
 			return errTaken
+		}
+		ids := make(map[events.Target]int64, len(groups))
+		for _, g := range groups {
+			ids[g.target] = g.service.id
+		}
+		for i := range rows {
+			rows[i].service = ids[rows[i].event.Target]
 		}
 		return w.appendHistory(rows)
 	})

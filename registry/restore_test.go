@@ -522,15 +522,16 @@ func TestCheckAgainstTheStream(t *testing.T) {
 	exec("UPDATE history SET committed_at = committed_at - 3600, grace_period_expiry = grace_period_expiry - 3600")
 	exec("UPDATE services SET changed_at = changed_at - 3600")
 	full := takeBackup(t, w.store)
-	exec("DELETE FROM history WHERE target = $1 AND sequence = 72", d.target.String())
+	exec("DELETE FROM history WHERE service = (SELECT id FROM services WHERE target = $1) AND sequence = 72", d.target.String())
 	exec("UPDATE services SET sequence = 71 WHERE target = $1", d.target.String())
-	exec("UPDATE history SET event_nonce = 'another-nonce' WHERE target = $1", other.target.String())
+	exec("UPDATE history SET event_nonce = 'another-nonce' WHERE service = (SELECT id FROM services WHERE target = $1)", other.target.String())
 	w.checked("the database lacks sequence 72", "sequence 1 is in the stream with another event",
 		"the stream lacks the event of sequence 1", "present state is not what sequence 71 brought")
 
 	full.restore(t, w.store)
-	exec(`INSERT INTO history SELECT target, 2, 'KEY_ROTATION', public_key, $1, committed_at, committed_at,
-		'unpublished', 'unpublished', request_digest, 'unpublished', receipt FROM history WHERE target = $2`,
+	exec(`INSERT INTO history SELECT service, 2, 'KEY_ROTATION', public_key, $1, committed_at, committed_at,
+		'unpublished', 'unpublished', request_digest, 'unpublished', receipt FROM history
+		WHERE service = (SELECT id FROM services WHERE target = $2)`,
 		events.GenerateSigningKey().Public().Bytes(), other.target.String())
 	exec("UPDATE services SET sequence = 2, public_key = (SELECT public_key FROM history WHERE event_nonce = 'unpublished') WHERE target = $1", other.target.String())
 	w.checked("the stream lacks the event of sequence 2")

@@ -8,6 +8,7 @@ import (
 
 // service is the present state of one service. The zero value is one that was never bound.
 type service struct {
+	id              int64 // in the database; 0: it is not there yet
 	status          events.ServiceStatus
 	sequence        int64
 	key             events.PublicKey // zero unless active

@@ -100,8 +100,27 @@ func (s *Store) Apps(ctx context.Context) ([]App, error) {
 }
 
 // each runs a query outside a transaction, row by row.
-func (s *Store) each(ctx context.Context, query string, args []any, row func(*sql.Rows) error) (err error) {
-	rows, err := s.db.Reader().QueryContext(ctx, query, args...)
+func (s *Store) each(ctx context.Context, query string, args []any, row func(*sql.Rows) error) error {
+	return eachRow(ctx, s.db.Reader(), query, args, row)
+}
+
+// eachPart is each for a query with rows of these columns, which stand where it has a %s.
+func (s *Store) eachPart(ctx context.Context, query string, types []sqldb.Type, values []any, row func(*sql.Rows) error) error {
+	for part := range s.db.Engine().Rows(1, types, values) {
+		if err := s.each(ctx, fmt.Sprintf(query, part.Query), part.Args, row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// querier is a pool or a transaction.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+func eachRow(ctx context.Context, db querier, query string, args []any, row func(*sql.Rows) error) (err error) {
+	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return fmt.Errorf("query: %w", err)
 	}

@@ -178,7 +178,7 @@ func printReport(r registry.Report) {
 		}
 		fmt.Println(v.What)
 	}
-	fmt.Printf("Checked %d services with %d changes; %d messages wait in the outbox; %d violations.\n",
+	fmt.Printf("Checked %d services with %d changes; %d of them wait in the outbox; %d violations.\n",
 		r.Services, r.Changes, r.Outbox, len(r.Violations))
 	if r.DeadLetters > 0 {
 		fmt.Printf("%d dead letters wait: see omi-registry deadletters list.\n", r.DeadLetters)

@@ -124,6 +124,17 @@ func conflict(err error) bool {
 	return ok && code == sqlite3.SQLITE_BUSY
 }
 
+// Duplicate says whether err is that a row has a unique key which another row has. The transaction can't go on then.
+func Duplicate(err error) bool {
+	var answer *pgconn.PgError
+	if errors.As(err, &answer) {
+		return answer.Code == "23505"
+	}
+	var file *sqlite.Error
+	return errors.As(err, &file) &&
+		(file.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || file.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+}
+
 // unknownOutcome says whether err, the answer to a COMMIT, leaves open what became of the transaction.
 func (e Engine) unknownOutcome(err error) bool {
 	if e == SQLite {

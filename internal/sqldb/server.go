@@ -75,7 +75,7 @@ func serverConfig(url string) (*pgx.ConnConfig, error) {
 		return nil, err
 	}
 	if !strings.Contains(url, "default_query_exec_mode=") {
-		cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
+		cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = dialTimeout

@@ -21,13 +21,14 @@ import (
 //   - busy_timeout: another process may write to the same file; wait for it before giving up with SQLITE_BUSY.
 //   - wal_autocheckpoint: fold the log into the file every 10,000 pages (40 MB), not every 1,000: a batch of rotations
 //     touches pages all over the file, and each checkpoint writes and syncs them all again.
-//   - cache_size: 64 MB a connection.
+//   - cache_size: 64 MB a connection. temp_store: what a statement of many rows notes so that it can be undone, a copy of
+//     each page that it changes, stays in memory, and is not written to a file.
 //   - _dqs=0: a misspelt column in double quotes is an error, not a string. _error_rc=1: no stale text in errors.
 func fileParams() url.Values {
 	return url.Values{
 		"_pragma": {
 			"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
-			"wal_autocheckpoint(10000)", "cache_size(-65536)",
+			"wal_autocheckpoint(10000)", "cache_size(-65536)", "temp_store(MEMORY)",
 		},
 		"_dqs":      {"0"},
 		"_error_rc": {"1"},

@@ -1,0 +1,235 @@
+package registry
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// BenchmarkStore measures what the database costs for each rotation, without any signature: load, commit, and what forgets
+// the messages once they are published, over many services that have a history.
+//
+// cpu-µs is the CPU of this process; with PostgreSQL, whose work is done elsewhere, server-µs is that of the server. With
+// SQLite, wal-B is what the write-ahead log and the checkpoints write.
+func BenchmarkStore(b *testing.B) {
+	for _, engine := range []string{testenv.SQLite, testenv.Postgres} {
+		b.Run(engine, func(b *testing.B) {
+			world := newStoreWorld(b, testenv.Database(b, engine))
+			for _, size := range []int{1, 256, 1024} {
+				b.Run(fmt.Sprint(size), func(b *testing.B) { world.benchmark(b, size) })
+			}
+		})
+	}
+}
+
+const (
+	benchServices = 20_000
+	benchHistory  = 2 // changes of each, before
+)
+
+// storeWorld is a store with services, of which each rotates in its turn. Its keys and payloads are noise.
+type storeWorld struct {
+	store    *Store
+	url      string
+	at       position
+	services []*service
+	targets  []events.Target
+	next     int
+	now      time.Time
+}
+
+func newStoreWorld(b *testing.B, url string) *storeWorld {
+	b.Helper()
+	w := &storeWorld{store: openStore(b, url), url: url, now: time.Now()}
+	var err error
+	if w.at, err = w.store.setPosition(b.Context(), position{}, position{created: 1, place: 1}, false); err != nil {
+		b.Fatal(err)
+	}
+	for i := range benchServices {
+		target, err := events.ParseTarget(fmt.Sprintf("org.omiappreg.app%03d.service%05d", i%100, i))
+		if err != nil {
+			b.Fatal(err)
+		}
+		w.targets, w.services = append(w.targets, target), append(w.services, nil)
+	}
+	for range benchHistory * benchServices / 500 {
+		w.rotate(b, 500)
+	}
+	return w
+}
+
+func (w *storeWorld) benchmark(b *testing.B, size int) {
+	b.Helper()
+	self, server, written := cpuOf("self"), serverCPU(b, w), writtenBytes(b)
+	var idle time.Duration
+	n := 0
+	for b.Loop() {
+		began := cpuOf("self")
+		list := w.batch(b, size)
+		idle += cpuOf("self") - began
+		idle += w.run(b, list)
+		n += size
+	}
+	each := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 / float64(n) }
+	b.ReportMetric(each(cpuOf("self")-self-idle), "cpu-µs/rotation")
+	b.ReportMetric(float64(writtenBytes(b)-written)/float64(n), "written-B/rotation")
+	if w.store.db.Engine() != sqldb.SQLite {
+		b.ReportMetric(each(serverCPU(b, w)-server), "server-µs/rotation")
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(n), "µs/rotation")
+}
+
+func (w *storeWorld) rotate(b *testing.B, n int) {
+	b.Helper()
+	w.run(b, w.batch(b, n))
+}
+
+// batch makes the requests of the next services.
+func (w *storeWorld) batch(b *testing.B, size int) []incoming {
+	b.Helper()
+	list := make([]incoming, 0, size)
+	w.now = w.now.Add(time.Millisecond)
+	for i := range size {
+		n := (w.next + i) * 7919 % benchServices
+		request := &events.Request{Kind: events.Rotation, Target: w.targets[n], Timestamp: w.now.Unix(), Nonce: events.NewNonce(), NewKey: noiseKey(b)}
+		if w.services[n] == nil {
+			request.Kind = events.Binding
+		}
+		list = append(list, incoming{request: request, storedAt: w.now.Unix(), index: i})
+	}
+	w.next += size
+	return list
+}
+
+func noiseKey(b *testing.B) events.PublicKey {
+	b.Helper()
+	nonce := events.NewNonce()
+	sum := sha256.Sum256([]byte(nonce.String()))
+	key, err := events.PublicKeyFromBytes(sum[:])
+	if err != nil {
+		b.Fatal(err)
+	}
+	return key
+}
+
+// run takes a batch through the store as the intake and the relay do. It returns the CPU time that is not the store's.
+func (w *storeWorld) run(b *testing.B, list []incoming) (decided time.Duration) {
+	b.Helper()
+	st, err := w.store.load(b.Context(), list)
+	if err != nil {
+		b.Fatal(err)
+	}
+	began := cpuOf("self")
+	groups := w.decide(st, list)
+	decided = cpuOf("self") - began
+	lost, err := w.store.commit(b.Context(), groups, w.now)
+	if err != nil || len(lost) > 0 {
+		b.Fatal(len(lost), err)
+	}
+	if _, _, err := w.store.position(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	var messages []signed
+	for _, o := range changes(groups) {
+		messages = append(messages, o.messages()...)
+	}
+	if w.at, err = w.store.deleteOutbox(b.Context(), messages, w.at, w.at.place+uint64(len(list))); err != nil {
+		b.Fatal(err)
+	}
+	for i := range list {
+		w.services[(w.next-len(list)+i)*7919%benchServices] = &groups[i].service
+	}
+	return decided
+}
+
+// decide lets every request stand.
+func (w *storeWorld) decide(st *state, list []incoming) (groups []*group) {
+	payload := bytes.Repeat([]byte("x"), 600)
+	for _, in := range list {
+		g := &group{target: in.request.Target, requests: []incoming{in}}
+		if s := st.services[g.target]; s != nil {
+			g.base, g.existed, g.service = s.sequence, true, *s
+		}
+		s := &g.service
+		o := outcome{in: in, verdict: committed, eventBytes: payload, receiptBytes: payload, receiptNonce: events.NewNonce(), event: events.Invalidation{
+			Origin: testOrigin, Target: g.target, Event: in.request.Kind.Event(), OldKey: s.key, NewKey: in.request.NewKey,
+			Timestamp: w.now.Unix(), Nonce: events.NewNonce(), Sequence: s.sequence + 1, GracePeriodExpiry: w.now.Unix() + 3600,
+		}}
+		s.status, s.sequence, s.key, s.changedAt = events.Active, o.event.Sequence, o.event.NewKey, o.event.Timestamp
+		s.recent = []int64{in.storedAt}
+		if !g.existed {
+			s.boundAt, s.serviceType, s.endpointURL = s.changedAt, "payments", "https://service.example.org/some/endpoint"
+		}
+		g.outcomes = []outcome{o}
+		groups = append(groups, g)
+	}
+	return groups
+}
+
+// serverCPU is what the database's server has used so far, in all its processes.
+func serverCPU(b *testing.B, w *storeWorld) (used time.Duration) {
+	b.Helper()
+	if w.store.db.Engine() == sqldb.SQLite {
+		return 0
+	}
+	var name string
+	if err := w.store.db.Reader().QueryRowContext(b.Context(), "SELECT current_database()").Scan(&name); err != nil {
+		b.Fatal(err)
+	}
+	err := w.store.each(b.Context(), "SELECT pid FROM pg_stat_activity WHERE datname = $1", []any{name}, func(rows *sql.Rows) error {
+		var pid int
+		err := rows.Scan(&pid)
+		used += cpuOf(fmt.Sprint(pid))
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return used
+}
+
+// cpuOf is the CPU time of a process: 0 where that can't be read.
+func cpuOf(pid string) time.Duration {
+	if pid == "self" {
+		var usage syscall.Rusage
+		_ = syscall.Getrusage(syscall.RUSAGE_SELF, &usage)
+		return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+	}
+	content, err := os.ReadFile("/proc/" + pid + "/schedstat")
+	if err != nil {
+		return 0
+	}
+	var ns int64
+	_, _ = fmt.Sscan(string(content), &ns)
+	return time.Duration(ns)
+}
+
+// writtenBytes is what this process has written to files and sockets.
+func writtenBytes(b *testing.B) (n int64) {
+	b.Helper()
+	content, err := os.ReadFile("/proc/self/io")
+	if errors.Is(err, os.ErrNotExist) {
+		return 0
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(content)) {
+		if rest, ok := strings.CutPrefix(line, "wchar: "); ok {
+			_, _ = fmt.Sscan(rest, &n)
+		}
+	}
+	return n
+}

@@ -1,0 +1,22 @@
+-- +goose NO TRANSACTION
+-- +goose Up
+-- One row for each committed change: the event, the request that asked for it, and the receipt that answered it. It is
+-- only ever appended to. Its unique keys are invariants: no sequence twice, no key for two services or twice, no
+-- nonce of a service for two requests. Each is an index in an order of its own, which a change pays for: they are short.
+CREATE TABLE IF NOT EXISTS history (
+    service             BIGINT NOT NULL, -- its id
+    sequence            BIGINT NOT NULL,
+    event               TEXT   NOT NULL,
+    old_public_key      BLOB ,           -- NULL in a binding
+    public_key          BLOB ,           -- the key that the event brought; NULL in a revocation
+    grace_period_expiry BIGINT NOT NULL, -- of the old key
+    committed_at        BIGINT NOT NULL,
+    event_nonce         TEXT   NOT NULL,
+    request_nonce       TEXT   NOT NULL,
+    request_digest      BLOB   NOT NULL, -- SHA-256 of the canonical form of the request's data
+    receipt_nonce       TEXT   NOT NULL,
+    receipt             BLOB   NOT NULL, -- as sent, to be sent again
+    PRIMARY KEY (service, sequence),
+    UNIQUE (public_key),
+    UNIQUE (service, request_nonce)
+);
