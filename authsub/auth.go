@@ -88,7 +88,7 @@ type Auth struct {
 // New opens the database, and loads the keyrings of all services into memory.
 func New(ctx context.Context, cfg Config) (*Auth, error) {
 	cfg = cfg.withDefaults()
-	store, err := subscriber.OpenStore(ctx, cfg.DatabaseURL, cfg.Log)
+	store, err := subscriber.OpenAuthStore(ctx, cfg.DatabaseURL, cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("start the Auth Provider: %w", err)
 	}

@@ -59,12 +59,3 @@ func (s *Store) movePosition(ctx context.Context, tx *sql.Tx, to, written Place)
 	}
 	return nil
 }
-
-// HasApplied says whether an event with this nonce has taken effect.
-func (s *Store) HasApplied(ctx context.Context, nonce events.Nonce) (applied bool, err error) {
-	const query = `SELECT count(*) > 0 FROM applied WHERE nonce = $1`
-	if err := s.db.Reader().QueryRowContext(ctx, query, nonce.String()).Scan(&applied); err != nil {
-		return false, fmt.Errorf("look for the nonce of an event: %w", err)
-	}
-	return applied, nil
-}

@@ -81,7 +81,7 @@ func (s *Subscriber) hasLast(ctx context.Context, stream jetstream.Stream, floor
 	if err != nil {
 		return false, fmt.Errorf("read the last message that was acknowledged: %w", err)
 	}
-	same, err := s.cfg.Store.HasApplied(ctx, event.Nonce)
+	same, err := s.cfg.Store.HasApplied(ctx, &event)
 	if err != nil || !same {
 		return false, err
 	}

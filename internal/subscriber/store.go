@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -22,6 +23,8 @@ import (
 type Store struct {
 	db   *sqldb.DB
 	part int64 // of the position in the stream, which this process writes
+
+	untimed bool // it has nonces from before there was a timestamp beside them, see isOld
 }
 
 // SetAside is a message that was well-formed and yet not to be applied, kept for an operator to look at.
@@ -36,15 +39,30 @@ type SetAside struct {
 
 // OpenStore opens the database that url names, see [sqldb.Open], and brings its schema up to date.
 func OpenStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
+	return openStore(ctx, url, schema.Subscriber(), log)
+}
+
+// OpenAuthStore is OpenStore for an Auth Provider, whom nobody asks whose key this is: [Store.FindKey] is slow here, and
+// everything else quicker.
+func OpenAuthStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
+	return openStore(ctx, url, schema.Auth(), log)
+}
+
+func openStore(ctx context.Context, url string, migrations fs.FS, log *slog.Logger) (*Store, error) {
 	db, err := sqldb.Open(ctx, url, log)
 	if err != nil {
 		return nil, fmt.Errorf("open the subscriber's database: %w", err)
 	}
-	if err := db.Migrate(ctx, schema.Subscriber()); err != nil {
+	s := &Store{db: db, part: rand.Int64N(positionParts)} //nolint:gosec // it only spreads writers
+	err = db.Migrate(ctx, migrations)
+	if err == nil {
+		err = s.lookForUntimed(ctx)
+	}
+	if err != nil {
 		_ = db.Close() // the first error says more
 		return nil, fmt.Errorf("open the subscriber's database: %w", err)
 	}
-	return &Store{db: db, part: rand.Int64N(positionParts)}, nil //nolint:gosec // it only spreads writers
+	return s, nil
 }
 
 // Close closes the database.
@@ -91,96 +109,20 @@ func (s *Store) Settle(ctx context.Context, to, written Place, batch []events.In
 	return fresh, nil
 }
 
-// claim writes the nonces of a batch, and returns the events whose nonce was not there, each once.
-func (s *Store) claim(ctx context.Context, tx *sql.Tx, batch []events.Invalidation) ([]events.Invalidation, error) {
-	const into = `INSERT INTO applied (nonce) VALUES `
-	const returning = ` ON CONFLICT (nonce) DO NOTHING RETURNING nonce`
-	claimed := make(map[string]struct{}, len(batch))
-	for _, e := range batch {
-		claimed[e.Nonce.String()] = struct{}{}
-	}
-	nonces := slices.Sorted(maps.Keys(claimed)) // sorted, as all rows here: two writers lock them in one order
-	clear(claimed)
-	for chunk := range slices.Chunk(nonces, sqldb.MaxParams) {
-		args := make([]any, len(chunk))
-		for i, nonce := range chunk {
-			args[i] = nonce
-		}
-		text := into + s.db.Engine().Values(1, len(chunk), sqldb.Text) + returning
-		if err := scanNonces(ctx, tx, claimed, text, args); err != nil {
-			return nil, fmt.Errorf("claim the nonces: %w", err)
-		}
-	}
-	fresh := make([]events.Invalidation, 0, len(claimed))
-	for _, e := range batch {
-		if _, ok := claimed[e.Nonce.String()]; ok {
-			delete(claimed, e.Nonce.String())
-			fresh = append(fresh, e)
-		}
-	}
-	return fresh, nil
-}
-
-func scanNonces(ctx context.Context, tx *sql.Tx, into map[string]struct{}, text string, args []any) error {
-	rows, err := tx.QueryContext(ctx, text, args...)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
-		var nonce string
-		if err := rows.Scan(&nonce); err != nil {
-			return err
-		}
-		into[nonce] = struct{}{}
-	}
-	return rows.Err()
-}
-
-// writeEvents writes the effects of events that were not applied before.
-func (s *Store) writeEvents(ctx context.Context, tx *sql.Tx, fresh []events.Invalidation) error {
-	if len(fresh) == 0 {
-		return nil
-	}
-	var effects rows
-	for i := range fresh {
-		effects.add(fresh[i].Target.String(), keyring.Of(&fresh[i]))
-	}
-	if err := s.writeKeyrings(ctx, tx, &effects); err != nil {
-		return err
-	}
-	args := make([]any, 0, 3*len(fresh))
-	for i := range fresh {
-		args = append(args, fresh[i].Target.String(), keyring.Order(&fresh[i]), fresh[i].Sequence)
-	}
-	// An event that the registry's history already stands in for is not counted: see services in the schema.
-	const into = `INSERT INTO services (target, head, max_sequence, filled, sequenced)
-		SELECT v.column1, max(v.column2), max(v.column3), 0,
-			count(CASE WHEN v.column3 > COALESCE(s.filled, 0) THEN 1 END)
-		FROM (VALUES `
-	const merge = `) AS v LEFT JOIN services AS s ON s.target = v.column1
-		WHERE true GROUP BY v.column1 ORDER BY v.column1
-		ON CONFLICT (target) DO UPDATE SET
-			head = CASE WHEN excluded.head > services.head THEN excluded.head ELSE services.head END,
-			max_sequence = CASE WHEN excluded.max_sequence > services.max_sequence
-				THEN excluded.max_sequence ELSE services.max_sequence END,
-			sequenced = services.sequenced + excluded.sequenced`
-	return s.insert(ctx, tx, "services", into, merge, args, sqldb.Text, sqldb.Int, sqldb.Int)
-}
-
 // Fill joins the registry's own account of a service, [keyring.OfHistory], which closes the gap in its events. An
 // account that is older than an event of the service closes nothing: the gap may lie between the two.
 func (s *Store) Fill(ctx context.Context, target events.Target, history keyring.Keyring) error {
-	var effects rows
-	effects.add(target.String(), history)
-	const into = `INSERT INTO services (target, head, max_sequence, filled, sequenced) VALUES `
+	name := target.String()
+	effects := rows{keys: make([]keyRow, 0, len(history.Keys))}
+	effects.add(name, history)
+	const into = `INSERT INTO services (target, head, max_sequence, filled, sequenced) `
 	const merge = ` ON CONFLICT (target) DO UPDATE SET
 			head = CASE WHEN excluded.head > services.head THEN excluded.head ELSE services.head END,
 			max_sequence = CASE WHEN excluded.max_sequence > services.max_sequence
 				THEN excluded.max_sequence ELSE services.max_sequence END,
 			filled = CASE WHEN excluded.filled >= services.max_sequence THEN excluded.filled ELSE services.filled END,
 			sequenced = CASE WHEN excluded.filled >= services.max_sequence THEN 0 ELSE services.sequenced END`
-	args := []any{target.String(), history.Head, history.Head, history.Head, int64(0)}
+	args := []any{name, history.Head, history.Head, history.Head, int64(0)}
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		if err := s.writeKeyrings(ctx, tx, &effects); err != nil {
 			return err
@@ -210,7 +152,7 @@ func (s *Store) writeAside(ctx context.Context, tx *sql.Tx, aside []SetAside) er
 		args = append(args, int64(a.StreamSequence), incoming.Printable(a.Subject), a.Reason, incoming.Printable(a.Detail), orEmpty(a.Payload), a.At)
 	}
 	// A stream that was made anew counts from 1 again: the newer message is the one to look at.
-	const into = `INSERT INTO set_aside (stream_sequence, subject, reason, detail, payload, set_aside_at) VALUES `
+	const into = `INSERT INTO set_aside (stream_sequence, subject, reason, detail, payload, set_aside_at) `
 	const merge = ` ON CONFLICT (stream_sequence) DO UPDATE SET subject = excluded.subject, reason = excluded.reason,
 		detail = excluded.detail, payload = excluded.payload, set_aside_at = excluded.set_aside_at`
 	if err := s.insert(ctx, tx, "messages set aside", into, merge, args,
@@ -225,12 +167,10 @@ func (s *Store) writeAside(ctx context.Context, tx *sql.Tx, aside []SetAside) er
 	return nil
 }
 
-// insert writes rows, given as their columns one after the other, in as few statements as the engines allow.
-func (s *Store) insert(ctx context.Context, tx *sql.Tx, what, into, merge string, args []any, columns ...sqldb.Type) error {
-	width := len(columns)
-	for chunk := range slices.Chunk(args, min(sqldb.MaxRows, sqldb.MaxParams/width)*width) {
-		text := into + s.db.Engine().Values(1, len(chunk)/width, columns...) + merge
-		if _, err := tx.ExecContext(ctx, text, chunk...); err != nil {
+// insert writes rows, given as their columns one after the other, in as few statements as the engine allows.
+func (s *Store) insert(ctx context.Context, tx *sql.Tx, what, into, merge string, values []any, columns ...sqldb.Type) error {
+	for rows := range s.db.Engine().Rows(1, columns, values) {
+		if _, err := tx.ExecContext(ctx, into+rows.Query+merge, rows.Args...); err != nil {
 			return fmt.Errorf("write the %s: %w", what, err)
 		}
 	}

@@ -4,8 +4,10 @@ package subscriber_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"fmt"
+	"log/slog"
 	mathrand "math/rand/v2"
 	"os"
 	"strconv"
@@ -23,19 +25,26 @@ import (
 // benchServices is how many services a benchmark rotates.
 const benchServices = 20_000
 
-// BenchmarkStore is what a rotation costs the database of a subscriber, by the size of the batch. Beside the time: what
+// BenchmarkStore is what a rotation costs the database of Billing, and of Auth, by the size of the batch. Beside the time: what
 // this process, and what the server, took of CPU, and what this process wrote.
 func BenchmarkStore(b *testing.B) {
 	for _, engine := range []string{testenv.SQLite, testenv.Postgres} {
 		for _, size := range []int{1, 256, 1024} {
-			b.Run(fmt.Sprintf("%s/batch=%d", engine, size), func(b *testing.B) { benchStore(b, engine, size) })
+			b.Run(fmt.Sprintf("billing/%s/batch=%d", engine, size), func(b *testing.B) { benchStore(b, subscriber.OpenStore, engine, size) })
+			b.Run(fmt.Sprintf("auth/%s/batch=%d", engine, size), func(b *testing.B) { benchStore(b, subscriber.OpenAuthStore, engine, size) })
 		}
 	}
 }
 
-func benchStore(b *testing.B, engine string, size int) {
+func benchStore(
+	b *testing.B, open func(context.Context, string, *slog.Logger) (*subscriber.Store, error), engine string, size int,
+) {
 	url := testenv.Database(b, engine)
-	store := openBillingStore(b, url)
+	store, err := open(b.Context(), url, discard())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = store.Close() })
 	load := newLoad(benchServices)
 	for len(load.unbound) > 0 {
 		apply(b, store, load.bind(1024)...)
@@ -197,10 +206,4 @@ func cpuOf(b *testing.B, pids []int64) (ns int64) {
 		ns += n
 	}
 	return ns
-}
-
-// openBillingStore opens a store that can find the owner of a key.
-func openBillingStore(t testing.TB, url string) *subscriber.Store {
-	t.Helper()
-	return openStore(t, url)
 }

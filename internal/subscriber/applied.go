@@ -1,0 +1,115 @@
+package subscriber
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"fmt"
+	"slices"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+// An event counts once, by its nonce. Beside it the database has the event's timestamp, which the registry signed together
+// with it: SQLite keeps the rows in that order, so that those of a batch lie side by side at the end and not each on a page
+// of its own.
+
+// claim writes the nonces of a batch, and returns the events whose nonce was not there, each once.
+func (s *Store) claim(ctx context.Context, tx *sql.Tx, batch []events.Invalidation) ([]events.Invalidation, error) {
+	const into = `INSERT INTO applied (timestamp, nonce) `
+	const returning = ` ON CONFLICT DO NOTHING RETURNING nonce`
+	claimed := make(map[string]struct{}, len(batch))
+	values := claims(batch)
+	for rows := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Int, sqldb.Text}, values) {
+		if err := eachNonce(ctx, tx, into+rows.Query+returning, rows.Args, func(nonce string) { claimed[nonce] = struct{}{} }); err != nil {
+			return nil, fmt.Errorf("claim the nonces: %w", err)
+		}
+	}
+	if s.untimed {
+		if err := s.dropOld(ctx, tx, batch, claimed); err != nil {
+			return nil, fmt.Errorf("look for nonces without a timestamp: %w", err)
+		}
+	}
+	fresh := make([]events.Invalidation, 0, len(claimed))
+	for i := range batch {
+		nonce := batch[i].Nonce.String()
+		if _, ok := claimed[nonce]; ok {
+			delete(claimed, nonce)
+			fresh = append(fresh, batch[i])
+		}
+	}
+	return fresh, nil
+}
+
+// claims returns the rows of a batch, each once, and in order, as all rows here: two writers lock them in one order.
+func claims(batch []events.Invalidation) []any {
+	order := make([]*events.Invalidation, len(batch))
+	for i := range batch {
+		order[i] = &batch[i]
+	}
+	slices.SortFunc(order, func(a, b *events.Invalidation) int {
+		return cmp.Or(cmp.Compare(a.Timestamp, b.Timestamp), cmp.Compare(a.Nonce.String(), b.Nonce.String()))
+	})
+	values := make([]any, 0, 2*len(batch))
+	for i, e := range order {
+		if i == 0 || order[i-1].Nonce != e.Nonce || order[i-1].Timestamp != e.Timestamp {
+			values = append(values, e.Timestamp, e.Nonce.String())
+		}
+	}
+	return values
+}
+
+// lookForUntimed finds out whether SQLite has rows with no timestamp. Elsewhere a nonce conflicts whatever is beside it.
+func (s *Store) lookForUntimed(ctx context.Context) error {
+	if s.db.Engine() != sqldb.SQLite {
+		return nil
+	}
+	const query = `SELECT EXISTS (SELECT 1 FROM applied WHERE timestamp = 0)`
+	if err := s.db.Reader().QueryRowContext(ctx, query).Scan(&s.untimed); err != nil {
+		return fmt.Errorf("look for nonces without a timestamp: %w", err)
+	}
+	return nil
+}
+
+// dropOld takes those out of claimed that were applied before there was a timestamp beside them.
+func (s *Store) dropOld(ctx context.Context, tx *sql.Tx, batch []events.Invalidation, claimed map[string]struct{}) error {
+	values := make([]any, 0, len(batch))
+	for i := range batch {
+		if batch[i].Timestamp != 0 { // that one is its own row
+			values = append(values, batch[i].Nonce.String())
+		}
+	}
+	for rows := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Text}, values) {
+		text := `SELECT nonce FROM applied WHERE timestamp = 0 AND nonce IN (` + rows.Query + `)`
+		if err := eachNonce(ctx, tx, text, rows.Args, func(nonce string) { delete(claimed, nonce) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func eachNonce(ctx context.Context, tx *sql.Tx, text string, args []any, found func(string)) error {
+	rows, err := tx.QueryContext(ctx, text, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var nonce string
+		if err := rows.Scan(&nonce); err != nil {
+			return err
+		}
+		found(nonce)
+	}
+	return rows.Err()
+}
+
+// HasApplied says whether an event has taken effect.
+func (s *Store) HasApplied(ctx context.Context, e *events.Invalidation) (applied bool, err error) {
+	const query = `SELECT count(*) > 0 FROM applied WHERE nonce = $1 AND timestamp IN (0, $2)`
+	if err := s.db.Reader().QueryRowContext(ctx, query, e.Nonce.String(), e.Timestamp).Scan(&applied); err != nil {
+		return false, fmt.Errorf("look for the nonce of an event: %w", err)
+	}
+	return applied, nil
+}
