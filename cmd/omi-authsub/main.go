@@ -11,6 +11,7 @@ import (
 	"omiappreg.org/keyrotation/authsub"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/subscriber"
 )
 
 const description = `The Auth Provider's subscriber of OMI key rotation: who may pass now.
@@ -22,7 +23,7 @@ func main() {
 	os.Exit(process.Main(&process.Subscriber{}, os.Args[1:], os.Stderr,
 		kong.Name("omi-authsub"), kong.Description(description),
 		kong.Vars{"durable": events.AuthDurable, "database_url": "sqlite:omi-authsub.db", "http_addr": "127.0.0.1:8082"},
-		kong.Bind(process.OpenService(open)),
+		kong.Bind(process.OpenService(open), process.OpenStore(subscriber.OpenAuthStore)),
 	))
 }
 

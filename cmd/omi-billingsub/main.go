@@ -11,6 +11,7 @@ import (
 	"omiappreg.org/keyrotation/billingsub"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/subscriber"
 )
 
 const description = `The Billing Service's subscriber of OMI key rotation: whose key was this then.
@@ -22,7 +23,7 @@ func main() {
 	os.Exit(process.Main(&process.Subscriber{}, os.Args[1:], os.Stderr,
 		kong.Name("omi-billingsub"), kong.Description(description),
 		kong.Vars{"durable": events.BillingDurable, "database_url": "sqlite:omi-billingsub.db", "http_addr": "127.0.0.1:8083"},
-		kong.Bind(process.OpenService(open)),
+		kong.Bind(process.OpenService(open), process.OpenStore(subscriber.OpenStore)),
 	))
 }
 

@@ -38,6 +38,9 @@ type Service interface {
 // OpenService makes the service. Its database may not be up yet: it is waited for until ctx ends.
 type OpenService func(ctx context.Context, cfg SubscriberConfig) (Service, error)
 
+// OpenStore opens the service's database alone.
+type OpenStore func(ctx context.Context, url string, log *slog.Logger) (*subscriber.Store, error)
+
 // SubscriberConfig is what the command line and the environment say.
 type SubscriberConfig struct {
 	JetStream   jetstream.JetStream
@@ -124,10 +127,10 @@ type listSetAside struct {
 }
 
 // Run lists what was set aside.
-func (c *listSetAside) Run() error {
+func (c *listSetAside) Run(open OpenStore) error {
 	log := NewLog(os.Stderr, slog.LevelWarn)
 	return Run(log, func(ctx context.Context) error {
-		store, err := OpenDatabase(func() (*subscriber.Store, error) { return subscriber.OpenStore(ctx, c.Database.URL, log) })
+		store, err := OpenDatabase(func() (*subscriber.Store, error) { return open(ctx, c.Database.URL, log) })
 		if err != nil {
 			return err
 		}

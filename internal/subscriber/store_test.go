@@ -204,6 +204,24 @@ func TestGapsAndFilling(t *testing.T) {
 		gap("a late event does not stand in for the one that is missing now", true)
 		apply(t, store, s.Events[5])
 		gap("all are there", false)
+		filled := s.History() // up to 7
+		s.Rotate(start+70, 300)
+		s.Rotate(start+80, 300)
+		s.Rotate(start+90, 300)
+		if err := store.Fill(t.Context(), s.Target, keyring.OfHistory(&filled)); err != nil {
+			t.Fatal(err)
+		}
+		again := s.Events[5:9] // under other nonces: 6 and 7, which the history stands in for, and 8 and 9
+		for i := range again {
+			again[i].Nonce = events.NewNonce()
+		}
+		apply(t, store, again...)
+		gap("what the history stands in for is not counted beside what comes after it", false)
+		s.Rotate(start+100, 300)
+		apply(t, store, s.Events[10])
+		gap("10 is missing: two that were counted twice would stand in for it", true)
+		apply(t, store, s.Events[9])
+		gap("10 is there", false)
 		// The history names the ends with the reset taken into account.
 		want := s.Keyring().Join(keyring.OfHistory(&history))
 		if diff := diffKeyrings(want, all(t, store)[s.Target].Keyring); diff != "" {

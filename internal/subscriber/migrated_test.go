@@ -1,0 +1,145 @@
+package subscriber_test
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path"
+	"testing"
+	"testing/fstest"
+
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/schema"
+)
+
+// TestMigrated: a database of the first schema, with what it had applied, comes up with all of it, as Auth's and as Billing's:
+// nothing that was applied then has an effect again, and what is new has one.
+func TestMigrated(t *testing.T) {
+	t.Parallel()
+	for name, open := range map[string]func(context.Context, string, *slog.Logger) (*subscriber.Store, error){
+		"billing": subscriber.OpenStore, "auth": subscriber.OpenAuthStore,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testenv.EachEngine(t, func(t *testing.T, url string) {
+				a, b := subtest.NewService(t, "a"), subtest.NewService(t, "b")
+				a.Bind(start)
+				a.Rotate(start+10, 300)
+				b.Bind(start)
+				b.Reset(start + 20)
+				fillFirstSchema(t, url, a, b)
+				store, err := open(t.Context(), url, discard())
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = store.Close() })
+				a.Rotate(start+30, 300)
+				checkMigrated(t, store, a, b)
+			})
+		})
+	}
+}
+
+func checkMigrated(t *testing.T, store *subscriber.Store, a, b *subtest.Service) {
+	t.Helper()
+	newest := a.Events[2]
+	if has, err := store.HasApplied(t.Context(), &a.Events[1]); err != nil || !has {
+		t.Errorf("an event of before is not known: %v", err)
+	}
+	if has, err := store.HasApplied(t.Context(), &newest); err != nil || has {
+		t.Errorf("an event that has not come yet is known: %v", err)
+	}
+	for range 2 {
+		if fresh := apply(t, store, a.Events[:2]...); len(fresh) != 0 {
+			t.Errorf("%d events of before have an effect again", len(fresh))
+		}
+	}
+	if fresh := apply(t, store, append(b.Events, a.Events...)...); len(fresh) != 1 || fresh[0].Nonce != newest.Nonce {
+		t.Errorf("%d events are new, want the newest alone", len(fresh))
+	}
+	for _, s := range []*subtest.Service{a, b} {
+		got := all(t, store)[s.Target]
+		if diff := diffKeyrings(s.Keyring(), got.Keyring); diff != "" || got.Gap || got.Sequence != int64(len(s.Events)) {
+			t.Errorf("%s: sequence %d, gap %t\n%s", s.Target, got.Sequence, got.Gap, diff)
+		}
+		for _, key := range s.Keys {
+			if owner, found, err := store.FindKey(t.Context(), key.Public()); err != nil || !found || owner.Target != s.Target {
+				t.Errorf("the owner of a key: %+v, %t, %v", owner, found, err)
+			}
+		}
+	}
+}
+
+// fillFirstSchema makes what a process of the first schema would have, after all events of these services.
+func fillFirstSchema(t *testing.T, url string, services ...*subtest.Service) {
+	t.Helper()
+	db, err := sqldb.Open(t.Context(), url, discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	if err := db.Migrate(t.Context(), firstSchema(t, "00008")); err != nil {
+		t.Fatal(err)
+	}
+	insert := func(table string, values ...any) {
+		t.Helper()
+		statement := fmt.Sprintf("INSERT INTO %s VALUES (%s)", table, db.Engine().Values(1, 1, typesOf(values)...)[1:])
+		if _, err := db.Writer().ExecContext(t.Context(), statement[:len(statement)-1], values...); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+	for _, s := range services {
+		k := s.Keyring()
+		for i := range s.Events {
+			insert("applied", s.Events[i].Nonce.String())
+		}
+		for _, key := range k.Keys {
+			insert("keys", s.Target.String(), key.PublicKey.Bytes(), key.Position, key.From, key.End)
+		}
+		for _, c := range k.Cutoffs {
+			insert("cutoffs", s.Target.String(), c.Order, c.Time)
+		}
+		insert("services", s.Target.String(), k.Head, k.Head, int64(0), int64(len(s.Events)))
+	}
+}
+
+func typesOf(values []any) (types []sqldb.Type) {
+	for _, v := range values {
+		switch v.(type) {
+		case string:
+			types = append(types, sqldb.Text)
+		case []byte:
+			types = append(types, sqldb.Bytes)
+		default:
+			types = append(types, sqldb.Int)
+		}
+	}
+	return types
+}
+
+// firstSchema returns the migrations up to this one.
+func firstSchema(t *testing.T, last string) fs.FS {
+	t.Helper()
+	files := fstest.MapFS{}
+	for _, engine := range []string{"sqlite", "postgres"} {
+		names, err := fs.Glob(schema.Subscriber(), engine+"/*.sql")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if path.Base(name)[:len(last)] > last {
+				continue
+			}
+			text, err := fs.ReadFile(schema.Subscriber(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files[name] = &fstest.MapFile{Data: text}
+		}
+	}
+	return files
+}
