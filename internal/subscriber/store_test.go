@@ -204,29 +204,53 @@ func TestGapsAndFilling(t *testing.T) {
 		gap("a late event does not stand in for the one that is missing now", true)
 		apply(t, store, s.Events[5])
 		gap("all are there", false)
-		filled := s.History() // up to 7
-		s.Rotate(start+70, 300)
-		s.Rotate(start+80, 300)
-		s.Rotate(start+90, 300)
-		if err := store.Fill(t.Context(), s.Target, keyring.OfHistory(&filled)); err != nil {
-			t.Fatal(err)
-		}
-		again := s.Events[5:9] // under other nonces: 6 and 7, which the history stands in for, and 8 and 9
-		for i := range again {
-			again[i].Nonce = events.NewNonce()
-		}
-		apply(t, store, again...)
-		gap("what the history stands in for is not counted beside what comes after it", false)
-		s.Rotate(start+100, 300)
-		apply(t, store, s.Events[10])
-		gap("10 is missing: two that were counted twice would stand in for it", true)
-		apply(t, store, s.Events[9])
-		gap("10 is there", false)
 		// The history names the ends with the reset taken into account.
 		want := s.Keyring().Join(keyring.OfHistory(&history))
 		if diff := diffKeyrings(want, all(t, store)[s.Target].Keyring); diff != "" {
 			t.Error(diff)
 		}
+	})
+}
+
+// TestGapIsWhatIsMissing: whatever the history stands in for, and in whatever batches events come, there is a gap as long as one
+// beyond that history and before the newest is missing.
+func TestGapIsWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		round := 0
+		rapid.Check(t, func(rt *rapid.T) {
+			round++
+			s := subtest.NewService(t, fmt.Sprint("s", round))
+			s.Bind(start)
+			filled := rapid.IntRange(0, 6).Draw(rt, "filled")
+			for i := range int64(11) {
+				if len(s.Events) == filled {
+					history := s.History()
+					if err := store.Fill(t.Context(), s.Target, keyring.OfHistory(&history)); err != nil {
+						rt.Fatal(err)
+					}
+				}
+				s.Rotate(start+i, 300)
+			}
+			list := rapid.Permutation(s.Events).Draw(rt, "order")
+			seen, newest := make(map[int64]bool), int64(filled)
+			for len(list) > 0 {
+				n := rapid.IntRange(1, len(list)).Draw(rt, "batch")
+				apply(t, store, list[:n]...)
+				for i := range list[:n] {
+					seen[list[i].Sequence], newest = true, max(newest, list[i].Sequence)
+				}
+				list = list[n:]
+				missing := false
+				for sequence := int64(filled) + 1; sequence <= newest; sequence++ {
+					missing = missing || !seen[sequence]
+				}
+				if gap, err := store.HasGap(t.Context(), s.Target); err != nil || gap != missing {
+					rt.Fatalf("gap %t, %v; want %t: filled up to %d, and there are %v", gap, err, missing, filled, seen)
+				}
+			}
+		})
 	})
 }
 

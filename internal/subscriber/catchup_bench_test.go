@@ -1,0 +1,75 @@
+//go:build unix
+
+package subscriber_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// BenchmarkCatchUp is what an event costs a new subscriber that has all of a stream before it, on SQLite: delivered, verified,
+// applied and acknowledged. Its CPU time has the broker's part in it, which is in this process too.
+func BenchmarkCatchUp(b *testing.B) {
+	js, err := jetstream.New(testenv.Connect(b, testenv.NewBroker(b).URL()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	subtest.Stream(b, js)
+	registry := subtest.NewRegistry(b, events.GenerateSigningKey())
+	load := newLoad(min(benchServices, b.N/2+1))
+	for published := 0; published < b.N; {
+		batch := load.bind(min(1024, b.N-published))
+		if len(batch) == 0 {
+			batch = load.rotate(min(1024, b.N-published))
+		}
+		for i := range batch {
+			if _, err := js.PublishAsync(batch[i].Subject(), batch[i].Sign(registry.Key)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		<-js.PublishAsyncComplete()
+		published += len(batch)
+	}
+	applied, done := 0, make(chan struct{})
+	s, err := subscriber.New(subscriber.Config{
+		JetStream: js, Durable: events.AuthDurable, Trust: registry.Trust, Store: openAuthStore(b), Log: discard(),
+		Applied: func(batch []events.Invalidation) {
+			if applied += len(batch); applied == b.N {
+				close(done)
+			}
+		},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	used := ownCPU(b)
+	b.ResetTimer()
+	stop := subtest.Running(b, s.Run)
+	select {
+	case <-done:
+	case <-time.After(5 * time.Minute):
+		b.Fatal(errors.New("it has not caught up"))
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(ownCPU(b)-used)/1000/float64(b.N), "cpu-µs/op")
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
+	stop()
+}
+
+func openAuthStore(b *testing.B) *subscriber.Store {
+	b.Helper()
+	store, err := subscriber.OpenAuthStore(b.Context(), testenv.Database(b, testenv.SQLite), discard())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = store.Close() })
+	return store
+}
