@@ -86,7 +86,7 @@ func once[K comparable](seen map[K]bool, key K) bool {
 }
 
 func (s *Store) loadServices(ctx context.Context, w *wanted, st *state) error {
-	const query = "SELECT target, " + serviceColumns + " FROM services WHERE target IN (%s)"
+	const query = "SELECT target, " + serviceColumns + " FROM (%s) AS v JOIN services ON target = v.column1"
 	var name string
 	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(rows *sql.Rows) error {
 		one, err := scanService(rows, &name)
@@ -119,8 +119,8 @@ func (s *Store) loadApps(ctx context.Context, w *wanted, st *state) error {
 }
 
 func (s *Store) loadKeys(ctx context.Context, w *wanted, st *state) error {
-	const query = `SELECT public_key FROM history WHERE public_key IN (%[1]s)
-		UNION ALL SELECT master_public_key FROM apps WHERE master_public_key IN (%[1]s)`
+	const query = `SELECT public_key FROM (%[1]s) AS v JOIN history ON public_key = v.column1
+		UNION ALL SELECT master_public_key FROM (%[1]s) AS v JOIN apps ON master_public_key = v.column1`
 	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Bytes}, w.keys, func(rows *sql.Rows) error {
 		var key events.PublicKey
 		if err := rows.Scan(keyColumn{&key}); err != nil {
@@ -140,8 +140,8 @@ func (s *Store) loadNonces(ctx context.Context, w *wanted, st *state) error {
 			values = append(values, one.id, id.nonce.String())
 		}
 	}
-	const query = `SELECT service, request_nonce, request_digest, receipt_nonce, receipt, event, public_key FROM history
-		WHERE (service, request_nonce) IN (%s)`
+	const query = `SELECT service, request_nonce, request_digest, receipt_nonce, receipt, event, public_key
+		FROM (%s) AS v JOIN history ON service = v.column1 AND request_nonce = v.column2`
 	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Int, sqldb.Text}, values, func(rows *sql.Rows) error {
 		return scanPrior(rows, targets, st)
 	})

@@ -44,9 +44,8 @@ type waiting struct {
 // rowID names a row of the history.
 type rowID struct{ service, sequence int64 }
 
-// claimOutbox leases up to limit changes whose messages nobody published in time, oldest first: a crash left them, or a
-// broker that was away. It returns the messages. Two replicas never lease the same ones at a time, and to publish them twice
-// would do no harm.
+// claimOutbox leases up to limit messages that nobody published in time, oldest first: a crash left them, or a broker
+// that was away. Two replicas never lease the same one at a time, and to publish one twice would do no harm.
 func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]signed, error) {
 	var messages []signed
 	condition, args := stale(now)
@@ -55,7 +54,7 @@ func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]si
 		RETURNING batch, position, service, sequence, event`
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		var claimed []waiting
-		err := eachRow(ctx, tx, query, append(args, limit), func(rows *sql.Rows) error {
+		err := eachRow(ctx, tx, query, append(args, (limit+1)/2), func(rows *sql.Rows) error {
 			var one waiting
 			err := rows.Scan(&one.place.batch, &one.place.position, &one.service, &one.sequence, &one.event)
 			claimed = append(claimed, one)
@@ -102,8 +101,12 @@ func (w writer) messages(claimed []waiting) ([]signed, error) {
 		if !ok {
 			return nil, fmt.Errorf("the history lacks sequence %d of the service with id %d: %w", one.sequence, one.service, errOlder)
 		}
-		p.event.place, p.receipt.place, p.event.payload = one.place, one.place, one.event
-		if one.event != nil {
+		p.event.payload = one.event
+		p.event.place, p.receipt.place = one.place, one.place
+		p.event.parts, p.receipt.parts = 2, 2
+		if one.event == nil {
+			p.receipt.parts = 1
+		} else {
 			messages = append(messages, p.event)
 		}
 		messages = append(messages, p.receipt)
@@ -125,8 +128,8 @@ func (s *Store) outboxStale(ctx context.Context, now time.Time) (bool, error) {
 // errOlder means that the database is not the one that the messages were committed to: it was restored.
 var errOlder = errors.New("the database lacks what was written to it")
 
-// deleteOutbox forgets the changes of messages that their streams have, and moves the position from where it was seen to place; 0: it
-// stays. It returns the position by then, or [errOlder] if the database was restored meanwhile.
+// deleteOutbox forgets the changes of which the streams have every message, and moves the position from where it was seen to
+// place; 0: it stays. It returns the position by then, or [errOlder] if the database was restored meanwhile.
 func (s *Store) deleteOutbox(ctx context.Context, published []signed, from position, place uint64) (now position, err error) {
 	var gone, older bool
 	places := placesOf(published)
@@ -163,14 +166,16 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 	return now, nil
 }
 
-// placesOf returns the places of the messages' changes, each once, in their order.
+// placesOf returns the places of those changes of which all messages are there, in their order.
 func placesOf(messages []signed) []outboxPlace {
-	places := make([]outboxPlace, 0, len(messages)/2)
+	places, parts := make([]outboxPlace, 0, len(messages)/2), make(map[outboxPlace]int, len(messages)/2)
 	for _, m := range messages {
-		places = append(places, m.place)
+		if parts[m.place]++; parts[m.place] == m.parts {
+			places = append(places, m.place)
+		}
 	}
 	slices.SortFunc(places, comparePlaces)
-	return slices.Compact(places)
+	return places
 }
 
 // runs yields the first and the last of places that lie side by side: most often all of them.

@@ -103,15 +103,19 @@ type signed struct {
 	nonce   events.Nonce // its Nats-Msg-Id
 	subject string
 	payload []byte
-	place   outboxPlace // of its change; zero: it is in no outbox
+
+	// Of what is in the outbox: the place of its change there, and how many messages that has in all.
+	place outboxPlace
+	parts int
 }
 
 // messages returns what the outcome has to say: the event before the receipt, so that nobody hears of a change before
 // those who must act on it.
 func (o *outcome) messages() []signed {
-	receipt := signed{o.receiptNonce, events.ReceiptSubject + o.in.request.Target.String(), o.receiptBytes, o.place}
+	receipt := signed{nonce: o.receiptNonce, subject: events.ReceiptSubject + o.in.request.Target.String(), payload: o.receiptBytes}
 	if o.verdict != committed {
 		return []signed{receipt}
 	}
-	return []signed{{o.event.Nonce, o.event.Subject(), o.eventBytes, o.place}, receipt}
+	receipt.place, receipt.parts = o.place, 2
+	return []signed{{o.event.Nonce, o.event.Subject(), o.eventBytes, o.place, 2}, receipt}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -59,6 +59,15 @@ func copyTable(ctx context.Context, tx *sql.Tx, table string) (content [][]any, 
 	return content, errors.Join(err, rows.Err())
 }
 
+// params returns ($1, $2, …).
+func params(n int) string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = "$" + strconv.Itoa(i+1)
+	}
+	return "(" + strings.Join(list, ", ") + ")"
+}
+
 func (b backup) restore(t *testing.T, store *Store) {
 	t.Helper()
 	err := store.db.InTx(context.WithoutCancel(t.Context()), func(tx *sql.Tx) error {
@@ -67,7 +76,7 @@ func (b backup) restore(t *testing.T, store *Store) {
 				return err
 			}
 			for _, row := range b[table] {
-				if _, err := tx.ExecContext(t.Context(), "INSERT INTO "+table+" VALUES "+sqldb.In(1, len(row)), row...); err != nil {
+				if _, err := tx.ExecContext(t.Context(), "INSERT INTO "+table+" VALUES "+params(len(row)), row...); err != nil {
 					return err
 				}
 			}

@@ -31,14 +31,38 @@ func openServer(ctx context.Context, url string, log *slog.Logger) (*DB, error) 
 	if err != nil {
 		return nil, err
 	}
+	pool := serverPool(ctx, cfg)
+	version, err := awaitServer(ctx, pool, log)
+	if err != nil {
+		return nil, errors.Join(err, pool.Close())
+	}
+	engine := engineOf(version)
+	if engine == Postgres && !execModeChosen(url) {
+		// The texts of statements are few there, see Rows, and prepared once for each connection.
+		cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+		if err := pool.Close(); err != nil {
+			return nil, fmt.Errorf("close the first connection: %w", err)
+		}
+		pool = serverPool(ctx, cfg)
+	}
+	return &DB{engine: engine, reader: pool, writer: pool, log: log}, nil
+}
+
+func serverPool(ctx context.Context, cfg *pgx.ConnConfig) *sql.DB {
 	_, custom := cfg.RuntimeParams[idleTxTimeout]
 	connector := stdlib.GetConnector(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
-		if custom {
-			return nil
+		// Not parameters of the startup message, which PgBouncer would refuse.
+		var settings []string
+		if !custom {
+			settings = append(settings, idleTxTimeout+" = '30s'")
 		}
-		// Not a parameter of the startup message, which PgBouncer would refuse.
-		if _, err := conn.Exec(ctx, "SET "+idleTxTimeout+" = '30s'"); err != nil {
-			return fmt.Errorf("set %s: %w", idleTxTimeout, err)
+		if conn.PgConn().ParameterStatus("crdb_version") == "" {
+			settings = append(settings, planByIndex()...)
+		}
+		for _, setting := range settings {
+			if _, err := conn.Exec(ctx, "SET "+setting); err != nil {
+				return fmt.Errorf("set %s: %w", setting, err)
+			}
 		}
 		return nil
 	}))
@@ -47,12 +71,15 @@ func openServer(ctx context.Context, url string, log *slog.Logger) (*DB, error) 
 	pool.SetMaxIdleConns(maxConns)
 	pool.SetConnMaxLifetime(connLifetime)
 	pool.SetConnMaxIdleTime(connIdleTime)
+	return pool
+}
 
-	version, err := awaitServer(ctx, pool, log)
-	if err != nil {
-		return nil, errors.Join(err, pool.Close())
-	}
-	return &DB{engine: engineOf(version), reader: pool, writer: pool, log: log}, nil
+// planByIndex are settings of PostgreSQL's that make it find rows by their index whatever the number of rows. It keeps the plan
+// of a prepared statement, and one that is made while a table is empty reads the whole table: it goes on so until the
+// table is analyzed, when it may have millions of rows. What really reads a whole table still does; that it costs much
+// then by PostgreSQL's own count must not make it compile the plan.
+func planByIndex() []string {
+	return []string{"enable_seqscan = off", "enable_hashjoin = off", "enable_mergejoin = off", "jit = off"}
 }
 
 // engineOf tells the servers apart by the answer to "select version()".
@@ -65,17 +92,18 @@ func engineOf(version string) Engine {
 
 // serverConfig reads the URL and sets what it leaves open.
 //
-// Statements here vary in length with the size of a batch, so pgx's default of preparing each text and keeping 512 of
-// them on every connection would prepare again and again, and fill the server's memory. In mode "exec" a statement is
-// one round trip that leaves nothing behind, which also suits connection poolers and load balancers. The price is that
-// pgx derives the types of parameters from the Go values: int64, string, []byte and bool are right by themselves.
+// The statements that CockroachDB gets vary in length with the size of a batch, so pgx's default of preparing each text and
+// keeping 512 of them on every connection would prepare again and again, and fill the server's memory. In mode "exec" a
+// statement is one round trip that leaves nothing behind; pgx derives the types of parameters from the Go values: int64,
+// string, []byte and bool are right by themselves. With PostgreSQL only the first connection is of that mode. Who has a
+// connection pooler before it that can't do prepared statements asks for the mode in the URL, and pays for it with CPU.
 func serverConfig(url string) (*pgx.ConnConfig, error) {
 	cfg, err := parseServer(url)
 	if err != nil {
 		return nil, err
 	}
-	if !strings.Contains(url, "default_query_exec_mode=") {
-		cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
+	if !execModeChosen(url) {
+		cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = dialTimeout
@@ -88,6 +116,8 @@ func serverConfig(url string) (*pgx.ConnConfig, error) {
 	}
 	return cfg, nil
 }
+
+func execModeChosen(url string) bool { return strings.Contains(url, "default_query_exec_mode=") }
 
 // awaitServer asks the server for its version until it answers, refuses for good, or ctx ends.
 func awaitServer(ctx context.Context, pool *sql.DB, log *slog.Logger) (string, error) {

@@ -188,18 +188,3 @@ func (e Engine) appendParam(text []byte, n int, column Type) []byte {
 	text = append(text, column...)
 	return append(text, ')')
 }
-
-// In writes the right side of an IN with n parameters from $from on: ($3, $4, $5). Without any it is (NULL), to which
-// nothing is equal, since the empty list is no SQL.
-func In(from, n int) string {
-	if n == 0 {
-		return "(NULL)"
-	}
-	text := []byte{'('}
-	for i := range n {
-		text = append(text, '$')
-		text = strconv.AppendInt(text, int64(from+i), 10)
-		text = append(text, ", "...)
-	}
-	return string(text[:len(text)-len(", ")]) + ")"
-}
