@@ -43,7 +43,7 @@ func newBatch(policy Policy, key events.SigningKey, now int64, st *state, reques
 		target := in.request.Target
 		g := byTarget[target]
 		if g == nil {
-			g = &group{target: target, lost: map[events.PublicKey]int{}}
+			g = &group{target: target}
 			if s := st.services[target]; s != nil {
 				g.base, g.existed = s.sequence, true
 			}
@@ -75,7 +75,6 @@ func (b *batch) decideGroup(g *group) {
 			by, lost := g.lost[k]
 			return b.state.takenKeys[k] || lost && by < index
 		},
-		answered: map[events.Nonce]prior{},
 	}
 	if s := b.state.services[g.target]; s != nil {
 		d.service = *s
@@ -107,6 +106,9 @@ func (b *batch) rival() *group {
 		}
 	}
 	if loser != nil {
+		if loser.lost == nil {
+			loser.lost = map[events.PublicKey]int{}
+		}
 		for key, first := range registered {
 			if first.group != loser && first.index < index {
 				loser.lost[key] = first.index

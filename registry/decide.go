@@ -36,7 +36,7 @@ type decider struct {
 
 	claimed  []events.PublicKey // keys that this batch registers for this service
 	before   []pastKey          // keys that were current earlier in this batch
-	answered map[events.Nonce]prior
+	answered []answered         // requests of this batch that were committed: few, so a list
 }
 
 // decide runs the checks of docs/protocol.md §6, in their order, and returns what becomes of the request.
@@ -67,8 +67,10 @@ func (d *decider) decide(in incoming) outcome {
 
 // answer finds a request of this nonce that was committed before, or earlier in this batch.
 func (d *decider) answer(nonce events.Nonce) (prior, bool) {
-	if first, ok := d.answered[nonce]; ok {
-		return first, true
+	for i := range d.answered {
+		if d.answered[i].nonce == nonce {
+			return d.answered[i].prior, true
+		}
 	}
 	return d.committed(nonce)
 }
@@ -183,7 +185,7 @@ func (d *decider) grace(r *events.Request) int64 {
 // move changes the service as the event says.
 func (d *decider) move(in incoming, o *outcome) {
 	r, s := in.request, &d.service
-	d.answered[r.Nonce] = prior{r.Digest(), o.receiptNonce, o.receiptBytes, o.event.Event, r.NewKey}
+	d.answered = append(d.answered, answered{r.Nonce, prior{r.Digest(), o.receiptNonce, o.receiptBytes, o.event.Event, r.NewKey}})
 	if !s.key.IsZero() {
 		d.before = append(d.before, pastKey{s.key, s.sequence})
 	}

@@ -39,6 +39,12 @@ type prior struct {
 	key          events.PublicKey
 }
 
+// answered is a request of the batch at hand that is committed with it.
+type answered struct {
+	nonce events.Nonce
+	prior
+}
+
 // unknownDigest stands for the digest of a request whose change was recovered from the stream of events, which doesn't have
 // it. No request has this digest.
 func unknownDigest() (zero [sha256.Size]byte) { return zero }

@@ -5,6 +5,8 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+
+	"github.com/alecthomas/kong"
 )
 
 const (
@@ -16,22 +18,36 @@ const (
 	liveHeap       = "/gc/heap/live:bytes"
 )
 
-// paceCollections lets the heap grow to [freeHeap] where that is more than Go would let it. What a large process takes stays
-// as it is: beyond half of that, Go's own setting holds. Who sets GOGC is obeyed, and so is GOMEMLIMIT.
-func paceCollections() {
+// paceCollections lets the heap grow to [freeHeap], for each of the processes that this one stands for, where that is more than
+// Go would let it. What a large process takes stays as it is: beyond half of that, Go's own setting holds. Who sets GOGC is
+// obeyed, and so is GOMEMLIMIT.
+func paceCollections(processes int) {
 	if os.Getenv("GOGC") == "" {
-		new(pacer).next()
+		(&pacer{free: uint64(processes) * freeHeap}).next()
 	}
 }
 
+// processesIn is how many processes a command stands for: one, unless it says otherwise.
+func processesIn(command *kong.Context) int {
+	if node := command.Selected(); node != nil && node.Target.CanAddr() {
+		if several, ok := node.Target.Addr().Interface().(interface{ Processes() int }); ok {
+			return several.Processes()
+		}
+	}
+	return 1
+}
+
 // pacer sets Go's percentage anew after each collection, by what it left.
-type pacer struct{ set int }
+type pacer struct {
+	free uint64 // bytes
+	set  int
+}
 
 // next is called after each collection: by then nobody knows the mark any more.
 func (p *pacer) next() {
 	sample := []metrics.Sample{{Name: liveHeap}}
 	metrics.Read(sample)
-	if percent := percentFor(sample[0].Value.Uint64()); percent != p.set {
+	if percent := percentFor(sample[0].Value.Uint64(), p.free); percent != p.set {
 		debug.SetGCPercent(percent)
 		p.set = percent
 	}
@@ -40,10 +56,10 @@ func (p *pacer) next() {
 }
 
 // percentFor returns by how much the heap may grow over what the last collection left of it, in steps that make few changes.
-func percentFor(live uint64) int {
+func percentFor(live, free uint64) int {
 	if live == 0 {
 		return largestPercent
 	}
-	percent := int(min(freeHeap*100/live, usualPercent+largestPercent)) - usualPercent
+	percent := int(min(free*100/live, usualPercent+largestPercent)) - usualPercent
 	return max(percent/25*25, usualPercent)
 }

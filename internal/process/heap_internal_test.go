@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/alecthomas/kong"
+
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -20,8 +22,34 @@ func TestPercentFor(t *testing.T) {
 		{0, 1000}, {mib, 1000}, {20 * mib, 1000}, {32 * mib, 700}, {64 * mib, 300}, {90 * mib, 175}, {128 * mib, 100},
 		{200 * mib, 100}, {300 * mib, 100}, {100 << 30, 100},
 	} {
-		if got := percentFor(tc.live); got != tc.want {
+		if got := percentFor(tc.live, freeHeap); got != tc.want {
 			t.Errorf("%d MiB: %d %%, want %d", tc.live/mib, got, tc.want)
+		}
+	}
+}
+
+type severalCmd struct{}
+
+func (*severalCmd) Processes() int { return 3 }
+func (*severalCmd) Run() error     { return nil }
+
+// TestProcessesIn: a command may stand for several processes.
+func TestProcessesIn(t *testing.T) {
+	t.Parallel()
+	parser, err := kong.New(&struct {
+		Several severalCmd `cmd:""`
+		One     struct{}   `cmd:""`
+	}{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]int{"several": 3, "one": 1} {
+		command, err := parser.Parse([]string{name})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := processesIn(command); got != want {
+			t.Errorf("%s: %d, want %d", name, got, want)
 		}
 	}
 }
@@ -31,7 +59,7 @@ func TestPacer(t *testing.T) {
 	t.Setenv("GOGC", "")
 	before := debug.SetGCPercent(usualPercent)
 	t.Cleanup(func() { debug.SetGCPercent(before) })
-	paceCollections()
+	paceCollections(1)
 	if got := percent(); got != largestPercent {
 		t.Errorf("%d %% of a small heap", got)
 	}

@@ -71,7 +71,7 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 		fmt.Fprintf(stderr, "%s: %s (see %s --help)\n", name, what, commandOf(err, name, args))
 		return ExitUsage
 	}
-	paceCollections()
+	paceCollections(processesIn(command))
 	return report(stderr, name, command.Run())
 }
 
