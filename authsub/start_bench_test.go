@@ -104,11 +104,11 @@ func fillDatabase(b *testing.B, engine, url string) {
 	target := "'org.omiappreg.alice.business_app.7f8a9d.cms-article-' || " + number
 	events := *rotated + 1
 	for _, statement := range []string{
-		fmt.Sprintf(`INSERT INTO services (target, head, max_sequence, filled, sequenced)
-			SELECT %s, %d, %d, 0, %d FROM %s AS s`, target, events, events, events, numbers(*services)),
-		fmt.Sprintf(`INSERT INTO keys (target, public_key, position, from_time, end_time)
-			SELECT %s, %s, k.i + 1, 1705412600 + k.i, CASE WHEN k.i = %d THEN 9223372036854775807 ELSE 1705412900 + k.i END
-			FROM %s AS s CROSS JOIN %s AS k`, target, random, *rotated, numbers(*services), numbers(events)),
+		fmt.Sprintf(`INSERT INTO services (id, target, head, max_sequence, filled, sequenced)
+			SELECT s.i + 1, %s, %d, %d, 0, %d FROM %s AS s`, target, events, events, events, numbers(*services)),
+		fmt.Sprintf(`INSERT INTO keys (service, public_key, position, from_time, end_time)
+			SELECT s.i + 1, %s, k.i + 1, 1705412600 + k.i, CASE WHEN k.i = %d THEN 9223372036854775807 ELSE 1705412900 + k.i END
+			FROM %s AS s CROSS JOIN %s AS k`, random, *rotated, numbers(*services), numbers(events)),
 	} {
 		if _, err := db.Writer().ExecContext(b.Context(), statement); err != nil {
 			b.Fatalf("%.60s: %v", statement, err)

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/keyring"
 )
 
@@ -27,15 +26,16 @@ func (s *Store) writeEvents(ctx context.Context, tx *sql.Tx, fresh []events.Inva
 		return nil
 	}
 	effects, rounds := effectsOf(fresh)
-	if err := s.writeKeyrings(ctx, tx, effects); err != nil {
+	ids, err := s.writeRuns(ctx, tx, rounds[0]) // it has every service
+	if err != nil {
 		return err
 	}
-	for _, runs := range rounds {
-		if err := s.writeRuns(ctx, tx, runs); err != nil {
+	for _, runs := range rounds[1:] {
+		if _, err := s.writeRuns(ctx, tx, runs); err != nil {
 			return err
 		}
 	}
-	return nil
+	return s.writeKeyrings(ctx, tx, ids, effects)
 }
 
 // named is an event and the text of its target.
@@ -89,13 +89,13 @@ func (r *run) extend(e *events.Invalidation) bool {
 	return true
 }
 
-func (s *Store) writeRuns(ctx context.Context, tx *sql.Tx, runs []run) error {
+// writeRuns writes what runs, one for each service, say of their services, and returns the ids of those.
+func (s *Store) writeRuns(ctx context.Context, tx *sql.Tx, runs []run) (map[string]int64, error) {
 	values := make([]any, 0, 5*len(runs))
 	for _, r := range runs {
 		values = append(values, r.target, r.head, r.sequence, int64(0), r.count)
 	}
 	// An event that the registry's history already stands in for is not counted: see services in the schema.
-	const into = `INSERT INTO services (target, head, max_sequence, filled, sequenced) `
 	const merge = ` ON CONFLICT (target) DO UPDATE SET
 			head = CASE WHEN excluded.head > services.head THEN excluded.head ELSE services.head END,
 			max_sequence = CASE WHEN excluded.max_sequence > services.max_sequence
@@ -104,5 +104,5 @@ func (s *Store) writeRuns(ctx context.Context, tx *sql.Tx, runs []run) error {
 				WHEN excluded.max_sequence - excluded.sequenced >= services.filled THEN excluded.sequenced
 				WHEN excluded.max_sequence > services.filled THEN excluded.max_sequence - services.filled
 				ELSE 0 END`
-	return s.insert(ctx, tx, "services", into, merge, values, sqldb.Text, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int)
+	return s.writeServices(ctx, tx, values, merge)
 }

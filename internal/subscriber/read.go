@@ -20,14 +20,15 @@ type Service struct {
 
 // The rows of a service, from three tables in one statement: one snapshot.
 const (
-	keyRows     = `SELECT target, 1 AS kind, position AS a, from_time AS b, end_time AS c, public_key AS d FROM keys`
-	cutoffRows  = `SELECT target, 2, position, cut_time, 0, NULL FROM cutoffs`
-	serviceRows = `SELECT target, 3, head, max_sequence, filled + sequenced, NULL FROM services`
+	keyRows = `SELECT s.target, 1 AS kind, k.position AS a, k.from_time AS b, k.end_time AS c, k.public_key AS d
+		FROM services AS s JOIN keys AS k ON k.service = s.id`
+	cutoffRows  = `SELECT s.target, 2, c.position, c.cut_time, 0, NULL FROM services AS s JOIN cutoffs AS c ON c.service = s.id`
+	serviceRows = `SELECT s.target, 3, s.head, s.max_sequence, s.filled + s.sequenced, NULL FROM services AS s`
 )
 
 // KeyringOf returns one service, or false if no event of it was seen.
 func (s *Store) KeyringOf(ctx context.Context, target events.Target) (Service, bool, error) {
-	const only = ` WHERE target = $1`
+	const only = ` WHERE s.target = $1`
 	text := keyRows + only + ` UNION ALL ` + cutoffRows + only + ` UNION ALL ` + serviceRows + only
 	for service, err := range s.services(ctx, text, target.String()) {
 		return service, err == nil, err
@@ -38,8 +39,8 @@ func (s *Store) KeyringOf(ctx context.Context, target events.Target) (Service, b
 // FindKey returns the service whose key this is or was, or false. Its keyring holds this key alone, with all that
 // ends it, so a service with very many keys answers as quickly as any.
 func (s *Store) FindKey(ctx context.Context, key events.PublicKey) (Service, bool, error) {
-	const owner = ` WHERE target = (SELECT min(target) FROM keys WHERE public_key = $1)`
-	text := keyRows + owner + ` AND public_key = $1 UNION ALL ` + cutoffRows + owner + ` UNION ALL ` + serviceRows + owner
+	const owner = ` WHERE s.target = (SELECT min(o.target) FROM keys AS f JOIN services AS o ON o.id = f.service WHERE f.public_key = $1)`
+	text := keyRows + owner + ` AND k.public_key = $1 UNION ALL ` + cutoffRows + owner + ` UNION ALL ` + serviceRows + owner
 	for service, err := range s.services(ctx, text, key.Bytes()) {
 		return service, err == nil, err
 	}

@@ -37,8 +37,8 @@ func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
 	if err != nil {
 		return err
 	}
-	const query = `SELECT s.target, s.head, s.max_sequence, s.filled + s.sequenced, k.public_key, k.position, k.from_time, k.end_time
-		FROM services AS s LEFT JOIN keys AS k ON k.target = s.target ORDER BY s.target`
+	const query = `SELECT s.id, s.target, s.head, s.max_sequence, s.filled + s.sequenced, k.public_key, k.position, k.from_time, k.end_time
+		FROM services AS s LEFT JOIN keys AS k ON k.service = s.id ORDER BY s.id`
 	rows, err := tx.QueryContext(ctx, query)
 	if err != nil {
 		return err
@@ -57,7 +57,7 @@ func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	if one.target != "" && !yield(one.whole()) {
+	if one.any && !yield(one.whole()) {
 		return nil
 	}
 	if s.db.Engine() == sqldb.SQLite { // it has read the whole file, and won't again
@@ -66,37 +66,38 @@ func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
 	return err
 }
 
-// allCutoffs returns those of all services: they are few.
-func allCutoffs(ctx context.Context, tx *sql.Tx) (map[string][]keyring.Cutoff, error) {
-	rows, err := tx.QueryContext(ctx, `SELECT target, position, cut_time FROM cutoffs`)
+// allCutoffs returns those of all services, by their ids: they are few.
+func allCutoffs(ctx context.Context, tx *sql.Tx) (map[int64][]keyring.Cutoff, error) {
+	rows, err := tx.QueryContext(ctx, `SELECT service, position, cut_time FROM cutoffs`)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = rows.Close() }()
-	all := make(map[string][]keyring.Cutoff)
+	all := make(map[int64][]keyring.Cutoff)
 	for rows.Next() {
 		var (
-			target string
-			c      keyring.Cutoff
+			service int64
+			c       keyring.Cutoff
 		)
-		if err := rows.Scan(&target, &c.Order, &c.Time); err != nil {
+		if err := rows.Scan(&service, &c.Order, &c.Time); err != nil {
 			return nil, err
 		}
-		all[target] = append(all[target], c)
+		all[service] = append(all[service], c)
 	}
 	return all, rows.Err()
 }
 
-// scanned is the service whose rows come by. Only equality of targets counts: how text is sorted is the database's own affair.
+// scanned is the service whose rows come by.
 type scanned struct {
-	cutoffs map[string][]keyring.Cutoff
-	target  string
+	cutoffs map[int64][]keyring.Cutoff
+	any     bool // there is a service
+	id      int64
 	service Service
 	before  Service // the one that is done
 
 	row struct {
 		target, public              sql.RawBytes
-		head, sequence, seen        number
+		id, head, sequence, seen    number
 		position, fromTime, endTime number
 	}
 }
@@ -120,27 +121,27 @@ func (n *number) Scan(value any) error {
 // next takes a row, and says whether the service before it is done.
 func (s *scanned) next(rows *sql.Rows) (done bool, err error) {
 	r := &s.row
-	if err := rows.Scan(&r.target, &r.head, &r.sequence, &r.seen, &r.public, &r.position, &r.fromTime, &r.endTime); err != nil {
+	if err := rows.Scan(&r.id, &r.target, &r.head, &r.sequence, &r.seen, &r.public, &r.position, &r.fromTime, &r.endTime); err != nil {
 		return false, err
 	}
-	if string(r.target) != s.target {
-		if done = s.target != ""; done {
+	if !s.any || int64(r.id) != s.id {
+		if done = s.any; done {
 			s.before = s.whole()
 		}
-		s.target = string(r.target)
-		target, err := events.ParseTarget(s.target)
+		s.any, s.id = true, int64(r.id)
+		target, err := events.ParseTarget(string(r.target))
 		if err != nil {
-			return false, fmt.Errorf("target %q: %w", s.target, err)
+			return false, fmt.Errorf("target %q: %w", r.target, err)
 		}
 		s.service = Service{Target: target, Sequence: int64(r.sequence), Gap: r.sequence > r.seen}
-		s.service.Keyring = keyring.Keyring{Head: int64(r.head), Cutoffs: s.cutoffs[s.target]}
+		s.service.Keyring = keyring.Keyring{Head: int64(r.head), Cutoffs: s.cutoffs[s.id]}
 	}
 	if r.public == nil { // all that is known of it is that it was revoked
 		return done, nil
 	}
 	key, err := events.PublicKeyFromBytes(r.public)
 	if err != nil {
-		return false, fmt.Errorf("a key of %s: %w", s.target, err)
+		return false, fmt.Errorf("a key of %s: %w", s.service.Target, err)
 	}
 	s.service.Keyring.Keys = append(s.service.Keyring.Keys, keyring.Key{
 		PublicKey: key, Position: int64(r.position), From: int64(r.fromTime), End: int64(r.endTime),

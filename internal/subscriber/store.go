@@ -115,7 +115,6 @@ func (s *Store) Fill(ctx context.Context, target events.Target, history keyring.
 	name := target.String()
 	effects := rows{keys: make([]keyRow, 0, len(history.Keys))}
 	effects.add(name, history)
-	const into = `INSERT INTO services (target, head, max_sequence, filled, sequenced) `
 	const merge = ` ON CONFLICT (target) DO UPDATE SET
 			head = CASE WHEN excluded.head > services.head THEN excluded.head ELSE services.head END,
 			max_sequence = CASE WHEN excluded.max_sequence > services.max_sequence
@@ -124,10 +123,11 @@ func (s *Store) Fill(ctx context.Context, target events.Target, history keyring.
 			sequenced = CASE WHEN excluded.filled >= services.max_sequence THEN 0 ELSE services.sequenced END`
 	args := []any{name, history.Head, history.Head, history.Head, int64(0)}
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
-		if err := s.writeKeyrings(ctx, tx, &effects); err != nil {
+		ids, err := s.writeServices(ctx, tx, args, merge)
+		if err != nil {
 			return err
 		}
-		return s.insert(ctx, tx, "services", into, merge, args, sqldb.Text, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int)
+		return s.writeKeyrings(ctx, tx, ids, &effects)
 	})
 	if err != nil {
 		return fmt.Errorf("fill the history of %s: %w", target, err)

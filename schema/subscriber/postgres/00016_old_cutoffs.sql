@@ -1,0 +1,3 @@
+-- +goose NO TRANSACTION
+-- +goose Up
+ALTER TABLE IF EXISTS cutoffs RENAME TO old_cutoffs;
