@@ -2,6 +2,7 @@ package subscriber_test
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -31,7 +32,7 @@ func TestMigrated(t *testing.T) {
 				a.Rotate(start+10, 300)
 				b.Bind(start)
 				b.Reset(start + 20)
-				fillFirstSchema(t, url, a, b)
+				fillFirstSchema(t, url, schema.Subscriber(), a, b)
 				store, err := open(t.Context(), url, discard())
 				if err != nil {
 					t.Fatal(err)
@@ -41,6 +42,73 @@ func TestMigrated(t *testing.T) {
 				checkMigrated(t, store, a, b)
 			})
 		})
+	}
+}
+
+// TestMigrationKilledBetween: who migrates can be killed between any statement and the note that it was run. Whoever comes next
+// runs it again. Meanwhile a release of before can apply nothing, and is told nothing of services that is not so: it finds them
+// all, or gets an error.
+func TestMigrationKilledBetween(t *testing.T) {
+	t.Parallel()
+	for name, files := range map[string]fs.FS{"billing": schema.Subscriber(), "auth": schema.Auth()} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := testenv.Database(t, testenv.Postgres) // with SQLite, all of it is one transaction
+			a, b := subtest.NewService(t, "a"), subtest.NewService(t, "b")
+			a.Bind(start)
+			a.Rotate(start+10, 300)
+			b.Bind(start)
+			b.Reset(start + 20)
+			db := fillFirstSchema(t, url, files, a, b)
+			names, err := fs.Glob(files, "postgres/*.sql")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range names[8:] {
+				version := path.Base(name)[:len("00000")]
+				for range 2 {
+					if err := db.Migrate(t.Context(), firstSchema(t, files, version)); err != nil {
+						t.Fatalf("%s: %v", name, err)
+					}
+					checkBefore(t, db, version, a)
+					const forget = "DELETE FROM goose_db_version WHERE version_id = CAST($1 AS BIGINT)"
+					if _, err := db.Writer().ExecContext(t.Context(), forget, version); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := db.Migrate(t.Context(), firstSchema(t, files, version)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			store := openStore(t, url)
+			a.Rotate(start+30, 300)
+			checkMigrated(t, store, a, b)
+		})
+	}
+}
+
+// checkBefore does what a release of before does, once the tables are renamed.
+func checkBefore(t *testing.T, db *sqldb.DB, version string, s *subtest.Service) {
+	t.Helper()
+	var found int
+	if err := db.Reader().QueryRowContext(t.Context(), "SELECT count(*) FROM services").Scan(&found); err == nil && found != 2 {
+		t.Errorf("after %s, %d services are found", version, found)
+	}
+	if version < "00014" {
+		return
+	}
+	k := s.Keyring()
+	err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(t.Context(), "INSERT INTO keys (target, public_key, position, from_time, end_time) VALUES ($1, $2, 1, 1, 1)",
+			"new", k.Keys[0].PublicKey.Bytes())
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(t.Context(), "INSERT INTO services (target, head, max_sequence, filled, sequenced) VALUES ('new', 1, 1, 0, 1)")
+		return err
+	})
+	if err == nil {
+		t.Errorf("after %s, a release of before can apply an event", version)
 	}
 }
 
@@ -75,14 +143,14 @@ func checkMigrated(t *testing.T, store *subscriber.Store, a, b *subtest.Service)
 }
 
 // fillFirstSchema makes what a process of the first schema would have, after all events of these services.
-func fillFirstSchema(t *testing.T, url string, services ...*subtest.Service) {
+func fillFirstSchema(t *testing.T, url string, files fs.FS, services ...*subtest.Service) *sqldb.DB {
 	t.Helper()
 	db, err := sqldb.Open(t.Context(), url, discard())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = db.Close() }()
-	if err := db.Migrate(t.Context(), firstSchema(t, "00008")); err != nil {
+	t.Cleanup(func() { _ = db.Close() })
+	if err := db.Migrate(t.Context(), firstSchema(t, files, "00008")); err != nil {
 		t.Fatal(err)
 	}
 	insert := func(table string, values ...any) {
@@ -105,6 +173,7 @@ func fillFirstSchema(t *testing.T, url string, services ...*subtest.Service) {
 		}
 		insert("services", s.Target.String(), k.Head, k.Head, int64(0), int64(len(s.Events)))
 	}
+	return db
 }
 
 func typesOf(values []any) (types []sqldb.Type) {
@@ -122,11 +191,11 @@ func typesOf(values []any) (types []sqldb.Type) {
 }
 
 // firstSchema returns the migrations up to this one.
-func firstSchema(t *testing.T, last string) fs.FS {
+func firstSchema(t *testing.T, all fs.FS, last string) fs.FS {
 	t.Helper()
 	files := fstest.MapFS{}
 	for _, engine := range []string{"sqlite", "postgres"} {
-		names, err := fs.Glob(schema.Subscriber(), engine+"/*.sql")
+		names, err := fs.Glob(all, engine+"/*.sql")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -134,7 +203,7 @@ func firstSchema(t *testing.T, last string) fs.FS {
 			if path.Base(name)[:len(last)] > last {
 				continue
 			}
-			text, err := fs.ReadFile(schema.Subscriber(), name)
+			text, err := fs.ReadFile(all, name)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -94,7 +94,7 @@ type load struct {
 func newLoad(services int) *load {
 	l := &load{last: make(map[events.Target]events.Invalidation)}
 	for i := range services { // named in another order than they are bound
-		l.unbound = append(l.unbound, targetOf(fmt.Sprintf("cms-article-%08x", uint32(i)*2654435761))) //nolint:gosec // it is to wrap
+		l.unbound = append(l.unbound, targetOf(fmt.Sprintf("cms-article-%08x", uint32(i)*2654435761)))
 	}
 	return l
 }
