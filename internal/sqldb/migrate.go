@@ -150,10 +150,11 @@ func (db *DB) migrationLock() (lock.Locker, error) {
 	return locker, nil
 }
 
-// up applies what is missing. Isolated DDL keeps goose from beginning a transaction: with SQLite it runs in one.
+// up applies what is missing, also what is older than the newest: a database of Billing's can become one of Auth's, whose schema
+// has more files. Isolated DDL keeps goose from beginning a transaction: with SQLite it runs in one.
 func up(ctx context.Context, dialect goose.Dialect, pool *sql.DB, files fs.FS) ([]*goose.MigrationResult, error) {
 	provider, err := goose.NewProvider(dialect, pool, files,
-		goose.WithIsolateDDL(true), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+		goose.WithIsolateDDL(true), goose.WithAllowOutofOrder(true), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
 	if err != nil {
 		return nil, fmt.Errorf("read the migrations: %w", err)
 	}

@@ -54,7 +54,8 @@ func TestPoison(t *testing.T) {
 	}
 
 	victim := subtest.NewService(t, "victim")
-	run(fmt.Sprintf("CREATE TRIGGER poison BEFORE INSERT ON keys WHEN NEW.target = '%s' BEGIN SELECT RAISE(ABORT, 'poison'); END", victim.Target))
+	run(fmt.Sprintf("CREATE TRIGGER poison BEFORE INSERT ON keys WHEN NEW.service = (SELECT id FROM services WHERE target = '%s') "+
+		"BEGIN SELECT RAISE(ABORT, 'poison'); END", victim.Target))
 	publish(victim)
 	others := 0
 	testenv.Eventually(t, within, "the event is set aside", func() error {
