@@ -68,3 +68,26 @@ func TestOtherIDAfterARestore(t *testing.T) {
 		}
 	})
 }
+
+// TestIDsAgain: a server that took over may count the ids of services from the start again. No request is to blame for that.
+func TestIDsAgain(t *testing.T) {
+	t.Parallel()
+	store := openStore(t, testenv.Database(t, testenv.Postgres))
+	d := newDeveloper(t, store, "org.omiappreg.alice", "one")
+	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+	decideAll(t, in, d.bind())
+	decideAll(t, in, d.rotate())
+	const again = "SELECT setval(pg_get_serial_sequence('services', 'id'), 1, false)"
+	if _, err := store.db.Writer().ExecContext(t.Context(), again); err != nil {
+		t.Fatal(err)
+	}
+	list := []request{d.another("two").bind()}
+	b := newBatch(in.policy, in.key, time.Now().Unix(), loadFor(t, in, list), incomingOf(list))
+	b.decide()
+	if lost, err := store.commit(t.Context(), b.groups, time.Now()); err != nil || !lost[list[0].draft.Target] {
+		t.Fatalf("lost %v, %v", lost, err)
+	}
+	if o := decideAll(t, in, list[0])[0]; o.verdict != committed {
+		t.Errorf("decided again: %v %s", o.verdict, o.reason)
+	}
+}
