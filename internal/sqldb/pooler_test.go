@@ -48,7 +48,7 @@ func checkNulls(t *testing.T, db *sqldb.DB) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = rows.Close() }()
+		t.Cleanup(func() { _ = rows.Close() })
 		var got []any
 		for rows.Next() {
 			var text *string
@@ -121,14 +121,15 @@ func pool(client net.Conn, address string) {
 			return
 		}
 		kind = message[0]
-		body := make([]byte, binary.BigEndian.Uint32(message[1:])-4)
+		const length = 4
+		body := make([]byte, binary.BigEndian.Uint32(message[1:])-length)
 		if _, err := io.ReadFull(server, body); err != nil {
 			return
 		}
 		if kind == keyData {
 			binary.BigEndian.PutUint32(body, 1<<31-1)
 		}
-		if _, err := client.Write(append(message, body...)); err != nil {
+		if _, err := client.Write(slices.Concat(message, body)); err != nil {
 			return
 		}
 	}
