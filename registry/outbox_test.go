@@ -2,6 +2,8 @@ package registry
 
 import (
 	"bytes"
+	"context"
+	"net/url"
 	"slices"
 	"testing"
 	"time"
@@ -92,5 +94,41 @@ func TestIDsAgain(t *testing.T) {
 	}
 	if o := decideAll(t, in, list[0])[0]; o.verdict != committed {
 		t.Errorf("decided again: %v %s", o.verdict, o.reason)
+	}
+}
+
+// TestForgetEnds: a database that vanished without a word does not hold up the relay, which has to publish what others commit. What
+// it did not forget is forgotten later.
+func TestForgetEnds(t *testing.T) {
+	t.Parallel()
+	server, err := url.Parse(testenv.Database(t, testenv.Postgres))
+	if err != nil {
+		t.Fatal(err)
+	}
+	way := testenv.NewProxy(t, server.Host)
+	server.Host = way.Addr()
+	store := openStore(t, server.String())
+	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+	bound := decideAll(t, in, newDeveloper(t, store, "org.omiappreg.alice", "one").bind())
+	f := &fence{store: store, log: testLog(t), woken: make(chan struct{}, 1)}
+	r := newRelay(nil, store, f, testLog(t), in.metrics, in.now)
+	r.within = 100 * time.Millisecond
+	way.Stall()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.forget(context.WithoutCancel(t.Context()), published{messages: bound[0].messages()})
+	}()
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Error("it waits for the database")
+	}
+	way.Restore()
+	r.within = patience
+	<-ended
+	r.forget(t.Context(), published{messages: bound[0].messages()})
+	if left, err := store.outboxStale(t.Context(), time.Now().Add(time.Hour)); err != nil || left {
+		t.Errorf("something is left: %t, %v", left, err)
 	}
 }
