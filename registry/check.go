@@ -161,8 +161,9 @@ func (s *Store) checkServices(ctx context.Context, c *checker) error {
 	if err != nil {
 		return err
 	}
+	// Grouped is what is wrong alone: SQLite keeps groups in memory.
 	return s.each(ctx, `SELECT COALESCE(s.target, ''), MAX(h.sequence) FROM history h LEFT JOIN services s ON s.id = h.service
-		GROUP BY h.service, s.target, s.sequence HAVING s.sequence IS NULL OR MAX(h.sequence) > s.sequence ORDER BY s.target`, nil,
+		WHERE s.sequence IS NULL OR h.sequence > s.sequence GROUP BY h.service, s.target ORDER BY s.target`, nil,
 		func(rows *sql.Rows) error {
 			var name string
 			var sequence int64

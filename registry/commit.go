@@ -110,8 +110,10 @@ func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error
 	if err := w.each(update, append(serviceTypes(), sqldb.Int), known, moved); err != nil {
 		return fmt.Errorf("update services: %w", err)
 	}
+	// A conflict may be about the id too: a server that took over by logical replication begins to count anew. Who is decided
+	// again gets another.
 	const insert = `INSERT INTO services (target, status, sequence, public_key, changed_at, bound_at, recent_rotations,
-		service_type, endpoint_url, provider_receipt) %s ON CONFLICT (target) DO NOTHING RETURNING id, target`
+		service_type, endpoint_url, provider_receipt) %s ON CONFLICT DO NOTHING RETURNING id, target`
 	if err := w.each(insert, serviceTypes(), born, moved); err != nil {
 		return fmt.Errorf("insert services: %w", err)
 	}

@@ -246,3 +246,29 @@ func TestPanicOnRetry(t *testing.T) {
 		t.Errorf("a retry of what is gone: %v", err)
 	}
 }
+
+// TestDamagedService: a service whose row lags behind its history can't commit anything. The others wait for it no longer than it
+// takes to find out.
+func TestDamagedService(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		w := newWorld(t, url)
+		d := newDeveloper(t, w.store, "org.omiappreg.alice", "damaged")
+		other := d.another("other")
+		stop := w.run()
+		w.commit(d.bind())
+		w.commit(other.bind())
+		stop()
+		const damage = "UPDATE services SET sequence = sequence - 1 WHERE target = $1"
+		if _, err := w.store.db.Writer().ExecContext(t.Context(), damage, d.target.String()); err != nil {
+			t.Fatal(err)
+		}
+		w.publish(d.rotate())
+		r := other.rotate()
+		w.publish(r)
+		w.run()
+		if receipt := w.answer(r); receipt.Event != events.RequestCommitted {
+			t.Errorf("%s %s", receipt.Event, receipt.Reason)
+		}
+	})
+}

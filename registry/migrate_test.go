@@ -3,7 +3,6 @@ package registry
 import (
 	"fmt"
 	"io/fs"
-	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -21,67 +20,125 @@ import (
 func TestMigrateHistoryByID(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
-		old := openOldSchema(t, url)
-		exec := func(query string, args ...any) {
-			if _, err := old.Writer().ExecContext(t.Context(), query, args...); err != nil {
-				t.Fatalf("%s: %v", query, err)
-			}
+		old := openTestDB(t, url)
+		if err := old.Migrate(t.Context(), firstMigrations(t, oldSchema)); err != nil {
+			t.Fatal(err)
 		}
-		names := []string{"org.omiappreg.alice.one", "org.omiappreg.alice.two", "org.omiappreg.alice.three"}
-		keys := map[string][]events.PublicKey{}
-		for _, name := range names {
-			var before any
-			for sequence := range 3 {
-				key := events.GenerateSigningKey().Public()
-				keys[name] = append(keys[name], key)
-				id := fmt.Sprintf("%s-%d", name[len("org.omiappreg.alice."):], sequence+1)
-				exec("INSERT INTO history VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)", name, sequence+1,
-					string(events.MasterReset), before, key.Bytes(), 7, 7, "event-"+id, "request-"+id, make([]byte, 32), "receipt-"+id, []byte("receipt of "+id))
-				before = key.Bytes()
-			}
-			exec("INSERT INTO services VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)", name, "active", 3, before, 7, 5, "6 7 ", "cms", "https://x", "")
-		}
-		// Of one change both messages wait, of another the receipt, of a third the event.
-		const insert = "INSERT INTO outbox (nonce, subject, payload, position, lease_until) VALUES ($1, $2, $3, $4, $5)"
-		exec(insert, "event-two-3", events.InvalidationSubject+names[1], []byte("event of two-3"), 100, 1)
-		exec(insert, "receipt-two-3", events.ReceiptSubject+names[1], []byte("receipt of two-3"), 101, 1)
-		exec(insert, "receipt-one-2", events.ReceiptSubject+names[0], []byte("receipt of one-2"), 99, 1)
-		exec(insert, "event-three-1", events.InvalidationSubject+names[2], []byte("event of three-1"), 100, 1)
+		keys := fillOldSchema(t, old)
 		if err := old.Close(); err != nil {
 			t.Fatal(err)
 		}
-
-		store := openStore(t, url)
-		for _, name := range names {
-			checkMigrated(t, store, name, keys[name])
-		}
-		checkWaiting(t, store)
+		checkAllMigrated(t, openStore(t, url), keys)
 	})
 }
 
-// openOldSchema opens a database that has the first seven migrations.
-func openOldSchema(t *testing.T, url string) *sqldb.DB {
+// TestMigrationKilledBetween: who migrates can be killed between any statement and the note that it was run. Whoever comes next
+// runs it again. Meanwhile a release of before is told nothing of services that is not so: it finds them all, or gets an error.
+func TestMigrationKilledBetween(t *testing.T) {
+	t.Parallel()
+	url := testenv.Database(t, testenv.Postgres) // with SQLite, all of it is one transaction
+	db := openTestDB(t, url)
+	if err := db.Migrate(t.Context(), firstMigrations(t, oldSchema)); err != nil {
+		t.Fatal(err)
+	}
+	keys := fillOldSchema(t, db)
+	all, err := fs.Glob(schema.Registry(), "postgres/*.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := oldSchema + 1; n <= len(all); n++ {
+		for range 2 {
+			if err := db.Migrate(t.Context(), firstMigrations(t, n)); err != nil {
+				t.Fatalf("%s: %v", all[n-1], err)
+			}
+			var found int
+			err := db.Reader().QueryRowContext(t.Context(), "SELECT COUNT(*) FROM services").Scan(&found)
+			if err == nil && found != len(keys) {
+				t.Errorf("after %s, %d services are found", all[n-1], found)
+			}
+			if _, err := db.Writer().ExecContext(t.Context(), "DELETE FROM goose_db_version WHERE version_id = $1", n); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := db.Migrate(t.Context(), firstMigrations(t, n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	checkAllMigrated(t, openStore(t, url), keys)
+}
+
+// oldSchema is how many migrations the release had that kept the target's name in every row.
+const oldSchema = 7
+
+func openTestDB(t *testing.T, url string) *sqldb.DB {
 	t.Helper()
 	db, err := sqldb.Open(t.Context(), url, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	files := fstest.MapFS{}
-	err = fs.WalkDir(schema.Registry(), ".", func(name string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() || path.Base(name) >= "00008" {
-			return err
-		}
-		content, err := fs.ReadFile(schema.Registry(), name)
-		files[name] = &fstest.MapFile{Data: content}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := db.Migrate(t.Context(), files); err != nil {
-		t.Fatal(err)
-	}
 	return db
+}
+
+// firstMigrations are the first n.
+func firstMigrations(t *testing.T, n int) fs.FS {
+	t.Helper()
+	files := fstest.MapFS{}
+	for _, engine := range []string{"sqlite", "postgres"} {
+		names, err := fs.Glob(schema.Registry(), engine+"/*.sql")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names[:n] {
+			content, err := fs.ReadFile(schema.Registry(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			files[name] = &fstest.MapFile{Data: content}
+		}
+	}
+	return files
+}
+
+// fillOldSchema returns the keys of the services that it makes, by their names.
+func fillOldSchema(t *testing.T, old *sqldb.DB) map[string][]events.PublicKey {
+	t.Helper()
+	exec := func(query string, args ...any) {
+		if _, err := old.Writer().ExecContext(t.Context(), query, args...); err != nil {
+			t.Fatalf("%s: %v", query, err)
+		}
+	}
+	names := []string{"org.omiappreg.alice.one", "org.omiappreg.alice.two", "org.omiappreg.alice.three"}
+	keys := map[string][]events.PublicKey{}
+	for _, name := range names {
+		var before any
+		for sequence := range 3 {
+			key := events.GenerateSigningKey().Public()
+			keys[name] = append(keys[name], key)
+			id := fmt.Sprintf("%s-%d", name[len("org.omiappreg.alice."):], sequence+1)
+			exec("INSERT INTO history VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)", name, sequence+1,
+				string(events.MasterReset), before, key.Bytes(), 7, 7, "event-"+id, "request-"+id, make([]byte, 32), "receipt-"+id, []byte("receipt of "+id))
+			before = key.Bytes()
+		}
+		exec("INSERT INTO services VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)", name, "active", 3, before, 7, 5, "6 7 ", "cms", "https://x", "")
+	}
+	// Of one change both messages wait, of another the receipt, of a third the event.
+	const insert = "INSERT INTO outbox (nonce, subject, payload, position, lease_until) VALUES ($1, $2, $3, $4, $5)"
+	exec(insert, "event-two-3", events.InvalidationSubject+names[1], []byte("event of two-3"), 100, 1)
+	exec(insert, "receipt-two-3", events.ReceiptSubject+names[1], []byte("receipt of two-3"), 101, 1)
+	exec(insert, "receipt-one-2", events.ReceiptSubject+names[0], []byte("receipt of one-2"), 99, 1)
+	exec(insert, "event-three-1", events.InvalidationSubject+names[2], []byte("event of three-1"), 100, 1)
+	return keys
+}
+
+func checkAllMigrated(t *testing.T, store *Store, keys map[string][]events.PublicKey) {
+	t.Helper()
+	for name, list := range keys {
+		checkMigrated(t, store, name, list)
+	}
+	checkWaiting(t, store)
 }
 
 func checkMigrated(t *testing.T, store *Store, name string, keys []events.PublicKey) {

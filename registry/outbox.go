@@ -128,11 +128,14 @@ func (s *Store) outboxStale(ctx context.Context, now time.Time) (bool, error) {
 // errOlder means that the database is not the one that the messages were committed to: it was restored.
 var errOlder = errors.New("the database lacks what was written to it")
 
-// deleteOutbox forgets the changes of which the streams have every message, and moves the position from where it was seen to
-// place; 0: it stays. It returns the position by then, or [errOlder] if the database was restored meanwhile.
+// deleteOutbox forgets the changes of which the streams have every message, and the events of those of which they lack the
+// receipt: a broker that takes only events would be given them again and again. It moves the position from where it was seen
+// to place; 0: it stays. It returns the position by then, or [errOlder] if the database was restored meanwhile.
 func (s *Store) deleteOutbox(ctx context.Context, published []signed, from position, place uint64) (now position, err error) {
 	var gone, older bool
-	places := placesOf(published)
+	places, half := placesOf(published)
+	const announced = `UPDATE outbox SET event = NULL FROM (%s) AS v
+		WHERE outbox.batch = v.column1 AND outbox.position = v.column2 RETURNING outbox.batch`
 	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
 		deleted := int64(0)
 		for first, last := range runs(places) {
@@ -146,6 +149,10 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 				return err
 			}
 			deleted += n
+		}
+		w := writer{ctx, tx, s.db.Engine()}
+		if err := w.each(announced, []sqldb.Type{sqldb.Int, sqldb.Int}, half, func(*sql.Rows) error { return nil }); err != nil {
+			return err
 		}
 		now, older = from, false
 		if gone = deleted < int64(len(places)); gone || place == 0 {
@@ -166,17 +173,26 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 	return now, nil
 }
 
-// placesOf returns the places of those changes of which all messages are there, in their order.
-func placesOf(messages []signed) []outboxPlace {
-	places, parts := make([]outboxPlace, 0, len(messages)/2), make(map[outboxPlace]int, len(messages)/2)
+// placesOf returns the places of those changes of which all messages are there, in their order, and the columns of the places
+// of those of which the event alone is.
+func placesOf(messages []signed) (whole []outboxPlace, half []any) {
+	whole = make([]outboxPlace, 0, len(messages)/2)
+	parts := make(map[outboxPlace]int, len(messages)/2)
 	for _, m := range messages {
 		if parts[m.place]++; parts[m.place] == m.parts {
-			places = append(places, m.place)
+			whole = append(whole, m.place)
 		}
 	}
-	slices.SortFunc(places, comparePlaces)
-	return places
+	for _, m := range messages {
+		if parts[m.place] < m.parts && isEvent(m) {
+			half = append(half, m.place.batch, m.place.position)
+		}
+	}
+	slices.SortFunc(whole, comparePlaces)
+	return whole, half
 }
+
+func isEvent(m signed) bool { return strings.HasPrefix(m.subject, events.InvalidationSubject) }
 
 // runs yields the first and the last of places that lie side by side: most often all of them.
 func runs(places []outboxPlace) iter.Seq2[outboxPlace, outboxPlace] {
@@ -199,7 +215,7 @@ func runs(places []outboxPlace) iter.Seq2[outboxPlace, outboxPlace] {
 func (s *Store) committedAll(ctx context.Context, published []signed) error {
 	var list []claim
 	for _, m := range published {
-		if strings.HasPrefix(m.subject, events.InvalidationSubject) {
+		if isEvent(m) {
 			list = append(list, newClaim(streamMessage{subject: m.subject, payload: m.payload}))
 		}
 	}

@@ -2,14 +2,17 @@ package registry
 
 import (
 	"bytes"
+	"context"
+	"net/url"
+	"slices"
 	"testing"
 	"time"
 
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestHalfPublished: a change whose event is in its stream, and its receipt is not, stays in the outbox, and both are published
-// once more. One that is deleted twice makes nobody believe that the database is another one.
+// TestHalfPublished: a change whose event is in its stream, and its receipt is not, stays in the outbox, and the receipt alone is
+// published once more. Where the receipt is, and the event is not, both are. One that is deleted twice makes nobody believe that the database is another one.
 func TestHalfPublished(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
@@ -19,7 +22,8 @@ func TestHalfPublished(t *testing.T) {
 		first, second := decideAll(t, in, d.bind(), d.another("two").bind()), decideAll(t, in, d.another("three").bind())
 		messages := append(first[0].messages(), first[1].messages()...)
 		messages = append(messages, second[0].messages()...)
-		half := messages[:len(messages)-1]
+		half := slices.Delete(slices.Clone(messages), 2, 3) // all but the event of one, and the receipt of another
+		half = half[:len(half)-1]
 		for range 2 {
 			if _, err := store.deleteOutbox(t.Context(), half, position{}, 0); err != nil {
 				t.Fatal(err)
@@ -29,11 +33,12 @@ func TestHalfPublished(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(claimed) != 2 || claimed[0].nonce != messages[4].nonce || claimed[1].nonce != messages[5].nonce {
+		left := []signed{messages[2], messages[3], messages[5]}
+		if len(claimed) != len(left) {
 			t.Fatalf("%d messages are left: %v", len(claimed), claimed)
 		}
-		for i, m := range claimed {
-			if want := messages[4+i]; m.subject != want.subject || !bytes.Equal(m.payload, want.payload) {
+		for i, want := range left {
+			if m := claimed[i]; m.nonce != want.nonce || m.subject != want.subject || !bytes.Equal(m.payload, want.payload) {
 				t.Errorf("claimed %s %s\nwant %s %s", m.subject, m.payload, want.subject, want.payload)
 			}
 		}
@@ -67,4 +72,63 @@ func TestOtherIDAfterARestore(t *testing.T) {
 			t.Errorf("lost %v, %v", lost, err)
 		}
 	})
+}
+
+// TestIDsAgain: a server that took over may count the ids of services from the start again. No request is to blame for that.
+func TestIDsAgain(t *testing.T) {
+	t.Parallel()
+	store := openStore(t, testenv.Database(t, testenv.Postgres))
+	d := newDeveloper(t, store, "org.omiappreg.alice", "one")
+	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+	decideAll(t, in, d.bind())
+	decideAll(t, in, d.rotate())
+	const again = "SELECT setval(pg_get_serial_sequence('services', 'id'), 1, false)"
+	if _, err := store.db.Writer().ExecContext(t.Context(), again); err != nil {
+		t.Fatal(err)
+	}
+	list := []request{d.another("two").bind()}
+	b := newBatch(in.policy, in.key, time.Now().Unix(), loadFor(t, in, list), incomingOf(list))
+	b.decide()
+	if lost, err := store.commit(t.Context(), b.groups, time.Now()); err != nil || !lost[list[0].draft.Target] {
+		t.Fatalf("lost %v, %v", lost, err)
+	}
+	if o := decideAll(t, in, list[0])[0]; o.verdict != committed {
+		t.Errorf("decided again: %v %s", o.verdict, o.reason)
+	}
+}
+
+// TestForgetEnds: a database that vanished without a word does not hold up the relay, which has to publish what others commit. What
+// it did not forget is forgotten later.
+func TestForgetEnds(t *testing.T) {
+	t.Parallel()
+	server, err := url.Parse(testenv.Database(t, testenv.Postgres))
+	if err != nil {
+		t.Fatal(err)
+	}
+	way := testenv.NewProxy(t, server.Host)
+	server.Host = way.Addr()
+	store := openStore(t, server.String())
+	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+	bound := decideAll(t, in, newDeveloper(t, store, "org.omiappreg.alice", "one").bind())
+	f := &fence{store: store, log: testLog(t), woken: make(chan struct{}, 1)}
+	r := newRelay(nil, store, f, testLog(t), in.metrics, in.now)
+	r.within = 100 * time.Millisecond
+	way.Stall()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.forget(context.WithoutCancel(t.Context()), published{messages: bound[0].messages()})
+	}()
+	select {
+	case <-ended:
+	case <-time.After(patience):
+		t.Error("it waits for the database")
+	}
+	way.Restore()
+	r.within = patience
+	<-ended
+	r.forget(t.Context(), published{messages: bound[0].messages()})
+	if left, err := store.outboxStale(t.Context(), time.Now().Add(time.Hour)); err != nil || left {
+		t.Errorf("something is left: %t, %v", left, err)
+	}
 }

@@ -24,7 +24,10 @@ const (
 	// would make everybody wait for the disk just when the subscribers commit the event.
 	forgetAfter  = 100 * time.Millisecond
 	forgetAtMost = 2 * maxBatch // messages that wait for that
-	retryAfter   = time.Second  // a refusal whose receipt could not be published is decided again
+	// forgetWithin is how long the database may take for it. One that vanished without a word would hold up everything that is to be
+	// published, or a shutdown, for a quarter of an hour.
+	forgetWithin = 15 * time.Second
+	retryAfter   = time.Second // a refusal whose receipt could not be published is decided again
 )
 
 // publication is what a decided batch has to say. Its outbox messages are in the database, and are deleted from there
@@ -50,11 +53,12 @@ type relay struct {
 	now     func() time.Time
 	queue   chan publication
 	answers chan publication // apart: what is committed does not wait behind refusals, which strangers make any number of
+	within  time.Duration    // forgetWithin
 }
 
 func newRelay(js jetstream.JetStream, store *Store, f *fence, log *slog.Logger, m *metrics, now func() time.Time) *relay {
 	return &relay{js: js, store: store, fence: f, log: log, metrics: m, now: now,
-		queue: make(chan publication, relayQueue), answers: make(chan publication, relayQueue)}
+		queue: make(chan publication, relayQueue), answers: make(chan publication, relayQueue), within: forgetWithin}
 }
 
 // enqueue hands a batch over. It waits while the broker is behind; what it can't hand over because ctx ended is found
@@ -215,7 +219,9 @@ func (r *relay) forget(ctx context.Context, sent published) {
 	if !ok {
 		last = 0
 	}
-	now, err := r.store.deleteOutbox(ctx, sent.messages, from, last)
+	within, cancel := context.WithTimeout(ctx, r.within)
+	defer cancel()
+	now, err := r.store.deleteOutbox(within, sent.messages, from, last)
 	switch {
 	case errors.Is(err, errOlder):
 		r.fence.suspect("messages that were to be published are gone from the outbox, or the position went back")

@@ -3,6 +3,7 @@ package registry
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
@@ -22,7 +23,13 @@ type work struct {
 	messages []*consume.Message
 	todo     []incoming // in the order of the stream
 	writing  *writing   // nil: nothing is being committed
+	futile   int        // commits in a row of which nothing stood
 }
+
+// mostFutile is after how many such commits it is not rivals who are to blame.
+const mostFutile = 10
+
+var errFutile = errors.New("the database refuses time and again what it was found to have room for: it may be damaged, as omi-registry check shows")
 
 // writing is a portion that is being committed.
 type writing struct {
@@ -113,11 +120,27 @@ func (w *work) finish(ctx context.Context) error {
 		return err
 	}
 	w.metrics.lost.Add(float64(len(c.lost)))
+	if w.futile++; len(c.lost) < c.changes() || len(c.lost) == 0 {
+		w.futile = 0
+	}
+	if w.futile > mostFutile {
+		return errFutile // each is tried alone then, so that nobody waits for ever for the one that can't be committed
+	}
 	if len(c.lost) > 0 {
 		w.todo = append(remaining(c.batch, c.lost), w.todo...)
 		slices.SortStableFunc(w.todo, func(a, b incoming) int { return cmp.Compare(a.index, b.index) })
 	}
 	return nil
+}
+
+// changes counts the services that have anything to commit.
+func (b *batch) changes() (n int) {
+	for _, g := range b.groups {
+		if g.changed() {
+			n++
+		}
+	}
+	return n
 }
 
 // remaining returns the requests of the lost services, in their order.

@@ -11,6 +11,9 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO omi_registry_reader;
 ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public
   GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO omi_registry;
 ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public GRANT SELECT ON TABLES TO omi_registry_reader;
+-- A service that is bound gets its id from a sequence. In CockroachDB that is a privilege of its own.
+GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO omi_registry;
+ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public GRANT USAGE ON SEQUENCES TO omi_registry;
 
 -- History is only ever appended to: whoever breaks into the registry's process can't unmake what happened.
 REVOKE UPDATE, DELETE ON history FROM omi_registry;

@@ -25,11 +25,17 @@ func TestPatient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	consumer, err := js.CreateConsumer(t.Context(), "Q", jetstream.ConsumerConfig{AckPolicy: jetstream.AckExplicitPolicy})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pull := func() jetstream.MessagesContext {
+	// Each pulls from a stream of its own: the impatient one's pull arrives late too, and would be given what the patient one
+	// waits for.
+	pull := func(stream, subject string) jetstream.MessagesContext {
+		cfg := jetstream.StreamConfig{Name: stream, Subjects: []string{subject}, Retention: jetstream.WorkQueuePolicy}
+		if _, err := js.CreateOrUpdateStream(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		consumer, err := js.CreateConsumer(t.Context(), stream, jetstream.ConsumerConfig{AckPolicy: jetstream.AckExplicitPolicy})
+		if err != nil {
+			t.Fatal(err)
+		}
 		messages, err := consumer.Messages(jetstream.PullHeartbeat(500*time.Millisecond), jetstream.PullExpiry(30*time.Second))
 		if err != nil {
 			t.Fatal(err)
@@ -37,7 +43,7 @@ func TestPatient(t *testing.T) {
 		t.Cleanup(messages.Stop)
 		return messages
 	}
-	impatient, patient := pull(), consume.Patient(pull())
+	impatient, patient := pull("OTHER", "other.>"), consume.Patient(pull("Q", "q.>"))
 	way.Stall()
 	heard := make(chan error, 1)
 	go func() {

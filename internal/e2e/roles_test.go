@@ -224,6 +224,15 @@ func (r *roles) testPrivileges() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	var sequence string
+	var may bool
+	err = conn.QueryRow(r.t.Context(), "SELECT pg_get_serial_sequence('services', 'id')").Scan(&sequence)
+	if err == nil {
+		err = conn.QueryRow(r.t.Context(), "SELECT has_sequence_privilege($1, $2, 'USAGE')", r.renamed.Replace("omi_registry"), sequence).Scan(&may)
+	}
+	if err != nil || !may {
+		r.t.Errorf("the registry may not take an id from %s, which CockroachDB asks for: %v", sequence, err)
+	}
 	want, serving := registryPrivileges(), map[string]string{}
 	for _, table := range tables {
 		may := func(role string) string {

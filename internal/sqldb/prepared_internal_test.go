@@ -135,3 +135,46 @@ func TestPreparedLimit(t *testing.T) {
 		t.Errorf("%d statements are kept, want %d", n, preparedEach)
 	}
 }
+
+// TestPreparedAfterFailure: a statement that failed, or whose context ended in the middle of its rows, is as good as new.
+func TestPreparedAfterFailure(t *testing.T) {
+	t.Parallel()
+	db := openTest(t)
+	if _, err := db.writer.ExecContext(t.Context(), "CREATE TABLE t (n BIGINT PRIMARY KEY, s TEXT)"); err != nil {
+		t.Fatal(err)
+	}
+	const insert, all = "INSERT INTO t (s, n) VALUES ($2, $1)", "SELECT s FROM t WHERE s <> $1 ORDER BY n"
+	for i := range 100 {
+		for try := range 2 {
+			_, err := db.writer.ExecContext(t.Context(), insert, i, fmt.Sprintf("text %d", i))
+			if Duplicate(err) != (try == 1) || try == 0 && err != nil {
+				t.Fatal(err)
+			}
+		}
+		left, cancel := context.WithCancel(t.Context())
+		err := db.InTx(left, func(tx *sql.Tx) error { // the one connection of the writer's
+			if _, err := tx.ExecContext(left, insert, 1000+i, "rolled back"); err != nil {
+				return err
+			}
+			rows, err := tx.QueryContext(left, all, "")
+			if err != nil {
+				return err
+			}
+			defer func() { _ = rows.Close() }()
+			rows.Next()
+			cancel()
+			return rows.Err()
+		})
+		if !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		var last string
+		if err := db.writer.QueryRowContext(t.Context(), all+" LIMIT 1 OFFSET $2", "text 0", max(0, i-1)).Scan(&last); i > 0 &&
+			(err != nil || last != fmt.Sprintf("text %d", i)) {
+			t.Fatalf("the last of %d is %q: %v", i, last, err)
+		}
+		if n, err := columns(t.Context(), db.writer); err != nil || n != 2 {
+			t.Fatal(n, err)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -31,24 +32,51 @@ func openServer(ctx context.Context, url string, log *slog.Logger) (*DB, error) 
 	if err != nil {
 		return nil, err
 	}
-	pool := serverPool(ctx, cfg)
+	var pooled atomic.Bool
+	pool := serverPool(ctx, cfg, func(ctx context.Context, conn *pgx.Conn) error {
+		yes, err := behindPooler(ctx, conn)
+		pooled.Store(yes)
+		return err
+	})
 	version, err := awaitServer(ctx, pool, log)
 	if err != nil {
 		return nil, errors.Join(err, pool.Close())
 	}
 	engine := engineOf(version)
-	if engine == Postgres && !execModeChosen(url) {
+	switch {
+	case engine != Postgres || execModeChosen(url):
+	case pooled.Load():
+		log.InfoContext(ctx, "the database is behind a connection pooler: statements are not prepared, which costs CPU", "otherwise",
+			execMode+"cache_statement in the URL, if the pooler keeps the prepared statements of each client")
+	default:
 		// The texts of statements are few there, see Rows, and prepared once for each connection.
 		cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 		if err := pool.Close(); err != nil {
 			return nil, fmt.Errorf("close the first connection: %w", err)
 		}
-		pool = serverPool(ctx, cfg)
+		pool = serverPool(ctx, cfg, nil)
 	}
 	return &DB{engine: engine, reader: pool, writer: pool, log: log}, nil
 }
 
-func serverPool(ctx context.Context, cfg *pgx.ConnConfig) *sql.DB {
+// behindPooler says whether somebody stands between us and PostgreSQL who shares its connections among clients. The next
+// transaction may then be on another one, without what was prepared. Poolers have to tell cancellations apart, so they make up
+// the process id that the server would give to the client.
+func behindPooler(ctx context.Context, conn *pgx.Conn) (bool, error) {
+	if isCockroach(conn) {
+		return false, nil
+	}
+	var pid int64
+	if err := conn.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&pid); err != nil {
+		return false, fmt.Errorf("ask for the server's process id: %w", err)
+	}
+	return pid != int64(conn.PgConn().PID()), nil
+}
+
+func isCockroach(conn *pgx.Conn) bool { return conn.PgConn().ParameterStatus("crdb_version") != "" }
+
+// serverPool makes a pool; look, if it is not nil, sees each new connection.
+func serverPool(ctx context.Context, cfg *pgx.ConnConfig, look func(context.Context, *pgx.Conn) error) *sql.DB {
 	_, custom := cfg.RuntimeParams[idleTxTimeout]
 	connector := stdlib.GetConnector(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
 		// Not parameters of the startup message, which PgBouncer would refuse.
@@ -56,13 +84,16 @@ func serverPool(ctx context.Context, cfg *pgx.ConnConfig) *sql.DB {
 		if !custom {
 			settings = append(settings, idleTxTimeout+" = '30s'")
 		}
-		if conn.PgConn().ParameterStatus("crdb_version") == "" {
+		if !isCockroach(conn) {
 			settings = append(settings, planByIndex()...)
 		}
 		for _, setting := range settings {
 			if _, err := conn.Exec(ctx, "SET "+setting); err != nil {
 				return fmt.Errorf("set %s: %w", setting, err)
 			}
+		}
+		if look != nil {
+			return look(ctx, conn)
 		}
 		return nil
 	}))
@@ -95,8 +126,8 @@ func engineOf(version string) Engine {
 // The statements that CockroachDB gets vary in length with the size of a batch, so pgx's default of preparing each text and
 // keeping 512 of them on every connection would prepare again and again, and fill the server's memory. In mode "exec" a
 // statement is one round trip that leaves nothing behind; pgx derives the types of parameters from the Go values: int64,
-// string, []byte and bool are right by themselves. With PostgreSQL only the first connection is of that mode. Who has a
-// connection pooler before it that can't do prepared statements asks for the mode in the URL, and pays for it with CPU.
+// string, []byte and bool are right by themselves. With PostgreSQL only the first connection is of that mode, and all of them
+// behind a connection pooler, which may not keep what is prepared. The URL can ask for any mode.
 func serverConfig(url string) (*pgx.ConnConfig, error) {
 	cfg, err := parseServer(url)
 	if err != nil {
@@ -117,7 +148,10 @@ func serverConfig(url string) (*pgx.ConnConfig, error) {
 	return cfg, nil
 }
 
-func execModeChosen(url string) bool { return strings.Contains(url, "default_query_exec_mode=") }
+// execMode is the parameter of a URL.
+const execMode = "default_query_exec_mode="
+
+func execModeChosen(url string) bool { return strings.Contains(url, execMode) }
 
 // awaitServer asks the server for its version until it answers, refuses for good, or ctx ends.
 func awaitServer(ctx context.Context, pool *sql.DB, log *slog.Logger) (string, error) {

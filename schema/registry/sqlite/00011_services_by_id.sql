@@ -2,7 +2,7 @@
 -- +goose Up
 -- The present state of each service that was ever bound: the last row of its history, and what a change replaces.
 -- A change is a compare-and-swap on sequence, which moves with every change and never back.
-CREATE TABLE IF NOT EXISTS services (
+CREATE TABLE IF NOT EXISTS new_services (
     id               INTEGER PRIMARY KEY, -- what history knows it by
     target           TEXT   NOT NULL UNIQUE, -- <app_id>.<service_id>
     status           TEXT   NOT NULL,        -- active, revoked

@@ -6,4 +6,4 @@ INSERT INTO history (service, sequence, event, old_public_key, public_key, grace
     request_digest, receipt_nonce, receipt)
     SELECT s.id, h.sequence, event, old_public_key, h.public_key, grace_period_expiry, committed_at, event_nonce, request_nonce,
     request_digest, receipt_nonce, receipt
-    FROM old_history h LEFT JOIN services s ON s.target = h.target WHERE true ON CONFLICT DO NOTHING;
+    FROM old_history h LEFT JOIN new_services s ON s.target = h.target WHERE true ON CONFLICT DO NOTHING;

@@ -1,0 +1,137 @@
+package sqldb_test
+
+import (
+	"encoding/binary"
+	"io"
+	"net"
+	"net/url"
+	"slices"
+	"testing"
+
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// TestPooler: statements are prepared, but not where a connection pooler may give the next transaction another connection. What
+// they say of rows comes through in either mode, and in all that a URL may ask for.
+func TestPooler(t *testing.T) {
+	t.Parallel()
+	direct := testenv.Database(t, testenv.Postgres)
+	for _, tt := range []struct {
+		name, url string
+		prepared  bool
+	}{
+		{"direct", direct, true},
+		{"pooled", pooler(t, direct, ""), false},
+		{"pooled-with-statements", pooler(t, direct, "cache_statement"), true},
+		{"pooled-simple", pooler(t, direct, "simple_protocol"), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			db := open(t, tt.url)
+			for range 2 {
+				checkNulls(t, db)
+			}
+			if n := number(t, db, "SELECT COUNT(*) FROM pg_prepared_statements"); (n > 0) != tt.prepared {
+				t.Errorf("%d statements are prepared", n)
+			}
+		})
+	}
+}
+
+// checkNulls reads back rows with and without NULLs.
+func checkNulls(t *testing.T, db *sqldb.DB) {
+	t.Helper()
+	values := []any{"a,\"{}'\\", int64(-1), []byte{0, 255}, nil, nil, nil, "", int64(1 << 60), []byte{}}
+	for part := range db.Engine().Rows(1, []sqldb.Type{sqldb.Text, sqldb.Int, sqldb.Bytes}, values) {
+		rows, err := db.Reader().QueryContext(t.Context(), "SELECT column1, column2, column3 FROM ("+part.Query+") AS v", part.Args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = rows.Close() })
+		var got []any
+		for rows.Next() {
+			var text *string
+			var number *int64
+			var bytes []byte
+			if err := rows.Scan(&text, &number, &bytes); err != nil {
+				t.Fatal(err)
+			}
+			if text == nil && number == nil && bytes == nil {
+				got = append(got, nil, nil, nil)
+			} else {
+				got = append(got, *text, *number, string(bytes))
+			}
+		}
+		want := []any{"a,\"{}'\\", int64(-1), "\x00\xff", nil, nil, nil, "", int64(1 << 60), ""}
+		if !slices.Equal(got, want) || rows.Err() != nil {
+			t.Errorf("got %q: %v", got, rows.Err())
+		}
+	}
+}
+
+// pooler puts between a database and its clients what they see of a connection pooler: another process id than the server's. It
+// returns the database's URL there, with this mode of execution unless it is empty.
+func pooler(t *testing.T, database, mode string) string {
+	t.Helper()
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := u.Host
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go pool(client, server)
+		}
+	}()
+	u.Host = listener.Addr().String()
+	query := u.Query()
+	query.Set("sslmode", "disable")
+	if mode != "" {
+		query.Set("default_query_exec_mode", mode)
+	}
+	u.RawQuery = query.Encode()
+	return u.String()
+}
+
+// pool passes a connection on, with another process id.
+func pool(client net.Conn, address string) {
+	defer func() { _ = client.Close() }()
+	server, err := net.Dial("tcp", address)
+	if err != nil {
+		return
+	}
+	go func() {
+		_, _ = io.Copy(server, client)
+		_ = server.Close()
+	}()
+	const kindAndLength, ready, keyData = 5, 'Z', 'K'
+	for kind := byte(0); kind != ready; {
+		message := make([]byte, kindAndLength)
+		if _, err := io.ReadFull(server, message); err != nil {
+			return
+		}
+		kind = message[0]
+		const length = 4
+		body := make([]byte, binary.BigEndian.Uint32(message[1:])-length)
+		if _, err := io.ReadFull(server, body); err != nil {
+			return
+		}
+		if kind == keyData {
+			binary.BigEndian.PutUint32(body, 1<<31-1)
+		}
+		if _, err := client.Write(slices.Concat(message, body)); err != nil {
+			return
+		}
+	}
+	_, _ = io.Copy(client, server)
+}
