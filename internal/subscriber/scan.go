@@ -149,4 +149,4 @@ func (s *scanned) next(rows *sql.Rows) (done bool, err error) {
 }
 
 // whole returns the service with all its rows.
-func (s *scanned) whole() Service { return s.service.joined() }
+func (s *scanned) whole() Service { return s.service.sorted() }
