@@ -175,8 +175,9 @@ func (a *Auth) Ready() error { return a.subscriber.Ready() }
 
 // Verify says whether a signature is good now (docs/protocol.md §8.2).
 func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAnswer {
+	asOf := a.subscriber.AsOf() // before the keys are looked at: they are at least as new
 	answer, _ := a.memory.Verify(ctx, q)
-	answer.AsOf = a.subscriber.AsOf()
+	answer.AsOf = asOf
 	return answer
 }
 

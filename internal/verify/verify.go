@@ -99,20 +99,20 @@ func (m *Memory) Apply(batch []events.Invalidation) {
 // the signature, the registry could not be asked, and the answer is a refusal that a newer event may contradict. AsOf
 // is left to the one who knows it.
 func (m *Memory) Verify(ctx context.Context, q events.VerifyQuery) (answer events.VerifyAnswer, settled bool) {
-	now := m.now().Unix()
-	var (
-		room room
-		have *known
-	)
-	if known, found := m.keyrings.find(q.Target, &room); found {
-		have = &known
-	}
-	answer, sure := have.judge(&q, now)
+	var room room
+	have, known := m.keyrings.find(q.Target, &room)
+	answer, sure := have.judgeIf(known, &q, m.now().Unix())
 	if sure {
 		return answer, true
 	}
 	found := m.lookups.find(ctx, q.Target)
-	if found.record.atLeastAsNewAs(have) {
+	// Meanwhile an event may have come that ends what the registry's record still has, or that brings the key.
+	now := m.now().Unix()
+	have, known = m.keyrings.find(q.Target, &room)
+	if answer, sure = have.judgeIf(known, &q, now); sure {
+		return answer, true
+	}
+	if found.record != nil && (!known || found.record.atLeastAsNewAs(&have)) {
 		theirs, _ := found.record.judge(&q, now)
 		answer = better(answer, theirs)
 	}
