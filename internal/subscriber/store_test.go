@@ -148,6 +148,34 @@ func TestOtherEventWithTheNonce(t *testing.T) {
 	})
 }
 
+// TestManyCutoffs: services that were reset, very often or not at all, in an order that no two collations share.
+func TestManyCutoffs(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		want := make(map[events.Target]keyring.Keyring)
+		key := events.GenerateSigningKey()
+		for i, name := range []string{"a", "a-b", "a_b", "ab", "a0", "b", "b0", "ba", "z"} {
+			s := subtest.NewService(t, name)
+			s.Bind(start)
+			for j := range 1500 * (i % 3) {
+				s.Events = append(s.Events, events.Invalidation{
+					Origin: s.Events[0].Origin, Target: s.Target, Event: events.MasterReset, OldKey: key.Public(), NewKey: key.Public(),
+					Timestamp: start + int64(j), GracePeriodExpiry: start + int64(j), Nonce: events.NewNonce(), Sequence: int64(j) + 2,
+				})
+			}
+			apply(t, store, s.Events...)
+			want[s.Target] = keyring.Collect(s.Events)
+		}
+		got := all(t, store)
+		for target, keys := range want {
+			if diff := diffKeyrings(keys, got[target].Keyring); diff != "" {
+				t.Errorf("%s:\n%s", target, diff)
+			}
+		}
+	})
+}
+
 // TestLargeBatch needs more than one statement for its rows.
 func TestLargeBatch(t *testing.T) {
 	t.Parallel()
