@@ -3,6 +3,7 @@ package subscriber
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"fmt"
 	"iter"
 
@@ -28,6 +29,13 @@ func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
+	if s.db.Engine() == sqldb.SQLite {
+		// It reads each page of the file once, and keeping them would take more than 100 MB. The connection is not for others.
+		if _, err := conn.ExecContext(ctx, "PRAGMA cache_size = -4096"); err != nil {
+			return err
+		}
+		defer func() { _ = conn.Raw(func(any) error { return driver.ErrBadConn }) }()
+	}
 	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
 		return err
@@ -63,10 +71,7 @@ func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
 	if one.target != "" && !yield(one.whole()) {
 		return nil
 	}
-	if s.db.Engine() == sqldb.SQLite { // it has read the whole file, and won't again
-		_, err = tx.ExecContext(ctx, "PRAGMA shrink_memory")
-	}
-	return err
+	return nil
 }
 
 // scanned is the service whose rows come by. Only equality of targets counts: how text is sorted is the database's own affair.
