@@ -95,6 +95,19 @@ func (m *Memory) Apply(batch []events.Invalidation) {
 	}
 }
 
+// Join joins what a database has of a service. It must not run beside itself, nor beside Apply.
+func (m *Memory) Join(target events.Target, have keyring.Keyring, sequence int64) {
+	now := m.now().Unix()
+	m.keyrings.change(target, func(known known) known { return known.join(have, sequence, now) })
+}
+
+// Has says whether an event says nothing new.
+func (m *Memory) Has(e *events.Invalidation) bool {
+	var room room
+	have, found := m.keyrings.find(e.Target, &room)
+	return found && have.equal(have.apply(e, m.now().Unix()))
+}
+
 // Verify says whether a signature is good now; any number of goroutines may call it. Unless settled, no known key made
 // the signature, the registry could not be asked, and the answer is a refusal that a newer event may contradict. AsOf
 // is left to the one who knows it.
