@@ -175,8 +175,9 @@ func (a *Auth) Ready() error { return a.subscriber.Ready() }
 
 // Verify says whether a signature is good now (docs/protocol.md §8.2).
 func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAnswer {
+	asOf := a.subscriber.AsOf() // before the keys are looked at: they are at least as new
 	answer, _ := a.memory.Verify(ctx, q)
-	answer.AsOf = a.subscriber.AsOf()
+	answer.AsOf = asOf
 	return answer
 }
 
@@ -194,8 +195,28 @@ func (a *Auth) Endpoints() []api.Endpoint {
 	}}
 }
 
-// applied joins a committed batch to the memory.
-func (a *Auth) applied(batch []events.Invalidation) {
-	a.memory.Apply(batch)
+// applied joins a committed batch to the memory. What had no effect now, and says something new all the same, is no authority:
+// another event with its nonce may have had one. The database knows.
+func (a *Auth) applied(ctx context.Context, batch, fresh []events.Invalidation) error {
+	a.memory.Apply(fresh)
+	next := 0 // of fresh, which has the batch's order
+	for i := range batch {
+		e := &batch[i]
+		if next < len(fresh) && fresh[next].Nonce == e.Nonce {
+			next++
+			continue
+		}
+		if a.memory.Has(e) {
+			continue
+		}
+		service, found, err := a.store.KeyringOf(ctx, e.Target)
+		if err != nil {
+			return fmt.Errorf("read a service again: %w", err)
+		}
+		if found {
+			a.memory.Join(e.Target, service.Keyring, service.Sequence)
+		}
+	}
 	a.observer(batch)
+	return nil
 }

@@ -21,6 +21,37 @@ const (
 
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
+// TestOtherEventWithTheNonce: an event whose nonce was applied, and which says something else, counts neither before a restart
+// nor after it.
+func TestOtherEventWithTheNonce(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		w := newWorld(t, url)
+		s, other := subtest.NewService(t, "s"), subtest.NewService(t, "other")
+		s.Bind(start)
+		w.registry.Publish(t, w.js, s.Events...)
+		w.current(t, s)
+		key := events.GenerateSigningKey()
+		for _, later := range []int64{0, 10} {
+			forged := s.Events[0]
+			forged.NewKey, forged.Sequence, forged.Timestamp = key.Public(), 2, start+later
+			forged.GracePeriodExpiry = forged.Timestamp
+			if _, err := w.js.Publish(t.Context(), forged.Subject(), forged.Sign(w.registry.Key)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		other.Bind(start)
+		w.registry.Publish(t, w.js, other.Events...)
+		w.current(t, other)
+		w.want(t, "the key of another event", s, key, "refused invalid_signature")
+		w.want(t, "the key of the event", s, s.Current(), "accepted current")
+		w.stop()
+		w.run(t)
+		w.want(t, "after a restart, the key of another event", s, key, "refused invalid_signature")
+		w.want(t, "after a restart, the key of the event", s, s.Current(), "accepted current")
+	})
+}
+
 // TestGraceAndReset is the life of a service's keys, as its signatures meet it; and after a restart it is the same.
 func TestGraceAndReset(t *testing.T) {
 	t.Parallel()

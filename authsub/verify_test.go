@@ -31,8 +31,34 @@ func newAuth(t testing.TB) (*Auth, *subtest.Service) {
 	now := time.Now().Unix()
 	s.Bind(now - 20)
 	s.Rotate(now-10, 300)
-	a.applied(s.Events)
+	if err := a.applied(t.Context(), s.Events, s.Events); err != nil {
+		t.Fatal(err)
+	}
 	return a, s
+}
+
+// TestAppliedBefore: the database has events that this process has not heard of, since the answer to its COMMIT was lost. They
+// come again, and count.
+func TestAppliedBefore(t *testing.T) {
+	t.Parallel()
+	a, s := newAuth(t)
+	if _, err := a.store.Apply(t.Context(), s.Events, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.Reset(time.Now().Unix())
+	if fresh, err := a.store.Apply(t.Context(), s.Events, nil); err != nil || len(fresh) != 1 {
+		t.Fatal(fresh, err)
+	}
+	if err := a.applied(t.Context(), s.Events, nil); err != nil {
+		t.Fatal(err)
+	}
+	message := []byte("a request")
+	for i, want := range []string{events.Refused, events.Refused, events.Accepted} {
+		q := events.VerifyQuery{Target: s.Target, Message: message, Signature: s.Keys[i].Sign(message)}
+		if answer := a.Verify(t.Context(), q); answer.Result != want {
+			t.Errorf("key %d: %+v", i, answer)
+		}
+	}
 }
 
 // TestVerifyAllocatesNothing holds for the path of a good signature by the current key.

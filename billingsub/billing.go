@@ -91,7 +91,11 @@ func New(ctx context.Context, cfg Config) (*Billing, error) {
 	b := &Billing{conn: cfg.JetStream.Conn(), log: cfg.Log, store: store, filler: newFiller(store, cfg)}
 	b.subscriber, err = subscriber.New(subscriber.Config{
 		JetStream: cfg.JetStream, Durable: cfg.Durable, Trust: cfg.Trust, Store: store, Log: cfg.Log,
-		Applied: func(batch []events.Invalidation) { b.filler.wake(); cfg.Applied(batch) },
+		Applied: func(_ context.Context, batch, _ []events.Invalidation) error {
+			b.filler.wake()
+			cfg.Applied(batch)
+			return nil
+		},
 		Metrics: cfg.Metrics, Now: cfg.Now,
 	})
 	if err != nil {

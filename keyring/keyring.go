@@ -161,6 +161,13 @@ func (k Keyring) Join(other Keyring) Keyring {
 	return joined
 }
 
+// Sort puts keys and cutoffs, each of which is there once, into the order of a keyring, in place. To join as many one by one
+// takes time that grows with the square of their number.
+func (k *Keyring) Sort() {
+	sortKeys(k.Keys)
+	k.Cutoffs = sortCutoffs(k.Cutoffs)
+}
+
 // sortCutoffs sorts in place, and drops repetitions.
 func sortCutoffs(cutoffs []Cutoff) []Cutoff {
 	slices.SortFunc(cutoffs, func(a, b Cutoff) int {
@@ -236,10 +243,11 @@ func (k Keyring) Find(key events.PublicKey) (Key, bool) {
 	return Key{}, false
 }
 
-// Recent returns a keyring without the keys that ended before t, but for the newest `ended` of them: enough to
-// answer "who may pass now?", in bounded memory. A key that is left out is never accepted again, since nothing but
-// the event that ended it could have given it a later end.
+// Recent returns enough to answer "who may pass now?" from t on, in bounded memory: a keyring without the keys that ended
+// before t, but for the newest `ended` of them. A key that is left out is never accepted again, since nothing but the event
+// that ended it could have given it a later end. Of the cutoffs before t one is left, which ends every key that they end.
 func (k Keyring) Recent(t int64, ended int) Keyring {
+	k.Cutoffs = recentCutoffs(k.Cutoffs, t)
 	kept := k.Keys[:0:0]
 	for _, key := range k.Keys {
 		if k.At(key, t) != Ended {
@@ -251,4 +259,25 @@ func (k Keyring) Recent(t int64, ended int) Keyring {
 	}
 	k.Keys = kept
 	return k
+}
+
+// recentCutoffs joins those that are past: to the highest order, and to the earliest time, so that no clock that is set back
+// revives a key.
+func recentCutoffs(cutoffs []Cutoff, t int64) []Cutoff {
+	isPast := func(c Cutoff) bool { return c.Time <= t }
+	first := slices.IndexFunc(cutoffs, isPast)
+	if first < 0 || !slices.ContainsFunc(cutoffs[first+1:], isPast) {
+		return cutoffs // nearly always
+	}
+	past := cutoffs[first] // it has the highest order
+	kept := slices.Clone(cutoffs[:first+1])
+	for _, c := range cutoffs[first+1:] {
+		if isPast(c) {
+			past.Time = min(past.Time, c.Time)
+		} else {
+			kept = append(kept, c)
+		}
+	}
+	kept[first] = past
+	return sortCutoffs(kept)
 }

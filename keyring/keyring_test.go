@@ -160,6 +160,80 @@ func TestRecent(t *testing.T) {
 	})
 }
 
+// TestRecentGoesOn: events in any order, each of them joined to what is left after the one before it, as Auth does it. Whoever
+// has all of them whole accepts the same keys, from then on.
+func TestRecentGoesOn(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		list := rapid.Permutation(history(t)).Draw(t, "order")
+		now := int64(1_705_412_600)
+		var whole, recent keyring.Keyring
+		for i := range list {
+			whole = whole.Apply(&list[i])
+			now += rapid.Int64Range(0, 600).Draw(t, "pause")
+			recent = recent.Apply(&list[i]).Recent(now, 1)
+		}
+		for _, at := range []int64{now, now + rapid.Int64Range(0, 3000).Draw(t, "after")} {
+			for _, key := range whole.Keys {
+				state := whole.At(key, at)
+				if accepted := state == keyring.Current || state == keyring.InGrace; !accepted {
+					continue
+				}
+				if kept, ok := recent.Find(key.PublicKey); !ok || recent.At(kept, at) != state || recent.Until(kept) != whole.Until(key) {
+					t.Fatalf("key %v is %v until %d, and in the pruned keyring %v until %d", key, state, whole.Until(key), kept, recent.Until(kept))
+				}
+			}
+			for _, key := range recent.Keys {
+				same, _ := whole.Find(key.PublicKey)
+				if state, want := recent.At(key, at), whole.At(same, at); state != want && state != keyring.Replaced {
+					t.Fatalf("key %v is %v in the pruned keyring, and %v in the whole one", key, state, want)
+				}
+			}
+		}
+	})
+}
+
+// TestRecentForgetsCutoffs: nothing limits how often a developer may reset a service.
+func TestRecentForgetsCutoffs(t *testing.T) {
+	t.Parallel()
+	var k keyring.Keyring
+	for i := int64(1); i <= 1000; i++ {
+		e := events.Invalidation{Event: events.MasterReset, OldKey: key(int(i)), NewKey: key(int(i) + 1), Timestamp: i, GracePeriodExpiry: i, Sequence: i}
+		k = k.Apply(&e).Recent(i-10, 8) // ten of them are still to come
+	}
+	if len(k.Cutoffs) != 11 || len(k.Keys) != 11+8 {
+		t.Errorf("%d cutoffs and %d keys are kept", len(k.Cutoffs), len(k.Keys))
+	}
+	for _, old := range k.Keys[1:] {
+		if state := k.At(old, 1000); state != keyring.Ended {
+			t.Errorf("%v is %v", old, state)
+		}
+	}
+	k = k.Recent(2000, 8)
+	late := events.Invalidation{Event: events.ServiceBinding, NewKey: key(2000), Timestamp: 400, GracePeriodExpiry: 400, Sequence: 999}
+	k = k.Apply(&late)
+	for _, at := range []int64{2000, 500} { // a clock that is set back
+		if found, _ := k.Find(key(2000)); k.At(found, at) != keyring.Ended || len(k.Cutoffs) != 1 {
+			t.Errorf("at %d, a key of before the last reset is %v; %d cutoffs", at, k.At(found, at), len(k.Cutoffs))
+		}
+	}
+}
+
+// TestSort: very many keys, given in any order, are what they are joined.
+func TestSort(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		want := fold(history(t))
+		got := keyring.Keyring{
+			Head: want.Head, Keys: rapid.Permutation(want.Keys).Draw(t, "keys"), Cutoffs: rapid.Permutation(want.Cutoffs).Draw(t, "cutoffs"),
+		}
+		got.Sort()
+		if diff := cmp.Diff(want, got, opts); diff != "" {
+			t.Error(diff)
+		}
+	})
+}
+
 func TestHistoryFillsAGap(t *testing.T) {
 	t.Parallel()
 	list := []events.Invalidation{

@@ -13,16 +13,19 @@ import (
 
 // An event counts once, by its nonce. Beside it the database has the event's timestamp, which the registry signed together
 // with it: SQLite keeps the rows in that order, so that those of a batch lie side by side at the end and not each on a page
-// of its own.
+// of its own. So there a nonce is found beside its timestamp; beside another one, by what is remembered of the newest.
 
 // claim writes the nonces of a batch, and returns the events whose nonce was not there, each once.
 func (s *Store) claim(ctx context.Context, tx *sql.Tx, batch []events.Invalidation) ([]events.Invalidation, error) {
 	const into = `INSERT INTO applied (timestamp, nonce) `
 	const returning = ` ON CONFLICT DO NOTHING RETURNING nonce`
-	claimed := make(map[string]struct{}, len(batch))
-	values := claims(batch)
-	for rows := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Int, sqldb.Text}, values) {
-		if err := eachNonce(ctx, tx, into+rows.Query+returning, rows.Args, func(nonce string) { claimed[nonce] = struct{}{} }); err != nil {
+	claimed := make(map[string]bool, len(batch))
+	first, err := s.notElsewhere(ctx, tx, firstOf(batch, claimed))
+	if err != nil {
+		return nil, fmt.Errorf("look for nonces beside another timestamp: %w", err)
+	}
+	for rows := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Int, sqldb.Text}, claims(first)) {
+		if err := eachNonce(ctx, tx, into+rows.Query+returning, rows.Args, func(nonce string) { claimed[nonce] = true }); err != nil {
 			return nil, fmt.Errorf("claim the nonces: %w", err)
 		}
 	}
@@ -31,31 +34,37 @@ func (s *Store) claim(ctx context.Context, tx *sql.Tx, batch []events.Invalidati
 			return nil, fmt.Errorf("look for nonces without a timestamp: %w", err)
 		}
 	}
-	fresh := make([]events.Invalidation, 0, len(claimed))
-	for i := range batch {
-		nonce := batch[i].Nonce.String()
-		if _, ok := claimed[nonce]; ok {
-			delete(claimed, nonce)
-			fresh = append(fresh, batch[i])
+	fresh := make([]events.Invalidation, 0, len(first))
+	for _, e := range first {
+		if claimed[e.Nonce.String()] {
+			fresh = append(fresh, *e)
 		}
 	}
 	return fresh, nil
 }
 
-// claims returns the rows of a batch, each once, and in order, as all rows here: two writers lock them in one order.
-func claims(batch []events.Invalidation) []any {
-	order := make([]*events.Invalidation, len(batch))
+// firstOf returns the first event of each nonce, and notes the nonces.
+func firstOf(batch []events.Invalidation, nonces map[string]bool) []*events.Invalidation {
+	first := make([]*events.Invalidation, 0, len(batch))
 	for i := range batch {
-		order[i] = &batch[i]
+		nonce := batch[i].Nonce.String()
+		if _, twice := nonces[nonce]; !twice {
+			nonces[nonce] = false
+			first = append(first, &batch[i])
+		}
 	}
+	return first
+}
+
+// claims returns the rows of events in order, as all rows here: two writers lock them in one order.
+func claims(list []*events.Invalidation) []any {
+	order := slices.Clone(list)
 	slices.SortFunc(order, func(a, b *events.Invalidation) int {
 		return cmp.Or(cmp.Compare(a.Timestamp, b.Timestamp), cmp.Compare(a.Nonce.String(), b.Nonce.String()))
 	})
-	values := make([]any, 0, 2*len(batch))
-	for i, e := range order {
-		if i == 0 || order[i-1].Nonce != e.Nonce || order[i-1].Timestamp != e.Timestamp {
-			values = append(values, e.Timestamp, e.Nonce.String())
-		}
+	values := make([]any, 0, 2*len(order))
+	for _, e := range order {
+		values = append(values, e.Timestamp, e.Nonce.String())
 	}
 	return values
 }
@@ -73,7 +82,7 @@ func (s *Store) lookForUntimed(ctx context.Context) error {
 }
 
 // dropOld takes those out of claimed that were applied before there was a timestamp beside them.
-func (s *Store) dropOld(ctx context.Context, tx *sql.Tx, batch []events.Invalidation, claimed map[string]struct{}) error {
+func (s *Store) dropOld(ctx context.Context, tx *sql.Tx, batch []events.Invalidation, claimed map[string]bool) error {
 	values := make([]any, 0, len(batch))
 	for i := range batch {
 		if batch[i].Timestamp != 0 { // that one is its own row
@@ -82,7 +91,7 @@ func (s *Store) dropOld(ctx context.Context, tx *sql.Tx, batch []events.Invalida
 	}
 	for rows := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Text}, values) {
 		text := `SELECT nonce FROM applied WHERE timestamp = 0 AND nonce IN (` + rows.Query + `)`
-		if err := eachNonce(ctx, tx, text, rows.Args, func(nonce string) { delete(claimed, nonce) }); err != nil {
+		if err := eachNonce(ctx, tx, text, rows.Args, func(nonce string) { claimed[nonce] = false }); err != nil {
 			return err
 		}
 	}

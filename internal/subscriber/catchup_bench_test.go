@@ -3,6 +3,7 @@
 package subscriber_test
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -41,10 +42,11 @@ func BenchmarkCatchUp(b *testing.B) {
 	applied, done := 0, make(chan struct{})
 	s, err := subscriber.New(subscriber.Config{
 		JetStream: js, Durable: events.AuthDurable, Trust: registry.Trust, Store: openAuthStore(b), Log: discard(),
-		Applied: func(batch []events.Invalidation) {
+		Applied: func(_ context.Context, batch, _ []events.Invalidation) error {
 			if applied += len(batch); applied == b.N {
 				close(done)
 			}
+			return nil
 		},
 	})
 	if err != nil {

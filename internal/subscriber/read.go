@@ -71,7 +71,7 @@ func (s *Store) services(ctx context.Context, query string, args ...any) iter.Se
 			return
 		}
 		if a.target != "" {
-			yield(a.service.joined(), nil)
+			yield(a.service.sorted(), nil)
 		}
 	}
 }
@@ -96,7 +96,7 @@ func (a *assembly) next(rows *sql.Rows) (*Service, error) {
 	var done *Service
 	if string(target) != a.target {
 		if a.target != "" {
-			service := a.service.joined()
+			service := a.service.sorted()
 			done = &service
 		}
 		parsed, err := events.ParseTarget(string(target))
@@ -124,9 +124,9 @@ func (s *Service) add(kind, x, y, z int64, public []byte) error {
 	return nil
 }
 
-// joined returns the service with its keyring in the order that the package keyring keeps.
-func (s Service) joined() Service {
-	s.Keyring = keyring.Keyring{}.Join(s.Keyring)
+// sorted returns the service with its keyring in the order that the package keyring keeps. It may have very many keys.
+func (s Service) sorted() Service {
+	s.Keyring.Sort()
 	return s
 }
 

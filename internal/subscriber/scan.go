@@ -3,6 +3,7 @@ package subscriber
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"fmt"
 	"iter"
 
@@ -12,7 +13,7 @@ import (
 )
 
 // Keyrings streams all services, as they are at one time. It ends after the first error. A million of them are never held
-// together, nor sorted: both tables have this order.
+// together, nor sorted: all three tables have this order.
 func (s *Store) Keyrings(ctx context.Context) iter.Seq2[Service, error] {
 	return func(yield func(Service, error) bool) {
 		if err := s.scan(ctx, func(service Service) bool { return yield(service, nil) }); err != nil {
@@ -28,12 +29,19 @@ func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
+	if s.db.Engine() == sqldb.SQLite {
+		// It reads each page of the file once, and keeping them would take more than 100 MB. The connection is not for others.
+		if _, err := conn.ExecContext(ctx, "PRAGMA cache_size = -4096"); err != nil {
+			return err
+		}
+		defer func() { _ = conn.Raw(func(any) error { return driver.ErrBadConn }) }()
+	}
 	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }() // it only read
-	cutoffs, err := allCutoffs(ctx, tx)
+	cutoffs, err := readCutoffs(ctx, tx)
 	if err != nil {
 		return err
 	}
@@ -57,39 +65,18 @@ func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
+	if err := cutoffs.allTaken(); err != nil {
+		return err
+	}
 	if one.target != "" && !yield(one.whole()) {
 		return nil
 	}
-	if s.db.Engine() == sqldb.SQLite { // it has read the whole file, and won't again
-		_, err = tx.ExecContext(ctx, "PRAGMA shrink_memory")
-	}
-	return err
-}
-
-// allCutoffs returns those of all services: they are few.
-func allCutoffs(ctx context.Context, tx *sql.Tx) (map[string][]keyring.Cutoff, error) {
-	rows, err := tx.QueryContext(ctx, `SELECT target, position, cut_time FROM cutoffs`)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }()
-	all := make(map[string][]keyring.Cutoff)
-	for rows.Next() {
-		var (
-			target string
-			c      keyring.Cutoff
-		)
-		if err := rows.Scan(&target, &c.Order, &c.Time); err != nil {
-			return nil, err
-		}
-		all[target] = append(all[target], c)
-	}
-	return all, rows.Err()
+	return nil
 }
 
 // scanned is the service whose rows come by. Only equality of targets counts: how text is sorted is the database's own affair.
 type scanned struct {
-	cutoffs map[string][]keyring.Cutoff
+	cutoffs *cutoffs
 	target  string
 	service Service
 	before  Service // the one that is done
@@ -133,7 +120,7 @@ func (s *scanned) next(rows *sql.Rows) (done bool, err error) {
 			return false, fmt.Errorf("target %q: %w", s.target, err)
 		}
 		s.service = Service{Target: target, Sequence: int64(r.sequence), Gap: r.sequence > r.seen}
-		s.service.Keyring = keyring.Keyring{Head: int64(r.head), Cutoffs: s.cutoffs[s.target]}
+		s.service.Keyring = keyring.Keyring{Head: int64(r.head), Cutoffs: s.cutoffs.take(s.target)}
 	}
 	if r.public == nil { // all that is known of it is that it was revoked
 		return done, nil
@@ -149,4 +136,4 @@ func (s *scanned) next(rows *sql.Rows) (done bool, err error) {
 }
 
 // whole returns the service with all its rows.
-func (s *scanned) whole() Service { return s.service.joined() }
+func (s *scanned) whole() Service { return s.service.sorted() }

@@ -24,7 +24,8 @@ type Store struct {
 	db   *sqldb.DB
 	part int64 // of the position in the stream, which this process writes
 
-	untimed bool // it has nonces from before there was a timestamp beside them, see isOld
+	untimed bool // it has nonces from before there was a timestamp beside them, see dropOld
+	recent  *recent
 }
 
 // SetAside is a message that was well-formed and yet not to be applied, kept for an operator to look at.
@@ -57,6 +58,9 @@ func openStore(ctx context.Context, url string, migrations fs.FS, log *slog.Logg
 	err = db.Migrate(ctx, migrations)
 	if err == nil {
 		err = s.lookForUntimed(ctx)
+	}
+	if err == nil {
+		err = s.readRecent(ctx)
 	}
 	if err != nil {
 		_ = db.Close() // the first error says more

@@ -118,6 +118,64 @@ func TestApplyOnce(t *testing.T) {
 	})
 }
 
+// TestOtherEventWithTheNonce: an event whose nonce was applied has no effect, whatever else it says: in one batch, in a later
+// one, and after a restart.
+func TestOtherEventWithTheNonce(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store, s := openStore(t, url), subtest.NewService(t, "s")
+		s.Bind(start)
+		s.Rotate(start+10, 300)
+		again := func(nonce events.Nonce, sequence int64) events.Invalidation {
+			e := s.Events[0]
+			e.Nonce, e.Timestamp, e.Sequence, e.NewKey = nonce, start+20+sequence, sequence, events.GenerateSigningKey().Public()
+			return e
+		}
+		if fresh := apply(t, store, s.Events[0], again(s.Events[0].Nonce, 7)); len(fresh) != 1 || fresh[0].Sequence != 1 {
+			t.Errorf("in one batch: %+v", fresh)
+		}
+		if fresh := apply(t, store, again(s.Events[0].Nonce, 8), s.Events[1]); len(fresh) != 1 || fresh[0].Sequence != 2 {
+			t.Errorf("in a later batch: %+v", fresh)
+		}
+		later := openStore(t, url)
+		if fresh := apply(t, later, s.Events[1], again(s.Events[1].Nonce, 9), again(s.Events[0].Nonce, 10), s.Events[0]); len(fresh) != 0 {
+			t.Errorf("after a restart: %+v", fresh)
+		}
+		got := all(t, later)[s.Target]
+		if diff := diffKeyrings(s.Keyring(), got.Keyring); diff != "" || got.Gap || got.Sequence != 2 {
+			t.Errorf("sequence %d, gap %t:\n%s", got.Sequence, got.Gap, diff)
+		}
+	})
+}
+
+// TestManyCutoffs: services that were reset, very often or not at all, in an order that no two collations share.
+func TestManyCutoffs(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		want := make(map[events.Target]keyring.Keyring)
+		key := events.GenerateSigningKey()
+		for i, name := range []string{"a", "a-b", "a_b", "ab", "a0", "b", "b0", "ba", "z"} {
+			s := subtest.NewService(t, name)
+			s.Bind(start)
+			for j := range 1500 * (i % 3) {
+				s.Events = append(s.Events, events.Invalidation{
+					Origin: s.Events[0].Origin, Target: s.Target, Event: events.MasterReset, OldKey: key.Public(), NewKey: key.Public(),
+					Timestamp: start + int64(j), GracePeriodExpiry: start + int64(j), Nonce: events.NewNonce(), Sequence: int64(j) + 2,
+				})
+			}
+			apply(t, store, s.Events...)
+			want[s.Target] = keyring.Collect(s.Events)
+		}
+		got := all(t, store)
+		for target, keys := range want {
+			if diff := diffKeyrings(keys, got[target].Keyring); diff != "" {
+				t.Errorf("%s:\n%s", target, diff)
+			}
+		}
+	})
+}
+
 // TestLargeBatch needs more than one statement for its rows.
 func TestLargeBatch(t *testing.T) {
 	t.Parallel()

@@ -36,9 +36,11 @@ type Config struct {
 	Durable string
 	Trust   events.Trust
 	Store   *Store
-	// Applied is told of each batch once its effects are committed, and before it is acknowledged: of all its events,
-	// those too that were applied before, since this process may not have known. It is never called concurrently.
-	Applied func(batch []events.Invalidation)
+	// Applied is told of each batch once its effects are committed, and before it is acknowledged: of all its events, and of those
+	// among them that had their effect now. The others the database had already, which this process may not have known; or it
+	// had another event with the nonce, and only the database knows its effect. After an error the batch comes again. It is
+	// never called concurrently.
+	Applied func(ctx context.Context, batch, fresh []events.Invalidation) error
 	Log     *slog.Logger
 	// Metrics is where the subscriber's metrics are registered. Nil: nowhere.
 	Metrics prometheus.Registerer
@@ -69,7 +71,7 @@ func New(cfg Config) (*Subscriber, error) {
 		cfg.Now = time.Now
 	}
 	if cfg.Applied == nil {
-		cfg.Applied = func([]events.Invalidation) {}
+		cfg.Applied = func(context.Context, []events.Invalidation, []events.Invalidation) error { return nil }
 	}
 	s := &Subscriber{cfg: cfg, started: cfg.Now().Unix(), metrics: newMetrics(cfg.Durable), opened: make(chan struct{}, 1)}
 	if err := s.metrics.register(cfg.Metrics, s.AsOf); err != nil {
@@ -136,9 +138,11 @@ func (s *Subscriber) receive(ctx context.Context, batch []incoming.Delivery) (in
 	if err != nil {
 		return 0, err
 	}
-	s.cfg.Applied(sorted.Events)
-	s.horizon.applied(batch)
 	s.report(ctx, &sorted, fresh)
+	if err := s.cfg.Applied(ctx, sorted.Events, fresh); err != nil {
+		return 0, err
+	}
+	s.horizon.applied(batch)
 	return len(fresh), nil
 }
 

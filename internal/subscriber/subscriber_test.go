@@ -52,10 +52,11 @@ func newWorld(t *testing.T) *world {
 	w.sub, err = subscriber.New(subscriber.Config{
 		JetStream: w.js, Durable: "sub", Trust: w.registry.Trust, Store: w.store, Metrics: w.metrics,
 		Log: slog.New(slog.NewTextHandler(w.log, nil)),
-		Applied: func(batch []events.Invalidation) {
+		Applied: func(_ context.Context, batch, _ []events.Invalidation) error {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			w.told = append(w.told, batch...)
+			return nil
 		},
 	})
 	if err != nil {

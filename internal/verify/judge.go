@@ -15,16 +15,19 @@ func better(ours, theirs events.VerifyAnswer) events.VerifyAnswer {
 
 // atLeastAsNewAs says whether the registry's record may have a say beside what the events told: an older one could
 // revive a key that has ended.
-func (k *known) atLeastAsNewAs(have *known) bool {
-	return k != nil && (have == nil || k.keyring.Head >= have.keyring.Head)
+func (k *known) atLeastAsNewAs(have *known) bool { return k.keyring.Head >= have.keyring.Head }
+
+// judgeIf is judge for a service that may not be known.
+func (k *known) judgeIf(known bool, q *events.VerifyQuery, now int64) (answer events.VerifyAnswer, sure bool) {
+	if !known {
+		return refused(string(events.UnknownService)), false
+	}
+	return k.judge(q, now)
 }
 
 // judge answers from one keyring. It isn't sure where the registry may know of a key, or of a key's grace, that the
 // keyring lacks.
 func (k *known) judge(q *events.VerifyQuery, now int64) (answer events.VerifyAnswer, sure bool) {
-	if k == nil {
-		return refused(string(events.UnknownService)), false
-	}
 	if key := k.valid(q, now); key != nil {
 		return k.accepted(key), true
 	}

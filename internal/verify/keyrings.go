@@ -92,18 +92,23 @@ func grown(b []byte, n int) []byte {
 
 // apply joins an event. Only one goroutine at a time may call it.
 func (k *keyrings) apply(e *events.Invalidation, now int64) {
-	at, mark := k.place(e.Target)
+	k.change(e.Target, func(have known) known { return have.apply(e, now) })
+}
+
+// change exchanges what is known of a service. Only one goroutine at a time may call it.
+func (k *keyrings) change(target events.Target, next func(have known) known) {
+	at, mark := k.place(target)
 	var (
 		room room
 		have known
 	)
 	s := at.Load()
-	i, keys := s.find(mark, e.Target)
+	i, keys := s.find(mark, target)
 	if i >= 0 {
 		have = keys.unpack(&room)
 	}
-	have = have.apply(e, now)
-	k.pack(s, i, e.Target, &have)
+	have = next(have)
+	k.pack(s, i, target, &have)
 	if i < 0 {
 		at.Store(s.and(mark, k.packed))
 	} else {
@@ -118,6 +123,15 @@ func (k *keyrings) pack(s *shard, i int, target events.Target, have *known) {
 
 func (k known) apply(e *events.Invalidation, now int64) known {
 	return known{k.keyring.Apply(e).Recent(now, endedKept), max(k.sequence, e.Sequence)}
+}
+
+func (k known) join(other keyring.Keyring, sequence, now int64) known {
+	return known{k.keyring.Join(other.Recent(now, endedKept)).Recent(now, endedKept), max(k.sequence, sequence)}
+}
+
+func (k known) equal(other known) bool {
+	return k.sequence == other.sequence && k.keyring.Head == other.keyring.Head &&
+		slices.Equal(k.keyring.Keys, other.keyring.Keys) && slices.Equal(k.keyring.Cutoffs, other.keyring.Cutoffs)
 }
 
 // find returns the place of a service and its keys, or -1.

@@ -95,24 +95,37 @@ func (m *Memory) Apply(batch []events.Invalidation) {
 	}
 }
 
+// Join joins what a database has of a service. It must not run beside itself, nor beside Apply.
+func (m *Memory) Join(target events.Target, have keyring.Keyring, sequence int64) {
+	now := m.now().Unix()
+	m.keyrings.change(target, func(known known) known { return known.join(have, sequence, now) })
+}
+
+// Has says whether an event says nothing new.
+func (m *Memory) Has(e *events.Invalidation) bool {
+	var room room
+	have, found := m.keyrings.find(e.Target, &room)
+	return found && have.equal(have.apply(e, m.now().Unix()))
+}
+
 // Verify says whether a signature is good now; any number of goroutines may call it. Unless settled, no known key made
 // the signature, the registry could not be asked, and the answer is a refusal that a newer event may contradict. AsOf
 // is left to the one who knows it.
 func (m *Memory) Verify(ctx context.Context, q events.VerifyQuery) (answer events.VerifyAnswer, settled bool) {
-	now := m.now().Unix()
-	var (
-		room room
-		have *known
-	)
-	if known, found := m.keyrings.find(q.Target, &room); found {
-		have = &known
-	}
-	answer, sure := have.judge(&q, now)
+	var room room
+	have, known := m.keyrings.find(q.Target, &room)
+	answer, sure := have.judgeIf(known, &q, m.now().Unix())
 	if sure {
 		return answer, true
 	}
 	found := m.lookups.find(ctx, q.Target)
-	if found.record.atLeastAsNewAs(have) {
+	// Meanwhile an event may have come that ends what the registry's record still has, or that brings the key.
+	now := m.now().Unix()
+	have, known = m.keyrings.find(q.Target, &room)
+	if answer, sure = have.judgeIf(known, &q, now); sure {
+		return answer, true
+	}
+	if found.record != nil && (!known || found.record.atLeastAsNewAs(&have)) {
 		theirs, _ := found.record.judge(&q, now)
 		answer = better(answer, theirs)
 	}

@@ -83,6 +83,43 @@ func TestSettled(t *testing.T) {
 	}
 }
 
+// meanwhile is a registry whose answer takes so long that something happens.
+type meanwhile struct {
+	registry
+	happens func()
+}
+
+func (m *meanwhile) ServiceRecord(ctx context.Context, target events.Target) (events.ServiceRecord, error) {
+	m.happens()
+	return m.registry.ServiceRecord(ctx, target)
+}
+
+// TestEventDuringLookup: an event comes while the registry is asked, and its record is older, or there is none.
+func TestEventDuringLookup(t *testing.T) {
+	t.Parallel()
+	ask := &meanwhile{}
+	m, s := newMemory(t, ask)
+	s.Rotate(start+15, 300) // which has not come
+	ask.record = s.Record(start + 15)
+	ask.happens = func() {
+		s.Reset(start + 20)
+		m.Apply(s.Events[2:])
+	}
+	if answer, settled := m.Verify(t.Context(), query(s, s.Keys[2])); answer.Reason != events.ExpiredKey || !settled {
+		t.Errorf("a key that was reset: %+v", answer)
+	}
+	ask = &meanwhile{registry: registry{err: errors.New("away")}}
+	m, s = newMemory(t, ask)
+	next := events.GenerateSigningKey()
+	ask.happens = func() {
+		s.RotateTo(start+20, 300, next)
+		m.Apply(s.Events[2:])
+	}
+	if answer, settled := m.Verify(t.Context(), query(s, next)); answer.Key != events.KeyCurrent || !settled {
+		t.Errorf("a key that came: %+v", answer)
+	}
+}
+
 // TestVerifyAllocatesNothing holds for the path of a good signature by the current key.
 func TestVerifyAllocatesNothing(t *testing.T) {
 	m, s := newMemory(t, &registry{})
