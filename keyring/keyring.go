@@ -224,13 +224,13 @@ const (
 // InGrace are accepted (§7.2).
 func (k Keyring) At(key Key, t int64) State {
 	switch until := k.Until(key); {
-	case until != NoEnd && t < until:
-		return InGrace
-	case until != NoEnd:
+	case t >= until && until != NoEnd:
 		return Ended
-	case key.Position == k.Head:
+	case key.End != NoEnd:
+		return InGrace
+	case until == NoEnd && key.Position == k.Head:
 		return Current
-	default:
+	default: // a cutoff that is still to come says only until when at most
 		return Replaced
 	}
 }
@@ -244,8 +244,8 @@ func (k Keyring) Find(key events.PublicKey) (Key, bool) {
 }
 
 // Recent returns enough to answer "who may pass now?" from t on, in bounded memory: a keyring without the keys that ended
-// before t, but for the newest `ended` of them. A key that is left out is never accepted again, since nothing but the event
-// that ended it could have given it a later end. Of the cutoffs before t one is left, which ends every key that they end.
+// before t, but for the newest `ended` of them. A key that is left out is never accepted again: nothing but the event that
+// ended it could have given it a later end, and if the event that brought it comes late, it is [Replaced]. Of the cutoffs before t one is left, which ends every key that they end.
 func (k Keyring) Recent(t int64, ended int) Keyring {
 	k.Cutoffs = recentCutoffs(k.Cutoffs, t)
 	kept := k.Keys[:0:0]
