@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -136,6 +137,11 @@ func (c *benchCmd) check() error {
 		return process.Usagef("--rate is an open loop and --in-flight a closed one: give one of them")
 	case c.Duration > 0 && (c.Rate == 0 || c.Rotations > 0):
 		return process.Usagef("--duration goes with --rate, in place of --rotations")
+	}
+	for flag, path := range map[string]string{"--plot": c.Plot, "--cpu-profile": c.CPUProfile} {
+		if folder, err := os.Stat(filepath.Dir(path)); path != "" && (err != nil || !folder.IsDir()) { // or minutes would be lost
+			return process.Usagef("%s: there is no folder %s for the file", flag, filepath.Dir(path))
+		}
 	}
 	if c.NATSURL != "" {
 		if err := (process.NATS{URL: c.NATSURL}).Check(); err != nil {

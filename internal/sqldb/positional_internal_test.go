@@ -61,7 +61,7 @@ func BenchmarkSQLiteParams(b *testing.B) {
 		for i := range args {
 			args[i] = "value"
 		}
-		values := SQLite.Values(1, rows, Text, Text, Text, Text, Text, Text, Text, Text)
+		values := SQLite.values(1, rows, Text, Text, Text, Text, Text, Text, Text, Text)
 		b.Run(strconv.Itoa(rows), func(b *testing.B) {
 			for b.Loop() {
 				var n int

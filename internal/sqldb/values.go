@@ -8,7 +8,7 @@ import (
 // MaxParams is the largest number of parameters that one statement may have with every engine: SQLite's limit.
 const MaxParams = 32766
 
-// MaxRows is the largest number of rows that [Engine.Values] may write for every engine. SQLite nests the rows of a
+// MaxRows is the largest number of rows that [Engine.Rows] may write for every engine. SQLite nests the rows of a
 // VALUES in a FROM, and stops at a depth of 1,000.
 const MaxRows = 900
 
@@ -83,7 +83,7 @@ func (e Engine) rows(from int, columns []Type, values []any, n int) Rows {
 		return Rows{Query: unnest(from, columns), Args: arrays(columns, values), Len: n}
 	}
 	// CockroachDB has unnest too. VALUES is what is known to work there.
-	return Rows{Query: "VALUES " + e.Values(from, n, columns...), Args: values, Len: n}
+	return Rows{Query: "VALUES " + e.values(from, n, columns...), Args: values, Len: n}
 }
 
 // unnest writes a query of the rows that arrays hold, one for each column: SELECT * FROM unnest($1::TEXT[], $2::BIGINT[]) …
@@ -151,10 +151,10 @@ func arrayOfBytes(values []any, width int) [][]byte {
 	return list
 }
 
-// Values writes a list of rows for a set-based statement, with numbered parameters from $from on:
+// values writes a list of rows, with numbered parameters from $from on:
 //
-//	Postgres.Values(1, 2, Text, Int)  // (CAST($1 AS TEXT), CAST($2 AS BIGINT)), (CAST($3 AS TEXT), CAST($4 AS BIGINT))
-//	SQLite.Values(1, 2, Text, Int)    // ($1, $2), ($3, $4)
+//	Cockroach.values(1, 2, Text, Int)  // (CAST($1 AS TEXT), CAST($2 AS BIGINT)), (CAST($3 AS TEXT), CAST($4 AS BIGINT))
+//	SQLite.values(1, 2, Text, Int)    // ($1, $2), ($3, $4)
 //
 // It stands after VALUES, as in
 //
@@ -165,7 +165,7 @@ func arrayOfBytes(values []any, width int) [][]byte {
 // one to BYTEA, which it doesn't know, would make a number of the bytes.
 //
 // There is at least one row and at most MaxRows, and at most MaxParams parameters in the whole statement.
-func (e Engine) Values(from, rows int, columns ...Type) string {
+func (e Engine) values(from, rows int, columns ...Type) string {
 	text := make([]byte, 0, rows*(len(columns)*len("CAST($1234 AS BIGINT), ")+len("(), ")))
 	for range rows {
 		text = append(text, '(')

@@ -3,7 +3,6 @@ package subscriber_test
 import (
 	"context"
 	"database/sql"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"path"
@@ -155,9 +154,10 @@ func fillFirstSchema(t *testing.T, url string, files fs.FS, services ...*subtest
 	}
 	insert := func(table string, values ...any) {
 		t.Helper()
-		statement := fmt.Sprintf("INSERT INTO %s VALUES (%s)", table, db.Engine().Values(1, 1, typesOf(values)...)[1:])
-		if _, err := db.Writer().ExecContext(t.Context(), statement[:len(statement)-1], values...); err != nil {
-			t.Fatalf("%s: %v", statement, err)
+		for row := range db.Engine().Rows(1, typesOf(values), values) {
+			if _, err := db.Writer().ExecContext(t.Context(), "INSERT INTO "+table+" "+row.Query, row.Args...); err != nil {
+				t.Fatalf("%s: %v", table, err)
+			}
 		}
 	}
 	for _, s := range services {
