@@ -97,7 +97,7 @@ func serverPool(ctx context.Context, cfg *pgx.ConnConfig, look func(context.Cont
 		}
 		return nil
 	}))
-	pool := sql.OpenDB(wrapped(ctx, connector))
+	pool := sql.OpenDB(wrapped(ctx, serverConnector{connector}))
 	pool.SetMaxOpenConns(maxConns)
 	pool.SetMaxIdleConns(maxConns)
 	pool.SetConnMaxLifetime(connLifetime)
