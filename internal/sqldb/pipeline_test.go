@@ -193,6 +193,35 @@ func TestRunAtCommitFails(t *testing.T) {
 	})
 }
 
+// TestOutcomeAtCommit: an error of a statement that went with the COMMIT is a definite one, whatever its class, since the COMMIT
+// was skipped; the same one of the COMMIT leaves the outcome open. The connection stays.
+func TestOutcomeAtCommit(t *testing.T) {
+	t.Parallel()
+	db := open(t, testenv.Database(t, testenv.Postgres))
+	exec(t, db, "CREATE TABLE t (n BIGINT)")
+	exec(t, db, `CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+		'BEGIN RAISE EXCEPTION USING ERRCODE = ''53100''; END'`)
+	for _, tt := range []struct {
+		trigger string
+		unknown bool
+	}{
+		{"TRIGGER full_disk BEFORE INSERT", false},
+		{"CONSTRAINT TRIGGER full_disk AFTER INSERT", true},
+	} {
+		timing := map[bool]string{true: "DEFERRABLE INITIALLY DEFERRED"}[tt.unknown]
+		exec(t, db, "CREATE "+tt.trigger+" ON t "+timing+" FOR EACH ROW EXECUTE FUNCTION full_disk()")
+		before := number(t, db, "SELECT pg_backend_pid()")
+		err := db.InTx(t.Context(), func(tx *sql.Tx) error { return db.RunAtCommit(t.Context(), tx, twoInserts()) })
+		if errors.Is(err, sqldb.ErrUnknownOutcome) != tt.unknown || !sqldb.Transient(err) {
+			t.Errorf("%s: %v", tt.trigger, err)
+		}
+		if after := number(t, db, "SELECT pg_backend_pid()"); after != before {
+			t.Errorf("%s: the connection is given up", tt.trigger)
+		}
+		exec(t, db, "DROP TRIGGER full_disk ON t")
+	}
+}
+
 // TestLateBegin: a transaction whose first statement fails stays one, whoever goes on in it: what follows is not done outside of it.
 func TestLateBegin(t *testing.T) {
 	t.Parallel()
