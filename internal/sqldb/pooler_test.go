@@ -40,6 +40,26 @@ func TestPooler(t *testing.T) {
 	}
 }
 
+// TestPlansAreKept: a statement about one row is not planned each time, although a plan for one row is the cheaper one.
+func TestPlansAreKept(t *testing.T) {
+	t.Parallel()
+	db := open(t, testenv.Database(t, testenv.Postgres))
+	exec(t, db, "CREATE TABLE t (k TEXT PRIMARY KEY, n BIGINT)")
+	exec(t, db, "INSERT INTO t SELECT 'k' || i, i FROM generate_series(1, 1000) AS i")
+	exec(t, db, "ANALYZE t")
+	for range 10 {
+		for part := range db.Engine().Rows(1, []sqldb.Type{sqldb.Text}, []any{"k7"}) {
+			if n := number(t, db, "SELECT n FROM ("+part.Query+") AS v JOIN t ON k = v.column1", part.Args...); n != 7 {
+				t.Fatalf("read %d", n)
+			}
+		}
+	}
+	const plans = "SELECT COALESCE(SUM(custom_plans), -1) FROM pg_prepared_statements WHERE statement LIKE '%JOIN t ON%'"
+	if n := number(t, db, plans+" AND generic_plans = 10"); n != 0 {
+		t.Errorf("planned anew %d times", number(t, db, plans))
+	}
+}
+
 // checkNulls reads back rows with and without NULLs.
 func checkNulls(t *testing.T, db *sqldb.DB) {
 	t.Helper()
