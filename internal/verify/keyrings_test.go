@@ -59,6 +59,13 @@ func TestKeyringsHoldWhatTheyWereGiven(t *testing.T) {
 				rt.Fatalf("%s: %t, got %+v, want %+v", target, found, got, want)
 			}
 		}
+		for target, want := range want {
+			answer, ok := k.find(target).accepted()
+			first := len(want.keyring.Keys) > 0 && want.keyring.At(want.keyring.Keys[0], now) == keyring.Current
+			if ok != first || ok && answer != want.accepted(&want.keyring.Keys[0]) {
+				rt.Fatalf("%s: %+v is accepted: %t, %+v", target, want, ok, answer)
+			}
+		}
 		for range 5 {
 			target := targets.Draw(rt, "other")
 			if _, known := want[target]; !known {

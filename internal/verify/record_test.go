@@ -55,6 +55,10 @@ func TestFollow(t *testing.T) {
 			if ok != usual {
 				rt.Fatalf("%+v and then %+v: followed %t", have, e, ok)
 			}
+			answer, sure := got.accepted()
+			if ok && (!sure || answer != after.accepted(&after.keyring.Keys[0])) {
+				rt.Fatalf("%+v and then %+v: the new key is accepted: %t, %+v", have, e, sure, answer)
+			}
 			have = after
 			now += rapid.Int64Range(0, 10).Draw(rt, "pause")
 		}

@@ -123,6 +123,22 @@ func TestEventDuringLookup(t *testing.T) {
 	}
 }
 
+// TestKnownKeys: about a signature that a key made which is accepted, and about one that has ended, nobody is asked.
+func TestKnownKeys(t *testing.T) {
+	t.Parallel()
+	ask := &meanwhile{happens: func() { t.Error("the registry was asked") }}
+	m, s := newMemory(t, ask)
+	s.Reset(start + 15)
+	s.Rotate(start+15, 300)
+	m.Apply(s.Events[2:])
+	for i, want := range []string{"refused expired_key", "refused expired_key", "accepted grace", "accepted current"} {
+		answer, settled := m.Verify(t.Context(), query(s, s.Keys[i]))
+		if got := answer.Result + " " + answer.Key + answer.Reason; got != want || !settled {
+			t.Errorf("key %d: %s, settled: %v; want %s", i, got, settled, want)
+		}
+	}
+}
+
 // TestVerifyAllocatesNothing holds for the path of a good signature by the current key.
 func TestVerifyAllocatesNothing(t *testing.T) {
 	m, s := newMemory(t, &registry{})
