@@ -137,7 +137,9 @@ type sum struct {
 // newSum returns a sum for so many signatures at most.
 func newSum(most int) *sum {
 	scalars, points := make([]edwards25519.Scalar, most+2), make([]edwards25519.Point, most+2)
-	s := &sum{scalars: make([]*edwards25519.Scalar, most+2), points: make([]*edwards25519.Point, most+2), random: make([]byte, most*randomizer)}
+	s := &sum{
+		scalars: make([]*edwards25519.Scalar, most+2), points: make([]*edwards25519.Point, most+2), random: make([]byte, most*randomizer),
+	}
 	for i := range scalars {
 		s.scalars[i], s.points[i] = &scalars[i], &points[i]
 	}
