@@ -268,11 +268,22 @@ func TestVectorEventsTogether(t *testing.T) {
 func TestVectorEventsAfterAnother(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(5, 6))
+	i := someInvalidation(events.KeyRotation)
+	good := i.Sign(testKey(0))
 	for _, f := range vectors.Load(t).Events {
 		var batch []events.Published
 		for range 10 * events.Together {
 			c := f.Events[random.IntN(len(f.Events))]
-			batch = append(batch, events.Published{Subject: c.Subject, Payload: c.Message()})
+			message := c.Message()
+			switch random.IntN(9) {
+			case 0:
+				message = withMember(t, good, "data", nil)
+			case 1:
+				message = withMember(t, good, "data", map[string]int64{"sequence": 1 << 60})
+			case 2:
+				message = []byte("[]")
+			}
+			batch = append(batch, events.Published{Subject: c.Subject, Payload: message})
 		}
 		sameVerdicts(t, trustOf(t, f), batch)
 	}
