@@ -157,6 +157,18 @@ func TestRecent(t *testing.T) {
 				t.Fatalf("key %v is %v, but not in the pruned keyring", key.PublicKey, state)
 			}
 		}
+		for ended := range 4 {
+			before, room := slices.Clone(all.Keys), ended
+			want := slices.DeleteFunc(slices.Clone(all.Keys), func(key keyring.Key) bool {
+				if all.At(key, now) == keyring.Ended {
+					room--
+				}
+				return all.At(key, now) == keyring.Ended && room < 0
+			})
+			if diff := cmp.Diff(want, all.Recent(now, ended).Keys, opts) + cmp.Diff(before, all.Keys, opts); diff != "" {
+				t.Fatalf("%d ended ones may be kept:\n%s", ended, diff)
+			}
+		}
 	})
 }
 
