@@ -11,7 +11,7 @@ import (
 )
 
 // record is what is known of one service, packed: flags, the head of its keyring, its sequence unless that is the head, its
-// cutoffs and their number, and its keys to the end. Numbers are varints, so a key takes some 40 bytes. None: it is not known.
+// cutoffs and their number, and its keys to the end. Numbers are varints, so a key takes some 40 bytes. Nil: it is not known.
 type record []byte
 
 // Flags of a record.
