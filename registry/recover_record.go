@@ -73,11 +73,9 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 
 // continueHistories moves services by compare-and-swap, and appends to their histories; all, or [errTaken].
 func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []historyRow) error {
+	sortForLocks(groups)
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		lost := make(map[events.Target]bool, len(groups))
-		for _, g := range groups {
-			lost[g.target] = true
-		}
 		w := writer{ctx, tx, s.db.Engine()}
 		if err := w.moveServices(groups, lost); err != nil {
 			return err
@@ -92,7 +90,7 @@ func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []h
 		for i := range rows {
 			rows[i].service = ids[rows[i].event.Target]
 		}
-		return w.appendHistory(rows)
+		return w.run(s.histories(rows, "%s"))
 	})
 	if err != nil {
 		return fmt.Errorf("write recovered changes: %w", err)

@@ -126,16 +126,13 @@ func noiseKey(b *testing.B) events.PublicKey {
 // run takes a batch through the store as the intake and the relay do. It returns the CPU time that is not the store's.
 func (w *storeWorld) run(b *testing.B, list []incoming) (decided time.Duration) {
 	b.Helper()
-	st, err := w.store.load(b.Context(), list)
-	if err != nil {
-		b.Fatal(err)
-	}
+	st := loadAll(b, w.store, list)
 	began := cpuOf("self")
 	groups := w.decide(st, list)
 	decided = cpuOf("self") - began
 	lost, err := w.store.commit(b.Context(), groups, w.now)
-	if err != nil || len(lost) > 0 {
-		b.Fatal(len(lost), err)
+	if err != nil || len(lost.services) > 0 {
+		b.Fatal(len(lost.services), err)
 	}
 	if _, _, err := w.store.position(b.Context()); err != nil {
 		b.Fatal(err)
@@ -159,7 +156,7 @@ func (w *storeWorld) decide(st *state, list []incoming) (groups []*group) {
 	for _, in := range list {
 		g := &group{target: in.request.Target, requests: []incoming{in}}
 		if s := st.services[g.target]; s != nil {
-			g.base, g.existed, g.service = s.sequence, true, *s
+			g.was, g.existed, g.service = *s, true, *s
 		}
 		s := &g.service
 		o := outcome{in: in, verdict: committed, eventBytes: payload, receiptBytes: payload, receiptNonce: events.NewNonce(), event: events.Invalidation{
@@ -169,7 +166,7 @@ func (w *storeWorld) decide(st *state, list []incoming) (groups []*group) {
 		s.status, s.sequence, s.key, s.changedAt = events.Active, o.event.Sequence, o.event.NewKey, o.event.Timestamp
 		s.recent = []int64{in.storedAt}
 		if !g.existed {
-			s.boundAt, s.serviceType, s.endpointURL = s.changedAt, "payments", "https://service.example.org/some/endpoint"
+			g.details = newDetails{&s.changedAt, new("payments"), new("https://service.example.org/some/endpoint"), nil}
 		}
 		g.outcomes = []outcome{o}
 		groups = append(groups, g)
