@@ -43,6 +43,10 @@ func openFile(ctx context.Context, rest string, log *slog.Logger) (*DB, error) {
 	if err := createFile(path); err != nil {
 		return nil, err
 	}
+	// As every distribution's SQLite does it: a commit doesn't wait for the journal of the file's time of change.
+	if _, err := sqlite.Fdatasync(true); err != nil && !errors.Is(err, sqlite.ErrFdatasyncUnavailable) {
+		return nil, fmt.Errorf("have SQLite use fdatasync: %w", err)
+	}
 	writer, err := openFileWriter(ctx, path)
 	if err != nil {
 		return nil, err
