@@ -75,10 +75,12 @@ func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) e
 		g.service.id = g.was.id
 	}
 	known, _ := rowsOfServices(groups)
-	moves := s.statements(updateServices, updateTypes(), known, errRival)
-	list := slices.Concat(moves, s.histories(historyOf(groups), unlessMasterKey), s.outboxRows(groups, now))
 	return s.db.InTx(ctx, func(tx *sql.Tx) error {
-		return writer{ctx, tx, s.db.Engine()}.run(list)
+		var p sqldb.Pipeline
+		s.all(&p, "update services", updateServices, updateTypes(), known, errRival)
+		s.appendHistory(&p, historyOf(groups), unlessMasterKey)
+		s.fillOutbox(&p, groups, now)
+		return writer{ctx, tx, s.db.Engine()}.write(s.db, &p)
 	})
 }
 
@@ -91,7 +93,10 @@ func (s *Store) commitWhatStands(ctx context.Context, groups []*group, now time.
 			return err
 		}
 		won := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return lost[g.target] })
-		return w.run(slices.Concat(s.histories(historyOf(won), unlessMasterKey), s.outboxRows(won, now)))
+		var p sqldb.Pipeline
+		s.appendHistory(&p, historyOf(won), unlessMasterKey)
+		s.fillOutbox(&p, won, now)
+		return w.write(s.db, &p)
 	})
 }
 
@@ -102,41 +107,26 @@ type writer struct {
 	engine sqldb.Engine
 }
 
-// statement is one of those that write a batch.
-type statement struct {
-	query string
-	args  []any
-	rows  int   // that it writes
-	fewer error // what it means if they are fewer
-}
-
-// statements makes a statement over rows of these columns, which stand where it has a %s.
-func (s *Store) statements(query string, types []sqldb.Type, values []any, fewer error) (list []statement) {
+// all adds a statement over rows of these columns, which stand where it has a %s, to those that write a batch. If it writes
+// fewer rows the transaction fails with that error.
+func (s *Store) all(p *sqldb.Pipeline, what, query string, types []sqldb.Type, values []any, fewer error) {
 	for part := range s.db.Engine().Rows(1, types, values) {
-		list = append(list, statement{fmt.Sprintf(query, part.Query), part.Args, part.Len, fewer})
+		p.Exec(what, fmt.Sprintf(query, part.Query), part.Args, func(written int64) error {
+			if written < int64(part.Len) {
+				return fewer
+			}
+			return nil
+		})
 	}
-	return list
 }
 
-// run runs statements, each of which writes all its rows. A row that has a unique key of another is [errTaken].
-func (w writer) run(list []statement) error {
-	for _, one := range list {
-		result, err := w.tx.ExecContext(w.ctx, one.query, one.args...)
-		if sqldb.Duplicate(err) {
-			return errTaken
-		}
-		if err != nil {
-			return fmt.Errorf("%.24s…: %w", one.query, err)
-		}
-		written, err := result.RowsAffected()
-		if err != nil {
-			return err
-		}
-		if written < int64(one.rows) {
-			return one.fewer
-		}
+// write runs the statements that write a batch. A row that has a unique key of another is [errTaken].
+func (w writer) write(db *sqldb.DB, p *sqldb.Pipeline) error {
+	err := db.Run(w.ctx, w.tx, p)
+	if sqldb.Duplicate(err) {
+		return errTaken
 	}
-	return nil
+	return err
 }
 
 // A service moves if it is as it was read or remembered: what its decision rests on is compared, but the times of the last
@@ -269,8 +259,8 @@ func historyOf(groups []*group) []historyRow {
 // unlessMasterKey leaves out the rows of services' keys that are a developer's Master Key: no unique key says that.
 const unlessMasterKey = "SELECT * FROM (%s) AS h WHERE NOT EXISTS (SELECT 1 FROM apps WHERE master_public_key = h.column5)"
 
-// histories returns the statements that write a row for each change. Its unique keys are the last word on keys and nonces.
-func (s *Store) histories(rows []historyRow, from string) []statement {
+// appendHistory writes a row for each change. Its unique keys are the last word on keys and nonces.
+func (s *Store) appendHistory(p *sqldb.Pipeline, rows []historyRow, from string) {
 	args := make([]any, 0, 12*len(rows))
 	for i := range rows {
 		r := &rows[i]
@@ -282,15 +272,14 @@ func (s *Store) histories(rows []historyRow, from string) []statement {
 	}
 	const into = `INSERT INTO history (service, sequence, event, old_public_key, public_key, grace_period_expiry,
 		committed_at, event_nonce, request_nonce, request_digest, receipt_nonce, receipt) `
-	return s.statements(into+from, []sqldb.Type{
+	s.all(p, "append to the history", into+from, []sqldb.Type{
 		sqldb.Int, sqldb.Int, sqldb.Text, sqldb.Bytes, sqldb.Bytes, sqldb.Int, sqldb.Int,
 		sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Text, sqldb.Bytes,
 	}, args, errTaken)
 }
 
-// outboxRows returns the statements that keep each change's messages until their streams have them, in the order in which they
-// are to be published.
-func (s *Store) outboxRows(groups []*group, now time.Time) []statement {
+// fillOutbox keeps each change's messages until their streams have them, in the order in which they are to be published.
+func (s *Store) fillOutbox(p *sqldb.Pipeline, groups []*group, now time.Time) {
 	args := make([]any, 0, 6*len(groups))
 	place, lease := outboxPlace{rand.Int64(), now.UnixNano()}, now.Add(leaseFor).UnixMilli() //nolint:gosec // it only tells commits apart
 	for g, o := range changes(groups) {
@@ -299,7 +288,7 @@ func (s *Store) outboxRows(groups []*group, now time.Time) []statement {
 		place = place.next()
 	}
 	const into = "INSERT INTO outbox (batch, position, service, sequence, event, lease_until) %s"
-	return s.statements(into, []sqldb.Type{sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Bytes, sqldb.Int}, args, errTaken)
+	s.all(p, "fill the outbox", into, []sqldb.Type{sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Bytes, sqldb.Int}, args, errTaken)
 }
 
 // changes yields the committed outcomes of the groups.

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // record writes chains to the database, with their receipts: all in one transaction, or where they can't go in together,
@@ -90,7 +91,9 @@ func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []h
 		for i := range rows {
 			rows[i].service = ids[rows[i].event.Target]
 		}
-		return w.run(s.histories(rows, "%s"))
+		var p sqldb.Pipeline
+		s.appendHistory(&p, rows, "%s")
+		return w.write(s.db, &p)
 	})
 	if err != nil {
 		return fmt.Errorf("write recovered changes: %w", err)
