@@ -10,18 +10,37 @@ import (
 // group is the requests of one service in a batch, and what became of them.
 type group struct {
 	target   events.Target
-	base     int64 // the service's sequence in the database
+	was      service // before the outcomes
 	existed  bool
+	checked  bool // what the outcomes rest on was read from the database, all of it
 	requests []incoming
 	lost     map[events.PublicKey]int // keys that another service registers in this batch, and by which request of it
 
 	outcomes []outcome
 	service  service // after the outcomes
-	looks    int     // how many refusals may still be held against earlier keys
+	details  newDetails
+	looks    int // how many refusals may still be held against earlier keys
 }
 
 // changed reports whether the group has anything to commit.
-func (g *group) changed() bool { return g.service.sequence != g.base }
+func (g *group) changed() bool { return g.service.sequence != g.was.sequence }
+
+// restsOnState reports whether a request is answered without a commit, for another reason than what it says itself.
+func (g *group) restsOnState() bool {
+	for i := range g.outcomes {
+		if o := &g.outcomes[i]; o.verdict != committed && o.in.refusal == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// begin sets the state on which the group is decided; nil: the service was never bound.
+func (g *group) begin(s *service) {
+	if g.was, g.existed = (service{}), s != nil; s != nil {
+		g.was = *s
+	}
+}
 
 // batch decides requests of many services: each service's in their order, the services side by side.
 type batch struct {
@@ -43,10 +62,8 @@ func newBatch(policy Policy, key events.SigningKey, now int64, st *state, reques
 		target := in.request.Target
 		g := byTarget[target]
 		if g == nil {
-			g = &group{target: target}
-			if s := st.services[target]; s != nil {
-				g.base, g.existed = s.sequence, true
-			}
+			g = &group{target: target, checked: st.certain}
+			g.begin(st.services[target])
 			byTarget[target] = g
 			b.groups = append(b.groups, g)
 		}
@@ -57,7 +74,12 @@ func newBatch(policy Policy, key events.SigningKey, now int64, st *state, reques
 
 // decide fills in every group's outcomes.
 func (b *batch) decide() {
-	parallel.Each(len(b.groups), 1, func(i int) { b.decideGroup(b.groups[i]) })
+	b.decideAll(b.groups)
+}
+
+// decideAll decides some of the groups, and all that depends on them.
+func (b *batch) decideAll(groups []*group) {
+	parallel.Each(len(groups), 1, func(i int) { b.decideGroup(groups[i]) })
 	for g := b.rival(); g != nil; g = b.rival() {
 		b.decideGroup(g)
 	}
@@ -75,15 +97,18 @@ func (b *batch) decideGroup(g *group) {
 			by, lost := g.lost[k]
 			return b.state.takenKeys[k] || lost && by < index
 		},
+		service: g.was,
 	}
-	if s := b.state.services[g.target]; s != nil {
-		d.service = *s
-	}
+	before := g.outcomes
 	g.outcomes = make([]outcome, 0, len(g.requests))
-	for _, in := range g.requests {
-		g.outcomes = append(g.outcomes, d.decide(in))
+	for i, in := range g.requests {
+		var earlier *outcome
+		if before != nil {
+			earlier = &before[i]
+		}
+		g.outcomes = append(g.outcomes, d.decide(in, earlier))
 	}
-	g.service = d.service
+	g.service, g.details = d.service, d.details
 }
 
 // rival finds the first request of the batch, in the stream's order, that was let pass with a key which an earlier

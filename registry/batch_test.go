@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -18,7 +19,7 @@ import (
 const testNow = 1_705_412_610
 
 // TestBatchesOfAnySize: however the stream's messages are cut into batches, every request gets the same answer, and
-// the services end in the same state. So what a batch does side by side is what one by one would do, and so is what is
+// the services end in the same state, as where nothing is guessed. So what a batch does side by side is what one by one would do, and so is what is
 // decided beside a commit.
 func TestBatchesOfAnySize(t *testing.T) {
 	t.Parallel()
@@ -38,8 +39,8 @@ func TestBatchesOfAnySize(t *testing.T) {
 		}
 		log := traffic(rt, d)
 		size := rapid.IntRange(2, 60).Draw(rt, "batch")
-		answers1, state1 := process(t, one, log, 1)
-		answersN, stateN := process(t, many, log, size)
+		answers1, state1 := process(t, one, log, 1, true)
+		answersN, stateN := process(t, many, log, size, false)
 		portion := rapid.IntRange(1, 6).Draw(rt, "portion")
 		answersP, stateP := handled(t, parts, log, portion, &side)
 		for i := range log {
@@ -70,24 +71,26 @@ func TestBatchesOfAnySize(t *testing.T) {
 	}
 }
 
-// process takes messages through the registry in batches, and returns the answers in order and the final state.
-func process(t *testing.T, store *Store, log []sent, size int) (answers []string, state string) {
+// process takes messages through the registry in batches, and returns the answers in order and the final state. A careful
+// registry guesses nothing.
+func process(t *testing.T, store *Store, log []sent, size int, careful bool) (answers []string, state string) {
 	t.Helper()
 	in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 12}, func() time.Time { return time.Unix(testNow, 0) })
+	if careful {
+		in.memory.careful = time.Unix(testNow+1, 0)
+	}
 	answers = make([]string, len(log))
 	for start := 0; start < len(log); start += size {
 		var todo []incoming
 		for i, m := range log[start:min(start+size, len(log))] {
 			todo = append(todo, newIncoming(m.subject, m.payload, testNow, start+i))
 		}
-		b, lost, err := decideAndCommit(t.Context(), in, todo)
-		if err != nil || len(lost) > 0 {
-			t.Fatalf("decide: %v, lost %v", err, lost)
+		outcomes, err := decideAndCommit(t.Context(), in, todo)
+		if err != nil {
+			t.Fatal(err)
 		}
-		for _, g := range b.groups {
-			for _, o := range g.outcomes {
-				answers[o.in.index] = fmt.Sprint(o.verdict, o.reason, o.event.Sequence)
-			}
+		for _, o := range outcomes {
+			answers[o.in.index] = fmt.Sprint(o.verdict, o.reason, o.event.Sequence)
 		}
 	}
 	return answers, states(t, store)
@@ -131,7 +134,7 @@ func TestRivalReplicas(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(lost) != 2 || !lost[d.target] || !lost[unborn.draft.Target] {
+		if len(lost.services) != 2 || lost.taken || !lost.services[d.target] || !lost.services[unborn.draft.Target] {
 			t.Fatalf("lost %v, want the rotated service and the one that was born meanwhile", lost)
 		}
 		if o := decideAll(t, in, ours[0])[0]; o.reason != events.SupersededKey {
@@ -156,7 +159,7 @@ func checkRivalKey(t *testing.T, in *intake, r request) {
 	b := newBatch(in.policy, in.key, time.Now().Unix(), st, incomingOf([]request{r}))
 	b.decide()
 	lost, err := in.store.commit(t.Context(), b.groups, time.Now())
-	if err != nil || !lost[r.draft.Target] {
+	if err != nil || !lost.taken || !lost.services[r.draft.Target] {
 		t.Fatalf("a key that is taken by now: %v, lost %v", err, lost)
 	}
 	if o := decideAll(t, in, r)[0]; o.reason != events.KeyInUse {
@@ -166,8 +169,19 @@ func checkRivalKey(t *testing.T, in *intake, r request) {
 
 func loadFor(t *testing.T, in *intake, list []request) *state {
 	t.Helper()
-	st, err := in.store.load(t.Context(), incomingOf(list))
-	if err != nil {
+	return loadAll(t, in.store, incomingOf(list))
+}
+
+// loadAll reads all that there is to know, and guesses nothing.
+func loadAll(t interface {
+	Helper()
+	Context() context.Context
+	Fatal(args ...any)
+}, store *Store, todo []incoming) *state {
+	t.Helper()
+	st := newState()
+	st.certain = true
+	if err := store.load(t.Context(), todo, st, true); err != nil {
 		t.Fatal(err)
 	}
 	return st
@@ -184,15 +198,13 @@ func incomingOf(list []request) []incoming {
 // decideAll takes requests through the registry in one batch, and returns their outcomes in order.
 func decideAll(t *testing.T, in *intake, list ...request) []outcome {
 	t.Helper()
-	b, lost, err := decideAndCommit(t.Context(), in, incomingOf(list))
-	if err != nil || len(lost) > 0 {
-		t.Fatalf("decide: %v, lost %v", err, lost)
+	done, err := decideAndCommit(t.Context(), in, incomingOf(list))
+	if err != nil {
+		t.Fatal(err)
 	}
 	outcomes := make([]outcome, len(list))
-	for _, g := range b.groups {
-		for _, o := range g.outcomes {
-			outcomes[o.in.index] = o
-		}
+	for _, o := range done {
+		outcomes[o.in.index] = o
 	}
 	return outcomes
 }

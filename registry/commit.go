@@ -22,40 +22,82 @@ const leaseFor = 5 * time.Second
 // errTaken means that another replica registered one of the batch's keys or nonces in between.
 var errTaken = errors.New("a key or nonce was registered by another replica")
 
-// commit writes the groups that changed in one transaction. It returns the services that another replica moved in
-// between; nothing of theirs is written, and their requests must be decided again. The other groups stand.
-func (s *Store) commit(ctx context.Context, groups []*group, now time.Time) (lost map[events.Target]bool, err error) {
+// errRival means that a service is not as it was read or remembered.
+var errRival = errors.New("a service was moved by another replica")
+
+// losses is what a commit has not written, and has to be decided again.
+type losses struct {
+	services map[events.Target]bool
+	taken    bool // a key or a nonce was used before, or a sequence: nobody knows whose
+}
+
+// commit writes the groups that changed in one transaction. The services that another replica moved in between are lost:
+// nothing of theirs is written, and their requests must be decided again. The other groups stand.
+func (s *Store) commit(ctx context.Context, groups []*group, now time.Time) (losses, error) {
 	changed := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return !g.changed() })
 	if len(changed) == 0 {
-		return nil, nil
+		return losses{}, nil
 	}
-	// One order of locks for all replicas.
-	slices.SortFunc(changed, func(a, b *group) int { return cmp.Compare(a.target.String(), b.target.String()) })
-	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
-		lost = map[events.Target]bool{}
-		for _, g := range changed {
-			lost[g.target] = true
-		}
-		w := writer{ctx, tx, s.db.Engine()}
-		if err := w.moveServices(changed, lost); err != nil {
-			return err
-		}
-		won := slices.DeleteFunc(slices.Clone(changed), func(g *group) bool { return lost[g.target] })
-		if err := w.appendHistory(historyOf(won)); err != nil {
-			return err
-		}
-		return w.fillOutbox(won, now)
-	})
+	sortForLocks(changed)
+	lost := map[events.Target]bool{}
+	err := s.commitAll(ctx, changed, now)
+	if errors.Is(err, errRival) {
+		err = s.commitWhatStands(ctx, changed, now, lost)
+	}
 	if errors.Is(err, errTaken) {
 		for _, g := range changed {
 			lost[g.target] = true
 		}
-		return lost, nil
+		return losses{lost, true}, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("commit: %w", err)
+		return losses{}, fmt.Errorf("commit: %w", err)
 	}
-	return lost, nil
+	return losses{lost, false}, nil
+}
+
+// sortForLocks puts groups in the one order in which all replicas write them.
+func sortForLocks(groups []*group) {
+	slices.SortFunc(groups, func(a, b *group) int {
+		if a.was.id != 0 && b.was.id != 0 {
+			return cmp.Compare(a.was.id, b.was.id)
+		}
+		return cmp.Or(cmp.Compare(b.was.id, a.was.id), cmp.Compare(a.target.String(), b.target.String()))
+	})
+}
+
+// commitAll writes services that have an id, all of them: else it returns [errRival].
+func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) error {
+	for _, g := range groups {
+		if !g.existed {
+			return errRival // its id has to be asked for
+		}
+		g.service.id = g.was.id
+	}
+	known, _ := rowsOfServices(groups)
+	return s.db.InTx(ctx, func(tx *sql.Tx) error {
+		var p sqldb.Pipeline
+		s.all(&p, "update services", updateServices, updateTypes(), known, errRival)
+		s.appendHistory(&p, historyOf(groups), unlessMasterKey)
+		s.fillOutbox(&p, groups, now)
+		return writer{ctx, tx, s.db.Engine()}.write(s.db, &p)
+	})
+}
+
+// commitWhatStands writes the services that are as they were, and names the others.
+func (s *Store) commitWhatStands(ctx context.Context, groups []*group, now time.Time, lost map[events.Target]bool) error {
+	return s.db.InTx(ctx, func(tx *sql.Tx) error {
+		clear(lost)
+		w := writer{ctx, tx, s.db.Engine()}
+		if err := w.moveServices(groups, lost); err != nil {
+			return err
+		}
+		won := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return lost[g.target] })
+		var p sqldb.Pipeline
+		s.appendHistory(&p, historyOf(won), unlessMasterKey)
+		s.fillOutbox(&p, won, now)
+		return w.write(s.db, &p)
+	})
 }
 
 // writer writes a batch with a handful of statements.
@@ -65,56 +107,120 @@ type writer struct {
 	engine sqldb.Engine
 }
 
-// serviceTypes are the columns of a service's row, as serviceRow gives them.
-func serviceTypes() []sqldb.Type {
+// all adds a statement over rows of these columns, which stand where it has a %s, to those that write a batch. If it writes
+// fewer rows the transaction fails with that error.
+func (s *Store) all(p *sqldb.Pipeline, what, query string, types []sqldb.Type, values []any, fewer error) {
+	for part := range s.db.Engine().Rows(1, types, values) {
+		p.Exec(what, fmt.Sprintf(query, part.Query), part.Args, func(written int64) error {
+			if written < int64(part.Len) {
+				return fewer
+			}
+			return nil
+		})
+	}
+}
+
+// write runs the statements that write a batch. A row that has a unique key of another is [errTaken].
+func (w writer) write(db *sqldb.DB, p *sqldb.Pipeline) error {
+	err := db.Run(w.ctx, w.tx, p)
+	if sqldb.Duplicate(err) {
+		return errTaken
+	}
+	return err
+}
+
+// A service moves if it is as it was read or remembered: what its decision rests on is compared, but the times of the last
+// minute. The name too, since in a database that was restored meanwhile the id may be another's. Its details are written
+// where the change brings any.
+const updateServices = `UPDATE services SET status = v.column3, sequence = v.column4, public_key = v.column5,
+	changed_at = v.column6, recent_rotations = v.column7, bound_at = COALESCE(v.column8, services.bound_at),
+	service_type = COALESCE(v.column9, services.service_type), endpoint_url = COALESCE(v.column10, services.endpoint_url),
+	provider_receipt = COALESCE(v.column11, services.provider_receipt) FROM (%s) AS v
+	WHERE services.id = v.column1 AND services.target = v.column2 AND services.status = v.column12 AND services.sequence = v.column13
+	AND services.public_key IS NOT DISTINCT FROM v.column14 AND services.changed_at = v.column15`
+
+// Types of the columns of a service's row.
+func updateTypes() []sqldb.Type {
+	return slices.Concat([]sqldb.Type{sqldb.Int}, insertTypes(), []sqldb.Type{sqldb.Text, sqldb.Int, sqldb.Bytes, sqldb.Int})
+}
+
+func insertTypes() []sqldb.Type {
 	return []sqldb.Type{
-		sqldb.Text, sqldb.Text, sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Int, sqldb.Text, sqldb.Text, sqldb.Text, sqldb.Text,
+		sqldb.Text, sqldb.Text, sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Text, sqldb.Int, sqldb.Text, sqldb.Text, sqldb.Text,
 	}
 }
 
-func serviceRow(name string, s *service) []any {
-	return []any{name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, s.boundAt,
-		formatTimes(s.recent), s.serviceType, s.endpointURL, s.providerReceipt}
-}
-
-// moveServices brings each service to its new state, if it is still as it was read, and takes it off the lost ones.
-// The name and the sequence are compared: they name a state of the service for ever. Its id is taken from the row, since in a
-// database that was restored meanwhile it may be another's.
-func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error {
-	var known, born []any
-	byName := make(map[string]*group, len(groups))
+// rowsOfServices returns the values of the rows of services that are in the database, and of those that are not.
+func rowsOfServices(groups []*group) (known, born []any) {
+	known = make([]any, 0, len(groups)*len(updateTypes()))
 	for _, g := range groups {
+		s, d := &g.service, &g.details
 		name := g.target.String()
-		byName[name] = g
-		if g.existed {
-			known = append(append(known, serviceRow(name, &g.service)...), g.base)
-		} else {
-			born = append(born, serviceRow(name, &g.service)...)
+		if !g.existed {
+			born = append(born, name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, formatTimes(s.recent),
+				orZero(d.boundAt), orZero(d.serviceType), orZero(d.endpointURL), orZero(d.providerReceipt))
+			continue
 		}
+		known = append(known, g.was.id, name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, formatTimes(s.recent),
+			orNull(d.boundAt), orNull(d.serviceType), orNull(d.endpointURL), orNull(d.providerReceipt),
+			string(g.was.status), g.was.sequence, keyBytes(g.was.key), g.was.changedAt)
 	}
-	moved := func(rows *sql.Rows) error {
-		var id int64
-		var name string
-		if err := rows.Scan(&id, &name); err != nil {
-			return err
-		}
-		g := byName[name]
-		g.service.id = id
-		delete(lost, g.target)
+	return known, born
+}
+
+func orNull[T any](v *T) any {
+	if v == nil {
 		return nil
 	}
-	const update = `UPDATE services SET status = v.column2, sequence = v.column3, public_key = v.column4,
-		changed_at = v.column5, bound_at = v.column6, recent_rotations = v.column7,
-		service_type = v.column8, endpoint_url = v.column9, provider_receipt = v.column10 FROM (%s) AS v
-		WHERE services.target = v.column1 AND services.sequence = v.column11 RETURNING services.id, services.target`
-	if err := w.each(update, append(serviceTypes(), sqldb.Int), known, moved); err != nil {
+	return *v
+}
+
+func orZero[T any](v *T) any {
+	if v == nil {
+		v = new(T)
+	}
+	return *v
+}
+
+// moveServices brings each service to its new state, if it is still as it was, and tells which are not.
+func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error {
+	byID, byName := make(map[int64]*group, len(groups)), make(map[string]*group, len(groups))
+	for _, g := range groups {
+		lost[g.target] = true
+		if g.existed {
+			byID[g.was.id] = g
+		} else {
+			byName[g.target.String()] = g
+		}
+	}
+	known, born := rowsOfServices(groups)
+	err := w.each(updateServices+" RETURNING services.id", updateTypes(), known, func(rows *sql.Rows) error {
+		var id int64
+		err := rows.Scan(&id)
+		if g := byID[id]; g != nil {
+			g.service.id = id
+			delete(lost, g.target)
+		}
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("update services: %w", err)
 	}
 	// A conflict may be about the id too: a server that took over by logical replication begins to count anew. Who is decided
 	// again gets another.
-	const insert = `INSERT INTO services (target, status, sequence, public_key, changed_at, bound_at, recent_rotations,
+	const insert = `INSERT INTO services (target, status, sequence, public_key, changed_at, recent_rotations, bound_at,
 		service_type, endpoint_url, provider_receipt) %s ON CONFLICT DO NOTHING RETURNING id, target`
-	if err := w.each(insert, serviceTypes(), born, moved); err != nil {
+	err = w.each(insert, insertTypes(), born, func(rows *sql.Rows) error {
+		var id int64
+		var name string
+		err := rows.Scan(&id, &name)
+		if g := byName[name]; g != nil {
+			g.service.id = id
+			delete(lost, g.target)
+		}
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("insert services: %w", err)
 	}
 	return nil
@@ -150,10 +256,14 @@ func historyOf(groups []*group) []historyRow {
 	return rows
 }
 
+// unlessMasterKey leaves out the rows of services' keys that are a developer's Master Key: no unique key says that.
+const unlessMasterKey = "SELECT * FROM (%s) AS h WHERE NOT EXISTS (SELECT 1 FROM apps WHERE master_public_key = h.column5)"
+
 // appendHistory writes a row for each change. Its unique keys are the last word on keys and nonces.
-func (w writer) appendHistory(rows []historyRow) error {
+func (s *Store) appendHistory(p *sqldb.Pipeline, rows []historyRow, from string) {
 	args := make([]any, 0, 12*len(rows))
-	for _, r := range rows {
+	for i := range rows {
+		r := &rows[i]
 		e := &r.event
 		args = append(args,
 			r.service, e.Sequence, string(e.Event), keyBytes(e.OldKey), keyBytes(e.NewKey),
@@ -162,37 +272,23 @@ func (w writer) appendHistory(rows []historyRow) error {
 	}
 	const into = `INSERT INTO history (service, sequence, event, old_public_key, public_key, grace_period_expiry,
 		committed_at, event_nonce, request_nonce, request_digest, receipt_nonce, receipt) `
-	return w.insert(into, []sqldb.Type{
+	s.all(p, "append to the history", into+from, []sqldb.Type{
 		sqldb.Int, sqldb.Int, sqldb.Text, sqldb.Bytes, sqldb.Bytes, sqldb.Int, sqldb.Int,
 		sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Text, sqldb.Bytes,
-	}, args)
+	}, args, errTaken)
 }
 
 // fillOutbox keeps each change's messages until their streams have them, in the order in which they are to be published.
-func (w writer) fillOutbox(groups []*group, now time.Time) error {
-	var args []any
+func (s *Store) fillOutbox(p *sqldb.Pipeline, groups []*group, now time.Time) {
+	args := make([]any, 0, 6*len(groups))
 	place, lease := outboxPlace{rand.Int64(), now.UnixNano()}, now.Add(leaseFor).UnixMilli() //nolint:gosec // it only tells commits apart
 	for g, o := range changes(groups) {
 		o.place = place
 		args = append(args, place.batch, place.position, g.service.id, o.event.Sequence, o.eventBytes, lease)
 		place = place.next()
 	}
-	const into = "INSERT INTO outbox (batch, position, service, sequence, event, lease_until) "
-	return w.insert(into, []sqldb.Type{sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Bytes, sqldb.Int}, args)
-}
-
-// insert writes all rows, or returns [errTaken].
-func (w writer) insert(into string, types []sqldb.Type, values []any) error {
-	for part := range w.engine.Rows(1, types, values) {
-		_, err := w.tx.ExecContext(w.ctx, into+part.Query, part.Args...)
-		if sqldb.Duplicate(err) {
-			return errTaken
-		}
-		if err != nil {
-			return fmt.Errorf("%.24s…: %w", into, err)
-		}
-	}
-	return nil
+	const into = "INSERT INTO outbox (batch, position, service, sequence, event, lease_until) %s"
+	s.all(p, "fill the outbox", into, []sqldb.Type{sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Bytes, sqldb.Int}, args, errTaken)
 }
 
 // changes yields the committed outcomes of the groups.

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"cmp"
 	"slices"
 	"time"
 
@@ -30,6 +29,7 @@ type decider struct {
 
 	target    events.Target
 	service   service
+	details   newDetails
 	master    events.PublicKey // zero: the app is not known
 	committed func(events.Nonce) (prior, bool)
 	taken     func(key events.PublicKey, index int) bool // by what came before this place in the batch
@@ -39,8 +39,9 @@ type decider struct {
 	answered []answered         // requests of this batch that were committed: few, so a list
 }
 
-// decide runs the checks of docs/protocol.md §6, in their order, and returns what becomes of the request.
-func (d *decider) decide(in incoming) outcome {
+// decide runs the checks of docs/protocol.md §6, in their order, and returns what becomes of the request. before is what was
+// decided on another state, if it was: no signature is checked again with the same key.
+func (d *decider) decide(in incoming, before *outcome) outcome {
 	r := in.request
 	if in.refusal != nil {
 		return d.reject(in, in.refusal.Reason, in.refusal.Detail)
@@ -54,7 +55,19 @@ func (d *decider) decide(in incoming) outcome {
 	if reason, detail := d.admit(in); reason != "" {
 		return d.reject(in, reason, detail)
 	}
-	if reason, detail := d.authenticate(r); reason != "" {
+	signer, whose := d.signer(r)
+	o := d.signed(in, signer, whose, before)
+	o.signer = signer
+	return o
+}
+
+// signed decides a request that nothing but its signatures, its key and its nonce may still stop.
+func (d *decider) signed(in incoming, signer events.PublicKey, whose string, before *outcome) outcome {
+	reason, detail, checked := before.authenticated(signer)
+	if !checked {
+		reason, detail = d.authenticate(in.request, signer, whose)
+	}
+	if reason != "" {
 		o := d.reject(in, reason, detail)
 		o.sequence, o.earlier = d.service.sequence, slices.Clip(d.before)
 		return o
@@ -98,12 +111,16 @@ func (d *decider) admit(in incoming) (events.Reason, string) {
 	return "", ""
 }
 
-// authenticate checks the signatures and the new key itself.
-func (d *decider) authenticate(r *events.Request) (events.Reason, string) {
-	signer, whose := d.master, "the developer's Master Key"
+// signer returns who has to have signed a request.
+func (d *decider) signer(r *events.Request) (key events.PublicKey, whose string) {
 	if r.Kind == events.Rotation {
-		signer, whose = d.service.key, "the service's current key"
+		return d.service.key, "the service's current key"
 	}
+	return d.master, "the developer's Master Key"
+}
+
+// authenticate checks the signatures and the new key itself.
+func (d *decider) authenticate(r *events.Request, signer events.PublicKey, whose string) (events.Reason, string) {
 	switch {
 	case !signer.Verify(r.Signed, r.Signature):
 		return events.InvalidSignature, "The signature was not made by " + whose + " over the canonical form of the data."
@@ -192,15 +209,37 @@ func (d *decider) move(in incoming, o *outcome) {
 	s.status, s.sequence, s.key, s.changedAt = events.Active, o.event.Sequence, r.NewKey, o.event.Timestamp
 	switch r.Kind {
 	case events.Rotation:
-		s.recent = append(slices.DeleteFunc(slices.Clone(s.recent), func(t int64) bool { return t <= in.storedAt-rateWindow }), in.storedAt)
+		s.recent = d.policy.counted(s.recent, in.storedAt)
 	case events.Revocation:
-		s.status, s.providerReceipt = events.Revoked, string(r.ProviderReceipt)
+		s.status, d.details.providerReceipt = events.Revoked, new(string(r.ProviderReceipt))
 		return
 	case events.Binding:
-		s.boundAt, s.providerReceipt = o.event.Timestamp, ""
-		s.serviceType, s.endpointURL = r.ServiceType, r.EndpointURL
+		d.details = newDetails{new(o.event.Timestamp), &r.ServiceType, &r.EndpointURL, new("")}
 	case events.Reset:
-		s.serviceType, s.endpointURL = cmp.Or(r.ServiceType, s.serviceType), cmp.Or(r.EndpointURL, s.endpointURL)
+		if r.ServiceType != "" {
+			d.details.serviceType = &r.ServiceType
+		}
+		if r.EndpointURL != "" {
+			d.details.endpointURL = &r.EndpointURL
+		}
 	}
 	d.claimed = append(d.claimed, r.NewKey)
+}
+
+// counted returns the times of a minute's rotations with one more. Where there is no limit, nobody counts.
+func (p Policy) counted(times []int64, at int64) []int64 {
+	if p.RotationsPerMinute < 0 {
+		return nil
+	}
+	return withRecent(times, at)
+}
+
+func withRecent(times []int64, at int64) []int64 {
+	recent := make([]int64, 0, len(times)+1)
+	for _, t := range times {
+		if t > at-rateWindow {
+			recent = append(recent, t)
+		}
+	}
+	return append(recent, at)
 }

@@ -24,7 +24,7 @@ func BenchmarkDecide(b *testing.B) {
 			b.Fatal(err)
 		}
 		target, current := events.Target{App: app, Service: id}, events.GenerateSigningKey()
-		st.services[target] = &service{status: events.Active, sequence: 1, key: current.Public(), changedAt: now, boundAt: now}
+		st.services[target] = &service{status: events.Active, sequence: 1, key: current.Public(), changedAt: now}
 		draft := events.Draft{
 			Kind: events.Rotation, Target: target, Timestamp: now, Nonce: events.NewNonce(), NewKey: events.GenerateSigningKey(),
 		}

@@ -135,6 +135,7 @@ func (a *account) of(rt *rapid.T, t *testing.T, h drawnHistory, store *Store) {
 	t.Helper()
 	now := testNowTime()
 	in := newTestIntake(t, store, h.policy, func() time.Time { return now })
+	other := newTestIntake(t, store, h.policy, in.now) // another replica, with a memory of its own
 	var late *batch
 	for _, b := range h.batches {
 		now = b.now
@@ -143,17 +144,17 @@ func (a *account) of(rt *rapid.T, t *testing.T, h drawnHistory, store *Store) {
 			todo = append(todo, newIncoming(m.subject, m.payload, b.storedAt[i], i))
 		}
 		if b.late && late == nil {
-			late = a.decided(rt, t, in, todo)
+			late = a.decided(rt, t, other, todo)
 			continue
 		}
 		a.settle(rt, t, in, a.decided(rt, t, in, todo))
 		if late != nil {
-			a.settle(rt, t, in, late)
+			a.settle(rt, t, other, late)
 			late = nil
 		}
 	}
 	if late != nil {
-		a.settle(rt, t, in, late)
+		a.settle(rt, t, other, late)
 	}
 	a.look(rt, t, store, now)
 }
@@ -163,17 +164,11 @@ func testNowTime() time.Time { return time.Unix(testNow, 0) }
 // decided takes requests up to the commit.
 func (a *account) decided(rt *rapid.T, t *testing.T, in *intake, todo []incoming) *batch {
 	t.Helper()
-	st, err := in.store.load(t.Context(), todo)
+	b, err := in.decide(t.Context(), todo)
 	if err != nil {
 		rt.Fatal(err)
 	}
-	b := newBatch(in.policy, in.key, in.now().Unix(), st, todo)
-	b.decide()
-	previous, err := in.store.previous(t.Context(), b.unsettled(&in.looks))
-	if err != nil {
-		rt.Fatal(err)
-	}
-	b.answer(previous)
+	b.answer(b.previous)
 	return b
 }
 
@@ -182,10 +177,12 @@ func (a *account) settle(rt *rapid.T, t *testing.T, in *intake, b *batch) {
 	t.Helper()
 	for {
 		a.commits += time.Millisecond // no two at the same time, which would leave the order in the outbox open
-		lost, err := in.store.commit(t.Context(), b.groups, in.now().Add(a.commits))
+		losses, err := in.store.commit(t.Context(), b.groups, in.now().Add(a.commits))
 		if err != nil {
 			rt.Fatal(err)
 		}
+		in.memory.learn(in.now(), b, losses, nil)
+		lost := losses.services
 		for _, g := range b.groups {
 			for i := range g.outcomes {
 				if !lost[g.target] {

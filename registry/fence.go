@@ -204,6 +204,31 @@ func (f *fence) look(ctx context.Context) error {
 	return nil
 }
 
+// now returns how often there was reason to doubt the database, and whether it lacks nothing that is known of.
+func (f *fence) now() (doubts int, quiet bool) {
+	if f == nil {
+		return 0, true
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.doubts, f.compared && len(f.behind) == 0
+}
+
+// same returns [ErrComparing] if there was reason to doubt the database since: it was compared anew, but what was read before
+// that may have been another one's.
+func (f *fence) same(ctx context.Context, doubts int) error {
+	if f == nil {
+		return nil
+	}
+	if err := f.check(ctx); err != nil {
+		return err
+	}
+	if now, _ := f.now(); now != doubts {
+		return ErrComparing
+	}
+	return nil
+}
+
 // check reads the position, and returns [ErrComparing] if the database may be an older one than before. Whoever decides
 // on what it read asks this after it has read.
 func (f *fence) check(ctx context.Context) error {
@@ -304,7 +329,7 @@ func (f *fence) admit(ctx context.Context, st *state, todo []incoming) (admitted
 	if f == nil {
 		return todo, nil, nil
 	}
-	if err := f.check(ctx); err != nil {
+	if err := f.same(ctx, st.doubts); err != nil {
 		return nil, nil, err
 	}
 	f.mu.Lock()

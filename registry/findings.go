@@ -89,7 +89,9 @@ func (s *Store) sequences(ctx context.Context, targets []events.Target) (map[eve
 	}
 	found := make(map[events.Target]int64, len(st.services))
 	for t, one := range st.services {
-		found[t] = one.sequence
+		if one != nil {
+			found[t] = one.sequence
+		}
 	}
 	return found, nil
 }

@@ -1,8 +1,10 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -14,15 +16,30 @@ func testLog(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 }
 
-// decideAndCommit brings requests to their end, but for what is to be said.
-func decideAndCommit(ctx context.Context, in *intake, todo []incoming) (*batch, map[events.Target]bool, error) {
-	b, err := in.decide(ctx, todo)
-	if err != nil {
-		return nil, nil, err
+// decideAndCommit brings requests to their end, but for what is to be said. It returns their outcomes, in no order.
+func decideAndCommit(ctx context.Context, in *intake, todo []incoming) (outcomes []outcome, err error) {
+	for range mostFutile {
+		b, err := in.decide(ctx, todo)
+		if err != nil {
+			return nil, err
+		}
+		lost, err := in.store.commit(ctx, b.groups, b.at)
+		in.memory.learn(in.now(), b, lost, err)
+		if err != nil {
+			return nil, err
+		}
+		b.answer(b.previous)
+		for _, g := range b.groups {
+			if !lost.services[g.target] {
+				outcomes = append(outcomes, g.outcomes...)
+			}
+		}
+		if todo = remaining(b, lost.services); len(todo) == 0 {
+			return outcomes, nil
+		}
+		slices.SortStableFunc(todo, func(a, b incoming) int { return cmp.Compare(a.index, b.index) })
 	}
-	lost, err := in.store.commit(ctx, b.groups, b.at)
-	b.answer(b.previous)
-	return b, lost, err
+	return nil, errFutile
 }
 
 // developer is an app's developer with one service at hand, and its keys.

@@ -27,6 +27,7 @@ type intake struct {
 	metrics   *metrics
 	now       func() time.Time
 	looks     looks
+	memory    *memory
 	portion   int // how many requests are decided and committed together, at most
 }
 
@@ -84,7 +85,7 @@ func newIncoming(subject string, payload []byte, storedAt int64, index int) inco
 // decide decides requests on the present state. Nothing of it is known to anybody until it is committed.
 func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
 	in.metrics.batch.Observe(float64(len(todo)))
-	st, err := in.store.load(ctx, todo)
+	st, err := in.load(ctx, todo)
 	if err != nil {
 		return nil, err
 	}
@@ -96,6 +97,9 @@ func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
 	b := newBatch(in.policy, in.key, now.Unix(), st, todo)
 	b.at, b.held = now, held
 	b.decide()
+	if err := in.makeSure(ctx, b); err != nil {
+		return nil, err
+	}
 	b.previous, err = in.store.previous(ctx, b.unsettled(&in.looks))
 	return b, err
 }

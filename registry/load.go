@@ -11,10 +11,10 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// load reads what the decision about these requests depends on: a query for each kind of thing.
-func (s *Store) load(ctx context.Context, requests []incoming) (*state, error) {
-	want := newWanted(requests)
-	st := newState()
+// load reads what the decision about these requests depends on, and st has not: a query for each kind of thing. Keys and
+// nonces only if they are asked for.
+func (s *Store) load(ctx context.Context, requests []incoming, st *state, used bool) error {
+	want := newWanted(requests, st, used)
 	for _, step := range []struct {
 		what string
 		read func(context.Context, *wanted, *state) error
@@ -25,13 +25,13 @@ func (s *Store) load(ctx context.Context, requests []incoming) (*state, error) {
 		{"nonces", s.loadNonces}, // of the services that were found
 	} {
 		if err := step.read(ctx, want, st); err != nil {
-			return nil, fmt.Errorf("load %s: %w", step.what, err)
+			return fmt.Errorf("load %s: %w", step.what, err)
 		}
 	}
-	return st, nil
+	return nil
 }
 
-// wanted is what a batch touches, each thing once. Requests that failed the first check touch nothing.
+// wanted is what a batch touches and is not known, each thing once. Requests that failed the first check touch nothing.
 type wanted struct {
 	names   []any                    // of the targets
 	targets map[string]events.Target // by their names
@@ -40,27 +40,43 @@ type wanted struct {
 	nonces  []requestID
 }
 
-func newWanted(requests []incoming) *wanted {
-	w := newWantedServices(len(requests))
-	apps, keys := map[events.AppID]bool{}, make(map[events.PublicKey]bool, len(requests))
-	nonces := make(map[requestID]bool, len(requests))
-	for _, in := range requests {
-		r := in.request
-		if in.refusal != nil {
+func newWanted(requests []incoming, st *state, used bool) *wanted {
+	w := newWantedServices(0)
+	apps := map[events.AppID]bool{}
+	for i := range requests {
+		r := requests[i].request
+		if requests[i].refusal != nil {
 			continue
 		}
-		w.service(r.Target)
+		if _, known := st.services[r.Target]; !known {
+			w.service(r.Target)
+		}
+		if _, known := st.masters[r.Target.App]; !known && r.Kind.ByMasterKey() && once(apps, r.Target.App) {
+			w.apps = append(w.apps, r.Target.App.String())
+		}
+	}
+	if used {
+		w.used(requests)
+	}
+	return w
+}
+
+// used wants to know which keys and nonces of the requests were used before.
+func (w *wanted) used(requests []incoming) {
+	keys := make(map[events.PublicKey]bool, len(requests))
+	nonces := make(map[requestID]bool, len(requests))
+	for i := range requests {
+		r := requests[i].request
+		if requests[i].refusal != nil {
+			continue
+		}
 		if id := (requestID{r.Target, r.Nonce}); once(nonces, id) {
 			w.nonces = append(w.nonces, id)
-		}
-		if r.Kind.ByMasterKey() && once(apps, r.Target.App) {
-			w.apps = append(w.apps, r.Target.App.String())
 		}
 		if r.Kind != events.Revocation && once(keys, r.NewKey) {
 			w.keys = append(w.keys, r.NewKey.Bytes())
 		}
 	}
-	return w
 }
 
 // newWantedServices wants nothing yet but is ready for services.
@@ -87,23 +103,23 @@ func once[K comparable](seen map[K]bool, key K) bool {
 
 func (s *Store) loadServices(ctx context.Context, w *wanted, st *state) error {
 	const query = "SELECT target, " + serviceColumns + " FROM (%s) AS v JOIN services ON target = v.column1"
+	for _, t := range w.targets {
+		st.services[t] = nil
+	}
 	var name string
 	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(rows *sql.Rows) error {
-		one, err := scanService(rows, &name)
+		one := &service{}
+		err := rows.Scan(append([]any{&name}, one.columns()...)...)
 		st.services[w.targets[name]] = one
 		return err
 	})
 }
 
-// serviceColumns are what scanService reads behind what it is given.
-const serviceColumns = `id, status, sequence, public_key, changed_at, bound_at, recent_rotations, service_type, endpoint_url,
-	provider_receipt`
+// serviceColumns are what [service.columns] reads.
+const serviceColumns = "id, status, sequence, public_key, changed_at, recent_rotations"
 
-func scanService(row interface{ Scan(...any) error }, first ...any) (*service, error) {
-	var one service
-	err := row.Scan(append(first, &one.id, &one.status, &one.sequence, keyColumn{&one.key}, &one.changedAt, &one.boundAt,
-		times(&one.recent), &one.serviceType, &one.endpointURL, &one.providerReceipt)...)
-	return &one, err
+func (s *service) columns() []any {
+	return []any{&s.id, &s.status, &s.sequence, keyColumn{&s.key}, &s.changedAt, times(&s.recent)}
 }
 
 func (s *Store) loadApps(ctx context.Context, w *wanted, st *state) error {

@@ -107,17 +107,25 @@ func (l *Lookup) Info() events.RegistryInfo {
 	}
 }
 
+// toldService is all that is kept of a service.
+type toldService struct {
+	service
+	details
+}
+
 // service reads one service, or returns [ErrUnknownService].
-func (s *Store) service(ctx context.Context, t events.Target) (*service, error) {
-	row := s.db.Reader().QueryRowContext(ctx, "SELECT "+serviceColumns+" FROM services WHERE target = $1", t.String())
-	one, err := scanService(row)
+func (s *Store) service(ctx context.Context, t events.Target) (*toldService, error) {
+	var one toldService
+	const query = "SELECT " + serviceColumns + ", bound_at, service_type, endpoint_url, provider_receipt FROM services WHERE target = $1"
+	err := s.db.Reader().QueryRowContext(ctx, query, t.String()).
+		Scan(append(one.columns(), &one.boundAt, &one.serviceType, &one.endpointURL, &one.providerReceipt)...)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, ErrUnknownService
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the service %s: %w", t, err)
 	}
-	return one, nil
+	return &one, nil
 }
 
 // inGrace reads the keys that are in grace at now, newest first, as the history was at this sequence: it only grows,

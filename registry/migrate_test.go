@@ -151,9 +151,9 @@ func checkMigrated(t *testing.T, store *Store, name string, keys []events.Public
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := service{
-		id: one.id, status: events.Active, sequence: 3, key: keys[2], changedAt: 7, boundAt: 5,
-		recent: []int64{6, 7}, serviceType: "cms", endpointURL: "https://x",
+	want := toldService{
+		service{id: one.id, status: events.Active, sequence: 3, key: keys[2], changedAt: 7, recent: []int64{6, 7}},
+		details{boundAt: 5, serviceType: "cms", endpointURL: "https://x"},
 	}
 	if fmt.Sprint(*one) != fmt.Sprint(want) {
 		t.Errorf("got  %v\nwant %v", *one, want)
@@ -174,10 +174,7 @@ func checkMigrated(t *testing.T, store *Store, name string, keys []events.Public
 		t.Fatal(err)
 	}
 	request := &events.Request{Kind: events.Reset, Target: target, Nonce: nonce, NewKey: keys[0]}
-	st, err := store.load(t.Context(), []incoming{{request: request}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	st := loadAll(t, store, []incoming{{request: request}})
 	prior, ok := st.committed[requestID{target, nonce}]
 	if !ok || !st.takenKeys[keys[0]] || string(prior.receipt) != "receipt of "+short+"-1" {
 		t.Errorf("%s: the first request is %v, its key is taken: %t", name, prior, st.takenKeys[keys[0]])

@@ -68,7 +68,7 @@ func TestOtherIDAfterARestore(t *testing.T) {
 			t.Fatal(err)
 		}
 		lost, err := store.commit(t.Context(), late.groups, time.Now())
-		if err != nil || !lost[d.target] {
+		if err != nil || !lost.services[d.target] {
 			t.Errorf("lost %v, %v", lost, err)
 		}
 	})
@@ -89,7 +89,7 @@ func TestIDsAgain(t *testing.T) {
 	list := []request{d.another("two").bind()}
 	b := newBatch(in.policy, in.key, time.Now().Unix(), loadFor(t, in, list), incomingOf(list))
 	b.decide()
-	if lost, err := store.commit(t.Context(), b.groups, time.Now()); err != nil || !lost[list[0].draft.Target] {
+	if lost, err := store.commit(t.Context(), b.groups, time.Now()); err != nil || !lost.services[list[0].draft.Target] {
 		t.Fatalf("lost %v, %v", lost, err)
 	}
 	if o := decideAll(t, in, list[0])[0]; o.verdict != committed {

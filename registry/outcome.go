@@ -26,6 +26,7 @@ type outcome struct {
 	// batch. If one of them, or of those before the batch, made it, the reason is superseded_key.
 	sequence int64
 	earlier  []pastKey
+	signer   events.PublicKey // whose signature was checked; zero: it did not come to that
 
 	receiptNonce events.Nonce
 	receiptBytes []byte      // nil for a refusal until [outcome.answer]
@@ -40,6 +41,18 @@ func (d *decider) reject(in incoming, reason events.Reason, detail string) outco
 // passedKeyCheck reports whether the request got as far as finding its new key unused.
 func (o *outcome) passedKeyCheck() bool {
 	return o.verdict == committed || o.reason == events.NonceReused || o.reason == events.RateLimited
+}
+
+// authenticated returns what came of the signatures.
+func (o *outcome) authenticated(by events.PublicKey) (reason events.Reason, detail string, checked bool) {
+	if o == nil || o.signer != by || by.IsZero() {
+		return "", "", false
+	}
+	switch o.reason {
+	case events.InvalidSignature, events.InvalidProof, events.WeakKey:
+		return o.reason, o.detail, true
+	}
+	return "", "", true
 }
 
 // mayBeSuperseded reports whether the reason is not final yet.

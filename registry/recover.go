@@ -193,7 +193,7 @@ func (r *recoverer) continueHistory(t events.Target, have *service, owners map[e
 		have = would
 	}
 	if have != nil {
-		g.base, g.existed, g.service = have.sequence, true, *have
+		g.was, g.existed, g.service = *have, true, *have
 	}
 	c := &chain{group: g}
 	list := r.waiting[t]
@@ -203,7 +203,7 @@ func (r *recoverer) continueHistory(t events.Target, have *service, owners map[e
 		_, taken := owners[e.event.NewKey]
 		switch s := &g.service; {
 		case e.event.Sequence == s.sequence+1 && e.event.OldKey == s.key && !taken:
-			follow(s, &e.event)
+			g.follow(&e.event)
 			c.events = append(c.events, e.event)
 		case e.event.Sequence > s.sequence:
 			rest = append(rest, e)
@@ -218,15 +218,16 @@ func (r *recoverer) continueHistory(t events.Target, have *service, owners map[e
 }
 
 // follow moves a service as an event says. What the event does not say is left empty.
-func follow(s *service, e *events.Invalidation) {
+func (g *group) follow(e *events.Invalidation) {
+	s := &g.service
 	s.status, s.sequence, s.key, s.changedAt = events.Active, e.Sequence, e.NewKey, e.Timestamp
 	switch e.Event {
 	case events.KeyRotation: // the time of the commit stands for that of the request
-		s.recent = append(slices.DeleteFunc(slices.Clone(s.recent), func(t int64) bool { return t <= e.Timestamp-rateWindow }), e.Timestamp)
+		s.recent = withRecent(s.recent, e.Timestamp)
 	case events.ServiceRevocation:
 		s.status = events.Revoked
 	case events.ServiceBinding:
-		s.boundAt, s.providerReceipt, s.serviceType, s.endpointURL = e.Timestamp, "", "", ""
+		g.details = newDetails{new(e.Timestamp), new(""), new(""), new("")}
 	case events.MasterReset:
 	}
 }

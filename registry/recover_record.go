@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // record writes chains to the database, with their receipts: all in one transaction, or where they can't go in together,
@@ -73,11 +74,9 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 
 // continueHistories moves services by compare-and-swap, and appends to their histories; all, or [errTaken].
 func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []historyRow) error {
+	sortForLocks(groups)
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		lost := make(map[events.Target]bool, len(groups))
-		for _, g := range groups {
-			lost[g.target] = true
-		}
 		w := writer{ctx, tx, s.db.Engine()}
 		if err := w.moveServices(groups, lost); err != nil {
 			return err
@@ -92,7 +91,9 @@ func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []h
 		for i := range rows {
 			rows[i].service = ids[rows[i].event.Target]
 		}
-		return w.appendHistory(rows)
+		var p sqldb.Pipeline
+		s.appendHistory(&p, rows, "%s")
+		return w.write(s.db, &p)
 	})
 	if err != nil {
 		return fmt.Errorf("write recovered changes: %w", err)

@@ -99,7 +99,7 @@ func New(cfg Config) (*Registry, error) {
 	r.relay = newRelay(js, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
 	r.intake = &intake{
 		policy: cfg.Policy, key: cfg.Key, store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
-		log: cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch,
+		log: cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(),
 	}
 	r.aside = &deadLetters{store: cfg.Store, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
 	r.Lookup = newLookup(cfg, js, r.fence)

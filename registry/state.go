@@ -2,22 +2,37 @@ package registry
 
 import (
 	"crypto/sha256"
+	"slices"
 
 	"omiappreg.org/keyrotation/events"
 )
 
-// service is the present state of one service. The zero value is one that was never bound.
+// service is the present state of one service, as far as a decision depends on it. The zero value is one that was never bound.
 type service struct {
-	id              int64 // in the database; 0: it is not there yet
-	status          events.ServiceStatus
-	sequence        int64
-	key             events.PublicKey // zero unless active
-	changedAt       int64            // time of the last change
-	boundAt         int64
-	recent          []int64 // when JetStream stored the rotations of the last minute
-	serviceType     string
-	endpointURL     string
-	providerReceipt string
+	id        int64 // in the database; 0: it is not there yet
+	status    events.ServiceStatus
+	sequence  int64
+	key       events.PublicKey // zero unless active
+	changedAt int64            // time of the last change
+	recent    []int64          // when JetStream stored the rotations of the last minute
+}
+
+// equal reports whether two states are the same, so that the same would be decided on them.
+func (s *service) equal(o *service) bool {
+	return s.id == o.id && s.status == o.status && s.sequence == o.sequence && s.key == o.key && s.changedAt == o.changedAt &&
+		slices.Equal(s.recent, o.recent)
+}
+
+// details are what else is told of a service: no decision depends on it.
+type details struct {
+	boundAt                                   int64
+	serviceType, endpointURL, providerReceipt string
+}
+
+// newDetails are the details that a change brings; nil: as before.
+type newDetails struct {
+	boundAt                                   *int64
+	serviceType, endpointURL, providerReceipt *string
 }
 
 // sequence returns at which sequence a service is; 0: it was never bound.
@@ -60,7 +75,12 @@ func (p *prior) answers(r *events.Request) bool {
 
 // state is what the decision about a batch depends on, beside the requests and the clock.
 type state struct {
-	services  map[events.Target]*service
+	doubts int // the fence's, before anything was read
+	// Unless the state is certain, some of the services are remembered, and no key and no nonce was looked for.
+	certain    bool
+	remembered map[events.Target]bool
+
+	services  map[events.Target]*service // nil: it was looked for and is not there
 	masters   map[events.AppID]events.PublicKey
 	takenKeys map[events.PublicKey]bool // of those that the batch wants: registered before, for any service or as a Master Key
 	committed map[requestID]prior       // of those that the batch names
@@ -80,9 +100,10 @@ type pastKey struct {
 
 func newState() *state {
 	return &state{
-		services:  map[events.Target]*service{},
-		masters:   map[events.AppID]events.PublicKey{},
-		takenKeys: map[events.PublicKey]bool{},
-		committed: map[requestID]prior{},
+		remembered: map[events.Target]bool{},
+		services:   map[events.Target]*service{},
+		masters:    map[events.AppID]events.PublicKey{},
+		takenKeys:  map[events.PublicKey]bool{},
+		committed:  map[requestID]prior{},
 	}
 }

@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"errors"
+	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
@@ -18,17 +20,21 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
+var benchIdle = flag.Int("store.idle", 300_000, "services of BenchmarkStore that do nothing, beside those that rotate")
+
 // BenchmarkStore measures what the database costs for each rotation, without any signature: load, commit, and what forgets
-// the messages once they are published, over many services that have a history.
+// the messages once they are published, over services that have a history, alone and among many that do nothing (-store.idle).
 //
 // cpu-µs is the CPU of this process; with PostgreSQL, whose work is done elsewhere, server-µs is that of the server. With
 // SQLite, wal-B is what the write-ahead log and the checkpoints write.
 func BenchmarkStore(b *testing.B) {
 	for _, engine := range []string{testenv.SQLite, testenv.Postgres} {
 		b.Run(engine, func(b *testing.B) {
-			world := newStoreWorld(b, testenv.Database(b, engine))
-			for _, size := range []int{1, 256, 1024} {
-				b.Run(strconv.Itoa(size), func(b *testing.B) { world.benchmark(b, size) })
+			for _, idle := range []int{0, *benchIdle} {
+				world := newStoreWorld(b, testenv.Database(b, engine), idle)
+				for _, size := range []int{1, 256, 1024} {
+					b.Run(fmt.Sprintf("%d-idle/%d", idle, size), func(b *testing.B) { world.benchmark(b, size) })
+				}
 			}
 		})
 	}
@@ -41,18 +47,20 @@ const (
 
 // storeWorld is a store with services, of which each rotates in its turn. Its keys and payloads are noise.
 type storeWorld struct {
-	store    *Store
+	*intake
 	url      string
 	at       position
 	services []*service
 	targets  []events.Target
+	order    []int // of the services, drawn anew each round
 	next     int
-	now      time.Time
+	clock    time.Time
 }
 
-func newStoreWorld(b *testing.B, url string) *storeWorld {
+func newStoreWorld(b *testing.B, url string, idle int) *storeWorld {
 	b.Helper()
-	w := &storeWorld{store: openStore(b, url), url: url, now: time.Now()}
+	w := &storeWorld{url: url, clock: time.Now()}
+	w.intake = newTestIntake(b, openStore(b, url), Policy{Origin: testOrigin}, func() time.Time { return w.clock })
 	var err error
 	if w.at, err = w.store.setPosition(b.Context(), position{}, position{created: 1, place: 1}, false); err != nil {
 		b.Fatal(err)
@@ -67,10 +75,42 @@ func newStoreWorld(b *testing.B, url string) *storeWorld {
 	for range 50 { // as after a quiet start: what the server plans for a few rows has to do for many
 		w.run(b, w.batch(b, 1))
 	}
-	for range benchHistory * benchServices / 500 {
+	const parts = benchServices / 500
+	for i := range benchHistory * parts {
+		if i < parts {
+			w.addIdle(b, i*idle/parts, (i+1)*idle/parts)
+		}
 		w.run(b, w.batch(b, 500))
 	}
 	return w
+}
+
+// addIdle adds services that are bound and do nothing.
+func (w *storeWorld) addIdle(b *testing.B, from, to int) {
+	b.Helper()
+	series, bytes, short := "WITH RECURSIVE n (i) AS (SELECT $1 UNION ALL SELECT i + 1 FROM n WHERE i < $2)", "randomblob(32)", "hex(randomblob(11))"
+	if w.store.db.Engine() != sqldb.SQLite {
+		series, bytes, short = "WITH n (i) AS (SELECT generate_series(CAST($1 AS BIGINT), CAST($2 AS BIGINT)))", "sha256(CAST(CAST(random() AS TEXT) AS BYTEA))", "md5(CAST(random() AS TEXT))"
+	}
+	name := "'org.omiappreg.app' || (i % 100) || '.idle' || i"
+	for _, query := range []string{
+		series + ` INSERT INTO services (target, status, sequence, public_key, changed_at, bound_at, recent_rotations, service_type, endpoint_url,
+			provider_receipt) SELECT ` + name + ", 'active', 1, " + bytes + ", 1, 1, '', 'payments', 'https://service.example.org/some/endpoint', '' FROM n",
+		series + ` INSERT INTO history (service, sequence, event, public_key, grace_period_expiry, committed_at, event_nonce, request_nonce,
+			request_digest, receipt_nonce, receipt) SELECT id, 1, 'SERVICE_BINDING', public_key, 1, 1, ` + short + ", " + short + ", public_key, " +
+			short + ", $3 FROM n JOIN services ON target = " + name,
+	} {
+		args := []any{from, to - 1, make([]byte, 600)}
+		if !strings.Contains(query, "$3") {
+			args = args[:2]
+		}
+		if to == from {
+			return
+		}
+		if _, err := w.store.db.Writer().ExecContext(b.Context(), query, args...); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
 
 func (w *storeWorld) benchmark(b *testing.B, size int) {
@@ -99,14 +139,17 @@ func (w *storeWorld) benchmark(b *testing.B, size int) {
 func (w *storeWorld) batch(b *testing.B, size int) []incoming {
 	b.Helper()
 	list := make([]incoming, 0, size)
-	w.now = w.now.Add(time.Millisecond)
+	w.clock = w.clock.Add(time.Millisecond)
+	if w.next+size > len(w.order) {
+		w.order, w.next = rand.Perm(benchServices), 0
+	}
 	for i := range size {
-		n := (w.next + i) * 7919 % benchServices
-		request := &events.Request{Kind: events.Rotation, Target: w.targets[n], Timestamp: w.now.Unix(), Nonce: events.NewNonce(), NewKey: noiseKey(b)}
+		n := w.order[w.next+i]
+		request := &events.Request{Kind: events.Rotation, Target: w.targets[n], Timestamp: w.clock.Unix(), Nonce: events.NewNonce(), NewKey: noiseKey(b)}
 		if w.services[n] == nil {
 			request.Kind = events.Binding
 		}
-		list = append(list, incoming{request: request, storedAt: w.now.Unix(), index: i})
+		list = append(list, incoming{request: request, storedAt: w.clock.Unix(), index: i})
 	}
 	w.next += size
 	return list
@@ -126,17 +169,18 @@ func noiseKey(b *testing.B) events.PublicKey {
 // run takes a batch through the store as the intake and the relay do. It returns the CPU time that is not the store's.
 func (w *storeWorld) run(b *testing.B, list []incoming) (decided time.Duration) {
 	b.Helper()
-	st, err := w.store.load(b.Context(), list)
+	st, err := w.load(b.Context(), list)
 	if err != nil {
 		b.Fatal(err)
 	}
 	began := cpuOf("self")
 	groups := w.decide(st, list)
 	decided = cpuOf("self") - began
-	lost, err := w.store.commit(b.Context(), groups, w.now)
-	if err != nil || len(lost) > 0 {
-		b.Fatal(len(lost), err)
+	lost, err := w.store.commit(b.Context(), groups, w.clock)
+	if err != nil || len(lost.services) > 0 {
+		b.Fatal(len(lost.services), err)
 	}
+	w.memory.learn(w.clock, &batch{state: st, groups: groups}, lost, nil)
 	if _, _, err := w.store.position(b.Context()); err != nil {
 		b.Fatal(err)
 	}
@@ -148,7 +192,7 @@ func (w *storeWorld) run(b *testing.B, list []incoming) (decided time.Duration) 
 		b.Fatal(err)
 	}
 	for i := range list {
-		w.services[(w.next-len(list)+i)*7919%benchServices] = &groups[i].service
+		w.services[w.order[w.next-len(list)+i]] = &groups[i].service
 	}
 	return decided
 }
@@ -159,17 +203,17 @@ func (w *storeWorld) decide(st *state, list []incoming) (groups []*group) {
 	for _, in := range list {
 		g := &group{target: in.request.Target, requests: []incoming{in}}
 		if s := st.services[g.target]; s != nil {
-			g.base, g.existed, g.service = s.sequence, true, *s
+			g.was, g.existed, g.service = *s, true, *s
 		}
 		s := &g.service
 		o := outcome{in: in, verdict: committed, eventBytes: payload, receiptBytes: payload, receiptNonce: events.NewNonce(), event: events.Invalidation{
 			Origin: testOrigin, Target: g.target, Event: in.request.Kind.Event(), OldKey: s.key, NewKey: in.request.NewKey,
-			Timestamp: w.now.Unix(), Nonce: events.NewNonce(), Sequence: s.sequence + 1, GracePeriodExpiry: w.now.Unix() + 3600,
+			Timestamp: w.clock.Unix(), Nonce: events.NewNonce(), Sequence: s.sequence + 1, GracePeriodExpiry: w.clock.Unix() + 3600,
 		}}
 		s.status, s.sequence, s.key, s.changedAt = events.Active, o.event.Sequence, o.event.NewKey, o.event.Timestamp
 		s.recent = []int64{in.storedAt}
 		if !g.existed {
-			s.boundAt, s.serviceType, s.endpointURL = s.changedAt, "payments", "https://service.example.org/some/endpoint"
+			g.details = newDetails{&s.changedAt, new("payments"), new("https://service.example.org/some/endpoint"), nil}
 		}
 		g.outcomes = []outcome{o}
 		groups = append(groups, g)

@@ -169,7 +169,7 @@ func loadService(t *testing.T, store *Store, s vectors.Service) {
 	if target.Service, err = events.ParseServiceID(s.ServiceID); err != nil {
 		t.Fatal(err)
 	}
-	g := &group{target: target, service: service{status: events.ServiceStatus(s.Status), sequence: s.Sequence, boundAt: 1}}
+	g := &group{target: target, service: service{status: events.ServiceStatus(s.Status), sequence: s.Sequence}, details: newDetails{boundAt: new(int64(1))}}
 	keys := map[int64]vectors.ServiceKey{}
 	for _, key := range s.Keys {
 		keys[key.FromSequence] = key
@@ -229,8 +229,9 @@ func (w rowWriter) history(e events.Invalidation, used vectors.UsedRequest) {
 }
 
 func (w rowWriter) service(g *group) {
-	w.exec(`INSERT INTO services (target, status, sequence, public_key, changed_at, bound_at, recent_rotations, service_type,
-		endpoint_url, provider_receipt) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`, serviceRow(g.target.String(), &g.service)...)
+	_, row := rowsOfServices([]*group{g})
+	w.exec(`INSERT INTO services (target, status, sequence, public_key, changed_at, recent_rotations, bound_at, service_type,
+		endpoint_url, provider_receipt) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`, row...)
 }
 
 func (w rowWriter) exec(query string, args ...any) {
@@ -262,18 +263,18 @@ func newTestIntake(t testing.TB, store *Store, policy Policy, now func() time.Ti
 		t.Fatal(err)
 	}
 	return &intake{
-		policy: policy, key: testKey, committed: func([]events.Invalidation) {}, store: store, log: testLog(t), metrics: newMetrics(prometheus.NewRegistry()), now: now,
+		policy: policy, key: testKey, committed: func([]events.Invalidation) {}, store: store, log: testLog(t), metrics: newMetrics(prometheus.NewRegistry()), now: now, memory: newMemory(),
 	}
 }
 
 // decideOne takes one message through load, decide and commit.
 func decideOne(t *testing.T, in *intake, subject string, payload []byte, storedAt int64) *outcome {
 	t.Helper()
-	b, lost, err := decideAndCommit(t.Context(), in, []incoming{newIncoming(subject, payload, storedAt, 0)})
-	if err != nil || len(lost) > 0 {
-		t.Fatalf("decide: %v, lost %v", err, lost)
+	outcomes, err := decideAndCommit(t.Context(), in, []incoming{newIncoming(subject, payload, storedAt, 0)})
+	if err != nil {
+		t.Fatal(err)
 	}
-	return &b.groups[0].outcomes[0]
+	return &outcomes[0]
 }
 
 func readReceipt(t *testing.T, in *intake, o *outcome) events.Receipt {

@@ -36,7 +36,7 @@ type writing struct {
 	*batch
 	done chan struct{}
 
-	lost   map[events.Target]bool // when done: the services that have to be decided again
+	lost   losses // when done: what has to be decided again
 	err    error
 	panics any
 }
@@ -109,25 +109,27 @@ func (w *work) finish(ctx context.Context) error {
 	}
 	<-c.done
 	w.writing = nil
-	switch {
-	case c.panics != nil:
+	if c.panics != nil {
 		panic(c.panics)
-	case c.err != nil:
+	}
+	w.memory.learn(w.now(), c.batch, c.lost, c.err)
+	if c.err != nil {
 		return c.err
 	}
+	lost := c.lost.services
 	c.answer(c.previous)
-	if err := w.settle(ctx, w.messages, c.batch, c.lost); err != nil {
+	if err := w.settle(ctx, w.messages, c.batch, lost); err != nil {
 		return err
 	}
-	w.metrics.lost.Add(float64(len(c.lost)))
-	if w.futile++; len(c.lost) < c.changes() || len(c.lost) == 0 {
+	w.metrics.lost.Add(float64(len(lost)))
+	if w.futile++; len(lost) < c.changes() || len(lost) == 0 {
 		w.futile = 0
 	}
 	if w.futile > mostFutile {
 		return errFutile // each is tried alone then, so that nobody waits for ever for the one that can't be committed
 	}
-	if len(c.lost) > 0 {
-		w.todo = append(remaining(c.batch, c.lost), w.todo...)
+	if len(lost) > 0 {
+		w.todo = append(remaining(c.batch, lost), w.todo...)
 		slices.SortStableFunc(w.todo, func(a, b incoming) int { return cmp.Compare(a.index, b.index) })
 	}
 	return nil

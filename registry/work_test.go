@@ -43,6 +43,9 @@ func handled(t *testing.T, store *Store, log []sent, size int, side *int) (answe
 			continue
 		}
 		for _, g := range before.groups {
+			if before.lost.services[g.target] {
+				continue
+			}
 			for _, o := range g.outcomes {
 				answers[o.in.index] += fmt.Sprint(o.verdict, o.reason, o.event.Sequence)
 			}

@@ -1,0 +1,121 @@
+package registry
+
+import (
+	"context"
+	"maps"
+	"slices"
+)
+
+// What is decided on a guess, and how it is made sure of:
+//
+//	memory ──▶ decide ──▶ all commit ──▶ compare-and-swap ──▶ stands
+//	  ▲          ▲  └─ a refusal, a duplicate ─▶ read ─▶ as guessed ─▶ stands
+//	  │          └────────────── otherwise ◀──────┘              │
+//	  └──────── forgotten ◀── lost ◀─────────────────────────────┘
+//
+// So nobody is refused because of what is only remembered, and what is read for a refusal is what was read for every request
+// before there was a memory.
+
+// load returns the state to decide on: what is remembered, and for the rest what the database says.
+func (in *intake) load(ctx context.Context, todo []incoming) (*state, error) {
+	st, m := newState(), in.memory
+	var quiet bool
+	if st.doubts, quiet = in.fence.now(); st.doubts != m.doubts {
+		m.services.Purge()
+		m.doubts = st.doubts
+	}
+	if st.certain = !quiet || in.now().Before(m.careful); !st.certain {
+		for i := range todo {
+			t := todo[i].request.Target
+			if s := m.of(t); s != nil {
+				st.services[t], st.remembered[t] = s, true
+			}
+		}
+	}
+	return st, in.store.load(ctx, todo, st, st.certain)
+}
+
+// makeSure reads what the answers rest on that end here, without a commit, and decides again where that is not what was guessed.
+func (in *intake) makeSure(ctx context.Context, b *batch) error {
+	asked, stale := false, 0
+	for groups := b.doubtful(); len(groups) > 0; groups = b.doubtful() {
+		fresh := newState()
+		fresh.masters = b.state.masters
+		var requests []incoming
+		for _, g := range groups {
+			requests = append(requests, g.requests...)
+			if !b.state.remembered[g.target] {
+				fresh.services[g.target] = b.state.services[g.target]
+			}
+		}
+		if err := in.store.load(ctx, requests, fresh, true); err != nil {
+			return err
+		}
+		for _, g := range b.correct(groups, fresh) {
+			if b.state.remembered[g.target] {
+				in.memory.services.Remove(g.target)
+				stale++
+			}
+		}
+		asked = true
+	}
+	in.memory.judge(in.now(), stale, b)
+	if !asked {
+		return nil
+	}
+	return in.fence.same(ctx, b.state.doubts) // after everything was read
+}
+
+// doubtful returns the groups with an answer that rests on a guess. Where two services want one key, all that was guessed of
+// the batch decides who has it.
+func (b *batch) doubtful() (groups []*group) {
+	rivals := slices.ContainsFunc(b.groups, func(g *group) bool { return g.lost != nil })
+	for _, g := range b.groups {
+		if !g.checked && (rivals || g.restsOnState()) {
+			groups = append(groups, g)
+		}
+	}
+	return groups
+}
+
+// correct sets what was read in place of what was guessed, and decides again where the two differ. It returns the services of
+// which another state was remembered.
+func (b *batch) correct(groups []*group, fresh *state) (stale []*group) {
+	var again []*group
+	for _, g := range groups {
+		g.checked = true
+		was, is := b.state.services[g.target], fresh.services[g.target]
+		moved := (was == nil) != (is == nil) || was != nil && !was.equal(is)
+		if moved {
+			stale = append(stale, g)
+			g.begin(is)
+		}
+		if moved || fresh.used(g) {
+			again = append(again, g)
+		}
+		b.state.services[g.target] = is
+	}
+	maps.Copy(b.state.committed, fresh.committed)
+	maps.Copy(b.state.takenKeys, fresh.takenKeys)
+	if len(again) == 0 {
+		return stale
+	}
+	for _, g := range b.groups {
+		if g.lost == nil {
+			continue
+		}
+		if g.lost = nil; !slices.Contains(again, g) {
+			again = append(again, g) // whoever had the key may not have it now
+		}
+	}
+	b.decideAll(again)
+	return stale
+}
+
+// used reports whether any key or nonce of these requests was.
+func (st *state) used(g *group) bool {
+	return slices.ContainsFunc(g.requests, func(in incoming) bool {
+		_, committed := st.committed[requestID{g.target, in.request.Nonce}]
+		return committed || st.takenKeys[in.request.NewKey]
+	})
+}

@@ -1,0 +1,83 @@
+package registry
+
+import (
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+const (
+	rememberAtMost = 65_536 // services; some 400 bytes each
+	rememberRecent = 64     // rotations of a minute; a service with more is not remembered
+	// carefulFor is how long nothing is guessed after a guess was wrong that costs a batch: whoever sends used keys on purpose has
+	// one batch decided twice in that time.
+	carefulFor  = time.Minute
+	staleAtMost = 8 // one in so many remembered states may be out of date; more are where replicas take turns with a service
+)
+
+// memory is what the registry believes without asking the database: in which state the services are that it committed a change
+// of, and that nobody sends a key or a nonce that was used before. It is only a guess. Another replica may have moved a
+// service, and a backup may have been restored. So what is decided on a guess is either committed by a compare-and-swap of
+// all that was guessed, below the unique keys of the history, or read before it is answered (guess.go).
+//
+// Only whoever decides a batch uses it.
+type memory struct {
+	services *simplelru.LRU[events.Target, service]
+	doubts   int // the fence's, when it was emptied
+
+	careful time.Time // until then, everything is read before it is decided
+}
+
+func newMemory() *memory {
+	services, err := simplelru.NewLRU[events.Target, service](rememberAtMost, nil)
+	if err != nil {
+		panic("registry: " + err.Error()) // it refuses no size but those below 1
+	}
+	return &memory{services: services}
+}
+
+// of returns the state that a service was in; nil: it is not known.
+func (m *memory) of(t events.Target) *service {
+	if s, ok := m.services.Get(t); ok {
+		return &s
+	}
+	return nil
+}
+
+// put remembers a state.
+func (m *memory) put(t events.Target, s *service) {
+	if len(s.recent) > rememberRecent {
+		m.services.Remove(t)
+		return
+	}
+	m.services.Add(t, *s)
+}
+
+// learn takes in what became of a commit: what was written is remembered, what was lost is forgotten.
+func (m *memory) learn(now time.Time, b *batch, l losses, err error) {
+	stale := 0
+	for _, g := range b.groups {
+		switch {
+		case err != nil || l.services[g.target]:
+			if m.services.Remove(g.target) && b.state.remembered[g.target] {
+				stale++
+			}
+		case g.changed():
+			m.put(g.target, &g.service)
+		}
+	}
+	if err != nil || l.taken {
+		m.careful = now.Add(carefulFor)
+		return
+	}
+	m.judge(now, stale, b)
+}
+
+// judge guesses nothing for a while if too much of what was remembered was out of date.
+func (m *memory) judge(now time.Time, stale int, b *batch) {
+	if stale*staleAtMost > len(b.state.remembered) {
+		m.careful = now.Add(carefulFor)
+	}
+}

@@ -1,0 +1,264 @@
+package registry
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// TestStaleMemory: a replica that remembers what another one, or whoever restored the database, has changed since refuses nobody
+// for it, and commits nothing on it.
+func TestStaleMemory(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		clock := time.Unix(testNow, 0)
+		now := func() time.Time { return clock }
+		policy := Policy{Origin: testOrigin, RotationsPerMinute: 3}
+		stale, other := newTestIntake(t, store, policy, now), newTestIntake(t, store, policy, now)
+		app := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+		app.now = now
+		n := 0
+		for _, c := range staleCases() {
+			n++
+			d := app.another(fmt.Sprintf("s-%d", n))
+			rival := app.another(fmt.Sprintf("rival-%d", n))
+			decideAll(t, stale, d.bind(), rival.bind())
+			decideAll(t, stale, d.rotate())
+			if stale.memory.of(d.target) == nil {
+				t.Fatal("the service is not remembered: this shows nothing")
+			}
+			clock = clock.Add(2 * carefulFor) // it guesses again
+			requests, want := c.requests(d, rival, func(list ...request) { decideAll(t, other, list...) }, func(query string) {
+				if _, err := store.db.Writer().ExecContext(t.Context(), query, d.target.String()); err != nil {
+					t.Fatal(err)
+				}
+			})
+			for i, o := range decideAll(t, stale, requests...) {
+				got := string(o.reason)
+				if o.verdict != rejected {
+					got = map[verdict]string{committed: "committed", duplicate: "duplicate"}[o.verdict]
+				}
+				if got != want[i] {
+					t.Errorf("%s: request %d: %s, want %s", c.name, i+1, got, want[i])
+				}
+			}
+			clock = clock.Add(2 * carefulFor)
+		}
+		report, err := store.Check(t.Context(), nil, testNowTime())
+		if err != nil || len(report.Violations) > 0 {
+			t.Errorf("check: %v %v", err, report.Violations)
+		}
+	})
+}
+
+// staleCase is a service that is bound and has rotated once, as one replica remembers it.
+type staleCase struct {
+	name string
+	// requests lets another replica, or somebody in the database, change it, and returns what the first one is asked for then.
+	requests func(d, rival *developer, other func(...request), sql func(string)) (list []request, want []string)
+}
+
+func staleCases() []staleCase {
+	type other = func(...request)
+	type sql = func(string)
+	return []staleCase{
+		{"rotated elsewhere, then by its key", func(d, _ *developer, other other, _ sql) ([]request, []string) {
+			other(d.rotate())
+			return []request{d.rotate(), d.rotate()}, []string{"committed", "committed"}
+		}},
+		{"rotated elsewhere, then by the key that is remembered", func(d, _ *developer, other other, _ sql) ([]request, []string) {
+			thief := *d
+			other(d.rotate())
+			return []request{thief.rotate(), thief.rotate()}, []string{"superseded_key", "invalid_signature"}
+		}},
+		{"revoked elsewhere", func(d, _ *developer, other other, _ sql) ([]request, []string) {
+			thief := *d
+			other(d.revoke())
+			return []request{thief.rotate(), d.bind()}, []string{"unknown_service", "committed"}
+		}},
+		{"revoked and bound elsewhere", func(d, _ *developer, other other, _ sql) ([]request, []string) {
+			other(d.revoke(), d.bind())
+			return []request{d.bind(), d.reset()}, []string{"already_bound", "committed"}
+		}},
+		{"committed elsewhere, and sent again", func(d, _ *developer, other other, _ sql) ([]request, []string) {
+			rotation, reset := d.rotate(), d.reset()
+			other(rotation, reset)
+			return []request{reset, rotation, d.rotate()}, []string{"duplicate", "duplicate", "committed"}
+		}},
+		{"a nonce that was used elsewhere", func(d, _ *developer, other other, _ sql) ([]request, []string) {
+			first := d.reset()
+			other(first)
+			draft := first.draft
+			draft.NewKey = events.GenerateSigningKey()
+			payload, err := draft.Sign(d.master)
+			if err != nil {
+				d.t.Fatal(err)
+			}
+			return []request{{draft, payload}, d.rotate()}, []string{"nonce_reused", "committed"}
+		}},
+		{"limited as it is remembered, and an operator let it go", func(d, _ *developer, other other, sql sql) ([]request, []string) {
+			other() // nothing
+			sql("UPDATE services SET recent_rotations = '' WHERE target = $1")
+			return []request{d.rotate(), d.rotate(), d.rotate()}, []string{"committed", "committed", "committed"}
+		}},
+		{"whoever had the key first is gone", func(d, rival *developer, other other, _ sql) ([]request, []string) {
+			thief := *d
+			other(d.revoke())
+			first := thief.rotate()
+			return []request{first, rival.sign(events.Rotation, first.draft.NewKey, rival.current)}, []string{"unknown_service", "committed"}
+		}},
+		{"whoever had the key first has it", func(d, rival *developer, _ other, _ sql) ([]request, []string) {
+			first := d.rotate()
+			return []request{first, rival.sign(events.Rotation, first.draft.NewKey, rival.current)}, []string{"committed", "key_in_use"}
+		}},
+	}
+}
+
+// TestComparedBeforeAMove: each thing that a decision rests on is compared at the commit.
+func TestComparedBeforeAMove(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+		d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+		decideAll(t, in, d.bind())
+		for column, value := range map[string]string{
+			"id": "id + 1", "target": "'org.omiappreg.alice.another'", "status": "'revoked'", "sequence": "sequence + 1",
+			"public_key": "NULL", "changed_at": "changed_at + 1",
+		} {
+			b, err := in.decide(t.Context(), incomingOf([]request{d.sign(events.Rotation, events.GenerateSigningKey(), d.current)}))
+			if err != nil || !b.state.remembered[d.target] || !b.groups[0].changed() {
+				t.Fatalf("it is not decided on what is remembered: %v", err)
+			}
+			before := takeBackup(t, store)
+			if _, err := store.db.Writer().ExecContext(t.Context(), "UPDATE services SET "+column+" = "+value); err != nil {
+				t.Fatal(err)
+			}
+			lost, err := store.commit(t.Context(), b.groups, time.Now())
+			if err != nil || !lost.services[d.target] || lost.taken {
+				t.Errorf("another %s: lost %v, %v", column, lost, err)
+			}
+			before.restore(t, store)
+		}
+	})
+}
+
+// TestUsedKeys: a key that was used before, by whomever, is refused, and whoever sends such keys has one batch decided twice
+// and then none.
+func TestUsedKeys(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		clock := time.Unix(testNow, 0)
+		in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: -1}, func() time.Time { return clock })
+		d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+		d.now = in.now
+		bob := newDeveloper(t, store, "org.omiappreg.bob", "shop")
+		bob.now = in.now
+		honest, other := d.another("honest"), d.another("other")
+		decideAll(t, in, d.bind(), honest.bind(), other.bind())
+		first := d.current
+		decideAll(t, in, d.rotate(), honest.rotate())
+		for i, used := range []events.SigningKey{first, d.current, other.current, d.master, bob.master} {
+			list := []request{honest.rotate(), d.sign(events.Rotation, used, d.current)}
+			for _, again := range []bool{false, true} {
+				b, err := in.decide(t.Context(), incomingOf(list))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if b.state.certain != again {
+					t.Fatalf("key %d: it is careful: %t, want %t", i, b.state.certain, again)
+				}
+				lost, err := store.commit(t.Context(), b.groups, clock)
+				in.memory.learn(clock, b, lost, err)
+				if err != nil || lost.taken == again || again && len(lost.services) > 0 {
+					t.Fatalf("key %d: lost %+v, %v", i, lost, err)
+				}
+				if again {
+					b.answer(nil)
+					for j, want := range []events.Reason{"", events.KeyInUse} {
+						if got := b.groups[j].outcomes[0].reason; got != want {
+							t.Errorf("key %d: request %d: %q, want %q", i, j+1, got, want)
+						}
+					}
+				}
+			}
+			clock = clock.Add(2 * carefulFor)
+		}
+	})
+}
+
+// TestUsedKeyInEachPortion: it isolates nobody.
+func TestUsedKeyInEachPortion(t *testing.T) {
+	t.Parallel()
+	store := openStore(t, testenv.Database(t, testenv.SQLite))
+	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+	d.now = func() time.Time { return time.Unix(testNow, 0) }
+	var log []sent
+	var want []string
+	bind := d.bind()
+	first := d.current
+	log, want = append(log, bind.sent()), append(want, "01")
+	for i := range 4 * mostFutile {
+		other := d.another(fmt.Sprintf("s-%d", i))
+		used := other.sign(events.Binding, first, other.master)
+		log, want = append(log, used.sent(), other.bind().sent()), append(want, "1key_in_use0", "01")
+	}
+	side := 0
+	answers, _ := handled(t, store, log, 4, &side)
+	for i := range log {
+		if answers[i] != want[i] {
+			t.Errorf("request %d: %q, want %q", i, answers[i], want[i])
+		}
+	}
+}
+
+// TestFenceAgainstMemory: that a service is remembered does not open the fence for it, whose last changes the database lacks.
+func TestFenceAgainstMemory(t *testing.T) {
+	t.Parallel()
+	store := openStore(t, testenv.Database(t, testenv.SQLite))
+	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+	in.fence = &fence{store: store, log: testLog(t), woken: make(chan struct{}, 1), compared: true}
+	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+	decideAll(t, in, d.bind())
+	old := takeBackup(t, store)
+	decideAll(t, in, d.rotate())
+	old.restore(t, store)
+	again := incomingOf([]request{d.rotate()})
+	in.fence.behind = map[events.Target]need{d.target: {sequence: 2}} // as a comparison finds it
+	in.fence.doubts++
+	if b, err := in.decide(t.Context(), again); err != nil || len(b.held) != 1 || len(in.fence.behind) != 1 {
+		t.Errorf("it is not held: %v", err)
+	}
+	st, err := in.load(t.Context(), again)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.fence.doubts++ // compared anew, after what was read
+	if _, _, err := in.fence.admit(t.Context(), st, again); err == nil || len(in.fence.behind) != 1 {
+		t.Errorf("it is admitted by what was read before the comparison: %v", err)
+	}
+}
+
+// TestMemoryBounded: a service with many rotations in a minute is not remembered, and of the others only so many.
+func TestMemoryBounded(t *testing.T) {
+	t.Parallel()
+	m := newMemory()
+	target := events.Target{App: mustApp(t, "org.omiappreg.alice")}
+	m.put(target, &service{sequence: 1})
+	m.put(target, &service{sequence: 2, recent: make([]int64, rememberRecent+1)})
+	if m.of(target) != nil {
+		t.Error("a service with too many rotations is remembered")
+	}
+	for i := range rememberAtMost + 10 {
+		target.App = mustApp(t, fmt.Sprintf("org.omiappreg.app-%d", i))
+		m.put(target, &service{sequence: 1})
+	}
+	if n := m.services.Len(); n != rememberAtMost {
+		t.Errorf("%d services are remembered", n)
+	}
+}
