@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 
-	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
@@ -79,7 +78,7 @@ func openFileReader(ctx context.Context, path string) (*sql.DB, error) {
 
 func openPool(ctx context.Context, path string, params url.Values, conns int) (*sql.DB, error) {
 	dsn := "file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath() + "?" + params.Encode()
-	connector, err := sqlite.NewConnector(dsn)
+	connector, err := newHintingConnector(dsn)
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}

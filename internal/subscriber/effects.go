@@ -91,12 +91,12 @@ func (r *run) extend(e *events.Invalidation) bool {
 
 // writeRuns writes what runs, one for each service, say of their services, and returns the ids of those.
 func (s *Store) writeRuns(ctx context.Context, tx *sql.Tx, runs []run) (map[string]int64, error) {
-	values := make([]any, 0, 5*len(runs))
-	for _, r := range runs {
-		values = append(values, r.target, r.head, r.sequence, int64(0), r.count)
+	list := make([]service, len(runs))
+	for i, r := range runs {
+		list[i] = service{target: r.target, head: r.head, maxSequence: r.sequence, sequenced: r.count}
 	}
 	// An event that the registry's history already stands in for is not counted: see services in the schema.
-	const merge = ` ON CONFLICT (target) DO UPDATE SET
+	const merge = `
 			head = CASE WHEN excluded.head > services.head THEN excluded.head ELSE services.head END,
 			max_sequence = CASE WHEN excluded.max_sequence > services.max_sequence
 				THEN excluded.max_sequence ELSE services.max_sequence END,
@@ -104,5 +104,5 @@ func (s *Store) writeRuns(ctx context.Context, tx *sql.Tx, runs []run) (map[stri
 				WHEN excluded.max_sequence - excluded.sequenced >= services.filled THEN excluded.sequenced
 				WHEN excluded.max_sequence > services.filled THEN excluded.max_sequence - services.filled
 				ELSE 0 END`
-	return s.writeServices(ctx, tx, values, merge)
+	return s.writeServices(ctx, tx, list, merge)
 }

@@ -10,6 +10,8 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	lru "github.com/hashicorp/golang-lru/v2"
+
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -26,6 +28,10 @@ type Store struct {
 
 	untimed bool // it has nonces from before there was a timestamp beside them, see dropOld
 	recent  *recent
+
+	known        *lru.Cache[string, int64] // the ids of services, by their names
+	serviceHints *hints                    // nil: not SQLite
+	keyHints     *hints                    // nil: not SQLite, or an Auth Provider's
 }
 
 // SetAside is a message that was well-formed and yet not to be applied, kept for an operator to look at.
@@ -40,22 +46,31 @@ type SetAside struct {
 
 // OpenStore opens the database that url names, see [sqldb.Open], and brings its schema up to date.
 func OpenStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
-	return openStore(ctx, url, schema.Subscriber(), log)
+	return openStore(ctx, url, schema.Subscriber(), log, true)
 }
 
 // OpenAuthStore is OpenStore for an Auth Provider, whom nobody asks whose key this is: [Store.FindKey] is slow here, and
 // everything else quicker.
 func OpenAuthStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
-	return openStore(ctx, url, schema.Auth(), log)
+	return openStore(ctx, url, schema.Auth(), log, false)
 }
 
-func openStore(ctx context.Context, url string, migrations fs.FS, log *slog.Logger) (*Store, error) {
+func openStore(ctx context.Context, url string, migrations fs.FS, log *slog.Logger, byKey bool) (*Store, error) {
 	db, err := sqldb.Open(ctx, url, log)
 	if err != nil {
 		return nil, fmt.Errorf("open the subscriber's database: %w", err)
 	}
 	s := &Store{db: db, part: rand.Int64N(positionParts)} //nolint:gosec // it only spreads writers
-	err = db.Migrate(ctx, migrations)
+	if db.Engine() == sqldb.SQLite {
+		s.serviceHints = newHints("service_hints")
+		if byKey {
+			s.keyHints = newHints("key_hints")
+		}
+	}
+	s.known, err = lru.New[string, int64](remembered)
+	if err == nil {
+		err = db.Migrate(ctx, migrations)
+	}
 	if err == nil {
 		err = s.lookForUntimed(ctx)
 	}
@@ -119,15 +134,15 @@ func (s *Store) Fill(ctx context.Context, target events.Target, history keyring.
 	name := target.String()
 	effects := rows{keys: make([]keyRow, 0, len(history.Keys))}
 	effects.add(name, history)
-	const merge = ` ON CONFLICT (target) DO UPDATE SET
+	const merge = `
 			head = CASE WHEN excluded.head > services.head THEN excluded.head ELSE services.head END,
 			max_sequence = CASE WHEN excluded.max_sequence > services.max_sequence
 				THEN excluded.max_sequence ELSE services.max_sequence END,
 			filled = CASE WHEN excluded.filled >= services.max_sequence THEN excluded.filled ELSE services.filled END,
 			sequenced = CASE WHEN excluded.filled >= services.max_sequence THEN 0 ELSE services.sequenced END`
-	args := []any{name, history.Head, history.Head, history.Head, int64(0)}
+	list := []service{{name, history.Head, history.Head, history.Head, 0}}
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
-		ids, err := s.writeServices(ctx, tx, args, merge)
+		ids, err := s.writeServices(ctx, tx, list, merge)
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,56 @@
+package subscriber
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"math/rand/v2"
+)
+
+// In SQLite, a service is found by its name, and a key's service by the key, with the help of hints: few bytes that nearly always
+// name one service. Names and keys come in a random order, so in an index of a million each new one is on a page of its own,
+// and each page is written twice. So the hints to what is new are in a small table, and from time to time a slice of it is moved
+// to the large one, neighbours with neighbours. Triggers write the hints (schema/subscriber/sqlite).
+
+const (
+	// hintSlices is how many slices the new hints have, by their first byte.
+	hintSlices = 32
+	// hintsUntilMove is how many rows are written until the next slice is moved, so that one has about as many.
+	hintsUntilMove = 1024
+)
+
+// hints move slices of new hints in turn. Any may be moved at any time: so nothing of this is in the database, and a process that
+// is started again begins anywhere.
+type hints struct {
+	table   string
+	slice   int
+	written int // since the last move
+}
+
+func newHints(table string) *hints {
+	return &hints{table, rand.IntN(hintSlices), rand.IntN(hintsUntilMove)} //nolint:gosec // it only spreads work
+}
+
+// move is told how many rows were written. It runs in the transaction that holds SQLite's one write lock, and so never beside
+// itself. Nil does nothing.
+func (h *hints) move(ctx context.Context, tx *sql.Tx, written int) error {
+	if h == nil {
+		return nil
+	}
+	for h.written += written; h.written >= hintsUntilMove; h.written -= hintsUntilMove {
+		h.slice = (h.slice + 1) % hintSlices
+		const width = 256 / hintSlices
+		from := []byte{byte(h.slice * width)}
+		to := []byte{byte(h.slice*width + width - 1), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+		between := ` FROM new_` + h.table + ` WHERE hint BETWEEN $1 AND $2`
+		for _, text := range [...]string{
+			`INSERT INTO ` + h.table + ` (hint, service) SELECT hint, service` + between + ` ORDER BY hint, service ON CONFLICT DO NOTHING`,
+			`DELETE` + between,
+		} {
+			if _, err := tx.ExecContext(ctx, text, from, to); err != nil {
+				return fmt.Errorf("move new %s: %w", h.table, err)
+			}
+		}
+	}
+	return nil
+}
