@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 )
 
 // In SQLite, a service is found by its name, and a key's service by the key, with the help of hints: few bytes that nearly always
@@ -17,6 +18,8 @@ const (
 	hintSlices = 32
 	// hintsUntilMove is how many rows are written until the next slice is moved, so that one has about as many.
 	hintsUntilMove = 1024
+	// keyHintBytes is how many of the first bytes of a key are its hint. That of a name is [sqldb.Hint].
+	keyHintBytes = 6
 )
 
 // hints move slices of new hints in turn. Any may be moved at any time: so nothing of this is in the database, and a process that
@@ -29,6 +32,12 @@ type hints struct {
 
 func newHints(table string) *hints {
 	return &hints{table, rand.IntN(hintSlices), rand.IntN(hintsUntilMove)} //nolint:gosec // it only spreads work
+}
+
+// find returns a query of the services with the hint that is parameter n.
+func (h *hints) find(n int) string {
+	where := ` WHERE hint = $` + strconv.Itoa(n)
+	return `SELECT service FROM ` + h.table + where + ` UNION ALL SELECT service FROM new_` + h.table + where
 }
 
 // move is told how many rows were written. It runs in the transaction that holds SQLite's one write lock, and so never beside

@@ -158,7 +158,7 @@ func (s *Store) writeHinted(ctx context.Context, tx *sql.Tx, list []service, mer
 		serviceValues(list, ids), serviceColumns()...); err != nil {
 		return err
 	}
-	if err := s.insert(ctx, tx, "hints to new services", `INSERT INTO new_service_hints (hint, service) `, "", hints,
+	if err := s.insert(ctx, tx, "hints to new services", `INSERT INTO new_service_hints (hint, service) `, ` ON CONFLICT DO NOTHING`, hints,
 		sqldb.Bytes, sqldb.Int); err != nil {
 		return err
 	}
