@@ -57,7 +57,9 @@ func InvalidationStreamConfig() jetstream.StreamConfig {
 		DenyDelete:        true,
 		DenyPurge:         true,
 		AllowDirect:       true,
-		Duplicates:        dedupeWindow,
+		// One write to the disk for many messages, where the broker waits for each.
+		AllowAtomicPublish: true,
+		Duplicates:         dedupeWindow,
 	}
 }
 
@@ -72,7 +74,9 @@ func ReceiptStreamConfig() jetstream.StreamConfig {
 		MaxMsgsPerSubject: keptPerSubject,
 		MaxAge:            receiptsKept,
 		AllowDirect:       true,
-		Duplicates:        dedupeWindow,
+		// One write to the disk for many messages, where the broker waits for each.
+		AllowAtomicPublish: true,
+		Duplicates:         dedupeWindow,
 	}
 }
 

@@ -3,23 +3,19 @@ package registry
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 )
 
 const (
-	relayQueue    = 8               // batches that may wait for the broker before intake waits too
-	claimEvery    = time.Second     // how often messages that a crash left are looked for
-	claimAtMost   = 512             // messages a time
-	publishWithin = 5 * time.Second // for the broker to say that it has a batch
+	relayQueue  = 8           // batches that may wait for the broker before intake waits too
+	claimEvery  = time.Second // how often messages that a crash left are looked for
+	claimAtMost = 512         // messages a time
 	// forgetAfter is how long the outbox keeps what its stream has. To delete it is a transaction that nobody waits for, but that
 	// would make everybody wait for the disk just when the subscribers commit the event.
 	forgetAfter  = 100 * time.Millisecond
@@ -45,19 +41,19 @@ type answer struct {
 
 // relay publishes what was decided.
 type relay struct {
-	js      jetstream.JetStream
-	store   *Store
-	fence   *fence
-	log     *slog.Logger
-	metrics *metrics
-	now     func() time.Time
-	queue   chan publication
-	answers chan publication // apart: what is committed does not wait behind refusals, which strangers make any number of
-	within  time.Duration    // forgetWithin
+	publisher *publisher
+	store     *Store
+	fence     *fence
+	log       *slog.Logger
+	metrics   *metrics
+	now       func() time.Time
+	queue     chan publication
+	answers   chan publication // apart: what is committed does not wait behind refusals, which strangers make any number of
+	within    time.Duration    // forgetWithin
 }
 
 func newRelay(js jetstream.JetStream, store *Store, f *fence, log *slog.Logger, m *metrics, now func() time.Time) *relay {
-	return &relay{js: js, store: store, fence: f, log: log, metrics: m, now: now,
+	return &relay{publisher: &publisher{js: js}, store: store, fence: f, log: log, metrics: m, now: now,
 		queue: make(chan publication, relayQueue), answers: make(chan publication, relayQueue), within: forgetWithin}
 }
 
@@ -139,7 +135,7 @@ func (p *published) add(more published) {
 
 // publish publishes messages of the outbox.
 func (r *relay) publish(ctx context.Context, messages []signed) published {
-	stored, last, err := r.send(ctx, messages)
+	stored, last, err := r.publisher.send(ctx, messages)
 	if err != nil {
 		r.log.Warn("publishing failed, it will be tried again", "error", err)
 	}
@@ -159,7 +155,7 @@ func (r *relay) answer(ctx context.Context, answers []answer) {
 	for i, a := range answers {
 		messages[i] = a.signed
 	}
-	stored, _, err := r.send(ctx, messages)
+	stored, _, err := r.publisher.send(ctx, messages)
 	if err != nil {
 		r.log.Warn("publishing failed, it will be tried again", "error", err)
 	}
@@ -172,40 +168,6 @@ func (r *relay) answer(ctx context.Context, answers []answer) {
 			r.log.Debug("acknowledge", "error", err) // it is delivered again
 		}
 	}
-}
-
-// send publishes messages and reports which of them their stream has, and the last place in the stream of invalidations
-// that one of them has. A reconnect fails those that are pending,
-// although they may have landed; sending them again is safe, since every reader knows a message by its nonce.
-func (r *relay) send(ctx context.Context, messages []signed) (stored []bool, last uint64, err error) {
-	stored = make([]bool, len(messages))
-	futures := make([]jetstream.PubAckFuture, len(messages))
-	ctx, cancel := context.WithTimeout(ctx, publishWithin)
-	defer cancel()
-	for i, m := range messages {
-		msg := &nats.Msg{Subject: m.subject, Data: m.payload, Header: nats.Header{jetstream.MsgIDHeader: {m.nonce.String()}}}
-		if futures[i], err = r.js.PublishMsgAsync(msg); err != nil {
-			err = fmt.Errorf("publish to %s: %w", m.subject, err)
-			break
-		}
-	}
-	for i, future := range futures {
-		if future == nil {
-			break
-		}
-		select {
-		case ack := <-future.Ok():
-			stored[i] = true
-			if ack.Stream == events.InvalidationStream {
-				last = max(last, ack.Sequence)
-			}
-		case failed := <-future.Err():
-			err = fmt.Errorf("publish to %s: %w", messages[i].subject, failed)
-		case <-ctx.Done():
-			return stored, last, errors.Join(err, fmt.Errorf("wait for the broker: %w", ctx.Err()))
-		}
-	}
-	return stored, last, err
 }
 
 // forget deletes the outbox rows of messages that their stream has, and moves the position in the database on to the last of

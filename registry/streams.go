@@ -50,10 +50,10 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, want jetstream.St
 	}
 	changed := have
 	changed.MaxMsgSize, changed.MaxAge, changed.MaxMsgsPerSubject = want.MaxMsgSize, want.MaxAge, want.MaxMsgsPerSubject
-	changed.AllowDirect, changed.Duplicates = want.AllowDirect, want.Duplicates
+	changed.AllowDirect, changed.Duplicates, changed.AllowAtomicPublish = want.AllowDirect, want.Duplicates, want.AllowAtomicPublish
 	if changed.MaxMsgSize == have.MaxMsgSize && changed.MaxAge == have.MaxAge &&
 		changed.MaxMsgsPerSubject == have.MaxMsgsPerSubject && changed.AllowDirect == have.AllowDirect &&
-		changed.Duplicates == have.Duplicates {
+		changed.Duplicates == have.Duplicates && changed.AllowAtomicPublish == have.AllowAtomicPublish {
 		return nil
 	}
 	_, err = js.UpdateStream(ctx, changed)

@@ -38,6 +38,7 @@ type benchCmd struct {
 	Store       string `enum:"sqlite,postgres" default:"sqlite" help:"Where registry, Auth and Billing keep their state: sqlite or postgres (${default})."`
 	DatabaseURL string `name:"database-url" placeholder:"URL" help:"A PostgreSQL or CockroachDB to use, by a user who may create databases; they are dropped at the end."`
 	NATSURL     string `name:"nats-url" placeholder:"URL" help:"A broker to use, in an account without streams; those made are deleted at the end. Default: one in this process."`
+	SyncAlways  bool   `help:"The broker writes each message to the disk before it says that it has it: its sync_interval is \"always\". Else it is NATS's own, two minutes."`
 	Data        string `placeholder:"DIR" help:"Where databases and streams are made for as long as it runs. Default: the folder for temporary files."`
 
 	Plot       string `placeholder:"FILE" help:"Draw latency and throughput over time, or the cost over the number of services (SVG)."`
@@ -144,6 +145,9 @@ func (c *benchCmd) check() error {
 		}
 	}
 	if c.NATSURL != "" {
+		if c.SyncAlways {
+			return process.Usagef("--sync-always is about a broker of its own: the one of --nats-url has its sync_interval")
+		}
 		if err := (process.NATS{URL: c.NATSURL}).Check(); err != nil {
 			return err
 		}

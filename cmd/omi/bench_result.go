@@ -27,6 +27,7 @@ type benchResult struct {
 	RSS                float64        `json:"rss_mb"` // the most while measuring, of this process, 10^6 bytes
 	Store              string         `json:"store"`
 	Mode               string         `json:"mode"`
+	SyncAlways         bool           `json:"sync_always,omitzero"`
 	Rate               float64        `json:"rate_per_s,omitzero"`
 	InFlight           int            `json:"in_flight,omitzero"`
 	Services           int            `json:"services"`
@@ -71,7 +72,7 @@ func (b *benchRun) conclude(ctx context.Context, limit, caughtUp float64, m meas
 		RotationsPerS: round(n/elapsed.Seconds(), 1), PublishToApplied: latencies(b.samples),
 		CPUPerRotation: round(process+server, 1), Ed25519Limit: round(limit, 1), ShareOfLimit: round(n/elapsed.Seconds()/limit, 3),
 		Lost: b.recorder.Lost(), Doubled: doubled, RSS: round(float64(m.peak)/1e6, 1), Store: b.store,
-		Mode: b.cmd.mode(), Rate: b.cmd.Rate, InFlight: b.cmd.InFlight, Services: b.cmd.Services, Preloaded: b.preload,
+		Mode: b.cmd.mode(), SyncAlways: b.cmd.SyncAlways, Rate: b.cmd.Rate, InFlight: b.cmd.InFlight, Services: b.cmd.Services, Preloaded: b.preload,
 		Rotations: b.cmd.Rotations, Seconds: round(elapsed.Seconds(), 3), Cores: runtime.GOMAXPROCS(0),
 		RotationsPerMinute: max(0, b.rateLimit()), CatchUp: round(caughtUp, 0),
 	}

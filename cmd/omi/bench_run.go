@@ -79,7 +79,7 @@ func (b *benchRun) setUp() {
 	}
 	app, _ := events.ParseAppID(bench.App)
 	b.cfg = stackConfig{
-		Folder: b.folder, NATSAddr: "127.0.0.1:0", NATS: process.NATS{URL: c.NATSURL}, Policy: policy,
+		Folder: b.folder, NATSAddr: "127.0.0.1:0", SyncAlways: c.SyncAlways, NATS: process.NATS{URL: c.NATSURL}, Policy: policy,
 		Apps:    []registry.App{{AppID: app, MasterPublicKey: events.GenerateSigningKey().Public()}},
 		Metrics: b.metrics, Log: b.log,
 		Committed: b.recorder.Committed, AuthApplied: b.recorder.Auth, BillingApplied: b.recorder.Billing,

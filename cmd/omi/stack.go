@@ -37,15 +37,16 @@ const (
 
 // stackConfig says what one machine's whole deployment is.
 type stackConfig struct {
-	Folder   string // of keys, databases and streams
-	NATSAddr string
-	NATS     process.NATS                             // a broker that is there; without a URL, one is started in the process
-	Database func(part string) string                 // the URL of a part's database; nil: SQLite in Folder
-	As       func(part string, do func() error) error // runs what belongs to a part; nil: as it is
-	Policy   registry.Policy
-	Apps     []registry.App
-	Metrics  prometheus.Registerer
-	Log      *slog.Logger
+	Folder     string // of keys, databases and streams
+	NATSAddr   string
+	SyncAlways bool                                     // of a broker that is started
+	NATS       process.NATS                             // a broker that is there; without a URL, one is started in the process
+	Database   func(part string) string                 // the URL of a part's database; nil: SQLite in Folder
+	As         func(part string, do func() error) error // runs what belongs to a part; nil: as it is
+	Policy     registry.Policy
+	Apps       []registry.App
+	Metrics    prometheus.Registerer
+	Log        *slog.Logger
 
 	Committed, AuthApplied, BillingApplied func([]events.Invalidation) // nil: nobody asks
 }
@@ -99,7 +100,9 @@ func (s *stack) startBroker(_ context.Context, cfg stackConfig) (err error) {
 	if s.nats.URL != "" {
 		return nil
 	}
-	if s.broker, err = broker.Start(broker.Config{Addr: cfg.NATSAddr, StoreDir: filepath.Join(cfg.Folder, "jetstream"), Log: cfg.Log}); err != nil {
+	if s.broker, err = broker.Start(broker.Config{
+		Addr: cfg.NATSAddr, StoreDir: filepath.Join(cfg.Folder, "jetstream"), SyncAlways: cfg.SyncAlways, Log: cfg.Log,
+	}); err != nil {
 		return process.Usage(fmt.Errorf("%w: choose another with --nats-addr", err))
 	}
 	s.closers = append(s.closers, s.broker.Shutdown)

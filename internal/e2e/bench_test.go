@@ -22,7 +22,7 @@ func TestBenchOnPostgres(t *testing.T) {
 	const itsOwn = "one of its own"
 	server := testenv.Database(t, testenv.Postgres)
 	for name, flags := range map[string][]string{
-		"one that is there": {"--database-url", server},
+		"one that is there": {"--database-url", server, "--sync-always"},
 		itsOwn:              {"--store", "postgres"},
 	} {
 		t.Run(name, func(t *testing.T) {

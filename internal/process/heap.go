@@ -18,12 +18,13 @@ const (
 	liveHeap       = "/gc/heap/live:bytes"
 )
 
-// paceCollections lets the heap grow to [freeHeap], for each of the processes that this one stands for, where that is more than
-// Go would let it. What a large process takes stays as it is: beyond half of that, Go's own setting holds. Who sets GOGC is
-// obeyed, and so is GOMEMLIMIT.
+// paceCollections lets the heap grow to [freeHeap], where that is more than Go would let it. What a large process takes stays
+// as it is: beyond half of that, Go's own setting holds. A process that stands for several beside a broker may have so much for
+// each of them beyond what is live, which is the broker's: by itself that would not be marked for what the others allocate.
+// Who sets GOGC is obeyed, and so is GOMEMLIMIT.
 func paceCollections(processes int) {
 	if os.Getenv("GOGC") == "" {
-		(&pacer{free: uint64(processes) * freeHeap}).next()
+		(&pacer{processes: processes}).next()
 	}
 }
 
@@ -39,15 +40,15 @@ func processesIn(command *kong.Context) int {
 
 // pacer sets Go's percentage anew after each collection, by what it left.
 type pacer struct {
-	free uint64 // bytes
-	set  int
+	processes int // that this one stands for
+	set       int
 }
 
 // next is called after each collection: by then nobody knows the mark any more.
 func (p *pacer) next() {
 	sample := []metrics.Sample{{Name: liveHeap}}
 	metrics.Read(sample)
-	if percent := percentFor(sample[0].Value.Uint64(), p.free); percent != p.set {
+	if percent := percentFor(sample[0].Value.Uint64(), p.processes); percent != p.set {
 		debug.SetGCPercent(percent)
 		p.set = percent
 	}
@@ -56,10 +57,13 @@ func (p *pacer) next() {
 }
 
 // percentFor returns by how much the heap may grow over what the last collection left of it, in steps that make few changes.
-func percentFor(live, free uint64) int {
+func percentFor(live uint64, processes int) int {
 	if live == 0 {
 		return largestPercent
 	}
-	percent := int(min(free*100/live, usualPercent+largestPercent)) - usualPercent
-	return max(percent/25*25, usualPercent)
+	percent := uint64(processes) * freeHeap * 100 / live
+	if processes == 1 {
+		percent -= min(percent, 100) // what is live counts
+	}
+	return max(int(min(percent, largestPercent))/25*25, usualPercent)
 }

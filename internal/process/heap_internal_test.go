@@ -16,14 +16,16 @@ func TestPercentFor(t *testing.T) {
 	t.Parallel()
 	const mib = 1 << 20
 	for _, tc := range []struct {
-		live uint64
-		want int
+		live      uint64
+		processes int
+		want      int
 	}{
-		{0, 1000}, {mib, 1000}, {20 * mib, 1000}, {32 * mib, 700}, {64 * mib, 300}, {90 * mib, 175}, {128 * mib, 100},
-		{200 * mib, 100}, {300 * mib, 100}, {100 << 30, 100},
+		{0, 1, 1000}, {mib, 1, 1000}, {20 * mib, 1, 1000}, {32 * mib, 1, 700}, {64 * mib, 1, 300}, {90 * mib, 1, 175}, {128 * mib, 1, 100},
+		{200 * mib, 1, 100}, {300 * mib, 1, 100}, {100 << 30, 1, 100},
+		{mib, 3, 1000}, {128 * mib, 3, 600}, {512 * mib, 3, 150}, {2 << 30, 3, 100},
 	} {
-		if got := percentFor(tc.live, freeHeap); got != tc.want {
-			t.Errorf("%d MiB: %d %%, want %d", tc.live/mib, got, tc.want)
+		if got := percentFor(tc.live, tc.processes); got != tc.want {
+			t.Errorf("%d MiB of %d processes: %d %%, want %d", tc.live/mib, tc.processes, got, tc.want)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package sqldb_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/url"
@@ -177,7 +178,7 @@ func TestSQLiteFile(t *testing.T) {
 		}
 	}
 	for pragma, want := range map[string]int64{
-		"synchronous": 2, "foreign_keys": 1, "busy_timeout": 10000, "wal_autocheckpoint": 10000, "cache_size": -65536,
+		"synchronous": 2, "foreign_keys": 1, "busy_timeout": 10000, "wal_autocheckpoint": 20000, "cache_size": -65536,
 	} {
 		if got := number(t, db, "PRAGMA "+pragma); got != want {
 			t.Errorf("%s is %d, want %d", pragma, got, want)
@@ -234,4 +235,23 @@ func together(t *testing.T, n int, do func() error) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestCheckpoint: the log is folded into the file though no commit comes to do it, nor would.
+func TestCheckpoint(t *testing.T) {
+	t.Parallel()
+	db := open(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
+	exec(t, db, "CREATE TABLE t (page BLOB)")
+	const pages = `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000) INSERT INTO t SELECT randomblob(4000) FROM n`
+	exec(t, db, pages)
+	testenv.Eventually(t, time.Minute, "the log is folded", func() error {
+		var busy, all, folded int
+		if err := db.Reader().QueryRowContext(t.Context(), "PRAGMA wal_checkpoint(NOOP)").Scan(&busy, &all, &folded); err != nil {
+			return err
+		}
+		if all < 5000 || folded < all {
+			return fmt.Errorf("of %d pages %d are folded", all, folded)
+		}
+		return nil
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -36,6 +37,26 @@ func TestPooler(t *testing.T) {
 				t.Errorf("%d statements are prepared", n)
 			}
 		})
+	}
+}
+
+// TestPlansAreKept: a statement about one row is not planned each time, although a plan for one row is the cheaper one.
+func TestPlansAreKept(t *testing.T) {
+	t.Parallel()
+	db := open(t, testenv.Database(t, testenv.Postgres))
+	exec(t, db, "CREATE TABLE t (k TEXT PRIMARY KEY, n BIGINT)")
+	exec(t, db, "INSERT INTO t SELECT 'k' || i, i FROM generate_series(1, 1000) AS i")
+	exec(t, db, "ANALYZE t")
+	for range 10 {
+		for part := range db.Engine().Rows(1, []sqldb.Type{sqldb.Text}, []any{"k7"}) {
+			if n := number(t, db, "SELECT n FROM ("+part.Query+") AS v JOIN t ON k = v.column1", part.Args...); n != 7 {
+				t.Fatalf("read %d", n)
+			}
+		}
+	}
+	const plans = "SELECT COALESCE(SUM(custom_plans), -1) FROM pg_prepared_statements WHERE statement LIKE '%JOIN t ON%'"
+	if n := number(t, db, plans+" AND generic_plans = 10"); n != 0 {
+		t.Errorf("planned anew %d times", number(t, db, plans))
 	}
 }
 
@@ -74,6 +95,29 @@ func checkNulls(t *testing.T, db *sqldb.DB) {
 // returns the database's URL there, with this mode of execution unless it is empty.
 func pooler(t *testing.T, database, mode string) string {
 	t.Helper()
+	return between(t, database, mode, func(kind byte, body []byte) {
+		const keyData = 'K'
+		if kind == keyData {
+			binary.BigEndian.PutUint32(body, 1<<31-1)
+		}
+	})
+}
+
+// countTrips counts how often the server says that it is ready for the next query.
+func countTrips(t *testing.T, database, mode string) (url string, trips *atomic.Int64) {
+	t.Helper()
+	trips = &atomic.Int64{}
+	return between(t, database, mode, func(kind byte, _ []byte) {
+		const ready = 'Z'
+		if kind == ready {
+			trips.Add(1)
+		}
+	}), trips
+}
+
+// between passes connections to a database on. Each message of the server is seen, and may be changed.
+func between(t *testing.T, database, mode string, see func(kind byte, body []byte)) string {
+	t.Helper()
 	u, err := url.Parse(database)
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +134,7 @@ func pooler(t *testing.T, database, mode string) string {
 			if err != nil {
 				return
 			}
-			go pool(client, server)
+			go passOn(client, server, see)
 		}
 	}()
 	u.Host = listener.Addr().String()
@@ -103,8 +147,7 @@ func pooler(t *testing.T, database, mode string) string {
 	return u.String()
 }
 
-// pool passes a connection on, with another process id.
-func pool(client net.Conn, address string) {
+func passOn(client net.Conn, address string, see func(kind byte, body []byte)) {
 	defer func() { _ = client.Close() }()
 	server, err := net.Dial("tcp", address)
 	if err != nil {
@@ -114,24 +157,19 @@ func pool(client net.Conn, address string) {
 		_, _ = io.Copy(server, client)
 		_ = server.Close()
 	}()
-	const kindAndLength, ready, keyData = 5, 'Z', 'K'
-	for kind := byte(0); kind != ready; {
+	const kindAndLength, length = 5, 4
+	for {
 		message := make([]byte, kindAndLength)
 		if _, err := io.ReadFull(server, message); err != nil {
 			return
 		}
-		kind = message[0]
-		const length = 4
 		body := make([]byte, binary.BigEndian.Uint32(message[1:])-length)
 		if _, err := io.ReadFull(server, body); err != nil {
 			return
 		}
-		if kind == keyData {
-			binary.BigEndian.PutUint32(body, 1<<31-1)
-		}
+		see(message[0], body)
 		if _, err := client.Write(slices.Concat(message, body)); err != nil {
 			return
 		}
 	}
-	_, _ = io.Copy(client, server)
 }

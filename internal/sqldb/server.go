@@ -97,7 +97,7 @@ func serverPool(ctx context.Context, cfg *pgx.ConnConfig, look func(context.Cont
 		}
 		return nil
 	}))
-	pool := sql.OpenDB(wrapped(ctx, connector))
+	pool := sql.OpenDB(wrapped(ctx, serverConnector{connector}))
 	pool.SetMaxOpenConns(maxConns)
 	pool.SetMaxIdleConns(maxConns)
 	pool.SetConnMaxLifetime(connLifetime)
@@ -109,8 +109,14 @@ func serverPool(ctx context.Context, cfg *pgx.ConnConfig, look func(context.Cont
 // of a prepared statement, and one that is made while a table is empty reads the whole table: it goes on so until the
 // table is analyzed, when it may have millions of rows. What really reads a whole table still does; that it costs much
 // then by PostgreSQL's own count must not make it compile the plan.
+//
+// Nor is a statement planned anew for the very values that it gets: with an array of one row that looks cheaper than the plan
+// that is kept, which is for ten rows and the same, so it would be done every time, and costs more than to run it.
 func planByIndex() []string {
-	return []string{"enable_seqscan = off", "enable_hashjoin = off", "enable_mergejoin = off", "jit = off"}
+	return []string{
+		"enable_seqscan = off", "enable_hashjoin = off", "enable_mergejoin = off", "jit = off",
+		"plan_cache_mode = force_generic_plan",
+	}
 }
 
 // engineOf tells the servers apart by the answer to "select version()".

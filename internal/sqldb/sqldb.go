@@ -30,8 +30,11 @@ type DB struct {
 	engine Engine
 	reader *sql.DB
 	writer *sql.DB
-	file   string // SQLite only: the database file
 	log    *slog.Logger
+
+	// SQLite only:
+	file         string // the database file
+	checkpointer *checkpointer
 }
 
 // Open opens the database that url names: sqlite:PATH (the file and its folder are created), or a postgres:// or
@@ -88,10 +91,13 @@ func (db *DB) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Close closes all connections. The readers go first, so that SQLite's last one, a writer, can fold the write-ahead log
+// Close closes all connections. The others go first, so that SQLite's last one, a writer, can fold the write-ahead log
 // into the file.
 func (db *DB) Close() error {
 	var errs []error
+	if db.checkpointer != nil {
+		errs = append(errs, db.checkpointer.close())
+	}
 	if db.reader != db.writer {
 		errs = append(errs, db.reader.Close())
 	}

@@ -3,6 +3,7 @@ package sqldb
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 
+	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
@@ -18,8 +20,9 @@ import (
 //   - WAL: readers and the writer don't wait for each other. FULL: a commit is on the disk when it returns, since the
 //     message that it answers is acknowledged next.
 //   - busy_timeout: another process may write to the same file; wait for it before giving up with SQLITE_BUSY.
-//   - wal_autocheckpoint: fold the log into the file every 10,000 pages (40 MB), not every 1,000: a batch of rotations
-//     touches pages all over the file, and each checkpoint writes and syncs them all again.
+//   - wal_autocheckpoint: a commit folds the log into the file from 20,000 pages on (80 MB), not 1,000: a batch of rotations
+//     touches pages all over the file, and each checkpoint writes and syncs them all again. It is done beside the commits as a
+//     rule, and sooner, see checkpointer.
 //   - cache_size: 64 MB a connection. temp_store: what a statement of many rows notes so that it can be undone, a copy of
 //     each page that it changes, stays in memory, and is not written to a file.
 //   - _dqs=0: a misspelt column in double quotes is an error, not a string. _error_rc=1: no stale text in errors.
@@ -27,7 +30,7 @@ func fileParams() url.Values {
 	return url.Values{
 		"_pragma": {
 			"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
-			"wal_autocheckpoint(10000)", "cache_size(-65536)", "temp_store(MEMORY)",
+			"wal_autocheckpoint(20000)", "cache_size(-65536)", "temp_store(MEMORY)",
 		},
 		"_dqs":      {"0"},
 		"_error_rc": {"1"},
@@ -42,6 +45,10 @@ func openFile(ctx context.Context, rest string, log *slog.Logger) (*DB, error) {
 	if err := createFile(path); err != nil {
 		return nil, err
 	}
+	// As every distribution's SQLite does it: a commit doesn't wait for the journal of the file's time of change.
+	if _, err := sqlite.Fdatasync(true); err != nil && !errors.Is(err, sqlite.ErrFdatasyncUnavailable) {
+		return nil, fmt.Errorf("have SQLite use fdatasync: %w", err)
+	}
 	writer, err := openFileWriter(ctx, path)
 	if err != nil {
 		return nil, err
@@ -55,6 +62,9 @@ func openFile(ctx context.Context, rest string, log *slog.Logger) (*DB, error) {
 	err = again(ctx, func() error { return db.Ping(ctx) })
 	if code, _ := sqliteCode(err); code == sqlite3.SQLITE_NOTADB {
 		err = urlError("the file is no SQLite database; name another, or a new one")
+	}
+	if err == nil {
+		db.checkpointer, err = startCheckpointer(path, log)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), db.Close())
@@ -77,14 +87,21 @@ func openFileReader(ctx context.Context, path string) (*sql.DB, error) {
 }
 
 func openPool(ctx context.Context, path string, params url.Values, conns int) (*sql.DB, error) {
-	dsn := "file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath() + "?" + params.Encode()
-	connector, err := newHintingConnector(dsn)
+	connector, err := fileConnector(path, params)
 	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
+		return nil, err
 	}
 	pool := sql.OpenDB(wrapped(ctx, preparedConnector{connector}))
 	// Opening a connection costs a read of the schema and the settings above: keep them all.
 	pool.SetMaxOpenConns(conns)
 	pool.SetMaxIdleConns(conns)
 	return pool, nil
+}
+
+func fileConnector(path string, params url.Values) (driver.Connector, error) {
+	connector, err := sqlite.NewConnector("file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath() + "?" + params.Encode())
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return connector, nil
 }

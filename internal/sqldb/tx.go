@@ -67,6 +67,9 @@ func (db *DB) commitError(ctx context.Context, err error) error {
 		// database/sql had rolled back already, because ctx ended.
 		return fmt.Errorf("commit: %w", cmp.Or(ctx.Err(), err))
 	}
+	if errors.As(err, new(notCommitted)) {
+		return err
+	}
 	if db.engine.unknownOutcome(err) {
 		return fmt.Errorf("commit: %w: %w", ErrUnknownOutcome, err)
 	}

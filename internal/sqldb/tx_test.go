@@ -140,6 +140,32 @@ func TestInTxRunsTheLoserAgain(t *testing.T) {
 // report a success with nothing saved.
 func TestInTxReportsAndRetriesAFailedCommit(t *testing.T) {
 	t.Parallel()
+	for name, write := range lastWrites() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			checkWriteSkew(t, write)
+		})
+	}
+}
+
+// lastWrites are the ways in which a transaction's last statement can be run.
+func lastWrites() map[string]writing {
+	return map[string]writing{
+		"before the COMMIT": func(ctx context.Context, _ *sqldb.DB, tx *sql.Tx, statement string, args ...any) error {
+			return execTx(ctx, tx, statement, args...)
+		},
+		"with the COMMIT": func(ctx context.Context, db *sqldb.DB, tx *sql.Tx, statement string, args ...any) error {
+			var p sqldb.Pipeline
+			p.Exec("write", statement, args, nil)
+			return db.RunAtCommit(ctx, tx, &p)
+		},
+	}
+}
+
+type writing func(ctx context.Context, db *sqldb.DB, tx *sql.Tx, statement string, args ...any) error
+
+func checkWriteSkew(t *testing.T, write writing) {
+	t.Helper()
 	db := open(t, testenv.Database(t, testenv.Postgres))
 	exec(t, db, "CREATE TABLE t (name TEXT PRIMARY KEY, on_call BIGINT)")
 	exec(t, db, "INSERT INTO t VALUES ('a', 1), ('b', 1)")
@@ -154,7 +180,7 @@ func TestInTxReportsAndRetriesAFailedCommit(t *testing.T) {
 			if n < 2 {
 				return nil
 			}
-			if err := execTx(t.Context(), tx, "UPDATE t SET on_call = 0 WHERE name = $1", name); err != nil {
+			if err := write(t.Context(), db, tx, "UPDATE t SET on_call = 0 WHERE name = $1", name); err != nil {
 				return err
 			}
 			wrote.arrive()
@@ -222,6 +248,16 @@ func TestInTxWaitsForABusySQLiteFile(t *testing.T) {
 // The connection breaks while the server works on the COMMIT. The server finishes it all the same.
 func TestInTxUnknownOutcome(t *testing.T) {
 	t.Parallel()
+	for name, write := range lastWrites() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			checkUnknownOutcome(t, write)
+		})
+	}
+}
+
+func checkUnknownOutcome(t *testing.T, write writing) {
+	t.Helper()
 	url := testenv.Database(t, testenv.Postgres)
 	direct := open(t, url)
 	proxy, behind := through(t, url)
@@ -244,7 +280,7 @@ func TestInTxUnknownOutcome(t *testing.T) {
 	insert := func(n int) error {
 		return db.InTx(t.Context(), func(tx *sql.Tx) error {
 			runs.Add(1)
-			return execTx(t.Context(), tx, "INSERT INTO t VALUES ($1)", n)
+			return write(t.Context(), db, tx, "INSERT INTO t VALUES ($1)", n)
 		})
 	}
 	done := make(chan error, 1)

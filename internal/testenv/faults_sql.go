@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"net"
 	"strings"
 	"sync"
@@ -93,6 +94,21 @@ func (c *faultyConn) step(what string) (isLost bool, err error) {
 	}
 }
 
+// steps counts the statement, or those of a sqldb.Pipeline.
+func (c *faultyConn) steps(query string, args []driver.NamedValue) (isLost bool, err error) {
+	if len(args) == 1 {
+		if several, ok := args[0].Value.(interface{ Statements() iter.Seq[string] }); ok {
+			for one := range several.Statements() {
+				if isLost, err := c.step(statement(one)); err != nil {
+					return isLost, err
+				}
+			}
+			return false, nil
+		}
+	}
+	return c.step(statement(query))
+}
+
 // failure is what the driver says. Of the ways in which a step can fail undone, the step's number chooses.
 func (c *faultyConn) failure(done bool) error {
 	odd := c.connector.faults.fault.Step%2 == 1
@@ -145,9 +161,10 @@ func (c *faultyConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver
 	return &faultyTx{tx, c}, nil
 }
 
-// ExecContext runs a statement.
+// ExecContext runs a statement, or several that go to the server together, each of which is a step. If one of these is not done,
+// none is, since what was done before is undone when the connection is lost.
 func (c *faultyConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	isLost, fault := c.step(statement(query))
+	isLost, fault := c.steps(query, args)
 	if fault != nil && !isLost {
 		c.lose()
 		return nil, fault

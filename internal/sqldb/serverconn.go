@@ -1,0 +1,273 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// The way to a server and back is much of what a short statement costs there. So a connection to PostgreSQL sends together what
+// needn't wait for each other's answers: the BEGIN with the first statement of its transaction, the statements of a [Pipeline],
+// and the last ones of a transaction with the COMMIT.
+
+// serverConnector makes connections that do so.
+type serverConnector struct{ driver.Connector }
+
+// Connect opens a connection.
+func (c serverConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	inner, ok := conn.(*stdlib.Conn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("the PostgreSQL driver's connection is a %T", conn), conn.Close())
+	}
+	if isCockroach(inner.Conn()) { // its transactions are cockroach-go's affair
+		return inner, nil
+	}
+	return &serverConn{Conn: inner}, nil
+}
+
+// serverConn is a connection, used by one goroutine at a time as database/sql does it.
+type serverConn struct {
+	*stdlib.Conn
+	unbegun bool   // a transaction is begun, and its BEGIN not sent
+	failed  bool   // it failed before the server had begun it
+	last    []step // what goes with its COMMIT
+}
+
+// BeginTx begins a transaction, of which the server hears with its first statement.
+func (c *serverConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	c.unbegun, c.failed, c.last = false, false, nil
+	if opts.ReadOnly || sql.IsolationLevel(opts.Isolation) != sql.LevelSerializable { // not by InTx
+		return c.Conn.BeginTx(ctx, opts)
+	}
+	if c.Conn.Conn().IsClosed() {
+		return nil, driver.ErrBadConn
+	}
+	c.unbegun = true
+	return serverTx{ctx, c}, nil
+}
+
+// ExecContext runs a statement, or a [Pipeline] if that is the only argument.
+func (c *serverConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	if len(args) == 1 {
+		if p, ok := args[0].Value.(*Pipeline); ok {
+			return driver.ResultNoRows, c.pipeline(ctx, p)
+		}
+	}
+	if !c.owes() {
+		return c.Conn.ExecContext(ctx, query, args)
+	}
+	values := make([]any, len(args))
+	for i := range args {
+		values[i] = args[i].Value
+	}
+	var changed int64
+	err := c.send(ctx, []step{{query: query, args: values, affected: func(n int64) error {
+		changed = n
+		return nil
+	}}})
+	return driver.RowsAffected(changed), err
+}
+
+func (c *serverConn) pipeline(ctx context.Context, p *Pipeline) error {
+	if p.commit {
+		c.last = append(c.last, p.steps...)
+		return nil
+	}
+	return c.send(ctx, p.steps)
+}
+
+// QueryContext runs a query. Its answer is read by database/sql, row by row, so it goes by itself.
+func (c *serverConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	if err := c.settle(ctx); err != nil {
+		return nil, err
+	}
+	return c.Conn.QueryContext(ctx, query, args)
+}
+
+// PrepareContext prepares a statement.
+func (c *serverConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	stmt, err := c.Conn.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return serverStmt{stmt, c, query}, nil
+}
+
+// owes says whether something has to be sent before a statement, or may not be sent.
+func (c *serverConn) owes() bool { return c.unbegun || c.failed || len(c.last) > 0 }
+
+// settle sends what has to be sent before a statement that can't go with it.
+func (c *serverConn) settle(ctx context.Context) error {
+	if !c.owes() {
+		return nil
+	}
+	return c.send(ctx, nil)
+}
+
+// send runs statements, after what has to be sent before them, all in one round trip. It returns the error of the first that
+// fails: the server skips the others.
+func (c *serverConn) send(ctx context.Context, steps []step) error {
+	conn := c.Conn.Conn()
+	switch {
+	case c.failed: // else they would be done outside of the transaction
+		return fmt.Errorf("the transaction has failed: %w", pgx.ErrTxClosed)
+	case conn.IsClosed():
+		return driver.ErrBadConn
+	}
+	within := c.unbegun || conn.PgConn().TxStatus() != idle
+	done, err := sendAll(ctx, conn, append(c.before(), steps...))
+	if err == nil {
+		return nil
+	}
+	c.failed = within && conn.PgConn().TxStatus() == idle
+	if !within && done == 0 && pgconn.SafeToRetry(err) {
+		return driver.ErrBadConn // database/sql then takes another connection
+	}
+	return err
+}
+
+// before takes what has to be sent before anything else.
+func (c *serverConn) before() (steps []step) {
+	if c.unbegun {
+		steps = append(steps, step{what: "begin", query: "BEGIN ISOLATION LEVEL SERIALIZABLE"})
+	}
+	steps = append(steps, c.last...)
+	c.unbegun, c.last = false, nil
+	return steps
+}
+
+// idle is the server's word for a connection without a transaction.
+const idle = 'I'
+
+// sendAll sends statements and reads their answers. It returns how many were done before an error.
+func sendAll(ctx context.Context, conn *pgx.Conn, steps []step) (done int, err error) {
+	batch := pgx.Batch{QueuedQueries: make([]*pgx.QueuedQuery, 0, len(steps))}
+	for i := range steps {
+		batch.Queue(steps[i].query, steps[i].args...)
+	}
+	results := conn.SendBatch(ctx, &batch)
+	defer func() {
+		if closed := results.Close(); err == nil { // else it is the same
+			err = closed
+		}
+	}()
+	for i := range steps {
+		if err := steps[i].read(results); err != nil {
+			return i, failed(steps[i:], err)
+		}
+	}
+	return len(steps), nil
+}
+
+// failed names the statement that an error is about: the first of these, unless it is that one of them could not be prepared.
+func failed(steps []step, err error) error {
+	var unprepared pgx.ErrPreprocessingBatch
+	if errors.As(err, &unprepared) {
+		for i := range steps {
+			if steps[i].query == unprepared.SQL() {
+				return steps[i].failed(unprepared.Unwrap())
+			}
+		}
+	}
+	return steps[0].failed(err)
+}
+
+// read reads the answer to a statement.
+func (s *step) read(results pgx.BatchResults) error {
+	if s.row == nil {
+		tag, err := results.Exec()
+		if err != nil || s.affected == nil {
+			return err
+		}
+		return s.affected(tag.RowsAffected())
+	}
+	rows, err := results.Query()
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := s.row(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// serverTx is a transaction of a serverConn.
+type serverTx struct {
+	ctx  context.Context //nolint:containedctx // driver.Tx has no other way
+	conn *serverConn
+}
+
+// Commit commits, with the statements that were to go with it.
+func (t serverTx) Commit() error {
+	c, conn := t.conn, t.conn.Conn.Conn()
+	switch {
+	case c.failed || conn.PgConn().TxStatus() == 'E': // a COMMIT would roll back, without an error
+		_ = t.Rollback()
+		return pgx.ErrTxCommitRollback
+	case c.unbegun && len(c.last) == 0: // nothing was done
+		c.unbegun = false
+		return nil
+	case conn.IsClosed():
+		return notCommitted{driver.ErrBadConn}
+	}
+	steps := append(c.before(), step{query: "COMMIT"})
+	done, err := sendAll(t.ctx, conn, steps)
+	if err == nil {
+		return nil
+	}
+	answer := (*pgconn.PgError)(nil)
+	if done < len(steps)-1 && (errors.As(err, &answer) || !conn.IsClosed()) {
+		err = notCommitted{err}
+	}
+	_ = t.Rollback() // database/sql won't
+	return err
+}
+
+// notCommitted is why a COMMIT was not sent, or the error of a statement that went with it: the server has skipped it then.
+type notCommitted struct{ error }
+
+// Unwrap returns the error.
+func (e notCommitted) Unwrap() error { return e.error }
+
+// Rollback rolls back.
+func (t serverTx) Rollback() error {
+	c, conn := t.conn, t.conn.Conn.Conn()
+	c.unbegun, c.failed, c.last = false, false, nil
+	if conn.IsClosed() || conn.PgConn().TxStatus() == idle {
+		return nil
+	}
+	if _, err := conn.Exec(t.ctx, "ROLLBACK"); err != nil {
+		return errors.Join(err, c.Close()) // its state isn't known
+	}
+	return nil
+}
+
+// serverStmt is a prepared statement of a serverConn, which runs it: what has to be sent before comes first.
+type serverStmt struct {
+	driver.Stmt
+	conn  *serverConn
+	query string
+}
+
+// ExecContext runs the statement.
+func (s serverStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	return s.conn.ExecContext(ctx, s.query, args)
+}
+
+// QueryContext runs the query.
+func (s serverStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	return s.conn.QueryContext(ctx, s.query, args)
+}

@@ -1,0 +1,132 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/synadia-io/orbit.go/jetstreamext"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+const (
+	publishWithin = 5 * time.Second // for the broker to say that it has messages
+	// A broker with `sync_interval: always` writes each message to the disk by itself, but an atomic batch at once: many times
+	// quicker there, and a little slower elsewhere. A client can't see that setting. So it is measured, on so many messages at
+	// least, and again after so many atomic batches.
+	measuredFrom  = 64
+	slowMessage   = 100 * time.Microsecond
+	measuredAgain = 256
+	// atomicAtMost is how many messages the broker takes in a batch.
+	atomicAtMost = 1000
+)
+
+// publisher publishes signed messages. It is safe for concurrent use.
+type publisher struct {
+	js     jetstream.JetStream
+	atomic atomic.Int64 // batches to come, until it is measured again what the broker takes for messages by themselves
+}
+
+// send publishes messages and reports which of them their stream has, and the last place in the stream of invalidations
+// that one of them has. A reconnect fails those that are pending, although they may have landed; sending them again is
+// safe, since every reader knows a message by its nonce.
+func (p *publisher) send(ctx context.Context, messages []signed) (stored []bool, last uint64, err error) {
+	stored = make([]bool, len(messages))
+	ctx, cancel := context.WithTimeout(ctx, publishWithin)
+	defer cancel()
+	if len(messages) >= measuredFrom && p.atomic.Load() > 0 {
+		last = p.sendBatches(ctx, messages, stored)
+	}
+	began, missing := time.Now(), len(messages)
+	for i := range stored {
+		if stored[i] {
+			missing--
+		}
+	}
+	if missing == 0 {
+		return stored, last, nil
+	}
+	one, err := p.sendEach(ctx, messages, stored)
+	p.measure(missing, time.Since(began))
+	return stored, max(last, one), err
+}
+
+// measure decides how the next messages are published, by how long the broker took for some by themselves.
+func (p *publisher) measure(messages int, took time.Duration) {
+	if messages >= measuredFrom && took > time.Duration(messages)*slowMessage {
+		p.atomic.Store(measuredAgain)
+	}
+}
+
+// sendBatches publishes messages in atomic batches, each of one stream. What is not stored then is to be sent by itself: a batch is
+// refused whole for one message that the stream knows, and everything by a broker or stream that takes no batches.
+func (p *publisher) sendBatches(ctx context.Context, messages []signed, stored []bool) (last uint64) {
+	streams := map[bool][]int{} // by whether they are events
+	for i := range messages {
+		event := strings.HasPrefix(messages[i].subject, events.InvalidationSubject)
+		streams[event] = append(streams[event], i)
+	}
+	for _, event := range []bool{true, false} { // nobody hears of a change before those who must act on it
+		for batch := range slices.Chunk(streams[event], atomicAtMost) {
+			p.atomic.Add(-1)
+			list := make([]*nats.Msg, len(batch))
+			for k, i := range batch {
+				list[k] = messages[i].message()
+			}
+			ack, err := jetstreamext.PublishMsgBatch(ctx, p.js, list)
+			if err != nil {
+				continue
+			}
+			for _, i := range batch {
+				stored[i] = true
+			}
+			if event {
+				last = max(last, ack.Sequence)
+			}
+		}
+	}
+	return last
+}
+
+// sendEach publishes those messages that are not stored yet, all at once, and then waits for the broker.
+func (p *publisher) sendEach(ctx context.Context, messages []signed, stored []bool) (last uint64, err error) {
+	futures := make([]jetstream.PubAckFuture, len(messages))
+	for i, m := range messages {
+		if stored[i] {
+			continue
+		}
+		if futures[i], err = p.js.PublishMsgAsync(m.message()); err != nil {
+			err = fmt.Errorf("publish to %s: %w", m.subject, err)
+			break
+		}
+	}
+	for i, future := range futures {
+		if future == nil {
+			continue
+		}
+		select {
+		case ack := <-future.Ok():
+			stored[i] = true
+			if ack.Stream == events.InvalidationStream {
+				last = max(last, ack.Sequence)
+			}
+		case failed := <-future.Err():
+			err = fmt.Errorf("publish to %s: %w", messages[i].subject, failed)
+		case <-ctx.Done():
+			return last, errors.Join(err, fmt.Errorf("wait for the broker: %w", ctx.Err()))
+		}
+	}
+	return last, err
+}
+
+// message is what is sent.
+func (m *signed) message() *nats.Msg {
+	return &nats.Msg{Subject: m.subject, Data: m.payload, Header: nats.Header{jetstream.MsgIDHeader: {m.nonce.String()}}}
+}
