@@ -1,11 +1,10 @@
 package subscriber
 
 import (
-	"context"
-	"database/sql"
-	"fmt"
 	"math/rand/v2"
 	"strconv"
+
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // In SQLite, a service is found by its name, and a key's service by the key, with the help of hints: few bytes that nearly always
@@ -40,26 +39,20 @@ func (h *hints) find(n int) string {
 	return `SELECT service FROM ` + h.table + where + ` UNION ALL SELECT service FROM new_` + h.table + where
 }
 
-// move is told how many rows were written. It runs in the transaction that holds SQLite's one write lock, and so never beside
+// move is told how many rows are written. It is called in the transaction that holds SQLite's one write lock, and so never beside
 // itself. Nil does nothing.
-func (h *hints) move(ctx context.Context, tx *sql.Tx, written int) error {
+func (h *hints) move(p *sqldb.Pipeline, written int) {
 	if h == nil {
-		return nil
+		return
 	}
 	for h.written += written; h.written >= hintsUntilMove; h.written -= hintsUntilMove {
 		h.slice = (h.slice + 1) % hintSlices
 		const width = 256 / hintSlices
 		from := []byte{byte(h.slice * width)}
 		to := []byte{byte(h.slice*width + width - 1), 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
-		between := ` FROM new_` + h.table + ` WHERE hint BETWEEN $1 AND $2`
-		for _, text := range [...]string{
-			`INSERT INTO ` + h.table + ` (hint, service) SELECT hint, service` + between + ` ORDER BY hint, service ON CONFLICT DO NOTHING`,
-			`DELETE` + between,
-		} {
-			if _, err := tx.ExecContext(ctx, text, from, to); err != nil {
-				return fmt.Errorf("move new %s: %w", h.table, err)
-			}
-		}
+		what, between := "move "+h.table, ` FROM new_`+h.table+` WHERE hint BETWEEN $1 AND $2`
+		p.Exec(what, `INSERT INTO `+h.table+` (hint, service) SELECT hint, service`+between+
+			` ORDER BY hint, service ON CONFLICT DO NOTHING`, []any{from, to}, nil)
+		p.Exec(what, `DELETE`+between, []any{from, to}, nil)
 	}
-	return nil
 }

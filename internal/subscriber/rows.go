@@ -77,7 +77,8 @@ func (r *rows) cutoffValues() []any {
 	return values
 }
 
-// writeKeyrings joins keyrings of services with these ids to those in the database. The statements are [keyring.Key.Join] in SQL.
+// writeKeyrings joins keyrings of services with these ids to those in the database, at the end of a transaction. The statements are
+// [keyring.Key.Join] in SQL.
 func (s *Store) writeKeyrings(ctx context.Context, tx *sql.Tx, ids map[string]int64, r *rows) error {
 	r.identify(ids)
 	const keysInto = `INSERT INTO keys (service, public_key, position, from_time, end_time) `
@@ -86,16 +87,11 @@ func (s *Store) writeKeyrings(ctx context.Context, tx *sql.Tx, ids map[string]in
 			from_time = CASE WHEN excluded.position > keys.position OR excluded.position = keys.position
 				AND excluded.from_time < keys.from_time THEN excluded.from_time ELSE keys.from_time END,
 			end_time = CASE WHEN excluded.end_time < keys.end_time THEN excluded.end_time ELSE keys.end_time END`
-	values := r.keyValues()
-	const width = 5
-	if err := s.insert(ctx, tx, "keys", keysInto, keysJoin, values,
-		sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Int, sqldb.Int); err != nil {
-		return err
-	}
-	if err := s.keyHints.move(ctx, tx, len(values)/width); err != nil {
-		return err
-	}
+	var p sqldb.Pipeline
+	s.insert(&p, "keys", keysInto, keysJoin, r.keyValues(), sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Int, sqldb.Int)
+	s.keyHints.move(&p, len(ids)) // about as many are new
 	const cutoffsInto = `INSERT INTO cutoffs (service, position, cut_time) `
 	const cutoffsJoin = ` ON CONFLICT (service, position, cut_time) DO NOTHING`
-	return s.insert(ctx, tx, "cutoffs", cutoffsInto, cutoffsJoin, r.cutoffValues(), sqldb.Int, sqldb.Int, sqldb.Int)
+	s.insert(&p, "cutoffs", cutoffsInto, cutoffsJoin, r.cutoffValues(), sqldb.Int, sqldb.Int, sqldb.Int)
+	return s.db.RunAtCommit(ctx, tx, &p)
 }

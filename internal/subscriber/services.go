@@ -11,8 +11,8 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// remembered is of how many services the id is remembered, of those that an event was applied of lately. They take some 10 MB.
-const remembered = 1 << 16
+// rememberedMost is of how many services the id is remembered, of those that an event was applied of lately. They take some 10 MB.
+const rememberedMost = 1 << 16
 
 // service is a row of services as it is to be joined to the one in the database.
 type service struct {
@@ -40,12 +40,7 @@ func serviceColumns() []sqldb.Type {
 // An id that is remembered is a guess: the row must have the name too. So it does no harm if it is of a transaction that was rolled
 // back, or of a database that was replaced.
 func (s *Store) writeServices(ctx context.Context, tx *sql.Tx, list []service, merge string) (map[string]int64, error) {
-	ids := make(map[string]int64, len(list))
-	for i := range list {
-		if id, ok := s.known.Get(list[i].target); ok {
-			ids[list[i].target] = id
-		}
-	}
+	ids := s.remembered(list)
 	rest, err := s.writeKnown(ctx, tx, list, merge, ids)
 	if err == nil && len(rest) > 0 {
 		write := s.writeNamed
@@ -63,6 +58,17 @@ func (s *Store) writeServices(ctx context.Context, tx *sql.Tx, list []service, m
 	return ids, nil
 }
 
+// remembered returns the ids that are remembered.
+func (s *Store) remembered(list []service) map[string]int64 {
+	ids := make(map[string]int64, len(list))
+	for i := range list {
+		if id, ok := s.known.Get(list[i].target); ok {
+			ids[list[i].target] = id
+		}
+	}
+	return ids
+}
+
 // writeKnown writes those that have an id, and returns the others. An id that is another one's is removed.
 func (s *Store) writeKnown(ctx context.Context, tx *sql.Tx, list []service, merge string, ids map[string]int64) ([]service, error) {
 	var known, rest []service
@@ -73,21 +79,12 @@ func (s *Store) writeKnown(ctx context.Context, tx *sql.Tx, list []service, merg
 			rest = append(rest, list[i])
 		}
 	}
-	missing := int64(len(known))
-	for part := range s.db.Engine().Rows(1, serviceColumns(), serviceValues(known, ids)) {
-		result, err := tx.ExecContext(ctx, `UPDATE services SET `+merge+` FROM (SELECT column1 AS id, column2 AS target,
-			column3 AS head, column4 AS max_sequence, column5 AS filled, column6 AS sequenced FROM (`+part.Query+`) AS v) AS excluded
-			WHERE services.id = excluded.id AND services.target = excluded.target`, part.Args...)
-		if err != nil {
-			return nil, err
-		}
-		n, err := result.RowsAffected()
-		if err != nil {
-			return nil, err
-		}
-		missing -= n
+	var p sqldb.Pipeline
+	missing := s.update(&p, known, merge, ids)
+	if err := s.db.Run(ctx, tx, &p); err != nil {
+		return nil, err
 	}
-	if missing == 0 {
+	if *missing == 0 {
 		return rest, nil
 	}
 	there := make(map[string]int64, len(known))
@@ -105,6 +102,21 @@ func (s *Store) writeKnown(ctx context.Context, tx *sql.Tx, list []service, merg
 	}
 	slices.SortFunc(rest, func(a, b service) int { return cmp.Compare(a.target, b.target) })
 	return rest, nil
+}
+
+// update has rows of services joined to those with their ids and names. What it returns is then how many of those there are not.
+func (s *Store) update(p *sqldb.Pipeline, list []service, merge string, ids map[string]int64) *int64 {
+	missing := int64(len(list))
+	for part := range s.db.Engine().Rows(1, serviceColumns(), serviceValues(list, ids)) {
+		text := `UPDATE services SET ` + merge + ` FROM (SELECT column1 AS id, column2 AS target, column3 AS head,
+			column4 AS max_sequence, column5 AS filled, column6 AS sequenced FROM (` + part.Query + `) AS v) AS excluded
+			WHERE services.id = excluded.id AND services.target = excluded.target`
+		p.Exec("", text, part.Args, func(n int64) error {
+			missing -= n
+			return nil
+		})
+	}
+	return &missing
 }
 
 // writeNamed writes those whose id is not known, and which may be new. It is for servers, where names have an index.
@@ -154,15 +166,13 @@ func (s *Store) writeHinted(ctx context.Context, tx *sql.Tx, list []service, mer
 		ids[list[i].target] = last
 		hints = append(hints, sqldb.Hint(list[i].target), last)
 	}
-	if err := s.insert(ctx, tx, "new services", `INSERT INTO services (id, target, head, max_sequence, filled, sequenced) `, "",
-		serviceValues(list, ids), serviceColumns()...); err != nil {
-		return err
-	}
-	if err := s.insert(ctx, tx, "hints to new services", `INSERT INTO new_service_hints (hint, service) `, ` ON CONFLICT DO NOTHING`, hints,
-		sqldb.Bytes, sqldb.Int); err != nil {
-		return err
-	}
-	return s.serviceHints.move(ctx, tx, len(list))
+	var p sqldb.Pipeline
+	s.insert(&p, "new services", `INSERT INTO services (id, target, head, max_sequence, filled, sequenced) `, "",
+		serviceValues(list, ids), serviceColumns()...)
+	s.insert(&p, "hints to new services", `INSERT INTO new_service_hints (hint, service) `, ` ON CONFLICT DO NOTHING`,
+		hints, sqldb.Bytes, sqldb.Int)
+	s.serviceHints.move(&p, len(list))
+	return s.db.Run(ctx, tx, &p)
 }
 
 func eachID(ctx context.Context, tx *sql.Tx, text string, args []any, ids map[string]int64) error {
