@@ -79,13 +79,13 @@ func Sort(trust events.Trust, batch []Delivery) Sorted {
 		from, to := i*size, min(i*size+size, len(batch))
 		copy(verdicts[from:to], trust.Invalidations(published[from:to]))
 	})
-	var out Sorted
-	for i, v := range verdicts {
-		if v.Err != nil {
-			out.Refused = append(out.Refused, Refused{batch[i], refusalOf(v.Err)})
+	out := Sorted{Events: make([]events.Invalidation, 0, len(batch)), Published: make([]time.Time, 0, len(batch))}
+	for i := range verdicts {
+		if err := verdicts[i].Err; err != nil {
+			out.Refused = append(out.Refused, Refused{batch[i], refusalOf(err)})
 			continue
 		}
-		out.Events = append(out.Events, v.Event)
+		out.Events = append(out.Events, verdicts[i].Event)
 		out.Published = append(out.Published, batch[i].Published)
 	}
 	return out

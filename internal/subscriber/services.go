@@ -20,7 +20,7 @@ type service struct {
 	head, maxSequence, filled, sequenced int64
 }
 
-// serviceRows returns rows of services, with the ids of those that have one.
+// serviceValues returns rows of services, with the ids of those that have one.
 func serviceValues(list []service, ids map[string]int64) []any {
 	values := make([]any, 0, 6*len(list))
 	for i := range list {
@@ -71,7 +71,8 @@ func (s *Store) remembered(list []service) map[string]int64 {
 
 // writeKnown writes those that have an id, and returns the others. An id that is another one's is removed.
 func (s *Store) writeKnown(ctx context.Context, tx *sql.Tx, list []service, merge string, ids map[string]int64) ([]service, error) {
-	var known, rest []service
+	var rest []service
+	known := make([]service, 0, len(list))
 	for i := range list {
 		if _, ok := ids[list[i].target]; ok {
 			known = append(known, list[i])
