@@ -36,42 +36,59 @@ type Verdict struct {
 // itself: so a bad one in 64 makes all of them dearer by a quarter than one by one, and more bad ones no dearer than that.
 func (t Trust) Invalidations(batch []Published) []Verdict {
 	verdicts := make([]Verdict, len(batch))
-	messages := make([]*message, len(batch))
-	signedBy := make([][]int, len(t.keys)) // by the key that each names, the places of messages
-	for i, p := range batch {
-		m, err := readMessage(p.Payload)
-		if messages[i], verdicts[i].Err = m, err; err != nil {
+	n := min(len(batch), together)
+	part := part{Trust: t, messages: make([]reading, n), signedBy: make([][]int, len(t.keys))}
+	if n >= worthwhile {
+		part.sum = newSum(n)
+	}
+	for from := 0; from < len(batch); from += together {
+		to := min(from+together, len(batch))
+		part.judge(batch[from:to], verdicts[from:to])
+	}
+	return verdicts
+}
+
+// part is so many messages as are checked together, and the memory for that, which serves for one part after the other.
+type part struct {
+	Trust
+	messages []reading
+	signedBy [][]int // by the key that each names, the places of messages
+	sum      *sum
+}
+
+func (p *part) judge(batch []Published, verdicts []Verdict) {
+	for k := range p.signedBy {
+		p.signedBy[k] = p.signedBy[k][:0]
+	}
+	for i := range batch {
+		m := &p.messages[i]
+		if verdicts[i].Err = m.take(batch[i].Payload); verdicts[i].Err != nil {
 			continue
 		}
-		if k := t.hinted(m); k >= 0 {
-			signedBy[k] = append(signedBy[k], i)
-		} else if !t.signed(m) {
+		if k := p.hinted(&m.message); k >= 0 {
+			p.signedBy[k] = append(p.signedBy[k], i)
+		} else if !p.signed(&m.message) {
 			verdicts[i].Err = errUntrusted()
 		}
 	}
-	for k, places := range signedBy {
-		for places := range slices.Chunk(places, together) {
-			if t.keys[k].madeAll(messages, places) {
-				continue
-			}
-			for _, i := range places {
-				if !t.signed(messages[i]) {
-					verdicts[i].Err = errUntrusted()
-				}
+	for k, places := range p.signedBy {
+		if p.keys[k].madeAll(p.sum, p.messages, places) {
+			continue
+		}
+		for _, i := range places {
+			if !p.signed(&p.messages[i].message) {
+				verdicts[i].Err = errUntrusted()
 			}
 		}
 	}
 	for i := range batch {
-		if verdicts[i].Err != nil {
-			continue
+		if verdicts[i].Err == nil {
+			verdicts[i].Event, verdicts[i].Err = p.readInvalidation(batch[i].Subject, &p.messages[i].message)
 		}
-		if e, err := t.readInvalidation(batch[i].Subject, messages[i]); err != nil {
-			verdicts[i].Err = err
-		} else {
-			verdicts[i].Event = e
+		if verdicts[i].Err != nil {
+			verdicts[i].Event = Invalidation{}
 		}
 	}
-	return verdicts
 }
 
 // madeAll reports whether the key made the signatures of all the messages at these places. Where it says no, one of them is
@@ -87,15 +104,15 @@ func (t Trust) Invalidations(batch []Published) []Verdict {
 // could sign a message that is believed in a batch and refused alone, which gives it nothing that it couldn't have by signing
 // two messages. What services and developers sign is never checked here, but by the standard library's one exact rule: they
 // have reasons to let two readers disagree.
-func (k *trustedKey) madeAll(messages []*message, places []int) bool {
+func (k *trustedKey) madeAll(sum *sum, messages []reading, places []int) bool {
 	if len(places) < worthwhile {
 		return false
 	}
-	sum := newSum(len(places))
+	sum.begin(len(places))
 	hash := sha512.New()
 	var digest [sha512.Size]byte
 	for n, i := range places {
-		m := messages[i]
+		m := &messages[i]
 		r, s := m.signature.b[:32], m.signature.b[32:]
 		hash.Reset()
 		_, _ = hash.Write(r)
@@ -108,21 +125,32 @@ func (k *trustedKey) madeAll(messages []*message, places []int) bool {
 	return sum.isNeutral(k.point)
 }
 
-// sum is the left side of the equation. Its first scalar and point are those of B, its second those of A.
+// sum is the left side of the equation. Its first scalar and point are those of B, its second those of A. It serves for one
+// equation after the other, each with [sum.begin].
 type sum struct {
 	scalars []*edwards25519.Scalar
 	points  []*edwards25519.Point
 	random  []byte
+	n       int // how many signatures there are in this equation
 }
 
-func newSum(n int) *sum {
-	scalars, points := make([]edwards25519.Scalar, n+2), make([]edwards25519.Point, n+2)
-	s := &sum{make([]*edwards25519.Scalar, n+2), make([]*edwards25519.Point, n+2), make([]byte, n*randomizer)}
+// newSum returns a sum for so many signatures at most.
+func newSum(most int) *sum {
+	scalars, points := make([]edwards25519.Scalar, most+2), make([]edwards25519.Point, most+2)
+	s := &sum{
+		scalars: make([]*edwards25519.Scalar, most+2), points: make([]*edwards25519.Point, most+2), random: make([]byte, most*randomizer),
+	}
 	for i := range scalars {
 		s.scalars[i], s.points[i] = &scalars[i], &points[i]
 	}
-	_, _ = rand.Read(s.random) // crypto/rand.Read never fails: it ends the process instead
 	return s
+}
+
+// begin makes room for n signatures, with other random numbers than any equation had before.
+func (s *sum) begin(n int) {
+	s.n = n
+	*s.scalars[0], *s.scalars[1] = edwards25519.Scalar{}, edwards25519.Scalar{}
+	_, _ = rand.Read(s.random[:n*randomizer]) // crypto/rand.Read never fails: it ends the process instead
 }
 
 // add adds the nth signature, unless R or S isn't in its one form: the standard library refuses those, whoever made them.
@@ -152,7 +180,7 @@ func (s *sum) isNeutral(key *edwards25519.Point) bool {
 	s.points[0].Set(edwards25519.NewGeneratorPoint())
 	s.points[1].Set(key)
 	s.scalars[0].Negate(s.scalars[0]) // of all signs the other: one negation instead of many
-	total := new(edwards25519.Point).VarTimeMultiScalarMult(s.scalars, s.points)
+	total := new(edwards25519.Point).VarTimeMultiScalarMult(s.scalars[:s.n+2], s.points[:s.n+2])
 	return total.MultByCofactor(total).Equal(edwards25519.NewIdentityPoint()) == 1
 }
 

@@ -233,8 +233,11 @@ func TestInvalidationsTogether(t *testing.T) {
 	}{
 		"alone": {[]events.Published{odd}, false}, "among good ones": {[]events.Published{odd, good, good, good}, true},
 		"beside a bad one": {[]events.Published{odd, good, good, bad}, false},
+		"before others":    {append([]events.Published{odd}, slices.Repeat([]events.Published{good}, events.Together)...), true},
+		"behind others":    {append(slices.Repeat([]events.Published{good}, events.Together), good, odd), true},
 	} {
-		if err := someTrust().Invalidations(tc.batch)[0].Err; (err == nil) != tc.taken {
+		place := slices.IndexFunc(tc.batch, func(p events.Published) bool { return bytes.Equal(p.Payload, odd.Payload) })
+		if err := someTrust().Invalidations(tc.batch)[place].Err; (err == nil) != tc.taken {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -258,6 +261,31 @@ func TestVectorEventsTogether(t *testing.T) {
 			sameVerdicts(t, trust, []events.Published{good, good, one, good, good})
 			sameVerdicts(t, trust, []events.Published{one, one, one})
 		}
+	}
+}
+
+// TestVectorEventsAfterAnother: nothing of a message is left in its memory for the next one that is read there.
+func TestVectorEventsAfterAnother(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(5, 6))
+	i := someInvalidation(events.KeyRotation)
+	good := i.Sign(testKey(0))
+	for _, f := range vectors.Load(t).Events {
+		var batch []events.Published
+		for range 10 * events.Together {
+			c := f.Events[random.IntN(len(f.Events))]
+			message := c.Message()
+			switch random.IntN(9) {
+			case 0:
+				message = withMember(t, good, "data", nil)
+			case 1:
+				message = withMember(t, good, "data", map[string]int64{"sequence": 1 << 60})
+			case 2:
+				message = []byte("[]")
+			}
+			batch = append(batch, events.Published{Subject: c.Subject, Payload: message})
+		}
+		sameVerdicts(t, trustOf(t, f), batch)
 	}
 }
 

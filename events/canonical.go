@@ -41,18 +41,19 @@ func hasInfinity(value []byte) bool {
 	}
 }
 
-// canonicalObject returns what [Canonical] returns of an object whose members were read. As a rule they need nothing but
-// their order: a string without an escape and an integer stand there in their canonical form.
-func canonicalObject(object jsontext.Value, members []member) ([]byte, error) {
-	var room [dataMembers]member
-	sorted := append(room[:0], members...)
+// canonicalObject returns what [Canonical] returns of an object whose members were read, in the memory of room where that has
+// enough. As a rule they need nothing but their order: a string without an escape and an integer stand there in their canonical
+// form.
+func canonicalObject(room []byte, object jsontext.Value, members []member) ([]byte, error) {
+	var places [dataMembers]member
+	sorted := append(places[:0], members...)
 	for _, m := range sorted {
 		if !isPlainName(m.name) {
 			return Canonical(object)
 		}
 	}
 	slices.SortFunc(sorted, func(a, b member) int { return bytes.Compare(a.name, b.name) })
-	out := append(make([]byte, 0, len(object)), '{')
+	out := append(slices.Grow(room, len(object)), '{')
 	for i, m := range sorted {
 		if i > 0 {
 			out = append(out, ',')

@@ -8,12 +8,12 @@ func MadeAll(key PublicKey, texts [][]byte, signatures []Signature) bool {
 	if err != nil {
 		return false
 	}
-	messages, places := make([]*message, len(texts)), make([]int, len(texts))
+	messages, places := make([]reading, len(texts)), make([]int, len(texts))
 	for i := range texts {
-		messages[i], places[i] = &message{canonical: texts[i], signature: signatures[i]}, i
+		messages[i].message, places[i] = message{canonical: texts[i], signature: signatures[i]}, i
 	}
 	k := trustedKey{key: key, point: point}
-	return k.madeAll(messages, places)
+	return k.madeAll(newSum(len(texts)), messages, places)
 }
 
 // The bounds of how many signatures are checked together.

@@ -47,7 +47,7 @@ func (i *Invalidation) Subject() string { return InvalidationSubject + i.Target.
 
 // Sign returns the message to publish.
 func (i *Invalidation) Sign(key SigningKey) []byte {
-	s := newStatement()
+	s := newStatement(len(i.Origin) + len(i.Target.App.s) + len(i.Target.Service.s) + len(i.Nonce.s))
 	s.str("origin", i.Origin)
 	s.plain("app_id", i.Target.App.s)
 	s.plain("service_id", i.Target.Service.s)

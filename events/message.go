@@ -42,42 +42,55 @@ const (
 	dataMembers     = 11
 )
 
+// reading is a message and all that it takes to read it, in one piece of memory, which may serve for one message after the other.
+type reading struct {
+	message
+	text
+	members [envelopeMembers + dataMembers]member
+	room    []byte // for the canonical form
+}
+
 // readMessage turns bytes into an envelope. As far as it gets with a bad one, data is filled, so that a refusal
 // can still name the request's nonce.
 func readMessage(b []byte) (*message, error) {
+	var r reading
+	err := r.take(b)
+	return &r.message, err
+}
+
+// take reads a message. What it read before is no longer valid.
+func (r *reading) take(b []byte) error {
+	r.message, r.text = message{}, text{}
 	if len(b) > MaxMessage {
-		return &message{}, refuse(MalformedMessage, "The message is larger than 8 KiB.")
+		return refuse(MalformedMessage, "The message is larger than 8 KiB.")
 	}
-	var read struct { // one piece of memory
-		message
-		text
-		members [envelopeMembers + dataMembers]member
-	}
-	m, t := &read.message, &read.text
-	m.envelope.members = read.members[:0:envelopeMembers]
-	m.data.members = read.members[envelopeMembers:envelopeMembers]
+	m, t := &r.message, &r.text
+	m.envelope.members = r.members[:0:envelopeMembers]
+	m.data.members = r.members[envelopeMembers:envelopeMembers]
 	t.top, t.data, t.depth = &m.envelope, &m.data, maxDepth
 	if err := t.read(b); err != nil {
-		return &message{}, err
+		r.message = message{}
+		return err
 	}
 	if err := m.checkVersion(); err != nil {
-		return m, err
+		return err
 	}
 	if t.badNumber {
-		return m, refuse(InvalidField, "A number is beyond what I-JSON can hold: integers go to 2^53-1.")
+		return refuse(InvalidField, "A number is beyond what I-JSON can hold: integers go to 2^53-1.")
 	}
 	if t.dataText == nil {
-		return m, refuse(InvalidField, `The member "data" must be there, and be an object.`)
+		return refuse(InvalidField, `The member "data" must be there, and be an object.`)
 	}
 	m.signature = m.envelope.signature("signature", true)
 	if m.envelope.err != nil {
-		return m, m.envelope.err
+		return m.envelope.err
 	}
 	var err error
-	if m.canonical, err = canonicalObject(t.dataText, m.data.members); err != nil {
-		return m, refuse(MalformedMessage, "The data has no canonical form (RFC 8785).")
+	if m.canonical, err = canonicalObject(r.room[:0], t.dataText, m.data.members); err != nil {
+		return refuse(MalformedMessage, "The data has no canonical form (RFC 8785).")
 	}
-	return m, nil
+	r.room = m.canonical
+	return nil
 }
 
 func (m *message) checkVersion() error {

@@ -47,7 +47,8 @@ func (r *Receipt) Subject() string { return ReceiptSubject + r.Target.String() }
 
 // Sign returns the message to publish.
 func (r *Receipt) Sign(key SigningKey) []byte {
-	s := newStatement()
+	s := newStatement(len(r.Origin) + len(r.Target.App.s) + len(r.Target.Service.s) + len(r.RequestNonce.s) + len(r.Nonce.s) +
+		len(r.EventNonce.s) + len(r.Reason) + len(r.Detail) + len(r.RequestHash))
 	s.str("origin", r.Origin)
 	s.plain("app_id", r.Target.App.s)
 	s.plain("service_id", r.Target.Service.s)

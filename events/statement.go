@@ -13,9 +13,8 @@ import (
 // The JSON library would encode it, read it again to sort it, and read it once more to put it into its envelope.
 type statement struct {
 	text    []byte // what is there of the envelope, up to the last member and the comma behind it
-	data    int    // where data begins
-	members []written
-	room    [statementMembers]written
+	members [statementMembers]written
+	count   int // of members
 }
 
 // written is where a member stands, without the comma behind it.
@@ -26,16 +25,13 @@ type written struct {
 
 const (
 	statementMembers = 16
-	statementLen     = 1024
+	statementLen     = 464 // of an event or a receipt of a committed request, but for its texts; beyond it, it grows
 	envelopeStart    = `{"version":"` + version + `","data":`
 )
 
-func newStatement() *statement {
-	s := &statement{text: append(make([]byte, 0, statementLen), envelopeStart...)}
-	s.data = len(s.text)
-	s.text = append(s.text, '{')
-	s.members = s.room[:0]
-	return s
+// newStatement returns a statement with room for texts of so many bytes.
+func newStatement(texts int) statement {
+	return statement{text: append(append(make([]byte, 0, statementLen+texts), envelopeStart...), '{')}
 }
 
 // plain writes a string that needs no escapes: an id, a nonce, a key, a name of the protocol's own.
@@ -75,20 +71,22 @@ func (s *statement) key(name string, key PublicKey) {
 }
 
 func (s *statement) begin(name string) {
-	s.members = append(s.members, written{name: name, from: len(s.text)})
+	s.members[s.count] = written{name: name, from: len(s.text)}
 	s.text = append(append(append(s.text, '"'), name...), '"', ':')
 }
 
 func (s *statement) end() {
-	s.members[len(s.members)-1].to = len(s.text)
+	s.members[s.count].to = len(s.text)
+	s.count++
 	s.text = append(s.text, ',')
 }
 
-// canonical returns the members in the order of RFC 8785. All names are ASCII: they sort by their bytes.
-func (s *statement) canonical() []byte {
-	slices.SortFunc(s.members, func(a, b written) int { return strings.Compare(a.name, b.name) })
-	out := append(make([]byte, 0, len(s.text)-s.data), '{')
-	for i, m := range s.members {
+// canonical appends the members in the order of RFC 8785. All names are ASCII: they sort by their bytes.
+func (s *statement) canonical(out []byte) []byte {
+	members := s.members[:s.count]
+	slices.SortFunc(members, func(a, b written) int { return strings.Compare(a.name, b.name) })
+	out = append(out, '{')
+	for i, m := range members {
 		if i > 0 {
 			out = append(out, ',')
 		}
@@ -99,7 +97,8 @@ func (s *statement) canonical() []byte {
 
 // sign returns the message to publish.
 func (s *statement) sign(key SigningKey) []byte {
-	signature := key.Sign(s.canonical())
+	var room [1024]byte // enough for nearly every one
+	signature := key.Sign(s.canonical(room[:0]))
 	out := s.text
 	out[len(out)-1] = '}' // in place of the last comma
 	out = append(out, `,"signature":"`...)

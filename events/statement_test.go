@@ -85,3 +85,23 @@ func check(t *rapid.T, key events.SigningKey, got []byte, data any) {
 		t.Errorf("\n got %s\nwant %s", got, want)
 	}
 }
+
+// TestSignAllocatesOnce: what is signed for each rotation is put together in the memory that is sent, and fills it.
+func TestSignAllocatesOnce(t *testing.T) {
+	i, key := someInvalidation(events.KeyRotation), testKey(0)
+	i.Sequence = 1234
+	r := events.Receipt{
+		Origin: origin, Target: i.Target, Event: events.RequestCommitted, RequestNonce: events.NewNonce(), Timestamp: now, Nonce: events.NewNonce(),
+		Sequence: 1234, PublicKey: testKey(2).Public(), GracePeriodExpiry: now + 300, EventNonce: i.Nonce,
+	}
+	for name, sign := range map[string]func() []byte{
+		"event": func() []byte { return i.Sign(key) }, "receipt": func() []byte { return r.Sign(key) },
+	} {
+		if allocs := testing.AllocsPerRun(10, func() { sign() }); allocs != 1 {
+			t.Errorf("%s: %v allocations", name, allocs)
+		}
+		if message := sign(); cap(message)-len(message) > 100 {
+			t.Errorf("%s: %d bytes in %d", name, len(message), cap(message))
+		}
+	}
+}

@@ -248,16 +248,22 @@ func (k Keyring) Find(key events.PublicKey) (Key, bool) {
 // ended it could have given it a later end, and if the event that brought it comes late, it is [Replaced]. Of the cutoffs before t one is left, which ends every key that they end.
 func (k Keyring) Recent(t int64, ended int) Keyring {
 	k.Cutoffs = recentCutoffs(k.Cutoffs, t)
-	kept := k.Keys[:0:0]
-	for _, key := range k.Keys {
-		if k.At(key, t) != Ended {
-			kept = append(kept, key)
-		} else if ended > 0 {
+	isOut := func(key Key) bool {
+		if k.At(key, t) == Ended {
 			ended--
-			kept = append(kept, key)
+			return ended < 0
 		}
+		return false
 	}
-	k.Keys = kept
+	if first := slices.IndexFunc(k.Keys, isOut); first >= 0 { // else they stay as they are, and where they are
+		kept := append(make([]Key, 0, len(k.Keys)-1), k.Keys[:first]...)
+		for _, key := range k.Keys[first+1:] {
+			if !isOut(key) {
+				kept = append(kept, key)
+			}
+		}
+		k.Keys = kept
+	}
 	return k
 }
 

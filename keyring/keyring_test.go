@@ -149,12 +149,25 @@ func TestRecent(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		list := history(t)
 		all := fold(list)
-		now := list[0].Timestamp + rapid.Int64Range(0, 3000).Draw(t, "after")
+		now := rapid.SampledFrom(list).Draw(t, "at").Timestamp + rapid.Int64Range(0, 300).Draw(t, "after")
+		before := slices.Clone(all.Keys)
 		recent := all.Recent(now, 1)
 		for _, key := range all.Keys {
 			kept, ok := recent.Find(key.PublicKey)
 			if state := all.At(key, now); state != keyring.Ended && (!ok || recent.At(kept, now) != state) {
 				t.Fatalf("key %v is %v, but not in the pruned keyring", key.PublicKey, state)
+			}
+		}
+		for ended := range 4 {
+			room := ended
+			want := slices.DeleteFunc(slices.Clone(all.Keys), func(key keyring.Key) bool {
+				if all.At(key, now) == keyring.Ended {
+					room--
+				}
+				return all.At(key, now) == keyring.Ended && room < 0
+			})
+			if diff := cmp.Diff(want, all.Recent(now, ended).Keys, opts) + cmp.Diff(before, all.Keys, opts); diff != "" {
+				t.Fatalf("%d ended ones may be kept:\n%s", ended, diff)
 			}
 		}
 	})

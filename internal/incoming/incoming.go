@@ -61,32 +61,34 @@ func garbage(reason events.Reason) bool {
 }
 
 const (
-	// most is how many messages a core takes at a time: as many as are checked together.
-	most = 64
+	// most is how many messages a core takes at a time: parts of 64 are checked together, in the same memory.
+	most = 256
 	// least is how many are worth a goroutine: half a millisecond of work.
 	least = 16
 )
 
 // Sort checks a batch, on as many cores as it is worth.
 func Sort(trust events.Trust, batch []Delivery) Sorted {
-	published := make([]events.Published, len(batch))
-	for i, d := range batch {
-		published[i] = events.Published{Subject: d.Subject, Payload: d.Payload}
-	}
-	verdicts := make([]events.Verdict, len(batch))
 	size := shareOf(len(batch), runtime.GOMAXPROCS(0))
-	parallel.Each((len(batch)+size-1)/size, 1, func(i int) {
-		from, to := i*size, min(i*size+size, len(batch))
-		copy(verdicts[from:to], trust.Invalidations(published[from:to]))
+	shares := slices.Collect(slices.Chunk(batch, size))
+	verdicts := make([][]events.Verdict, len(shares))
+	parallel.Each(len(shares), 1, func(i int) {
+		published := make([]events.Published, len(shares[i]))
+		for n, d := range shares[i] {
+			published[n] = events.Published{Subject: d.Subject, Payload: d.Payload}
+		}
+		verdicts[i] = trust.Invalidations(published)
 	})
 	out := Sorted{Events: make([]events.Invalidation, 0, len(batch)), Published: make([]time.Time, 0, len(batch))}
-	for i := range verdicts {
-		if err := verdicts[i].Err; err != nil {
-			out.Refused = append(out.Refused, Refused{batch[i], refusalOf(err)})
-			continue
+	for i, share := range shares {
+		for n, v := range verdicts[i] {
+			if v.Err != nil {
+				out.Refused = append(out.Refused, Refused{share[n], refusalOf(v.Err)})
+				continue
+			}
+			out.Events = append(out.Events, v.Event)
+			out.Published = append(out.Published, share[n].Published)
 		}
-		out.Events = append(out.Events, verdicts[i].Event)
-		out.Published = append(out.Published, batch[i].Published)
 	}
 	return out
 }

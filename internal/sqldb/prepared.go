@@ -29,7 +29,7 @@ func (c preparedConnector) Connect(ctx context.Context) (driver.Conn, error) {
 		_ = conn.Close()
 		return nil, fmt.Errorf("the SQLite driver's %T has not all the methods expected", conn)
 	}
-	kept, err := simplelru.NewLRU[string, prepared](preparedEach, nil)
+	kept, err := simplelru.NewLRU[string, *prepared](preparedEach, nil)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
@@ -59,14 +59,16 @@ type sqliteStmt interface {
 // preparedConn is a connection, used by one goroutine at a time as database/sql does it.
 type preparedConn struct {
 	sqliteConn
-	kept *simplelru.LRU[string, prepared] // those that are not in use
+	kept *simplelru.LRU[string, *prepared]
 }
 
 // prepared is a statement, and the order in which it takes its arguments.
 type prepared struct {
 	sqliteStmt
 	order []int
-	args  int // how many it was prepared for
+	args  int  // how many it was prepared for
+	busy  bool // in use
+	alone bool // not kept, or no longer
 }
 
 // ExecContext runs a statement.
@@ -76,7 +78,7 @@ func (c *preparedConn) ExecContext(ctx context.Context, query string, args []dri
 		return nil, err
 	}
 	result, err := stmt.ExecContext(ctx, reorder(args, stmt.order))
-	return result, errors.Join(err, c.give(query, stmt))
+	return result, errors.Join(err, c.give(stmt))
 }
 
 // QueryContext runs a query.
@@ -87,16 +89,17 @@ func (c *preparedConn) QueryContext(ctx context.Context, query string, args []dr
 	}
 	rows, err := stmt.QueryContext(ctx, reorder(args, stmt.order))
 	if err != nil {
-		return nil, errors.Join(err, c.give(query, stmt))
+		return nil, errors.Join(err, c.give(stmt))
 	}
-	return &preparedRows{rows, func() error { return c.give(query, stmt) }}, nil
+	return &preparedRows{rows, func() error { return c.give(stmt) }}, nil
 }
 
 // take returns a statement, which is nobody else's until it is given back.
-func (c *preparedConn) take(ctx context.Context, query string, args []driver.NamedValue) (prepared, error) {
-	if stmt, ok := c.kept.Get(query); ok && stmt.args == len(args) {
-		c.kept.Remove(query)
-		return stmt, nil
+func (c *preparedConn) take(ctx context.Context, query string, args []driver.NamedValue) (*prepared, error) {
+	old, ok := c.kept.Get(query) // the text may be long: this is all that is paid for it as a rule
+	if ok && !old.busy && old.args == len(args) {
+		old.busy = true
+		return old, nil
 	}
 	text, order := query, []int(nil)
 	if !named(args) {
@@ -104,24 +107,45 @@ func (c *preparedConn) take(ctx context.Context, query string, args []driver.Nam
 	}
 	stmt, err := c.PrepareContext(ctx, text)
 	if err != nil {
-		return prepared{}, err
+		return nil, err
 	}
-	inner, ok := stmt.(sqliteStmt)
-	if !ok {
-		return prepared{}, errors.Join(fmt.Errorf("the SQLite driver's %T has not all the methods expected", stmt), stmt.Close())
+	inner, isStmt := stmt.(sqliteStmt)
+	if !isStmt {
+		return nil, errors.Join(fmt.Errorf("the SQLite driver's %T has not all the methods expected", stmt), stmt.Close())
 	}
-	return prepared{inner, order, len(args)}, nil
+	one := &prepared{inner, order, len(args), true, ok && old.busy}
+	if one.alone {
+		return one, nil
+	}
+	if err := c.keep(query, one); err != nil {
+		one.busy = false
+		return nil, err
+	}
+	return one, nil
 }
 
-// give keeps a statement for the next time, in place of the one that was used least lately.
-func (c *preparedConn) give(query string, stmt prepared) error {
-	old, ok := c.kept.Peek(query) // it was in use twice at a time
+// keep keeps a statement for the next time, in place of the one with its text, or of that which was used least lately.
+func (c *preparedConn) keep(query string, one *prepared) error {
+	old, ok := c.kept.Peek(query)
 	if !ok && c.kept.Len() == preparedEach {
 		_, old, ok = c.kept.RemoveOldest()
 	}
-	c.kept.Add(query, stmt)
-	if ok {
-		return old.Close()
+	c.kept.Add(query, one)
+	if !ok {
+		return nil
+	}
+	old.alone = true
+	if old.busy {
+		return nil
+	}
+	return old.Close()
+}
+
+// give gives a statement back.
+func (c *preparedConn) give(one *prepared) error {
+	one.busy = false
+	if one.alone {
+		return one.Close()
 	}
 	return nil
 }

@@ -18,17 +18,17 @@ func better(ours, theirs events.VerifyAnswer) events.VerifyAnswer {
 func (k *known) atLeastAsNewAs(have *known) bool { return k.keyring.Head >= have.keyring.Head }
 
 // judgeIf is judge for a service that may not be known.
-func (k *known) judgeIf(known bool, q *events.VerifyQuery, now int64) (answer events.VerifyAnswer, sure bool) {
+func (k *known) judgeIf(known bool, q *events.VerifyQuery, now int64, tried int) (answer events.VerifyAnswer, sure bool) {
 	if !known {
 		return refused(string(events.UnknownService)), false
 	}
-	return k.judge(q, now)
+	return k.judge(q, now, tried)
 }
 
 // judge answers from one keyring. It isn't sure where the registry may know of a key, or of a key's grace, that the
-// keyring lacks.
-func (k *known) judge(q *events.VerifyQuery, now int64) (answer events.VerifyAnswer, sure bool) {
-	if key := k.valid(q, now); key != nil {
+// keyring lacks. So many keys, its first ones, are known not to have made the signature.
+func (k *known) judge(q *events.VerifyQuery, now int64, tried int) (answer events.VerifyAnswer, sure bool) {
+	if key := k.valid(q, now, tried); key != nil {
 		return k.accepted(key), true
 	}
 	answer = refused(string(events.InvalidSignature))
@@ -46,8 +46,8 @@ func (k *known) judge(q *events.VerifyQuery, now int64) (answer events.VerifyAns
 
 // valid returns the key that is accepted now and made the signature, or nil. A keyring has its newest key first, so
 // that is the first one to be tried.
-func (k *known) valid(q *events.VerifyQuery, now int64) *keyring.Key {
-	for i := range k.keyring.Keys {
+func (k *known) valid(q *events.VerifyQuery, now int64, tried int) *keyring.Key {
+	for i := tried; i < len(k.keyring.Keys); i++ {
 		key := &k.keyring.Keys[i]
 		state := k.keyring.At(*key, now)
 		if (state == keyring.Current || state == keyring.InGrace) && key.PublicKey.Verify(q.Message, q.Signature) {

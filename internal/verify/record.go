@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"encoding/binary"
 	"math"
@@ -9,13 +10,15 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// record is what is known of one service, packed: its name, the head of its keyring and its sequence, its keys, its cutoffs.
-// Numbers are varints, so a service with one key takes some 80 bytes; and there is no pointer, which the garbage collector
-// would have to follow. The name of the app is left to another record of the same shard, where one has it.
+// record is what is known of one service, packed: flags, the head of its keyring, its sequence unless that is the head, its
+// cutoffs and their number, and its keys to the end. Numbers are varints, so a key takes some 40 bytes. None: it is not known.
 type record []byte
 
-// own stands in a record that has the name of its app itself. Else there is the place of the one that has it, from 1 on.
-const own = 0
+// Flags of a record.
+const (
+	hasCurrent = 1 << iota // the first key is current, whatever the time
+	headIsLast             // the sequence is the head
+)
 
 // room is where a record is unpacked to. It is enough for the keys that are kept of nearly every service, so that whoever
 // reads needs no memory but its stack.
@@ -24,61 +27,139 @@ type room struct {
 	cutoffs [4]keyring.Cutoff
 }
 
-// appendRecord packs what is known of a service, whose app is in the record at that place, or in its own.
-func appendRecord(r record, app int, target events.Target, k *known) record {
-	r = binary.AppendUvarint(r, uint64(app))
-	if app == own {
-		r = appendText(r, target.App.String())
-	}
-	r = appendText(r, target.Service.String())
-	r = binary.AppendVarint(r, k.keyring.Head)
-	r = binary.AppendVarint(r, k.sequence)
-	r = binary.AppendUvarint(r, uint64(len(k.keyring.Keys)))
+// appendRecord packs what is known of a service.
+func appendRecord(r record, k *known) record {
+	current, ok := k.keyring.Current()
+	r = appendHead(r, ok && current == k.keyring.Keys[0], k.keyring.Head, k.sequence, k.keyring.Cutoffs)
 	for i := range k.keyring.Keys {
-		key := &k.keyring.Keys[i]
-		r = append(r, key.PublicKey.Bytes()...)
-		r = binary.AppendVarint(r, key.Position)
-		r = binary.AppendVarint(r, key.From)
-		// No end is 0, and an end one more than it is. Before 1970, nobody asks.
-		r = binary.AppendUvarint(r, (uint64(max(key.End, 0))+1)&math.MaxInt64)
-	}
-	r = binary.AppendUvarint(r, uint64(len(k.keyring.Cutoffs)))
-	for _, c := range k.keyring.Cutoffs {
-		r = binary.AppendVarint(r, c.Order)
-		r = binary.AppendVarint(r, c.Time)
+		r = appendKey(r, &k.keyring.Keys[i])
 	}
 	return r
 }
 
-func appendText(r record, text string) record {
-	return append(binary.AppendUvarint(r, uint64(len(text))), text...)
+// appendHead packs what stands before the keys.
+func appendHead(r record, current bool, head, sequence int64, cutoffs []keyring.Cutoff) record {
+	flags := byte(0)
+	if current {
+		flags = hasCurrent
+	}
+	if sequence == head {
+		r = binary.AppendVarint(append(r, flags|headIsLast), head)
+	} else {
+		r = binary.AppendVarint(binary.AppendVarint(append(r, flags), head), sequence)
+	}
+	r = binary.AppendUvarint(r, uint64(len(cutoffs)))
+	for _, c := range cutoffs {
+		r = binary.AppendVarint(binary.AppendVarint(r, c.Order), c.Time)
+	}
+	return r
 }
 
-// names returns the place of the record that has the app's name, that name where this is it, the service's name, and what
-// comes behind them.
-func (r record) names() (place int, app, service []byte, keys record) {
-	if place = r.count(); place == own {
-		app = r.text()
-	}
-	service = r.text()
-	return place, app, service, r
+func appendKey(r record, key *keyring.Key) record {
+	r = append(r, key.PublicKey.Bytes()...)
+	r = binary.AppendVarint(binary.AppendVarint(r, key.Position), key.From)
+	// No end is 0, and an end one more than it is. Before 1970, nobody asks.
+	return binary.AppendUvarint(r, (uint64(max(key.End, 0))+1)&math.MaxInt64)
 }
 
-// unpack reads what comes behind the names.
-func (r record) unpack(into *room) (k known) {
-	k.keyring = keyring.Keyring{Head: r.signed(), Keys: into.keys[:0], Cutoffs: into.cutoffs[:0]}
-	k.sequence = r.signed()
-	for range r.count() {
-		key, _ := events.PublicKeyFromBytes(r[:ed25519.PublicKeySize]) // it has 32 bytes
-		r = r[ed25519.PublicKeySize:]
-		k.keyring.Keys = append(k.keyring.Keys, keyring.Key{
-			PublicKey: key, Position: r.signed(), From: r.signed(), End: int64((uint64(r.count()) - 1) & math.MaxInt64),
-		})
+// head takes off the front what appendHead put there. The cutoffs are put into the room.
+func (r *record) head(into *room) (current bool, k known) {
+	flags := (*r)[0]
+	*r = (*r)[1:]
+	k.keyring.Head = r.signed()
+	k.sequence = k.keyring.Head
+	if flags&headIsLast == 0 {
+		k.sequence = r.signed()
 	}
+	k.keyring.Cutoffs = into.cutoffs[:0]
 	for range r.count() {
 		k.keyring.Cutoffs = append(k.keyring.Cutoffs, keyring.Cutoff{Order: r.signed(), Time: r.signed()})
 	}
+	return flags&hasCurrent != 0, k
+}
+
+// key takes a key off the front.
+func (r *record) key() keyring.Key {
+	public, _ := events.PublicKeyFromBytes((*r)[:ed25519.PublicKeySize]) // it has 32 bytes
+	*r = (*r)[ed25519.PublicKeySize:]
+	return keyring.Key{PublicKey: public, Position: r.signed(), From: r.signed(), End: int64((uint64(r.count()) - 1) & math.MaxInt64)}
+}
+
+// unpack returns what is known of the service.
+func (r record) unpack(into *room) known {
+	if r == nil {
+		return known{}
+	}
+	_, k := r.head(into)
+	k.keyring.Keys = into.keys[:0]
+	for len(r) > 0 {
+		k.keyring.Keys = append(k.keyring.Keys, r.key())
+	}
 	return k
+}
+
+// accepted returns the answer to who signed with the key that is current, whatever the time is: with nearly every signature.
+// Not ok: there may be none, all the same a key may be accepted.
+func (r record) accepted() (answer events.VerifyAnswer, ok bool) {
+	if r == nil || r[0]&hasCurrent == 0 {
+		return answer, false
+	}
+	answer.Result, answer.Key = events.Accepted, events.KeyCurrent
+	last := r[0]&headIsLast != 0
+	r = r[1:]
+	if head := r.signed(); last {
+		answer.Sequence = head // else the head is a timestamp, and no sequence
+	} else {
+		r.signed()
+	}
+	for range 2 * r.count() { // orders and times
+		r.signed()
+	}
+	answer.PublicKey, _ = events.PublicKeyFromBytes(r[:ed25519.PublicKeySize])
+	return answer, true
+}
+
+// follow appends what the record becomes by an event that follows on it: a rotation from the current key to one that the record
+// doesn't have. That is nearly every event, and it changes two keys, so no other is unpacked or put into its place again. Not
+// ok: it is another event, or one after which cutoffs may be forgotten.
+func (r record) follow(into record, e *events.Invalidation, now int64) (next record, ok bool) {
+	if r == nil || e.Event != events.KeyRotation || e.OldKey.IsZero() || e.NewKey.IsZero() || e.NewKey == e.OldKey {
+		return into, false
+	}
+	var room room
+	current, k := r.head(&room)
+	order := keyring.Order(e)
+	if !current || len(k.keyring.Cutoffs) > 1 || k.keyring.Head <= 0 || order <= k.keyring.Head ||
+		!bytes.Equal(r[:ed25519.PublicKeySize], e.OldKey.Bytes()) {
+		return into, false
+	}
+	k.keyring.Head, k.sequence = order, max(k.sequence, e.Sequence)
+	next = appendHead(into, true, order, k.sequence, k.keyring.Cutoffs)
+	next = appendKey(next, &keyring.Key{PublicKey: e.NewKey, Position: order, From: e.Timestamp, End: keyring.NoEnd})
+	old := r.key()
+	old.End = e.GracePeriodExpiry
+	ended := 0
+	keep := func(key keyring.Key) bool { // as [keyring.Keyring.Recent] does
+		if k.keyring.At(key, now) == keyring.Ended {
+			ended++
+			return ended <= endedKept
+		}
+		return true
+	}
+	if keep(old) {
+		next = appendKey(next, &old)
+	}
+	for len(r) > 0 {
+		from := r
+		key := r.key()
+		if key.PublicKey == e.NewKey {
+			return into, false
+		}
+		if keep(key) {
+			next = append(next, from[:len(from)-len(r)]...)
+		}
+	}
+	return next, true
 }
 
 // count takes a number off the front that has no sign.
@@ -92,15 +173,12 @@ func (r *record) count() int {
 	return int(v)
 }
 
-// text takes a text off the front.
-func (r *record) text() []byte {
-	n := r.count()
-	text := (*r)[:n]
-	*r = (*r)[n:]
-	return text
-}
-
+// signed takes a number off the front that may have one.
 func (r *record) signed() int64 {
+	if b := (*r)[0]; b < 0x80 {
+		*r = (*r)[1:]
+		return int64(b>>1) ^ -int64(b&1)
+	}
 	v, n := binary.Varint(*r)
 	*r = (*r)[n:]
 	return v

@@ -97,36 +97,54 @@ func (m *Memory) Apply(batch []events.Invalidation) {
 
 // Join joins what a database has of a service. It must not run beside itself, nor beside Apply.
 func (m *Memory) Join(target events.Target, have keyring.Keyring, sequence int64) {
-	now := m.now().Unix()
-	m.keyrings.change(target, func(known known) known { return known.join(have, sequence, now) })
+	m.keyrings.join(target, known{have, sequence}, m.now().Unix())
 }
 
 // Has says whether an event says nothing new.
 func (m *Memory) Has(e *events.Invalidation) bool {
+	r := m.keyrings.find(e.Target)
+	if r == nil {
+		return false
+	}
 	var room room
-	have, found := m.keyrings.find(e.Target, &room)
-	return found && have.equal(have.apply(e, m.now().Unix()))
+	have := r.unpack(&room)
+	return have.equal(have.apply(e, m.now().Unix()))
 }
 
 // Verify says whether a signature is good now; any number of goroutines may call it. Unless settled, no known key made
 // the signature, the registry could not be asked, and the answer is a refusal that a newer event may contradict. AsOf
 // is left to the one who knows it.
 func (m *Memory) Verify(ctx context.Context, q events.VerifyQuery) (answer events.VerifyAnswer, settled bool) {
+	r := m.keyrings.find(q.Target)
+	answer, current := r.accepted()
+	if current && answer.PublicKey.Verify(q.Message, q.Signature) {
+		return answer, true
+	}
+	tried := 0
+	if current {
+		tried = 1
+	}
+	return m.judge(ctx, &q, r, tried)
+}
+
+// judge is Verify where more than the one key has to be tried, beyond so many of the first.
+func (m *Memory) judge(ctx context.Context, q *events.VerifyQuery, r record, tried int) (answer events.VerifyAnswer, settled bool) {
 	var room room
-	have, known := m.keyrings.find(q.Target, &room)
-	answer, sure := have.judgeIf(known, &q, m.now().Unix())
+	have := r.unpack(&room)
+	answer, sure := have.judgeIf(r != nil, q, m.now().Unix(), tried)
 	if sure {
 		return answer, true
 	}
 	found := m.lookups.find(ctx, q.Target)
 	// Meanwhile an event may have come that ends what the registry's record still has, or that brings the key.
 	now := m.now().Unix()
-	have, known = m.keyrings.find(q.Target, &room)
-	if answer, sure = have.judgeIf(known, &q, now); sure {
+	r = m.keyrings.find(q.Target)
+	have = r.unpack(&room)
+	if answer, sure = have.judgeIf(r != nil, q, now, 0); sure {
 		return answer, true
 	}
-	if found.record != nil && (!known || found.record.atLeastAsNewAs(&have)) {
-		theirs, _ := found.record.judge(&q, now)
+	if found.record != nil && (r == nil || found.record.atLeastAsNewAs(&have)) {
+		theirs, _ := found.record.judge(q, now, 0)
 		answer = better(answer, theirs)
 	}
 	return answer, found.answered

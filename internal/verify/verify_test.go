@@ -2,9 +2,12 @@ package verify
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -120,6 +123,22 @@ func TestEventDuringLookup(t *testing.T) {
 	}
 }
 
+// TestKnownKeys: about a signature that a key made which is accepted, and about one that has ended, nobody is asked.
+func TestKnownKeys(t *testing.T) {
+	t.Parallel()
+	ask := &meanwhile{happens: func() { t.Error("the registry was asked") }}
+	m, s := newMemory(t, ask)
+	s.Reset(start + 15)
+	s.Rotate(start+15, 300)
+	m.Apply(s.Events[2:])
+	for i, want := range []string{"refused expired_key", "refused expired_key", "accepted grace", "accepted current"} {
+		answer, settled := m.Verify(t.Context(), query(s, s.Keys[i]))
+		if got := answer.Result + " " + answer.Key + answer.Reason; got != want || !settled {
+			t.Errorf("key %d: %s, settled: %v; want %s", i, got, settled, want)
+		}
+	}
+}
+
 // TestVerifyAllocatesNothing holds for the path of a good signature by the current key.
 func TestVerifyAllocatesNothing(t *testing.T) {
 	m, s := newMemory(t, &registry{})
@@ -159,66 +178,127 @@ func BenchmarkEd25519(b *testing.B) {
 	}
 }
 
-// BenchmarkAround is all of Verify but the arithmetic of Ed25519, for a good signature by the current key of one of many
-// services, a thousand of which are busy: alone, and while 10,000 events a second are applied,
-// whose own allocations are counted too.
+// BenchmarkAround is all of Verify but the arithmetic of Ed25519, for a good signature: by the current key of one of many
+// services, a thousand of which are busy, or all of them; and by a key in grace, beyond the current one. Each alone, and while
+// 10,000 rotations a second are applied, whose own allocations are counted too.
 func BenchmarkAround(b *testing.B) {
 	const services, busy = 100_000, 1000
 	m, s := newMemory(b, &registry{})
 	m.now = time.Now // as it is in use
-	list := make([]events.Invalidation, services)
-	for i := range list {
-		e := s.Events[0]
-		target, err := events.ParseTarget(fmt.Sprintf("%s.cms-article-%d", e.Target.App, i))
-		if err != nil {
-			b.Fatal(err)
-		}
-		e.Target = target
-		list[i] = e
-		m.Load(target, keyring.Of(&e), 1)
+	last := make([]events.Invalidation, services)
+	for i := range last {
+		last[i] = s.Events[1]
+		last[i].GracePeriodExpiry = time.Now().Unix() + 300
+		last[i].Target = must(events.ParseTarget(fmt.Sprintf("%s.cms-article-%d", s.Target.App, i)))
+		m.Load(last[i].Target, keyring.Of(&last[i]), 2)
 	}
-	asked := make([]events.Target, busy)
-	for i := range asked { // in other bytes than those that are kept, as if it had just been decoded
-		var err error
-		if asked[i], err = events.ParseTarget(list[i*(services/busy)].Target.String()); err != nil {
-			b.Fatal(err)
-		}
+	// In other bytes than those that are kept, and in the order in which they are asked about, as if each had just been decoded.
+	var names strings.Builder
+	order := rand.Perm(services)
+	for _, i := range order {
+		names.WriteString(last[i].Target.String())
 	}
-	around := func(b *testing.B) {
-		b.ReportAllocs()
-		for i := 0; b.Loop(); i++ {
-			var room room
-			now := m.now().Unix()
-			have, found := m.keyrings.find(asked[i%busy], &room)
-			if !found || have.keyring.At(have.keyring.Keys[0], now) != keyring.Current ||
-				have.accepted(&have.keyring.Keys[0]).Result != events.Accepted {
-				b.Fatal("refused")
+	rest, asked := names.String(), make([]events.Target, services)
+	for n, i := range order {
+		name := rest[:len(last[i].Target.String())]
+		asked[n], rest = must(events.ParseTarget(name)), rest[len(name):]
+	}
+	for _, tc := range []struct {
+		name    string
+		asked   []events.Target
+		accepts func(target events.Target) bool
+	}{
+		{"current", asked[:busy], m.acceptsCurrent}, {"current-of-all", asked, m.acceptsCurrent}, {"grace", asked[:busy], m.acceptsGrace},
+	} {
+		around := func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if !tc.accepts(tc.asked[i%len(tc.asked)]) {
+					b.Fatal("refused")
+				}
 			}
 		}
-	}
-	b.Run("quiet", around)
-	b.Run("applying", func(b *testing.B) {
-		ctx, stop := context.WithCancel(b.Context())
-		var writer sync.WaitGroup
-		applied := 0
-		writer.Go(func() {
-			for tick := time.NewTicker(time.Millisecond); ctx.Err() == nil; <-tick.C {
-				m.Apply(list[applied%services:][:10])
-				applied += 10
-			}
+		b.Run(tc.name+"/quiet", around)
+		b.Run(tc.name+"/applying", func(b *testing.B) {
+			ctx, stop := context.WithCancel(b.Context())
+			var writer sync.WaitGroup
+			applied := 0
+			writer.Go(func() {
+				began := time.Now()
+				for tick := time.NewTicker(time.Millisecond); ctx.Err() == nil; <-tick.C {
+					for ; applied < int(time.Since(began).Milliseconds())*10; applied += 10 {
+						batch := last[applied%services:][:10]
+						for i := range batch {
+							follow(&batch[i])
+						}
+						m.Apply(batch)
+					}
+				}
+			})
+			around(b)
+			stop()
+			writer.Wait()
+			b.ReportMetric(float64(applied)/b.Elapsed().Seconds(), "applied/s")
 		})
-		around(b)
-		stop()
-		writer.Wait()
-		b.ReportMetric(float64(applied)/b.Elapsed().Seconds(), "applied/s")
-	})
+	}
 }
 
-// BenchmarkApply is what an event costs beside the database.
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// follow makes an event the rotation that follows on it.
+func follow(e *events.Invalidation) {
+	e.Sequence++
+	e.OldKey = e.NewKey
+	b := e.OldKey.Bytes()
+	binary.LittleEndian.PutUint64(b, uint64(e.Sequence))
+	e.NewKey = must(events.PublicKeyFromBytes(b))
+}
+
+// acceptsCurrent is what Verify does around the one check of a signature by the current key.
+func (m *Memory) acceptsCurrent(target events.Target) bool {
+	answer, ok := m.keyrings.find(target).accepted()
+	return ok && answer.Key == events.KeyCurrent
+}
+
+// acceptsGrace is what it does beyond, around the check of the next key.
+func (m *Memory) acceptsGrace(target events.Target) bool {
+	var room room
+	have := m.keyrings.find(target).unpack(&room)
+	now := m.now().Unix()
+	key := &have.keyring.Keys[1]
+	return have.keyring.At(*key, now) == keyring.InGrace && have.accepted(key).Key == events.KeyGrace
+}
+
+// BenchmarkApply is what a rotation costs beside the database, of a service with so many keys, among 100,000 others, or a few.
 func BenchmarkApply(b *testing.B) {
+	for _, services := range []int{1, 100_000} {
+		for _, keys := range []int{2, 10, 60} {
+			b.Run(fmt.Sprintf("services=%d/keys=%d", services, keys), func(b *testing.B) { benchApply(b, services, keys) })
+		}
+	}
+}
+
+func benchApply(b *testing.B, services, keys int) {
 	m, s := newMemory(b, &registry{})
+	for i := range services {
+		e := s.Events[0]
+		e.Target = must(events.ParseTarget(fmt.Sprintf("%s.cms-article-%d", s.Target.App, i)))
+		m.Load(e.Target, keyring.Of(&e), 1)
+	}
+	e := s.Events[1:2]
 	b.ReportAllocs()
-	for b.Loop() {
-		m.Apply(s.Events[1:2])
+	for i := 0; b.Loop(); i++ {
+		e[0].GracePeriodExpiry = start + 1000
+		follow(&e[0])
+		if i%keys == keys-1 {
+			m.keyrings.load(e[0].Target, known{keyring.Of(&e[0]), e[0].Sequence}, start)
+			continue
+		}
+		m.Apply(e)
 	}
 }

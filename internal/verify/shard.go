@@ -1,0 +1,127 @@
+package verify
+
+import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// shard is the services whose names share a part of their hash. All that is known of them is in one piece of memory, without a
+// pointer, which the garbage collector would have to follow. What a search looks at first lies side by side:
+//
+//	marks     another byte of each service's hash
+//	ends      where each service's entry ends
+//	apps      the names of their apps, each of them once
+//	entries   of each service: its name, where its app's name is, its record
+//
+// Once readers have it, it stays as it is: a change makes another one.
+type shard struct {
+	block    []byte
+	services uint32 // how many
+	apps     uint32 // bytes
+}
+
+const endSize = 4 // bytes
+
+func (s *shard) marks() []byte { return s.block[:s.services] }
+func (s *shard) ends() []byte  { return s.block[s.services:][:endSize*s.services] }
+func (s *shard) texts() []byte { return s.block[(1+endSize)*s.services:][:s.apps] }
+
+func (s *shard) entries() []byte { return s.block[(1+endSize)*s.services+s.apps:] }
+
+// bounds returns where entry i begins and ends.
+func (s *shard) bounds(i int) (from, to uint32) {
+	ends := s.ends()
+	if i > 0 {
+		from = binary.LittleEndian.Uint32(ends[endSize*(i-1):])
+	}
+	return from, binary.LittleEndian.Uint32(ends[endSize*i:])
+}
+
+// find returns the place of a service and its record; -1: it isn't there.
+func (s *shard) find(mark byte, target events.Target) (int, record) {
+	if s == nil {
+		return -1, nil
+	}
+	marks := s.marks()
+	for i := bytes.IndexByte(marks, mark); i >= 0; {
+		if r := s.named(i, target); r != nil {
+			return i, r
+		}
+		next := bytes.IndexByte(marks[i+1:], mark)
+		if next < 0 {
+			break
+		}
+		i += 1 + next
+	}
+	return -1, nil
+}
+
+// named returns the record of entry i, if it is this service's.
+func (s *shard) named(i int, target events.Target) record {
+	from, to := s.bounds(i)
+	entry := s.entries()[from:to]
+	service, rest := entry[1:1+entry[0]], record(entry[1+entry[0]:])
+	if string(service) != target.Service.String() {
+		return nil
+	}
+	app := s.texts()[rest.count():]
+	if string(app[1:1+app[0]]) != target.App.String() {
+		return nil
+	}
+	return rest
+}
+
+// app returns where the name of an app is; where it isn't there yet, it is to be at the end.
+func (s *shard) app(id events.AppID) (place int, found bool) {
+	texts := s.texts()
+	for place < len(texts) {
+		from := place + 1
+		if place = from + int(texts[place]); string(texts[from:place]) == id.String() {
+			return from - 1, true
+		}
+	}
+	return place, false
+}
+
+// add returns the shard with a service more, in a piece of memory that grow makes of the one that it has: in the same, if
+// nobody reads it.
+func (s *shard) add(mark byte, target events.Target, r record, grow func(have []byte, more int) []byte) shard {
+	place, found := s.app(target.App)
+	var app []byte
+	if !found {
+		app = appendText(make([]byte, 0, 1+len(target.App.String())), target.App.String())
+	}
+	var room [80]byte // a service's name has 63 bytes
+	name := binary.AppendUvarint(appendText(room[:0], target.Service.String()), uint64(place))
+	next := shard{services: s.services + 1, apps: s.apps + uint32(len(app))}
+	next.block = grow(s.block, 1+endSize+len(app)+len(name)+len(r))
+	// From the back to the front: nothing is written over that is still to be moved.
+	entries := next.entries()
+	n := copy(entries, s.entries())
+	copy(entries[n+copy(entries[n:], name):], r)
+	copy(next.texts()[copy(next.texts(), s.texts()):], app)
+	ends := next.ends()
+	binary.LittleEndian.PutUint32(ends[copy(ends, s.ends()):], uint32(len(entries)))
+	next.marks()[copy(next.marks(), s.marks())] = mark
+	return next
+}
+
+// with returns the shard with another record of service i, whose record is now this one.
+func (s *shard) with(i int, have, next record) *shard {
+	_, end := s.bounds(i)
+	to := len(s.block) - len(s.entries()) + int(end)
+	out := &shard{slices.Concat(s.block[:to-len(have)], next, s.block[to:]), s.services, s.apps}
+	if longer := uint32(len(next)) - uint32(len(have)); longer != 0 {
+		ends := out.ends()
+		for ; i < int(s.services); i++ {
+			binary.LittleEndian.PutUint32(ends[endSize*i:], binary.LittleEndian.Uint32(ends[endSize*i:])+longer)
+		}
+	}
+	return out
+}
+
+// appendText appends a text of at most 255 bytes.
+func appendText(b []byte, text string) []byte { return append(append(b, byte(len(text))), text...) }
