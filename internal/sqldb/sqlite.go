@@ -99,7 +99,7 @@ func openPool(ctx context.Context, path string, params url.Values, conns int) (*
 }
 
 func fileConnector(path string, params url.Values) (driver.Connector, error) {
-	connector, err := sqlite.NewConnector("file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath() + "?" + params.Encode())
+	connector, err := newHintingConnector("file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath() + "?" + params.Encode())
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}

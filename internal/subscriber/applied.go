@@ -17,17 +17,15 @@ import (
 
 // claim writes the nonces of a batch, and returns the events whose nonce was not there, each once.
 func (s *Store) claim(ctx context.Context, tx *sql.Tx, batch []events.Invalidation) ([]events.Invalidation, error) {
-	const into = `INSERT INTO applied (timestamp, nonce) `
-	const returning = ` ON CONFLICT DO NOTHING RETURNING nonce`
 	claimed := make(map[string]bool, len(batch))
 	first, err := s.notElsewhere(ctx, tx, firstOf(batch, claimed))
 	if err != nil {
 		return nil, fmt.Errorf("look for nonces beside another timestamp: %w", err)
 	}
-	for rows := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Int, sqldb.Text}, claims(first)) {
-		if err := eachNonce(ctx, tx, into+rows.Query+returning, rows.Args, func(nonce string) { claimed[nonce] = true }); err != nil {
-			return nil, fmt.Errorf("claim the nonces: %w", err)
-		}
+	var p sqldb.Pipeline
+	s.writeNonces(&p, first, func(nonce string) { claimed[nonce] = true })
+	if err := s.db.Run(ctx, tx, &p); err != nil {
+		return nil, err
 	}
 	if s.untimed {
 		if err := s.dropOld(ctx, tx, batch, claimed); err != nil {
@@ -41,6 +39,21 @@ func (s *Store) claim(ctx context.Context, tx *sql.Tx, batch []events.Invalidati
 		}
 	}
 	return fresh, nil
+}
+
+// writeNonces has the nonces of events written, and each that was not there given to claimed.
+func (s *Store) writeNonces(p *sqldb.Pipeline, list []*events.Invalidation, claimed func(nonce string)) {
+	for rows := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Int, sqldb.Text}, claims(list)) {
+		text := `INSERT INTO applied (timestamp, nonce) ` + rows.Query + ` ON CONFLICT DO NOTHING RETURNING nonce`
+		p.Query("claim the nonces", text, rows.Args, func(row sqldb.Row) error {
+			var nonce string
+			if err := row.Scan(&nonce); err != nil {
+				return err
+			}
+			claimed(nonce)
+			return nil
+		})
+	}
 }
 
 // firstOf returns the first event of each nonce, and notes the nonces.

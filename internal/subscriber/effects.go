@@ -11,31 +11,23 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// run is events of one service whose sequences follow each other without a gap, or that have none: what a row of services
-// takes at once. The number of those beyond any sequence is then known from the last and the number of all.
-type run struct {
-	target   string
-	head     int64
-	sequence int64 // the last
-	count    int64 // of events with a sequence
-}
-
-// writeEvents writes the effects of events that were not applied before.
-func (s *Store) writeEvents(ctx context.Context, tx *sql.Tx, fresh []events.Invalidation) error {
+// writeEvents writes what events that were not applied before say of their services, and returns what else they say, and the
+// services' ids.
+func (s *Store) writeEvents(ctx context.Context, tx *sql.Tx, fresh []events.Invalidation) (*rows, map[string]int64, error) {
 	if len(fresh) == 0 {
-		return nil
+		return &rows{}, nil, nil
 	}
 	effects, rounds := effectsOf(fresh)
-	ids, err := s.writeRuns(ctx, tx, rounds[0]) // it has every service
+	ids, err := s.writeServices(ctx, tx, rounds[0], joinRuns) // it has every service
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	for _, runs := range rounds[1:] {
-		if _, err := s.writeRuns(ctx, tx, runs); err != nil {
-			return err
+		if _, err := s.writeServices(ctx, tx, runs, joinRuns); err != nil {
+			return nil, nil, err
 		}
 	}
-	return s.writeKeyrings(ctx, tx, ids, effects)
+	return effects, ids, nil
 }
 
 // named is an event and the text of its target.
@@ -46,7 +38,7 @@ type named struct {
 
 // effectsOf takes events apart into rows of keys and cutoffs, and into runs. One statement may not touch a row twice, so the
 // second run of a service is in a second round, and so on: nearly always there is one.
-func effectsOf(fresh []events.Invalidation) (*rows, [][]run) {
+func effectsOf(fresh []events.Invalidation) (*rows, [][]service) {
 	order := make([]named, len(fresh))
 	for i := range fresh {
 		order[i] = named{fresh[i].Target.String(), &fresh[i]}
@@ -55,7 +47,7 @@ func effectsOf(fresh []events.Invalidation) (*rows, [][]run) {
 		return cmp.Or(strings.Compare(a.target, b.target), cmp.Compare(a.Sequence, b.Sequence))
 	})
 	effects := &rows{keys: make([]keyRow, 0, 2*len(fresh))}
-	var rounds [][]run
+	var rounds [][]service
 	round := 0
 	for i, e := range order {
 		effects.add(e.target, keyring.Of(e.Invalidation))
@@ -68,41 +60,35 @@ func effectsOf(fresh []events.Invalidation) (*rows, [][]run) {
 			round++
 		}
 		if round == len(rounds) {
-			rounds = append(rounds, make([]run, 0, len(fresh)))
+			rounds = append(rounds, make([]service, 0, len(fresh)))
 		}
-		one := run{target: e.target}
+		one := service{target: e.target}
 		one.extend(e.Invalidation)
 		rounds[round] = append(rounds[round], one)
 	}
 	return effects, rounds
 }
 
-// extend adds an event to the run, if it follows.
-func (r *run) extend(e *events.Invalidation) bool {
-	if e.Sequence > 0 && r.count > 0 && e.Sequence != r.sequence+1 {
+// extend adds an event to a run, if it follows: events of one service whose sequences follow each other without a gap, or that
+// have none. A row of services takes them at once: the number of those beyond any sequence is known from the last and the number
+// of all.
+func (s *service) extend(e *events.Invalidation) bool {
+	if e.Sequence > 0 && s.sequenced > 0 && e.Sequence != s.maxSequence+1 {
 		return false
 	}
-	r.head = max(r.head, keyring.Order(e))
+	s.head = max(s.head, keyring.Order(e))
 	if e.Sequence > 0 {
-		r.sequence, r.count = e.Sequence, r.count+1
+		s.maxSequence, s.sequenced = e.Sequence, s.sequenced+1
 	}
 	return true
 }
 
-// writeRuns writes what runs, one for each service, say of their services, and returns the ids of those.
-func (s *Store) writeRuns(ctx context.Context, tx *sql.Tx, runs []run) (map[string]int64, error) {
-	values := make([]any, 0, 5*len(runs))
-	for _, r := range runs {
-		values = append(values, r.target, r.head, r.sequence, int64(0), r.count)
-	}
-	// An event that the registry's history already stands in for is not counted: see services in the schema.
-	const merge = ` ON CONFLICT (target) DO UPDATE SET
-			head = CASE WHEN excluded.head > services.head THEN excluded.head ELSE services.head END,
-			max_sequence = CASE WHEN excluded.max_sequence > services.max_sequence
-				THEN excluded.max_sequence ELSE services.max_sequence END,
-			sequenced = services.sequenced + CASE
-				WHEN excluded.max_sequence - excluded.sequenced >= services.filled THEN excluded.sequenced
-				WHEN excluded.max_sequence > services.filled THEN excluded.max_sequence - services.filled
-				ELSE 0 END`
-	return s.writeServices(ctx, tx, values, merge)
-}
+// joinRuns joins runs to the rows of their services. An event that the registry's history already stands in for is not
+// counted: see services in the schema.
+const joinRuns = `head = CASE WHEN excluded.head > services.head THEN excluded.head ELSE services.head END,
+	max_sequence = CASE WHEN excluded.max_sequence > services.max_sequence
+		THEN excluded.max_sequence ELSE services.max_sequence END,
+	sequenced = services.sequenced + CASE
+		WHEN excluded.max_sequence - excluded.sequenced >= services.filled THEN excluded.sequenced
+		WHEN excluded.max_sequence > services.filled THEN excluded.max_sequence - services.filled
+		ELSE 0 END`

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path"
+	"strings"
 	"testing"
 	"testing/fstest"
 
@@ -37,6 +38,7 @@ func TestMigrated(t *testing.T) {
 					t.Fatal(err)
 				}
 				t.Cleanup(func() { _ = store.Close() })
+				checkOldRelease(t, url)
 				a.Rotate(start+30, 300)
 				checkMigrated(t, store, a, b)
 			})
@@ -83,6 +85,25 @@ func TestMigrationKilledBetween(t *testing.T) {
 			a.Rotate(start+30, 300)
 			checkMigrated(t, store, a, b)
 		})
+	}
+}
+
+// checkOldRelease does what the last release does with an event, where services had an index of whole names: on SQLite, it must not
+// pass now.
+func checkOldRelease(t *testing.T, url string) {
+	t.Helper()
+	if !strings.HasPrefix(url, testenv.SQLite) {
+		return
+	}
+	db, err := sqldb.Open(t.Context(), url, discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	const insert = `INSERT INTO services (id, target, head, max_sequence, filled, sequenced) VALUES (NULL, 'org.a.b', 1, 1, 0, 1)
+		ON CONFLICT (target) DO UPDATE SET head = excluded.head RETURNING id, target`
+	if _, err := db.Writer().ExecContext(t.Context(), insert); err == nil {
+		t.Error("a release of before can apply an event")
 	}
 }
 

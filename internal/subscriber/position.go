@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // ErrRestored means that the database is not the one that this process has written to: it was restored from a backup, or
@@ -33,29 +34,28 @@ func (s *Store) Position(ctx context.Context, created int64) (sequence uint64, k
 	return uint64(highest.Int64), highest.Valid, nil
 }
 
-// movePosition moves the position on to a place. written is what this process wrote last; a database that has less is
-// [ErrRestored].
-func (s *Store) movePosition(ctx context.Context, tx *sql.Tx, to, written Place) error {
+// movePosition has the position moved on to a place, unless that is none. written is what this process wrote last; a
+// database that has less is [ErrRestored].
+func (s *Store) movePosition(p *sqldb.Pipeline, to, written Place) {
+	if to == (Place{}) {
+		return
+	}
 	args := []any{events.InvalidationStream, s.part, to.Created, int64(to.Sequence)}
 	if written.Created != to.Created {
 		const insert = `INSERT INTO stream_positions (stream, part, created_at, position) VALUES ($1, $2, $3, $4)
 			ON CONFLICT (stream, part) DO UPDATE SET created_at = excluded.created_at,
 				position = CASE WHEN stream_positions.created_at = excluded.created_at AND stream_positions.position > excluded.position
 					THEN stream_positions.position ELSE excluded.position END`
-		if _, err := tx.ExecContext(ctx, insert, args...); err != nil {
-			return fmt.Errorf("write the position in the stream: %w", err)
-		}
-		return nil
+		p.Exec("write the position in the stream", insert, args, nil)
+		return
 	}
 	const update = `UPDATE stream_positions
 		SET position = CASE WHEN position < CAST($4 AS BIGINT) THEN CAST($4 AS BIGINT) ELSE position END
 		WHERE stream = $1 AND part = $2 AND created_at = $3 AND position >= $5`
-	result, err := tx.ExecContext(ctx, update, append(args, int64(written.Sequence))...)
-	if err != nil {
-		return fmt.Errorf("move the position in the stream: %w", err)
-	}
-	if n, err := result.RowsAffected(); err != nil || n != 1 {
-		return errors.Join(ErrRestored, err)
-	}
-	return nil
+	p.Exec("move the position in the stream", update, append(args, int64(written.Sequence)), func(n int64) error {
+		if n != 1 {
+			return ErrRestored
+		}
+		return nil
+	})
 }

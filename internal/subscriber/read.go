@@ -7,6 +7,7 @@ import (
 	"iter"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/keyring"
 )
 
@@ -28,9 +29,13 @@ const (
 
 // KeyringOf returns one service, or false if no event of it was seen.
 func (s *Store) KeyringOf(ctx context.Context, target events.Target) (Service, bool, error) {
-	const only = ` WHERE s.target = $1`
+	only, args := ` WHERE s.target = $1`, []any{target.String()}
+	if s.serviceHints != nil {
+		only += ` AND s.id IN (` + s.serviceHints.find(2) + `)`
+		args = append(args, sqldb.Hint(target.String()))
+	}
 	text := keyRows + only + ` UNION ALL ` + cutoffRows + only + ` UNION ALL ` + serviceRows + only
-	for service, err := range s.services(ctx, text, target.String()) {
+	for service, err := range s.services(ctx, text, args...) {
 		return service, err == nil, err
 	}
 	return Service{}, false, nil
@@ -39,9 +44,16 @@ func (s *Store) KeyringOf(ctx context.Context, target events.Target) (Service, b
 // FindKey returns the service whose key this is or was, or false. Its keyring holds this key alone, with all that
 // ends it, so a service with very many keys answers as quickly as any.
 func (s *Store) FindKey(ctx context.Context, key events.PublicKey) (Service, bool, error) {
-	const owner = ` WHERE s.target = (SELECT min(o.target) FROM keys AS f JOIN services AS o ON o.id = f.service WHERE f.public_key = $1)`
+	hinted, args := ``, []any{key.Bytes()}
+	if s.keyHints != nil {
+		hinted = ` AND f.service IN (` + s.keyHints.find(2) + `)`
+		args = append(args, key.Bytes()[:keyHintBytes])
+	}
+	// Two services may have it, in a stream that no registry of ours filled.
+	owner := ` WHERE s.id = (SELECT o.id FROM keys AS f JOIN services AS o ON o.id = f.service
+		WHERE f.public_key = $1` + hinted + ` ORDER BY o.target LIMIT 1)`
 	text := keyRows + owner + ` AND k.public_key = $1 UNION ALL ` + cutoffRows + owner + ` UNION ALL ` + serviceRows + owner
-	for service, err := range s.services(ctx, text, key.Bytes()) {
+	for service, err := range s.services(ctx, text, args...) {
 		return service, err == nil, err
 	}
 	return Service{}, false, nil

@@ -5,8 +5,6 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"fmt"
-	"math/rand/v2"
 	"slices"
 
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -79,7 +77,8 @@ func (r *rows) cutoffValues() []any {
 	return values
 }
 
-// writeKeyrings joins keyrings of services with these ids to those in the database. The statements are [keyring.Key.Join] in SQL.
+// writeKeyrings joins keyrings of services with these ids to those in the database, at the end of a transaction. The statements are
+// [keyring.Key.Join] in SQL.
 func (s *Store) writeKeyrings(ctx context.Context, tx *sql.Tx, ids map[string]int64, r *rows) error {
 	r.identify(ids)
 	const keysInto = `INSERT INTO keys (service, public_key, position, from_time, end_time) `
@@ -88,60 +87,11 @@ func (s *Store) writeKeyrings(ctx context.Context, tx *sql.Tx, ids map[string]in
 			from_time = CASE WHEN excluded.position > keys.position OR excluded.position = keys.position
 				AND excluded.from_time < keys.from_time THEN excluded.from_time ELSE keys.from_time END,
 			end_time = CASE WHEN excluded.end_time < keys.end_time THEN excluded.end_time ELSE keys.end_time END`
-	if err := s.insert(ctx, tx, "keys", keysInto, keysJoin, r.keyValues(),
-		sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Int, sqldb.Int); err != nil {
-		return err
-	}
+	var p sqldb.Pipeline
+	s.insert(&p, "keys", keysInto, keysJoin, r.keyValues(), sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Int, sqldb.Int)
+	s.keyHints.move(&p, len(ids)) // about as many are new
 	const cutoffsInto = `INSERT INTO cutoffs (service, position, cut_time) `
 	const cutoffsJoin = ` ON CONFLICT (service, position, cut_time) DO NOTHING`
-	return s.insert(ctx, tx, "cutoffs", cutoffsInto, cutoffsJoin, r.cutoffValues(), sqldb.Int, sqldb.Int, sqldb.Int)
-}
-
-// writeServices writes rows of services, each a target, head, max_sequence, filled and sequenced, which merge joins to those in
-// the database, and returns the ids of all of them. They come in the order of their targets: two writers lock them in one
-// order, and all else of a service after it.
-func (s *Store) writeServices(ctx context.Context, tx *sql.Tx, values []any, merge string) (map[string]int64, error) {
-	const into = `INSERT INTO services (id, target, head, max_sequence, filled, sequenced) `
-	const returning = ` RETURNING id, target`
-	ids := make(map[string]int64, len(values)/5)
-	columns := []sqldb.Type{sqldb.Int, sqldb.Text, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int}
-	for part := range s.db.Engine().Rows(1, columns, s.withIDs(values)) {
-		if err := eachID(ctx, tx, into+part.Query+merge+returning, part.Args, ids); err != nil {
-			return nil, fmt.Errorf("write the services: %w", err)
-		}
-	}
-	return ids, nil
-}
-
-// withIDs puts an id before each row of services, for those that are new. SQLite is to give the next one itself. On a server,
-// a sequence would be a privilege of its own, and begin anew on one that took over; and nobody meets a number of 62 bits twice.
-func (s *Store) withIDs(values []any) []any {
-	const width = 5
-	first := rand.Int64N(1 << 62) //nolint:gosec // it only tells services apart
-	rows := make([]any, 0, len(values)/width*(width+1))
-	for row := range slices.Chunk(values, width) {
-		var id any
-		if s.db.Engine() != sqldb.SQLite {
-			id = first + int64(len(rows))
-		}
-		rows = append(append(rows, id), row...)
-	}
-	return rows
-}
-
-func eachID(ctx context.Context, tx *sql.Tx, text string, args []any, ids map[string]int64) error {
-	rows, err := tx.QueryContext(ctx, text, args...)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
-		var id int64
-		var target string
-		if err := rows.Scan(&id, &target); err != nil {
-			return err
-		}
-		ids[target] = id
-	}
-	return rows.Err()
+	s.insert(&p, "cutoffs", cutoffsInto, cutoffsJoin, r.cutoffValues(), sqldb.Int, sqldb.Int, sqldb.Int)
+	return s.db.RunAtCommit(ctx, tx, &p)
 }

@@ -3,12 +3,15 @@ package subscriber
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"slices"
+
+	lru "github.com/hashicorp/golang-lru/v2"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/incoming"
@@ -26,6 +29,10 @@ type Store struct {
 
 	untimed bool // it has nonces from before there was a timestamp beside them, see dropOld
 	recent  *recent
+
+	known        *lru.Cache[string, int64] // the ids of services, by their names
+	serviceHints *hints                    // nil: not SQLite
+	keyHints     *hints                    // nil: not SQLite, or an Auth Provider's
 }
 
 // SetAside is a message that was well-formed and yet not to be applied, kept for an operator to look at.
@@ -40,22 +47,31 @@ type SetAside struct {
 
 // OpenStore opens the database that url names, see [sqldb.Open], and brings its schema up to date.
 func OpenStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
-	return openStore(ctx, url, schema.Subscriber(), log)
+	return openStore(ctx, url, schema.Subscriber(), log, true)
 }
 
 // OpenAuthStore is OpenStore for an Auth Provider, whom nobody asks whose key this is: [Store.FindKey] is slow here, and
 // everything else quicker.
 func OpenAuthStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
-	return openStore(ctx, url, schema.Auth(), log)
+	return openStore(ctx, url, schema.Auth(), log, false)
 }
 
-func openStore(ctx context.Context, url string, migrations fs.FS, log *slog.Logger) (*Store, error) {
+func openStore(ctx context.Context, url string, migrations fs.FS, log *slog.Logger, byKey bool) (*Store, error) {
 	db, err := sqldb.Open(ctx, url, log)
 	if err != nil {
 		return nil, fmt.Errorf("open the subscriber's database: %w", err)
 	}
 	s := &Store{db: db, part: rand.Int64N(positionParts)} //nolint:gosec // it only spreads writers
-	err = db.Migrate(ctx, migrations)
+	if db.Engine() == sqldb.SQLite {
+		s.serviceHints = newHints("service_hints")
+		if byKey {
+			s.keyHints = newHints("key_hints")
+		}
+	}
+	s.known, err = lru.New[string, int64](rememberedMost)
+	if err == nil {
+		err = db.Migrate(ctx, migrations)
+	}
 	if err == nil {
 		err = s.lookForUntimed(ctx)
 	}
@@ -94,23 +110,38 @@ func (s *Store) Settle(ctx context.Context, to, written Place, batch []events.In
 	if len(batch) == 0 && len(aside) == 0 && to == (Place{}) {
 		return nil, nil
 	}
-	var fresh []events.Invalidation
-	err := s.db.InTx(ctx, func(tx *sql.Tx) (err error) {
-		if fresh, err = s.claim(ctx, tx, batch); err != nil {
+	fresh, err := s.settleKnown(ctx, to, written, batch, aside)
+	if errors.Is(err, errOtherwise) {
+		err = s.db.InTx(ctx, func(tx *sql.Tx) (err error) {
+			fresh, err = s.settle(ctx, tx, to, written, batch, aside)
 			return err
-		}
-		if err := s.writeEvents(ctx, tx, fresh); err != nil {
-			return err
-		}
-		if err := s.writeAside(ctx, tx, aside); err != nil || to == (Place{}) {
-			return err
-		}
-		return s.movePosition(ctx, tx, to, written)
-	})
+		})
+	}
 	if err != nil {
 		return nil, fmt.Errorf("apply a batch of events: %w", err)
 	}
 	return fresh, nil
+}
+
+// settle is Settle in a transaction.
+func (s *Store) settle(
+	ctx context.Context, tx *sql.Tx, to, written Place, batch []events.Invalidation, aside []SetAside,
+) ([]events.Invalidation, error) {
+	fresh, err := s.claim(ctx, tx, batch)
+	if err != nil {
+		return nil, err
+	}
+	effects, ids, err := s.writeEvents(ctx, tx, fresh)
+	if err != nil {
+		return nil, err
+	}
+	var p sqldb.Pipeline
+	s.writeAside(&p, aside)
+	s.movePosition(&p, to, written)
+	if err := s.db.Run(ctx, tx, &p); err != nil {
+		return nil, err
+	}
+	return fresh, s.writeKeyrings(ctx, tx, ids, effects)
 }
 
 // Fill joins the registry's own account of a service, [keyring.OfHistory], which closes the gap in its events. An
@@ -119,15 +150,15 @@ func (s *Store) Fill(ctx context.Context, target events.Target, history keyring.
 	name := target.String()
 	effects := rows{keys: make([]keyRow, 0, len(history.Keys))}
 	effects.add(name, history)
-	const merge = ` ON CONFLICT (target) DO UPDATE SET
+	const merge = `
 			head = CASE WHEN excluded.head > services.head THEN excluded.head ELSE services.head END,
 			max_sequence = CASE WHEN excluded.max_sequence > services.max_sequence
 				THEN excluded.max_sequence ELSE services.max_sequence END,
 			filled = CASE WHEN excluded.filled >= services.max_sequence THEN excluded.filled ELSE services.filled END,
 			sequenced = CASE WHEN excluded.filled >= services.max_sequence THEN 0 ELSE services.sequenced END`
-	args := []any{name, history.Head, history.Head, history.Head, int64(0)}
+	list := []service{{name, history.Head, history.Head, history.Head, 0}}
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
-		ids, err := s.writeServices(ctx, tx, args, merge)
+		ids, err := s.writeServices(ctx, tx, list, merge)
 		if err != nil {
 			return err
 		}
@@ -142,9 +173,9 @@ func (s *Store) Fill(ctx context.Context, target events.Target, history keyring.
 // keptAside bounds the table, whoever floods the stream.
 const keptAside = 1000
 
-func (s *Store) writeAside(ctx context.Context, tx *sql.Tx, aside []SetAside) error {
+func (s *Store) writeAside(p *sqldb.Pipeline, aside []SetAside) {
 	if len(aside) == 0 {
-		return nil
+		return
 	}
 	last := make(map[uint64]SetAside, len(aside)) // one statement may not touch a row twice
 	for _, a := range aside {
@@ -159,26 +190,17 @@ func (s *Store) writeAside(ctx context.Context, tx *sql.Tx, aside []SetAside) er
 	const into = `INSERT INTO set_aside (stream_sequence, subject, reason, detail, payload, set_aside_at) `
 	const merge = ` ON CONFLICT (stream_sequence) DO UPDATE SET subject = excluded.subject, reason = excluded.reason,
 		detail = excluded.detail, payload = excluded.payload, set_aside_at = excluded.set_aside_at`
-	if err := s.insert(ctx, tx, "messages set aside", into, merge, args,
-		sqldb.Int, sqldb.Text, sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Int); err != nil {
-		return err
-	}
+	s.insert(p, "messages set aside", into, merge, args, sqldb.Int, sqldb.Text, sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Int)
 	const trim = `DELETE FROM set_aside WHERE stream_sequence NOT IN
 		(SELECT stream_sequence FROM set_aside ORDER BY set_aside_at DESC, stream_sequence DESC LIMIT $1)`
-	if _, err := tx.ExecContext(ctx, trim, int64(keptAside)); err != nil {
-		return fmt.Errorf("trim the messages set aside: %w", err)
-	}
-	return nil
+	p.Exec("trim the messages set aside", trim, []any{int64(keptAside)}, nil)
 }
 
-// insert writes rows, given as their columns one after the other, in as few statements as the engine allows.
-func (s *Store) insert(ctx context.Context, tx *sql.Tx, what, into, merge string, values []any, columns ...sqldb.Type) error {
+// insert has rows written, given as their columns one after the other, in as few statements as the engine allows.
+func (s *Store) insert(p *sqldb.Pipeline, what, into, merge string, values []any, columns ...sqldb.Type) {
 	for rows := range s.db.Engine().Rows(1, columns, values) {
-		if _, err := tx.ExecContext(ctx, into+rows.Query+merge, rows.Args...); err != nil {
-			return fmt.Errorf("write the %s: %w", what, err)
-		}
+		p.Exec("write the "+what, into+rows.Query+merge, rows.Args, nil)
 	}
-	return nil
 }
 
 // orEmpty keeps a nil slice from being written as NULL.

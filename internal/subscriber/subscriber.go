@@ -65,6 +65,10 @@ type Subscriber struct {
 	written Place // the position in the database, as this process left it
 }
 
+// batchSize is the largest batch. A database has a page written once for a batch, so a subscriber that has a stream before it gets
+// on the better, the larger they are. Twice as many may wait for an acknowledgement ([events.SubscriberConsumerConfig]).
+const batchSize = 4096
+
 // New returns a subscriber that does nothing yet.
 func New(cfg Config) (*Subscriber, error) {
 	if cfg.Now == nil {
@@ -101,6 +105,7 @@ func (s *Subscriber) Run(ctx context.Context) error {
 		Handle:   s.handle,
 		SetAside: s.setPoisonAside,
 		Away:     sqldb.Transient,
+		Batch:    batchSize,
 		Log:      s.cfg.Log,
 	})
 	stop()

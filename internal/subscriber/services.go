@@ -1,0 +1,194 @@
+package subscriber
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+// rememberedMost is of how many services the id is remembered, of those that an event was applied of lately. They take some 10 MB.
+const rememberedMost = 1 << 16
+
+// service is a row of services as it is to be joined to the one in the database.
+type service struct {
+	target                               string
+	head, maxSequence, filled, sequenced int64
+}
+
+// serviceValues returns rows of services, with the ids of those that have one.
+func serviceValues(list []service, ids map[string]int64) []any {
+	values := make([]any, 0, 6*len(list))
+	for i := range list {
+		one := &list[i]
+		values = append(values, ids[one.target], one.target, one.head, one.maxSequence, one.filled, one.sequenced)
+	}
+	return values
+}
+
+func serviceColumns() []sqldb.Type {
+	return []sqldb.Type{sqldb.Int, sqldb.Text, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int}
+}
+
+// writeServices joins rows of services to those in the database, as merge says, and returns the ids of all of them. They
+// come in the order of their targets, each once: two writers lock them in one order, and all else of a service after it.
+//
+// An id that is remembered is a guess: the row must have the name too. So it does no harm if it is of a transaction that was rolled
+// back, or of a database that was replaced.
+func (s *Store) writeServices(ctx context.Context, tx *sql.Tx, list []service, merge string) (map[string]int64, error) {
+	ids := s.remembered(list)
+	rest, err := s.writeKnown(ctx, tx, list, merge, ids)
+	if err == nil && len(rest) > 0 {
+		write := s.writeNamed
+		if s.db.Engine() == sqldb.SQLite {
+			write = s.writeHinted
+		}
+		err = write(ctx, tx, rest, merge, ids)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("write the services: %w", err)
+	}
+	for i := range rest {
+		s.known.Add(rest[i].target, ids[rest[i].target])
+	}
+	return ids, nil
+}
+
+// remembered returns the ids that are remembered.
+func (s *Store) remembered(list []service) map[string]int64 {
+	ids := make(map[string]int64, len(list))
+	for i := range list {
+		if id, ok := s.known.Get(list[i].target); ok {
+			ids[list[i].target] = id
+		}
+	}
+	return ids
+}
+
+// writeKnown writes those that have an id, and returns the others. An id that is another one's is removed.
+func (s *Store) writeKnown(ctx context.Context, tx *sql.Tx, list []service, merge string, ids map[string]int64) ([]service, error) {
+	var rest []service
+	known := make([]service, 0, len(list))
+	for i := range list {
+		if _, ok := ids[list[i].target]; ok {
+			known = append(known, list[i])
+		} else {
+			rest = append(rest, list[i])
+		}
+	}
+	var p sqldb.Pipeline
+	missing := s.update(&p, known, merge, ids)
+	if err := s.db.Run(ctx, tx, &p); err != nil {
+		return nil, err
+	}
+	if *missing == 0 {
+		return rest, nil
+	}
+	there := make(map[string]int64, len(known))
+	for part := range s.db.Engine().Rows(1, serviceColumns(), serviceValues(known, ids)) {
+		text := `SELECT s.id, s.target FROM (` + part.Query + `) AS v JOIN services AS s ON s.id = v.column1 AND s.target = v.column2`
+		if err := eachID(ctx, tx, text, part.Args, there); err != nil {
+			return nil, err
+		}
+	}
+	for i := range known {
+		if _, ok := there[known[i].target]; !ok {
+			delete(ids, known[i].target)
+			rest = append(rest, known[i])
+		}
+	}
+	slices.SortFunc(rest, func(a, b service) int { return cmp.Compare(a.target, b.target) })
+	return rest, nil
+}
+
+// update has rows of services joined to those with their ids and names. What it returns is then how many of those there are not.
+func (s *Store) update(p *sqldb.Pipeline, list []service, merge string, ids map[string]int64) *int64 {
+	missing := int64(len(list))
+	for part := range s.db.Engine().Rows(1, serviceColumns(), serviceValues(list, ids)) {
+		text := `UPDATE services SET ` + merge + ` FROM (SELECT column1 AS id, column2 AS target, column3 AS head,
+			column4 AS max_sequence, column5 AS filled, column6 AS sequenced FROM (` + part.Query + `) AS v) AS excluded
+			WHERE services.id = excluded.id AND services.target = excluded.target`
+		p.Exec("", text, part.Args, func(n int64) error {
+			missing -= n
+			return nil
+		})
+	}
+	return &missing
+}
+
+// writeNamed writes those whose id is not known, and which may be new. It is for servers, where names have an index.
+func (s *Store) writeNamed(ctx context.Context, tx *sql.Tx, list []service, merge string, ids map[string]int64) error {
+	// A sequence would be a privilege of its own, and begin anew on one that took over; and nobody meets a number of 62 bits twice.
+	first := rand.Int64N(1 << 62) //nolint:gosec // it only tells services apart
+	for i := range list {
+		ids[list[i].target] = first + int64(i)
+	}
+	const into = `INSERT INTO services (id, target, head, max_sequence, filled, sequenced) `
+	for part := range s.db.Engine().Rows(1, serviceColumns(), serviceValues(list, ids)) {
+		text := into + part.Query + ` ON CONFLICT (target) DO UPDATE SET ` + merge + ` RETURNING id, target`
+		if err := eachID(ctx, tx, text, part.Args, ids); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeHinted is writeNamed for SQLite, where names have hints. Nobody else writes until this transaction ends, so what is not found
+// is new.
+func (s *Store) writeHinted(ctx context.Context, tx *sql.Tx, list []service, merge string, ids map[string]int64) error {
+	hints := make([]any, 0, 2*len(list))
+	for i := range list {
+		hints = append(hints, list[i].target, sqldb.Hint(list[i].target))
+	}
+	for part := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Text, sqldb.Bytes}, hints) {
+		for _, table := range [...]string{"service_hints", "new_service_hints"} {
+			text := `SELECT s.id, s.target FROM (` + part.Query + `) AS v CROSS JOIN ` + table + ` AS h ON h.hint = v.column2
+				CROSS JOIN services AS s ON s.id = h.service AND s.target = v.column1`
+			if err := eachID(ctx, tx, text, part.Args, ids); err != nil {
+				return err
+			}
+		}
+	}
+	list, err := s.writeKnown(ctx, tx, list, merge, ids)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	var last int64
+	if err := tx.QueryRowContext(ctx, `SELECT COALESCE(max(id), 0) FROM services`).Scan(&last); err != nil {
+		return err
+	}
+	hints = hints[:0]
+	for i := range list {
+		last++
+		ids[list[i].target] = last
+		hints = append(hints, sqldb.Hint(list[i].target), last)
+	}
+	var p sqldb.Pipeline
+	s.insert(&p, "new services", `INSERT INTO services (id, target, head, max_sequence, filled, sequenced) `, "",
+		serviceValues(list, ids), serviceColumns()...)
+	s.insert(&p, "hints to new services", `INSERT INTO new_service_hints (hint, service) `, ` ON CONFLICT DO NOTHING`,
+		hints, sqldb.Bytes, sqldb.Int)
+	s.serviceHints.move(&p, len(list))
+	return s.db.Run(ctx, tx, &p)
+}
+
+func eachID(ctx context.Context, tx *sql.Tx, text string, args []any, ids map[string]int64) error {
+	rows, err := tx.QueryContext(ctx, text, args...)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var id int64
+		var target string
+		if err := rows.Scan(&id, &target); err != nil {
+			return err
+		}
+		ids[target] = id
+	}
+	return rows.Err()
+}
