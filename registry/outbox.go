@@ -138,17 +138,16 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 		WHERE outbox.batch = v.column1 AND outbox.position = v.column2 RETURNING outbox.batch`
 	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
 		deleted := int64(0)
+		var p sqldb.Pipeline
 		for first, last := range runs(places) {
-			result, err := tx.ExecContext(ctx, "DELETE FROM outbox WHERE batch = $1 AND position >= $2 AND position <= $3",
-				first.batch, first.position, last.position)
-			if err != nil {
-				return err
-			}
-			n, err := result.RowsAffected()
-			if err != nil {
-				return err
-			}
-			deleted += n
+			const text = "DELETE FROM outbox WHERE batch = $1 AND position >= $2 AND position <= $3"
+			p.Exec("delete", text, []any{first.batch, first.position, last.position}, func(n int64) error {
+				deleted += n
+				return nil
+			})
+		}
+		if err := s.db.Run(ctx, tx, &p); err != nil {
+			return err
 		}
 		w := writer{ctx, tx, s.db.Engine()}
 		if err := w.each(announced, []sqldb.Type{sqldb.Int, sqldb.Int}, half, func(*sql.Rows) error { return nil }); err != nil {
