@@ -20,8 +20,8 @@ const (
 
 // paceCollections lets the heap grow to [freeHeap], where that is more than Go would let it. What a large process takes stays
 // as it is: beyond half of that, Go's own setting holds. A process that stands for several beside a broker may have so much for
-// each of them beyond what is live, which is the broker's: by itself that would not be marked for what the others allocate.
-// Who sets GOGC is obeyed, and so is GOMEMLIMIT.
+// each of them on top of what Go lets it have, which is for the broker: by itself, that would not be marked for what the others
+// allocate. Who sets GOGC is obeyed, and so is GOMEMLIMIT.
 func paceCollections(processes int) {
 	if os.Getenv("GOGC") == "" {
 		(&pacer{processes: processes}).next()
@@ -64,6 +64,8 @@ func percentFor(live uint64, processes int) int {
 	percent := uint64(processes) * freeHeap * 100 / live
 	if processes == 1 {
 		percent -= min(percent, 100) // what is live counts
+	} else {
+		percent += usualPercent
 	}
 	return max(int(min(percent, largestPercent))/25*25, usualPercent)
 }

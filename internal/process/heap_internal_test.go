@@ -22,7 +22,7 @@ func TestPercentFor(t *testing.T) {
 	}{
 		{0, 1, 1000}, {mib, 1, 1000}, {20 * mib, 1, 1000}, {32 * mib, 1, 700}, {64 * mib, 1, 300}, {90 * mib, 1, 175}, {128 * mib, 1, 100},
 		{200 * mib, 1, 100}, {300 * mib, 1, 100}, {100 << 30, 1, 100},
-		{mib, 3, 1000}, {128 * mib, 3, 600}, {512 * mib, 3, 150}, {2 << 30, 3, 100},
+		{mib, 3, 1000}, {128 * mib, 3, 700}, {512 * mib, 3, 250}, {2 << 30, 3, 125}, {100 << 30, 3, 100},
 	} {
 		if got := percentFor(tc.live, tc.processes); got != tc.want {
 			t.Errorf("%d MiB of %d processes: %d %%, want %d", tc.live/mib, tc.processes, got, tc.want)
