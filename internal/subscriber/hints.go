@@ -10,15 +10,14 @@ import (
 // In SQLite, a service is found by its name, and a key's service by the key, with the help of hints: few bytes that nearly always
 // name one service. Names and keys come in a random order, so in an index of a million each new one is on a page of its own,
 // and each page is written twice. So the hints to what is new are in a small table, and from time to time a slice of it is moved
-// to the large one, neighbours with neighbours. Triggers write the hints (schema/subscriber/sqlite).
+// to the large one, neighbours with neighbours. writeHinted leaves the hint to a new service, and a trigger that to a new key
+// (schema/subscriber/sqlite).
 
 const (
 	// hintSlices is how many slices the new hints have, by their first byte.
 	hintSlices = 32
 	// hintsUntilMove is how many rows are written until the next slice is moved, so that one has about as many.
 	hintsUntilMove = 1024
-	// keyHintBytes is how many of the first bytes of a key are its hint. That of a name is [sqldb.Hint].
-	keyHintBytes = 6
 )
 
 // hints move slices of new hints in turn. Any may be moved at any time: so nothing of this is in the database, and a process that

@@ -3,6 +3,7 @@ package subscriber_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -51,10 +52,12 @@ func TestHints(t *testing.T) {
 	}
 }
 
-// manyServices returns services, the last two with one hint to both names, and the last three with one to their last keys.
+// manyServices returns services, the last two with one hint to both names and one to their last keys. The last key of ten others
+// is chosen to begin like that of the first of those.
 func manyServices(t *testing.T) (services []*subtest.Service) {
 	t.Helper()
 	const alike, unlike = "s2255767", "s17594511"
+	const keyAlike, keyUnlike = 10225078, 14410097
 	for i := range 3000 {
 		services = append(services, subtest.NewService(t, fmt.Sprintf("many-%d", i)))
 	}
@@ -67,12 +70,22 @@ func manyServices(t *testing.T) (services []*subtest.Service) {
 		s.Bind(start)
 		s.Rotate(start+10, 300)
 		s.Rotate(start+20, 300)
-		if i >= len(services)-3 {
-			key := [32]byte{1, 2, 3, 4, 5, 6, byte(i)}
-			s.Events[2].NewKey, _ = events.PublicKeyFromBytes(key[:]) // it has 32 bytes
+		switch left := len(services) - i; {
+		case left == 1:
+			s.Events[2].NewKey = keyOf(keyUnlike)
+		case left == 2:
+			s.Events[2].NewKey = keyOf(keyAlike)
+		case left <= 12:
+			s.Events[2].NewKey = keyOf(keyAlike ^ uint32(left))
 		}
 	}
 	return services
+}
+
+// keyOf returns a key that ends with a number.
+func keyOf(number uint32) events.PublicKey {
+	key, _ := events.PublicKeyFromBytes(binary.BigEndian.AppendUint32(make([]byte, 28), number)) // it has 32 bytes
+	return key
 }
 
 func checkHints(t *testing.T, store *subscriber.Store, services []*subtest.Service, number int, byKey bool) {
@@ -112,7 +125,13 @@ func checkHintTables(t *testing.T, url string, services int, byKey bool) {
 	}
 	tables := map[string]int{"service_hints": services}
 	if byKey {
-		tables["key_hints"] = count("SELECT count(*) FROM (SELECT DISTINCT service, substr(public_key, 1, 6) FROM keys)")
+		// A key's bytes are its owner's choice.
+		const most = `SELECT max(n) FROM (SELECT count(*) AS n FROM
+			(SELECT hint FROM key_hints UNION ALL SELECT hint FROM new_key_hints) GROUP BY hint)`
+		if n := count(most); n != 2 {
+			t.Errorf("one hint leads to %d services", n)
+		}
+		tables["key_hints"] = count("SELECT count(*) FROM (SELECT DISTINCT service, omi_hint(public_key) FROM keys)")
 	}
 	for table, all := range tables {
 		moved, still := count("SELECT count(*) FROM "+table), count("SELECT count(*) FROM new_"+table)
