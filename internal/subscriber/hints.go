@@ -1,6 +1,8 @@
 package subscriber
 
 import (
+	"context"
+	"fmt"
 	"math/rand/v2"
 	"strconv"
 
@@ -30,6 +32,24 @@ type hints struct {
 
 func newHints(table string) *hints {
 	return &hints{table, rand.IntN(hintSlices), rand.IntN(hintsUntilMove)} //nolint:gosec // it only spreads work
+}
+
+// useHints has services and keys found by hints. A database that was an Auth Provider's has none to keys, and FindKey is slow there.
+func (s *Store) useHints(ctx context.Context, byKey bool) error {
+	s.serviceHints = newHints("service_hints")
+	if !byKey {
+		return nil
+	}
+	const onlyInAuths = 13 // the first migration that schema/auth alone has
+	var auths bool
+	const query = `SELECT EXISTS (SELECT 1 FROM goose_db_version WHERE version_id = $1)`
+	if err := s.db.Reader().QueryRowContext(ctx, query, int64(onlyInAuths)).Scan(&auths); err != nil {
+		return fmt.Errorf("look for hints to keys: %w", err)
+	}
+	if !auths {
+		s.keyHints = newHints("key_hints")
+	}
+	return nil
 }
 
 // find returns a query of the services with the hint that is parameter n.
