@@ -14,10 +14,10 @@
 //
 // An error of the handler means that something it needs is away (a database, the broker), or that a message is poison,
 // and nobody can tell which of the two from the error. So a batch is tried again with backoff, and after a few times
-// its messages are handed over one by one. Those that fail alone are suspects: they wait here, are tried again from time to
-// time, and hold up nobody. One is set aside once it has failed again and again while others passed; where all fail,
-// it is not the messages, and nothing is given up however long it lasts. A panic is of its message: what panics alone
-// is set aside at once (suspects.go).
+// its messages are handed over one by one, those of a large batch in parts before that. Those that fail alone are
+// suspects: they wait here, are tried again from time to time, and hold up nobody. One is set aside once it has failed
+// again and again while others passed; where all fail, it is not the messages, and nothing is given up however long it
+// lasts. A panic is of its message: what panics alone is set aside at once (suspects.go).
 package consume
 
 import (

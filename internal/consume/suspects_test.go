@@ -384,3 +384,47 @@ func TestPanicsAmongMany(t *testing.T) {
 		t.Errorf("set aside for %+v", why)
 	}
 }
+
+// TestPoisonInALargeBatch: one message at fault does not make of a large batch as many small ones, each with a transaction of its own.
+func TestPoisonInALargeBatch(t *testing.T) {
+	t.Parallel()
+	const size = 900 // of 1,000 that the broker gives out
+	q := newQueue(t)
+	var lost aside
+	for _, p := range numbers(size) {
+		if _, err := q.js.PublishAsync("q.x", []byte(p)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-q.js.PublishAsyncComplete()
+	q.run(consume.Config{Batch: size, MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
+		if batch[0] == "0" {
+			testenv.Eventually(t, patience, "all others are delivered", func() error {
+				consumer, err := q.js.Consumer(t.Context(), "Q", "d")
+				if err != nil {
+					return err
+				}
+				if n := consumer.CachedInfo().Delivered.Consumer; n < size {
+					return fmt.Errorf("%d deliveries", n)
+				}
+				return nil
+			})
+		}
+		if slices.Contains(batch, "500") {
+			panic("poison")
+		}
+		return nil
+	})
+	got := q.empty()
+	slices.Sort(got)
+	want := slices.DeleteFunc(numbers(size), func(p string) bool { return p == "500" })
+	if slices.Sort(want); !slices.Equal(got, want) {
+		t.Errorf("handled %d messages, want %d", len(got), len(want))
+	}
+	if err := lost.is("500"); err != nil {
+		t.Error(err)
+	}
+	if n := len(q.runs); n > size/4 {
+		t.Errorf("the handler was called %d times", n)
+	}
+}

@@ -30,7 +30,8 @@ type checkpointer struct {
 }
 
 func startCheckpointer(path string, log *slog.Logger) (*checkpointer, error) {
-	connector, err := fileConnector(path, url.Values{"_pragma": {"busy_timeout(0)", "synchronous(FULL)"}})
+	// mode: it connects later, and a file that is gone by then must not be made anew.
+	connector, err := fileConnector(path, url.Values{"mode": {"rw"}, "_pragma": {"busy_timeout(0)", "synchronous(FULL)"}})
 	if err != nil {
 		return nil, err
 	}

@@ -9,13 +9,14 @@ import (
 	"modernc.org/sqlite"
 )
 
-// hintBytes make it hard to find two texts with one hint, and next to impossible to find many.
+// hintBytes make it hard to find a value with another one's hint (2^48 tries), and that many times harder to find many.
 const hintBytes = 6
 
-// Hint shortens a text to a few bytes, which nearly always tell it from others: an index of hints is a third of one of names.
-// Whoever looks a text up by it compares the text too. SQLite knows it as the function omi_hint.
-func Hint(text string) []byte {
-	sum := sha256.Sum256([]byte(text))
+// Hint shortens a value to a few bytes, which nearly always tell it from others: an index of hints is a third of one of names.
+// Whoever looks a value up by it compares the value too. They are bytes of a hash and not the value's own, which its owner
+// chooses. SQLite knows it as the function omi_hint.
+func Hint[T string | []byte](value T) []byte {
+	sum := sha256.Sum256([]byte(value))
 	return sum[:hintBytes]
 }
 
@@ -28,11 +29,14 @@ type hintingConnector struct {
 func newHintingConnector(dsn string) (driver.Connector, error) {
 	d := &sqlite.Driver{}
 	err := d.RegisterDeterministicScalarFunction("omi_hint", 1, func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
-		text, ok := args[0].(string)
-		if !ok {
-			return nil, fmt.Errorf("omi_hint takes a text, and got a %T", args[0])
+		switch value := args[0].(type) {
+		case string:
+			return Hint(value), nil
+		case []byte:
+			return Hint(value), nil
+		default:
+			return nil, fmt.Errorf("omi_hint takes a text or bytes, and got a %T", value)
 		}
-		return Hint(text), nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("register omi_hint: %w", err)

@@ -1,7 +1,9 @@
 package sqldb_test
 
 import (
+	"database/sql"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"net/url"
@@ -95,11 +97,12 @@ func checkNulls(t *testing.T, db *sqldb.DB) {
 // returns the database's URL there, with this mode of execution unless it is empty.
 func pooler(t *testing.T, database, mode string) string {
 	t.Helper()
-	return between(t, database, mode, func(kind byte, body []byte) {
+	return between(t, database, mode, func(kind byte, body []byte) (instead []byte) {
 		const keyData = 'K'
 		if kind == keyData {
 			binary.BigEndian.PutUint32(body, 1<<31-1)
 		}
+		return nil
 	})
 }
 
@@ -107,16 +110,42 @@ func pooler(t *testing.T, database, mode string) string {
 func countTrips(t *testing.T, database, mode string) (url string, trips *atomic.Int64) {
 	t.Helper()
 	trips = &atomic.Int64{}
-	return between(t, database, mode, func(kind byte, _ []byte) {
+	return between(t, database, mode, func(kind byte, _ []byte) (instead []byte) {
 		const ready = 'Z'
 		if kind == ready {
 			trips.Add(1)
 		}
+		return nil
 	}), trips
 }
 
-// between passes connections to a database on. Each message of the server is seen, and may be changed.
-func between(t *testing.T, database, mode string, see func(kind byte, body []byte)) string {
+// TestPoolerLosesTheServer: a pooler that has lost the server says so in the place of the answers that it did not get. The COMMIT
+// that went with the statements may have been done all the same.
+func TestPoolerLosesTheServer(t *testing.T) {
+	t.Parallel()
+	direct := testenv.Database(t, testenv.Postgres)
+	var lost atomic.Bool
+	db := open(t, between(t, direct, "exec", func(byte, []byte) (instead []byte) {
+		if !lost.Load() {
+			return nil
+		}
+		const fatal = "SFATAL\x00VFATAL\x00C08P01\x00Mserver conn crashed?\x00\x00"
+		return append(binary.BigEndian.AppendUint32([]byte{'E'}, uint32(len(fatal)+4)), fatal...)
+	}))
+	exec(t, db, "CREATE TABLE t (n BIGINT)")
+	lost.Store(true)
+	err := db.InTx(t.Context(), func(tx *sql.Tx) error { return db.RunAtCommit(t.Context(), tx, twoInserts()) })
+	if !errors.Is(err, sqldb.ErrUnknownOutcome) || !sqldb.Transient(err) {
+		t.Errorf("got %v", err)
+	}
+	if n := number(t, open(t, direct), "SELECT COUNT(*) FROM t"); n != 2 {
+		t.Errorf("%d rows are committed", n)
+	}
+}
+
+// between passes connections to a database on. Each message of the server is seen, and may be changed; after one that comes
+// instead of it, the connection ends.
+func between(t *testing.T, database, mode string, see func(kind byte, body []byte) (instead []byte)) string {
 	t.Helper()
 	u, err := url.Parse(database)
 	if err != nil {
@@ -147,7 +176,7 @@ func between(t *testing.T, database, mode string, see func(kind byte, body []byt
 	return u.String()
 }
 
-func passOn(client net.Conn, address string, see func(kind byte, body []byte)) {
+func passOn(client net.Conn, address string, see func(kind byte, body []byte) (instead []byte)) {
 	defer func() { _ = client.Close() }()
 	server, err := net.Dial("tcp", address)
 	if err != nil {
@@ -167,7 +196,10 @@ func passOn(client net.Conn, address string, see func(kind byte, body []byte)) {
 		if _, err := io.ReadFull(server, body); err != nil {
 			return
 		}
-		see(message[0], body)
+		if instead := see(message[0], body); instead != nil {
+			_, _ = client.Write(instead)
+			return
+		}
 		if _, err := client.Write(slices.Concat(message, body)); err != nil {
 			return
 		}

@@ -228,8 +228,8 @@ func (t serverTx) Commit() error {
 	if err == nil {
 		return nil
 	}
-	answer := (*pgconn.PgError)(nil)
-	if done < len(steps)-1 && (errors.As(err, &answer) || !conn.IsClosed()) {
+	// Where the connection is lost, who says so may be a pooler that has lost the server, after the COMMIT.
+	if done < len(steps)-1 && !conn.IsClosed() {
 		err = notCommitted{err}
 	}
 	_ = t.Rollback() // database/sql won't

@@ -1,6 +1,8 @@
 package subscriber
 
 import (
+	"context"
+	"fmt"
 	"math/rand/v2"
 	"strconv"
 
@@ -10,15 +12,14 @@ import (
 // In SQLite, a service is found by its name, and a key's service by the key, with the help of hints: few bytes that nearly always
 // name one service. Names and keys come in a random order, so in an index of a million each new one is on a page of its own,
 // and each page is written twice. So the hints to what is new are in a small table, and from time to time a slice of it is moved
-// to the large one, neighbours with neighbours. Triggers write the hints (schema/subscriber/sqlite).
+// to the large one, neighbours with neighbours. writeHinted leaves the hint to a new service, and a trigger that to a new key
+// (schema/subscriber/sqlite).
 
 const (
 	// hintSlices is how many slices the new hints have, by their first byte.
 	hintSlices = 32
 	// hintsUntilMove is how many rows are written until the next slice is moved, so that one has about as many.
 	hintsUntilMove = 1024
-	// keyHintBytes is how many of the first bytes of a key are its hint. That of a name is [sqldb.Hint].
-	keyHintBytes = 6
 )
 
 // hints move slices of new hints in turn. Any may be moved at any time: so nothing of this is in the database, and a process that
@@ -31,6 +32,24 @@ type hints struct {
 
 func newHints(table string) *hints {
 	return &hints{table, rand.IntN(hintSlices), rand.IntN(hintsUntilMove)} //nolint:gosec // it only spreads work
+}
+
+// useHints has services and keys found by hints. A database that was an Auth Provider's has none to keys, and FindKey is slow there.
+func (s *Store) useHints(ctx context.Context, byKey bool) error {
+	s.serviceHints = newHints("service_hints")
+	if !byKey {
+		return nil
+	}
+	const onlyInAuths = 13 // the first migration that schema/auth alone has
+	var auths bool
+	const query = `SELECT EXISTS (SELECT 1 FROM goose_db_version WHERE version_id = $1)`
+	if err := s.db.Reader().QueryRowContext(ctx, query, int64(onlyInAuths)).Scan(&auths); err != nil {
+		return fmt.Errorf("look for hints to keys: %w", err)
+	}
+	if !auths {
+		s.keyHints = newHints("key_hints")
+	}
+	return nil
 }
 
 // find returns a query of the services with the hint that is parameter n.

@@ -3,6 +3,7 @@ package subscriber_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/schema"
 )
 
 // TestHints: with so many services that hints have been moved, and names and keys that have one hint, each is found, by a
@@ -51,10 +53,12 @@ func TestHints(t *testing.T) {
 	}
 }
 
-// manyServices returns services, the last two with one hint to both names, and the last three with one to their last keys.
+// manyServices returns services, the last two with one hint to both names and one to their last keys. The last key of ten others
+// is chosen to begin like that of the first of those.
 func manyServices(t *testing.T) (services []*subtest.Service) {
 	t.Helper()
 	const alike, unlike = "s2255767", "s17594511"
+	const keyAlike, keyUnlike = 10225078, 14410097
 	for i := range 3000 {
 		services = append(services, subtest.NewService(t, fmt.Sprintf("many-%d", i)))
 	}
@@ -67,12 +71,22 @@ func manyServices(t *testing.T) (services []*subtest.Service) {
 		s.Bind(start)
 		s.Rotate(start+10, 300)
 		s.Rotate(start+20, 300)
-		if i >= len(services)-3 {
-			key := [32]byte{1, 2, 3, 4, 5, 6, byte(i)}
-			s.Events[2].NewKey, _ = events.PublicKeyFromBytes(key[:]) // it has 32 bytes
+		switch left := len(services) - i; {
+		case left == 1:
+			s.Events[2].NewKey = keyOf(keyUnlike)
+		case left == 2:
+			s.Events[2].NewKey = keyOf(keyAlike)
+		case left <= 12:
+			s.Events[2].NewKey = keyOf(keyAlike ^ uint32(left))
 		}
 	}
 	return services
+}
+
+// keyOf returns a key that ends with a number.
+func keyOf(number uint32) events.PublicKey {
+	key, _ := events.PublicKeyFromBytes(binary.BigEndian.AppendUint32(make([]byte, 28), number)) // it has 32 bytes
+	return key
 }
 
 func checkHints(t *testing.T, store *subscriber.Store, services []*subtest.Service, number int, byKey bool) {
@@ -112,7 +126,13 @@ func checkHintTables(t *testing.T, url string, services int, byKey bool) {
 	}
 	tables := map[string]int{"service_hints": services}
 	if byKey {
-		tables["key_hints"] = count("SELECT count(*) FROM (SELECT DISTINCT service, substr(public_key, 1, 6) FROM keys)")
+		// A key's bytes are its owner's choice.
+		const most = `SELECT max(n) FROM (SELECT count(*) AS n FROM
+			(SELECT hint FROM key_hints UNION ALL SELECT hint FROM new_key_hints) GROUP BY hint)`
+		if n := count(most); n != 2 {
+			t.Errorf("one hint leads to %d services", n)
+		}
+		tables["key_hints"] = count("SELECT count(*) FROM (SELECT DISTINCT service, omi_hint(public_key) FROM keys)")
 	}
 	for table, all := range tables {
 		moved, still := count("SELECT count(*) FROM "+table), count("SELECT count(*) FROM new_"+table)
@@ -153,4 +173,34 @@ func TestRememberedIsAGuess(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestAuthsDatabase: an Auth Provider's database has no hints to keys. Billing finds them all the same, only slowly; also in one of a
+// release that had no hints at all.
+func TestAuthsDatabase(t *testing.T) {
+	t.Parallel()
+	for name, before := range map[string]string{"of today": "99999", "without hints": "00029"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := testenv.Database(t, testenv.SQLite)
+			s := subtest.NewService(t, "a")
+			s.Bind(start)
+			db, err := sqldb.Open(t.Context(), url, discard())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = db.Close() })
+			if err := db.Migrate(t.Context(), firstSchema(t, schema.Auth(), before)); err != nil {
+				t.Fatal(err)
+			}
+			k := s.Keyring().Keys[0]
+			execute(t, url,
+				"INSERT INTO services (id, target, head, max_sequence, filled, sequenced) VALUES (1, '"+s.Target.String()+"', 1, 1, 0, 1)",
+				fmt.Sprintf("INSERT INTO keys VALUES (1, x'%x', %d, %d, %d)", k.PublicKey.Bytes(), k.Position, k.From, k.End))
+			store := openStore(t, url)
+			if got, found, err := store.FindKey(t.Context(), k.PublicKey); err != nil || !found || got.Target != s.Target {
+				t.Errorf("%+v, %t, %v", got, found, err)
+			}
+		})
+	}
 }

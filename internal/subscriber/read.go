@@ -47,7 +47,7 @@ func (s *Store) FindKey(ctx context.Context, key events.PublicKey) (Service, boo
 	hinted, args := ``, []any{key.Bytes()}
 	if s.keyHints != nil {
 		hinted = ` AND f.service IN (` + s.keyHints.find(2) + `)`
-		args = append(args, key.Bytes()[:keyHintBytes])
+		args = append(args, sqldb.Hint(key.Bytes()))
 	}
 	// Two services may have it, in a stream that no registry of ours filled.
 	owner := ` WHERE s.id = (SELECT o.id FROM keys AS f JOIN services AS o ON o.id = f.service

@@ -32,7 +32,7 @@ type Store struct {
 
 	known        *lru.Cache[string, int64] // the ids of services, by their names
 	serviceHints *hints                    // nil: not SQLite
-	keyHints     *hints                    // nil: not SQLite, or an Auth Provider's
+	keyHints     *hints                    // nil: not SQLite, or a database of an Auth Provider
 }
 
 // SetAside is a message that was well-formed and yet not to be applied, kept for an operator to look at.
@@ -62,15 +62,12 @@ func openStore(ctx context.Context, url string, migrations fs.FS, log *slog.Logg
 		return nil, fmt.Errorf("open the subscriber's database: %w", err)
 	}
 	s := &Store{db: db, part: rand.Int64N(positionParts)} //nolint:gosec // it only spreads writers
-	if db.Engine() == sqldb.SQLite {
-		s.serviceHints = newHints("service_hints")
-		if byKey {
-			s.keyHints = newHints("key_hints")
-		}
-	}
 	s.known, err = lru.New[string, int64](rememberedMost)
 	if err == nil {
 		err = db.Migrate(ctx, migrations)
+	}
+	if err == nil && db.Engine() == sqldb.SQLite {
+		err = s.useHints(ctx, byKey)
 	}
 	if err == nil {
 		err = s.lookForUntimed(ctx)

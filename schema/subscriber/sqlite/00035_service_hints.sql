@@ -1,7 +1,6 @@
 -- +goose NO TRANSACTION
 -- +goose Up
--- Which service has this name? As in key_hints, a hint names the few that may have it; omi_hint is a function that internal/sqldb
--- gives to its connections.
+-- Which service has this name? As in key_hints, a hint names the few that may have it.
 CREATE TABLE IF NOT EXISTS service_hints (
     hint    BLOB   NOT NULL, -- omi_hint(target)
     service BIGINT NOT NULL, -- its id
