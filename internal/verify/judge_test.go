@@ -26,7 +26,8 @@ func TestVerifySaysWhatTheKeyringSays(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		now, asked := start, false
 		m, err := New(Config{
-			Registry: &meanwhile{registry{err: errors.New("away")}, func() { asked = true }}, Log: slog.New(slog.DiscardHandler), LookupMemory: time.Nanosecond,
+			Registry: &meanwhile{registry{err: errors.New("away")}, func() { asked = true }},
+			Log:      slog.New(slog.DiscardHandler), LookupMemory: time.Nanosecond,
 			Now: func() time.Time { return time.Unix(now, 0) },
 		})
 		if err != nil {
