@@ -46,6 +46,9 @@ func TestDetailQuotesNothing(t *testing.T) {
 			}
 		}
 	})
+	if testing.Short() {
+		return // so few are drawn that one may be missing
+	}
 	for _, reason := range []events.Reason{
 		events.MalformedMessage, events.UnsupportedVersion, events.InvalidField, events.UntrustedSignature,
 	} {

@@ -63,8 +63,8 @@ type Cutoff struct {
 	Time  int64 // seconds since the Unix epoch
 }
 
-// Keyring is the keys of one service, as far as its events are known. It is immutable: Join and Apply return a new
-// one, so readers need no lock. The zero value knows nothing.
+// Keyring is the keys of one service, as far as its events are known. It is immutable: Join, Apply and Recent return
+// another one, which may share its slices, so readers need no lock. The zero value knows nothing.
 type Keyring struct {
 	Head    int64 // the highest order of any event seen; 0: none
 	Keys    []Key // by Position, highest first
@@ -161,8 +161,9 @@ func (k Keyring) Join(other Keyring) Keyring {
 	return joined
 }
 
-// Sort puts keys and cutoffs, each of which is there once, into the order of a keyring, in place. To join as many one by one
-// takes time that grows with the square of their number.
+// Sort puts keys and cutoffs, each of which is there once, into the order of a keyring, in place, for whoever has just put
+// them together: another keyring may share the slices of one that came from elsewhere. To join as many one by one takes time
+// that grows with the square of their number.
 func (k *Keyring) Sort() {
 	sortKeys(k.Keys)
 	k.Cutoffs = sortCutoffs(k.Cutoffs)
@@ -245,7 +246,8 @@ func (k Keyring) Find(key events.PublicKey) (Key, bool) {
 
 // Recent returns enough to answer "who may pass now?" from t on, in bounded memory: a keyring without the keys that ended
 // before t, but for the newest `ended` of them. A key that is left out is never accepted again: nothing but the event that
-// ended it could have given it a later end, and if the event that brought it comes late, it is [Replaced]. Of the cutoffs before t one is left, which ends every key that they end.
+// ended it could have given it a later end, and if the event that brought it comes late, it is [Replaced]. Of the cutoffs
+// before t one is left, which ends every key that they end. Where nothing is left out, it has the slices of k.
 func (k Keyring) Recent(t int64, ended int) Keyring {
 	k.Cutoffs = recentCutoffs(k.Cutoffs, t)
 	isOut := func(key Key) bool {

@@ -30,7 +30,7 @@ const (
 type benchCmd struct {
 	Services  int           `default:"1000" placeholder:"N" help:"Services that take turns at rotating (${default})."`
 	Rotations int           `placeholder:"N" help:"Rotations in all (30,000; with --rate, 10 s of them)."`
-	Preload   []int         `placeholder:"N,…" help:"Services that exist beside these, and do not rotate. Several numbers: a run with each, and how the cost grows."`
+	Preload   []int         `placeholder:"N" help:"Services that exist beside these, and do not rotate. Several numbers: a run with each, and how the cost grows."`
 	InFlight  int           `placeholder:"N" help:"Closed loop: a rotation is published when one of N before it is applied."`
 	Rate      float64       `placeholder:"N" help:"Open loop: so many rotations a second are published, whatever becomes of them."`
 	Duration  time.Duration `placeholder:"TIME" help:"With --rate, in place of --rotations: for how long."`

@@ -236,6 +236,9 @@ func (r *benchResult) loadText() string {
 	default:
 		text += " from a backlog; latencies count from the start of the registry"
 	}
+	if r.SyncAlways {
+		text += "; sync_interval always"
+	}
 	return text + "; " + r.Store
 }
 

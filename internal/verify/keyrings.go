@@ -12,7 +12,7 @@ import (
 
 const (
 	// shards bounds what a change costs: all that is known of one of so many parts is copied, which for a million services
-	// is a kilobyte.
+	// with two keys each is some two kilobytes.
 	shards = 1 << 16
 	// endedKept is how many ended keys of a service are remembered, to say "expired" of a signature and not "invalid".
 	endedKept = 8

@@ -82,7 +82,7 @@ func (r *record) head(into *room) (current bool, k known) {
 func (r *record) key() keyring.Key {
 	public, _ := events.PublicKeyFromBytes((*r)[:ed25519.PublicKeySize]) // it has 32 bytes
 	*r = (*r)[ed25519.PublicKeySize:]
-	return keyring.Key{PublicKey: public, Position: r.signed(), From: r.signed(), End: int64((uint64(r.count()) - 1) & math.MaxInt64)}
+	return keyring.Key{PublicKey: public, Position: r.signed(), From: r.signed(), End: int64((r.count() - 1) & math.MaxInt64)}
 }
 
 // unpack returns what is known of the service.
@@ -162,15 +162,15 @@ func (r record) follow(into record, e *events.Invalidation, now int64) (next rec
 	return next, true
 }
 
-// count takes a number off the front that has no sign.
-func (r *record) count() int {
+// count takes a number off the front that has no sign. It may be a time, for which an int is too short on small machines.
+func (r *record) count() uint64 {
 	if b := (*r)[0]; b < 0x80 { // nearly all
 		*r = (*r)[1:]
-		return int(b)
+		return uint64(b)
 	}
 	v, n := binary.Uvarint(*r)
 	*r = (*r)[n:]
-	return int(v)
+	return v
 }
 
 // signed takes a number off the front that may have one.

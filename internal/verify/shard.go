@@ -63,12 +63,13 @@ func (s *shard) find(mark byte, target events.Target) (int, record) {
 func (s *shard) named(i int, target events.Target) record {
 	from, to := s.bounds(i)
 	entry := s.entries()[from:to]
-	service, rest := entry[1:1+entry[0]], record(entry[1+entry[0]:])
+	nameEnd := 1 + int(entry[0])
+	service, rest := entry[1:nameEnd], record(entry[nameEnd:])
 	if string(service) != target.Service.String() {
 		return nil
 	}
 	app := s.texts()[rest.count():]
-	if string(app[1:1+app[0]]) != target.App.String() {
+	if string(app[1:1+int(app[0])]) != target.App.String() {
 		return nil
 	}
 	return rest
@@ -114,10 +115,10 @@ func (s *shard) with(i int, have, next record) *shard {
 	_, end := s.bounds(i)
 	to := len(s.block) - len(s.entries()) + int(end)
 	out := &shard{slices.Concat(s.block[:to-len(have)], next, s.block[to:]), s.services, s.apps}
-	if longer := uint32(len(next)) - uint32(len(have)); longer != 0 {
+	if more := uint32(len(next)) - uint32(len(have)); more != 0 { // where it is less, the sums wrap around to what they should be
 		ends := out.ends()
 		for ; i < int(s.services); i++ {
-			binary.LittleEndian.PutUint32(ends[endSize*i:], binary.LittleEndian.Uint32(ends[endSize*i:])+longer)
+			binary.LittleEndian.PutUint32(ends[endSize*i:], binary.LittleEndian.Uint32(ends[endSize*i:])+more)
 		}
 	}
 	return out

@@ -127,7 +127,8 @@ func (m *Memory) Verify(ctx context.Context, q events.VerifyQuery) (answer event
 	return m.judge(ctx, &q, r, tried)
 }
 
-// judge is Verify where more than the one key has to be tried, beyond so many of the first.
+// judge is Verify where the current key did not make the signature, or there is none. So many of the record's first keys
+// were tried in vain.
 func (m *Memory) judge(ctx context.Context, q *events.VerifyQuery, r record, tried int) (answer events.VerifyAnswer, settled bool) {
 	var room room
 	have := r.unpack(&room)
