@@ -147,6 +147,44 @@ func TestComparedBeforeAMove(t *testing.T) {
 	})
 }
 
+// TestRememberedIDIsAnothers: in a database that was restored, the id that a service is remembered by may be another's. Each of the
+// two is told apart then, and nothing of the one is written for the other.
+func TestRememberedIDIsAnothers(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		in, other := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now), newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+		gone := newDeveloper(t, store, "org.omiappreg.alice", "gone")
+		here := gone.another("here")
+		empty := takeBackup(t, store)
+		decideAll(t, in, gone.bind())
+		empty.restore(t, store)
+		decideAll(t, other, here.bind())
+		for _, query := range []string{"UPDATE services SET id = $1", "UPDATE history SET service = $1"} {
+			if _, err := store.db.Writer().ExecContext(t.Context(), query, in.memory.of(gone.target).id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		after := takeBackup(t, store)
+		one := gone.sign(events.Rotation, events.GenerateSigningKey(), gone.current)
+		two := here.sign(events.Rotation, events.GenerateSigningKey(), here.current)
+		for _, list := range [][]request{{one, two}, {two, one}} {
+			b, err := in.decide(t.Context(), incomingOf(list))
+			if err != nil || b.groups[0].was.id != b.groups[1].was.id {
+				t.Fatalf("the two don't have one id: this shows nothing; %v", err)
+			}
+			lost, err := store.commit(t.Context(), b.groups, time.Now())
+			if err != nil || len(lost.services) != 1 || !lost.services[gone.target] {
+				t.Errorf("lost %v, %v; want %v", lost, err, gone.target)
+			}
+			if report, err := store.Check(t.Context(), nil, time.Now()); err != nil || len(report.Violations) > 0 {
+				t.Errorf("check: %v %v", err, report.Violations)
+			}
+			after.restore(t, store)
+		}
+	})
+}
+
 // TestUsedKeys: a key that was used before, by whomever, is refused, and whoever sends such keys has one batch decided twice
 // and then none.
 func TestUsedKeys(t *testing.T) {
