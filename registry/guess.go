@@ -26,6 +26,9 @@ func (in *intake) load(ctx context.Context, todo []incoming) (*state, error) {
 	}
 	if st.certain = !quiet || in.now().Before(m.careful); !st.certain {
 		for i := range todo {
+			if todo[i].refusal != nil {
+				continue // no state is needed to say so
+			}
 			t := todo[i].request.Target
 			if s := m.of(t); s != nil {
 				st.services[t], st.remembered[t] = s, true

@@ -185,6 +185,31 @@ func TestRememberedIDIsAnothers(t *testing.T) {
 	})
 }
 
+// TestGarbageAgainstMemory: what names a service and says nothing does not tell what is remembered of it from what is true, so it
+// has nothing forgotten, and nobody made careful.
+func TestGarbageAgainstMemory(t *testing.T) {
+	t.Parallel()
+	store := openStore(t, testenv.Database(t, testenv.SQLite))
+	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+	rival := d.another("rival")
+	decideAll(t, in, d.bind(), rival.bind())
+	victim := d.another("victim")
+	decideAll(t, in, victim.bind())
+	first := d.rotate()
+	list := incomingOf([]request{first, rival.sign(events.Rotation, first.draft.NewKey, rival.current)}) // so that all is read
+	garbage := newIncoming(events.RotationSubject+victim.target.String(), []byte("{}"), testNow, len(list))
+	if garbage.refusal == nil {
+		t.Fatal("it is no garbage")
+	}
+	if _, err := in.decide(t.Context(), append(list, garbage)); err != nil {
+		t.Fatal(err)
+	}
+	if in.memory.of(victim.target) == nil || !in.memory.careful.IsZero() {
+		t.Errorf("the service is forgotten, or the registry is careful until %v", in.memory.careful)
+	}
+}
+
 // TestUsedKeys: a key that was used before, by whomever, is refused, and whoever sends such keys has one batch decided twice
 // and then none.
 func TestUsedKeys(t *testing.T) {
