@@ -19,8 +19,8 @@ import (
 // leaseFor is how long the process that committed an outbox row has to publish it before another may.
 const leaseFor = 5 * time.Second
 
-// errTaken means that another replica registered one of the batch's keys or nonces in between.
-var errTaken = errors.New("a key or nonce was registered by another replica")
+// errTaken means that one of the batch's keys or nonces was used: by another replica in between, or before, and nobody had looked.
+var errTaken = errors.New("a key or nonce was used before")
 
 // errRival means that a service is not as it was read or remembered.
 var errRival = errors.New("a service was moved by another replica")
