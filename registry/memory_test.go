@@ -28,7 +28,7 @@ func TestStaleMemory(t *testing.T) {
 			rival := app.another(fmt.Sprintf("rival-%d", n))
 			decideAll(t, stale, d.bind(), rival.bind())
 			decideAll(t, stale, d.rotate())
-			if stale.memory.of(d.target) == nil {
+			if stale.memory.of(d.target, clock) == nil {
 				t.Fatal("the service is not remembered: this shows nothing")
 			}
 			clock = clock.Add(2 * carefulFor) // it guesses again
@@ -161,7 +161,7 @@ func TestRememberedIDIsAnothers(t *testing.T) {
 		empty.restore(t, store)
 		decideAll(t, other, here.bind())
 		for _, query := range []string{"UPDATE services SET id = $1", "UPDATE history SET service = $1"} {
-			if _, err := store.db.Writer().ExecContext(t.Context(), query, in.memory.of(gone.target).id); err != nil {
+			if _, err := store.db.Writer().ExecContext(t.Context(), query, in.memory.of(gone.target, time.Now()).id); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -205,9 +205,45 @@ func TestGarbageAgainstMemory(t *testing.T) {
 	if _, err := in.decide(t.Context(), append(list, garbage)); err != nil {
 		t.Fatal(err)
 	}
-	if in.memory.of(victim.target) == nil || !in.memory.careful.IsZero() {
+	if in.memory.of(victim.target, time.Now()) == nil || !in.memory.careful.IsZero() {
 		t.Errorf("the service is forgotten, or the registry is careful until %v", in.memory.careful)
 	}
+}
+
+// TestContested: a service that two replicas move in turn costs one commit that fails, and not each, and the others are remembered.
+func TestContested(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		clock := time.Unix(testNow, 0)
+		now := func() time.Time { return clock }
+		in, other := newTestIntake(t, store, Policy{Origin: testOrigin}, now), newTestIntake(t, store, Policy{Origin: testOrigin}, now)
+		d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+		d.now = now
+		var others []*developer
+		list := []request{d.bind()}
+		for i := range 2 * staleAtMost {
+			others = append(others, d.another(fmt.Sprintf("s-%d", i)))
+			list = append(list, others[i].bind())
+		}
+		decideAll(t, in, list...)
+		for i, wait := range []time.Duration{0, 0, 2 * carefulFor} {
+			decideAll(t, other, d.reset())
+			clock = clock.Add(wait)
+			list := []request{d.reset()}
+			for _, one := range others {
+				list = append(list, one.rotate())
+			}
+			b, err := in.decide(t.Context(), incomingOf(list))
+			if err != nil || b.state.certain || len(b.state.remembered) < len(others) {
+				t.Fatalf("%d: it does not remember what nobody else moved: %v", i, err)
+			}
+			if got, want := b.state.remembered[d.target], i != 1; got != want {
+				t.Errorf("%d: the service that another moved is believed to be as it was: %t, want %t", i, got, want)
+			}
+			decideAll(t, in, list...)
+		}
+	})
 }
 
 // TestUsedKeys: a key that was used before, by whomever, is refused, and whoever sends such keys has one batch decided twice
@@ -314,7 +350,7 @@ func TestMemoryBounded(t *testing.T) {
 	target := events.Target{App: mustApp(t, "org.omiappreg.alice")}
 	m.put(target, &service{sequence: 1})
 	m.put(target, &service{sequence: 2, recent: make([]int64, rememberRecent+1)})
-	if m.of(target) != nil {
+	if m.of(target, time.Now()) != nil {
 		t.Error("a service with too many rotations is remembered")
 	}
 	for i := range rememberAtMost + 10 {
