@@ -19,8 +19,8 @@ import (
 const testNow = 1_705_412_610
 
 // TestBatchesOfAnySize: however the stream's messages are cut into batches, every request gets the same answer, and
-// the services end in the same state, as where nothing is guessed. So what a batch does side by side is what one by one would do, and so is what is
-// decided beside a commit.
+// the services end in the same state, as where nothing is guessed. So what a batch does side by side is what one by one would do, and
+// so is what is decided beside a commit, and what a replica decides on a memory that others have made stale.
 func TestBatchesOfAnySize(t *testing.T) {
 	t.Parallel()
 	folder, n := t.TempDir(), 0
@@ -39,8 +39,8 @@ func TestBatchesOfAnySize(t *testing.T) {
 		}
 		log := traffic(rt, d)
 		size := rapid.IntRange(2, 60).Draw(rt, "batch")
-		answers1, state1 := process(t, one, log, 1, true)
-		answersN, stateN := process(t, many, log, size, false)
+		answers1, state1 := process(t, one, log, 1, 1, true)
+		answersN, stateN := process(t, many, log, size, rapid.IntRange(1, 3).Draw(rt, "replicas"), false)
 		portion := rapid.IntRange(1, 6).Draw(rt, "portion")
 		answersP, stateP := handled(t, parts, log, portion, &side)
 		for i := range log {
@@ -72,15 +72,19 @@ func TestBatchesOfAnySize(t *testing.T) {
 }
 
 // process takes messages through the registry in batches, and returns the answers in order and the final state. A careful
-// registry guesses nothing.
-func process(t *testing.T, store *Store, log []sent, size int, careful bool) (answers []string, state string) {
+// registry guesses nothing. Of several replicas each has a batch in turn, and guesses, however often it was wrong.
+func process(t *testing.T, store *Store, log []sent, size, replicas int, careful bool) (answers []string, state string) {
 	t.Helper()
-	in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 12}, func() time.Time { return time.Unix(testNow, 0) })
-	if careful {
-		in.memory.careful = time.Unix(testNow+1, 0)
+	list := make([]*intake, replicas)
+	for i := range list {
+		list[i] = newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 12}, func() time.Time { return time.Unix(testNow, 0) })
 	}
 	answers = make([]string, len(log))
 	for start := 0; start < len(log); start += size {
+		in := list[start/size%replicas]
+		if in.memory.careful = (time.Time{}); careful {
+			in.memory.careful = time.Unix(testNow+1, 0)
+		}
 		var todo []incoming
 		for i, m := range log[start:min(start+size, len(log))] {
 			todo = append(todo, newIncoming(m.subject, m.payload, testNow, start+i))

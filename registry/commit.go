@@ -19,8 +19,8 @@ import (
 // leaseFor is how long the process that committed an outbox row has to publish it before another may.
 const leaseFor = 5 * time.Second
 
-// errTaken means that another replica registered one of the batch's keys or nonces in between.
-var errTaken = errors.New("a key or nonce was registered by another replica")
+// errTaken means that one of the batch's keys or nonces was used: by another replica in between, or before, and nobody had looked.
+var errTaken = errors.New("a key or nonce was used before")
 
 // errRival means that a service is not as it was read or remembered.
 var errRival = errors.New("a service was moved by another replica")
@@ -182,35 +182,15 @@ func orZero[T any](v *T) any {
 	return *v
 }
 
-// moveServices brings each service to its new state, if it is still as it was, and tells which are not.
+// moveServices brings each service to its new state, if it is still as it was, and tells which are not. What moved is known by
+// its name: two may be remembered by one id, if the database was restored meanwhile.
 func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error {
-	byID, byName := make(map[int64]*group, len(groups)), make(map[string]*group, len(groups))
+	byName := make(map[string]*group, len(groups))
 	for _, g := range groups {
 		lost[g.target] = true
-		if g.existed {
-			byID[g.was.id] = g
-		} else {
-			byName[g.target.String()] = g
-		}
+		byName[g.target.String()] = g
 	}
-	known, born := rowsOfServices(groups)
-	err := w.each(updateServices+" RETURNING services.id", updateTypes(), known, func(rows *sql.Rows) error {
-		var id int64
-		err := rows.Scan(&id)
-		if g := byID[id]; g != nil {
-			g.service.id = id
-			delete(lost, g.target)
-		}
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("update services: %w", err)
-	}
-	// A conflict may be about the id too: a server that took over by logical replication begins to count anew. Who is decided
-	// again gets another.
-	const insert = `INSERT INTO services (target, status, sequence, public_key, changed_at, recent_rotations, bound_at,
-		service_type, endpoint_url, provider_receipt) %s ON CONFLICT DO NOTHING RETURNING id, target`
-	err = w.each(insert, insertTypes(), born, func(rows *sql.Rows) error {
+	moved := func(rows *sql.Rows) error {
 		var id int64
 		var name string
 		err := rows.Scan(&id, &name)
@@ -219,8 +199,16 @@ func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error
 			delete(lost, g.target)
 		}
 		return err
-	})
-	if err != nil {
+	}
+	known, born := rowsOfServices(groups)
+	if err := w.each(updateServices+" RETURNING services.id, services.target", updateTypes(), known, moved); err != nil {
+		return fmt.Errorf("update services: %w", err)
+	}
+	// A conflict may be about the id too: a server that took over by logical replication begins to count anew. Who is decided
+	// again gets another.
+	const insert = `INSERT INTO services (target, status, sequence, public_key, changed_at, recent_rotations, bound_at,
+		service_type, endpoint_url, provider_receipt) %s ON CONFLICT DO NOTHING RETURNING id, target`
+	if err := w.each(insert, insertTypes(), born, moved); err != nil {
 		return fmt.Errorf("insert services: %w", err)
 	}
 	return nil

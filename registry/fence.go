@@ -298,6 +298,11 @@ func (f *fence) mayServe(t events.Target, sequence int64) bool {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.reached(t, sequence)
+}
+
+// reached is mayServe for whoever holds the lock.
+func (f *fence) reached(t events.Target, sequence int64) bool {
 	n, ok := f.behind[t]
 	if !ok {
 		return true
@@ -329,22 +334,24 @@ func (f *fence) admit(ctx context.Context, st *state, todo []incoming) (admitted
 	if f == nil {
 		return todo, nil, nil
 	}
-	if err := f.same(ctx, st.doubts); err != nil {
+	if err := f.check(ctx); err != nil {
 		return nil, nil, err
 	}
 	f.mu.Lock()
-	quiet := len(f.behind) == 0
+	defer f.mu.Unlock()
+	if f.doubts != st.doubts { // under the lock, since what was read opens the fence
+		return nil, nil, ErrComparing
+	}
 	for _, in := range todo {
 		if _, lost := f.lost[in.request.NewKey]; lost {
 			st.takenKeys[in.request.NewKey] = true // it was registered, and will be again
 		}
 	}
-	f.mu.Unlock()
-	if quiet {
+	if len(f.behind) == 0 {
 		return todo, nil, nil
 	}
 	for _, in := range todo {
-		if in.refusal == nil && !f.mayServe(in.request.Target, st.sequence(in.request.Target)) {
+		if in.refusal == nil && !f.reached(in.request.Target, st.sequence(in.request.Target)) {
 			held = append(held, in)
 		} else {
 			admitted = append(admitted, in)

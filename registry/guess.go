@@ -24,10 +24,14 @@ func (in *intake) load(ctx context.Context, todo []incoming) (*state, error) {
 		m.services.Purge()
 		m.doubts = st.doubts
 	}
-	if st.certain = !quiet || in.now().Before(m.careful); !st.certain {
+	now := in.now()
+	if st.certain = !quiet || now.Before(m.careful); !st.certain {
 		for i := range todo {
+			if todo[i].refusal != nil {
+				continue // no state is needed to say so
+			}
 			t := todo[i].request.Target
-			if s := m.of(t); s != nil {
+			if s := m.of(t, now); s != nil {
 				st.services[t], st.remembered[t] = s, true
 			}
 		}
@@ -52,8 +56,7 @@ func (in *intake) makeSure(ctx context.Context, b *batch) error {
 			return err
 		}
 		for _, g := range b.correct(groups, fresh) {
-			if b.state.remembered[g.target] {
-				in.memory.services.Remove(g.target)
+			if b.state.remembered[g.target] && in.memory.contest(g.target, in.now()) {
 				stale++
 			}
 		}

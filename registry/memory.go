@@ -9,10 +9,10 @@ import (
 )
 
 const (
-	rememberAtMost = 65_536 // services; some 400 bytes each
+	rememberAtMost = 65_536 // services; some 450 bytes each
 	rememberRecent = 64     // rotations of a minute; a service with more is not remembered
-	// carefulFor is how long nothing is guessed after a guess was wrong that costs a batch: whoever sends used keys on purpose has
-	// one batch decided twice in that time.
+	// carefulFor is how long nothing is guessed after a guess was wrong that costs a batch, or nothing of a service of which it was
+	// wrong: whoever sends used keys on purpose has one batch decided twice in that time.
 	carefulFor  = time.Minute
 	staleAtMost = 8 // one in so many remembered states may be out of date; more are where replicas take turns with a service
 )
@@ -24,14 +24,20 @@ const (
 //
 // Only whoever decides a batch uses it.
 type memory struct {
-	services *simplelru.LRU[events.Target, service]
+	services *simplelru.LRU[events.Target, remembered]
 	doubts   int // the fence's, when it was emptied
 
 	careful time.Time // until then, everything is read before it is decided
 }
 
+// remembered is a service as it was left.
+type remembered struct {
+	service
+	contested time.Time // until then it is not believed: somebody else moves it too
+}
+
 func newMemory() *memory {
-	services, err := simplelru.NewLRU[events.Target, service](rememberAtMost, nil)
+	services, err := simplelru.NewLRU[events.Target, remembered](rememberAtMost, nil)
 	if err != nil {
 		panic("registry: " + err.Error()) // it refuses no size but those below 1
 	}
@@ -39,9 +45,9 @@ func newMemory() *memory {
 }
 
 // of returns the state that a service was in; nil: it is not known.
-func (m *memory) of(t events.Target) *service {
-	if s, ok := m.services.Get(t); ok {
-		return &s
+func (m *memory) of(t events.Target, now time.Time) *service {
+	if one, ok := m.services.Get(t); ok && one.sequence > 0 && !now.Before(one.contested) {
+		return &one.service
 	}
 	return nil
 }
@@ -52,16 +58,28 @@ func (m *memory) put(t events.Target, s *service) {
 		m.services.Remove(t)
 		return
 	}
-	m.services.Add(t, *s)
+	one, _ := m.services.Peek(t)
+	one.service = *s
+	m.services.Add(t, one)
 }
 
-// learn takes in what became of a commit: what was written is remembered, what was lost is forgotten.
+// contest forgets a state that was out of date, and believes none of this service for a while: who sends requests of one service to
+// two replicas in turn would have each of their commits fail first. It reports whether the state was believed.
+func (m *memory) contest(t events.Target, now time.Time) bool {
+	believed := m.of(t, now) != nil
+	m.services.Add(t, remembered{contested: now.Add(carefulFor)})
+	return believed
+}
+
+// learn takes in what became of a commit: what was written is remembered, what was lost is not.
 func (m *memory) learn(now time.Time, b *batch, l losses, err error) {
 	stale := 0
 	for _, g := range b.groups {
 		switch {
-		case err != nil || l.services[g.target]:
-			if m.services.Remove(g.target) && b.state.remembered[g.target] {
+		case err != nil || l.taken && l.services[g.target]:
+			m.services.Remove(g.target)
+		case l.services[g.target]:
+			if m.contest(g.target, now) && b.state.remembered[g.target] {
 				stale++
 			}
 		case g.changed():

@@ -28,7 +28,7 @@ func TestStaleMemory(t *testing.T) {
 			rival := app.another(fmt.Sprintf("rival-%d", n))
 			decideAll(t, stale, d.bind(), rival.bind())
 			decideAll(t, stale, d.rotate())
-			if stale.memory.of(d.target) == nil {
+			if stale.memory.of(d.target, clock) == nil {
 				t.Fatal("the service is not remembered: this shows nothing")
 			}
 			clock = clock.Add(2 * carefulFor) // it guesses again
@@ -147,6 +147,105 @@ func TestComparedBeforeAMove(t *testing.T) {
 	})
 }
 
+// TestRememberedIDIsAnothers: in a database that was restored, the id that a service is remembered by may be another's. Each of the
+// two is told apart then, and nothing of the one is written for the other.
+func TestRememberedIDIsAnothers(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		in, other := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now), newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+		gone := newDeveloper(t, store, "org.omiappreg.alice", "gone")
+		here := gone.another("here")
+		empty := takeBackup(t, store)
+		decideAll(t, in, gone.bind())
+		empty.restore(t, store)
+		decideAll(t, other, here.bind())
+		for _, query := range []string{"UPDATE services SET id = $1", "UPDATE history SET service = $1"} {
+			if _, err := store.db.Writer().ExecContext(t.Context(), query, in.memory.of(gone.target, time.Now()).id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		after := takeBackup(t, store)
+		one := gone.sign(events.Rotation, events.GenerateSigningKey(), gone.current)
+		two := here.sign(events.Rotation, events.GenerateSigningKey(), here.current)
+		for _, list := range [][]request{{one, two}, {two, one}} {
+			b, err := in.decide(t.Context(), incomingOf(list))
+			if err != nil || b.groups[0].was.id != b.groups[1].was.id {
+				t.Fatalf("the two don't have one id: this shows nothing; %v", err)
+			}
+			lost, err := store.commit(t.Context(), b.groups, time.Now())
+			if err != nil || len(lost.services) != 1 || !lost.services[gone.target] {
+				t.Errorf("lost %v, %v; want %v", lost, err, gone.target)
+			}
+			if report, err := store.Check(t.Context(), nil, time.Now()); err != nil || len(report.Violations) > 0 {
+				t.Errorf("check: %v %v", err, report.Violations)
+			}
+			after.restore(t, store)
+		}
+	})
+}
+
+// TestGarbageAgainstMemory: what names a service and says nothing does not tell what is remembered of it from what is true, so it
+// has nothing forgotten, and nobody made careful.
+func TestGarbageAgainstMemory(t *testing.T) {
+	t.Parallel()
+	store := openStore(t, testenv.Database(t, testenv.SQLite))
+	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+	rival := d.another("rival")
+	decideAll(t, in, d.bind(), rival.bind())
+	victim := d.another("victim")
+	decideAll(t, in, victim.bind())
+	first := d.rotate()
+	list := incomingOf([]request{first, rival.sign(events.Rotation, first.draft.NewKey, rival.current)}) // so that all is read
+	garbage := newIncoming(events.RotationSubject+victim.target.String(), []byte("{}"), testNow, len(list))
+	if garbage.refusal == nil {
+		t.Fatal("it is no garbage")
+	}
+	if _, err := in.decide(t.Context(), append(list, garbage)); err != nil {
+		t.Fatal(err)
+	}
+	if in.memory.of(victim.target, time.Now()) == nil || !in.memory.careful.IsZero() {
+		t.Errorf("the service is forgotten, or the registry is careful until %v", in.memory.careful)
+	}
+}
+
+// TestContested: a service that two replicas move in turn costs one commit that fails, and not each, and the others are remembered.
+func TestContested(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		clock := time.Unix(testNow, 0)
+		now := func() time.Time { return clock }
+		in, other := newTestIntake(t, store, Policy{Origin: testOrigin}, now), newTestIntake(t, store, Policy{Origin: testOrigin}, now)
+		d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+		d.now = now
+		var others []*developer
+		list := []request{d.bind()}
+		for i := range 2 * staleAtMost {
+			others = append(others, d.another(fmt.Sprintf("s-%d", i)))
+			list = append(list, others[i].bind())
+		}
+		decideAll(t, in, list...)
+		for i, wait := range []time.Duration{0, 0, 2 * carefulFor} {
+			decideAll(t, other, d.reset())
+			clock = clock.Add(wait)
+			list := []request{d.reset()}
+			for _, one := range others {
+				list = append(list, one.rotate())
+			}
+			b, err := in.decide(t.Context(), incomingOf(list))
+			if err != nil || b.state.certain || len(b.state.remembered) < len(others) {
+				t.Fatalf("%d: it does not remember what nobody else moved: %v", i, err)
+			}
+			if got, want := b.state.remembered[d.target], i != 1; got != want {
+				t.Errorf("%d: the service that another moved is believed to be as it was: %t, want %t", i, got, want)
+			}
+			decideAll(t, in, list...)
+		}
+	})
+}
+
 // TestUsedKeys: a key that was used before, by whomever, is refused, and whoever sends such keys has one batch decided twice
 // and then none.
 func TestUsedKeys(t *testing.T) {
@@ -251,7 +350,7 @@ func TestMemoryBounded(t *testing.T) {
 	target := events.Target{App: mustApp(t, "org.omiappreg.alice")}
 	m.put(target, &service{sequence: 1})
 	m.put(target, &service{sequence: 2, recent: make([]int64, rememberRecent+1)})
-	if m.of(target) != nil {
+	if m.of(target, time.Now()) != nil {
 		t.Error("a service with too many rotations is remembered")
 	}
 	for i := range rememberAtMost + 10 {

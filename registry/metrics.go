@@ -32,7 +32,8 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 18),
 		}),
 		lost: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "omi_registry_lost_races_total", Help: "Services of a batch that another replica moved first; they were decided again.",
+			Name: "omi_registry_lost_races_total",
+			Help: "Services of a batch that another replica moved first, or that came with a key or nonce that was used before; they were decided again.",
 		}),
 		published: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "omi_registry_published_total", Help: "Events and receipts of the outbox that their stream has.",

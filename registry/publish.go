@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -66,33 +65,56 @@ func (p *publisher) measure(messages int, took time.Duration) {
 }
 
 // sendBatches publishes messages in atomic batches, each of one stream. What is not stored then is to be sent by itself: a batch is
-// refused whole for one message that the stream knows, and everything by a broker or stream that takes no batches.
+// refused whole for one message that the stream knows, and everything by a broker or stream that takes no batches. Nobody hears of
+// a change before those who must act on it, so no receipt goes before an event that is yet to be sent.
 func (p *publisher) sendBatches(ctx context.Context, messages []signed, stored []bool) (last uint64) {
 	streams := map[bool][]int{} // by whether they are events
 	for i := range messages {
-		event := strings.HasPrefix(messages[i].subject, events.InvalidationSubject)
+		event := isEvent(messages[i])
 		streams[event] = append(streams[event], i)
 	}
-	for _, event := range []bool{true, false} { // nobody hears of a change before those who must act on it
+	for _, event := range []bool{true, false} {
+		complete := true
 		for batch := range slices.Chunk(streams[event], atomicAtMost) {
-			p.atomic.Add(-1)
-			list := make([]*nats.Msg, len(batch))
-			for k, i := range batch {
-				list[k] = messages[i].message()
-			}
-			ack, err := jetstreamext.PublishMsgBatch(ctx, p.js, list)
+			sequence, err := p.sendBatch(ctx, messages, batch)
 			if err != nil {
+				complete = false
 				continue
 			}
 			for _, i := range batch {
 				stored[i] = true
 			}
 			if event {
-				last = max(last, ack.Sequence)
+				last = max(last, sequence)
 			}
+		}
+		if !complete {
+			break
 		}
 	}
 	return last
+}
+
+// sendBatch publishes those of the messages whose indices these are in one atomic batch, and returns the last place in the stream
+// that one of them has.
+func (p *publisher) sendBatch(ctx context.Context, messages []signed, indices []int) (uint64, error) {
+	if ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
+	p.atomic.Add(-1)
+	list := make([]*nats.Msg, len(indices))
+	for k, i := range indices {
+		list[k] = messages[i].message()
+	}
+	wait := jetstreamext.BatchFlowControl{AckFirst: true, AckTimeout: publishWithin}
+	if deadline, ok := ctx.Deadline(); ok {
+		wait.AckTimeout = time.Until(deadline) // else each batch waits anew for a broker that is silent
+	}
+	ack, err := jetstreamext.PublishMsgBatch(ctx, p.js, list, wait)
+	if err != nil {
+		return 0, err
+	}
+	return ack.Sequence, nil
 }
 
 // sendEach publishes those messages that are not stored yet, all at once, and then waits for the broker.

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"fmt"
 	"testing"
 	"time"
@@ -21,10 +22,11 @@ func TestPublisher(t *testing.T) {
 		atomic  int64 // batches that are to be atomic
 		prepare func(*publisherTest)
 		batched uint64 // the events that came in a batch
+		later   uint64 // the receipts that did
 		missing int
 	}{
 		{name: "each by itself"},
-		{name: "atomic", atomic: 100, batched: 1100},
+		{name: "atomic", atomic: 100, batched: 1100, later: 1100},
 		{name: "one is there already", atomic: 100, prepare: func(p *publisherTest) { p.mustSend(p.messages[100:101]) }, batched: 100},
 		{name: "streams that take no batches", atomic: 100, prepare: func(p *publisherTest) { p.streams(false) }},
 		{name: "no stream of receipts", atomic: 100, prepare: func(p *publisherTest) { p.drop(events.ReceiptStream) }, batched: 1100, missing: 1100},
@@ -54,8 +56,8 @@ func TestPublisher(t *testing.T) {
 			if n != 1100 || last != n || batched != tc.batched {
 				t.Errorf("%d events, %d of them in batches, the last at %d; want 1100, %d in batches", n, batched, last, tc.batched)
 			}
-			if n, _ := p.look(events.ReceiptStream); int(n) != 1100-tc.missing {
-				t.Errorf("%d receipts", n)
+			if n, batched := p.look(events.ReceiptStream); int(n) != 1100-tc.missing || batched != tc.later {
+				t.Errorf("%d receipts, %d of them in batches, want %d: none goes before its event", n, batched, tc.later)
 			}
 		})
 	}
@@ -79,6 +81,20 @@ func TestPublisherMeasures(t *testing.T) {
 		if got := p.atomic.Load(); got != tc.want {
 			t.Errorf("%d messages in %v: %d, want %d", tc.messages, tc.took, got, tc.want)
 		}
+	}
+}
+
+// TestPublisherInTime: once the time is over, no batch waits for the broker any more.
+func TestPublisherInTime(t *testing.T) {
+	t.Parallel()
+	p := newPublisherTest(t, 1100)
+	p.streams(true)
+	p.atomic.Store(100)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	p.sendBatches(ctx, p.messages, make([]bool, len(p.messages)))
+	if n := p.atomic.Load(); n != 100 {
+		t.Errorf("%d batches were begun", 100-n)
 	}
 }
 
