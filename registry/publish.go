@@ -42,22 +42,16 @@ func (p *publisher) send(ctx context.Context, messages []signed) (stored []bool,
 	defer cancel()
 	if len(messages) >= measuredFrom && p.atomic.Load() > 0 {
 		last = p.sendBatches(ctx, messages, stored)
-	}
-	began, missing := time.Now(), len(messages)
-	for i := range stored {
-		if stored[i] {
-			missing--
+		if ctx.Err() != nil {
+			p.atomic.Store(0) // perhaps it is batches that hang
 		}
 	}
-	if missing == 0 {
-		return stored, last, nil
-	}
 	one, err := p.sendEach(ctx, messages, stored)
-	p.measure(missing, time.Since(began))
 	return stored, max(last, one), err
 }
 
-// measure decides how the next messages are published, by how long the broker took for some by themselves.
+// measure decides how the next messages are published, by how long the broker took for some by themselves, without the way there
+// and back.
 func (p *publisher) measure(messages int, took time.Duration) {
 	if messages >= measuredFrom && took > time.Duration(messages)*slowMessage {
 		p.atomic.Store(measuredAgain)
@@ -129,12 +123,17 @@ func (p *publisher) sendEach(ctx context.Context, messages []signed, stored []bo
 			break
 		}
 	}
+	answered, first := 0, time.Time{}
+	defer func() { p.measure(answered, time.Since(first)) }()
 	for i, future := range futures {
 		if future == nil {
 			continue
 		}
 		select {
 		case ack := <-future.Ok():
+			if answered++; answered == 1 {
+				first = time.Now()
+			}
 			stored[i] = true
 			if ack.Stream == events.InvalidationStream {
 				last = max(last, ack.Sequence)
