@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -146,6 +147,7 @@ func (r *Registry) Run(ctx context.Context) error {
 		Handle:   r.handle,
 		SetAside: r.aside.setAside,
 		Away:     away,
+		About:    serviceOf,
 		Batch:    portions * r.cfg.Batch,
 		Log:      r.cfg.Log,
 	})
@@ -154,6 +156,16 @@ func (r *Registry) Run(ctx context.Context) error {
 	r.relay.close()
 	relaying.Wait()
 	return err
+}
+
+// serviceOf names the service that a request is about: what it brings may be what the next one is signed by.
+func serviceOf(m *consume.Message) string {
+	for _, prefix := range []string{events.RotationSubject, events.BindingSubject, events.RevocationSubject} {
+		if target, ok := strings.CutPrefix(m.Subject(), prefix); ok {
+			return target
+		}
+	}
+	return m.Subject()
 }
 
 // away reports whether an error says by itself that no request is to blame for it.

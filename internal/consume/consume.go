@@ -111,6 +111,9 @@ type Config struct {
 	// Away reports whether an error says by itself that something is away. A message is blamed far less for such a one.
 	// Nil: no error does.
 	Away func(error) bool
+	// About names what a message is about. What fails alone is not overtaken by later messages of its batch about the same, though
+	// what was away is back by then. Nil: their order doesn't matter.
+	About func(*Message) string
 	// Batch is the largest number of messages in a batch, and of suspects. Default 1024.
 	Batch int
 	// Drain is how long a batch that is under way may go on after a shutdown began. Default 10 s.

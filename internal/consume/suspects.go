@@ -11,7 +11,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// A suspect is a message that failed alone. Is it at fault, or is something away that all need? That is found out by the
+// A suspect is a message that failed alone, or follows one, see [Config.About]. Is it at fault, or is something away that all need? That is found out by the
 // others:
 //
 //   - Nothing has passed since (an outage, or an idle stream): suspects lead every batch, in the stream's order, so that
@@ -114,31 +114,67 @@ func (w *worker) tryBlamed(ctx, work context.Context) {
 // oneByOne finds out which messages of a batch fail. Of a large one, it tries parts first: thousands of transactions take long.
 func (w *worker) oneByOne(ctx, work context.Context, batch []*Message) {
 	var failures []error
+	behind := followers{about: w.cfg.About}
+	passed := 0
 	for i := 0; i < len(batch); w.tell(batch[i:]) {
 		if len(failures) > 0 && ctx.Err() != nil {
 			returnAll(batch[i:])
 			return
 		}
 		part := batch[i:min(i+partAtOnce, len(batch))]
-		if i%partAtOnce == 0 && len(batch) > partAtOnce && w.try(work, part) == nil {
+		if i%partAtOnce == 0 && len(batch) > partAtOnce && !slices.ContainsFunc(part, behind.has) && w.try(work, part) == nil {
 			w.passed(part)
-			i += len(part)
+			i, passed = i+len(part), passed+len(part)
 			continue
 		}
-		if err := w.alone(work, batch[i]); err != nil {
-			failures = append(failures, err)
-		}
+		m := batch[i]
 		i++
+		if behind.has(m) {
+			w.suspect(m)
+			continue
+		}
+		if err := w.alone(work, m); err != nil {
+			failures = append(failures, err)
+			behind.follow(m)
+		} else {
+			passed++
+		}
 	}
 	if len(failures) == 0 {
 		return
 	}
 	w.away = !slices.ContainsFunc(failures, func(err error) bool { return !w.cfg.Away(err) })
-	if len(failures) == len(batch) {
+	if passed == 0 {
 		w.resume = time.Now().Add(w.pause.NextBackOff())
 	}
 	w.cfg.Log.Warn("messages fail alone too, they will be tried again", "messages", len(failures), "of", len(batch),
 		"suspects", len(w.suspects), "error", failures[0])
+}
+
+// followers tells the messages that come after one which has failed alone, and are about the same.
+type followers struct {
+	about func(*Message) string // nil: nobody follows
+	what  map[string]bool
+}
+
+func (f *followers) follow(m *Message) {
+	if f.what == nil {
+		f.what = map[string]bool{}
+	}
+	if f.about != nil {
+		f.what[f.about(m)] = true
+	}
+}
+
+func (f *followers) has(m *Message) bool { return len(f.what) > 0 && f.what[f.about(m)] }
+
+// suspect keeps a message to be tried again later.
+func (w *worker) suspect(m *Message) {
+	if m.suspicion == nil {
+		m.suspicion = &suspicion{proofs: w.proofs, pause: w.cfg.newBackoff(w.cfg.MaxBackoff / firstPause)}
+		w.suspects = append(w.suspects, m)
+	}
+	m.suspicion.due = time.Now().Add(m.suspicion.pause.NextBackOff())
 }
 
 // probe tries a message that can't become a suspect.
@@ -168,15 +204,11 @@ func (w *worker) alone(ctx context.Context, m *Message) error {
 		w.clear(m) // the handler has settled it; or it comes again
 		return nil
 	}
-	if m.suspicion == nil {
-		m.suspicion = &suspicion{proofs: w.proofs, pause: w.cfg.newBackoff(w.cfg.MaxBackoff / firstPause)}
-		w.suspects = append(w.suspects, m)
-	}
+	w.suspect(m)
 	m.suspicion.tries += tries
 	if ctx.Err() == nil && w.atFault(m.suspicion, err) && w.setAside(ctx, m, err) {
 		return nil
 	}
-	m.suspicion.due = time.Now().Add(m.suspicion.pause.NextBackOff())
 	return err
 }
 

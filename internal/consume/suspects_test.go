@@ -385,6 +385,41 @@ func TestPanicsAmongMany(t *testing.T) {
 	}
 }
 
+// TestNobodyOvertakes: what comes back while messages are tried one by one lets none pass that follows one which has failed: not
+// one by one, and not in a part of a large batch.
+func TestNobodyOvertakes(t *testing.T) {
+	t.Parallel()
+	const size = 200
+	q := newQueue(t)
+	q.publish(numbers(size)...)
+	about := func(m *consume.Message) string { return string(m.Data()[len(m.Data())-1:]) } // ten services, in turns
+	var failed bool
+	var order []string
+	q.run(consume.Config{Batch: size, MaxBackoff: fast, About: about}, func(batch []string) error {
+		if !failed && len(batch) > 1 {
+			return errFails
+		}
+		if !failed { // away until one has failed alone, and back then
+			failed = true
+			return errFails
+		}
+		order = append(order, batch...)
+		return nil
+	})
+	q.empty()
+	last := map[int]int{}
+	for _, p := range order {
+		n, _ := strconv.Atoi(p)
+		if before, ok := last[n%10]; ok && before > n {
+			t.Fatalf("%d was handled before %d: %v", before, n, order)
+		}
+		last[n%10] = n
+	}
+	if len(order) != size {
+		t.Errorf("%d were handled", len(order))
+	}
+}
+
 // TestPoisonInALargeBatch: one message at fault does not make of a large batch as many small ones, each with a transaction of its own.
 func TestPoisonInALargeBatch(t *testing.T) {
 	t.Parallel()
