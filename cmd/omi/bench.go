@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
+
 	"omiappreg.org/keyrotation/internal/bench"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -73,6 +75,16 @@ by itself, from nothing, while nothing else goes on. Exit code 1 if anything was
 // Processes is how many processes of their own it stands for: registry, Auth and Billing. So the heap that they share may grow as
 // theirs would together, before it is collected.
 func (*benchCmd) Processes() int { return 3 }
+
+// AfterApply refuses what was given and would count as if it was not.
+func (c *benchCmd) AfterApply(given *kong.Context) error {
+	for _, flag := range given.Flags() {
+		if flag.Set && (flag.Name == "rate" && c.Rate == 0 || flag.Name == "in-flight" && c.InFlight == 0) {
+			return process.Usagef("--%s: want more than 0; leave it out for a backlog", flag.Name)
+		}
+	}
+	return nil
+}
 
 // Run measures, and fails if anything was lost or doubled.
 func (c *benchCmd) Run() error {
