@@ -31,8 +31,9 @@ type losses struct {
 	taken    bool // a key or a nonce was used before, or a sequence: nobody knows whose
 }
 
-// commit writes the groups that changed in one transaction. The services that another replica moved in between are lost:
-// nothing of theirs is written, and their requests must be decided again. The other groups stand.
+// commit writes the groups that changed in one transaction. The services that are not as they were read or remembered are lost:
+// nothing of theirs is written, and their requests must be decided again. The other groups stand. Where a key or a nonce was used
+// before, all that changed is lost.
 func (s *Store) commit(ctx context.Context, groups []*group, now time.Time) (losses, error) {
 	changed := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return !g.changed() })
 	if len(changed) == 0 {
@@ -80,7 +81,7 @@ func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) e
 		s.all(&p, "update services", updateServices, updateTypes(), known, errRival)
 		s.appendHistory(&p, historyOf(groups), unlessMasterKey)
 		s.fillOutbox(&p, groups, now)
-		return writer{ctx, tx, s.db.Engine()}.write(s.db, &p)
+		return s.write(ctx, tx, &p)
 	})
 }
 
@@ -88,27 +89,19 @@ func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) e
 func (s *Store) commitWhatStands(ctx context.Context, groups []*group, now time.Time, lost map[events.Target]bool) error {
 	return s.db.InTx(ctx, func(tx *sql.Tx) error {
 		clear(lost)
-		w := writer{ctx, tx, s.db.Engine()}
-		if err := w.moveServices(groups, lost); err != nil {
+		if err := (writer{ctx, tx, s.db.Engine()}).moveServices(groups, lost); err != nil {
 			return err
 		}
 		won := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return lost[g.target] })
 		var p sqldb.Pipeline
 		s.appendHistory(&p, historyOf(won), unlessMasterKey)
 		s.fillOutbox(&p, won, now)
-		return w.write(s.db, &p)
+		return s.write(ctx, tx, &p)
 	})
 }
 
-// writer writes a batch with a handful of statements.
-type writer struct {
-	ctx    context.Context
-	tx     *sql.Tx
-	engine sqldb.Engine
-}
-
 // all adds a statement over rows of these columns, which stand where it has a %s, to those that write a batch. If it writes
-// fewer rows the transaction fails with that error.
+// fewer rows the transaction fails with that error; nil: it may.
 func (s *Store) all(p *sqldb.Pipeline, what, query string, types []sqldb.Type, values []any, fewer error) {
 	for part := range s.db.Engine().Rows(1, types, values) {
 		p.Exec(what, fmt.Sprintf(query, part.Query), part.Args, func(written int64) error {
@@ -121,8 +114,8 @@ func (s *Store) all(p *sqldb.Pipeline, what, query string, types []sqldb.Type, v
 }
 
 // write runs the statements that write a batch. A row that has a unique key of another is [errTaken].
-func (w writer) write(db *sqldb.DB, p *sqldb.Pipeline) error {
-	err := db.Run(w.ctx, w.tx, p)
+func (s *Store) write(ctx context.Context, tx *sql.Tx, p *sqldb.Pipeline) error {
+	err := s.db.Run(ctx, tx, p)
 	if sqldb.Duplicate(err) {
 		return errTaken
 	}
@@ -180,6 +173,13 @@ func orZero[T any](v *T) any {
 		v = new(T)
 	}
 	return *v
+}
+
+// writer runs statements over many rows whose answers are read.
+type writer struct {
+	ctx    context.Context
+	tx     *sql.Tx
+	engine sqldb.Engine
 }
 
 // moveServices brings each service to its new state, if it is still as it was, and tells which are not. What moved is known by

@@ -7,14 +7,16 @@
 //		                  └── lost a compare-and-swap ─┘          outbox ──────┘ what a crash left behind
 //
 //	 1. Intake (intake.go) takes what waits in the stream, up to a batch, and parses it.
-//	 2. Load (load.go) reads the services, apps, keys and nonces that the batch touches, in a query each.
+//	 2. Load (guess.go, load.go) takes the services that are remembered (memory.go), and reads the others and apps, in a query
+//	    each. That no key and no nonce was used before is taken for granted; where there is doubt, those are read too.
 //	 3. Decide (decide.go) runs the checks of docs/protocol.md §6. It is a pure function of that state, the requests of
 //	    one service in their order, and the time; services are decided side by side on all cores (batch.go). It ends
-//	    with signed bytes: an event and a receipt for what stands, a receipt for what is refused.
-//	 4. Commit (commit.go) is one transaction for the batch. Each service moves by compare-and-swap on its sequence; its
-//	    history grows by a row for each change; event and receipt go into the outbox as the bytes that will be sent.
-//	    A service that another replica moved in between is left out, and its requests are decided again from fresh
-//	    state; the others stand.
+//	    with signed bytes: an event and a receipt for what stands, a receipt for what is refused. What would be answered
+//	    without a commit is decided on what is read, not on what is remembered (guess.go).
+//	 4. Commit (commit.go) is one transaction for the batch. Each service moves by compare-and-swap on the state that was
+//	    decided on; its history grows by a row for each change, with the receipt; the event goes into the outbox; both as the
+//	    bytes that will be sent. A service that another replica moved in between is left out, and its requests are decided
+//	    again from fresh state; the others stand. Where a key or a nonce was used before, all of them are decided again.
 //	 5. Only now are the requests acknowledged. A crash before that delivers them again, and they are found committed:
 //	    the first receipt is sent again and nothing changes.
 //	    One that can't be decided at all is set aside in the database, and decided again when an operator asks for it

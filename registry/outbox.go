@@ -135,7 +135,7 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 	var gone, older bool
 	places, half := placesOf(published)
 	const announced = `UPDATE outbox SET event = NULL FROM (%s) AS v
-		WHERE outbox.batch = v.column1 AND outbox.position = v.column2 RETURNING outbox.batch`
+		WHERE outbox.batch = v.column1 AND outbox.position = v.column2`
 	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
 		deleted := int64(0)
 		var p sqldb.Pipeline
@@ -146,11 +146,8 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 				return nil
 			})
 		}
+		s.all(&p, "forget the events", announced, []sqldb.Type{sqldb.Int, sqldb.Int}, half, nil)
 		if err := s.db.Run(ctx, tx, &p); err != nil {
-			return err
-		}
-		w := writer{ctx, tx, s.db.Engine()}
-		if err := w.each(announced, []sqldb.Type{sqldb.Int, sqldb.Int}, half, func(*sql.Rows) error { return nil }); err != nil {
 			return err
 		}
 		now, older = from, false

@@ -77,8 +77,7 @@ func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []h
 	sortForLocks(groups)
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		lost := make(map[events.Target]bool, len(groups))
-		w := writer{ctx, tx, s.db.Engine()}
-		if err := w.moveServices(groups, lost); err != nil {
+		if err := (writer{ctx, tx, s.db.Engine()}).moveServices(groups, lost); err != nil {
 			return err
 		}
 		if len(lost) > 0 {
@@ -93,7 +92,7 @@ func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []h
 		}
 		var p sqldb.Pipeline
 		s.appendHistory(&p, rows, "%s")
-		return w.write(s.db, &p)
+		return s.write(ctx, tx, &p)
 	})
 	if err != nil {
 		return fmt.Errorf("write recovered changes: %w", err)

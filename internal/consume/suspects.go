@@ -11,8 +11,8 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// A suspect is a message that failed alone, or follows one, see [Config.About]. Is it at fault, or is something away that all need? That is found out by the
-// others:
+// A suspect is a message that failed alone, or follows one, see [Config.About]. Is it at fault, or is something away that all
+// need? That is found out by the others:
 //
 //   - Nothing has passed since (an outage, or an idle stream): suspects lead every batch, in the stream's order, so that
 //     after an outage all is handled as if it had not been. While nothing at all passes, nothing new is taken for the
@@ -114,7 +114,7 @@ func (w *worker) tryBlamed(ctx, work context.Context) {
 // oneByOne finds out which messages of a batch fail. Of a large one, it tries parts first: thousands of transactions take long.
 func (w *worker) oneByOne(ctx, work context.Context, batch []*Message) {
 	var failures []error
-	behind := followers{about: w.cfg.About}
+	behind := followers{w.cfg.About, map[string]bool{}}
 	passed := 0
 	for i := 0; i < len(batch); w.tell(batch[i:]) {
 		if len(failures) > 0 && ctx.Err() != nil {
@@ -158,9 +158,6 @@ type followers struct {
 }
 
 func (f *followers) follow(m *Message) {
-	if f.what == nil {
-		f.what = map[string]bool{}
-	}
 	if f.about != nil {
 		f.what[f.about(m)] = true
 	}
