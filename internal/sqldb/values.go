@@ -8,8 +8,8 @@ import (
 // MaxParams is the largest number of parameters that one statement may have with every engine: SQLite's limit.
 const MaxParams = 32766
 
-// MaxRows is the largest number of rows that [Engine.Rows] may write for every engine. SQLite nests the rows of a
-// VALUES in a FROM, and stops at a depth of 1,000.
+// MaxRows is the largest number of rows that [Engine.Rows] puts into a list; PostgreSQL gets arrays. SQLite nests the rows of
+// a VALUES in a FROM, and stops at a depth of 1,000.
 const MaxRows = 900
 
 // Type is the type of a column of rows.
@@ -160,9 +160,9 @@ func arrayOfBytes(values []any, width int) [][]byte {
 //
 //	UPDATE t SET n = v.column2 FROM (VALUES …) AS v WHERE t.id = v.column1
 //
-// where nothing else gives the parameters a type: PostgreSQL takes it from the first row, CockroachDB from each, and
-// both refuse a NULL without it. In SQLite a type is the value's own; a cast would cost three times the statement, and
-// one to BYTEA, which it doesn't know, would make a number of the bytes.
+// where nothing else gives the parameters a type: CockroachDB takes it from each row, and refuses a NULL without it. In SQLite
+// a type is the value's own; a cast would cost three times the statement, and one to BYTEA, which it doesn't know, would
+// make a number of the bytes.
 //
 // There is at least one row and at most MaxRows, and at most MaxParams parameters in the whole statement.
 func (e Engine) values(from, rows int, columns ...Type) string {

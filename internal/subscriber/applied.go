@@ -45,14 +45,19 @@ func (s *Store) claim(ctx context.Context, tx *sql.Tx, batch []events.Invalidati
 func (s *Store) writeNonces(p *sqldb.Pipeline, list []*events.Invalidation, claimed func(nonce string)) {
 	for rows := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Int, sqldb.Text}, claims(list)) {
 		text := `INSERT INTO applied (timestamp, nonce) ` + rows.Query + ` ON CONFLICT DO NOTHING RETURNING nonce`
-		p.Query("claim the nonces", text, rows.Args, func(row sqldb.Row) error {
-			var nonce string
-			if err := row.Scan(&nonce); err != nil {
-				return err
-			}
-			claimed(nonce)
-			return nil
-		})
+		p.Query("claim the nonces", text, rows.Args, eachNonce(claimed))
+	}
+}
+
+// eachNonce returns what reads a nonce from a row, and gives it to found.
+func eachNonce(found func(nonce string)) func(sqldb.Row) error {
+	return func(row sqldb.Row) error {
+		var nonce string
+		if err := row.Scan(&nonce); err != nil {
+			return err
+		}
+		found(nonce)
+		return nil
 	}
 }
 
@@ -102,29 +107,12 @@ func (s *Store) dropOld(ctx context.Context, tx *sql.Tx, batch []events.Invalida
 			values = append(values, batch[i].Nonce.String())
 		}
 	}
+	var p sqldb.Pipeline
 	for rows := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Text}, values) {
 		text := `SELECT nonce FROM applied WHERE timestamp = 0 AND nonce IN (` + rows.Query + `)`
-		if err := eachNonce(ctx, tx, text, rows.Args, func(nonce string) { claimed[nonce] = false }); err != nil {
-			return err
-		}
+		p.Query("", text, rows.Args, eachNonce(func(nonce string) { claimed[nonce] = false }))
 	}
-	return nil
-}
-
-func eachNonce(ctx context.Context, tx *sql.Tx, text string, args []any, found func(string)) error {
-	rows, err := tx.QueryContext(ctx, text, args...)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
-		var nonce string
-		if err := rows.Scan(&nonce); err != nil {
-			return err
-		}
-		found(nonce)
-	}
-	return rows.Err()
+	return s.db.Run(ctx, tx, &p)
 }
 
 // HasApplied says whether an event has taken effect.

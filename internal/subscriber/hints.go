@@ -34,12 +34,10 @@ func newHints(table string) *hints {
 	return &hints{table, rand.IntN(hintSlices), rand.IntN(hintsUntilMove)} //nolint:gosec // it only spreads work
 }
 
-// useHints has services and keys found by hints. A database that was an Auth Provider's has none to keys, and FindKey is slow there.
-func (s *Store) useHints(ctx context.Context, byKey bool) error {
+// useHints has services and keys found by hints. A database that is or was an Auth Provider's has none to
+// keys, and FindKey is slow there.
+func (s *Store) useHints(ctx context.Context) error {
 	s.serviceHints = newHints("service_hints")
-	if !byKey {
-		return nil
-	}
 	const onlyInAuths = 13 // the first migration that schema/auth alone has
 	var auths bool
 	const query = `SELECT EXISTS (SELECT 1 FROM goose_db_version WHERE version_id = $1)`

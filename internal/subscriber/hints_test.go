@@ -109,11 +109,7 @@ func checkHints(t *testing.T, store *subscriber.Store, services []*subtest.Servi
 
 func checkHintTables(t *testing.T, url string, services int, byKey bool) {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), url, discard())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
+	db := openDB(t, url)
 	count := func(query string) (n int) {
 		t.Helper()
 		if err := db.Reader().QueryRowContext(t.Context(), query).Scan(&n); err != nil {
@@ -185,11 +181,7 @@ func TestAuthsDatabase(t *testing.T) {
 			url := testenv.Database(t, testenv.SQLite)
 			s := subtest.NewService(t, "a")
 			s.Bind(start)
-			db, err := sqldb.Open(t.Context(), url, discard())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = db.Close() })
+			db := openDB(t, url)
 			if err := db.Migrate(t.Context(), firstSchema(t, schema.Auth(), before)); err != nil {
 				t.Fatal(err)
 			}

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/keyring"
@@ -19,6 +20,17 @@ import (
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+// openDB opens a database as it is, without a migration.
+func openDB(t testing.TB, url string) *sqldb.DB {
+	t.Helper()
+	db, err := sqldb.Open(t.Context(), url, discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
 
 func openStore(t testing.TB, url string) *subscriber.Store {
 	t.Helper()

@@ -95,11 +95,7 @@ func checkOldRelease(t *testing.T, url string) {
 	if !strings.HasPrefix(url, testenv.SQLite) {
 		return
 	}
-	db, err := sqldb.Open(t.Context(), url, discard())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
+	db := openDB(t, url)
 	const insert = `INSERT INTO services (id, target, head, max_sequence, filled, sequenced) VALUES (NULL, 'org.a.b', 1, 1, 0, 1)
 		ON CONFLICT (target) DO UPDATE SET head = excluded.head RETURNING id, target`
 	if _, err := db.Writer().ExecContext(t.Context(), insert); err == nil {
@@ -165,11 +161,7 @@ func checkMigrated(t *testing.T, store *subscriber.Store, a, b *subtest.Service)
 // fillFirstSchema makes what a process of the first schema would have, after all events of these services.
 func fillFirstSchema(t *testing.T, url string, files fs.FS, services ...*subtest.Service) *sqldb.DB {
 	t.Helper()
-	db, err := sqldb.Open(t.Context(), url, discard())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() })
+	db := openDB(t, url)
 	if err := db.Migrate(t.Context(), firstSchema(t, files, "00008")); err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"iter"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -35,10 +34,7 @@ func (s *Store) KeyringOf(ctx context.Context, target events.Target) (Service, b
 		args = append(args, sqldb.Hint(target.String()))
 	}
 	text := keyRows + only + ` UNION ALL ` + cutoffRows + only + ` UNION ALL ` + serviceRows + only
-	for service, err := range s.services(ctx, text, args...) {
-		return service, err == nil, err
-	}
-	return Service{}, false, nil
+	return s.service(ctx, text, args)
 }
 
 // FindKey returns the service whose key this is or was, or false. Its keyring holds this key alone, with all that
@@ -53,72 +49,45 @@ func (s *Store) FindKey(ctx context.Context, key events.PublicKey) (Service, boo
 	owner := ` WHERE s.id = (SELECT o.id FROM keys AS f JOIN services AS o ON o.id = f.service
 		WHERE f.public_key = $1` + hinted + ` ORDER BY o.target LIMIT 1)`
 	text := keyRows + owner + ` AND k.public_key = $1 UNION ALL ` + cutoffRows + owner + ` UNION ALL ` + serviceRows + owner
-	for service, err := range s.services(ctx, text, args...) {
-		return service, err == nil, err
-	}
-	return Service{}, false, nil
+	return s.service(ctx, text, args)
 }
 
-// services puts the rows of a query on keys, cutoffs and services together again.
-func (s *Store) services(ctx context.Context, query string, args ...any) iter.Seq2[Service, error] {
-	return func(yield func(Service, error) bool) {
-		rows, err := s.db.Reader().QueryContext(ctx, query, args...)
-		if err != nil {
-			yield(Service{}, fmt.Errorf("read keyrings: %w", err))
-			return
-		}
-		defer func() { _ = rows.Close() }()
-		var a assembly
-		for rows.Next() {
-			done, err := a.next(rows)
-			if err != nil {
-				yield(Service{}, fmt.Errorf("read keyrings: %w", err))
-				return
-			}
-			if done != nil && !yield(*done, nil) {
-				return
-			}
-		}
-		if err := rows.Err(); err != nil {
-			yield(Service{}, fmt.Errorf("read keyrings: %w", err))
-			return
-		}
-		if a.target != "" {
-			yield(a.service.sorted(), nil)
+// service puts the rows of a query on keys, cutoffs and services together again, which are all of one service; false: none.
+func (s *Store) service(ctx context.Context, query string, args []any) (service Service, found bool, err error) {
+	rows, err := s.db.Reader().QueryContext(ctx, query, args...)
+	if err != nil {
+		return Service{}, false, fmt.Errorf("read keyrings: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	for ; rows.Next(); found = true {
+		if err := service.next(rows); err != nil {
+			return Service{}, false, fmt.Errorf("read keyrings: %w", err)
 		}
 	}
+	if err := rows.Err(); err != nil {
+		return Service{}, false, fmt.Errorf("read keyrings: %w", err)
+	}
+	return service.sorted(), found, nil
 }
 
-// assembly is the service whose rows come by. Only equality of targets counts: how text is sorted is the database's
-// own affair.
-type assembly struct {
-	target  string
-	service Service
-}
-
-// next takes a row, and returns the service before it if the row is another one's.
-func (a *assembly) next(rows *sql.Rows) (*Service, error) {
+// next takes a row.
+func (s *Service) next(rows *sql.Rows) error {
 	var (
 		target        sql.RawBytes
 		kind, x, y, z int64
 		public        sql.RawBytes
 	)
 	if err := rows.Scan(&target, &kind, &x, &y, &z, &public); err != nil {
-		return nil, err
+		return err
 	}
-	var done *Service
-	if string(target) != a.target {
-		if a.target != "" {
-			service := a.service.sorted()
-			done = &service
-		}
+	if s.Target == (events.Target{}) {
 		parsed, err := events.ParseTarget(string(target))
 		if err != nil {
-			return nil, fmt.Errorf("target %q: %w", target, err)
+			return fmt.Errorf("target %q: %w", target, err)
 		}
-		*a = assembly{target: string(target), service: Service{Target: parsed}}
+		s.Target = parsed
 	}
-	return done, a.service.add(kind, x, y, z, public)
+	return s.add(kind, x, y, z, public)
 }
 
 func (s *Service) add(kind, x, y, z int64, public []byte) error {

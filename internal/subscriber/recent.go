@@ -3,7 +3,6 @@ package subscriber
 import (
 	"context"
 	"database/sql"
-	"fmt"
 	"hash/maphash"
 
 	"omiappreg.org/keyrotation/events"
@@ -51,25 +50,19 @@ func (s *Store) readRecent(ctx context.Context) error {
 	}
 	s.recent = newRecent()
 	const query = `SELECT timestamp, nonce FROM applied WHERE timestamp > 0 ORDER BY timestamp DESC, nonce DESC LIMIT $1`
-	rows, err := s.db.Reader().QueryContext(ctx, query, int64(recently))
-	if err != nil {
-		return fmt.Errorf("read the newest nonces: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
+	var p sqldb.Pipeline
+	p.Query("read the newest nonces", query, []any{int64(recently)}, func(row sqldb.Row) error {
 		var (
 			timestamp int64
 			nonce     string
 		)
-		if err := rows.Scan(&timestamp, &nonce); err != nil {
-			return fmt.Errorf("read the newest nonces: %w", err)
+		if err := row.Scan(&timestamp, &nonce); err != nil {
+			return err
 		}
 		s.recent.note(nonce, timestamp)
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read the newest nonces: %w", err)
-	}
-	return nil
+		return nil
+	})
+	return s.db.Run(ctx, s.db.Reader(), &p)
 }
 
 // notElsewhere returns the events without those whose nonce is known beside another timestamp. It runs in the transaction that

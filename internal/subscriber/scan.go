@@ -68,8 +68,8 @@ func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
 	if err := cutoffs.allTaken(); err != nil {
 		return err
 	}
-	if one.any && !yield(one.whole()) {
-		return nil
+	if one.any {
+		yield(one.whole())
 	}
 	return nil
 }

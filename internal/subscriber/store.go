@@ -21,7 +21,7 @@ import (
 )
 
 // Store is what a subscriber knows, in its database: every key of every service, as rows that are joined by the
-// database itself just as [keyring.Keyring.Join] does it. So nothing is read before it is written, and a batch costs
+// database itself just as [keyring.Keyring.Join] does it. So no key is read before it is written, and a batch costs
 // a handful of statements however large it is.
 type Store struct {
 	db   *sqldb.DB
@@ -47,16 +47,16 @@ type SetAside struct {
 
 // OpenStore opens the database that url names, see [sqldb.Open], and brings its schema up to date.
 func OpenStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
-	return openStore(ctx, url, schema.Subscriber(), log, true)
+	return openStore(ctx, url, schema.Subscriber(), log)
 }
 
 // OpenAuthStore is OpenStore for an Auth Provider, whom nobody asks whose key this is: [Store.FindKey] is slow here, and
 // everything else quicker.
 func OpenAuthStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
-	return openStore(ctx, url, schema.Auth(), log, false)
+	return openStore(ctx, url, schema.Auth(), log)
 }
 
-func openStore(ctx context.Context, url string, migrations fs.FS, log *slog.Logger, byKey bool) (*Store, error) {
+func openStore(ctx context.Context, url string, migrations fs.FS, log *slog.Logger) (*Store, error) {
 	db, err := sqldb.Open(ctx, url, log)
 	if err != nil {
 		return nil, fmt.Errorf("open the subscriber's database: %w", err)
@@ -67,7 +67,7 @@ func openStore(ctx context.Context, url string, migrations fs.FS, log *slog.Logg
 		err = db.Migrate(ctx, migrations)
 	}
 	if err == nil && db.Engine() == sqldb.SQLite {
-		err = s.useHints(ctx, byKey)
+		err = s.useHints(ctx)
 	}
 	if err == nil {
 		err = s.lookForUntimed(ctx)

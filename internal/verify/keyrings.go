@@ -108,10 +108,10 @@ func (k *keyrings) change(target events.Target, next func(have record) record) {
 	s := at.Load()
 	i, have := s.find(mark, target)
 	k.packed = next(have)
+	if s == nil {
+		s = &shard{}
+	}
 	switch {
-	case s == nil:
-		added := (&shard{}).add(mark, target, k.packed, fresh)
-		at.Store(&added)
 	case i < 0:
 		added := s.add(mark, target, k.packed, fresh)
 		at.Store(&added)

@@ -25,11 +25,7 @@ func TestKeyringsHoldWhatTheyWereGiven(t *testing.T) {
 		targets := rapid.Custom(func(rt *rapid.T) events.Target {
 			name := rapid.SampledFrom([]string{"a.b", "a.bb", "a.b.c", "org.omiappreg.alice"}).Draw(rt, "app") + "." +
 				rapid.SampledFrom([]string{"c", "d", "bb", "a-very-long-name-of-a-service-with-60-bytes-0123456789abcdef"}).Draw(rt, "service")
-			target, err := events.ParseTarget(name)
-			if err != nil {
-				rt.Fatal(err)
-			}
-			return target
+			return must(events.ParseTarget(name))
 		})
 		const now = 1000
 		for _, target := range rapid.SliceOfNDistinct(targets, 0, 16, rapid.ID).Draw(rt, "loaded") {
@@ -68,21 +64,15 @@ func TestKeyringsHoldWhatTheyWereGiven(t *testing.T) {
 		}
 		for range 5 {
 			target := targets.Draw(rt, "other")
-			if _, known := want[target]; !known {
-				if k.find(target) != nil {
-					rt.Fatalf("%s is found", target)
-				}
+			if _, known := want[target]; !known && k.find(target) != nil {
+				rt.Fatalf("%s is found", target)
 			}
 		}
 	})
 }
 
 func drawKey(rt *rapid.T) events.PublicKey {
-	key, err := events.PublicKeyFromBytes(bytes.Repeat([]byte{rapid.Byte().Draw(rt, "key")}, 32))
-	if err != nil {
-		rt.Fatal(err)
-	}
-	return key
+	return must(events.PublicKeyFromBytes(bytes.Repeat([]byte{rapid.Byte().Draw(rt, "key")}, 32)))
 }
 
 func drawKeyring(rt *rapid.T) (k keyring.Keyring) {
