@@ -86,7 +86,7 @@ func (s *domain) close(store *client.Folder) {
 
 func (s *domain) sender() request.Sender { return request.Sender{JetStream: s.js, Trust: s.trust} }
 
-// bind binds the service to its current key, as the developer does.
+// bind binds the service to its current key, as the developer does, and waits until both subscribers know it.
 func (s *domain) bind() {
 	s.t.Helper()
 	store := s.store()
@@ -104,6 +104,15 @@ func (s *domain) bind() {
 	if err != nil || receipt.Event != events.RequestCommitted {
 		s.t.Fatalf("bind: %+v, %v", receipt, err)
 	}
+	testenv.Eventually(s.t, patience, "both subscribers know the service", func() error {
+		record := s.record()
+		for _, durable := range []string{events.AuthDurable, events.BillingDurable} {
+			if !record.Propagation[durable] {
+				return fmt.Errorf("%s has not applied the binding: %v", durable, record.Propagation)
+			}
+		}
+		return nil
+	})
 }
 
 // open starts the service's client on a store.
