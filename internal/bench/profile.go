@@ -50,7 +50,7 @@ var kinds = []struct{ prefix, kind string }{ //nolint:gochecknoglobals // a tabl
 	{"runtime.gcBgMarkWorker", GC}, {"runtime.gcAssist", GC}, {"runtime.bgsweep", GC}, {"runtime.bgscavenge", GC},
 	{"crypto/internal/fips140/ed25519.sign", Sign}, {"crypto/internal/fips140/ed25519.Sign", Sign},
 	{"crypto/ed25519.Sign", Sign}, {"crypto/ed25519.PrivateKey", Sign},
-	{"crypto/ed25519.", Verify}, {"github.com/oasisprotocol/curve25519-voi", Verify},
+	{"github.com/oasisprotocol/curve25519-voi", Sign}, {"crypto/ed25519.", Verify},
 	{"omiappreg.org/keyrotation/events.PublicKey.CheckStrength", Keys},
 	{"modernc.org/", Store}, {"database/sql.", Store}, {"github.com/jackc/pgx", Store},
 	{"omiappreg.org/keyrotation/internal/sqldb", Store},
