@@ -37,7 +37,7 @@ type benchCmd struct {
 	Rate      float64       `placeholder:"N" help:"Open loop: so many rotations a second are published, whatever becomes of them."`
 	Duration  time.Duration `placeholder:"TIME" help:"With --rate, in place of --rotations: for how long."`
 
-	Store       string `enum:"sqlite,postgres" default:"sqlite" help:"Where registry, Auth and Billing keep their state: sqlite or postgres (${default})."`
+	Store       string `enum:"sqlite,postgres," default:"" placeholder:"sqlite|postgres" help:"Where registry, Auth and Billing keep their state: sqlite or postgres (sqlite; with --database-url, what is there)."`
 	DatabaseURL string `name:"database-url" placeholder:"URL" help:"A PostgreSQL or CockroachDB to use, by a user who may create databases; they are dropped at the end."`
 	NATSURL     string `name:"nats-url" placeholder:"URL" help:"A broker to use, in an account without streams; those made are deleted at the end. Default: one in this process."`
 	SyncAlways  bool   `help:"The broker writes each message to the disk before it says that it has it: its sync_interval is \"always\". Else it is NATS's own, two minutes."`
@@ -171,8 +171,12 @@ func (c *benchCmd) check() error {
 		if strings.HasPrefix(c.DatabaseURL, "sqlite:") {
 			return process.Usagef("--database-url names a server; with SQLite, --data says where the files are made")
 		}
+		if c.Store == benchSQLite {
+			return process.Usagef("--store sqlite and --database-url, which names a server: give one of them")
+		}
 		c.Store = benchPostgres
 	}
+	c.Store = cmp.Or(c.Store, benchSQLite)
 	if len(c.Preload) == 0 {
 		c.Preload = []int{0}
 	}

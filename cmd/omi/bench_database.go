@@ -19,6 +19,7 @@ import (
 
 // The databases, as --store and the result name them.
 const (
+	benchSQLite    = "sqlite"
 	benchPostgres  = "postgres"
 	benchCockroach = "cockroach"
 )
