@@ -3,10 +3,9 @@ package events
 import (
 	"crypto/rand"
 	"crypto/sha512"
-	"slices"
 
-	"filippo.io/edwards25519"
-	"filippo.io/edwards25519/field"
+	"github.com/oasisprotocol/curve25519-voi/curve"
+	"github.com/oasisprotocol/curve25519-voi/curve/scalar"
 )
 
 const (
@@ -122,26 +121,24 @@ func (k *trustedKey) madeAll(sum *sum, messages []reading, places []int) bool {
 			return false
 		}
 	}
-	return sum.isNeutral(k.point)
+	return sum.isNeutral(k.points)
 }
 
-// sum is the left side of the equation. Its first scalar and point are those of B, its second those of A. It serves for one
-// equation after the other, each with [sum.begin].
+// sum is the left side of the equation. It serves for one equation after the other, each with [sum.begin].
 type sum struct {
-	scalars []*edwards25519.Scalar
-	points  []*edwards25519.Point
-	random  []byte
-	n       int // how many signatures there are in this equation
+	ofB, ofA scalar.Scalar // Σ zᵢ·Sᵢ and Σ zᵢ·kᵢ
+	ofR      []*scalar.Scalar
+	points   []*curve.EdwardsPoint // the Rᵢ
+	random   []byte
+	n        int // how many signatures there are in this equation
 }
 
 // newSum returns a sum for so many signatures at most.
 func newSum(most int) *sum {
-	scalars, points := make([]edwards25519.Scalar, most+2), make([]edwards25519.Point, most+2)
-	s := &sum{
-		scalars: make([]*edwards25519.Scalar, most+2), points: make([]*edwards25519.Point, most+2), random: make([]byte, most*randomizer),
-	}
+	scalars, points := make([]scalar.Scalar, most), make([]curve.EdwardsPoint, most)
+	s := &sum{ofR: make([]*scalar.Scalar, most), points: make([]*curve.EdwardsPoint, most), random: make([]byte, most*randomizer)}
 	for i := range scalars {
-		s.scalars[i], s.points[i] = &scalars[i], &points[i]
+		s.ofR[i], s.points[i] = &scalars[i], &points[i]
 	}
 	return s
 }
@@ -149,55 +146,49 @@ func newSum(most int) *sum {
 // begin makes room for n signatures, with other random numbers than any equation had before.
 func (s *sum) begin(n int) {
 	s.n = n
-	*s.scalars[0], *s.scalars[1] = edwards25519.Scalar{}, edwards25519.Scalar{}
+	s.ofB.Zero()
+	s.ofA.Zero()
 	_, _ = rand.Read(s.random[:n*randomizer]) // crypto/rand.Read never fails: it ends the process instead
 }
 
 // add adds the nth signature, unless R or S isn't in its one form: the standard library refuses those, whoever made them.
-func (s *sum) add(n int, r, scalar, digest []byte) bool {
-	var bytes [32]byte
+func (s *sum) add(n int, r, answer, digest []byte) bool {
+	var bytes [scalar.ScalarSize]byte
 	copy(bytes[:], s.random[n*randomizer:][:randomizer])
-	var answer, challenge edwards25519.Scalar
-	if _, err := answer.SetCanonicalBytes(scalar); err != nil {
-		return false
-	}
-	if _, err := s.points[n+2].SetBytes(r); err != nil || !isOneForm(r) {
-		return false
-	}
-	if _, err := challenge.SetUniformBytes(digest); err != nil {
-		return false
-	}
-	z := s.scalars[n+2]
+	z := s.ofR[n]
 	if _, err := z.SetCanonicalBytes(bytes[:]); err != nil {
 		return false
 	}
-	s.scalars[0].MultiplyAdd(z, &answer, s.scalars[0])
-	s.scalars[1].MultiplyAdd(z, &challenge, s.scalars[1])
+	if !decode(s.points[n], r) {
+		return false
+	}
+	var term scalar.Scalar
+	if _, err := term.SetCanonicalBytes(answer); err != nil {
+		return false
+	}
+	s.ofB.Add(&s.ofB, term.Mul(z, &term))
+	if _, err := term.SetBytesModOrderWide(digest); err != nil {
+		return false
+	}
+	s.ofA.Add(&s.ofA, term.Mul(z, &term))
 	return true
 }
 
-func (s *sum) isNeutral(key *edwards25519.Point) bool {
-	s.points[0].Set(edwards25519.NewGeneratorPoint())
-	s.points[1].Set(key)
-	s.scalars[0].Negate(s.scalars[0]) // of all signs the other: one negation instead of many
-	total := new(edwards25519.Point).VarTimeMultiScalarMult(s.scalars[:s.n+2], s.points[:s.n+2])
-	return total.MultByCofactor(total).Equal(edwards25519.NewIdentityPoint()) == 1
+// isNeutral takes B and A.
+func (s *sum) isNeutral(fixed []*curve.ExpandedEdwardsPoint) bool {
+	s.ofB.Neg(&s.ofB) // of all signs the other: one negation instead of many
+	var total curve.EdwardsPoint
+	total.ExpandedMultiscalarMulVartime([]*scalar.Scalar{&s.ofB, &s.ofA}, fixed, s.ofR[:s.n], s.points[:s.n])
+	return total.IsSmallOrder()
 }
 
-// isOneForm reports whether the bytes of a point are those that the point is written as: y below 2²⁵⁵-19, and no sign
-// where x is 0.
-func isOneForm(point []byte) bool {
-	var y field.Element
-	if _, err := y.SetBytes(point); err != nil { // it ignores the sign
+// decode sets p to the point that these 32 bytes encode, and reports whether there is one that is written so: with y below
+// 2²⁵⁵-19, and no sign where x is 0.
+func decode(p *curve.EdwardsPoint, b []byte) bool {
+	text := curve.CompressedEdwardsY(b)
+	if !text.IsCanonicalVartime() {
 		return false
 	}
-	sign := point[31] & 0x80
-	b := y.Bytes()
-	b[31] |= sign
-	if !slices.Equal(b, point) {
-		return false
-	}
-	one := new(field.Element).One()
-	xIsZero := y.Equal(one) == 1 || y.Equal(new(field.Element).Negate(one)) == 1
-	return !xIsZero || sign == 0
+	_, err := p.SetCompressedY(&text)
+	return err == nil
 }

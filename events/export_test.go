@@ -1,10 +1,8 @@
 package events
 
-import "filippo.io/edwards25519"
-
 // MadeAll asks whether the key made all these signatures, in one equation.
 func MadeAll(key PublicKey, texts [][]byte, signatures []Signature) bool {
-	point, err := new(edwards25519.Point).SetBytes(key.b[:])
+	k, err := newTrustedKey(key)
 	if err != nil {
 		return false
 	}
@@ -12,7 +10,6 @@ func MadeAll(key PublicKey, texts [][]byte, signatures []Signature) bool {
 	for i := range texts {
 		messages[i].message, places[i] = message{canonical: texts[i], signature: signatures[i]}, i
 	}
-	k := trustedKey{key: key, point: point}
 	return k.madeAll(newSum(len(texts)), messages, places)
 }
 

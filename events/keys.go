@@ -8,7 +8,7 @@ import (
 	"errors"
 	"fmt"
 
-	"filippo.io/edwards25519"
+	"github.com/oasisprotocol/curve25519-voi/curve"
 	voi "github.com/oasisprotocol/curve25519-voi/primitives/ed25519"
 )
 
@@ -98,14 +98,16 @@ func (k PublicKey) Verify(message []byte, s Signature) bool {
 
 // CheckStrength returns [ErrWeakKey] when the key must not be registered (§2).
 func (k PublicKey) CheckStrength() error {
-	point, err := new(edwards25519.Point).SetBytes(k.b[:])
-	if err != nil || !isOneForm(k.b[:]) { // to encode the point again would take as long as to decode it
-		return ErrWeakKey
+	_, err := k.point()
+	return err
+}
+
+// point returns what the key encodes, unless it must not be registered.
+func (k PublicKey) point() (point curve.EdwardsPoint, err error) {
+	if !decode(&point, k.b[:]) || point.IsSmallOrder() {
+		return point, ErrWeakKey
 	}
-	if new(edwards25519.Point).MultByCofactor(point).Equal(edwards25519.NewIdentityPoint()) == 1 {
-		return ErrWeakKey
-	}
-	return nil
+	return point, nil
 }
 
 // KeyID is the hint that the registry's messages carry to choose among trusted keys: the first 16 characters of

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"slices"
 
-	"filippo.io/edwards25519"
+	"github.com/oasisprotocol/curve25519-voi/curve"
 )
 
 // Trust is whom a reader of the registry's messages believes: the keys of one registry, and its domain name.
@@ -15,9 +15,19 @@ type Trust struct {
 }
 
 type trustedKey struct {
-	id    string
-	key   PublicKey
-	point *edwards25519.Point // what the key encodes
+	id     string
+	key    PublicKey
+	points []*curve.ExpandedEdwardsPoint // the curve's base point, and what the key encodes
+}
+
+func newTrustedKey(k PublicKey) (trustedKey, error) {
+	point, err := k.point()
+	if err != nil {
+		return trustedKey{}, err
+	}
+	return trustedKey{k.KeyID(), k, []*curve.ExpandedEdwardsPoint{
+		curve.NewExpandedEdwardsPoint(curve.ED25519_BASEPOINT_POINT), curve.NewExpandedEdwardsPoint(&point),
+	}}, nil
 }
 
 // ErrNoTrust means that a Trust would believe nobody.
@@ -30,14 +40,11 @@ func NewTrust(origin string, keys ...PublicKey) (Trust, error) {
 	}
 	t := Trust{origin: origin}
 	for _, k := range keys {
-		if err := k.CheckStrength(); err != nil {
+		trusted, err := newTrustedKey(k)
+		if err != nil {
 			return Trust{}, err
 		}
-		point, err := new(edwards25519.Point).SetBytes(k.b[:])
-		if err != nil {
-			return Trust{}, ErrWeakKey
-		}
-		t.keys = append(t.keys, trustedKey{k.KeyID(), k, point})
+		t.keys = append(t.keys, trusted)
 	}
 	return t, nil
 }
