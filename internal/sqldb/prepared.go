@@ -13,7 +13,7 @@ import (
 const preparedEach = 128
 
 // To read and plan a statement of some hundred rows costs SQLite more than to run it. So each connection keeps those that it
-// ran last, with their text as their name, and beside it what positional made of that.
+// ran last, with their text as their name, and beside it what writtenOut and positional made of that.
 
 // preparedConnector makes connections that do so.
 type preparedConnector struct{ driver.Connector }
@@ -96,14 +96,14 @@ func (c *preparedConn) QueryContext(ctx context.Context, query string, args []dr
 
 // take returns a statement, which is nobody else's until it is given back.
 func (c *preparedConn) take(ctx context.Context, query string, args []driver.NamedValue) (*prepared, error) {
-	old, ok := c.kept.Get(query) // the text may be long: this is all that is paid for it as a rule
+	old, ok := c.kept.Get(query)
 	if ok && !old.busy && old.args == len(args) {
 		old.busy = true
 		return old, nil
 	}
-	text, order := query, []int(nil)
+	text, order := writtenOut(query), []int(nil)
 	if !named(args) {
-		text, order = positional(query, len(args))
+		text, order = positional(text, len(args))
 	}
 	stmt, err := c.PrepareContext(ctx, text)
 	if err != nil {

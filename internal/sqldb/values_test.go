@@ -18,7 +18,7 @@ func TestRowsText(t *testing.T) {
 		engine sqldb.Engine
 		want   string
 	}{
-		{sqldb.SQLite, "VALUES ($3, $4)"}, // and another statement for the second row
+		{sqldb.SQLite, "VALUES ($3, $4)×1"}, // and another statement for the second row
 		{sqldb.Cockroach, "VALUES (CAST($3 AS TEXT), CAST($4 AS BIGINT)), (CAST($5 AS TEXT), CAST($6 AS BIGINT))"},
 		{sqldb.Postgres, "SELECT * FROM unnest($3::TEXT[], $4::BIGINT[]) AS u (column1, column2)"},
 	} {
