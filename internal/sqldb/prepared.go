@@ -94,6 +94,11 @@ func (c *preparedConn) QueryContext(ctx context.Context, query string, args []dr
 	return &preparedRows{rows, func() error { return c.give(stmt) }}, nil
 }
 
+// PrepareContext prepares a statement for somebody who keeps it.
+func (c *preparedConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	return c.sqliteConn.PrepareContext(ctx, writtenOut(query))
+}
+
 // take returns a statement, which is nobody else's until it is given back.
 func (c *preparedConn) take(ctx context.Context, query string, args []driver.NamedValue) (*prepared, error) {
 	old, ok := c.kept.Get(query)
@@ -105,7 +110,7 @@ func (c *preparedConn) take(ctx context.Context, query string, args []driver.Nam
 	if !named(args) {
 		text, order = positional(text, len(args))
 	}
-	stmt, err := c.PrepareContext(ctx, text)
+	stmt, err := c.sqliteConn.PrepareContext(ctx, text)
 	if err != nil {
 		return nil, err
 	}

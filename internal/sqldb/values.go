@@ -44,7 +44,7 @@ type Rows struct {
 //   - PostgreSQL gets all of them, as an array for each column. The text is the same for any number, so it is short to
 //     parse, and worth preparing.
 //   - SQLite has no arrays. It gets a few fixed numbers of rows, so that the same texts come again and are found prepared. Query
-//     says how often its one row is repeated, and is written out only when it is prepared ([DB] has no other way to SQLite).
+//     says how often its one row is repeated; the connection writes that out when it prepares the statement.
 //   - CockroachDB gets lists of rows, [MaxRows] at most.
 func (e Engine) Rows(from int, columns []Type, values []any) iter.Seq[Rows] {
 	return func(yield func(Rows) bool) {
