@@ -45,7 +45,7 @@ func (m *Meter) Read() (Usage, error) {
 
 // Peak samples the memory until ctx ends, and returns the most that it saw.
 func (m *Meter) Peak(ctx context.Context) int64 {
-	ticker := time.NewTicker(100 * time.Millisecond)
+	ticker := time.NewTicker(500 * time.Millisecond) // a sample takes half a millisecond, which counts as the process's
 	defer ticker.Stop()
 	var peak int64
 	for {

@@ -89,6 +89,8 @@ func options(cfg Config) (*server.Options, error) {
 		StoreDir:   cfg.StoreDir,
 		SyncAlways: cfg.SyncAlways,
 		NoSigs:     true, // signals belong to the process that embeds it
+		// It keeps who listens to the last 1,024 subjects. Acknowledgements have each its own, and services one or two each.
+		NoSublistCache: true,
 	}, nil
 }
 

@@ -13,7 +13,7 @@ import (
 const preparedEach = 128
 
 // To read and plan a statement of some hundred rows costs SQLite more than to run it. So each connection keeps those that it
-// ran last, with their text as their name, and beside it what positional made of that.
+// ran last, with their text as their name, and beside it what writtenOut and positional made of that.
 
 // preparedConnector makes connections that do so.
 type preparedConnector struct{ driver.Connector }
@@ -94,18 +94,23 @@ func (c *preparedConn) QueryContext(ctx context.Context, query string, args []dr
 	return &preparedRows{rows, func() error { return c.give(stmt) }}, nil
 }
 
+// PrepareContext prepares a statement for somebody who keeps it.
+func (c *preparedConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	return c.sqliteConn.PrepareContext(ctx, writtenOut(query))
+}
+
 // take returns a statement, which is nobody else's until it is given back.
 func (c *preparedConn) take(ctx context.Context, query string, args []driver.NamedValue) (*prepared, error) {
-	old, ok := c.kept.Get(query) // the text may be long: this is all that is paid for it as a rule
+	old, ok := c.kept.Get(query)
 	if ok && !old.busy && old.args == len(args) {
 		old.busy = true
 		return old, nil
 	}
-	text, order := query, []int(nil)
+	text, order := writtenOut(query), []int(nil)
 	if !named(args) {
-		text, order = positional(query, len(args))
+		text, order = positional(text, len(args))
 	}
-	stmt, err := c.PrepareContext(ctx, text)
+	stmt, err := c.sqliteConn.PrepareContext(ctx, text)
 	if err != nil {
 		return nil, err
 	}

@@ -123,7 +123,11 @@ func (s *Store) HasGap(ctx context.Context, target events.Target) (gap bool, err
 
 // Gaps returns up to limit services with a gap in their history, in the database's order, from after on.
 func (s *Store) Gaps(ctx context.Context, after events.Target, limit int) ([]events.Target, error) {
-	const query = `SELECT target FROM services WHERE max_sequence > filled + sequenced AND target > $1 ORDER BY target LIMIT $2`
+	gap := "gap" // as the index has it, see the schema
+	if s.db.Engine() == sqldb.SQLite {
+		gap = "max_sequence > filled + sequenced"
+	}
+	query := `SELECT target FROM services WHERE ` + gap + ` AND target > $1 ORDER BY target LIMIT $2`
 	from := ""
 	if after != (events.Target{}) {
 		from = after.String()
