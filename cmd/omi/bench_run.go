@@ -319,6 +319,8 @@ func (b *benchRun) measure(ctx context.Context) (measured, error) {
 			return measured{}, err
 		}
 	}
+	b.progress.phase("writing to the disk what is left", -1)
+	bench.Settle()       // hundreds of MB, of a million services: a system that has run for a minute has none of that
 	debug.FreeOSMemory() // what was needed to get here is no part of what is measured
 	b.progress.phase("rotations applied by both", b.load.Rotations)
 	before, err := b.meter.Read()
