@@ -35,6 +35,9 @@ const (
 	partBilling  = bench.Billing
 )
 
+// brokerFolder is where in its folder a stack that starts a broker has the streams.
+const brokerFolder = "jetstream"
+
 // stackConfig says what one machine's whole deployment is.
 type stackConfig struct {
 	Folder     string // of keys, databases and streams
@@ -101,7 +104,7 @@ func (s *stack) startBroker(_ context.Context, cfg stackConfig) (err error) {
 		return nil
 	}
 	if s.broker, err = broker.Start(broker.Config{
-		Addr: cfg.NATSAddr, StoreDir: filepath.Join(cfg.Folder, "jetstream"), SyncAlways: cfg.SyncAlways, Log: cfg.Log,
+		Addr: cfg.NATSAddr, StoreDir: filepath.Join(cfg.Folder, brokerFolder), SyncAlways: cfg.SyncAlways, Log: cfg.Log,
 	}); err != nil {
 		return process.Usage(fmt.Errorf("%w: choose another with --nats-addr", err))
 	}

@@ -242,18 +242,67 @@ func TestCheckpoint(t *testing.T) {
 	t.Parallel()
 	db := open(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
 	exec(t, db, "CREATE TABLE t (page BLOB)")
-	const pages = `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000) INSERT INTO t SELECT randomblob(4000) FROM n`
-	exec(t, db, pages)
+	exec(t, db, manyPages)
 	testenv.Eventually(t, time.Minute, "the log is folded", func() error {
-		var busy, all, folded int
-		if err := db.Reader().QueryRowContext(t.Context(), "PRAGMA wal_checkpoint(NOOP)").Scan(&busy, &all, &folded); err != nil {
-			return err
-		}
-		if all < 5000 || folded < all {
-			return fmt.Errorf("of %d pages %d are folded", all, folded)
-		}
-		return nil
+		return folded(t, db, func(all, folded int) bool { return all >= 5000 && folded == all })
 	})
+}
+
+// TestCheckpointToTheEnd: what stayed in a long log, because somebody read beside it, is folded too, however little it is: else the log
+// would grow until a commit has to fold it. The next commit begins it anew.
+func TestCheckpointToTheEnd(t *testing.T) {
+	t.Parallel()
+	db := open(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
+	exec(t, db, "CREATE TABLE t (page BLOB)")
+	early := reading(t, db) // nothing of what follows is folded
+	exec(t, db, manyPages)
+	late := reading(t, db)
+	exec(t, db, "INSERT INTO t VALUES (1)")
+	early()
+	testenv.Eventually(t, time.Minute, "the log is folded but for the last commit", func() error {
+		return folded(t, db, func(all, folded int) bool { return folded >= 5000 && folded < all })
+	})
+	late()
+	testenv.Eventually(t, time.Minute, "the log is folded to its end", func() error {
+		return folded(t, db, func(all, folded int) bool { return folded == all })
+	})
+	exec(t, db, "INSERT INTO t VALUES (2)")
+	if err := folded(t, db, func(all, _ int) bool { return all < 5000 }); err != nil {
+		t.Error("the log is not used anew: ", err)
+	}
+}
+
+const manyPages = `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000) INSERT INTO t SELECT randomblob(4000) FROM n`
+
+// folded is an error unless so it is with the pages of the log, all of them and those that are folded.
+func folded(t *testing.T, db *sqldb.DB, so func(all, folded int) bool) error {
+	t.Helper()
+	var busy, all, folded int
+	if err := db.Reader().QueryRowContext(t.Context(), "PRAGMA wal_checkpoint(NOOP)").Scan(&busy, &all, &folded); err != nil {
+		return err
+	}
+	if !so(all, folded) {
+		return fmt.Errorf("of %d pages %d are folded", all, folded)
+	}
+	return nil
+}
+
+// reading reads, and goes on to see what there is now until the returned function is called.
+func reading(t *testing.T, db *sqldb.DB) (end func()) {
+	t.Helper()
+	tx, err := db.Reader().BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	if err := tx.QueryRowContext(t.Context(), "SELECT count(*) FROM t").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := tx.Rollback(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // TestCheckpointMakesNoFile: a file that is gone is not made again, empty and readable to others, by who would fold its log.

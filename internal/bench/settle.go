@@ -1,0 +1,35 @@
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Settle has the system write to the disk what it holds of the files in a folder, and waits for that. It is not for SQLite's: to close
+// one of them would end the locks that this process has on it.
+func Settle(folder string) error {
+	return filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Type().IsRegular() {
+			err = syncFile(path)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // the broker makes and removes files all the time
+		}
+		return err
+	})
+}
+
+func syncFile(path string) error {
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("write a file to the disk: %w", err)
+	}
+	defer func() { _ = file.Close() }()
+	if err := file.Sync(); err != nil {
+		return fmt.Errorf("write a file to the disk: %w", err)
+	}
+	return nil
+}

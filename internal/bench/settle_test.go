@@ -1,0 +1,38 @@
+package bench_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"omiappreg.org/keyrotation/internal/bench"
+)
+
+// TestSettle: what can't be written to the disk is an error, also in a folder of the folder; what is gone, as the broker's may be at
+// any time, is none.
+func TestSettle(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	inner := filepath.Join(folder, "streams")
+	if err := os.Mkdir(inner, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(inner, "1.blk"), []byte("messages"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := bench.Settle(folder); err != nil {
+		t.Error(err)
+	}
+	if err := bench.Settle(filepath.Join(folder, "gone")); err != nil {
+		t.Error(err)
+	}
+	if os.Getuid() == 0 {
+		return // who may do everything
+	}
+	if err := os.Chmod(filepath.Join(inner, "1.blk"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := bench.Settle(folder); err == nil {
+		t.Error("no error")
+	}
+}
