@@ -2,6 +2,7 @@ package consume_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,7 +18,7 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // queue is a work queue with one durable, and what its handler has seen.
 type queue struct {
@@ -58,8 +59,9 @@ func (q *queue) makeStream() {
 func (q *queue) publish(payloads ...string) {
 	q.t.Helper()
 	for _, p := range payloads {
+		id := jetstream.WithMsgID(rand.Text()) // its answer may be lost
 		testenv.Eventually(q.t, patience, "published", func() error {
-			_, err := q.js.Publish(q.t.Context(), "q.x", []byte(p))
+			_, err := q.js.Publish(q.t.Context(), "q.x", []byte(p), id)
 			return err
 		})
 	}
