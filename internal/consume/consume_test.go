@@ -259,16 +259,26 @@ func TestLostDurableAndBroker(t *testing.T) {
 }
 
 // TestWaitedTooLong: messages that wait for long in our own queue are sent again by the broker. The copies are not
-// handled.
+// handled, neither in a later batch nor beside what they are copies of.
 func TestWaitedTooLong(t *testing.T) {
 	t.Parallel()
+	for _, batch := range []int{2, 32} {
+		t.Run(strconv.Itoa(batch), func(t *testing.T) {
+			t.Parallel()
+			waitedTooLong(t, batch)
+		})
+	}
+}
+
+func waitedTooLong(t *testing.T, size int) {
 	q := newQueue(t)
 	q.ackWait = time.Second // what is handled has to be acknowledged within it
-	q.publish(numbers(4)...)
-	q.run(consume.Config{Batch: 2}, func(batch []string) error {
+	q.publish("0")
+	q.run(consume.Config{Batch: size}, func(batch []string) error {
 		if batch[0] != "0" {
 			return nil
 		}
+		q.publish(numbers(4)[1:]...)
 		testenv.Eventually(t, patience, "the broker sends copies of what waits", func() error {
 			consumer, err := q.js.Consumer(t.Context(), "Q", "d")
 			if err != nil {
