@@ -150,7 +150,7 @@ func (c *cluster) whole(streams ...string) {
 	c.t.Helper()
 	for _, name := range streams {
 		testenv.Eventually(c.t, patience, "every node has all of "+name, func() error {
-			ctx, cancel := context.WithTimeout(c.t.Context(), asking)
+			ctx, cancel := context.WithTimeout(c.t.Context(), patience/12) // an answer may be lost with a leader
 			defer cancel()
 			s, err := c.js.Stream(ctx, name)
 			if err != nil {
