@@ -16,7 +16,7 @@ import (
 
 const (
 	start  = int64(1_705_412_600)
-	within = 20 * time.Second
+	within = time.Minute
 )
 
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
@@ -266,7 +266,7 @@ func TestFloodOfGarbage(t *testing.T) {
 			t.Fatalf("got %+v", answer)
 		}
 	}
-	if n := w.lookups.count(); n > 64 { // the open ones may have timed out on a slow machine, each then makes room for one
+	if n := w.lookups.count(); n != 32 {
 		t.Errorf("%d lookups", n)
 	}
 	close(block)

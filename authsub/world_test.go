@@ -54,7 +54,7 @@ func (w *world) run(t testing.TB) {
 	t.Helper()
 	auth, err := authsub.New(t.Context(), authsub.Config{
 		JetStream: w.js, DatabaseURL: w.url, Trust: w.registry.Trust, Registry: w.lookups,
-		Log: slog.New(slog.DiscardHandler), Now: w.clock.now,
+		LookupTimeout: within, Log: slog.New(slog.DiscardHandler), Now: w.clock.now,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -43,7 +43,7 @@ func start() *deployment {
 	log := slog.New(slog.DiscardHandler)
 	server := must(broker.Start(broker.Config{Addr: "127.0.0.1:0", StoreDir: filepath.Join(temp, "jetstream"), Log: log}))
 	d.ended = append(d.ended, server.Shutdown)
-	d.nc = must(nats.Connect(server.URL()))
+	d.nc = must(nats.Connect(server.URL(), nats.Timeout(time.Minute)))
 	d.ended = append(d.ended, d.nc.Close)
 	d.js = must(jetstream.New(d.nc))
 	d.target = must(events.ParseTarget("org.example.shop.cms"))

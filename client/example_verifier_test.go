@@ -113,7 +113,7 @@ func (d *exampleDeployment) publish(ctx context.Context) (err error) {
 	if d.peer, err = events.ParseTarget("org.omiappreg.alice.business_app.7f8a9d.cms-article-77"); err != nil {
 		return err
 	}
-	conn, err := nats.Connect(d.url)
+	conn, err := nats.Connect(d.url, nats.Timeout(time.Minute))
 	if err != nil {
 		return err
 	}

@@ -140,7 +140,7 @@ func TestSignedMicro(t *testing.T) {
 	}
 	ask := func(m *nats.Msg) *nats.Msg {
 		t.Helper()
-		answer, err := nc.RequestMsg(m, 10*time.Second)
+		answer, err := nc.RequestMsg(m, playedWithin)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -127,7 +127,7 @@ func add(p pin) func([]pin) ([]pin, error) {
 // TestPinFileShared has many change one file at a time, as so many processes would: each opens the lock anew.
 func TestPinFileShared(t *testing.T) {
 	t.Parallel()
-	const writers = 20
+	const writers = 8 // each writes to the disk, and waits for the others for five seconds at most
 	file := pinFile{filepath.Join(t.TempDir(), "omi", "pins.json")}
 	var all sync.WaitGroup
 	for n := range writers {

@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	patience = 30 * time.Second
+	patience = time.Minute
 
 	cms  = "org.example.shop.cms"
 	blog = "org.example.shop.blog"

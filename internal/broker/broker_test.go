@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/internal/broker"
+	"omiappreg.org/keyrotation/internal/localserver"
 )
 
 func start(t *testing.T, cfg broker.Config) *broker.Server {
@@ -27,7 +28,7 @@ func start(t *testing.T, cfg broker.Config) *broker.Server {
 
 func connect(t *testing.T, s *broker.Server) jetstream.JetStream {
 	t.Helper()
-	nc, err := nats.Connect(s.URL())
+	nc, err := nats.Connect(s.URL(), nats.Timeout(time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +43,12 @@ func connect(t *testing.T, s *broker.Server) jetstream.JetStream {
 func TestRestartKeepsMessagesAndPort(t *testing.T) {
 	t.Parallel()
 	store := t.TempDir()
-	first := start(t, broker.Config{StoreDir: store, SyncAlways: true})
+	addrs, err := localserver.FreeAddrs(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := addrs[0]
+	first := start(t, broker.Config{Addr: addr, StoreDir: store, SyncAlways: true})
 	js := connect(t, first)
 	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s.>"}}); err != nil {
 		t.Fatal(err)
@@ -53,7 +59,6 @@ func TestRestartKeepsMessagesAndPort(t *testing.T) {
 	first.Shutdown()
 	first.Shutdown() // a second time is harmless
 
-	addr := strings.TrimPrefix(first.URL(), "nats://")
 	second := start(t, broker.Config{Addr: addr, StoreDir: store})
 	if second.URL() != first.URL() {
 		t.Errorf("restarted on %s, want %s", second.URL(), first.URL())

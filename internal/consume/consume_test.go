@@ -2,6 +2,7 @@ package consume_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,7 +18,7 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // queue is a work queue with one durable, and what its handler has seen.
 type queue struct {
@@ -58,8 +59,9 @@ func (q *queue) makeStream() {
 func (q *queue) publish(payloads ...string) {
 	q.t.Helper()
 	for _, p := range payloads {
+		id := jetstream.WithMsgID(rand.Text()) // its answer may be lost
 		testenv.Eventually(q.t, patience, "published", func() error {
-			_, err := q.js.Publish(q.t.Context(), "q.x", []byte(p))
+			_, err := q.js.Publish(q.t.Context(), "q.x", []byte(p), id)
 			return err
 		})
 	}
@@ -257,16 +259,26 @@ func TestLostDurableAndBroker(t *testing.T) {
 }
 
 // TestWaitedTooLong: messages that wait for long in our own queue are sent again by the broker. The copies are not
-// handled.
+// handled, neither in a later batch nor beside what they are copies of.
 func TestWaitedTooLong(t *testing.T) {
 	t.Parallel()
+	for _, batch := range []int{2, 32} {
+		t.Run(strconv.Itoa(batch), func(t *testing.T) {
+			t.Parallel()
+			waitedTooLong(t, batch)
+		})
+	}
+}
+
+func waitedTooLong(t *testing.T, size int) {
 	q := newQueue(t)
 	q.ackWait = time.Second // what is handled has to be acknowledged within it
-	q.publish(numbers(4)...)
-	q.run(consume.Config{Batch: 2}, func(batch []string) error {
+	q.publish("0")
+	q.run(consume.Config{Batch: size}, func(batch []string) error {
 		if batch[0] != "0" {
 			return nil
 		}
+		q.publish(numbers(4)[1:]...)
 		testenv.Eventually(t, patience, "the broker sends copies of what waits", func() error {
 			consumer, err := q.js.Consumer(t.Context(), "Q", "d")
 			if err != nil {

@@ -12,6 +12,21 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
+// lonely tells whenever it has heard nothing, not even a heartbeat, before anybody else knows.
+type lonely struct {
+	jetstream.MessagesContext
+	tell func()
+}
+
+// Next implements [jetstream.MessagesContext].
+func (l lonely) Next(opts ...jetstream.NextOpt) (jetstream.Msg, error) {
+	msg, err := l.MessagesContext.Next(opts...)
+	if errors.Is(err, jetstream.ErrNoHeartbeat) {
+		l.tell()
+	}
+	return msg, err
+}
+
 // TestPatient: who hears nothing pulls once more, and gets what has come since; who still hears nothing says so.
 func TestPatient(t *testing.T) {
 	t.Parallel()
@@ -25,45 +40,29 @@ func TestPatient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Each pulls from a stream of its own: the impatient one's pull arrives late too, and would be given what the patient one
-	// waits for.
-	pull := func(stream, subject string) jetstream.MessagesContext {
-		cfg := jetstream.StreamConfig{Name: stream, Subjects: []string{subject}, Retention: jetstream.WorkQueuePolicy}
-		if _, err := js.CreateOrUpdateStream(t.Context(), cfg); err != nil {
-			t.Fatal(err)
-		}
-		consumer, err := js.CreateConsumer(t.Context(), stream, jetstream.ConsumerConfig{AckPolicy: jetstream.AckExplicitPolicy})
-		if err != nil {
-			t.Fatal(err)
-		}
-		messages, err := consumer.Messages(jetstream.PullHeartbeat(500*time.Millisecond), jetstream.PullExpiry(30*time.Second))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(messages.Stop)
-		return messages
+	consumer, err := js.CreateConsumer(t.Context(), "Q", jetstream.ConsumerConfig{AckPolicy: jetstream.AckExplicitPolicy})
+	if err != nil {
+		t.Fatal(err)
 	}
-	impatient, patient := pull("OTHER", "other.>"), consume.Patient(pull("Q", "q.>"))
+	messages, err := consumer.Messages(jetstream.PullHeartbeat(time.Second), jetstream.PullExpiry(patience))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(messages.Stop)
+	silences := 0
+	patient := consume.Patient(lonely{messages, func() {
+		if silences++; silences == 1 {
+			way.Restore()
+			q.publish("late")
+		}
+	}})
 	way.Stall()
-	heard := make(chan error, 1)
-	go func() {
-		msg, err := patient.Next(jetstream.NextMaxWait(patience))
-		if err == nil && string(msg.Data()) != "late" {
-			err = errors.New(string(msg.Data()))
-		}
-		heard <- err
-	}()
-	if _, err := impatient.Next(jetstream.NextMaxWait(patience)); !errors.Is(err, jetstream.ErrNoHeartbeat) {
-		t.Fatalf("nothing comes: %v", err)
-	}
-	impatient.Stop()
-	way.Restore()
-	q.publish("late")
-	if err := <-heard; err != nil {
-		t.Errorf("something comes late: %v", err)
+	msg, err := patient.Next(jetstream.NextMaxWait(patience))
+	if err != nil || string(msg.Data()) != "late" || silences != 1 {
+		t.Fatalf("something comes late: %v, %v, after %d silences", msg, err, silences)
 	}
 	way.Stall()
-	if _, err := patient.Next(jetstream.NextMaxWait(patience)); !errors.Is(err, jetstream.ErrNoHeartbeat) {
-		t.Errorf("nothing comes, and nothing again: %v", err)
+	if _, err := patient.Next(jetstream.NextMaxWait(patience)); !errors.Is(err, jetstream.ErrNoHeartbeat) || silences != 3 {
+		t.Errorf("nothing comes, and nothing again: %v, after %d silences", err, silences)
 	}
 }

@@ -49,9 +49,9 @@ type suspicion struct {
 	due    time.Time // of the next try
 }
 
-// suspected reports whether the message of this sequence is a suspect.
-func (w *worker) suspected(sequence uint64) bool {
-	return slices.ContainsFunc(w.suspects, func(m *Message) bool { return m.Meta.Sequence.Stream == sequence })
+// among reports whether the message, or a copy of it, is in the list.
+func among(list []*Message, m *Message) bool {
+	return slices.ContainsFunc(list, func(other *Message) bool { return other.Meta.Sequence.Stream == m.Meta.Sequence.Stream })
 }
 
 // wake is when something is to be done next for suspects: a try, to take again what has arrived, or to tell the broker

@@ -121,13 +121,13 @@ func (w *worker) room() int {
 // full reports whether there is no room for another suspect.
 func (w *worker) full() bool { return len(w.suspects) >= w.cfg.Batch }
 
-// add puts a message into the batch, unless it is a copy of one that is done, or is with us as a suspect.
+// add puts a message into the batch, unless it is a copy of one that is done, or is with us in the batch or as a suspect.
 func (w *worker) add(batch []*Message, m *Message) []*Message {
 	switch {
 	case m.repeated():
 		w.settle(m.Ack())
 		return batch
-	case m.Meta.NumDelivered > 1 && w.suspected(m.Meta.Sequence.Stream):
+	case m.Meta.NumDelivered > 1 && (among(batch, m) || among(w.suspects, m)):
 		return batch
 	}
 	return append(batch, m)

@@ -30,7 +30,7 @@ func TestBenchOnPostgres(t *testing.T) {
 			if _, err := localserver.PostgresPrograms(); err != nil && name == itsOwn {
 				testenv.Missing(t, testenv.Postgres, err)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 			defer cancel()
 			args := append([]string{"bench", "--services", "20", "--rotations", "100", "--json"}, flags...)
 			var stderr bytes.Buffer

@@ -35,17 +35,21 @@ type node struct {
 	ways []*testenv.Proxy // of the routes to it and from it
 }
 
-func newCluster(t *testing.T) *cluster {
+// portsOfCluster is how many addresses a cluster needs: of each node one for clients, and one for the other nodes.
+const portsOfCluster = 2 * nodesOfCluster
+
+// newCluster starts a cluster that listens at these addresses.
+func newCluster(t *testing.T, addrs []string) *cluster {
 	t.Helper()
 	c := &cluster{t: t}
 	folder := t.ArtifactDir()
 	var routes, urls []string
 	for i := range nodesOfCluster {
 		name := fmt.Sprintf("node-%d", i+1)
-		n := &node{addr: freeAddr(t), daemon: &daemon{
+		n := &node{addr: addrs[2*i], daemon: &daemon{
 			name: name, folder: folder, env: []string{}, command: []string{faultsFolder + "/nats-server", "-c", name + ".conf"},
 		}}
-		c.nodes, routes, urls = append(c.nodes, n), append(routes, freeAddr(t)), append(urls, "nats://"+n.addr)
+		c.nodes, routes, urls = append(c.nodes, n), append(routes, addrs[2*i+1]), append(urls, "nats://"+n.addr)
 	}
 	for i, n := range c.nodes {
 		var others []string
@@ -87,18 +91,8 @@ cluster: { name: "chaos", listen: %q, advertise: "127.0.0.1:1", no_advertise: tr
 	return c
 }
 
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
-}
-
-// up waits until a node that was started serves clients. While it was down, the kernel may have lent its port to an
-// outgoing connection: then it ends, and is started again.
+// up waits until a node that was started serves clients. While it was down, somebody may have drawn its port: then it ends, and is
+// started again.
 func (n *node) up() error {
 	return eventually(func() error {
 		conn, err := net.DialTimeout("tcp", n.addr, time.Second)
@@ -156,7 +150,7 @@ func (c *cluster) whole(streams ...string) {
 	c.t.Helper()
 	for _, name := range streams {
 		testenv.Eventually(c.t, patience, "every node has all of "+name, func() error {
-			ctx, cancel := context.WithTimeout(c.t.Context(), asking)
+			ctx, cancel := context.WithTimeout(c.t.Context(), patience/12) // an answer may be lost with a leader
 			defer cancel()
 			s, err := c.js.Stream(ctx, name)
 			if err != nil {

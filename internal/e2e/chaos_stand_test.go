@@ -35,9 +35,9 @@ type stand struct {
 	services                    *party // the test's own process, in which the services live: it has ways, and no daemon
 }
 
-func newStand(t *testing.T, engine string) *stand {
+func newStand(t *testing.T, engine string, addrs []string) *stand {
 	t.Helper()
-	s := &stand{cluster: newCluster(t)}
+	s := &stand{cluster: newCluster(t, addrs)}
 	registries := 2
 	if engine == testenv.Postgres {
 		s.postgres, registries = testenv.NewPostgresServer(t), 3

@@ -47,10 +47,12 @@ func TestChaos(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build what can be broken: %v\n%s", err, out)
 	}
-	for i, engine := range []string{testenv.SQLite, testenv.Postgres} { // of the registries
+	engines := []string{testenv.SQLite, testenv.Postgres} // of the registries
+	addrs := testenv.FreeAddrs(t, len(engines)*portsOfCluster)
+	for i, engine := range engines {
 		t.Run(engine, func(t *testing.T) {
 			t.Parallel()
-			chaos(t, engine, uint64(i), duration)
+			chaos(t, engine, addrs[i*portsOfCluster:][:portsOfCluster], uint64(i), duration)
 		})
 	}
 }
@@ -75,10 +77,10 @@ func chaosFor(t *testing.T) time.Duration {
 	return duration
 }
 
-func chaos(t *testing.T, engine string, stream uint64, duration time.Duration) {
+func chaos(t *testing.T, engine string, addrs []string, stream uint64, duration time.Duration) {
 	began := time.Now()
 	t.Logf("-chaos.seed=%d -chaos.duration=%v", *chaosSeed, duration)
-	s := newStand(t, engine)
+	s := newStand(t, engine, addrs)
 	var answers atomic.Int64
 	h := newHavoc(s, rand.New(rand.NewPCG(*chaosSeed, stream)), &answers)
 	h.skipped(t)

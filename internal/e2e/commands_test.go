@@ -129,7 +129,7 @@ func (w *world) repeat(ts *testscript.TestScript, args []string) {
 }
 
 func (w *world) sql(ts *testscript.TestScript, args []string) {
-	db, err := sql.Open("sqlite", "file:"+ts.MkAbs(args[0])+"?_pragma=busy_timeout(10000)")
+	db, err := sql.Open("sqlite", "file:"+ts.MkAbs(args[0])+"?_pragma=busy_timeout(60000)")
 	ts.Check(err)
 	defer func() { _ = db.Close() }()
 	_, err = db.ExecContext(w.t.Context(), args[1])

@@ -14,9 +14,9 @@ import (
 )
 
 const (
-	patience = 60 * time.Second // for what takes milliseconds on an idle machine
+	patience = 2 * time.Minute // for what takes milliseconds on an idle machine
 	pollEach = 10 * time.Millisecond
-	asking   = 10 * time.Second // for the answer to one HTTP request
+	asking   = 30 * time.Second // for the answer to one HTTP request
 )
 
 // daemon is a program that runs in the background, and that can be killed and started again.

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -198,7 +199,9 @@ func (d *deployment) checkRegistry(services, changes int) {
 // checkStream holds the stream of events against the receipts: each change has its event, once.
 func (d *deployment) checkStream(services []*service) {
 	d.t.Helper()
-	stream, err := d.js.Stream(d.t.Context(), events.InvalidationStream)
+	ctx, cancel := context.WithTimeout(d.t.Context(), 10*patience) // without any, each question has five seconds
+	defer cancel()
+	stream, err := d.js.Stream(ctx, events.InvalidationStream)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -207,7 +210,7 @@ func (d *deployment) checkStream(services []*service) {
 		changes += len(s.events)
 		published := map[int64][]events.Nonce{}
 		for next := uint64(1); ; {
-			msg, err := stream.GetMsg(d.t.Context(), next, jetstream.WithGetMsgSubject(events.InvalidationSubject+s.target.String()))
+			msg, err := stream.GetMsg(ctx, next, jetstream.WithGetMsgSubject(events.InvalidationSubject+s.target.String()))
 			if errors.Is(err, jetstream.ErrMsgNotFound) {
 				break
 			}
@@ -272,7 +275,7 @@ func (d *deployment) checkVerify(auth *daemon, s *service, l life) {
 	}
 	switch now := time.Now().Unix(); {
 	case l.until == endless:
-	case l.until > now+int64(patience.Seconds()): // it won't end before the answer
+	case l.until > now+int64(asking.Seconds()): // it won't end before the answer
 		want.Key, want.Expires = events.KeyGrace, l.until
 	case l.until > now: // it may have ended by the answer
 		return

@@ -11,7 +11,7 @@ import (
 )
 
 // TestScripts runs testdata/script. Each script has a broker of its own, whose URL is in $OMI_NATS_URL, the programs on
-// its PATH, and beside testscript's commands these:
+// its PATH, two addresses where nobody listens, $FREE_ADDR and $ANOTHER_ADDR, and beside testscript's commands these:
 //
 //	daemon NAME [VAR=VALUE…] PROGRAM [ARG…]   starts a program in the background; it writes NAME.out and NAME.log
 //	waitready NAME                            waits until its /healthz says ok
@@ -42,6 +42,9 @@ func TestScripts(t *testing.T) {
 			w.broker = testenv.NewBroker(w.t)
 			env.Setenv("PATH", binaries+string(os.PathListSeparator)+env.Getenv("PATH"))
 			env.Setenv("OMI_NATS_URL", w.broker.URL())
+			addrs := testenv.FreeAddrs(w.t, 2)
+			env.Setenv("FREE_ADDR", addrs[0])
+			env.Setenv("ANOTHER_ADDR", addrs[1])
 			env.Values[worldKey{}] = w
 			env.Defer(w.close)
 			return nil

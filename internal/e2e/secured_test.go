@@ -114,6 +114,16 @@ func TestSecured(t *testing.T) {
 	s.run(0, "developer", "omi", "reset", "--master-key", "master.pem", "--key", "cms.pem")
 	s.run(0, "developer", "omi", "revoke", "--service-id", "blog", "--master-key", "master.pem")
 
+	for _, service := range []string{"cms", "blog"} {
+		testenv.Eventually(t, patience, "both subscribers have applied all", func() error {
+			said := s.run(0, "OPERATOR", "omi", "status", "--service-id", service)
+			if strings.Count(said, "has applied the last change") != 2 {
+				return errors.New(said)
+			}
+			return nil
+		})
+	}
+
 	// What doctor says of each account is what the account is for.
 	const forged = "^ok +publish (invalidations|receipts) +not allowed, as it should be"
 	service := s.run(0, "cms", "omi", "doctor", "--key", "cms.pem")

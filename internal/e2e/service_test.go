@@ -75,7 +75,7 @@ func (s *serviceProcess) run() error {
 	if err != nil {
 		return err
 	}
-	nc, err := nats.Connect(s.cfg.NATS, nats.MaxReconnects(-1))
+	nc, err := nats.Connect(s.cfg.NATS, nats.MaxReconnects(-1), nats.Timeout(patience))
 	if err != nil {
 		return err
 	}

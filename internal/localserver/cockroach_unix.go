@@ -20,16 +20,16 @@ func StartCockroach() (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	addr, err := freeAddr()
+	addrs, err := FreeAddrs(1)
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(folder))
 	}
 	address := &url.URL{
-		Scheme: "postgres", User: url.User("root"), Host: addr, Path: "/defaultdb", RawQuery: "sslmode=disable",
+		Scheme: "postgres", User: url.User("root"), Host: addrs[0], Path: "/defaultdb", RawQuery: "sslmode=disable",
 	}
 	server, err := launch(address, folder, "KILL", nil, []string{
 		program, "start-single-node", "--insecure", "--logtostderr",
-		"--store=type=mem,size=0.2", "--listen-addr=" + addr, "--http-addr=127.0.0.1:0",
+		"--store=type=mem,size=0.2", "--listen-addr=" + addrs[0], "--http-addr=127.0.0.1:0",
 	})
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(folder))

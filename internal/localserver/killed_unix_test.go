@@ -3,6 +3,7 @@
 package localserver_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,9 +47,12 @@ func TestServerDiesWithKilledProcess(t *testing.T) {
 		}
 		return nil
 	})
-	if out, _ := exec.Command("pgrep", "-f", data).Output(); len(out) > 0 {
-		t.Errorf("processes of the server are left: %s", out)
-	}
+	testenv.Eventually(t, time.Minute, "the end of all its processes", func() error { // the guard removes the folder, and then ends itself
+		if out, _ := exec.Command("pgrep", "-f", data).Output(); len(out) > 0 {
+			return fmt.Errorf("there are %s", out)
+		}
+		return nil
+	})
 }
 
 func startAndHang(t *testing.T) {

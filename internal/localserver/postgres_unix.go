@@ -67,11 +67,11 @@ func (p *Postgres) Folder() string { return p.folder }
 
 // Start starts it, at an address where nobody listens yet.
 func (p *Postgres) Start() error {
-	addr, err := freeAddr()
+	addrs, err := FreeAddrs(1)
 	if err != nil {
 		return err
 	}
-	host, port, err := net.SplitHostPort(addr)
+	host, port, err := net.SplitHostPort(addrs[0])
 	if err != nil {
 		return fmt.Errorf("read a free address: %w", err)
 	}
@@ -86,7 +86,7 @@ func (p *Postgres) Start() error {
 	for _, setting := range settings {
 		command = append(command, "-c", setting)
 	}
-	address := &url.URL{Scheme: "postgres", User: url.UserPassword("postgres", p.password), Host: addr, Path: "/postgres"}
+	address := &url.URL{Scheme: "postgres", User: url.UserPassword("postgres", p.password), Host: addrs[0], Path: "/postgres"}
 	p.Server, err = launch(address, p.folder, "QUIT", p.as, command) // QUIT: at once, its data goes anyway
 	return err
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/url"
 	"os"
 	"os/exec"
@@ -138,14 +137,4 @@ func unprivileged() (*syscall.Credential, error) {
 		}
 	}
 	return nil, errors.New("we are root, and there is no user postgres or nobody to run it as")
-}
-
-// freeAddr returns a loopback address on which nobody listens now.
-func freeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("find a free port: %w", err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String(), nil
 }

@@ -113,7 +113,7 @@ func TestOpenWaitsForTheServer(t *testing.T) {
 		}
 		opened <- err
 	}()
-	testenv.Eventually(t, 20*time.Second, "a warning", func() error {
+	testenv.Eventually(t, time.Minute, "a warning", func() error {
 		if !strings.Contains(log.String(), "waiting for the database") {
 			return errors.New(log.String())
 		}

@@ -285,7 +285,7 @@ func checkUnknownOutcome(t *testing.T, write writing) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- insert(1) }()
-	testenv.Eventually(t, 20*time.Second, "wait in COMMIT", func() error {
+	testenv.Eventually(t, time.Minute, "wait in COMMIT", func() error {
 		if number(t, direct, "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database"+
 			" WHERE NOT granted AND locktype = 'advisory' AND datname = current_database()") != 1 {
 			return errors.New("nobody waits")
@@ -309,7 +309,7 @@ func checkUnknownOutcome(t *testing.T, write writing) {
 	if err := insert(3); err != nil {
 		t.Errorf("after it: %v", err)
 	}
-	testenv.Eventually(t, 20*time.Second, "the commit that nobody heard of", func() error {
+	testenv.Eventually(t, time.Minute, "the commit that nobody heard of", func() error {
 		if number(t, direct, "SELECT count(*) FROM t WHERE n = 1") != 1 {
 			return errors.New("not there")
 		}

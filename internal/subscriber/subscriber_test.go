@@ -23,7 +23,7 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-const within = 20 * time.Second
+const within = time.Minute
 
 // world is a broker, a registry and a subscriber with an empty database, not running yet.
 type world struct {

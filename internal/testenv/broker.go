@@ -2,13 +2,13 @@ package testenv
 
 import (
 	"log/slog"
-	"net/url"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"omiappreg.org/keyrotation/internal/broker"
+	"omiappreg.org/keyrotation/internal/localserver"
 )
 
 // Broker is a broker that a test can stop and start again, on the same port and with the same streams.
@@ -22,17 +22,21 @@ type Broker struct {
 // NewBroker starts a broker with an empty store; it stops when the test ends.
 func NewBroker(t testing.TB) *Broker {
 	t.Helper()
-	b := &Broker{t: t, cfg: broker.Config{StoreDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}}
+	b := &Broker{t: t, cfg: broker.Config{Addr: FreeAddrs(t, 1)[0], StoreDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}}
 	b.Start()
 	t.Cleanup(b.Stop)
-
 	b.url = b.server.URL()
-	u, err := url.Parse(b.url)
-	if err != nil {
-		t.Fatalf("read the broker's URL: %v", err)
-	}
-	b.cfg.Addr = u.Host
 	return b
+}
+
+// FreeAddrs is [localserver.FreeAddrs], for whatever is stopped and started again on its port.
+func FreeAddrs(t testing.TB, n int) []string {
+	t.Helper()
+	addrs, err := localserver.FreeAddrs(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addrs
 }
 
 // URL is what clients connect to, also while the broker is stopped.
@@ -52,7 +56,7 @@ func (b *Broker) Start() {
 	if b.server != nil {
 		return
 	}
-	// While it was stopped, the kernel may have lent its port to an outgoing connection.
+	// While it was stopped, another test may have drawn its port.
 	Eventually(b.t, time.Minute, "start the broker", func() (err error) {
 		b.server, err = broker.Start(b.cfg)
 		return err

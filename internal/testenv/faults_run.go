@@ -19,7 +19,7 @@ const (
 	faultsEnv    = "OMI_TEST_FAULTS" // "all", or the number of a step
 	faultSlots   = 16                // runs at a time: most of them wait
 	faultSample  = 32                // runs of a test, unless all are asked for
-	faultTimeout = time.Minute       // of a run: what was lost is not coming any more
+	faultTimeout = 2 * time.Minute   // of a run: what was lost is not coming any more, and JetStream knows an id no longer
 )
 
 // EveryStep takes a program through the same history again and again, each time with one of its I/O steps failing, in each of
