@@ -229,7 +229,7 @@ func TestMust(t *testing.T) {
 					if !errors.Is(err, tt.want) || err != nil && err.Error() != "count: ours" {
 						t.Errorf("%s, %s, %d rows from %d on: %v", name, run, tt.rows, tt.from, err)
 					}
-					changed := int64(number(t, db, "SELECT SUM(n) FROM "+name) - was)
+					changed := number(t, db, "SELECT SUM(n) FROM "+name) - was
 					if tt.want == nil && changed != tt.rows || tt.want != nil && changed != 0 {
 						t.Errorf("%s, %s, %d rows from %d on: %d are changed", name, run, tt.rows, tt.from, changed)
 					}
