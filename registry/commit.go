@@ -76,18 +76,18 @@ func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) e
 		g.service.id = g.was.id
 	}
 	known, _ := rowsOfServices(groups)
-	return s.db.InTx(ctx, func(tx *sql.Tx) error {
+	return s.write(ctx, func(tx *sql.Tx) error {
 		var p sqldb.Pipeline
 		s.all(&p, "update services", updateServices, updateTypes(), known, errRival)
 		s.appendHistory(&p, historyOf(groups), unlessMasterKey)
 		s.fillOutbox(&p, groups, now)
-		return s.write(ctx, tx, &p)
+		return s.db.RunAtCommit(ctx, tx, &p)
 	})
 }
 
 // commitWhatStands writes the services that are as they were, and names the others.
 func (s *Store) commitWhatStands(ctx context.Context, groups []*group, now time.Time, lost map[events.Target]bool) error {
-	return s.db.InTx(ctx, func(tx *sql.Tx) error {
+	return s.write(ctx, func(tx *sql.Tx) error {
 		clear(lost)
 		if err := (writer{ctx, tx, s.db.Engine()}).moveServices(groups, lost); err != nil {
 			return err
@@ -96,30 +96,30 @@ func (s *Store) commitWhatStands(ctx context.Context, groups []*group, now time.
 		var p sqldb.Pipeline
 		s.appendHistory(&p, historyOf(won), unlessMasterKey)
 		s.fillOutbox(&p, won, now)
-		return s.write(ctx, tx, &p)
+		return s.db.RunAtCommit(ctx, tx, &p)
 	})
+}
+
+// write runs a transaction that writes a batch. A row that has a unique key of another is [errTaken].
+func (s *Store) write(ctx context.Context, fn func(*sql.Tx) error) error {
+	err := s.db.InTx(ctx, fn)
+	if sqldb.Duplicate(err) {
+		return errTaken
+	}
+	return err
 }
 
 // all adds a statement over rows of these columns, which stand where it has a %s, to those that write a batch. If it writes
 // fewer rows the transaction fails with that error; nil: it may.
 func (s *Store) all(p *sqldb.Pipeline, what, query string, types []sqldb.Type, values []any, fewer error) {
 	for part := range s.db.Engine().Rows(1, types, values) {
-		p.Exec(what, fmt.Sprintf(query, part.Query), part.Args, func(written int64) error {
-			if written < int64(part.Len) {
-				return fewer
-			}
-			return nil
-		})
+		text := fmt.Sprintf(query, part.Query)
+		if fewer == nil {
+			p.Exec(what, text, part.Args, nil)
+		} else {
+			p.Must(what, text, part.Args, int64(part.Len), fewer)
+		}
 	}
-}
-
-// write runs the statements that write a batch. A row that has a unique key of another is [errTaken].
-func (s *Store) write(ctx context.Context, tx *sql.Tx, p *sqldb.Pipeline) error {
-	err := s.db.Run(ctx, tx, p)
-	if sqldb.Duplicate(err) {
-		return errTaken
-	}
-	return err
 }
 
 // A service moves if it is as it was read or remembered: what its decision rests on is compared, but the times of the last
@@ -276,7 +276,7 @@ func (s *Store) fillOutbox(p *sqldb.Pipeline, groups []*group, now time.Time) {
 		place = place.next()
 	}
 	const into = "INSERT INTO outbox (batch, position, service, sequence, event, lease_until) %s"
-	s.all(p, "fill the outbox", into, []sqldb.Type{sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Bytes, sqldb.Int}, args, errTaken)
+	s.all(p, "fill the outbox", into, []sqldb.Type{sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Bytes, sqldb.Int}, args, nil)
 }
 
 // changes yields the committed outcomes of the groups.

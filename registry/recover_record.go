@@ -75,7 +75,7 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 // continueHistories moves services by compare-and-swap, and appends to their histories; all, or [errTaken].
 func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []historyRow) error {
 	sortForLocks(groups)
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+	err := s.write(ctx, func(tx *sql.Tx) error {
 		lost := make(map[events.Target]bool, len(groups))
 		if err := (writer{ctx, tx, s.db.Engine()}).moveServices(groups, lost); err != nil {
 			return err
@@ -92,7 +92,7 @@ func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []h
 		}
 		var p sqldb.Pipeline
 		s.appendHistory(&p, rows, "%s")
-		return s.write(ctx, tx, &p)
+		return s.db.RunAtCommit(ctx, tx, &p)
 	})
 	if err != nil {
 		return fmt.Errorf("write recovered changes: %w", err)

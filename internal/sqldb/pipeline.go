@@ -22,6 +22,13 @@ type step struct {
 	args     []any
 	row      func(Row) error
 	affected func(int64) error
+	must     *must
+}
+
+// must is what a statement has to change.
+type must struct {
+	rows      int64
+	otherwise error
 }
 
 // Row is a row of an answer, of which each column is read once. What []byte is read is the reader's own. It takes what
@@ -39,6 +46,18 @@ func (p *Pipeline) Query(what, query string, args []any, row func(Row) error) {
 // Exec adds a statement. The number of rows that it has changed is given to affected, unless that is nil.
 func (p *Pipeline) Exec(what, query string, args []any, affected func(n int64) error) {
 	p.steps = append(p.steps, step{what: what, query: query, args: args, affected: affected})
+}
+
+// Must adds a statement that changes so many rows: the error is otherwise if it changes another number. Its text may have no
+// parameters but those in args, and no RETURNING.
+func (p *Pipeline) Must(what, query string, args []any, rows int64, otherwise error) {
+	p.Exec(what, query, args, func(n int64) error {
+		if n != rows {
+			return otherwise
+		}
+		return nil
+	})
+	p.steps[len(p.steps)-1].must = &must{rows, otherwise}
 }
 
 // Statements are the texts of the statements.
@@ -79,12 +98,13 @@ func (db *DB) Run(ctx context.Context, on Runner, p *Pipeline) error {
 }
 
 // RunAtCommit runs the last statements of a transaction that [DB.InTx] runs: PostgreSQL gets them with the COMMIT, in one round
-// trip, and InTx returns their errors. So they have no functions that look at what comes of them, and nothing may follow them
-// that depends on their success.
+// trip, and InTx returns their errors. So they have no functions that look at what comes of them, but for what [Pipeline.Must]
+// says, and nothing may follow them that depends on their success.
 func (db *DB) RunAtCommit(ctx context.Context, tx *sql.Tx, p *Pipeline) error {
 	for i := range p.steps {
-		if p.steps[i].row != nil || p.steps[i].affected != nil {
-			return p.steps[i].failed(errors.New("nobody can look at its result before the COMMIT"))
+		s := &p.steps[i]
+		if s.row != nil || s.affected != nil && s.must == nil {
+			return s.failed(errors.New("nobody can look at its result before the COMMIT"))
 		}
 	}
 	p.commit = true

@@ -193,6 +193,52 @@ func TestRunAtCommitFails(t *testing.T) {
 	})
 }
 
+// TestMust: a statement that changes another number of rows than it must has nothing committed, and InTx says which error that is,
+// whether its answer is waited for or it goes with the COMMIT, and whoever sends it. That is no other error than the one that was
+// given: not even one of the division by which PostgreSQL makes it.
+func TestMust(t *testing.T) {
+	t.Parallel()
+	ours, never := errors.New("ours"), errors.New("never")
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		urls := map[string]string{"direct": url}
+		if db := open(t, url); db.Engine() == sqldb.Postgres {
+			urls["pooled"], urls["simple"] = pooler(t, url, ""), pooler(t, url, "simple_protocol")
+			urls["described"] = pooler(t, url, "cache_describe")
+		}
+		for name, url := range urls {
+			db := open(t, url)
+			exec(t, db, "CREATE TABLE "+name+" (k BIGINT PRIMARY KEY, n BIGINT)")
+			exec(t, db, "INSERT INTO "+name+" VALUES (1, 0), (2, 0), (3, 0)")
+			update := "UPDATE " + name + " SET n = n + 1 WHERE k >= $1"
+			for run, send := range map[string]func(context.Context, *sql.Tx, *sqldb.Pipeline) error{
+				"awaited":   func(ctx context.Context, tx *sql.Tx, p *sqldb.Pipeline) error { return db.Run(ctx, tx, p) },
+				"at commit": db.RunAtCommit,
+			} {
+				for _, tt := range []struct {
+					from, rows int64
+					want       error
+				}{{2, 2, nil}, {2, 1, ours}, {2, 3, ours}, {4, 0, nil}, {4, 1, ours}} {
+					was := number(t, db, "SELECT SUM(n) FROM "+name)
+					err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+						var p sqldb.Pipeline
+						p.Must("before", "INSERT INTO "+name+" VALUES ($1, $2) ON CONFLICT DO NOTHING", []any{1, 5}, 0, never)
+						p.Must("count", update, []any{tt.from}, tt.rows, ours)
+						p.Must("after", "DELETE FROM "+name+" WHERE k = $1", []any{9}, 0, never)
+						return send(t.Context(), tx, &p)
+					})
+					if !errors.Is(err, tt.want) || err != nil && err.Error() != "count: ours" {
+						t.Errorf("%s, %s, %d rows from %d on: %v", name, run, tt.rows, tt.from, err)
+					}
+					changed := number(t, db, "SELECT SUM(n) FROM "+name) - was
+					if tt.want == nil && changed != tt.rows || tt.want != nil && changed != 0 {
+						t.Errorf("%s, %s, %d rows from %d on: %d are changed", name, run, tt.rows, tt.from, changed)
+					}
+				}
+			}
+		}
+	})
+}
+
 // TestOutcomeAtCommit: an error of a statement that went with the COMMIT is a definite one, whatever its class, since the COMMIT
 // was skipped; the same one of the COMMIT leaves the outcome open. The connection stays.
 func TestOutcomeAtCommit(t *testing.T) {
@@ -319,6 +365,13 @@ func TestRoundTrips(t *testing.T) {
 				}},
 				{"all with COMMIT", 1, func() error {
 					return db.InTx(t.Context(), func(tx *sql.Tx) error { return db.RunAtCommit(t.Context(), tx, twoInserts()) })
+				}},
+				{"all with COMMIT, and counted", 1, func() error {
+					return db.InTx(t.Context(), func(tx *sql.Tx) error {
+						p := twoInserts()
+						p.Must("update", "UPDATE t SET n = n WHERE n = $1", []any{0}, 0, errors.New("there is no such row"))
+						return db.RunAtCommit(t.Context(), tx, p)
+					})
 				}},
 				{"two reads", 1, func() error {
 					var p sqldb.Pipeline

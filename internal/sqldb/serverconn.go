@@ -6,6 +6,8 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -80,7 +82,9 @@ func (c *serverConn) ExecContext(ctx context.Context, query string, args []drive
 
 func (c *serverConn) pipeline(ctx context.Context, p *Pipeline) error {
 	if p.commit {
-		c.last = append(c.last, p.steps...)
+		for i := range p.steps {
+			c.last = append(c.last, p.steps[i].counted())
+		}
 		return nil
 	}
 	return c.send(ctx, p.steps)
@@ -179,7 +183,30 @@ func failed(steps []step, err error) error {
 			}
 		}
 	}
-	return steps[0].failed(err)
+	return steps[0].failed(steps[0].meaning(err))
+}
+
+// counted returns the step with its rows counted by the server, which fails before the COMMIT if their number is another: by a
+// division by zero, an error that no statement of ours has otherwise.
+func (s step) counted() step {
+	if s.must != nil {
+		s.query = "WITH changed AS (" + s.query + " RETURNING 1) SELECT 1 / CASE WHEN (SELECT count(*) FROM changed) = $" +
+			strconv.Itoa(len(s.args)+1) + "::BIGINT THEN 1 ELSE 0 END"
+		s.args, s.affected = append(slices.Clip(s.args), s.must.rows), nil
+	}
+	return s
+}
+
+// divisionByZero is its SQLSTATE.
+const divisionByZero = "22012"
+
+// meaning returns what an error of a counted statement means.
+func (s *step) meaning(err error) error {
+	var answer *pgconn.PgError
+	if s.must != nil && errors.As(err, &answer) && answer.Code == divisionByZero {
+		return s.must.otherwise
+	}
+	return err
 }
 
 // read reads the answer to a statement.

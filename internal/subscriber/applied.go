@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"iter"
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
@@ -43,9 +44,8 @@ func (s *Store) claim(ctx context.Context, tx *sql.Tx, batch []events.Invalidati
 
 // writeNonces has the nonces of events written, and each that was not there given to claimed.
 func (s *Store) writeNonces(p *sqldb.Pipeline, list []*events.Invalidation, claimed func(nonce string)) {
-	for rows := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Int, sqldb.Text}, claims(list)) {
-		text := `INSERT INTO applied (timestamp, nonce) ` + rows.Query + ` ON CONFLICT DO NOTHING RETURNING nonce`
-		p.Query("claim the nonces", text, rows.Args, eachNonce(claimed))
+	for insert := range s.claims(list) {
+		p.Query(claim, insert.Query+` RETURNING nonce`, insert.Args, eachNonce(claimed))
 	}
 }
 
@@ -74,8 +74,12 @@ func firstOf(batch []events.Invalidation, nonces map[string]bool) []*events.Inva
 	return first
 }
 
-// claims returns the rows of events in order, as all rows here: two writers lock them in one order.
-func claims(list []*events.Invalidation) []any {
+// claim is what is being done where [Store.claims] fails.
+const claim = "claim the nonces"
+
+// claims yields the statements that write the nonces of events which are not there. They come in order, as all rows here: two
+// writers lock them in one order.
+func (s *Store) claims(list []*events.Invalidation) iter.Seq[sqldb.Rows] {
 	order := slices.Clone(list)
 	slices.SortFunc(order, func(a, b *events.Invalidation) int {
 		return cmp.Or(cmp.Compare(a.Timestamp, b.Timestamp), cmp.Compare(a.Nonce.String(), b.Nonce.String()))
@@ -84,7 +88,14 @@ func claims(list []*events.Invalidation) []any {
 	for _, e := range order {
 		values = append(values, e.Timestamp, e.Nonce.String())
 	}
-	return values
+	return func(yield func(sqldb.Rows) bool) {
+		for part := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Int, sqldb.Text}, values) {
+			part.Query = `INSERT INTO applied (timestamp, nonce) ` + part.Query + ` ON CONFLICT DO NOTHING`
+			if !yield(part) {
+				return
+			}
+		}
+	}
 }
 
 // lookForUntimed finds out whether SQLite has rows with no timestamp. Elsewhere a nonce conflicts whatever is beside it.

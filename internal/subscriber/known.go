@@ -15,9 +15,9 @@ var errOtherwise = errors.New("some event of the batch is not new, or its servic
 // knownAtOnce is the largest batch that settleKnown takes: of a larger one, the ways to the server and back are a small part.
 const knownAtOnce = 64
 
-// settleKnown is [Store.Settle] in two round trips to PostgreSQL, for what a subscriber does nearly always: a few events that are
-// new, of services that it knows. They are all written before it is known whether that is so; what is otherwise is rolled back,
-// and errOtherwise.
+// settleKnown is [Store.Settle] in one round trip to PostgreSQL, for what a subscriber does nearly always: a few events that are
+// new, of services that it knows. PostgreSQL finds out by itself whether that is so, and where it is otherwise rolls all back:
+// errOtherwise.
 func (s *Store) settleKnown(ctx context.Context, to, written Place, batch []events.Invalidation, aside []SetAside) ([]events.Invalidation, error) {
 	if s.db.Engine() != sqldb.Postgres || len(batch) == 0 || len(batch) > knownAtOnce || len(aside) > 0 {
 		return nil, errOtherwise
@@ -30,15 +30,15 @@ func (s *Store) settleKnown(ctx context.Context, to, written Place, batch []even
 	}
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		var p sqldb.Pipeline
-		claimed := 0
-		s.writeNonces(&p, first, func(string) { claimed++ })
-		missing := s.update(&p, rounds[0], joinRuns, ids)
-		s.movePosition(&p, to, written)
-		if err := s.db.Run(ctx, tx, &p); err != nil {
-			return err
+		for insert := range s.claims(first) {
+			p.Must(claim, insert.Query, insert.Args, int64(insert.Len), errOtherwise)
 		}
-		if claimed < len(batch) || *missing > 0 {
-			return errOtherwise
+		for update := range s.updates(rounds[0], joinRuns, ids) {
+			p.Must("update the services", update.Query, update.Args, int64(update.Len), errOtherwise)
+		}
+		s.movePosition(&p, to, written)
+		if err := s.db.RunAtCommit(ctx, tx, &p); err != nil {
+			return err
 		}
 		return s.writeKeyrings(ctx, tx, ids, effects)
 	})

@@ -52,10 +52,5 @@ func (s *Store) movePosition(p *sqldb.Pipeline, to, written Place) {
 	const update = `UPDATE stream_positions
 		SET position = CASE WHEN position < CAST($4 AS BIGINT) THEN CAST($4 AS BIGINT) ELSE position END
 		WHERE stream = $1 AND part = $2 AND created_at = $3 AND position >= $5`
-	p.Exec("move the position in the stream", update, append(args, int64(written.Sequence)), func(n int64) error {
-		if n != 1 {
-			return ErrRestored
-		}
-		return nil
-	})
+	p.Must("move the position in the stream", update, append(args, int64(written.Sequence)), 1, ErrRestored)
 }

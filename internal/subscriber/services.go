@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"slices"
 
@@ -81,11 +82,17 @@ func (s *Store) writeKnown(ctx context.Context, tx *sql.Tx, list []service, merg
 		}
 	}
 	var p sqldb.Pipeline
-	missing := s.update(&p, known, merge, ids)
+	missing := int64(len(known))
+	for update := range s.updates(known, merge, ids) {
+		p.Exec("", update.Query, update.Args, func(n int64) error {
+			missing -= n
+			return nil
+		})
+	}
 	if err := s.db.Run(ctx, tx, &p); err != nil {
 		return nil, err
 	}
-	if *missing == 0 {
+	if missing == 0 {
 		return rest, nil
 	}
 	there := make(map[string]int64, len(known))
@@ -105,19 +112,18 @@ func (s *Store) writeKnown(ctx context.Context, tx *sql.Tx, list []service, merg
 	return rest, nil
 }
 
-// update has rows of services joined to those with their ids and names. What it returns is then how many of those there are not.
-func (s *Store) update(p *sqldb.Pipeline, list []service, merge string, ids map[string]int64) *int64 {
-	missing := int64(len(list))
-	for part := range s.db.Engine().Rows(1, serviceColumns(), serviceValues(list, ids)) {
-		text := `UPDATE services SET ` + merge + ` FROM (SELECT column1 AS id, column2 AS target, column3 AS head,
-			column4 AS max_sequence, column5 AS filled, column6 AS sequenced FROM (` + part.Query + `) AS v) AS excluded
-			WHERE services.id = excluded.id AND services.target = excluded.target`
-		p.Exec("", text, part.Args, func(n int64) error {
-			missing -= n
-			return nil
-		})
+// updates yields the statements that join rows of services to those with their ids and names.
+func (s *Store) updates(list []service, merge string, ids map[string]int64) iter.Seq[sqldb.Rows] {
+	return func(yield func(sqldb.Rows) bool) {
+		for part := range s.db.Engine().Rows(1, serviceColumns(), serviceValues(list, ids)) {
+			part.Query = `UPDATE services SET ` + merge + ` FROM (SELECT column1 AS id, column2 AS target, column3 AS head,
+				column4 AS max_sequence, column5 AS filled, column6 AS sequenced FROM (` + part.Query + `) AS v) AS excluded
+				WHERE services.id = excluded.id AND services.target = excluded.target`
+			if !yield(part) {
+				return
+			}
+		}
 	}
-	return &missing
 }
 
 // writeNamed writes those whose id is not known, and which may be new. It is for servers, where names have an index.
