@@ -163,14 +163,5 @@ func (b *benchRun) turn(ctx context.Context, began time.Time, rotation int) (tim
 		}
 	}
 	due := began.Add(b.due(rotation))
-	if wait := time.Until(due); wait > 0 {
-		select {
-		case <-ctx.Done():
-			return time.Time{}, context.Cause(ctx)
-		case <-time.After(wait):
-		}
-	} else if ctx.Err() != nil {
-		return time.Time{}, context.Cause(ctx)
-	}
-	return due, nil
+	return due, bench.SleepUntil(ctx, due)
 }
