@@ -362,6 +362,48 @@ func TestIssuedTwice(t *testing.T) {
 	w.commit(d.rotate())
 }
 
+// TestKeyOfAServiceIssuedTwice: nobody is held then, but a key that was announced and that the history lacks stays its service's, also
+// where the registry decides on what it remembers.
+func TestKeyOfAServiceIssuedTwice(t *testing.T) {
+	t.Parallel()
+	w, d, stop := boundWorld(t, testenv.Database(t, testenv.SQLite))
+	other := d.another("other")
+	w.commit(other.bind())
+	w.settled()
+	old := takeBackup(t, w.store)
+	old["stream_positions"] = nil
+	w.commit(d.rotate())
+	w.commit(d.rotate())
+	announced := d.current
+	w.settled()
+	stop()
+
+	old.restore(t, w.store)
+	in := newTestIntake(t, w.store, Policy{Origin: testOrigin}, time.Now)
+	decideAll(t, in, d.reset(), other.rotate()) // sequence 2 again
+	f, err := newFence(Config{
+		Policy: Policy{Origin: testOrigin}, Key: testKey, Store: w.store, Log: testLog(t), Metrics: prometheus.NewRegistry(),
+	}, w.js)
+	if err == nil {
+		err = f.compare(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.answers(d.target, 2); err != nil {
+		t.Fatal(err)
+	}
+	in.fence = f
+	for range 2 { // nothing is remembered at first
+		if o := decideAll(t, in, other.rotate())[0]; o.verdict != committed {
+			t.Fatalf("refused: %s %s", o.reason, o.detail)
+		}
+	}
+	if o := decideAll(t, in, other.sign(events.Rotation, announced, other.current))[0]; o.reason != events.KeyInUse {
+		t.Errorf("another service has the key that was announced: %v %q", o.verdict, o.reason)
+	}
+}
+
 // TestRecoverWithAGap: what the stream does not keep any more can't be recovered, and is told; the service stays held.
 func TestRecoverWithAGap(t *testing.T) {
 	t.Parallel()

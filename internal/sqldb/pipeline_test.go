@@ -395,6 +395,46 @@ func TestRoundTrips(t *testing.T) {
 	}
 }
 
+// TestRoundTripsAfterALoss: whoever loses a race has not to prepare the statements anew, each time.
+func TestRoundTripsAfterALoss(t *testing.T) {
+	t.Parallel()
+	ours := errors.New("ours")
+	direct := testenv.Database(t, testenv.Postgres)
+	exec(t, open(t, direct), `CREATE TABLE t (n BIGINT)`)
+	exec(t, open(t, direct), `CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS
+		'BEGIN IF NEW.n = 40001 AND nextval(''tries'') % 2 = 1 THEN RAISE EXCEPTION USING ERRCODE = ''40001''; END IF; RETURN NEW; END'`)
+	exec(t, open(t, direct), `CREATE SEQUENCE tries`)
+	exec(t, open(t, direct), `CREATE TRIGGER lose BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION lose()`)
+	for _, mode := range []string{"cache_statement", "cache_describe", "exec", "simple_protocol"} {
+		url, trips := countTrips(t, direct, mode)
+		db := open(t, url)
+		for i, tt := range []struct {
+			what         string
+			insert, rows int64
+			want         error
+			trips        int64 // ROLLBACK is one
+		}{
+			{"the first one", 1, 0, nil, 0}, {"nobody lost", 1, 0, nil, 1},
+			{"another number of rows", 1, 1, ours, 2}, {"nobody lost", 1, 0, nil, 1},
+			{"a conflict, and another try", 40001, 0, nil, 3}, {"nobody lost", 1, 0, nil, 1},
+		} {
+			before := trips.Load()
+			err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+				var p sqldb.Pipeline
+				p.Exec("insert", "INSERT INTO t VALUES ($1)", []any{tt.insert}, nil)
+				p.Must("update", "UPDATE t SET n = n WHERE n = $1", []any{0}, tt.rows, ours)
+				return db.RunAtCommit(t.Context(), tx, &p)
+			})
+			if !errors.Is(err, tt.want) {
+				t.Fatalf("%s, %s: %v", mode, tt.what, err)
+			}
+			if got := trips.Load() - before; i > 0 && got != tt.trips {
+				t.Errorf("%s, %s: %d round trips, want %d", mode, tt.what, got, tt.trips)
+			}
+		}
+	}
+}
+
 func twoInserts() *sqldb.Pipeline {
 	var p sqldb.Pipeline
 	for range 2 {

@@ -167,6 +167,9 @@ func sendAll(ctx context.Context, conn *pgx.Conn, steps []step) (done int, err e
 	}()
 	for i := range steps {
 		if err := steps[i].read(results); err != nil {
+			if steps[i].lost(err) {
+				batch.QueuedQueries = nil // else pgx would prepare all of them again, in two round trips more, as if they were to blame
+			}
 			return i, failed(steps[i:], err)
 		}
 	}
@@ -200,14 +203,22 @@ func (s step) counted() step {
 // divisionByZero is its SQLSTATE.
 const divisionByZero = "22012"
 
-// meaning returns what an error of a counted statement means.
-func (s *step) meaning(err error) error {
+// miscounted says whether err is of a counted statement, and says that it has changed another number of rows.
+func (s *step) miscounted(err error) bool {
 	var answer *pgconn.PgError
-	if s.must != nil && errors.As(err, &answer) && answer.Code == divisionByZero {
+	return s.must != nil && errors.As(err, &answer) && answer.Code == divisionByZero
+}
+
+// meaning returns what an error of a statement means.
+func (s *step) meaning(err error) error {
+	if s.miscounted(err) {
 		return s.must.otherwise
 	}
 	return err
 }
+
+// lost says whether err is that others were first, and not that anything is wrong with the statement.
+func (s *step) lost(err error) bool { return s.miscounted(err) || conflict(err) }
 
 // read reads the answer to a statement.
 func (s *step) read(results pgx.BatchResults) error {
