@@ -218,7 +218,7 @@ func (k SigningKey) Private() ed25519.PrivateKey {
 func (k SigningKey) IsZero() bool { return k.private == nil }
 
 // Sign signs message. The bytes are the standard library's, made in half the time where the processor has AVX2: Ed25519 leaves
-// a signer no choice (RFC 8032 §5.1.6). Nothing is verified by that library.
+// a signer no choice (RFC 8032 §5.1.6). What is signed here is verified by [PublicKey.Verify], or by our own equation.
 func (k SigningKey) Sign(message []byte) Signature {
 	return Signature{[ed25519.SignatureSize]byte(voi.Sign(voi.PrivateKey(k.private()), message)), true}
 }

@@ -49,11 +49,6 @@ type suspicion struct {
 	due    time.Time // of the next try
 }
 
-// among reports whether the message, or a copy of it, is in the list.
-func among(list []*Message, m *Message) bool {
-	return slices.ContainsFunc(list, func(other *Message) bool { return other.Meta.Sequence.Stream == m.Meta.Sequence.Stream })
-}
-
 // wake is when something is to be done next for suspects: a try, to take again what has arrived, or to tell the broker
 // that they are still ours.
 func (w *worker) wake() time.Time {

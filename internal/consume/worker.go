@@ -24,6 +24,7 @@ type worker struct {
 	arrived <-chan *Message
 	ended   <-chan struct{} // closed when no more will arrive
 
+	here     map[uint64]struct{}         // what the batch has, and the suspects, by the stream's sequence; nil until that is asked
 	suspects []*Message                  // at most cfg.Batch
 	proofs   int                         // how often others showed that all that handling needs is there
 	pause    *backoff.ExponentialBackOff // while nothing passes
@@ -70,6 +71,7 @@ func (w *worker) run(ctx context.Context) {
 
 // next waits for one message, and takes what else is there; or it waits until something is to be done for suspects.
 func (w *worker) next(ctx context.Context, batch []*Message) ([]*Message, bool) {
+	w.here = nil
 	arrived, ended, wake := w.arrived, (<-chan struct{})(nil), (<-chan time.Time)(nil)
 	if len(w.suspects) > 0 {
 		timer := time.NewTimer(time.Until(w.wake()))
@@ -127,10 +129,27 @@ func (w *worker) add(batch []*Message, m *Message) []*Message {
 	case m.repeated():
 		w.settle(m.Ack())
 		return batch
-	case m.Meta.NumDelivered > 1 && (among(batch, m) || among(w.suspects, m)):
+	case m.Meta.NumDelivered > 1 && w.isHere(batch, m):
 		return batch
 	}
+	if w.here != nil {
+		w.here[m.Meta.Sequence.Stream] = struct{}{}
+	}
 	return append(batch, m)
+}
+
+// isHere reports whether the message, or a copy of it, is in the batch or a suspect. After a restart that is asked of thousands.
+func (w *worker) isHere(batch []*Message, m *Message) bool {
+	if w.here == nil {
+		w.here = map[uint64]struct{}{}
+		for _, list := range [...][]*Message{w.suspects, batch} {
+			for _, other := range list {
+				w.here[other.Meta.Sequence.Stream] = struct{}{}
+			}
+		}
+	}
+	_, is := w.here[m.Meta.Sequence.Stream]
+	return is
 }
 
 // handle brings a batch to its end: acknowledged, given back because a shutdown came first, or, where messages fail alone

@@ -8,8 +8,8 @@ import (
 	"strconv"
 )
 
-// Ports that no kernel lends by itself, neither to who listens on port 0 nor to a connection to elsewhere: Linux begins at 32768,
-// the other systems at 49152.
+// Ports that a kernel doesn't lend by itself, neither to who listens on port 0 nor to a connection to elsewhere: Linux begins at 32768
+// unless it is told otherwise (ip_local_port_range), macOS and Windows at 49152.
 const lowestPort, highestPort = 10_000, 32_767
 
 // portsTried bounds the search: if so many of them are taken, something else is wrong.
@@ -32,7 +32,7 @@ func FreeAddrs(n int) (addrs []string, err error) {
 		switch {
 		case err == nil:
 			held, addrs = append(held, l), append(addrs, l.Addr().String())
-		case tried == portsTried:
+		case tried >= portsTried:
 			return nil, fmt.Errorf("find a free port: %w", err)
 		}
 	}
