@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -15,7 +17,7 @@ import (
 )
 
 // Migrate applies the migrations that the database doesn't have yet. fsys holds goose's SQL files in two folders,
-// "sqlite" and "postgres"; the latter is for CockroachDB too.
+// "sqlite" and "postgres"; the latter is for CockroachDB too, but for files whose names end in [PostgresOnly].
 //
 // A role that may not change the schema gets [ErrURL] where it is not complete.
 //
@@ -30,6 +32,9 @@ func (db *DB) Migrate(ctx context.Context, fsys fs.FS) error {
 	files, err := fs.Sub(fsys, folder)
 	if err != nil {
 		return fmt.Errorf("migrate the schema: %w", err)
+	}
+	if db.engine == Cockroach {
+		files = withoutPostgresOnly{files}
 	}
 	if db.complete(ctx, files) {
 		return nil
@@ -46,6 +51,19 @@ func (db *DB) Migrate(ctx context.Context, fsys fs.FS) error {
 		db.log.InfoContext(ctx, "migrated the schema", slog.Int64("version", last.Version), slog.Int("applied", len(applied)))
 	}
 	return nil
+}
+
+// PostgresOnly is how the name of a migration ends that is for PostgreSQL and not for CockroachDB: what it says is about how rows
+// lie on the disk, where the two have nothing in common.
+const PostgresOnly = "_on_postgresql.sql"
+
+// withoutPostgresOnly is a folder without the migrations that are for PostgreSQL alone.
+type withoutPostgresOnly struct{ fs.FS }
+
+// ReadDir implements [fs.ReadDirFS].
+func (w withoutPostgresOnly) ReadDir(name string) ([]fs.DirEntry, error) {
+	entries, err := fs.ReadDir(w.FS, name)
+	return slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return strings.HasSuffix(e.Name(), PostgresOnly) }), err
 }
 
 // insufficientPrivilege is a SQLSTATE.

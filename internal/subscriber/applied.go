@@ -13,8 +13,12 @@ import (
 )
 
 // An event counts once, by its nonce. Beside it the database has the event's timestamp, which the registry signed together
-// with it: SQLite keeps the rows in that order, so that those of a batch lie side by side at the end and not each on a page
-// of its own. So there a nonce is found beside its timestamp; beside another one, by what is remembered of the newest.
+// with it: SQLite and PostgreSQL keep the nonces in that order, so that those of a batch lie side by side at the end and not each
+// on a page of its own. So there a nonce is found beside its timestamp; beside another one, by what is remembered of the newest.
+// On CockroachDB ascending ones would all go to one node.
+
+// byTime says whether the nonces are in the order of their timestamps. Elsewhere a nonce conflicts whatever is beside it.
+func (s *Store) byTime() bool { return s.db.Engine() != sqldb.Cockroach }
 
 // claim writes the nonces of a batch, and returns the events whose nonce was not there, each once.
 func (s *Store) claim(ctx context.Context, tx *sql.Tx, batch []events.Invalidation) ([]events.Invalidation, error) {
@@ -98,9 +102,9 @@ func (s *Store) claims(list []*events.Invalidation) iter.Seq[sqldb.Rows] {
 	}
 }
 
-// lookForUntimed finds out whether SQLite has rows with no timestamp. Elsewhere a nonce conflicts whatever is beside it.
+// lookForUntimed finds out whether there are rows with no timestamp, which have to be looked for by themselves.
 func (s *Store) lookForUntimed(ctx context.Context) error {
-	if s.db.Engine() != sqldb.SQLite {
+	if !s.byTime() {
 		return nil
 	}
 	const query = `SELECT EXISTS (SELECT 1 FROM applied WHERE timestamp = 0)`

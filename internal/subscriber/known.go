@@ -25,7 +25,7 @@ func (s *Store) settleKnown(ctx context.Context, to, written Place, batch []even
 	first := firstOf(batch, make(map[string]bool, len(batch)))
 	effects, rounds := effectsOf(batch)
 	ids := s.remembered(rounds[0])
-	if len(first) < len(batch) || len(rounds) > 1 || len(ids) < len(rounds[0]) {
+	if s.untimed || len(first) < len(batch) || len(rounds) > 1 || len(ids) < len(rounds[0]) || !s.noneElsewhere(first) {
 		return nil, errOtherwise
 	}
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"hash/maphash"
+	"slices"
+	"sync"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -12,14 +14,16 @@ import (
 // recently is how many of the newest nonces are remembered at least, twice as many at most. They take some 4 MB.
 const recently = 1 << 16
 
-// recent is beside which timestamps the newest nonces stand in SQLite's table, which is not in the order of nonces: an event
+// recent is beside which timestamps the newest nonces stand in a table that is not in the order of nonces: an event
 // that has a known nonce, and another timestamp, is found by it. It is a hint; the database has the last word. So it does no
 // harm when a transaction that noted something in it is rolled back, or when the database is replaced.
 //
 // A registry makes no such event: it draws 128 bits for a nonce, and signs them once. The one rule of docs/protocol.md §7.2 is
 // held as far back as it costs next to nothing; beyond, a nonce is one beside its timestamp.
 type recent struct {
-	seed       maphash.Seed
+	seed maphash.Seed
+
+	mu         sync.Mutex
 	young, old map[uint64]int64 // timestamps, by the hashes of nonces
 }
 
@@ -27,25 +31,41 @@ func newRecent() *recent {
 	return &recent{seed: maphash.MakeSeed(), young: make(map[uint64]int64)}
 }
 
-// find returns the timestamp that a nonce had; false: it is not remembered.
-func (r *recent) find(nonce string) (timestamp int64, known bool) {
-	hash := maphash.String(r.seed, nonce)
-	if timestamp, known = r.young[hash]; !known {
+// elsewhere returns beside which other timestamp than the event's own its nonce is remembered; false: beside none. What is not
+// remembered at all is from now on.
+func (r *recent) elsewhere(e *events.Invalidation) (timestamp int64, is bool) {
+	hash := r.hash(e.Nonce.String())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	timestamp, known := r.young[hash]
+	if !known {
 		timestamp, known = r.old[hash]
 	}
-	return timestamp, known
+	if !known {
+		r.note(hash, e.Timestamp)
+	}
+	return timestamp, known && timestamp != e.Timestamp
 }
 
-func (r *recent) note(nonce string, timestamp int64) {
+// found has a nonce remembered beside the timestamp that the database has beside it.
+func (r *recent) found(nonce string, timestamp int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.note(r.hash(nonce), timestamp)
+}
+
+func (r *recent) hash(nonce string) uint64 { return maphash.String(r.seed, nonce) }
+
+func (r *recent) note(hash uint64, timestamp int64) {
 	if len(r.young) >= recently {
 		r.old, r.young = r.young, make(map[uint64]int64, recently)
 	}
-	r.young[maphash.String(r.seed, nonce)] = timestamp
+	r.young[hash] = timestamp
 }
 
-// readRecent reads the newest nonces. Elsewhere than in SQLite a nonce conflicts whatever is beside it.
+// readRecent reads the newest nonces.
 func (s *Store) readRecent(ctx context.Context) error {
-	if s.db.Engine() != sqldb.SQLite {
+	if !s.byTime() {
 		return nil
 	}
 	s.recent = newRecent()
@@ -59,36 +79,39 @@ func (s *Store) readRecent(ctx context.Context) error {
 		if err := row.Scan(&timestamp, &nonce); err != nil {
 			return err
 		}
-		s.recent.note(nonce, timestamp)
+		s.recent.found(nonce, timestamp)
 		return nil
 	})
 	return s.db.Run(ctx, s.db.Reader(), &p)
 }
 
-// notElsewhere returns the events without those whose nonce is known beside another timestamp. It runs in the transaction that
-// holds SQLite's one write lock, and so never beside itself.
+// notElsewhere returns the events without those whose nonce is known beside another timestamp.
 func (s *Store) notElsewhere(ctx context.Context, tx *sql.Tx, list []*events.Invalidation) ([]*events.Invalidation, error) {
 	if s.recent == nil {
 		return list, nil
 	}
 	kept := list[:0]
 	for _, e := range list {
-		nonce := e.Nonce.String()
-		before, known := s.recent.find(nonce)
-		if known && before != e.Timestamp {
+		if before, is := s.recent.elsewhere(e); is {
 			const query = `SELECT EXISTS (SELECT 1 FROM applied WHERE timestamp = $1 AND nonce = $2)`
-			var there bool
+			nonce, there := e.Nonce.String(), false
 			if err := tx.QueryRowContext(ctx, query, before, nonce).Scan(&there); err != nil {
 				return nil, err
 			}
 			if there {
 				continue
 			}
-		}
-		if !known || before != e.Timestamp {
-			s.recent.note(nonce, e.Timestamp)
+			s.recent.found(nonce, e.Timestamp)
 		}
 		kept = append(kept, e)
 	}
 	return kept, nil
+}
+
+// noneElsewhere says whether no event's nonce is remembered beside another timestamp.
+func (s *Store) noneElsewhere(list []*events.Invalidation) bool {
+	return !slices.ContainsFunc(list, func(e *events.Invalidation) bool {
+		_, is := s.recent.elsewhere(e)
+		return is
+	})
 }
