@@ -35,6 +35,14 @@ func (g *group) restsOnState() bool {
 	return false
 }
 
+// requestsOf counts the requests of groups.
+func requestsOf(groups []*group) (n int) {
+	for _, g := range groups {
+		n += len(g.requests)
+	}
+	return n
+}
+
 // begin sets the state on which the group is decided; nil: the service was never bound.
 func (g *group) begin(s *service) {
 	if g.was, g.existed = (service{}), s != nil; s != nil {

@@ -236,7 +236,7 @@ type historyRow struct {
 
 // historyOf returns the rows of the groups' changes.
 func historyOf(groups []*group) []historyRow {
-	var rows []historyRow
+	rows := make([]historyRow, 0, requestsOf(groups))
 	for g, o := range changes(groups) {
 		r := o.in.request
 		rows = append(rows, historyRow{g.service.id, o.event, r.Nonce, r.Digest(), o.receiptNonce, o.receiptBytes})

@@ -106,9 +106,10 @@ func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
 
 // settle acknowledges what is committed, and hands everything that is to be said to the relay.
 func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *batch, lost map[events.Target]bool) error {
-	var p publication
-	var changes []events.Invalidation
-	var done []*consume.Message
+	most := requestsOf(b.groups)
+	p := publication{outbox: make([]signed, 0, 2*most)}
+	changes := make([]events.Invalidation, 0, most)
+	done := make([]*consume.Message, 0, most)
 	for _, g := range b.groups {
 		if lost[g.target] {
 			continue

@@ -163,10 +163,11 @@ type parties struct {
 }
 
 func newParties(c *writing) parties {
-	p := parties{map[events.Target]struct{}{}, map[events.PublicKey]struct{}{}}
 	if c == nil {
-		return p
+		return parties{map[events.Target]struct{}{}, map[events.PublicKey]struct{}{}}
 	}
+	n := requestsOf(c.groups)
+	p := parties{make(map[events.Target]struct{}, len(c.groups)), make(map[events.PublicKey]struct{}, n)}
 	for _, g := range c.groups {
 		for i := range g.requests {
 			p.add(&g.requests[i])

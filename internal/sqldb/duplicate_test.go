@@ -1,6 +1,7 @@
 package sqldb_test
 
 import (
+	"database/sql"
 	"errors"
 	"testing"
 
@@ -29,6 +30,15 @@ func TestDuplicate(t *testing.T) {
 		}
 		if n := number(t, db, "SELECT count(*) FROM t"); n != 1 {
 			t.Errorf("%d rows: a statement that failed has left some", n)
+		}
+		err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+			if _, err := tx.ExecContext(t.Context(), "INSERT INTO t VALUES (6, 6, 'f'), (7, 7, 'c')"); !sqldb.Duplicate(err) {
+				t.Errorf("in a transaction: %v", err)
+			}
+			return nil
+		})
+		if n := number(t, db, "SELECT count(*) FROM t"); err == nil || n != 1 {
+			t.Errorf("%d rows: a transaction with a statement that failed was committed: %v", n, err)
 		}
 		if sqldb.Duplicate(nil) || sqldb.Duplicate(errors.New("duplicate")) {
 			t.Error("not every error is that of a duplicate")
