@@ -118,19 +118,16 @@ func writtenOut(query string) string {
 	return text.String() + query
 }
 
-// unnest writes a query of the rows that arrays hold, one for each column: SELECT * FROM unnest($1::TEXT[], $2::BIGINT[]) …
+// unnest writes a query of the rows that arrays hold, one for each column: SELECT unnest($1::TEXT[]) AS column1, … In a FROM, all
+// rows would be put together and kept before the first is used, which takes PostgreSQL three times as long.
 func unnest(from int, columns []Type) string {
-	text := []byte("SELECT * FROM unnest(")
+	text := []byte("SELECT ")
 	for i, column := range columns {
-		text = strconv.AppendInt(append(text, '$'), int64(from+i), 10)
-		text = append(append(append(text, "::"...), column...), "[], "...)
+		text = strconv.AppendInt(append(text, "unnest($"...), int64(from+i), 10)
+		text = append(append(append(text, "::"...), column...), "[]) AS column"...)
+		text = append(strconv.AppendInt(text, int64(i+1), 10), ", "...)
 	}
-	text = append(text[:len(text)-len(", ")], ") AS u ("...)
-	for i := range columns {
-		text = strconv.AppendInt(append(text, "column"...), int64(i+1), 10)
-		text = append(text, ", "...)
-	}
-	return string(text[:len(text)-len(", ")]) + ")"
+	return string(text[:len(text)-len(", ")])
 }
 
 // arrays turns rows into an array for each column.

@@ -20,7 +20,7 @@ func TestRowsText(t *testing.T) {
 	}{
 		{sqldb.SQLite, "VALUES ($3, $4)×1"}, // and another statement for the second row
 		{sqldb.Cockroach, "VALUES (CAST($3 AS TEXT), CAST($4 AS BIGINT)), (CAST($5 AS TEXT), CAST($6 AS BIGINT))"},
-		{sqldb.Postgres, "SELECT * FROM unnest($3::TEXT[], $4::BIGINT[]) AS u (column1, column2)"},
+		{sqldb.Postgres, "SELECT unnest($3::TEXT[]) AS column1, unnest($4::BIGINT[]) AS column2"},
 	} {
 		for rows := range tt.engine.Rows(3, two, []any{"a", int64(1), "b", int64(2)}) {
 			if rows.Query != tt.want {
