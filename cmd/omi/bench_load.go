@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/bench"
 	"omiappreg.org/keyrotation/internal/parallel"
 )
@@ -16,14 +17,14 @@ import (
 // bindingsAtOnce is how many bindings are in memory at a time.
 const bindingsAtOnce = 8192
 
-// publishBindings fills the stream of events with a binding for each service.
-func (b *benchRun) publishBindings(ctx context.Context) error {
+// publishBindings fills the stream of events with a binding for each service, signed by the registry's key.
+func (b *benchRun) publishBindings(ctx context.Context, key events.SigningKey) error {
 	n := b.load.Bindings()
 	b.progress.phase("binding services", n)
 	for from := 0; from < n && ctx.Err() == nil; from += bindingsAtOnce {
 		messages := make([]*nats.Msg, min(bindingsAtOnce, n-from))
 		parallel.Each(len(messages), 16, func(i int) {
-			event, payload := b.load.Binding(from+i, benchOrigin, b.stack.key)
+			event, payload := b.load.Binding(from+i, benchOrigin, key)
 			messages[i] = message(event.Subject(), event.Nonce.String(), payload)
 		})
 		for _, m := range messages {

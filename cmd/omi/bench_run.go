@@ -111,17 +111,19 @@ func (b *benchRun) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer closeDatabases()
+	if err := b.bindBefore(ctx); err != nil {
+		return err
+	}
 	if b.stack, err = newStack(ctx, b.cfg); err != nil {
 		return err
 	}
 	defer b.stack.Close()
 	defer b.parts.Wait()
 	defer b.fail(nil)
-	deleteStreams, err := b.openStreams(ctx)
-	if err != nil {
+	if err := b.openStreams(ctx, b.stack); err != nil {
 		return err
 	}
-	defer deleteStreams()
+	defer b.deleteStreams(ctx)
 	b.progress.phase("the cores' Ed25519 limit", -1)
 	limit := bench.SignatureLimit(ctx, benchLimitSpan)
 	caughtUp, err := b.bind(ctx)
@@ -155,32 +157,32 @@ func (b *benchRun) start(ctx context.Context, part string, run process.Actor) (s
 	return stop
 }
 
-// openStreams makes the streams, and returns what deletes them where the broker is somebody's.
-func (b *benchRun) openStreams(ctx context.Context) (deletes func(), err error) {
-	nc, _, err := b.stack.connect("omi-bench", b.log)
+// openStreams connects to a stack's broker, and makes the streams.
+func (b *benchRun) openStreams(ctx context.Context, s *stack) error {
+	nc, _, err := s.connect("omi-bench", b.log)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	b.js, err = jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(benchUnconfirmed),
 		jetstream.WithPublishAsyncErrHandler(func(jetstream.JetStream, *nats.Msg, error) { b.unstored.Add(1) }))
 	if err != nil {
-		return nil, fmt.Errorf("use JetStream: %w", err)
+		return fmt.Errorf("use JetStream: %w", err)
 	}
-	if err := registry.EnsureStreams(ctx, b.js, 1); err != nil {
-		return nil, err
+	return registry.EnsureStreams(ctx, b.js, 1)
+}
+
+// deleteStreams deletes the streams where the broker is somebody's.
+func (b *benchRun) deleteStreams(ctx context.Context) {
+	if b.cmd.NATSURL == "" {
+		return // they go with the folder
 	}
-	return func() {
-		if b.cmd.NATSURL == "" {
-			return // they go with the folder
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), benchSettle)
+	defer cancel()
+	for _, name := range benchStreams() {
+		if err := b.js.DeleteStream(ctx, name); err != nil {
+			b.log.Error("a stream of the benchmark is left", "stream", name, "error", err)
 		}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), benchSettle)
-		defer cancel()
-		for _, name := range benchStreams() {
-			if err := b.js.DeleteStream(ctx, name); err != nil {
-				b.log.Error("a stream of the benchmark is left", "stream", name, "error", err)
-			}
-		}
-	}, nil
+	}
 }
 
 func benchStreams() []string {
@@ -215,12 +217,36 @@ func (b *benchRun) unused(ctx context.Context) error {
 	return nil
 }
 
-// bind gives all services their first keys: the events are published, the registry takes them into its database as after
-// the loss of one, and the subscribers read them as new ones do, one after the other. It returns how many events a second the
-// slower one applied.
+// bindBefore publishes the bindings with a broker that is stopped before the stack's is started on its streams. They are services
+// that exist already: for two minutes after its last message, nats-server keeps in its heap what subjects each of its files has,
+// which would be marked for everybody's garbage until then.
+func (b *benchRun) bindBefore(ctx context.Context) error {
+	if b.cmd.NATSURL != "" {
+		return nil // it is somebody else's
+	}
+	key, err := readOrCreate(filepath.Join(b.folder, registryKeyFile))
+	if err != nil {
+		return err
+	}
+	first := stack{}
+	defer first.Close()
+	if err := first.startBroker(ctx, b.cfg); err != nil {
+		return err
+	}
+	if err := b.openStreams(ctx, &first); err != nil {
+		return err
+	}
+	return b.publishBindings(ctx, key)
+}
+
+// bind gives all services their first keys: the events are published, unless they are there, the registry takes them into its
+// database as after the loss of one, and the subscribers read them as new ones do, one after the other. It returns how many events
+// a second the slower one applied.
 func (b *benchRun) bind(ctx context.Context) (caughtUp float64, err error) {
-	if err := b.publishBindings(ctx); err != nil {
-		return 0, err
+	if b.cmd.NATSURL != "" {
+		if err := b.publishBindings(ctx, b.stack.key); err != nil {
+			return 0, err
+		}
 	}
 	b.progress.phase("the registry's database", -1)
 	trust, err := b.stack.trust(b.cfg)

@@ -35,8 +35,11 @@ const (
 	partBilling  = bench.Billing
 )
 
-// brokerFolder is where in its folder a stack that starts a broker has the streams.
-const brokerFolder = "jetstream"
+// What a stack has in its folder: the streams of the broker that it starts, and the registry's key.
+const (
+	brokerFolder    = "jetstream"
+	registryKeyFile = "registry.pem"
+)
 
 // stackConfig says what one machine's whole deployment is.
 type stackConfig struct {
@@ -80,7 +83,7 @@ func newStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 	if err := os.MkdirAll(cfg.Folder, 0o700); err != nil {
 		return nil, process.Usagef("--data: %w", err)
 	}
-	if s.key, err = readOrCreate(filepath.Join(cfg.Folder, "registry.pem")); err != nil {
+	if s.key, err = readOrCreate(filepath.Join(cfg.Folder, registryKeyFile)); err != nil {
 		return nil, err
 	}
 	if cfg.As == nil {
