@@ -55,7 +55,6 @@ func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func
 		return nil, process.Usagef("--database-url is not a URL") // the error would quote a password
 	}
 	prefix := "omi_bench_" + strings.ToLower(rand.Text()) + "_"
-	parts := []string{"registry", "authsub", "billingsub"} // as the stack calls them
 	b.cfg.Database = func(part string) string {
 		one := *whole
 		one.Path = "/" + prefix + part
@@ -65,7 +64,7 @@ func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func
 	how := " WITH (FORCE)" // also under connections that are on their way out
 	drops = func() {
 		ctx := context.WithoutCancel(ctx)
-		for _, part := range parts {
+		for _, part := range benchDatabases() {
 			drop := "DROP DATABASE IF EXISTS " + prefix + part + how
 			if err := onServer(ctx, text, func(conn *pgx.Conn) error { return execute(ctx, conn, drop) }); err != nil {
 				b.log.Error("a database of the benchmark is left", "database", prefix+part, "error", err)
@@ -79,7 +78,7 @@ func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func
 	if strings.HasPrefix(version, "CockroachDB") {
 		b.store, how = benchCockroach, " CASCADE"
 	}
-	for _, part := range parts {
+	for _, part := range benchDatabases() {
 		create := "CREATE DATABASE " + prefix + part
 		if err := onServer(ctx, text, func(conn *pgx.Conn) error { return execute(ctx, conn, create) }); err != nil {
 			drops()
@@ -88,6 +87,31 @@ func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func
 	}
 	return drops, nil
 }
+
+// benchDatabases are the databases, as the stack calls them.
+func benchDatabases() []string { return []string{"registry", "authsub", "billingsub"} }
+
+// settleDatabases has PostgreSQL do now what would follow upon the making of the services, beside what is measured. Where they have
+// been for a while, that is done.
+func (b *benchRun) settleDatabases(ctx context.Context) error {
+	if b.store != benchPostgres {
+		return nil
+	}
+	for _, part := range benchDatabases() {
+		err := onServer(ctx, b.cfg.Database(part), func(conn *pgx.Conn) error { return execute(ctx, conn, "VACUUM (ANALYZE)") })
+		if err != nil {
+			return err
+		}
+	}
+	err := onServer(ctx, b.cfg.Database(benchDatabases()[0]), func(conn *pgx.Conn) error { return execute(ctx, conn, "CHECKPOINT") })
+	if refused := (*pgconn.PgError)(nil); errors.As(err, &refused) && refused.Code == insufficientPrivilege {
+		return nil // it comes when it comes
+	}
+	return err
+}
+
+// insufficientPrivilege is a SQLSTATE.
+const insufficientPrivilege = "42501"
 
 func execute(ctx context.Context, conn *pgx.Conn, statement string) error {
 	if _, err := conn.Exec(ctx, statement); err != nil {
@@ -98,9 +122,9 @@ func execute(ctx context.Context, conn *pgx.Conn, statement string) error {
 
 // onServer connects to a database server for a few statements.
 func onServer(ctx context.Context, text string, do func(*pgx.Conn) error) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	within, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, text)
+	conn, err := pgx.Connect(within, text)
 	if err == nil {
 		err = do(conn)
 		_ = conn.Close(ctx)

@@ -351,6 +351,9 @@ func (b *benchRun) measure(ctx context.Context) (measured, error) {
 	if err := bench.Settle(filepath.Join(b.folder, brokerFolder)); err != nil { // databases sync theirs
 		return measured{}, err
 	}
+	if err := b.settleDatabases(ctx); err != nil {
+		return measured{}, err
+	}
 	debug.FreeOSMemory() // what was needed to get here is no part of what is measured
 	b.progress.phase("rotations applied by both", b.load.Rotations)
 	before, err := b.meter.Read()
