@@ -27,12 +27,13 @@ func TestMigrated(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			testenv.EachEngine(t, func(t *testing.T, url string) {
-				a, b := subtest.NewService(t, "a"), subtest.NewService(t, "b")
+				a, b, c := subtest.NewService(t, "a"), subtest.NewService(t, "b"), subtest.NewService(t, "c")
 				a.Bind(start)
 				a.Rotate(start+10, 300)
 				b.Bind(start)
 				b.Reset(start + 20)
-				fillFirstSchema(t, url, schema.Subscriber(), a, b)
+				c.Bind(start)
+				fillFirstSchema(t, url, schema.Subscriber(), a, b, c)
 				store, err := open(t.Context(), url, discard())
 				if err != nil {
 					t.Fatal(err)
@@ -41,6 +42,10 @@ func TestMigrated(t *testing.T) {
 				checkOldRelease(t, url)
 				a.Rotate(start+30, 300)
 				checkMigrated(t, store, a, b)
+				c.Rotate(start+30, 300)
+				if fresh, before := apply(t, store, c.Events[1]), apply(t, store, c.Events[0]); len(fresh) != 1 || len(before) != 0 {
+					t.Errorf("of a service that is remembered, %d new events and %d of before have an effect", len(fresh), len(before))
+				}
 			})
 		})
 	}

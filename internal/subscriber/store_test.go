@@ -137,6 +137,9 @@ func TestOtherEventWithTheNonce(t *testing.T) {
 		if fresh := apply(t, store, again(s.Events[0].Nonce, 8), s.Events[1]); len(fresh) != 1 || fresh[0].Sequence != 2 {
 			t.Errorf("in a later batch: %+v", fresh)
 		}
+		if fresh := apply(t, store, again(s.Events[1].Nonce, 11)); len(fresh) != 0 {
+			t.Errorf("alone, of a service that is remembered: %+v", fresh)
+		}
 		later := openStore(t, url)
 		if fresh := apply(t, later, s.Events[1], again(s.Events[1].Nonce, 9), again(s.Events[0].Nonce, 10), s.Events[0]); len(fresh) != 0 {
 			t.Errorf("after a restart: %+v", fresh)
