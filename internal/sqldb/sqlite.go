@@ -23,8 +23,8 @@ import (
 //   - wal_autocheckpoint: a commit folds the log into the file from 20,000 pages on (80 MB), not 1,000: a batch of rotations
 //     touches pages all over the file, and each checkpoint writes and syncs them all again. It is done beside the commits as a
 //     rule, and sooner, see checkpointer.
-//   - cache_size: 64 MB a connection. temp_store: what a statement of many rows notes so that it can be undone, a copy of
-//     each page that it changes, stays in memory, and is not written to a file.
+//   - cache_size: 64 MB a connection. temp_store: what a statement keeps for itself, to sort or to be undone (see orFail),
+//     stays in memory, and is not written to a file.
 //   - _dqs=0: a misspelt column in double quotes is an error, not a string. _error_rc=1: no stale text in errors.
 func fileParams() url.Values {
 	return url.Values{
