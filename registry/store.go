@@ -19,10 +19,6 @@ import (
 	"omiappreg.org/keyrotation/schema"
 )
 
-// writerCache lets SQLite's one writing connection keep 192 MiB of pages, if there are so many. A change of any service looks for
-// its new key's random place among all keys, and of a million services those alone fill the 64 MB that a connection has else.
-const writerCache = "PRAGMA cache_size = -196608"
-
 // Store is the registry's database: SQLite, PostgreSQL or CockroachDB, with one set of statements.
 type Store struct {
 	db *sqldb.DB
@@ -35,11 +31,7 @@ func OpenStore(ctx context.Context, url string, log *slog.Logger) (*Store, error
 	if err != nil {
 		return nil, fmt.Errorf("open the registry's database: %w", err)
 	}
-	err = db.Migrate(ctx, schema.Registry())
-	if err == nil && db.Engine() == sqldb.SQLite {
-		_, err = db.Writer().ExecContext(ctx, writerCache)
-	}
-	if err != nil {
+	if err := db.Migrate(ctx, schema.Registry()); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the registry's database: %w", err), db.Close())
 	}
 	return &Store{db}, nil

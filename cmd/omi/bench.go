@@ -60,11 +60,11 @@ Three ways to load it:
   --rate N             an open loop: rotations are published evenly, N a second. Latencies count from when a request was to be
                        published, so a system that falls behind can't hide it.
 
-What is measured begins when the streams that were made before are on the disk, and ends when both subscribers have applied all. The
-Ed25519 limit is how many rotations a second all cores could do if they did nothing but three verifications and two signatures for
-each, with the standard library; it is measured in the same run, just before. CPU is that of the whole process, and on Linux of a
-PostgreSQL that it started. Catching up is each subscriber by itself, from nothing, while nothing else goes on. Exit code 1 if
-anything was lost, or applied twice.
+What is measured begins when the streams that were made before are on the disk, and PostgreSQL has vacuumed what was made, and ends
+when both subscribers have applied all. The Ed25519 limit is how many rotations a second all cores could do if they did nothing but
+three verifications and two signatures for each, with the standard library; it is measured in the same run, just before. CPU is that
+of the whole process, and on Linux of a PostgreSQL that it started. Catching up is each subscriber by itself, from nothing, while
+nothing else goes on. Exit code 1 if anything was lost, or applied twice.
 
   omi bench
   omi bench --services 20000 --rotations 100000

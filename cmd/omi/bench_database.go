@@ -24,6 +24,12 @@ const (
 	benchCockroach = "cockroach"
 )
 
+// How long statements on a server may take: those that make and drop databases, and what follows upon some million new rows.
+const (
+	benchStatement = time.Minute
+	benchVacuum    = 10 * time.Minute
+)
+
 // benchServer is the part of the CPU that a database server used which this process started.
 const benchServer = "database_server"
 
@@ -66,12 +72,14 @@ func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func
 		ctx := context.WithoutCancel(ctx)
 		for _, part := range benchDatabases() {
 			drop := "DROP DATABASE IF EXISTS " + prefix + part + how
-			if err := onServer(ctx, text, func(conn *pgx.Conn) error { return execute(ctx, conn, drop) }); err != nil {
+			if err := runOn(ctx, text, benchStatement, drop); err != nil {
 				b.log.Error("a database of the benchmark is left", "database", prefix+part, "error", err)
 			}
 		}
 	}
-	err = onServer(ctx, text, func(conn *pgx.Conn) error { return conn.QueryRow(ctx, "SELECT version()").Scan(&version) })
+	err = onServer(ctx, text, benchStatement, func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, "SELECT version()").Scan(&version)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +88,7 @@ func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func
 	}
 	for _, part := range benchDatabases() {
 		create := "CREATE DATABASE " + prefix + part
-		if err := onServer(ctx, text, func(conn *pgx.Conn) error { return execute(ctx, conn, create) }); err != nil {
+		if err := runOn(ctx, text, benchStatement, create); err != nil {
 			drops()
 			return nil, err
 		}
@@ -91,19 +99,18 @@ func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func
 // benchDatabases are the databases, as the stack calls them.
 func benchDatabases() []string { return []string{"registry", "authsub", "billingsub"} }
 
-// settleDatabases has PostgreSQL do now what would follow upon the making of the services, beside what is measured. Where they have
-// been for a while, that is done.
+// settleDatabases has PostgreSQL do now what would follow upon the making of the services, and go on beside what is measured. Where
+// they have been for a while, that is done.
 func (b *benchRun) settleDatabases(ctx context.Context) error {
 	if b.store != benchPostgres {
 		return nil
 	}
 	for _, part := range benchDatabases() {
-		err := onServer(ctx, b.cfg.Database(part), func(conn *pgx.Conn) error { return execute(ctx, conn, "VACUUM (ANALYZE)") })
-		if err != nil {
+		if err := runOn(ctx, b.cfg.Database(part), benchVacuum, "VACUUM (ANALYZE)"); err != nil {
 			return err
 		}
 	}
-	err := onServer(ctx, b.cfg.Database(benchDatabases()[0]), func(conn *pgx.Conn) error { return execute(ctx, conn, "CHECKPOINT") })
+	err := runOn(ctx, b.cfg.Database(benchDatabases()[0]), benchVacuum, "CHECKPOINT")
 	if refused := (*pgconn.PgError)(nil); errors.As(err, &refused) && refused.Code == insufficientPrivilege {
 		return nil // it comes when it comes
 	}
@@ -113,20 +120,23 @@ func (b *benchRun) settleDatabases(ctx context.Context) error {
 // insufficientPrivilege is a SQLSTATE.
 const insufficientPrivilege = "42501"
 
-func execute(ctx context.Context, conn *pgx.Conn, statement string) error {
-	if _, err := conn.Exec(ctx, statement); err != nil {
-		return fmt.Errorf("%s: %w", statement, err)
-	}
-	return nil
+// runOn runs a statement on a database server.
+func runOn(ctx context.Context, text string, within time.Duration, statement string) error {
+	return onServer(ctx, text, within, func(ctx context.Context, conn *pgx.Conn) error {
+		if _, err := conn.Exec(ctx, statement); err != nil {
+			return fmt.Errorf("%s: %w", statement, err)
+		}
+		return nil
+	})
 }
 
-// onServer connects to a database server for a few statements.
-func onServer(ctx context.Context, text string, do func(*pgx.Conn) error) error {
-	within, cancel := context.WithTimeout(ctx, time.Minute)
+// onServer connects to a database server for a few statements, which may take so long.
+func onServer(ctx context.Context, text string, within time.Duration, do func(context.Context, *pgx.Conn) error) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	conn, err := pgx.Connect(within, text)
+	conn, err := pgx.Connect(ctx, text)
 	if err == nil {
-		err = do(conn)
+		err = do(ctx, conn)
 		_ = conn.Close(ctx)
 	}
 	switch refused := (*pgconn.PgError)(nil); {
