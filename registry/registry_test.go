@@ -1,8 +1,6 @@
 package registry
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -12,160 +10,12 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/keyformat"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
-
-// patience is for what takes milliseconds on an idle machine. A request that is held comes again after 32 s at most.
-const patience = 2 * time.Minute
-
-// world is a registry that runs against a real broker and database.
-type world struct {
-	t      *testing.T
-	broker *testenv.Broker
-	store  *Store
-	conn   *nats.Conn
-	js     jetstream.JetStream
-	trust  events.Trust
-	lookup *Lookup
-}
-
-func newWorld(t *testing.T, url string) *world {
-	t.Helper()
-	w := &world{t: t, broker: testenv.NewBroker(t), store: openStore(t, url)}
-	w.conn = testenv.Connect(t, w.broker.URL())
-	var err error
-	if w.js, err = jetstream.New(w.conn); err != nil {
-		t.Fatal(err)
-	}
-	if w.trust, err = events.NewTrust(testOrigin, testKey.Public()); err != nil {
-		t.Fatal(err)
-	}
-	return w
-}
-
-// run starts a replica of the registry, until the returned function or the test's end stops it.
-func (w *world) run() (stop func()) {
-	w.t.Helper()
-	r, err := New(Config{
-		Policy: Policy{Origin: testOrigin, RotationsPerMinute: -1}, Key: testKey, Store: w.store,
-		Conn: testenv.Connect(w.t, w.broker.URL()), Log: testLog(w.t),
-	})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.lookup = r.Lookup
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- r.Run(ctx) }()
-	stopped := false
-	stop = func() {
-		if cancel(); !stopped {
-			stopped = true
-			if err := <-done; err != nil {
-				w.t.Errorf("the registry ended with %v", err)
-			}
-		}
-	}
-	w.t.Cleanup(stop)
-	testenv.Eventually(w.t, patience, "the streams are there", func() error {
-		_, err := w.js.Consumer(w.t.Context(), events.RequestStream, events.RegistryDurable)
-		return err
-	})
-	return stop
-}
-
-func (w *world) publish(r request) {
-	w.t.Helper()
-	msg := &nats.Msg{Subject: r.draft.Subject(), Data: r.payload, Header: nats.Header{}}
-	msg.Header.Set(jetstream.MsgIDHeader, r.draft.MsgID())
-	testenv.Eventually(w.t, patience, "the request is stored", func() error {
-		_, err := w.js.PublishMsg(w.t.Context(), msg)
-		return err
-	})
-}
-
-// receipts reads what the receipt stream has for a service.
-func (w *world) receipts(t events.Target) []events.Receipt {
-	w.t.Helper()
-	var list []events.Receipt
-	w.read(events.ReceiptStream, events.ReceiptSubject+t.String(), func(subject string, data []byte) {
-		r, err := w.trust.Receipt(subject, data)
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		list = append(list, r)
-	})
-	return list
-}
-
-// events reads what the invalidation stream has for a service.
-func (w *world) events(t events.Target) []events.Invalidation {
-	w.t.Helper()
-	var list []events.Invalidation
-	w.read(events.InvalidationStream, events.InvalidationSubject+t.String(), func(subject string, data []byte) {
-		e, err := w.trust.Invalidation(subject, data)
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		list = append(list, e)
-	})
-	return list
-}
-
-func (w *world) read(stream, subject string, each func(subject string, data []byte)) {
-	w.t.Helper()
-	s, err := w.js.Stream(w.t.Context(), stream)
-	if err != nil {
-		return // not there yet
-	}
-	for seq := uint64(1); ; seq++ {
-		msg, err := s.GetMsg(w.t.Context(), seq, jetstream.WithGetMsgSubject(subject))
-		if err != nil {
-			return
-		}
-		each(msg.Subject, msg.Data)
-		seq = msg.Sequence
-	}
-}
-
-// answer waits for the receipt of a request.
-func (w *world) answer(r request) events.Receipt {
-	w.t.Helper()
-	var found events.Receipt
-	testenv.Eventually(w.t, patience, "the request is answered", func() error {
-		for _, receipt := range w.receipts(r.draft.Target) {
-			if receipt.RequestNonce == r.draft.Nonce {
-				found = receipt
-				return nil
-			}
-		}
-		return errors.New("no receipt")
-	})
-	return found
-}
-
-func (w *world) clean() {
-	w.t.Helper()
-	w.cleanAt(time.Now())
-}
-
-// cleanAt is clean for a registry whose clock shows this time.
-func (w *world) cleanAt(now time.Time) {
-	w.t.Helper()
-	testenv.Eventually(w.t, patience, "the outbox is empty and the check is clean", func() error {
-		report, err := w.store.Check(w.t.Context(), &w.trust, now)
-		if err != nil || report.Outbox > 0 || len(report.Violations) > 0 {
-			return fmt.Errorf("%d in the outbox, violations %v: %w", report.Outbox, report.Violations, err)
-		}
-		return nil
-	})
-}
 
 // TestLifeOfAService: bound, rotated, reset, revoked and bound again, through a real broker and database, with the
 // receipts, events and records that go with it.
@@ -488,79 +338,4 @@ func TestGarbage(t *testing.T) {
 		t.Errorf("garbage reached the database: %v, then %v", before, after)
 	}
 	w.clean()
-}
-
-// TestEnsureStreamsAgain: a start changes nothing where all is as it should be.
-func TestEnsureStreamsAgain(t *testing.T) {
-	t.Parallel()
-	nc := testenv.Connect(t, testenv.NewBroker(t).URL())
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := EnsureStreams(t.Context(), js, 1); err != nil {
-		t.Fatal(err)
-	}
-	updated, err := nc.SubscribeSync("$JS.EVENT.ADVISORY.STREAM.UPDATED.>")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := EnsureStreams(t.Context(), js, 1); err != nil {
-		t.Fatal(err)
-	}
-	stream, err := js.Stream(t.Context(), events.ReceiptStream)
-	if err != nil {
-		t.Fatal(err)
-	}
-	changed := stream.CachedInfo().Config
-	changed.MaxAge = time.Hour
-	if _, err := js.UpdateStream(t.Context(), changed); err != nil {
-		t.Fatal(err)
-	}
-	if err := EnsureStreams(t.Context(), js, 1); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 { // ours, and the one that takes it back; none came before
-		msg, err := updated.NextMsg(patience)
-		if err != nil || !strings.HasSuffix(msg.Subject, events.ReceiptStream) {
-			t.Fatalf("%v, %v", msg, err)
-		}
-	}
-}
-
-// TestStreamOfAnotherMeaning: a stream that exists and is something else stops the start with a clear error.
-func TestStreamOfAnotherMeaning(t *testing.T) {
-	t.Parallel()
-	js, err := jetstream.New(testenv.Connect(t, testenv.NewBroker(t).URL()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := events.RequestStreamConfig()
-	config.Retention = jetstream.LimitsPolicy
-	if _, err := js.CreateStream(t.Context(), config); err != nil {
-		t.Fatal(err)
-	}
-	if err := EnsureStreams(t.Context(), js, 1); !errors.Is(err, ErrStreamMeaning) {
-		t.Errorf("got %v", err)
-	}
-}
-
-func TestStreamOfAnotherLimit(t *testing.T) {
-	t.Parallel()
-	js, err := jetstream.New(testenv.Connect(t, testenv.NewBroker(t).URL()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := events.RequestStreamConfig()
-	config.MaxMsgSize = 100
-	if _, err := js.CreateStream(t.Context(), config); err != nil {
-		t.Fatal(err)
-	}
-	if err := EnsureStreams(t.Context(), js, 1); err != nil {
-		t.Fatalf("a changed limit is applied: %v", err)
-	}
-	stream, err := js.Stream(t.Context(), config.Name)
-	if err != nil || stream.CachedInfo().Config.MaxMsgSize != events.MaxMessage {
-		t.Errorf("the limit was not applied: %v", err)
-	}
 }

@@ -1,172 +1,16 @@
 package registry
 
 import (
-	"context"
-	"database/sql"
 	"errors"
-	"fmt"
 	"net/url"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
-
-// backup is a consistent copy of a registry's database.
-type backup map[string][][]any
-
-var backedUp = []string{"apps", "services", "history", "outbox", "stream_positions"}
-
-func takeBackup(t *testing.T, store *Store) backup {
-	t.Helper()
-	b := backup{}
-	err := store.db.InTx(t.Context(), func(tx *sql.Tx) error {
-		for _, table := range backedUp {
-			var err error
-			if b[table], err = copyTable(t.Context(), tx, table); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
-}
-
-func copyTable(ctx context.Context, tx *sql.Tx, table string) (content [][]any, err error) {
-	rows, err := tx.QueryContext(ctx, "SELECT * FROM "+table)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }()
-	columns, err := rows.Columns()
-	for err == nil && rows.Next() {
-		row, into := make([]any, len(columns)), make([]any, len(columns))
-		for i := range row {
-			into[i] = &row[i]
-		}
-		err = rows.Scan(into...)
-		content = append(content, row)
-	}
-	return content, errors.Join(err, rows.Err())
-}
-
-// params returns ($1, $2, …).
-func params(n int) string {
-	list := make([]string, n)
-	for i := range list {
-		list[i] = "$" + strconv.Itoa(i+1)
-	}
-	return "(" + strings.Join(list, ", ") + ")"
-}
-
-func (b backup) restore(t *testing.T, store *Store) {
-	t.Helper()
-	err := store.db.InTx(context.WithoutCancel(t.Context()), func(tx *sql.Tx) error {
-		for _, table := range backedUp {
-			if _, err := tx.ExecContext(t.Context(), "DELETE FROM "+table); err != nil {
-				return err
-			}
-			for _, row := range b[table] {
-				if _, err := tx.ExecContext(t.Context(), "INSERT INTO "+table+" VALUES "+params(len(row)), row...); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// settled waits until nothing is in the outbox, so that the position was moved to the last event.
-func (w *world) settled() {
-	w.t.Helper()
-	testenv.Eventually(w.t, patience, "the position is the stream's end", func() error {
-		p, _, err := w.store.position(w.t.Context())
-		if err != nil {
-			return err
-		}
-		stream, err := invalidations(w.t.Context(), w.js)
-		if err != nil {
-			return err
-		}
-		if last := stream.CachedInfo().State.LastSeq; p.place != last {
-			return fmt.Errorf("%d, the stream ends at %d", p.place, last)
-		}
-		return nil
-	})
-	w.clean()
-}
-
-func (w *world) commit(r request) events.Receipt {
-	w.t.Helper()
-	w.publish(r)
-	receipt := w.answer(r)
-	if receipt.Event != events.RequestCommitted {
-		w.t.Fatalf("refused: %s %s", receipt.Reason, receipt.Detail)
-	}
-	return receipt
-}
-
-// boundWorld is a registry that runs, with a service that is bound, and of which everybody has heard.
-func boundWorld(t *testing.T, url string) (w *world, d *developer, stop func()) {
-	t.Helper()
-	w = newWorld(t, url)
-	stop = w.run()
-	d = newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
-	w.commit(d.bind())
-	w.settled()
-	return w, d, stop
-}
-
-// status is what a lookup over NATS is answered with.
-func (w *world) status(subject string) string {
-	w.t.Helper()
-	reply, err := w.conn.Request(subject, nil, patience)
-	if errors.Is(err, nats.ErrNoResponders) {
-		return "nobody" // the registry does not serve yet
-	}
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return reply.Header.Get("Nats-Service-Error-Code")
-}
-
-func (w *world) held(d *developer) {
-	w.t.Helper()
-	testenv.Eventually(w.t, patience, "the service is held", func() error {
-		for _, subject := range []string{events.LookupServiceSubject, events.LookupHistorySubject} {
-			if code := w.status(subject + d.target.String()); code != "503" {
-				return fmt.Errorf("%s is answered with %q", subject, code)
-			}
-		}
-		return nil
-	})
-}
-
-// oneSequenceOnce checks that no sequence of a service is in the stream with two events.
-func (w *world) oneSequenceOnce(targets ...events.Target) {
-	w.t.Helper()
-	for _, t := range targets {
-		nonces := map[int64]events.Nonce{}
-		for _, e := range w.events(t) {
-			if first, ok := nonces[e.Sequence]; ok && first != e.Nonce {
-				w.t.Errorf("%s: sequence %d was issued twice", t, e.Sequence)
-			}
-			nonces[e.Sequence] = e.Nonce
-		}
-	}
-}
 
 // TestRestoredFromABackup: a registry that starts on an older backup holds the services whose changes it lacks, serves
 // the others, and serves all again once recover has brought the changes back from the streams.
@@ -249,19 +93,6 @@ func restoredFromABackup(t *testing.T, url string, mark bool) {
 		t.Errorf("the same bytes again: %+v", o)
 	}
 	stop()
-}
-
-// recover brings back so many changes of so many services.
-func (w *world) recover(changes, services int) {
-	w.t.Helper()
-	report, err := w.store.Recover(w.t.Context(), w.recovery())
-	if err != nil || report.Changes != changes || report.Services != services || !report.Complete() || report.WithoutReceipt > 0 {
-		w.t.Fatalf("recovered %+v: %v", report, err)
-	}
-}
-
-func (w *world) recovery() Recovery {
-	return Recovery{JetStream: w.js, Trust: w.trust, Key: testKey, Log: testLog(w.t)}
 }
 
 // TestRestoredUnderARunningRegistry: the database becomes an older one while registries are running.
@@ -404,97 +235,6 @@ func TestKeyOfAServiceIssuedTwice(t *testing.T) {
 	}
 }
 
-// TestRecoverWithAGap: what the stream does not keep any more can't be recovered, and is told; the service stays held.
-func TestRecoverWithAGap(t *testing.T) {
-	t.Parallel()
-	w, d, stop := boundWorld(t, testenv.Database(t, testenv.SQLite))
-	old := takeBackup(t, w.store)
-	for range 66 {
-		w.publish(d.rotate())
-	}
-	last := d.rotate()
-	w.commit(last)
-	w.settled()
-	stop()
-	old.restore(t, w.store)
-	w.run()
-	w.held(d)
-	report, err := w.store.Recover(t.Context(), w.recovery())
-	if err != nil || report.Complete() || report.Changes != 0 || len(report.Gaps) != 1 {
-		t.Fatalf("recovered %+v: %v", report, err)
-	}
-	if gap := report.Gaps[0]; gap.Target != d.target.String() || gap.Has != 1 || gap.Next != 5 {
-		t.Errorf("the gap: %+v", gap)
-	}
-	w.held(d)
-}
-
-// TestRecoverWithoutReceipts: receipts are kept for 7 days only. What they said gets a stand-in, the check stays clean, and
-// the same request again commits nothing.
-func TestRecoverWithoutReceipts(t *testing.T) {
-	t.Parallel()
-	testenv.EachEngine(t, func(t *testing.T, url string) {
-		w, d, stop := boundWorld(t, url)
-		gone := d.another("gone")
-		old := takeBackup(t, w.store)
-		r := d.rotate()
-		w.commit(r)
-		w.commit(d.reset())
-		w.commit(gone.bind())
-		w.commit(gone.revoke())
-		w.settled()
-		stop()
-		old.restore(t, w.store)
-		stream, err := w.js.Stream(t.Context(), events.ReceiptStream)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := stream.Purge(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		dry := w.recovery()
-		dry.DryRun = true
-		for _, how := range []Recovery{dry, w.recovery()} {
-			report, err := w.store.Recover(t.Context(), how)
-			if err != nil || report.Changes != 4 || report.Services != 2 || report.WithoutReceipt != 4 || !report.Complete() {
-				t.Fatalf("dry run %t: recovered %+v: %v", how.DryRun, report, err)
-			}
-		}
-		again, err := w.store.Recover(t.Context(), w.recovery())
-		if err != nil || again.Changes != 0 {
-			t.Errorf("a second time recovered %+v: %v", again, err)
-		}
-		w.clean()
-		in := newTestIntake(t, w.store, Policy{Origin: testOrigin}, time.Now)
-		if o := decideOne(t, in, r.draft.Subject(), r.payload, time.Now().Unix()); o.verdict != rejected {
-			t.Errorf("the same bytes again: %+v", o)
-		}
-		w.run()
-		w.commit(d.rotate())
-		w.commit(gone.bind())
-		w.settled()
-	})
-}
-
-// TestLostRegistryDatabase: nothing is left of the database, and everything but the apps comes back from the streams.
-func TestLostRegistryDatabase(t *testing.T) {
-	t.Parallel()
-	w, d, stop := boundWorld(t, testenv.Database(t, testenv.SQLite))
-	w.commit(d.rotate())
-	w.settled()
-	stop()
-	w.store = openStore(t, testenv.Database(t, testenv.SQLite))
-	w.run()
-	w.held(d)
-	report, err := w.store.Recover(t.Context(), w.recovery())
-	if err != nil || !report.Complete() || report.Changes != 2 || len(report.UnknownApps) != 1 || report.UnknownApps[0] != d.target.App {
-		t.Fatalf("recovered %+v: %v", report, err)
-	}
-	w.commit(d.rotate())
-	w.settled()
-	w.checked()
-}
-
 // TestStreamWithoutItsEnd: a stream that lost its last messages is compared as a whole, and the position is its end again.
 func TestStreamWithoutItsEnd(t *testing.T) {
 	t.Parallel()
@@ -574,32 +314,4 @@ func TestCheckAgainstTheStream(t *testing.T) {
 		events.GenerateSigningKey().Public().Bytes(), other.target.String())
 	exec("UPDATE services SET sequence = 2, public_key = (SELECT public_key FROM history WHERE event_nonce = 'unpublished') WHERE target = $1", other.target.String())
 	w.checked("the stream lacks the event of sequence 2")
-}
-
-// checked runs the check with the stream, which must find exactly these violations.
-func (w *world) checked(want ...string) {
-	w.t.Helper()
-	report, err := w.store.CheckWithStream(w.t.Context(), w.js, w.trust, time.Now(), testLog(w.t))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	var found []string
-	for _, v := range report.Violations {
-		if strings.Contains(v.What, "receipt of sequence") {
-			continue // the tests above change rows, not receipts
-		}
-		found = append(found, v.What)
-	}
-	for _, text := range want {
-		ok := false
-		for _, v := range found {
-			ok = ok || strings.Contains(v, text)
-		}
-		if !ok {
-			w.t.Errorf("not found: %s", text)
-		}
-	}
-	if len(found) != len(want) {
-		w.t.Errorf("violations: %q", found)
-	}
 }
