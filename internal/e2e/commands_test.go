@@ -88,7 +88,15 @@ func (w *world) http(ts *testscript.TestScript, args []string) {
 	if len(args) > 3 {
 		body = args[3]
 	}
-	response, err := w.get(ts, args[1]).do(args[0], args[2], body)
+	d := w.get(ts, args[1])
+	ts.Check(eventually(func() error { // a process says where it serves beside all else that it says at its start
+		if err := d.running(); err != nil {
+			return err
+		}
+		_, err := d.addr()
+		return err
+	}))
+	response, err := d.do(args[0], args[2], body)
 	ts.Check(err)
 	defer func() { _ = response.Body.Close() }()
 	fmt.Fprintln(ts.Stdout(), response.Status)
