@@ -151,11 +151,11 @@ func rowsOfServices(groups []*group) (known, born []any) {
 		name := g.target.String()
 		if !g.existed {
 			born = append(born, name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, formatTimes(s.recent),
-				orZero(d.boundAt), orZero(d.serviceType), orZero(d.endpointURL), orZero(d.providerReceipt))
+				orZero(d.boundAt), orZero(withoutNUL(d.serviceType)), orZero(d.endpointURL), orZero(d.providerReceipt))
 			continue
 		}
 		known = append(known, g.was.id, name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, formatTimes(s.recent),
-			orNull(d.boundAt), orNull(d.serviceType), orNull(d.endpointURL), orNull(d.providerReceipt),
+			orNull(d.boundAt), orNull(withoutNUL(d.serviceType)), orNull(d.endpointURL), orNull(d.providerReceipt),
 			string(g.was.status), g.was.sequence, keyBytes(g.was.key), g.was.changedAt)
 	}
 	return known, born

@@ -157,3 +157,28 @@ func TestDurableOfAnotherMeaning(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestAnyString: what a binding says of its service is any string, and is told as it came.
+func TestAnyString(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+		d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+		for _, kind := range []events.RequestKind{events.Binding, events.Reset} {
+			draft := d.draft(kind, events.GenerateSigningKey())
+			draft.ServiceType = string(kind) + "\x00\n\"\\\u00fc\U0001f511\ufffd"
+			payload, err := draft.Sign(d.master)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if o := decideOne(t, in, draft.Subject(), payload, time.Now().Unix()); o.verdict != committed {
+				t.Fatalf("a %s: %s %s", kind, o.reason, o.detail)
+			}
+			told, err := store.service(t.Context(), d.target)
+			if err != nil || told.serviceType != draft.ServiceType {
+				t.Errorf("the service is told to be a %q: %v", told.serviceType, err)
+			}
+		}
+	})
+}

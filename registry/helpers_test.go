@@ -79,9 +79,13 @@ type request struct {
 	payload []byte
 }
 
+func (d *developer) draft(kind events.RequestKind, newKey events.SigningKey) events.Draft {
+	return events.Draft{Kind: kind, Target: d.target, Timestamp: d.now().Unix(), Nonce: events.NewNonce(), NewKey: newKey}
+}
+
 func (d *developer) sign(kind events.RequestKind, newKey, by events.SigningKey) request {
 	d.t.Helper()
-	draft := events.Draft{Kind: kind, Target: d.target, Timestamp: d.now().Unix(), Nonce: events.NewNonce(), NewKey: newKey}
+	draft := d.draft(kind, newKey)
 	payload, err := draft.Sign(by)
 	if err != nil {
 		d.t.Fatal(err)

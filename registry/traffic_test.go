@@ -163,10 +163,6 @@ func (s *sender) odd(what string) sent {
 	return s.signed(draft, s.current)
 }
 
-func (s *sender) draft(kind events.RequestKind, newKey events.SigningKey) events.Draft {
-	return events.Draft{Kind: kind, Target: s.target, Timestamp: s.now().Unix(), Nonce: events.NewNonce(), NewKey: newKey}
-}
-
 func (s *sender) signed(draft events.Draft, by events.SigningKey) sent {
 	s.t.Helper()
 	payload, err := draft.Sign(by)
@@ -179,7 +175,7 @@ func (s *sender) signed(draft events.Draft, by events.SigningKey) sent {
 // detailed is a binding or a reset that says what the service is.
 func (s *sender) detailed(kind events.RequestKind) sent {
 	draft := s.draft(kind, events.GenerateSigningKey())
-	draft.ServiceType, draft.EndpointURL = "cms-article", "https://i77.article.cms.io/api/v1?q=ü%20"
+	draft.ServiceType, draft.EndpointURL = "cms-article\x00ü", "https://i77.article.cms.io/api/v1?q=ü%20"
 	s.current = draft.NewKey
 	return s.signed(draft, s.master)
 }
