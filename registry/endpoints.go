@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
@@ -72,7 +73,7 @@ func (l *Lookup) serveInfo(context.Context, api.Call) (api.Answer, error) { retu
 
 // serveJWKS answers with the keys that are valid now, and lets nobody cache them past the next expiry.
 func (l *Lookup) serveJWKS(ctx context.Context, c api.Call) (api.Answer, error) {
-	record, err := lookUp(ctx, c, l.Service)
+	record, err := lookUp(ctx, c, l.keys)
 	if err != nil {
 		return api.Answer{}, err
 	}
@@ -82,10 +83,10 @@ func (l *Lookup) serveJWKS(ctx context.Context, c api.Call) (api.Answer, error) 
 	if !record.Current.PublicKey.IsZero() {
 		set.Keys = append(set.Keys, keyformat.NewJSONWebKey(record.Current.PublicKey))
 	}
-	maxAge := int64(jwksMaxAge)
+	maxAge, now := int64(jwksMaxAge), l.now()
 	for _, key := range record.Grace {
 		set.Keys = append(set.Keys, keyformat.NewJSONWebKey(key.PublicKey))
-		maxAge = min(maxAge, key.Expires-record.Timestamp)
+		maxAge = min(maxAge, int64(time.Unix(key.Expires, 0).Sub(now)/time.Second)) // and nothing of a second that has begun
 	}
 	answer, err := api.JSON(set)
 	answer.ContentType = "application/jwk-set+json"

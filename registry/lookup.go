@@ -40,6 +40,15 @@ func newLookup(cfg Config, js jetstream.JetStream, f *fence) *Lookup {
 // Service returns the service's record (§8.1), or [ErrUnknownService]; [ErrComparing] or [ErrBehind] where the database may
 // not have the last change.
 func (l *Lookup) Service(ctx context.Context, t events.Target) (events.ServiceRecord, error) {
+	record, err := l.keys(ctx, t)
+	if err == nil {
+		record.Propagation = l.propagation.of(ctx, t, record.Sequence)
+	}
+	return record, err
+}
+
+// keys returns the record without what only the broker knows.
+func (l *Lookup) keys(ctx context.Context, t events.Target) (events.ServiceRecord, error) {
 	s, err := l.store.service(ctx, t)
 	if err := l.mayAnswer(err, t, func() int64 { return s.sequence }); err != nil {
 		return events.ServiceRecord{}, err
@@ -59,7 +68,6 @@ func (l *Lookup) Service(ctx context.Context, t events.Target) (events.ServiceRe
 	if record.Grace, err = l.store.inGrace(ctx, t, s.sequence, now); err != nil {
 		return events.ServiceRecord{}, err
 	}
-	record.Propagation = l.propagation.of(ctx, t, s.sequence)
 	return record, nil
 }
 

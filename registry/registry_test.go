@@ -139,6 +139,20 @@ func TestLookupHTTP(t *testing.T) {
 		}
 		_ = response.Body.Close()
 	}
+	record, err := w.lookup.Service(t.Context(), d.target)
+	if err != nil || len(record.Grace) != 1 {
+		t.Fatalf("the record: %+v, %v", record, err)
+	}
+	late := *w.lookup
+	for left, want := range map[time.Duration]string{9050 * time.Millisecond: "9", time.Second: "1", time.Second - 1: "0"} {
+		late.now = func() time.Time { return time.Unix(record.Grace[0].Expires, 0).Add(-left) }
+		mux, response := http.NewServeMux(), httptest.NewRecorder()
+		api.Mount(mux, testLog(t), late.Endpoints()...)
+		mux.ServeHTTP(response, httptest.NewRequest(http.MethodGet, service+"cms/jwks.json", http.NoBody))
+		if cache := response.Header().Get("Cache-Control"); cache != "public, max-age="+want {
+			t.Errorf("%v before a key's end, the JWK Set's Cache-Control is %q", left, cache)
+		}
+	}
 }
 
 // TestResend: the same bytes again get the first receipt again and change nothing, also after a restart.

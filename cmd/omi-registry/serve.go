@@ -53,6 +53,9 @@ func (c *serveCmd) Run() error {
 	if c.GracePeriod <= 0 || c.MaxClockSkew <= 0 {
 		return process.Usagef("--grace-period and --max-clock-skew are 1s or more; a request asks for less grace with its own grace_period")
 	}
+	if c.RateLimit == 0 {
+		return process.Usagef("--rate-limit is 1 or more rotations a minute, or -1 for no limit")
+	}
 	policy := registry.Policy{
 		Origin: c.Origin, GracePeriod: c.GracePeriod, MaxClockSkew: c.MaxClockSkew,
 		RequireProof: c.RequireProof, RotationsPerMinute: c.RateLimit,

@@ -52,14 +52,6 @@ type Refused struct {
 	*events.Refusal
 }
 
-// Garbage says whether the message is not even an envelope. Anyone who may publish can make any amount of that, and it
-// tells an operator nothing.
-func (r Refused) Garbage() bool { return garbage(r.Reason) }
-
-func garbage(reason events.Reason) bool {
-	return reason == events.MalformedMessage || reason == events.UnsupportedVersion
-}
-
 const (
 	// most is how many messages a core takes at a time: parts of 64 are checked together, in the same memory.
 	most = 256
@@ -115,9 +107,6 @@ type Refusals struct {
 	Count  int
 	First  Refused
 }
-
-// Garbage says what [Refused.Garbage] says of each.
-func (r Refusals) Garbage() bool { return garbage(r.Reason) }
 
 // ByReason counts what must not be applied, for one line in the log: a flood of garbage must not become a flood of
 // lines.

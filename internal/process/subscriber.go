@@ -22,7 +22,7 @@ import (
 // durable, database_url and http_addr, which are its defaults.
 type Subscriber struct {
 	Serve    serveSubscriber `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
-	SetAside listSetAside    `cmd:"" help:"List the messages that were not applied, and why: nobody trusted signed them, they are about another service than their subject, or their event is not known."`
+	SetAside listSetAside    `cmd:"" help:"List the messages that were not applied, and why: nobody trusted signed them, they are about another service than their subject, or they are no message of this version. The newest 1,000 are kept."`
 
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }

@@ -11,7 +11,6 @@ const (
 	resultApplied  = "applied"
 	resultRepeated = "repeated" // applied before: a redelivery
 	resultSetAside = "set_aside"
-	resultGarbage  = "garbage"
 )
 
 type metrics struct {

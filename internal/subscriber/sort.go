@@ -7,13 +7,11 @@ import (
 	"omiappreg.org/keyrotation/internal/incoming"
 )
 
-// toSetAside returns the messages that an operator is to see. Garbage never reaches the database.
+// toSetAside returns the messages that an operator is to see: of a flood, the newest.
 func (s *Subscriber) toSetAside(refused []incoming.Refused) []SetAside {
 	var list []SetAside
-	for _, r := range refused {
-		if !r.Garbage() {
-			list = append(list, s.aside(r.Delivery, string(r.Reason), r.Detail))
-		}
+	for _, r := range refused[max(len(refused)-keptAside, 0):] {
+		list = append(list, s.aside(r.Delivery, string(r.Reason), r.Detail))
 	}
 	return list
 }
@@ -35,14 +33,7 @@ func (s *Subscriber) report(ctx context.Context, batch *incoming.Sorted, fresh [
 	s.metrics.events.WithLabelValues(resultApplied, "").Add(float64(len(fresh)))
 	s.metrics.events.WithLabelValues(resultRepeated, "").Add(float64(len(batch.Events) - len(fresh)))
 	for _, r := range batch.ByReason() {
-		log := r.Log(s.cfg.Log.With("durable", s.cfg.Durable))
-		result := resultSetAside
-		if r.Garbage() {
-			result = resultGarbage
-			log.WarnContext(ctx, "messages dropped: they are not messages of the protocol")
-		} else {
-			log.WarnContext(ctx, "messages set aside: they are not to be applied")
-		}
-		s.metrics.events.WithLabelValues(result, string(r.Reason)).Add(float64(r.Count))
+		r.Log(s.cfg.Log.With("durable", s.cfg.Durable)).WarnContext(ctx, "messages set aside: they are not to be applied")
+		s.metrics.events.WithLabelValues(resultSetAside, string(r.Reason)).Add(float64(r.Count))
 	}
 }

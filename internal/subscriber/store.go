@@ -35,7 +35,7 @@ type Store struct {
 	keyHints     *hints                    // nil: not SQLite, or a database of an Auth Provider
 }
 
-// SetAside is a message that was well-formed and yet not to be applied, kept for an operator to look at.
+// SetAside is a message that is not to be applied (§7.2), kept for an operator to look at.
 type SetAside struct {
 	StreamSequence uint64 `json:"stream_sequence"`
 	Subject        string `json:"subject"`

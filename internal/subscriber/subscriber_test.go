@@ -219,8 +219,8 @@ func TestOutage(t *testing.T) {
 	})
 }
 
-// TestRefusals: what is not to be applied is set aside, what is not even a message is dropped, each with one line in
-// the log, and the good ones among them are applied.
+// TestRefusals: what is not to be applied is set aside, whatever it is, with one line for each reason in the log, and the good
+// ones among them are applied. Of a flood, the newest are kept.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -246,15 +246,27 @@ func TestRefusals(t *testing.T) {
 	}
 	w.applied(t, 15)
 	list, err := w.store.ListSetAside(t.Context(), 100)
-	if err != nil || len(list) != 30 {
-		t.Errorf("%d messages set aside, %v; want 30", len(list), err)
+	if err != nil || len(list) != 45 {
+		t.Errorf("%d messages set aside, %v; want 45", len(list), err)
 	}
 	w.checkCounts(t, map[string]float64{
-		"applied": 15, "repeated": 0, "garbage malformed_message": 15,
+		"applied": 15, "repeated": 0, "set_aside malformed_message": 15,
 		"set_aside target_mismatch": 15, "set_aside untrusted_signature": 15,
 	})
 	if n := w.log.count("level=WARN"); n != 3 || w.log.count("count=15") != 3 || w.log.count("first_stream_sequence=2\n") != 1 {
 		t.Errorf("%d lines in the log, want one for each reason:\n%s", n, w.log.b.String())
+	}
+
+	flood := make([]incoming.Delivery, 1003)
+	for i := range flood {
+		flood[i] = incoming.Delivery{Subject: events.InvalidationSubject + "x", Sequence: uint64(100 + i)}
+	}
+	if err := w.sub.Receive(t.Context(), flood); err != nil {
+		t.Fatal(err)
+	}
+	list, err = w.store.ListSetAside(t.Context(), 2000)
+	if err != nil || len(list) != 1000 || list[999].StreamSequence != 103 {
+		t.Errorf("%d messages set aside, %v; want the newest 1000", len(list), err)
 	}
 }
 
