@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/synadia-io/orbit.go/jetstreamext"
 	"golang.org/x/sync/singleflight"
 
 	"omiappreg.org/keyrotation/events"
@@ -40,7 +41,7 @@ func (p *propagation) of(ctx context.Context, t events.Target, sequence int64) m
 	if stream == nil {
 		return known
 	}
-	place, ok := lastEvent(ctx, stream, t, sequence)
+	place, ok := p.lastEvent(ctx, stream, t, sequence)
 	for durable, floor := range p.progress(ctx, stream) {
 		known[durable] = ok && floor >= place
 	}
@@ -66,14 +67,31 @@ func (p *propagation) invalidations(ctx context.Context) jetstream.Stream {
 	return stream
 }
 
-// lastEvent returns where in the stream the service's event of this sequence is. The message is our own: only its
-// sequence is looked at.
-func lastEvent(ctx context.Context, stream jetstream.Stream, t events.Target, sequence int64) (place uint64, ok bool) {
-	last, err := stream.GetLastMsgForSubject(ctx, events.InvalidationSubject+t.String())
+// lastEvent returns where in the stream the service's event of this sequence is. The messages are our own: only their
+// sequence is looked at. An earlier event may have come later, if the replica that committed it died before it was published.
+func (p *propagation) lastEvent(ctx context.Context, stream jetstream.Stream, t events.Target, sequence int64) (place uint64, ok bool) {
+	subject := events.InvalidationSubject + t.String()
+	last, err := stream.GetLastMsgForSubject(ctx, subject)
 	if err != nil {
 		return 0, false
 	}
-	return last.Sequence, events.SequenceOf(last.Data) >= sequence
+	if events.SequenceOf(last.Data) >= sequence {
+		return last.Sequence, true
+	}
+	kept := events.InvalidationStreamConfig().MaxMsgsPerSubject
+	list, err := jetstreamext.GetBatch(ctx, p.js, events.InvalidationStream, int(kept), jetstreamext.GetBatchSubject(subject))
+	if err != nil {
+		return 0, false
+	}
+	for message, err := range list {
+		if err != nil {
+			return 0, false
+		}
+		if events.SequenceOf(message.Data) >= sequence {
+			place, ok = message.Sequence, true
+		}
+	}
+	return place, ok
 }
 
 // progress returns how far each durable is, as it was a moment ago at most.
