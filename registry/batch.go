@@ -19,7 +19,8 @@ type group struct {
 	outcomes []outcome
 	service  service // after the outcomes
 	details  newDetails
-	looks    int // how many refusals may still be held against earlier keys
+	looks    int   // how many refusals may still be held against earlier keys,
+	lookBack int64 // and against those of how many sequences
 }
 
 // changed reports whether the group has anything to commit.
@@ -175,9 +176,8 @@ func (b *batch) registered() map[events.PublicKey]registration {
 }
 
 // unsettled returns the services with a refusal whose reason may still become superseded_key, as far as looks may be
-// taken at their earlier keys.
-func (b *batch) unsettled(l *looks) []events.Target {
-	var targets []events.Target
+// taken at their earlier keys, and at those of how many sequences.
+func (b *batch) unsettled(l *looks) (targets []events.Target, lookBack []int64) {
 	for _, g := range b.groups {
 		n := 0
 		for i := range g.outcomes {
@@ -188,11 +188,11 @@ func (b *batch) unsettled(l *looks) []events.Target {
 		if n == 0 {
 			continue
 		}
-		if g.looks = l.take(b.now, g.target, n); g.looks > 0 {
-			targets = append(targets, g.target)
+		if g.looks, g.lookBack = l.take(b.now, g.target, n, g.service.sequence); g.looks > 0 {
+			targets, lookBack = append(targets, g.target), append(lookBack, g.lookBack)
 		}
 	}
-	return targets
+	return targets, lookBack
 }
 
 // answer makes the reasons final and signs the receipts of refusals. previous holds earlier keys of the services
@@ -205,7 +205,7 @@ func (b *batch) answer(previous map[events.Target][]pastKey) {
 			o := &g.outcomes[j]
 			if g.looks > 0 && o.mayBeSuperseded() {
 				g.looks--
-				o.checkSuperseded(previous[g.target])
+				o.checkSuperseded(previous[g.target], g.lookBack)
 			}
 			o.answer(b.policy.Origin, b.now, b.key, nonces)
 		}

@@ -74,7 +74,7 @@ func newFlood(t *testing.T) *flood {
 	d := newDeveloper(t, f.store, "org.omiappreg.alice", "victim")
 	f.crowd = newCrowd(f.world, d)
 	f.victim = d
-	for range previousKeys + 2 { // so that each forged one costs all the looks at earlier keys
+	for range newestKeys + 2 { // so that each forged one costs all the looks at the newest of the earlier keys
 		step := d.rotate
 		if d.current.IsZero() {
 			step = d.bind

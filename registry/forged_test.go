@@ -100,6 +100,55 @@ func TestLooks(t *testing.T) {
 	}
 }
 
+// TestEarlierKeys: who signs with a key of long ago is told so, too, as long as that costs all services together no more than
+// it may a second. Beyond that, the newest of the earlier keys are still known.
+func TestEarlierKeys(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		now := time.Unix(testNow, 0)
+		in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: -1}, func() time.Time { return now })
+		d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+		d.now = in.now
+		decideAll(t, in, d.bind())
+		keys := []events.SigningKey{d.current}
+		for range 20 {
+			list := make([]request, 13)
+			for i := range list {
+				list[i] = d.rotate()
+				keys = append(keys, d.current)
+			}
+			decideAll(t, in, list...)
+		}
+		last := len(keys) - 1
+		reason := func(place int) events.Reason {
+			return decideAll(t, in, d.sign(events.Rotation, events.GenerateSigningKey(), keys[place]))[0].reason
+		}
+		for place, want := range map[int]events.Reason{
+			0: events.InvalidSignature, last - earlierKeys - 1: events.InvalidSignature, last - earlierKeys: events.SupersededKey,
+			last / 2: events.SupersededKey, last - 1: events.SupersededKey,
+		} {
+			if got := reason(place); got != want {
+				t.Errorf("signed by key %d of %d: %q, want %q", place, len(keys), got, want)
+			}
+		}
+		const each = earlierKeys - newestKeys
+		for range farLooksASecond/each - 5 {
+			reason(last / 2)
+		}
+		if got := reason(last / 2); got != events.InvalidSignature {
+			t.Errorf("beyond what may be looked at in a second: %q", got)
+		}
+		if got := reason(last - newestKeys); got != events.SupersededKey {
+			t.Errorf("one of the newest then: %q", got)
+		}
+		now = now.Add(time.Second)
+		if got := reason(last / 2); got != events.SupersededKey {
+			t.Errorf("a second later: %q", got)
+		}
+	})
+}
+
 // TestFloodOrder: a request that is stored behind many forged ones of another service, and behind as much garbage, is
 // answered before most of them; and they are all answered.
 func TestFloodOrder(t *testing.T) {

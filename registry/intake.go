@@ -100,7 +100,8 @@ func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
 	if err := in.makeSure(ctx, b); err != nil {
 		return nil, err
 	}
-	b.previous, err = in.store.previous(ctx, b.unsettled(&in.looks))
+	targets, lookBack := b.unsettled(&in.looks)
+	b.previous, err = in.store.previous(ctx, targets, lookBack)
 	return b, err
 }
 

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"fmt"
-	"strconv"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -181,17 +180,17 @@ func scanPrior(rows *sql.Rows, targets map[int64]events.Target, st *state) error
 	return nil
 }
 
-// previous returns the most recent earlier keys of each service, without its current one.
-func (s *Store) previous(ctx context.Context, targets []events.Target) (map[events.Target][]pastKey, error) {
+// previous returns the earlier keys of each service, without its current one, of so many sequences; the newest first.
+func (s *Store) previous(ctx context.Context, targets []events.Target, sequences []int64) (map[events.Target][]pastKey, error) {
 	found := map[events.Target][]pastKey{}
-	names := make([]any, 0, len(targets))
-	for _, t := range targets {
-		names = append(names, t.String())
+	values := make([]any, 0, 2*len(targets))
+	for i, t := range targets {
+		values = append(values, t.String(), sequences[i])
 	}
-	query := `SELECT s.target, h.public_key, h.sequence FROM services s JOIN history h ON h.service = s.id
-		AND h.sequence < s.sequence AND h.sequence >= s.sequence - ` + strconv.Itoa(previousKeys) + `
-		WHERE s.target IN (%s) AND h.public_key IS NOT NULL ORDER BY h.sequence DESC`
-	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text}, names, func(rows *sql.Rows) error {
+	const query = `SELECT s.target, h.public_key, h.sequence FROM (%s) AS v JOIN services s ON s.target = v.column1
+		JOIN history h ON h.service = s.id AND h.sequence < s.sequence AND h.sequence >= s.sequence - v.column2
+		WHERE h.public_key IS NOT NULL ORDER BY h.sequence DESC`
+	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, values, func(rows *sql.Rows) error {
 		var t events.Target
 		var past pastKey
 		if err := rows.Scan(target(&t), keyColumn{&past.key}, &past.sequence); err != nil {

@@ -60,36 +60,47 @@ func (o *outcome) mayBeSuperseded() bool {
 	return o.verdict == rejected && o.reason == events.InvalidSignature && o.in.request.Kind == events.Rotation
 }
 
-// previousKeys is among how many sequences before the current one an earlier key is looked for, before a signature
-// counts as nobody's: each costs a verification that an attacker may ask for.
-const previousKeys = 8
-
-// looksASecond is for how many requests of one service a second earlier keys are looked at; the others stay
+// A signature that the current key did not make may be an earlier one's, and its owner is told so. Each key that it is held
+// against costs a verification, which a stranger may ask for: so there are bounds, beyond which a reason stays
 // invalid_signature. The owner of a key that was replaced asks once.
-const looksASecond = 32
+const (
+	newestKeys   = 8  // are looked at for each of looksASecond requests of a service, ...
+	looksASecond = 32 // ... a second
+	earlierKeys  = 256
+	// farLooksASecond is how many verifications a second may go beyond the newest keys, up to earlierKeys, for all services
+	// together: 0.1 s of a core.
+	farLooksASecond = 2048
+)
 
 // looks counts them, for the second at hand.
 type looks struct {
 	second int64
 	taken  map[events.Target]int
+	far    int
 }
 
-// take returns how many of n may still be looked at.
-func (l *looks) take(second int64, target events.Target, n int) int {
+// take returns how many of n requests may still be held against earlier keys, and against those of how many sequences
+// before the current one.
+func (l *looks) take(second int64, target events.Target, n int, sequence int64) (requests int, keys int64) {
 	if l.taken == nil || l.second != second {
-		l.second, l.taken = second, map[events.Target]int{}
+		*l = looks{second: second, taken: map[events.Target]int{}}
 	}
 	n = min(n, looksASecond-l.taken[target])
 	l.taken[target] += n
-	return n
+	far := n * int(max(min(sequence-1, earlierKeys)-newestKeys, 0))
+	if l.far+far > farLooksASecond {
+		return n, newestKeys
+	}
+	l.far += far
+	return n, earlierKeys
 }
 
-// checkSuperseded looks for the signer among the keys that the service had before.
-func (o *outcome) checkSuperseded(previous []pastKey) {
+// checkSuperseded looks for the signer among the keys that the service had before, of so many sequences.
+func (o *outcome) checkSuperseded(previous []pastKey, sequences int64) {
 	r := o.in.request
 	for _, keys := range [...][]pastKey{o.earlier, previous} {
 		for _, past := range keys {
-			if past.sequence >= o.sequence-previousKeys && past.key.Verify(r.Signed, r.Signature) {
+			if past.sequence >= o.sequence-sequences && past.key.Verify(r.Signed, r.Signature) {
 				o.reason = events.SupersededKey
 				o.detail = "The signature was made by an earlier key of the service; only the current one authorises a change."
 				return

@@ -104,7 +104,7 @@ func (s *sender) draw(what string) sent {
 		draft := s.draft(events.Revocation, events.SigningKey{})
 		draft.ProviderReceipt = []byte(`{"by": "müller\u0000\n", "at": 1705412610, "list": [null, true, 1.5]}`)
 		return s.signed(draft, s.master)
-	case "old key", "oldest key": // of more than are looked at
+	case "old key", "oldest key": // of the newest, and of those that are looked at as long as it costs little
 		key := map[string]events.SigningKey{"old key": s.old, "oldest key": s.oldest}[what]
 		if key.IsZero() {
 			key = s.current
