@@ -20,6 +20,7 @@ import (
 	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/verify"
+	"omiappreg.org/keyrotation/keyring"
 )
 
 // ErrUnknownService is what a [Registry] returns for a service that was never bound.
@@ -103,7 +104,8 @@ func New(ctx context.Context, cfg Config) (*Auth, error) {
 func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 	a.memory, err = verify.New(verify.Config{
 		Registry: cfg.Registry, LookupTimeout: cfg.LookupTimeout, LookupMemory: cfg.LookupMemory,
-		LookupMemorySize: cfg.LookupMemorySize, LookupsInFlight: cfg.LookupsInFlight, Log: cfg.Log, Now: cfg.Now,
+		LookupMemorySize: cfg.LookupMemorySize, LookupsInFlight: cfg.LookupsInFlight, EndedKeys: a.endedKeys,
+		Log: cfg.Log, Now: cfg.Now,
 	})
 	if err != nil {
 		return err
@@ -179,6 +181,12 @@ func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAn
 	answer, _ := a.memory.Verify(ctx, q)
 	answer.AsOf = asOf
 	return answer
+}
+
+// endedKeys returns all keys that a service ever had, as far as events told of them.
+func (a *Auth) endedKeys(ctx context.Context, target events.Target) (keyring.Keyring, error) {
+	service, _, err := a.store.KeyringOf(ctx, target)
+	return service.Keyring, err
 }
 
 // Endpoints returns the question of docs/protocol.md §8.2.

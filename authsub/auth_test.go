@@ -52,6 +52,34 @@ func TestOtherEventWithTheNonce(t *testing.T) {
 	})
 }
 
+// TestExpiredLongAgo: a key that ended so long ago that the memory has forgotten it is known as one that the service had, as long
+// as that is not asked for very often.
+func TestExpiredLongAgo(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		w := newWorld(t, url)
+		s := subtest.NewService(t, "old")
+		s.Bind(start)
+		for i := range 12 {
+			s.Rotate(start+int64(i), 0)
+		}
+		w.clock.seconds.Store(start + 20)
+		w.registry.Publish(t, w.js, s.Events...)
+		w.current(t, s)
+		for i, key := range s.Keys[:12] {
+			w.want(t, fmt.Sprintf("key %d", i), s, key, "refused expired_key")
+		}
+		w.want(t, "nobody's key", s, events.GenerateSigningKey(), "refused invalid_signature")
+		for range 2048/16 - 5 { // and five were asked for above
+			w.want(t, "the first key", s, s.Keys[0], "refused expired_key")
+		}
+		w.want(t, "the first key, once too often", s, s.Keys[0], "refused invalid_signature")
+		w.want(t, "a key that is remembered", s, s.Keys[8], "refused expired_key")
+		w.clock.seconds.Store(start + 21)
+		w.want(t, "the first key, a second later", s, s.Keys[0], "refused expired_key")
+	})
+}
+
 // TestGraceAndReset is the life of a service's keys, as its signatures meet it; and after a restart it is the same.
 func TestGraceAndReset(t *testing.T) {
 	t.Parallel()

@@ -32,7 +32,7 @@ func (k *known) judge(q *events.VerifyQuery, now int64, tried int) (answer event
 		return k.accepted(key), true
 	}
 	answer = refused(string(events.InvalidSignature))
-	switch k.endedState(q, now) {
+	switch k.endedState(q, now, endedKept) {
 	case keyring.Ended:
 		answer, sure = refused(events.ExpiredKey), true
 	case keyring.Replaced: // by an event that has not come: it may be in grace
@@ -57,16 +57,16 @@ func (k *known) valid(q *events.VerifyQuery, now int64, tried int) *keyring.Key 
 	return nil
 }
 
-// endedState returns the state of the key that made the signature and is not accepted, or Unknown. Only the newest
-// of such keys are tried: this is for the reason alone, and garbage must stay cheap.
-func (k *known) endedState(q *events.VerifyQuery, now int64) keyring.State {
+// endedState returns the state of the key that made the signature and is not accepted, or Unknown. Only so many of such keys
+// are tried, the newest: this is for the reason alone, and garbage must stay cheap.
+func (k *known) endedState(q *events.VerifyQuery, now int64, most int) keyring.State {
 	tried := 0
 	for _, key := range k.keyring.Keys {
 		state := k.keyring.At(key, now)
 		if state == keyring.Current || state == keyring.InGrace {
 			continue
 		}
-		if tried++; tried > endedKept {
+		if tried++; tried > most {
 			break
 		}
 		if key.PublicKey.Verify(q.Message, q.Signature) {

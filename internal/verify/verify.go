@@ -6,9 +6,12 @@
 //
 //	               current key, or one in grace
 //	Verify ──┬────────────────────────────────────────────▶ accepted
-//	         ├── a key that has ended ────────────────────▶ refused
+//	         ├── one of the last that have ended ─────────▶ refused
 //	         └── anything else ──▶ the registry's record ──▶ accepted or refused
 //	                               one question per service and second, a few at a time
+//
+// A signature that is refused after that may be of a key that ended long ago, and is then refused for another reason: where
+// somebody keeps those keys it is held against them, too, for so many verifications a second.
 package verify
 
 import (
@@ -40,7 +43,10 @@ type Config struct {
 	// LookupsInFlight is how many questions to the registry are open at a time; beyond that, Verify answers from what
 	// is known. Default 32.
 	LookupsInFlight int
-	Log             *slog.Logger
+	// EndedKeys returns the keyring of a service with all keys that have ended, of which a Memory keeps the newest 8. Nil:
+	// nobody knows the others, and they count as unknown.
+	EndedKeys func(ctx context.Context, target events.Target) (keyring.Keyring, error)
+	Log       *slog.Logger
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
 }
@@ -68,6 +74,7 @@ type Memory struct {
 	now      func() time.Time
 	keyrings *keyrings
 	lookups  *lookups
+	ended    *ended
 }
 
 // New returns a Memory that knows no service.
@@ -77,7 +84,7 @@ func New(cfg Config) (*Memory, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Memory{now: cfg.Now, keyrings: newKeyrings(shards), lookups: lookups}, nil
+	return &Memory{now: cfg.Now, keyrings: newKeyrings(shards), lookups: lookups, ended: newEnded(cfg)}, nil
 }
 
 // Load takes what was known of a service before; sequence is the highest of its events', 0 where the registry sends
@@ -147,6 +154,9 @@ func (m *Memory) judge(ctx context.Context, q *events.VerifyQuery, r record, tri
 	if found.record != nil && (r == nil || found.record.atLeastAsNewAs(&have)) {
 		theirs, _ := found.record.judge(q, now, 0)
 		answer = better(answer, theirs)
+	}
+	if answer.Reason == string(events.InvalidSignature) && m.ended.made(ctx, q, &have) {
+		return refused(events.ExpiredKey), true
 	}
 	return answer, found.answered
 }

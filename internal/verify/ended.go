@@ -1,0 +1,66 @@
+package verify
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/keyring"
+)
+
+const (
+	// endedTried is against how many keys that have ended a signature is held which no remembered key made.
+	endedTried = 256
+	// endedASecond is how many such verifications there may be a second: 0.1 s of a core. A signature that is not held against
+	// them is invalid_signature, and refused as well.
+	endedASecond = 2048
+	// readingEnded is how many of them it counts for to read the keys.
+	readingEnded = 16
+)
+
+// ended asks for the keys that are not remembered.
+type ended struct {
+	keys    func(ctx context.Context, target events.Target) (keyring.Keyring, error) // nil: there is nobody to ask
+	timeout time.Duration
+	now     func() time.Time
+	log     *slog.Logger
+	limit   *rate.Limiter
+}
+
+func newEnded(cfg Config) *ended {
+	return &ended{
+		keys: cfg.EndedKeys, timeout: cfg.LookupTimeout, now: cfg.Now, log: cfg.Log,
+		limit: rate.NewLimiter(endedASecond, endedASecond),
+	}
+}
+
+// made says whether a key that the service had long ago made the signature.
+func (e *ended) made(ctx context.Context, q *events.VerifyQuery, have *known) bool {
+	now := e.now()
+	if e.keys == nil || !have.mayHaveForgotten(now.Unix()) || !e.limit.AllowN(now, readingEnded) {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
+	defer cancel()
+	all, err := e.keys(ctx, q.Target)
+	if err != nil {
+		e.log.DebugContext(ctx, "the keys that have ended can't be read", "target", q.Target.String(), "error", err)
+		return false
+	}
+	k, cost := known{keyring: all}, min(len(all.Keys), endedTried)
+	return e.limit.AllowN(now, max(cost-readingEnded, 0)) && k.endedState(q, now.Unix(), endedTried) == keyring.Ended
+}
+
+// mayHaveForgotten says whether the service may have had more keys than are remembered.
+func (k *known) mayHaveForgotten(now int64) bool {
+	kept := 0
+	for _, key := range k.keyring.Keys {
+		if k.keyring.At(key, now) == keyring.Ended {
+			kept++
+		}
+	}
+	return kept >= endedKept
+}
