@@ -3,6 +3,7 @@ package events
 import (
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/go-json-experiment/json"
@@ -115,6 +116,25 @@ func ParseAttributeQuery(b []byte) (AttributeQuery, error) {
 	}
 	q := AttributeQuery{PublicKey: f.publicKey("public_key", true), At: f.time("at")}
 	return q, f.end()
+}
+
+// ParseHistoryQuery reads §8.4's question, or returns a [*Refusal]: whether only a part is asked for, and then the keys after
+// which sequence.
+func ParseHistoryQuery(b []byte) (after int64, part bool, err error) {
+	if len(b) == 0 {
+		return 0, false, nil
+	}
+	f, err := readQuery(b)
+	if err != nil {
+		return 0, false, err
+	}
+	after, part = f.integer("after", false)
+	return after, part, f.end()
+}
+
+// HistoryQuery is the question for the part of a history that follows a sequence (§8.4).
+func HistoryQuery(after int64) []byte {
+	return fmt.Appendf(nil, `{"after":%d}`, after)
 }
 
 func readQuery(b []byte) (fields, error) {

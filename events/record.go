@@ -1,6 +1,11 @@
 package events
 
-import "github.com/go-json-experiment/json/jsontext"
+import (
+	"cmp"
+	"slices"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
 
 // MaxDocument is the size of the largest signed answer to a lookup that a reader takes, in bytes. A history has a
 // line for every key that a service ever had, so it may be longer than a message.
@@ -53,7 +58,21 @@ type ServiceHistory struct {
 	Record    string       `json:"record"` // "HISTORY"
 	Sequence  int64        `json:"sequence"`
 	Keys      []HistoryKey `json:"keys"`
+	More      bool         `json:"more,omitzero"` // it is a part of the history, and after it come others
 	Timestamp int64        `json:"timestamp"`
+}
+
+// historyPart is how many keys a part of a history has at most: some 400 KB, where a NATS message may have 1 MB.
+const historyPart = 2048
+
+// Part returns the part that follows a sequence.
+func (h ServiceHistory) Part(after int64) ServiceHistory {
+	first, _ := slices.BinarySearchFunc(h.Keys, after+1, func(k HistoryKey, sequence int64) int { return cmp.Compare(k.Sequence, sequence) })
+	h.Keys = h.Keys[first:]
+	if h.More = len(h.Keys) > historyPart; h.More {
+		h.Keys = h.Keys[:historyPart]
+	}
+	return h
 }
 
 // HistoryKey is one key's life: it came with the event at Sequence, and is accepted in [From, Until).

@@ -62,9 +62,16 @@ func (l *Lookup) serveService(ctx context.Context, c api.Call) (api.Answer, erro
 }
 
 func (l *Lookup) serveHistory(ctx context.Context, c api.Call) (api.Answer, error) {
+	after, part, err := events.ParseHistoryQuery(c.Body)
+	if err != nil {
+		return api.Answer{}, err
+	}
 	history, err := lookUp(ctx, c, l.History)
 	if err != nil {
 		return api.Answer{}, err
+	}
+	if part {
+		history = history.Part(after)
 	}
 	return api.Answer{Body: history.Sign(l.key)}, nil
 }

@@ -68,7 +68,7 @@ func (d *lookupDoor) check(t *testing.T, asked string, a apitest.Answer) {
 		if r, err := d.trust.ServiceRecord(target, a.Body); err == nil && len(r.Grace) <= 2 {
 			return
 		}
-		if h, err := d.trust.ServiceHistory(target, a.Body); err == nil && len(h.Keys) > 0 {
+		if h, err := d.trust.ServiceHistory(target, a.Body); err == nil && h.Sequence > 0 {
 			return
 		}
 	}
@@ -115,6 +115,9 @@ func FuzzLookupNATS(f *testing.F) {
 			f.Add(endpoint, tail, []byte(nil))
 		}
 	}
+	for _, payload := range []string{"{}", `{"after":0}`, `{"after":1}`, `{"after":-1}`, `{"before":1}`} {
+		f.Add(uint8(1), d.target.String(), []byte(payload))
+	}
 	f.Add(uint8(0), d.target.String(), []byte("{}"))
 	f.Fuzz(func(t *testing.T, endpoint uint8, tail string, payload []byte) {
 		a, ok := d.NATS(t, endpoint, tail, payload)
@@ -123,6 +126,12 @@ func FuzzLookupNATS(f *testing.F) {
 		}
 		d.check(t, tail, a)
 		target, err := events.ParseTarget(tail)
+		if _, part, bad := events.ParseHistoryQuery(payload); endpoint%3 == 1 && (part || bad != nil) {
+			if wrong := bad != nil || err != nil; wrong != (a.Status == http.StatusBadRequest) {
+				t.Errorf("%q is asked %q: %d", tail, payload, a.Status)
+			}
+			return
+		}
 		if err != nil {
 			if endpoint%3 < 2 && a.Status != http.StatusBadRequest {
 				t.Errorf("%q: %d, and it names no service", tail, a.Status)

@@ -187,7 +187,7 @@ func (s *Store) previous(ctx context.Context, targets []events.Target, sequences
 	for i, t := range targets {
 		values = append(values, t.String(), sequences[i])
 	}
-	const query = `SELECT s.target, h.public_key, h.sequence FROM (%s) AS v JOIN services s ON s.target = v.column1
+	const query = `SELECT s.target, h.public_key, h.sequence FROM services s JOIN (%s) AS v ON s.target = v.column1
 		JOIN history h ON h.service = s.id AND h.sequence < s.sequence AND h.sequence >= s.sequence - v.column2
 		WHERE h.public_key IS NOT NULL ORDER BY h.sequence DESC`
 	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, values, func(rows *sql.Rows) error {

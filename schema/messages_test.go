@@ -182,7 +182,7 @@ func spoil(t *testing.T, text []byte) []byte {
 	if err := json.Unmarshal(text, &members); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"data", "signature", "origin", "result", "public_key", "title"} {
+	for _, name := range []string{"data", "signature", "origin", "result", "public_key", "title", "after"} {
 		if _, ok := members[name]; ok {
 			delete(members, name)
 			return must(json.Marshal(members))
@@ -245,6 +245,8 @@ func sent(t testing.TB) map[string][][]byte {
 			{PublicKey: next.Public(), Event: events.KeyRotation, Sequence: 2, From: now},
 		},
 	}
+	part := history
+	part.More = true
 	all := func(values ...any) (texts [][]byte) {
 		for _, v := range values {
 			texts = append(texts, must(json.Marshal(v)))
@@ -264,7 +266,8 @@ func sent(t testing.TB) map[string][][]byte {
 		},
 		"receipt":        {committed.Sign(registry), revoked.Sign(registry), rejected.Sign(registry)},
 		"service-record": {record.Sign(registry), gone.Sign(registry)},
-		"history":        {history.Sign(registry)},
+		"history":        {history.Sign(registry), part.Sign(registry)},
+		"history-query":  {events.HistoryQuery(0), events.HistoryQuery(2048)},
 		"registry-info":  all(events.RegistryInfo{Origin: origin, PublicKeys: []events.PublicKey{registry.Public()}}),
 		"verify-query": {
 			must(events.VerifyQuery{Target: target, Message: []byte("hi"), Signature: key.Sign(nil)}.Encode()),

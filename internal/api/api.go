@@ -81,6 +81,11 @@ func Unavailable(detail string) *Problem {
 	return &Problem{Title: http.StatusText(http.StatusServiceUnavailable), Status: http.StatusServiceUnavailable, Detail: detail}
 }
 
+// tooLarge is the answer in place of one that is larger than it may be, or to a question that is.
+func tooLarge(detail string) *Problem {
+	return &Problem{Title: http.StatusText(http.StatusRequestEntityTooLarge), Status: http.StatusRequestEntityTooLarge, Detail: detail}
+}
+
 func badRequest(detail string) *Problem {
 	return &Problem{Title: http.StatusText(http.StatusBadRequest), Status: http.StatusBadRequest, Detail: detail}
 }

@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -141,6 +142,52 @@ func TestBothWays(t *testing.T) {
 				t.Errorf("%s: an answer tells our insides: %s", name, body)
 			}
 		}
+	}
+}
+
+// TestStats: what micro tells of an endpoint has what became of its calls.
+func TestStats(t *testing.T) {
+	t.Parallel()
+	nc := testenv.Connect(t, testenv.NewBroker(t).URL())
+	service, err := api.Register(t.Context(), nc, slog.New(slog.DiscardHandler), api.Service{Name: "test", Version: "1.0.0"}, endpoints()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = service.Stop() })
+	for _, body := range []string{"please", "unknown", "refuse", "please"} {
+		if _, err := nc.Request("test.ask", []byte(body), patience); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testenv.Eventually(t, patience, "all are counted", func() error {
+		for _, e := range service.Stats().Endpoints {
+			var s api.Stats
+			if err := json.Unmarshal(e.Data, &s); err != nil {
+				t.Fatal(err)
+			}
+			if e.Name == "ask" && (s.Answered != 4 || s.Errors != 2 || s.AverageProcessingTime <= 0) || e.Name == "thing" && s.Answered != 0 {
+				return fmt.Errorf("%s: %+v", e.Name, s)
+			}
+		}
+		return nil
+	})
+}
+
+// TestAnswerTooLarge: whoever asks for more than a message may hold is told so.
+func TestAnswerTooLarge(t *testing.T) {
+	t.Parallel()
+	nc := testenv.Connect(t, testenv.NewBroker(t).URL())
+	large := api.Endpoint{Name: "large", Subject: "test.large", Handle: func(context.Context, api.Call) (api.Answer, error) {
+		return api.Answer{Body: make([]byte, nc.MaxPayload()+1)}, nil
+	}}
+	service, err := api.Register(t.Context(), nc, slog.New(slog.DiscardHandler), api.Service{Name: "test", Version: "1.0.0"}, large)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = service.Stop() })
+	reply, err := nc.Request("test.large", nil, patience)
+	if err != nil || reply.Header.Get("Nats-Service-Error-Code") != "413" {
+		t.Errorf("%v, %v", reply, err)
 	}
 }
 

@@ -69,11 +69,8 @@ func (s *statusOnly) WriteHeader(status int) { s.status = status }
 func (s *statusOnly) Write(b []byte) (int, error) { return len(b), nil }
 
 func bodyProblem(err error) *Problem {
-	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-		return &Problem{
-			Title: http.StatusText(http.StatusRequestEntityTooLarge), Status: http.StatusRequestEntityTooLarge,
-			Detail: "The request is larger than 64 KiB.",
-		}
+	if over := (*http.MaxBytesError)(nil); errors.As(err, &over) {
+		return tooLarge("The request is larger than 64 KiB.")
 	}
 	return badRequest("The request's body can't be read.")
 }

@@ -27,7 +27,13 @@ type Service struct {
 
 // Register serves the endpoints over NATS until the returned service is stopped, or ctx ends.
 func Register(ctx context.Context, nc *nats.Conn, log *slog.Logger, s Service, endpoints ...Endpoint) (micro.Service, error) {
-	service, err := micro.AddService(nc, micro.Config{Name: s.Name, Version: s.Version, Description: s.Description})
+	counted := make(map[string]*calls, len(endpoints))
+	for _, e := range endpoints {
+		counted[e.Name] = &calls{}
+	}
+	service, err := micro.AddService(nc, micro.Config{
+		Name: s.Name, Version: s.Version, Description: s.Description, StatsHandler: statsOf(counted),
+	})
 	if err != nil {
 		return nil, fmt.Errorf("register the service %s: %w", s.Name, err)
 	}
@@ -39,7 +45,7 @@ func Register(ctx context.Context, nc *nats.Conn, log *slog.Logger, s Service, e
 		if strings.HasSuffix(subject, ".") {
 			subject += ">"
 		}
-		if err := service.AddEndpoint(e.Name, e.handler(ctx, nc, log), micro.WithEndpointSubject(subject)); err != nil {
+		if err := service.AddEndpoint(e.Name, e.handler(ctx, nc, log, counted[e.Name]), micro.WithEndpointSubject(subject)); err != nil {
 			_ = service.Stop()
 			return nil, fmt.Errorf("register the endpoint %s: %w", e.Name, err)
 		}
@@ -47,7 +53,7 @@ func Register(ctx context.Context, nc *nats.Conn, log *slog.Logger, s Service, e
 	return service, nil
 }
 
-func (e Endpoint) handler(ctx context.Context, nc *nats.Conn, log *slog.Logger) micro.Handler {
+func (e Endpoint) handler(ctx context.Context, nc *nats.Conn, log *slog.Logger, counted *calls) micro.Handler {
 	free := make(chan struct{}, inFlight)
 	return micro.HandlerFunc(func(r micro.Request) {
 		if !answerable(r.Reply()) {
@@ -62,7 +68,9 @@ func (e Endpoint) handler(ctx context.Context, nc *nats.Conn, log *slog.Logger) 
 				}
 				<-free
 			}()
-			e.respond(ctx, nc, log, r)
+			began := time.Now()
+			err := e.respond(ctx, nc, log, r)
+			counted.count(err, time.Since(began))
 		}()
 	})
 }
@@ -76,12 +84,15 @@ func answerable(reply string) bool {
 }
 
 // respond answers by a message of its own, not by the request: what that notes of its answer, micro reads as soon as the
-// handler has returned.
-func (e Endpoint) respond(ctx context.Context, nc *nats.Conn, log *slog.Logger, r micro.Request) {
+// handler has returned. It returns the handler's error, if the answer is one.
+func (e Endpoint) respond(ctx context.Context, nc *nats.Conn, log *slog.Logger, r micro.Request) error {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
 	reply := nats.NewMsg(r.Reply())
 	answer, err := e.Handle(ctx, e.callOf(r))
+	if err == nil && int64(len(answer.Body)) > nc.MaxPayload() {
+		err = tooLarge("The answer is larger than a message of this broker may be: ask over HTTP, or for a part of it.")
+	}
 	if err == nil {
 		reply.Data = answer.Body
 	} else {
@@ -94,6 +105,7 @@ func (e Endpoint) respond(ctx context.Context, nc *nats.Conn, log *slog.Logger, 
 	if err := nc.PublishMsg(reply); err != nil {
 		log.Debug("respond", "endpoint", e.Name, "error", err)
 	}
+	return err
 }
 
 func problemHeaders() micro.Headers {

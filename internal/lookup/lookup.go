@@ -32,7 +32,7 @@ type Registry struct {
 
 // ServiceRecord returns what the registry knows of a service now (§8.1), or [ErrUnknownService] or [ErrNoRegistry].
 func (r Registry) ServiceRecord(ctx context.Context, target events.Target) (events.ServiceRecord, error) {
-	document, err := r.about(ctx, events.LookupServiceSubject, target)
+	document, err := r.about(ctx, events.LookupServiceSubject, target, nil)
 	if err != nil {
 		return events.ServiceRecord{}, fmt.Errorf("look up the service %s: %w", target, err)
 	}
@@ -45,19 +45,47 @@ func (r Registry) ServiceRecord(ctx context.Context, target events.Target) (even
 
 // ServiceHistory returns every key that a service ever had (§8.4), or [ErrUnknownService] or [ErrNoRegistry].
 func (r Registry) ServiceHistory(ctx context.Context, target events.Target) (events.ServiceHistory, error) {
-	document, err := r.about(ctx, events.LookupHistorySubject, target)
-	if err != nil {
-		return events.ServiceHistory{}, fmt.Errorf("look up the history of %s: %w", target, err)
+	history, err := r.history(ctx, target, nil)
+	if problem := (*api.Problem)(nil); errors.As(err, &problem) && problem.Status == http.StatusRequestEntityTooLarge {
+		history, err = r.historyInParts(ctx, target)
 	}
-	history, err := r.Trust.ServiceHistory(target, document)
 	if err != nil {
 		return events.ServiceHistory{}, fmt.Errorf("look up the history of %s: %w", target, err)
 	}
 	return history, nil
 }
 
-func (r Registry) about(ctx context.Context, subject string, target events.Target) ([]byte, error) {
-	document, err := askRegistry(ctx, r.Conn, subject+target.String())
+// historyInParts puts a history together that is too large for one message. It begins anew when the service changes meanwhile,
+// which may end keys that were told already.
+func (r Registry) historyInParts(ctx context.Context, target events.Target) (events.ServiceHistory, error) {
+	for {
+		whole, err := r.history(ctx, target, events.HistoryQuery(0))
+		same := true
+		for same && err == nil && whole.More {
+			if len(whole.Keys) == 0 {
+				return whole, errors.New("the registry's answer is a part without keys")
+			}
+			var next events.ServiceHistory
+			next, err = r.history(ctx, target, events.HistoryQuery(whole.Keys[len(whole.Keys)-1].Sequence))
+			same = next.Sequence == whole.Sequence
+			whole.Keys, whole.More, whole.Timestamp = append(whole.Keys, next.Keys...), next.More && len(next.Keys) > 0, next.Timestamp
+		}
+		if same || err != nil {
+			return whole, err
+		}
+	}
+}
+
+func (r Registry) history(ctx context.Context, target events.Target, question []byte) (events.ServiceHistory, error) {
+	document, err := r.about(ctx, events.LookupHistorySubject, target, question)
+	if err != nil {
+		return events.ServiceHistory{}, err
+	}
+	return r.Trust.ServiceHistory(target, document)
+}
+
+func (r Registry) about(ctx context.Context, subject string, target events.Target, question []byte) ([]byte, error) {
+	document, err := askRegistry(ctx, r.Conn, subject+target.String(), question)
 	if problem := (*api.Problem)(nil); errors.As(err, &problem) && problem.Status == http.StatusNotFound {
 		return nil, ErrUnknownService
 	}
@@ -68,7 +96,7 @@ func (r Registry) about(ctx context.Context, subject string, target events.Targe
 // the keys that it names are to be trusted, its reader must know from elsewhere.
 func RegistryInfo(ctx context.Context, conn *nats.Conn) (events.RegistryInfo, error) {
 	var info events.RegistryInfo
-	document, err := askRegistry(ctx, conn, events.LookupRegistrySubject)
+	document, err := askRegistry(ctx, conn, events.LookupRegistrySubject, nil)
 	if err != nil {
 		return info, err
 	}
@@ -78,8 +106,8 @@ func RegistryInfo(ctx context.Context, conn *nats.Conn) (events.RegistryInfo, er
 	return info, nil
 }
 
-func askRegistry(ctx context.Context, conn *nats.Conn, subject string) ([]byte, error) {
-	document, err := Ask(ctx, conn, subject, nil)
+func askRegistry(ctx context.Context, conn *nats.Conn, subject string, question []byte) ([]byte, error) {
+	document, err := Ask(ctx, conn, subject, question)
 	if errors.Is(err, nats.ErrNoResponders) {
 		return nil, ErrNoRegistry
 	}

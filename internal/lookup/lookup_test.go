@@ -5,7 +5,9 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -19,7 +21,7 @@ import (
 const start = int64(1_705_412_600)
 
 // answers is a registry that knows one service, signs for another as a stranger would, and is out of order for a third.
-func answers(t *testing.T, conn *nats.Conn, registry *subtest.Registry, known *subtest.Service) {
+func answers(t *testing.T, conn *nats.Conn, registry *subtest.Registry, known *subtest.Service, asked func(part bool)) {
 	t.Helper()
 	signer := func(c api.Call) (events.SigningKey, error) {
 		switch c.ServiceID {
@@ -55,7 +57,16 @@ func answers(t *testing.T, conn *nats.Conn, registry *subtest.Registry, known *s
 				if err != nil {
 					return api.Answer{}, err
 				}
-				return api.Answer{Body: about(c).History().Sign(key)}, nil
+				after, part, err := events.ParseHistoryQuery(c.Body)
+				if err != nil {
+					return api.Answer{}, err
+				}
+				history := about(c).History()
+				if part {
+					history = history.Part(after)
+				}
+				asked(part)
+				return api.Answer{Body: history.Sign(key)}, nil
 			},
 		},
 		{
@@ -97,7 +108,7 @@ func TestRegistry(t *testing.T) {
 		}
 	}
 
-	answers(t, conn, played, known)
+	answers(t, conn, played, known, func(bool) {})
 	record, history, errs := both("known")
 	if errs != [2]error{} || record.Current.PublicKey != known.Current().Public() || len(history.Keys) != 1 {
 		t.Errorf("a service that is bound: %+v, %+v, %v", record, history, errs)
@@ -124,5 +135,41 @@ func TestRegistry(t *testing.T) {
 	info, err := lookup.RegistryInfo(t.Context(), conn)
 	if err != nil || info.Origin != subtest.Origin || len(info.PublicKeys) != 1 || info.MaxClockSkew != 200 {
 		t.Errorf("the registry's own description: %+v, %v", info, err)
+	}
+}
+
+// TestLongHistory: a history that is too large for a message comes in parts, which are put together; from the start where the
+// service changes meanwhile.
+func TestLongHistory(t *testing.T) {
+	t.Parallel()
+	conn := testenv.Connect(t, testenv.NewBroker(t).URL())
+	played := subtest.NewRegistry(t, events.GenerateSigningKey())
+	known := subtest.NewService(t, "known")
+	known.Bind(start)
+	for i := range int64(7000) {
+		known.Rotate(start+i, 300)
+	}
+	parts := 0
+	answers(t, conn, played, known, func(part bool) {
+		if part {
+			parts++
+		}
+		if parts == 2 {
+			known.Rotate(start+8000, 300)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	history, err := lookup.Registry{Conn: conn, Trust: played.Trust}.ServiceHistory(ctx, known.Target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := known.History()
+	want.Record = history.Record
+	if !reflect.DeepEqual(want, history) {
+		t.Errorf("the service had %d keys by sequence %d; told were %d by %d, or others", len(want.Keys), want.Sequence, len(history.Keys), history.Sequence)
+	}
+	if parts != 3+4 {
+		t.Errorf("%d parts were asked for", parts)
 	}
 }
