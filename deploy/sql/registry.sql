@@ -2,16 +2,14 @@
 -- does no harm when it is run twice. Tables that come later are covered at once by the default privileges; what is taken away
 -- at the end, for each table, waits for the next run.
 
-REVOKE CREATE ON SCHEMA public FROM PUBLIC;
-GRANT USAGE, CREATE ON SCHEMA public TO omi_registry_owner;
-GRANT USAGE ON SCHEMA public TO omi_registry, omi_registry_reader;
-
 GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO omi_registry;
 GRANT SELECT ON ALL TABLES IN SCHEMA public TO omi_registry_reader;
 ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public
   GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO omi_registry;
 ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public GRANT SELECT ON TABLES TO omi_registry_reader;
--- A service that is bound gets its id from a sequence. In CockroachDB that is a privilege of its own.
+-- A service that is bound gets its id from a sequence. In CockroachDB that is a privilege of its own; and there, all tables are
+-- all sequences too, which nobody has to set or read.
+REVOKE SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public FROM omi_registry, omi_registry_reader;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO omi_registry;
 ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public GRANT USAGE ON SEQUENCES TO omi_registry;
 
