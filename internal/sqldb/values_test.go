@@ -130,8 +130,8 @@ func TestManyRows(t *testing.T) {
 		}
 		for part := range db.Engine().Rows(1, types, values) {
 			exec(t, db, "UPDATE t SET n = n + v.column2 FROM ("+part.Query+") AS v WHERE t.k = v.column1", part.Args...)
-			found += number(t, db, `SELECT count(*) FROM t WHERE n = 2 * (k + 1) AND (k, n / 2, COALESCE(name, '')) IN
-				(SELECT column1, column2, COALESCE(column3, '') FROM (`+part.Query+") AS v)", part.Args...)
+			found += number(t, db, `SELECT count(*) FROM t WHERE n = 2 * (k + 1) AND (k, n, COALESCE(name, '')) IN
+				(SELECT column1, 2 * column2, COALESCE(column3, '') FROM (`+part.Query+") AS v)", part.Args...)
 		}
 		if found != many {
 			t.Errorf("%d rows are right, want %d", found, many)
