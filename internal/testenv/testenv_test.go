@@ -53,6 +53,28 @@ func TestEachEngineGivesURLs(t *testing.T) {
 	})
 }
 
+func TestDatabasesAreApart(t *testing.T) {
+	t.Parallel()
+	for _, engine := range []string{testenv.Postgres, testenv.Cockroach} {
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			database := testenv.Databases(t, engine)
+			for range 2 {
+				conn, err := pgx.Connect(t.Context(), database())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := conn.Exec(t.Context(), "CREATE TABLE t (id INT PRIMARY KEY)"); err != nil {
+					t.Error(err)
+				}
+				if err := conn.Close(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
 func TestBrokerComesBackOnItsPort(t *testing.T) {
 	t.Parallel()
 	b := testenv.NewBroker(t)
