@@ -65,18 +65,23 @@ func TestOpenRefusesURLs(t *testing.T) {
 func TestOpenRefusedByServer(t *testing.T) {
 	t.Parallel()
 	const secret = "wr0ng-s3cr3t"
-	good := testenv.Database(t, testenv.Postgres)
-	for name, spoil := range map[string]func(*url.URL){
-		"user and password": func(u *url.URL) { u.User = url.UserPassword("nobody_here", secret) },
-		"database":          func(u *url.URL) { u.Path = "/no_such_database" },
+	stranger := func(u *url.URL) { u.User = url.UserPassword("nobody_here", secret) }
+	noDatabase := func(u *url.URL) { u.Path = "/no_such_database" }
+	for _, tt := range []struct {
+		name, engine string
+		spoil        func(*url.URL)
+	}{
+		{"user and password", testenv.Postgres, stranger},
+		{"database", testenv.Postgres, noDatabase},
+		{"database of cockroach", testenv.Cockroach, noDatabase}, // which may be one that lets in anybody
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			u, err := url.Parse(good)
+			u, err := url.Parse(testenv.Database(t, tt.engine))
 			if err != nil {
 				t.Fatal(err)
 			}
-			spoil(u)
+			tt.spoil(u)
 			_, err = sqldb.Open(t.Context(), u.String(), slog.New(slog.DiscardHandler))
 			if !errors.Is(err, sqldb.ErrURL) || sqldb.Transient(err) {
 				t.Fatalf("got %v", err)

@@ -1,6 +1,7 @@
 package sqldb_test
 
 import (
+	"bytes"
 	"database/sql"
 	"encoding/binary"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -60,6 +62,58 @@ func TestPlansAreKept(t *testing.T) {
 	if n := number(t, db, plans+" AND generic_plans = 10"); n != 0 {
 		t.Errorf("planned anew %d times", number(t, db, plans))
 	}
+}
+
+// TestCockroachBehindAPooler: its parameter crdb_version doesn't come through, but what it says of itself does. It gets no setting of
+// PostgreSQL's, which it would refuse.
+func TestCockroachBehindAPooler(t *testing.T) {
+	t.Parallel()
+	db := open(t, asCockroach(t, testenv.Database(t, testenv.Postgres), true))
+	if db.Engine() != sqldb.Cockroach {
+		t.Fatalf("engine %q", db.Engine())
+	}
+	if n := number(t, db, "SELECT COUNT(*) FROM pg_settings WHERE name = 'enable_seqscan' AND setting = 'off'"); n != 0 {
+		t.Error("it was told to plan as PostgreSQL")
+	}
+	exec(t, db, "CREATE TABLE t (n BIGINT)")
+	if err := db.InTx(t.Context(), func(tx *sql.Tx) error { return db.RunAtCommit(t.Context(), tx, twoInserts()) }); err != nil {
+		t.Error(err)
+	}
+	if n := number(t, db, "SELECT COUNT(*) FROM t"); n != 2 {
+		t.Errorf("%d rows are committed", n)
+	}
+}
+
+// TestCockroachWithoutTheDatabase: CockroachDB lets one connect to a database that is not there.
+func TestCockroachWithoutTheDatabase(t *testing.T) {
+	t.Parallel()
+	_, err := sqldb.Open(t.Context(), asCockroach(t, testenv.Database(t, testenv.Postgres), false), discard())
+	if !errors.Is(err, sqldb.ErrURL) || sqldb.Transient(err) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// asCockroach makes a server say that it is CockroachDB, with or without the database.
+func asCockroach(t *testing.T, database string, hasIt bool) string {
+	t.Helper()
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := []byte(strings.TrimPrefix(u.Path, "/"))
+	return between(t, database, "", func(kind byte, body []byte) (instead []byte) {
+		const row = 'D'
+		if kind != row {
+			return nil
+		}
+		if i := bytes.Index(body, []byte("PostgreSQL ")); i >= 0 {
+			copy(body[i:], "CockroachDB")
+		}
+		if bytes.Contains(body, name) && !hasIt {
+			body[len(body)-1] = 'f'
+		}
+		return nil
+	})
 }
 
 // checkNulls reads back rows with and without NULLs.
@@ -133,6 +187,7 @@ func TestPoolerLosesTheServer(t *testing.T) {
 		return append(binary.BigEndian.AppendUint32([]byte{'E'}, uint32(len(fatal)+4)), fatal...)
 	}))
 	exec(t, db, "CREATE TABLE t (n BIGINT)")
+	exec(t, db, "DELETE FROM t") // the driver looks at a connection before it is used for the second time
 	lost.Store(true)
 	err := db.InTx(t.Context(), func(tx *sql.Tx) error { return db.RunAtCommit(t.Context(), tx, twoInserts()) })
 	if !errors.Is(err, sqldb.ErrUnknownOutcome) || !sqldb.Transient(err) {

@@ -33,16 +33,15 @@ func openServer(ctx context.Context, url string, log *slog.Logger) (*DB, error) 
 		return nil, err
 	}
 	var pooled atomic.Bool
-	pool := serverPool(ctx, cfg, func(ctx context.Context, conn *pgx.Conn) error {
+	first := serverPool(ctx, cfg, "", func(ctx context.Context, conn *pgx.Conn) error {
 		yes, err := behindPooler(ctx, conn)
 		pooled.Store(yes)
 		return err
 	})
-	version, err := awaitServer(ctx, pool, log)
-	if err != nil {
-		return nil, errors.Join(err, pool.Close())
+	engine, err := awaitServer(ctx, first, log)
+	if err := errors.Join(err, first.Close()); err != nil {
+		return nil, err
 	}
-	engine := engineOf(version)
 	switch {
 	case engine != Postgres || execModeChosen(url):
 	case pooled.Load():
@@ -51,11 +50,8 @@ func openServer(ctx context.Context, url string, log *slog.Logger) (*DB, error) 
 	default:
 		// The texts of statements are few there, see Rows, and prepared once for each connection.
 		cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
-		if err := pool.Close(); err != nil {
-			return nil, fmt.Errorf("close the first connection: %w", err)
-		}
-		pool = serverPool(ctx, cfg, nil)
 	}
+	pool := serverPool(ctx, cfg, engine, nil)
 	return &DB{engine: engine, reader: pool, writer: pool, log: log}, nil
 }
 
@@ -63,9 +59,6 @@ func openServer(ctx context.Context, url string, log *slog.Logger) (*DB, error) 
 // transaction may then be on another one, without what was prepared. Poolers have to tell cancellations apart, so they make up
 // the process id that the server would give to the client.
 func behindPooler(ctx context.Context, conn *pgx.Conn) (bool, error) {
-	if isCockroach(conn) {
-		return false, nil
-	}
 	var pid int64
 	if err := conn.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&pid); err != nil {
 		return false, fmt.Errorf("ask for the server's process id: %w", err)
@@ -73,10 +66,11 @@ func behindPooler(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	return pid != int64(conn.PgConn().PID()), nil
 }
 
-func isCockroach(conn *pgx.Conn) bool { return conn.PgConn().ParameterStatus("crdb_version") != "" }
-
-// serverPool makes a pool; look, if it is not nil, sees each new connection.
-func serverPool(ctx context.Context, cfg *pgx.ConnConfig, look func(context.Context, *pgx.Conn) error) *sql.DB {
+// serverPool makes a pool of connections to an engine; "": it is not known yet. look, if it is not nil, sees each new connection.
+//
+// Only the answer to "select version()" tells the engines apart: behind a pooler, CockroachDB's parameter crdb_version does not
+// come through.
+func serverPool(ctx context.Context, cfg *pgx.ConnConfig, engine Engine, look func(context.Context, *pgx.Conn) error) *sql.DB {
 	_, custom := cfg.RuntimeParams[idleTxTimeout]
 	connector := stdlib.GetConnector(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
 		// Not parameters of the startup message, which PgBouncer would refuse.
@@ -84,7 +78,7 @@ func serverPool(ctx context.Context, cfg *pgx.ConnConfig, look func(context.Cont
 		if !custom {
 			settings = append(settings, idleTxTimeout+" = '30s'")
 		}
-		if !isCockroach(conn) {
+		if engine == Postgres {
 			settings = append(settings, planByIndex()...)
 		}
 		for _, setting := range settings {
@@ -97,7 +91,7 @@ func serverPool(ctx context.Context, cfg *pgx.ConnConfig, look func(context.Cont
 		}
 		return nil
 	}))
-	pool := sql.OpenDB(wrapped(ctx, serverConnector{connector}))
+	pool := sql.OpenDB(wrapped(ctx, serverConnector{connector, engine}))
 	pool.SetMaxOpenConns(maxConns)
 	pool.SetMaxIdleConns(maxConns)
 	pool.SetConnMaxLifetime(connLifetime)
@@ -160,17 +154,16 @@ const execMode = "default_query_exec_mode="
 func execModeChosen(url string) bool { return strings.Contains(url, execMode) }
 
 // awaitServer asks the server for its version until it answers, refuses for good, or ctx ends.
-func awaitServer(ctx context.Context, pool *sql.DB, log *slog.Logger) (string, error) {
+func awaitServer(ctx context.Context, pool *sql.DB, log *slog.Logger) (Engine, error) {
 	pause := pauses(100*time.Millisecond, 3*time.Second)
 	var warned time.Time
 	for {
-		var version string
-		err := pool.QueryRowContext(ctx, "SELECT version()").Scan(&version)
+		engine, err := askServer(ctx, pool)
 		if err == nil {
 			if !warned.IsZero() {
 				log.InfoContext(ctx, "the database answers")
 			}
-			return version, nil
+			return engine, nil
 		}
 		if mend := refusal(err); mend != nil {
 			return "", mend
@@ -188,6 +181,32 @@ func awaitServer(ctx context.Context, pool *sql.DB, log *slog.Logger) (string, e
 	}
 }
 
+// askServer asks the server which it is, and CockroachDB whether it has the database: it lets one connect to any, and refuses what
+// needs one.
+func askServer(ctx context.Context, pool *sql.DB) (Engine, error) {
+	var version string
+	if err := pool.QueryRowContext(ctx, "SELECT version()").Scan(&version); err != nil {
+		return "", err
+	}
+	engine := engineOf(version)
+	if engine != Cockroach {
+		return engine, nil
+	}
+	var name string
+	var has bool
+	const query = `SELECT current_database(), EXISTS (SELECT 1 FROM pg_catalog.pg_database WHERE datname = current_database())`
+	if err := pool.QueryRowContext(ctx, query).Scan(&name, &has); err != nil {
+		return "", fmt.Errorf("look for the database: %w", err)
+	}
+	if !has {
+		return "", &pgconn.PgError{Severity: "ERROR", Code: noSuchDatabase, Message: fmt.Sprintf("database %q does not exist", name)}
+	}
+	return engine, nil
+}
+
+// noSuchDatabase is a SQLSTATE.
+const noSuchDatabase = "3D000"
+
 // refusal returns how to mend what the server will go on refusing, nil if err is something else.
 func refusal(err error) error {
 	var answer *pgconn.PgError
@@ -196,7 +215,7 @@ func refusal(err error) error {
 		return nil
 	case strings.HasPrefix(answer.Code, "28"):
 		return fmt.Errorf("%w: give a user and password that the server accepts: %w", ErrURL, answer)
-	case answer.Code == "3D000":
+	case answer.Code == noSuchDatabase:
 		return fmt.Errorf("%w: create this database (CREATE DATABASE), or name another: %w", ErrURL, answer)
 	default:
 		return nil

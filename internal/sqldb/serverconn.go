@@ -18,8 +18,12 @@ import (
 // needn't wait for each other's answers: the BEGIN with the first statement of its transaction, the statements of a [Pipeline],
 // and the last ones of a transaction with the COMMIT.
 
-// serverConnector makes connections that do so.
-type serverConnector struct{ driver.Connector }
+// serverConnector makes connections that do so, to PostgreSQL.
+type serverConnector struct {
+	driver.Connector
+
+	engine Engine
+}
 
 // Connect opens a connection.
 func (c serverConnector) Connect(ctx context.Context) (driver.Conn, error) {
@@ -31,7 +35,7 @@ func (c serverConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("the PostgreSQL driver's connection is a %T", conn), conn.Close())
 	}
-	if isCockroach(inner.Conn()) { // its transactions are cockroach-go's affair
+	if c.engine != Postgres { // CockroachDB's transactions are cockroach-go's affair
 		return inner, nil
 	}
 	return &serverConn{Conn: inner}, nil
