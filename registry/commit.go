@@ -204,14 +204,36 @@ func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error
 	if err := w.each(updateServices+" RETURNING services.id, services.target", updateTypes(), known, moved); err != nil {
 		return fmt.Errorf("update services: %w", err)
 	}
-	// A conflict may be about the id too: a server that took over by logical replication begins to count anew. Who is decided
-	// again gets another.
-	const insert = `INSERT INTO services (target, status, sequence, public_key, changed_at, recent_rotations, bound_at,
-		service_type, endpoint_url, provider_receipt) %s ON CONFLICT DO NOTHING RETURNING id, target`
-	if err := w.each(insert, insertTypes(), born, moved); err != nil {
+	if err := w.insertServices(born, moved); err != nil {
 		return fmt.Errorf("insert services: %w", err)
 	}
 	return nil
+}
+
+// insertServices writes services that have no id yet.
+//
+// A conflict may be about the id too: a server that took over by logical replication begins to count anew. Who is decided again
+// gets another.
+func (w writer) insertServices(born []any, moved func(*sql.Rows) error) error {
+	id, types := "", insertTypes()
+	if w.engine == sqldb.Cockroach {
+		id, types, born = "id, ", append([]sqldb.Type{sqldb.Int}, types...), withIDs(born, len(types))
+	}
+	insert := `INSERT INTO services (` + id + `target, status, sequence, public_key, changed_at, recent_rotations, bound_at,
+		service_type, endpoint_url, provider_receipt) %s ON CONFLICT DO NOTHING RETURNING id, target`
+	return w.each(insert, types, born, moved)
+}
+
+// withIDs puts ids before rows of so many columns, which follow each other from a random one on. CockroachDB's sequence is one
+// row of the whole cluster, written for each id, and its ids would have all new services go to one node.
+func withIDs(rows []any, width int) []any {
+	id := rand.Int64N(1 << 62) //nolint:gosec // it only tells services apart
+	list := make([]any, 0, len(rows)+len(rows)/width)
+	for row := range slices.Chunk(rows, width) {
+		list = append(append(list, id), row...)
+		id++
+	}
+	return list
 }
 
 // each runs a statement over rows of these columns, which stand where it has a %s, and reads what it returns.

@@ -14,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -320,4 +321,31 @@ func rowsOf(rt *rapid.T, t *testing.T, store *Store, query string) (list []strin
 		rt.Fatal(err)
 	}
 	return list
+}
+
+// TestIDs: new services of one batch get ids side by side. CockroachDB's are of no sequence: there, that would be one row of the whole
+// cluster, written for each of them.
+func TestIDs(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 3}, testNowTime)
+		d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+		var batch []request
+		for i := range 3 {
+			batch = append(batch, d.another(fmt.Sprintf("s-%d", i)).bind())
+		}
+		for i, o := range decideAll(t, in, batch...) {
+			if o.verdict != committed {
+				t.Errorf("request %d: %v %s", i, o.verdict, o.reason)
+			}
+		}
+		var first, last int64
+		if err := store.db.Reader().QueryRowContext(t.Context(), "SELECT MIN(id), MAX(id) FROM services").Scan(&first, &last); err != nil {
+			t.Fatal(err)
+		}
+		if last != first+2 || (first > 1<<32) != (store.db.Engine() == sqldb.Cockroach) {
+			t.Errorf("ids from %d to %d", first, last)
+		}
+	})
 }
