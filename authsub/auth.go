@@ -118,7 +118,11 @@ func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	began := cfg.Now()
-	services, err := a.load(ctx)
+	var services int
+	err = a.store.Read(ctx, func() (err error) { // what is loaded twice is as it was the last time
+		services, err = a.load(ctx)
+		return err
+	})
 	if err != nil {
 		return err
 	}

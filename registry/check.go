@@ -42,7 +42,7 @@ func (s *Store) check(ctx context.Context, c *checker, now time.Time) (Report, e
 	for _, step := range []func(context.Context, *checker) error{
 		s.checkHistory, s.checkServices, s.checkMasterKeys, s.checkOutbox(now),
 	} {
-		if err := step(ctx, c); err != nil {
+		if err := s.checkStep(ctx, c, step); err != nil {
 			return c.report, fmt.Errorf("check: %w", err)
 		}
 	}
@@ -51,6 +51,15 @@ func (s *Store) check(ctx context.Context, c *checker, now time.Time) (Report, e
 		return c.report, fmt.Errorf("check: %w", err)
 	}
 	return c.report, nil
+}
+
+// checkStep runs a step, anew and on what was found before it where [sqldb.DB.Read] does so.
+func (s *Store) checkStep(ctx context.Context, c *checker, step func(context.Context, *checker) error) error {
+	before := *c
+	return s.db.Read(ctx, func() error {
+		*c = before
+		return step(ctx, c)
+	})
 }
 
 // checker goes through the history of all services, one after the other.

@@ -31,7 +31,7 @@ func (s *Store) CheckWithStream(
 	if err := (comparison{s, trust, log, c.compared}).run(ctx, stream, 1); err != nil {
 		return c.report, fmt.Errorf("check: %w", err)
 	}
-	if err := s.loadUnpublished(ctx, c); err != nil {
+	if err := s.checkStep(ctx, c, s.loadUnpublished); err != nil {
 		return c.report, fmt.Errorf("check: %w", err)
 	}
 	return s.check(ctx, c, now)

@@ -111,7 +111,7 @@ func (s *Store) nonces(ctx context.Context, list []claim) (map[changeID]events.N
 	}
 	const query = `SELECT s.target, h.sequence, h.event_nonce FROM (%s) AS v JOIN services s ON s.target = v.column1
 		JOIN history h ON h.service = s.id AND h.sequence = v.column2`
-	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, args, func(rows *sql.Rows) error {
+	err := s.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, args, func(rows *sql.Rows) error {
 		var at changeID
 		var nonce events.Nonce
 		err := rows.Scan(target(&at.target), &at.sequence, nonceText(&nonce))

@@ -106,7 +106,7 @@ func (s *Store) loadServices(ctx context.Context, w *wanted, st *state) error {
 		st.services[t] = nil
 	}
 	var name string
-	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(rows *sql.Rows) error {
+	return s.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(rows *sql.Rows) error {
 		one := &service{}
 		err := rows.Scan(append([]any{&name}, one.columns()...)...)
 		st.services[w.targets[name]] = one

@@ -173,7 +173,7 @@ func (r *recoverer) owners(ctx context.Context, targets []events.Target) (map[ev
 	}
 	owners := map[events.PublicKey]events.Target{}
 	const query = "SELECT h.public_key, s.target FROM history h JOIN services s ON s.id = h.service WHERE h.public_key IN (%s)"
-	err := r.store.eachPart(ctx, query, []sqldb.Type{sqldb.Bytes}, keys, func(rows *sql.Rows) error {
+	err := r.store.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Bytes}, keys, func(rows *sql.Rows) error {
 		var key events.PublicKey
 		var owner events.Target
 		err := rows.Scan(keyColumn{&key}, target(&owner))

@@ -114,6 +114,11 @@ func (s *Store) eachPart(ctx context.Context, query string, types []sqldb.Type, 
 	return nil
 }
 
+// eachPartAgain is eachPart for what [sqldb.DB.Read] may run again: row finds the same once more.
+func (s *Store) eachPartAgain(ctx context.Context, query string, types []sqldb.Type, values []any, row func(*sql.Rows) error) error {
+	return s.db.Read(ctx, func() error { return s.eachPart(ctx, query, types, values, row) })
+}
+
 // querier is a pool or a transaction.
 type querier interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)

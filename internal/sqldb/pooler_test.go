@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/url"
@@ -90,6 +91,35 @@ func TestCockroachWithoutTheDatabase(t *testing.T) {
 	_, err := sqldb.Open(t.Context(), asCockroach(t, testenv.Database(t, testenv.Postgres), false), discard())
 	if !errors.Is(err, sqldb.ErrURL) || sqldb.Transient(err) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestRead: what CockroachDB ends by a conflict is read anew, and nothing else.
+func TestRead(t *testing.T) {
+	t.Parallel()
+	url := testenv.Database(t, testenv.Postgres)
+	for _, tt := range []struct {
+		engine sqldb.Engine
+		url    string
+		state  string
+		runs   int
+	}{
+		{sqldb.Cockroach, asCockroach(t, url, true), "40001", 3},
+		{sqldb.Cockroach, asCockroach(t, url, true), "22012", 1},
+		{sqldb.Postgres, url, "40001", 1},
+	} {
+		db := open(t, tt.url)
+		runs := 0
+		err := db.Read(t.Context(), func() error {
+			if runs++; runs == 3 {
+				return nil
+			}
+			_, err := db.Reader().ExecContext(t.Context(), "DO 'BEGIN RAISE EXCEPTION USING ERRCODE = ''"+tt.state+"''; END'")
+			return fmt.Errorf("read: %w", err)
+		})
+		if db.Engine() != tt.engine || runs != tt.runs || (err == nil) != (runs == 3) {
+			t.Errorf("%s, %s: %d runs: %v", tt.engine, tt.state, runs, err)
+		}
 	}
 }
 

@@ -30,6 +30,17 @@ func (db *DB) InTx(ctx context.Context, fn func(*sql.Tx) error) error {
 	return again(ctx, func() error { return db.tryTx(ctx, work) })
 }
 
+// Read runs read, which reads outside of InTx, again where CockroachDB ends it by a conflict, from its start and while ctx lives: it
+// starts from nothing each time. The server repeats by itself only what it has not begun to answer, some 16 KiB before version
+// 24.1 and 512 KiB since, so a long answer may break off because of those who write beside it. With the other engines, nobody who
+// only reads has a rival.
+func (db *DB) Read(ctx context.Context, read func() error) error {
+	if db.engine != Cockroach {
+		return read()
+	}
+	return again(ctx, read)
+}
+
 // tryTx runs one transaction. With SQLite it begins by taking the write lock, see openFileWriter.
 func (db *DB) tryTx(ctx context.Context, fn func(*sql.Tx) error) error {
 	tx, err := db.writer.BeginTx(ctx, serializable())

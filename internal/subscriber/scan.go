@@ -22,6 +22,9 @@ func (s *Store) Keyrings(ctx context.Context) iter.Seq2[Service, error] {
 	}
 }
 
+// Read runs read, which goes through [Store.Keyrings], as [sqldb.DB.Read] does.
+func (s *Store) Read(ctx context.Context, read func() error) error { return s.db.Read(ctx, read) }
+
 // scan calls yield with each service, until it returns false.
 func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
 	conn, err := s.db.Reader().Conn(ctx)
