@@ -132,3 +132,15 @@ func TestForgetEnds(t *testing.T) {
 		t.Errorf("something is left: %t, %v", left, err)
 	}
 }
+
+// TestClaimPause: where a look at the outbox takes long, there is one less often; but a crash's messages don't wait for ever.
+func TestClaimPause(t *testing.T) {
+	t.Parallel()
+	for looked, want := range map[time.Duration]time.Duration{
+		0: time.Second, time.Millisecond: time.Second, 300 * time.Millisecond: 3 * time.Second, time.Minute: 15 * time.Second,
+	} {
+		if got := claimPause(looked); got != want {
+			t.Errorf("after %s: %s, want %s", looked, got, want)
+		}
+	}
+}

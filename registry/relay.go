@@ -13,9 +13,10 @@ import (
 )
 
 const (
-	relayQueue  = 8           // batches that may wait for the broker before intake waits too
-	claimEvery  = time.Second // how often messages that a crash left are looked for
-	claimAtMost = 512         // messages a time
+	relayQueue  = 8                // batches that may wait for the broker before intake waits too
+	claimEvery  = time.Second      // how often messages that a crash left are looked for, where that is quick
+	claimSeldom = 15 * time.Second // and where it is slow
+	claimAtMost = 512              // messages a time
 	// forgetAfter is how long the outbox keeps what its stream has. To delete it is a transaction that nobody waits for, but that
 	// would make everybody wait for the disk just when the subscribers commit the event.
 	forgetAfter  = 100 * time.Millisecond
@@ -197,38 +198,48 @@ func (r *relay) forget(ctx context.Context, sent published) {
 
 // recover publishes what a crash or an outage left in the outbox, until ctx ends.
 func (r *relay) recover(ctx context.Context) {
-	ticker := time.NewTicker(claimEvery)
-	defer ticker.Stop()
 	for {
-		if err := r.recoverOnce(ctx); err != nil && ctx.Err() == nil {
+		looked, err := r.recoverOnce(ctx)
+		if err != nil && ctx.Err() == nil {
 			r.log.Warn("recovering the outbox failed, trying again", "error", err)
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
+		case <-time.After(claimPause(looked)):
 		}
 	}
+}
+
+// claimPause is the time until the next look at the outbox, after one that took so long. A look passes what is deleted and still kept,
+// which on CockroachDB is all of some hours. So it takes no more than a tenth of the time, as long as that is not too seldom.
+func claimPause(looked time.Duration) time.Duration {
+	return min(max(10*looked, claimEvery), claimSeldom)
 }
 
 // errUnpublished means that the broker did not take all messages; the log says why.
 var errUnpublished = errors.New("some messages were not published")
 
-func (r *relay) recoverOnce(ctx context.Context) error {
+// recoverOnce returns how long the last look took that found nothing, 0 if none did.
+func (r *relay) recoverOnce(ctx context.Context) (looked time.Duration, err error) {
 	for {
+		began := time.Now()
 		stale, err := r.store.outboxStale(ctx, r.now())
-		if err != nil || !stale {
-			return err
+		if err != nil {
+			return 0, err
+		}
+		if !stale {
+			return time.Since(began), nil
 		}
 		messages, err := r.store.claimOutbox(ctx, claimAtMost, r.now())
 		if err != nil || len(messages) == 0 {
-			return err
+			return 0, err
 		}
 		r.log.Info("publishing messages that were left in the outbox", "messages", len(messages))
 		sent := r.publish(ctx, messages)
 		r.forget(ctx, sent)
 		if len(sent.messages) < len(messages) {
-			return errUnpublished
+			return 0, errUnpublished
 		}
 	}
 }
