@@ -90,7 +90,7 @@ func fillDatabase(b *testing.B, engine, url string) {
 		b.Fatal(err)
 	}
 	defer func() { _ = db.Close() }()
-	if err := db.Migrate(b.Context(), schema.Auth()); err != nil {
+	if err := db.Migrate(b.Context(), sqldb.Auth, schema.Auth()); err != nil {
 		b.Fatal(err)
 	}
 	numbers := func(n int) string {

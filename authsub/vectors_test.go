@@ -30,7 +30,7 @@ func TestVectorEvents(t *testing.T) {
 }
 
 func testVector(t *testing.T, js jetstream.JetStream, url string, v *subtest.EventVector) {
-	store, err := subscriber.OpenStore(t.Context(), url, slog.New(slog.DiscardHandler))
+	store, err := subscriber.OpenAuthStore(t.Context(), url, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

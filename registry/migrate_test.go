@@ -21,7 +21,7 @@ func TestMigrateHistoryByID(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
 		old := openTestDB(t, url)
-		if err := old.Migrate(t.Context(), firstMigrations(t, oldSchema)); err != nil {
+		if err := old.Migrate(t.Context(), sqldb.Registry, firstMigrations(t, oldSchema)); err != nil {
 			t.Fatal(err)
 		}
 		keys := fillOldSchema(t, old)
@@ -38,7 +38,7 @@ func TestMigrationKilledBetween(t *testing.T) {
 	t.Parallel()
 	url := testenv.Database(t, testenv.Postgres) // with SQLite, all of it is one transaction
 	db := openTestDB(t, url)
-	if err := db.Migrate(t.Context(), firstMigrations(t, oldSchema)); err != nil {
+	if err := db.Migrate(t.Context(), sqldb.Registry, firstMigrations(t, oldSchema)); err != nil {
 		t.Fatal(err)
 	}
 	keys := fillOldSchema(t, db)
@@ -48,7 +48,7 @@ func TestMigrationKilledBetween(t *testing.T) {
 	}
 	for n := oldSchema + 1; n <= len(all); n++ {
 		for range 2 {
-			if err := db.Migrate(t.Context(), firstMigrations(t, n)); err != nil {
+			if err := db.Migrate(t.Context(), sqldb.Registry, firstMigrations(t, n)); err != nil {
 				t.Fatalf("%s: %v", all[n-1], err)
 			}
 			var found int
@@ -60,7 +60,7 @@ func TestMigrationKilledBetween(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := db.Migrate(t.Context(), firstMigrations(t, n)); err != nil {
+		if err := db.Migrate(t.Context(), sqldb.Registry, firstMigrations(t, n)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"strconv"
@@ -25,13 +26,25 @@ type Store struct {
 }
 
 // OpenStore opens the database that url names and brings its schema up to date. It waits for a server that is not up
-// yet. An unusable URL is [sqldb.ErrURL].
+// yet. An unusable URL, or another's database than a registry's, is [sqldb.ErrURL].
 func OpenStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
+	return prepared(ctx, url, log, (*sqldb.DB).Migrate)
+}
+
+// OpenExisting is OpenStore for whoever looks into the database of a registry, which may be running and of another version: it
+// changes no schema, and one that is not this version's is [sqldb.ErrURL] too.
+func OpenExisting(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
+	return prepared(ctx, url, log, (*sqldb.DB).Check)
+}
+
+func prepared(
+	ctx context.Context, url string, log *slog.Logger, prepare func(*sqldb.DB, context.Context, sqldb.Owner, fs.FS) error,
+) (*Store, error) {
 	db, err := sqldb.Open(ctx, url, log)
 	if err != nil {
 		return nil, fmt.Errorf("open the registry's database: %w", err)
 	}
-	if err := db.Migrate(ctx, schema.Registry()); err != nil {
+	if err := prepare(db, ctx, sqldb.Registry, schema.Registry()); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the registry's database: %w", err), db.Close())
 	}
 	return &Store{db}, nil

@@ -23,7 +23,7 @@ func main() {
 	os.Exit(process.Main(&process.Subscriber{}, os.Args[1:], os.Stderr,
 		kong.Name("omi-authsub"), kong.Description(description),
 		kong.Vars{"durable": events.AuthDurable, "database_url": "sqlite:omi-authsub.db", "http_addr": "127.0.0.1:8082"},
-		kong.Bind(process.OpenService(open), process.OpenStore(subscriber.OpenAuthStore)),
+		kong.Bind(process.OpenService(open), process.OpenExistingStore(subscriber.OpenExistingAuth)),
 	))
 }
 

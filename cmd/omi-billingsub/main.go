@@ -23,7 +23,7 @@ func main() {
 	os.Exit(process.Main(&process.Subscriber{}, os.Args[1:], os.Stderr,
 		kong.Name("omi-billingsub"), kong.Description(description),
 		kong.Vars{"durable": events.BillingDurable, "database_url": "sqlite:omi-billingsub.db", "http_addr": "127.0.0.1:8083"},
-		kong.Bind(process.OpenService(open), process.OpenStore(subscriber.OpenStore)),
+		kong.Bind(process.OpenService(open), process.OpenExistingStore(subscriber.OpenExisting)),
 	))
 }
 

@@ -185,20 +185,23 @@ func printReport(r registry.Report) {
 	}
 }
 
-// withExisting is withStore for a command that asks about the database of a registry: an empty one has nothing to say.
+// withExisting is withStore for a command that asks about the database of a registry: it has to be there, and its schema is left
+// as it is.
 func withExisting(d database, do func(context.Context, *registry.Store) error) error {
-	if err := process.ExistingDatabase(d.URL); err != nil {
-		return err
-	}
-	return withStore(d, do)
+	return with(d.openExisting, do)
 }
 
-// withStore opens the database for one command. A signal ends it, and is an error unless the command was done.
+// withStore opens the database for one command, and brings its schema up to date.
 func withStore(d database, do func(context.Context, *registry.Store) error) error {
+	return with(d.open, do)
+}
+
+// with runs one command. A signal ends it, and is an error unless the command was done.
+func with(open func(context.Context, *slog.Logger) (*registry.Store, error), do func(context.Context, *registry.Store) error) error {
 	log := process.NewLog(os.Stderr, slog.LevelWarn)
 	done := false
 	err := process.Run(log, func(ctx context.Context) error {
-		store, err := d.open(ctx, log)
+		store, err := open(ctx, log)
 		if err != nil {
 			return err
 		}

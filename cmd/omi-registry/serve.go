@@ -23,6 +23,12 @@ func (d database) open(ctx context.Context, log *slog.Logger) (*registry.Store, 
 	return process.OpenDatabase(func() (*registry.Store, error) { return registry.OpenStore(ctx, d.URL, log) })
 }
 
+func (d database) openExisting(ctx context.Context, log *slog.Logger) (*registry.Store, error) {
+	return process.OpenExisting(ctx, d.URL, func(ctx context.Context) (*registry.Store, error) {
+		return registry.OpenExisting(ctx, d.URL, log)
+	})
+}
+
 type serveCmd struct {
 	process.NATS `embed:""`
 	Database     database `embed:""`

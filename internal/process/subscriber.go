@@ -38,8 +38,8 @@ type Service interface {
 // OpenService makes the service. Its database may not be up yet: it is waited for until ctx ends.
 type OpenService func(ctx context.Context, cfg SubscriberConfig) (Service, error)
 
-// OpenStore opens the service's database alone.
-type OpenStore func(ctx context.Context, url string, log *slog.Logger) (*subscriber.Store, error)
+// OpenExistingStore opens the service's database alone, as it is.
+type OpenExistingStore func(ctx context.Context, url string, log *slog.Logger) (*subscriber.Store, error)
 
 // SubscriberConfig is what the command line and the environment say.
 type SubscriberConfig struct {
@@ -127,13 +127,12 @@ type listSetAside struct {
 }
 
 // Run lists what was set aside.
-func (c *listSetAside) Run(open OpenStore) error {
-	if err := ExistingDatabase(c.Database.URL); err != nil {
-		return err
-	}
+func (c *listSetAside) Run(open OpenExistingStore) error {
 	log := NewLog(os.Stderr, slog.LevelWarn)
 	return Run(log, func(ctx context.Context) error {
-		store, err := OpenDatabase(func() (*subscriber.Store, error) { return open(ctx, c.Database.URL, log) })
+		store, err := OpenExisting(ctx, c.Database.URL, func(ctx context.Context) (*subscriber.Store, error) {
+			return open(ctx, c.Database.URL, log)
+		})
 		if err != nil {
 			return err
 		}

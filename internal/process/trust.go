@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -69,17 +70,28 @@ func CheckDatabase(url string) error {
 	return nil
 }
 
-// ExistingDatabase refuses a SQLite file that is not there. A command that asks about a process's database, and was run
-// in another folder, would make an empty one, and say that all is well.
-func ExistingDatabase(url string) error {
-	path, file := strings.CutPrefix(url, "sqlite:")
-	if !file || CheckDatabase(url) != nil {
-		return CheckDatabase(url)
+// answersWithin is how long a command that a person waits for tries to reach the database.
+const answersWithin = 10 * time.Second
+
+// OpenExisting is [OpenDatabase] for a command that asks about a process's database, and that a person waits for. A file that
+// is not there is refused: the command, run in another folder, would make an empty one. A server that doesn't answer is
+// [Unreachable].
+func OpenExisting[T any](ctx context.Context, url string, open func(context.Context) (T, error)) (db T, err error) {
+	if err := CheckDatabase(url); err != nil {
+		return db, err
 	}
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return Usagef("--database-url: there is no file %s: name the database that the process serves, as its own --database-url or OMI_DATABASE_URL does", path)
+	if path, file := strings.CutPrefix(url, "sqlite:"); file {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return db, Usagef("--database-url: there is no file %s: name the database that the process serves, as its own --database-url or OMI_DATABASE_URL does", path)
+		}
 	}
-	return nil
+	ctx, cancel := context.WithTimeout(ctx, answersWithin)
+	defer cancel()
+	db, err = OpenDatabase(func() (T, error) { return open(ctx) })
+	if errors.Is(err, context.DeadlineExceeded) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = Unreachable(fmt.Errorf("no database server answers at --database-url within %s: %w", answersWithin, err))
+	}
+	return db, err
 }
 
 // Healthy asks the broker, the database, and whether the service is ready, for [HTTP.Ready].

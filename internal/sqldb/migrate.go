@@ -19,27 +19,33 @@ import (
 // Migrate applies the migrations that the database doesn't have yet. fsys holds goose's SQL files in two folders,
 // "sqlite" and "postgres"; the latter is for CockroachDB too, but for files whose names end in [PostgresOnly].
 //
-// A role that may not change the schema gets [ErrURL] where it is not complete.
+// Another's database than the owner's gets [ErrURL], and nothing is changed in it. So does a role that may not change the schema,
+// where that is not complete.
 //
 // Any number of processes may do this at once, and each returns when the schema is complete. A file says
 // "-- +goose NO TRANSACTION" and has one statement that does no harm when it is run twice, because a server's process
 // can die between the statement and the note that it was run. With SQLite all of it is one transaction.
-func (db *DB) Migrate(ctx context.Context, fsys fs.FS) error {
-	folder, migrate := "postgres", db.migrateServer
-	if db.engine == SQLite {
-		folder, migrate = "sqlite", db.migrateFile
-	}
-	files, err := fs.Sub(fsys, folder)
+func (db *DB) Migrate(ctx context.Context, owner Owner, fsys fs.FS) error {
+	files, want, err := db.migrations(fsys)
 	if err != nil {
 		return fmt.Errorf("migrate the schema: %w", err)
 	}
-	if db.engine == Cockroach {
-		files = withoutPostgresOnly{files}
+	have, err := db.contents(ctx, db.reader)
+	if err == nil {
+		err = have.mustBe(owner)
 	}
-	if db.complete(ctx, files) {
+	if err != nil {
+		return fmt.Errorf("migrate the schema: %w", err)
+	}
+	// A start then takes no lock, and does not wait out the lease of a process that was killed while it held it.
+	if len(want) > 0 && slices.Equal(have.applied, want) {
 		return nil
 	}
-	applied, err := migrate(ctx, files)
+	migrate := db.migrateServer
+	if db.engine == SQLite {
+		migrate = db.migrateFile
+	}
+	applied, err := migrate(ctx, owner, files)
 	if answer := (*pgconn.PgError)(nil); errors.As(err, &answer) && answer.Code == insufficientPrivilege {
 		return fmt.Errorf("%w: its role may not bring the schema up to date: first do that as the role that owns it: %w", ErrURL, answer)
 	}
@@ -69,27 +75,9 @@ func (w withoutPostgresOnly) ReadDir(name string) ([]fs.DirEntry, error) {
 // insufficientPrivilege is a SQLSTATE.
 const insufficientPrivilege = "42501"
 
-// complete says whether the schema has all migrations already. A start then takes no lock, and does not wait out the
-// lease of a process that was killed while it held it. Where there is a doubt, the answer is no.
-func (db *DB) complete(ctx context.Context, files fs.FS) bool {
-	names, err := fs.Glob(files, "*.sql")
-	if err != nil || len(names) == 0 {
-		return false
-	}
-	newest, err := goose.NumericComponent(names[len(names)-1]) // Glob sorts, and all numbers have as many digits
-	if err != nil {
-		return false
-	}
-	var count, last int64
-	const applied = `SELECT COUNT(DISTINCT version_id), COALESCE(MAX(version_id), 0) FROM ` + goose.DefaultTablename +
-		` WHERE is_applied AND version_id > 0`
-	err = db.reader.QueryRowContext(ctx, applied).Scan(&count, &last)
-	return err == nil && count == int64(len(names)) && last == newest
-}
-
 // migrateFile keeps other processes out by the file's own write lock, held over goose's whole work by the one connection
 // of a pool made for it. If that connection is lost on the way, the pool's next one has no transaction, and COMMIT fails.
-func (db *DB) migrateFile(ctx context.Context, files fs.FS) (_ []*goose.MigrationResult, err error) {
+func (db *DB) migrateFile(ctx context.Context, owner Owner, files fs.FS) (_ []*goose.MigrationResult, err error) {
 	pool, err := openFileWriter(ctx, db.file)
 	if err != nil {
 		return nil, err
@@ -100,6 +88,9 @@ func (db *DB) migrateFile(ctx context.Context, files fs.FS) (_ []*goose.Migratio
 	begin := func() error { return run(ctx, pool, "BEGIN IMMEDIATE") }
 	if err := again(ctx, begin); err != nil {
 		return nil, fmt.Errorf("wait for another process: %w", err)
+	}
+	if err := db.stillOf(ctx, owner, pool); err != nil {
+		return nil, err
 	}
 	applied, err := up(ctx, goose.DialectSQLite3, pool, files)
 	if err != nil {
@@ -113,7 +104,7 @@ func (db *DB) migrateFile(ctx context.Context, files fs.FS) (_ []*goose.Migratio
 
 // migrateServer takes a lock that is a row with a lease, for CockroachDB has no advisory locks. It is taken around the
 // provider and not by it, because goose makes its table of versions before it locks.
-func (db *DB) migrateServer(ctx context.Context, files fs.FS) (_ []*goose.MigrationResult, err error) {
+func (db *DB) migrateServer(ctx context.Context, owner Owner, files fs.FS) (_ []*goose.MigrationResult, err error) {
 	locker, err := db.migrationLock()
 	if err != nil {
 		return nil, err
@@ -124,12 +115,24 @@ func (db *DB) migrateServer(ctx context.Context, files fs.FS) (_ []*goose.Migrat
 	}
 	defer func() { err = errors.Join(err, locker.Unlock(ctx, db.writer)) }()
 
+	if err := db.stillOf(ctx, owner, db.writer); err != nil {
+		return nil, err
+	}
 	for _, statement := range versionTable() {
 		if err := again(ctx, func() error { return run(ctx, db.writer, statement) }); err != nil {
 			return nil, err
 		}
 	}
 	return up(ctx, goose.DialectPostgres, db.writer, files)
+}
+
+// stillOf looks again under the lock: two processes that got the same new database by mistake may have found nobody's at once.
+func (db *DB) stillOf(ctx context.Context, owner Owner, q querier) error {
+	have, err := db.contents(ctx, q)
+	if err != nil {
+		return err
+	}
+	return have.mustBe(owner)
 }
 
 // versionTable makes goose's own table as goose does, but so that it can be repeated. Goose does it in one transaction,
@@ -168,8 +171,8 @@ func (db *DB) migrationLock() (lock.Locker, error) {
 	return locker, nil
 }
 
-// up applies what is missing, also what is older than the newest: a database of Billing's can become one of Auth's, whose schema
-// has more files. Isolated DDL keeps goose from beginning a transaction: with SQLite it runs in one.
+// up applies what is missing, also what is older than the newest: the two folders of Auth's schema are numbered as one, and either
+// can get a file. Isolated DDL keeps goose from beginning a transaction: with SQLite it runs in one.
 func up(ctx context.Context, dialect goose.Dialect, pool *sql.DB, files fs.FS) ([]*goose.MigrationResult, error) {
 	provider, err := goose.NewProvider(dialect, pool, files,
 		goose.WithIsolateDDL(true), goose.WithAllowOutofOrder(true), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))

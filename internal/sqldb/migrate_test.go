@@ -43,7 +43,7 @@ func TestMigrateByManyAtOnce(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			return errors.Join(db.Migrate(t.Context(), files(firstFiles())), db.Close())
+			return errors.Join(db.Migrate(t.Context(), sqldb.Registry, files(firstFiles())), db.Close())
 		})
 		db := open(t, url)
 		if n := number(t, db, "SELECT count(*) FROM goose_db_version"); n != 4 {
@@ -58,12 +58,12 @@ func TestMigrateAddsWhatIsNew(t *testing.T) {
 		db := open(t, url)
 		all := firstFiles()
 		for range 2 {
-			if err := db.Migrate(t.Context(), files(all)); err != nil {
+			if err := db.Migrate(t.Context(), sqldb.Registry, files(all)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		maps.Copy(all, map[string]string{"00004_d.sql": "ALTER TABLE a ADD COLUMN m BIGINT"})
-		if err := db.Migrate(t.Context(), files(all)); err != nil {
+		if err := db.Migrate(t.Context(), sqldb.Registry, files(all)); err != nil {
 			t.Fatal(err)
 		}
 		exec(t, db, "INSERT INTO a (n, m) VALUES (2, 3)")
@@ -76,12 +76,12 @@ func TestMigrateResumesAfterAFailure(t *testing.T) {
 		db := open(t, url)
 		all := firstFiles()
 		all["00004_d.sql"] = "CREATE TABLE ("
-		err := db.Migrate(t.Context(), files(all))
+		err := db.Migrate(t.Context(), sqldb.Registry, files(all))
 		if err == nil || sqldb.Transient(err) {
 			t.Fatalf("got %v", err)
 		}
 		all["00004_d.sql"] = "CREATE TABLE d (n BIGINT)"
-		if err := db.Migrate(t.Context(), files(all)); err != nil {
+		if err := db.Migrate(t.Context(), sqldb.Registry, files(all)); err != nil {
 			t.Fatal(err)
 		}
 		if n := number(t, db, "SELECT count(*) FROM a, goose_db_version"); n != 5 {
@@ -94,11 +94,11 @@ func TestMigrateResumesAfterAFailure(t *testing.T) {
 func TestMigrateMendsAnEmptyVersionTable(t *testing.T) {
 	t.Parallel()
 	db := open(t, testenv.Database(t, testenv.Postgres))
-	if err := db.Migrate(t.Context(), files(map[string]string{"00001_a.sql": firstFiles()["00001_a.sql"]})); err != nil {
+	if err := db.Migrate(t.Context(), sqldb.Registry, files(map[string]string{"00001_a.sql": firstFiles()["00001_a.sql"]})); err != nil {
 		t.Fatal(err)
 	}
 	exec(t, db, "DELETE FROM goose_db_version")
-	if err := db.Migrate(t.Context(), files(firstFiles())); err != nil {
+	if err := db.Migrate(t.Context(), sqldb.Registry, files(firstFiles())); err != nil {
 		t.Error(err)
 	}
 }
@@ -109,7 +109,7 @@ func TestMigrateWithoutNeedTakesNoLock(t *testing.T) {
 	t.Parallel()
 	url := testenv.Database(t, testenv.Postgres)
 	db := open(t, url)
-	if err := db.Migrate(t.Context(), files(firstFiles())); err != nil {
+	if err := db.Migrate(t.Context(), sqldb.Registry, files(firstFiles())); err != nil {
 		t.Fatal(err)
 	}
 	killed, err := lock.NewPostgresTableLocker(lock.WithTableLeaseDuration(time.Hour))
@@ -121,7 +121,7 @@ func TestMigrateWithoutNeedTakesNoLock(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	if err := open(t, url).Migrate(ctx, files(firstFiles())); err != nil {
+	if err := open(t, url).Migrate(ctx, sqldb.Registry, files(firstFiles())); err != nil {
 		t.Errorf("with a complete schema: %v", err)
 	}
 	if err := killed.Unlock(t.Context(), db.Writer()); err != nil {
@@ -132,7 +132,7 @@ func TestMigrateWithoutNeedTakesNoLock(t *testing.T) {
 func TestMigrateWithoutFiles(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
-		if err := open(t, url).Migrate(t.Context(), fstest.MapFS{}); err == nil {
+		if err := open(t, url).Migrate(t.Context(), sqldb.Registry, fstest.MapFS{}); err == nil {
 			t.Error("no error")
 		}
 	})

@@ -48,7 +48,7 @@ func benchCatchUp(b *testing.B, services int) {
 	}
 	applied, done := 0, make(chan struct{})
 	s, err := subscriber.New(subscriber.Config{
-		JetStream: js, Durable: events.AuthDurable, Trust: registry.Trust, Store: openAuthStore(b), Log: discard(),
+		JetStream: js, Durable: events.AuthDurable, Trust: registry.Trust, Store: openAuthStore(b, testenv.Database(b, testenv.SQLite)), Log: discard(),
 		Applied: func(_ context.Context, batch, _ []events.Invalidation) error {
 			if applied += len(batch); applied == b.N {
 				close(done)
@@ -71,14 +71,4 @@ func benchCatchUp(b *testing.B, services int) {
 	b.ReportMetric(float64(ownCPU(b)-used)/1000/float64(b.N), "cpu-µs/op")
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
 	stop()
-}
-
-func openAuthStore(b *testing.B) *subscriber.Store {
-	b.Helper()
-	store, err := subscriber.OpenAuthStore(b.Context(), testenv.Database(b, testenv.SQLite), discard())
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { _ = store.Close() })
-	return store
 }

@@ -30,14 +30,18 @@ func TestFailBetweenAnyTwoSteps(t *testing.T) {
 		"BEGIN", "COMMIT", "INSERT INTO applied", "INSERT INTO keys", "INSERT INTO cutoffs", "INSERT INTO services",
 		"INSERT INTO set_aside", "DELETE FROM set_aside", "PUB $JS.ACK", "PUB $JS.API.CONSUMER.MSG",
 	}
-	for name, open := range map[string]opener{events.AuthDurable: openAuth, events.BillingDurable: openBilling} {
+	for _, party := range []struct {
+		durable string
+		open    opener
+		store   func(testing.TB, string) *subscriber.Store
+	}{{events.AuthDurable, openAuth, openAuthStore}, {events.BillingDurable, openBilling, openStore}} {
 		for _, engine := range testenv.Engines() {
-			t.Run(name+"/"+engine, func(t *testing.T) {
+			t.Run(party.durable+"/"+engine, func(t *testing.T) {
 				t.Parallel()
 				database := testenv.Databases(t, engine)
 				testenv.EveryStep(t, must, func(t *testing.T) func(context.Context, *testenv.Faults) error {
 					url := database()
-					place := faultPlace{durable: name, open: open, url: url, store: openStore(t, url), accounts: accounts}
+					place := faultPlace{durable: party.durable, open: party.open, url: url, store: party.store(t, url), accounts: accounts}
 					var err error
 					if place.db, err = sqldb.Open(t.Context(), url, discard()); err != nil {
 						t.Fatal(err)

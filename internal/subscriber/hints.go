@@ -1,8 +1,6 @@
 package subscriber
 
 import (
-	"context"
-	"fmt"
 	"math/rand/v2"
 	"strconv"
 
@@ -34,20 +32,12 @@ func newHints(table string) *hints {
 	return &hints{table, rand.IntN(hintSlices), rand.IntN(hintsUntilMove)} //nolint:gosec // it only spreads work
 }
 
-// useHints has services and keys found by hints. A database that is or was an Auth Provider's has none to
-// keys, and FindKey is slow there.
-func (s *Store) useHints(ctx context.Context) error {
+// useHints has services and keys found by hints. An Auth Provider's database has none to keys, and FindKey is slow there.
+func (s *Store) useHints(owner sqldb.Owner) {
 	s.serviceHints = newHints("service_hints")
-	const onlyInAuths = 13 // the first migration that schema/auth alone has
-	var auths bool
-	const query = `SELECT EXISTS (SELECT 1 FROM goose_db_version WHERE version_id = $1)`
-	if err := s.db.Reader().QueryRowContext(ctx, query, int64(onlyInAuths)).Scan(&auths); err != nil {
-		return fmt.Errorf("look for hints to keys: %w", err)
-	}
-	if !auths {
+	if owner != sqldb.Auth {
 		s.keyHints = newHints("key_hints")
 	}
-	return nil
 }
 
 // find returns a query of the services with the hint that is parameter n.

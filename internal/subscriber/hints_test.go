@@ -171,7 +171,7 @@ func TestRememberedIsAGuess(t *testing.T) {
 	})
 }
 
-// TestAuthsDatabase: an Auth Provider's database has no hints to keys. Billing finds them all the same, only slowly; also in one of a
+// TestAuthsDatabase: an Auth Provider's database has no hints to keys. They are found all the same, only slowly; also in one of a
 // release that had no hints at all.
 func TestAuthsDatabase(t *testing.T) {
 	t.Parallel()
@@ -182,14 +182,14 @@ func TestAuthsDatabase(t *testing.T) {
 			s := subtest.NewService(t, "a")
 			s.Bind(start)
 			db := openDB(t, url)
-			if err := db.Migrate(t.Context(), firstSchema(t, schema.Auth(), before)); err != nil {
+			if err := db.Migrate(t.Context(), sqldb.Auth, firstSchema(t, schema.Auth(), before)); err != nil {
 				t.Fatal(err)
 			}
 			k := s.Keyring().Keys[0]
 			execute(t, url,
 				"INSERT INTO services (id, target, head, max_sequence, filled, sequenced) VALUES (1, '"+s.Target.String()+"', 1, 1, 0, 1)",
 				fmt.Sprintf("INSERT INTO keys VALUES (1, x'%x', %d, %d, %d)", k.PublicKey.Bytes(), k.Position, k.From, k.End))
-			store := openStore(t, url)
+			store := openAuthStore(t, url)
 			if got, found, err := store.FindKey(t.Context(), k.PublicKey); err != nil || !found || got.Target != s.Target {
 				t.Errorf("%+v, %t, %v", got, found, err)
 			}

@@ -34,7 +34,17 @@ func openDB(t testing.TB, url string) *sqldb.DB {
 
 func openStore(t testing.TB, url string) *subscriber.Store {
 	t.Helper()
-	store, err := subscriber.OpenStore(t.Context(), url, discard())
+	return opened(t, url, subscriber.OpenStore)
+}
+
+func openAuthStore(t testing.TB, url string) *subscriber.Store {
+	t.Helper()
+	return opened(t, url, subscriber.OpenAuthStore)
+}
+
+func opened(t testing.TB, url string, open func(context.Context, string, *slog.Logger) (*subscriber.Store, error)) *subscriber.Store {
+	t.Helper()
+	store, err := open(t.Context(), url, discard())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,8 +56,8 @@ func TestMigrated(t *testing.T) {
 // all, or gets an error.
 func TestMigrationKilledBetween(t *testing.T) {
 	t.Parallel()
-	for name, files := range map[string]fs.FS{"billing": schema.Subscriber(), "auth": schema.Auth()} {
-		t.Run(name, func(t *testing.T) {
+	for owner, files := range map[sqldb.Owner]fs.FS{sqldb.Billing: schema.Subscriber(), sqldb.Auth: schema.Auth()} {
+		t.Run(string(owner), func(t *testing.T) {
 			t.Parallel()
 			url := testenv.Database(t, testenv.Postgres) // with SQLite, all of it is one transaction
 			a, b := subtest.NewService(t, "a"), subtest.NewService(t, "b")
@@ -73,7 +73,7 @@ func TestMigrationKilledBetween(t *testing.T) {
 			for _, name := range names[8:] {
 				version := path.Base(name)[:len("00000")]
 				for range 2 {
-					if err := db.Migrate(t.Context(), firstSchema(t, files, version)); err != nil {
+					if err := db.Migrate(t.Context(), owner, firstSchema(t, files, version)); err != nil {
 						t.Fatalf("%s: %v", name, err)
 					}
 					checkBefore(t, db, version, a)
@@ -82,11 +82,15 @@ func TestMigrationKilledBetween(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				if err := db.Migrate(t.Context(), firstSchema(t, files, version)); err != nil {
+				if err := db.Migrate(t.Context(), owner, firstSchema(t, files, version)); err != nil {
 					t.Fatal(err)
 				}
 			}
-			store := openStore(t, url)
+			open := openStore
+			if owner == sqldb.Auth {
+				open = openAuthStore
+			}
+			store := open(t, url)
 			a.Rotate(start+30, 300)
 			checkMigrated(t, store, a, b)
 		})
@@ -167,7 +171,7 @@ func checkMigrated(t *testing.T, store *subscriber.Store, a, b *subtest.Service)
 func fillFirstSchema(t *testing.T, url string, files fs.FS, services ...*subtest.Service) *sqldb.DB {
 	t.Helper()
 	db := openDB(t, url)
-	if err := db.Migrate(t.Context(), firstSchema(t, files, "00008")); err != nil {
+	if err := db.Migrate(t.Context(), sqldb.Billing, firstSchema(t, files, "00008")); err != nil {
 		t.Fatal(err)
 	}
 	insert := func(table string, values ...any) {

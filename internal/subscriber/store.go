@@ -45,29 +45,48 @@ type SetAside struct {
 	At             int64  `json:"set_aside_at"` // seconds since the Unix epoch
 }
 
-// OpenStore opens the database that url names, see [sqldb.Open], and brings its schema up to date.
+// OpenStore opens the database of a Billing Service that url names, see [sqldb.Open], and brings its schema up to date.
+// Another's database is [sqldb.ErrURL].
 func OpenStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
-	return openStore(ctx, url, schema.Subscriber(), log)
+	return openStore(ctx, url, sqldb.Billing, log, (*sqldb.DB).Migrate)
 }
 
 // OpenAuthStore is OpenStore for an Auth Provider, whom nobody asks whose key this is: [Store.FindKey] is slow here, and
 // everything else quicker.
 func OpenAuthStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
-	return openStore(ctx, url, schema.Auth(), log)
+	return openStore(ctx, url, sqldb.Auth, log, (*sqldb.DB).Migrate)
 }
 
-func openStore(ctx context.Context, url string, migrations fs.FS, log *slog.Logger) (*Store, error) {
+// OpenExisting is OpenStore for whoever looks into the database of a process, which may be running and of another version: it
+// changes no schema, and one that is not this version's is [sqldb.ErrURL] too.
+func OpenExisting(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
+	return openStore(ctx, url, sqldb.Billing, log, (*sqldb.DB).Check)
+}
+
+// OpenExistingAuth is OpenExisting for an Auth Provider.
+func OpenExistingAuth(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
+	return openStore(ctx, url, sqldb.Auth, log, (*sqldb.DB).Check)
+}
+
+func openStore(
+	ctx context.Context, url string, owner sqldb.Owner, log *slog.Logger,
+	prepare func(*sqldb.DB, context.Context, sqldb.Owner, fs.FS) error,
+) (*Store, error) {
 	db, err := sqldb.Open(ctx, url, log)
 	if err != nil {
 		return nil, fmt.Errorf("open the subscriber's database: %w", err)
 	}
+	migrations := schema.Subscriber()
+	if owner == sqldb.Auth {
+		migrations = schema.Auth()
+	}
 	s := &Store{db: db, part: rand.Int64N(positionParts)} //nolint:gosec // it only spreads writers
 	s.known, err = lru.New[string, int64](rememberedMost)
 	if err == nil {
-		err = db.Migrate(ctx, migrations)
+		err = prepare(db, ctx, owner, migrations)
 	}
 	if err == nil && db.Engine() == sqldb.SQLite {
-		err = s.useHints(ctx)
+		s.useHints(owner)
 	}
 	if err == nil {
 		err = s.lookForUntimed(ctx)
