@@ -35,17 +35,16 @@ type NATS struct {
 	CA    string `name:"nats-ca" env:"OMI_NATS_CA" placeholder:"FILE" help:"A PEM file with the authority of the servers' TLS certificates."`
 }
 
-// Connect connects a process that runs for long: a broker that is not up yet, or that goes away, is waited for.
+// Connect connects a process that runs for long: a broker that is not up yet, that goes away, or that does not let it in, is
+// waited for, and the log says why.
 func (n NATS) Connect(name string, log *slog.Logger) (*nats.Conn, error) {
-	nc, err := n.connect(name, log, nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort())
+	w := &wait{nats: n, log: log, told: map[string]struct{}{}}
+	nc, err := n.connect(name, log, w.options()...)
 	if code := (codedError{}); errors.As(err, &code) {
 		return nil, err
 	}
 	if err != nil { // a broker that is not there is no error here
 		return nil, Usage(fmt.Errorf("connect to the broker at %s: %w", n.redacted(), err))
-	}
-	if !nc.IsConnected() {
-		log.Warn("waiting for the broker", "url", n.redacted())
 	}
 	return nc, nil
 }
@@ -69,18 +68,25 @@ func (n NATS) ConnectNow(ctx context.Context, name string, log *slog.Logger) (*n
 
 // notConnected says why a command has no broker: it is there and wants something else, or nobody is.
 func (n NATS) notConnected(err error) error {
-	switch {
-	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
-		return Usagef("the broker at %s does not let this user in (%w): give --nats-nkey or --nats-creds FILE, or nats://USER:PASSWORD@HOST:PORT by --nats-url",
-			n.redacted(), err)
-	case errors.Is(err, nats.ErrNkeysNotSupported):
-		return Usagef("the broker at %s knows its users by something else than nkeys (%w): leave out --nats-nkey", n.redacted(), err)
-	case errors.As(err, new(*tls.CertificateVerificationError)):
-		return Usagef("the broker at %s has a certificate that is not trusted (%w): name its authority by --nats-ca FILE", n.redacted(), err)
-	case errors.Is(err, nats.ErrSecureConnWanted):
-		return Usagef("the broker at %s has no TLS (%w): name it by nats:// in --nats-url, without --nats-ca", n.redacted(), err)
+	if what, do := mend(err); do != "" {
+		return Usagef("the broker at %s %s (%w): %s", n.redacted(), what, err, do)
 	}
 	return Unreachable(fmt.Errorf("no broker answers at %s (%w): is `omi dev` running, or is --nats-url another?", n.redacted(), err))
+}
+
+// mend says what a broker that is there wants otherwise, and which flag gives it that; nothing, if it is not there.
+func mend(err error) (what, do string) {
+	switch {
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
+		return "does not let this user in", "give --nats-nkey or --nats-creds FILE, or nats://USER:PASSWORD@HOST:PORT by --nats-url"
+	case errors.Is(err, nats.ErrNkeysNotSupported):
+		return "knows its users by something else than nkeys", "leave out --nats-nkey"
+	case errors.As(err, new(*tls.CertificateVerificationError)):
+		return "has a certificate that is not trusted", "name its authority by --nats-ca FILE"
+	case errors.Is(err, nats.ErrSecureConnWanted):
+		return "has no TLS", "name it by nats:// in --nats-url, without --nats-ca"
+	}
+	return "", ""
 }
 
 func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats.Conn, error) {
@@ -95,7 +101,6 @@ func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats
 				log.Warn("the broker is gone, waiting for it", "error", err)
 			}
 		}),
-		nats.ConnectHandler(func(nc *nats.Conn) { log.Debug("connected to the broker", "server", nc.ConnectedServerName()) }),
 		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("connected to the broker again", "server", nc.ConnectedServerName()) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("broker", "error", err) }),
 	}, more...)
