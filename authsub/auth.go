@@ -179,6 +179,10 @@ func (a *Auth) Close() error { return a.store.Close() }
 // broker is away: answers then grow older, as their AsOf says.
 func (a *Auth) Ready() error { return a.subscriber.Ready() }
 
+// Healthy is Ready. It stays nil while the database is away, as while the broker is: answers come from memory, and grow older. To
+// be taken out of service for that would end them, and who is started again needs the database.
+func (a *Auth) Healthy(context.Context) error { return a.Ready() }
+
 // Verify says whether a signature is good now (docs/protocol.md §8.2).
 func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAnswer {
 	asOf := a.subscriber.AsOf() // before the keys are looked at: they are at least as new

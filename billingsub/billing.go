@@ -12,6 +12,7 @@ package billingsub
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -129,6 +130,14 @@ func (b *Billing) Close() error { return b.store.Close() }
 
 // Ready returns nil once the stream has been read up to the time at which this process started.
 func (b *Billing) Ready() error { return b.subscriber.Ready() }
+
+// Healthy returns nil while questions are answered: the database, which is asked each of them, answers, and Ready returns nil.
+func (b *Billing) Healthy(ctx context.Context) error {
+	if b.store.Ping(ctx) != nil {
+		return errors.New("the database is away") // its own words are for the log, not for strangers
+	}
+	return b.Ready()
+}
 
 // Endpoints returns the question of docs/protocol.md §8.3.
 func (b *Billing) Endpoints() []api.Endpoint {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"slices"
 	"testing"
@@ -298,4 +299,28 @@ func TestEndpoint(t *testing.T) {
 	if string(reply.Data) != want {
 		t.Errorf("got %s\nwant %s", reply.Data, want)
 	}
+}
+
+// TestHealthy: without its database, Billing answers nobody, and says so.
+func TestHealthy(t *testing.T) {
+	t.Parallel()
+	database, err := url.Parse(testenv.Database(t, testenv.Postgres))
+	if err != nil {
+		t.Fatal(err)
+	}
+	way := testenv.NewProxy(t, database.Host)
+	database.Host = way.Addr()
+	w := newWorld(t, database.String())
+	healthy := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), within)
+		defer cancel()
+		return w.billing.Healthy(ctx)
+	}
+	testenv.Eventually(t, within, "it is healthy", healthy)
+	way.Cut()
+	if err := healthy(); err == nil || err.Error() != "the database is away" {
+		t.Errorf("its database is away, and it says %v", err)
+	}
+	way.Restore()
+	testenv.Eventually(t, within, "it is healthy again", healthy)
 }

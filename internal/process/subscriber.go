@@ -30,7 +30,7 @@ type Subscriber struct {
 // Service is what such a process runs.
 type Service interface {
 	Run(ctx context.Context) error
-	Ready() error
+	Healthy(ctx context.Context) error
 	Close() error
 	Endpoints() []api.Endpoint
 }
@@ -107,7 +107,7 @@ func (c *serveSubscriber) serve(ctx context.Context, log *slog.Logger, trust eve
 			log.Warn("close the database", "error", err)
 		}
 	}()
-	web.Ready(func(context.Context) error { return service.Ready() }, service.Endpoints()...)
+	web.Ready(service.Healthy, service.Endpoints()...)
 	log.Info("serving HTTP", "addr", web.Addr())
 	return service.Run(ctx)
 }

@@ -101,6 +101,9 @@ func openStore(
 	return s, nil
 }
 
+// Ping reports whether the database answers now.
+func (s *Store) Ping(ctx context.Context) error { return s.db.Ping(ctx) }
+
 // Close closes the database.
 func (s *Store) Close() error {
 	if err := s.db.Close(); err != nil {
