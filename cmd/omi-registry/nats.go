@@ -22,7 +22,7 @@ func (*natsCmd) Help() string {
 
   omi keygen --format nkey --out cms.nk                                      by the service's owner: prints its U…
   omi-registry nats service --app-id org.example.shop --service-id cms --nkey U… >> accounts.conf
-  nats-server --signal reload`
+  nats-server --signal reload         twice, one after the other: a new account's imports count from the second on`
 }
 
 // userKey is the flag that says who the account's user is.

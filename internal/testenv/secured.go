@@ -81,6 +81,24 @@ func ServeConfig(t testing.TB, file string) *server.Server {
 	return s
 }
 
+// AddAccount appends an account to accounts.conf, with a user whose public nkey it gets. [SecuredBroker.Reload] makes it count.
+func (b *SecuredBroker) AddAccount(user string, account func(nkey string) string) {
+	b.t.Helper()
+	have, err := os.ReadFile(b.file("accounts.conf"))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.write("accounts.conf", string(have)+account(b.newUser(user)))
+}
+
+// Reload is `nats-server --signal reload`.
+func (b *SecuredBroker) Reload() {
+	b.t.Helper()
+	if err := b.server.Reload(); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
 // URL is what clients connect to.
 func (b *SecuredBroker) URL() string { return "tls://" + b.Addr() }
 
