@@ -10,6 +10,7 @@ import (
 // Limits of docs/protocol.md §1, in bytes and labels.
 const (
 	maxLabel     = 63
+	maxOrigin    = 253 // of a domain name (RFC 1035)
 	maxAppID     = 200
 	minAppLabels = 2
 	maxAppLabels = 16
@@ -21,8 +22,22 @@ const (
 var (
 	ErrAppID     = errors.New("an app id is 2 to 16 labels joined by dots, 200 bytes at most, each label lower-case letters, digits, '_' and '-' (for example org.omiappreg.alice.shop.7f8a9d)")
 	ErrServiceID = errors.New("a service id is one label of 1 to 63 lower-case letters, digits, '_' and '-', with a letter or digit at both ends (for example cms-article-77)")
+	ErrOrigin    = errors.New("an origin is the registry's domain name, in lower case (for example omiappreg.org)")
 	ErrNonce     = errors.New("a nonce is 8 to 64 characters of A-Z, a-z, 0-9, '_' and '-'")
 )
+
+// CheckOrigin returns nil for a domain name, else [ErrOrigin]. It is for who chooses an origin: in a message, it is only compared.
+func CheckOrigin(s string) error {
+	if len(s) > maxOrigin || strings.Contains(s, "_") {
+		return ErrOrigin
+	}
+	for label := range strings.SplitSeq(s, ".") {
+		if !isLabel(label) {
+			return ErrOrigin
+		}
+	}
+	return nil
+}
 
 // AppID names an application: reversed registry domain, namespace, project slug and hash (§1). The zero value
 // means "absent".

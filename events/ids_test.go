@@ -121,3 +121,20 @@ func TestOtherSubjectsOfRegistry(t *testing.T) {
 		}
 	}
 }
+
+func TestCheckOrigin(t *testing.T) {
+	t.Parallel()
+	for _, good := range []string{"omiappreg.org", "localhost", "a-b.example", "xn--bcher-kva.example", strings.Repeat("a", 63) + ".org"} {
+		if err := events.CheckOrigin(good); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{
+		"", "foo bar", "omiappreg.org ", "OmiAppReg.org", ".org", "omiappreg.org.", "a..b", "-a.org", "a_b.org", "bücher.example", "a.org:80",
+		"https://a.org", strings.Repeat("a", 64) + ".org", strings.Repeat("a.", 127) + "a",
+	} {
+		if err := events.CheckOrigin(bad); !errors.Is(err, events.ErrOrigin) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"omiappreg.org/keyrotation/events"
 )
 
 // Policy is what an operator may choose of the registry's rules. The zero value of a member means its default.
@@ -46,8 +48,8 @@ func (p Policy) WithDefaults() (Policy, error) {
 		p.RotationsPerMinute = DefaultRotationsPerMinute
 	}
 	switch {
-	case p.Origin == "":
-		return p, fmt.Errorf("%w: the origin, the registry's domain name, is missing", ErrPolicy)
+	case events.CheckOrigin(p.Origin) != nil:
+		return p, fmt.Errorf("%w: --origin %q: %w", ErrPolicy, p.Origin, events.ErrOrigin)
 	case p.GracePeriod < time.Second || p.GracePeriod%time.Second != 0:
 		return p, fmt.Errorf("%w: the grace period is whole seconds, 1 s or more, not %s", ErrPolicy, p.GracePeriod)
 	case p.MaxClockSkew < time.Second || p.MaxClockSkew%time.Second != 0:

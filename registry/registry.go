@@ -197,7 +197,10 @@ func (r *Registry) ensureStreams(ctx context.Context) error {
 		tried, cancel := context.WithTimeout(ctx, publishWithin)
 		defer cancel()
 		err := EnsureStreams(tried, r.js, r.cfg.Replicas)
-		if errors.Is(err, ErrStreamMeaning) {
+		if err == nil {
+			err = checkOrigin(tried, r.js, r.fence.trust)
+		}
+		if errors.Is(err, ErrStreamMeaning) || errors.Is(err, ErrOrigin) {
 			err = backoff.Permanent(err)
 		}
 		return struct{}{}, err

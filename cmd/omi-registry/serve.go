@@ -112,7 +112,11 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 	}
 	web.Ready(process.Healthy(nc, store, r.Ready), r.Lookup.Endpoints()...)
 	log.Info("serving HTTP", "addr", web.Addr())
-	return r.Run(ctx)
+	err = r.Run(ctx)
+	if errors.Is(err, registry.ErrOrigin) {
+		err = process.Usage(err)
+	}
+	return err
 }
 
 // signingKey reads the registry's key, and says how to make one.

@@ -40,8 +40,8 @@ func (t Trust) Load() (events.Trust, error) {
 		}
 		keys = append(keys, more...)
 	}
-	if t.Origin == "" {
-		return events.Trust{}, Usagef("--origin is empty: it is the registry's domain name, as in omiappreg.org")
+	if err := events.CheckOrigin(t.Origin); err != nil {
+		return events.Trust{}, Usagef("--origin %q: %w", t.Origin, err)
 	}
 	trust, err := events.NewTrust(t.Origin, keys...)
 	if errors.Is(err, events.ErrNoTrust) {

@@ -1,0 +1,51 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// ErrOrigin means that this registry has signed the last event of the stream under another domain name. Whoever reads the stream
+// believes one: under the new name all that came before would count for nothing, and what comes now, for those who know the old one.
+var ErrOrigin = errors.New("the stream of events is this registry's under another origin")
+
+// checkOrigin returns [ErrOrigin] if the last event shows that --origin is not what it was. What a stranger has put there says
+// nothing, else he could stop the registry.
+func checkOrigin(ctx context.Context, js jetstream.JetStream, trust events.Trust) error {
+	stream, err := js.Stream(ctx, events.InvalidationStream)
+	if err != nil {
+		return fmt.Errorf("look at the last event: %w", err)
+	}
+	state := stream.CachedInfo().State
+	if state.Msgs == 0 {
+		return nil
+	}
+	last, err := stream.GetMsg(ctx, state.LastSeq)
+	if errors.Is(err, jetstream.ErrMsgNotFound) {
+		return nil // deleted
+	}
+	if err != nil {
+		return fmt.Errorf("look at the last event: %w", err)
+	}
+	_, err = trust.Invalidation(last.Subject, last.Data)
+	refusal := (*events.Refusal)(nil)
+	if !errors.As(err, &refusal) || refusal.Reason != events.WrongOrigin {
+		return nil
+	}
+	var message struct {
+		Data struct {
+			Origin string `json:"origin"`
+		} `json:"data"`
+	}
+	if err := json.Unmarshal(last.Data, &message); err != nil {
+		return fmt.Errorf("read the last event: %w", err)
+	}
+	return fmt.Errorf("%w: %q in place of %q: give that by --origin, or use another broker account and another database",
+		ErrOrigin, message.Data.Origin, trust.Origin())
+}
