@@ -110,6 +110,9 @@ func (c *bindCmd) Run() error {
 	if draft.NewKey, err = readServiceKey(file); err != nil {
 		return err
 	}
+	if err := notMaster(c.Key, draft.NewKey, master); err != nil {
+		return err
+	}
 	return sendOnce(c.connection, draft, master, "is bound")
 }
 

@@ -97,35 +97,6 @@ func (f *storeFlags) readable() error {
 	return err
 }
 
-type resetCmd struct {
-	connection     `embed:""`
-	developerFlags `embed:""`
-	storeFlags     `embed:""`
-}
-
-// Help teaches.
-func (*resetCmd) Help() string {
-	return `All earlier keys of the service end at once, so that whoever has one of them has nothing. The new key is made in --key,
-which need not exist. After a crash, the same command goes on where it was.
-
-  omi reset --app-id org.example.shop --service-id cms --master-key master.pem --key cms.pem`
-}
-
-// Run resets a service. After a crash, the same command goes on where it was.
-func (c *resetCmd) Run() error {
-	t, master, err := c.read()
-	if err != nil {
-		return err
-	}
-	return changeKey(&keyChange{
-		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Reset, atOnce: true,
-		done: "reset", ended: "all earlier keys have ended",
-		ask: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
-			return k.Reset(ctx, master.Private())
-		},
-	})
-}
-
 // keyChange is one command's change of a service's key.
 type keyChange struct {
 	connection
@@ -133,8 +104,9 @@ type keyChange struct {
 	target events.Target
 	kind   events.RequestKind
 	atOnce bool
-	done   string // to the service
-	ended  string // what has, where the old key ends at once
+	fits   func(context.Context, *session) error // says why the key store may not be used, if it may not; nil: the registry does
+	done   string                                // to the service
+	ended  string                                // what has, where the old key ends at once
 	ask    func(context.Context, *client.Client) (events.Receipt, error)
 
 	began     time.Time
@@ -153,6 +125,11 @@ func changeKey(c *keyChange) error {
 			return process.Usagef("--key: %w", err)
 		}
 		defer func() { _ = store.Close() }() // the process ends
+		if c.fits != nil {
+			if err := c.fits(ctx, s); err != nil {
+				return err
+			}
+		}
 		c.began, c.applied = time.Now(), map[string]float64{}
 		k, err := client.Open(ctx, client.Config{
 			Target: c.target, Store: store, Conn: s.nc, Trust: s.trust, Notify: c.tell, KeyMayBeMissing: c.kind == events.Reset,

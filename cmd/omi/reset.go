@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"omiappreg.org/keyrotation/client"
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+type resetCmd struct {
+	connection     `embed:""`
+	developerFlags `embed:""`
+	storeFlags     `embed:""`
+}
+
+// Help teaches.
+func (*resetCmd) Help() string {
+	return `All earlier keys of the service end at once, so that whoever has one of them has nothing. The new key is made in --key,
+which need not exist; if it does, it holds a key of this service, and no other's is overwritten. After a crash, the same
+command goes on where it was.
+
+  omi reset --app-id org.example.shop --service-id cms --master-key master.pem --key cms.pem`
+}
+
+// Run resets a service. After a crash, the same command goes on where it was.
+func (c *resetCmd) Run() error {
+	t, master, err := c.read()
+	if err != nil {
+		return err
+	}
+	old, err := c.replaced(master)
+	if err != nil {
+		return err
+	}
+	return changeKey(&keyChange{
+		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Reset, atOnce: true,
+		fits: func(ctx context.Context, s *session) error {
+			if old.IsZero() {
+				return nil
+			}
+			return c.owned(ctx, s, t, old)
+		},
+		done: "reset", ended: "all earlier keys have ended",
+		ask: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
+			return k.Reset(ctx, master.Private())
+		},
+	})
+}
+
+// replaced returns the key that the new one takes the place of, if there is one. What can't be read may be anybody's key in
+// another form.
+func (c *resetCmd) replaced(master events.SigningKey) (old events.PublicKey, err error) {
+	key, err := keyfile.Read(client.KeyFile(c.Key))
+	switch {
+	case errors.Is(err, keyfile.ErrMissing):
+		return old, nil
+	case errors.Is(err, keyfile.ErrFormat):
+		return old, process.Usagef("--key: %w; a reset doesn't need it: move it away, or name a file that does not exist yet", err)
+	case err != nil:
+		return old, process.Usagef("--key: %w", err)
+	}
+	return key.Public(), notMaster(c.Key, key, master)
+}
+
+// owned refuses to put the new key in place of another service's, the registry's or a developer's.
+func (c *resetCmd) owned(ctx context.Context, s *session, t events.Target, old events.PublicKey) error {
+	asking, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	history, err := s.history(asking, t)
+	if errors.Is(err, lookup.ErrUnknownService) {
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("ask whose key is in %s, where the new one would take its place: %w", client.KeyFile(c.Key), err)
+	}
+	if !slices.ContainsFunc(history.Keys, func(k events.HistoryKey) bool { return k.PublicKey == old }) {
+		return process.Usagef("--key: %s holds %s, which never was a key of %s and would be overwritten: name that service's file, "+
+			"or one that does not exist yet", client.KeyFile(c.Key), old, t)
+	}
+	return nil
+}
+
+// notMaster refuses a service's key that is the developer's own.
+func notMaster(path string, key, master events.SigningKey) error {
+	if key.Public() == master.Public() {
+		return process.Usagef("--key: %s holds the Master Key itself: name another file, which need not exist yet", client.KeyFile(path))
+	}
+	return nil
+}
