@@ -9,13 +9,9 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/registry"
 )
-
-// publicMode is of files that anyone may read.
-const publicMode = 0o644
 
 type migrateCmd struct {
 	Database database `embed:""`
@@ -27,41 +23,6 @@ func (c *migrateCmd) Run() error {
 		fmt.Println("The schema is up to date.")
 		return nil
 	})
-}
-
-type keygenCmd struct {
-	Out       string `required:"" placeholder:"FILE" help:"The new key's file; it gets mode 0600, and must not exist yet."`
-	PublicOut string `name:"public-out" placeholder:"FILE" help:"Write the public key to this file too, as the subscribers' --trust-file takes it."`
-	IfMissing bool   `name:"if-missing" help:"Keep the key that --out has, if there is one."`
-	JSON      bool   `help:"Print one JSON object."`
-}
-
-// Run makes a key.
-func (c *keygenCmd) Run() error {
-	key, err := c.key()
-	if err != nil {
-		return process.Usage(err)
-	}
-	if c.PublicOut != "" {
-		if err := os.WriteFile(c.PublicOut, []byte(key.Public().String()+"\n"), publicMode); err != nil {
-			return process.Usagef("--public-out: %w", err)
-		}
-	}
-	if c.JSON {
-		return process.PrintJSON(map[string]string{"file": c.Out, "public_key": key.Public().String()})
-	}
-	fmt.Printf("The registry's private key is in %s (mode 0600).\nIts public key, which subscribers --trust:\n%s\n", c.Out, key.Public())
-	return nil
-}
-
-func (c *keygenCmd) key() (events.SigningKey, error) {
-	if c.IfMissing {
-		if key, err := keyfile.Read(c.Out); !errors.Is(err, keyfile.ErrMissing) {
-			return key, err
-		}
-	}
-	key := events.GenerateSigningKey()
-	return key, keyfile.Create(c.Out, key)
 }
 
 type appCmd struct {
