@@ -13,6 +13,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/keyformat"
 )
 
 const (
@@ -31,9 +32,15 @@ type Folder struct {
 	lock *flock.Flock
 }
 
+// errKeyGiven is the answer to a private key in place of a path, which errors would quote.
+var errKeyGiven = errors.New("open the key store: this is a private key itself, not the name of its file or folder")
+
 // OpenFolder opens the key store in a folder, where FILE is key.pem, and makes the folder if it is not there. It fails with
 // [ErrLocked] while it is open already. One [Client] at a time uses it.
 func OpenFolder(path string) (*Folder, error) {
+	if keyformat.LooksPrivate(path) {
+		return nil, errKeyGiven
+	}
 	if err := keyfile.MakeFolder(path); err != nil {
 		return nil, fmt.Errorf("open the key store: %w", err)
 	}
@@ -42,6 +49,9 @@ func OpenFolder(path string) (*Folder, error) {
 
 // OpenFile opens the key store that stands beside the key in a file. A path that is a folder means its key.pem.
 func OpenFile(path string) (*Folder, error) {
+	if keyformat.LooksPrivate(path) {
+		return nil, errKeyGiven
+	}
 	f := &Folder{file: KeyFile(path)}
 	f.lock = flock.New(LockFile(f.file), flock.SetPermissions(fileMode))
 	locked, err := f.lock.TryLock()

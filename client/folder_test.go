@@ -202,3 +202,14 @@ func BenchmarkSigner(b *testing.B) {
 		}
 	}
 }
+
+// TestPrivateKeyAsPath: whoever gives a key itself in place of its file does not read it in the error.
+func TestPrivateKeyAsPath(t *testing.T) {
+	t.Parallel()
+	const key = "MC4CAQAwBQYDK2VwBCIEINTuctv5E1hK1bbY8fdp+K06/nwoy/HU++CXqI9EdVhC"
+	for _, open := range []func(string) (*client.Folder, error){client.OpenFolder, client.OpenFile} {
+		if _, err := open("-----BEGIN PRIVATE KEY-----\n" + key + "\n-----END PRIVATE KEY-----\n"); err == nil || strings.Contains(err.Error(), key) {
+			t.Errorf("%v", err)
+		}
+	}
+}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"strings"
 
 	"omiappreg.org/keyrotation/events"
@@ -30,14 +29,9 @@ type userKey struct {
 	NKey string `name:"nkey" required:"" placeholder:"U…" help:"The public nkey of the user, which omi keygen --format nkey printed."`
 }
 
-var errPrivateNKey = errors.New("this is a private key: it stays with its owner, and the broker wants the public one, U…")
-
-// public returns the key as the broker's configuration has it. Errors don't quote it: it could be a private one.
+// public returns the key as the broker's configuration has it.
 func (k userKey) public() (string, error) {
 	key, err := keyformat.Parse([]byte(k.NKey))
-	if err == nil && !key.Private.IsZero() {
-		err = errPrivateNKey
-	}
 	if err != nil {
 		return "", process.Usagef("--nkey: %w", err)
 	}

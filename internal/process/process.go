@@ -21,6 +21,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/mattn/go-isatty"
 	"github.com/oklog/run"
+
+	"omiappreg.org/keyrotation/internal/keyformat"
 )
 
 // Exit codes.
@@ -62,17 +64,39 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 		panic("process: the command line's grammar is wrong: " + err.Error())
 	}
 	name := parser.Model.Name
+	if slices.ContainsFunc(args, keyformat.LooksPrivate) {
+		return report(stderr, name, errKeyGiven)
+	}
 	command, err := parser.Parse(args)
 	if err != nil {
-		what, _, _ := strings.Cut(err.Error(), "\n") // it quotes the argument, and the rest could be of a key
-		if strings.Contains(what, "PRIVATE KEY") {
-			what = "a private key is not given as an argument: give the name of its file"
+		if keyformat.LooksPrivate(err.Error()) { // it quotes what a variable holds
+			return report(stderr, name, errKeyGiven)
 		}
+		what, _, _ := strings.Cut(err.Error(), "\n")
 		fmt.Fprintf(stderr, "%s: %s (see %s --help)\n", name, what, commandOf(err, name, args))
 		return ExitUsage
 	}
+	if err := checkVariables(command.Flags()); err != nil {
+		return report(stderr, name, err)
+	}
 	paceCollections(processesIn(command))
 	return report(stderr, name, command.Run())
+}
+
+// errKeyGiven is the answer to a private key in place of its file's name. Errors quote such names, so it goes no further: others
+// read what is printed.
+var errKeyGiven = Usagef("a private key is never an argument, nor the value of a variable: give the name of its file, or its public half where that is asked for")
+
+// checkVariables refuses a variable that holds a private key, where it was to name its file.
+func checkVariables(flags []*kong.Flag) error {
+	for _, flag := range flags {
+		for _, name := range flag.Envs {
+			if keyformat.LooksPrivate(os.Getenv(name)) {
+				return fmt.Errorf("%s: %w", name, errKeyGiven)
+			}
+		}
+	}
+	return nil
 }
 
 // commandOf is the command that the arguments name, as far as they could be read: its help is the one to read.
