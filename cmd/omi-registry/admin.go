@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"omiappreg.org/keyrotation/events"
@@ -20,8 +21,7 @@ type migrateCmd struct {
 // Run migrates: opening the store does.
 func (c *migrateCmd) Run() error {
 	return withStore(c.Database, func(context.Context, *registry.Store) error {
-		fmt.Println("The schema is up to date.")
-		return nil
+		return process.Print("The schema is up to date.\n")
 	})
 }
 
@@ -55,8 +55,7 @@ func (c *appAddCmd) Run() error {
 		if c.JSON {
 			return process.PrintJSON(app)
 		}
-		fmt.Printf("The registry knows %s; its developer can bind services now.\n", id)
-		return nil
+		return process.Print("The registry knows %s; its developer can bind services now.\n", id)
 	})
 }
 
@@ -75,10 +74,11 @@ func (c *appListCmd) Run() error {
 		if c.JSON {
 			return process.PrintJSON(apps)
 		}
+		var text strings.Builder
 		for _, app := range apps {
-			fmt.Printf("%s\t%s\n", app.AppID, app.MasterPublicKey)
+			fmt.Fprintf(&text, "%s\t%s\n", app.AppID, app.MasterPublicKey)
 		}
-		return nil
+		return process.Print("%s", &text)
 	})
 }
 
@@ -110,7 +110,7 @@ func (c *checkCmd) Run() error {
 		if c.JSON {
 			err = process.PrintJSON(report)
 		} else {
-			printReport(report)
+			err = printReport(report)
 		}
 		if err == nil && len(report.Violations) > 0 {
 			err = process.Refused(fmt.Errorf("%d violations", len(report.Violations)))
@@ -132,18 +132,20 @@ func (c *checkCmd) check(ctx context.Context, store *registry.Store, trust *even
 	return store.CheckWithStream(ctx, js, *trust, time.Now(), log)
 }
 
-func printReport(r registry.Report) {
+func printReport(r registry.Report) error {
+	var text strings.Builder
 	for _, v := range r.Violations {
 		if v.Target != "" {
-			fmt.Printf("%s: ", v.Target)
+			fmt.Fprintf(&text, "%s: ", v.Target)
 		}
-		fmt.Println(v.What)
+		fmt.Fprintln(&text, v.What)
 	}
-	fmt.Printf("Checked %d services with %d changes; %d of them wait in the outbox; %d violations.\n",
+	fmt.Fprintf(&text, "Checked %d services with %d changes; %d of them wait in the outbox; %d violations.\n",
 		r.Services, r.Changes, r.Outbox, len(r.Violations))
 	if r.DeadLetters > 0 {
-		fmt.Printf("%d dead letters wait: see omi-registry deadletters list.\n", r.DeadLetters)
+		fmt.Fprintf(&text, "%d dead letters wait: see omi-registry deadletters list.\n", r.DeadLetters)
 	}
+	return process.Print("%s", &text)
 }
 
 // withExisting is withStore for a command that asks about the database of a registry: it has to be there, and its schema is left

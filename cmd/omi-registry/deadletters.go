@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"omiappreg.org/keyrotation/internal/incoming"
@@ -53,24 +55,25 @@ func (c *deadLettersListCmd) Run() error {
 		if c.JSON {
 			return process.PrintJSON(list)
 		}
+		var text strings.Builder
 		for _, l := range list {
-			printDeadLetter(l)
+			text.WriteString(deadLetterText(l))
 		}
 		if more {
-			fmt.Printf("The oldest %d dead letters. There are more: --limit.\n", len(list))
+			fmt.Fprintf(&text, "The oldest %d dead letters. There are more: --limit.\n", len(list))
 		} else {
-			fmt.Printf("%d dead letters.\n", len(list))
+			fmt.Fprintf(&text, "%d dead letters.\n", len(list))
 		}
-		return nil
+		return process.Print("%s", &text)
 	})
 }
 
-func printDeadLetter(l registry.DeadLetter) {
+func deadLetterText(l registry.DeadLetter) string {
 	retrying := ""
 	if l.Retrying {
 		retrying = ", a retry is asked for"
 	}
-	fmt.Printf("%s  %s\n    came %s as stream sequence %d, set aside %s after %d tries%s\n    %s: %s\n",
+	return fmt.Sprintf("%s  %s\n    came %s as stream sequence %d, set aside %s after %d tries%s\n    %s: %s\n",
 		l.ID, l.Subject, dateTime(l.StoredAt), l.StreamSequence, dateTime(l.SetAsideAt), l.Tries, retrying, l.Reason, l.Detail)
 }
 
@@ -92,9 +95,7 @@ func (c *deadLettersShowCmd) Run() error {
 		if c.JSON {
 			return process.PrintJSON(l)
 		}
-		printDeadLetter(l)
-		fmt.Printf("\n%s\n", incoming.Printable(string(l.Payload)))
-		return nil
+		return process.Print("%s\n%s\n", deadLetterText(l), incoming.Printable(string(l.Payload)))
 	})
 }
 
@@ -146,13 +147,11 @@ func (c *deadLettersRetryCmd) Run() error {
 			return err
 		}
 		if c.JSON {
-			if err := process.PrintJSON(results); err != nil {
-				return err
-			}
+			err = process.PrintJSON(results)
 		} else {
-			printRetried(results)
+			err = process.Print("%s", retriedText(results))
 		}
-		return c.verdict(results)
+		return cmp.Or(err, c.verdict(results))
 	})
 }
 
@@ -196,18 +195,20 @@ func (c *deadLettersRetryCmd) follow(ctx context.Context, store *registry.Store,
 	return results, nil
 }
 
-func printRetried(results []retried) {
+func retriedText(results []retried) string {
+	var text strings.Builder
 	for _, r := range results {
 		switch r.Result {
 		case resultFailed:
-			fmt.Printf("%s  failed again\n    %s: %s\n", r.ID, r.Reason, r.Detail)
+			fmt.Fprintf(&text, "%s  failed again\n    %s: %s\n", r.ID, r.Reason, r.Detail)
 		case resultWaiting:
-			fmt.Printf("%s  a running registry will decide it\n", r.ID)
+			fmt.Fprintf(&text, "%s  a running registry will decide it\n", r.ID)
 		default:
-			fmt.Printf("%s  decided, and answered if it can be\n", r.ID)
+			fmt.Fprintf(&text, "%s  decided, and answered if it can be\n", r.ID)
 		}
 	}
-	fmt.Printf("%d dead letters.\n", len(results))
+	fmt.Fprintf(&text, "%d dead letters.\n", len(results))
+	return text.String()
 }
 
 // verdict returns the error that the exit code is of.

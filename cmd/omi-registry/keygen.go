@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 
@@ -36,8 +35,7 @@ func (c *keygenCmd) Run() error {
 	if c.JSON {
 		return process.PrintJSON(map[string]string{"file": c.Out, "public_key": key.Public().String()})
 	}
-	fmt.Printf("The registry's private key is in %s (mode 0600).\nIts public key, which subscribers --trust:\n%s\n", c.Out, key.Public())
-	return nil
+	return process.Print("The registry's private key is in %s (mode 0600).\nIts public key, which subscribers --trust:\n%s\n", c.Out, key.Public())
 }
 
 // checkPublicOut refuses a file that holds something else than a public key, such as a private one. A device or a pipe holds
@@ -49,8 +47,10 @@ func (c *keygenCmd) checkPublicOut() error {
 	if filepath.Clean(c.PublicOut) == filepath.Clean(c.Out) {
 		return process.Usagef("--public-out: %s is the private key's own file: name another", c.PublicOut)
 	}
-	if info, err := os.Stat(c.PublicOut); err != nil || !info.Mode().IsRegular() || info.Size() == 0 {
-		return nil // what can't be written, writing says
+	info, err := os.Stat(c.PublicOut)
+	held := err == nil && info.Mode().IsRegular() && info.Size() > 0 // what can't be written, writing says
+	if !held {
+		return nil
 	}
 	if keys, err := keyfile.ReadPublicKeys(c.PublicOut); err != nil || len(keys) != 1 {
 		return process.Usagef("--public-out: %s is there and holds something else than one public key: name another file", c.PublicOut)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -66,7 +67,7 @@ func (c *recoverCmd) Run() error {
 		if c.JSON {
 			err = process.PrintJSON(report)
 		} else {
-			printRecovered(&report)
+			err = process.Print("%s", recoveredText(&report))
 		}
 		if err == nil && !report.Complete() {
 			err = process.Refused(errors.New("not everything could be recovered: the report names what remains"))
@@ -75,35 +76,37 @@ func (c *recoverCmd) Run() error {
 	})
 }
 
-func printRecovered(r *registry.Recovered) {
+func recoveredText(r *registry.Recovered) string {
+	var text strings.Builder
 	for _, g := range r.Gaps {
-		fmt.Printf("%s: the database ends at sequence %d, and the stream has only %d to %d. Restore a newer backup, one that has sequence %d, and recover again.\n",
+		fmt.Fprintf(&text, "%s: the database ends at sequence %d, and the stream has only %d to %d. Restore a newer backup, one that has sequence %d, and recover again.\n",
 			g.Target, g.Has, g.Next, g.Last, g.Next-1)
 	}
 	for _, c := range r.Conflicts {
-		fmt.Printf("%s: sequence %d can't be recovered: %s.\n", c.Target, c.Sequence, c.What)
+		fmt.Fprintf(&text, "%s: sequence %d can't be recovered: %s.\n", c.Target, c.Sequence, c.What)
 	}
 	for _, c := range r.IssuedTwice {
-		fmt.Printf("%s: sequence %d was issued twice: %s.\n", c.Target, c.Sequence, c.What)
+		fmt.Fprintf(&text, "%s: sequence %d was issued twice: %s.\n", c.Target, c.Sequence, c.What)
 	}
 	for _, app := range r.UnknownApps {
-		fmt.Printf("%s: the database does not know this app: `omi-registry app add --app-id %s --master-key …` lets its developer bind services again.\n", app, app)
+		fmt.Fprintf(&text, "%s: the database does not know this app: `omi-registry app add --app-id %s --master-key …` lets its developer bind services again.\n", app, app)
 	}
 	if r.Refused > 0 {
-		fmt.Printf("%d messages of the stream are signed by no key of this registry; name earlier keys by --trust.\n", r.Refused)
+		fmt.Fprintf(&text, "%d messages of the stream are signed by no key of this registry; name earlier keys by --trust.\n", r.Refused)
 	}
 	verb := "Recovered"
 	if r.DryRun {
 		verb = "Would recover"
 	}
-	fmt.Printf("%s %d changes of %d services, from %d messages", verb, r.Changes, r.Services, r.Messages)
+	fmt.Fprintf(&text, "%s %d changes of %d services, from %d messages", verb, r.Changes, r.Services, r.Messages)
 	if r.WithoutReceipt > 0 {
-		fmt.Printf("; %d of them without their receipt, which has a stand-in", r.WithoutReceipt)
+		fmt.Fprintf(&text, "; %d of them without their receipt, which has a stand-in", r.WithoutReceipt)
 	}
-	fmt.Println(".")
+	text.WriteString(".\n")
 	if r.Changes > 0 {
-		fmt.Println("What was committed and never published is not among them: nobody has heard of it.")
+		text.WriteString("What was committed and never published is not among them: nobody has heard of it.\n")
 	}
+	return text.String()
 }
 
 // openStreams connects to the broker now.

@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -92,6 +94,7 @@ func (c *benchCmd) Run() error {
 	if err := c.check(); err != nil {
 		return err
 	}
+	signal.Ignore(syscall.SIGPIPE) // whoever reads what is printed may leave: there are folders to take away
 	var runs []*benchRun
 	for _, preload := range c.Preload {
 		b, err := c.measure(preload)

@@ -8,8 +8,10 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -51,9 +53,10 @@ func (c *demoCmd) Run() error {
 		return process.Usagef("make a temporary folder: %w: name another place by TMPDIR", err)
 	}
 	defer func() { _ = os.RemoveAll(folder) }()
-	var out io.Writer = os.Stdout
+	signal.Ignore(syscall.SIGPIPE) // whoever reads what is shown may leave: there are keys to take away
+	out := &output{w: os.Stdout}
 	if c.JSON {
-		out = io.Discard
+		out.w = io.Discard
 	}
 	d := newDemo(out)
 	d.folder = folder
@@ -80,6 +83,7 @@ func (c *demoCmd) Run() error {
 		err = process.PrintJSON(d.result())
 	default:
 		d.summary()
+		err = d.out.err
 	}
 	if refused, accepted := d.tally.wronglyRefused.Load(), d.tally.wronglyAccepted.Load(); err == nil && refused+accepted > 0 {
 		err = process.Refused(fmt.Errorf("wrongly refused: %d, wrongly accepted: %d (%s)", refused, accepted, d.tally.example()))
@@ -87,9 +91,24 @@ func (c *demoCmd) Run() error {
 	return err
 }
 
+// output remembers that nobody could be shown something: then there is no more to show.
+type output struct {
+	w   io.Writer
+	err error
+}
+
+// Write implements io.Writer.
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	if err != nil && o.err == nil {
+		o.err = fmt.Errorf("print: %w", err)
+	}
+	return n, err
+}
+
 // demo is one performance.
 type demo struct {
-	out     io.Writer
+	out     *output
 	folder  string
 	log     *slog.Logger
 	began   time.Time
@@ -114,7 +133,7 @@ type demo struct {
 	applied   []time.Duration // from publish to applied by both
 }
 
-func newDemo(out io.Writer) *demo {
+func newDemo(out *output) *demo {
 	app, _ := events.ParseAppID(demoApp)
 	service, _ := events.ParseServiceID(demoService)
 	t := &tally{}
@@ -173,6 +192,9 @@ func (d *demo) play(ctx context.Context) error {
 	for _, scene := range scenes {
 		if err := scene(ctx); err != nil {
 			return err
+		}
+		if d.out.err != nil {
+			return d.out.err
 		}
 	}
 	d.clients.stop()

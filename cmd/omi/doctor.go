@@ -8,7 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"syscall"
+	"strings"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -93,7 +93,7 @@ func (c *doctorCmd) Run() error {
 // run looks at everything, and then at what more there is, and prints it, unless a signal comes before. An error means that
 // there is no broker.
 func (d *doctor) run(more func()) error {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), process.StopSignals()...)
 	defer stop()
 	unreachable := d.examine(ctx)
 	if ctx.Err() != nil {
@@ -173,11 +173,12 @@ func (c *doctorCmd) print(checks []check) error {
 			OK     bool    `json:"ok"`
 		}{checks, ok})
 	}
+	var text strings.Builder
 	for _, one := range checks {
-		fmt.Printf("%-8s %-26s %s\n", one.State, one.Name, one.Detail)
+		fmt.Fprintf(&text, "%-8s %-26s %s\n", one.State, one.Name, one.Detail)
 		if one.Mend != "" {
-			fmt.Printf("%-8s %-26s   mend: %s\n", "", "", one.Mend)
+			fmt.Fprintf(&text, "%-8s %-26s   mend: %s\n", "", "", one.Mend)
 		}
 	}
-	return nil
+	return process.Print("%s", &text)
 }

@@ -31,7 +31,7 @@ func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
 		return process.Refused(fmt.Errorf("nothing was sent; mend this before you rotate: %d of %d checks found something wrong", wrong, len(d.checks)))
 	}
 	if !c.JSON {
-		fmt.Println("Nothing was sent. The same command without --dry-run rotates the key.")
+		return process.Print("Nothing was sent. The same command without --dry-run rotates the key.\n")
 	}
 	return nil
 }

@@ -103,8 +103,7 @@ func (c *keygenCmd) write(key keyformat.Key) (err error) {
 	if c.JSON {
 		return process.PrintJSON(view)
 	}
-	fmt.Printf(done, c.Out, public)
-	return nil
+	return process.Print(done, c.Out, public)
 }
 
 func createPrivate(path string, key events.SigningKey, form keyformat.Format) error {

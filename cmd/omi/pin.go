@@ -114,17 +114,14 @@ func (c *pinAddCmd) print(was *pin, now pin) error {
 	if c.JSON {
 		return process.PrintJSON(now)
 	}
-	fmt.Printf("%s is pinned at sequence %d", now.target(), now.Sequence)
+	before, key := "", "It is revoked."
 	if was != nil && was.Sequence != now.Sequence {
-		fmt.Printf(", and was at %d", was.Sequence)
+		before = fmt.Sprintf(", and was at %d", was.Sequence)
 	}
-	fmt.Println(".")
-	if now.PublicKey.IsZero() {
-		fmt.Println("  It is revoked.")
-	} else {
-		fmt.Printf("  current key  %s\n", now.PublicKey)
+	if !now.PublicKey.IsZero() {
+		key = "current key  " + now.PublicKey.String()
 	}
-	return nil
+	return process.Print("%s is pinned at sequence %d%s.\n  %s\n", now.target(), now.Sequence, before, key)
 }
 
 type pinListCmd struct {
@@ -149,8 +146,7 @@ func (c *pinListCmd) Run() error {
 		return process.PrintJSON(append([]pin{}, pins...))
 	}
 	if len(pins) == 0 {
-		fmt.Printf("Nothing is pinned in %s. Begin with omi pin add.\n", file.path)
-		return nil
+		return process.Print("Nothing is pinned in %s. Begin with omi pin add.\n", file.path)
 	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "SERVICE\tSEQUENCE\tKEY\tREGISTRY\tSINCE")
@@ -207,6 +203,5 @@ func (c *pinRemoveCmd) Run() error {
 	case c.JSON:
 		return process.PrintJSON(gone)
 	}
-	fmt.Printf("%s is not pinned any more.\n", t)
-	return nil
+	return process.Print("%s is not pinned any more.\n", t)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"omiappreg.org/keyrotation/client"
@@ -119,24 +120,25 @@ func (c *pinCheckCmd) print(findings []finding) error {
 			OK   bool      `json:"ok"`
 		}{findings, count(findings, finding.ok) == len(findings)})
 	}
+	var text strings.Builder
 	for _, f := range findings {
 		end := ""
 		if len(f.Changes) > 0 {
 			end = ":"
 		}
-		fmt.Printf("%s: %s: %s%s\n", f.target(), f.State, f.Detail, end)
+		fmt.Fprintf(&text, "%s: %s: %s%s\n", f.target(), f.State, f.Detail, end)
 		for _, e := range f.Changes {
 			key := "(all keys ended)"
 			if !e.PublicKey.IsZero() {
 				key = e.PublicKey.String()
 			}
-			fmt.Printf("  sequence %d  %s  %s  %s\n", e.Sequence, e.Event, date(e.Timestamp), key)
+			fmt.Fprintf(&text, "  sequence %d  %s  %s  %s\n", e.Sequence, e.Event, date(e.Timestamp), key)
 		}
 		for _, line := range f.Mend {
-			fmt.Printf("  %s\n", line)
+			fmt.Fprintf(&text, "  %s\n", line)
 		}
 	}
-	return nil
+	return process.Print("%s", &text)
 }
 
 func count(findings []finding, which func(finding) bool) (n int) {

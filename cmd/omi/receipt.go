@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
@@ -10,28 +11,37 @@ import (
 
 // answer prints a receipt. A refusal is an error with its reason.
 func answer(c connection, receipt events.Receipt, done string) error {
+	refused := receipt.Event == events.RequestRejected
+	var printed error
 	if c.JSON {
-		if err := process.PrintJSON(receiptView(receipt)); err != nil {
-			return err
-		}
+		printed = process.PrintJSON(receiptView(receipt))
+	} else if !refused {
+		printed = process.Print("%s", receiptText(receipt, done))
 	}
-	if receipt.Event == events.RequestRejected {
+	if refused { // which says as much as what was to be printed
 		return process.Refused(&request.Refused{Receipt: receipt})
 	}
-	if !c.JSON {
-		printReceipt(receipt, done)
-	}
-	return nil
+	return unsaid(done, printed)
 }
 
-func printReceipt(receipt events.Receipt, done string) {
-	fmt.Printf("%s (sequence %d).\n", done, receipt.Sequence)
+// unsaid is the error of a change that is committed, and could not be printed.
+func unsaid(done string, err error) error {
+	if err != nil {
+		err = fmt.Errorf("%s, and that could not be printed: %w", done, err)
+	}
+	return err
+}
+
+func receiptText(receipt events.Receipt, done string) string {
+	var text strings.Builder
+	fmt.Fprintf(&text, "%s (sequence %d).\n", done, receipt.Sequence)
 	if !receipt.PublicKey.IsZero() {
-		fmt.Printf("  current key  %s\n", receipt.PublicKey)
+		fmt.Fprintf(&text, "  current key  %s\n", receipt.PublicKey)
 	}
 	if receipt.GracePeriodExpiry > receipt.Timestamp {
-		fmt.Printf("  the old key stays valid until %s\n", date(receipt.GracePeriodExpiry))
+		fmt.Fprintf(&text, "  the old key stays valid until %s\n", date(receipt.GracePeriodExpiry))
 	}
+	return text.String()
 }
 
 // receiptJSON is a receipt for programs.

@@ -176,7 +176,7 @@ func (c *keyChange) change(ctx context.Context, k *client.Client) (events.Receip
 	defer cancel()
 	kind, receipt, err := k.Resume(ctx)
 	if kind != "" && err == nil && c.committed == 0 && !c.JSON {
-		fmt.Println("Going on with the change that was under way: the registry has committed it.")
+		say("Going on with the change that was under way: the registry has committed it.\n")
 	}
 	switch {
 	case errors.As(err, new(*client.RefusedError)): // it is over, and the new request asks for the same key
@@ -194,7 +194,7 @@ func (c *keyChange) tell(e client.Event) {
 	switch e.Kind {
 	case client.Resumed:
 		if !c.JSON {
-			fmt.Println("Going on with the request that was under way.")
+			say("Going on with the request that was under way.\n")
 		}
 	case client.Committed:
 		c.committed = after
@@ -211,9 +211,12 @@ func (c *keyChange) tell(e client.Event) {
 
 func (c *keyChange) line(after float64, what string) {
 	if c.Wait == waitPropagated && !c.JSON {
-		fmt.Printf("  +%8.2f ms  %s\n", after, what)
+		say("  +%8.2f ms  %s\n", after, what)
 	}
 }
+
+// say tells how far a change is. It goes on whoever hears of it: what came of it is printed at the end, or its error is.
+func say(format string, args ...any) { _ = process.Print(format, args...) }
 
 // failed gives a client's error its exit code.
 func (c *keyChange) failed(receipt events.Receipt, err error) error {
@@ -250,14 +253,16 @@ func (c *keyChange) report(ctx context.Context, s *session, receipt events.Recei
 	}
 	switch {
 	case c.JSON && c.Wait == waitPropagated:
-		err = errors.Join(err, process.PrintJSON(propagatedJSON{receiptView(receipt), c.committed, c.applied, err == nil && len(late) == 0}))
+		view := propagatedJSON{receiptView(receipt), c.committed, c.applied, err == nil && len(late) == 0}
+		err = errors.Join(err, unsaid(done, process.PrintJSON(view)))
 	case c.JSON:
-		return process.PrintJSON(receiptView(receipt))
+		return unsaid(done, process.PrintJSON(receiptView(receipt)))
 	default:
-		printReceipt(receipt, done)
+		ended := ""
 		if c.atOnce {
-			fmt.Println("  " + c.ended)
+			ended = "  " + c.ended + "\n"
 		}
+		err = errors.Join(err, unsaid(done, process.Print("%s%s", receiptText(receipt, done), ended)))
 	}
 	if err == nil && len(late) > 0 {
 		err = process.Unreachable(fmt.Errorf("not applied yet by %s, and the new key signs now: omi doctor says what is wrong there",

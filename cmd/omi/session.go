@@ -9,7 +9,6 @@ import (
 	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -91,7 +90,7 @@ func (c connection) withBroker(do func(context.Context, *session) error) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), process.StopSignals()...)
 	defer stop()
 	connecting, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()

@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mattn/go-isatty"
@@ -51,33 +51,34 @@ func (c *statusCmd) Run() error {
 		if c.JSON {
 			return process.PrintJSON(record)
 		}
-		printRecord(os.Stdout, record)
-		return nil
+		return process.Print("%s", recordText(record))
 	})
 }
 
-func printRecord(w io.Writer, r events.ServiceRecord) {
-	fmt.Fprintf(w, "%s.%s: %s, sequence %d, bound since %s\n", r.AppID, r.ServiceID, r.Status, r.Sequence, date(r.BoundAt))
+func recordText(r events.ServiceRecord) string {
+	var w strings.Builder
+	fmt.Fprintf(&w, "%s.%s: %s, sequence %d, bound since %s\n", r.AppID, r.ServiceID, r.Status, r.Sequence, date(r.BoundAt))
 	if !r.Current.PublicKey.IsZero() {
-		fmt.Fprintf(w, "  current    %s  since %s\n", r.Current.PublicKey, date(r.Current.Since))
+		fmt.Fprintf(&w, "  current    %s  since %s\n", r.Current.PublicKey, date(r.Current.Since))
 	}
 	for _, key := range r.Grace {
 		// By the registry's clock, which is the one that ends keys.
 		left := time.Duration(key.Expires-r.Timestamp) * time.Second
-		fmt.Fprintf(w, "  in grace   %s  %s left, until %s\n", key.PublicKey, left, date(key.Expires))
+		fmt.Fprintf(&w, "  in grace   %s  %s left, until %s\n", key.PublicKey, left, date(key.Expires))
 	}
 	for _, durable := range slices.Sorted(maps.Keys(r.Propagation)) {
 		heard := "has not applied the last change yet"
 		if r.Propagation[durable] {
 			heard = "has applied the last change"
 		}
-		fmt.Fprintf(w, "  %-10s %s\n", durable, heard)
+		fmt.Fprintf(&w, "  %-10s %s\n", durable, heard)
 	}
 	for _, line := range [][2]string{{"type", r.ServiceType}, {"endpoint", r.EndpointURL}} {
 		if line[1] != "" {
-			fmt.Fprintf(w, "  %-10s %s\n", line[0], line[1])
+			fmt.Fprintf(&w, "  %-10s %s\n", line[0], line[1])
 		}
 	}
+	return w.String()
 }
 
 // today is how far off a time is at most that needs no date beside it.

@@ -105,26 +105,30 @@ func (v *statusView) show(r events.ServiceRecord) error {
 		return process.PrintJSON(r)
 	case v.json:
 	case v.terminal:
-		v.draw(r)
+		return v.draw(r)
 	case changed:
-		if !first {
-			fmt.Fprintln(v.w)
+		between := "\n"
+		if first {
+			between = ""
 		}
-		fmt.Fprint(v.w, time.Unix(r.Timestamp, 0).Format(time.TimeOnly), "  ")
-		printRecord(v.w, r)
+		return v.print("%s%s  %s", between, time.Unix(r.Timestamp, 0).Format(time.TimeOnly), recordText(r))
 	}
 	return nil
 }
 
 // draw puts a record in place of what is on the screen. Lines may be wider than it, so the cursor goes to its corner:
 // nobody knows how many lines up the last record began.
-func (v *statusView) draw(r events.ServiceRecord) {
+func (v *statusView) draw(r events.ServiceRecord) error {
 	const home, eraseBelow = "\x1b[H", "\x1b[J"
-	var screen bytes.Buffer
-	screen.WriteString(home + eraseBelow)
-	printRecord(&screen, r)
-	fmt.Fprintf(&screen, "\nAs of %s. Ctrl-C ends this.\n", time.Unix(r.Timestamp, 0).Format(time.TimeOnly))
-	_, _ = v.w.Write(screen.Bytes()) // at once, so that it does not flicker
+	return v.print("%s%s\nAs of %s. Ctrl-C ends this.\n", home+eraseBelow, recordText(r), time.Unix(r.Timestamp, 0).Format(time.TimeOnly))
+}
+
+// print writes all at once, so that it does not flicker.
+func (v *statusView) print(format string, args ...any) error {
+	if _, err := fmt.Fprintf(v.w, format, args...); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
 }
 
 // miss says once that no answer came. What was shown stays.

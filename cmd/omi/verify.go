@@ -223,11 +223,11 @@ func (c *verifyCmd) print(v verdict) error {
 		return process.Refused(fmt.Errorf("refused: %s: %s%s", v.Reason, why(v.Reason), asOf))
 	case c.JSON:
 	case v.By == byPublicKey:
-		fmt.Printf("accepted: %s made this signature\n", v.PublicKey)
+		return process.Print("accepted: %s made this signature\n", v.PublicKey)
 	case v.Key == events.KeyGrace:
-		fmt.Printf("accepted: by a key in grace, until %s%s\n  %s\n", date(v.Expires), asOf, v.PublicKey)
+		return process.Print("accepted: by a key in grace, until %s%s\n  %s\n", date(v.Expires), asOf, v.PublicKey)
 	default:
-		fmt.Printf("accepted: by the current key%s\n  %s\n", asOf, v.PublicKey)
+		return process.Print("accepted: by the current key%s\n  %s\n", asOf, v.PublicKey)
 	}
 	return nil
 }

@@ -128,7 +128,7 @@ func (s *session) describe(stream string, msg jetstream.Msg) line {
 	if stream == events.ReceiptStream {
 		var r events.Receipt
 		if r, err = s.trust.Receipt(msg.Subject(), msg.Data()); err == nil {
-			l.Kind, l.Target, l.What, l.Message = "receipt", r.Target.String(), receiptText(r), receiptView(r)
+			l.Kind, l.Target, l.What, l.Message = "receipt", r.Target.String(), outcome(r), receiptView(r)
 		}
 	} else {
 		var e events.Invalidation
@@ -142,7 +142,7 @@ func (s *session) describe(stream string, msg jetstream.Msg) line {
 	return l
 }
 
-func receiptText(r events.Receipt) string {
+func outcome(r events.Receipt) string {
 	if r.Event == events.RequestRejected {
 		return fmt.Sprintf("refused: %s: %s", r.Reason, r.Detail)
 	}

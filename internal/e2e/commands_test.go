@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -73,14 +74,17 @@ func (w *world) restart(ts *testscript.TestScript, args []string) {
 	ts.Check(w.get(ts, args[0]).start())
 }
 
-func (w *world) interrupt(ts *testscript.TestScript, args []string) {
+func (w *world) interrupt(ts *testscript.TestScript, args []string) { w.end(ts, os.Interrupt, args) }
+func (w *world) hangUp(ts *testscript.TestScript, args []string)    { w.end(ts, syscall.SIGHUP, args) }
+
+func (w *world) end(ts *testscript.TestScript, by os.Signal, args []string) {
 	code := 0
 	if len(args) > 1 {
 		var err error
 		code, err = strconv.Atoi(args[1])
 		ts.Check(err)
 	}
-	ts.Check(w.get(ts, args[0]).interrupted(code))
+	ts.Check(w.get(ts, args[0]).ends(by, code))
 }
 
 func (w *world) http(ts *testscript.TestScript, args []string) {

@@ -86,17 +86,20 @@ func (d *daemon) kill9() error {
 func (d *daemon) interrupt() error { return d.interrupted(0) }
 
 // interrupted is Ctrl-C, after which it must end by itself, with this exit code.
-func (d *daemon) interrupted(code int) error {
-	if err := d.cmd.Process.Signal(os.Interrupt); err != nil {
-		return fmt.Errorf("interrupt %s, which ended before: %w", d.name, err)
+func (d *daemon) interrupted(code int) error { return d.ends(os.Interrupt, code) }
+
+// ends sends it a signal that it is to end by, with this exit code.
+func (d *daemon) ends(by os.Signal, code int) error {
+	if err := d.cmd.Process.Signal(by); err != nil {
+		return fmt.Errorf("send %v to %s, which ended before: %w", by, d.name, err)
 	}
 	select {
 	case <-d.ended:
 	case <-time.After(patience):
-		return fmt.Errorf("%s has not stopped %v after SIGINT", d.name, patience)
+		return fmt.Errorf("%s has not stopped %v after %v", d.name, patience, by)
 	}
 	if got := d.cmd.ProcessState.ExitCode(); got != code {
-		return fmt.Errorf("%s was interrupted and ended with code %d instead of %d", d.name, got, code)
+		return fmt.Errorf("%s got %v and ended with code %d instead of %d", d.name, by, got, code)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 //	kill9 NAME                                kills it, at once
 //	restart NAME                              starts it again, as before
 //	interrupt NAME [CODE]                     SIGINT: it must stop, with exit code 0 or this one
+//	hangup NAME [CODE]                        SIGHUP: the same
 //	http METHOD NAME PATH [BODY]              asks it over HTTP; stdout is the answer: status, headers, body
 //	waitfor REGEXP PROGRAM [ARG…]             runs a program until it succeeds and its stdout matches
 //	repeat REGEXP PROGRAM [ARG…] -- PROGRAM [ARG…]   runs the second until the first's stdout matches; each succeeds
@@ -55,6 +56,7 @@ func TestScripts(t *testing.T) {
 			"kill9":     command((*world).kill9, 1, 1),
 			"restart":   command((*world).restart, 1, 1),
 			"interrupt": command((*world).interrupt, 1, 2),
+			"hangup":    command((*world).hangUp, 1, 2),
 			"http":      command((*world).http, 3, 4),
 			"waitfor":   command((*world).waitFor, 2, many),
 			"repeat":    command((*world).repeat, 4, many),

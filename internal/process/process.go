@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
+	"os/signal"
 	"reflect"
 	"slices"
 	"strconv"
@@ -71,6 +73,9 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 	if err != nil {
 		if keyformat.LooksPrivate(err.Error()) { // it quotes what a variable holds
 			return report(stderr, name, errKeyGiven)
+		}
+		if unwritten := (*fs.PathError)(nil); errors.As(err, &unwritten) && unwritten.Op == "write" { // the help that was asked for
+			return report(stderr, name, fmt.Errorf("print: %w", err))
 		}
 		what, _, _ := strings.Cut(err.Error(), "\n")
 		fmt.Fprintf(stderr, "%s: %s (see %s --help)\n", name, what, commandOf(err, name, args))
@@ -162,7 +167,7 @@ func PrintJSON(v any) error {
 
 // Print prints to the standard output what a command is run for. Where that can't be written, it is not done.
 func Print(format string, args ...any) error {
-	if _, err := fmt.Printf(format, args...); err != nil {
+	if _, err := fmt.Fprintf(os.Stdout, format, args...); err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
 	return nil
@@ -180,11 +185,21 @@ func NewLog(w *os.File, level slog.Level) *slog.Logger {
 // Actor is one part of a process. It runs until its context ends, or until it can't go on.
 type Actor func(ctx context.Context) error
 
-// Run runs the actors until SIGINT or SIGTERM comes or the first of them ends, stops all the others, and waits for
+// StopSignals are those that end a process cleanly. SIGHUP says that its terminal is gone, and is none of them where whoever
+// started the process has it ignored, as nohup does.
+func StopSignals() []os.Signal {
+	stop := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		stop = append(stop, syscall.SIGHUP)
+	}
+	return stop
+}
+
+// Run runs the actors until one of [StopSignals] comes or the first of them ends, stops all the others, and waits for
 // them. A signal is no error.
 func Run(log *slog.Logger, actors ...Actor) error {
 	var group run.Group
-	group.Add(run.SignalHandler(context.Background(), syscall.SIGINT, syscall.SIGTERM))
+	group.Add(run.SignalHandler(context.Background(), StopSignals()...))
 	for _, actor := range actors {
 		ctx, cancel := context.WithCancel(context.Background())
 		group.Add(func() error { return actor(ctx) }, func(error) { cancel() })

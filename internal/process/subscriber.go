@@ -149,9 +149,9 @@ func printSetAside(list []subscriber.SetAside, asJSON bool) error {
 	if asJSON {
 		return PrintJSON(list)
 	}
+	var text strings.Builder
 	for _, m := range list {
-		fmt.Printf("%s  stream sequence %d  %s\n    %s: %s\n", time.Unix(m.At, 0).Format(time.DateTime), m.StreamSequence, m.Subject, m.Reason, m.Detail)
+		fmt.Fprintf(&text, "%s  stream sequence %d  %s\n    %s: %s\n", time.Unix(m.At, 0).Format(time.DateTime), m.StreamSequence, m.Subject, m.Reason, m.Detail)
 	}
-	fmt.Printf("%d messages were set aside.\n", len(list))
-	return nil
+	return Print("%s%d messages were set aside.\n", &text, len(list))
 }
