@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"omiappreg.org/keyrotation/internal/bench"
+	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
@@ -81,9 +83,11 @@ func (*benchCmd) Processes() int { return 3 }
 
 // AfterApply refuses what was given and would count as if it was not.
 func (c *benchCmd) AfterApply(given *kong.Context) error {
+	nothing := map[string]bool{"rate": c.Rate == 0, "in-flight": c.InFlight == 0, "rotations": c.Rotations == 0, "duration": c.Duration == 0}
+	instead := map[string]string{"rotations": fmt.Sprintf("%d, or %s of them with --rate", benchRotations, benchDuration), "duration": benchDuration.String()}
 	for _, flag := range given.Flags() {
-		if flag.Set && (flag.Name == "rate" && c.Rate == 0 || flag.Name == "in-flight" && c.InFlight == 0) {
-			return process.Usagef("--%s: want more than 0; leave it out for a backlog", flag.Name)
+		if flag.Set && nothing[flag.Name] {
+			return process.Usagef("--%s: want more than 0; leave it out for %s", flag.Name, cmp.Or(instead[flag.Name], "a backlog"))
 		}
 	}
 	return nil
@@ -108,9 +112,11 @@ func (c *benchCmd) Run() error {
 			}
 		}
 	}
-	if err := c.write(runs); err != nil {
-		return err
-	}
+	return errors.Join(c.print(runs), c.write(runs), verdictOf(runs)) // minutes went into it: what can be had is
+}
+
+// verdictOf is an error if anything was lost or doubled.
+func verdictOf(runs []*benchRun) error {
 	for _, b := range runs {
 		if r := &b.result; r.Lost+r.Doubled > 0 {
 			return process.Refused(fmt.Errorf("%d rotations were lost, %d applied twice%s", r.Lost, r.Doubled, b.why))
@@ -138,7 +144,7 @@ func (c *benchCmd) measure(preload int) (*benchRun, error) {
 	if err == nil && !finished {
 		err = errors.New("stopped before its end: nothing was measured")
 	}
-	return b, err
+	return b, plain(err)
 }
 
 // check refuses what can't be measured, and fills in what depends on the rest.
@@ -156,8 +162,8 @@ func (c *benchCmd) check() error {
 		return process.Usagef("--duration goes with --rate, in place of --rotations")
 	}
 	for flag, path := range map[string]string{"--plot": c.Plot, "--cpu-profile": c.CPUProfile} {
-		if folder, err := os.Stat(filepath.Dir(path)); path != "" && (err != nil || !folder.IsDir()) { // or minutes would be lost
-			return process.Usagef("%s: there is no folder %s for the file", flag, filepath.Dir(path))
+		if err := canBeWritten(path); err != nil {
+			return process.Usagef("%s: %w", flag, err)
 		}
 	}
 	if c.NATSURL != "" {
@@ -215,7 +221,25 @@ func (c *benchCmd) mode() string {
 	return benchBacklog
 }
 
-// write writes the files that were asked for, and the results: one object, or with several runs a list.
+// canBeWritten says why a file can't be written once all is measured, as far as that is known before.
+func canBeWritten(path string) error {
+	if path == "" {
+		return nil
+	}
+	if folder, err := os.Stat(filepath.Dir(path)); err != nil || !folder.IsDir() {
+		return fmt.Errorf("there is no folder %s for the file", filepath.Dir(path))
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return keyfile.Writable(filepath.Dir(path))
+	}
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// write writes the files that were asked for.
 func (c *benchCmd) write(runs []*benchRun) error {
 	last := runs[len(runs)-1]
 	for _, file := range []struct {
@@ -229,9 +253,15 @@ func (c *benchCmd) write(runs []*benchRun) error {
 			continue
 		}
 		if err := os.WriteFile(file.path, file.content(), 0o644); err != nil { //nolint:gosec // to be shown around
-			return process.Usagef("%s: %w", file.flag, err)
+			return fmt.Errorf("%s: %w", file.flag, err)
 		}
 	}
+	return nil
+}
+
+// print prints the results: one object, or with several runs a list.
+func (c *benchCmd) print(runs []*benchRun) error {
+	last := runs[len(runs)-1]
 	switch {
 	case c.JSON && len(runs) == 1:
 		return process.PrintJSON(last.result)
