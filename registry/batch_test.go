@@ -221,7 +221,7 @@ func TestLargeBatch(t *testing.T) {
 		d := newDeveloper(t, store, "org.omiappreg.alice", "s")
 		in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
 		var binds, rotations []request
-		for i := range maxBatch {
+		for i := range MaxBatch {
 			s := d.another(fmt.Sprintf("s-%d", i))
 			binds = append(binds, s.bind())
 			rotations = append(rotations, s.rotate())
@@ -234,7 +234,7 @@ func TestLargeBatch(t *testing.T) {
 			}
 		}
 		report, err := store.Check(t.Context(), nil, time.Now())
-		if err != nil || len(report.Violations) > 0 || report.Changes != 2*maxBatch {
+		if err != nil || len(report.Violations) > 0 || report.Changes != 2*MaxBatch {
 			t.Errorf("check: %v %+v", err, report)
 		}
 	})

@@ -80,8 +80,8 @@ func (v *findings) tell(ctx context.Context, log *slog.Logger) {
 // sequences reads at which sequence services are; one that the database does not have is not among them.
 func (s *Store) sequences(ctx context.Context, targets []events.Target) (map[events.Target]int64, error) {
 	st := newState()
-	w := newWantedServices(maxBatch)
-	for _, t := range targets[:min(len(targets), maxBatch)] { // the rest at another time: maps have no order
+	w := newWantedServices(MaxBatch)
+	for _, t := range targets[:min(len(targets), MaxBatch)] { // the rest at another time: maps have no order
 		w.service(t)
 	}
 	if err := s.loadServices(ctx, w, st); err != nil {

@@ -48,7 +48,9 @@ type Recovered struct {
 }
 
 // Complete reports whether nothing remains to be done.
-func (r *Recovered) Complete() bool { return len(r.Gaps)+len(r.Conflicts)+len(r.IssuedTwice) == 0 }
+func (r *Recovered) Complete() bool {
+	return len(r.Gaps)+len(r.Conflicts)+len(r.IssuedTwice)+r.Refused == 0
+}
 
 // Gap is a service whose history can't be continued from the stream.
 type Gap struct {
@@ -138,7 +140,7 @@ type chain struct {
 // write continues the histories of these services as far as the waiting events go.
 func (r *recoverer) write(ctx context.Context, targets []events.Target) error {
 	st := newState()
-	w := newWantedServices(maxBatch)
+	w := newWantedServices(MaxBatch)
 	for _, t := range targets {
 		w.service(t)
 	}
@@ -234,7 +236,7 @@ func (g *group) follow(e *events.Invalidation) {
 
 // finish names what could not be recovered.
 func (r *recoverer) finish(ctx context.Context) error {
-	for targets := range slices.Chunk(slices.SortedFunc(maps.Keys(r.waiting), compareTargets), maxBatch) {
+	for targets := range slices.Chunk(slices.SortedFunc(maps.Keys(r.waiting), compareTargets), MaxBatch) {
 		sequences, err := r.store.sequences(ctx, targets)
 		if err != nil {
 			return err

@@ -48,11 +48,16 @@ type Config struct {
 	Log *slog.Logger
 }
 
+// What a [Config] may say at most.
+const (
+	MaxBatch    = 2048 // bounds a transaction, and the lists in one statement
+	MaxReplicas = 5    // NATS's own limit
+)
+
 const (
 	defaultBatch      = 1024
-	portions          = 2    // batches that are handed over at a time: while one is committed, the next is decided
-	maxBatch          = 2048 // bounds a transaction, and the lists in one statement
-	maxPendingPublish = 2 * relayQueue * maxBatch
+	portions          = 2 // batches that are handed over at a time: while one is committed, the next is decided
+	maxPendingPublish = 2 * relayQueue * MaxBatch
 )
 
 // Registry is one replica of the App Registry. Replicas share the database and the durable.
@@ -78,7 +83,7 @@ func New(cfg Config) (*Registry, error) {
 	if cfg.Batch <= 0 {
 		cfg.Batch = defaultBatch
 	}
-	cfg.Batch = min(cfg.Batch, maxBatch)
+	cfg.Batch = min(cfg.Batch, MaxBatch)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}

@@ -20,7 +20,7 @@ const (
 	// forgetAfter is how long the outbox keeps what its stream has. To delete it is a transaction that nobody waits for, but that
 	// would make everybody wait for the disk just when the subscribers commit the event.
 	forgetAfter  = 100 * time.Millisecond
-	forgetAtMost = 2 * maxBatch // messages that wait for that
+	forgetAtMost = 2 * MaxBatch // messages that wait for that
 	// forgetWithin is how long the database may take for it. One that vanished without a word would hold up everything that is to be
 	// published, or a shutdown, for a quarter of an hour.
 	forgetWithin = 15 * time.Second

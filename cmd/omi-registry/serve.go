@@ -62,6 +62,12 @@ func (c *serveCmd) Run() error {
 	if c.RateLimit == 0 {
 		return process.Usagef("--rate-limit is 1 or more rotations a minute, or -1 for no limit")
 	}
+	if c.Batch < 1 || c.Batch > registry.MaxBatch {
+		return process.Usagef("--batch is 1 to %d requests", registry.MaxBatch)
+	}
+	if c.StreamReplicas < 1 || c.StreamReplicas > registry.MaxReplicas {
+		return process.Usagef("--stream-replicas is 1 to %d: NATS has no more", registry.MaxReplicas)
+	}
 	policy := registry.Policy{
 		Origin: c.Origin, GracePeriod: c.GracePeriod, MaxClockSkew: c.MaxClockSkew,
 		RequireProof: c.RequireProof, RotationsPerMinute: c.RateLimit,

@@ -106,9 +106,17 @@ func (c connection) withBroker(do func(context.Context, *session) error) error {
 	}
 	err = do(ctx, &session{nc: nc, js: js})
 	if last := nc.LastError(); waitedInVain(err) && denied(last) {
-		err = worded{fmt.Sprintf("%v; the broker says: %s; omi doctor says what this account lacks", plain(err), denial(last)), err}
+		return notAllowed(err, last)
 	}
 	return plain(err)
+}
+
+// notAllowed says why no answer came to an account that may not ask: nothing that comes later changes that.
+func notAllowed(err, last error) error {
+	if waiting := (worded{}); errors.As(err, &waiting) { // what to do about an answer that may still come
+		err = waiting.error
+	}
+	return process.Usage(worded{fmt.Sprintf("%v; the broker says: %s; omi doctor says what this account lacks", plain(err), denial(last)), err})
 }
 
 // worded is an error in other words.

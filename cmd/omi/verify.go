@@ -154,7 +154,7 @@ func (c *verifyCmd) askAuth(q events.VerifyQuery) (v verdict, err error) {
 		v = verdict{a.Result, a.Reason, a.Key, a.PublicKey, a.Expires, a.Sequence, a.AsOf, byAuth}
 		switch last := s.nc.LastError(); {
 		case err != nil && denied(last):
-			return process.Unreachable(fmt.Errorf("this account may not ask Auth (%s): omi verify --registry does without it", denial(last)))
+			return process.Usage(fmt.Errorf("this account may not ask Auth (%s): omi verify --registry does without it", denial(last)))
 		case errors.Is(err, client.ErrNoAuth):
 			return process.Unreachable(fmt.Errorf("%w omi verify --registry does without it", client.ErrNoAuth))
 		case errors.Is(err, client.ErrStale), errors.Is(err, client.ErrNotReady):
