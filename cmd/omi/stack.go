@@ -21,6 +21,7 @@ import (
 	"omiappreg.org/keyrotation/internal/broker"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/registry"
 )
 
@@ -95,7 +96,11 @@ func newStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 	}{
 		{partBroker, s.startBroker}, {partRegistry, s.openRegistry}, {partAuth, s.openAuth}, {partBilling, s.openBilling},
 	} {
-		if err := cfg.As(part.name, func() error { return part.open(ctx, cfg) }); err != nil {
+		err := cfg.As(part.name, func() error { return part.open(ctx, cfg) })
+		if errors.Is(err, sqldb.ErrURL) {
+			err = process.Usage(err)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

@@ -128,6 +128,9 @@ type listSetAside struct {
 
 // Run lists what was set aside.
 func (c *listSetAside) Run(open OpenExistingStore) error {
+	if c.Limit < 1 {
+		return Usagef("--limit: want 1 or more")
+	}
 	log := NewLog(os.Stderr, slog.LevelWarn)
 	return Run(log, func(ctx context.Context) error {
 		store, err := OpenExisting(ctx, c.Database.URL, func(ctx context.Context) (*subscriber.Store, error) {
