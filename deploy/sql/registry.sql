@@ -7,8 +7,8 @@ GRANT SELECT ON ALL TABLES IN SCHEMA public TO omi_registry_reader;
 ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public
   GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO omi_registry;
 ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public GRANT SELECT ON TABLES TO omi_registry_reader;
--- A service that is bound gets its id from a sequence. In CockroachDB that is a privilege of its own; and there, all tables are
--- all sequences too, which nobody has to set or read.
+-- On PostgreSQL a service that is bound gets its id from a sequence. In CockroachDB the registry chooses the ids; there, all tables
+-- are all sequences too, which nobody has to set or read.
 REVOKE SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public FROM omi_registry, omi_registry_reader;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO omi_registry;
 ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public GRANT USAGE ON SEQUENCES TO omi_registry;
