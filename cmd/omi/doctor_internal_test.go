@@ -172,7 +172,7 @@ func TestDoctorDurables(t *testing.T) {
 		return err
 	})
 	expect(t, examine(t, url, doctorCmd{}), map[string]string{
-		"durable registry":   "ok messages that wait: 0",
+		"durable registry":   "warning messages that wait: 0, that are worked on: 0, nobody fetches at this moment",
 		"durable authsub":    "wrong filter: omi.v1.invalidations.org.example.> instead of",
 		"durable billingsub": "wrong deliver policy: new instead of all",
 		"durable another":    "warning messages that wait: 1",

@@ -83,6 +83,12 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 	if info.AckFloor.Last != nil {
 		detail += ", the last was acknowledged at " + date(info.AckFloor.Last.Unix())
 	}
+	process, held := "the process that has this durable", ""
+	gone := fmt.Sprintf("; if that is gone for good, delete the durable (nats consumer rm %s %s)", info.Stream, have.Durable)
+	if info.Stream == events.RequestStream {
+		process, gone = "omi-registry", ""
+		held = ": services that a restored database lacks changes of are held until omi-registry recover has run (omi_registry_services_behind)"
+	}
 	if info.NumWaiting == 0 {
 		detail += ", nobody fetches at this moment"
 	}
@@ -90,9 +96,10 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 	case info.Paused:
 		d.warn(name, fmt.Sprintf("%s; it is paused for %s", detail, info.PauseRemaining.Round(time.Second)),
 			"nats consumer resume "+info.Stream+" "+have.Durable)
+	case info.NumWaiting == 0 && info.NumAckPending == 0:
+		d.warn(name, detail, "start "+process+gone)
 	case info.NumPending > 0 || info.NumAckPending > 0:
-		d.warn(name, detail,
-			"a backlog: look again, and where it does not shrink, at the log of the process that has this durable")
+		d.warn(name, detail, "a backlog: look again, and where it does not shrink, at the log of "+process+held+gone)
 	default:
 		d.ok(name, "%s", detail)
 	}
