@@ -21,7 +21,7 @@ import (
 const start = int64(1_705_412_600)
 
 // answers is a registry that knows one service, signs for another as a stranger would, and is out of order for a third.
-func answers(t *testing.T, conn *nats.Conn, registry *subtest.Registry, known *subtest.Service, asked func(part bool)) {
+func answers(t *testing.T, conn *nats.Conn, registry *subtest.Registry, known *subtest.Service) {
 	t.Helper()
 	signer := func(c api.Call) (events.SigningKey, error) {
 		switch c.ServiceID {
@@ -57,16 +57,7 @@ func answers(t *testing.T, conn *nats.Conn, registry *subtest.Registry, known *s
 				if err != nil {
 					return api.Answer{}, err
 				}
-				after, part, err := events.ParseHistoryQuery(c.Body)
-				if err != nil {
-					return api.Answer{}, err
-				}
-				history := about(c).History()
-				if part {
-					history = history.Part(after)
-				}
-				asked(part)
-				return api.Answer{Body: history.Sign(key)}, nil
+				return api.Answer{Body: about(c).History().Sign(key)}, nil
 			},
 		},
 		{
@@ -108,7 +99,7 @@ func TestRegistry(t *testing.T) {
 		}
 	}
 
-	answers(t, conn, played, known, func(bool) {})
+	answers(t, conn, played, known)
 	record, history, errs := both("known")
 	if errs != [2]error{} || record.Current.PublicKey != known.Current().Public() || len(history.Keys) != 1 {
 		t.Errorf("a service that is bound: %+v, %+v, %v", record, history, errs)
@@ -144,30 +135,43 @@ func TestLongHistory(t *testing.T) {
 	t.Parallel()
 	conn := testenv.Connect(t, testenv.NewBroker(t).URL())
 	played := subtest.NewRegistry(t, events.GenerateSigningKey())
-	known := subtest.NewService(t, "known")
-	known.Bind(start)
-	for i := range int64(7000) {
-		known.Rotate(start+i, 300)
+	target := subtest.NewService(t, "known").Target
+	history := events.ServiceHistory{Origin: subtest.Origin, AppID: target.App, ServiceID: target.Service, Record: "HISTORY"}
+	rotate := func() {
+		history.Sequence++
+		history.Keys = append(history.Keys, events.HistoryKey{
+			PublicKey: events.GenerateSigningKey().Public(), Event: events.KeyRotation, Sequence: history.Sequence, From: start, Until: new(start + 300),
+		})
+	}
+	for range 7300 { // 1.06 MB
+		rotate()
 	}
 	parts := 0
-	answers(t, conn, played, known, func(part bool) {
-		if part {
-			parts++
-		}
-		if parts == 2 {
-			known.Rotate(start+8000, 300)
-		}
+	service, err := api.Register(t.Context(), conn, slog.New(slog.DiscardHandler), api.Service{Name: "omi-registry", Version: "1.0.0"}, api.Endpoint{
+		Name: "history", Subject: events.LookupHistorySubject,
+		Handle: func(_ context.Context, c api.Call) (api.Answer, error) {
+			after, part, err := events.ParseHistoryQuery(c.Body)
+			if err != nil || !part {
+				return api.Answer{Body: history.Sign(played.Key)}, err
+			}
+			if parts++; parts == 3 {
+				rotate()
+			}
+			return api.Answer{Body: history.Part(after).Sign(played.Key)}, nil
+		},
 	})
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	history, err := lookup.Registry{Conn: conn, Trust: played.Trust}.ServiceHistory(ctx, known.Target)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := known.History()
-	want.Record = history.Record
-	if !reflect.DeepEqual(want, history) {
-		t.Errorf("the service had %d keys by sequence %d; told were %d by %d, or others", len(want.Keys), want.Sequence, len(history.Keys), history.Sequence)
+	t.Cleanup(func() { _ = service.Stop() })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	told, err := lookup.Registry{Conn: conn, Trust: played.Trust}.ServiceHistory(ctx, target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(history, told) {
+		t.Errorf("the service had %d keys by sequence %d; told were %d by %d, or others", len(history.Keys), history.Sequence, len(told.Keys), told.Sequence)
 	}
 	if parts != 3+4 {
 		t.Errorf("%d parts were asked for", parts)
