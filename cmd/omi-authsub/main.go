@@ -17,7 +17,9 @@ import (
 const description = `The Auth Provider's subscriber of OMI key rotation: who may pass now.
 
 A first start:
-  omi-authsub --trust ed25519:...    the registry's public key, which omi-registry keygen printed`
+  omi-authsub --trust ed25519:...    the registry's public key, which omi-registry keygen printed
+
+Exit codes: 0 done, 1 failed, 2 usage.`
 
 func main() {
 	os.Exit(process.Main(&process.Subscriber{}, os.Args[1:], os.Stderr,

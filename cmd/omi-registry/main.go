@@ -30,7 +30,9 @@ const description = `The App Registry of OMI key rotation.
 A first start:
   omi-registry keygen --out registry.pem
   omi-registry app add --app-id org.example.shop --master-key ed25519:...
-  omi-registry --signing-key registry.pem`
+  omi-registry --signing-key registry.pem
+
+Exit codes: 0 done, 1 refused or failed, 2 usage, 3 unreachable.`
 
 func main() {
 	os.Exit(process.Main(&cli{}, os.Args[1:], os.Stderr, kong.Name("omi-registry"), kong.Description(description)))

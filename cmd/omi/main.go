@@ -37,7 +37,7 @@ Start with:
   omi demo        see it happen, in a few seconds
   omi dev         the same stack to stay; it prints what to try next
 
-Exit codes: 0 done, 1 refused (with the receipt's reason), 2 usage, 3 unreachable.`
+Exit codes: 0 done, 1 refused (with the receipt's reason) or failed, 2 usage, 3 unreachable.`
 
 func main() {
 	os.Exit(process.Main(&cli{}, os.Args[1:], os.Stderr, kong.Name("omi"), kong.Description(description)))

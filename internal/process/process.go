@@ -60,7 +60,7 @@ func Refused(err error) error { return codedError{err, ExitRefused} }
 func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int {
 	parser, err := kong.New(cli, append([]kong.Option{
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(decodeDuration)),
-		kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
+		kong.Embed(&versionFlags{}), kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
 	}, options...)...)
 	if err != nil {
 		panic("process: the command line's grammar is wrong: " + err.Error())
