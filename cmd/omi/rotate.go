@@ -67,7 +67,7 @@ func (c *rotateCmd) Run() error {
 		return err
 	}
 	return changeKey(&keyChange{
-		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Rotation, atOnce: grace != nil && *grace == 0,
+		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Rotation, grace: grace, atOnce: grace != nil && *grace == 0,
 		done: "rotated", ended: "the old key has ended",
 		ask: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
 			if grace == nil {
@@ -103,6 +103,7 @@ type keyChange struct {
 	storeFlags
 	target events.Target
 	kind   events.RequestKind
+	grace  *time.Duration // that is asked for; nil: the registry's own
 	atOnce bool
 	fits   func(context.Context, *session) error // says why the key store may not be used, if it may not; nil: the registry does
 	done   string                                // to the service
@@ -183,9 +184,18 @@ func (c *keyChange) change(ctx context.Context, k *client.Client) (events.Receip
 	case err != nil:
 		return receipt, err
 	case kind == c.kind && c.atOnce == (receipt.GracePeriodExpiry <= receipt.Timestamp):
+		c.tellGrace(receipt)
 		return receipt, nil
 	}
 	return c.ask(ctx, k)
+}
+
+// tellGrace says of the change that was under way that its old key stays valid for as long as was asked for then.
+func (c *keyChange) tellGrace(receipt events.Receipt) {
+	has := time.Duration(receipt.GracePeriodExpiry-receipt.Timestamp) * time.Second
+	if c.grace != nil && has != *c.grace && !c.JSON {
+		say("Its grace period is %s, as was asked for then, and not %s: that takes another rotation.\n", has, *c.grace)
+	}
 }
 
 // tell shows what happens, as it happens. The client tells one thing after the other.

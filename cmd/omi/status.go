@@ -40,7 +40,7 @@ func (c *statusCmd) Run() error {
 	}
 	if c.Watch {
 		return c.withSession(0, func(ctx context.Context, s *session) error {
-			return c.watch(ctx, s, t, &statusView{w: os.Stdout, terminal: isatty.IsTerminal(os.Stdout.Fd()), json: c.JSON})
+			return c.watch(ctx, s, t, &statusView{w: os.Stdout, terminal: drawable(), json: c.JSON})
 		})
 	}
 	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
@@ -54,6 +54,9 @@ func (c *statusCmd) Run() error {
 		return process.Print("%s", recordText(record))
 	})
 }
+
+// drawable says whether the standard output is a terminal that can be drawn on.
+func drawable() bool { return isatty.IsTerminal(os.Stdout.Fd()) && os.Getenv("TERM") != "dumb" }
 
 func recordText(r events.ServiceRecord) string {
 	var w strings.Builder

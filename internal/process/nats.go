@@ -30,7 +30,7 @@ const (
 // NATS is how a process reaches the broker: flags for a kong grammar.
 type NATS struct {
 	URL   string `name:"nats-url" env:"OMI_NATS_URL" default:"nats://127.0.0.1:4222" placeholder:"URL" help:"The NATS servers, separated by commas (${default})."`
-	Creds string `name:"nats-creds" env:"OMI_NATS_CREDS" placeholder:"FILE" help:"A NATS credentials file."`
+	Creds string `name:"nats-creds" env:"OMI_NATS_CREDS" placeholder:"FILE" help:"A NATS credentials file, mode 0600."`
 	NKey  string `name:"nats-nkey" env:"OMI_NATS_NKEY" placeholder:"FILE" help:"The nkey of a NATS user: a private key that omi keygen --format nkey made, mode 0600."`
 	CA    string `name:"nats-ca" env:"OMI_NATS_CA" placeholder:"FILE" help:"A PEM file with the authority of the servers' TLS certificates."`
 }
@@ -149,6 +149,9 @@ func (n NATS) Check() error {
 			return Usagef("%s: %s holds no %s", file.flag, file.path, file.want)
 		}
 	}
+	if err := n.checkCredsMode(); err != nil {
+		return err
+	}
 	if n.NKey == "" {
 		return nil
 	}
@@ -157,6 +160,21 @@ func (n NATS) Check() error {
 	}
 	_, err := n.key()
 	return err
+}
+
+// checkCredsMode refuses credentials that others can read: there is a private key in them.
+func (n NATS) checkCredsMode() error {
+	if n.Creds == "" {
+		return nil
+	}
+	info, err := os.Stat(n.Creds)
+	if err == nil {
+		err = keyfile.CheckMode(n.Creds, info)
+	}
+	if err != nil {
+		return Usagef("--nats-creds: %w", err)
+	}
+	return nil
 }
 
 // key reads the user's nkey. Any form of a key will do, since a user's nkey is an Ed25519 key.
