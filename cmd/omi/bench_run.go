@@ -124,6 +124,7 @@ func (b *benchRun) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer b.deleteStreams(ctx)
+	defer func() { err = b.unreachable(err) }()
 	b.progress.phase("the cores' Ed25519 limit", -1)
 	limit := bench.SignatureLimit(ctx, benchLimitSpan)
 	caughtUp, err := b.bind(ctx)
@@ -169,6 +170,14 @@ func (b *benchRun) openStreams(ctx context.Context, s *stack) error {
 		return fmt.Errorf("use JetStream: %w", err)
 	}
 	return registry.EnsureStreams(ctx, b.js, 1)
+}
+
+// unreachable says of an error that the broker went away, where it did.
+func (b *benchRun) unreachable(err error) error {
+	if err == nil || b.js.Conn().IsConnected() {
+		return err
+	}
+	return process.Unreachable(fmt.Errorf("the broker went away, so nothing was measured: %w", plain(err)))
 }
 
 // deleteStreams deletes the streams where the broker is somebody's.
