@@ -49,7 +49,7 @@ func (p Policy) WithDefaults() (Policy, error) {
 	}
 	switch {
 	case events.CheckOrigin(p.Origin) != nil:
-		return p, fmt.Errorf("%w: --origin %q: %w", ErrPolicy, p.Origin, events.ErrOrigin)
+		return p, fmt.Errorf("%w: the origin is %q: %w", ErrPolicy, p.Origin, events.ErrOrigin)
 	case p.GracePeriod < time.Second || p.GracePeriod%time.Second != 0:
 		return p, fmt.Errorf("%w: the grace period is whole seconds, 1 s or more, not %s", ErrPolicy, p.GracePeriod)
 	case p.MaxClockSkew < time.Second || p.MaxClockSkew%time.Second != 0:

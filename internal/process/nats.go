@@ -56,7 +56,10 @@ func (n NATS) ConnectNow(ctx context.Context, name string, log *slog.Logger) (*n
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = min(timeout, time.Until(deadline))
 	}
-	nc, err := n.connect(name, log, nats.Timeout(timeout), nats.MaxReconnects(-1))
+	nc, err := n.connect(name, log, nats.Timeout(timeout), nats.MaxReconnects(-1),
+		nats.ReconnectHandler(func(nc *nats.Conn) { tellReconnected(log, nc) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("broker", "error", err) }),
+	)
 	if err == nil {
 		return nc, nil
 	}
@@ -101,8 +104,6 @@ func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats
 				log.Warn("the broker is gone, waiting for it", "error", err)
 			}
 		}),
-		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("connected to the broker again", "server", nc.ConnectedServerName()) }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { log.Warn("broker", "error", err) }),
 	}, more...)
 	if n.Creds != "" {
 		options = append(options, nats.UserCredentials(n.Creds))
@@ -124,6 +125,10 @@ func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats
 		options = append(options, nats.RootCAs(n.CA))
 	}
 	return nats.Connect(n.URL, options...)
+}
+
+func tellReconnected(log *slog.Logger, nc *nats.Conn) {
+	log.Info("connected to the broker again", "server", nc.ConnectedServerName())
 }
 
 // Check says what is wrong with the flags, before the process starts anything. Left to itself, nats.go waits for a server
@@ -149,8 +154,10 @@ func (n NATS) Check() error {
 			return Usagef("%s: %s holds no %s", file.flag, file.path, file.want)
 		}
 	}
-	if err := n.checkCredsMode(); err != nil {
-		return err
+	if n.Creds != "" { // there is a private key in them
+		if err := checkMode("--nats-creds", n.Creds); err != nil {
+			return err
+		}
 	}
 	if n.NKey == "" {
 		return nil
@@ -162,29 +169,22 @@ func (n NATS) Check() error {
 	return err
 }
 
-// checkCredsMode refuses credentials that others can read: there is a private key in them.
-func (n NATS) checkCredsMode() error {
-	if n.Creds == "" {
-		return nil
-	}
-	info, err := os.Stat(n.Creds)
+// checkMode refuses a flag's file that others can read.
+func checkMode(flag, path string) error {
+	info, err := os.Stat(path)
 	if err == nil {
-		err = keyfile.CheckMode(n.Creds, info)
+		err = keyfile.CheckMode(path, info)
 	}
 	if err != nil {
-		return Usagef("--nats-creds: %w", err)
+		return Usagef("%s: %w", flag, err)
 	}
 	return nil
 }
 
 // key reads the user's nkey. Any form of a key will do, since a user's nkey is an Ed25519 key.
 func (n NATS) key() (events.SigningKey, error) {
-	info, err := os.Stat(n.NKey)
-	if err == nil {
-		err = keyfile.CheckMode(n.NKey, info)
-	}
-	if err != nil {
-		return events.SigningKey{}, Usagef("--nats-nkey: %w", err)
+	if err := checkMode("--nats-nkey", n.NKey); err != nil {
+		return events.SigningKey{}, err
 	}
 	content, err := os.ReadFile(n.NKey)
 	if err != nil {

@@ -51,7 +51,7 @@ func (w *wait) options() []nats.Option {
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
 			w.forget()
-			w.log.Info("connected to the broker again", "server", nc.ConnectedServerName())
+			tellReconnected(w.log, nc)
 		}),
 	}
 }
