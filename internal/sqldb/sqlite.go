@@ -75,8 +75,12 @@ func openFile(ctx context.Context, rest string, log *slog.Logger) (*DB, error) {
 // openFileWriter opens a pool of one connection that takes the write lock as it begins a transaction. A transaction that
 // began by reading and wants to write later gets SQLITE_BUSY_SNAPSHOT if anyone wrote in between.
 func openFileWriter(ctx context.Context, path string) (*sql.DB, error) {
+	if err := registerGathering(); err != nil {
+		return nil, err
+	}
 	params := fileParams()
 	params.Set("_txlock", "immediate")
+	params.Set("vfs", gatheringVFS)
 	return openPool(ctx, path, params, 1)
 }
 
