@@ -18,7 +18,8 @@ import (
 // That changes when the log is written, and never in which order. What is gathered is written before anything else is done to the
 // log: before it is synced, read, truncated or measured, and before a piece that belongs elsewhere. Others see what was committed:
 // with synchronous=FULL, which the connections that use this have to have, SQLite syncs the log before it tells anybody that there is more
-// of it. An error is that of the call that found it, of that sync at the latest, so the commit fails.
+// of it. An error is that of the call that found it, of that sync at the latest; and since it may be about what an earlier statement
+// of the transaction wrote, nothing more is written or synced from then on until the transaction ends: it can't be committed.
 //
 // What a transaction gathered and did not commit must not be written later, over what somebody else has committed meanwhile: it is
 // dropped as the transaction ends, when SQLite gives back the right to write to the log. That is a lock of the database's file, so
@@ -40,6 +41,7 @@ type gatheringFile struct {
 	other   uintptr                     // of a database: its log; of a log: its database; 0: there is none now
 	data    uintptr                     // what is gathered, gatherMost bytes at most
 	length  int32
+	failed  int32 // SQLite's error, where something gathered could not be written
 	from    int64 // where in the file it belongs
 }
 
@@ -122,18 +124,22 @@ func (g *gatheringFile) usual() *sqlite3.Tsqlite3_io_methods {
 	return at[sqlite3.Tsqlite3_io_methods](g.inner)
 }
 
-// write writes what is gathered. It is gathered no longer if that fails, too: the transaction has failed with it.
+// write writes what is gathered.
 func (g *gatheringFile) write(tls *libc.TLS, file uintptr) int32 {
 	if g.length == 0 {
 		return sqlite3.SQLITE_OK
 	}
 	length := g.length
 	g.length = 0
-	return function[pieceFunc](g.usual().FxWrite)(tls, file, g.data, length, g.from)
+	g.failed = function[pieceFunc](g.usual().FxWrite)(tls, file, g.data, length, g.from)
+	return g.failed
 }
 
 func writeGathering(tls *libc.TLS, file, data uintptr, length int32, from int64) int32 {
 	g := gathering(file)
+	if g.failed != sqlite3.SQLITE_OK {
+		return g.failed
+	}
 	if g.length > gatherMost-length || from != g.from+int64(g.length) {
 		if rc := g.write(tls, file); rc != sqlite3.SQLITE_OK {
 			return rc
@@ -161,6 +167,9 @@ func syncGathering(tls *libc.TLS, file uintptr, flags int32) int32 {
 	if rc := g.write(tls, file); rc != sqlite3.SQLITE_OK {
 		return rc
 	}
+	if g.failed != sqlite3.SQLITE_OK {
+		return g.failed
+	}
 	return function[flagsFunc](g.usual().FxSync)(tls, file, flags)
 }
 
@@ -183,7 +192,8 @@ func sizeGathering(tls *libc.TLS, file, size uintptr) int32 {
 func lockGathering(tls *libc.TLS, file uintptr, first, count, flags int32) int32 {
 	g := gathering(file)
 	if first == lockToWrite && flags&sqlite3.SQLITE_SHM_UNLOCK != 0 && g.other != 0 {
-		gathering(g.other).length = 0
+		log := gathering(g.other)
+		log.length, log.failed = 0, sqlite3.SQLITE_OK
 	}
 	return function[lockFunc](g.usual().FxShmLock)(tls, file, first, count, flags)
 }
