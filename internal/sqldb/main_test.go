@@ -17,7 +17,7 @@ func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-func open(t *testing.T, url string) *sqldb.DB {
+func open(t testing.TB, url string) *sqldb.DB {
 	t.Helper()
 	db, err := sqldb.Open(t.Context(), url, discard())
 	if err != nil {
@@ -31,7 +31,7 @@ func open(t *testing.T, url string) *sqldb.DB {
 	return db
 }
 
-func exec(t *testing.T, db *sqldb.DB, statement string, args ...any) {
+func exec(t testing.TB, db *sqldb.DB, statement string, args ...any) {
 	t.Helper()
 	if _, err := db.Writer().ExecContext(t.Context(), statement, args...); err != nil {
 		t.Fatalf("%s: %v", statement, err)

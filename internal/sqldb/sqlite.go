@@ -18,13 +18,13 @@ import (
 // How a SQLite connection is set up, beyond what the driver does by itself.
 //
 //   - WAL: readers and the writer don't wait for each other. FULL: a commit is on the disk when it returns, since the
-//     message that it answers is acknowledged next.
+//     message that it answers is acknowledged next. How the log is written (gather.go) relies on it, too.
 //   - busy_timeout: another process may write to the same file; wait for it before giving up with SQLITE_BUSY.
 //   - wal_autocheckpoint: a commit folds the log into the file from 20,000 pages on (80 MB), not 1,000: a batch of rotations
 //     touches pages all over the file, and each checkpoint writes and syncs them all again. It is done beside the commits as a
 //     rule, and sooner, see checkpointer.
-//   - cache_size: 64 MB a connection. temp_store: what a statement keeps for itself, to sort or to be undone (see orFail),
-//     stays in memory, and is not written to a file.
+//   - cache_size: 64 MB a connection, of which the driver lends one what others leave. temp_store: what a statement keeps for
+//     itself, to sort or to be undone (see orFail), stays in memory, and is not written to a file.
 //   - _dqs=0: a misspelt column in double quotes is an error, not a string. _error_rc=1: no stale text in errors.
 func fileParams() url.Values {
 	return url.Values{
