@@ -28,7 +28,7 @@ type intake struct {
 	now       func() time.Time
 	looks     looks
 	memory    *memory
-	portion   int // how many requests are decided and committed together, at most
+	portion   int // how many requests are decided and committed together, see Config.Batch
 }
 
 // handle is the consumer's handler. An error leaves the whole batch to be handled again; what of it was committed by

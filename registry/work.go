@@ -14,7 +14,8 @@ import (
 // committed, and waits for the disk, the next one is decided.
 //
 //	todo ──▶ portion ──▶ decide ──────────▶ commit ──▶ settle
-//	           └── nobody that is in the portion being committed, and nobody who waits for that
+//	           ├── nobody that is in the portion being committed, and nobody who waits for that
+//	           └── all that a service asks, so that few are in two portions
 //
 // So two portions side by side have no service and no key in common, and each finds what it would find alone. Requests that
 // have are decided in the order of the stream, as always.
@@ -70,21 +71,33 @@ func (w *work) step(ctx context.Context) error {
 	return err
 }
 
-// next takes from what is to be done what may be decided now.
+// next takes from what is to be done what may be decided now: as many services as fill a portion, with all that each of them
+// asks. So what is left is other services', and may be decided while this is committed; and a service's rows change once. Lest the last
+// one be torn apart, a portion may be a little longer.
 func (w *work) next() (portion []incoming) {
 	busy := newParties(w.writing)
+	asks := make(map[events.Target]int, len(w.todo))
+	for i := range w.todo {
+		asks[w.todo[i].request.Target]++
+	}
+	taken := make(map[events.Target]bool, len(asks))
+	room, most := w.portion, min(w.portion+w.portion/8, MaxBatch)
 	later := w.todo[:0]
 	for i, one := range w.todo {
-		if len(portion) == w.portion {
+		if len(portion) == most {
 			later = append(later, w.todo[i:]...)
 			break
 		}
-		if busy.include(&one) {
+		t := one.request.Target
+		if busy.include(&one) || room <= 0 && !taken[t] {
 			busy.add(&one) // whoever has to do with this one waits for it
 			later = append(later, one)
-		} else {
-			portion = append(portion, one)
+			continue
 		}
+		if once(taken, t) {
+			room -= asks[t]
+		}
+		portion = append(portion, one)
 	}
 	w.todo = later
 	return portion

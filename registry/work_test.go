@@ -2,6 +2,8 @@ package registry
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -9,6 +11,51 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 )
+
+// TestPortions: all that a service asks is in one portion, so that what is left may be decided while that is committed. Whoever has to do
+// with somebody who waits waits too.
+func TestPortions(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		requests string // in the stream's order: a service and a number, and a key if another asks for the same
+		size     int
+		want     []string // each beside the commit of the one before; empty: all that is left waits for that
+	}{
+		{"a1 b1 c1", 2, []string{"a1 b1", "c1"}},
+		{"a1 b1 a2 b2", 2, []string{"a1 a2", "b1 b2"}},
+		{"a1 b1 c1 a2 b2 c2", 3, []string{"a1 b1 a2", "c1 c2", "b2"}},
+		{"a1 a2 a3 b1", 2, []string{"a1 a2", "b1", "a3"}},
+		{"a1 a2 a3", 2, []string{"a1 a2", "", "a3"}},
+		{"a1 b1 a2 b2 c1 a3 b3 a4 b4 a5", 8, []string{"a1 b1 a2 b2 a3 b3 a4 b4 a5", "c1"}},
+		{"a1 b1:key c1:key", 1, []string{"a1", "b1:key", "", "c1:key"}},
+		{"a1 b1:key a2:key a3", 2, []string{"a1", "b1:key", "", "a2:key a3"}},
+	} {
+		w := &work{intake: &intake{portion: c.size}}
+		names, keys := map[events.Nonce]string{}, map[string]events.PublicKey{}
+		for name := range strings.FieldsSeq(c.requests) {
+			_, key, ok := strings.Cut(name, ":")
+			if _, known := keys[key]; !ok || !known {
+				keys[key] = events.GenerateSigningKey().Public()
+			}
+			r := &events.Request{Target: events.Target{App: mustApp(t, "org.omiappreg."+name[:1])}, NewKey: keys[key], Nonce: events.NewNonce()}
+			names[r.Nonce] = name
+			w.todo = append(w.todo, incoming{request: r})
+		}
+		var got []string
+		for len(w.todo) > 0 {
+			portion := w.next()
+			var list []string
+			for _, one := range portion {
+				list = append(list, names[one.request.Nonce])
+			}
+			got = append(got, strings.Join(list, " "))
+			w.writing = &writing{batch: newBatch(Policy{}, testKey, testNow, newState(), portion)}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s by %d: %q, want %q", c.requests, c.size, got, c.want)
+		}
+	}
+}
 
 // handled hands all messages over at once, to be decided in portions, one while the other is committed. It returns the answers
 // in order and the final state, and counts how often something was decided beside a commit.

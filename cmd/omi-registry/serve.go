@@ -44,7 +44,7 @@ type serveCmd struct {
 	MaxClockSkew   time.Duration `env:"OMI_MAX_CLOCK_SKEW" default:"300s" help:"How far a request's timestamp may be off (${default})."`
 	RequireProof   bool          `env:"OMI_REQUIRE_PROOF" help:"Refuse a new key without its proof of possession."`
 	RateLimit      int           `env:"OMI_RATE_LIMIT" default:"10" help:"Rotations of one service a minute (${default}); --rate-limit=-1: no limit."`
-	Batch          int           `env:"OMI_BATCH" default:"1024" help:"The most requests decided together (${default}, at most 2048)."`
+	Batch          int           `env:"OMI_BATCH" default:"1024" help:"How many requests are decided together (${default}, at most 2048); a few more, to keep one service's together."`
 	StreamReplicas int           `env:"OMI_STREAM_REPLICAS" default:"1" help:"Replicas of the streams that this start creates (${default}; 3 on a cluster)."`
 	LogLevel       slog.Level    `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
 }
