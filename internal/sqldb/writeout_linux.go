@@ -18,18 +18,21 @@ const (
 
 // writeOut has the system begin to write to the disk what it holds of a file, in steps with pauses, so that whoever waits for the
 // disk meanwhile waits behind a few pages and not behind thousands. It is what the system does by itself some time later: no step
-// waits for the disk, nor takes notice of an error, which is for the next fsync to find. Nothing relies on it.
+// waits for the disk, nor takes notice of an error, which is for the next fsync to find. Nothing relies on it. Where the cores are
+// busy a pause may last ten times as long: then there is none until the steps are on time again.
 func writeOut(ctx context.Context, path string) {
 	fd, size := descriptor(path)
 	step := max(writeOutLeast, (size+writeOutSteps-1)/writeOutSteps)
+	due := time.Now()
 	for from := int64(0); from < size; from += step {
 		if unix.SyncFileRange(fd, from, step, unix.SYNC_FILE_RANGE_WRITE) != nil {
 			return
 		}
+		due = due.Add(writeOutPause)
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(writeOutPause):
+		case <-time.After(time.Until(due)):
 		}
 	}
 }
