@@ -101,7 +101,7 @@ func drawHistory(rt *rapid.T, t *testing.T, stores []*Store) drawnHistory {
 	h.policy = Policy{
 		Origin:             testOrigin,
 		RequireProof:       rapid.Bool().Draw(rt, "proof is required"),
-		RotationsPerMinute: rapid.SampledFrom([]int{-1, 2, 10}).Draw(rt, "rotations a minute"),
+		RotationsPerMinute: rapid.SampledFrom([]int{-1, 1, 2, 10}).Draw(rt, "rotations a minute"),
 	}
 	if err := stores[1].AddApp(t.Context(), h.app, 1); err != nil {
 		rt.Fatal(err)
