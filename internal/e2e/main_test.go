@@ -5,7 +5,9 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"testing"
 
 	"omiappreg.org/keyrotation/internal/testenv"
@@ -17,6 +19,9 @@ var binaries string
 func TestMain(m *testing.M) {
 	if os.Getenv(serviceEnv) != "" {
 		os.Exit(serviceMain())
+	}
+	if signal.Ignored(syscall.SIGHUP) { // by nohup, and so by all that is started here
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	}
 	os.Exit(run(m))
 }
