@@ -33,8 +33,8 @@ type Config struct {
 	Store *Store
 	// Conn is the broker. Required. It should reconnect for ever.
 	Conn *nats.Conn
-	// Batch is how many requests are decided together at most, but for an eighth more where that keeps one service's together. Default
-	// 1024, at most [MaxBatch], with those.
+	// Batch is how many requests are decided together; up to an eighth more, where that keeps one service's together. Default 1024. In
+	// all they are [MaxBatch] at most.
 	Batch int
 	// Replicas of the streams, where Run creates them. Default 1; 3 on a cluster.
 	Replicas int

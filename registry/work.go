@@ -71,16 +71,15 @@ func (w *work) step(ctx context.Context) error {
 	return err
 }
 
-// next takes from what is to be done what may be decided now: as many services as fill a portion, with all that each of them
-// asks. So what is left is other services', and may be decided while this is committed; and a service's rows change once. Lest the last
-// one be torn apart, a portion may be a little longer.
+// next takes from what is to be done what may be decided now: as few services as fill a portion, each with all that it asks. So what is
+// left is other services', and may be decided while this is committed; and a service's rows change once. To have all that the last
+// one asks, a portion may be a little longer.
 func (w *work) next() (portion []incoming) {
 	busy := newParties(w.writing)
 	asks := make(map[events.Target]int, len(w.todo))
 	for i := range w.todo {
 		asks[w.todo[i].request.Target]++
 	}
-	taken := make(map[events.Target]bool, len(asks))
 	room, most := w.portion, min(w.portion+w.portion/8, MaxBatch)
 	later := w.todo[:0]
 	for i, one := range w.todo {
@@ -89,14 +88,13 @@ func (w *work) next() (portion []incoming) {
 			break
 		}
 		t := one.request.Target
-		if busy.include(&one) || room <= 0 && !taken[t] {
+		if busy.include(&one) || room <= 0 && asks[t] > 0 {
 			busy.add(&one) // whoever has to do with this one waits for it
 			later = append(later, one)
 			continue
 		}
-		if once(taken, t) {
-			room -= asks[t]
-		}
+		room -= asks[t]
+		asks[t] = 0 // from here on it is in the portion
 		portion = append(portion, one)
 	}
 	w.todo = later

@@ -33,11 +33,13 @@ func TestPortions(t *testing.T) {
 		w := &work{intake: &intake{portion: c.size}}
 		names, keys := map[events.Nonce]string{}, map[string]events.PublicKey{}
 		for name := range strings.FieldsSeq(c.requests) {
-			_, key, ok := strings.Cut(name, ":")
-			if _, known := keys[key]; !ok || !known {
-				keys[key] = events.GenerateSigningKey().Public()
+			service, shared := name[:1], strings.TrimLeft(name[1:], "0123456789")
+			key, known := keys[shared]
+			if shared == "" || !known {
+				key = events.GenerateSigningKey().Public()
+				keys[shared] = key
 			}
-			r := &events.Request{Target: events.Target{App: mustApp(t, "org.omiappreg."+name[:1])}, NewKey: keys[key], Nonce: events.NewNonce()}
+			r := &events.Request{Target: events.Target{App: mustApp(t, "org.omiappreg."+service)}, NewKey: key, Nonce: events.NewNonce()}
 			names[r.Nonce] = name
 			w.todo = append(w.todo, incoming{request: r})
 		}

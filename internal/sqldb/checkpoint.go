@@ -20,7 +20,7 @@ import (
 const (
 	checkpointEvery  = time.Second
 	checkpointFrom   = 4000 // pages that the log has, 16 MB
-	checkpointRest   = 4000 // pages that may have come while others were folded
+	checkpointRest   = 4000 // pages that may have come while others were folded: of two large commits
 	checkpointPasses = 5
 )
 
