@@ -19,6 +19,10 @@ import (
 const (
 	fileMode  = 0o600
 	folderKey = "key.pem"
+
+	pendingSuffix = ".pending"
+	journalSuffix = ".journal"
+	lockSuffix    = ".lock"
 )
 
 // Folder is a [KeyStore] in files of mode 0600, each written to the disk whole or not at all:
@@ -27,8 +31,10 @@ const (
 //	FILE.pending  the new key that a request under way asks for
 //	FILE.journal  that request, and its answer
 //	FILE.lock     held while a process has the store open
+//
+// Where FILE is a symbolic link, or stands behind one, they are where it leads, as it did when the store was opened.
 type Folder struct {
-	file string
+	file string // where it really is
 	lock *flock.Flock
 }
 
@@ -53,7 +59,7 @@ func OpenFile(path string) (*Folder, error) {
 		return nil, errKeyGiven
 	}
 	f := &Folder{file: KeyFile(path)}
-	f.lock = flock.New(LockFile(f.file), flock.SetPermissions(fileMode))
+	f.lock = flock.New(f.file+lockSuffix, flock.SetPermissions(fileMode))
 	locked, err := f.lock.TryLock()
 	if err != nil {
 		return nil, fmt.Errorf("open the key store: %w", err)
@@ -64,29 +70,30 @@ func OpenFile(path string) (*Folder, error) {
 	return f, nil
 }
 
-// KeyFile returns the file of the current key: the path itself or, where that is a folder, its key.pem.
+// KeyFile returns the file of the current key: the path itself or, where that is a folder, its key.pem; where a symbolic link
+// leads elsewhere, the file there.
 func KeyFile(path string) string {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		return filepath.Join(path, folderKey)
+		path = filepath.Join(path, folderKey)
 	}
-	return path
+	return keyfile.Real(path)
 }
 
 // PendingFile returns the file that stands beside a key's file, or in a folder, for the key that is asked for.
-func PendingFile(path string) string { return KeyFile(path) + ".pending" }
+func PendingFile(path string) string { return KeyFile(path) + pendingSuffix }
 
 // JournalFile returns the file that is there while a change is under way.
-func JournalFile(path string) string { return KeyFile(path) + ".journal" }
+func JournalFile(path string) string { return KeyFile(path) + journalSuffix }
 
 // LockFile returns the file that is locked while a process has the store open.
-func LockFile(path string) string { return KeyFile(path) + ".lock" }
+func LockFile(path string) string { return KeyFile(path) + lockSuffix }
 
 // Close lets other processes open the store.
 func (f *Folder) Close() error { return f.lock.Close() }
 
 func (f *Folder) path(slot Slot) string {
 	if slot == Pending {
-		return PendingFile(f.file)
+		return f.file + pendingSuffix
 	}
 	return f.file
 }
@@ -122,7 +129,7 @@ func (f *Folder) Promote(context.Context) error {
 
 // Load implements [Journal].
 func (f *Folder) Load(context.Context) ([]byte, error) {
-	text, err := os.ReadFile(JournalFile(f.file))
+	text, err := os.ReadFile(f.file + journalSuffix)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read the journal: %w", err)
 	}
@@ -132,10 +139,10 @@ func (f *Folder) Load(context.Context) ([]byte, error) {
 // Save implements [Journal].
 func (f *Folder) Save(_ context.Context, text []byte) error {
 	if len(text) == 0 {
-		if err := keyfile.Remove(JournalFile(f.file)); err != nil {
+		if err := keyfile.Remove(f.file + journalSuffix); err != nil {
 			return fmt.Errorf("end the journal: %w", err)
 		}
 		return nil
 	}
-	return keyfile.WriteFile(JournalFile(f.file), text)
+	return keyfile.WriteFile(f.file+journalSuffix, text)
 }
