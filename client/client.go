@@ -30,6 +30,9 @@ type Config struct {
 	Trust events.Trust
 	// KeyMayBeMissing lets a client open whose key is lost, for a Master Reset. Its Signer fails with ErrNoKey until then.
 	KeyMayBeMissing bool
+	// Exclusive makes Open fail with ErrLocked if another process changes the keys of the store, where it would follow that
+	// process otherwise. It is for tools that change a key and end.
+	Exclusive bool
 	// Notify is told what happens, one event after the other. It must not call the client, nor block for long. Nil:
 	// nobody asks.
 	Notify func(Event)
@@ -74,6 +77,8 @@ type Client struct {
 	lastFault atomic.Pointer[error] // of the background, since the last step that succeeded; nil: none
 	stored    atomic.Bool           // the broker has the request that is under way
 
+	unlock func() error // ends the lock of the store
+
 	found *command // waits for the change that was under way at the start; nil: there was none
 
 	// What follows belongs to run.
@@ -109,20 +114,34 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		sender:   request.Sender{JetStream: js, Trust: cfg.Trust},
 		commands: make(chan *command), stopped: make(chan struct{}),
 	}
-	if err := c.recover(ctx); err != nil {
+	if err := c.lead(ctx); err != nil {
 		return nil, err
+	}
+	if err := c.recover(ctx); err != nil {
+		return nil, errors.Join(err, c.unlock())
 	}
 	running, stop := context.WithCancel(context.Background())
 	c.stop = stop
 	go func() {
 		defer close(c.stopped)
+		defer func() { _ = c.unlock() }() // nothing is lost if that fails: the lock ends with the process
 		defer c.unhold()
 		c.run(running)
 	}()
 	return c, nil
 }
 
-// Close stops the client, and leaves the key store open. The [Signer] goes on with the key that it has.
+// lead takes the lock of the store, if it has one.
+func (c *Client) lead(ctx context.Context) (err error) {
+	c.unlock = func() error { return nil }
+	if store, ok := c.cfg.Store.(Locker); ok {
+		c.unlock, err = store.TryLock(ctx)
+	}
+	return err
+}
+
+// Close stops the client, and lets another process change the keys of the store. The [Signer] goes on with the key that it
+// has.
 func (c *Client) Close() {
 	c.stop()
 	<-c.stopped

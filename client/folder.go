@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/gofrs/flock"
 
@@ -30,19 +31,21 @@ const (
 //	FILE          the current key, PKCS #8 in PEM
 //	FILE.pending  the new key that a request under way asks for
 //	FILE.journal  that request, and its answer
-//	FILE.lock     held while a process has the store open
+//	FILE.lock     locked by the process that changes the keys
 //
 // Where FILE is a symbolic link, or stands behind one, they are where it leads, as it did when the store was opened.
 type Folder struct {
 	file string // where it really is
-	lock *flock.Flock
+
+	locking sync.Mutex
+	lock    *flock.Flock // nil: not held
 }
 
 // errKeyGiven is the answer to a private key in place of a path, which errors would quote.
 var errKeyGiven = errors.New("open the key store: this is a private key itself, not the name of its file or folder")
 
-// OpenFolder opens the key store in a folder, where FILE is key.pem, and makes the folder if it is not there. It fails with
-// [ErrLocked] while it is open already. One [Client] at a time uses it.
+// OpenFolder opens the key store in a folder, where FILE is key.pem, and makes the folder if it is not there. Any number of
+// processes may have it open: the [Client] of one of them locks it, and changes the keys.
 func OpenFolder(path string) (*Folder, error) {
 	if keyformat.LooksPrivate(path) {
 		return nil, errKeyGiven
@@ -58,16 +61,25 @@ func OpenFile(path string) (*Folder, error) {
 	if keyformat.LooksPrivate(path) {
 		return nil, errKeyGiven
 	}
-	f := &Folder{file: KeyFile(path)}
-	f.lock = flock.New(f.file+lockSuffix, flock.SetPermissions(fileMode))
-	locked, err := f.lock.TryLock()
-	if err != nil {
-		return nil, fmt.Errorf("open the key store: %w", err)
+	return &Folder{file: KeyFile(path)}, nil
+}
+
+// TryLock implements [Locker].
+func (f *Folder) TryLock(context.Context) (release func() error, err error) {
+	f.locking.Lock()
+	defer f.locking.Unlock()
+	lock := flock.New(f.file+lockSuffix, flock.SetPermissions(fileMode))
+	locked := false
+	if f.lock == nil {
+		if locked, err = lock.TryLock(); err != nil {
+			return nil, fmt.Errorf("lock the key store: %w", err)
+		}
 	}
 	if !locked {
 		return nil, fmt.Errorf("%s: %w: let that one rotate, or stop it first", f.file, ErrLocked)
 	}
-	return f, nil
+	f.lock = lock
+	return f.Close, nil
 }
 
 // KeyFile returns the file of the current key: the path itself or, where that is a folder, its key.pem; where a symbolic link
@@ -85,11 +97,20 @@ func PendingFile(path string) string { return KeyFile(path) + pendingSuffix }
 // JournalFile returns the file that is there while a change is under way.
 func JournalFile(path string) string { return KeyFile(path) + journalSuffix }
 
-// LockFile returns the file that is locked while a process has the store open.
+// LockFile returns the file that the process locks that changes the keys.
 func LockFile(path string) string { return KeyFile(path) + lockSuffix }
 
-// Close lets other processes open the store.
-func (f *Folder) Close() error { return f.lock.Close() }
+// Close ends the lock, if it is held. Close the [Client] first.
+func (f *Folder) Close() error {
+	f.locking.Lock()
+	defer f.locking.Unlock()
+	if f.lock == nil {
+		return nil
+	}
+	lock := f.lock
+	f.lock = nil
+	return lock.Close()
+}
 
 func (f *Folder) path(slot Slot) string {
 	if slot == Pending {

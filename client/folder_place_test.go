@@ -21,15 +21,18 @@ func TestFolderBehindALink(t *testing.T) {
 	if err := os.Symlink("../store/key.pem", link); err != nil {
 		t.Fatal(err)
 	}
-	f := open(t, store)
-	if _, err := client.OpenFile(link); !errors.Is(err, client.ErrLocked) {
-		t.Errorf("the store is open, and by its other name: %v", err)
-	}
-	if err := f.Close(); err != nil {
+	release, err := open(t, store).TryLock(ctx)
+	if err != nil {
 		t.Fatal(err)
 	}
 	f, err := client.OpenFile(link)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.TryLock(ctx); !errors.Is(err, client.ErrLocked) {
+		t.Errorf("the store is locked, and by its other name: %v", err)
+	}
+	if err := release(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.Close() })

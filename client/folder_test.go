@@ -40,6 +40,15 @@ func TestFolder(t *testing.T) {
 	t.Parallel()
 	folder := filepath.Join(t.TempDir(), "a", "keys")
 	f, ctx := open(t, folder), t.Context()
+	release, err := f.TryLock(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range []*client.Folder{f, open(t, folder)} {
+		if _, err := other.TryLock(ctx); !errors.Is(err, client.ErrLocked) {
+			t.Errorf("lock it twice: %v", err)
+		}
+	}
 	for _, slot := range []client.Slot{client.Current, client.Pending} {
 		if _, err := f.Signer(ctx, slot); !errors.Is(err, client.ErrNoKey) {
 			t.Errorf("%s in an empty store: %v", slot, err)
@@ -70,11 +79,14 @@ func TestFolder(t *testing.T) {
 	if info, err := os.Stat(folder); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the folder: %v, %v", info.Mode(), err)
 	}
-	if err := f.Close(); err != nil {
+	if err := release(); err != nil {
 		t.Fatal(err)
 	}
 
 	f = open(t, folder)
+	if _, err := f.TryLock(ctx); err != nil {
+		t.Errorf("lock it when it is free: %v", err)
+	}
 	key, err = f.Signer(ctx, client.Current)
 	if got := public(t, key, err); got != old {
 		t.Errorf("current is %s, want %s", got, old)

@@ -10,7 +10,7 @@ import (
 var (
 	// ErrNoKey means that a slot of the key store is empty.
 	ErrNoKey = errors.New("there is no such key in the key store")
-	// ErrLocked means that another process has the key store open.
+	// ErrLocked means that another process changes the keys of this key store.
 	ErrLocked = errors.New("another process uses the key store")
 )
 
@@ -35,6 +35,15 @@ type Keys interface {
 	Promote(ctx context.Context) error
 }
 
+// Locker is a key store that several processes may have open at a time. One of them holds the lock, and changes the keys;
+// the others follow it. A [Folder] is one. Keys that several machines share need a lock that all of them respect, such as
+// a lease. Without this method, one [Client] at a time may use the store.
+type Locker interface {
+	// TryLock takes the lock, or fails with an error that wraps [ErrLocked] if it is held. It doesn't wait for the lock. The
+	// lock ends with release, and with the process.
+	TryLock(ctx context.Context) (release func() error, err error)
+}
+
 // Journal keeps one short text: what is under way. It holds no secret.
 type Journal interface {
 	// Load returns what was saved last; nothing, if there is nothing.
@@ -44,7 +53,7 @@ type Journal interface {
 }
 
 // KeyStore is where a service keeps what it must not lose. To keep the keys elsewhere and the journal in a folder, embed
-// a [Folder] in a type with the three methods of [Keys].
+// a [Folder] in a type with the three methods of [Keys]; the lock is the folder's then.
 type KeyStore interface {
 	Keys
 	Journal

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -45,14 +46,25 @@ func (d *doctor) examineStore(path string) {
 		return
 	}
 	if _, err := os.Lstat(client.LockFile(path)); err == nil {
-		store, err := client.OpenFile(path)
-		if err != nil {
+		if err := lockable(context.Background(), path); err != nil {
 			d.wrong(name, err.Error(), "a service that has it open rotates by itself; else wait for the other command")
 			return
 		}
-		_ = store.Close() // it was only opened
 	}
 	d.ok(name, "%s can be written", folder)
+}
+
+// lockable returns an error if another process changes the keys of a key store.
+func lockable(ctx context.Context, path string) error {
+	store, err := client.OpenFile(path)
+	if err != nil {
+		return err
+	}
+	release, err := store.TryLock(ctx)
+	if err != nil {
+		return err
+	}
+	return release()
 }
 
 // examineRequest makes the request, and holds its grace period against the registry's.

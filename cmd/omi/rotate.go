@@ -133,7 +133,8 @@ func changeKey(c *keyChange) error {
 		}
 		c.began, c.applied = time.Now(), map[string]float64{}
 		k, err := client.Open(ctx, client.Config{
-			Target: c.target, Store: store, Conn: s.nc, Trust: s.trust, Notify: c.tell, KeyMayBeMissing: c.kind == events.Reset,
+			Target: c.target, Store: store, Conn: s.nc, Trust: s.trust, Notify: c.tell,
+			KeyMayBeMissing: c.kind == events.Reset, Exclusive: true,
 		})
 		if err != nil {
 			return process.Usagef("--key: %w", err)

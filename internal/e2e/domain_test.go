@@ -387,13 +387,22 @@ func autoRotates(s *domain) {
 	}
 }
 
+// oneProcess: a tool that changes a key does not follow another process, but says that it has the store.
 func oneProcess(s *domain) {
+	s.bind()
 	store := s.store()
-	if _, err := client.OpenFolder(s.folder); !errors.Is(err, client.ErrLocked) {
+	defer s.close(store)
+	first := s.open(store)
+	config := client.Config{Target: s.target, Store: s.store(), Conn: s.js.Conn(), Trust: s.trust, Exclusive: true}
+	if _, err := client.Open(s.t.Context(), config); !errors.Is(err, client.ErrLocked) {
 		s.t.Errorf("open it twice: %v", err)
 	}
-	s.close(store)
-	s.close(s.store())
+	first.Close()
+	second, err := client.Open(s.t.Context(), config)
+	if err != nil {
+		s.t.Fatalf("open it when the first is closed: %v", err)
+	}
+	second.Close()
 }
 
 // rotateWhileUnderWay: those who ask while a rotation is under way get its receipt, and an emergency gets its own.
