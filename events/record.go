@@ -35,6 +35,7 @@ type ServiceRecord struct {
 	ServiceType     string          `json:"service_type,omitzero"`
 	EndpointURL     string          `json:"endpoint_url,omitzero"`
 	ProviderReceipt jsontext.Value  `json:"provider_receipt,omitzero"` // of a revocation, as it came
+	NextRotationAt  int64           `json:"next_rotation_at,omitzero"` // before it, a rotation is rate_limited
 	Timestamp       int64           `json:"timestamp"`
 }
 

@@ -39,7 +39,7 @@ func TestServiceRecord(t *testing.T) {
 	revoked.Status, revoked.Current, revoked.Grace = events.Revoked, events.CurrentKey{}, []events.GraceKey{}
 	revoked.ProviderReceipt = jsontext.Value(`{"kept":[1.50,"as it came"]}`)
 	full := someRecord()
-	full.ServiceType, full.EndpointURL = "cms-article", "https://i77.article.cms.io/api/v1"
+	full.ServiceType, full.EndpointURL, full.NextRotationAt = "cms-article", "https://i77.article.cms.io/api/v1", now+60
 	for name, want := range map[string]events.ServiceRecord{"active": someRecord(), "revoked": revoked, "full": full} {
 		got, err := someTrust().ServiceRecord(someTarget(), want.Sign(testKey(0)))
 		if err != nil {

@@ -152,16 +152,17 @@ func (d *decider) register(in incoming) (events.Reason, string) {
 }
 
 func (d *decider) tooMany(storedAt int64) bool {
-	if d.policy.RotationsPerMinute < 0 {
-		return false
+	return storedAt < d.policy.rotatesFrom(d.service.recent)
+}
+
+// rotatesFrom returns the second from which the service of these rotations may rotate again: the limit is not reached by
+// a request that JetStream stores then. 0 means that no limit holds it up.
+func (p Policy) rotatesFrom(recent []int64) int64 {
+	if p.RotationsPerMinute <= 0 || len(recent) < p.RotationsPerMinute {
+		return 0
 	}
-	n := 0
-	for _, t := range d.service.recent {
-		if t > storedAt-rateWindow {
-			n++
-		}
-	}
-	return n >= d.policy.RotationsPerMinute
+	times := slices.Sorted(slices.Values(recent))
+	return times[len(times)-p.RotationsPerMinute] + rateWindow
 }
 
 // commit moves the service, and makes the event and the receipt that say so.

@@ -20,20 +20,22 @@ func TestRateLimit(t *testing.T) {
 	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
 	var at int64
 	d.now = func() time.Time { return time.Unix(at, 0) }
+	lookup := newLookup(Config{Policy: in.policy, Key: testKey, Store: store, Log: testLog(t), Now: d.now}, nil, nil)
 	for _, c := range []struct {
 		second int64
 		kind   events.RequestKind
 		want   events.Reason
+		next   int64 // the second that the record names as that of the next rotation; 0: none
 	}{
-		{0, events.Binding, ""},
-		{0, events.Rotation, ""},
-		{30, events.Rotation, ""},
-		{59, events.Rotation, events.RateLimited},
-		{59, events.Reset, ""},
-		{60, events.Rotation, ""},
-		{61, events.Rotation, events.RateLimited},
-		{89, events.Rotation, events.RateLimited},
-		{90, events.Rotation, ""},
+		{0, events.Binding, "", 0},
+		{0, events.Rotation, "", 0},
+		{30, events.Rotation, "", 60},
+		{59, events.Rotation, events.RateLimited, 60},
+		{59, events.Reset, "", 60},
+		{60, events.Rotation, "", 90},
+		{61, events.Rotation, events.RateLimited, 90},
+		{89, events.Rotation, events.RateLimited, 90},
+		{90, events.Rotation, "", 120},
 	} {
 		at = testNow + c.second
 		newKey, by := events.GenerateSigningKey(), d.master
@@ -48,6 +50,18 @@ func TestRateLimit(t *testing.T) {
 		if c.want == "" {
 			d.current = newKey
 		}
+		next := c.next
+		if next != 0 {
+			next += testNow
+		}
+		if record, err := lookup.keys(t.Context(), d.target); err != nil || record.NextRotationAt != next {
+			t.Errorf("after a %s at second %d, the record says that the next rotation is at %d, want %d (%v)",
+				c.kind, c.second, record.NextRotationAt, next, err)
+		}
+	}
+	at = testNow + 120
+	if record, err := lookup.keys(t.Context(), d.target); err != nil || record.NextRotationAt != 0 {
+		t.Errorf("a rotation is accepted again, and the record still says %d (%v)", record.NextRotationAt, err)
 	}
 }
 

@@ -64,6 +64,9 @@ func (l *Lookup) keys(ctx context.Context, t events.Target) (events.ServiceRecor
 	}
 	if s.active() {
 		record.Current = events.CurrentKey{PublicKey: s.key, Since: s.changedAt}
+		if from := l.policy.rotatesFrom(s.recent); from > now {
+			record.NextRotationAt = from
+		}
 	}
 	if record.Grace, err = l.store.inGrace(ctx, t, s.sequence, now); err != nil {
 		return events.ServiceRecord{}, err

@@ -238,6 +238,8 @@ func sent(t testing.TB) map[string][][]byte {
 	gone := record
 	gone.Status, gone.Current, gone.Grace, gone.Propagation = events.Revoked, events.CurrentKey{}, nil, nil
 	gone.ProviderReceipt = []byte(`{"kept":[null]}`)
+	busy := record
+	busy.NextRotationAt = now + 60
 	history := events.ServiceHistory{
 		Origin: origin, AppID: target.App, ServiceID: target.Service, Sequence: 2, Timestamp: now,
 		Keys: []events.HistoryKey{
@@ -265,7 +267,7 @@ func sent(t testing.TB) map[string][][]byte {
 			event(events.KeyRotation, 0), // without a sequence
 		},
 		"receipt":        {committed.Sign(registry), revoked.Sign(registry), rejected.Sign(registry)},
-		"service-record": {record.Sign(registry), gone.Sign(registry)},
+		"service-record": {record.Sign(registry), busy.Sign(registry), gone.Sign(registry)},
 		"history":        {history.Sign(registry), part.Sign(registry)},
 		"history-query":  {events.HistoryQuery(0), events.HistoryQuery(2048)},
 		"registry-info":  all(events.RegistryInfo{Origin: origin, PublicKeys: []events.PublicKey{registry.Public()}}),

@@ -116,8 +116,11 @@ test('which receipts and records are believed (§7.2, §7.3, §8.1)', () => {
     current: {public_key: first.publicKey, since: 1705412000}, grace: [], propagation: {}, timestamp: 1705412611,
   };
   assert.equal(trust.record(target, signed(record)).status, 'active');
+  assert.equal(trust.record(target, signed({...record, next_rotation_at: 1705412671})).next_rotation_at, 1705412671);
   assert.throws(() => trust.record({...target, service_id: 'crm'}, signed(record)), refused('target_mismatch'));
-  for (const wrong of [{record: 'HISTORY'}, {current: null}, {grace: [null]}, {propagation: []}, {status: 'gone'}]) {
+  for (const wrong of [
+    {record: 'HISTORY'}, {current: null}, {grace: [null]}, {propagation: []}, {status: 'gone'}, {next_rotation_at: ''},
+  ]) {
     const document = signed({...record, ...wrong});
     assert.throws(() => trust.record(target, document), refused('invalid_field'), JSON.stringify(wrong));
   }

@@ -118,7 +118,7 @@ const RECEIPTS = new Map(Object.entries({
 }));
 const RECORD = {
   record: text(/^SERVICE$/), status: text(/^(active|revoked)$/), sequence: isSequence, bound_at: isInteger,
-  grace: Array.isArray, propagation: isObject, timestamp: isInteger,
+  grace: Array.isArray, propagation: isObject, next_rotation_at: optional(isInteger), timestamp: isInteger,
 };
 
 /**
