@@ -64,6 +64,7 @@ type doctor struct {
 	info    events.RegistryInfo
 	streams map[string]jetstream.Stream // those that are there
 	clock   clockReading
+	service events.ServiceRecord // of target; zero: it was not told
 	checks  []check
 }
 

@@ -205,6 +205,7 @@ func (d *doctor) examineService(ctx context.Context) {
 		d.wrong(name, err.Error(), "look at the log of omi-registry")
 		return
 	}
+	d.service = record
 	detail := fmt.Sprintf("%s, sequence %d", record.Status, record.Sequence)
 	var behind []string
 	for durable, heard := range record.Propagation {

@@ -77,6 +77,10 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 	if err != nil {
 		return // the key file's own line says so
 	}
+	if detail, fix := refusedFor(&d.service, by.Public()); detail != "" {
+		d.wrong(name, detail, fix)
+		return
+	}
 	draft := newDraft(events.Rotation, d.target)
 	period := time.Duration(d.info.GracePeriod) * time.Second
 	if grace != nil {
@@ -94,4 +98,22 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 		return
 	}
 	d.ok(name, "%d bytes to %s; the old key would be in grace for %s", len(m.Payload), m.Subject, period)
+}
+
+// refusedFor says why the registry would refuse a rotation that is signed by a key now, as far as the service's record
+// tells, and what to do. Where that is not known, it says nothing: another line does.
+func refusedFor(r *events.ServiceRecord, by events.PublicKey) (detail, fix string) {
+	current := r.Current.PublicKey
+	switch {
+	case r.Status == events.Revoked:
+		return "the registry would refuse it (unknown_service): the service was revoked", "omi bind it again, with a key that was never used"
+	case !current.IsZero() && current != by:
+		return "the registry would refuse it: only the service's current key may ask for it, " + current.String(),
+			"see the key above; if you don't have the current key, omi reset gives the service a new one"
+	case r.NextRotationAt > r.Timestamp:
+		left := time.Duration(r.NextRotationAt-r.Timestamp) * time.Second
+		return "the registry would refuse it (rate_limited): the service has rotated as often within a minute as it may",
+			fmt.Sprintf("try again in %s, at %s", left, date(r.NextRotationAt))
+	}
+	return "", ""
 }

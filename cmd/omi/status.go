@@ -76,6 +76,9 @@ func recordText(r events.ServiceRecord) string {
 		}
 		fmt.Fprintf(&w, "  %-10s %s\n", durable, heard)
 	}
+	if r.NextRotationAt > r.Timestamp {
+		fmt.Fprintf(&w, "  rotation   refused (rate_limited) until %s: as many in a minute as it may have\n", date(r.NextRotationAt))
+	}
 	for _, line := range [][2]string{{"type", r.ServiceType}, {"endpoint", r.EndpointURL}} {
 		if line[1] != "" {
 			fmt.Fprintf(&w, "  %-10s %s\n", line[0], line[1])
