@@ -43,7 +43,7 @@ func TestOverNATS(t *testing.T) {
 			case "forged":
 				return api.Answer{Body: forged.Record(start).Sign(events.GenerateSigningKey())}, nil
 			}
-			return api.Answer{}, api.NotFound("No such service.")
+			return api.Answer{}, api.UnknownService("No such service.")
 		},
 	}
 	auth, err := authsub.New(t.Context(), authsub.Config{

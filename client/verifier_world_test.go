@@ -156,7 +156,7 @@ func (w *verifierWorld) answering(t *testing.T) *playedRegistry {
 				r.asked++
 				record, ok := r.of[c.ServiceID]
 				if !ok {
-					return api.Answer{}, api.NotFound("No such service.")
+					return api.Answer{}, api.UnknownService("No such service.")
 				}
 				return api.Answer{Body: record.Sign(w.registry.Key)}, nil
 			},

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/micro"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
@@ -18,7 +17,7 @@ import (
 // keys without notice.
 const jwksMaxAge = 60
 
-func (l *Lookup) register(ctx context.Context, nc *nats.Conn) (micro.Service, error) {
+func (l *Lookup) register(ctx context.Context, nc *nats.Conn) (*api.Registered, error) {
 	return api.Register(ctx, nc, l.log, api.Service{
 		Name: "omi-registry", Version: "1.0.0", Description: "The App Registry's lookup: keys of services, now and ever.",
 	}, l.Endpoints()...)
@@ -44,7 +43,7 @@ func lookUp[T any](ctx context.Context, c api.Call, look func(context.Context, e
 	found, err = look(ctx, t)
 	switch {
 	case errors.Is(err, ErrUnknownService):
-		err = api.NotFound("The registry has never bound this service.")
+		err = api.UnknownService("The registry has never bound this service.")
 	case errors.Is(err, ErrBehind):
 		err = api.Unavailable("The registry's database lacks this service's last change, and an older key is no answer; its operator recovers it. Try again.")
 	case errors.Is(err, ErrComparing):

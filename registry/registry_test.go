@@ -111,13 +111,15 @@ func TestLookupHTTP(t *testing.T) {
 		path        string
 		status      int
 		contentType string
+		reason      events.Reason
 	}{
-		{service + "cms", 200, "application/json"},
-		{service + "cms/history", 200, "application/json"},
-		{service + "cms/jwks.json", 200, "application/jwk-set+json"},
-		{"/v1/registry", 200, "application/json"},
-		{service + "nobody", 404, "application/problem+json"},
-		{service + "BAD", 400, "application/problem+json"},
+		{service + "cms", 200, "application/json", ""},
+		{service + "cms/history", 200, "application/json", ""},
+		{service + "cms/jwks.json", 200, "application/jwk-set+json", ""},
+		{"/v1/registry", 200, "application/json", ""},
+		{service + "nobody", 404, "application/problem+json", events.UnknownService},
+		{service + "nobody/history", 404, "application/problem+json", events.UnknownService},
+		{service + "BAD", 400, "application/problem+json", events.InvalidField},
 	} {
 		response, err := server.Client().Get(server.URL + c.path)
 		if err != nil {
@@ -127,7 +129,13 @@ func TestLookupHTTP(t *testing.T) {
 			t.Errorf("%s: %d %s, want %d %s", c.path, response.StatusCode, response.Header.Get("Content-Type"), c.status, c.contentType)
 		}
 		var body struct {
-			Keys []keyformat.JSONWebKey `json:"keys"`
+			Keys   []keyformat.JSONWebKey `json:"keys"`
+			Reason events.Reason          `json:"reason"`
+		}
+		if c.reason != "" {
+			if err := json.UnmarshalRead(response.Body, &body); err != nil || body.Reason != c.reason {
+				t.Errorf("%s: the reason is %q, %v", c.path, body.Reason, err)
+			}
 		}
 		if strings.HasSuffix(c.path, "jwks.json") {
 			if err := json.UnmarshalRead(response.Body, &body); err != nil || len(body.Keys) != 2 {

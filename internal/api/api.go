@@ -35,11 +35,11 @@ type Call struct {
 func (c Call) Target() (events.Target, error) {
 	app, err := events.ParseAppID(c.AppID)
 	if err != nil {
-		return events.Target{}, badRequest(err.Error())
+		return events.Target{}, badRequest(events.InvalidField, err.Error())
 	}
 	service, err := events.ParseServiceID(c.ServiceID)
 	if err != nil {
-		return events.Target{}, badRequest(err.Error())
+		return events.Target{}, badRequest(events.InvalidField, err.Error())
 	}
 	return events.Target{App: app, Service: service}, nil
 }
@@ -65,29 +65,37 @@ type Problem struct {
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitzero"`
-	Reason string `json:"reason,omitzero"` // the code of §6, where there is one
+	Reason string `json:"reason,omitzero"` // the code of §6 that says why, where one does (§8)
 }
 
 // Error implements error.
 func (p *Problem) Error() string { return p.Title + ": " + p.Detail }
 
-// NotFound is the answer about something that isn't known.
-func NotFound(detail string) *Problem {
-	return &Problem{Title: http.StatusText(http.StatusNotFound), Status: http.StatusNotFound, Detail: detail}
+// UnknownService is the answer about a service that was never bound.
+func UnknownService(detail string) *Problem {
+	return problem(http.StatusNotFound, events.UnknownService, detail)
 }
 
 // Unavailable is the answer while something that it needs is away.
-func Unavailable(detail string) *Problem {
-	return &Problem{Title: http.StatusText(http.StatusServiceUnavailable), Status: http.StatusServiceUnavailable, Detail: detail}
+func Unavailable(detail string) *Problem { return problem(http.StatusServiceUnavailable, "", detail) }
+
+// requestTooLarge is the answer to a question that is larger than §8 lets it be.
+func requestTooLarge() *Problem {
+	return problem(http.StatusRequestEntityTooLarge, events.MalformedMessage, "The request is larger than 64 KiB.")
 }
 
-// tooLarge is the answer in place of one that is larger than it may be, or to a question that is.
-func tooLarge(detail string) *Problem {
-	return &Problem{Title: http.StatusText(http.StatusRequestEntityTooLarge), Status: http.StatusRequestEntityTooLarge, Detail: detail}
+// answerTooLarge comes instead of an answer that the broker would not take.
+func answerTooLarge() *Problem {
+	return problem(http.StatusRequestEntityTooLarge, "",
+		"The answer is larger than a message of this broker may be: ask over HTTP, or for a part of it.")
 }
 
-func badRequest(detail string) *Problem {
-	return &Problem{Title: http.StatusText(http.StatusBadRequest), Status: http.StatusBadRequest, Detail: detail}
+func badRequest(reason events.Reason, detail string) *Problem {
+	return problem(http.StatusBadRequest, reason, detail)
+}
+
+func problem(status int, reason events.Reason, detail string) *Problem {
+	return &Problem{Title: http.StatusText(status), Status: status, Detail: detail, Reason: string(reason)}
 }
 
 // problemOf says what a caller is told about an error: nothing of our insides.
@@ -96,9 +104,7 @@ func problemOf(err error) *Problem {
 		return p
 	}
 	if r := (*events.Refusal)(nil); errors.As(err, &r) {
-		p := badRequest(r.Detail)
-		p.Reason = string(r.Reason)
-		return p
+		return badRequest(r.Reason, r.Detail)
 	}
 	return Unavailable("The answer can't be given right now; try again.")
 }

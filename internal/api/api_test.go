@@ -2,18 +2,23 @@ package api_test
 
 import (
 	"context"
+	stdjson "encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
@@ -46,7 +51,7 @@ func endpoints() []api.Endpoint {
 				case "panic":
 					panic("poison")
 				case "unknown":
-					return api.Answer{}, api.NotFound("Nobody knows.")
+					return api.Answer{}, api.UnknownService("Nobody knows.")
 				}
 				return api.JSON("yes")
 			},
@@ -125,11 +130,12 @@ func TestBothWays(t *testing.T) {
 			want                string
 		}{
 			{"/apps/org.example/services/cms", "test.thing.org.example.cms", "", 200, `{"target":"org.example.cms"}`},
-			{"/apps/org.example/services/CMS", "test.thing.org.example.CMS", "", 400, "a service id is one label"},
-			{"/apps/org/services/cms", "test.thing.org.cms", "", 400, "an app id is"},
+			{"/apps/org.example/services/CMS", "test.thing.org.example.CMS", "", 400, `"reason":"invalid_field"`},
+			{"/apps/org/services/cms", "test.thing.org.cms", "", 400, `"reason":"invalid_field"`},
 			{"/ask", "test.ask", "please", 200, `"yes"`},
 			{"/ask", "test.ask", "refuse", 400, `"reason":"invalid_field"`},
-			{"/ask", "test.ask", "unknown", 404, "Nobody knows."},
+			{"/ask", "test.ask", "unknown", 404, `"reason":"unknown_service"`},
+			{"/ask", "test.ask", strings.Repeat("x", events.MaxQuery+1), 413, `"reason":"malformed_message"`},
 			{"/ask", "test.ask", "fail", 503, "try again"},
 			{"/ask", "test.ask", "panic", 0, ""},
 			{"/ask", "test.ask", "please", 200, `"yes"`}, // and it goes on
@@ -145,32 +151,72 @@ func TestBothWays(t *testing.T) {
 	}
 }
 
-// TestStats: what micro tells of an endpoint has what became of its calls.
+// TestStats: `nats micro` finds the service, by its own subjects, and what it shows of an endpoint is what became of its calls.
 func TestStats(t *testing.T) {
 	t.Parallel()
 	nc := testenv.Connect(t, testenv.NewBroker(t).URL())
-	service, err := api.Register(t.Context(), nc, slog.New(slog.DiscardHandler), api.Service{Name: "test", Version: "1.0.0"}, endpoints()...)
+	var took atomic.Int64
+	slow := api.Endpoint{Name: "slow", Subject: "test.slow", Handle: func(context.Context, api.Call) (api.Answer, error) {
+		began := time.Now()
+		for time.Since(began) < 2*time.Millisecond {
+			runtime.Gosched()
+		}
+		took.Add(int64(time.Since(began)))
+		return api.JSON("yes")
+	}}
+	service, err := api.Register(t.Context(), nc, slog.New(slog.DiscardHandler), api.Service{Name: "test", Version: "1.0.0"}, append(endpoints(), slow)...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = service.Stop() })
-	for _, body := range []string{"please", "unknown", "refuse", "please"} {
+	for _, body := range []string{"please", "refuse", "fail", "unknown", "please"} {
 		if _, err := nc.Request("test.ask", []byte(body), patience); err != nil {
 			t.Fatal(err)
 		}
 	}
-	testenv.Eventually(t, patience, "all are counted", func() error {
-		for _, e := range service.Stats().Endpoints {
-			var s api.Stats
-			if err := json.Unmarshal(e.Data, &s); err != nil {
-				t.Fatal(err)
-			}
-			if e.Name == "ask" && (s.Answered != 4 || s.Errors != 2 || s.AverageProcessingTime <= 0) || e.Name == "thing" && s.Answered != 0 {
-				return fmt.Errorf("%s: %+v", e.Name, s)
-			}
+	for range 3 {
+		if _, err := nc.Request("test.slow", nil, patience); err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	})
+	}
+	var info micro.Info
+	asked(t, nc, "$SRV.INFO.test", &info)
+	if info.Type != micro.InfoResponseType || len(info.Endpoints) != 3 || info.Endpoints[1].Subject != "test.ask" || info.Metadata == nil {
+		t.Errorf("it describes itself as %+v", info)
+	}
+	for _, of := range []string{"", ".test", ".test." + info.ID} {
+		var ping micro.Ping
+		asked(t, nc, "$SRV.PING"+of, &ping)
+		if ping.Type != micro.PingResponseType || ping.ID != info.ID || ping.Name != "test" || ping.Version != "1.0.0" {
+			t.Errorf("pinged at %q, it says %+v", of, ping)
+		}
+		testenv.Eventually(t, patience, "all are counted", func() error {
+			var s micro.Stats
+			asked(t, nc, "$SRV.STATS"+of, &s)
+			if s.Type != micro.StatsResponseType || s.ID != info.ID || len(s.Endpoints) != 3 || s.Started.IsZero() {
+				return fmt.Errorf("%+v", s)
+			}
+			thing, ask, slow := s.Endpoints[0], s.Endpoints[1], s.Endpoints[2]
+			if thing.NumRequests != 0 || ask.NumRequests != 5 || ask.NumErrors != 3 || ask.LastError != "404:Not Found" ||
+				slow.NumRequests != 3 || slow.NumErrors != 0 || slow.LastError != "" ||
+				int64(slow.ProcessingTime) < took.Load() || slow.AverageProcessingTime != slow.ProcessingTime/3 {
+				return fmt.Errorf("%+v, %+v, %+v", thing, ask, slow)
+			}
+			return nil
+		})
+	}
+}
+
+// asked sends an empty question and reads its answer as nats.go's own package would.
+func asked(t *testing.T, nc *nats.Conn, subject string, into any) {
+	t.Helper()
+	reply, err := nc.Request(subject, nil, patience)
+	if err != nil {
+		t.Fatalf("%s: %v", subject, err)
+	}
+	if err := stdjson.Unmarshal(reply.Data, into); err != nil {
+		t.Fatalf("%s: %s: %v", subject, reply.Data, err)
+	}
 }
 
 // TestAnswerTooLarge: whoever asks for more than a message may hold is told so.

@@ -43,11 +43,11 @@ func Problems(mux *http.ServeMux) http.Handler {
 		}
 		no := &statusOnly{header: http.Header{}}
 		handler.ServeHTTP(no, r)
-		p := NotFound("Nothing is served at this path.")
+		p := problem(http.StatusNotFound, "", "Nothing is served at this path.")
 		if no.status == http.StatusMethodNotAllowed {
 			allow := no.header.Get("Allow")
 			w.Header().Set("Allow", allow)
-			p = &Problem{Title: http.StatusText(no.status), Status: no.status, Detail: "This path takes " + allow + "."}
+			p = problem(no.status, "", "This path takes "+allow+".")
 		}
 		WriteProblem(w, p)
 	})
@@ -70,9 +70,9 @@ func (s *statusOnly) Write(b []byte) (int, error) { return len(b), nil }
 
 func bodyProblem(err error) *Problem {
 	if over := (*http.MaxBytesError)(nil); errors.As(err, &over) {
-		return tooLarge("The request is larger than 64 KiB.")
+		return requestTooLarge()
 	}
-	return badRequest("The request's body can't be read.")
+	return badRequest(events.MalformedMessage, "The request's body can't be read.")
 }
 
 func writeAnswer(w http.ResponseWriter, a Answer) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
+
+	"omiappreg.org/keyrotation/events"
 )
 
 const (
@@ -26,17 +29,8 @@ type Service struct {
 }
 
 // Register serves the endpoints over NATS until the returned service is stopped, or ctx ends.
-func Register(ctx context.Context, nc *nats.Conn, log *slog.Logger, s Service, endpoints ...Endpoint) (micro.Service, error) {
-	counted := make(map[string]*calls, len(endpoints))
-	for _, e := range endpoints {
-		counted[e.Name] = &calls{}
-	}
-	service, err := micro.AddService(nc, micro.Config{
-		Name: s.Name, Version: s.Version, Description: s.Description, StatsHandler: statsOf(counted),
-	})
-	if err != nil {
-		return nil, fmt.Errorf("register the service %s: %w", s.Name, err)
-	}
+func Register(ctx context.Context, nc *nats.Conn, log *slog.Logger, s Service, endpoints ...Endpoint) (*Registered, error) {
+	service := newRegistered(s)
 	for _, e := range endpoints {
 		if e.Subject == "" {
 			continue
@@ -45,34 +39,39 @@ func Register(ctx context.Context, nc *nats.Conn, log *slog.Logger, s Service, e
 		if strings.HasSuffix(subject, ".") {
 			subject += ">"
 		}
-		if err := service.AddEndpoint(e.Name, e.handler(ctx, nc, log, counted[e.Name]), micro.WithEndpointSubject(subject)); err != nil {
+		counted := &calls{}
+		if err := service.listen(nc, e.Name, subject, counted, e.handler(ctx, nc, log, counted)); err != nil {
 			_ = service.Stop()
-			return nil, fmt.Errorf("register the endpoint %s: %w", e.Name, err)
+			return nil, fmt.Errorf("register the service %s: %w", s.Name, err)
 		}
+	}
+	if err := service.describe(nc); err != nil {
+		_ = service.Stop()
+		return nil, fmt.Errorf("register the service %s: %w", s.Name, err)
 	}
 	return service, nil
 }
 
-func (e Endpoint) handler(ctx context.Context, nc *nats.Conn, log *slog.Logger, counted *calls) micro.Handler {
+func (e Endpoint) handler(ctx context.Context, nc *nats.Conn, log *slog.Logger, counted *calls) nats.MsgHandler {
 	free := make(chan struct{}, inFlight)
-	return micro.HandlerFunc(func(r micro.Request) {
-		if !answerable(r.Reply()) {
+	return func(m *nats.Msg) {
+		if !answerable(m.Reply) {
 			log.Debug("not answered: its reply subject is not the caller's own", "endpoint", e.Name)
 			return
 		}
 		free <- struct{}{}
 		go func() {
+			began, told := time.Now(), problem(http.StatusInternalServerError, "", "") // nothing is, if the handler panics
 			defer func() {
 				if v := recover(); v != nil { // whatever arrives, it stops no process
 					log.Error("handler panics", "endpoint", e.Name, "panic", v, "stack", string(debug.Stack()))
 				}
+				counted.count(told, time.Since(began))
 				<-free
 			}()
-			began := time.Now()
-			err := e.respond(ctx, nc, log, r)
-			counted.count(err, time.Since(began))
+			told = e.respond(ctx, nc, log, m)
 		}()
-	})
+	}
 }
 
 // answerable says whether an answer may be published to a reply subject. The caller names it, and the answer is published with
@@ -83,29 +82,36 @@ func answerable(reply string) bool {
 	return !strings.HasPrefix(reply, "omi.") && !strings.HasPrefix(reply, "$")
 }
 
-// respond answers by a message of its own, not by the request: what that notes of its answer, micro reads as soon as the
-// handler has returned. It returns the handler's error, if the answer is one.
-func (e Endpoint) respond(ctx context.Context, nc *nats.Conn, log *slog.Logger, r micro.Request) error {
+// respond answers, and returns the problem document that the answer is, if it is one.
+func (e Endpoint) respond(ctx context.Context, nc *nats.Conn, log *slog.Logger, m *nats.Msg) *Problem {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	reply := nats.NewMsg(r.Reply())
-	answer, err := e.Handle(ctx, e.callOf(r))
+	answer, err := e.answer(ctx, m)
 	if err == nil && int64(len(answer.Body)) > nc.MaxPayload() {
-		err = tooLarge("The answer is larger than a message of this broker may be: ask over HTTP, or for a part of it.")
+		err = answerTooLarge()
 	}
+	reply := nats.NewMsg(m.Reply)
+	var told *Problem
 	if err == nil {
 		reply.Data = answer.Body
 	} else {
 		logFault(ctx, log, e.Name, err)
-		p := problemOf(err)
-		reply.Data, reply.Header = p.encode(), nats.Header(problemHeaders())
-		reply.Header.Set(micro.ErrorCodeHeader, strconv.Itoa(p.Status))
-		reply.Header.Set(micro.ErrorHeader, p.Title)
+		told = problemOf(err)
+		reply.Data, reply.Header = told.encode(), nats.Header(problemHeaders())
+		reply.Header.Set(micro.ErrorCodeHeader, strconv.Itoa(told.Status))
+		reply.Header.Set(micro.ErrorHeader, told.Title)
 	}
 	if err := nc.PublishMsg(reply); err != nil {
 		log.Debug("respond", "endpoint", e.Name, "error", err)
 	}
-	return err
+	return told
+}
+
+func (e Endpoint) answer(ctx context.Context, m *nats.Msg) (Answer, error) {
+	if len(m.Data) > events.MaxQuery {
+		return Answer{}, requestTooLarge()
+	}
+	return e.Handle(ctx, e.callOf(m))
 }
 
 func problemHeaders() micro.Headers {
@@ -117,9 +123,9 @@ func RespondProblem(r micro.Request, p *Problem) error {
 	return r.Error(strconv.Itoa(p.Status), p.Title, p.encode(), micro.WithHeaders(problemHeaders()))
 }
 
-func (e Endpoint) callOf(r micro.Request) Call {
-	c := Call{Body: r.Data()}
-	if target, ok := strings.CutPrefix(r.Subject(), e.Subject); ok {
+func (e Endpoint) callOf(m *nats.Msg) Call {
+	c := Call{Body: m.Data}
+	if target, ok := strings.CutPrefix(m.Subject, e.Subject); ok {
 		if dot := strings.LastIndexByte(target, '.'); dot >= 0 {
 			c.AppID, c.ServiceID = target[:dot], target[dot+1:]
 		}

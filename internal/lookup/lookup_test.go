@@ -32,7 +32,7 @@ func answers(t *testing.T, conn *nats.Conn, registry *subtest.Registry, known *s
 		case "failing":
 			return events.SigningKey{}, errors.New("the database is away")
 		}
-		return events.SigningKey{}, api.NotFound("No such service.")
+		return events.SigningKey{}, api.UnknownService("No such service.")
 	}
 	about := func(c api.Call) *subtest.Service {
 		s := *known

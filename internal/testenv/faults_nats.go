@@ -167,7 +167,7 @@ func operation(b []byte) (n int, what string) {
 		}
 		return n, "PUB " + family(fields[1])
 	case "SUB":
-		if strings.HasPrefix(fields[1], "$SRV.") { // the discovery of the package micro, a dozen for each service
+		if strings.HasPrefix(fields[1], "$SRV.") { // the discovery of micro services, a dozen for each service
 			return n, ""
 		}
 		return n, "SUB " + family(fields[1])

@@ -163,6 +163,10 @@ func (a Answer) checkProblem(t *testing.T, asked, mediaType string) {
 	if err != nil || p.Status != a.Status || p.Title != http.StatusText(a.Status) || p.Detail == "" || mediaType != "application/problem+json" {
 		t.Errorf("%q: %d %s with no such problem document: %s (%v)", asked, a.Status, mediaType, a.Body, err)
 	}
+	reasoned := a.Status == http.StatusBadRequest || a.Status == http.StatusNotFound && strings.HasPrefix(asked, "omi.")
+	if reasoned && p.Reason == "" { // a path of HTTP may be unknown too
+		t.Errorf("%q: a problem document without its reason: %s", asked, a.Body)
+	}
 	if a.Status >= http.StatusInternalServerError {
 		t.Errorf("%q: a fault of ours: %s", asked, a.Body)
 	}
