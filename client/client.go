@@ -57,6 +57,10 @@ var (
 	ErrNotBegun = errors.New("the change has not begun")
 )
 
+// ErrUntrusted means that the registry that answers is not the one of [Config.Trust]: another one, or its key was changed.
+// Nothing is sent to it, since its answer could not be believed. Open the client with the right Trust.
+var ErrUntrusted = lookup.ErrUntrusted
+
 // RefusedError is the registry's no, with its receipt.
 type RefusedError = request.Refused
 

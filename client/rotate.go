@@ -54,7 +54,7 @@ func (cmd *command) abandoned() bool {
 //
 // A rotation that is under way already is brought to its end, and its receipt returned. When ctx ends, only the waiting
 // does: the error is [ErrNotStored] or [ErrNoAnswer], and the change goes on, after a restart too; or it is [ErrNotBegun].
-// [*RefusedError] is the registry's no.
+// [*RefusedError] is the registry's no. A registry that could not be believed is sent nothing: the error is [ErrUntrusted].
 func (c *Client) Rotate(ctx context.Context) (events.Receipt, error) {
 	return c.do(ctx, &command{draft: events.Draft{Kind: events.Rotation}})
 }

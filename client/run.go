@@ -115,6 +115,9 @@ func (c *Client) begin(ctx context.Context, cmd *command) {
 }
 
 func (c *Client) prepare(ctx context.Context, cmd *command) (*entry, error) {
+	if err := c.trusted(ctx); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotBegun, err)
+	}
 	pending, err := c.cfg.Store.Signer(ctx, Pending)
 	switch {
 	case errors.Is(err, ErrNoKey):
@@ -178,6 +181,20 @@ func (c *Client) check(ctx context.Context) (adopted bool, err error) {
 	return true, nil
 }
 
+// trusted returns [ErrUntrusted] if a registry answers whose receipt could not be believed. Where none answers, that is no
+// reason not to send: the request waits in the stream.
+func (c *Client) trusted(ctx context.Context) error {
+	if !c.cfg.Conn.IsConnected() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if err := c.lookup.Trusted(ctx); errors.Is(err, ErrUntrusted) {
+		return err
+	}
+	return nil
+}
+
 func (c *Client) record(ctx context.Context) (events.ServiceRecord, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -192,12 +209,12 @@ func (c *Client) request(ctx context.Context) {
 	if c.entry.resumed || c.entry.AtOnce {
 		c.hold()
 	}
-	since, answers := time.Now(), make(chan events.Receipt, 1)
+	since, answers, untrusted := time.Now(), make(chan events.Receipt, 1), make(chan error)
 	var sender sync.WaitGroup
 	defer sender.Wait()
 	sending, stop := context.WithCancel(ctx)
 	defer stop()
-	sender.Go(func() { c.sendUntilAnswered(sending, c.entry.Request, answers) })
+	sender.Go(func() { c.sendUntilAnswered(sending, c.entry, answers, untrusted) })
 	release := newTimer(c.release)
 	defer release.Stop()
 	for {
@@ -207,6 +224,8 @@ func (c *Client) request(ctx context.Context) {
 		case receipt := <-answers:
 			c.answered(ctx, &receipt, since)
 			return
+		case err := <-untrusted: // the change goes on when the right registry is back; who waits for it must know
+			answer(&c.waiting, result{err: fmt.Errorf("%w: %w", c.unanswered(), err)})
 		case <-release.C:
 			c.unhold()
 		case cmd := <-c.commands:
@@ -231,17 +250,30 @@ func (c *Client) join(cmd *command) {
 	}
 }
 
-func (c *Client) sendUntilAnswered(ctx context.Context, m request.Message, answers chan<- events.Receipt) {
+// unanswered says how far a request without an answer is.
+func (c *Client) unanswered() error {
+	if c.stored.Load() {
+		return ErrNoAnswer
+	}
+	return ErrNotStored
+}
+
+func (c *Client) sendUntilAnswered(ctx context.Context, e *entry, answers chan<- events.Receipt, untrusted chan<- error) {
+	m, sender := e.Request, c.sender
+	if e.resumed { // else prepare has just asked
+		sender.Allowed = c.trusted
+	}
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, resendAfter
 	for ctx.Err() == nil {
 		attempt, cancel := context.WithTimeout(ctx, resendAfter)
-		receipt, err := c.sender.Send(attempt, c.cfg.Target, m, func() {
+		receipt, err := sender.Send(attempt, c.cfg.Target, m, func() {
 			if !c.stored.Swap(true) {
 				c.tell(Event{Kind: Stored, Key: m.NewKey})
 			}
 		})
 		cancel()
+		sender.Allowed = c.trusted
 		if err == nil {
 			answers <- receipt
 			return
@@ -250,6 +282,12 @@ func (c *Client) sendUntilAnswered(ctx context.Context, m request.Message, answe
 			return
 		}
 		c.retrying(ctx, err)
+		if errors.Is(err, ErrUntrusted) {
+			select {
+			case untrusted <- err:
+			case <-ctx.Done():
+			}
+		}
 		wait(ctx, pause.NextBackOff())
 	}
 }

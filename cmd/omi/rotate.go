@@ -238,6 +238,9 @@ func (c *keyChange) failed(receipt events.Receipt, err error) error {
 		}
 		return err
 	}
+	if errors.Is(err, client.ErrUntrusted) { // its key was changed just now: withSession has asked, too
+		return process.Refused(err)
+	}
 	for _, away := range []error{client.ErrNotStored, client.ErrNoAnswer, client.ErrNotBegun, context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(err, away) {
 			return unanswered(err)

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
@@ -22,6 +24,8 @@ var (
 	ErrUnknownService = errors.New("the service was never bound")
 	// ErrNoRegistry means that the broker is there, and nobody answers as the registry.
 	ErrNoRegistry = errors.New("the broker answers, but no registry does: is omi-registry (or `omi dev`) running there?")
+	// ErrUntrusted means that a registry answered, and that nothing it signs can be believed.
+	ErrUntrusted = errors.New("the registry here is not the one that is trusted")
 )
 
 // Registry asks the registry. Trust says whose answers are believed.
@@ -38,9 +42,42 @@ func (r Registry) ServiceRecord(ctx context.Context, target events.Target) (even
 	}
 	record, err := r.Trust.ServiceRecord(target, document)
 	if err != nil {
-		return events.ServiceRecord{}, fmt.Errorf("look up the service %s: %w", target, err)
+		return events.ServiceRecord{}, fmt.Errorf("look up the service %s: %w", target, untrusted(err))
 	}
 	return record, nil
+}
+
+// untrusted says of a document that another registry, or another key, has signed that this is so.
+func untrusted(err error) error {
+	refusal := (*events.Refusal)(nil)
+	if errors.As(err, &refusal) && (refusal.Reason == events.UntrustedSignature || refusal.Reason == events.WrongOrigin) {
+		return fmt.Errorf("%w: %w", ErrUntrusted, err)
+	}
+	return err
+}
+
+// Trusted asks the registry who it is, and returns [ErrUntrusted] if nothing that it signs would be believed. Any other
+// error means that the registry did not say.
+func (r Registry) Trusted(ctx context.Context) error {
+	info, err := RegistryInfo(ctx, r.Conn)
+	if err != nil {
+		return err
+	}
+	trusted := r.Trust.PublicKeys()
+	if info.Origin == r.Trust.Origin() &&
+		slices.ContainsFunc(info.PublicKeys, func(k events.PublicKey) bool { return slices.Contains(trusted, k) }) {
+		return nil
+	}
+	return fmt.Errorf("%w: it is %s and signs with %s, and what is trusted is %s with %s; if its operator has changed its key, "+
+		"trust the new one", ErrUntrusted, info.Origin, texts(info.PublicKeys), r.Trust.Origin(), texts(trusted))
+}
+
+func texts(keys []events.PublicKey) string {
+	list := make([]string, len(keys))
+	for i, k := range keys {
+		list[i] = k.String()
+	}
+	return strings.Join(list, ", ")
 }
 
 // ServiceHistory returns every key that a service ever had (§8.4), or [ErrUnknownService] or [ErrNoRegistry].
@@ -81,7 +118,8 @@ func (r Registry) history(ctx context.Context, target events.Target, question []
 	if err != nil {
 		return events.ServiceHistory{}, err
 	}
-	return r.Trust.ServiceHistory(target, document)
+	history, err := r.Trust.ServiceHistory(target, document)
+	return history, untrusted(err)
 }
 
 func (r Registry) about(ctx context.Context, subject string, target events.Target, question []byte) ([]byte, error) {

@@ -75,6 +75,8 @@ func (m *Message) answeredBy(r *events.Receipt) bool {
 type Sender struct {
 	JetStream jetstream.JetStream
 	Trust     events.Trust
+	// Allowed, if not nil, is asked before a message is published and after the receipts were looked at. Its error stops Send.
+	Allowed func(context.Context) error
 }
 
 // Send publishes a message, and waits for its receipt until ctx ends or the broker fails: then the error is [ErrNotStored]
@@ -103,6 +105,11 @@ func (s Sender) Send(ctx context.Context, target events.Target, m Message, store
 		}
 		if m.answeredBy(&receipt) {
 			return receipt, nil
+		}
+	}
+	if s.Allowed != nil {
+		if err := s.Allowed(ctx); err != nil {
+			return events.Receipt{}, err
 		}
 	}
 	if err := s.Publish(ctx, m); err != nil {
