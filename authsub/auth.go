@@ -18,6 +18,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/verify"
 	"omiappreg.org/keyrotation/keyring"
@@ -119,9 +120,11 @@ func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 	}
 	began := cfg.Now()
 	var services int
-	err = a.store.Read(ctx, func() (err error) { // what is loaded twice is as it was the last time
-		services, err = a.load(ctx)
-		return err
+	err = sqldb.Await(ctx, cfg.Log, func() error {
+		return a.store.Read(ctx, func() (err error) { // what is loaded twice is as it was the last time
+			services, err = a.load(ctx)
+			return err
+		})
 	})
 	if err != nil {
 		return err

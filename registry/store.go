@@ -44,7 +44,7 @@ func prepared(
 	if err != nil {
 		return nil, fmt.Errorf("open the registry's database: %w", err)
 	}
-	if err := prepare(db, ctx, sqldb.Registry, schema.Registry()); err != nil {
+	if err := sqldb.Await(ctx, log, func() error { return prepare(db, ctx, sqldb.Registry, schema.Registry()) }); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the registry's database: %w", err), db.Close())
 	}
 	return &Store{db}, nil
@@ -66,6 +66,16 @@ var (
 type App struct {
 	AppID           events.AppID     `json:"app_id"`
 	MasterPublicKey events.PublicKey `json:"master_public_key"`
+}
+
+// AddApps makes apps known, for a process that starts: it waits for a database that is away. Its errors are those of [Store.AddApp].
+func (s *Store) AddApps(ctx context.Context, apps []App, now int64, log *slog.Logger) error {
+	for _, app := range apps {
+		if err := sqldb.Await(ctx, log, func() error { return s.AddApp(ctx, app, now) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // AddApp makes an app known. To add it again with the same Master Key changes nothing; another Master Key is

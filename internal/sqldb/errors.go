@@ -2,6 +2,7 @@ package sqldb
 
 import (
 	"context"
+	"crypto/tls"
 	"database/sql"
 	"database/sql/driver"
 	"errors"
@@ -23,14 +24,14 @@ var ErrUnknownOutcome = errors.New("the outcome of the commit is unknown")
 // Transient says whether err is a fault of the environment, which the same call may not meet again later: a server that
 // is unreachable, restarting or overloaded, a full disk, a lost race with another transaction, a deadline. An error
 // with ErrUnknownOutcome in it can be transient too, and has to be settled before that call is made again. The end of
-// a context by cancellation is not transient: somebody wants to stop.
+// a context by cancellation is not transient: somebody wants to stop. Nor is what a person has to change, [ErrURL].
 func Transient(err error) bool {
-	if err == nil || errors.Is(err, context.Canceled) {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrURL) {
 		return false
 	}
 	var answer *pgconn.PgError
 	if errors.As(err, &answer) {
-		return transientState(answer.Code)
+		return transientState(answer.Code) || connecting(err) && !finalState(answer.Code)
 	}
 	if code, ok := sqliteCode(err); ok {
 		return transientCode(code)
@@ -74,6 +75,16 @@ func transientState(state string) bool {
 	return false
 }
 
+// finalState judges the SQLSTATE by which a server refuses a connection: it says so until somebody changes the URL, or what the
+// server knows of the user and the database.
+func finalState(state string) bool {
+	switch class(state) {
+	case "0A", "22", "28", "3D", "42": // what it can't do, a value, credentials, the database, a name or a privilege
+		return true
+	}
+	return false
+}
+
 // class is the part of a SQLSTATE that groups related ones.
 func class(state string) string { return state[:min(2, len(state))] }
 
@@ -96,11 +107,17 @@ func transientCode(code int) bool {
 	return false
 }
 
-// broken says whether err comes from the way to the server, not from the server.
+// broken says whether err comes from the way to the server, not from the server. A connection that can't be made is such a fault
+// whatever the reason: a server that starts, stops or gives way to another says anything. Only a certificate that is not the
+// one that the URL asks for may be an attack.
 func broken(err error) bool {
+	return cut(err) || connecting(err) && !uncertified(err)
+}
+
+// cut says whether the way to the server, or to the disk, is not there or broke off.
+func cut(err error) bool {
 	for _, target := range []error{
-		driver.ErrBadConn, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed,
-		pgconn.ErrConnClosed, syscall.ENOSPC,
+		driver.ErrBadConn, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, pgconn.ErrConnClosed,
 	} {
 		if errors.Is(err, target) {
 			return true
@@ -108,7 +125,39 @@ func broken(err error) bool {
 	}
 	// Dialling, resolving, reading and writing, resets and timeouts are all such; a refused certificate isn't.
 	var network net.Error
-	return errors.As(err, &network) || pgconn.SafeToRetry(err)
+	return errors.As(err, &network) || pgconn.SafeToRetry(err) || exhausted(err)
+}
+
+// exhausted says whether the system lacks something that it may have again.
+func exhausted(err error) bool {
+	for _, number := range []syscall.Errno{
+		syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EAGAIN, syscall.EINTR,
+		syscall.ESTALE, syscall.EBUSY,
+	} {
+		if errors.Is(err, number) {
+			return true
+		}
+	}
+	return false
+}
+
+// connecting says whether err is of a connection that could not be made.
+func connecting(err error) bool { return errors.As(err, new(*pgconn.ConnectError)) }
+
+// uncertified says whether the server's certificate is not one that the URL accepts.
+func uncertified(err error) bool { return errors.As(err, new(*tls.CertificateVerificationError)) }
+
+// doubtful says whether a fault that may pass may also be there to stay: a server without TLS refuses it for ever, and one that
+// restarts may do so once.
+func doubtful(err error) bool {
+	if code, ok := sqliteCode(err); ok {
+		return code == sqlite3.SQLITE_CANTOPEN
+	}
+	var answer *pgconn.PgError
+	if errors.As(err, &answer) {
+		return !transientState(answer.Code)
+	}
+	return !cut(err)
 }
 
 // conflict says whether running the transaction again, from its start, is the engine's way to resolve err.

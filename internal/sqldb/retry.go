@@ -3,6 +3,7 @@ package sqldb
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -24,6 +25,47 @@ func sleep(ctx context.Context, pause time.Duration, cause error) error {
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("%w, while waiting because of: %w", context.Cause(ctx), cause)
+	}
+}
+
+// certainAfter is how long a doubtful refusal has to be the only answer before it is believed.
+const certainAfter = 20 * time.Second
+
+// Await runs attempt, for a process that starts, until it ends otherwise than by a fault that can pass ([Transient]), or ctx ends. The
+// log says now and then what is waited for. What a server that restarts may say, and one that has to be set up otherwise says for
+// ever, is [ErrURL] once it has been the only answer for a while.
+func Await(ctx context.Context, log *slog.Logger, attempt func() error) error {
+	pause := pauses(100*time.Millisecond, 3*time.Second)
+	var warned, doubted time.Time
+	for {
+		err := attempt()
+		if err == nil {
+			if !warned.IsZero() {
+				log.InfoContext(ctx, "the database answers")
+			}
+			return nil
+		}
+		if refused := refusal(err); refused != nil {
+			return refused
+		}
+		if !Transient(err) {
+			return err
+		}
+		switch {
+		case !doubtful(err):
+			doubted = time.Time{}
+		case doubted.IsZero():
+			doubted = time.Now()
+		case time.Since(doubted) >= certainAfter:
+			return fmt.Errorf("%w: the server has answered nothing else for %s: %w", ErrURL, certainAfter, err)
+		}
+		if time.Since(warned) >= warnEvery {
+			warned = time.Now()
+			log.WarnContext(ctx, "waiting for the database", "error", err)
+		}
+		if err := sleep(ctx, pause.NextBackOff(), err); err != nil {
+			return err
+		}
 	}
 }
 

@@ -38,9 +38,13 @@ func openServer(ctx context.Context, url string, log *slog.Logger) (*DB, error) 
 		pooled.Store(yes)
 		return err
 	})
-	engine, err := awaitServer(ctx, first, log)
+	var engine Engine
+	err = Await(ctx, log, func() (err error) {
+		engine, err = askServer(ctx, first)
+		return err
+	})
 	if err := errors.Join(err, first.Close()); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("connect to the database: %w", err)
 	}
 	switch {
 	case engine != Postgres || execModeChosen(url):
@@ -153,34 +157,6 @@ const execMode = "default_query_exec_mode="
 
 func execModeChosen(url string) bool { return strings.Contains(url, execMode) }
 
-// awaitServer asks the server for its version until it answers, refuses for good, or ctx ends.
-func awaitServer(ctx context.Context, pool *sql.DB, log *slog.Logger) (Engine, error) {
-	pause := pauses(100*time.Millisecond, 3*time.Second)
-	var warned time.Time
-	for {
-		engine, err := askServer(ctx, pool)
-		if err == nil {
-			if !warned.IsZero() {
-				log.InfoContext(ctx, "the database answers")
-			}
-			return engine, nil
-		}
-		if mend := refusal(err); mend != nil {
-			return "", mend
-		}
-		if ctx.Err() != nil || !Transient(err) {
-			return "", fmt.Errorf("connect to the database: %w", err)
-		}
-		if time.Since(warned) >= warnEvery {
-			warned = time.Now()
-			log.WarnContext(ctx, "waiting for the database", "error", err)
-		}
-		if err := sleep(ctx, pause.NextBackOff(), err); err != nil {
-			return "", fmt.Errorf("connect to the database: %w", err)
-		}
-	}
-}
-
 // askServer asks the server which it is, and CockroachDB whether it has the database: it lets one connect to any, and refuses what
 // needs one.
 func askServer(ctx context.Context, pool *sql.DB) (Engine, error) {
@@ -207,16 +183,25 @@ func askServer(ctx context.Context, pool *sql.DB) (Engine, error) {
 // noSuchDatabase is a SQLSTATE.
 const noSuchDatabase = "3D000"
 
-// refusal returns how to mend what the server will go on refusing, nil if err is something else.
+// refusal returns how to correct what the server will go on refusing, nil if err is something else.
 func refusal(err error) error {
 	var answer *pgconn.PgError
 	switch {
+	case errors.Is(err, ErrURL):
+		return nil
 	case !errors.As(err, &answer):
+		if uncertified(err) && !cut(err) {
+			return fmt.Errorf("%w: the server's certificate is not trusted: name its authority by sslrootcert=FILE in the URL: %w", ErrURL, err)
+		}
 		return nil
 	case strings.HasPrefix(answer.Code, "28"):
 		return fmt.Errorf("%w: give a user and password that the server accepts: %w", ErrURL, answer)
 	case answer.Code == noSuchDatabase:
 		return fmt.Errorf("%w: create this database (CREATE DATABASE), or name another: %w", ErrURL, answer)
+	case connecting(err) && answer.Code == insufficientPrivilege:
+		return fmt.Errorf("%w: grant this user the right to connect to the database: %w", ErrURL, answer)
+	case connecting(err) && finalState(answer.Code):
+		return fmt.Errorf("%w: the server refuses such a connection: %w", ErrURL, answer)
 	default:
 		return nil
 	}

@@ -40,10 +40,11 @@ type DB struct {
 // Open opens the database that url names: sqlite:PATH (the file and its folder are created), or a postgres:// or
 // postgresql:// URL of PostgreSQL or CockroachDB.
 //
-// A server that can't be reached is waited for until ctx ends, with a warning now and then: processes start in any
-// order. What waiting can't mend ends at once: a URL of another form, refused credentials and a missing database
+// A server that can't be reached is waited for until ctx ends, with a warning now and then ([Await]): processes start in any
+// order. What can't pass ends at once: a URL of another form, refused credentials and a missing database
 // satisfy errors.Is(err, ErrURL). No error quotes a password.
 func Open(ctx context.Context, url string, log *slog.Logger) (*DB, error) {
+	url = strings.TrimSpace(url)
 	scheme, rest, _ := strings.Cut(url, ":")
 	switch {
 	case scheme == "sqlite":
@@ -58,6 +59,7 @@ func Open(ctx context.Context, url string, log *slog.Logger) (*DB, error) {
 // CheckURL returns [ErrURL] for a URL that Open will refuse whatever it finds there, so that a process can say so before
 // it starts anything.
 func CheckURL(url string) error {
+	url = strings.TrimSpace(url)
 	scheme, rest, _ := strings.Cut(url, ":")
 	if scheme == "sqlite" {
 		_, err := sqlitePath(rest)

@@ -37,11 +37,19 @@ func fileParams() url.Values {
 	}
 }
 
-func openFile(ctx context.Context, rest string, log *slog.Logger) (*DB, error) {
+func openFile(ctx context.Context, rest string, log *slog.Logger) (db *DB, err error) {
 	path, err := sqlitePath(rest)
 	if err != nil {
 		return nil, err
 	}
+	err = Await(ctx, log, func() (err error) {
+		db, err = openFileNow(ctx, path, log)
+		return err
+	})
+	return db, err
+}
+
+func openFileNow(ctx context.Context, path string, log *slog.Logger) (*DB, error) {
 	if err := createFile(path); err != nil {
 		return nil, err
 	}
@@ -60,8 +68,11 @@ func openFile(ctx context.Context, rest string, log *slog.Logger) (*DB, error) {
 	db := &DB{engine: SQLite, reader: reader, writer: writer, file: path, log: log}
 	// Turning WAL on can fail with SQLITE_BUSY whatever the busy_timeout, if two processes do it at once.
 	err = again(ctx, func() error { return db.Ping(ctx) })
-	if code, _ := sqliteCode(err); code == sqlite3.SQLITE_NOTADB {
+	switch code, _ := sqliteCode(err); code {
+	case sqlite3.SQLITE_NOTADB:
 		err = urlError("the file is no SQLite database; name another, or a new one")
+	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM:
+		err = urlError("this user may not write to the file or to its folder: " + err.Error())
 	}
 	if err == nil {
 		db.checkpointer, err = startCheckpointer(path, log)

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -55,9 +54,9 @@ func createFile(path string) error {
 	return nil
 }
 
-// fileError is to be mended by whoever wrote the URL, unless it may pass by itself.
+// fileError is to be corrected by the person who wrote the URL, unless it may pass by itself.
 func fileError(what string, err error) error {
-	if errors.Is(err, syscall.ENOSPC) {
+	if exhausted(err) {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return urlError(what + ": " + err.Error())

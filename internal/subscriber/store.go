@@ -83,16 +83,16 @@ func openStore(
 	s := &Store{db: db, part: rand.Int64N(positionParts)} //nolint:gosec // it only spreads writers
 	s.known, err = lru.New[string, int64](rememberedMost)
 	if err == nil {
-		err = prepare(db, ctx, owner, migrations)
+		err = sqldb.Await(ctx, log, func() error { return prepare(db, ctx, owner, migrations) })
 	}
 	if err == nil && db.Engine() == sqldb.SQLite {
 		s.useHints(owner)
 	}
 	if err == nil {
-		err = s.lookForUntimed(ctx)
+		err = sqldb.Await(ctx, log, func() error { return s.lookForUntimed(ctx) })
 	}
 	if err == nil {
-		err = s.readRecent(ctx)
+		err = sqldb.Await(ctx, log, func() error { return s.readRecent(ctx) })
 	}
 	if err != nil {
 		_ = db.Close() // the first error says more
