@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -21,7 +22,7 @@ var ErrUnknownService = errors.New("unknown service")
 
 // Lookup answers what the registry knows (docs/protocol.md §8).
 type Lookup struct {
-	policy      Policy
+	policy      *atomic.Pointer[Policy] // which another replica may change, but for its origin
 	key         events.SigningKey
 	store       *Store
 	propagation *propagation
@@ -31,8 +32,10 @@ type Lookup struct {
 }
 
 func newLookup(cfg Config, js jetstream.JetStream, f *fence) *Lookup {
+	policy := &atomic.Pointer[Policy]{}
+	policy.Store(&cfg.Policy)
 	return &Lookup{
-		policy: cfg.Policy, key: cfg.Key, store: cfg.Store, log: cfg.Log, now: cfg.Now,
+		policy: policy, key: cfg.Key, store: cfg.Store, log: cfg.Log, now: cfg.Now,
 		propagation: &propagation{js: js}, fence: f,
 	}
 }
@@ -55,7 +58,7 @@ func (l *Lookup) keys(ctx context.Context, t events.Target) (events.ServiceRecor
 	}
 	now := l.now().Unix()
 	record := events.ServiceRecord{
-		Origin: l.policy.Origin, AppID: t.App, ServiceID: t.Service, Status: s.status,
+		Origin: l.policy.Load().Origin, AppID: t.App, ServiceID: t.Service, Status: s.status,
 		Sequence: s.sequence, BoundAt: s.boundAt,
 		ServiceType: s.serviceType, EndpointURL: s.endpointURL, Timestamp: now,
 	}
@@ -64,7 +67,7 @@ func (l *Lookup) keys(ctx context.Context, t events.Target) (events.ServiceRecor
 	}
 	if s.active() {
 		record.Current = events.CurrentKey{PublicKey: s.key, Since: s.changedAt}
-		if from := l.policy.rotatesFrom(s.recent); from > now {
+		if from := l.policy.Load().rotatesFrom(s.recent); from > now {
 			record.NextRotationAt = from
 		}
 	}
@@ -96,7 +99,7 @@ func (l *Lookup) History(ctx context.Context, t events.Target) (events.ServiceHi
 	}
 	ring := keyring.Collect(list)
 	h := events.ServiceHistory{
-		Origin: l.policy.Origin, AppID: t.App, ServiceID: t.Service,
+		Origin: l.policy.Load().Origin, AppID: t.App, ServiceID: t.Service,
 		Sequence: ring.Head, Keys: []events.HistoryKey{}, Timestamp: l.now().Unix(),
 	}
 	for _, key := range slices.Backward(ring.Keys) { // which has the newest first
@@ -112,9 +115,10 @@ func (l *Lookup) History(ctx context.Context, t events.Target) (events.ServiceHi
 
 // Info returns what the registry says of itself (§8).
 func (l *Lookup) Info() events.RegistryInfo {
+	policy := l.policy.Load()
 	return events.RegistryInfo{
-		Origin: l.policy.Origin, PublicKeys: []events.PublicKey{l.key.Public()},
-		GracePeriod: l.policy.graceSeconds(), MaxClockSkew: l.policy.skewSeconds(), RequireProof: l.policy.RequireProof,
+		Origin: policy.Origin, PublicKeys: []events.PublicKey{l.key.Public()},
+		GracePeriod: policy.graceSeconds(), MaxClockSkew: policy.skewSeconds(), RequireProof: policy.RequireProof,
 	}
 }
 

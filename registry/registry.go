@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,8 +24,11 @@ import (
 
 // Config says how a registry runs.
 type Config struct {
-	// Policy is the rules that an operator may choose.
+	// Policy is the rules that an operator may choose. All registries on one database share them: the first one that runs
+	// records them there, and Run returns [ErrOtherPolicy] to another that has others.
 	Policy Policy
+	// ChangePolicy records this Policy in place of another. Registries that are running go by it within seconds.
+	ChangePolicy bool
 	// Key signs events, receipts and records. Required.
 	Key events.SigningKey
 	// Trust names earlier keys of this registry, so that events that they signed are still known as its own.
@@ -116,10 +120,7 @@ func New(cfg Config) (*Registry, error) {
 // Run serves until ctx ends: requests, the outbox and lookups over NATS. It waits for a broker that is not there, and
 // returns an error only for what waiting can't mend.
 func (r *Registry) Run(ctx context.Context) error {
-	if err := r.ensureStreams(ctx); err != nil || ctx.Err() != nil {
-		return err
-	}
-	if err := r.fence.compare(ctx); err != nil {
+	if err := r.prepare(ctx); err != nil || ctx.Err() != nil {
 		if ctx.Err() != nil {
 			return nil // somebody wants to stop
 		}
@@ -139,6 +140,12 @@ func (r *Registry) Run(ctx context.Context) error {
 	working.Go(func() { r.relay.recover(ctx) })
 	working.Go(func() { r.aside.run(ctx) })
 	working.Go(func() { r.fence.run(ctx) })
+	var other error // another policy, under which this registry can't go on
+	working.Go(func() {
+		if other = r.followPolicy(ctx); other != nil {
+			stop()
+		}
+	})
 	r.cfg.Log.Info("registry is ready", "origin", r.cfg.Policy.Origin, "public_key", r.cfg.Key.Public().String())
 	garbage := rate.NewLimiter(garbageAnswers, garbageBurst)
 	err = consume.Run(ctx, consume.Config{
@@ -161,7 +168,23 @@ func (r *Registry) Run(ctx context.Context) error {
 	working.Wait() // dead letters are handed to the relay too
 	r.relay.close()
 	relaying.Wait()
-	return err
+	return cmp.Or(err, other)
+}
+
+// prepare does what comes before anything is served. A policy is changed last: nobody shall go by that of a registry which can't start.
+func (r *Registry) prepare(ctx context.Context) error {
+	if err := r.ensureStreams(ctx); err != nil || ctx.Err() != nil {
+		return err
+	}
+	if !r.cfg.ChangePolicy {
+		if err := r.agreeOnPolicy(ctx); err != nil {
+			return err
+		}
+	}
+	if err := r.fence.compare(ctx); err != nil || !r.cfg.ChangePolicy {
+		return err
+	}
+	return r.changePolicy(ctx)
 }
 
 // serviceOf names the service that a request is about: what it brings may be what the next one is signed by.

@@ -11,6 +11,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/registry"
 )
 
@@ -44,6 +45,7 @@ type serveCmd struct {
 	MaxClockSkew   time.Duration `env:"OMI_MAX_CLOCK_SKEW" default:"300s" help:"How far a request's timestamp may be off (${default})."`
 	RequireProof   bool          `env:"OMI_REQUIRE_PROOF" help:"Refuse a new key without its proof of possession."`
 	RateLimit      int           `env:"OMI_RATE_LIMIT" default:"10" help:"Rotations of one service a minute (${default}); --rate-limit=-1: no limit."`
+	ChangePolicy   bool          `name:"change-policy" env:"OMI_CHANGE_POLICY" help:"Record these settings in place of those that the database records: every registry on it goes by them."`
 	Batch          int           `env:"OMI_BATCH" default:"1024" help:"How many requests are decided together (${default}, at most 2048); a few more, to keep one service's together."`
 	StreamReplicas int           `env:"OMI_STREAM_REPLICAS" default:"1" help:"Replicas of the streams that this start creates (${default}; 3 on a cluster)."`
 	LogLevel       slog.Level    `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
@@ -104,13 +106,11 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 		return err
 	}
 	defer process.Close(nc, log)
-	for _, app := range apps {
-		if err := store.AddApp(ctx, app, time.Now().Unix()); err != nil {
-			return process.Usage(err)
-		}
+	if err := c.addApps(ctx, log, store, policy, apps); err != nil {
+		return usage(err)
 	}
 	r, err := registry.New(registry.Config{
-		Policy: policy, Key: key, Trust: trust.PublicKeys(), Store: store, Conn: nc, Batch: c.Batch, Replicas: c.StreamReplicas,
+		Policy: policy, ChangePolicy: c.ChangePolicy, Key: key, Trust: trust.PublicKeys(), Store: store, Conn: nc, Batch: c.Batch, Replicas: c.StreamReplicas,
 		Metrics: web.Metrics, Now: clock(), Log: log,
 	})
 	if err != nil {
@@ -118,9 +118,27 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 	}
 	web.Ready(process.Healthy(nc, store, r.Ready), r.Lookup.Endpoints()...)
 	log.Info("serving HTTP", "addr", web.Addr())
-	err = r.Run(ctx)
-	if errors.Is(err, registry.ErrOrigin) {
-		err = process.Usage(err)
+	return usage(r.Run(ctx))
+}
+
+// addApps makes the apps known, unless this registry may not serve the database at all.
+func (c *serveCmd) addApps(ctx context.Context, log *slog.Logger, store *registry.Store, policy registry.Policy, apps []registry.App) error {
+	if !c.ChangePolicy {
+		if err := store.AwaitPolicy(ctx, policy, log); err != nil {
+			return err
+		}
+	}
+	return store.AddApps(ctx, apps, time.Now().Unix(), log)
+}
+
+// usage gives exit code 2 to what a person has to change.
+func usage(err error) error {
+	for _, target := range []error{
+		registry.ErrOrigin, registry.ErrOtherPolicy, registry.ErrAppExists, registry.ErrMasterKey, events.ErrWeakKey, sqldb.ErrURL,
+	} {
+		if errors.Is(err, target) {
+			return process.Usage(err)
+		}
 	}
 	return err
 }
