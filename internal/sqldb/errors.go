@@ -111,7 +111,7 @@ func transientCode(code int) bool {
 // whatever the reason: a server that starts, stops or gives way to another says anything. Only a certificate that is not the
 // one that the URL asks for may be an attack.
 func broken(err error) bool {
-	return cut(err) || connecting(err) && !uncertified(err)
+	return !uncertified(err) && (cut(err) || connecting(err))
 }
 
 // cut says whether the way to the server, or to the disk, is not there or broke off.
@@ -123,7 +123,7 @@ func cut(err error) bool {
 			return true
 		}
 	}
-	// Dialling, resolving, reading and writing, resets and timeouts are all such; a refused certificate isn't.
+	// Dialling, resolving, reading and writing, resets and timeouts are all such, and so is what crypto/tls says.
 	var network net.Error
 	return errors.As(err, &network) || pgconn.SafeToRetry(err) || exhausted(err)
 }

@@ -190,7 +190,7 @@ func refusal(err error) error {
 	case errors.Is(err, ErrURL):
 		return nil
 	case !errors.As(err, &answer):
-		if uncertified(err) && !cut(err) {
+		if uncertified(err) {
 			return fmt.Errorf("%w: the server's certificate is not trusted: name its authority by sslrootcert=FILE in the URL: %w", ErrURL, err)
 		}
 		return nil
