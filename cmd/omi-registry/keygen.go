@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -16,16 +18,24 @@ const publicMode = 0o644
 type keygenCmd struct {
 	Out       string `required:"" placeholder:"FILE" help:"The new key's file; it gets mode 0600, and must not exist yet."`
 	PublicOut string `name:"public-out" placeholder:"FILE" help:"Write the public key to this file too, as the subscribers' --trust-file takes it."`
-	IfMissing bool   `name:"if-missing" help:"Keep the key that --out has, if there is one."`
+	IfMissing bool   `name:"if-missing" help:"Keep the key that --out has, if there is one. It is refused where --public-out has the half of another key."`
 	JSON      bool   `help:"Print one JSON object."`
+}
+
+// Help is what --help says beside the flags.
+func (c *keygenCmd) Help() string {
+	return `Every subscriber trusts this key, and what it signed stands for ever: keep the file. Another key never takes its place by accident.
+Where --public-out has the public half of another key, nothing is made, with --if-missing too: a private key that is gone with its
+disk has to be restored. To change the registry's key on purpose, give the new one and its public half files of their own.`
 }
 
 // Run makes a key.
 func (c *keygenCmd) Run() error {
-	if err := c.checkPublicOut(); err != nil { // before there is a key without it
+	public, err := c.public() // before there is a key without it
+	if err != nil {
 		return err
 	}
-	key, err := c.key()
+	key, err := c.key(public)
 	if err != nil {
 		return process.Usage(err)
 	}
@@ -38,31 +48,47 @@ func (c *keygenCmd) Run() error {
 	return process.Print("The registry's private key is in %s (mode 0600).\nIts public key, which subscribers --trust:\n%s\n", c.Out, key.Public())
 }
 
-// checkPublicOut refuses a file that holds something else than a public key, such as a private one. A device or a pipe holds
-// nothing.
-func (c *keygenCmd) checkPublicOut() error {
-	if c.PublicOut == "" {
-		return nil
+// public returns the key that --public-out has; the zero key: none. It refuses a file that holds something else than a public key,
+// such as a private one, and one that can't be read: whose key it has is not known. A device or a pipe holds nothing.
+func (c *keygenCmd) public() (key events.PublicKey, err error) {
+	switch c.PublicOut {
+	case "":
+		return key, nil
+	case "-":
+		return key, process.Usagef("--public-out: name a file; the public key is printed anyway")
 	}
 	if filepath.Clean(c.PublicOut) == filepath.Clean(c.Out) {
-		return process.Usagef("--public-out: %s is the private key's own file: name another", c.PublicOut)
+		return key, process.Usagef("--public-out: %s is the private key's own file: name another", c.PublicOut)
 	}
 	info, err := os.Stat(c.PublicOut)
-	held := err == nil && info.Mode().IsRegular() && info.Size() > 0 // what can't be written, writing says
-	if !held {
-		return nil
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return key, nil
+	case err != nil:
+		return key, process.Usagef("--public-out: %w", err)
+	case !info.Mode().IsRegular() || info.Size() == 0: // what can't be written, writing says
+		return key, nil
 	}
-	if keys, err := keyfile.ReadPublicKeys(c.PublicOut); err != nil || len(keys) != 1 {
-		return process.Usagef("--public-out: %s is there and holds something else than one public key: name another file", c.PublicOut)
+	keys, err := keyfile.ReadPublicKeys(c.PublicOut)
+	if errors.Is(err, fs.ErrPermission) {
+		return key, process.Usagef("--public-out: %w: let this user read it, since it may have another registry's key", err)
 	}
-	return nil
+	if err != nil || len(keys) != 1 {
+		return key, process.Usagef("--public-out: %s is there and holds something else than one public key: name another file", c.PublicOut)
+	}
+	return keys[0], nil
 }
 
+// writePublic writes the public key, unless it is there: then the file, which may be read-only, stays as it is.
 func (c *keygenCmd) writePublic(key events.PublicKey) error {
 	if c.PublicOut == "" {
 		return nil
 	}
-	if err := c.checkPublicOut(); err != nil { // it may be the private key's file by another name
+	has, err := c.public() // it may be the private key's file by another name
+	if err != nil || has == key {
+		return err
+	}
+	if err := c.mayReplace(has, key); err != nil {
 		return err
 	}
 	if err := os.WriteFile(c.PublicOut, []byte(key.String()+"\n"), publicMode); err != nil {
@@ -71,12 +97,27 @@ func (c *keygenCmd) writePublic(key events.PublicKey) error {
 	return nil
 }
 
-func (c *keygenCmd) key() (events.SigningKey, error) {
-	if c.IfMissing {
-		if key, err := keyfile.Read(c.Out); !errors.Is(err, keyfile.ErrMissing) {
-			return key, err
-		}
+// mayReplace refuses to have subscribers trust another key than they do.
+func (c *keygenCmd) mayReplace(has, key events.PublicKey) error {
+	if has.IsZero() || has == key {
+		return nil
 	}
-	key := events.GenerateSigningKey()
+	return process.Usagef("--public-out: %s has another public key than the private key in %s: they don't belong together; "+
+		"name the public file of this key, or restore its private key", c.PublicOut, c.Out)
+}
+
+// key returns the key that is there, or makes one. Where public is the half of a key that is gone, it makes none.
+func (c *keygenCmd) key(public events.PublicKey) (events.SigningKey, error) {
+	key, err := keyfile.Read(c.Out)
+	switch {
+	case c.IfMissing && err == nil:
+		return key, c.mayReplace(public, key.Public())
+	case c.IfMissing && !errors.Is(err, keyfile.ErrMissing):
+		return key, err
+	case !public.IsZero() && errors.Is(err, keyfile.ErrMissing):
+		return key, fmt.Errorf("%s is missing, and %s has the public half of it, %s: subscribers trust that key, and every event is signed by it. "+
+			"Restore the private key; if it is lost for good and a new one is what you want, move %s away first", c.Out, c.PublicOut, public, c.PublicOut)
+	}
+	key = events.GenerateSigningKey()
 	return key, keyfile.Create(c.Out, key)
 }

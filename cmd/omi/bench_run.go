@@ -233,7 +233,7 @@ func (b *benchRun) bindBefore(ctx context.Context) error {
 	if b.cmd.NATSURL != "" {
 		return nil // it is somebody else's
 	}
-	key, err := readOrCreate(filepath.Join(b.folder, registryKeyFile))
+	key, err := readOrCreate(b.folder, registryKeyFile)
 	if err != nil {
 		return err
 	}

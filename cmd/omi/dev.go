@@ -20,6 +20,8 @@ import (
 // devApp is the app that `omi dev` makes known with a Master Key of its own, so that there is something to bind.
 const devApp = "org.example.dev"
 
+const masterKeyFile = "master.pem"
+
 type devCmd struct {
 	Data        string        `env:"OMI_DATA" default:"./omi-data" placeholder:"DIR" help:"Where keys, databases and streams are kept (${default})."`
 	NATSAddr    string        `name:"nats-addr" env:"OMI_NATS_ADDR" default:"127.0.0.1:4222" placeholder:"HOST:PORT" help:"Where the broker listens (${default})."`
@@ -94,7 +96,7 @@ func (c *devCmd) Run() error {
 }
 
 func (c *devCmd) ownApp() (registry.App, error) {
-	master, err := readOrCreate(c.masterFile())
+	master, err := readOrCreate(c.Data, masterKeyFile, registryDatabase)
 	if err != nil {
 		return registry.App{}, err
 	}
@@ -102,7 +104,7 @@ func (c *devCmd) ownApp() (registry.App, error) {
 	return registry.App{AppID: id, MasterPublicKey: master.Public()}, err
 }
 
-func (c *devCmd) masterFile() string { return filepath.Join(c.Data, "master.pem") }
+func (c *devCmd) masterFile() string { return filepath.Join(c.Data, masterKeyFile) }
 
 // greeting is where everything is, and what to try.
 type greeting struct {

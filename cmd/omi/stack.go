@@ -36,10 +36,11 @@ const (
 	partBilling  = bench.Billing
 )
 
-// What a stack has in its folder: the streams of the broker that it starts, and the registry's key.
+// What a stack has in its folder: the streams of the broker that it starts, the registry's key, and its database.
 const (
-	brokerFolder    = "jetstream"
-	registryKeyFile = "registry.pem"
+	brokerFolder     = "jetstream"
+	registryKeyFile  = "registry.pem"
+	registryDatabase = "registry.db"
 )
 
 // stackConfig says what one machine's whole deployment is.
@@ -84,7 +85,7 @@ func newStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 	if err := os.MkdirAll(cfg.Folder, 0o700); err != nil {
 		return nil, process.Usagef("--data: %w", err)
 	}
-	if s.key, err = readOrCreate(filepath.Join(cfg.Folder, registryKeyFile)); err != nil {
+	if s.key, err = readOrCreate(cfg.Folder, registryKeyFile, brokerFolder, registryDatabase); err != nil {
 		return nil, err
 	}
 	if cfg.As == nil {
@@ -129,19 +130,18 @@ func (s *stack) openRegistry(ctx context.Context, cfg stackConfig) (err error) {
 		return err
 	}
 	s.closeLater("registry", s.store.Close, cfg.Log)
-	for _, app := range cfg.Apps {
-		if err := s.store.AddApp(ctx, app, time.Now().Unix()); err != nil {
-			return process.Usage(err)
-		}
+	if err := s.store.AddApps(ctx, cfg.Apps, time.Now().Unix(), cfg.Log); err != nil {
+		return process.Usage(err)
 	}
 	s.registry, err = s.newRegistry(cfg)
 	return err
 }
 
-// newRegistry returns a registry on the stack's broker and database that does not run yet.
+// newRegistry returns a registry on the stack's broker and database that does not run yet. It is the only one there: its policy is
+// whatever this start says, and its log says what is otherwise than before.
 func (s *stack) newRegistry(cfg stackConfig) (*registry.Registry, error) {
 	return registry.New(registry.Config{
-		Policy: cfg.Policy, Key: s.key, Store: s.store, Conn: s.conn, Committed: cfg.Committed, Metrics: cfg.Metrics, Log: cfg.Log.With("part", "registry"),
+		Policy: cfg.Policy, ChangePolicy: true, Key: s.key, Store: s.store, Conn: s.conn, Committed: cfg.Committed, Metrics: cfg.Metrics, Log: cfg.Log.With("part", "registry"),
 	})
 }
 
@@ -263,10 +263,18 @@ func (s *stack) awaitHealthy(ctx context.Context) error {
 	}
 }
 
-// readOrCreate reads a key, or makes it where there is none.
-func readOrCreate(path string) (events.SigningKey, error) {
+// readOrCreate reads a key of a folder, or makes it where there is none. Where the folder has something that was made with one, the key
+// is gone: another one would not be believed.
+func readOrCreate(folder, name string, made ...string) (events.SigningKey, error) {
+	path := filepath.Join(folder, name)
 	key, err := keyfile.Read(path)
 	if errors.Is(err, keyfile.ErrMissing) {
+		for _, with := range made {
+			if _, err := os.Stat(filepath.Join(folder, with)); err == nil {
+				return key, process.Usagef("%s is missing, and %s was made with it: restore it, or begin with another folder by --data",
+					path, filepath.Join(folder, with))
+			}
+		}
 		key = events.GenerateSigningKey()
 		err = keyfile.Create(path, key)
 	}
