@@ -210,7 +210,7 @@ func (d *demo) open(ctx context.Context) error {
 	if err := d.stack.awaitHealthy(ctx); err != nil {
 		return err
 	}
-	if d.session, err = openSession(ctx, nc, []string{d.stack.key.Public().String()}); err != nil {
+	if d.session, err = openSession(ctx, nc, process.Trust{Keys: []string{d.stack.key.Public().String()}}); err != nil {
 		return err
 	}
 	return d.observe()

@@ -115,6 +115,9 @@ func createPrivate(path string, key events.SigningKey, form keyformat.Format) er
 }
 
 func createPublic(path string, key events.PublicKey, form keyformat.Format) error {
+	if path == "-" {
+		return errors.New("--out: name a file, and not -; without --out, a public key is printed")
+	}
 	content, err := keyformat.EncodePublic(key, form)
 	if err != nil {
 		return err

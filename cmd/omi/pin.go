@@ -80,7 +80,7 @@ func (c *pinAddCmd) Run() error {
 // look returns what a pin remembers. Who is pinned already is not believed on first sight once more: without --trust,
 // the registry is the one of the pin.
 func (c *pinAddCmd) look(ctx context.Context, s *session, t events.Target, was *pin) (pin, error) {
-	pinned := was != nil && len(c.Trust) == 0
+	pinned := was != nil && !c.trusts()
 	if pinned {
 		var err error
 		if s, err = s.asPinned(was); err != nil {

@@ -25,6 +25,7 @@ import (
 type connection struct {
 	process.NATS `embed:""`
 	Trust        []string      `env:"OMI_TRUST" placeholder:"ed25519:…" help:"The registry's public key, repeatable. Without it, the registry at the broker is asked and believed."`
+	TrustFile    string        `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with public keys of the registry, one a line."`
 	Timeout      time.Duration `default:"10s" help:"How long to wait for an answer (${default})."`
 	JSON         bool          `help:"Print one JSON object; one a line where it goes on."`
 }
@@ -54,11 +55,17 @@ type session struct {
 	trust events.Trust
 }
 
+// trusts reports whether the flags say which registry is believed.
+func (c connection) trusts() bool { return len(c.Trust) > 0 || c.TrustFile != "" }
+
+func (c connection) trusted() process.Trust { return process.Trust{Keys: c.Trust, File: c.TrustFile} }
+
 // check says what is wrong with the flags, before anybody is waited for.
 func (c connection) check() error {
-	for _, key := range c.Trust {
-		if _, err := events.ParsePublicKey(key); err != nil {
-			return process.Usagef("--trust: %w", err)
+	if trust := c.trusted(); c.trusts() {
+		trust.Origin = "any.example" // the registry's own turns out later
+		if _, err := trust.Load(); err != nil {
+			return err
 		}
 	}
 	if c.Timeout <= 0 {
@@ -72,7 +79,7 @@ func (c connection) withSession(timeout time.Duration, do func(context.Context, 
 	return c.withBroker(func(ctx context.Context, s *session) error {
 		opening, cancel := context.WithTimeout(ctx, c.Timeout)
 		defer cancel()
-		s, err := openSession(opening, s.nc, c.Trust)
+		s, err := openSession(opening, s.nc, c.trusted())
 		if err != nil {
 			return err
 		}
@@ -144,7 +151,7 @@ func plain(err error) error {
 
 // openSession asks the registry who it is. One that --trust does not name is asked nothing else, and sent nothing: its
 // answers would not be believed.
-func openSession(ctx context.Context, nc *nats.Conn, trusted []string) (*session, error) {
+func openSession(ctx context.Context, nc *nats.Conn, trusted process.Trust) (*session, error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return nil, fmt.Errorf("use JetStream: %w", err)
@@ -157,8 +164,9 @@ func openSession(ctx context.Context, nc *nats.Conn, trusted []string) (*session
 	if err != nil {
 		return nil, coded(err)
 	}
-	if len(trusted) > 0 {
-		if s.trust, err = (process.Trust{Origin: info.Origin, Keys: trusted}).Load(); err != nil {
+	if len(trusted.Keys) > 0 || trusted.File != "" {
+		trusted.Origin = info.Origin
+		if s.trust, err = trusted.Load(); err != nil {
 			return nil, err
 		}
 		if !slices.ContainsFunc(info.PublicKeys, func(k events.PublicKey) bool { return slices.Contains(s.trust.PublicKeys(), k) }) {

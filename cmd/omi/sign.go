@@ -19,8 +19,12 @@ type optionalTarget struct {
 	ServiceID string `name:"service-id" env:"OMI_SERVICE_ID" placeholder:"ID" help:"The service, for example cms."`
 }
 
+// target returns the service that the flags name. A variable alone, which is set for other commands, names none.
 func (f optionalTarget) target() (t events.Target, given bool, err error) {
 	if (f.AppID == "") != (f.ServiceID == "") {
+		if f.AppID == os.Getenv("OMI_APP_ID") && f.ServiceID == os.Getenv("OMI_SERVICE_ID") {
+			return t, false, nil
+		}
 		return t, false, process.Usagef("--app-id and --service-id go together: they name one service")
 	}
 	if f.AppID == "" {

@@ -103,6 +103,9 @@ func CreateFile(path string, content []byte) error {
 }
 
 func absent(path string) error {
+	if path == "-" { // which is the standard output elsewhere
+		return errors.New("a private key is never printed: name a file, and not -")
+	}
 	info, err := os.Lstat(path)
 	if err == nil && info.IsDir() {
 		return fmt.Errorf("%s is a folder: name a file in it", path)

@@ -3,6 +3,7 @@
 package process
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,6 +70,10 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 	if slices.ContainsFunc(args, keyformat.LooksPrivate) {
 		return report(stderr, name, errKeyGiven)
 	}
+	found, err := trimVariables(parser)
+	if err != nil {
+		return report(stderr, name, err)
+	}
 	command, err := parser.Parse(args)
 	if err != nil {
 		if keyformat.LooksPrivate(err.Error()) { // it quotes what a variable holds
@@ -78,10 +83,10 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 			return report(stderr, name, fmt.Errorf("print: %w", err))
 		}
 		what, _, _ := strings.Cut(err.Error(), "\n")
-		fmt.Fprintf(stderr, "%s: %s (see %s --help)\n", name, what, commandOf(err, name, args))
+		fmt.Fprintf(stderr, "%s: %s (see %s --help)\n", name, plainWords(what), commandOf(err, name, args))
 		return ExitUsage
 	}
-	if err := checkVariables(command.Flags()); err != nil {
+	if err := cmp.Or(checkVariables(command.Flags()), found.check(command)); err != nil {
 		return report(stderr, name, err)
 	}
 	paceCollections(processesIn(command))

@@ -26,7 +26,7 @@ type Trust struct {
 // Load returns the trust that the flags describe.
 func (t Trust) Load() (events.Trust, error) {
 	var keys []events.PublicKey
-	for _, s := range t.Keys {
+	for _, s := range strings.Fields(strings.Join(t.Keys, " ")) { // a variable that is made of a file has a line for each
 		key, err := events.ParsePublicKey(s)
 		if err != nil {
 			return events.Trust{}, Usagef("--trust: %w", err)

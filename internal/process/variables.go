@@ -1,0 +1,103 @@
+package process
+
+import (
+	"fmt"
+	"os"
+	"reflect"
+	"regexp"
+	"strings"
+
+	"github.com/alecthomas/kong"
+)
+
+// variables are the environment variables of a program, as its start found them.
+type variables struct {
+	empty map[string]bool // set, to nothing or to white space
+}
+
+// trimVariables takes the white space from the ends of what the program's variables hold: a Secret that is made of a file brings its
+// last newline along. Those that are empty then are taken away, so that no flag is parsed from nothing; check judges them.
+func trimVariables(parser *kong.Kong) (variables, error) {
+	v := variables{empty: map[string]bool{}}
+	err := kong.Visit(parser.Model, func(node kong.Visitable, next kong.Next) error {
+		if flag, ok := node.(*kong.Flag); ok {
+			for _, name := range flag.Envs {
+				if err := v.trim(name); err != nil {
+					return err
+				}
+			}
+		}
+		return next(nil)
+	})
+	return v, err
+}
+
+func (v variables) trim(name string) error {
+	text, set := os.LookupEnv(name)
+	trimmed := strings.TrimSpace(text)
+	switch {
+	case !set || text != "" && trimmed == text:
+		return nil
+	case trimmed != "":
+		return os.Setenv(name, trimmed)
+	}
+	v.empty[name] = true
+	return os.Unsetenv(name)
+}
+
+// check refuses a variable, or a flag without a default, that is there and empty. A script whose own variable is not set would
+// trust any registry, or go without the certificates that it names.
+func (v variables) check(command *kong.Context) error {
+	given := map[*kong.Flag]bool{}
+	for _, step := range command.Path {
+		if step.Flag == nil || step.Resolved {
+			continue
+		}
+		given[step.Flag] = true
+		if len(step.Flag.Envs) > 0 && !step.Flag.HasDefault && emptyValue(step.Flag.Target) {
+			return Usagef("--%s is given and empty: give it a value, or leave it out", step.Flag.Name)
+		}
+	}
+	for _, flag := range command.Flags() {
+		for _, name := range flag.Envs {
+			if v.empty[name] && !given[flag] && !mayBeEmpty(name) {
+				return Usagef("%s is set and empty: give it a value, or unset it", name)
+			}
+		}
+	}
+	return nil
+}
+
+// mayBeEmpty names the variables that are as good as unset where they are empty: without them, no less is checked.
+func mayBeEmpty(name string) bool {
+	switch name {
+	case "OMI_APP_ID", "OMI_SERVICE_ID", "OMI_LOG_LEVEL":
+		return true
+	}
+	return false
+}
+
+func emptyValue(v reflect.Value) bool {
+	switch v.Kind() {
+	case reflect.String:
+		return strings.TrimSpace(v.String()) == ""
+	case reflect.Slice:
+		for i := range v.Len() {
+			if !emptyValue(v.Index(i)) {
+				return false
+			}
+		}
+		return v.Type().Elem().Kind() == reflect.String
+	default:
+		return false
+	}
+}
+
+// plainWords says in a person's words what kong says of a value that begins with a hyphen, such as -1.
+func plainWords(err string) string {
+	flag := regexp.MustCompile(`^(--[a-z-]+): expected .* value but got "(-[^"]*)" \((?:short|long) flag`).FindStringSubmatch(err)
+	if flag == nil {
+		return err
+	}
+	return fmt.Sprintf("%s: %s looks like a flag: write %s=%s if it is the value", flag[1], flag[2], flag[1], flag[2])
+}
