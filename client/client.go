@@ -121,6 +121,11 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if err := c.lead(ctx); err != nil {
 		return nil, err
 	}
+	if store, ok := cfg.Store.(tightener); ok {
+		if done := store.tighten(); done != "" {
+			c.tell(Event{Kind: Tightened, Err: errors.New(done)})
+		}
+	}
 	if err := c.recover(ctx); err != nil {
 		return nil, errors.Join(err, c.unlock())
 	}

@@ -21,6 +21,7 @@ const (
 	Promoted  EventKind = "promoted"  // the new key signs from now on
 	Refused   EventKind = "refused"   // the registry said no; Err says why
 	Retrying  EventKind = "retrying"  // something failed, Err; it is tried again
+	Tightened EventKind = "tightened" // a group could read the key's files, Err says which; their mode is 0600 again
 	// Foreign means that the registry's current key is none of ours: somebody else changed it. If it was not the
 	// developer, the Master Key has to reset the service.
 	Foreign EventKind = "foreign"
@@ -33,7 +34,7 @@ type Event struct {
 	Key      events.PublicKey // the key that it is about; zero where there is none
 	Sequence int64            // of the change; 0 where it is not known
 	Durable  string           // of Applied
-	Err      error            // of Refused and Retrying
+	Err      error            // of Refused, Retrying and Tightened
 }
 
 // String is the event in one line.

@@ -45,7 +45,7 @@ type Folder struct {
 var errKeyGiven = errors.New("open the key store: this is a private key itself, not the name of its file or folder")
 
 // OpenFolder opens the key store in a folder, where FILE is key.pem, and makes the folder if it is not there. Any number of
-// processes may have it open: the [Client] of one of them locks it, and changes the keys.
+// processes may have it open: the [Client] of one of them locks it, and changes the keys. It fails as [OpenFile] does.
 func OpenFolder(path string) (*Folder, error) {
 	if keyformat.LooksPrivate(path) {
 		return nil, errKeyGiven
@@ -56,12 +56,17 @@ func OpenFolder(path string) (*Folder, error) {
 	return OpenFile(filepath.Join(path, folderKey))
 }
 
-// OpenFile opens the key store that stands beside the key in a file. A path that is a folder means its key.pem.
+// OpenFile opens the key store that stands next to the key in a file. A path that is a folder means its key.pem. It fails with
+// [ErrNotReplaceable] where no rotation could put a new key in place of the current one.
 func OpenFile(path string) (*Folder, error) {
 	if keyformat.LooksPrivate(path) {
 		return nil, errKeyGiven
 	}
-	return &Folder{file: KeyFile(path)}, nil
+	f := &Folder{file: KeyFile(path)}
+	if err := keyfile.Replaceable(f.file); err != nil {
+		return nil, fmt.Errorf("open the key store: %w", err)
+	}
+	return f, nil
 }
 
 // TryLock implements [Locker].
@@ -71,6 +76,9 @@ func (f *Folder) TryLock(context.Context) (release func() error, err error) {
 	lock := flock.New(f.file+lockSuffix, flock.SetPermissions(fileMode))
 	locked := false
 	if f.lock == nil {
+		if err := keyfile.Touch(f.file+lockSuffix, f.file); err != nil {
+			return nil, fmt.Errorf("lock the key store: %w", err)
+		}
 		if locked, err = lock.TryLock(); err != nil {
 			return nil, fmt.Errorf("lock the key store: %w", err)
 		}
@@ -80,6 +88,16 @@ func (f *Folder) TryLock(context.Context) (release func() error, err error) {
 	}
 	f.lock = lock
 	return f.Close, nil
+}
+
+// tightener is a store in files, or one that has a [Folder] in it.
+type tightener interface {
+	// tighten makes the files nobody else's to read, where a mount has let a group in, and returns what to say of it.
+	tighten() string
+}
+
+func (f *Folder) tighten() string {
+	return keyfile.Tighten(f.file, f.file+pendingSuffix, f.file+journalSuffix, f.file+lockSuffix)
 }
 
 // KeyFile returns the file of the current key: the path itself or, where that is a folder, its key.pem; where a symbolic link
@@ -134,7 +152,7 @@ func (f *Folder) Signer(_ context.Context, slot Slot) (crypto.Signer, error) {
 // Generate implements [Keys].
 func (f *Folder) Generate(_ context.Context, slot Slot) (crypto.Signer, error) {
 	key := events.GenerateSigningKey()
-	if err := keyfile.Replace(f.path(slot), key); err != nil {
+	if err := keyfile.Replace(f.path(slot), f.file, key); err != nil {
 		return nil, err
 	}
 	return key.Private(), nil
@@ -165,5 +183,5 @@ func (f *Folder) Save(_ context.Context, text []byte) error {
 		}
 		return nil
 	}
-	return keyfile.WriteFile(f.file+journalSuffix, text)
+	return keyfile.WriteFile(f.file+journalSuffix, f.file, text)
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto"
 	"errors"
+
+	"omiappreg.org/keyrotation/internal/keyfile"
 )
 
 // Errors of key stores.
@@ -12,6 +14,9 @@ var (
 	ErrNoKey = errors.New("there is no such key in the key store")
 	// ErrLocked means that another process changes the keys of this key store.
 	ErrLocked = errors.New("another process uses the key store")
+	// ErrNotReplaceable means that a new key can't take the place of the current one in its file: that is a mount of its own, in a
+	// read-only folder, a hard link, or not this user's to replace.
+	ErrNotReplaceable = keyfile.ErrNotReplaceable
 )
 
 // Slot is a place for a key in a key store.

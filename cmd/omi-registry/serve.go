@@ -101,6 +101,9 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 		return err
 	}
 	defer closeStore(store, log)
+	if done := keyfile.Tighten(c.SigningKey); done != "" {
+		log.Warn(done)
+	}
 	nc, err := c.Connect("omi-registry", log)
 	if err != nil {
 		return err

@@ -26,8 +26,11 @@ func (d *doctor) examineKeyFiles() (k keyFiles) {
 	if d.cmd.Key == "" {
 		return k
 	}
-	k.current = d.examineKeyFile("key file", client.KeyFile(d.cmd.Key),
-		"name the file where it is; if it is lost, omi reset gives the service a new one")
+	file := client.KeyFile(d.cmd.Key)
+	k.current = d.examineKeyFile("key file", file, "name the file where it is; if it is lost, omi reset gives the service a new one")
+	if place := (*keyfile.PlaceError)(nil); !k.current.IsZero() && errors.As(keyfile.Replaceable(file), &place) {
+		d.wrong("key store", fmt.Sprintf("%s: %v: %s", file, keyfile.ErrNotReplaceable, place.Why), place.Do)
+	}
 	journal := client.JournalFile(d.cmd.Key)
 	k.pending = d.beside("pending key file", client.PendingFile(d.cmd.Key))
 	_, err := os.Lstat(journal)
@@ -60,24 +63,31 @@ func (d *doctor) examineKeyFile(name, path, missing string) events.PublicKey {
 		d.wrong(name, err.Error(), "name a file that omi keygen or omi bind made")
 		return events.PublicKey{}
 	}
-	folder := filepath.Dir(path)
-	if mode, open := openFolder(folder); open {
-		d.wrong(name, fmt.Sprintf("%s: others may replace the key: they can write in its folder (mode %04o)", path, mode),
-			"chmod go-w "+folder)
-	} else {
+	if !d.examineFolder(name, path) {
 		d.ok(name, "%s: %s", path, key.Public())
 	}
 	return key.Public()
 }
 
-// openFolder says whether others can put their file in place of ours. Where the sticky bit is set, as for /tmp, they can't.
-func openFolder(path string) (mode fs.FileMode, open bool) {
-	const othersWrite = 0o022
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0, false // the file in it was just read
+// examineFolder says whether others can put their file in place of ours. Where the sticky bit is set, as for /tmp, they can't.
+func (d *doctor) examineFolder(name, path string) (open bool) {
+	const groupWrites, othersWrite = 0o020, 0o002
+	folder := filepath.Dir(keyfile.Real(path))
+	info, err := os.Stat(folder)
+	if err != nil || info.Mode()&fs.ModeSticky != 0 {
+		return false // the file in it was just read
 	}
-	return info.Mode().Perm(), info.Mode().Perm()&othersWrite != 0 && info.Mode()&fs.ModeSticky == 0
+	mode := info.Mode().Perm()
+	switch {
+	case mode&othersWrite != 0, mode&groupWrites != 0 && info.Mode()&fs.ModeSetgid == 0:
+		d.wrong(name, fmt.Sprintf("%s: others may replace the key: they can write in its folder (mode %04o)", path, mode), "chmod go-w "+folder)
+	case mode&groupWrites != 0: // Kubernetes makes it so for the fsGroup of a pod, at each start
+		d.warn(name, fmt.Sprintf("%s: the group of its folder may replace the key (mode %04o)", path, mode),
+			"nothing, if only this service is in that group, such as the fsGroup of its pod; otherwise chmod g-w "+folder)
+	default:
+		return false
+	}
+	return true
 }
 
 // beside reads a key that may stand beside a file.

@@ -40,7 +40,11 @@ func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
 // examineStore says whether the key store can be written. What it opens is there already, so nothing is made.
 func (d *doctor) examineStore(path string) {
 	const name = "key store"
-	folder := filepath.Dir(client.KeyFile(path))
+	file := client.KeyFile(path)
+	if keyfile.Replaceable(file) != nil {
+		return // which examineKeyFiles has said
+	}
+	folder := filepath.Dir(file)
 	if err := keyfile.Writable(folder); err != nil {
 		d.wrong(name, fmt.Sprintf("%s: the new key can't be written in it: %v", folder, err), "let this user write there, or run this as who may")
 		return

@@ -124,7 +124,7 @@ func (f pinFile) update(change func([]pin) ([]pin, error)) (err error) {
 	if err != nil {
 		return fmt.Errorf("encode the pins: %w", err)
 	}
-	if err := keyfile.WriteFile(f.path, append(content, '\n')); err != nil {
+	if err := keyfile.WriteFile(f.path, f.path, append(content, '\n')); err != nil {
 		return process.Usagef("--pins: %w", err)
 	}
 	return nil

@@ -74,8 +74,16 @@ type developerFlags struct {
 func (f *developerFlags) read() (t events.Target, master events.SigningKey, err error) {
 	if t, err = f.target(); err == nil {
 		master, err = readMasterKey(f.MasterKey)
+		tighten(f.MasterKey)
 	}
 	return t, master, err
+}
+
+// tighten makes the files of private keys nobody else's to read, where a mount has let a group in, and says so.
+func tighten(paths ...string) {
+	if done := keyfile.Tighten(paths...); done != "" {
+		fmt.Fprintf(os.Stderr, "omi: %s\n", done)
+	}
 }
 
 type bindCmd struct {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +36,7 @@ func (c *resetCmd) Run() error {
 		return err
 	}
 	old, err := c.replaced(master)
-	if err != nil {
+	if err := cmp.Or(err, c.replaceable()); err != nil {
 		return err
 	}
 	return changeKey(&keyChange{

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -63,7 +65,7 @@ func (c *rotateCmd) Run() error {
 	if c.DryRun {
 		return c.dryRun(t, grace)
 	}
-	if err := c.readable(); err != nil {
+	if err := cmp.Or(c.readable(), c.replaceable()); err != nil {
 		return err
 	}
 	return changeKey(&keyChange{
@@ -95,6 +97,14 @@ func (f *storeFlags) readable() error {
 	}
 	_, err := readServiceKey(f.Key)
 	return err
+}
+
+// replaceable says why the new key could not take the place of the old one, before anybody is waited for.
+func (f *storeFlags) replaceable() error {
+	if err := keyfile.Replaceable(client.KeyFile(f.Key)); err != nil {
+		return process.Usagef("--key: %w", err)
+	}
+	return nil
 }
 
 // keyChange is one command's change of a service's key.
@@ -213,6 +223,8 @@ func (c *keyChange) tell(e client.Event) {
 	case client.Applied:
 		c.applied[e.Durable] = after
 		c.line(after, "applied by "+e.Durable)
+	case client.Tightened:
+		fmt.Fprintf(os.Stderr, "omi: %v\n", e.Err)
 	case client.Retrying:
 		if c.settling.Load() { // before, it is the error if it stays so
 			fmt.Fprintf(os.Stderr, "omi: trying again: %v\n", plain(e.Err))

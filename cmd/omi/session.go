@@ -101,6 +101,7 @@ func (c connection) withBroker(do func(context.Context, *session) error) error {
 	defer stop()
 	connecting, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
+	tighten(c.NKey, c.Creds)
 	log := process.NewLog(os.Stderr, slog.LevelError)
 	nc, err := c.ConnectNow(connecting, "omi", log)
 	if err != nil {

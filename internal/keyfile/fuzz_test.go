@@ -39,7 +39,7 @@ func FuzzRead(f *testing.F) {
 			}
 			return
 		}
-		if err := keyfile.Replace(path, got); err != nil {
+		if err := keyfile.Replace(path, path, got); err != nil {
 			t.Fatal(err)
 		}
 		if again, err := keyfile.Read(path); err != nil || again.Public() != got.Public() {

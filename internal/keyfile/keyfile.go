@@ -8,9 +8,9 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"omiappreg.org/keyrotation/events"
@@ -29,15 +29,19 @@ const (
 	pemType    = "PRIVATE KEY"
 	keyMode    = 0o600
 	folderMode = 0o700
-	groupRest  = 0o077
 )
 
 // Read returns the private key in a file.
 func Read(path string) (events.SigningKey, error) {
-	info, err := os.Stat(path)
+	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return events.SigningKey{}, fmt.Errorf("%s: %w", path, ErrMissing)
 	}
+	if err != nil {
+		return events.SigningKey{}, unreadable(path, err)
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	info, err := f.Stat()
 	if err != nil {
 		return events.SigningKey{}, fmt.Errorf("read the key file: %w", err)
 	}
@@ -47,7 +51,7 @@ func Read(path string) (events.SigningKey, error) {
 	if err := CheckMode(path, info); err != nil {
 		return events.SigningKey{}, err
 	}
-	content, err := os.ReadFile(path)
+	content, err := io.ReadAll(io.LimitReader(f, keyformat.MaxSize+1))
 	if err != nil {
 		return events.SigningKey{}, fmt.Errorf("read the key file: %w", err)
 	}
@@ -67,131 +71,6 @@ func parse(content []byte) (ed25519.PrivateKey, bool) {
 	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	private, ok := parsed.(ed25519.PrivateKey)
 	return private, err == nil && ok
-}
-
-// CheckMode returns [ErrOpen] if others may read the file of a private key.
-func CheckMode(path string, info fs.FileInfo) error {
-	if info.Mode().Perm()&groupRest != 0 {
-		return fmt.Errorf("%s: %w (mode %04o): chmod 600 %s", path, ErrOpen, info.Mode().Perm(), path)
-	}
-	return nil
-}
-
-// Create writes a key, in PKCS #8 PEM, to a file that must not exist yet.
-func Create(path string, key events.SigningKey) error {
-	if err := absent(path); err != nil {
-		return err
-	}
-	return Replace(path, key)
-}
-
-// Replace writes a key, in PKCS #8 PEM, to a file, in place of what is there.
-func Replace(path string, key events.SigningKey) error {
-	content, err := keyformat.EncodePrivate(key, keyformat.PEM)
-	if err != nil {
-		return err
-	}
-	return WriteFile(path, content)
-}
-
-// CreateFile writes a file of mode 0600 that must not exist yet, or returns [ErrExists].
-func CreateFile(path string, content []byte) error {
-	if err := absent(path); err != nil {
-		return err
-	}
-	return WriteFile(path, content)
-}
-
-func absent(path string) error {
-	if path == "-" { // which is the standard output elsewhere
-		return errors.New("a private key is never printed: name a file, and not -")
-	}
-	info, err := os.Lstat(path)
-	if err == nil && info.IsDir() {
-		return fmt.Errorf("%s is a folder: name a file in it", path)
-	}
-	if err == nil {
-		return fmt.Errorf("%s: %w: name another file", path, ErrExists)
-	}
-	return nil
-}
-
-// WriteFile writes a file of mode 0600 that is there whole, and on the disk, or not at all. A crash may leave PATH.new,
-// which the next one takes away.
-func WriteFile(path string, content []byte) (err error) {
-	temporary := path + ".new"
-	_ = os.Remove(temporary) // where it can't be, O_EXCL says why
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, keyMode)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("write %s: there is no folder %s", path, filepath.Dir(path))
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, cause(err))
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(temporary)
-			err = fmt.Errorf("write %s: %w", path, cause(err))
-		}
-	}()
-	_, err = f.Write(content)
-	if err := errors.Join(err, f.Chmod(keyMode), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return Rename(temporary, path)
-}
-
-// cause is an error of the system without the file's name, which for PATH.new is not the one that the reader knows.
-func cause(err error) error {
-	if of := (*fs.PathError)(nil); errors.As(err, &of) {
-		return of.Err
-	}
-	return err
-}
-
-// Rename moves a file in place of another, on the disk too when it returns.
-func Rename(from, to string) error {
-	if err := os.Rename(from, to); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(to))
-}
-
-// Remove deletes a file, on the disk too when it returns. One that is not there is no error.
-func Remove(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
-}
-
-// MakeFolder makes a folder that only its owner may enter, and those above it, on the disk too when it returns. One that is
-// there stays as it is.
-func MakeFolder(path string) error {
-	var changed []string // folders that get a new one
-	for missing := filepath.Clean(path); ; missing = filepath.Dir(missing) {
-		if _, err := os.Stat(missing); !errors.Is(err, fs.ErrNotExist) {
-			break
-		}
-		changed = append(changed, filepath.Dir(missing))
-	}
-	if err := os.MkdirAll(path, folderMode); err != nil {
-		return err
-	}
-	for _, folder := range changed {
-		if err := syncFolder(folder); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func syncFolder(path string) error {
-	folder, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(folder.Sync(), folder.Close())
 }
 
 // ReadPublicKeys returns the public keys in a text file: one a line, `#` begins a comment.

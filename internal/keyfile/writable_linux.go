@@ -13,21 +13,51 @@ const probeSize = 16 << 10
 // Writable says whether this user can make files in a folder, and whether there is room for them. It leaves no trace: what it
 // writes has no name, and goes with its descriptor.
 func Writable(folder string) error {
-	if err := unix.Access(folder, unix.W_OK|unix.X_OK); err != nil {
+	if err := mayWrite(folder); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(folder, unix.O_TMPFILE|os.O_WRONLY, keyMode)
-	for _, unknown := range []error{unix.EOPNOTSUPP, unix.EISDIR, unix.ENOENT} { // to this file system, or this kernel
-		if errors.Is(err, unknown) {
-			return nil
-		}
-	}
-	if err != nil {
-		return cause(err)
+	f, err := nameless(folder)
+	if err != nil || f == nil {
+		return err
 	}
 	_, err = f.Write(make([]byte, probeSize))
 	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return cause(err)
 	}
 	return nil
+}
+
+// nameless makes a file without a name in a folder; none, where that is unknown to this file system or this kernel.
+func nameless(folder string) (*os.File, error) {
+	f, err := os.OpenFile(folder, unix.O_TMPFILE|os.O_WRONLY, keyMode)
+	for _, unknown := range []error{unix.EOPNOTSUPP, unix.EISDIR, unix.ENOENT} {
+		if errors.Is(err, unknown) {
+			return nil, nil //nolint:nilnil // then nothing can be tried
+		}
+	}
+	if err != nil {
+		return nil, cause(err)
+	}
+	return f, nil
+}
+
+// mayWrite says whether this user may make and rename files in a folder, whether there is room or not.
+func mayWrite(folder string) error {
+	if err := unix.Access(folder, unix.W_OK|unix.X_OK); err != nil {
+		return err
+	}
+	var stat unix.Statx_t
+	if unix.Statx(unix.AT_FDCWD, folder, 0, 0, &stat) == nil && stat.Attributes&unix.STATX_ATTR_APPEND != 0 {
+		return unix.EPERM // files can be made in it, and never renamed
+	}
+	return nil
+}
+
+// tryGive says whether a file that is made in a folder can be given to an owner.
+func tryGive(folder string, to owner) error {
+	f, err := nameless(folder)
+	if err != nil || f == nil {
+		return nil //nolint:nilerr // there may be no room: that is another matter
+	}
+	return errors.Join(give(f, to), f.Close())
 }

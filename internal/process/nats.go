@@ -38,6 +38,9 @@ type NATS struct {
 // Connect connects a process that runs for long: a broker that is not up yet, that goes away, or that does not let it in, is
 // waited for, and the log says why.
 func (n NATS) Connect(name string, log *slog.Logger) (*nats.Conn, error) {
+	if done := keyfile.Tighten(n.NKey, n.Creds); done != "" {
+		log.Warn(done)
+	}
 	w := &wait{nats: n, log: log, told: map[string]struct{}{}}
 	nc, err := n.connect(name, log, w.options()...)
 	if code := (codedError{}); errors.As(err, &code) {

@@ -1,0 +1,259 @@
+package keyfile_test
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// Users and a group that nobody is.
+const (
+	service, stranger, group = 23901, 23902, 23903
+)
+
+// passable returns a folder that other users may enter.
+func passable(t *testing.T) string {
+	t.Helper()
+	folder := t.TempDir()
+	for _, path := range []string{filepath.Dir(folder), folder} {
+		if err := os.Chmod(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return folder
+}
+
+func newKey(t *testing.T, path string) events.SigningKey {
+	t.Helper()
+	key := events.GenerateSigningKey()
+	if err := keyfile.Create(path, key); err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func must(t *testing.T, errs ...error) {
+	t.Helper()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantRefusal wants an error that says each of these.
+func wantRefusal(t *testing.T, err, want error, says ...string) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("got %v, want %v", err, want)
+		return
+	}
+	for _, text := range says {
+		if !strings.Contains(err.Error(), text) {
+			t.Errorf("%v: does not say %q", err, text)
+		}
+	}
+}
+
+// wantFile wants a file of this owner, group and mode.
+func wantFile(t *testing.T, path string, uid, gid uint32, mode fs.FileMode) {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if has := info.Sys().(*syscall.Stat_t); has.Uid != uid || has.Gid != gid || info.Mode().Perm() != mode {
+		t.Errorf("%s is of %d:%d, mode %04o, want %d:%d, mode %04o", path, has.Uid, has.Gid, info.Mode().Perm(), uid, gid, mode)
+	}
+}
+
+// TestMounts: a key that no other can take the place of is told before anything depends on it.
+func TestMounts(t *testing.T) {
+	if !testenv.OwnMounts(t) {
+		return
+	}
+	folder := t.TempDir()
+	in := func(name string) string { return filepath.Join(folder, name) }
+	for _, name := range []string{"host", "with a blank", "read", "whole"} {
+		must(t, os.Mkdir(in(name), 0o700))
+		newKey(t, in(name+"/key.pem"))
+	}
+	testenv.Bind(t, in("host/key.pem"), in("with a blank/key.pem"), false)
+	wantRefusal(t, keyfile.Replaceable(in("with a blank/key.pem")), keyfile.ErrNotReplaceable, "a mount of its own", "mount the folder")
+	must(t, keyfile.Replaceable(in("host/key.pem")))
+	if _, err := keyfile.Read(in("with a blank/key.pem")); err != nil {
+		t.Errorf("it can be read: %v", err)
+	}
+	testenv.Bind(t, in("read"), in("read"), true)
+	wantRefusal(t, keyfile.Replaceable(in("read/key.pem")), keyfile.ErrNotReplaceable, "mounted read-only", "a writable volume")
+	wantRefusal(t, keyfile.Replaceable(in("read/new.pem")), keyfile.ErrNotReplaceable, "mounted read-only")
+	testenv.Bind(t, in("host"), in("whole"), false)
+	must(t, keyfile.Replaceable(in("whole/key.pem")))
+	// What can't be done is not advised.
+	must(t, os.Chmod(in("host/key.pem"), 0o644))
+	testenv.Bind(t, in("host"), in("whole"), true)
+	_, err := keyfile.Read(in("whole/key.pem"))
+	wantRefusal(t, err, keyfile.ErrOpen, "defaultMode")
+	if strings.Contains(err.Error(), "chmod") {
+		t.Errorf("advises what can't be done: %v", err)
+	}
+}
+
+// TestSecretVolume: Kubernetes replaces such a folder whole, and a key in it.
+func TestSecretVolume(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	version := filepath.Join(folder, "..2026_11_30_20_37_36.1")
+	must(t, os.Mkdir(version, 0o700), os.Symlink(filepath.Base(version), filepath.Join(folder, "..data")),
+		os.Symlink("..data/key.pem", filepath.Join(folder, "key.pem")))
+	newKey(t, filepath.Join(version, "key.pem"))
+	path := keyfile.Real(filepath.Join(folder, "key.pem"))
+	wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "replaced whole", "copy it there once")
+	must(t, keyfile.Replaceable(filepath.Join(folder, "..", filepath.Base(folder), "key.pem.copy")))
+}
+
+// TestHardLink: the other name would keep the old key.
+func TestHardLink(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "key.pem")
+	newKey(t, path)
+	must(t, keyfile.Replaceable(path), os.Link(path, path+".other"))
+	wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "another name", "ln -sf")
+	must(t, os.Remove(path+".other"), keyfile.Replaceable(path), os.Mkdir(path+".folder", 0o700))
+	wantRefusal(t, keyfile.Replaceable(path+".folder"), keyfile.ErrNotReplaceable, "not a regular file")
+}
+
+// TestRootWritesForTheOwner: what root writes is of whom it works for.
+func TestRootWritesForTheOwner(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		return // who gives nothing away
+	}
+	folder := passable(t)
+	store := filepath.Join(folder, "store")
+	must(t, os.Mkdir(store, 0o700), os.Chown(store, service, group))
+	path := filepath.Join(store, "key.pem")
+	newKey(t, path)
+	wantFile(t, path, service, group, 0o600)
+	must(t, os.Chown(path, stranger, group), keyfile.Replaceable(path),
+		keyfile.Touch(path+".lock", path), keyfile.WriteFile(path+".journal", path, nil),
+		keyfile.Replace(path+".pending", path, events.GenerateSigningKey()))
+	for _, suffix := range []string{".lock", ".journal", ".pending"} {
+		wantFile(t, path+suffix, stranger, group, 0o600)
+	}
+	must(t, os.Chown(path+".pending", 0, 0), keyfile.Rename(path+".pending", path))
+	wantFile(t, path, stranger, group, 0o600)
+	must(t, keyfile.MakeFolder(filepath.Join(store, "a", "b")))
+	wantFile(t, filepath.Join(store, "a", "b"), service, group, 0o700)
+
+	shared := filepath.Join(folder, "shared")
+	must(t, os.Mkdir(shared, 0o700), os.Chown(shared, service, group), os.Chmod(shared, 0o777|os.ModeSticky))
+	newKey(t, filepath.Join(shared, "key.pem"))
+	wantFile(t, filepath.Join(shared, "key.pem"), 0, 0, 0o600)
+	// A link that its owner has put there does not make root give anything else away.
+	must(t, os.WriteFile(filepath.Join(folder, "roots"), nil, 0o600), os.Symlink("../roots", filepath.Join(store, "link")))
+	if err := keyfile.Touch(filepath.Join(store, "link"), path); err == nil {
+		t.Error("touched what a link leads to")
+	}
+	wantFile(t, filepath.Join(folder, "roots"), 0, 0, 0o600)
+}
+
+// TestAnothersKey: who can't leave the new key to whose the old one is does not replace it, and is told who can.
+func TestAnothersKey(t *testing.T) {
+	t.Parallel()
+	folder := passable(t)
+	path := filepath.Join(folder, "key.pem")
+	newKey(t, path)
+	if os.Geteuid() != 0 {
+		return // the rest takes two users
+	}
+	must(t, os.Chown(folder, service, service), os.Chown(path, service, service))
+	testenv.AsUser(t, stranger, stranger, func() {
+		wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "may not write in "+folder, "run this as user 23901")
+		if _, err := keyfile.Read(path); err == nil || !strings.Contains(err.Error(), "user 23902 may not read it: run this as user 23901") {
+			t.Errorf("read another's key: %v", err)
+		}
+	})
+	testenv.AsUser(t, service, service, func() {
+		must(t, keyfile.Replaceable(path), keyfile.Replace(path, path, events.GenerateSigningKey()))
+	})
+	must(t, os.Chown(path, 0, 0))
+	testenv.AsUser(t, service, service, func() {
+		wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "the file is root's", "chown user 23901")
+	})
+	must(t, os.Chown(path, service, group))
+	testenv.AsUser(t, service, service, func() {
+		wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "the file's group is 23903", "chgrp 23901 "+path)
+	})
+	must(t, os.Chown(path, service, group), os.Chown(folder, service, group), os.Chmod(folder, 0o770|os.ModeSetgid))
+	testenv.AsUser(t, service, service, func() {
+		must(t, keyfile.Replaceable(path), keyfile.Replace(path, path, events.GenerateSigningKey()))
+	})
+	wantFile(t, path, service, group, 0o600)
+	must(t, os.Chmod(folder, 0o755), os.Chown(folder, 0, 0))
+	testenv.AsUser(t, service, service, func() {
+		wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "may not write in", "run this as root")
+	})
+}
+
+// TestModes: who may read a private key, as mounts have it, and what to do about others.
+func TestModes(t *testing.T) {
+	t.Parallel()
+	folder := passable(t)
+	path := filepath.Join(folder, "key.pem")
+	newKey(t, path)
+	// Ours, and of the folder's group: what fsGroup makes of it.
+	must(t, os.Chmod(path, 0o660))
+	if _, err := keyfile.Read(path); err != nil {
+		t.Errorf("as fsGroup has it: %v", err)
+	}
+	if said := keyfile.Tighten(path, path+".none", ""); !strings.Contains(said, path+": the group could read it (mode 0660)") {
+		t.Errorf("said %q", said)
+	}
+	if said := keyfile.Tighten(path); said != "" {
+		t.Errorf("said %q of what was right", said)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", info, err)
+	}
+	for _, mode := range []fs.FileMode{0o604, 0o602, 0o601, 0o644, 0o666} {
+		must(t, os.Chmod(path, mode))
+		_, err := keyfile.Read(path)
+		wantRefusal(t, err, keyfile.ErrOpen, "chmod 600 "+path)
+		if said := keyfile.Tighten(path); said != "" {
+			t.Errorf("%04o: others read it, so it is theirs as well: %s", mode, said)
+		}
+	}
+	if os.Geteuid() != 0 {
+		return // the rest takes two users
+	}
+	// A Secret: root's, and its group may read it.
+	must(t, os.Chown(path, 0, group), os.Chmod(path, 0o440))
+	testenv.AsUser(t, service, group, func() {
+		if _, err := keyfile.Read(path); err != nil {
+			t.Errorf("as a Secret is mounted: %v", err)
+		}
+		if said := keyfile.Tighten(path); said != "" {
+			t.Errorf("said %q of what is another's", said)
+		}
+	})
+	_, err := keyfile.Read(path)
+	wantRefusal(t, err, keyfile.ErrOpen, "chmod 600 "+path) // root itself is in another group, and may mend it
+	must(t, os.Chmod(path, 0o444))
+	testenv.AsUser(t, service, group, func() {
+		_, err := keyfile.Read(path)
+		wantRefusal(t, err, keyfile.ErrOpen, "it is root's", "chown user 23901 "+path)
+	})
+	must(t, os.Chown(path, stranger, group), os.Chmod(path, 0o640))
+	testenv.AsUser(t, service, group, func() {
+		_, err := keyfile.Read(path)
+		wantRefusal(t, err, keyfile.ErrOpen, "it is user 23902's")
+	})
+}

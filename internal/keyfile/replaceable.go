@@ -1,0 +1,117 @@
+package keyfile
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// ErrNotReplaceable means that a new key can't take the place of the one in a file, where that is.
+var ErrNotReplaceable = errors.New("the key can't be replaced here")
+
+// errNotPlain is of what a link or a device may have put where a file of ours is to be.
+var errNotPlain = errors.New("it is not a regular file with one name: remove it")
+
+const (
+	keepElsewhere = "keep the key in a writable volume that outlives the container, and copy it there once"
+	mountFolder   = "mount the folder that holds it, writable, and not the file alone (docker -v FOLDER, Kubernetes without subPath)"
+)
+
+// Replaceable says whether this user can replace the key in a file, which is where [Real] says, and leave the new one to whose
+// the old one is: [ErrNotReplaceable], why not, and what to do. Nothing is written for it.
+func Replaceable(path string) error {
+	folder := filepath.Dir(path)
+	if managed(path) {
+		return notReplaceable(path, folder+" belongs to a Kubernetes volume of a Secret or the like, which is replaced whole", keepElsewhere)
+	}
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return notReplaceable(path, cause(err).Error(), "let this user enter the folder")
+	case !info.Mode().IsRegular():
+		return notReplaceable(path, "it is not a regular file", "name the file that holds the key")
+	case shared(info):
+		return notReplaceable(path, "the file has another name (a hard link), which would keep the old key",
+			"remove the other name, or make it a symbolic link: ln -sf")
+	default:
+		if why, do := fixed(path); why != "" {
+			return notReplaceable(path, why, do)
+		}
+	}
+	if err := enterable(path, folder); err != nil {
+		return err
+	}
+	return givable(path, folder)
+}
+
+// PlaceError says why the key in a file can't be replaced there, and what to do. It is an [ErrNotReplaceable].
+type PlaceError struct{ Path, Why, Do string }
+
+// Error is all of it in one line.
+func (e *PlaceError) Error() string {
+	return fmt.Sprintf("%s: %v: %s: %s", e.Path, ErrNotReplaceable, e.Why, e.Do)
+}
+
+// Unwrap makes errors.Is know it.
+func (*PlaceError) Unwrap() error { return ErrNotReplaceable }
+
+func notReplaceable(path, why, do string) error { return &PlaceError{path, why, do} }
+
+// managed reports whether a file is in a folder that the kubelet makes for one version of a volume: ..2026_11_30_…, to which
+// ..data leads.
+func managed(path string) bool {
+	for name := range strings.SplitSeq(filepath.ToSlash(filepath.Dir(path)), "/") {
+		if strings.HasPrefix(name, "..") && name != ".." {
+			return true
+		}
+	}
+	return false
+}
+
+// enterable says whether this user may make and rename files in a folder.
+func enterable(path, folder string) error {
+	err := mayWrite(folder)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s: there is no folder %s", path, folder)
+	case errors.Is(err, syscall.EROFS):
+		return notReplaceable(path, folder+" is mounted read-only", keepElsewhere)
+	case errors.Is(err, syscall.EPERM):
+		return notReplaceable(path, folder+" can't be changed (chattr +i or +a)", "chattr -i -a "+folder)
+	}
+	whose := "who may"
+	if info, err := os.Stat(folder); err == nil {
+		if has, known := ownerOf(info); known && has.uid != os.Geteuid() {
+			whose = has.String()
+		}
+	}
+	return notReplaceable(path, userName(os.Geteuid())+" may not write in "+folder, "run this as "+whose+", or let that user write there")
+}
+
+// givable says whether a new file can be given to whose the old one is.
+func givable(path, folder string) error {
+	to, known, err := ownerFor(path)
+	if err != nil || !known {
+		return err
+	}
+	if euid := os.Geteuid(); euid != 0 && to.uid != euid {
+		me := userName(euid)
+		return notReplaceable(path, fmt.Sprintf("the file is %s's, to whom %s can't give a new one", to, me),
+			fmt.Sprintf("run this as %s; or let root give it away: chown %s %s", to, me, path))
+	}
+	if tryGive(folder, to) == nil {
+		return nil
+	}
+	if to.uid == os.Geteuid() {
+		return notReplaceable(path, fmt.Sprintf("the file's group is %s, to which %s can't give a new one", groupName(to.gid), to),
+			fmt.Sprintf("give it another: chgrp %s %s", groupName(os.Getegid()), path))
+	}
+	return notReplaceable(path, fmt.Sprintf("root can't give files to %s on this file system", to), fmt.Sprintf("run this as %s", to))
+}

@@ -1,0 +1,85 @@
+package testenv
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// mountsEnv names the test that runs in a process of its own.
+const mountsEnv = "OMI_TEST_MOUNTS"
+
+// OwnMounts runs the calling test once more, alone, in a process whose mounts are nobody else's: there it returns true. Where
+// this user may not have such a process, the test says so and ends.
+func OwnMounts(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(mountsEnv) == t.Name() {
+		return true
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v") //nolint:gosec // itself
+	cmd.Env = append(os.Environ(), mountsEnv+"="+t.Name())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Cloneflags:  syscall.CLONE_NEWNS | syscall.CLONE_NEWUSER,
+			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+		}
+	}
+	out, err := cmd.CombinedOutput()
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		t.Logf("not run: this user may have no mounts of its own: %v", err)
+	case err != nil:
+		t.Errorf("with mounts of its own: %v\n%s", err, out)
+	}
+	return false
+}
+
+// Bind mounts a file or a folder at another, in a process of [OwnMounts]; read-only if that is asked for.
+func Bind(t *testing.T, from, to string, readOnly bool) {
+	t.Helper()
+	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(to, unix.MNT_DETACH) })
+	if readOnly {
+		if err := unix.Mount("", to, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// AsUser does something as another user, in one group; where we are not root, it reports false and does nothing.
+func AsUser(t *testing.T, uid, gid int, do func()) bool {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		return false
+	}
+	done := make(chan error)
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked: the thread ends with this, and is nobody's again
+		for _, call := range [][4]uintptr{
+			{unix.SYS_SETGROUPS, 0, 0, 0},
+			{unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid)},
+			{unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)},
+		} {
+			if _, _, errno := unix.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 { // of this thread alone
+				done <- errno
+				return
+			}
+		}
+		do()
+	}()
+	if err := <-done; err != nil {
+		t.Fatalf("become another user: %v", err)
+	}
+	return true
+}
