@@ -38,10 +38,14 @@ type Config struct {
 	JetStream jetstream.JetStream
 	// DatabaseURL names the database, as internal/sqldb takes it: sqlite:PATH, or postgres://…
 	DatabaseURL string
-	// Durable names the consumer on the invalidation stream. Each Auth process has a name and a database of its own,
-	// since each keeps all keyrings in its memory. Default "authsub".
-	Durable string
-	Trust   events.Trust
+	// Durable and Instance name the consumer on the invalidation stream, <durable>-<instance>. Each Auth process has one of its
+	// own, since each keeps all keyrings in its memory; they may share a database. A second process with the same name ends
+	// with an error. Default "authsub", and the host's name.
+	Durable, Instance string
+	// ForgetAfter is after which time without a connected process the broker deletes the consumer: one that is gone for good
+	// holds up the rotations of all services until then. Default 10 minutes.
+	ForgetAfter time.Duration
+	Trust       events.Trust
 	// Registry is asked about unknown keys. Default: the registry itself, over the connection of JetStream.
 	Registry Registry
 	// LookupTimeout bounds one question to the registry, and so how long Verify may take. Default 1 s.
@@ -63,8 +67,19 @@ type Config struct {
 	Now func() time.Time
 }
 
-func (c Config) withDefaults() Config {
+// DefaultForgetAfter is [Config.ForgetAfter] where none is given.
+const DefaultForgetAfter = 10 * time.Minute
+
+func (c Config) withDefaults() (Config, error) {
 	c.Durable = cmp.Or(c.Durable, events.AuthDurable)
+	c.ForgetAfter = cmp.Or(c.ForgetAfter, DefaultForgetAfter)
+	if c.Instance == "" {
+		name, err := subscriber.HostInstance()
+		if err != nil {
+			return c, err
+		}
+		c.Instance = name
+	}
 	if c.Registry == nil {
 		c.Registry = lookup.Registry{Conn: c.JetStream.Conn(), Trust: c.Trust}
 	}
@@ -74,7 +89,7 @@ func (c Config) withDefaults() Config {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	return c
+	return c, subscriber.CheckInstance(c.Instance)
 }
 
 // Auth is an Auth Provider.
@@ -89,7 +104,10 @@ type Auth struct {
 
 // New opens the database, and loads the keyrings of all services into memory.
 func New(ctx context.Context, cfg Config) (*Auth, error) {
-	cfg = cfg.withDefaults()
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("start the Auth Provider: %w", err)
+	}
 	store, err := subscriber.OpenAuthStore(ctx, cfg.DatabaseURL, cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("start the Auth Provider: %w", err)
@@ -112,7 +130,8 @@ func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	a.subscriber, err = subscriber.New(subscriber.Config{
-		JetStream: cfg.JetStream, Durable: cfg.Durable, Trust: cfg.Trust, Store: a.store, Applied: a.applied,
+		JetStream: cfg.JetStream, Durable: events.InstanceDurable(cfg.Durable, cfg.Instance), Instance: cfg.Instance,
+		ForgetAfter: cfg.ForgetAfter, Trust: cfg.Trust, Store: a.store, Applied: a.applied,
 		Log: cfg.Log, Metrics: cfg.Metrics, Now: cfg.Now,
 	})
 	if err != nil {
@@ -165,6 +184,12 @@ func (a *Auth) load(ctx context.Context) (services int, err error) {
 // Run applies invalidations and answers over NATS until ctx ends, and then returns nil. While the broker or the database
 // is away it waits; Verify goes on answering.
 func (a *Auth) Run(ctx context.Context) error {
+	if err := a.subscriber.Hold(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
 	service, err := api.Register(ctx, a.conn, a.log, api.Service{
 		Name: "omi-auth", Version: "1.0.0", Description: "The Auth Provider: is this signature good now?",
 	}, a.Endpoints()...)

@@ -152,11 +152,11 @@ func TestSameStreamTwice(t *testing.T) {
 	for i, key := range s.Keys {
 		before[i] = w.verify(t, s, key)
 	}
-	if err := w.js.DeleteConsumer(t.Context(), events.InvalidationStream, events.AuthDurable); err != nil {
+	if err := w.js.DeleteConsumer(t.Context(), events.InvalidationStream, authDurable); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, within, "all delivered again", func() error {
-		consumer, err := w.js.Consumer(t.Context(), events.InvalidationStream, events.AuthDurable)
+		consumer, err := w.js.Consumer(t.Context(), events.InvalidationStream, authDurable)
 		if err != nil {
 			return err
 		}

@@ -18,6 +18,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
+// authDurable is of the world's Auth Provider.
+var authDurable = events.InstanceDurable(events.AuthDurable, "one")
+
 // clock is a time that a test sets.
 type clock struct{ seconds atomic.Int64 }
 
@@ -53,7 +56,7 @@ func newWorld(t testing.TB, url string) *world {
 func (w *world) run(t testing.TB) {
 	t.Helper()
 	auth, err := authsub.New(t.Context(), authsub.Config{
-		JetStream: w.js, DatabaseURL: w.url, Trust: w.registry.Trust, Registry: w.lookups,
+		JetStream: w.js, DatabaseURL: w.url, Instance: "one", Trust: w.registry.Trust, Registry: w.lookups,
 		LookupTimeout: within, Log: slog.New(slog.DiscardHandler), Now: w.clock.now,
 	})
 	if err != nil {

@@ -39,8 +39,8 @@ type Config struct {
 	JetStream jetstream.JetStream
 	// DatabaseURL names the database, as internal/sqldb takes it: sqlite:PATH, or postgres://…
 	DatabaseURL string
-	// Durable names the consumer on the invalidation stream. Processes that share a database share a durable; others
-	// have one of their own. Default "billingsub".
+	// Durable names the consumer on the invalidation stream. Processes that share a database share a durable; one with another
+	// database ends with an error, and needs a durable of its own. Default "billingsub".
 	Durable string
 	Trust   events.Trust
 	// Registry is asked for histories. Default: the registry itself, over the connection of JetStream.
@@ -109,6 +109,12 @@ func New(ctx context.Context, cfg Config) (*Billing, error) {
 // Run applies invalidations, fills gaps and answers over NATS until ctx ends, and then returns nil. While the broker, the
 // database or the registry is away it waits.
 func (b *Billing) Run(ctx context.Context) error {
+	if err := b.subscriber.Hold(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
 	service, err := api.Register(ctx, b.conn, b.log, api.Service{
 		Name: "omi-billing", Version: "1.0.0", Description: "The Billing Service: whose key was this then?",
 	}, b.Endpoints()...)

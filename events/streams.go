@@ -1,13 +1,14 @@
 package events
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Names of §4's streams and of the durable consumers that it names. Any other core service takes a durable of its
-// own on the stream of invalidations.
+// own on the stream of invalidations. Of Auth's, each process has one, see [InstanceDurable].
 const (
 	RequestStream      = "OMI_REQUESTS"
 	InvalidationStream = "OMI_INVALIDATIONS"
@@ -91,6 +92,20 @@ func RegistryConsumerConfig() jetstream.ConsumerConfig {
 // each process that keeps a state of its own has one of its own.
 func SubscriberConsumerConfig(name string) jetstream.ConsumerConfig {
 	return durable(name, "A core service that applies every invalidation once.")
+}
+
+// InstanceMetadata is the member of a durable's metadata that names the instance whose it is.
+const InstanceMetadata = "omi-instance"
+
+// InstanceDurable is the name of the durable of one of several processes that each hear every event.
+func InstanceDurable(durable, instance string) string { return durable + "-" + instance }
+
+// ReceiverConsumers is how many names a receiver has at most.
+const ReceiverConsumers = 64
+
+// ReceiverConsumer is the n-th of the names, from 1 on, that a receiver's consumers have at a broker that lets it use no others.
+func ReceiverConsumer(receiver string, n int) string {
+	return fmt.Sprintf("receiver-%s-%d", receiver, n)
 }
 
 func durable(name, description string) jetstream.ConsumerConfig {

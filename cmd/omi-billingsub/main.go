@@ -24,7 +24,11 @@ Exit codes: 0 done, 1 failed, 2 usage.`
 func main() {
 	os.Exit(process.Main(&process.Subscriber{}, os.Args[1:], os.Stderr,
 		kong.Name("omi-billingsub"), kong.Description(description),
-		kong.Vars{"durable": events.BillingDurable, "database_url": "sqlite:omi-billingsub.db", "http_addr": "127.0.0.1:8083"},
+		kong.Vars{
+			"durable":      events.BillingDurable,
+			"durable_help": "The durable on the stream of invalidations (billingsub). Processes on one database share it; one with another database takes another name.",
+			"database_url": "sqlite:omi-billingsub.db", "http_addr": "127.0.0.1:8083",
+		},
 		kong.Bind(process.OpenService(open), process.OpenExistingStore(subscriber.OpenExisting)),
 	))
 }

@@ -92,7 +92,7 @@ func (b *benchRun) rateLimit() int {
 func (b *benchRun) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, benchSettle)
 	defer cancel()
-	for _, durable := range []string{events.AuthDurable, events.BillingDurable} {
+	for _, durable := range []string{stackAuthDurable, events.BillingDurable} {
 		for {
 			consumer, err := b.js.Consumer(ctx, events.InvalidationStream, durable)
 			if err != nil {
@@ -123,7 +123,7 @@ func (b *benchRun) doubled(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	doubled += max(0, applied[events.AuthDurable]-int(b.recorder.AppliedByAuth()))
+	doubled += max(0, applied[stackAuthDurable]-int(b.recorder.AppliedByAuth()))
 	doubled += max(0, applied[events.BillingDurable]-int(b.recorder.AppliedByBilling()))
 	return doubled, nil
 }

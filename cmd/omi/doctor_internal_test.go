@@ -148,7 +148,8 @@ func TestDoctorDurables(t *testing.T) {
 		"durable registry": "wrong it does not exist", "durable authsub": "warning it does not exist",
 		"durable billingsub": "warning it does not exist",
 	})
-	filtered := events.SubscriberConsumerConfig("authsub")
+	filtered := events.SubscriberConsumerConfig("authsub-web") // which stands for authsub
+	filtered.Metadata = map[string]string{events.InstanceMetadata: "web"}
 	filtered.FilterSubject = "omi.v1.invalidations.org.example.>"
 	newest := events.SubscriberConsumerConfig("billingsub")
 	newest.DeliverPolicy = jetstream.DeliverNewPolicy
@@ -172,10 +173,10 @@ func TestDoctorDurables(t *testing.T) {
 		return err
 	})
 	expect(t, examine(t, url, doctorCmd{}), map[string]string{
-		"durable registry":   "warning messages that wait: 0, that are worked on: 0, nobody fetches at this moment",
-		"durable authsub":    "wrong filter: omi.v1.invalidations.org.example.> instead of",
-		"durable billingsub": "wrong deliver policy: new instead of all",
-		"durable another":    "warning messages that wait: 1",
+		"durable registry":    "warning messages that wait: 0, that are worked on: 0, nobody fetches at this moment",
+		"durable authsub-web": "wrong filter: omi.v1.invalidations.org.example.> instead of",
+		"durable billingsub":  "wrong deliver policy: new instead of all",
+		"durable another":     "warning messages that wait: 1",
 	})
 }
 

@@ -54,7 +54,7 @@ func (d *doctor) examineDurables(ctx context.Context) {
 			continue
 		}
 		for _, name := range s.known {
-			if found[name] == nil {
+			if !exists(found, name) {
 				d.note("durable "+name, s.absent, "it does not exist", s.mend)
 			}
 		}
@@ -62,6 +62,17 @@ func (d *doctor) examineDurables(ctx context.Context) {
 			d.examineDurable("durable "+name, found[name])
 		}
 	}
+}
+
+// exists says whether there is a durable of that name, or one of an instance.
+func exists(found map[string]*jetstream.ConsumerInfo, name string) bool {
+	for have, info := range found {
+		instance := info.Config.Metadata[events.InstanceMetadata]
+		if have == name || instance != "" && have == events.InstanceDurable(name, instance) {
+			return true
+		}
+	}
+	return false
 }
 
 func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
@@ -85,6 +96,9 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 	}
 	process, held := "the process that has this durable", ""
 	gone := fmt.Sprintf("; if that is gone for good, delete the durable (nats consumer rm %s %s)", info.Stream, have.Durable)
+	if forgotten := have.InactiveThreshold; forgotten > 0 {
+		gone = fmt.Sprintf("; if that is gone for good, the broker forgets the durable after %v", forgotten)
+	}
 	if info.Stream == events.RequestStream {
 		process, gone = "omi-registry", ""
 		held = ": services that a restored database lacks changes of are held until omi-registry recover has run (omi_registry_services_behind)"

@@ -154,6 +154,12 @@ func (s *stack) trust(cfg stackConfig) (events.Trust, error) {
 	return trust, nil
 }
 
+// stackInstance names the Auth of a stack, of which there is one.
+const stackInstance = "dev"
+
+// stackAuthDurable is its durable.
+var stackAuthDurable = events.InstanceDurable(events.AuthDurable, stackInstance)
+
 func (s *stack) openAuth(ctx context.Context, cfg stackConfig) error {
 	trust, err := s.trust(cfg)
 	if err != nil {
@@ -164,7 +170,7 @@ func (s *stack) openAuth(ctx context.Context, cfg stackConfig) error {
 		return err
 	}
 	s.auth, err = authsub.New(ctx, authsub.Config{
-		JetStream: js, DatabaseURL: s.database(cfg, "authsub"), Trust: trust, Applied: cfg.AuthApplied,
+		JetStream: js, DatabaseURL: s.database(cfg, "authsub"), Instance: stackInstance, Trust: trust, Applied: cfg.AuthApplied,
 		Metrics: cfg.Metrics, Log: cfg.Log.With("part", "authsub"),
 	})
 	if err != nil {

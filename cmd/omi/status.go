@@ -69,12 +69,17 @@ func recordText(r events.ServiceRecord) string {
 		left := time.Duration(key.Expires-r.Timestamp) * time.Second
 		fmt.Fprintf(&w, "  in grace   %s  %s left, until %s\n", key.PublicKey, left, date(key.Expires))
 	}
-	for _, durable := range slices.Sorted(maps.Keys(r.Propagation)) {
+	durables := slices.Sorted(maps.Keys(r.Propagation))
+	width := len("in grace  ")
+	for _, durable := range durables {
+		width = max(width, len(durable))
+	}
+	for _, durable := range durables {
 		heard := "has not applied the last change yet"
 		if r.Propagation[durable] {
 			heard = "has applied the last change"
 		}
-		fmt.Fprintf(&w, "  %-10s %s\n", durable, heard)
+		fmt.Fprintf(&w, "  %-*s %s\n", width, durable, heard)
 	}
 	if r.NextRotationAt > r.Timestamp {
 		fmt.Fprintf(&w, "  rotation   refused (rate_limited) until %s: as many in a minute as it may have\n", date(r.NextRotationAt))

@@ -53,13 +53,13 @@ func newStand(t *testing.T, engine string, addrs []string) *stand {
 		s.registries = append(s.registries, p)
 	}
 	s.auths = []*party{
-		s.add("auth-1", s.newDatabase("auth"), "omi-authsub"),
-		s.add("auth-2", "sqlite:auth-2.db", "omi-authsub", "--durable=authsub-2"),
+		s.add("auth-1", s.newDatabase("auth"), "omi-authsub", "--instance=one"),
+		s.add("auth-2", "sqlite:auth-2.db", "omi-authsub", "--instance=two"),
 	}
 	for i := range 2 { // which share everything
 		s.billings = append(s.billings, s.add(fmt.Sprintf("billing-%d", i+1), billing, "omi-billingsub"))
 	}
-	s.durables = []string{events.AuthDurable, "authsub-2", events.BillingDurable}
+	s.durables = []string{authDurable, "authsub-two", events.BillingDurable}
 	s.services = &party{}
 	s.connect(s.services)
 	for _, p := range s.parties() {

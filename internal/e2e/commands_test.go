@@ -54,7 +54,7 @@ func (w *world) get(ts *testscript.TestScript, name string) *daemon {
 
 func (w *world) daemon(ts *testscript.TestScript, args []string) {
 	d := &daemon{name: args[0], folder: ts.MkAbs(".")}
-	for _, name := range []string{"PATH", "HOME", "TMPDIR", "OMI_NATS_URL"} {
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "OMI_NATS_URL", "OMI_INSTANCE"} {
 		d.env = append(d.env, name+"="+ts.Getenv(name))
 	}
 	for args = args[1:]; len(args) > 1 && strings.Contains(args[0], "="); args = args[1:] {

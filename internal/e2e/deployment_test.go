@@ -29,6 +29,11 @@ import (
 
 const origin = "omiappreg.org"
 
+// instanceEnv names Auth's process, which has authDurable then.
+const instanceEnv = "OMI_INSTANCE=one"
+
+var authDurable = events.InstanceDurable(events.AuthDurable, "one")
+
 // deployment is a broker, and the three processes as an operator starts them.
 type deployment struct {
 	t         *testing.T
@@ -50,7 +55,7 @@ func newDeployment(t *testing.T, url string) *deployment {
 	t.Helper()
 	broker := testenv.NewBroker(t)
 	d := prepare(t, url, testenv.Connect(t, broker.URL()))
-	env := []string{"OMI_NATS_URL=" + broker.URL(), "OMI_HTTP_ADDR=127.0.0.1:0", "OMI_TRUST=" + d.registryKey().String()}
+	env := []string{"OMI_NATS_URL=" + broker.URL(), "OMI_HTTP_ADDR=127.0.0.1:0", "OMI_TRUST=" + d.registryKey().String(), instanceEnv}
 	daemonOf := func(name string, command ...string) *daemon {
 		p := &daemon{name: name, folder: d.folder, env: env, command: command}
 		d.processes = append(d.processes, p)
@@ -74,7 +79,7 @@ func prepare(t *testing.T, url string, nc *nats.Conn) *deployment {
 	t.Helper()
 	d := &deployment{
 		t: t, folder: t.ArtifactDir(), url: url, master: events.GenerateSigningKey(),
-		durables: []string{events.AuthDurable, events.BillingDurable},
+		durables: []string{authDurable, events.BillingDurable},
 	}
 	var err error
 	if d.js, err = jetstream.New(nc); err != nil {

@@ -141,7 +141,7 @@ func TestClientDoesNotSwitchEarly(t *testing.T) {
 	c := s.open(store)
 	s.settled(c, 1)
 
-	for _, durable := range []string{events.AuthDurable, events.BillingDurable} {
+	for _, durable := range []string{authDurable, events.BillingDurable} {
 		_, old := c.Signer().Key()
 		s.pause(durable)
 		receipt, err := c.Rotate(t.Context())

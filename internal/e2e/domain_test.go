@@ -106,7 +106,7 @@ func (s *domain) bind() {
 	}
 	testenv.Eventually(s.t, patience, "both subscribers know the service", func() error {
 		record := s.record()
-		for _, durable := range []string{events.AuthDurable, events.BillingDurable} {
+		for _, durable := range []string{authDurable, events.BillingDurable} {
 			if !record.Propagation[durable] {
 				return fmt.Errorf("%s has not applied the binding: %v", durable, record.Propagation)
 			}

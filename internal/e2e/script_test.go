@@ -43,6 +43,7 @@ func TestScripts(t *testing.T) {
 			w.broker = testenv.NewBroker(w.t)
 			env.Setenv("PATH", binaries+string(os.PathListSeparator)+env.Getenv("PATH"))
 			env.Setenv("OMI_NATS_URL", w.broker.URL())
+			env.Setenv("OMI_INSTANCE", "one") // of Auth, whose durable is authsub-one then
 			addrs := testenv.FreeAddrs(w.t, 2)
 			env.Setenv("FREE_ADDR", addrs[0])
 			env.Setenv("ANOTHER_ADDR", addrs[1])

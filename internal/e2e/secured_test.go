@@ -82,7 +82,7 @@ func TestSecured(t *testing.T) {
 			s.run(0, "", "omi-registry", "nats", "service", "--app-id", "org.example.shop", "--service-id", "blog", "--nkey", nkey("blog")) +
 			s.run(0, "", "omi-registry", "nats", "developer", "--app-id", "org.example.shop", "--nkey", nkey("developer"))
 	})
-	s.env = append(s.env, "OMI_NATS_URL="+s.broker.URL(), "OMI_NATS_CA="+s.broker.CA(), "OMI_HTTP_ADDR=127.0.0.1:0")
+	s.env = append(s.env, "OMI_NATS_URL="+s.broker.URL(), "OMI_NATS_CA="+s.broker.CA(), "OMI_HTTP_ADDR=127.0.0.1:0", instanceEnv)
 	registryKey := lastLine(s.run(0, "", "omi-registry", "keygen", "--out", "registry.pem"))
 	master := lastLine(s.run(0, "", "omi", "keygen", "--out", "master.pem"))
 	s.run(0, "", "omi-registry", "app", "add", "--app-id", "org.example.shop", "--master-key", master)
@@ -100,7 +100,7 @@ func TestSecured(t *testing.T) {
 	// A developer binds, a service rotates, and everybody hears of it.
 	for _, service := range []string{"cms", "blog"} {
 		s.run(0, "developer", "omi", "bind", "--service-id", service, "--master-key", "master.pem", "--key", service+".pem")
-		s.expect(s.run(0, service, "omi", "rotate", "--service-id", service, "--key", service+".pem", "--wait", "propagated"), "authsub", "billingsub")
+		s.expect(s.run(0, service, "omi", "rotate", "--service-id", service, "--key", service+".pem", "--wait", "propagated"), "authsub-one", "billingsub")
 	}
 	for _, user := range []string{"cms", "developer", "OPERATOR"} {
 		s.expect(s.run(0, user, "omi", "status"), "active", "sequence +2")
@@ -132,7 +132,7 @@ func TestSecured(t *testing.T) {
 	s.expect(s.run(0, "developer", "omi", "doctor", "--master-key", "master.pem"),
 		"^ok +publish binding +allowed", "^ok +publish revocation +allowed", "^ok +read receipts +allowed", forged)
 	operator := s.run(0, "OPERATOR", "omi", "doctor")
-	s.expect(operator, "^ok +jetstream ", "^ok +stream OMI_REQUESTS ", "^ok +durable authsub ", "^ok +billing ",
+	s.expect(operator, "^ok +jetstream ", "^ok +stream OMI_REQUESTS ", "^ok +durable authsub-one ", "^ok +billing ",
 		"^ok +publish rotation +not allowed", "^ok +publish binding +not allowed", forged)
 	for _, text := range []string{service, operator} {
 		if strings.Contains(text, "\nwrong") {

@@ -29,7 +29,7 @@ import (
 
 const (
 	rotationsUnnoticed = 50
-	strictDurable      = "strict-auth"
+	strictDurable      = "authsub-strict"
 	mostHeldBack       = 400 * time.Millisecond
 )
 
@@ -156,7 +156,7 @@ func (s *domain) said(p *daemon, from int64) (verified int64, refused []string) 
 // holdBack keeps the events from the two Auth Providers, again and again.
 func (s *domain) holdBack(ctx context.Context, dice *rand.Rand) {
 	for ctx.Err() == nil {
-		durable := []string{events.AuthDurable, strictDurable}[dice.IntN(2)]
+		durable := []string{authDurable, strictDurable}[dice.IntN(2)]
 		s.pause(durable)
 		<-time.After(time.Duration(dice.Int64N(int64(mostHeldBack))))
 		s.resume(durable)
@@ -179,7 +179,7 @@ func (d *deployment) strictAuth() string {
 		d.t.Fatal(err)
 	}
 	auth, err := authsub.New(d.t.Context(), authsub.Config{
-		JetStream: js, DatabaseURL: testenv.Database(d.t, testenv.SQLite), Durable: strictDurable, Trust: d.trust,
+		JetStream: js, DatabaseURL: testenv.Database(d.t, testenv.SQLite), Instance: "strict", Trust: d.trust,
 		Registry: nobodyKnows{}, Log: log,
 	})
 	if err != nil {

@@ -27,6 +27,15 @@ type Subscriber struct {
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }
 
+// Instances is [Subscriber] for a core service of which each process hears every event: the program gives the kong variable
+// forget_after too.
+type Instances struct {
+	Serve    serveInstance `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
+	SetAside listSetAside  `cmd:"" help:"List the messages that were not applied, and why: nobody trusted signed them, they are about another service than their subject, or they are no message of this version. The newest 1,000 are kept."`
+
+	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
+}
+
 // Service is what such a process runs.
 type Service interface {
 	Run(ctx context.Context) error
@@ -46,6 +55,8 @@ type SubscriberConfig struct {
 	JetStream   jetstream.JetStream
 	DatabaseURL string
 	Durable     string
+	Instance    string        // of [Instances] only
+	ForgetAfter time.Duration // of [Instances] only
 	Trust       events.Trust
 	Metrics     prometheus.Registerer
 	Log         *slog.Logger
@@ -60,12 +71,43 @@ type serveSubscriber struct {
 	Trust    Trust              `embed:""`
 	Database subscriberDatabase `embed:""`
 	HTTPAddr string             `name:"http-addr" env:"OMI_HTTP_ADDR" default:"${http_addr}" placeholder:"HOST:PORT" help:"Where to serve questions, /metrics and /healthz (${default})."`
-	Durable  string             `env:"OMI_DURABLE" default:"${durable}" help:"The durable on the stream of invalidations (${default}). A second process with a database of its own takes another name."`
+	Durable  string             `env:"OMI_DURABLE" default:"${durable}" help:"${durable_help}"`
 	LogLevel slog.Level         `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
 }
 
 // Run serves until a signal comes.
-func (c *serveSubscriber) Run(open OpenService) error {
+func (c *serveSubscriber) Run(open OpenService) error { return c.run(open, instance{}) }
+
+// instance is what a process of [Instances] adds.
+type instance struct {
+	Instance    string        `env:"OMI_INSTANCE" placeholder:"NAME" help:"Names this process, whose durable is DURABLE-NAME (default: this host's name). No two processes have the same."`
+	ForgetAfter time.Duration `name:"forget-after" env:"OMI_FORGET_AFTER" default:"${forget_after}" placeholder:"DURATION" help:"After which time without this process the broker deletes its durable (${default}). Until then, one that is gone for good holds up rotations."`
+}
+
+type serveInstance struct {
+	serveSubscriber `embed:""`
+	instance        `embed:""`
+}
+
+// Run serves until a signal comes.
+func (c *serveInstance) Run(open OpenService) error {
+	if c.Instance == "" {
+		name, err := subscriber.HostInstance()
+		if err != nil {
+			return fmt.Errorf("--instance: %w", err)
+		}
+		c.Instance = name
+	}
+	if err := subscriber.CheckInstance(c.Instance); err != nil {
+		return Usagef("--instance: %w", err)
+	}
+	if c.ForgetAfter <= 0 {
+		return Usagef("--forget-after: want a time above zero, such as 10m, not %v", c.ForgetAfter)
+	}
+	return c.run(open, c.instance)
+}
+
+func (c *serveSubscriber) run(open OpenService, one instance) error {
 	log := NewLog(os.Stderr, c.LogLevel)
 	trust, err := c.Trust.Load()
 	if err != nil {
@@ -81,10 +123,12 @@ func (c *serveSubscriber) Run(open OpenService) error {
 	if err != nil {
 		return err
 	}
-	return Run(log, web.Run, func(ctx context.Context) error { return c.serve(ctx, log, trust, web, open) })
+	return Run(log, web.Run, func(ctx context.Context) error { return c.serve(ctx, log, trust, web, one, open) })
 }
 
-func (c *serveSubscriber) serve(ctx context.Context, log *slog.Logger, trust events.Trust, web *HTTP, open OpenService) error {
+func (c *serveSubscriber) serve(
+	ctx context.Context, log *slog.Logger, trust events.Trust, web *HTTP, one instance, open OpenService,
+) error {
 	nc, err := c.NATS.Connect("omi-"+c.Durable, log)
 	if err != nil {
 		return err
@@ -96,7 +140,8 @@ func (c *serveSubscriber) serve(ctx context.Context, log *slog.Logger, trust eve
 	}
 	service, err := OpenDatabase(func() (Service, error) {
 		return open(ctx, SubscriberConfig{
-			JetStream: js, DatabaseURL: c.Database.URL, Durable: c.Durable, Trust: trust, Metrics: web.Metrics, Log: log,
+			JetStream: js, DatabaseURL: c.Database.URL, Durable: c.Durable, Instance: one.Instance, ForgetAfter: one.ForgetAfter,
+			Trust: trust, Metrics: web.Metrics, Log: log,
 		})
 	})
 	if err != nil {
@@ -109,7 +154,11 @@ func (c *serveSubscriber) serve(ctx context.Context, log *slog.Logger, trust eve
 	}()
 	web.Ready(service.Healthy, service.Endpoints()...)
 	log.Info("serving HTTP", "addr", web.Addr())
-	return service.Run(ctx)
+	err = service.Run(ctx)
+	if errors.Is(err, subscriber.ErrInUse) || errors.Is(err, subscriber.ErrDurable) {
+		return Usage(err)
+	}
+	return err
 }
 
 // CheckDurable refuses what can't be the name of a durable.

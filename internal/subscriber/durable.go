@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -27,21 +28,17 @@ func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
 	if created := stream.CachedInfo().Created.UnixNano(); created != s.created {
 		s.created, s.written = created, Place{}
 	}
-	want := events.SubscriberConsumerConfig(s.cfg.Durable)
-	consumer, err := s.cfg.JetStream.Consumer(ctx, events.InvalidationStream, s.cfg.Durable)
-	switch {
-	case errors.Is(err, jetstream.ErrConsumerNotFound):
-		consumer, err = s.cfg.JetStream.CreateConsumer(ctx, events.InvalidationStream, want)
-	case errors.Is(err, jetstream.ErrNotPullConsumer):
-		err = fmt.Errorf("%w: it pushes", ErrDurable)
-	case err == nil:
-		if consumer, err = s.reconcile(ctx, consumer, want); err == nil {
-			consumer, err = s.adopt(ctx, stream, consumer, want)
-		}
+	if err := s.hold(ctx); err != nil {
+		return nil, err
 	}
+	consumer, err := s.claim(ctx, stream)
 	if err != nil {
+		if !s.held {
+			s.release()
+		}
 		return nil, fmt.Errorf("open the durable %s: %w", s.cfg.Durable, err)
 	}
+	s.held = true
 	s.horizon.restart()
 	s.consumer.Store(&consumer)
 	select {
@@ -49,6 +46,40 @@ func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
 	default: // it has not seen the last one yet
 	}
 	return consumer, nil
+}
+
+// config is what the durable is to be.
+func (s *Subscriber) config() jetstream.ConsumerConfig {
+	want := events.SubscriberConsumerConfig(s.cfg.Durable)
+	want.InactiveThreshold, want.Metadata = s.cfg.ForgetAfter, s.metadata()
+	return want
+}
+
+// claim makes the durable, or writes into the one that is there that it is ours.
+func (s *Subscriber) claim(ctx context.Context, stream jetstream.Stream) (jetstream.Consumer, error) {
+	want := s.config()
+	consumer, err := s.cfg.JetStream.Consumer(ctx, events.InvalidationStream, s.cfg.Durable)
+	switch {
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+		return s.cfg.JetStream.CreateConsumer(ctx, events.InvalidationStream, want) // fails if another process was quicker
+	case errors.Is(err, jetstream.ErrNotPullConsumer):
+		return nil, fmt.Errorf("%w: it pushes", ErrDurable)
+	case err != nil:
+		return nil, err
+	}
+	before := consumer.CachedInfo()
+	if s.held { // another process may have taken it while we were away
+		if err := s.stillOurs(before.Config.Metadata); err != nil {
+			return nil, err
+		}
+	}
+	if consumer, err = s.reconcile(ctx, consumer, want); err != nil {
+		return nil, err
+	}
+	if !consumer.CachedInfo().Created.Equal(before.Created) { // another process made it meanwhile, and may have heard of events
+		return s.remake(ctx, want)
+	}
+	return s.adopt(ctx, stream, consumer, before, want)
 }
 
 func (s *Subscriber) awaitStream(ctx context.Context) (jetstream.Stream, error) {
@@ -75,8 +106,8 @@ func (s *Subscriber) awaitStream(ctx context.Context) (jetstream.Stream, error) 
 	}
 }
 
-// reconcile refuses a durable of another meaning, and sets the limits of one that has ours. What an operator may have
-// chosen (replicas, metadata) stays.
+// reconcile refuses a durable of another meaning, and sets the limits and the owner of one that has ours. What an operator may
+// have chosen (replicas, other metadata) stays.
 func (s *Subscriber) reconcile(ctx context.Context, consumer jetstream.Consumer, want jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 	have := consumer.CachedInfo().Config
 	switch {
@@ -92,14 +123,15 @@ func (s *Subscriber) reconcile(ctx context.Context, consumer jetstream.Consumer,
 	next := have
 	next.AckWait, next.MaxDeliver, next.MaxAckPending = want.AckWait, want.MaxDeliver, want.MaxAckPending
 	next.InactiveThreshold = want.InactiveThreshold
-	if next.AckWait == have.AckWait && next.MaxDeliver == have.MaxDeliver &&
+	next.Metadata = s.withMetadata(have.Metadata)
+	if maps.Equal(next.Metadata, have.Metadata) && next.AckWait == have.AckWait && next.MaxDeliver == have.MaxDeliver &&
 		next.MaxAckPending == have.MaxAckPending && next.InactiveThreshold == have.InactiveThreshold {
 		return consumer, nil
 	}
-	s.cfg.Log.InfoContext(ctx, "setting the limits of the durable consumer", "durable", s.cfg.Durable)
+	s.cfg.Log.InfoContext(ctx, "setting the limits and the owner of the durable consumer", "durable", s.cfg.Durable)
 	updated, err := s.cfg.JetStream.UpdateConsumer(ctx, events.InvalidationStream, next)
 	if err != nil {
-		return nil, fmt.Errorf("set its limits: %w", err)
+		return nil, fmt.Errorf("set its limits and its owner: %w", err)
 	}
 	return updated, nil
 }

@@ -34,7 +34,7 @@ func TestFailBetweenAnyTwoSteps(t *testing.T) {
 		durable string
 		open    opener
 		store   func(testing.TB, string) *subscriber.Store
-	}{{events.AuthDurable, openAuth, openAuthStore}, {events.BillingDurable, openBilling, openStore}} {
+	}{{events.InstanceDurable(events.AuthDurable, "one"), openAuth, openAuthStore}, {events.BillingDurable, openBilling, openStore}} {
 		for _, engine := range testenv.Engines() {
 			t.Run(party.durable+"/"+engine, func(t *testing.T) {
 				t.Parallel()
@@ -82,7 +82,7 @@ func now() time.Time { return time.Unix(start+40, 0) }
 
 func openAuth(ctx context.Context, js jetstream.JetStream, p *faultPlace, faults *testenv.Faults) (program, error) {
 	auth, err := authsub.New(sqldb.Wrap(ctx, faults.Connector), authsub.Config{
-		JetStream: js, DatabaseURL: p.url, Trust: p.registry.Trust, Registry: nobody{}, Log: faults.Log, Now: now,
+		JetStream: js, DatabaseURL: p.url, Instance: "one", Trust: p.registry.Trust, Registry: nobody{}, Log: faults.Log, Now: now,
 	})
 	if err != nil {
 		return program{}, err

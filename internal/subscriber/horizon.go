@@ -2,6 +2,7 @@ package subscriber
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,13 +33,17 @@ type horizon struct {
 // askEvery is the precision of as_of, which has whole seconds.
 const askEvery = time.Second
 
-// watch asks the broker at once and then every second, until ctx ends.
-func (s *Subscriber) watch(ctx context.Context) {
+// watch asks the broker at once and then every second, until ctx ends. It stops the subscriber once the durable is another's.
+func (s *Subscriber) watch(ctx context.Context, stop func()) {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	for {
 		if consumer := s.consumer.Load(); consumer != nil {
-			s.ask(ctx, *consumer)
+			if err := s.ask(ctx, *consumer); err != nil {
+				s.lost <- err
+				stop()
+				return
+			}
 		}
 		select {
 		case <-s.opened:
@@ -49,15 +54,22 @@ func (s *Subscriber) watch(ctx context.Context) {
 	}
 }
 
-func (s *Subscriber) ask(ctx context.Context, consumer jetstream.Consumer) {
+// ask fails if the durable is another's.
+func (s *Subscriber) ask(ctx context.Context, consumer jetstream.Consumer) error {
 	ctx, cancel := context.WithTimeout(ctx, askEvery)
 	defer cancel()
 	now := s.cfg.Now()
 	info, err := consumer.Info(ctx)
 	if err != nil {
-		return // the consumer loop meets the same fault, and tells of it
+		return nil // the consumer loop meets the same fault, and tells of it
 	}
-	s.horizon.answer(now, info)
+	switch err := s.stillOurs(info.Config.Metadata); {
+	case errors.Is(err, ErrInUse):
+		return err
+	case err == nil:
+		s.horizon.answer(now, info)
+	}
+	return nil
 }
 
 // restart forgets places in the stream: one that was made anew counts from 1 again.

@@ -16,9 +16,9 @@ import (
 // was restored from an older backup. The durable is then made anew, and the stream read from its start; what the database
 // has already takes effect no second time.
 
-// adopt makes the durable anew if the database has not what it has acknowledged.
+// adopt makes the durable anew if the database has not what it has acknowledged. before is how it was found.
 func (s *Subscriber) adopt(
-	ctx context.Context, stream jetstream.Stream, consumer jetstream.Consumer, want jetstream.ConsumerConfig,
+	ctx context.Context, stream jetstream.Stream, consumer jetstream.Consumer, before *jetstream.ConsumerInfo, want jetstream.ConsumerConfig,
 ) (jetstream.Consumer, error) {
 	info := consumer.CachedInfo()
 	if info.AckFloor.Consumer == 0 {
@@ -35,12 +35,19 @@ func (s *Subscriber) adopt(
 			return nothingBetween(ctx, stream, settled, floor)
 		}
 	}
-	if same, err := has(ctx, stream, info.AckFloor.Stream); err != nil || same {
-		return consumer, err
+	if !s.otherDatabase(before.Config.Metadata) {
+		if same, err := has(ctx, stream, info.AckFloor.Stream); err != nil || same {
+			return consumer, err
+		}
 	}
 	s.cfg.Log.WarnContext(ctx, "the durable has acknowledged what this database does not have: the database is new, or was restored from an older backup. "+
 		"The durable is made anew, and the stream read from its start",
 		"durable", s.cfg.Durable, "acknowledged", info.AckFloor.Stream, "in_database", settled)
+	return s.remake(ctx, want)
+}
+
+// remake has the stream read from its start.
+func (s *Subscriber) remake(ctx context.Context, want jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 	if err := s.deleteDurable(ctx); err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -31,11 +32,15 @@ import (
 // required.
 type Config struct {
 	JetStream jetstream.JetStream
-	// Durable names the consumer on the stream. Each state has one of its own: two processes with the same name
-	// share the events between them, so they must share the database too.
+	// Durable names the consumer on the stream. Each state has one of its own: another process with the same name is
+	// [ErrInUse], unless it has the same database, and none of them has an Instance.
 	Durable string
-	Trust   events.Trust
-	Store   *Store
+	// Instance says that the durable is for one process alone, which keeps a state in its memory, and names that process.
+	Instance string
+	// ForgetAfter is after which time without a connected process the broker deletes the durable. Zero: never.
+	ForgetAfter time.Duration
+	Trust       events.Trust
+	Store       *Store
 	// Applied is told of each batch once its effects are committed, and before it is acknowledged: of all its events, and of those
 	// among them that had their effect now. The others the database had already, which this process may not have known; or it
 	// had another event with the nonce, and only the database knows its effect. After an error the batch comes again. It is
@@ -59,10 +64,17 @@ type Subscriber struct {
 	horizon  horizon
 	consumer atomic.Pointer[jetstream.Consumer] // nil until the stream is there
 	opened   chan struct{}                      // tells watch of a new consumer
+	self     holder
+	doubt    doubt
+	lost     chan error // why the durable is no longer ours
 
 	// What follows is only touched where messages are worked on and consumers opened, one after the other.
 	created int64 // when the stream was made, nanoseconds since the Unix epoch; 0: it is not known yet
 	written Place // the position in the database, as this process left it
+
+	database string             // its id
+	answers  *nats.Subscription // nil: the durable is not ours yet
+	held     bool               // it was ours
 }
 
 // batchSize is the largest batch. A database has a page written once for a batch, so a subscriber that has a stream before it gets
@@ -77,7 +89,10 @@ func New(cfg Config) (*Subscriber, error) {
 	if cfg.Applied == nil {
 		cfg.Applied = func(context.Context, []events.Invalidation, []events.Invalidation) error { return nil }
 	}
-	s := &Subscriber{cfg: cfg, started: cfg.Now().Unix(), metrics: newMetrics(cfg.Durable), opened: make(chan struct{}, 1)}
+	started := cfg.Now().Unix()
+	s := &Subscriber{
+		cfg: cfg, started: started, metrics: newMetrics(cfg.Durable), opened: make(chan struct{}, 1), self: newHolder(started), lost: make(chan error, 1),
+	}
 	if err := s.metrics.register(cfg.Metrics, s.AsOf); err != nil {
 		return nil, fmt.Errorf("set up the subscriber %s: %w", cfg.Durable, err)
 	}
@@ -85,20 +100,33 @@ func New(cfg Config) (*Subscriber, error) {
 }
 
 // Run applies events until ctx ends, and then returns nil. A stream that isn't there yet, a broker or a database that
-// is away are waited for; [ErrDurable] ends it.
+// is away are waited for; [ErrDurable] and [ErrInUse] end it.
 func (s *Subscriber) Run(ctx context.Context) error {
+	defer s.release()
+	err := s.consume(ctx)
+	select {
+	case err = <-s.lost:
+	default:
+	}
+	if s.held && errors.Is(err, ErrInUse) {
+		err = errors.Join(err, s.giveBack(ctx))
+	}
+	return err
+}
+
+func (s *Subscriber) consume(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s.watch(ctx)
+		s.watch(ctx, stop)
 	}()
 	err := consume.Run(ctx, consume.Config{
 		Open: func(ctx context.Context) (jetstream.Consumer, error) {
 			consumer, err := s.open(ctx)
-			if errors.Is(err, ErrDurable) {
-				err = backoff.Permanent(err) // trying again can't mend it
+			if errors.Is(err, ErrDurable) || errors.Is(err, ErrInUse) {
+				err = backoff.Permanent(err) // trying again can't change it
 			}
 			return consumer, err
 		},

@@ -1,0 +1,323 @@
+package subscriber
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/incoming"
+)
+
+// A durable belongs to one state: to one process of Auth, which keeps all keyrings in its memory, or to one database of
+// Billing, whose processes share it. Two that took it from each other would each miss what the other heard.
+//
+// Whether it is in use is asked of the process that has it, on [holderSubject]: the broker itself answers that nobody is
+// there as soon as the connection of that process is gone, so one that crashed can start again at once. The consumer's
+// metadata say who has it. What two write there who start at the same moment, or while they don't reach each other, is what the
+// later one wrote: whoever finds another's name there has lost it, and stops.
+
+// ErrInUse means that another process has the durable, or another database.
+var ErrInUse = errors.New("the durable is in use")
+
+// The metadata of a consumer that say whose it is.
+const (
+	metaInstance = events.InstanceMetadata
+	metaProcess  = "omi-process"  // the process that has it, where it is one alone
+	metaDatabase = "omi-database" // the id of the database that has what was acknowledged
+)
+
+const (
+	holderSubject = "omi.v1.instance." // and the consumer's name
+	holderWithin  = 2 * time.Second
+	doubtFor      = time.Second / 2
+)
+
+// holderWaits are how long an answer is waited for. A process that is there answers within milliseconds; the broker may have handed
+// the first question to one that was killed just then. One that hangs, or whose host is gone, holds its durable until the broker
+// gives its connection up.
+var holderWaits = []time.Duration{200 * time.Millisecond, time.Second, 4 * time.Second}
+
+// holder is a process, as it tells others of itself.
+type holder struct {
+	ID    string `json:"id"`
+	Host  string `json:"host"`
+	PID   int    `json:"pid"`
+	Since int64  `json:"since"` // seconds since the Unix epoch
+	// Same says whether it has the very database of who asks: it finds his mark there.
+	Same bool `json:"same"`
+}
+
+func newHolder(since int64) holder {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return holder{ID: rand.Text(), Host: host, PID: os.Getpid(), Since: since}
+}
+
+// String is what people read, in errors and in the consumer's metadata. It is unique.
+func (h holder) String() string {
+	return fmt.Sprintf("process %d on host %s, started at %s (%s)", h.PID, h.Host, time.Unix(h.Since, 0).UTC().Format(time.RFC3339), h.ID)
+}
+
+// HostInstance is the name of this host, made into the name of an instance: lower-case, with hyphens for all that can't be in one.
+func HostInstance() (string, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("ask for the name of this host, which names the instance: %w", err)
+	}
+	name := strings.Map(func(r rune) rune {
+		if instanceRune(r) {
+			return r
+		}
+		return '-'
+	}, strings.ToLower(host))
+	name = strings.Trim(name[:min(len(name), instanceMost)], "-")
+	return cmp.Or(name, "host"), nil
+}
+
+// instanceMost is the longest name of an instance, in bytes.
+const instanceMost = 128
+
+// CheckInstance refuses what can't be the name of an instance.
+func CheckInstance(name string) error {
+	if name == "" || len(name) > instanceMost || strings.ContainsFunc(name, func(r rune) bool { return !instanceRune(r) }) {
+		return fmt.Errorf("the name of an instance has letters, digits, hyphens and underscores, %d at most, not %.150q", instanceMost, name)
+	}
+	return nil
+}
+
+func instanceRune(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_'
+}
+
+// alone says whether the durable is for this process alone.
+func (s *Subscriber) alone() bool { return s.cfg.Instance != "" }
+
+// metadata says that the durable is ours.
+func (s *Subscriber) metadata() map[string]string {
+	own := map[string]string{metaDatabase: s.database}
+	if s.alone() {
+		own[metaInstance], own[metaProcess] = s.cfg.Instance, s.self.String()
+	}
+	return own
+}
+
+// foreign says whose the durable is, if it isn't ours.
+func (s *Subscriber) foreign(have map[string]string) (whose string, is bool) {
+	if s.alone() {
+		process := have[metaProcess]
+		return process, process != "" && process != s.self.String()
+	}
+	return "a process with another database (" + have[metaDatabase] + ")", s.otherDatabase(have)
+}
+
+// otherDatabase says whether what was acknowledged is in another database.
+func (s *Subscriber) otherDatabase(have map[string]string) bool {
+	return have[metaDatabase] != "" && have[metaDatabase] != s.database
+}
+
+// doubt is since when another's name is in the metadata of a durable that was ours.
+type doubt struct {
+	mu    sync.Mutex
+	since time.Time
+}
+
+// errDoubtful is not yet [ErrInUse].
+var errDoubtful = errors.New("the durable seems to be in use by another process")
+
+// stillOurs fails once a durable that was ours is another's. In a cluster, the word of a new leader may be an old one: it has to say
+// so for a while.
+func (s *Subscriber) stillOurs(have map[string]string) error {
+	whose, is := s.foreign(have)
+	s.doubt.mu.Lock()
+	defer s.doubt.mu.Unlock()
+	switch {
+	case !is:
+		s.doubt.since = time.Time{}
+		return nil
+	case s.doubt.since.IsZero():
+		s.doubt.since = time.Now()
+		return errDoubtful
+	case time.Since(s.doubt.since) < doubtFor:
+		return errDoubtful
+	}
+	return s.inUse(whose)
+}
+
+// withMetadata adds ours to what others have written there.
+func (s *Subscriber) withMetadata(have map[string]string) map[string]string {
+	all := map[string]string{}
+	maps.Copy(all, have)
+	maps.Copy(all, s.metadata())
+	return all
+}
+
+// Hold asks whether the durable is free, which is [ErrInUse] if not, before this process answers anything: what it knows may not be
+// what it should. A broker or a database that is away is waited for until ctx ends.
+func (s *Subscriber) Hold(ctx context.Context) error {
+	pause := backoff.NewExponentialBackOff()
+	pause.MaxInterval = holderWithin
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := s.hold(ctx)
+		if errors.Is(err, ErrInUse) {
+			err = backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	}, backoff.WithBackOff(pause), backoff.WithMaxElapsedTime(0), backoff.WithNotify(func(err error, _ time.Duration) {
+		s.cfg.Log.WarnContext(ctx, "waiting to ask whether the durable is in use", "durable", s.cfg.Durable, "error", err)
+	}))
+	return err
+}
+
+// hold asks whether the durable is free, and answers others from then on. It does nothing where it is ours already.
+func (s *Subscriber) hold(ctx context.Context) error {
+	if s.answers != nil {
+		return nil
+	}
+	var err error
+	if s.database, err = s.cfg.Store.ID(ctx); err != nil {
+		return err
+	}
+	if err := s.askHolder(ctx); err != nil {
+		return err
+	}
+	s.answers, err = s.cfg.JetStream.Conn().Subscribe(holderSubject+s.cfg.Durable, s.answer)
+	if err != nil {
+		return fmt.Errorf("answer others who ask for the durable: %w", err)
+	}
+	return nil
+}
+
+// release ends the answers.
+func (s *Subscriber) release() {
+	if s.answers != nil {
+		_ = s.answers.Unsubscribe() // fails only if the connection is gone
+		s.answers = nil
+	}
+}
+
+// askHolder asks the process that has the durable about itself. Nothing but the broker's own word that nobody is there says that
+// it is free; for processes that share it, the word of another one too that has the same database.
+func (s *Subscriber) askHolder(ctx context.Context) error {
+	question := s.self
+	if !s.alone() {
+		wipe, err := s.cfg.Store.mark(ctx, question.ID)
+		if err != nil {
+			return err
+		}
+		defer wipe()
+	}
+	body, err := json.Marshal(question)
+	if err != nil {
+		return fmt.Errorf("ask for the durable: %w", err)
+	}
+	nc := s.cfg.JetStream.Conn()
+	for _, within := range holderWaits {
+		msg, err := s.request(ctx, nc, body, within)
+		if !errors.Is(err, context.DeadlineExceeded) {
+			return s.judge(msg, err)
+		}
+		if err := s.listens(ctx, nc); err != nil {
+			return fmt.Errorf("ask for the durable: %w", err)
+		}
+	}
+	return s.inUse("a process that does not answer: it may hang, or its host may be gone, and the broker has not given its connection up yet")
+}
+
+func (s *Subscriber) request(ctx context.Context, nc *nats.Conn, body []byte, within time.Duration) (*nats.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	return nc.RequestWithContext(ctx, holderSubject+s.cfg.Durable, body)
+}
+
+// listens fails where a question without an answer says nothing, since it did not get through the broker.
+func (s *Subscriber) listens(ctx context.Context, nc *nats.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, holderWithin)
+	defer cancel()
+	if err := nc.FlushWithContext(ctx); err != nil {
+		return err
+	}
+	if err := nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), holderSubject) {
+		return err
+	}
+	return nil
+}
+
+// judge reads the answer of the process that has the durable.
+func (s *Subscriber) judge(msg *nats.Msg, err error) error {
+	if errors.Is(err, nats.ErrNoResponders) {
+		return nil
+	}
+	var have holder
+	if err == nil {
+		err = json.Unmarshal(msg.Data, &have)
+	}
+	if err != nil {
+		return fmt.Errorf("ask for the durable: %w", err)
+	}
+	if have.ID == "" {
+		return errors.New("the process that has the durable can't tell now which database it has")
+	}
+	if !s.alone() && have.Same {
+		return nil
+	}
+	if s.alone() {
+		return s.inUse(have.String())
+	}
+	return s.inUse(have.String() + ", which has another database")
+}
+
+// inUse is the error that says who has the durable.
+func (s *Subscriber) inUse(whose string) error {
+	advice := "Give this process another --instance, or stop that one"
+	if !s.alone() {
+		advice = "Give both the same --database-url, or this one another --durable, or stop that one"
+	}
+	return fmt.Errorf("%w: %s belongs to %s. %s", ErrInUse, s.cfg.Durable, incoming.Printable(whose), advice)
+}
+
+// answer tells another process who we are. Where that can't be told, an answer without an id has it ask again.
+func (s *Subscriber) answer(msg *nats.Msg) {
+	var asks holder
+	if json.Unmarshal(msg.Data, &asks) != nil || asks.ID == "" || asks.ID == s.self.ID {
+		return
+	}
+	own := s.self
+	if !s.alone() {
+		ctx, cancel := context.WithTimeout(context.Background(), holderWithin)
+		defer cancel()
+		var err error
+		if own.Same, err = s.cfg.Store.hasMark(ctx, asks.ID); err != nil {
+			s.cfg.Log.Warn("another process asks whether it has the same database", "durable", s.cfg.Durable, "error", err)
+			own = holder{}
+		}
+	}
+	body, err := json.Marshal(own)
+	if err == nil {
+		err = msg.Respond(body)
+	}
+	if err != nil {
+		s.cfg.Log.Warn("answer another process that asks for the durable", "durable", s.cfg.Durable, "error", err)
+	}
+}
+
+// giveBack is for a process that has lost its durable to another: what it has heard meanwhile, the other has not. Made again, the
+// durable gives that one all events.
+func (s *Subscriber) giveBack(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), holderWithin)
+	defer cancel()
+	return s.deleteDurable(ctx)
+}

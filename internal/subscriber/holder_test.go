@@ -1,0 +1,180 @@
+package subscriber_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// another returns a subscriber with the world's durable and a connection of its own, as another process has it.
+func (w *world) another(t *testing.T, cfg subscriber.Config) *subscriber.Subscriber {
+	t.Helper()
+	var err error
+	if cfg.JetStream, err = jetstream.New(testenv.Connect(t, w.broker.URL())); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Durable, cfg.Trust, cfg.Log = "sub", w.registry.Trust, discard()
+	sub, err := subscriber.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sub
+}
+
+// ready waits until a subscriber has read the stream.
+func ready(t *testing.T, sub *subscriber.Subscriber) {
+	t.Helper()
+	testenv.Eventually(t, within, "ready", sub.Ready)
+}
+
+// refused runs a subscriber that has to end because another one has its durable.
+func refused(t *testing.T, sub *subscriber.Subscriber) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	err := sub.Run(ctx)
+	host, _ := os.Hostname()
+	if who := fmt.Sprintf("process %d on host %s", os.Getpid(), host); !errors.Is(err, subscriber.ErrInUse) || !strings.Contains(err.Error(), who) {
+		t.Fatalf("got %v, want an error that says that %s has it", err, who)
+	}
+}
+
+// TestOneInstance: one process has an instance's durable, whether another one has the same database or its own; and the next one
+// as soon as it has stopped.
+func TestOneInstance(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	subtest.Stream(t, w.js)
+	other := openStore(t, testenv.Database(t, testenv.SQLite))
+	first := w.another(t, subscriber.Config{Store: w.store, Instance: "one", ForgetAfter: time.Minute})
+	stop := subtest.Running(t, first.Run)
+	ready(t, first)
+	for _, store := range []*subscriber.Store{w.store, other} {
+		refused(t, w.another(t, subscriber.Config{Store: store, Instance: "one"}))
+	}
+	if info := w.consumer(t); info.Config.InactiveThreshold != time.Minute || info.Config.Metadata["omi-instance"] != "one" {
+		t.Errorf("the durable is %+v", info.Config)
+	}
+	s := subtest.NewService(t, "a")
+	s.Bind(start)
+	w.registry.Publish(t, w.js, s.Events...)
+	w.knows(t, w.store, s)
+	stop()
+	next := w.another(t, subscriber.Config{Store: other, Instance: "one"})
+	subtest.Running(t, next.Run)
+	w.knows(t, other, s)
+	ready(t, next)
+}
+
+// TestOneDatabase: processes share a durable that is no instance's if they share the database, which a copy of it is not.
+func TestOneDatabase(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	subtest.Stream(t, w.js)
+	file := filepath.Join(t.TempDir(), "shared.db")
+	first := w.another(t, subscriber.Config{Store: openStore(t, "sqlite:"+file)})
+	subtest.Running(t, first.Run)
+	ready(t, first)
+	same := w.another(t, subscriber.Config{Store: openStore(t, "sqlite:"+file)})
+	subtest.Running(t, same.Run)
+	ready(t, same)
+	refused(t, w.another(t, subscriber.Config{Store: w.store}))
+
+	copied := filepath.Join(t.TempDir(), "copied.db")
+	execute(t, "sqlite:"+file, "VACUUM INTO '"+copied+"'")
+	refused(t, w.another(t, subscriber.Config{Store: openStore(t, "sqlite:"+copied)}))
+}
+
+// TestTaken: where two have taken a durable all the same, since they started at the same moment or did not reach each other, the
+// one that is no longer named there ends, and the other one misses nothing that it had heard.
+func TestTaken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	subtest.Stream(t, w.js)
+	s := subtest.NewService(t, "a")
+	s.Bind(start)
+	w.registry.Publish(t, w.js, s.Events...)
+	first := w.another(t, subscriber.Config{Store: w.store, Instance: "one"})
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	go func() { ended <- first.Run(ctx) }()
+	w.knows(t, w.store, s)
+	config := w.consumer(t).Config
+	config.Metadata["omi-process"] = "process 7 on host elsewhere"
+	if _, err := w.js.UpdateConsumer(t.Context(), events.InvalidationStream, config); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, subscriber.ErrInUse) || !strings.Contains(err.Error(), "process 7 on host elsewhere") {
+		t.Fatalf("got %v", err)
+	}
+	if _, err := w.js.Consumer(t.Context(), events.InvalidationStream, "sub"); !errors.Is(err, jetstream.ErrConsumerNotFound) {
+		t.Errorf("the durable is still there, with what the other one has not heard acknowledged: %v", err)
+	}
+}
+
+// TestForgotten: the broker forgets the durable of a process that is gone, and not that of one that has nothing to do. One that
+// comes back reads all.
+func TestForgotten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	subtest.Stream(t, w.js)
+	const forget = time.Second
+	s := subtest.NewService(t, "a")
+	s.Bind(start)
+	w.registry.Publish(t, w.js, s.Events...)
+	first := w.another(t, subscriber.Config{Store: w.store, Instance: "one", ForgetAfter: forget})
+	stop := subtest.Running(t, first.Run)
+	w.knows(t, w.store, s)
+	made := w.consumer(t).Created
+	testenv.Eventually(t, within, "the time is over", func() error {
+		if time.Since(made) < 3*forget {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if again := w.consumer(t).Created; !again.Equal(made) {
+		t.Error("the durable of a process that was there was forgotten")
+	}
+	stop()
+	testenv.Eventually(t, within, "forgotten", func() error {
+		_, err := w.js.Consumer(t.Context(), events.InvalidationStream, "sub")
+		if !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return fmt.Errorf("not yet: %w", err)
+		}
+		return nil
+	})
+	s.Reset(start + 10)
+	w.registry.Publish(t, w.js, s.Events[1:]...)
+	subtest.Running(t, w.another(t, subscriber.Config{Store: w.store, Instance: "one", ForgetAfter: forget}).Run)
+	w.knows(t, w.store, s)
+}
+
+// TestInstanceNames: the name of any host can be that of an instance.
+func TestInstanceNames(t *testing.T) {
+	t.Parallel()
+	host, err := subscriber.HostInstance()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, good := range map[string]bool{
+		host: true, "web-1": true, "Web_1": true, strings.Repeat("a", 128): true,
+		"": false, "web.1": false, "a b": false, "*": false, ">": false, "é": false, "a/b": false, strings.Repeat("a", 129): false,
+	} {
+		if err := subscriber.CheckInstance(name); (err == nil) != good {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}

@@ -1,0 +1,53 @@
+package subscriber
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"fmt"
+)
+
+// ID returns the random id of this database, which the first process that asks for it writes. A copy has the same.
+func (s *Store) ID(ctx context.Context) (id string, err error) {
+	const insert = `INSERT INTO identity (name, value) VALUES ('database', $1) ON CONFLICT (name) DO NOTHING`
+	const query = `SELECT value FROM identity WHERE name = 'database'`
+	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, insert, rand.Text()); err != nil {
+			return err
+		}
+		return tx.QueryRowContext(ctx, query).Scan(&id)
+	})
+	if err != nil {
+		return "", fmt.Errorf("read the id of the database: %w", err)
+	}
+	return id, nil
+}
+
+// mark leaves a mark for other processes on this database, until it is wiped.
+func (s *Store) mark(ctx context.Context, name string) (wipe func(), err error) {
+	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO identity (name, value) VALUES ($1, '') ON CONFLICT (name) DO NOTHING`, markPrefix+name)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("mark the database: %w", err)
+	}
+	return func() {
+		ctx := context.WithoutCancel(ctx)
+		_ = s.db.InTx(ctx, func(tx *sql.Tx) error { // one that stays does no harm
+			_, err := tx.ExecContext(ctx, `DELETE FROM identity WHERE name = $1`, markPrefix+name)
+			return err
+		})
+	}, nil
+}
+
+// hasMark says whether a process on this very database has left a mark.
+func (s *Store) hasMark(ctx context.Context, name string) (has bool, err error) {
+	const query = `SELECT count(*) > 0 FROM identity WHERE name = $1`
+	if err := s.db.Reader().QueryRowContext(ctx, query, markPrefix+name).Scan(&has); err != nil {
+		return false, fmt.Errorf("look for a mark in the database: %w", err)
+	}
+	return has, nil
+}
+
+const markPrefix = "mark:"
