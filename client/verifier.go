@@ -46,6 +46,9 @@ type VerifierConfig struct {
 	// whatever the registry says of it. Empty: all services. The broker filters by their names, so it should be
 	// hundreds of them at most.
 	Peers []events.Target
+	// Receiver is the name under which the broker knows this receiver, where its account may use no other names for its consumers
+	// (omi-registry nats receiver --name). All its processes have the same. Empty: any names.
+	Receiver string
 	// MaxAge is how old knowledge may be to be answered from; beyond it the answer is ErrStale. It bounds for how long a
 	// receiver that is cut off from the broker accepts a key that was ended meanwhile. At least 5 s; default 1 minute.
 	MaxAge time.Duration

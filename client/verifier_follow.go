@@ -38,6 +38,7 @@ type follower struct {
 	js      jetstream.JetStream
 	trust   events.Trust
 	filters []string
+	names   receiverNames
 	apply   func([]events.Invalidation)
 	log     *slog.Logger
 	now     func() time.Time
@@ -52,7 +53,7 @@ func newFollower(
 	js jetstream.JetStream, cfg VerifierConfig, peers map[events.Target]struct{}, apply func([]events.Invalidation),
 ) *follower {
 	f := &follower{
-		js: js, trust: cfg.Trust, apply: apply, log: cfg.Log, now: cfg.Now, opened: make(chan struct{}, 1),
+		js: js, trust: cfg.Trust, names: receiverNames{receiver: cfg.Receiver}, apply: apply, log: cfg.Log, now: cfg.Now, opened: make(chan struct{}, 1),
 	}
 	for peer := range maps.Keys(peers) {
 		f.filters = append(f.filters, events.InvalidationSubject+peer.String())
@@ -134,7 +135,7 @@ func (f *follower) createAt(ctx context.Context, first streamPlace) (*orderedCon
 	if first.sequence > 0 {
 		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, first.sequence
 	}
-	consumer, err := f.js.CreateConsumer(ctx, events.InvalidationStream, cfg)
+	consumer, err := f.names.create(ctx, f.js, cfg)
 	if err != nil {
 		return nil, err
 	}

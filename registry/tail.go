@@ -12,7 +12,7 @@ import (
 const (
 	readAtOnce     = 512              // messages of a stream that are worked on together
 	readWithin     = 5 * time.Second  // for the broker to send some of them
-	readerIdle     = 30 * time.Second // a reader that was killed is forgotten by the broker after this
+	readerIdle     = 30 * time.Second // the broker forgets a reader after this; nobody is allowed to delete one (deploy/nats)
 	progressEvery  = 2 * time.Second  // how often long work says how far it is
 	silentProgress = 100_000          // messages that are read without a word
 )
@@ -46,8 +46,6 @@ func (r reading) read(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the stream %s: %w", r.stream.CachedInfo().Config.Name, err)
 	}
-	name := consumer.CachedInfo().Name
-	defer func() { _ = r.stream.DeleteConsumer(context.WithoutCancel(ctx), name) }() // or the broker forgets it soon
 	left := consumer.CachedInfo().NumPending
 	for delivered := uint64(0); left > 0; {
 		batch, pending, err := fetch(ctx, consumer, &delivered)

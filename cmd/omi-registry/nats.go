@@ -84,9 +84,9 @@ func (c *natsDeveloperCmd) Run() error {
 }
 
 type natsReceiverCmd struct {
-	Name    string   `required:"" placeholder:"NAME" help:"What it is called: lower case letters, digits, hyphens and underscores."`
-	Durable []string `default:"authsub,billingsub" help:"The subscribers' durables, which it must not touch: all that there are (${default})."`
-	userKey `embed:""`
+	Name      string `required:"" placeholder:"NAME" help:"What it is called: lower case letters, digits, hyphens and underscores. Its program sets it as client.VerifierConfig.Receiver."`
+	Consumers int    `default:"8" help:"How many consumers it may have: one for each of its processes, and some more for restarts (${default})."`
+	userKey   `embed:""`
 }
 
 // Run prints the account.
@@ -94,12 +94,10 @@ func (c *natsReceiverCmd) Run() error {
 	if _, err := events.ParseServiceID(c.Name); err != nil { // one label, as those are
 		return process.Usagef("--name: lower case letters, digits, hyphens and underscores, not %q", c.Name)
 	}
-	for _, durable := range c.Durable {
-		if err := process.CheckDurable(durable); err != nil {
-			return err
-		}
+	if c.Consumers < 1 || c.Consumers > events.ReceiverConsumers {
+		return process.Usagef("--consumers: want a number from 1 to %d, not %d", events.ReceiverConsumers, c.Consumers)
 	}
-	return c.print(func(nkey string) access.Account { return access.Receiver(c.Name, nkey, c.Durable) })
+	return c.print(func(nkey string) access.Account { return access.Receiver(c.Name, nkey, c.Consumers) })
 }
 
 func parseApp(id string) (events.AppID, error) {

@@ -19,6 +19,7 @@ const (
 const (
 	createConsumer = "$JS.API.CONSUMER.CREATE."
 	consumerInfo   = "$JS.API.CONSUMER.INFO."
+	deleteConsumer = "$JS.API.CONSUMER.DELETE."
 	nextMessage    = "$JS.API.CONSUMER.MSG.NEXT."
 	lookups        = "omi.v1.lookup.>"
 	answers        = "_INBOX.>"
@@ -34,7 +35,6 @@ type Account struct {
 	Comment string
 
 	imports []imported
-	deny    []string // of what is imported
 }
 
 // imported is a subject of another account.
@@ -62,20 +62,19 @@ func Developer(app events.AppID, nkey string) Account {
 	}
 }
 
-// Receiver is the account of a receiver that checks signatures in its own process (client.Verifier): it reads the events.
-// durables are the names of the subscribers' consumers, which it must not touch.
-func Receiver(name, nkey string, durables []string) Account {
-	const stream = events.InvalidationStream
-	a := Account{
-		Name: "receiver:" + name, NKey: nkey, Comment: "The receiver " + name + ", which reads the events",
-		imports: append([]imported{
-			{core, createConsumer + stream + ".>"}, {core, consumerInfo + stream + ".*"}, {core, nextMessage + stream + ".*"},
-		}, questions()...),
+// Receiver is the account of a receiver that checks signatures in its own process (client.Verifier): it reads the events by
+// consumers whose names are its own. Permissions match whole names only, and Auth's durables have names that nobody knows
+// beforehand: so a receiver has so many names, one for each of its processes, and can't touch any other consumer.
+func Receiver(name, nkey string, consumers int) Account {
+	const stream = events.InvalidationStream + "."
+	a := Account{Name: "receiver:" + name, NKey: nkey, Comment: "The receiver " + name + ", which reads the events"}
+	for i := range consumers {
+		own := stream + events.ReceiverConsumer(name, i+1)
+		for _, what := range []string{createConsumer, consumerInfo, nextMessage, deleteConsumer} {
+			a.imports = append(a.imports, imported{core, what + own})
+		}
 	}
-	for _, durable := range durables {
-		a.deny = append(a.deny,
-			createConsumer+stream+"."+durable, createConsumer+stream+"."+durable+".>", nextMessage+stream+"."+durable)
-	}
+	a.imports = append(a.imports, questions()...)
 	return a
 }
 
@@ -102,9 +101,6 @@ func (a Account) String() string {
 	}
 	b.WriteString("      publish {\n")
 	list(&b, "        allow", publish)
-	if len(a.deny) > 0 {
-		list(&b, "        deny", a.deny)
-	}
 	fmt.Fprintf(&b, "      }\n      subscribe: [%q]\n    }\n  }]\n  imports: [\n", answers)
 	// Without this import the server gives the account a JetStream API of its own, which answers first: it has no JetStream.
 	// The user may not publish there.

@@ -198,12 +198,12 @@ func answersElsewhere() (all []attack) {
 		all = append(all, pull, push, lookup,
 			say("cms", rotation+cms, victim, "{}"), // JetStream says that it is stored
 			say("cms", jsAPI+ownReceipts, victim, ownConsumer),
-			say("AUTHSUB", jsAPI+"CONSUMER.INFO.OMI_INVALIDATIONS.authsub", victim, ""),
-			say("receiver", jsAPI+"CONSUMER.INFO.OMI_INVALIDATIONS.authsub", victim, ""),
+			say("AUTHSUB", jsAPI+"CONSUMER.INFO.OMI_INVALIDATIONS."+authDurable, victim, ""),
+			say("receiver", jsAPI+"CONSUMER.INFO.OMI_INVALIDATIONS."+authDurable, victim, ""),
 		)
 	}
 	return append(all, attack{name: "has events delivered to another's events", user: "AUTHSUB", do: func(a *attacker) {
-		a.say(jsAPI+"CONSUMER.MSG.NEXT.OMI_INVALIDATIONS.authsub", rotation+blog, `{"batch": 3, "no_wait": true}`)
+		a.say(jsAPI+"CONSUMER.MSG.NEXT.OMI_INVALIDATIONS."+authDurable, rotation+blog, `{"batch": 3, "no_wait": true}`)
 	}})
 }
 
@@ -214,7 +214,7 @@ func touchDurables() (all []attack) {
 		return fmt.Sprintf(`{"stream_name": %q, "config": {"durable_name": %q, "name": %[2]q, "ack_policy": "explicit", "max_deliver": 1%s}}`, stream, durable, more)
 	}
 	for user, durable := range map[string]string{
-		"AUTHSUB": events.BillingDurable, "BILLINGSUB": events.AuthDurable, "receiver": events.AuthDurable, "cms": events.AuthDurable,
+		"AUTHSUB": events.BillingDurable, "BILLINGSUB": authDurable, "receiver": authDurable, "cms": authDurable, "developer": authDurable,
 	} {
 		filter := event + blog
 		all = append(all,
@@ -227,15 +227,15 @@ func touchDurables() (all []attack) {
 			say(user, "$JS.ACK."+stream+"."+durable+".1.2.2.1.7", "", ""),
 		)
 	}
-	another := ask("receiver", jsAPI+"CONSUMER.CREATE."+stream+".mine", config(events.AuthDurable, ""))
+	another := ask("receiver", jsAPI+"CONSUMER.CREATE."+stream+".mine", config(authDurable, ""))
 	another.harmless = "JetStream compares subject and body"
-	legacy := ask("receiver", jsAPI+"CONSUMER.CREATE."+stream, config(events.AuthDurable, ""))
+	legacy := ask("receiver", jsAPI+"CONSUMER.CREATE."+stream, config(authDurable, ""))
 	legacy.harmless = "JetStream makes no durable by that request"
 	return append(all, another, legacy,
 		ask("AUTHSUB", jsAPI+"STREAM.DELETE."+stream, ""),
 		ask("REGISTRY", jsAPI+"STREAM.DELETE."+stream, ""), // not even a registry that was broken into
 		ask("REGISTRY", jsAPI+"STREAM.PURGE.OMI_REQUESTS", ""),
-		ask("REGISTRY", jsAPI+"CONSUMER.DELETE."+stream+".authsub", ""),
+		ask("REGISTRY", jsAPI+"CONSUMER.DELETE."+stream+"."+authDurable, ""),
 	)
 }
 

@@ -135,10 +135,9 @@ func TestExample(t *testing.T) {
 		return key
 	}
 	app := target(t, cms).App
-	durables := []string{events.AuthDurable, events.BillingDurable}
 	want := access.Service(target(t, cms), key("# The service "+cms)).String() +
 		access.Service(target(t, blog), key("# The service "+blog)).String() +
-		access.Developer(app, key("# The developer ")).String() + access.Receiver("shop", key("# The receiver "), durables).String()
+		access.Developer(app, key("# The developer ")).String() + access.Receiver("shop", key("# The receiver "), 8).String()
 	if !strings.HasSuffix(string(shown), want) {
 		t.Errorf("deploy/nats/accounts.example.conf is not what omi-registry nats prints, which is:\n%s", want)
 	}

@@ -29,6 +29,8 @@ const (
 	cms  = "org.example.shop.cms"
 	blog = "org.example.shop.blog"
 	till = "org.example.bank.till" // of another developer
+
+	authDurable = "authsub-web-1" // a name that no permission knows
 )
 
 // world is a broker with something of everybody's in its streams, a registry that answers lookups, and the durables.
@@ -47,7 +49,7 @@ func securedWorld(t *testing.T) (*world, *testenv.SecuredBroker) {
 		app := target(t, cms).App
 		return access.Service(target(t, cms), nkey("cms")).String() + access.Service(target(t, blog), nkey("blog")).String() +
 			access.Developer(app, nkey("developer")).String() +
-			access.Receiver("shop", nkey("receiver"), []string{events.AuthDurable, events.BillingDurable}).String()
+			access.Receiver("shop", nkey("receiver"), 2).String()
 	})
 	w := &world{t: t, connect: b.Connect}
 	w.furnish()
@@ -94,7 +96,7 @@ func (w *world) furnish() {
 	queue, err := w.js.CreateConsumer(ctx, events.RequestStream, calm(events.RegistryConsumerConfig()))
 	w.must(err)
 	w.take(queue)
-	for user, durable := range map[string]string{"AUTHSUB": events.AuthDurable, "BILLINGSUB": events.BillingDurable} {
+	for user, durable := range map[string]string{"AUTHSUB": authDurable, "BILLINGSUB": events.BillingDurable} {
 		js := w.jetStream(w.connect(user, none))
 		consumer, err := js.CreateConsumer(ctx, events.InvalidationStream, calm(events.SubscriberConsumerConfig(durable)))
 		w.must(err)

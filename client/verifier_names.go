@@ -1,0 +1,46 @@
+package client
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// receiverNames are the names that a receiver's consumers may have, one for each of its processes.
+type receiverNames struct {
+	receiver string // empty: any names
+
+	have string // the name of this process's consumer; empty: none
+}
+
+// create makes a consumer by a name that no other process has. It is called by one goroutine.
+func (r *receiverNames) create(ctx context.Context, js jetstream.JetStream, cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	const stream = events.InvalidationStream
+	if r.receiver == "" {
+		return js.CreateConsumer(ctx, stream, cfg)
+	}
+	if r.have != "" { // else it holds its name until the broker has forgotten it
+		if err := js.DeleteConsumer(ctx, stream, r.have); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return nil, fmt.Errorf("delete the consumer %s: %w", r.have, err)
+		}
+		r.have = ""
+	}
+	cfg.Metadata = map[string]string{"omi-reader": rand.Text()} // one that is just the same would be shared
+	for n := 1; n <= events.ReceiverConsumers; n++ {
+		cfg.Name = events.ReceiverConsumer(r.receiver, n)
+		consumer, err := js.CreateConsumer(ctx, stream, cfg)
+		switch {
+		case err == nil:
+			r.have = cfg.Name
+			return consumer, nil
+		case !errors.Is(err, jetstream.ErrConsumerExists): // of a name beyond those that it may have, the broker tells the connection
+			return nil, fmt.Errorf("make the consumer %s: %w", cfg.Name, err)
+		}
+	}
+	return nil, fmt.Errorf("all consumers that the receiver %s may have are in use", r.receiver)
+}
