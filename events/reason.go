@@ -14,6 +14,8 @@ const (
 	UnknownApp           Reason = "unknown_app"
 	UnknownService       Reason = "unknown_service"
 	AlreadyBound         Reason = "already_bound"
+	OutOfOrder           Reason = "out_of_order"
+	TimestampOutOfOrder  Reason = "timestamp_out_of_order"
 	InvalidSignature     Reason = "invalid_signature"
 	SupersededKey        Reason = "superseded_key"
 	InvalidProof         Reason = "invalid_proof"

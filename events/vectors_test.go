@@ -111,6 +111,7 @@ func TestVectorRequestForms(t *testing.T) {
 					}
 				case vectors.Committed, vectors.Duplicate,
 					events.TimestampOutOfWindow, events.UnknownApp, events.UnknownService, events.AlreadyBound,
+					events.OutOfOrder, events.TimestampOutOfOrder,
 					events.InvalidSignature, events.SupersededKey, events.InvalidProof, events.WeakKey,
 					events.KeyInUse, events.NonceReused, events.RateLimited:
 					if got != "" {

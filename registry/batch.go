@@ -17,6 +17,7 @@ type group struct {
 	lost     map[events.PublicKey]int // keys that another service registers in this batch, and by which request of it
 
 	outcomes []outcome
+	asks     bool    // the outcomes rest on whether something was refused, and nobody has looked
 	service  service // after the outcomes
 	details  newDetails
 	looks    int   // how many refusals may still be held against earlier keys,
@@ -106,8 +107,10 @@ func (b *batch) decideGroup(g *group) {
 			by, lost := g.lost[k]
 			return b.state.takenKeys[k] || lost && by < index
 		},
-		service: g.was,
+		recently: func(n events.Nonce) bool { return b.state.refused != nil && b.state.refused(requestID{g.target, n}) },
+		service:  g.was,
 	}
+	d.told, d.looked = b.state.told[g.target]
 	before := g.outcomes
 	g.outcomes = make([]outcome, 0, len(g.requests))
 	for i, in := range g.requests {
@@ -117,7 +120,7 @@ func (b *batch) decideGroup(g *group) {
 		}
 		g.outcomes = append(g.outcomes, d.decide(in, earlier))
 	}
-	g.service, g.details = d.service, d.details
+	g.service, g.details, g.asks = d.service, d.details, d.asks
 }
 
 // rival finds the first request of the batch, in the stream's order, that was let pass with a key which an earlier

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
 	"pgregory.net/rapid"
 
 	"omiappreg.org/keyrotation/events"
@@ -80,6 +81,11 @@ func process(t *testing.T, store *Store, log []sent, size, replicas int, careful
 		list[i] = newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 12}, func() time.Time { return time.Unix(testNow, 0) })
 	}
 	answers = make([]string, len(log))
+	heard := map[events.Target]*told{} // the stream of receipts, which all replicas read
+	for _, in := range list {
+		in.told = func(context.Context, []events.Target) (map[events.Target]*told, error) { return heard, nil }
+	}
+	trust := testTrust(t, list[0])
 	for start := 0; start < len(log); start += size {
 		in := list[start/size%replicas]
 		if in.memory.careful = (time.Time{}); careful {
@@ -95,6 +101,12 @@ func process(t *testing.T, store *Store, log []sent, size, replicas int, careful
 		}
 		for _, o := range outcomes {
 			answers[o.in.index] = fmt.Sprint(o.verdict, o.reason, o.event.Sequence)
+			m := o.messages()[len(o.messages())-1]
+			if heard[o.in.request.Target] == nil {
+				heard[o.in.request.Target] = &told{trust: trust}
+			}
+			one := heard[o.in.request.Target]
+			one.list = append(one.list, &jetstream.RawStreamMsg{Subject: m.subject, Data: m.payload})
 		}
 	}
 	return answers, states(t, store)

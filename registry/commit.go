@@ -123,14 +123,15 @@ func (s *Store) all(p *sqldb.Pipeline, what, query string, types []sqldb.Type, v
 }
 
 // A service moves if it is as it was read or remembered: what its decision rests on is compared, but the times of the last
-// minute. The name too, since in a database that was restored meanwhile the id may be another's. Its details are written
+// minute and where the last change's request stands, which move with the sequence. The name too, since in a database that was restored meanwhile the id may be another's. Its details are written
 // where the change brings any.
 const updateServices = `UPDATE services SET status = v.column3, sequence = v.column4, public_key = v.column5,
-	changed_at = v.column6, recent_rotations = v.column7, bound_at = COALESCE(v.column8, services.bound_at),
-	service_type = COALESCE(v.column9, services.service_type), endpoint_url = COALESCE(v.column10, services.endpoint_url),
-	provider_receipt = COALESCE(v.column11, services.provider_receipt) FROM (%s) AS v
-	WHERE services.id = v.column1 AND services.target = v.column2 AND services.status = v.column12 AND services.sequence = v.column13
-	AND services.public_key IS NOT DISTINCT FROM v.column14 AND services.changed_at = v.column15`
+	changed_at = v.column6, recent_rotations = v.column7, stream_created_at = v.column8, stream_sequence = v.column9,
+	master_signed_at = v.column10, bound_at = COALESCE(v.column11, services.bound_at),
+	service_type = COALESCE(v.column12, services.service_type), endpoint_url = COALESCE(v.column13, services.endpoint_url),
+	provider_receipt = COALESCE(v.column14, services.provider_receipt) FROM (%s) AS v
+	WHERE services.id = v.column1 AND services.target = v.column2 AND services.status = v.column15 AND services.sequence = v.column16
+	AND services.public_key IS NOT DISTINCT FROM v.column17 AND services.changed_at = v.column18`
 
 // Types of the columns of a service's row.
 func updateTypes() []sqldb.Type {
@@ -139,7 +140,8 @@ func updateTypes() []sqldb.Type {
 
 func insertTypes() []sqldb.Type {
 	return []sqldb.Type{
-		sqldb.Text, sqldb.Text, sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Text, sqldb.Int, sqldb.Text, sqldb.Text, sqldb.Text,
+		sqldb.Text, sqldb.Text, sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Text, sqldb.Int, sqldb.Int, sqldb.Int,
+		sqldb.Int, sqldb.Text, sqldb.Text, sqldb.Text,
 	}
 }
 
@@ -151,11 +153,11 @@ func rowsOfServices(groups []*group) (known, born []any) {
 		name := g.target.String()
 		if !g.existed {
 			born = append(born, name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, formatTimes(s.recent),
-				orZero(d.boundAt), orZero(withoutNUL(d.serviceType)), orZero(d.endpointURL), orZero(d.providerReceipt))
+				s.place.stream, s.place.sequence, s.signedAt, orZero(d.boundAt), orZero(withoutNUL(d.serviceType)), orZero(d.endpointURL), orZero(d.providerReceipt))
 			continue
 		}
 		known = append(known, g.was.id, name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, formatTimes(s.recent),
-			orNull(d.boundAt), orNull(withoutNUL(d.serviceType)), orNull(d.endpointURL), orNull(d.providerReceipt),
+			s.place.stream, s.place.sequence, s.signedAt, orNull(d.boundAt), orNull(withoutNUL(d.serviceType)), orNull(d.endpointURL), orNull(d.providerReceipt),
 			string(g.was.status), g.was.sequence, keyBytes(g.was.key), g.was.changedAt)
 	}
 	return known, born
@@ -219,8 +221,8 @@ func (w writer) insertServices(born []any, moved func(*sql.Rows) error) error {
 	if w.engine == sqldb.Cockroach {
 		id, types, born = "id, ", append([]sqldb.Type{sqldb.Int}, types...), withIDs(born, len(types))
 	}
-	insert := `INSERT INTO services (` + id + `target, status, sequence, public_key, changed_at, recent_rotations, bound_at,
-		service_type, endpoint_url, provider_receipt) %s ON CONFLICT DO NOTHING RETURNING id, target`
+	insert := `INSERT INTO services (` + id + `target, status, sequence, public_key, changed_at, recent_rotations,
+		stream_created_at, stream_sequence, master_signed_at, bound_at, service_type, endpoint_url, provider_receipt) %s ON CONFLICT DO NOTHING RETURNING id, target`
 	return w.each(insert, types, born, moved)
 }
 

@@ -23,16 +23,17 @@ var ErrNoDeadLetter = errors.New("there is no dead letter of this id")
 // DeadLetter is a request that could not be decided: the code panics on it, or fails while it decides others. It waits in
 // the database until an operator has it decided again.
 type DeadLetter struct {
-	ID             string `json:"id"`
-	Subject        string `json:"subject"`
-	StreamSequence uint64 `json:"stream_sequence"`
-	StoredAt       int64  `json:"stored_at"` // by JetStream, seconds since the Unix epoch
-	Reason         string `json:"reason"`    // panic or error
-	Detail         string `json:"detail"`
-	Tries          int    `json:"tries"`
-	SetAsideAt     int64  `json:"set_aside_at"` // or failed again, seconds since the Unix epoch
-	Retrying       bool   `json:"retrying"`     // a registry is asked to decide it again, and has not yet
-	Payload        []byte `json:"payload,omitzero"`
+	ID              string `json:"id"`
+	Subject         string `json:"subject"`
+	StreamSequence  uint64 `json:"stream_sequence"`
+	StreamCreatedAt int64  `json:"stream_created_at,omitzero"` // of which stream, nanoseconds since the Unix epoch; 0: not known
+	StoredAt        int64  `json:"stored_at"`                  // by JetStream, seconds since the Unix epoch
+	Reason          string `json:"reason"`                     // panic or error
+	Detail          string `json:"detail"`
+	Tries           int    `json:"tries"`
+	SetAsideAt      int64  `json:"set_aside_at"` // or failed again, seconds since the Unix epoch
+	Retrying        bool   `json:"retrying"`     // a registry is asked to decide it again, and has not yet
+	Payload         []byte `json:"payload,omitzero"`
 }
 
 const (
@@ -44,10 +45,12 @@ const (
 // that is delivered again after it was set aside is the same row, and one of another stream, which counts from 1 too,
 // is not.
 func newDeadLetter(m *consume.Message, why consume.Fault, now time.Time) DeadLetter {
-	place := fmt.Sprintf("%d %d %s ", m.Meta.Timestamp.UnixNano(), m.Meta.Sequence.Stream, m.Subject())
-	hash := sha256.Sum256(append([]byte(place), m.Data()...))
+	name := fmt.Sprintf("%d %d %s ", m.Meta.Timestamp.UnixNano(), m.Meta.Sequence.Stream, m.Subject())
+	hash := sha256.Sum256(append([]byte(name), m.Data()...))
+	at, _ := stands(m)
 	return DeadLetter{
-		ID: hex.EncodeToString(hash[:idBytes]), Subject: received.Printable(m.Subject()), StreamSequence: m.Meta.Sequence.Stream,
+		StreamCreatedAt: at.stream,
+		ID:              hex.EncodeToString(hash[:idBytes]), Subject: received.Printable(m.Subject()), StreamSequence: m.Meta.Sequence.Stream,
 		StoredAt: m.Meta.Timestamp.Unix(), Reason: why.Reason, Detail: detailOf(why.Detail), Tries: why.Tries,
 		SetAsideAt: now.Unix(), Payload: m.Data(),
 	}
@@ -68,11 +71,12 @@ func detailOf(text string) string {
 func (s *Store) putDeadLetter(ctx context.Context, l DeadLetter) error {
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO dead_letters
-			(id, stream_sequence, stored_at, reason, detail, tries, set_aside_at, subject, payload)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+			(id, stream_sequence, stored_at, reason, detail, tries, set_aside_at, subject, payload, stream_created_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 			ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, detail = excluded.detail,
 			tries = dead_letters.tries + excluded.tries, set_aside_at = excluded.set_aside_at, retry_at = NULL`,
-			l.ID, int64(l.StreamSequence), l.StoredAt, l.Reason, l.Detail, l.Tries, l.SetAsideAt, l.Subject, append([]byte{}, l.Payload...))
+			l.ID, int64(l.StreamSequence), l.StoredAt, l.Reason, l.Detail, l.Tries, l.SetAsideAt, l.Subject, append([]byte{}, l.Payload...),
+			l.StreamCreatedAt)
 		return err
 	})
 	if err != nil {
@@ -82,13 +86,14 @@ func (s *Store) putDeadLetter(ctx context.Context, l DeadLetter) error {
 }
 
 // letterColumns are what scanLetter reads.
-const letterColumns = "id, stream_sequence, stored_at, reason, detail, tries, set_aside_at, retry_at, subject"
+const letterColumns = "id, stream_sequence, stored_at, reason, detail, tries, set_aside_at, retry_at, subject, stream_created_at"
 
 func scanLetter(row interface{ Scan(...any) error }, more ...any) (DeadLetter, error) {
 	var l DeadLetter
 	var retry sql.NullInt64
 	err := row.Scan(append([]any{
 		&l.ID, &l.StreamSequence, &l.StoredAt, &l.Reason, &l.Detail, &l.Tries, &l.SetAsideAt, &retry, &l.Subject,
+		&l.StreamCreatedAt,
 	}, more...)...)
 	l.Retrying = retry.Valid
 	return l, err

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"fmt"
 	"slices"
 	"time"
 
@@ -18,6 +19,8 @@ type incoming struct {
 	storedAt int64     // when JetStream stored it, seconds since the Unix epoch
 	stored   time.Time // the same, as precisely as the stream knows it: it tells messages of the same bytes apart
 	index    int       // its place in the batch
+	place    place     // in the stream; zero: not known
+	again    bool      // it was delivered before, so it may be answered
 }
 
 // decider decides the requests of one service, in their order. It holds the service's state and moves it, so that
@@ -34,9 +37,14 @@ type decider struct {
 	committed func(events.Nonce) (prior, bool)
 	taken     func(key events.PublicKey, index int) bool // by what came before this place in the batch
 
-	claimed  []events.PublicKey // keys that this batch registers for this service
-	before   []pastKey          // keys that were current earlier in this batch
-	answered []answered         // requests of this batch that were committed: few, so a list
+	claimed  []events.PublicKey      // keys that this batch registers for this service
+	before   []pastKey               // keys that were current earlier in this batch
+	answered []answered              // requests of this batch that were committed: few, so a list
+	refused  []events.Nonce          // requests by the Master Key in this batch that were not
+	recently func(events.Nonce) bool // the same of earlier batches
+	told     *told                   // what the stream of receipts has of the service; nil: nobody has looked
+	looked   bool
+	asks     bool // somebody should
 }
 
 // decide runs the checks of docs/protocol.md §6, in their order, and returns what becomes of the request. before is what was
@@ -91,24 +99,58 @@ func (d *decider) answer(nonce events.Nonce) (prior, bool) {
 // admit checks what needs no cryptography: form against policy, target, freshness, and whom it is about.
 func (d *decider) admit(in incoming) (events.Reason, string) {
 	r := in.request
-	age := in.storedAt - r.Timestamp
+	age, skew := in.storedAt-r.Timestamp, d.policy.skewSeconds()
 	switch {
 	case r.HasGracePeriod && r.GracePeriod > d.policy.graceSeconds():
 		return events.InvalidField, `The member "grace_period" is longer than this registry's own.`
 	case !r.NamesItsTarget():
 		return events.TargetMismatch, "The app or service inside the message is not the one in its subject."
-	case age > d.policy.skewSeconds():
-		return events.TimestampOutOfWindow, "The request was signed too long before it was published; sign a new one."
-	case -age > d.policy.skewSeconds():
-		return events.TimestampOutOfWindow, "The request's timestamp is in the future; check the signer's clock, and that it counts seconds."
+	case age > skew:
+		return events.TimestampOutOfWindow, fmt.Sprintf("By its timestamp the request was signed %d s before it was stored, and at most %d s "+
+			"are allowed: the signer's clock is probably behind, or the request waited. Set the clock if it is wrong, and sign a new one.", age, skew)
+	case -age > skew:
+		return events.TimestampOutOfWindow, fmt.Sprintf("By its timestamp the request was signed %d s after it was stored, and at most %d s "+
+			"are allowed: the signer's clock is probably ahead. Set it, check that the timestamp counts seconds, and sign a new one.", -age, skew)
 	case r.Kind.ByMasterKey() && d.master.IsZero():
 		return events.UnknownApp, "This registry does not know the app; its operator adds it with its Master Key."
 	case r.Kind == events.Binding && d.service.active():
 		return events.AlreadyBound, "The service is bound already; to replace a lost key, send a master_reset."
 	case r.Kind != events.Binding && !d.service.active():
 		return events.UnknownService, "The service is not bound; its developer binds it first."
+	case r.Kind.ByMasterKey():
+		return d.inOrder(in)
 	}
 	return "", ""
+}
+
+// inOrder checks that a request by the Master Key comes after what was committed before it, in the order of the stream and in that of
+// the timestamps. Else whoever was told no is told yes by a copy of it that comes late, and the older of two keys may be the last.
+func (d *decider) inOrder(in incoming) (events.Reason, string) {
+	const sameSecond = "It was signed in the same second as the last request by the Master Key that was committed for this service, "
+	r, s := in.request, &d.service
+	switch earlier := s.signedAt - r.Timestamp; {
+	// What was stored so long after that change is not what the place says: the stream has lost its last messages, and gives
+	// their places again.
+	case in.place.before(s.place) && in.storedAt <= s.changedAt+d.policy.skewSeconds():
+		return events.OutOfOrder, "It was stored before a request that has changed the service since; " +
+			"requests by the Master Key take effect in the order in which they were stored. If it is still wanted, sign a new one."
+	case s.signedAt == 0:
+	case earlier > 0:
+		return events.TimestampOutOfOrder, fmt.Sprintf("By its timestamp it was signed %d s before the last request by the Master Key "+
+			"that was committed for this service. If it is still wanted, sign a new one; if it is new, one signer's clock is wrong.", earlier)
+	case earlier == 0 && d.refusedBefore(r):
+		return events.TimestampOutOfOrder, sameSecond + "and it was refused before, or nobody can tell any more. If it is still wanted, sign a new one."
+	}
+	return "", ""
+}
+
+// refusedBefore reports whether a request was refused, or may have been. That has to be asked for: it is known outside of the database.
+func (d *decider) refusedBefore(r *events.Request) bool {
+	if slices.Contains(d.refused, r.Nonce) || d.recently(r.Nonce) {
+		return true
+	}
+	d.asks = d.asks || !d.looked
+	return d.told.mayHaveRefused(r.Nonce, r.Timestamp, d.policy.skewSeconds())
 }
 
 // signer returns who has to have signed a request.
@@ -145,14 +187,12 @@ func (d *decider) register(in incoming) (events.Reason, string) {
 		return events.KeyInUse, "The new key was registered before, and one key names one service for ever; generate another one."
 	case used:
 		return events.NonceReused, "The service used this nonce for another request; make a new one."
-	case r.Kind == events.Rotation && d.tooMany(in.storedAt):
-		return events.RateLimited, "The service rotates too often; wait a minute."
+	}
+	if wait := d.policy.rotatesFrom(d.service.recent) - in.storedAt; r.Kind == events.Rotation && wait > 0 {
+		return events.RateLimited, fmt.Sprintf("The service may rotate %d times a minute and has done so; try again in %d s.",
+			d.policy.RotationsPerMinute, wait)
 	}
 	return "", ""
-}
-
-func (d *decider) tooMany(storedAt int64) bool {
-	return storedAt < d.policy.rotatesFrom(d.service.recent)
 }
 
 // rotatesFrom returns the second from which the service of these rotations may rotate again: the limit is not reached by
@@ -208,6 +248,10 @@ func (d *decider) move(in incoming, o *outcome) {
 		d.before = append(d.before, pastKey{s.key, s.sequence})
 	}
 	s.status, s.sequence, s.key, s.changedAt = events.Active, o.event.Sequence, r.NewKey, o.event.Timestamp
+	s.place = s.place.after(in.place)
+	if r.Kind.ByMasterKey() {
+		s.signedAt = r.Timestamp
+	}
 	switch r.Kind {
 	case events.Rotation:
 		s.recent = d.policy.counted(s.recent, in.storedAt)

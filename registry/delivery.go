@@ -50,6 +50,12 @@ func (d *delivery) target() events.Target {
 	return d.in.request.Target
 }
 
+// stands returns the message's place, and whether it may have been answered: it was delivered before, or it was stored before this
+// durable was created, and another one may have delivered it.
+func (d *delivery) stands() (at place, again bool) {
+	return place{d.turns.created, int64(d.place)}, d.meta.NumDelivered > 1 || d.meta.Timestamp.Before(d.turns.since)
+}
+
 // garbage reports whether the message is none that a client sent: it has no nonce by which its answer could be told from
 // others.
 func (d *delivery) garbage() bool {

@@ -61,7 +61,8 @@ func eachAnswer(t *testing.T, seen map[string]int) {
 	for _, answer := range []events.Reason{
 		"committed", "duplicate",
 		events.MalformedMessage, events.UnsupportedVersion, events.InvalidField, events.TargetMismatch,
-		events.TimestampOutOfWindow, events.UnknownApp, events.UnknownService, events.AlreadyBound, events.InvalidSignature,
+		events.TimestampOutOfWindow, events.UnknownApp, events.UnknownService, events.AlreadyBound, events.OutOfOrder,
+		events.TimestampOutOfOrder, events.InvalidSignature,
 		events.SupersededKey, events.InvalidProof, events.WeakKey, events.KeyInUse, events.NonceReused, events.RateLimited,
 	} {
 		if seen[string(answer)] == 0 {
@@ -81,6 +82,7 @@ type drawnHistory struct {
 type drawnBatch struct {
 	messages []sent
 	storedAt []int64
+	places   []place
 	now      time.Time
 	// late: the next batch is taken by another replica, after this one was decided and before it is committed.
 	late bool
@@ -96,7 +98,11 @@ func drawHistory(rt *rapid.T, t *testing.T, stores []*Store) drawnHistory {
 		}
 	}
 	d := newDeveloper(t, stores[0], "org.omiappreg.alice", "s-0")
-	d.now = func() time.Time { return time.Unix(testNow, 0) }
+	signed := int64(testNow)
+	d.now = func() time.Time { // sometimes that of another signer
+		signed += rapid.SampledFrom([]int64{0, 0, 0, 0, 1, 1, 1, -1}).Draw(rt, "signer's clock")
+		return time.Unix(signed, 0)
+	}
 	h := drawnHistory{app: App{d.target.App, d.master.Public()}}
 	h.policy = Policy{
 		Origin:             testOrigin,
@@ -106,13 +112,16 @@ func drawHistory(rt *rapid.T, t *testing.T, stores []*Store) drawnHistory {
 	if err := stores[1].AddApp(t.Context(), h.app, 1); err != nil {
 		rt.Fatal(err)
 	}
-	log, stored, now := traffic(rt, d), int64(testNow), int64(testNow)
+	log, stored, now, at := traffic(rt, d), int64(testNow), int64(testNow), int64(100)
 	for len(log) > 0 {
 		n := rapid.IntRange(1, len(log)).Draw(rt, "batch")
 		b := drawnBatch{messages: log[:n], late: rapid.Bool().Draw(rt, "late")}
 		for range n {
 			stored = min(stored+rapid.Int64Range(0, 9).Draw(rt, "pause"), testNow+250) // within the skew
 			b.storedAt = append(b.storedAt, stored)
+			at++
+			late := rapid.SampledFrom([]int64{0, 0, 0, 0, 0, 0, 0, 5}).Draw(rt, "comes late")
+			b.places = append(b.places, place{1 + rapid.SampledFrom([]int64{0, 0, 0, 0, 0, 0, 0, 1}).Draw(rt, "stream"), at - late})
 		}
 		now += rapid.Int64Range(-5, 40).Draw(rt, "clock")
 		b.now = time.Unix(now, 0)
@@ -142,7 +151,9 @@ func (a *account) of(rt *rapid.T, t *testing.T, h drawnHistory, store *Store) {
 		now = b.now
 		var todo []incoming
 		for i, m := range b.messages {
-			todo = append(todo, newIncoming(m.subject, m.payload, b.storedAt[i], i))
+			one := newIncoming(m.subject, m.payload, b.storedAt[i], i)
+			one.place = b.places[i]
+			todo = append(todo, one)
 		}
 		if b.late && late == nil {
 			late = a.decided(rt, t, other, todo)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"maps"
 	"slices"
+
+	"omiappreg.org/keyrotation/events"
 )
 
 // What is decided on a guess, and how it is made sure of:
@@ -19,6 +21,7 @@ import (
 // load returns the state to decide on: what is remembered, and for the rest what the database says.
 func (in *intake) load(ctx context.Context, todo []incoming) (*state, error) {
 	st, m := newState(), in.memory
+	st.refused = m.wasRefused
 	var quiet bool
 	if st.doubts, quiet = in.fence.now(); st.doubts != m.doubts {
 		m.services.Purge()
@@ -37,6 +40,27 @@ func (in *intake) load(ctx context.Context, todo []incoming) (*state, error) {
 		}
 	}
 	return st, in.store.load(ctx, todo, st, st.certain)
+}
+
+// complete makes sure of all that the answers rest on.
+func (in *intake) complete(ctx context.Context, b *batch) error {
+	for {
+		if err := in.makeSure(ctx, b); err != nil {
+			return err
+		}
+		groups := slices.DeleteFunc(slices.Clone(b.groups), func(g *group) bool { return !g.asks })
+		if len(groups) == 0 {
+			return nil
+		}
+		targets := make([]events.Target, len(groups))
+		for i, g := range groups {
+			targets[i] = g.target
+		}
+		if err := in.lookUp(ctx, b.state.told, targets); err != nil {
+			return err
+		}
+		b.decideAgain(groups)
+	}
 }
 
 // makeSure reads what the answers rest on that end here, without a commit, and decides again where that is not what was guessed.
@@ -100,8 +124,14 @@ func (b *batch) correct(groups []*group, fresh *state) (stale []*group) {
 	}
 	maps.Copy(b.state.committed, fresh.committed)
 	maps.Copy(b.state.takenKeys, fresh.takenKeys)
+	b.decideAgain(again)
+	return stale
+}
+
+// decideAgain decides groups of which more is known by now.
+func (b *batch) decideAgain(again []*group) {
 	if len(again) == 0 {
-		return stale
+		return
 	}
 	for _, g := range b.groups {
 		if g.lost == nil {
@@ -112,7 +142,6 @@ func (b *batch) correct(groups []*group, fresh *state) (stale []*group) {
 		}
 	}
 	b.decideAll(again)
-	return stale
 }
 
 // used reports whether any key or nonce of these requests was.

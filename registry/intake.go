@@ -22,6 +22,7 @@ type intake struct {
 	store     *Store
 	relay     *relay
 	fence     *fence
+	told      func(context.Context, []events.Target) (map[events.Target]*told, error) // what services were told; nil: nothing
 	committed func([]events.Invalidation)
 	log       *slog.Logger
 	metrics   *metrics
@@ -34,7 +35,10 @@ type intake struct {
 // handle is the consumer's handler. An error leaves the whole batch to be handled again; what of it was committed by
 // then is found as such.
 func (in *intake) handle(ctx context.Context, messages []*consume.Message) (err error) {
-	w := &work{intake: in, messages: messages, todo: in.parse(messages)}
+	w := &work{intake: in, messages: messages}
+	if w.todo, err = in.unanswered(ctx, messages, in.parse(messages)); err != nil {
+		return err
+	}
 	defer func() { // also if something panics: nothing goes on behind the back of whoever handles the batch again
 		err = errors.Join(err, w.finish(ctx))
 	}()
@@ -69,7 +73,17 @@ func parsed(m *consume.Message, index int) incoming {
 		one = newIncoming(m.Subject(), m.Data(), m.Meta.Timestamp.Unix(), index)
 	}
 	one.stored = m.Meta.Timestamp
+	one.place, one.again = stands(m)
+	one.again = one.again && one.refusal == nil // what no state has a say in is refused for the same reason each time
 	return one
+}
+
+// stands returns a message's place in the stream, and whether it may have been answered.
+func stands(m *consume.Message) (at place, again bool) {
+	if p, ok := m.Msg.(interface{ stands() (place, bool) }); ok {
+		return p.stands()
+	}
+	return place{}, false
 }
 
 // newIncoming parses a message. Its request is nil where the subject names no service.
@@ -97,7 +111,7 @@ func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
 	b := newBatch(in.policy, in.key, now.Unix(), st, todo)
 	b.at, b.held = now, held
 	b.decide()
-	if err := in.makeSure(ctx, b); err != nil {
+	if err := in.complete(ctx, b); err != nil {
 		return nil, err
 	}
 	targets, lookBack := b.unsettled(&in.looks)

@@ -115,10 +115,12 @@ func (s *Store) loadServices(ctx context.Context, w *wanted, st *state) error {
 }
 
 // serviceColumns are what [service.columns] reads.
-const serviceColumns = "id, status, sequence, public_key, changed_at, recent_rotations"
+const serviceColumns = "id, status, sequence, public_key, changed_at, recent_rotations, stream_created_at, stream_sequence, master_signed_at"
 
 func (s *service) columns() []any {
-	return []any{&s.id, &s.status, &s.sequence, keyColumn{&s.key}, &s.changedAt, times(&s.recent)}
+	return []any{
+		&s.id, &s.status, &s.sequence, keyColumn{&s.key}, &s.changedAt, times(&s.recent), &s.place.stream, &s.place.sequence, &s.signedAt,
+	}
 }
 
 func (s *Store) loadApps(ctx context.Context, w *wanted, st *state) error {

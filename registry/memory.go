@@ -13,8 +13,9 @@ const (
 	rememberRecent = 64     // rotations of a minute; a service with more is not remembered
 	// carefulFor is how long nothing is guessed after a guess was wrong that costs a batch, or nothing of a service of which it was
 	// wrong: whoever sends used keys on purpose has one batch decided twice in that time.
-	carefulFor  = time.Minute
-	staleAtMost = 8 // one in so many remembered states may be out of date; more are where replicas take turns with a service
+	carefulFor      = time.Minute
+	rememberRefused = 4096 // requests by the Master Key, until their receipts are in the stream and long after
+	staleAtMost     = 8    // one in so many remembered states may be out of date; more are where replicas take turns with a service
 )
 
 // memory is what the registry believes without asking the database: in which state the services are that it committed a change
@@ -25,6 +26,7 @@ const (
 // Only whoever decides a batch uses it.
 type memory struct {
 	services *simplelru.LRU[events.Target, remembered]
+	refused  *simplelru.LRU[requestID, struct{}]
 	doubts   int // the fence's, when it was emptied
 
 	careful time.Time // until then, everything is read before it is decided
@@ -37,12 +39,19 @@ type remembered struct {
 }
 
 func newMemory() *memory {
-	services, err := simplelru.NewLRU[events.Target, remembered](rememberAtMost, nil)
+	return &memory{services: newLRU[events.Target, remembered](rememberAtMost), refused: newLRU[requestID, struct{}](rememberRefused)}
+}
+
+func newLRU[K comparable, V any](size int) *simplelru.LRU[K, V] {
+	l, err := simplelru.NewLRU[K, V](size, nil)
 	if err != nil {
 		panic("registry: " + err.Error()) // it refuses no size but those below 1
 	}
-	return &memory{services: services}
+	return l
 }
+
+// wasRefused reports whether this replica has refused a request by the Master Key: its receipt may not be in the stream yet.
+func (m *memory) wasRefused(id requestID) bool { return m.refused.Contains(id) }
 
 // of returns the state that a service was in; nil: it is not known.
 func (m *memory) of(t events.Target, now time.Time) *service {
@@ -75,6 +84,9 @@ func (m *memory) contest(t events.Target, now time.Time) bool {
 func (m *memory) learn(now time.Time, b *batch, l losses, err error) {
 	stale := 0
 	for _, g := range b.groups {
+		if err == nil && !l.services[g.target] {
+			m.learnRefused(g)
+		}
 		switch {
 		case err != nil || l.taken && l.services[g.target]:
 			m.services.Remove(g.target)
@@ -91,6 +103,14 @@ func (m *memory) learn(now time.Time, b *batch, l losses, err error) {
 		return
 	}
 	m.judge(now, stale, b)
+}
+
+func (m *memory) learnRefused(g *group) {
+	for i := range g.outcomes {
+		if o := &g.outcomes[i]; o.verdict == rejected && o.in.request.Kind.ByMasterKey() {
+			m.refused.Add(requestID{g.target, o.in.request.Nonce}, struct{}{})
+		}
+	}
 }
 
 // judge guesses nothing for a while if too much of what was remembered was out of date.

@@ -3,7 +3,9 @@ package registry
 import (
 	"fmt"
 	"io/fs"
+	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -56,7 +58,7 @@ func TestMigrationKilledBetween(t *testing.T) {
 			if err == nil && found != len(keys) {
 				t.Errorf("after %s, %d services are found", all[n-1], found)
 			}
-			if _, err := db.Writer().ExecContext(t.Context(), "DELETE FROM goose_db_version WHERE version_id = $1", n); err != nil {
+			if _, err := db.Writer().ExecContext(t.Context(), "DELETE FROM goose_db_version WHERE version_id = $1", versionOf(t, all[n-1])); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -68,6 +70,17 @@ func TestMigrationKilledBetween(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkAllMigrated(t, openStore(t, url), keys)
+}
+
+// versionOf is the number at the beginning of a migration's name.
+func versionOf(t *testing.T, name string) int {
+	t.Helper()
+	number, _, _ := strings.Cut(path.Base(name), "_")
+	version, err := strconv.Atoi(number)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return version
 }
 
 // oldSchema is how many migrations the release had that kept the target's name in every row.

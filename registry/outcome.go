@@ -35,6 +35,9 @@ type outcome struct {
 
 // reject refuses a request. Its receipt is signed last, when the reason is final.
 func (d *decider) reject(in incoming, reason events.Reason, detail string) outcome {
+	if in.request.Kind.ByMasterKey() {
+		d.refused = append(d.refused, in.request.Nonce)
+	}
 	return outcome{in: in, verdict: rejected, reason: reason, detail: detail}
 }
 

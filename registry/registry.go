@@ -110,7 +110,8 @@ func New(cfg Config) (*Registry, error) {
 	r.relay = newRelay(js, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
 	r.intake = &intake{
 		policy: cfg.Policy, key: cfg.Key, store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
-		log: cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(),
+		told: (&receipts{js, r.fence.trust}).ofAll,
+		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(),
 	}
 	r.aside = &deadLetters{store: cfg.Store, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
 	r.Lookup = newLookup(cfg, js, r.fence)
@@ -150,12 +151,15 @@ func (r *Registry) Run(ctx context.Context) error {
 	garbage := rate.NewLimiter(garbageAnswers, garbageBurst)
 	err = consume.Run(ctx, consume.Config{
 		Open: func(ctx context.Context) (jetstream.Consumer, error) {
-			consumer, err := requestConsumer(ctx, r.js)
+			consumer, created, err := requestConsumer(ctx, r.js)
 			if err != nil {
 				return nil, err
 			}
 			r.serving.Store(true)
-			return &fairConsumer{Consumer: consumer, ctx: ctx, garbage: garbage, metrics: r.intake.metrics, log: r.cfg.Log}, nil
+			return &fairConsumer{
+				Consumer: consumer, ctx: ctx, created: created.UnixNano(), since: consumer.CachedInfo().Created,
+				garbage: garbage, metrics: r.intake.metrics, log: r.cfg.Log,
+			}, nil
 		},
 		Handle:   r.handle,
 		SetAside: r.aside.setAside,

@@ -153,6 +153,11 @@ func (m *letterMessage) Metadata() (*jetstream.MsgMetadata, error) {
 	return &jetstream.MsgMetadata{Timestamp: time.Unix(m.letter.StoredAt, 0), NumDelivered: 1}, nil
 }
 
+// stands returns where the message stood in its stream. An earlier try may have answered it.
+func (m *letterMessage) stands() (at place, again bool) {
+	return place{m.letter.StreamCreatedAt, int64(m.letter.StreamSequence)}, true
+}
+
 // Subject implements [jetstream.Msg].
 func (m *letterMessage) Subject() string { return m.letter.Subject }
 

@@ -15,12 +15,33 @@ type service struct {
 	key       events.PublicKey // zero unless active
 	changedAt int64            // time of the last change
 	recent    []int64          // when JetStream stored the rotations of the last minute
+	place     place            // of the last change's request; never back within one stream
+	signedAt  int64            // timestamp of the last request by the Master Key that was committed; 0: not known
+}
+
+// place is where a request stands in the stream of requests. The zero value is not known.
+type place struct {
+	stream   int64 // when the stream was created, nanoseconds since the Unix epoch: another one counts from 1 again
+	sequence int64
+}
+
+// before reports whether p is known to be an earlier place of the same stream.
+func (p place) before(o place) bool {
+	return p.stream != 0 && p.stream == o.stream && p.sequence < o.sequence
+}
+
+// after returns the last of two places: of one stream the later one, else that of the stream that was created last.
+func (p place) after(o place) place {
+	if o.stream > p.stream || o.stream == p.stream && o.sequence > p.sequence {
+		return o
+	}
+	return p
 }
 
 // equal reports whether two states are the same, so that the same would be decided on them.
 func (s *service) equal(o *service) bool {
 	return s.id == o.id && s.status == o.status && s.sequence == o.sequence && s.key == o.key && s.changedAt == o.changedAt &&
-		slices.Equal(s.recent, o.recent)
+		s.place == o.place && s.signedAt == o.signedAt && slices.Equal(s.recent, o.recent)
 }
 
 // details are what else is told of a service: no decision depends on it.
@@ -84,6 +105,8 @@ type state struct {
 	masters   map[events.AppID]events.PublicKey
 	takenKeys map[events.PublicKey]bool // of those that the batch wants: registered before, for any service or as a Master Key
 	committed map[requestID]prior       // of those that the batch names
+	told      map[events.Target]*told   // of the services that [group.asks] was true of
+	refused   func(requestID) bool      // by this replica, not long ago; nil: none
 }
 
 // requestID names a request of a service.
@@ -105,5 +128,6 @@ func newState() *state {
 		masters:    map[events.AppID]events.PublicKey{},
 		takenKeys:  map[events.PublicKey]bool{},
 		committed:  map[requestID]prior{},
+		told:       map[events.Target]*told{},
 	}
 }

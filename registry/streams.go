@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/nats-io/nats.go/jetstream"
@@ -80,8 +81,26 @@ func sameMeaning(have, want jetstream.StreamConfig) error {
 	return nil
 }
 
-// requestConsumer creates or finds the registry's durable.
-func requestConsumer(ctx context.Context, js jetstream.JetStream) (jetstream.Consumer, error) {
+// requestConsumer creates or finds the registry's durable, and returns when its stream was created.
+func requestConsumer(ctx context.Context, js jetstream.JetStream) (consumer jetstream.Consumer, created time.Time, err error) {
+	stream, err := js.Stream(ctx, events.RequestStream)
+	if err != nil {
+		return nil, created, fmt.Errorf("look at the stream %s: %w", events.RequestStream, err)
+	}
+	created = stream.CachedInfo().Created
+	if consumer, err = requestDurable(ctx, js); err != nil {
+		return nil, created, err
+	}
+	switch info, err := stream.Info(ctx); {
+	case err != nil:
+		return nil, created, fmt.Errorf("look at the stream %s: %w", events.RequestStream, err)
+	case !info.Created.Equal(created): // so the durable may be that of either
+		return nil, created, fmt.Errorf("the stream %s was deleted and created again meanwhile", events.RequestStream)
+	}
+	return consumer, created, nil
+}
+
+func requestDurable(ctx context.Context, js jetstream.JetStream) (jetstream.Consumer, error) {
 	want := events.RegistryConsumerConfig()
 	consumer, err := js.Consumer(ctx, events.RequestStream, want.Durable)
 	if err == nil {

@@ -47,6 +47,8 @@ const (
 type fairConsumer struct {
 	jetstream.Consumer
 	ctx     context.Context // Next ends with it: jetstream's options can't be read by others
+	created int64           // when the stream was created, nanoseconds since the Unix epoch
+	since   time.Time       // when the durable was created
 	garbage *rate.Limiter
 	metrics *metrics
 	log     *slog.Logger

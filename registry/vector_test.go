@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"context"
 	"database/sql"
 	"encoding/hex"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/events"
@@ -44,7 +46,14 @@ func checkVector(t *testing.T, store *Store, state vectors.State, c vectors.Requ
 	}
 	in := newTestIntake(t, store, policy, func() time.Time { return time.Unix(c.ProcessedAt, 0) })
 	before := dump(t, store)
-	o := decideOne(t, in, c.Subject, c.Message(), c.StoredAt)
+	in.told = toldOf(t, state)
+	one := newIncoming(c.Subject, c.Message(), c.StoredAt, 0)
+	one.place = place{c.Stream, c.Sequence}
+	outcomes, err := decideAndCommit(t.Context(), in, []incoming{one})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &outcomes[0]
 	after := dump(t, store)
 
 	receipt := readReceipt(t, in, o)
@@ -195,13 +204,50 @@ func loadService(t *testing.T, store *Store, s vectors.Service) {
 		if e.NewKey.IsZero() {
 			e.Event, e.Timestamp = events.ServiceRevocation, e.GracePeriodExpiry
 		}
+		if s.LastChange != nil && sequence == s.Sequence {
+			e.Timestamp = s.LastChange.CommittedAt
+			e.GracePeriodExpiry = max(e.GracePeriodExpiry, e.Timestamp)
+		}
 		changes = append(changes, e)
 	}
 	g.service.key, g.service.changedAt = e.NewKey, e.Timestamp
+	if last := s.LastChange; last != nil {
+		g.service.place, g.service.signedAt = place{last.Stream, last.Sequence}, last.MasterTimestamp
+	}
 	w.service(g)
 	for _, e := range changes {
 		w.history(e, used[e.Sequence])
 	}
+}
+
+// toldOf is a stream of receipts that has the refusals of a vector file's state.
+func toldOf(t *testing.T, state vectors.State) func(context.Context, []events.Target) (map[events.Target]*told, error) {
+	t.Helper()
+	trust, err := events.NewTrust(state.Origin, testKey.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[events.Target]*told{}
+	for _, s := range state.Services {
+		target, err := events.ParseTarget(s.AppID + "." + s.ServiceID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		one := &told{trust: trust}
+		for _, name := range s.RefusedRequests {
+			nonce, err := events.ParseNonce(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			receipt := events.Receipt{
+				Origin: state.Origin, Target: target, Event: events.RequestRejected, RequestNonce: nonce, Nonce: events.NewNonce(),
+				Reason: events.AlreadyBound,
+			}
+			one.list = append(one.list, &jetstream.RawStreamMsg{Subject: receipt.Subject(), Data: receipt.Sign(testKey)})
+		}
+		all[target] = one
+	}
+	return func(context.Context, []events.Target) (map[events.Target]*told, error) { return all, nil }
 }
 
 // rowWriter writes what no request wrote.
@@ -230,8 +276,9 @@ func (w rowWriter) history(e events.Invalidation, used vectors.UsedRequest) {
 
 func (w rowWriter) service(g *group) {
 	_, row := rowsOfServices([]*group{g})
-	w.exec(`INSERT INTO services (target, status, sequence, public_key, changed_at, recent_rotations, bound_at, service_type,
-		endpoint_url, provider_receipt) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`, row...)
+	w.exec(`INSERT INTO services (target, status, sequence, public_key, changed_at, recent_rotations,
+		stream_created_at, stream_sequence, master_signed_at, bound_at, service_type, endpoint_url, provider_receipt)
+		VALUES `+params(len(row)), row...)
 }
 
 func (w rowWriter) exec(query string, args ...any) {

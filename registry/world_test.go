@@ -45,9 +45,15 @@ func newWorld(t *testing.T, url string) *world {
 // run starts a replica of the registry, until the returned function or the test's end stops it.
 func (w *world) run() (stop func()) {
 	w.t.Helper()
+	return w.runOn(testenv.Connect(w.t, w.broker.URL()), -1)
+}
+
+// runOn is run for a replica with this connection and rate limit.
+func (w *world) runOn(conn *nats.Conn, rotationsPerMinute int) (stop func()) {
+	w.t.Helper()
 	r, err := New(Config{
-		Policy: Policy{Origin: testOrigin, RotationsPerMinute: -1}, Key: testKey, Store: w.store,
-		Conn: testenv.Connect(w.t, w.broker.URL()), Log: testLog(w.t),
+		Policy: Policy{Origin: testOrigin, RotationsPerMinute: rotationsPerMinute}, Key: testKey, Store: w.store,
+		Conn: conn, Log: testLog(w.t),
 	})
 	if err != nil {
 		w.t.Fatal(err)

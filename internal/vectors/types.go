@@ -112,6 +112,23 @@ type Service struct {
 	Sequence     int64         `json:"sequence"`
 	Keys         []ServiceKey  `json:"keys"`
 	UsedRequests []UsedRequest `json:"used_requests"`
+	// LastChange says more of the last change; nil: the registry does not know more.
+	LastChange *LastChange `json:"last_change"`
+	// RefusedRequests are nonces of requests that the stream of receipts says were refused.
+	RefusedRequests []string `json:"refused_requests"`
+}
+
+// LastChange says where the request of a service's last change stands.
+type LastChange struct {
+	Place
+	CommittedAt     int64 `json:"committed_at"`
+	MasterTimestamp int64 `json:"master_timestamp"` // of the last request by the Master Key that was committed
+}
+
+// Place is where a request stands: its sequence in a stream of requests. Another stream is one that was created again.
+type Place struct {
+	Stream   int64 `json:"stream"`
+	Sequence int64 `json:"stream_sequence"`
 }
 
 // ServiceKey is a key that the service has or had. ValidUntil is nil where it is current.
@@ -135,6 +152,7 @@ type RequestCase struct {
 	StoredAt    int64  `json:"stored_at"`    // when JetStream stored it
 	ProcessedAt int64  `json:"processed_at"` // when the registry reads it; StoredAt where the file says nothing
 	Payload
+	Place
 	Expect         string `json:"expect"`
 	ExpectGrace    *int64 `json:"expect_grace"`    // grace_period_expiry - timestamp; nil: not said
 	ExpectEvent    string `json:"expect_event"`    // "": not said

@@ -1,0 +1,188 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/synadia-io/orbit.go/jetstreamext"
+	"golang.org/x/sync/errgroup"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
+)
+
+const (
+	lookWithin   = 5 * time.Second // for the broker to send the receipts of a service
+	looksAtATime = 32              // services whose receipts are asked for concurrently
+)
+
+// errPartly means that the broker sent some of a service's receipts and then no more.
+var errPartly = errors.New("the broker did not send all receipts")
+
+// receipts reads from the stream of receipts what the registry has told a service. A refusal is in no database, so only that stream
+// knows it.
+type receipts struct {
+	js    jetstream.JetStream
+	trust events.Trust
+}
+
+// told is what the stream of receipts has of one service. Nil: nothing was told.
+type told struct {
+	trust events.Trust
+	list  []*jetstream.RawStreamMsg
+	since int64 // of the refusals of earlier, some may be gone; seconds since the Unix epoch
+}
+
+// of reads what a service was told.
+func (r *receipts) of(ctx context.Context, t events.Target) (*told, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	list, err := r.read(ctx, events.ReceiptSubject+t.String())
+	if errors.Is(err, jetstreamext.ErrBatchUnsupported) { // this is also how it reads that there is no responder
+		if _, missing := r.js.Stream(ctx, events.ReceiptStream); errors.Is(missing, jetstream.ErrStreamNotFound) {
+			return &told{since: math.MaxInt64}, nil
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for the receipts of %s: %w", t, err)
+	}
+	one := &told{trust: r.trust, list: list}
+	if most := events.ReceiptStreamConfig().MaxMsgsPerSubject; int64(len(list)) >= most {
+		one.since = list[0].Time.Unix() + 1
+	}
+	return one, nil
+}
+
+func (r *receipts) read(ctx context.Context, subject string) (list []*jetstream.RawStreamMsg, err error) {
+	most := 2 * int(events.ReceiptStreamConfig().MaxMsgsPerSubject)
+	messages, err := jetstreamext.GetBatch(ctx, r.js, events.ReceiptStream, most, jetstreamext.GetBatchSubject(subject))
+	if err != nil {
+		return nil, err
+	}
+	for m, err := range messages {
+		if errors.Is(err, jetstreamext.ErrNoMessages) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, m)
+	}
+	// The library ends without an error where the time is over.
+	if len(list) == 0 || list[len(list)-1].Header.Get("Nats-Num-Pending") != "0" {
+		return nil, errors.Join(errPartly, ctx.Err())
+	}
+	return list, nil
+}
+
+// refusal reports whether one of the receipts is a refusal of the registry's that has this text in it and is meant.
+func (one *told) refusal(text string, meant func(*events.Receipt, time.Time) bool) bool {
+	if one == nil {
+		return false
+	}
+	for _, m := range one.list {
+		if !bytes.Contains(m.Data, []byte(text)) { // few do, and only those are worth a verification
+			continue
+		}
+		r, err := one.trust.Receipt(m.Subject, m.Data)
+		if err == nil && r.Event == events.RequestRejected && meant(&r, m.Time) {
+			return true
+		}
+	}
+	return false
+}
+
+// refused reports whether this very message was refused: its refusal has the nonce that it would get now; or, where the registry's
+// key was another one, it is of the same bytes and came after them.
+func (one *told) refused(in *incoming, nonces refusalNonces) bool {
+	hash, nonce := events.RequestHash(in.payload), nonces.of(in)
+	return one.refusal(hash, func(r *events.Receipt, at time.Time) bool {
+		return r.RequestHash == hash && (r.Nonce == nonce || at.After(in.stored))
+	})
+}
+
+// mayHaveRefused reports whether a request of this nonce that was signed then was refused, or may have been: receipts that could
+// tell are gone.
+func (one *told) mayHaveRefused(nonce events.Nonce, signedAt, skew int64) bool {
+	if one == nil {
+		return false
+	}
+	return one.since > signedAt-skew || one.refusal(nonce.String(), func(r *events.Receipt, _ time.Time) bool {
+		return r.RequestNonce == nonce
+	})
+}
+
+// unanswered leaves out the requests that were refused already when they were delivered before: their acknowledgement was lost, and
+// whoever was told no must not be told yes. What was committed before is found in the history.
+func (in *intake) unanswered(ctx context.Context, messages []*consume.Message, todo []incoming) ([]incoming, error) {
+	var targets []events.Target
+	seen := map[events.Target]bool{}
+	for i := range todo {
+		if t := todo[i].request.Target; todo[i].again && once(seen, t) {
+			targets = append(targets, t)
+		}
+	}
+	if len(targets) == 0 {
+		return todo, nil
+	}
+	found := map[events.Target]*told{}
+	if err := in.lookUp(ctx, found, targets); err != nil {
+		return nil, err
+	}
+	nonces := newRefusalNonces(in.key)
+	left := todo[:0]
+	for _, one := range todo {
+		if !one.again || !found[one.request.Target].refused(&one, nonces) {
+			left = append(left, one)
+			continue
+		}
+		in.metrics.requests.WithLabelValues(string(one.request.Kind), answeredBefore).Inc()
+		m := messages[one.index]
+		m.Keep()
+		if err := m.Ack(); err != nil {
+			in.log.Debug("acknowledge", "error", err) // delivered again, it is found once more
+		}
+	}
+	return left, nil
+}
+
+// lookUp reads what services were told.
+func (in *intake) lookUp(ctx context.Context, into map[events.Target]*told, targets []events.Target) error {
+	for _, t := range targets {
+		into[t] = nil
+	}
+	if in.told == nil {
+		return nil
+	}
+	found, err := in.told(ctx, targets)
+	maps.Copy(into, found)
+	return err
+}
+
+// answeredBefore is a result in the metric.
+const answeredBefore = "answered_before"
+
+// ofAll reads what services were told.
+func (r *receipts) ofAll(ctx context.Context, targets []events.Target) (map[events.Target]*told, error) {
+	var mu sync.Mutex
+	found := make(map[events.Target]*told, len(targets))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(looksAtATime)
+	for _, t := range targets {
+		group.Go(func() error {
+			one, err := r.of(ctx, t)
+			mu.Lock()
+			defer mu.Unlock()
+			found[t] = one
+			return err
+		})
+	}
+	return found, group.Wait()
+}

@@ -1,0 +1,412 @@
+package registry
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// unheard dials connections on which every acknowledgement is lost.
+type unheard struct{}
+
+func (unheard) Dial(network, address string) (net.Conn, error) {
+	conn, err := net.Dial(network, address)
+	return unheardConn{conn}, err
+}
+
+type unheardConn struct{ net.Conn }
+
+func (c unheardConn) Write(b []byte) (int, error) {
+	if bytes.Contains(b, []byte("PUB $JS.ACK.")) {
+		return len(b), nil
+	}
+	return c.Conn.Write(b)
+}
+
+// refuseUnheard has a request refused by a replica that dies then: the receipt is in the stream, and its acknowledgement is lost.
+func (w *world) refuseUnheard(r request, rotationsPerMinute int, want events.Reason) {
+	w.t.Helper()
+	conn, err := nats.Connect(w.broker.URL(), nats.SetCustomDialer(unheard{}), nats.MaxReconnects(-1), nats.Timeout(patience))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer conn.Close()
+	stop := w.runOn(conn, rotationsPerMinute)
+	defer stop()
+	w.publish(r)
+	if receipt := w.answer(r); receipt.Reason != want {
+		w.t.Fatalf("%q (%s), want %s", receipt.Reason, receipt.Detail, want)
+	}
+}
+
+// settledAll waits until every request is acknowledged.
+func (w *world) settledAll() {
+	w.t.Helper()
+	testenv.Eventually(w.t, patience, "every request is acknowledged", func() error {
+		if err := testenv.Hasten(w.t.Context(), w.js, events.RequestStream, events.RegistryDurable); err != nil {
+			return err
+		}
+		stream, err := w.js.Stream(w.t.Context(), events.RequestStream)
+		if err != nil {
+			return err
+		}
+		if n := stream.CachedInfo().State.Msgs; n > 0 {
+			return fmt.Errorf("%d are not", n)
+		}
+		return nil
+	})
+}
+
+// answered returns all answers to requests of this nonce, in the order in which they were given.
+func (w *world) answersTo(r request) string {
+	w.t.Helper()
+	var list []string
+	for _, receipt := range w.receipts(r.draft.Target) {
+		if receipt.RequestNonce == r.draft.Nonce {
+			answer := string(receipt.Reason)
+			if receipt.Event == events.RequestCommitted {
+				answer = "committed"
+			}
+			list = append(list, answer)
+		}
+	}
+	return strings.Join(list, " ")
+}
+
+// passing is a reason that can pass, with what makes it pass.
+type passing struct {
+	reason  events.Reason
+	before  func(w *world, d *developer) // while a registry runs
+	request func(d *developer) request   // what is refused then
+	after   func(w *world, d *developer) // while another registry runs, and before it is delivered again
+}
+
+func passingReasons() map[string]passing {
+	bound := func(w *world, d *developer) { w.commit(d.bind()) }
+	return map[string]passing{
+		"a binding": {
+			events.AlreadyBound, bound,
+			func(d *developer) request { return d.sign(events.Binding, events.GenerateSigningKey(), d.master) },
+			func(w *world, d *developer) { w.commit(d.revoke()) },
+		},
+		"a binding of an unknown app": {
+			events.UnknownApp, func(*world, *developer) {},
+			func(d *developer) request {
+				d.target.App, _ = events.ParseAppID("org.omiappreg.later")
+				return d.bind()
+			},
+			func(w *world, d *developer) {
+				if err := w.store.AddApp(w.t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
+					w.t.Fatal(err)
+				}
+			},
+		},
+		"a reset": {
+			events.UnknownService, func(*world, *developer) {},
+			func(d *developer) request { return d.sign(events.Reset, events.GenerateSigningKey(), d.master) }, bound,
+		},
+		"a revocation": {
+			events.UnknownService, func(*world, *developer) {},
+			func(d *developer) request { return d.sign(events.Revocation, events.SigningKey{}, d.master) }, bound,
+		},
+		"a rotation": {
+			events.UnknownService, func(*world, *developer) {},
+			func(d *developer) request {
+				d.current = events.GenerateSigningKey() // the one that it is bound with
+				return d.sign(events.Rotation, events.GenerateSigningKey(), d.current)
+			},
+			func(w *world, d *developer) { w.commit(d.sign(events.Binding, d.current, d.master)) },
+		},
+		"a rotation by the next key": {
+			events.InvalidSignature, bound,
+			func(d *developer) request {
+				next := events.GenerateSigningKey()
+				early := d.sign(events.Rotation, events.GenerateSigningKey(), next)
+				d.current = next
+				return early
+			},
+			func(w *world, d *developer) { w.commit(d.sign(events.Reset, d.current, d.master)) },
+		},
+		"a rotation too soon": {
+			events.RateLimited,
+			func(w *world, d *developer) { w.commit(d.bind()); w.commit(d.rotate()) },
+			func(d *developer) request { return d.sign(events.Rotation, events.GenerateSigningKey(), d.current) },
+			func(*world, *developer) {}, // the other registry has no limit
+		},
+	}
+}
+
+// TestRefusedOnce: a request that was refused is not answered differently, or committed, when it is delivered again because exactly
+// that acknowledgement was lost, though the reason has passed.
+func TestRefusedOnce(t *testing.T) {
+	t.Parallel()
+	for _, engine := range testenv.Engines() {
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			database := testenv.Databases(t, engine)
+			for name, p := range passingReasons() {
+				url := database()
+				t.Run(name, func(t *testing.T) {
+					t.Parallel()
+					p.check(newWorld(t, url))
+				})
+			}
+		})
+	}
+}
+
+func (p passing) check(w *world) {
+	d := newDeveloper(w.t, w.store, "org.omiappreg.alice", "cms")
+	stop := w.runOn(testenv.Connect(w.t, w.broker.URL()), 1)
+	p.before(w, d)
+	stop()
+	r := p.request(d)
+	w.refuseUnheard(r, 1, p.reason)
+	w.run()
+	p.after(w, d)
+	w.settledAll()
+	if got := w.answersTo(r); got != string(p.reason) {
+		w.t.Errorf("it was answered with %s, want %s", got, p.reason)
+	}
+	w.clean()
+}
+
+// hold takes the next request as a replica does that dies with it, and returns once the broker has handed it over.
+func (w *world) hold(r request) {
+	w.t.Helper()
+	consumer, err := w.js.Consumer(w.t.Context(), events.RequestStream, events.RegistryDurable)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	msg, err := consumer.Next(jetstream.FetchMaxWait(patience))
+	if err != nil || !bytes.Equal(msg.Data(), r.payload) {
+		w.t.Fatalf("another one came: %v", err)
+	}
+}
+
+// copyOf stores a request's bytes once more.
+func (w *world) publishCopy(r request) {
+	w.t.Helper()
+	if _, err := w.js.Publish(w.t.Context(), r.draft.Subject(), r.payload); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// TestLateCopy: a copy of a refused binding, stored before the revocation and decided after it, does not bring the service back. Nor
+// does one that whoever captured it publishes then, though all was signed in one second. A new binding stands at once.
+func TestLateCopy(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		w := newWorld(t, url)
+		d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+		now := time.Now()
+		d.now = func() time.Time { return now }
+		stop := w.run()
+		w.commit(d.bind())
+		refused := d.sign(events.Binding, events.GenerateSigningKey(), d.master)
+		w.publish(refused)
+		w.answer(refused)
+		w.settledAll()
+		stop()
+		w.publishCopy(refused)
+		w.hold(refused)
+		revocation := d.revoke()
+		w.publish(revocation)
+		w.run()
+		w.answer(revocation)
+		w.settledAll()
+		if got := w.answersTo(refused); got != "already_bound out_of_order" {
+			t.Errorf("the late copy: %s", got)
+		}
+		w.publishCopy(refused)
+		w.settledAll()
+		if got := w.answersTo(refused); got != "already_bound out_of_order timestamp_out_of_order" {
+			t.Errorf("captured: %s", got)
+		}
+		w.commit(d.bind())
+		w.clean()
+	})
+}
+
+// TestResetsInTheOtherOrder: of two resets the later one stays, whichever is decided first, and however often the other one comes.
+func TestResetsInTheOtherOrder(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		w := newWorld(t, url)
+		d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
+		stop := w.run()
+		w.commit(d.bind())
+		w.settledAll()
+		stop()
+		first, second := d.reset(), d.reset()
+		w.publish(first)
+		w.hold(first)
+		w.publish(second)
+		w.run()
+		if receipt := w.answer(second); receipt.Event != events.RequestCommitted {
+			t.Fatalf("the second reset: %s %s", receipt.Reason, receipt.Detail)
+		}
+		w.settledAll()
+		w.publishCopy(first)
+		w.settledAll()
+		if got := w.answersTo(first); got != "out_of_order timestamp_out_of_order" {
+			t.Errorf("the first reset: %s", got)
+		}
+		service, err := w.store.service(t.Context(), d.target)
+		if err != nil || service.key != second.draft.NewKey.Public() {
+			t.Errorf("the service does not have the second key: %v", err)
+		}
+		w.commit(d.rotate())
+		w.clean()
+	})
+}
+
+// TestStreamCreatedAgain: a stream that was created again counts from 1, and what it has is not taken for earlier. A dead letter of
+// the one before is, by when it was signed.
+func TestStreamCreatedAgain(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		w, d, stop := boundWorld(t, url)
+		d.now = func() time.Time { return time.Now().Add(-time.Second) }
+		late := d.sign(events.Reset, events.GenerateSigningKey(), d.master)
+		d.now = time.Now
+		for range 5 {
+			w.commit(d.reset())
+		}
+		stream, err := w.js.Stream(t.Context(), events.RequestStream)
+		if err != nil {
+			t.Fatal(err)
+		}
+		created := stream.CachedInfo().Created.UnixNano()
+		stop()
+		if err := w.js.DeleteStream(t.Context(), events.RequestStream); err != nil {
+			t.Fatal(err)
+		}
+		w.run()
+		w.commit(d.reset())
+		letters := []string{"00", "01"}
+		for i, stream := range []int64{created, 0} { // 0: from before it was kept
+			l := DeadLetter{
+				ID: letters[i], Subject: late.draft.Subject(), StreamSequence: 2, StreamCreatedAt: stream,
+				StoredAt: late.draft.Timestamp, Reason: "error", Payload: late.payload,
+			}
+			if err := w.store.putDeadLetter(t.Context(), l); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, id := range letters {
+			if err := w.store.RetryDeadLetters(t.Context(), []string{id}, time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			testenv.Eventually(t, patience, "it is decided", func() error {
+				if _, err := w.store.DeadLetter(t.Context(), id); !errors.Is(err, ErrNoDeadLetter) {
+					return fmt.Errorf("it is there: %w", err)
+				}
+				return nil
+			})
+		}
+		if got := w.answersTo(late); got != "timestamp_out_of_order" {
+			t.Errorf("dead letters: %s", got)
+		}
+		w.clean()
+	})
+}
+
+// TestOrderAgainstRivals: the order is checked on the state that the commit is conditional on. Whoever loses is decided again.
+func TestOrderAgainstRivals(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		in, other := newTestIntake(t, store, Policy{Origin: testOrigin}, testNowTime), newTestIntake(t, store, Policy{Origin: testOrigin}, testNowTime)
+		d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+		d.now = testNowTime
+		at := func(sequence, storedAt int64, r request) []incoming {
+			one := newIncoming(r.draft.Subject(), r.payload, storedAt, 0)
+			one.place = place{7, sequence}
+			return []incoming{one}
+		}
+		decide := func(in *intake, todo []incoming) events.Reason {
+			outcomes, err := decideAndCommit(t.Context(), in, todo)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return outcomes[0].reason
+		}
+		if reason := decide(in, at(10, testNow, d.bind())); reason != "" {
+			t.Fatal(reason)
+		}
+		early := at(11, testNow, d.reset())
+		b, err := in.decide(t.Context(), early)
+		if err != nil || !b.groups[0].changed() {
+			t.Fatalf("it does not stand alone: %v", err)
+		}
+		if reason := decide(other, at(13, testNow, d.reset())); reason != "" {
+			t.Fatal(reason)
+		}
+		lost, err := store.commit(t.Context(), b.groups, testNowTime())
+		if err != nil || !lost.services[d.target] {
+			t.Fatalf("it was committed on another state: %v", err)
+		}
+		for _, c := range []struct {
+			name     string
+			sequence int64
+			storedAt int64
+			request  request
+			want     events.Reason
+		}{
+			{"lost", 11, testNow, request{}, events.OutOfOrder},
+			{"a rotation of before", 12, testNow, d.rotate(), ""},
+			{"it has not moved the place back", 12, testNow, d.sign(events.Reset, events.GenerateSigningKey(), d.master), events.OutOfOrder},
+			{"the last place that the window has", 12, testNow + 300, d.sign(events.Reset, events.GenerateSigningKey(), d.master), events.OutOfOrder},
+			{"a place that a stream gives again", 12, testNow + 301, laterReset(d), ""},
+			{"and goes on from there", 12, testNow + 302, laterReset(d), ""},
+			{"signed earlier", 14, testNow + 2, d.reset(), events.TimestampOutOfOrder},
+		} {
+			todo := early
+			if c.request.payload != nil {
+				todo = at(c.sequence, c.storedAt, c.request)
+			}
+			if got := decide(in, todo); got != c.want {
+				t.Errorf("%s: %q, want %q", c.name, got, c.want)
+			}
+		}
+	})
+}
+
+// laterReset is signed some seconds later.
+func laterReset(d *developer) request {
+	one := *d
+	one.now = func() time.Time { return time.Unix(testNow+5, 0) }
+	return one.reset()
+}
+
+// TestReceiptsThatAreGone: where the stream no longer tells what was refused, a request that was signed in the second of the last
+// one is refused, and a later one is not.
+func TestReceiptsThatAreGone(t *testing.T) {
+	t.Parallel()
+	w, d, _ := boundWorld(t, testenv.Database(t, testenv.SQLite))
+	now := time.Now()
+	d.now = func() time.Time { return now }
+	w.commit(d.reset())
+	for range events.ReceiptStreamConfig().MaxMsgsPerSubject {
+		w.publish(d.sign(events.Rotation, events.GenerateSigningKey(), d.master))
+	}
+	w.settledAll()
+	last := d.sign(events.Reset, events.GenerateSigningKey(), d.master)
+	w.publish(last)
+	if receipt := w.answer(last); receipt.Reason != events.TimestampOutOfOrder {
+		t.Errorf("%q %s", receipt.Reason, receipt.Detail)
+	}
+	now = now.Add(time.Second)
+	w.commit(d.reset())
+}
