@@ -120,8 +120,9 @@ func (one *told) mayHaveRefused(nonce events.Nonce, signedAt, skew int64) bool {
 }
 
 // unanswered leaves out the requests that were refused already when they were delivered before: their acknowledgement was lost, and
-// whoever was told no must not be told yes. What was committed before is found in the history.
-func (in *intake) unanswered(ctx context.Context, messages []*consume.Message, todo []incoming) ([]incoming, error) {
+// whoever was told no must not be told yes. What was committed before is found in the history. Where the broker doesn't say, they come
+// again later.
+func (in *intake) unanswered(ctx context.Context, messages []*consume.Message, todo []incoming) []incoming {
 	var targets []events.Target
 	seen := map[events.Target]bool{}
 	for i := range todo {
@@ -130,16 +131,22 @@ func (in *intake) unanswered(ctx context.Context, messages []*consume.Message, t
 		}
 	}
 	if len(targets) == 0 {
-		return todo, nil
+		return todo
 	}
 	found := map[events.Target]*told{}
 	if err := in.lookUp(ctx, found, targets); err != nil {
-		return nil, err
+		in.log.Warn("can't tell what was answered before, requests that were delivered before wait", "error", err)
 	}
 	nonces := newRefusalNonces(in.key)
+	var held []incoming
 	left := todo[:0]
 	for _, one := range todo {
-		if !one.again || !found[one.request.Target].refused(&one, nonces) {
+		is, known := found[one.request.Target]
+		if one.again && !known {
+			held = append(held, one)
+			continue
+		}
+		if !one.again || !is.refused(&one, nonces) {
 			left = append(left, one)
 			continue
 		}
@@ -150,20 +157,28 @@ func (in *intake) unanswered(ctx context.Context, messages []*consume.Message, t
 			in.log.Debug("acknowledge", "error", err) // delivered again, it is found once more
 		}
 	}
-	return left, nil
+	in.hold(held, messages)
+	return left
 }
 
-// lookUp reads what services were told.
+// errReceipts means that the broker doesn't say what a service was told: no request is to blame for that.
+var errReceipts = errors.New("what services were told can't be read")
+
+// lookUp reads what services were told. With an error, into has those of which that is known.
 func (in *intake) lookUp(ctx context.Context, into map[events.Target]*told, targets []events.Target) error {
+	if in.told != nil {
+		found, err := in.told(ctx, targets)
+		maps.Copy(into, found)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errReceipts, err)
+		}
+	}
 	for _, t := range targets {
-		into[t] = nil
+		if _, ok := into[t]; !ok {
+			into[t] = nil // nothing
+		}
 	}
-	if in.told == nil {
-		return nil
-	}
-	found, err := in.told(ctx, targets)
-	maps.Copy(into, found)
-	return err
+	return nil
 }
 
 // answeredBefore is a result in the metric.
@@ -173,15 +188,18 @@ const answeredBefore = "answered_before"
 func (r *receipts) ofAll(ctx context.Context, targets []events.Target) (map[events.Target]*told, error) {
 	var mu sync.Mutex
 	found := make(map[events.Target]*told, len(targets))
-	group, ctx := errgroup.WithContext(ctx)
+	var group errgroup.Group
 	group.SetLimit(looksAtATime)
 	for _, t := range targets {
 		group.Go(func() error {
 			one, err := r.of(ctx, t)
+			if err != nil {
+				return err
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			found[t] = one
-			return err
+			return nil
 		})
 	}
 	return found, group.Wait()

@@ -22,7 +22,8 @@
 //	    One that can't be decided at all is set aside in the database, and decided again when an operator asks for it
 //	    (deadletters.go, retry.go).
 //	 6. Relay (relay.go) publishes, and deletes the outbox rows that the streams have. A refusal writes nothing to the
-//	    database: its receipt is published, and then the request is acknowledged.
+//	    database: its receipt is published, and then the request is acknowledged. Where it is delivered again all the same, its
+//	    receipt is found in the stream (answered.go).
 //
 // # The states of a service
 //

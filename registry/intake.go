@@ -36,9 +36,7 @@ type intake struct {
 // then is found as such.
 func (in *intake) handle(ctx context.Context, messages []*consume.Message) (err error) {
 	w := &work{intake: in, messages: messages}
-	if w.todo, err = in.unanswered(ctx, messages, in.parse(messages)); err != nil {
-		return err
-	}
+	w.todo = in.unanswered(ctx, messages, in.parse(messages))
 	defer func() { // also if something panics: nothing goes on behind the back of whoever handles the batch again
 		err = errors.Join(err, w.finish(ctx))
 	}()

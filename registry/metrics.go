@@ -21,7 +21,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "omi_registry_requests_total",
-			Help: "Requests answered, by kind and result: committed, duplicate, unanswerable, unanswered, or the reason of the refusal.",
+			Help: "Requests answered, by kind and result: committed, duplicate, answered_before, unanswerable, unanswered, or the reason of the refusal.",
 		}, []string{"kind", "result"}),
 		batch: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "omi_registry_batch_requests", Help: "Requests in a batch.", Buckets: prometheus.ExponentialBuckets(1, 2, 11),

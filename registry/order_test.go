@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -181,8 +183,8 @@ func (p passing) check(w *world) {
 	w.clean()
 }
 
-// hold takes the next request as a replica does that dies with it, and returns once the broker has handed it over.
-func (w *world) hold(r request) {
+// hold takes the next request as a replica does that is slow, and gives it back when it is told to.
+func (w *world) hold(r request) (giveBack func()) {
 	w.t.Helper()
 	consumer, err := w.js.Consumer(w.t.Context(), events.RequestStream, events.RegistryDurable)
 	if err != nil {
@@ -192,6 +194,22 @@ func (w *world) hold(r request) {
 	if err != nil || !bytes.Equal(msg.Data(), r.payload) {
 		w.t.Fatalf("another one came: %v", err)
 	}
+	released, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(extendEach / 4)
+		defer tick.Stop()
+		for {
+			select {
+			case <-released:
+				_ = msg.Nak()
+				return
+			case <-tick.C:
+				_ = msg.InProgress()
+			}
+		}
+	}()
+	return func() { close(released); <-done }
 }
 
 // copyOf stores a request's bytes once more.
@@ -219,11 +237,12 @@ func TestLateCopy(t *testing.T) {
 		w.settledAll()
 		stop()
 		w.publishCopy(refused)
-		w.hold(refused)
+		giveBack := w.hold(refused)
 		revocation := d.revoke()
 		w.publish(revocation)
 		w.run()
 		w.answer(revocation)
+		giveBack()
 		w.settledAll()
 		if got := w.answersTo(refused); got != "already_bound out_of_order" {
 			t.Errorf("the late copy: %s", got)
@@ -250,12 +269,13 @@ func TestResetsInTheOtherOrder(t *testing.T) {
 		stop()
 		first, second := d.reset(), d.reset()
 		w.publish(first)
-		w.hold(first)
+		giveBack := w.hold(first)
 		w.publish(second)
 		w.run()
 		if receipt := w.answer(second); receipt.Event != events.RequestCommitted {
 			t.Fatalf("the second reset: %s %s", receipt.Reason, receipt.Detail)
 		}
+		giveBack()
 		w.settledAll()
 		w.publishCopy(first)
 		w.settledAll()
@@ -409,4 +429,52 @@ func TestReceiptsThatAreGone(t *testing.T) {
 	}
 	now = now.Add(time.Second)
 	w.commit(d.reset())
+}
+
+// TestReceiptsUnreadable: where the broker does not say what a service was told, its requests that were delivered before wait. They
+// are neither refused nor set aside for that, and those of others are decided.
+func TestReceiptsUnreadable(t *testing.T) {
+	t.Parallel()
+	store := openStore(t, testenv.Database(t, testenv.SQLite))
+	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
+	in.relay, in.portion = newRelay(nil, store, nil, testLog(t), in.metrics, in.now), defaultBatch
+	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+	other := d.another("other")
+	unreadable := true
+	in.told = func(context.Context, []events.Target) (map[events.Target]*told, error) {
+		if unreadable {
+			return map[events.Target]*told{other.target: nil}, errPartly
+		}
+		return nil, nil
+	}
+	again := func(r request) *letterMessage {
+		letter := DeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: r.draft.Timestamp}
+		return &letterMessage{letter: letter, settled: make(chan bool, 1)}
+	}
+	first, second := again(d.bind()), again(other.bind())
+	handle := func(list ...*letterMessage) {
+		var messages []*consume.Message
+		for _, one := range list {
+			m, err := consume.NewMessage(one)
+			if err != nil {
+				t.Fatal(err)
+			}
+			messages = append(messages, m)
+		}
+		if err := in.handle(t.Context(), messages); err != nil {
+			t.Fatal(err)
+		}
+	}
+	handle(first, second)
+	if waits, done := !<-first.settled, <-second.settled; !waits || !done {
+		t.Errorf("the one waits: %t, the other is done: %t", waits, done)
+	}
+	unreadable = false
+	handle(first)
+	if !<-first.settled {
+		t.Error("it waits though the broker is back")
+	}
+	if !away(fmt.Errorf("decide: %w", errReceipts)) {
+		t.Error("a request is blamed for what the broker doesn't say")
+	}
 }

@@ -202,7 +202,9 @@ func serviceOf(m *consume.Message) string {
 }
 
 // away reports whether an error says by itself that no request is to blame for it.
-func away(err error) bool { return errors.Is(err, ErrComparing) || sqldb.Transient(err) }
+func away(err error) bool {
+	return errors.Is(err, ErrComparing) || errors.Is(err, errReceipts) || sqldb.Transient(err)
+}
 
 func (r *Registry) handle(ctx context.Context, messages []*consume.Message) error {
 	r.deciding.Lock()
