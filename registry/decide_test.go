@@ -2,6 +2,7 @@ package registry
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -195,4 +196,40 @@ func TestAnyString(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestSecondsInDetails: whoever is refused for the time is told by how many seconds, and what to do about it.
+func TestSecondsInDetails(t *testing.T) {
+	t.Parallel()
+	store := openStore(t, testenv.Database(t, testenv.SQLite))
+	in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 1}, testNowTime)
+	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+	d.now = testNowTime
+	decideAll(t, in, d.bind(), d.rotate())
+	signed := func(seconds int64, kind events.RequestKind, by events.SigningKey) request {
+		one := *d
+		one.now = func() time.Time { return time.Unix(testNow+seconds, 0) }
+		return one.sign(kind, events.GenerateSigningKey(), by)
+	}
+	for _, c := range []struct {
+		request  request
+		storedAt int64
+		reason   events.Reason
+		detail   []string
+	}{
+		{signed(-301, events.Rotation, d.current), testNow, events.TimestampOutOfWindow, []string{"301 s before", "300 s", "clock is probably behind"}},
+		{signed(7200, events.Reset, d.master), testNow, events.TimestampOutOfWindow, []string{"7200 s after", "300 s", "clock is probably ahead"}},
+		{signed(0, events.Rotation, d.current), testNow + 18, events.RateLimited, []string{"1 times a minute", "try again in 42 s"}},
+		{signed(-9, events.Reset, d.master), testNow, events.TimestampOutOfOrder, []string{"9 s before", "clock"}},
+	} {
+		o := decideOne(t, in, c.request.draft.Subject(), c.request.payload, c.storedAt)
+		if o.reason != c.reason {
+			t.Errorf("%q (%s), want %s", o.reason, o.detail, c.reason)
+		}
+		for _, text := range c.detail {
+			if !strings.Contains(o.detail, text) {
+				t.Errorf("%s: %q lacks %q", o.reason, o.detail, text)
+			}
+		}
+	}
 }
