@@ -33,6 +33,10 @@ type Config struct {
 	// Exclusive makes Open fail with ErrLocked if another process changes the keys of the store, where it would follow that
 	// process otherwise. It is for tools that change a key and end.
 	Exclusive bool
+	// JWKS says that others verify what the service signs by its JWK Set at the registry (docs/jwks.md), and not only by Auth. They
+	// may keep a set for as long as the registry announces, 60 s unless it is set otherwise: so long the old key goes on signing
+	// after a rotation. A change that ends the old key at once is waited for by nobody.
+	JWKS bool
 	// Notify is told what happens, one event after the other. It must not call the client, nor block for long. Nil:
 	// nobody asks.
 	Notify func(Event)

@@ -24,8 +24,9 @@ type entry struct {
 	// Committed is the registry's answer, once it is there.
 	Committed *commitment `json:"committed,omitzero"`
 
-	resumed bool // it was found in the journal at the start
-	late    bool // how long ago it was committed is the registry's word, not ours
+	resumed bool      // it was found in the journal at the start
+	late    bool      // how long ago it was committed is the registry's word, not ours
+	heard   time.Time // when we learnt that it was committed; zero: before this start
 }
 
 // commitment is what a service needs to know of a receipt, or of a record that shows the change.
@@ -34,7 +35,8 @@ type commitment struct {
 	Timestamp         int64        `json:"timestamp"`           // of the registry
 	GracePeriodExpiry int64        `json:"grace_period_expiry"` // of the old key, by the registry's clock
 	EventNonce        events.Nonce `json:"event_nonce,omitzero"`
-	PromoteAt         int64        `json:"promote_at"` // milliseconds since the Unix epoch, by our own clock
+	PromoteAt         int64        `json:"promote_at"`            // milliseconds since the Unix epoch, by our own clock
+	JWKSMaxAge        *int64       `json:"jwks_max_age,omitzero"` // seconds, as the registry announced it; nil: nobody waits for that
 }
 
 // ofSeconds is a time on the registry's clock, which counts up to 2^53-1: more than a Duration can hold. A century is for ever.
@@ -87,7 +89,7 @@ func (e *entry) whole(target events.Target) bool {
 		return false
 	}
 	c := e.Committed
-	return c == nil || c.Sequence > 0 && c.Timestamp >= 0 && c.GracePeriodExpiry >= 0
+	return c == nil || c.Sequence > 0 && c.Timestamp >= 0 && c.GracePeriodExpiry >= 0 && (c.JWKSMaxAge == nil || *c.JWKSMaxAge >= 0)
 }
 
 // save writes the journal; nil ends it.

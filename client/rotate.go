@@ -50,7 +50,7 @@ func (cmd *command) abandoned() bool {
 }
 
 // Rotate gives the service a new key, and returns the registry's receipt. The old key goes on signing until everyone has
-// heard of the new one, or half of the registry's grace period is over.
+// heard of the new one, or half of the registry's grace period is over. [Config.JWKS] has it go on for some time after that.
 //
 // A rotation that is under way already is brought to its end, and its receipt returned. When ctx ends, only the waiting
 // does: the error is [ErrNotStored] or [ErrNoAnswer], and the change goes on, after a restart too; or it is [ErrNotBegun].
@@ -60,7 +60,7 @@ func (c *Client) Rotate(ctx context.Context) (events.Receipt, error) {
 }
 
 // RotateWithGrace is [Client.Rotate] with a grace period of its own, in whole seconds, at most the registry's. 0 is an
-// emergency rotation: the old key ends with the commit, and Sign waits meanwhile.
+// emergency rotation: the old key ends with the commit, and Sign waits meanwhile. With [Config.JWKS] it may be [ErrShortGrace].
 func (c *Client) RotateWithGrace(ctx context.Context, grace time.Duration) (events.Receipt, error) {
 	if grace < 0 || grace%time.Second != 0 {
 		return events.Receipt{}, fmt.Errorf("a grace period is whole seconds, 0 or more, not %s", grace)

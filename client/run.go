@@ -118,6 +118,9 @@ func (c *Client) prepare(ctx context.Context, cmd *command) (*entry, error) {
 	if err := c.trusted(ctx); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotBegun, err)
 	}
+	if err := c.fitsCaches(ctx, &cmd.draft); err != nil {
+		return nil, err
+	}
 	pending, err := c.cfg.Store.Signer(ctx, Pending)
 	switch {
 	case errors.Is(err, ErrNoKey):
@@ -334,7 +337,7 @@ func (c *Client) drop(ctx context.Context, why events.Reason) (adopted bool, err
 
 // commit notes that the registry has committed the change.
 func (c *Client) commit(ctx context.Context, made *commitment) {
-	c.entry.Committed = made
+	c.entry.Committed, c.entry.heard = made, time.Now()
 	c.tell(Event{Kind: Committed, Key: c.entry.Request.NewKey, Sequence: made.Sequence})
 	if err := c.save(ctx, c.entry); err != nil { // the same bytes would get the same receipt
 		c.retrying(ctx, err)

@@ -57,8 +57,8 @@ func (d deadline) left() time.Duration {
 	return min(time.Until(d.own), d.wall.Sub(time.Now().Round(0)))
 }
 
-// settle goes on with the old key until every durable has applied the change or half of its grace period is over, and
-// then promotes the new one.
+// settle goes on with the old key until every durable has applied the change and no cache has an older JWK Set, if that matters, or
+// half of its grace period is over, and then promotes the new one.
 func (c *Client) settle(ctx context.Context) {
 	made := c.entry.Committed
 	answer(&c.waiting, result{receipt: c.entry.receipt(c.cfg.Target, c.cfg.Trust.Origin())})
@@ -119,7 +119,7 @@ func (c *Client) ask(ctx context.Context, within time.Duration, until deadline, 
 		c.checkNext = time.Now() // whose change is it?
 		return deadline{}
 	case c.everyone(&record, applied):
-		return deadline{}
+		return c.cachesEnd(asking, &record, until)
 	case c.entry.late && made.grace() > 0: // how old the receipt is, by the clock that made it
 		left := ofSeconds(made.GracePeriodExpiry-record.Timestamp) - time.Second // at least
 		return deadlineAt(time.Now().Add(min(left-made.half(), made.half())))

@@ -93,16 +93,23 @@ type RegistryInfo struct {
 	GracePeriod  int64       `json:"grace_period"`
 	MaxClockSkew int64       `json:"max_clock_skew"`
 	RequireProof bool        `json:"require_proof"`
+	JWKSMaxAge   int64       `json:"jwks_max_age"` // (+) seconds
 }
+
+// DefaultJWKSMaxAge is what holds where a registry does not say how long its JWK Sets may be kept, in seconds.
+const DefaultJWKSMaxAge = 60
 
 // ParseRegistryInfo reads what a registry says of itself (§8), or returns a [*Refusal] where it is not that.
 func ParseRegistryInfo(b []byte) (RegistryInfo, error) {
-	var info RegistryInfo
+	info := RegistryInfo{JWKSMaxAge: DefaultJWKSMaxAge}
 	if err := decodeAnswer(b, &info); err != nil {
 		return RegistryInfo{}, err
 	}
 	if info.Origin == "" || len(info.PublicKeys) == 0 {
 		return RegistryInfo{}, refuse(InvalidField, "The answer names no registry, or no key of it.")
+	}
+	if info.JWKSMaxAge < 0 {
+		return RegistryInfo{}, refuse(InvalidField, "jwks_max_age is 0 or more.")
 	}
 	return info, nil
 }

@@ -13,10 +13,6 @@ import (
 	"omiappreg.org/keyrotation/internal/keyformat"
 )
 
-// jwksMaxAge bounds how long a JWK Set may be cached while no key is about to end, in seconds: a Master Reset ends
-// keys without notice.
-const jwksMaxAge = 60
-
 func (l *Lookup) register(ctx context.Context, nc *nats.Conn) (*api.Registered, error) {
 	return api.Register(ctx, nc, l.log, api.Service{
 		Name: "omi-registry", Version: "1.0.0", Description: "The App Registry's lookup: keys of services, now and ever.",
@@ -75,9 +71,15 @@ func (l *Lookup) serveHistory(ctx context.Context, c api.Call) (api.Answer, erro
 	return api.Answer{Body: history.Sign(l.key)}, nil
 }
 
-func (l *Lookup) serveInfo(context.Context, api.Call) (api.Answer, error) { return api.JSON(l.Info()) }
+func (l *Lookup) serveInfo(context.Context, api.Call) (api.Answer, error) {
+	answer, err := api.JSON(l.Info())
+	answer.CacheControl = "no-cache" // to be asked for each time, by its ETag
+	return answer, err
+}
 
-// serveJWKS answers with the keys that are valid now, and lets nobody cache them past the next expiry.
+// serveJWKS answers with the keys that are valid now. It may be kept for the policy's JWKSMaxAge in all, and not past the next
+// expiry. A set is kept twice on its way, in a cache and behind it, and a cache seldom tells how old its answer is: so each of the
+// two gets half of that, and less by the second that is lost where seconds are counted.
 func (l *Lookup) serveJWKS(ctx context.Context, c api.Call) (api.Answer, error) {
 	record, err := lookUp(ctx, c, l.keys)
 	if err != nil {
@@ -89,13 +91,16 @@ func (l *Lookup) serveJWKS(ctx context.Context, c api.Call) (api.Answer, error) 
 	if !record.Current.PublicKey.IsZero() {
 		set.Keys = append(set.Keys, keyformat.NewJSONWebKey(record.Current.PublicKey))
 	}
-	maxAge, now := int64(jwksMaxAge), l.now()
+	left, now := l.policy.Load().jwksSeconds(), l.now()
+	if len(set.Keys) == 0 {
+		left = 0 // it was revoked: who binds it again wants it back at once
+	}
 	for _, key := range record.Grace {
 		set.Keys = append(set.Keys, keyformat.NewJSONWebKey(key.PublicKey))
-		maxAge = min(maxAge, int64(time.Unix(key.Expires, 0).Sub(now)/time.Second)) // and nothing of a second that has begun
+		left = min(left, int64(time.Unix(key.Expires, 0).Sub(now)/time.Second)) // and nothing of a second that has begun
 	}
 	answer, err := api.JSON(set)
 	answer.ContentType = "application/jwk-set+json"
-	answer.CacheControl = fmt.Sprintf("public, max-age=%d", max(0, maxAge))
+	answer.CacheControl = fmt.Sprintf("public, max-age=%d", max(0, left/2-1))
 	return answer, err
 }

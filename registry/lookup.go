@@ -119,6 +119,7 @@ func (l *Lookup) Info() events.RegistryInfo {
 	return events.RegistryInfo{
 		Origin: policy.Origin, PublicKeys: []events.PublicKey{l.key.Public()},
 		GracePeriod: policy.graceSeconds(), MaxClockSkew: policy.skewSeconds(), RequireProof: policy.RequireProof,
+		JWKSMaxAge: policy.jwksSeconds(),
 	}
 }
 

@@ -24,6 +24,10 @@ type Policy struct {
 	// RotationsPerMinute is how many rotations of one service are committed in a minute, counted by the time at which
 	// JetStream stored them. Default 10; negative: no limit.
 	RotationsPerMinute int
+	// JWKSMaxAge is how long a JWK Set may be kept before it is asked for again, in all: in a cache, and in what is behind it. A
+	// client whose keys are used that way signs with a new key only after that time (§5.4), so it is a third of GracePeriod at
+	// most. Whole seconds. Default 60 s, or that third where it is shorter; negative: no set may be kept.
+	JWKSMaxAge time.Duration
 }
 
 // Defaults of [Policy], as docs/protocol.md delivers them.
@@ -31,6 +35,7 @@ const (
 	DefaultGracePeriod        = 300 * time.Second
 	DefaultMaxClockSkew       = 300 * time.Second
 	DefaultRotationsPerMinute = 10
+	DefaultJWKSMaxAge         = events.DefaultJWKSMaxAge * time.Second
 )
 
 // ErrPolicy means that a policy can't be served.
@@ -47,6 +52,12 @@ func (p Policy) WithDefaults() (Policy, error) {
 	if p.RotationsPerMinute == 0 {
 		p.RotationsPerMinute = DefaultRotationsPerMinute
 	}
+	if p.JWKSMaxAge == 0 {
+		p.JWKSMaxAge = min(DefaultJWKSMaxAge, p.longestJWKS())
+	}
+	if p.JWKSMaxAge <= 0 { // also where a third of the grace period is not a second
+		p.JWKSMaxAge = -time.Second
+	}
 	switch {
 	case events.CheckOrigin(p.Origin) != nil:
 		return p, fmt.Errorf("%w: the origin is %q: %w", ErrPolicy, p.Origin, events.ErrOrigin)
@@ -54,9 +65,21 @@ func (p Policy) WithDefaults() (Policy, error) {
 		return p, fmt.Errorf("%w: the grace period is whole seconds, 1 s or more, not %s", ErrPolicy, p.GracePeriod)
 	case p.MaxClockSkew < time.Second || p.MaxClockSkew%time.Second != 0:
 		return p, fmt.Errorf("%w: the clock skew is whole seconds, 1 s or more, not %s", ErrPolicy, p.MaxClockSkew)
+	case p.JWKSMaxAge%time.Second != 0:
+		return p, fmt.Errorf("%w: the age of a JWK Set is whole seconds, not %s", ErrPolicy, p.JWKSMaxAge)
+	case p.JWKSMaxAge > p.longestJWKS():
+		return p, fmt.Errorf("%w: a JWK Set may be kept for a third of the grace period at most, %s, and not for %s: a new key signs only "+
+			"after that time, and the old one no longer than half of the grace period", ErrPolicy, p.longestJWKS(), p.JWKSMaxAge)
 	}
 	return p, nil
 }
 
+// recordedJWKS is JWKSMaxAge in seconds, and -1 for none: 0 would be the default.
+func (p Policy) recordedJWKS() int64 { return max(-1, int64(p.JWKSMaxAge/time.Second)) }
+
+// longestJWKS is the highest JWKSMaxAge that fits the grace period.
+func (p Policy) longestJWKS() time.Duration { return (p.GracePeriod / 3).Truncate(time.Second) }
+
 func (p Policy) graceSeconds() int64 { return int64(p.GracePeriod / time.Second) }
+func (p Policy) jwksSeconds() int64  { return max(0, p.recordedJWKS()) }
 func (p Policy) skewSeconds() int64  { return int64(p.MaxClockSkew / time.Second) }

@@ -33,6 +33,7 @@ func (p Policy) settings() []setting {
 		{"max_clock_skew_seconds", "--max-clock-skew", strconv.FormatInt(p.skewSeconds(), 10)},
 		{"require_proof", "--require-proof", strconv.FormatBool(p.RequireProof)},
 		{"rotations_per_minute", "--rate-limit", strconv.Itoa(max(-1, p.RotationsPerMinute))},
+		{"jwks_max_age_seconds", "--jwks-max-age", strconv.FormatInt(p.recordedJWKS(), 10)},
 	}
 }
 
@@ -66,6 +67,7 @@ func (p Policy) withSettings(recorded map[string]string) (Policy, error) {
 	p.GracePeriod = time.Duration(number("grace_period_seconds", p.graceSeconds())) * time.Second
 	p.MaxClockSkew = time.Duration(number("max_clock_skew_seconds", p.skewSeconds())) * time.Second
 	p.RotationsPerMinute = int(number("rotations_per_minute", int64(p.RotationsPerMinute)))
+	p.JWKSMaxAge = time.Duration(number("jwks_max_age_seconds", p.recordedJWKS())) * time.Second
 	if text, ok := recorded["require_proof"]; ok {
 		p.RequireProof = text == "true"
 	}

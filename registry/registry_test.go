@@ -141,7 +141,7 @@ func TestLookupHTTP(t *testing.T) {
 			if err := json.UnmarshalRead(response.Body, &body); err != nil || len(body.Keys) != 2 {
 				t.Errorf("JWK Set: %v %v, want the current key and the one in grace", err, body)
 			}
-			if cache := response.Header.Get("Cache-Control"); cache != "public, max-age=60" {
+			if cache := response.Header.Get("Cache-Control"); cache != "public, max-age=29" {
 				t.Errorf("the JWK Set's Cache-Control is %q", cache)
 			}
 		}
@@ -152,7 +152,7 @@ func TestLookupHTTP(t *testing.T) {
 		t.Fatalf("the record: %+v, %v", record, err)
 	}
 	late := *w.lookup
-	for left, want := range map[time.Duration]string{9050 * time.Millisecond: "9", time.Second: "1", time.Second - 1: "0"} {
+	for left, want := range map[time.Duration]string{9050 * time.Millisecond: "3", 4 * time.Second: "1", 4*time.Second - 1: "0"} {
 		late.now = func() time.Time { return time.Unix(record.Grace[0].Expires, 0).Add(-left) }
 		mux, response := http.NewServeMux(), httptest.NewRecorder()
 		api.Mount(mux, testLog(t), late.Endpoints()...)

@@ -41,14 +41,15 @@ type serveCmd struct {
 	HTTPAddr   string   `name:"http-addr" env:"OMI_HTTP_ADDR" default:"127.0.0.1:8081" placeholder:"HOST:PORT" help:"Where to serve lookups, /metrics and /healthz (${default})."`
 	Apps       string   `env:"OMI_APPS" placeholder:"FILE" help:"Apps to make known: a JSON array of {\"app_id\": …, \"master_public_key\": …}."`
 
-	GracePeriod    time.Duration `env:"OMI_GRACE_PERIOD" default:"300s" help:"How long an old key stays valid (${default})."`
-	MaxClockSkew   time.Duration `env:"OMI_MAX_CLOCK_SKEW" default:"300s" help:"How far a request's timestamp may be off (${default})."`
-	RequireProof   bool          `env:"OMI_REQUIRE_PROOF" help:"Refuse a new key without its proof of possession."`
-	RateLimit      int           `env:"OMI_RATE_LIMIT" default:"10" help:"Rotations of one service a minute (${default}); --rate-limit=-1: no limit."`
-	ChangePolicy   bool          `name:"change-policy" env:"OMI_CHANGE_POLICY" help:"Record these settings in place of those that the database records: every registry on it goes by them."`
-	Batch          int           `env:"OMI_BATCH" default:"1024" help:"How many requests are decided together (${default}, at most 2048); a few more, to keep one service's together."`
-	StreamReplicas int           `env:"OMI_STREAM_REPLICAS" default:"1" help:"Replicas of the streams that this start creates (${default}; 3 on a cluster)."`
-	LogLevel       slog.Level    `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
+	GracePeriod    time.Duration  `env:"OMI_GRACE_PERIOD" default:"300s" help:"How long an old key stays valid (${default})."`
+	MaxClockSkew   time.Duration  `env:"OMI_MAX_CLOCK_SKEW" default:"300s" help:"How far a request's timestamp may be off (${default})."`
+	RequireProof   bool           `env:"OMI_REQUIRE_PROOF" help:"Refuse a new key without its proof of possession."`
+	RateLimit      int            `env:"OMI_RATE_LIMIT" default:"10" help:"Rotations of one service a minute (${default}); --rate-limit=-1: no limit."`
+	JWKSMaxAge     *time.Duration `name:"jwks-max-age" env:"OMI_JWKS_MAX_AGE" placeholder:"60s" help:"How long a JWK Set may be kept in all (60s, or a third of --grace-period where that is shorter, which is the most; 0s: not at all)."`
+	ChangePolicy   bool           `name:"change-policy" env:"OMI_CHANGE_POLICY" help:"Record these settings in place of those that the database records: every registry on it goes by them."`
+	Batch          int            `env:"OMI_BATCH" default:"1024" help:"How many requests are decided together (${default}, at most 2048); a few more, to keep one service's together."`
+	StreamReplicas int            `env:"OMI_STREAM_REPLICAS" default:"1" help:"Replicas of the streams that this start creates (${default}; 3 on a cluster)."`
+	LogLevel       slog.Level     `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
 }
 
 // Run serves until a signal comes.
@@ -61,6 +62,9 @@ func (c *serveCmd) Run() error {
 	if c.GracePeriod <= 0 || c.MaxClockSkew <= 0 {
 		return process.Usagef("--grace-period and --max-clock-skew are 1s or more; a request asks for less grace with its own grace_period")
 	}
+	if c.JWKSMaxAge != nil && *c.JWKSMaxAge < 0 {
+		return process.Usagef("--jwks-max-age is how long a JWK Set may be kept, such as 60s, or 0s for not at all")
+	}
 	if c.RateLimit == 0 {
 		return process.Usagef("--rate-limit is 1 or more rotations a minute, or -1 for no limit")
 	}
@@ -72,7 +76,7 @@ func (c *serveCmd) Run() error {
 	}
 	policy := registry.Policy{
 		Origin: c.Origin, GracePeriod: c.GracePeriod, MaxClockSkew: c.MaxClockSkew,
-		RequireProof: c.RequireProof, RotationsPerMinute: c.RateLimit,
+		RequireProof: c.RequireProof, RotationsPerMinute: c.RateLimit, JWKSMaxAge: c.jwksMaxAge(),
 	}
 	if policy, err = policy.WithDefaults(); err != nil {
 		return process.Usage(err)
@@ -144,6 +148,17 @@ func usage(err error) error {
 		}
 	}
 	return err
+}
+
+// jwksMaxAge is the policy's: there, 0 means the default, and none is negative.
+func (c *serveCmd) jwksMaxAge() time.Duration {
+	switch {
+	case c.JWKSMaxAge == nil:
+		return 0
+	case *c.JWKSMaxAge == 0:
+		return -time.Second
+	}
+	return *c.JWKSMaxAge
 }
 
 // signingKey reads the registry's key, and says how to make one.

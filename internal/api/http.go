@@ -3,10 +3,13 @@ package api
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"io"
 	"log/slog"
 	"net/http"
+	"strings"
 
 	"omiappreg.org/keyrotation/events"
 )
@@ -14,7 +17,11 @@ import (
 // Mount serves the endpoints on mux.
 func Mount(mux *http.ServeMux, log *slog.Logger, endpoints ...Endpoint) {
 	for _, e := range endpoints {
+		public := strings.HasPrefix(e.Pattern, http.MethodGet+" ")
 		mux.HandleFunc(e.Pattern, func(w http.ResponseWriter, r *http.Request) {
+			if public { // pages of any origin may read it, problem documents too
+				w.Header().Set("Access-Control-Allow-Origin", "*")
+			}
 			call := Call{AppID: r.PathValue("app_id"), ServiceID: r.PathValue("service_id")}
 			var err error
 			if call.Body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, events.MaxQuery)); err != nil {
@@ -27,7 +34,7 @@ func Mount(mux *http.ServeMux, log *slog.Logger, endpoints ...Endpoint) {
 				WriteProblem(w, problemOf(err))
 				return
 			}
-			writeAnswer(w, answer)
+			writeAnswer(w, r, answer)
 		})
 	}
 }
@@ -75,12 +82,33 @@ func bodyProblem(err error) *Problem {
 	return badRequest(events.MalformedMessage, "The request's body can't be read.")
 }
 
-func writeAnswer(w http.ResponseWriter, a Answer) {
+// writeAnswer gives what may be kept an ETag, so that asking again for the same costs next to nothing. What may not be kept is
+// signed with its time, and another text each time.
+func writeAnswer(w http.ResponseWriter, r *http.Request, a Answer) {
 	header := w.Header()
-	header.Set("Content-Type", cmp.Or(a.ContentType, "application/json"))
 	header.Set("Cache-Control", cmp.Or(a.CacheControl, "no-store"))
 	header.Set("X-Content-Type-Options", "nosniff")
+	if a.CacheControl != "" {
+		sum := sha256.Sum256(a.Body)
+		tag := `"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`
+		header.Set("ETag", tag)
+		if knows(r.Header.Values("If-None-Match"), tag) {
+			w.WriteHeader(http.StatusNotModified)
+			return
+		}
+	}
+	header.Set("Content-Type", cmp.Or(a.ContentType, "application/json"))
 	_, _ = w.Write(a.Body) // the client is gone: nobody is left to tell
+}
+
+// knows says whether an If-None-Match (RFC 9110 §13.1.2) names the tag. Our tags hold no comma.
+func knows(fields []string, tag string) bool {
+	for known := range strings.SplitSeq(strings.Join(fields, ","), ",") {
+		if known = strings.TrimSpace(known); known == "*" || strings.TrimPrefix(known, "W/") == tag {
+			return true
+		}
+	}
+	return false
 }
 
 // WriteProblem answers an HTTP request with a problem document.

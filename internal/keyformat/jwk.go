@@ -20,19 +20,19 @@ const (
 
 // JSONWebKey is a public key as RFC 7517 and RFC 8037 write it.
 type JSONWebKey struct {
-	KeyType   string `json:"kty"`
-	Curve     string `json:"crv"`
-	X         string `json:"x"`
-	KeyID     string `json:"kid"` // its [Thumbprint]
-	Use       string `json:"use"`
-	Algorithm string `json:"alg"`
+	KeyType string `json:"kty"`
+	Curve   string `json:"crv"`
+	X       string `json:"x"`
+	KeyID   string `json:"kid"` // its [Thumbprint]
+	Use     string `json:"use"`
 }
 
-// NewJSONWebKey returns a key's JWK.
+// NewJSONWebKey returns a key's JWK. It has no alg: crv says it all, and a library that finds EdDSA there refuses a token that
+// says Ed25519, as RFC 9864 has it, and the other way round.
 func NewJSONWebKey(key events.PublicKey) JSONWebKey {
 	return JSONWebKey{
 		KeyType: keyType, Curve: curve, X: base64.RawURLEncoding.EncodeToString(key.Bytes()),
-		KeyID: Thumbprint(key), Use: forSignature, Algorithm: "EdDSA",
+		KeyID: Thumbprint(key), Use: forSignature,
 	}
 }
 

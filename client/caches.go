@@ -1,0 +1,67 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/lookup"
+)
+
+// cacheMargin is for a JWK Set that was on its way to a cache when the change was committed.
+const cacheMargin = 2 * time.Second
+
+// ErrShortGrace means that a grace period ends too soon for [Config.JWKS]: the new key could not sign before a JWK Set of before
+// is out of every cache.
+var ErrShortGrace = errors.New("the grace period is too short for a service whose keys are used as a JWK Set")
+
+// cachesEnd returns how long the old key goes on although everyone has applied the change: where others verify by the registry's
+// JWK Set, until none may be kept any more that was fetched before the commit. That is never after until.
+func (c *Client) cachesEnd(ctx context.Context, r *events.ServiceRecord, until deadline) deadline {
+	made := c.entry.Committed
+	if made.grace() == 0 || !c.cfg.JWKS && made.JWKSMaxAge == nil {
+		return deadline{}
+	}
+	if made.JWKSMaxAge == nil {
+		info, err := lookup.RegistryInfo(ctx, c.cfg.Conn)
+		if err != nil {
+			c.retrying(ctx, err)
+			return until
+		}
+		made.JWKSMaxAge = &info.JWKSMaxAge
+		if err := c.save(ctx, c.entry); err != nil { // the next start asks again
+			c.retrying(ctx, err)
+		}
+	}
+	since := time.Since(c.entry.heard)
+	if c.entry.late { // by the clock that made the receipt, and by no more than is certain: it counts whole seconds
+		since = ofSeconds(r.Timestamp-made.Timestamp) - time.Second
+	}
+	end := deadlineAt(time.Now().Add(ofSeconds(*made.JWKSMaxAge) + cacheMargin - since))
+	if end.left() < until.left() {
+		return end
+	}
+	return until
+}
+
+// fitsCaches returns [ErrShortGrace] for a rotation whose own grace period would be half over while a JWK Set of before may be kept.
+func (c *Client) fitsCaches(ctx context.Context, d *events.Draft) error {
+	if !c.cfg.JWKS || d.GracePeriod == nil || *d.GracePeriod == 0 {
+		return nil
+	}
+	asking, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	info, err := lookup.RegistryInfo(asking, c.cfg.Conn)
+	if err != nil {
+		return fmt.Errorf("%w: ask how long a JWK Set may be kept: %w", ErrNotBegun, err)
+	}
+	kept := ofSeconds(info.JWKSMaxAge)
+	least := 2*(kept+cacheMargin) + time.Second // whose half is that, as commitment.half has it
+	if grace := ofSeconds(*d.GracePeriod); grace < least {
+		return fmt.Errorf("%w: caches may keep the set of before for %s, and %s is half over before that; ask for %s or more, "+
+			"for the registry's own by leaving it out, or for 0, an emergency", ErrShortGrace, kept, grace, least)
+	}
+	return nil
+}
