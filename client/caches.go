@@ -10,9 +10,6 @@ import (
 	"omiappreg.org/keyrotation/internal/lookup"
 )
 
-// cacheMargin is for a JWK Set that was on its way to a cache when the change was committed.
-const cacheMargin = 2 * time.Second
-
 // ErrShortGrace means that a grace period ends too soon for [Config.JWKS]: the new key could not sign before a JWK Set of before
 // is out of every cache.
 var ErrShortGrace = errors.New("the grace period is too short for a service whose keys are used as a JWK Set")
@@ -39,7 +36,7 @@ func (c *Client) cachesEnd(ctx context.Context, r *events.ServiceRecord, until d
 	if c.entry.late { // by the clock that made the receipt, and by no more than is certain: it counts whole seconds
 		since = ofSeconds(r.Timestamp-made.Timestamp) - time.Second
 	}
-	end := deadlineAt(time.Now().Add(ofSeconds(*made.JWKSMaxAge) + cacheMargin - since))
+	end := deadlineAt(time.Now().Add(ofSeconds(*made.JWKSMaxAge+events.JWKSMargin) - since))
 	if end.left() < until.left() {
 		return end
 	}
@@ -57,11 +54,9 @@ func (c *Client) fitsCaches(ctx context.Context, d *events.Draft) error {
 	if err != nil {
 		return fmt.Errorf("%w: ask how long a JWK Set may be kept: %w", ErrNotBegun, err)
 	}
-	kept := ofSeconds(info.JWKSMaxAge)
-	least := 2*(kept+cacheMargin) + time.Second // whose half is that, as commitment.half has it
-	if grace := ofSeconds(*d.GracePeriod); grace < least {
-		return fmt.Errorf("%w: caches may keep the set of before for %s, and %s is half over before that; ask for %s or more, "+
-			"for the registry's own by leaving it out, or for 0, an emergency", ErrShortGrace, kept, grace, least)
+	if *d.GracePeriod < info.JWKSGrace() {
+		return fmt.Errorf("%w: caches may keep the set of before for %s, and half of %s is over by then; ask for %s or more, "+
+			"or for the registry's own by asking for none", ErrShortGrace, ofSeconds(info.JWKSMaxAge), ofSeconds(*d.GracePeriod), ofSeconds(info.JWKSGrace()))
 	}
 	return nil
 }

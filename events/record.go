@@ -96,8 +96,15 @@ type RegistryInfo struct {
 	JWKSMaxAge   int64       `json:"jwks_max_age"` // (+) seconds
 }
 
-// DefaultJWKSMaxAge is what holds where a registry does not say how long its JWK Sets may be kept, in seconds.
-const DefaultJWKSMaxAge = 60
+const (
+	// DefaultJWKSMaxAge is what holds where a registry does not say how long its JWK Sets may be kept, in seconds.
+	DefaultJWKSMaxAge = 60
+	// JWKSMargin is waited besides (§5.4), in seconds: a set may be on its way to a cache when a change is committed.
+	JWKSMargin = 2
+)
+
+// JWKSGrace is the shortest grace period, in seconds, half of which is enough for every cache to lose a JWK Set of before.
+func (i RegistryInfo) JWKSGrace() int64 { return 2*(i.JWKSMaxAge+JWKSMargin) + 1 }
 
 // ParseRegistryInfo reads what a registry says of itself (§8), or returns a [*Refusal] where it is not that.
 func ParseRegistryInfo(b []byte) (RegistryInfo, error) {

@@ -96,6 +96,11 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 		}
 		period = *grace
 	}
+	if kept := time.Duration(d.info.JWKSMaxAge) * time.Second; c.JWKS && period > 0 && draft.GracePeriod != nil && *draft.GracePeriod < d.info.JWKSGrace() {
+		d.wrong(name, fmt.Sprintf("a grace period of %s: caches may keep the JWK Set of before for %s, and half of it is over by then", period, kept),
+			fmt.Sprintf("ask for %ds or more, or leave --grace-period out", d.info.JWKSGrace()))
+		return
+	}
 	m, err := request.Sign(draft, by.Private(), events.GenerateSigningKey().Private())
 	if err != nil {
 		d.wrong(name, err.Error(), "mend what it says")

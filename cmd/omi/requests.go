@@ -190,7 +190,7 @@ type revokeCmd struct {
 // Help teaches.
 func (*revokeCmd) Help() string {
 	return `Nothing that the service signs is accepted any more, and no key of it can change that. Its developer can bind it again,
-with a key that was never used.
+with a key that was never used. Who verifies by its JWK Set may have kept that: docs/jwks.md says for how long.
 
   omi revoke --app-id org.example.shop --service-id cms --master-key master.pem`
 }

@@ -24,7 +24,8 @@ type resetCmd struct {
 func (*resetCmd) Help() string {
 	return `All earlier keys of the service end at once, so that whoever has one of them has nothing. The new key is made in --key,
 which need not exist; if it does, it holds a key of this service, and no other's is overwritten. After a crash, the same
-command goes on where it was.
+command goes on where it was. Only who verifies by the service's JWK Set goes on accepting an earlier key for as long as a
+set may be kept, 60 s unless the registry is set otherwise (docs/jwks.md).
 
   omi reset --app-id org.example.shop --service-id cms --master-key master.pem --key cms.pem`
 }

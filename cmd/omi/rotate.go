@@ -37,6 +37,7 @@ type rotateCmd struct {
 	storeFlags  `embed:""`
 	GracePeriod *time.Duration `xor:"grace" placeholder:"300s" help:"How long the old key stays valid; whole seconds, at most the registry's own period, which is the default."`
 	Emergency   bool           `xor:"grace" help:"End the old key at once: a grace period of 0. Keys that are in grace already stay so: omi reset ends them all."`
+	JWKS        bool           `name:"jwks" help:"Others verify the service by its JWK Set: with --wait propagated, the file also holds the old key until no cache has an older set."`
 	DryRun      bool           `help:"Check everything; send nothing and write nothing."`
 }
 
@@ -48,6 +49,7 @@ command goes on where it was: the same bytes are sent again, and the registry gi
   omi rotate --app-id org.example.shop --service-id cms --key cms.pem
   omi rotate --app-id org.example.shop --service-id cms --key cms.pem --wait propagated    and see it get about
   omi rotate --app-id org.example.shop --service-id cms --key cms.pem --dry-run            would it succeed?
+  omi rotate --app-id org.example.shop --service-id cms --key cms.pem --wait propagated --jwks    and others read its jwks.json
 
 While a service has its key store open, it rotates by itself (package client); this command is refused then.`
 }
@@ -62,6 +64,9 @@ func (c *rotateCmd) Run() error {
 	if err != nil {
 		return err
 	}
+	if c.JWKS && c.Wait != waitPropagated && !c.DryRun && !isZero(grace) {
+		return process.Usagef("--jwks needs --wait propagated: the file holds the old key until no cache has an older JWK Set")
+	}
 	if c.DryRun {
 		return c.dryRun(t, grace)
 	}
@@ -69,7 +74,7 @@ func (c *rotateCmd) Run() error {
 		return err
 	}
 	return changeKey(&keyChange{
-		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Rotation, grace: grace, atOnce: grace != nil && *grace == 0,
+		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Rotation, grace: grace, atOnce: isZero(grace), jwks: c.JWKS,
 		done: "rotated", ended: "the old key has ended",
 		ask: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
 			if grace == nil {
@@ -79,6 +84,9 @@ func (c *rotateCmd) Run() error {
 		},
 	})
 }
+
+// isZero says whether a grace period is asked for, and is none.
+func isZero(grace *time.Duration) bool { return grace != nil && *grace == 0 }
 
 func (c *rotateCmd) grace() (*time.Duration, error) {
 	if c.Emergency {
@@ -115,6 +123,7 @@ type keyChange struct {
 	kind   events.RequestKind
 	grace  *time.Duration // that is asked for; nil: the registry's own
 	atOnce bool
+	jwks   bool                                  // caches of the JWK Set are waited for
 	fits   func(context.Context, *session) error // says why the key store may not be used, if it may not; nil: the registry does
 	done   string                                // to the service
 	ended  string                                // what has, where the old key ends at once
@@ -144,7 +153,7 @@ func changeKey(c *keyChange) error {
 		c.began, c.applied = time.Now(), map[string]float64{}
 		k, err := client.Open(ctx, client.Config{
 			Target: c.target, Store: store, Conn: s.nc, Trust: s.trust, Notify: c.tell,
-			KeyMayBeMissing: c.kind == events.Reset, Exclusive: true,
+			KeyMayBeMissing: c.kind == events.Reset, JWKS: c.jwks, Exclusive: true,
 		})
 		if err != nil {
 			return process.Usagef("--key: %w", err)
@@ -155,6 +164,9 @@ func changeKey(c *keyChange) error {
 			return c.failed(receipt, err)
 		}
 		advancePin(c.target, receipt)
+		if c.jwks && !c.atOnce && !c.JSON {
+			say("  the old key signs until no cache has an older JWK Set: %s and a little more\n", s.keptJWKS())
+		}
 		if err := c.settle(ctx, k); err != nil {
 			return err
 		}
@@ -253,6 +265,9 @@ func (c *keyChange) failed(receipt events.Receipt, err error) error {
 	if errors.Is(err, client.ErrUntrusted) { // its key was changed just now: withSession has asked, too
 		return process.Refused(err)
 	}
+	if errors.Is(err, client.ErrShortGrace) {
+		return process.Usagef("--grace-period: nothing was sent: %w", err)
+	}
 	for _, away := range []error{client.ErrNotStored, client.ErrNoAnswer, client.ErrNotBegun, context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(err, away) {
 			return unanswered(err)
@@ -286,7 +301,7 @@ func (c *keyChange) report(ctx context.Context, s *session, receipt events.Recei
 	default:
 		ended := ""
 		if c.atOnce {
-			ended = "  " + c.ended + "\n"
+			ended = fmt.Sprintf("  %s\n  who verifies by its JWK Set may accept what has ended for %s still: a set may be kept so long\n", c.ended, s.keptJWKS())
 		}
 		err = errors.Join(err, unsaid(done, process.Print("%s%s", receiptText(receipt, done), ended)))
 	}

@@ -53,7 +53,11 @@ type session struct {
 	nc    *nats.Conn
 	js    jetstream.JetStream
 	trust events.Trust
+	info  events.RegistryInfo // what the registry says of itself
 }
+
+// keptJWKS is how long a JWK Set may be kept.
+func (s *session) keptJWKS() time.Duration { return time.Duration(s.info.JWKSMaxAge) * time.Second }
 
 // trusts reports whether the flags say which registry is believed.
 func (c connection) trusts() bool { return len(c.Trust) > 0 || c.TrustFile != "" }
@@ -165,6 +169,7 @@ func openSession(ctx context.Context, nc *nats.Conn, trusted process.Trust) (*se
 	if err != nil {
 		return nil, coded(err)
 	}
+	s.info = info
 	if len(trusted.Keys) > 0 || trusted.File != "" {
 		trusted.Origin = info.Origin
 		if s.trust, err = trusted.Load(); err != nil {

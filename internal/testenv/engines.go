@@ -27,8 +27,12 @@ const (
 	Cockroach = "cockroach"
 )
 
-// OpenSSL is the name that OMI_TEST_REQUIRE has for the program.
-const OpenSSL = "openssl"
+// The programs and packages that some tests need, by the names that OMI_TEST_REQUIRE has for them.
+const (
+	OpenSSL = "openssl"
+	Nginx   = "nginx"
+	Jose    = "jose" // of npm, in examples/jwks
+)
 
 // Engines returns the names of the engines.
 func Engines() []string { return []string{SQLite, Postgres, Cockroach} }
