@@ -100,6 +100,7 @@ func FuzzLookupHTTP(f *testing.F) {
 	f.Add("CONNECT", "a:1", "", []byte(nil))
 	f.Add("OPTIONS", "*", "", []byte(nil))
 	f.Add("GET", "/v1/registry", "If-None-Match: *\r\nRange: bytes=0-1", make([]byte, events.MaxQuery+1))
+	f.Add("GET", "/v1/registry", "If-None-Match: W/\"a\", *", []byte(nil))
 	f.Fuzz(func(t *testing.T, method, target, header string, body []byte) {
 		if a, ok := d.HTTP(t, method, target, header, body); ok && target != "/metrics" && target != "/healthz" && a.Status == http.StatusOK {
 			d.check(t, method+" "+target, a)

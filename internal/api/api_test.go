@@ -298,6 +298,43 @@ func TestNoAnswerElsewhere(t *testing.T) {
 	}
 }
 
+// TestKept: what may be kept is asked for again by its tag; what may not has none. Pages of any origin may read what a GET brings.
+func TestKept(t *testing.T) {
+	t.Parallel()
+	mux := http.NewServeMux()
+	api.Mount(mux, slog.New(slog.DiscardHandler), append(endpoints(), api.Endpoint{
+		Name: "kept", Pattern: "GET /kept", Handle: func(context.Context, api.Call) (api.Answer, error) {
+			return api.Answer{Body: []byte(`"kept"`), CacheControl: "public, max-age=3"}, nil
+		},
+	})...)
+	do := func(method, path, known string) *httptest.ResponseRecorder {
+		w, r := httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader("please"))
+		if known != "" {
+			r.Header.Set("If-None-Match", known)
+		}
+		mux.ServeHTTP(w, r)
+		return w
+	}
+	tag := do(http.MethodGet, "/kept", "").Header().Get("ETag")
+	for known, status := range map[string]int{
+		"": 200, `"other"`: 200, tag: 304, "W/" + tag: 304, `"other", ` + tag: 304, "*": 304, strings.Trim(tag, `"`): 200,
+	} {
+		w := do(http.MethodGet, "/kept", known)
+		if w.Code != status || w.Header().Get("ETag") != tag || w.Header().Get("Cache-Control") != "public, max-age=3" || (w.Body.Len() == 0) != (status == 304) {
+			t.Errorf("If-None-Match: %s: %d %v %s", known, w.Code, w.Header(), w.Body)
+		}
+	}
+	for _, c := range []struct{ method, path, origin string }{
+		{http.MethodGet, "/kept", "*"}, {http.MethodGet, "/apps/org.example/services/cms", "*"}, {http.MethodGet, "/apps/org.example/services/CMS", "*"},
+		{http.MethodPost, "/ask", ""},
+	} {
+		w := do(c.method, c.path, "")
+		if got := w.Header().Get("Access-Control-Allow-Origin"); got != c.origin || c.path != "/kept" && w.Header().Get("ETag") != "" {
+			t.Errorf("%s %s: %v", c.method, c.path, w.Header())
+		}
+	}
+}
+
 // TestProblems: what no endpoint takes has a problem document too, and paths that are served with another spelling are found.
 func TestProblems(t *testing.T) {
 	t.Parallel()

@@ -105,6 +105,10 @@ func (d *Door) HTTP(t *testing.T, method, target, header string, body []byte) (a
 	case r.URL.Path == "/metrics" || r.URL.Path == "/healthz":
 	case a.Status >= http.StatusBadRequest:
 		a.checkProblem(t, text, mediaType)
+	case a.Status == http.StatusNotModified:
+		if w.Header().Get("ETag") == "" || len(a.Body) > 0 {
+			t.Errorf("%q is not modified: %q", text, a.Body)
+		}
 	case a.Status >= http.StatusMultipleChoices:
 		if to := w.Header().Get("Location"); !strings.HasPrefix(to, "/") || strings.HasPrefix(to, "//") {
 			t.Errorf("%q is sent to %q", text, to)
