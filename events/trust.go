@@ -71,6 +71,20 @@ func (t Trust) Invalidation(subject string, payload []byte) (Invalidation, error
 	return t.readInvalidation(subject, m)
 }
 
+// SignedInvalidation is [Trust.Invalidation], and says which of the trusted keys signed the message.
+func (t Trust) SignedInvalidation(subject string, payload []byte) (Invalidation, PublicKey, error) {
+	m, err := readMessage(payload)
+	if err != nil {
+		return Invalidation{}, PublicKey{}, err
+	}
+	signer, ok := t.signer(m)
+	if !ok {
+		return Invalidation{}, PublicKey{}, errUntrusted()
+	}
+	i, err := t.readInvalidation(subject, m)
+	return i, signer, err
+}
+
 // readInvalidation reads a message whose signature is known to be the registry's.
 func (t Trust) readInvalidation(subject string, m *message) (Invalidation, error) {
 	if err := t.checkOrigin(m); err != nil {
@@ -131,18 +145,24 @@ func (t Trust) hinted(m *message) int {
 	return slices.IndexFunc(t.keys, func(k trustedKey) bool { return k.id == string(hint) })
 }
 
-// signed tries the key that is hinted at first, then the others.
+// signed says whether one of the keys signed a message.
 func (t Trust) signed(m *message) bool {
+	_, ok := t.signer(m)
+	return ok
+}
+
+// signer tries the key that is hinted at first, then the others.
+func (t Trust) signer(m *message) (PublicKey, bool) {
 	first := t.hinted(m)
 	if first >= 0 && t.keys[first].key.Verify(m.canonical, m.signature) {
-		return true
+		return t.keys[first].key, true
 	}
 	for i := range t.keys {
 		if i != first && t.keys[i].key.Verify(m.canonical, m.signature) {
-			return true
+			return t.keys[i].key, true
 		}
 	}
-	return false
+	return PublicKey{}, false
 }
 
 func sameTarget(subject, prefix string, inside Target) error {

@@ -13,22 +13,35 @@ import (
 )
 
 const (
-	// floorsFor is how long the consumers' progress is remembered: a client that waits for its rotation asks again
+	// readersFor is how long the consumers' progress is remembered: a client that waits for its rotation asks again
 	// and again, and so do others at the same time.
-	floorsFor       = 50 * time.Millisecond
+	readersFor      = 50 * time.Millisecond
 	propagateWithin = 2 * time.Second
 )
 
-// propagation tells which durables of the invalidation stream have acknowledged a service's last event (§8.1). Many may
+// propagation tells which durables of the invalidation stream have applied a service's last event (§8.1). Many may
 // ask at a time; the broker is asked once for all of them.
 type propagation struct {
 	js      jetstream.JetStream
+	trust   events.Trust // in the registry's own keys
 	flights singleflight.Group
 
-	mu     sync.Mutex // never held while the broker is asked
-	stream jetstream.Stream
-	floors map[string]uint64 // by durable: everything up to this place in the stream is acknowledged
-	at     time.Time         // of the floors
+	mu      sync.Mutex // never held while the broker is asked
+	stream  jetstream.Stream
+	readers map[string]reader // by durable
+	at      time.Time         // of the readers
+}
+
+// reader is a durable: everything up to its floor is acknowledged, and what it says of itself.
+type reader struct {
+	floor    uint64
+	metadata map[string]string
+}
+
+// lastEvent is where in the stream a service's last event is, and who signed it.
+type lastEvent struct {
+	place  uint64
+	signer events.PublicKey
 }
 
 // of returns an entry for each durable; while the broker can't tell, there is none.
@@ -41,9 +54,10 @@ func (p *propagation) of(ctx context.Context, t events.Target, sequence int64) m
 	if stream == nil {
 		return known
 	}
-	place, ok := p.lastEvent(ctx, stream, t, sequence)
-	for durable, floor := range p.progress(ctx, stream) {
-		known[durable] = ok && floor >= place
+	last, ok := p.lastEvent(ctx, stream, t, sequence)
+	for durable, r := range p.progress(ctx, stream) {
+		known[durable] = ok && r.floor >= last.place &&
+			events.MayHaveApplied(r.metadata, p.trust.Origin(), last.signer, last.place)
 	}
 	return known
 }
@@ -67,59 +81,69 @@ func (p *propagation) invalidations(ctx context.Context) jetstream.Stream {
 	return stream
 }
 
-// lastEvent returns where in the stream the service's event of this sequence is. The messages are our own: only their
-// sequence is looked at. An earlier event may have come later, if the replica that committed it died before it was published.
-func (p *propagation) lastEvent(ctx context.Context, stream jetstream.Stream, t events.Target, sequence int64) (place uint64, ok bool) {
+// lastEvent finds the service's event of this sequence. Only what the registry signed counts: others may be able to publish.
+// An earlier event may have come later, if the replica that committed it died before it was published.
+func (p *propagation) lastEvent(ctx context.Context, stream jetstream.Stream, t events.Target, sequence int64) (lastEvent, bool) {
 	subject := events.InvalidationSubject + t.String()
 	last, err := stream.GetLastMsgForSubject(ctx, subject)
 	if err != nil {
-		return 0, false
+		return lastEvent{}, false
 	}
-	if events.SequenceOf(last.Data) >= sequence {
-		return last.Sequence, true
+	if signer, ok := p.signed(last, sequence); ok {
+		return lastEvent{last.Sequence, signer}, true
 	}
 	kept := events.InvalidationStreamConfig().MaxMsgsPerSubject
 	list, err := jetstreamext.GetBatch(ctx, p.js, events.InvalidationStream, int(kept), jetstreamext.GetBatchSubject(subject))
 	if err != nil {
-		return 0, false
+		return lastEvent{}, false
 	}
+	var found lastEvent
 	for message, err := range list {
 		if err != nil {
-			return 0, false
+			return lastEvent{}, false
 		}
-		if events.SequenceOf(message.Data) >= sequence {
-			place, ok = message.Sequence, true
+		if signer, ok := p.signed(message, sequence); ok {
+			found = lastEvent{message.Sequence, signer}
 		}
 	}
-	return place, ok
+	return found, found.place > 0
+}
+
+// signed returns which of the registry's keys signed a message; false: none, or it is an earlier event.
+func (p *propagation) signed(message *jetstream.RawStreamMsg, sequence int64) (events.PublicKey, bool) {
+	if events.SequenceOf(message.Data) < sequence {
+		return events.PublicKey{}, false
+	}
+	_, signer, err := p.trust.SignedInvalidation(message.Subject, message.Data)
+	return signer, err == nil
 }
 
 // progress returns how far each durable is, as it was a moment ago at most.
-func (p *propagation) progress(ctx context.Context, stream jetstream.Stream) map[string]uint64 {
+func (p *propagation) progress(ctx context.Context, stream jetstream.Stream) map[string]reader {
 	p.mu.Lock()
-	floors, at := p.floors, p.at
+	readers, at := p.readers, p.at
 	p.mu.Unlock()
-	if time.Since(at) < floorsFor {
-		return floors
+	if time.Since(at) < readersFor {
+		return readers
 	}
-	found, err, _ := p.flights.Do("floors", func() (any, error) { return askFloors(ctx, stream) })
+	found, err, _ := p.flights.Do("readers", func() (any, error) { return askReaders(ctx, stream) })
 	if err != nil {
 		return nil
 	}
-	floors, _ = found.(map[string]uint64)
+	readers, _ = found.(map[string]reader)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.floors, p.at = floors, time.Now()
-	return floors
+	p.readers, p.at = readers, time.Now()
+	return readers
 }
 
-func askFloors(ctx context.Context, stream jetstream.Stream) (map[string]uint64, error) {
-	floors := map[string]uint64{}
+func askReaders(ctx context.Context, stream jetstream.Stream) (map[string]reader, error) {
+	readers := map[string]reader{}
 	list := stream.ListConsumers(ctx)
 	for info := range list.Info() {
 		if info.Config.Durable != "" {
-			floors[info.Config.Durable] = info.AckFloor.Stream
+			readers[info.Config.Durable] = reader{info.AckFloor.Stream, info.Config.Metadata}
 		}
 	}
-	return floors, list.Err()
+	return readers, list.Err()
 }

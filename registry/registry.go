@@ -115,6 +115,7 @@ func New(cfg Config) (*Registry, error) {
 	}
 	r.aside = &deadLetters{store: cfg.Store, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
 	r.Lookup = newLookup(cfg, js, r.fence)
+	r.Lookup.propagation.trust = r.fence.trust
 	return r, nil
 }
 
