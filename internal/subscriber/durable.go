@@ -32,6 +32,9 @@ func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
 		return nil, err
 	}
 	consumer, err := s.claim(ctx, stream)
+	if err == nil {
+		err = s.introduce(ctx, consumer)
+	}
 	if err != nil {
 		if !s.held {
 			s.release()
@@ -41,6 +44,7 @@ func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
 	s.held = true
 	s.horizon.restart()
 	s.consumer.Store(&consumer)
+	s.poke()
 	select {
 	case s.opened <- struct{}{}:
 	default: // it has not seen the last one yet

@@ -66,7 +66,7 @@ func (s *Subscriber) ask(ctx context.Context, consumer jetstream.Consumer) error
 	switch err := s.stillOurs(info.Config.Metadata); {
 	case errors.Is(err, ErrInUse):
 		return err
-	case err == nil:
+	case err == nil && !s.rereading.Load():
 		s.horizon.answer(now, info)
 	}
 	return nil

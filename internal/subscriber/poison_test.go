@@ -22,8 +22,8 @@ import (
 // growing pauses: a few seconds, and many times that where the race detector and other tests take the machine.
 const patience = 3 * time.Minute
 
-// TestPoison: the database refuses all keys of one service. Its event is set aside while those of others are applied, and is
-// applied after all once the cause is mended and the durable deleted: the stream still has it.
+// TestPoison: the database refuses all keys of one service. Its event is set aside while those of others are applied, which the
+// durable says, and is applied after all once the cause is gone and the process is started again: the stream still has it.
 func TestPoison(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "test.db")
@@ -33,14 +33,17 @@ func TestPoison(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sub, err := subscriber.New(subscriber.Config{
-		JetStream: js, Durable: "sub", Trust: registry.Trust, Store: store, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-	})
-	if err != nil {
-		t.Fatal(err)
+	begin := func() (stop func()) {
+		sub, err := subscriber.New(subscriber.Config{
+			JetStream: js, Durable: "sub", Trust: registry.Trust, Store: store, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return subtest.Running(t, sub.Run)
 	}
 	subtest.Stream(t, js)
-	subtest.Running(t, sub.Run)
+	stop := begin()
 	db, err := sql.Open("sqlite", "file:"+file+"?_pragma=busy_timeout(10000)")
 	if err != nil {
 		t.Fatal(err)
@@ -79,13 +82,33 @@ func TestPoison(t *testing.T) {
 		return nil
 	})
 
-	run("DROP TRIGGER poison")
-	if err := js.DeleteConsumer(t.Context(), events.InvalidationStream, "sub"); err != nil {
-		t.Fatal(err)
+	failed := func() string {
+		consumer, err := js.Consumer(t.Context(), events.InvalidationStream, "sub")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return consumer.CachedInfo().Config.Metadata[events.FailedMetadata]
 	}
+	if got := failed(); got != "1" {
+		t.Errorf("the durable says that it failed on %q, want 1", got)
+	}
+	stop()
+	stop = begin() // to no avail
+	publish(subtest.NewService(t, "last"))
+	testenv.Eventually(t, patience, "one more is applied", func() error {
+		if n := len(all(t, store)); n != others+1 {
+			return fmt.Errorf("%d of %d", n, others+1)
+		}
+		return nil
+	})
+	stop()
+	run("DROP TRIGGER poison")
+	begin()
 	testenv.Eventually(t, patience, "the event is applied", func() error {
-		if _, found, err := store.KeyringOf(t.Context(), victim.Target); err != nil || !found {
-			return errors.Join(errors.New("not yet"), err)
+		_, found, err := store.KeyringOf(t.Context(), victim.Target)
+		list, listErr := store.ListSetAside(t.Context(), 10)
+		if err := errors.Join(err, listErr); err != nil || !found || len(list) > 0 || failed() != "" {
+			return fmt.Errorf("found %t, set aside %d, failed %q: %w", found, len(list), failed(), err)
 		}
 		return nil
 	})

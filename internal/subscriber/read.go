@@ -154,26 +154,3 @@ func (s *Store) Gaps(ctx context.Context, after events.Target, limit int) ([]eve
 	}
 	return gaps, nil
 }
-
-// ListSetAside returns up to limit messages that were set aside, the newest first.
-func (s *Store) ListSetAside(ctx context.Context, limit int) ([]SetAside, error) {
-	const query = `SELECT stream_sequence, subject, reason, detail, payload, set_aside_at FROM set_aside
-		ORDER BY set_aside_at DESC, stream_sequence DESC LIMIT $1`
-	rows, err := s.db.Reader().QueryContext(ctx, query, int64(limit))
-	if err != nil {
-		return nil, fmt.Errorf("list the messages set aside: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	var list []SetAside
-	for rows.Next() {
-		var a SetAside
-		if err := rows.Scan(&a.StreamSequence, &a.Subject, &a.Reason, &a.Detail, &a.Payload, &a.At); err != nil {
-			return nil, fmt.Errorf("list the messages set aside: %w", err)
-		}
-		list = append(list, a)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("list the messages set aside: %w", err)
-	}
-	return list, nil
-}

@@ -2,21 +2,83 @@ package subscriber
 
 import (
 	"context"
+	"slices"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/incoming"
 )
 
-// toSetAside returns the messages that an operator is to see: of a flood, the newest.
+// unknownKey is the reason of what is an event of the expected registry in all but its signature, which is of a key that is not
+// trusted. It may be believed when more is trusted.
+const unknownKey = "unknown_registry_key"
+
+const unknownKeyDetail = "It is an event of this registry, but by a key that is not trusted"
+
+// sort tells a batch apart, and says what of it may be believed by those who trust others.
+func (s *Subscriber) sort(batch []incoming.Delivery) (incoming.Sorted, unbelieved) {
+	trust := s.Trust()
+	sorted := incoming.Sort(trust, batch)
+	var u unbelieved
+	for i, r := range sorted.Refused {
+		switch r.Reason {
+		case events.UntrustedSignature:
+			keyID, looks := trust.OfUnknownKey(r.Subject, r.Payload)
+			if !looks {
+				continue
+			}
+			detail := unknownKeyDetail + "."
+			if keyID != "" {
+				detail = unknownKeyDetail + ": key_id " + incoming.Printable(keyID) + "."
+			}
+			sorted.Refused[i].Refusal = &events.Refusal{Reason: unknownKey, Detail: detail}
+		case events.WrongOrigin: // signed by a key that is trusted
+		default:
+			continue
+		}
+		if u.from == 0 || r.Sequence < u.from {
+			u = unbelieved{r.Sequence, trust.Announcement()}
+		}
+	}
+	return sorted, u
+}
+
+// classes of what is set aside: so many of each are kept, and a flood of one does not push out another.
+type class int
+
+const (
+	ofGarbage    class = iota // no trust makes an event of it
+	ofUnbelieved              // an event of a registry that is not trusted
+	ofFailed                  // an event that could not be handled
+)
+
+// classOf tells by the reason.
+func classOf(reason string) class {
+	switch reason {
+	case unknownKey, string(events.WrongOrigin):
+		return ofUnbelieved
+	case consume.Panics, consume.Fails:
+		return ofFailed
+	}
+	return ofGarbage
+}
+
+// toSetAside returns the messages that an operator is to see: of a flood, the newest of each class.
 func (s *Subscriber) toSetAside(refused []incoming.Refused) []SetAside {
 	var list []SetAside
-	for _, r := range refused[max(len(refused)-keptAside, 0):] {
-		list = append(list, s.aside(r.Delivery, string(r.Reason), r.Detail))
+	kept := map[class]int{}
+	for _, r := range slices.Backward(refused) {
+		if c := classOf(string(r.Reason)); kept[c] < keptAside {
+			kept[c]++
+			list = append(list, s.aside(r.Delivery, string(r.Reason), r.Detail))
+		}
 	}
+	slices.Reverse(list)
 	return list
 }
 
 func (s *Subscriber) aside(d incoming.Delivery, reason, detail string) SetAside {
+	s.asides.added(d.Sequence)
 	return SetAside{d.Sequence, d.Subject, reason, detail, d.Payload, s.cfg.Now().Unix()}
 }
 
@@ -36,4 +98,24 @@ func (s *Subscriber) report(ctx context.Context, batch *incoming.Sorted, fresh [
 		r.Log(s.cfg.Log.With("durable", s.cfg.Durable)).WarnContext(ctx, "messages set aside: they are not to be applied")
 		s.metrics.events.WithLabelValues(resultSetAside, string(r.Reason)).Add(float64(r.Count))
 	}
+}
+
+// takeBack takes off the list of what is set aside what was applied now: more is trusted by now, or a cause is gone.
+func (s *Subscriber) takeBack(ctx context.Context, batch []incoming.Delivery, refused []incoming.Refused) error {
+	still := make(map[uint64]bool, len(refused))
+	for _, r := range refused {
+		still[r.Sequence] = true
+	}
+	var places []uint64
+	for i := range batch {
+		if place := batch[i].Sequence; s.asides.mayHave(place) && !still[place] {
+			places = append(places, place)
+		}
+	}
+	if len(places) == 0 {
+		return nil
+	}
+	slices.Sort(places)
+	defer s.asides.changed()
+	return s.cfg.Store.takeBack(ctx, places)
 }

@@ -7,14 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
-	"slices"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/keyring"
 	"omiappreg.org/keyrotation/schema"
@@ -189,43 +186,9 @@ func (s *Store) Fill(ctx context.Context, target events.Target, history keyring.
 	return nil
 }
 
-// keptAside bounds the table, whoever floods the stream.
-const keptAside = 1000
-
-func (s *Store) writeAside(p *sqldb.Pipeline, aside []SetAside) {
-	if len(aside) == 0 {
-		return
-	}
-	last := make(map[uint64]SetAside, len(aside)) // one statement may not touch a row twice
-	for _, a := range aside {
-		last[a.StreamSequence] = a
-	}
-	args := make([]any, 0, 6*len(last))
-	for _, sequence := range slices.Sorted(maps.Keys(last)) {
-		a := last[sequence]
-		args = append(args, int64(a.StreamSequence), incoming.Printable(a.Subject), a.Reason, incoming.Printable(a.Detail), orEmpty(a.Payload), a.At)
-	}
-	// A stream that was made anew counts from 1 again: the newer message is the one to look at.
-	const into = `INSERT INTO set_aside (stream_sequence, subject, reason, detail, payload, set_aside_at) `
-	const merge = ` ON CONFLICT (stream_sequence) DO UPDATE SET subject = excluded.subject, reason = excluded.reason,
-		detail = excluded.detail, payload = excluded.payload, set_aside_at = excluded.set_aside_at`
-	s.insert(p, "messages set aside", into, merge, args, sqldb.Int, sqldb.Text, sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Int)
-	const trim = `DELETE FROM set_aside WHERE stream_sequence NOT IN
-		(SELECT stream_sequence FROM set_aside ORDER BY set_aside_at DESC, stream_sequence DESC LIMIT $1)`
-	p.Exec("trim the messages set aside", trim, []any{int64(keptAside)}, nil)
-}
-
 // insert has rows written, given as their columns one after the other, in as few statements as the engine allows.
 func (s *Store) insert(p *sqldb.Pipeline, what, into, merge string, values []any, columns ...sqldb.Type) {
 	for rows := range s.db.Engine().Rows(1, columns, values) {
 		p.Exec("write the "+what, into+rows.Query+merge, rows.Args, nil)
 	}
-}
-
-// orEmpty keeps a nil slice from being written as NULL.
-func orEmpty(b []byte) []byte {
-	if b == nil {
-		return []byte{}
-	}
-	return b
 }

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -68,9 +69,17 @@ type Subscriber struct {
 	doubt    doubt
 	lost     chan error // why the durable is no longer ours
 
+	trust     atomic.Pointer[events.Trust] // whom messages are believed from
+	wanted    atomic.Pointer[events.Trust] // whom they are to be believed from
+	poked     chan struct{}                // tells keep of a new consumer, and of another trust
+	rereading atomic.Bool                  // the stream is being read again, or is to be
+	telling   sync.Mutex                   // held while the durable's metadata is changed
+	asides    asides
+
 	// What follows is only touched where messages are worked on and consumers opened, one after the other.
-	created int64 // when the stream was made, nanoseconds since the Unix epoch; 0: it is not known yet
-	written Place // the position in the database, as this process left it
+	working sync.Mutex // held while messages are worked on, as they come and as they are read again
+	created int64      // when the stream was made, nanoseconds since the Unix epoch; 0: it is not known yet
+	written Place      // the position in the database, as this process left it
 
 	database string             // its id
 	answers  *nats.Subscription // nil: the durable is not ours yet
@@ -91,8 +100,11 @@ func New(cfg Config) (*Subscriber, error) {
 	}
 	started := cfg.Now().Unix()
 	s := &Subscriber{
-		cfg: cfg, started: started, metrics: newMetrics(cfg.Durable), opened: make(chan struct{}, 1), self: newHolder(started), lost: make(chan error, 1),
+		cfg: cfg, started: started, metrics: newMetrics(cfg.Durable), self: newHolder(started),
+		opened: make(chan struct{}, 1), poked: make(chan struct{}, 1), lost: make(chan error, 1),
 	}
+	s.trust.Store(&cfg.Trust)
+	s.wanted.Store(&cfg.Trust)
 	if err := s.metrics.register(cfg.Metrics, s.AsOf); err != nil {
 		return nil, fmt.Errorf("set up the subscriber %s: %w", cfg.Durable, err)
 	}
@@ -117,11 +129,9 @@ func (s *Subscriber) Run(ctx context.Context) error {
 func (s *Subscriber) consume(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.watch(ctx, stop)
-	}()
+	var running sync.WaitGroup
+	running.Go(func() { s.watch(ctx, stop) })
+	running.Go(func() { s.keep(ctx) })
 	err := consume.Run(ctx, consume.Config{
 		Open: func(ctx context.Context) (jetstream.Consumer, error) {
 			consumer, err := s.open(ctx)
@@ -137,7 +147,7 @@ func (s *Subscriber) consume(ctx context.Context) error {
 		Log:      s.cfg.Log,
 	})
 	stop()
-	<-done
+	running.Wait()
 	return err
 }
 
@@ -166,25 +176,50 @@ func (s *Subscriber) Receive(ctx context.Context, batch []incoming.Delivery) err
 
 // receive returns how many events had their effect now.
 func (s *Subscriber) receive(ctx context.Context, batch []incoming.Delivery) (int, error) {
-	sorted := incoming.Sort(s.cfg.Trust, batch)
+	s.working.Lock()
+	defer s.working.Unlock()
+	sorted, unbelieved := s.sort(batch)
+	if s.consumer.Load() != nil && unbelieved.from > 0 {
+		if err := s.tell(ctx, func(d said) { d.add(unbelievedMetadata, unbelieved); d.narrow(unbelieved.trusts) }); err != nil {
+			return 0, err
+		}
+	}
 	fresh, err := s.settle(ctx, lastOf(batch), sorted.Events, s.toSetAside(sorted.Refused))
 	if err != nil {
 		return 0, err
 	}
 	s.report(ctx, &sorted, fresh)
-	if err := s.cfg.Applied(ctx, sorted.Events, fresh); err != nil {
+	if err := s.applied(ctx, batch, &sorted, fresh); err != nil {
 		return 0, err
 	}
 	s.horizon.applied(batch)
 	return len(fresh), nil
 }
 
-// setPoisonAside keeps a message that makes the code above panic, or fail while it applies others. The event stays in the
-// stream.
-func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Message, why consume.Fault) error {
-	_, err := s.settle(ctx, m.Meta.Sequence.Stream, nil, []SetAside{s.aside(incoming.Of(m), why.Reason, why.Detail)})
-	if err == nil {
-		s.metrics.events.WithLabelValues(resultSetAside, why.Reason).Inc()
+// applied tells of a batch that is committed, and takes off the list what was set aside before.
+func (s *Subscriber) applied(ctx context.Context, batch []incoming.Delivery, sorted *incoming.Sorted, fresh []events.Invalidation) error {
+	if err := s.cfg.Applied(ctx, sorted.Events, fresh); err != nil {
+		return err
 	}
-	return err
+	return s.takeBack(ctx, batch, sorted.Refused)
+}
+
+// setPoisonAside keeps a message that makes the code above panic, or fail while it applies others. The event stays in the
+// stream, and is tried again when the process is started again.
+func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Message, why consume.Fault) error {
+	s.working.Lock()
+	defer s.working.Unlock()
+	return s.giveUp(ctx, incoming.Of(m), why.Reason, why.Detail)
+}
+
+// giveUp sets aside what can't be handled.
+func (s *Subscriber) giveUp(ctx context.Context, d incoming.Delivery, reason, detail string) error {
+	if err := s.tell(ctx, func(says said) { says.addFailed(d.Sequence) }); err != nil {
+		return err
+	}
+	if _, err := s.settle(ctx, d.Sequence, nil, []SetAside{s.aside(d, reason, detail)}); err != nil {
+		return err
+	}
+	s.metrics.events.WithLabelValues(resultSetAside, reason).Inc()
+	return nil
 }

@@ -220,7 +220,7 @@ func TestOutage(t *testing.T) {
 }
 
 // TestRefusals: what is not to be applied is set aside, whatever it is, with one line for each reason in the log, and the good
-// ones among them are applied. Of a flood, the newest are kept.
+// ones among them are applied. Of a flood, the newest of each kind are kept.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -251,7 +251,7 @@ func TestRefusals(t *testing.T) {
 	}
 	w.checkCounts(t, map[string]float64{
 		"applied": 15, "repeated": 0, "set_aside malformed_message": 15,
-		"set_aside target_mismatch": 15, "set_aside untrusted_signature": 15,
+		"set_aside target_mismatch": 15, "set_aside unknown_registry_key": 15,
 	})
 	if n := w.log.count("level=WARN"); n != 3 || w.log.count("count=15") != 3 || w.log.count("first_stream_sequence=2\n") != 1 {
 		t.Errorf("%d lines in the log, want one for each reason:\n%s", n, w.log.b.String())
@@ -265,8 +265,8 @@ func TestRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	list, err = w.store.ListSetAside(t.Context(), 2000)
-	if err != nil || len(list) != 1000 || list[999].StreamSequence != 103 {
-		t.Errorf("%d messages set aside, %v; want the newest 1000", len(list), err)
+	if err != nil || len(list) != 1015 || list[999].StreamSequence != 103 {
+		t.Errorf("%d messages set aside, %v; want the newest 1000 pieces of garbage, and 15 events of an unknown key", len(list), err)
 	}
 }
 

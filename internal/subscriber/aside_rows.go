@@ -1,0 +1,161 @@
+package subscriber
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"maps"
+	"slices"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+// keptAside bounds the table, no matter who floods the stream: so many of each class are kept.
+const keptAside = 1000
+
+func (s *Store) writeAside(p *sqldb.Pipeline, aside []SetAside) {
+	if len(aside) == 0 {
+		return
+	}
+	last := make(map[uint64]SetAside, len(aside)) // one statement may not touch a row twice
+	classes := map[class]bool{}
+	for _, a := range aside {
+		last[a.StreamSequence] = a
+		classes[classOf(a.Reason)] = true
+	}
+	args := make([]any, 0, 6*len(last))
+	for _, sequence := range slices.Sorted(maps.Keys(last)) {
+		a := last[sequence]
+		args = append(args, int64(a.StreamSequence), incoming.Printable(a.Subject), a.Reason, incoming.Printable(a.Detail), orEmpty(a.Payload), a.At)
+	}
+	// A stream that was made anew counts from 1 again: the newer message is the one to look at.
+	const into = `INSERT INTO set_aside (stream_sequence, subject, reason, detail, payload, set_aside_at) `
+	const merge = ` ON CONFLICT (stream_sequence) DO UPDATE SET subject = excluded.subject, reason = excluded.reason,
+		detail = excluded.detail, payload = excluded.payload, set_aside_at = excluded.set_aside_at`
+	s.insert(p, "messages set aside", into, merge, args, sqldb.Int, sqldb.Text, sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Int)
+	for _, c := range slices.Sorted(maps.Keys(classes)) {
+		in := c.sql()
+		p.Exec("trim the messages set aside", `DELETE FROM set_aside WHERE `+in+` AND stream_sequence NOT IN
+			(SELECT stream_sequence FROM set_aside WHERE `+in+` ORDER BY set_aside_at DESC, stream_sequence DESC LIMIT $1)`,
+			[]any{int64(keptAside)}, nil)
+	}
+}
+
+// sql is the condition by which a row is of the class, as [classOf] has it.
+func (c class) sql() string {
+	const (
+		failed     = `reason IN ('` + consume.Panics + `', '` + consume.Fails + `')`
+		unbelieved = `reason IN ('` + unknownKey + `', '` + string(events.WrongOrigin) + `')`
+	)
+	switch c {
+	case ofFailed:
+		return failed
+	case ofUnbelieved:
+		return unbelieved
+	}
+	return `NOT ` + failed + ` AND NOT ` + unbelieved
+}
+
+// takeBack deletes the messages at these places of the stream, which come in order, from what is set aside.
+func (s *Store) takeBack(ctx context.Context, places []uint64) error {
+	values := make([]any, len(places))
+	for i, place := range places {
+		values[i] = int64(place)
+	}
+	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+		var p sqldb.Pipeline
+		for rows := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Int}, values) {
+			p.Exec("", `DELETE FROM set_aside WHERE stream_sequence IN (`+rows.Query+`)`, rows.Args, nil)
+		}
+		return s.db.Run(ctx, tx, &p)
+	})
+	if err != nil {
+		return fmt.Errorf("take back what was set aside: %w", err)
+	}
+	return nil
+}
+
+// countAside counts what is set aside, by reason, and returns the last place in the stream of any.
+func (s *Store) countAside(ctx context.Context) (byReason map[string]int64, upTo uint64, err error) {
+	byReason = map[string]int64{}
+	const query = `SELECT reason, count(*), max(stream_sequence) FROM set_aside GROUP BY reason`
+	var p sqldb.Pipeline
+	p.Query("count the messages set aside", query, nil, func(row sqldb.Row) error {
+		var (
+			reason   string
+			n, place int64
+		)
+		if err := row.Scan(&reason, &n, &place); err != nil {
+			return err
+		}
+		byReason[reason] = n
+		upTo = max(upTo, uint64(place))
+		return nil
+	})
+	return byReason, upTo, s.db.Run(ctx, s.db.Reader(), &p)
+}
+
+// lowestUnbelieved returns from where on messages were set aside that others than those who did so may believe, where that was
+// not noted: the lowest place of any such row, or the start of the stream, where rows may have been pushed out; 0: nowhere.
+func (s *Store) lowestUnbelieved(ctx context.Context) (uint64, error) {
+	const query = `SELECT min(stream_sequence), (SELECT count(*) FROM set_aside) FROM set_aside WHERE reason IN ($1, $2, $3)`
+	var (
+		lowest sql.NullInt64
+		all    int64
+	)
+	err := s.db.Reader().QueryRowContext(ctx, query, string(events.UntrustedSignature), unknownKey, string(events.WrongOrigin)).Scan(&lowest, &all)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("look for messages that were not believed: %w", err)
+	case all >= keptAside:
+		return 1, nil
+	}
+	return uint64(lowest.Int64), nil
+}
+
+// failedPlaces returns the places in the stream of the messages that could not be handled.
+func (s *Store) failedPlaces(ctx context.Context) (places []uint64, err error) {
+	var p sqldb.Pipeline
+	query := `SELECT stream_sequence FROM set_aside WHERE ` + ofFailed.sql() + ` ORDER BY stream_sequence`
+	p.Query("list what could not be handled", query, nil, func(row sqldb.Row) error {
+		var place int64
+		err := row.Scan(&place)
+		places = append(places, uint64(place))
+		return err
+	})
+	return places, s.db.Run(ctx, s.db.Reader(), &p)
+}
+
+// ListSetAside returns up to limit messages that were set aside, the newest first.
+func (s *Store) ListSetAside(ctx context.Context, limit int) ([]SetAside, error) {
+	const query = `SELECT stream_sequence, subject, reason, detail, payload, set_aside_at FROM set_aside
+		ORDER BY set_aside_at DESC, stream_sequence DESC LIMIT $1`
+	rows, err := s.db.Reader().QueryContext(ctx, query, int64(limit))
+	if err != nil {
+		return nil, fmt.Errorf("list the messages set aside: %w", err)
+	}
+	defer func() { _ = rows.Close() }()
+	var list []SetAside
+	for rows.Next() {
+		var a SetAside
+		if err := rows.Scan(&a.StreamSequence, &a.Subject, &a.Reason, &a.Detail, &a.Payload, &a.At); err != nil {
+			return nil, fmt.Errorf("list the messages set aside: %w", err)
+		}
+		list = append(list, a)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list the messages set aside: %w", err)
+	}
+	return list, nil
+}
+
+// orEmpty keeps a nil slice from being written as NULL.
+func orEmpty(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}

@@ -1,0 +1,109 @@
+package subscriber
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// asides is what is set aside now, as far as this process knows: it looks at its database once in a while.
+type asides struct {
+	mu       sync.Mutex
+	byReason map[string]int64
+	upTo     uint64    // no message beyond this place of the stream is set aside
+	due      time.Time // the next look
+}
+
+const countEvery = 10 * time.Second
+
+// added notes that a message is to be set aside.
+func (a *asides) added(place uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.upTo, a.due = max(a.upTo, place), time.Time{}
+}
+
+// changed has the database looked at soon.
+func (a *asides) changed() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.due = time.Time{}
+}
+
+// mayHave says whether the message at this place may be set aside.
+func (a *asides) mayHave(place uint64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return place <= a.upTo
+}
+
+// isDue says whether it is time to look, and puts the next time off.
+func (a *asides) isDue(now time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if now.Before(a.due) {
+		return false
+	}
+	a.due = now.Add(countEvery)
+	return true
+}
+
+// take has what was counted.
+func (a *asides) take(byReason map[string]int64, upTo uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.byReason, a.upTo = byReason, max(a.upTo, upTo)
+}
+
+func (a *asides) counts() map[string]int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.byReason)
+}
+
+// countAside counts what is set aside, where that is due.
+func (s *Subscriber) countAside(ctx context.Context) error {
+	if !s.asides.isDue(time.Now()) {
+		return nil
+	}
+	byReason, upTo, err := s.cfg.Store.countAside(ctx)
+	if err != nil {
+		s.asides.changed()
+		return err
+	}
+	s.asides.take(byReason, upTo)
+	s.metrics.setAside(byReason)
+	return nil
+}
+
+// Remarks says what is set aside, for a person who asks how the process is: a line for each reason, or nothing.
+func (s *Subscriber) Remarks() string {
+	counts := s.asides.counts()
+	var text strings.Builder
+	for _, reason := range slices.Sorted(maps.Keys(counts)) {
+		n := fmt.Sprint(counts[reason])
+		if counts[reason] >= keptAside {
+			n += " or more"
+		}
+		fmt.Fprintf(&text, "set aside, %s: %s (%s)\n", reason, n, remark(reason))
+	}
+	return text.String()
+}
+
+// remark says what a reason means, and what is to be done.
+func remark(reason string) string {
+	switch classOf(reason) {
+	case ofFailed:
+		return "events that could not be handled: correct the cause that the log and the command set-aside name, and start this process again"
+	case ofUnbelieved:
+		if reason == unknownKey {
+			return "events by a registry key that is not trusted: if the registry has a new key, add it by --trust or in --trust-file; else another party publishes here"
+		}
+		return "events of a registry with another domain name: look at --origin"
+	}
+	return "no events of this registry: another party publishes here"
+}

@@ -1,0 +1,123 @@
+package subscriber
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// Trust is whom messages are believed from now.
+func (s *Subscriber) Trust() events.Trust { return *s.trust.Load() }
+
+// SetTrust has messages believed from others, from soon on. Who trusts more applies what it had set aside, and says then that it
+// trusts more; who trusts less says so first. What was applied before stays applied.
+func (s *Subscriber) SetTrust(trust events.Trust) {
+	s.wanted.Store(&trust)
+	s.poke()
+}
+
+func (s *Subscriber) poke() {
+	select {
+	case s.poked <- struct{}{}:
+	default: // it is going to look anyway
+	}
+}
+
+const (
+	keepEvery = time.Second
+	// remindEvery is how often an error that lasts is told of.
+	remindEvery = time.Minute
+)
+
+// keep has the durable say whom this process trusts, and reads the stream again where more of it is believed by now, until ctx
+// ends.
+func (s *Subscriber) keep(ctx context.Context) {
+	tick := time.NewTicker(keepEvery)
+	defer tick.Stop()
+	retried, told := false, time.Time{}
+	for {
+		err := errors.Join(s.countAside(ctx), s.useTrust(ctx))
+		if consumer := s.consumer.Load(); err == nil && consumer != nil {
+			if !retried {
+				retried = true
+				err = s.retryFailed(ctx)
+			}
+			err = errors.Join(err, s.catchUp(ctx))
+		}
+		s.rereading.Store(false) // what can't be read again now must not keep as_of where it is for good
+		if err != nil && ctx.Err() == nil && time.Since(told) > remindEvery {
+			told = time.Now()
+			s.cfg.Log.WarnContext(ctx, "what was set aside can't be looked after, trying again", "durable", s.cfg.Durable, "error", err)
+		}
+		select {
+		case <-s.poked:
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// useTrust takes over the trust that is wanted. Where that is less in some, the durable says so before.
+func (s *Subscriber) useTrust(ctx context.Context) error {
+	wanted, now := s.wanted.Load(), s.trust.Load()
+	if wanted == now {
+		return nil
+	}
+	own := wanted.Announcement()
+	if s.consumer.Load() != nil {
+		err := s.tell(ctx, func(d said) { d.narrow(own) })
+		if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) { // a new one says it before anything is read by it
+			return err
+		}
+	}
+	s.working.Lock()
+	s.trust.Store(wanted)
+	s.working.Unlock()
+	s.cfg.Log.InfoContext(ctx, "trusting other registry keys from now on", "durable", s.cfg.Durable, "trusted", own)
+	return nil
+}
+
+// catchUp reads again what this trust may believe, and then has the durable say whom it trusts.
+func (s *Subscriber) catchUp(ctx context.Context) error {
+	own := s.Trust().Announcement()
+	info, err := (*s.consumer.Load()).Info(ctx)
+	if err != nil {
+		return fmt.Errorf("read what the durable %s says: %w", s.cfg.Durable, err)
+	}
+	d := said{info.Config.Metadata}
+	if !d.behind(own) {
+		if words, _ := d.trusts(); len(common(own, words)) == len(own) {
+			return nil
+		}
+		return s.tell(ctx, func(d said) { d.widen(own) })
+	}
+	s.rereading.Store(true)
+	// What others set aside from here on, and this process itself, is noted by itself.
+	var from uint64
+	err = s.tell(ctx, func(d said) {
+		d.add(rereadMetadata, d.unbelieved(unbelievedMetadata))
+		delete(d.metadata, unbelievedMetadata)
+		from = d.unbelieved(rereadMetadata).from
+	})
+	if err != nil || from == 0 {
+		return err
+	}
+	s.cfg.Log.InfoContext(ctx, "more is trusted than when messages were set aside: reading the stream again from there",
+		"durable", s.cfg.Durable, "from", from)
+	applied, left, err := s.readAgain(ctx, from)
+	if err != nil {
+		return fmt.Errorf("read the stream again from %d, for what was set aside: %w", from, err)
+	}
+	s.cfg.Log.InfoContext(ctx, "what was set aside and is believed now is applied", "durable", s.cfg.Durable, "events", applied)
+	return s.tell(ctx, func(d said) {
+		delete(d.metadata, rereadMetadata)
+		d.add(unbelievedMetadata, left)
+		d.widen(own)
+	})
+}
