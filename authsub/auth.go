@@ -81,7 +81,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Instance = name
 	}
 	if c.Registry == nil {
-		c.Registry = lookup.Registry{Conn: c.JetStream.Conn(), Trust: c.Trust}
+		c.Registry = &lookup.Current{Conn: c.JetStream.Conn()}
 	}
 	if c.Applied == nil {
 		c.Applied = func([]events.Invalidation) {}
@@ -136,6 +136,9 @@ func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 	})
 	if err != nil {
 		return err
+	}
+	if own, ok := cfg.Registry.(*lookup.Current); ok {
+		own.Trust = a.subscriber.Trust
 	}
 	began := cfg.Now()
 	var services int
@@ -206,6 +209,12 @@ func (a *Auth) Close() error { return a.store.Close() }
 // Ready returns nil once the stream has been read up to the time at which this process started. It stays nil while the
 // broker is away: answers then grow older, as their AsOf says.
 func (a *Auth) Ready() error { return a.subscriber.Ready() }
+
+// SetTrust has it believe the registry by these keys, from soon on: it first applies what it had set aside and believes now.
+func (a *Auth) SetTrust(trust events.Trust) { a.subscriber.SetTrust(trust) }
+
+// Remarks says what is set aside, lines for a person.
+func (a *Auth) Remarks() string { return a.subscriber.Remarks() }
 
 // Healthy is Ready. It stays nil while the database is away, as while the broker is: answers come from memory, and grow older. To
 // be taken out of service for that would end them, and who is started again needs the database.

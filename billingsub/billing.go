@@ -62,7 +62,7 @@ func (c Config) withDefaults() Config {
 	c.Durable = cmp.Or(c.Durable, events.BillingDurable)
 	c.LookupTimeout = cmp.Or(c.LookupTimeout, defaultLookupTimeout)
 	if c.Registry == nil {
-		c.Registry = lookup.Registry{Conn: c.JetStream.Conn(), Trust: c.Trust}
+		c.Registry = &lookup.Current{Conn: c.JetStream.Conn()}
 	}
 	if c.Applied == nil {
 		c.Applied = func([]events.Invalidation) {}
@@ -103,6 +103,9 @@ func New(ctx context.Context, cfg Config) (*Billing, error) {
 		_ = store.Close() // the first error says more
 		return nil, fmt.Errorf("start the Billing Service: %w", err)
 	}
+	if own, ok := cfg.Registry.(*lookup.Current); ok {
+		own.Trust = b.subscriber.Trust
+	}
 	return b, nil
 }
 
@@ -136,6 +139,15 @@ func (b *Billing) Close() error { return b.store.Close() }
 
 // Ready returns nil once the stream has been read up to the time at which this process started.
 func (b *Billing) Ready() error { return b.subscriber.Ready() }
+
+// SetTrust has it believe the registry by these keys, from soon on: it first applies what it had set aside and believes now.
+func (b *Billing) SetTrust(trust events.Trust) {
+	b.subscriber.SetTrust(trust)
+	b.filler.wake()
+}
+
+// Remarks says what is set aside, lines for a person.
+func (b *Billing) Remarks() string { return b.subscriber.Remarks() }
 
 // Healthy returns nil while questions are answered: the database, which is asked each of them, answers, and Ready returns nil.
 func (b *Billing) Healthy(ctx context.Context) error {

@@ -29,6 +29,9 @@ const (
 // until the process is ready.
 type HTTP struct {
 	Metrics *prometheus.Registry
+	// Remarks says what is worth knowing of a process that is healthy: lines for a person, below the answer of GET /healthz. It is
+	// set before Ready is called. Nil: nothing.
+	Remarks func() string
 
 	listener net.Listener
 	log      *slog.Logger
@@ -62,7 +65,11 @@ func (h *HTTP) Ready(healthy func(context.Context) error, endpoints ...api.Endpo
 			http.Error(w, "unhealthy: "+err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		_, _ = w.Write([]byte("ok\n"))
+		text := "ok\n"
+		if h.Remarks != nil {
+			text += h.Remarks()
+		}
+		_, _ = w.Write([]byte(text))
 	})
 	handler := api.Problems(mux)
 	h.ready.Store(&handler)

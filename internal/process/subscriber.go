@@ -22,7 +22,7 @@ import (
 // durable, database_url and http_addr, which are its defaults.
 type Subscriber struct {
 	Serve    serveSubscriber `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
-	SetAside listSetAside    `cmd:"" help:"List the messages that were not applied, and why: nobody trusted signed them, they are about another service than their subject, or they are no message of this version. The newest 1,000 are kept."`
+	SetAside listSetAside    `cmd:"" help:"List the messages that were not applied, and why: nobody trusted signed them, they are about another service than their subject, or they are no message of this version. The newest 1,000 of each kind are kept."`
 
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }
@@ -40,6 +40,10 @@ type Instances struct {
 type Service interface {
 	Run(ctx context.Context) error
 	Healthy(ctx context.Context) error
+	// Remarks says what is worth knowing, lines for a person.
+	Remarks() string
+	// SetTrust has it believe others from soon on.
+	SetTrust(trust events.Trust)
 	Close() error
 	Endpoints() []api.Endpoint
 }
@@ -152,7 +156,9 @@ func (c *serveSubscriber) serve(
 			log.Warn("close the database", "error", err)
 		}
 	}()
+	web.Remarks = service.Remarks
 	web.Ready(service.Healthy, service.Endpoints()...)
+	go c.Trust.Follow(ctx, log, trust, service.SetTrust)
 	log.Info("serving HTTP", "addr", web.Addr())
 	err = service.Run(ctx)
 	if errors.Is(err, subscriber.ErrInUse) || errors.Is(err, subscriber.ErrDurable) {

@@ -1,0 +1,27 @@
+package lookup
+
+import (
+	"context"
+
+	"github.com/nats-io/nats.go"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// Current is [Registry] for a process that may come to trust others while it runs: Trust is asked at each question.
+type Current struct {
+	Conn  *nats.Conn
+	Trust func() events.Trust
+}
+
+func (c *Current) registry() Registry { return Registry{Conn: c.Conn, Trust: c.Trust()} }
+
+// ServiceRecord is [Registry.ServiceRecord].
+func (c *Current) ServiceRecord(ctx context.Context, target events.Target) (events.ServiceRecord, error) {
+	return c.registry().ServiceRecord(ctx, target)
+}
+
+// ServiceHistory is [Registry.ServiceHistory].
+func (c *Current) ServiceHistory(ctx context.Context, target events.Target) (events.ServiceHistory, error) {
+	return c.registry().ServiceHistory(ctx, target)
+}
