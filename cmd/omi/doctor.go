@@ -62,7 +62,8 @@ type doctor struct {
 	session // without trust, until the registry has answered
 	denials denials
 	info    events.RegistryInfo
-	streams map[string]jetstream.Stream // those that are there
+	streams map[string]jetstream.Stream        // those that are there
+	readers map[string]*jetstream.ConsumerInfo // the durables of the stream of events
 	clock   clockReading
 	service events.ServiceRecord // of target; zero: it was not told
 	checks  []check
@@ -135,6 +136,7 @@ func (d *doctor) examine(ctx context.Context) error {
 		d.examineDurables(ctx)
 	}
 	d.examineRegistry(ctx)
+	d.examineTrusts()
 	d.examineServices(ctx)
 	d.examinePermissions(ctx)
 	d.examineClock()

@@ -53,6 +53,9 @@ func (d *doctor) examineDurables(ctx context.Context) {
 			d.wrong("durables of "+s.stream, err.Error(), "look at the broker's log")
 			continue
 		}
+		if s.stream == events.InvalidationStream {
+			d.readers = found
+		}
 		for _, name := range s.known {
 			if !exists(found, name) {
 				d.note("durable "+name, s.absent, "it does not exist", s.mend)

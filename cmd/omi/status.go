@@ -29,7 +29,7 @@ func (*statusCmd) Help() string {
   omi status --app-id org.example.dev --service-id cms
   omi status --app-id org.example.dev --service-id cms --watch --json    one object for each change
 
-"has applied the last change" is what the broker knows of each core service: a new key is safe to use when all have.`
+"has applied the last change" is what the broker and the core services say: a new key is safe to use when all have.`
 }
 
 // Run shows a service's record.

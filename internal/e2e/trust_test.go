@@ -1,0 +1,166 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// TestTrustComesLater: the registry gets another signing key before its subscribers are told. What it signs then is not called
+// applied, and no client switches to a key that Auth refuses; a flood of foreign messages comes on top. Auth is told by its trust
+// file while it runs, and Billing by a restart: each applies what it had set aside, and then the client switches.
+func TestTrustComesLater(t *testing.T) {
+	t.Parallel()
+	useSources(t)
+	broker := testenv.NewBroker(t)
+	d := prepare(t, testenv.Database(t, testenv.SQLite), testenv.Connect(t, broker.URL()))
+	d.command("keygen", "--out", "next.pem")
+	next, err := keyfile.Read(filepath.Join(d.folder, "next.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, after := d.registryKey().String(), next.Public().String()
+	if d.trust, err = events.NewTrust(origin, d.registryKey(), next.Public()); err != nil {
+		t.Fatal(err)
+	}
+	trustFile := filepath.Join(d.folder, "trusted.txt")
+	write := func(text string) {
+		if err := os.WriteFile(trustFile, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(before + "\n")
+	env := []string{"OMI_NATS_URL=" + broker.URL(), "OMI_HTTP_ADDR=127.0.0.1:0"}
+	start := func(p *daemon, name, trust string, command ...string) *daemon {
+		*p = daemon{name: name, folder: d.folder, env: append([]string{trust}, env...), command: command}
+		if err := p.start(); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, patience, name+" is ready", p.ready)
+		return p
+	}
+	d.registry, d.auth, d.billing = &daemon{}, &daemon{}, &daemon{}
+	d.processes = []*daemon{d.registry, d.auth, d.billing}
+	t.Cleanup(d.close)
+	start(d.registry, "registry", "OMI_TRUST="+before, "omi-registry", "--signing-key", "registry.pem", "--database-url", d.url)
+	start(d.auth, "auth", "OMI_TRUST_FILE="+trustFile, "omi-authsub")
+	start(d.billing, "billing", "OMI_TRUST="+before, "omi-billingsub")
+	s := newDomain(t, d, "cms")
+	s.bind()
+
+	interrupt := func(p *daemon) {
+		if err := p.interrupt(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	interrupt(d.registry)
+	start(d.registry, "registry-2", "OMI_TRUST="+before, "omi-registry", "--signing-key", "next.pem", "--database-url", d.url)
+	c := s.open(s.store())
+	first := s.accepted(c)
+	if _, err := c.Rotate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	flood(t, d, events.GenerateSigningKey())
+	applied := func(auth, billing bool) {
+		t.Helper()
+		want := fmt.Sprintf("auth %t, billing %t", auth, billing)
+		testenv.Eventually(t, patience, want, func() error {
+			got := map[string]bool{}
+			for durable, has := range s.record().Propagation {
+				name, _, _ := strings.Cut(durable, "-")
+				got[name] = has
+			}
+			if len(got) != 2 || got[events.AuthDurable] != auth || got[events.BillingDurable] != billing {
+				return fmt.Errorf("%v", got)
+			}
+			return nil
+		})
+	}
+	signsWithFirst := func() {
+		t.Helper()
+		if got := s.accepted(c); got.PublicKey != first.PublicKey {
+			t.Errorf("the client signs with %s, want the first key", got.PublicKey)
+		}
+	}
+	d.setAside(t, d.auth, "or more")
+	d.setAside(t, d.billing, "or more")
+	applied(false, false)
+	signsWithFirst()
+	out, err := d.doctor(before)
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 ||
+		strings.Count(out, " does not trust the key that the registry signs with, and sets its events aside: "+after) != 2 {
+		t.Errorf("omi doctor: %v\n%s", err, out)
+	}
+
+	write("what is this?\n") // changes nothing
+	write(before + "\n" + after + "\n")
+	applied(true, false)
+	signsWithFirst()
+	interrupt(d.billing)
+	start(d.billing, "billing", "OMI_TRUST="+before+","+after, "omi-billingsub")
+	applied(true, true)
+	s.settled(c, 2)
+	if got := s.accepted(c); got.Key != events.KeyCurrent || got.Sequence != 2 {
+		t.Errorf("Auth says %+v", got)
+	}
+	_, public := c.Signer().Key()
+	got := ask[events.AttributeAnswer](d, d.billing, "/v1/attribute", map[string]any{"public_key": public, "at": s.record().Current.Since})
+	if got.Result != events.Valid {
+		t.Errorf("Billing says %+v", got)
+	}
+	if out, err = d.doctor(before + "," + after); err != nil || strings.Count(out, "has set aside what looks like events") != 2 {
+		t.Errorf("omi doctor: %v\n%s", err, out)
+	}
+}
+
+// flood publishes more messages than subscribers keep of what they set aside: events that a stranger signed.
+func flood(t *testing.T, d *deployment, stranger events.SigningKey) {
+	t.Helper()
+	for i := range 22 {
+		s := subtest.NewService(t, fmt.Sprint("flood-", i))
+		for n := range 50 {
+			e := s.Bind(1_705_412_600 + int64(n))
+			if _, err := d.js.PublishAsync(e.Subject(), e.Sign(stranger)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	<-d.js.PublishAsyncComplete()
+}
+
+// setAside waits until a subscriber says how many events it has set aside, and why. It stays healthy.
+func (d *deployment) setAside(t *testing.T, p *daemon, many string) {
+	t.Helper()
+	testenv.Eventually(t, patience, p.name+" says what it has set aside", func() error {
+		response, err := p.do(http.MethodGet, "/healthz", "")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = response.Body.Close() }()
+		body, err := io.ReadAll(response.Body)
+		if err != nil || response.StatusCode != http.StatusOK ||
+			!strings.HasPrefix(string(body), "ok\nset aside, unknown_registry_key: 1000 "+many+" (events by a registry key that is not trusted: ") {
+			return fmt.Errorf("%s: %q: %w", response.Status, body, err)
+		}
+		return nil
+	})
+}
+
+// doctor runs omi doctor, which trusts these keys.
+func (d *deployment) doctor(trust string) (string, error) {
+	command := exec.Command(filepath.Join(binaries, "omi"), "doctor", "--trust", trust)
+	command.Dir, command.Env = d.folder, []string{"OMI_NATS_URL=" + d.js.Conn().ConnectedUrl()}
+	out, err := command.Output()
+	return string(out), err
+}
