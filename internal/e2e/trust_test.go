@@ -41,7 +41,7 @@ func TestTrustComesLater(t *testing.T) {
 		}
 	}
 	write(before + "\n")
-	env := []string{"OMI_NATS_URL=" + broker.URL(), "OMI_HTTP_ADDR=127.0.0.1:0"}
+	env := []string{"OMI_NATS_URL=" + broker.URL(), "OMI_HTTP_ADDR=127.0.0.1:0", instanceEnv}
 	start := func(p *daemon, name, trust string, command ...string) *daemon {
 		*p = daemon{name: name, folder: d.folder, env: append([]string{trust}, env...), command: command}
 		if err := p.start(); err != nil {
