@@ -67,7 +67,7 @@ func refsIn(v any) (refs []string) {
 	return refs
 }
 
-func readJSON(t *testing.T, file string) any {
+func readJSON(t testing.TB, file string) any {
 	t.Helper()
 	content, err := os.ReadFile(filepath.FromSlash(file))
 	if err != nil {

@@ -30,9 +30,10 @@ func compile(t testing.TB) messages {
 		t.Fatal(files, err)
 	}
 	all := messages{}
-	compiler := jsonschema.NewCompiler()
 	for _, file := range files {
-		compiled, err := compiler.Compile(file)
+		compiler := jsonschema.NewCompiler() // for each: what it refers to is found by its id
+		compiler.UseLoader(byID{t})
+		compiled, err := compiler.Compile(schemaBase + filepath.Base(file))
 		if err != nil {
 			t.Fatalf("%+v", err)
 		}
@@ -42,6 +43,25 @@ func compile(t testing.TB) messages {
 		all[strings.TrimSuffix(filepath.Base(file), ".json")] = compiled
 	}
 	return all
+}
+
+// schemaBase is what every schema's id begins with.
+const schemaBase = "https://omiappreg.org/keyrotation/schema/messages/"
+
+// byID loads a schema by its id, and by nothing else.
+type byID struct{ t testing.TB }
+
+// Load implements [jsonschema.URLLoader].
+func (l byID) Load(id string) (any, error) {
+	name, ok := strings.CutPrefix(id, schemaBase)
+	if !ok {
+		return nil, fmt.Errorf("%s is no schema of ours", id)
+	}
+	document := readJSON(l.t, "messages/"+name)
+	if members, _ := document.(map[string]any); members["$id"] != id {
+		l.t.Errorf("%s has the id %v", name, members["$id"])
+	}
+	return document, nil
 }
 
 // check returns nil where the text is a message of that name.
