@@ -3,9 +3,6 @@
 package keyfile
 
 import (
-	"crypto/ed25519"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -26,7 +23,6 @@ var (
 )
 
 const (
-	pemType    = "PRIVATE KEY"
 	keyMode    = 0o600
 	folderMode = 0o700
 )
@@ -55,22 +51,18 @@ func Read(path string) (events.SigningKey, error) {
 	if err != nil {
 		return events.SigningKey{}, fmt.Errorf("read the key file: %w", err)
 	}
-	private, ok := parse(content)
-	if !ok {
+	key, err := keyformat.ParsePrivate(content)
+	switch {
+	case err == nil:
+		return key, nil
+	case errors.Is(err, keyformat.ErrOtherForm), errors.Is(err, keyformat.ErrFormat):
 		return events.SigningKey{}, fmt.Errorf("%s: %w: if it is a key in another form, `omi keygen --from %s --out FILE` converts it", path, ErrFormat, path)
+	case errors.Is(err, keyformat.ErrMore):
+		return events.SigningKey{}, fmt.Errorf("%s: %w alone: there is more in it, which another key in its place would delete: "+
+			"move what is not the key to a file of its own", path, ErrFormat)
+	default:
+		return events.SigningKey{}, fmt.Errorf("%s: %w: %w", path, ErrFormat, err)
 	}
-	return events.NewSigningKey(private), nil
-}
-
-// parse reads PKCS #8 PEM. Why it can't is not said: the parser's own words could quote the file.
-func parse(content []byte) (ed25519.PrivateKey, bool) {
-	block, _ := pem.Decode(content)
-	if block == nil || block.Type != pemType {
-		return nil, false
-	}
-	parsed, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	private, ok := parsed.(ed25519.PrivateKey)
-	return private, err == nil && ok
 }
 
 // ReadPublicKeys returns the public keys in a text file: one a line, `#` begins a comment.

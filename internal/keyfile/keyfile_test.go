@@ -68,6 +68,31 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
+// TestMoreThanAKey: a rotation can't delete what else is in a key's file, since such a file is no key's.
+func TestMoreThanAKey(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "key.pem")
+	if err := keyfile.Create(path, events.GenerateSigningKey()); err != nil {
+		t.Fatal(err)
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for more, says := range map[string]string{
+		"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n": "would delete: move what is not the key to a file of its own",
+		"a comment\n": "would delete",
+	} {
+		if err := os.WriteFile(path, append(content, more...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := keyfile.Read(path)
+		if !errors.Is(err, keyfile.ErrFormat) || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), string(content[30:60])) {
+			t.Errorf("a key, and %q: %v", more, err)
+		}
+	}
+}
+
 func TestMakeFolder(t *testing.T) {
 	t.Parallel()
 	above := filepath.Join(t.TempDir(), "a")

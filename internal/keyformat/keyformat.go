@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"errors"
+	"fmt"
 
 	"omiappreg.org/keyrotation/events"
 )
@@ -46,9 +47,20 @@ type Key struct {
 }
 
 // Parse reads a key in any of the forms, private or public, and finds out itself which one it is. White space around it
-// does not matter. More than [MaxSize] bytes are [ErrFormat].
+// does not matter. More than [MaxSize] bytes are [ErrFormat]. Where it knows what else the content looks like, it says so.
 func Parse(content []byte) (Key, error) {
+	key, err := parse(content)
+	if hint := Hint(content); errors.Is(err, ErrFormat) && hint != "" {
+		err = fmt.Errorf("%w; %s", err, hint)
+	}
+	return key, err
+}
+
+func parse(content []byte) (Key, error) {
 	if len(content) > MaxSize {
+		if bytes.Count(content, []byte(pemBegin)) > 1 {
+			return Key{}, ErrMore
+		}
 		return Key{}, ErrFormat
 	}
 	parse := parseUnknown
