@@ -53,7 +53,7 @@ func closing(path string, has owner, known bool) string {
 		return "chmod 600 " + path
 	default:
 		return fmt.Sprintf("it is %s's, who has to close it, by chmod 600 %s; or root gives it to whom this runs as, by chown %s %s",
-			has, path, userName(euid), path)
+			has, path, userArgument(euid), path)
 	}
 }
 

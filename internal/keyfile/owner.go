@@ -17,10 +17,18 @@ type owner struct{ uid, gid int }
 func (o owner) String() string { return userName(o.uid) }
 
 func userName(uid int) string {
+	if name := userArgument(uid); name != strconv.Itoa(uid) {
+		return name
+	}
+	return "user " + strconv.Itoa(uid)
+}
+
+// userArgument is a user as chown takes it.
+func userArgument(uid int) string {
 	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
 		return u.Username
 	}
-	return "user " + strconv.Itoa(uid)
+	return strconv.Itoa(uid)
 }
 
 func groupName(gid int) string {

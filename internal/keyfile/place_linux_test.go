@@ -186,7 +186,7 @@ func TestAnothersKey(t *testing.T) {
 	})
 	must(t, os.Chown(path, 0, 0))
 	testenv.AsUser(t, service, service, func() {
-		wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "the file is root's", "chown user 23901")
+		wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "the file is root's", "chown 23901")
 	})
 	must(t, os.Chown(path, service, group))
 	testenv.AsUser(t, service, service, func() {
@@ -249,7 +249,7 @@ func TestModes(t *testing.T) {
 	must(t, os.Chmod(path, 0o444))
 	testenv.AsUser(t, service, group, func() {
 		_, err := keyfile.Read(path)
-		wantRefusal(t, err, keyfile.ErrOpen, "it is root's", "chown user 23901 "+path)
+		wantRefusal(t, err, keyfile.ErrOpen, "it is root's", "chown 23901 "+path)
 	})
 	must(t, os.Chown(path, stranger, group), os.Chmod(path, 0o640))
 	testenv.AsUser(t, service, group, func() {

@@ -104,7 +104,7 @@ func givable(path, folder string) error {
 	if euid := os.Geteuid(); euid != 0 && to.uid != euid {
 		me := userName(euid)
 		return notReplaceable(path, fmt.Sprintf("the file is %s's, to whom %s can't give a new one", to, me),
-			fmt.Sprintf("run this as %s; or let root give it away: chown %s %s", to, me, path))
+			fmt.Sprintf("run this as %s; or let root give it away: chown %s %s", to, userArgument(euid), path))
 	}
 	if tryGive(folder, to) == nil {
 		return nil
