@@ -61,6 +61,8 @@ func InvalidationStreamConfig() jetstream.StreamConfig {
 		// One write to the disk for many messages, where the broker waits for each.
 		AllowAtomicPublish: true,
 		Duplicates:         dedupeWindow,
+		// Each replica of a service hears that its key has changed, and needs no consumer for it.
+		RePublish: &jetstream.RePublish{Source: InvalidationSubject + ">", Destination: ChangeSubject + ">", HeadersOnly: true},
 	}
 }
 

@@ -12,6 +12,8 @@ const (
 	RevocationSubject   = "omi.v1.requests.revocation."
 	InvalidationSubject = "omi.v1.invalidations."
 	ReceiptSubject      = "omi.v1.receipts."
+	// ChangeSubject is where the broker says, without a word more, that an event of a service was stored.
+	ChangeSubject = "omi.v1.changes."
 
 	LookupServiceSubject    = "omi.v1.lookup.service."
 	LookupHistorySubject    = "omi.v1.lookup.history."

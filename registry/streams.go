@@ -52,9 +52,13 @@ func ensureStream(ctx context.Context, js jetstream.JetStream, want jetstream.St
 	changed := have
 	changed.MaxMsgSize, changed.MaxAge, changed.MaxMsgsPerSubject = want.MaxMsgSize, want.MaxAge, want.MaxMsgsPerSubject
 	changed.AllowDirect, changed.Duplicates, changed.AllowAtomicPublish = want.AllowDirect, want.Duplicates, want.AllowAtomicPublish
+	if want.RePublish != nil { // else it is an operator's own
+		changed.RePublish = want.RePublish
+	}
 	if changed.MaxMsgSize == have.MaxMsgSize && changed.MaxAge == have.MaxAge &&
 		changed.MaxMsgsPerSubject == have.MaxMsgsPerSubject && changed.AllowDirect == have.AllowDirect &&
-		changed.Duplicates == have.Duplicates && changed.AllowAtomicPublish == have.AllowAtomicPublish {
+		changed.Duplicates == have.Duplicates && changed.AllowAtomicPublish == have.AllowAtomicPublish &&
+		(want.RePublish == nil || have.RePublish != nil && *have.RePublish == *want.RePublish) {
 		return nil
 	}
 	_, err = js.UpdateStream(ctx, changed)

@@ -168,7 +168,16 @@ func streamLimits(have, want jetstream.StreamConfig) []string {
 		{"age of messages", have.MaxAge, want.MaxAge},
 		{"window of duplicates", have.Duplicates, want.Duplicates},
 		{"direct reading", have.AllowDirect, want.AllowDirect},
+		{"republishing", republished(have, want), republished(want, want)},
 	})
+}
+
+// republished is where a stream's messages are published again, if anybody needs that.
+func republished(have, want jetstream.StreamConfig) string {
+	if have.RePublish == nil || want.RePublish == nil {
+		return "none"
+	}
+	return have.RePublish.Destination
 }
 
 // difference is one member of a configuration.

@@ -35,15 +35,17 @@ type Account struct {
 	Comment string
 
 	imports []imported
+	hears   string // the subject that it may listen to beside its answers, if there is one
 }
 
 // imported is a subject of another account.
 type imported struct{ account, subject string }
 
-// Service is the account of one service: it asks for its own rotation, reads its own receipts, looks others up, and asks Auth.
+// Service is the account of one service: it asks for its own rotation, reads its own receipts, hears that it was changed, looks
+// others up, and asks Auth.
 func Service(t events.Target, nkey string) Account {
 	return Account{
-		Name: t.String(), NKey: nkey, Comment: "The service " + t.String(),
+		Name: t.String(), NKey: nkey, Comment: "The service " + t.String(), hears: events.ChangeSubject + t.String(),
 		imports: slices.Concat(
 			[]imported{{core, events.RotationSubject + t.String()}}, receipts(t.String()), questions()),
 	}
@@ -101,11 +103,18 @@ func (a Account) String() string {
 	}
 	b.WriteString("      publish {\n")
 	list(&b, "        allow", publish)
-	fmt.Fprintf(&b, "      }\n      subscribe: [%q]\n    }\n  }]\n  imports: [\n", answers)
+	subscribe := fmt.Sprintf("%q", answers)
+	if a.hears != "" {
+		subscribe += fmt.Sprintf(", %q", a.hears)
+	}
+	fmt.Fprintf(&b, "      }\n      subscribe: [%s]\n    }\n  }]\n  imports: [\n", subscribe)
 	// Without this import the server gives the account a JetStream API of its own, which answers first: it has no JetStream.
 	// The user may not publish there.
 	for _, in := range append([]imported{{core, "$JS.API.INFO"}}, a.imports...) {
 		fmt.Fprintf(&b, "    { service: { account: %s, subject: %q } }\n", in.account, in.subject)
+	}
+	if a.hears != "" {
+		fmt.Fprintf(&b, "    { stream: { account: %s, subject: %q } }\n", core, a.hears)
 	}
 	b.WriteString("  ]\n}\n")
 	return b.String()

@@ -122,7 +122,7 @@ func meddle(user string) []attack {
 // listen: what others say to one another, and the answers that they get.
 func listen(user string) []attack {
 	all := []attack{
-		hear(user, ">"), hear(user, "omi.>"), hear(user, "_INBOX.>"), hear(user, rotation+">"), hear(user, receipt+blog), hear(user, event+">"),
+		hear(user, ">"), hear(user, "omi.>"), hear(user, "_INBOX.>"), hear(user, rotation+">"), hear(user, receipt+blog), hear(user, event+">"), hear(user, events.ChangeSubject+blog), hear(user, events.ChangeSubject+"*.*.*.*"),
 		hear(user, "omi.v1.lookup.>"), hear(user, events.LookupRegistrySubject), hear(user, "$JS.>"), hear(user, "$JS.ACK.>"),
 	}
 	if user != "AUTHSUB" {
