@@ -8,12 +8,18 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+
+	"omiappreg.org/keyrotation/events"
 )
 
 const (
 	defaultJitter = 0.1
 	retryFirst    = time.Second
 	retryLast     = 5 * time.Minute
+	// lookAgainAfter is how often a client looks that is due, and follows one that rotates.
+	lookAgainAfter = 5 * time.Second
+	// foreignPause is the least that is waited before a key that was superseded is tried again.
+	foreignPause = 90 * time.Second
 )
 
 // Schedule says when a key is old.
@@ -30,7 +36,11 @@ var ErrSchedule = errors.New("a schedule needs Every above 0, and Jitter from 0 
 
 // AutoRotate rotates the key by a schedule until ctx ends, and then returns nil, or [ErrClosed]. The age of a key is the
 // registry's word, by its clock, so a restart changes nothing, and a [Client.Rotate] on demand begins it anew. What fails is
-// told as [Retrying], and tried again after a second to five minutes.
+// told as [Retrying], and tried again after a second to five minutes, and after a minute at the earliest if the key is not
+// the registry's current one any more.
+//
+// Every replica of a service may run it. Of those that share a store, the one that leads rotates. Of stores that are copies
+// of one another, let the replicas of one only.
 func (c *Client) AutoRotate(ctx context.Context, s Schedule) error {
 	if s.Jitter == 0 {
 		s.Jitter = defaultJitter
@@ -47,24 +57,49 @@ func (c *Client) AutoRotate(ctx context.Context, s Schedule) error {
 		if err == nil && (age == 0 || record.Current.Since != since) {
 			since, age = record.Current.Since, s.age()
 		}
-		left := age - time.Duration(record.Timestamp-since)*time.Second
-		switch {
-		case err == nil && left > 0:
-			err = c.sleep(ctx, max(left, time.Second)) // and look again: somebody may have rotated meanwhile
-		case err == nil:
-			if _, err = c.Rotate(ctx); err == nil {
+		pause := max(age-ofSeconds(record.Timestamp-since), 0)
+		if err == nil && pause == 0 {
+			if err = c.rotateInTurn(ctx); err == nil {
 				retry.Reset()
+				continue
 			}
 		}
-		if err != nil && !errors.Is(err, ErrClosed) {
+		switch {
+		case err == nil: // and look again then: somebody may have rotated meanwhile
+			pause = max(pause, time.Second)
+		case errors.Is(err, ErrClosed):
+			return err
+		case errors.Is(err, ErrLocked): // who leads rotates, as soon as its own jitter says
+			pause = jittered(lookAgainAfter)
+		default:
 			c.retrying(ctx, fmt.Errorf("rotate by schedule: %w", err))
-			err = c.sleep(ctx, retry.NextBackOff())
+			pause = retry.NextBackOff()
+			if refusedForGood(err) {
+				pause = max(pause, jittered(foreignPause))
+			}
 		}
-		if err != nil {
+		if err := c.sleep(ctx, pause); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// rotateInTurn rotates, unless the key is known not to be the registry's: that request would be refused.
+func (c *Client) rotateInTurn(ctx context.Context) error {
+	if err := c.Health(); err != nil {
+		return err
+	}
+	_, err := c.Rotate(ctx)
+	return err
+}
+
+// refusedForGood reports whether asking again with the same key is of no use.
+func refusedForGood(err error) bool {
+	if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+		return refused.Receipt.Reason == events.SupersededKey || refused.Receipt.Reason == events.InvalidSignature
+	}
+	return errors.Is(err, ErrForeignKey)
 }
 
 // sleep returns when it is time or ctx has ended, or else [ErrClosed].

@@ -85,26 +85,39 @@ type Client struct {
 	lastFault atomic.Pointer[error] // of the background, since the last step that succeeded; nil: none
 	stored    atomic.Bool           // the broker has the request that is under way
 
-	unlock func() error // ends the lock of the store
+	lost atomic.Pointer[error] // ErrForeignKey; nil: not as far as is known
 
 	found *command // waits for the change that was under way at the start; nil: there was none
 
 	// What follows belongs to run.
-	entry     *entry // nil: no change is under way
-	release   time.Time
-	waiting   []*command // for the answer to the request that is under way
-	queue     []*command // for the present change to end
-	settling  []*command // for there to be no change
-	checkNext time.Time  // when the registry is asked whether a key is ours that we don't know to be current; zero: never
-	checkTill time.Time
-	checked   bool             // the registry was asked at the start: a pending key may be the current one already
-	foreign   events.PublicKey // the last current key that was none of ours
+	entry    *entry // nil: no change is under way
+	release  time.Time
+	waiting  []*command // for the answer to the request that is under way
+	queue    []*command // for the present change to end
+	settling []*command // for there to be no change
+
+	unlock    func() error     // ends the lock of the store
+	following bool             // another process has it
+	leadNext  time.Time        // when to try again
+	changed   <-chan struct{}  // says that the store may have changed
+	noticed   <-chan struct{}  // says that the registry has changed the service
+	outdated  events.PublicKey // came into the store, and is older than the key that signs
+
+	checkNext    time.Time // when the registry is asked which key is current
+	checkTill    time.Time // it is asked often until then
+	checkedAt    time.Time
+	checked      bool             // the registry was asked at the start: a pending key may be the current one already
+	foreign      events.PublicKey // the registry's current key, if it is not in the store
+	missingSince time.Time        // and since when
 }
 
 const defaultHold = 2 * time.Second
 
 // Open reads the key store, and goes on with what was under way. It needs no broker: until one answers, the [Signer] signs
 // with the key that the store holds. ctx bounds the opening only.
+//
+// If another process has the store ([Locker]), the client follows it: it signs with the store's current key, switches when
+// that process has promoted another, fails changes with [ErrLocked], and takes over when the lock is free.
 func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if cfg.Conn == nil || cfg.Store == nil || cfg.Target == (events.Target{}) || cfg.Trust.Origin() == "" {
 		return nil, ErrConfig
@@ -130,27 +143,25 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 			c.tell(Event{Kind: Tightened, Err: errors.New(done)})
 		}
 	}
-	if err := c.recover(ctx); err != nil {
-		return nil, errors.Join(err, c.unlock())
-	}
 	running, stop := context.WithCancel(context.Background())
 	c.stop = stop
+	c.changed, c.noticed = c.watchStore(running), c.notices(running)
+	if err := c.recover(ctx); err != nil {
+		stop()
+		return nil, errors.Join(err, c.unlock())
+	}
+	if c.entry != nil {
+		c.found = &command{draft: events.Draft{Kind: c.entry.Kind}, done: make(chan result, 1)}
+		c.found.begun.Store(true)
+		c.waiting = append(c.waiting, c.found)
+	}
 	go func() {
 		defer close(c.stopped)
-		defer func() { _ = c.unlock() }() // nothing is lost if that fails: the lock ends with the process
+		defer func() { _ = c.unlock() }() // if that fails, the lock ends with the process
 		defer c.unhold()
 		c.run(running)
 	}()
 	return c, nil
-}
-
-// lead takes the lock of the store, if it has one.
-func (c *Client) lead(ctx context.Context) (err error) {
-	c.unlock = func() error { return nil }
-	if store, ok := c.cfg.Store.(Locker); ok {
-		c.unlock, err = store.TryLock(ctx)
-	}
-	return err
 }
 
 // Close stops the client, and lets another process change the keys of the store. The [Signer] goes on with the key that it
@@ -163,40 +174,45 @@ func (c *Client) Close() {
 // Signer returns what the service signs with.
 func (c *Client) Signer() *Signer { return &Signer{c} }
 
-// recover reads the store, and brings a change to its end that was promoted and not noted as such.
+// recover reads the store and, where this process leads, brings a change to its end that was promoted and not noted as such.
 func (c *Client) recover(ctx context.Context) error {
-	e, err := c.load(ctx)
-	if err != nil {
-		return err
-	}
-	current, err := c.cfg.Store.Signer(ctx, Current)
-	if err != nil && !errors.Is(err, ErrNoKey) {
-		return err
-	}
-	if e != nil {
-		pending, err := c.cfg.Store.Signer(ctx, Pending)
-		if err != nil && !errors.Is(err, ErrNoKey) {
+	var e *entry
+	var err error
+	if !c.following {
+		if e, err = c.underWay(ctx); err != nil {
 			return err
 		}
-		if !holds(pending, e.Request.NewKey) { // it was promoted, or somebody took it away: then the request is of no use
-			e = nil
-			if err := c.save(ctx, nil); err != nil {
-				return err
-			}
-		}
+	}
+	current, err := c.slot(ctx, Current)
+	if err != nil {
+		return err
 	}
 	if current == nil && e == nil && !c.cfg.KeyMayBeMissing {
 		return fmt.Errorf("%w: bind the service first (omi bind), or reset it if its key is lost (omi reset)", ErrNoKey)
 	}
 	c.checkNext = time.Now()
-	c.use(current)
+	if c.signing.Load() == nil {
+		c.use(current)
+	} else {
+		c.reread(ctx)
+	}
 	if c.entry = e; e != nil {
 		c.hold()
-		c.found = &command{draft: events.Draft{Kind: e.Kind}, done: make(chan result, 1)}
-		c.found.begun.Store(true)
-		c.waiting = append(c.waiting, c.found)
 	}
 	return nil
+}
+
+// underWay returns the change that the journal says is under way, unless it is over.
+func (c *Client) underWay(ctx context.Context) (*entry, error) {
+	e, err := c.load(ctx)
+	if e == nil || err != nil {
+		return nil, err
+	}
+	pending, err := c.slot(ctx, Pending)
+	if err != nil || holds(pending, e.Request.NewKey) {
+		return e, err
+	}
+	return nil, c.save(ctx, nil) // it was promoted, or somebody took it away: then the request is of no use
 }
 
 func holds(key crypto.Signer, public events.PublicKey) bool {

@@ -27,6 +27,9 @@
 //   - refused: whoever saw the request can publish it once more, and what was refused for a passing reason may stand then.
 //     So the pending key is kept and used by the next request: whichever of them is committed, the key is ours.
 //
+// Several processes may open one store: one leads, which does all this, and the others follow (see [Open]). [Client.Health]
+// says whether the key that signs is still the registry's.
+//
 // A change that ends the old key at once (an emergency rotation, a Master Reset) leaves no key that is surely accepted
 // between the commit and its receipt: meanwhile Sign waits, for two seconds at most. It waits as long when the process
 // starts with an unanswered request, until it is known which key is the current one.

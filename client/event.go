@@ -18,13 +18,15 @@ const (
 	Resumed   EventKind = "resumed"   // a request was found under way at the start, and goes out again
 	Committed EventKind = "committed" // the registry's answer is there; the old key still signs
 	Applied   EventKind = "applied"   // a core service, Durable, has applied the change
-	Promoted  EventKind = "promoted"  // the new key signs from now on
+	Promoted  EventKind = "promoted"  // the new key signs from now on; Sequence is 0 where another process promoted it
 	Refused   EventKind = "refused"   // the registry said no; Err says why
 	Retrying  EventKind = "retrying"  // something failed, Err; it is tried again
 	Tightened EventKind = "tightened" // a group could read the key's files, Err says which; their mode is 0600 again
-	// Foreign means that the registry's current key is none of ours: somebody else changed it. If it was not the
-	// developer, the Master Key has to reset the service.
+	// Foreign means that the registry's current key is not in the key store; Err is ErrForeignKey, and says more. It is told
+	// once for each key.
 	Foreign EventKind = "foreign"
+	Leads   EventKind = "leads"   // this process changes the keys from now on: the one that did has ended
+	Follows EventKind = "follows" // another process changes the keys, and this one follows it
 )
 
 // Event says what happened to the service's key.
@@ -34,7 +36,7 @@ type Event struct {
 	Key      events.PublicKey // the key that it is about; zero where there is none
 	Sequence int64            // of the change; 0 where it is not known
 	Durable  string           // of Applied
-	Err      error            // of Refused, Retrying and Tightened
+	Err      error            // of Refused, Retrying, Foreign and Tightened
 }
 
 // String is the event in one line.

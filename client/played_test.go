@@ -29,6 +29,7 @@ type played struct {
 	*playedRegistry
 	world    *verifierWorld
 	target   events.Target
+	folder   string // of the service's key store
 	store    *client.Folder
 	first    events.PublicKey // of the service
 	requests *nats.Subscription
@@ -39,9 +40,11 @@ type played struct {
 
 func play(t *testing.T) *played {
 	t.Helper()
+	folder := filepath.Join(t.TempDir(), "keys")
 	p := &played{
-		world: &verifierWorld{broker: testenv.NewBroker(t), registry: subtest.NewRegistry(t, events.GenerateSigningKey())},
-		store: open(t, filepath.Join(t.TempDir(), "keys")), target: must(events.ParseTarget("org.example.shop.cms")),
+		folder: folder,
+		world:  &verifierWorld{broker: testenv.NewBroker(t), registry: subtest.NewRegistry(t, events.GenerateSigningKey())},
+		store:  open(t, folder), target: must(events.ParseTarget("org.example.shop.cms")),
 	}
 	var err error
 	if p.world.js, err = jetstream.New(testenv.Connect(t, p.world.broker.URL())); err != nil {
@@ -99,6 +102,8 @@ func (p *played) record(sequence int64, current events.PublicKey, since, now int
 type sent struct {
 	nonce events.Nonce
 	key   events.PublicKey
+	at    int64 // its date
+	hash  string
 }
 
 // request waits for the service's next request.
@@ -112,12 +117,13 @@ func (p *played) request(t *testing.T) sent {
 		Data struct {
 			Key   string `json:"new_public_key"`
 			Nonce string `json:"nonce"`
+			At    int64  `json:"rotation_timestamp"`
 		} `json:"data"`
 	}
 	if err := json.Unmarshal(msg.Data, &m); err != nil {
 		t.Fatal(err)
 	}
-	return sent{must(events.ParseNonce(m.Data.Nonce)), must(events.ParsePublicKey(m.Data.Key))}
+	return sent{must(events.ParseNonce(m.Data.Nonce)), must(events.ParsePublicKey(m.Data.Key)), m.Data.At, events.RequestHash(msg.Data)}
 }
 
 // commit answers a request that was committed at a time by the registry's clock.
@@ -126,6 +132,18 @@ func (p *played) commit(t *testing.T, r sent, sequence, at, grace int64) {
 	receipt := events.Receipt{
 		Origin: subtest.Origin, Target: p.target, Event: events.RequestCommitted, RequestNonce: r.nonce, Timestamp: at,
 		Nonce: events.NewNonce(), Sequence: sequence, PublicKey: r.key, GracePeriodExpiry: at + grace, EventNonce: events.NewNonce(),
+	}
+	if _, err := p.world.js.Publish(t.Context(), receipt.Subject(), receipt.Sign(p.world.registry.Key)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// refuse answers a request with a refusal at a time by the registry's clock.
+func (p *played) refuse(t *testing.T, r sent, why events.Reason, at int64) {
+	t.Helper()
+	receipt := events.Receipt{
+		Origin: subtest.Origin, Target: p.target, Event: events.RequestRejected, RequestNonce: r.nonce, Timestamp: at,
+		Nonce: events.NewNonce(), Reason: why, Detail: "No.", RequestHash: r.hash,
 	}
 	if _, err := p.world.js.Publish(t.Context(), receipt.Subject(), receipt.Sign(p.world.registry.Key)); err != nil {
 		t.Fatal(err)

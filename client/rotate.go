@@ -55,6 +55,7 @@ func (cmd *command) abandoned() bool {
 // A rotation that is under way already is brought to its end, and its receipt returned. When ctx ends, only the waiting
 // does: the error is [ErrNotStored] or [ErrNoAnswer], and the change goes on, after a restart too; or it is [ErrNotBegun].
 // [*RefusedError] is the registry's no. A registry that could not be believed is sent nothing: the error is [ErrUntrusted].
+// [ErrLocked] means that another process changes the keys of the store.
 func (c *Client) Rotate(ctx context.Context) (events.Receipt, error) {
 	return c.do(ctx, &command{draft: events.Draft{Kind: events.Rotation}})
 }
@@ -91,7 +92,8 @@ func (c *Client) Promote(ctx context.Context) error {
 	return err
 }
 
-// Settle waits until no change is under way: the key that signs is the registry's current one, as far as it answers.
+// Settle waits until no change is under way and the registry has been asked: the key that signs is its current one, as far as
+// it answers. [ErrForeignKey] says that it is not.
 func (c *Client) Settle(ctx context.Context) error {
 	_, err := c.do(ctx, &command{op: opSettle})
 	return err

@@ -11,7 +11,6 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/request"
 )
 
@@ -20,14 +19,13 @@ const (
 	resendAfter = 5 * time.Second
 	// askTimeout bounds one question to the registry.
 	askTimeout = 2 * time.Second
-	// checkEvery is how often the registry is asked about a refused key, while its request could still be replayed.
-	checkEvery = 15 * time.Second
-	// replayable is how long after its timestamp that is, with the widest window that is usual and some more.
-	replayable = 15 * time.Minute
 )
 
 // run does one state after the other until ctx ends.
 func (c *Client) run(ctx context.Context) {
+	if c.following {
+		c.tell(Event{Kind: Follows})
+	}
 	for ctx.Err() == nil {
 		switch {
 		case c.entry == nil:
@@ -42,8 +40,8 @@ func (c *Client) run(ctx context.Context) {
 
 // idle waits for something to do.
 func (c *Client) idle(ctx context.Context) {
-	if c.checked {
-		answer(&c.settling, result{})
+	if r, known := c.verdict(); known {
+		answer(&c.settling, r)
 	}
 	if len(c.queue) > 0 {
 		cmd := c.queue[0]
@@ -51,24 +49,35 @@ func (c *Client) idle(ctx context.Context) {
 		c.begin(ctx, cmd)
 		return
 	}
-	check := newTimer(c.checkNext)
+	check, lead := newTimer(c.checkNext), newTimer(c.leadNext)
 	defer check.Stop()
+	defer lead.Stop()
 	select {
 	case <-ctx.Done():
 	case cmd := <-c.commands:
-		if cmd.op == opChange {
-			c.queue = append(c.queue, cmd)
-		} else {
-			c.settling = append(c.settling, cmd)
-		}
+		c.take(cmd)
+	case <-c.changed:
+		c.reread(ctx)
+	case <-c.noticed:
+		c.checkBy(time.Now().Add(jittered(noticeWithin)))
+	case <-lead.C:
+		c.takeOver(ctx)
 	case <-check.C:
-		_, err := c.check(ctx)
-		if err != nil {
-			c.retrying(ctx, err)
-		}
-		c.checked, c.checkNext = true, time.Time{}
-		if now := time.Now(); err != nil || now.Before(c.checkTill) {
-			c.checkNext = now.Add(checkEvery)
+		c.inspect(ctx)
+	}
+}
+
+// take takes a command while no change is under way.
+func (c *Client) take(cmd *command) {
+	switch {
+	case cmd.op != opSettle && c.following:
+		cmd.done <- result{err: fmt.Errorf("%w: that one rotates, and this one follows it", ErrLocked)}
+	case cmd.op == opChange:
+		c.queue = append(c.queue, cmd)
+	default:
+		c.settling = append(c.settling, cmd)
+		if time.Since(c.checkedAt) > settleFresh {
+			c.checkBy(time.Now())
 		}
 	}
 }
@@ -152,36 +161,6 @@ func (c *Client) prepare(ctx context.Context, cmd *command) (*entry, error) {
 	}
 	e := &entry{Target: draft.Target.String(), Kind: draft.Kind, AtOnce: cmd.atOnce(), Request: message}
 	return e, c.save(ctx, e)
-}
-
-// check asks the registry whether its current key is one of ours. A pending key that is current was committed by a
-// request of ours that somebody else sent again, or whose answer never came: it is adopted.
-func (c *Client) check(ctx context.Context) (adopted bool, err error) {
-	record, err := c.record(ctx)
-	if errors.Is(err, lookup.ErrUnknownService) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	current := record.Current.PublicKey
-	if current.IsZero() || current == c.signing.Load().public {
-		return false, nil
-	}
-	pending, err := c.cfg.Store.Signer(ctx, Pending)
-	if err != nil && !errors.Is(err, ErrNoKey) {
-		return false, fmt.Errorf("read the pending key: %w", err)
-	}
-	if !holds(pending, current) {
-		if current != c.foreign { // once is enough
-			c.foreign = current
-			c.tell(Event{Kind: Foreign, Key: current, Sequence: record.Sequence})
-		}
-		return false, nil
-	}
-	c.entry = &entry{Target: c.cfg.Target.String(), Kind: events.Rotation, Request: request.Message{NewKey: current}}
-	c.commit(ctx, c.commitmentOf(&record))
-	return true, nil
 }
 
 // trusted returns [ErrUntrusted] if a registry answers whose receipt could not be believed. Where none answers, that is no
@@ -328,7 +307,7 @@ func (c *Client) drop(ctx context.Context, why events.Reason) (adopted bool, err
 	c.entry = nil
 	c.unhold()
 	c.checkTill = time.Now().Add(replayable)
-	c.checkNext = time.Now().Add(checkEvery)
+	c.checkLater(err)
 	if why == events.KeyInUse && err == nil {
 		_, err = c.cfg.Store.Generate(ctx, Pending)
 	}

@@ -157,6 +157,7 @@ func (c *Client) promote(ctx context.Context) {
 		return
 	}
 	c.use(key)
+	c.ours()
 	c.tell(Event{Kind: Promoted, Key: c.entry.Request.NewKey, Sequence: c.entry.Committed.Sequence})
 	if err := c.save(ctx, nil); err != nil { // the next start sees that the key was promoted
 		c.retrying(ctx, err)

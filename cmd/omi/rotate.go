@@ -51,7 +51,8 @@ command goes on where it was: the same bytes are sent again, and the registry gi
   omi rotate --app-id org.example.shop --service-id cms --key cms.pem --dry-run            would it succeed?
   omi rotate --app-id org.example.shop --service-id cms --key cms.pem --wait propagated --jwks    and others read its jwks.json
 
-While a service has its key store open, it rotates by itself (package client); this command is refused then.`
+While a service has its key store open, it rotates by itself (package client);
+this command is refused then.`
 }
 
 // Run rotates a service's key.

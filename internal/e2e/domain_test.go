@@ -207,6 +207,7 @@ func TestClient(t *testing.T) {
 		"emergency-holds":        emergencyHolds,
 		"refused-then-replayed":  refusedThenReplayed,
 		"foreign-change":         foreignChange,
+		"copy-hears":             copyHears,
 		"auto-rotates":           autoRotates,
 		"killed-between-steps":   killedBetweenSteps,
 		"one-process-at-a-time":  oneProcess,
@@ -353,8 +354,13 @@ func foreignChange(s *domain) {
 	if _, err := c.Rotate(s.t.Context()); !errors.As(err, &refused) || refused.Receipt.Reason != events.SupersededKey {
 		s.t.Fatalf("rotate with a key that was reset: %v", err)
 	}
-	if told := s.told.of(client.Foreign); len(told) == 0 || told[0].Key != elsewhere.Public() {
-		s.t.Errorf("told of a foreign key: %v", told)
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
+	if err := c.Settle(ctx); !errors.Is(err, client.ErrForeignKey) {
+		s.t.Errorf("settle while the key is another's: %v", err)
+	}
+	if told := s.told.of(client.Foreign); len(told) != 1 || told[0].Key != elsewhere.Public() || !errors.Is(c.Health(), client.ErrForeignKey) {
+		s.t.Errorf("told of a foreign key: %v; health: %v", told, c.Health())
 	}
 	if _, err := c.Reset(s.t.Context(), s.master.Private()); err != nil {
 		s.t.Fatal(err)

@@ -40,6 +40,9 @@ type serviceConfig struct {
 	Origin  string
 	Trust   events.PublicKey
 	Signing []string // where its signatures are checked: URLs of POST /v1/verify
+	// Replica is one of many: it signs from one goroutine and pauses in between, and rotates by a schedule, if at all.
+	Replica      bool
+	RotateEachMS int64
 }
 
 // serviceProcess is a Domain Service as its developers write it: it signs from many goroutines, and rotates all the time. It says
@@ -47,6 +50,7 @@ type serviceConfig struct {
 //
 //	verified N   signatures accepted so far
 //	refused …    one was refused: this must not happen
+//	told …       what its client tells, in a replica
 type serviceProcess struct {
 	cfg      serviceConfig
 	target   events.Target
@@ -86,11 +90,14 @@ func (s *serviceProcess) run() error {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT)
 	defer stop()
-	c, err := client.Open(ctx, client.Config{Target: s.target, Store: store, Conn: nc, Trust: trust})
+	c, err := client.Open(ctx, client.Config{Target: s.target, Store: store, Conn: nc, Trust: trust, Notify: s.tell})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	if s.cfg.Replica {
+		return s.replicate(ctx, c)
+	}
 	var running sync.WaitGroup
 	for i := range signers {
 		running.Go(func() { s.sign(ctx, c.Signer(), s.cfg.Signing[i%len(s.cfg.Signing)]) })
@@ -114,20 +121,52 @@ func (s *serviceProcess) rotate(ctx context.Context, c *client.Client) error {
 	return nil
 }
 
+// tell says what happens to a replica's key.
+func (s *serviceProcess) tell(e client.Event) {
+	if s.cfg.Replica {
+		s.print("told %s", e)
+	}
+}
+
+// replicate signs, and rotates by its schedule while it leads.
+func (s *serviceProcess) replicate(ctx context.Context, c *client.Client) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	running.Go(func() { s.tally(ctx) })
+	running.Go(func() {
+		for ctx.Err() == nil {
+			s.signOnce(ctx, &http.Client{Timeout: patience}, c.Signer(), s.cfg.Signing[0])
+			if err := c.Health(); err != nil {
+				s.print("unhealthy %v", err)
+			}
+			<-time.After(tallyEach)
+		}
+	})
+	if s.cfg.RotateEachMS == 0 {
+		<-ctx.Done()
+		return nil
+	}
+	return c.AutoRotate(ctx, client.Schedule{Every: time.Duration(s.cfg.RotateEachMS) * time.Millisecond})
+}
+
 // sign is one of the service's goroutines: it signs without a pause, and each signature is checked.
 func (s *serviceProcess) sign(ctx context.Context, signer *client.Signer, url string) {
 	web := &http.Client{Timeout: patience}
 	for ctx.Err() == nil {
-		answer, err := s.checkOnce(ctx, web, signer, url)
-		switch {
-		case ctx.Err() != nil:
-		case err != nil:
-			s.print("refused: %v", err)
-		case answer.Result != events.Accepted:
-			s.print("refused: %+v", answer)
-		default:
-			s.verified.Add(1)
-		}
+		s.signOnce(ctx, web, signer, url)
+	}
+}
+
+func (s *serviceProcess) signOnce(ctx context.Context, web *http.Client, signer *client.Signer, url string) {
+	answer, err := s.checkOnce(ctx, web, signer, url)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		s.print("refused: %v", err)
+	case answer.Result != events.Accepted:
+		s.print("refused: %+v", answer)
+	default:
+		s.verified.Add(1)
 	}
 }
 

@@ -104,25 +104,31 @@ func (s *domain) process(t *testing.T, strict string) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := json.Marshal(serviceConfig{
-		Target: s.target.String(), Folder: s.folder, NATS: s.js.Conn().ConnectedUrl(), Origin: s.trust.Origin(),
-		Trust: s.registryKey(), Signing: []string{"http://" + addr + "/v1/verify", strict + "/v1/verify"},
+	return s.serviceProcess("service", &serviceConfig{
+		Folder: s.folder, Signing: []string{"http://" + addr + "/v1/verify", strict + "/v1/verify"},
 	})
+}
+
+// serviceProcess is a process of the service that has not started yet.
+func (s *domain) serviceProcess(name string, cfg *serviceConfig) *daemon {
+	s.t.Helper()
+	cfg.Target, cfg.NATS, cfg.Origin, cfg.Trust = s.target.String(), s.js.Conn().ConnectedUrl(), s.trust.Origin(), s.registryKey()
+	text, err := json.Marshal(cfg)
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	program, err := os.Executable()
 	if err != nil {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	link := filepath.Join(binaries, filepath.Base(program))
 	if err := os.Symlink(program, link); err != nil && !errors.Is(err, os.ErrExist) {
-		t.Fatal(err)
+		s.t.Fatal(err)
 	}
 	p := &daemon{
-		name: "service", folder: s.deployment.folder, env: []string{serviceEnv + "=" + string(cfg)}, command: []string{filepath.Base(program)},
+		name: name, folder: s.deployment.folder, env: []string{serviceEnv + "=" + string(text)}, command: []string{filepath.Base(program)},
 	}
-	t.Cleanup(p.stop)
+	s.t.Cleanup(p.stop)
 	return p
 }
 
