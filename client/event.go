@@ -22,6 +22,9 @@ const (
 	Refused   EventKind = "refused"   // the registry said no; Err says why
 	Retrying  EventKind = "retrying"  // something failed, Err; it is tried again
 	Tightened EventKind = "tightened" // a group could read the key's files, Err says which; their mode is 0600 again
+	// Redated means that the registry refused the time in the request; Err is ErrClock, and says how far this machine's clock
+	// is from the registry's. The request goes out once more, dated by the registry's time.
+	Redated EventKind = "redated"
 	// Foreign means that the registry's current key is not in the key store; Err is ErrForeignKey, and says more. It is told
 	// once for each key.
 	Foreign EventKind = "foreign"
@@ -36,7 +39,7 @@ type Event struct {
 	Key      events.PublicKey // the key that it is about; zero where there is none
 	Sequence int64            // of the change; 0 where it is not known
 	Durable  string           // of Applied
-	Err      error            // of Refused, Retrying, Foreign and Tightened
+	Err      error            // of Refused, Retrying, Redated, Foreign and Tightened
 }
 
 // String is the event in one line.

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"crypto"
 	"errors"
 	"fmt"
 	"time"
@@ -20,13 +21,15 @@ type entry struct {
 	Target  string             `json:"target"`
 	Kind    events.RequestKind `json:"kind"`
 	AtOnce  bool               `json:"at_once,omitzero"` // it ends the old key with the commit
+	Redated bool               `json:"redated,omitzero"` // its date is the registry's word: it isn't dated again
 	Request request.Message    `json:"request"`
 	// Committed is the registry's answer, once it is there.
 	Committed *commitment `json:"committed,omitzero"`
 
-	resumed bool      // it was found in the journal at the start
-	late    bool      // how long ago it was committed is the registry's word, not ours
-	heard   time.Time // when we learnt that it was committed; zero: before this start
+	by      crypto.Signer // the Master Key that signed it; nil: the service's own key did, or it was found in the journal
+	resumed bool          // it was found in the journal at the start
+	late    bool          // how long ago it was committed is the registry's word, not ours
+	heard   time.Time     // when we learnt that it was committed; zero: before this start
 }
 
 // commitment is what a service needs to know of a receipt, or of a record that shows the change.

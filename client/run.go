@@ -159,7 +159,7 @@ func (c *Client) prepare(ctx context.Context, cmd *command) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &entry{Target: draft.Target.String(), Kind: draft.Kind, AtOnce: cmd.atOnce(), Request: message}
+	e := &entry{Target: draft.Target.String(), Kind: draft.Kind, AtOnce: cmd.atOnce(), Request: message, by: cmd.by}
 	return e, c.save(ctx, e)
 }
 
@@ -288,6 +288,13 @@ func (c *Client) answered(ctx context.Context, r *events.Receipt, since time.Tim
 		return
 	}
 	refused := &RefusedError{Receipt: *r}
+	redated, err := c.redate(ctx, r)
+	if redated {
+		return
+	}
+	if err != nil {
+		c.retrying(ctx, fmt.Errorf("date the request by the registry's time: %w", err))
+	}
 	c.tell(Event{Kind: Refused, Key: c.entry.Request.NewKey, Err: refused})
 	adopted, err := c.drop(ctx, r.Reason)
 	if err != nil {

@@ -118,7 +118,8 @@ func copyHears(s *domain) {
 func (s *domain) copyKey(folder string) {
 	s.t.Helper()
 	content, err := os.ReadFile(client.KeyFile(s.folder))
-	if err := errors.Join(err, keyfile.MakeFolder(folder), keyfile.WriteFile(filepath.Join(folder, "key.pem"), "", content)); err != nil {
+	file := filepath.Join(folder, "key.pem")
+	if err := errors.Join(err, keyfile.MakeFolder(folder), keyfile.WriteFile(file, file, content)); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -160,7 +161,7 @@ func (r *replicas) synchronise(ctx context.Context) {
 		}
 		for len(seen) > 1 && time.Since(seen[1].at) >= copyIsBehind {
 			seen = seen[1:]
-			if err := keyfile.WriteFile(client.KeyFile(r.copy), "", seen[0].content); err != nil {
+			if err := keyfile.WriteFile(client.KeyFile(r.copy), client.KeyFile(r.copy), seen[0].content); err != nil {
 				r.t.Error(err)
 			}
 		}
