@@ -21,8 +21,14 @@ import (
 // another returns a subscriber with the world's durable and a connection of its own, as another process has it.
 func (w *world) another(t *testing.T, cfg subscriber.Config) *subscriber.Subscriber {
 	t.Helper()
+	return w.anotherBy(t, w.broker.URL(), cfg)
+}
+
+// anotherBy is another by a way of its own to the broker.
+func (w *world) anotherBy(t *testing.T, url string, cfg subscriber.Config) *subscriber.Subscriber {
+	t.Helper()
 	var err error
-	if cfg.JetStream, err = jetstream.New(testenv.Connect(t, w.broker.URL())); err != nil {
+	if cfg.JetStream, err = jetstream.New(testenv.Connect(t, url)); err != nil {
 		t.Fatal(err)
 	}
 	cfg.Durable, cfg.Trust, cfg.Log = "sub", w.registry.Trust, discard()
@@ -122,6 +128,46 @@ func TestTaken(t *testing.T) {
 	}
 	if _, err := w.js.Consumer(t.Context(), events.InvalidationStream, "sub"); !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		t.Errorf("the durable is still there, with what the other one has not heard acknowledged: %v", err)
+	}
+}
+
+// TestCut: a process that was cut off from the broker while another one took its durable ends when it is back, and the other one,
+// which has a database of its own, has all events, also those that came just then.
+func TestCut(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	subtest.Stream(t, w.js)
+	way := testenv.NewProxy(t, strings.TrimPrefix(w.broker.URL(), "nats://"))
+	s := subtest.NewService(t, "a")
+	s.Bind(start)
+	w.registry.Publish(t, w.js, s.Events...)
+	first := w.anotherBy(t, "nats://"+way.Addr(), subscriber.Config{Store: w.store, Instance: "one"})
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- first.Run(ctx) }()
+	w.knows(t, w.store, s)
+
+	way.Cut()
+	other := openStore(t, testenv.Database(t, testenv.SQLite))
+	second := w.another(t, subscriber.Config{Store: other, Instance: "one"})
+	subtest.Running(t, second.Run)
+	w.knows(t, other, s)
+	way.Restore()
+	for i := 1; ; i++ {
+		if i < 40 { // the stream keeps 64
+			s.Rotate(start+int64(10*i), 300)
+			w.registry.Publish(t, w.js, s.Events[len(s.Events)-1])
+		}
+		select {
+		case err := <-ended:
+			if !errors.Is(err, subscriber.ErrInUse) {
+				t.Fatalf("the first ended with %v", err)
+			}
+			w.knows(t, other, s)
+			return
+		case <-time.After(20 * time.Millisecond): // the next event
+		}
 	}
 }
 
