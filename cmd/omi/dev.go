@@ -96,7 +96,7 @@ func (c *devCmd) Run() error {
 }
 
 func (c *devCmd) ownApp() (registry.App, error) {
-	master, err := readOrCreate(c.Data, masterKeyFile, registryDatabase)
+	master, err := readOrCreate(c.Data, masterKeyFile, registryKeyFile)
 	if err != nil {
 		return registry.App{}, err
 	}

@@ -36,11 +36,10 @@ const (
 	partBilling  = bench.Billing
 )
 
-// What a stack has in its folder: the streams of the broker that it starts, the registry's key, and its database.
+// What a stack has in its folder: the streams of the broker that it starts, and the registry's key.
 const (
-	brokerFolder     = "jetstream"
-	registryKeyFile  = "registry.pem"
-	registryDatabase = "registry.db"
+	brokerFolder    = "jetstream"
+	registryKeyFile = "registry.pem"
 )
 
 // stackConfig says what one machine's whole deployment is.
@@ -85,7 +84,7 @@ func newStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 	if err := os.MkdirAll(cfg.Folder, 0o700); err != nil {
 		return nil, process.Usagef("--data: %w", err)
 	}
-	if s.key, err = readOrCreate(cfg.Folder, registryKeyFile, brokerFolder, registryDatabase); err != nil {
+	if s.key, err = readOrCreate(cfg.Folder, registryKeyFile, brokerFolder); err != nil {
 		return nil, err
 	}
 	if cfg.As == nil {

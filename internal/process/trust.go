@@ -80,7 +80,7 @@ func OpenExisting[T any](ctx context.Context, url string, open func(context.Cont
 	if err := CheckDatabase(url); err != nil {
 		return db, err
 	}
-	if path, file := strings.CutPrefix(url, "sqlite:"); file {
+	if path, file := strings.CutPrefix(strings.TrimSpace(url), "sqlite:"); file {
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 			return db, Usagef("--database-url: there is no file %s: name the database that the process serves, as its own --database-url or OMI_DATABASE_URL does", path)
 		}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -32,13 +33,16 @@ func trimVariables(parser *kong.Kong) (variables, error) {
 	return v, err
 }
 
+// brokerVariable stays as it is where it is empty: commands that need a broker refuse it, and to the others it is nothing.
+const brokerVariable = "OMI_NATS_URL"
+
 func (v variables) trim(name string) error {
 	text, set := os.LookupEnv(name)
 	trimmed := strings.TrimSpace(text)
 	switch {
 	case !set || text != "" && trimmed == text:
 		return nil
-	case trimmed != "":
+	case trimmed != "" || name == brokerVariable:
 		return os.Setenv(name, trimmed)
 	}
 	v.empty[name] = true
@@ -54,13 +58,13 @@ func (v variables) check(command *kong.Context) error {
 			continue
 		}
 		given[step.Flag] = true
-		if len(step.Flag.Envs) > 0 && !step.Flag.HasDefault && emptyValue(step.Flag.Target) {
+		if slices.ContainsFunc(step.Flag.Envs, mustHaveValue) && !step.Flag.HasDefault && emptyValue(step.Flag.Target) {
 			return Usagef("--%s is given and empty: give it a value, or leave it out", step.Flag.Name)
 		}
 	}
 	for _, flag := range command.Flags() {
 		for _, name := range flag.Envs {
-			if v.empty[name] && !given[flag] && !mayBeEmpty(name) {
+			if v.empty[name] && !given[flag] && mustHaveValue(name) {
 				return Usagef("%s is set and empty: give it a value, or unset it", name)
 			}
 		}
@@ -68,13 +72,13 @@ func (v variables) check(command *kong.Context) error {
 	return nil
 }
 
-// mayBeEmpty names the variables that are as good as unset where they are empty: without them, no less is checked.
-func mayBeEmpty(name string) bool {
+// mustHaveValue reports whether a variable is not as good as unset where it is empty. Without the exceptions, no less is checked.
+func mustHaveValue(name string) bool {
 	switch name {
 	case "OMI_APP_ID", "OMI_SERVICE_ID", "OMI_LOG_LEVEL":
-		return true
+		return false
 	}
-	return false
+	return true
 }
 
 func emptyValue(v reflect.Value) bool {

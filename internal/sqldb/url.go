@@ -30,6 +30,8 @@ func sqlitePath(rest string) (string, error) {
 		return "", urlError("write sqlite:PATH for a relative path, sqlite:/PATH for an absolute one, without //")
 	case strings.ContainsAny(rest, "?\x00"):
 		return "", urlError("sqlite: takes the path of a file and no parameters")
+	case strings.ContainsAny(rest, "\r\n"):
+		return "", urlError("the path of a file has no line breaks")
 	}
 	path, err := filepath.Abs(rest)
 	if err != nil {

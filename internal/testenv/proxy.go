@@ -1,6 +1,7 @@
 package testenv
 
 import (
+	"io"
 	"net"
 	"sync"
 	"testing"
@@ -16,6 +17,7 @@ type Proxy struct {
 	target  string
 	way     way
 	delay   time.Duration // of each piece, where the way is slow
+	breaks  int           // after so many bytes from the target the next connection breaks, where it is fragile
 	changed chan struct{} // closed when the way changes
 	conns   map[net.Conn]struct{}
 }
@@ -77,6 +79,22 @@ func (p *Proxy) Stall() { p.set(stalled, 0) }
 
 // Slow lets every 4 KiB, or less, wait for so long in either direction.
 func (p *Proxy) Slow(delay time.Duration) { p.set(slow, delay) }
+
+// Fragile resets the next connection once so many bytes came over it from the target, the one after it when twice as many did, and
+// so on: each step of what the two say to each other is the last one once.
+func (p *Proxy) Fragile(first int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.breaks = first
+}
+
+// breaksAfter is when a new connection breaks; 0: it does not.
+func (p *Proxy) breaksAfter() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defer func() { p.breaks *= 2 }()
+	return p.breaks
+}
 
 // Restore lets connections through again, as quick as they are.
 func (p *Proxy) Restore() { p.set(open, 0) }
@@ -140,19 +158,23 @@ func (p *Proxy) serve(client net.Conn) {
 	}
 	// When one direction ends, both do: no protocol here uses half-closed connections.
 	var pumps sync.WaitGroup
-	pumps.Go(func() { p.pump(server, client) })
-	pumps.Go(func() { p.pump(client, server) })
+	back := io.Reader(server)
+	if n := p.breaksAfter(); n > 0 {
+		back = io.LimitReader(server, int64(n))
+	}
+	pumps.Go(func() { p.pump(server, client, client) })
+	pumps.Go(func() { p.pump(client, server, back) })
 	pumps.Wait()
 }
 
-func (p *Proxy) pump(to, from net.Conn) {
+func (p *Proxy) pump(to, from net.Conn, reader io.Reader) {
 	defer func() {
 		_ = to.Close()
 		_ = from.Close()
 	}()
 	buffer := make([]byte, piece)
 	for {
-		n, err := from.Read(buffer)
+		n, err := reader.Read(buffer)
 		if n > 0 {
 			if !p.pass() {
 				return
