@@ -41,7 +41,7 @@ func (w *world) refuseUnheard(r request, rotationsPerMinute int, want events.Rea
 		w.t.Fatal(err)
 	}
 	defer conn.Close()
-	stop := w.runOn(conn, rotationsPerMinute)
+	stop := w.runOn(conn, rotationsPerMinute, false)
 	defer stop()
 	w.publish(r)
 	if receipt := w.answer(r); receipt.Reason != want {
@@ -167,12 +167,12 @@ func TestRefusedOnce(t *testing.T) {
 
 func (p passing) check(w *world) {
 	d := newDeveloper(w.t, w.store, "org.omiappreg.alice", "cms")
-	stop := w.runOn(testenv.Connect(w.t, w.broker.URL()), 1)
+	stop := w.runOn(testenv.Connect(w.t, w.broker.URL()), 1, false)
 	p.before(w, d)
 	stop()
 	r := p.request(d)
 	w.refuseUnheard(r, 1, p.reason)
-	w.run()
+	w.runOn(testenv.Connect(w.t, w.broker.URL()), -1, true)
 	p.after(w, d)
 	w.settledAll()
 	if got := w.answersTo(r); got != string(p.reason) {

@@ -45,14 +45,14 @@ func newWorld(t *testing.T, url string) *world {
 // run starts a replica of the registry, until the returned function or the test's end stops it.
 func (w *world) run() (stop func()) {
 	w.t.Helper()
-	return w.runOn(testenv.Connect(w.t, w.broker.URL()), -1)
+	return w.runOn(testenv.Connect(w.t, w.broker.URL()), -1, false)
 }
 
-// runOn is run for a replica with this connection and rate limit.
-func (w *world) runOn(conn *nats.Conn, rotationsPerMinute int) (stop func()) {
+// runOn is run for a replica with this connection and rate limit, which may be another than that of before.
+func (w *world) runOn(conn *nats.Conn, rotationsPerMinute int, change bool) (stop func()) {
 	w.t.Helper()
 	r, err := New(Config{
-		Policy: Policy{Origin: testOrigin, RotationsPerMinute: rotationsPerMinute}, Key: testKey, Store: w.store,
+		Policy: Policy{Origin: testOrigin, RotationsPerMinute: rotationsPerMinute}, ChangePolicy: change, Key: testKey, Store: w.store,
 		Conn: conn, Log: testLog(w.t),
 	})
 	if err != nil {
