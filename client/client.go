@@ -146,14 +146,13 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	running, stop := context.WithCancel(context.Background())
 	c.stop = stop
 	c.changed, c.noticed = c.watchStore(running), c.notices(running)
-	if err := c.recover(ctx); err != nil {
+	err = c.recover(ctx)
+	if err == nil && !c.following {
+		err = c.find(ctx)
+	}
+	if err != nil {
 		stop()
 		return nil, errors.Join(err, c.unlock())
-	}
-	if c.entry != nil {
-		c.found = &command{draft: events.Draft{Kind: c.entry.Kind}, done: make(chan result, 1)}
-		c.found.begun.Store(true)
-		c.waiting = append(c.waiting, c.found)
 	}
 	go func() {
 		defer close(c.stopped)
@@ -199,6 +198,22 @@ func (c *Client) recover(ctx context.Context) error {
 	if c.entry = e; e != nil {
 		c.hold()
 	}
+	return nil
+}
+
+// find notes what [Client.Resume] waits for: the answer to the request under way, or whether a pending key without one is
+// the registry's current key.
+func (c *Client) find(ctx context.Context) error {
+	pending, err := c.slot(ctx, Pending)
+	if pending == nil || err != nil {
+		return err
+	}
+	c.found = &command{draft: events.Draft{Kind: events.Rotation}, done: make(chan result, 1)}
+	if c.entry != nil {
+		c.found.draft.Kind = c.entry.Kind
+		c.found.begun.Store(true)
+	}
+	c.waiting = append(c.waiting, c.found)
 	return nil
 }
 

@@ -136,7 +136,10 @@ func (c *Client) suspecting() bool {
 
 // inspect checks, and says when the next check is due.
 func (c *Client) inspect(ctx context.Context) {
-	_, err := c.check(ctx)
+	adopted, err := c.check(ctx)
+	if err == nil && !adopted {
+		answer(&c.waiting, result{err: errNotCurrent}) // only Resume waits while no change is under way
+	}
 	if err != nil {
 		c.retrying(ctx, err)
 	}

@@ -52,7 +52,8 @@ func (cmd *command) abandoned() bool {
 // Rotate gives the service a new key, and returns the registry's receipt. The old key goes on signing until everyone has
 // heard of the new one, or half of the registry's grace period is over. [Config.JWKS] has it go on for some time after that.
 //
-// A rotation that is under way already is brought to its end, and its receipt returned. When ctx ends, only the waiting
+// A rotation that is under way already is brought to its end, and its receipt returned; so is one whose new key, found
+// pending, is the registry's current key by now. When ctx ends, only the waiting
 // does: the error is [ErrNotStored] or [ErrNoAnswer], and the change goes on, after a restart too; or it is [ErrNotBegun].
 // [*RefusedError] is the registry's no. A registry that could not be believed is sent nothing: the error is [ErrUntrusted].
 // [ErrLocked] means that another process changes the keys of the store.
@@ -78,13 +79,23 @@ func (c *Client) Reset(ctx context.Context, master crypto.Signer) (events.Receip
 
 // Resume returns the answer to the change that was under way when the client was opened, as the method that began it would
 // have, and its kind; none, if there was none. It is to be called once.
+//
+// A pending key whose request is not in the store may be the registry's current key: then its change is the one that was
+// under way, and its receipt, made from the registry's record, has no RequestNonce. Only the registry knows, so Resume waits
+// for it then.
 func (c *Client) Resume(ctx context.Context) (kind events.RequestKind, receipt events.Receipt, err error) {
 	if c.found == nil {
 		return "", events.Receipt{}, nil
 	}
 	receipt, err = c.await(ctx, c.found)
+	if errors.Is(err, errNotCurrent) {
+		return "", events.Receipt{}, nil
+	}
 	return c.found.draft.Kind, receipt, err
 }
+
+// errNotCurrent is what Resume hears of a pending key that is not the registry's current one.
+var errNotCurrent = errors.New("the pending key is not the registry's current key")
 
 // Promote makes the new key of a committed change the one that signs, without waiting for anybody to hear of it.
 func (c *Client) Promote(ctx context.Context) error {

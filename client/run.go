@@ -108,9 +108,12 @@ func (c *Client) begin(ctx context.Context, cmd *command) {
 	switch {
 	case err != nil:
 		cmd.done <- result{err: err}
-	case e == nil: // a pending key has turned out to be the current one: that change is settled first
+	case e == nil && cmd.draft.Kind == events.Rotation && (!cmd.atOnce() || c.entry.Committed.grace() == 0):
+		c.waiting = append(c.waiting, cmd) // a pending key has turned out to be the current one: what is asked for was done
+	case e == nil: // that change is settled first
 		c.queue = append([]*command{cmd}, c.queue...)
 	default:
+		answer(&c.waiting, result{err: errNotCurrent})
 		c.stored.Store(false)
 		cmd.begun.Store(true)
 		c.entry, c.waiting = e, append(c.waiting, cmd)

@@ -66,6 +66,7 @@ type doctor struct {
 	readers map[string]*jetstream.ConsumerInfo // the durables of the stream of events
 	clock   clockReading
 	service events.ServiceRecord // of target; zero: it was not told
+	saved   *savedKeys           // of omi rotate --dry-run --new-key; nil: that was not given
 	checks  []check
 }
 

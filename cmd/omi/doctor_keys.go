@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
@@ -28,7 +29,7 @@ func (d *doctor) examineKeyFiles() (k keyFiles) {
 	}
 	file := client.KeyFile(d.cmd.Key)
 	k.current = d.examineKeyFile("key file", file, "name the file where it is; if it is lost, omi reset gives the service a new one")
-	if place := (*keyfile.PlaceError)(nil); !k.current.IsZero() && errors.As(keyfile.Replaceable(file), &place) {
+	if place := (*keyfile.PlaceError)(nil); d.saved == nil && !k.current.IsZero() && errors.As(keyfile.Replaceable(file), &place) {
 		d.wrong("key store", fmt.Sprintf("%s: %v: %s", file, keyfile.ErrNotReplaceable, place.Why), place.Do)
 	}
 	journal := client.JournalFile(d.cmd.Key)
@@ -121,7 +122,27 @@ func (d *doctor) examineKey(ctx context.Context, k keyFiles) {
 		d.wrong(name, err.Error(), "see the registry above")
 		return
 	}
+	if d.saved != nil {
+		k.pending = d.examineNewKey(history)
+	}
 	d.checks = append(d.checks, judgeKey(name, d.cmd.Key, k, history))
+}
+
+// examineNewKey says whether the registry would take the key of --new-key, and returns it.
+func (d *doctor) examineNewKey(h events.ServiceHistory) events.PublicKey {
+	const name = "new key"
+	key := d.saved.new.Public()
+	at := slices.IndexFunc(h.Keys, func(k events.HistoryKey) bool { return k.PublicKey == key })
+	switch {
+	case at < 0:
+		d.ok(name, "%s: %s", d.saved.next, key)
+	case h.Keys[at].Until == nil:
+		d.ok(name, "%s: it is the service's current key already, by %s at sequence %d", d.saved.next, h.Keys[at].Event, h.Keys[at].Sequence)
+	default:
+		d.wrong(name, fmt.Sprintf("%s: the registry would refuse it (key_in_use): the service had this key before", d.saved.next),
+			"omi keygen --out FILE makes another")
+	}
+	return key
 }
 
 // judgeKey holds a key against the history of the service that it is to be of.

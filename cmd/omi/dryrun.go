@@ -22,6 +22,10 @@ func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
 		return err
 	}
 	d := newDoctor(&doctorCmd{connection: c.connection, Key: c.Key}, t, true)
+	var err error
+	if d.saved, err = c.savedKey(); err != nil {
+		return err
+	}
 	if err := d.run(func() {
 		d.examineStore(c.Key)
 		d.examineRequest(c, grace)
@@ -40,6 +44,10 @@ func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
 // examineStore says whether the key store can be written. What it opens is there already, so nothing is made.
 func (d *doctor) examineStore(path string) {
 	const name = "key store"
+	if d.saved != nil && d.saved.folder == nil {
+		d.ok(name, "%s is only read: %s", d.saved.file, d.saved.readOnly)
+		return
+	}
 	file := client.KeyFile(path)
 	if keyfile.Replaceable(file) != nil {
 		return // which examineKeyFiles has said
@@ -81,6 +89,13 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 	if err != nil {
 		return // the key file's own line says so
 	}
+	next := events.GenerateSigningKey()
+	if d.saved != nil {
+		if next = d.saved.new; d.service.Current.PublicKey == next.Public() {
+			d.ok(name, "none: the new key is the service's current key already")
+			return
+		}
+	}
 	if detail, fix := refusedFor(&d.service, by.Public()); detail != "" {
 		d.wrong(name, detail, fix)
 		return
@@ -101,7 +116,7 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 			fmt.Sprintf("ask for %ds or more, or leave --grace-period out", d.info.JWKSGrace()))
 		return
 	}
-	m, err := request.Sign(draft, by.Private(), events.GenerateSigningKey().Private())
+	m, err := request.Sign(draft, by.Private(), next.Private())
 	if err != nil {
 		d.wrong(name, err.Error(), "mend what it says")
 		return

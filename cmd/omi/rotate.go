@@ -38,6 +38,8 @@ type rotateCmd struct {
 	GracePeriod *time.Duration `xor:"grace" placeholder:"300s" help:"How long the old key stays valid; whole seconds, at most the registry's own period, which is the default."`
 	Emergency   bool           `xor:"grace" help:"End the old key at once: a grace period of 0. Keys that are in grace already stay so: omi reset ends them all."`
 	JWKS        bool           `name:"jwks" help:"Others verify the service by its JWK Set: with --wait propagated, the file also holds the old key until no cache has an older set."`
+	NewKey      string         `placeholder:"FILE" help:"Rotate to the key in FILE, which you made and saved beforehand."`
+	BeforeSend  string         `placeholder:"CMD" help:"Run by sh -c before anything is sent, to save the new key in $OMI_NEW_KEY_FILE."`
 	DryRun      bool           `help:"Check everything; send nothing and write nothing."`
 }
 
@@ -52,7 +54,16 @@ command goes on where it was: the same bytes are sent again, and the registry gi
   omi rotate --app-id org.example.shop --service-id cms --key cms.pem --wait propagated --jwks    and others read its jwks.json
 
 While a service has its key store open, it rotates by itself (package client);
-this command is refused then.`
+this command is refused then.
+
+Keys that are kept elsewhere, in a Secret or a vault, have to be there before anything is sent: a job can end at any time.
+
+  omi keygen --out next.pem && save next.pem
+  omi rotate … --key cms.pem --new-key next.pem             again after a crash: it says that it is done, and rotates no more
+  omi rotate … --key cms.pem --before-send 'save "$OMI_NEW_KEY_FILE"'
+
+--before-send has the file's name in OMI_NEW_KEY_FILE, and its key in OMI_NEW_PUBLIC_KEY, OMI_APP_ID and OMI_SERVICE_ID. What it
+prints goes to the standard error. If it fails, nothing is sent, and the exit code is 1; run again, it gets the same key.`
 }
 
 // Run rotates a service's key.
@@ -71,11 +82,16 @@ func (c *rotateCmd) Run() error {
 	if c.DryRun {
 		return c.dryRun(t, grace)
 	}
-	if err := cmp.Or(c.readable(), c.replaceable()); err != nil {
+	saved, err := c.savedKey()
+	if err == nil && saved == nil {
+		err = cmp.Or(c.readable(), c.replaceable())
+	}
+	if err != nil {
 		return err
 	}
 	return changeKey(&keyChange{
 		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Rotation, grace: grace, atOnce: isZero(grace), jwks: c.JWKS,
+		saved: saved, beforeSend: c.BeforeSend,
 		done: "rotated", ended: "the old key has ended",
 		ask: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
 			if grace == nil {
@@ -125,31 +141,46 @@ type keyChange struct {
 	grace  *time.Duration // that is asked for; nil: the registry's own
 	atOnce bool
 	jwks   bool                                  // caches of the JWK Set are waited for
+	saved  *savedKeys                            // of --new-key; nil: a new key is made
 	fits   func(context.Context, *session) error // says why the key store may not be used, if it may not; nil: the registry does
 	done   string                                // to the service
 	ended  string                                // what has, where the old key ends at once
 	ask    func(context.Context, *client.Client) (events.Receipt, error)
 
+	beforeSend string // a command
+
 	began     time.Time
 	applied   map[string]float64 // milliseconds from the beginning, by durable
 	committed float64            // the same; 0: it was before this command
+	sent      bool               // by this command
 	settling  atomic.Bool        // the answer is there, and the new key is to take its place
 }
 
 // changeKey opens the key store, goes on with what was under way there, makes the change unless that was it, and waits for
 // what --wait says.
 func changeKey(c *keyChange) error {
-	signal.Ignore(syscall.SIGPIPE) // whoever reads what is printed may leave: that must not end a change halfway
+	// Who reads what is printed may leave: that must not end a change halfway. What --before-send runs doesn't inherit this.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	return c.withSession(0, func(ctx context.Context, s *session) error {
-		store, err := client.OpenFile(c.Key)
+		store, err := c.store()
 		if err != nil {
 			return process.Usagef("--key: %w", err)
 		}
-		defer func() { _ = store.Close() }() // the process ends
 		if c.fits != nil {
 			if err := c.fits(ctx, s); err != nil {
 				return err
 			}
+		}
+		if c.saved.sameKey() {
+			return c.already(ctx, s)
+		}
+		if c.beforeSend != "" {
+			held, release, err := c.save(ctx, store)
+			if err != nil {
+				return err
+			}
+			store = held
+			defer func() { _ = release() }() // the process ends
 		}
 		c.began, c.applied = time.Now(), map[string]float64{}
 		k, err := client.Open(ctx, client.Config{
@@ -200,14 +231,18 @@ func (c *keyChange) change(ctx context.Context, k *client.Client) (events.Receip
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	kind, receipt, err := k.Resume(ctx)
-	if kind != "" && err == nil && c.committed == 0 && !c.JSON {
+	if kind != "" && err == nil && c.committed == 0 && !receipt.RequestNonce.IsZero() && !c.JSON {
 		say("Going on with the change that was under way: the registry has committed it.\n")
 	}
+	atOnce := receipt.GracePeriodExpiry <= receipt.Timestamp
 	switch {
 	case errors.As(err, new(*client.RefusedError)): // it is over, and the new request asks for the same key
 	case err != nil:
 		return receipt, err
-	case kind == c.kind && c.atOnce == (receipt.GracePeriodExpiry <= receipt.Timestamp):
+	case kind == c.kind && receipt.RequestNonce.IsZero() && (atOnce || !c.atOnce):
+		c.tellCurrent()
+		return receipt, nil
+	case kind == c.kind && c.atOnce == atOnce:
 		c.tellGrace(receipt)
 		return receipt, nil
 	}
@@ -226,11 +261,17 @@ func (c *keyChange) tellGrace(receipt events.Receipt) {
 func (c *keyChange) tell(e client.Event) {
 	after := float64(e.At.Sub(c.began).Microseconds()) / 1000
 	switch e.Kind {
+	case client.Requested:
+		c.sent = true
 	case client.Resumed:
+		c.sent = true
 		if !c.JSON {
 			say("Going on with the request that was under way.\n")
 		}
 	case client.Committed:
+		if !c.sent { // it was before this command
+			return
+		}
 		c.committed = after
 		c.line(after, "committed by the registry")
 	case client.Applied:
@@ -287,7 +328,7 @@ type propagatedJSON struct {
 
 // report prints the receipt and, where it was waited for, whom the change has not reached.
 func (c *keyChange) report(ctx context.Context, s *session, receipt events.Receipt) error {
-	done := fmt.Sprintf("%s is %s; its new key is in %s", c.target, c.done, client.KeyFile(c.Key))
+	done := fmt.Sprintf("%s is %s; its new key is in %s", c.target, c.done, c.place())
 	var late []string
 	var err error
 	if c.Wait == waitPropagated {
@@ -304,7 +345,7 @@ func (c *keyChange) report(ctx context.Context, s *session, receipt events.Recei
 		if c.atOnce {
 			ended = fmt.Sprintf("  %s\n  who verifies by its JWK Set may accept what has ended for %s still: a set may be kept so long\n", c.ended, s.keptJWKS())
 		}
-		err = errors.Join(err, unsaid(done, process.Print("%s%s", receiptText(receipt, done), ended)))
+		err = errors.Join(err, unsaid(done, process.Print("%s%s", receiptText(receipt, done), ended+c.note())))
 	}
 	if err == nil && len(late) > 0 {
 		err = process.Unreachable(fmt.Errorf("not applied yet by %s, and the new key signs now: omi doctor says what is wrong there",

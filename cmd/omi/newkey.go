@@ -1,0 +1,223 @@
+package main
+
+import (
+	"context"
+	"crypto"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	"omiappreg.org/keyrotation/client"
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+// savedKeys is the key store of a rotation to a key that was made and saved beforehand (--new-key). It needs no disk: the
+// same command, run again, learns from the registry what became of it. The file of the old key gets the new key, if it can
+// be replaced; that of a Secret can't, and is only read.
+type savedKeys struct {
+	folder   *client.Folder // of the old key; nil: it is only read
+	readOnly string         // why
+	file     string         // of the old key
+	next     string         // the file of the new key
+	old, new events.SigningKey
+	promoted bool
+	underWay []byte
+}
+
+// savedKey returns the store for --new-key; nil: that was not given.
+func (c *rotateCmd) savedKey() (*savedKeys, error) {
+	if c.NewKey == "" {
+		return nil, nil
+	}
+	for _, left := range []string{client.JournalFile(c.Key), client.PendingFile(c.Key)} {
+		if _, err := os.Lstat(left); err == nil {
+			return nil, process.Usagef("--new-key: %s is of a rotation to another key, which has not ended: "+
+				"run omi rotate without --new-key first", left)
+		}
+	}
+	k := &savedKeys{file: client.KeyFile(c.Key), next: c.NewKey}
+	var err error
+	if k.old, err = readServiceKey(c.Key); err != nil {
+		return nil, err
+	}
+	if k.new, err = readKey("--new-key", c.NewKey, "omi keygen --out FILE makes one; save it before you rotate to it"); err != nil {
+		return nil, err
+	}
+	place := (*keyfile.PlaceError)(nil)
+	switch k.folder, err = client.OpenFile(c.Key); {
+	case errors.As(err, &place):
+		k.readOnly = place.Why
+	case err != nil:
+		return nil, process.Usagef("--key: %w", err)
+	}
+	return k, nil
+}
+
+// TryLock implements [client.Locker].
+func (k *savedKeys) TryLock(ctx context.Context) (release func() error, err error) {
+	if k.folder == nil {
+		return func() error { return nil }, nil
+	}
+	return k.folder.TryLock(ctx)
+}
+
+// Signer implements [client.Keys].
+func (k *savedKeys) Signer(_ context.Context, slot client.Slot) (crypto.Signer, error) {
+	switch {
+	case slot == client.Current && !k.promoted:
+		return k.old.Private(), nil
+	case slot == client.Current:
+		return k.new.Private(), nil
+	case k.promoted:
+		return nil, client.ErrNoKey
+	}
+	return k.new.Private(), nil
+}
+
+var errOnlyThatKey = errors.New("only the key of --new-key may be asked for")
+
+// Generate implements [client.Keys]: no other key is made.
+func (*savedKeys) Generate(context.Context, client.Slot) (crypto.Signer, error) {
+	return nil, errOnlyThatKey
+}
+
+// Promote implements [client.Keys].
+func (k *savedKeys) Promote(context.Context) error {
+	if k.folder != nil {
+		if err := keyfile.Replace(k.file, k.file, k.new); err != nil {
+			return err
+		}
+	}
+	k.promoted = true
+	return nil
+}
+
+// Load implements [client.Journal].
+func (k *savedKeys) Load(context.Context) ([]byte, error) { return k.underWay, nil }
+
+// Save implements [client.Journal].
+func (k *savedKeys) Save(_ context.Context, text []byte) error {
+	k.underWay = text
+	return nil
+}
+
+// store returns the key store that the change works on.
+func (c *keyChange) store() (client.KeyStore, error) {
+	if c.saved != nil {
+		return c.saved, nil
+	}
+	return client.OpenFile(c.Key)
+}
+
+// place is the file that has the new key in the end.
+func (c *keyChange) place() string {
+	if c.saved != nil && c.saved.folder == nil {
+		return c.saved.next
+	}
+	return client.KeyFile(c.Key)
+}
+
+// note is what there is to say of the old key's file.
+func (c *keyChange) note() string {
+	if c.saved != nil && c.saved.folder == nil {
+		return fmt.Sprintf("  %s was only read, and holds the old key: %s\n", c.saved.file, c.saved.readOnly)
+	}
+	return ""
+}
+
+// sameKey reports whether --key and --new-key hold one key.
+func (k *savedKeys) sameKey() bool { return k != nil && k.old.Public() == k.new.Public() }
+
+// already ends a command that was run again after it had replaced the old key's file: both files hold the new key.
+func (c *keyChange) already(ctx context.Context, s *session) error {
+	asking, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	r, err := s.record(asking, c.target)
+	if err != nil {
+		return err
+	}
+	if r.Current.PublicKey != c.saved.new.Public() {
+		return process.Usagef("--new-key: %s holds the same key as --key, which is not the service's current key: "+
+			"omi doctor %s --key %s says whose it is", c.saved.next, flagsOf(c.target), c.Key)
+	}
+	c.tellCurrent()
+	receipt := events.Receipt{
+		Target: c.target, Event: events.RequestCommitted, Timestamp: r.Timestamp, Sequence: r.Sequence, PublicKey: r.Current.PublicKey,
+		GracePeriodExpiry: r.Timestamp,
+	}
+	if len(r.Grace) > 0 {
+		receipt.GracePeriodExpiry = r.Grace[0].Expires
+	}
+	return c.report(ctx, s, receipt)
+}
+
+// tellCurrent says that there was nothing left to ask for.
+func (c *keyChange) tellCurrent() {
+	if !c.JSON {
+		say("The new key is the service's current key already: nothing was sent.\n")
+	}
+}
+
+// heldStore is a key store whose lock this process has.
+type heldStore struct{ client.KeyStore }
+
+// save has --before-send save the new key, which is on the disk by then, while no other process changes the keys.
+func (c *keyChange) save(ctx context.Context, store client.KeyStore) (held client.KeyStore, release func() error, err error) {
+	release = func() error { return nil }
+	if lock, ok := store.(client.Locker); ok {
+		if release, err = lock.TryLock(ctx); err != nil {
+			return nil, nil, process.Usagef("--key: %w", err)
+		}
+	}
+	key, err := store.Signer(ctx, client.Pending)
+	if errors.Is(err, client.ErrNoKey) {
+		key, err = store.Generate(ctx, client.Pending)
+	}
+	if err == nil {
+		err = c.runBeforeSend(ctx, key)
+	} else {
+		err = process.Usagef("--key: nothing was sent: %w", err)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, release())
+	}
+	return heldStore{store}, release, nil
+}
+
+// endBeforeSend is how long --before-send may take to end when this command is interrupted.
+const endBeforeSend = 5 * time.Second
+
+func (c *keyChange) runBeforeSend(ctx context.Context, key crypto.Signer) error {
+	file := client.PendingFile(c.Key)
+	if c.saved != nil {
+		file = c.saved.next
+	}
+	path, err := filepath.Abs(file)
+	if err != nil {
+		return fmt.Errorf("--before-send: %w", err)
+	}
+	public, err := events.PublicKeyOf(key)
+	if err != nil {
+		return fmt.Errorf("--before-send: %w", err)
+	}
+	command := exec.CommandContext(ctx, "sh", "-c", c.beforeSend) //nolint:gosec // it is for the user to say what is run
+	command.Env = append(os.Environ(), "OMI_NEW_KEY_FILE="+path, "OMI_NEW_PUBLIC_KEY="+public.String(),
+		"OMI_APP_ID="+c.target.App.String(), "OMI_SERVICE_ID="+c.target.Service.String())
+	command.Stdout, command.Stderr = os.Stderr, os.Stderr // the standard output is this command's own
+	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) }
+	command.WaitDelay = endBeforeSend
+	err = command.Run()
+	switch {
+	case ctx.Err() != nil:
+		return process.Unreachable(errors.New("interrupted in --before-send: nothing was sent"))
+	case err != nil:
+		return process.Refused(fmt.Errorf("--before-send failed (%w), and nothing was sent: the new key is in %s, and the next try has "+
+			"the same", err, file))
+	}
+	return nil
+}
