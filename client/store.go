@@ -34,7 +34,8 @@ const (
 type Keys interface {
 	// Signer returns the Ed25519 key in a slot, or [ErrNoKey].
 	Signer(ctx context.Context, slot Slot) (crypto.Signer, error)
-	// Generate makes a new key in a slot, in place of what is there.
+	// Generate makes a new key in a slot, in place of what is there. The request for it goes out next: it must be where a
+	// crash can't take it.
 	Generate(ctx context.Context, slot Slot) (crypto.Signer, error)
 	// Promote makes the pending key the current one, at once or not at all, and leaves the pending slot empty.
 	Promote(ctx context.Context) error
@@ -42,7 +43,8 @@ type Keys interface {
 
 // Locker is a key store that several processes may have open at a time. One of them holds the lock, and changes the keys;
 // the others follow it. A [Folder] is one. Keys that several machines share need a lock that all of them respect, such as
-// a lease. Without this method, one [Client] at a time may use the store.
+// a lease. A lease has to be renewed for as long as the lock is held, and a process that can't renew it has to end: if it went
+// on, two would rotate, and the slower one would sign with a key that has ended. Without this method, one [Client] at a time may use the store.
 type Locker interface {
 	// TryLock takes the lock, or fails with an error that wraps [ErrLocked] if it is held. It doesn't wait for the lock. The
 	// lock ends with release, and with the process.

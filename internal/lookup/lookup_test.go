@@ -112,7 +112,7 @@ func TestRegistry(t *testing.T) {
 	}
 	_, _, errs = both("forged")
 	for _, err := range errs {
-		if refusal := (*events.Refusal)(nil); !errors.As(err, &refusal) || refusal.Reason != events.UntrustedSignature {
+		if refusal := (*events.Refusal)(nil); !errors.As(err, &refusal) || refusal.Reason != events.UntrustedSignature || !errors.Is(err, lookup.ErrUntrusted) {
 			t.Errorf("what a stranger signed: %v, want %s", err, events.UntrustedSignature)
 		}
 	}
@@ -175,5 +175,38 @@ func TestLongHistory(t *testing.T) {
 	}
 	if parts != 3+4 {
 		t.Errorf("%d parts were asked for", parts)
+	}
+}
+
+// TestTrusted: only a registry that names none of the trusted keys, or another origin, is known not to be trusted.
+func TestTrusted(t *testing.T) {
+	t.Parallel()
+	conn := testenv.Connect(t, testenv.NewBroker(t).URL())
+	registry := subtest.NewRegistry(t, events.GenerateSigningKey())
+	other := events.GenerateSigningKey().Public()
+	trust := func(origin string, keys ...events.PublicKey) lookup.Registry {
+		trust, err := events.NewTrust(origin, keys...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return lookup.Registry{Conn: conn, Trust: trust}
+	}
+	if err := trust(subtest.Origin, other).Trusted(t.Context()); !errors.Is(err, lookup.ErrNoRegistry) || errors.Is(err, lookup.ErrUntrusted) {
+		t.Errorf("while no registry answers: %v", err)
+	}
+	answers(t, conn, registry, subtest.NewService(t, "known"))
+	key := registry.Key.Public()
+	for name, c := range map[string]struct {
+		asked lookup.Registry
+		want  error
+	}{
+		"its key":             {trust(subtest.Origin, key), nil},
+		"its key and another": {trust(subtest.Origin, other, key), nil},
+		"another key":         {trust(subtest.Origin, other), lookup.ErrUntrusted},
+		"another origin":      {trust("example.org", key), lookup.ErrUntrusted},
+	} {
+		if err := c.asked.Trusted(t.Context()); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
 	}
 }
