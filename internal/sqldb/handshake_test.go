@@ -230,7 +230,8 @@ func (c *frontConn) before(text string) {
 func (c *frontConn) secure() (net.Conn, error) {
 	c.before("S")
 	conn := tls.Server(c.Conn, c.tls)
-	return conn, conn.Handshake()
+	err := conn.Handshake()
+	return conn, err
 }
 
 // after answers the message that begins a session with something.
