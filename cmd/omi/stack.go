@@ -157,7 +157,7 @@ func (s *stack) trust(cfg stackConfig) (events.Trust, error) {
 const stackInstance = "dev"
 
 // stackAuthDurable is its durable.
-var stackAuthDurable = events.InstanceDurable(events.AuthDurable, stackInstance)
+const stackAuthDurable = events.AuthDurable + "-" + stackInstance
 
 func (s *stack) openAuth(ctx context.Context, cfg stackConfig) error {
 	trust, err := s.trust(cfg)

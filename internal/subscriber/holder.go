@@ -47,7 +47,9 @@ const (
 // holderWaits are how long an answer is waited for. A process that is there answers within milliseconds; the broker may have handed
 // the first question to one that was killed just then. One that hangs, or whose host is gone, holds its durable until the broker
 // gives its connection up.
-var holderWaits = []time.Duration{200 * time.Millisecond, time.Second, 4 * time.Second}
+func holderWaits() []time.Duration {
+	return []time.Duration{200 * time.Millisecond, time.Second, 4 * time.Second}
+}
 
 // holder is a process, as it tells others of itself.
 type holder struct {
@@ -225,7 +227,7 @@ func (s *Subscriber) askHolder(ctx context.Context) error {
 		return fmt.Errorf("ask for the durable: %w", err)
 	}
 	nc := s.cfg.JetStream.Conn()
-	for _, within := range holderWaits {
+	for _, within := range holderWaits() {
 		msg, err := s.request(ctx, nc, body, within)
 		if !errors.Is(err, context.DeadlineExceeded) {
 			return s.judge(msg, err)
