@@ -106,7 +106,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 	}
 	defer closeStore(store, log)
 	if done := keyfile.Tighten(c.SigningKey); done != "" {
-		log.Warn(done)
+		log.Warn("a private key was readable by its group", "done", done)
 	}
 	nc, err := c.Connect("omi-registry", log)
 	if err != nil {

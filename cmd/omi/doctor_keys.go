@@ -139,7 +139,7 @@ func (d *doctor) examineNewKey(h events.ServiceHistory) events.PublicKey {
 	case h.Keys[at].Until == nil:
 		d.ok(name, "%s: it is the service's current key already, by %s at sequence %d", d.saved.next, h.Keys[at].Event, h.Keys[at].Sequence)
 	default:
-		d.wrong(name, fmt.Sprintf("%s: the registry would refuse it (key_in_use): the service had this key before", d.saved.next),
+		d.wrong(name, d.saved.next+": the registry would refuse it (key_in_use): the service had this key before",
 			"omi keygen --out FILE makes another")
 	}
 	return key

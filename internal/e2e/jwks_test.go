@@ -231,10 +231,10 @@ func startNginx(t *testing.T, nginx, behind string) *nginxProcess {
 	if err != nil {
 		t.Fatalf("nginx -V: %v: %s", err, built)
 	}
-	temporary := "client_body_temp_path body; proxy_temp_path proxy;"
+	temporary := []string{"client_body_temp_path body;", "proxy_temp_path proxy;"}
 	for _, module := range []string{"fastcgi", "uwsgi", "scgi"} {
 		if !strings.Contains(string(built), "--without-http_"+module+"_module") {
-			temporary += fmt.Sprintf(" %s_temp_path %s;", module, module)
+			temporary = append(temporary, module+"_temp_path "+module+";")
 		}
 	}
 	config := fmt.Sprintf(`daemon off; master_process off; pid nginx.pid; error_log error.log;
@@ -254,7 +254,7 @@ http {
     }
   }
 }
-`, temporary, p.addr, behind)
+`, strings.Join(temporary, " "), p.addr, behind)
 	if err := os.WriteFile(filepath.Join(p.folder, "nginx.conf"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}

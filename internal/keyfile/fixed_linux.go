@@ -35,7 +35,7 @@ func isMountPoint(path string) bool {
 	if path, err = filepath.Abs(path); err != nil {
 		return false
 	}
-	const pointField = 4 // proc_pid_mountinfo(5)
+	const pointField = 4 // the mount point, as the manual page proc_pid_mountinfo says
 	for line := range strings.Lines(string(mounts)) {
 		fields := strings.Fields(line)
 		if len(fields) <= pointField {

@@ -13,9 +13,9 @@ const maxLinks = 40
 func Real(path string) string {
 	followed := path
 	for range maxLinks {
-		real, err := filepath.EvalSymlinks(followed)
+		resolved, err := filepath.EvalSymlinks(followed)
 		if err == nil {
-			return real
+			return resolved
 		}
 		if _, err := os.Stat(followed); err == nil {
 			return path // it is there, but no name leads to it: a pipe of the shell, such as /dev/fd/63

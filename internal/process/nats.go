@@ -39,7 +39,7 @@ type NATS struct {
 // waited for, and the log says why.
 func (n NATS) Connect(name string, log *slog.Logger) (*nats.Conn, error) {
 	if done := keyfile.Tighten(n.NKey, n.Creds); done != "" {
-		log.Warn(done)
+		log.Warn("a private key was readable by its group", "done", done)
 	}
 	w := &wait{nats: n, log: log, told: map[string]struct{}{}}
 	nc, err := n.connect(name, log, w.options()...)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -85,7 +86,7 @@ func (s *Subscriber) Remarks() string {
 	counts := s.asides.counts()
 	var text strings.Builder
 	for _, reason := range slices.Sorted(maps.Keys(counts)) {
-		n := fmt.Sprint(counts[reason])
+		n := strconv.FormatInt(counts[reason], 10)
 		if counts[reason] >= keptAside {
 			n += " or more"
 		}
