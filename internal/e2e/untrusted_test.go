@@ -26,7 +26,7 @@ func TestRegistryKeyChanged(t *testing.T) {
 	}
 	before := asked.open(asked.store())
 	d.holdRequests()
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	waits := make(chan error, 1)
 	go func() {
 		_, err := before.Rotate(ctx)
@@ -47,8 +47,8 @@ func TestRegistryKeyChanged(t *testing.T) {
 		"RotateWithGrace": func(ctx context.Context) (events.Receipt, error) { return c.RotateWithGrace(ctx, 0) },
 		"Reset":           func(ctx context.Context) (events.Receipt, error) { return c.Reset(ctx, d.master.Private()) },
 	} {
-		if _, err := change(t.Context()); !errors.Is(err, client.ErrUntrusted) || !errors.Is(err, client.ErrNotBegun) {
-			t.Errorf("%s, at a registry that is not trusted: %v", name, err)
+		if _, err := change(ctx); !errors.Is(err, client.ErrUntrusted) || !errors.Is(err, client.ErrNotBegun) {
+			t.Fatalf("%s, at a registry that is not trusted: %v", name, err)
 		}
 	}
 	if err := <-waits; !errors.Is(err, client.ErrUntrusted) || !errors.Is(err, client.ErrNoAnswer) {
