@@ -38,6 +38,10 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build the programs: %v\n%s", err, out)
 		return 1
 	}
+	if err := os.Chmod(folder, 0o755); err != nil { //nolint:gosec // the programs run as other users, too
+		fmt.Fprintln(os.Stderr, "open the folder of the programs:", err)
+		return 1
+	}
 	binaries = folder
 	return testenv.Main(m)
 }

@@ -1,7 +1,9 @@
 package e2e_test
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -51,6 +53,7 @@ func TestScripts(t *testing.T) {
 			env.Defer(w.close)
 			return nil
 		},
+		Condition: condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon":    command((*world).daemon, 2, many),
 			"waitready": command((*world).waitReady, 1, 1),
@@ -72,6 +75,18 @@ func TestScripts(t *testing.T) {
 			"broker":    command((*world).switchBroker, 1, 1),
 		},
 	})
+}
+
+// condition says what this user may do: root may give files away, and mounts takes who may have some of its own.
+func condition(name string) (bool, error) {
+	switch name {
+	case "root":
+		return os.Geteuid() == 0, nil
+	case "mounts":
+		return exec.Command("unshare", "-rm", "true").Run() == nil, nil
+	default:
+		return false, fmt.Errorf("unknown condition %s", name)
+	}
 }
 
 // many is no limit to the number of arguments.
