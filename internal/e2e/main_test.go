@@ -38,7 +38,7 @@ func run(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build the programs: %v\n%s", err, out)
 		return 1
 	}
-	if err := os.Chmod(folder, 0o755); err != nil { //nolint:gosec // the programs run as other users, too
+	if err := os.Chmod(folder, 0o755); err != nil { // the programs run as other users, too
 		fmt.Fprintln(os.Stderr, "open the folder of the programs:", err)
 		return 1
 	}
