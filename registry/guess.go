@@ -72,8 +72,9 @@ func (in *intake) makeSure(ctx context.Context, b *batch) error {
 		var requests []incoming
 		for _, g := range groups {
 			requests = append(requests, g.requests...)
-			if !b.state.remembered[g.target] {
-				fresh.services[g.target] = b.state.services[g.target]
+			// A service that was not found may have been bound since, with the key of this very request.
+			if was := b.state.services[g.target]; was != nil && !b.state.remembered[g.target] {
+				fresh.services[g.target] = was
 			}
 		}
 		if err := in.store.load(ctx, requests, fresh, true); err != nil {

@@ -12,15 +12,19 @@ import (
 
 // load reads what the decision about these requests depends on, and st has not: a query for each kind of thing. Keys and
 // nonces only if they are asked for.
+//
+// The order matters, since another replica may commit a copy of a request between two queries. Keys are read first, and
+// nonces last: if a request's key is found, then so are its service and its nonce, and it is answered as a duplicate. In the
+// other order, it would be refused with key_in_use.
 func (s *Store) load(ctx context.Context, requests []incoming, st *state, used bool) error {
 	want := newWanted(requests, st, used)
 	for _, step := range []struct {
 		what string
 		read func(context.Context, *wanted, *state) error
 	}{
+		{"keys", s.loadKeys},
 		{"services", s.loadServices},
 		{"apps", s.loadApps},
-		{"keys", s.loadKeys},
 		{"nonces", s.loadNonces}, // of the services that were found
 	} {
 		if err := step.read(ctx, want, st); err != nil {

@@ -35,6 +35,8 @@ func (f Fault) String() string {
 type Faults struct {
 	// Log is for the program to write to: it is shown if the test fails.
 	Log *slog.Logger
+	// Before is called before each step, with its name. Nil: nothing is. Set it before the program starts.
+	Before func(step string)
 
 	fault Fault
 	log   lockedBuffer
@@ -100,6 +102,9 @@ const (
 
 // step counts an operation, and says what becomes of it.
 func (f *Faults) step(what string) verdict {
+	if f.Before != nil {
+		f.Before(what)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.dead {
