@@ -18,6 +18,8 @@ REVOKE UPDATE, DELETE ON history FROM omi_registry;
 -- A Master Key stands for ever, and a service is never forgotten.
 REVOKE UPDATE, DELETE ON apps FROM omi_registry;
 REVOKE DELETE ON services FROM omi_registry;
+-- The policy that all replicas share may be changed (--change-policy), and no part of it is ever missing.
+REVOKE DELETE ON policy FROM omi_registry;
 -- The schema's version is the owner's to write.
 REVOKE INSERT, UPDATE, DELETE ON goose_db_version FROM omi_registry;
 REVOKE INSERT, UPDATE, DELETE ON goose_lock FROM omi_registry;
