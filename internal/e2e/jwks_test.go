@@ -89,7 +89,8 @@ func rotateAndVerify(t *testing.T, c *client.Client, verifiers map[string]*joseP
 		_, err := c.Rotate(t.Context())
 		settled <- errors.Join(err, c.Settle(t.Context()))
 	}()
-	deadline := time.Now().Add(patience)
+	deadline, pace := time.Now().Add(patience), time.NewTicker(jwksSigned)
+	defer pace.Stop()
 	for signed, fresh := 0, 0; fresh < 100; signed++ {
 		token, by := newToken(t, c, []string{"EdDSA", "Ed25519"}[signed%2])
 		for where, v := range verifiers {
@@ -103,7 +104,7 @@ func rotateAndVerify(t *testing.T, c *client.Client, verifiers map[string]*joseP
 		if time.Now().After(deadline) {
 			t.Fatal("the new key does not sign")
 		}
-		time.Sleep(jwksSigned) // the pace of who signs, and nothing is waited for
+		<-pace.C
 	}
 	if err := <-settled; err != nil {
 		t.Fatal(err)
@@ -196,6 +197,8 @@ func (j *joseProcess) verify(t *testing.T, token string) string {
 
 // keepAsking fetches a URL again and again until ctx ends.
 func keepAsking(ctx context.Context, url string) {
+	pace := time.NewTicker(jwksSigned)
+	defer pace.Stop()
 	for ctx.Err() == nil {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 		if err != nil {
@@ -205,7 +208,7 @@ func keepAsking(ctx context.Context, url string) {
 			_, _ = io.Copy(io.Discard, response.Body)
 			_ = response.Body.Close()
 		}
-		time.Sleep(jwksSigned)
+		<-pace.C
 	}
 }
 
