@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -43,7 +44,11 @@ func TestOverNATS(t *testing.T) {
 			case "forged":
 				return api.Answer{Body: forged.Record(start).Sign(events.GenerateSigningKey())}, nil
 			}
-			return api.Answer{}, api.UnknownService("No such service.")
+			target, err := c.Target()
+			if err != nil {
+				return api.Answer{}, err
+			}
+			return api.Answer{}, api.UnknownService("No such service.", registry.NeverBound(target, time.Now().Unix()))
 		},
 	}
 	auth, err := authsub.New(t.Context(), authsub.Config{

@@ -112,7 +112,7 @@ func (v *Verifier) setUp() error {
 		return fmt.Errorf("use JetStream: %w", err)
 	}
 	v.memory, err = verify.New(verify.Config{
-		Registry: lookup.Registry{Conn: v.cfg.Conn, Trust: v.cfg.Trust}, Log: v.cfg.Log, Now: v.cfg.Now,
+		Registry: lookup.Registry{Conn: v.cfg.Conn, Trust: v.cfg.Trust, Now: v.cfg.Now}, Log: v.cfg.Log, Now: v.cfg.Now,
 	})
 	if err != nil {
 		return err

@@ -142,6 +142,28 @@ func TestVerifierStale(t *testing.T) {
 	w.becomes(t, s, s.Keys[1], "accepted current")
 }
 
+// TestVerifierUnsigned: whoever may answer in the registry's place can say that a service was never bound. A receiver that can't
+// read the stream takes that for an answer only if the registry has signed it.
+func TestVerifierUnsigned(t *testing.T) {
+	t.Parallel()
+	w := runningVerifier(t)
+	registry := w.answering(t)
+	signed := registry.neverBound
+	registry.neverBound = func(events.Target) []byte { return nil }
+	if err := w.js.DeleteStream(t.Context(), events.InvalidationStream); err != nil {
+		t.Fatal(err)
+	}
+	w.clock.seconds.Store(verifierStart + 6)
+	s := subtest.NewService(t, "new")
+	s.Bind(verifierStart)
+	w.want(t, "a service that somebody says was never bound", s, s.Keys[0], "stale")
+	w.clock.seconds.Store(verifierStart + 8) // what was answered is forgotten
+	registry.mu.Lock()
+	registry.neverBound = signed
+	registry.mu.Unlock()
+	w.want(t, "a service that the registry says was never bound", s, s.Keys[0], "refused unknown_service")
+}
+
 // TestVerifierPeers: only the peers' events are read, and nobody else is known.
 func TestVerifierPeers(t *testing.T) {
 	t.Parallel()

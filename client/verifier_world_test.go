@@ -129,6 +129,8 @@ type playedRegistry struct {
 	mu    sync.Mutex
 	of    map[string]events.ServiceRecord // by service id
 	asked int
+
+	neverBound func(events.Target) []byte // what it signs about all others
 }
 
 func (r *playedRegistry) set(record events.ServiceRecord) {
@@ -147,6 +149,7 @@ func (r *playedRegistry) count() int {
 func (w *verifierWorld) answering(t *testing.T) *playedRegistry {
 	t.Helper()
 	r := &playedRegistry{of: make(map[string]events.ServiceRecord)}
+	r.neverBound = func(target events.Target) []byte { return w.registry.NeverBound(target, w.clock.seconds.Load()) }
 	service, err := api.Register(t.Context(), w.js.Conn(), slog.New(slog.DiscardHandler),
 		api.Service{Name: "omi-registry", Version: "1.0.0", Description: "test"}, api.Endpoint{
 			Name: "service", Subject: events.LookupServiceSubject,
@@ -156,7 +159,11 @@ func (w *verifierWorld) answering(t *testing.T) *playedRegistry {
 				r.asked++
 				record, ok := r.of[c.ServiceID]
 				if !ok {
-					return api.Answer{}, api.UnknownService("No such service.")
+					target, err := c.Target()
+					if err != nil {
+						return api.Answer{}, err
+					}
+					return api.Answer{}, api.UnknownService("No such service.", r.neverBound(target))
 				}
 				return api.Answer{Body: record.Sign(w.registry.Key)}, nil
 			},

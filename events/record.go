@@ -121,9 +121,23 @@ func ParseRegistryInfo(b []byte) (RegistryInfo, error) {
 	return info, nil
 }
 
+// Unbound is the registry's word that it has never bound a service, as of a time (§8.1).
+type Unbound struct {
+	Origin    string    `json:"origin"`
+	AppID     AppID     `json:"app_id"`
+	ServiceID ServiceID `json:"service_id"`
+	Record    string    `json:"record"` // "UNBOUND"
+	Timestamp int64     `json:"timestamp"`
+}
+
+// MaxUnboundAge is how far the time of an [Unbound] may be from its reader's, in seconds: an old one says nothing of a service
+// that was bound since.
+const MaxUnboundAge = 300
+
 const (
 	serviceRecord = "SERVICE"
 	historyRecord = "HISTORY"
+	unboundRecord = "UNBOUND"
 )
 
 // Sign returns the record in an envelope signed by the registry.
@@ -136,6 +150,12 @@ func (r ServiceRecord) Sign(key SigningKey) []byte {
 func (h ServiceHistory) Sign(key SigningKey) []byte {
 	h.Record = historyRecord
 	return signByRegistry(h, key)
+}
+
+// Sign returns the statement in an envelope signed by the registry.
+func (u Unbound) Sign(key SigningKey) []byte {
+	u.Record = unboundRecord
+	return signByRegistry(u, key)
 }
 
 // ServiceRecord reads a record of target that the registry signed, or says why it can't be believed ([*Refusal]).
@@ -154,6 +174,21 @@ func (t Trust) ServiceHistory(target Target, document []byte) (ServiceHistory, e
 		return ServiceHistory{}, err
 	}
 	return h, checkDocument(t, h.Origin, h.Record, historyRecord, Target{h.AppID, h.ServiceID}, target)
+}
+
+// Unbound reads the registry's statement that target was never bound, or says why it can't be believed at now ([*Refusal]).
+func (t Trust) Unbound(target Target, document []byte, now int64) error {
+	var u Unbound
+	if err := t.openDocument(document, &u); err != nil {
+		return err
+	}
+	if err := checkDocument(t, u.Origin, u.Record, unboundRecord, Target{u.AppID, u.ServiceID}, target); err != nil {
+		return err
+	}
+	if u.Timestamp < now-MaxUnboundAge || u.Timestamp > now+MaxUnboundAge {
+		return refuse(TimestampOutOfWindow, "The statement is of another time: it is an old one, or a clock is wrong.")
+	}
+	return nil
 }
 
 func checkDocument(t Trust, origin, record, wantRecord string, target, want Target) error {

@@ -30,8 +30,26 @@ func (l *Lookup) Endpoints() []api.Endpoint {
 	}
 }
 
+const (
+	// unboundASecond is how many answers a second are signed that a service was never bound: anybody may ask, of any name. It is
+	// some hundredths of a core; the rest go unsigned, and settle no doubt.
+	unboundASecond = 1024
+	unboundBurst   = 2048
+)
+
+// neverBound is the answer about a service that was never bound.
+func (l *Lookup) neverBound(t events.Target) error {
+	var statement []byte
+	now := l.now()
+	if l.unbound.AllowN(now, 1) {
+		u := events.Unbound{Origin: l.policy.Load().Origin, AppID: t.App, ServiceID: t.Service, Timestamp: now.Unix()}
+		statement = u.Sign(l.key)
+	}
+	return api.UnknownService("The registry has never bound this service.", statement)
+}
+
 // lookUp answers a call about a service with what look finds.
-func lookUp[T any](ctx context.Context, c api.Call, look func(context.Context, events.Target) (T, error)) (found T, err error) {
+func lookUp[T any](ctx context.Context, l *Lookup, c api.Call, look func(context.Context, events.Target) (T, error)) (found T, err error) {
 	t, err := c.Target()
 	if err != nil {
 		return found, err
@@ -39,7 +57,7 @@ func lookUp[T any](ctx context.Context, c api.Call, look func(context.Context, e
 	found, err = look(ctx, t)
 	switch {
 	case errors.Is(err, ErrUnknownService):
-		err = api.UnknownService("The registry has never bound this service.")
+		err = l.neverBound(t)
 	case errors.Is(err, ErrBehind):
 		err = api.Unavailable("The registry's database lacks this service's last change, and an older key is no answer; its operator recovers it. Try again.")
 	case errors.Is(err, ErrComparing):
@@ -49,7 +67,7 @@ func lookUp[T any](ctx context.Context, c api.Call, look func(context.Context, e
 }
 
 func (l *Lookup) serveService(ctx context.Context, c api.Call) (api.Answer, error) {
-	record, err := lookUp(ctx, c, l.Service)
+	record, err := lookUp(ctx, l, c, l.Service)
 	if err != nil {
 		return api.Answer{}, err
 	}
@@ -61,7 +79,7 @@ func (l *Lookup) serveHistory(ctx context.Context, c api.Call) (api.Answer, erro
 	if err != nil {
 		return api.Answer{}, err
 	}
-	history, err := lookUp(ctx, c, l.History)
+	history, err := lookUp(ctx, l, c, l.History)
 	if err != nil {
 		return api.Answer{}, err
 	}
@@ -81,7 +99,7 @@ func (l *Lookup) serveInfo(context.Context, api.Call) (api.Answer, error) {
 // expiry. A set is kept twice on its way, in a cache and behind it, and a cache seldom tells how old its answer is: so each of the
 // two gets half of that, and less by the second that is lost where seconds are counted.
 func (l *Lookup) serveJWKS(ctx context.Context, c api.Call) (api.Answer, error) {
-	record, err := lookUp(ctx, c, l.keys)
+	record, err := lookUp(ctx, l, c, l.keys)
 	if err != nil {
 		return api.Answer{}, err
 	}

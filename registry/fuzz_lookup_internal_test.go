@@ -24,7 +24,7 @@ type lookupDoor struct {
 	revoked events.Target
 }
 
-func openLookups(f *testing.F) *lookupDoor {
+func openLookups(f testing.TB) *lookupDoor {
 	f.Helper()
 	store := openStore(f, testenv.Database(f, testenv.SQLite))
 	now := func() time.Time { return time.Unix(testNow, 0) }

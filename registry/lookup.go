@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/keyring"
@@ -27,6 +28,7 @@ type Lookup struct {
 	store       *Store
 	propagation *propagation
 	fence       *fence
+	unbound     *rate.Limiter // of signed answers about services that were never bound
 	log         *slog.Logger
 	now         func() time.Time
 }
@@ -36,7 +38,7 @@ func newLookup(cfg Config, js jetstream.JetStream, f *fence) *Lookup {
 	policy.Store(&cfg.Policy)
 	return &Lookup{
 		policy: policy, key: cfg.Key, store: cfg.Store, log: cfg.Log, now: cfg.Now,
-		propagation: &propagation{js: js}, fence: f,
+		propagation: &propagation{js: js}, fence: f, unbound: rate.NewLimiter(unboundASecond, unboundBurst),
 	}
 }
 

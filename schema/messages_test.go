@@ -306,8 +306,12 @@ func sent(t testing.TB) map[string][][]byte {
 			events.AttributeAnswer{Result: events.Invalid, Reason: events.ExpiredKey, AppID: target.App, ServiceID: target.Service, From: now, Until: &until},
 			events.AttributeAnswer{Result: events.Invalid, Reason: events.UnknownKey},
 		),
-		"problem": all(api.UnknownService("Nobody knows."), api.Problem{Title: "Bad Request", Status: 400, Detail: "No.", Reason: "invalid_field"}),
-		"jwks":    all(map[string]any{"keys": []keyformat.JSONWebKey{keyformat.NewJSONWebKey(key.Public())}}),
+		"problem": all(
+			api.UnknownService("Nobody knows.", nil),
+			api.UnknownService("Nobody knows.", events.Unbound{Origin: origin, AppID: target.App, ServiceID: target.Service, Timestamp: now}.Sign(registry)),
+			api.Problem{Title: "Bad Request", Status: 400, Detail: "No.", Reason: "invalid_field"},
+		),
+		"jwks": all(map[string]any{"keys": []keyformat.JSONWebKey{keyformat.NewJSONWebKey(key.Public())}}),
 	}
 }
 

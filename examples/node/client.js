@@ -15,10 +15,11 @@ export class Unreachable extends Error {}
 
 /** The other side's no to a question: a problem document (§8). */
 export class Problem extends Error {
-  /** @param {number} status @param {string} detail */
-  constructor(status, detail) {
+  /** @param {number} status @param {string} detail @param {Members} [statement] what the registry signed of it */
+  constructor(status, detail, statement) {
     super(`${status}: ${detail}`);
     this.status = status;
+    this.statement = statement;
   }
 }
 
@@ -71,6 +72,21 @@ export class Client {
    */
   async record(target) {
     return this.#believe().record(target, await this.#answer(`omi.v1.lookup.service.${dotted(target)}`));
+  }
+
+  /**
+   * Whether the registry has never bound a service. Unless it has signed that, nobody knows (§8.1).
+   * @param {Target} target
+   */
+  async neverBound(target) {
+    try {
+      await this.record(target);
+      return false;
+    } catch (error) {
+      if (!(error instanceof Problem) || error.status !== 404 || !error.statement) throw error;
+      this.#believe().neverBound(target, Buffer.from(JSON.stringify(error.statement)), Math.floor(Date.now() / 1000));
+      return true;
+    }
   }
 
   /**
@@ -187,7 +203,8 @@ export class Client {
       const status = Number(reply.headers?.get('Nats-Service-Error-Code'));
       if (!status) return reply.data;
       if (status !== 503 || Date.now() > deadline) {
-        throw new Problem(status, parse(reply.data).detail ?? reply.headers?.get('Nats-Service-Error'));
+        const {detail, statement} = parse(reply.data, DOCUMENT);
+        throw new Problem(status, detail ?? reply.headers?.get('Nats-Service-Error'), statement);
       }
     }
   }

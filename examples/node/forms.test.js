@@ -126,6 +126,17 @@ test('which receipts and records are believed (§7.2, §7.3, §8.1)', () => {
   }
 });
 
+test('who says that a service was never bound (§8.1)', () => {
+  const statement = {origin: 'example.org', ...target, record: 'UNBOUND', timestamp: 1705412611};
+  const read = (/** @type {object} */ more, now = 1705412611, key = registry) =>
+    trust.neverBound(target, signed({...statement, ...more}, key), now);
+  assert.equal(read({}).timestamp, 1705412611);
+  assert.throws(() => read({}, 1705412611, master), refused('untrusted_signature'));
+  assert.throws(() => read({service_id: 'crm'}), refused('target_mismatch'));
+  assert.throws(() => read({record: 'SERVICE'}), refused('invalid_field'));
+  assert.throws(() => read({}, 1705412611 + 301), refused('timestamp_out_of_window'));
+});
+
 test('which events are believed (§7.1)', () => {
   const subject = 'omi.v1.invalidations.org.example.shop.cms';
   const [old_public_key, new_public_key] = [first.publicKey, second.publicKey];

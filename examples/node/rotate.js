@@ -40,6 +40,7 @@ export class Story {
    * @param {SigningKey} masterKey of the app's developer
    */
   async tell(masterKey) {
+    same(await this.#client.neverBound(this.#target), true, 'whether the service was never bound');
     await this.bind(masterKey);
     await this.verify(this.#first, {key: 'current', sequence: 1});
 

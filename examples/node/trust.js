@@ -71,6 +71,20 @@ export class Trust {
   }
 
   /**
+   * The registry's statement that it has never bound a service (§8.1).
+   * @param {Target} target
+   * @param {Uint8Array} statement
+   * @param {number} now in seconds
+   */
+  neverBound(target, statement, now) {
+    const data = this.#data(statement, DOCUMENT);
+    check(data, {record: text(/^UNBOUND$/), timestamp: isInteger});
+    sameTarget(dotted(target), dotted(data));
+    if (Math.abs(data.timestamp - now) > 300) throw new Refusal('timestamp_out_of_window', 'the statement is of another time');
+    return data;
+  }
+
+  /**
    * The data of an envelope that a trusted key signed (§7.2). key_id is but a hint, and a few keys need none.
    * @param {Uint8Array} bytes
    */

@@ -9,6 +9,7 @@ import (
 	"net/http"
 
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"omiappreg.org/keyrotation/events"
 )
@@ -66,14 +67,20 @@ type Problem struct {
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitzero"`
 	Reason string `json:"reason,omitzero"` // the code of §6 that says why, where one does (§8)
+
+	// Statement is what the registry signs of it: that a service was never bound.
+	Statement jsontext.Value `json:"statement,omitzero"`
 }
 
 // Error implements error.
 func (p *Problem) Error() string { return p.Title + ": " + p.Detail }
 
-// UnknownService is the answer about a service that was never bound.
-func UnknownService(detail string) *Problem {
-	return problem(http.StatusNotFound, events.UnknownService, detail)
+// UnknownService is the answer about a service that was never bound. Unless the registry has signed a statement, nobody has to
+// believe it.
+func UnknownService(detail string, statement []byte) *Problem {
+	p := problem(http.StatusNotFound, events.UnknownService, detail)
+	p.Statement = statement
+	return p
 }
 
 // Unavailable is the answer while something that it needs is away.
@@ -112,7 +119,7 @@ func problemOf(err error) *Problem {
 func (p *Problem) encode() []byte {
 	body, err := json.Marshal(p)
 	if err != nil {
-		return nil // a struct of strings and an int always has a JSON form
+		return nil // strings, an int and what was JSON before always have a JSON form
 	}
 	return body
 }

@@ -51,7 +51,7 @@ func endpoints() []api.Endpoint {
 				case "panic":
 					panic("poison")
 				case "unknown":
-					return api.Answer{}, api.UnknownService("Nobody knows.")
+					return api.Answer{}, api.UnknownService("Nobody knows.", []byte(`{"signed":true}`))
 				}
 				return api.JSON("yes")
 			},
@@ -134,7 +134,7 @@ func TestBothWays(t *testing.T) {
 			{"/apps/org/services/cms", "test.thing.org.cms", "", 400, `"reason":"invalid_field"`},
 			{"/ask", "test.ask", "please", 200, `"yes"`},
 			{"/ask", "test.ask", "refuse", 400, `"reason":"invalid_field"`},
-			{"/ask", "test.ask", "unknown", 404, `"reason":"unknown_service"`},
+			{"/ask", "test.ask", "unknown", 404, `"reason":"unknown_service","statement":{"signed":true}`},
 			{"/ask", "test.ask", strings.Repeat("x", events.MaxQuery+1), 413, `"reason":"malformed_message"`},
 			{"/ask", "test.ask", "fail", 503, "try again"},
 			{"/ask", "test.ask", "panic", 0, ""},

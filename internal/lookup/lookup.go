@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
@@ -20,8 +21,11 @@ import (
 )
 
 var (
-	// ErrUnknownService means that the registry answered, and has never bound this service.
+	// ErrUnknownService means that the registry has signed that it has never bound this service.
 	ErrUnknownService = errors.New("the service was never bound")
+	// errUnsigned means that it was only said. Who may answer at the broker may say so of any service.
+	errUnsigned = errors.New("the answer is that the service was never bound, but the registry's signature is missing: " +
+		"is the registry older than this program, or busy (try again), or does another program answer for it?")
 	// ErrNoRegistry means that the broker is there, and nobody answers as the registry.
 	ErrNoRegistry = errors.New("the broker answers, but no registry does: is omi-registry (or `omi dev`) running there?")
 	// ErrUntrusted means that a registry answered, and that nothing it signs can be believed.
@@ -32,6 +36,7 @@ var (
 type Registry struct {
 	Conn  *nats.Conn
 	Trust events.Trust
+	Now   func() time.Time // nil: time.Now
 }
 
 // ServiceRecord returns what the registry knows of a service now (§8.1), or [ErrUnknownService] or [ErrNoRegistry].
@@ -125,9 +130,24 @@ func (r Registry) history(ctx context.Context, target events.Target, question []
 func (r Registry) about(ctx context.Context, subject string, target events.Target, question []byte) ([]byte, error) {
 	document, err := askRegistry(ctx, r.Conn, subject+target.String(), question)
 	if problem := (*api.Problem)(nil); errors.As(err, &problem) && problem.Status == http.StatusNotFound {
-		return nil, ErrUnknownService
+		return nil, r.neverBound(target, problem)
 	}
 	return document, err
+}
+
+// neverBound says what a 404 is worth: [ErrUnknownService] if the registry has signed it.
+func (r Registry) neverBound(target events.Target, problem *api.Problem) error {
+	if len(problem.Statement) == 0 {
+		return errUnsigned
+	}
+	now := time.Now
+	if r.Now != nil {
+		now = r.Now
+	}
+	if err := r.Trust.Unbound(target, problem.Statement, now().Unix()); err != nil {
+		return fmt.Errorf("the answer is that the service was never bound: %w", untrusted(err))
+	}
+	return ErrUnknownService
 }
 
 // RegistryInfo returns what the registry at the broker says of itself, or [ErrNoRegistry]. Nobody signs that: whether

@@ -32,7 +32,11 @@ func answers(t *testing.T, conn *nats.Conn, registry *subtest.Registry, known *s
 		case "failing":
 			return events.SigningKey{}, errors.New("the database is away")
 		}
-		return events.SigningKey{}, api.UnknownService("No such service.")
+		target, err := c.Target()
+		if err != nil {
+			return events.SigningKey{}, err
+		}
+		return events.SigningKey{}, api.UnknownService("No such service.", registry.NeverBound(target, start))
 	}
 	about := func(c api.Call) *subtest.Service {
 		s := *known
@@ -83,7 +87,7 @@ func TestRegistry(t *testing.T) {
 	played := subtest.NewRegistry(t, events.GenerateSigningKey())
 	known := subtest.NewService(t, "known")
 	known.Bind(start)
-	registry := lookup.Registry{Conn: conn, Trust: played.Trust}
+	registry := lookup.Registry{Conn: conn, Trust: played.Trust, Now: func() time.Time { return time.Unix(start, 0) }}
 	both := func(name string) (record events.ServiceRecord, history events.ServiceHistory, errs [2]error) {
 		target := subtest.NewService(t, name).Target
 		record, errs[0] = registry.ServiceRecord(t.Context(), target)
@@ -126,6 +130,51 @@ func TestRegistry(t *testing.T) {
 	info, err := lookup.RegistryInfo(t.Context(), conn)
 	if err != nil || info.Origin != subtest.Origin || len(info.PublicKeys) != 1 || info.MaxClockSkew != 200 {
 		t.Errorf("the registry's own description: %+v, %v", info, err)
+	}
+}
+
+// TestNeverBoundIsSigned: who may answer at the broker may say of any service that it was never bound. Unless the registry has
+// signed that, of this service and now, nobody knows.
+func TestNeverBoundIsSigned(t *testing.T) {
+	t.Parallel()
+	conn := testenv.Connect(t, testenv.NewBroker(t).URL())
+	played, stranger := subtest.NewRegistry(t, events.GenerateSigningKey()), subtest.NewRegistry(t, events.GenerateSigningKey())
+	elsewhere := events.Unbound{Origin: "example.org", Timestamp: start}
+	one, other := subtest.NewService(t, "nobody").Target, subtest.NewService(t, "other").Target
+	elsewhere.AppID, elsewhere.ServiceID = one.App, one.Service
+	bound := subtest.NewService(t, "nobody")
+	bound.Bind(start)
+	var statement []byte
+	service, err := api.Register(t.Context(), conn, slog.New(slog.DiscardHandler), api.Service{Name: "omi-registry", Version: "1.0.0"}, api.Endpoint{
+		Name: "service", Subject: events.LookupServiceSubject,
+		Handle: func(context.Context, api.Call) (api.Answer, error) {
+			return api.Answer{}, api.UnknownService("No such service.", statement)
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = service.Stop() })
+	registry := lookup.Registry{Conn: conn, Trust: played.Trust, Now: func() time.Time { return time.Unix(start, 0) }}
+	for _, c := range []struct {
+		name      string
+		statement []byte
+		believed  bool
+	}{
+		{"signed", played.NeverBound(one, start), true},
+		{"signed as long ago as is taken", played.NeverBound(one, start-events.MaxUnboundAge), true},
+		{"not signed", nil, false},
+		{"no envelope", []byte(`{"signed":true}`), false},
+		{"signed by a stranger", stranger.NeverBound(one, start), false},
+		{"signed about another service", played.NeverBound(other, start), false},
+		{"signed before it was bound", played.NeverBound(one, start-events.MaxUnboundAge-1), false},
+		{"signed for another registry", elsewhere.Sign(played.Key), false},
+		{"a record", bound.Record(start).Sign(played.Key), false},
+	} {
+		statement = c.statement
+		if _, err := registry.ServiceRecord(t.Context(), one); errors.Is(err, lookup.ErrUnknownService) != c.believed || err == nil {
+			t.Errorf("%s: %v; believed is to be %t", c.name, err, c.believed)
+		}
 	}
 }
 

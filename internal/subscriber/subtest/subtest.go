@@ -40,6 +40,11 @@ func (r *Registry) Delivery(e *events.Invalidation) incoming.Delivery {
 	return incoming.Delivery{Subject: e.Subject(), Payload: e.Sign(r.Key), Sequence: 1, Published: time.Unix(e.Timestamp, 0)}
 }
 
+// NeverBound returns what the registry signs about a service that it has never bound.
+func (r *Registry) NeverBound(c events.Target, at int64) []byte {
+	return events.Unbound{Origin: Origin, AppID: c.App, ServiceID: c.Service, Timestamp: at}.Sign(r.Key)
+}
+
 // Stream makes the stream of invalidations, as the registry does.
 func Stream(t testing.TB, js jetstream.JetStream) {
 	t.Helper()
