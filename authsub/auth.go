@@ -21,7 +21,6 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/verify"
-	"omiappreg.org/keyrotation/keyring"
 )
 
 // ErrUnknownService is what a [Registry] returns for a service that was never bound.
@@ -123,7 +122,7 @@ func New(ctx context.Context, cfg Config) (*Auth, error) {
 func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 	a.memory, err = verify.New(verify.Config{
 		Registry: cfg.Registry, LookupTimeout: cfg.LookupTimeout, LookupMemory: cfg.LookupMemory,
-		LookupMemorySize: cfg.LookupMemorySize, LookupsInFlight: cfg.LookupsInFlight, EndedKeys: a.endedKeys,
+		LookupMemorySize: cfg.LookupMemorySize, LookupsInFlight: cfg.LookupsInFlight, EndedKeys: a.store.NewestKeys,
 		Log: cfg.Log, Now: cfg.Now,
 	})
 	if err != nil {
@@ -226,12 +225,6 @@ func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAn
 	answer, _ := a.memory.Verify(ctx, q)
 	answer.AsOf = asOf
 	return answer
-}
-
-// endedKeys returns all keys that a service ever had, as far as events told of them.
-func (a *Auth) endedKeys(ctx context.Context, target events.Target) (keyring.Keyring, error) {
-	service, _, err := a.store.KeyringOf(ctx, target)
-	return service.Keyring, err
 }
 
 // Endpoints returns the question of docs/protocol.md §8.2.

@@ -17,13 +17,13 @@ const (
 	// endedASecond is how many such verifications there may be a second: 0.1 s of a core. A signature that is not held against
 	// them is invalid_signature, and refused as well.
 	endedASecond = 2048
-	// readingEnded is how many of them it counts for to read the keys.
+	// readingEnded is how many of them it counts for at least: the keys have to be read.
 	readingEnded = 16
 )
 
 // ended asks for the keys that are not remembered.
 type ended struct {
-	keys    func(ctx context.Context, target events.Target) (keyring.Keyring, error) // nil: there is nobody to ask
+	keys    func(ctx context.Context, target events.Target, most int) (keyring.Keyring, error) // nil: there is nobody to ask
 	timeout time.Duration
 	now     func() time.Time
 	log     *slog.Logger
@@ -37,21 +37,29 @@ func newEnded(cfg Config) *ended {
 	}
 }
 
-// made says whether a key that the service had long ago made the signature.
+// made says whether a key that the service had long ago made the signature. What that costs is charged before a key is read.
 func (e *ended) made(ctx context.Context, q *events.VerifyQuery, have *known) bool {
 	now := e.now()
-	if e.keys == nil || !have.mayHaveForgotten(now.Unix()) || !e.limit.AllowN(now, readingEnded) {
+	if e.keys == nil || !have.mayHaveForgotten(now.Unix()) || !e.limit.AllowN(now, have.costOfEnded()) {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	all, err := e.keys(ctx, q.Target)
+	newest, err := e.keys(ctx, q.Target, endedTried)
 	if err != nil {
 		e.log.DebugContext(ctx, "the keys that have ended can't be read", "target", q.Target.String(), "error", err)
 		return false
 	}
-	k, cost := known{keyring: all}, min(len(all.Keys), endedTried)
-	return e.limit.AllowN(now, max(cost-readingEnded, 0)) && k.endedState(q, now.Unix(), endedTried) == keyring.Ended
+	k := known{keyring: newest}
+	return k.endedState(q, now.Unix(), endedTried) == keyring.Ended
+}
+
+// costOfEnded returns how many verifications it counts for to read the keys that have ended, and to try them.
+func (k *known) costOfEnded() int {
+	if k.sequence == 0 { // the registry sends none: the service may have had any number of keys
+		return endedTried
+	}
+	return int(max(readingEnded, min(k.sequence, endedTried)))
 }
 
 // mayHaveForgotten says whether the service may have had more keys than are remembered.

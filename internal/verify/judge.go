@@ -17,6 +17,18 @@ func better(ours, theirs events.VerifyAnswer) events.VerifyAnswer {
 // revive a key that has ended.
 func (k *known) atLeastAsNewAs(have *known) bool { return k.keyring.Head >= have.keyring.Head }
 
+// triedIn returns how many of the keyring's first keys are accepted by another one, too, and so were tried with that.
+func (k *known) triedIn(other *known, now int64) (n int) {
+	for _, key := range k.keyring.Keys {
+		theirs, found := other.keyring.Find(key.PublicKey)
+		if state := other.keyring.At(theirs, now); !found || state != keyring.Current && state != keyring.InGrace {
+			break
+		}
+		n++
+	}
+	return n
+}
+
 // judgeIf is judge for a service that may not be known.
 func (k *known) judgeIf(known bool, q *events.VerifyQuery, now int64, tried int) (answer events.VerifyAnswer, sure bool) {
 	if !known {

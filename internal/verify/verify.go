@@ -15,6 +15,7 @@
 package verify
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"log/slog"
@@ -43,9 +44,9 @@ type Config struct {
 	// LookupsInFlight is how many questions to the registry are open at a time; beyond that, Verify answers from what
 	// is known. Default 32.
 	LookupsInFlight int
-	// EndedKeys returns the keyring of a service with all keys that have ended, of which a Memory keeps the newest 8. Nil:
-	// nobody knows the others, and they count as unknown.
-	EndedKeys func(ctx context.Context, target events.Target) (keyring.Keyring, error)
+	// EndedKeys returns the keyring of a service with the newest keys that have ended, so many at least if it had as many. A Memory
+	// keeps 8. Nil: nobody knows the others, and they count as unknown.
+	EndedKeys func(ctx context.Context, target events.Target, most int) (keyring.Keyring, error)
 	Log       *slog.Logger
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
@@ -146,13 +147,14 @@ func (m *Memory) judge(ctx context.Context, q *events.VerifyQuery, r record, tri
 	found := m.lookups.find(ctx, q.Target)
 	// Meanwhile an event may have come that ends what the registry's record still has, or that brings the key.
 	now := m.now().Unix()
-	r = m.keyrings.find(q.Target)
-	have = r.unpack(&room)
-	if answer, sure = have.judgeIf(r != nil, q, now, 0); sure {
-		return answer, true
+	if next := m.keyrings.find(q.Target); !bytes.Equal(r, next) { // else no other key is accepted, and none is tried twice
+		r, have = next, next.unpack(&room)
+		if answer, sure = have.judgeIf(r != nil, q, now, 0); sure {
+			return answer, true
+		}
 	}
 	if found.record != nil && (r == nil || found.record.atLeastAsNewAs(&have)) {
-		theirs, _ := found.record.judge(q, now, 0)
+		theirs, _ := found.record.judge(q, now, found.record.triedIn(&have, now))
 		answer = better(answer, theirs)
 	}
 	if answer.Reason == string(events.InvalidSignature) && m.ended.made(ctx, q, &have) {
