@@ -35,5 +35,6 @@ A first start:
 Exit codes: 0 done, 1 refused or failed, 2 usage, 3 unreachable.`
 
 func main() {
-	os.Exit(process.Main(&cli{}, os.Args[1:], os.Stderr, kong.Name("omi-registry"), kong.Description(description)))
+	os.Exit(process.Main(&cli{}, os.Args[1:], os.Stderr, kong.Name("omi-registry"), kong.Description(description),
+		kong.Vars{"http_addr": "127.0.0.1:8081"}))
 }

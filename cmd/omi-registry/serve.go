@@ -32,13 +32,13 @@ func (d database) openExisting(ctx context.Context, log *slog.Logger) (*registry
 
 type serveCmd struct {
 	process.NATS `embed:""`
-	Database     database `embed:""`
+	Database     database    `embed:""`
+	Web          process.Web `embed:""`
 
 	SigningKey string   `name:"signing-key" env:"OMI_SIGNING_KEY" required:"" placeholder:"FILE" help:"The registry's private key, PKCS #8 PEM of mode 0600 (omi-registry keygen makes one)."`
 	Trust      []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"Earlier public keys of this registry, if its signing key was changed: the events that they signed are its own."`
 	TrustFile  string   `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with those keys, one a line."`
 	Origin     string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name, which its messages carry (${default})."`
-	HTTPAddr   string   `name:"http-addr" env:"OMI_HTTP_ADDR" default:"127.0.0.1:8081" placeholder:"HOST:PORT" help:"Where to serve lookups, /metrics and /healthz (${default})."`
 	Apps       string   `env:"OMI_APPS" placeholder:"FILE" help:"Apps to make known: a JSON array of {\"app_id\": …, \"master_public_key\": …}."`
 
 	GracePeriod    time.Duration  `env:"OMI_GRACE_PERIOD" default:"300s" help:"How long an old key stays valid (${default})."`
@@ -92,7 +92,7 @@ func (c *serveCmd) Run() error {
 	if err := errors.Join(c.Check(), process.CheckDatabase(c.Database.URL)); err != nil {
 		return err
 	}
-	web, err := process.Listen(c.HTTPAddr, log)
+	web, err := c.Web.Listen(log)
 	if err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 		return err
 	}
 	web.Ready(process.Healthy(nc, store, r.Ready), r.Lookup.Endpoints()...)
-	log.Info("serving HTTP", "addr", web.Addr())
+	web.Announce()
 	return usage(r.Run(ctx))
 }
 

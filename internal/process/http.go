@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +27,15 @@ const (
 	checkWithin      = 2 * time.Second
 )
 
+// Web is where a process serves HTTP, and to whom: flags for a kong grammar. The program gives the kong variable http_addr.
+type Web struct {
+	Addr     string `name:"http-addr" env:"OMI_HTTP_ADDR" default:"${http_addr}" placeholder:"HOST:PORT" help:"Where to answer over HTTP (${default})."`
+	Admin    string `name:"admin-addr" env:"OMI_ADMIN_ADDR" placeholder:"HOST:PORT" help:"Where to serve /metrics and /healthz, without TLS (default: at --http-addr)."`
+	Cert     string `name:"http-cert" env:"OMI_HTTP_CERT" placeholder:"FILE" help:"Serve HTTPS at --http-addr with this certificate and its chain, PEM."`
+	Key      string `name:"http-key" env:"OMI_HTTP_KEY" placeholder:"FILE" help:"The certificate's private key, PEM, mode 0600."`
+	ClientCA string `name:"http-client-ca" env:"OMI_HTTP_CLIENT_CA" placeholder:"FILE" help:"Serve only clients with a certificate of these authorities, PEM."`
+}
+
 // HTTP serves a process's answers, its metrics and its health. It listens from the start, and says that it is starting
 // until the process is ready.
 type HTTP struct {
@@ -33,31 +44,60 @@ type HTTP struct {
 	// set before Ready is called. Nil: nothing.
 	Remarks func() string
 
-	listener net.Listener
-	log      *slog.Logger
-	ready    atomic.Pointer[http.Handler]
+	listener, admin net.Listener // admin is nil where one address serves all
+	certificate     *certificate // nil: no TLS
+	log             *slog.Logger
+	ready           atomic.Pointer[served]
 }
 
-// Listen takes the address. Port 0 is a free one.
-func Listen(addr string, log *slog.Logger) (*HTTP, error) {
-	listener, err := net.Listen("tcp", addr)
-	if err != nil {
-		return nil, Usage(fmt.Errorf("can't serve HTTP on %s (%w): choose another with --http-addr", addr, err))
-	}
-	h := &HTTP{Metrics: prometheus.NewRegistry(), listener: listener, log: log}
+// served is what each address serves of a process that is ready. Where it has but one, both are the same.
+type served struct{ public, admin http.Handler }
+
+// Listen takes an address, without TLS. Port 0 is a free one.
+func Listen(addr string, log *slog.Logger) (*HTTP, error) { return Web{Addr: addr}.Listen(log) }
+
+// Listen takes the addresses.
+func (w Web) Listen(log *slog.Logger) (*HTTP, error) {
+	h := &HTTP{Metrics: prometheus.NewRegistry(), log: log}
 	h.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var err error
+	if h.certificate, err = w.certificate(log); err != nil {
+		return nil, err
+	}
+	if h.listener, err = net.Listen("tcp", w.Addr); err != nil {
+		return nil, Usage(fmt.Errorf("can't serve HTTP on %s (%w): choose another with --http-addr", w.Addr, err))
+	}
+	if w.Admin == "" {
+		return h, nil
+	}
+	if h.admin, err = net.Listen("tcp", w.Admin); err != nil {
+		_ = h.listener.Close() // nothing came of it
+		return nil, Usage(fmt.Errorf("can't serve metrics on %s (%w): choose another with --admin-addr", w.Admin, err))
+	}
 	return h, nil
 }
 
 // Addr is where it listens.
 func (h *HTTP) Addr() string { return h.listener.Addr().String() }
 
+// AdminAddr is where it serves metrics and health.
+func (h *HTTP) AdminAddr() string {
+	if h.admin == nil {
+		return h.Addr()
+	}
+	return h.admin.Addr().String()
+}
+
 // Ready serves the endpoints from now on. healthy is asked by GET /healthz, and says what is wrong.
 func (h *HTTP) Ready(healthy func(context.Context) error, endpoints ...api.Endpoint) {
 	mux := http.NewServeMux()
 	api.Mount(mux, h.log, endpoints...)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(h.Metrics, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+	admin := mux
+	if h.admin != nil {
+		admin = http.NewServeMux()
+	}
+	admin.Handle("GET /metrics", promhttp.HandlerFor(h.Metrics, promhttp.HandlerOpts{}))
+	admin.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), checkWithin)
 		defer cancel()
 		if err := healthy(ctx); err != nil {
@@ -71,14 +111,27 @@ func (h *HTTP) Ready(healthy func(context.Context) error, endpoints ...api.Endpo
 		}
 		_, _ = w.Write([]byte(text))
 	})
-	handler := api.Problems(mux)
-	h.ready.Store(&handler)
+	h.ready.Store(&served{api.Problems(mux), api.Problems(admin)})
 }
 
-// ServeHTTP implements http.Handler.
+// Announce logs where it serves.
+func (h *HTTP) Announce() {
+	h.log.Info("serving HTTP", "addr", h.Addr(), "tls", h.certificate != nil, "admin_addr", h.AdminAddr())
+}
+
+// ServeHTTP implements http.Handler: it is what the public address serves.
 func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if handler := h.ready.Load(); handler != nil {
-		(*handler).ServeHTTP(w, r)
+	h.serve(w, r, func(s *served) http.Handler { return s.public })
+}
+
+// serveAdmin is what the address of metrics and health serves.
+func (h *HTTP) serveAdmin(w http.ResponseWriter, r *http.Request) {
+	h.serve(w, r, func(s *served) http.Handler { return s.admin })
+}
+
+func (h *HTTP) serve(w http.ResponseWriter, r *http.Request, of func(*served) http.Handler) {
+	if s := h.ready.Load(); s != nil {
+		of(s).ServeHTTP(w, r)
 		return
 	}
 	api.WriteProblem(w, api.Unavailable("This process is starting: it waits for the database or the broker."))
@@ -86,12 +139,31 @@ func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // Run serves until ctx ends, and then finishes what is under way. It is an [Actor].
 func (h *HTTP) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx) // where one address fails, the other ends with it
+	defer cancel()
+	admin := make(chan error, 1)
+	if h.admin == nil {
+		admin <- nil
+	} else {
+		go func() { admin <- h.runOn(ctx, h.admin, http.HandlerFunc(h.serveAdmin), nil) }()
+	}
+	err := h.runOn(ctx, h.listener, h, h.certificate)
+	cancel()
+	return errors.Join(err, <-admin)
+}
+
+func (h *HTTP) runOn(ctx context.Context, listener net.Listener, handler http.Handler, with *certificate) error {
 	server := &http.Server{
-		Handler: h, ReadHeaderTimeout: readHeaderWithin, ReadTimeout: requestWithin, WriteTimeout: requestWithin, IdleTimeout: idleFor,
-		ErrorLog: slog.NewLogLogger(h.log.Handler(), slog.LevelWarn),
+		Handler: handler, ReadHeaderTimeout: readHeaderWithin, ReadTimeout: requestWithin, WriteTimeout: requestWithin, IdleTimeout: idleFor,
+		ErrorLog: log.New(faults{h.log}, "", 0),
+	}
+	serve := func() error { return server.Serve(listener) }
+	if with != nil {
+		server.TLSConfig = with.server()
+		serve = func() error { return server.ServeTLS(listener, "", "") }
 	}
 	done := make(chan error, 1)
-	go func() { done <- server.Serve(h.listener) }()
+	go func() { done <- serve() }()
 	select {
 	case err := <-done:
 		return fmt.Errorf("serve HTTP: %w", err)
@@ -106,4 +178,17 @@ func (h *HTTP) Run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// faults logs what net/http says. A handshake that fails is the doing of who called, and would let anyone fill the log.
+type faults struct{ log *slog.Logger }
+
+// Write implements [io.Writer].
+func (f faults) Write(line []byte) (int, error) {
+	text, level := strings.TrimSpace(string(line)), slog.LevelWarn
+	if strings.HasPrefix(text, "http: TLS handshake error") {
+		level = slog.LevelDebug
+	}
+	f.log.Log(context.Background(), level, "serve HTTP", "fault", text)
+	return len(line), nil
 }

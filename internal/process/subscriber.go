@@ -74,7 +74,7 @@ type serveSubscriber struct {
 	NATS     NATS               `embed:""`
 	Trust    Trust              `embed:""`
 	Database subscriberDatabase `embed:""`
-	HTTPAddr string             `name:"http-addr" env:"OMI_HTTP_ADDR" default:"${http_addr}" placeholder:"HOST:PORT" help:"Where to serve questions, /metrics and /healthz (${default})."`
+	Web      Web                `embed:""`
 	Durable  string             `env:"OMI_DURABLE" default:"${durable}" help:"${durable_help}"`
 	LogLevel slog.Level         `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
 }
@@ -123,7 +123,7 @@ func (c *serveSubscriber) run(open OpenService, one instance) error {
 	if err := errors.Join(c.NATS.Check(), CheckDatabase(c.Database.URL)); err != nil {
 		return err
 	}
-	web, err := Listen(c.HTTPAddr, log)
+	web, err := c.Web.Listen(log)
 	if err != nil {
 		return err
 	}
@@ -158,8 +158,8 @@ func (c *serveSubscriber) serve(
 	}()
 	web.Remarks = service.Remarks
 	web.Ready(service.Healthy, service.Endpoints()...)
+	web.Announce()
 	go c.Trust.Follow(ctx, log, trust, service.SetTrust)
-	log.Info("serving HTTP", "addr", web.Addr())
 	err = service.Run(ctx)
 	if errors.Is(err, subscriber.ErrInUse) || errors.Is(err, subscriber.ErrDurable) {
 		return Usage(err)

@@ -45,7 +45,7 @@ func NewSecuredBroker(t testing.TB, accounts func(nkey func(user string) string)
 		t.Fatal(err)
 	}
 	b.write("nats-server.conf", string(conf))
-	certify(t, b.CA(), b.file("server.pem"), b.file("server-key.pem"))
+	Certify(t, b.CA(), b.file("server.pem"), b.file("server-key.pem"))
 	b.write("settings.conf", fmt.Sprintf("server_name: omi-test\nlisten: \"127.0.0.1:-1\"\nBROKER_STORE: %q\nBROKER_SYNC: \"2m\"\nBROKER_CERT: %q\nBROKER_CERT_KEY: %q\n",
 		b.file("streams"), b.file("server.pem"), b.file("server-key.pem")))
 	var keys strings.Builder
@@ -170,8 +170,8 @@ func moduleRoot(t testing.TB) string {
 	}
 }
 
-// certify makes an authority, and a certificate of the loopback address that it signs.
-func certify(t testing.TB, caFile, certFile, keyFile string) {
+// Certify makes an authority, and a certificate of the loopback address that it signs.
+func Certify(t testing.TB, caFile, certFile, keyFile string) {
 	t.Helper()
 	authority, caKey := template("test authority"), newKey(t)
 	authority.IsCA, authority.BasicConstraintsValid, authority.KeyUsage = true, true, x509.KeyUsageCertSign
@@ -179,7 +179,7 @@ func certify(t testing.TB, caFile, certFile, keyFile string) {
 	key := newKey(t)
 	leaf := template("test broker")
 	leaf.IPAddresses, leaf.KeyUsage = []net.IP{net.IPv4(127, 0, 0, 1)}, x509.KeyUsageDigitalSignature
-	leaf.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	leaf.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	cert := issue(t, leaf, authority, key, caKey)
 	private, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {

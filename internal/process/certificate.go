@@ -1,0 +1,101 @@
+package process
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+)
+
+// certificate is what a process serves TLS with. Its files are looked at in each handshake: whoever renews certificates replaces
+// the files, and nothing has to be restarted.
+type certificate struct {
+	flags Web
+	log   *slog.Logger
+
+	mu     sync.Mutex
+	read   [3]stamp // the files as they were when they were last read
+	config *tls.Config
+}
+
+// stamp says whether a file is another than it was.
+type stamp struct {
+	changed time.Time
+	size    int64
+}
+
+// certificate reads what the flags name; nil, if they name nothing.
+func (w Web) certificate(log *slog.Logger) (*certificate, error) {
+	switch {
+	case w.Cert == "" && w.Key == "" && w.ClientCA == "":
+		return nil, nil //nolint:nilnil // no certificate is no error
+	case w.Cert == "" || w.Key == "":
+		return nil, Usagef("--http-cert and --http-key belong together, and --http-client-ca needs both: give the certificate and its private key")
+	}
+	c := &certificate{flags: w, log: log}
+	c.read = c.stamps()
+	var err error
+	c.config, err = c.load()
+	return c, err
+}
+
+func (c *certificate) stamps() (all [3]stamp) {
+	for i, path := range []string{c.flags.Cert, c.flags.Key, c.flags.ClientCA} {
+		if info, err := os.Stat(path); err == nil { // reading it says what is wrong
+			all[i] = stamp{info.ModTime(), info.Size()}
+		}
+	}
+	return all
+}
+
+func (c *certificate) load() (*tls.Config, error) {
+	if err := checkMode("--http-key", c.flags.Key); err != nil {
+		return nil, err
+	}
+	pair, err := tls.LoadX509KeyPair(c.flags.Cert, c.flags.Key)
+	if err != nil {
+		return nil, Usagef("--http-cert, --http-key: %w", err)
+	}
+	config := &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
+	if c.flags.ClientCA == "" {
+		return config, nil
+	}
+	text, err := os.ReadFile(c.flags.ClientCA)
+	if err != nil {
+		return nil, Usagef("--http-client-ca: %w", err)
+	}
+	config.ClientCAs = x509.NewCertPool()
+	if !config.ClientCAs.AppendCertsFromPEM(text) {
+		return nil, Usagef("--http-client-ca: %s holds no certificate in PEM", c.flags.ClientCA)
+	}
+	config.ClientAuth = tls.RequireAndVerifyClientCert
+	config.SessionTicketsDisabled = true // a session would outlive the authority that let its client in
+	return config, nil
+}
+
+// server is the configuration of a server.
+func (c *certificate) server() *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.current(), nil }}
+}
+
+// current reads the files again if they have changed. What can't be used is tried once more at their next change: until then, what
+// was served before is served on.
+func (c *certificate) current() *tls.Config {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.stamps()
+	if now == c.read {
+		return c.config
+	}
+	c.read = now
+	config, err := c.load()
+	if err != nil {
+		c.log.Error("the new certificate can't be used, the one before is served on", "error", err)
+		return c.config
+	}
+	c.config = config
+	c.log.Info("the certificate was read again", "file", c.flags.Cert)
+	return c.config
+}
