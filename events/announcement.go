@@ -4,11 +4,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // What a subscriber says of itself in the metadata of its durable (§8.1). The values are words, separated by blanks.
 const (
-	// TrustMetadata names the registry keys that it trusts: origin/key_id each.
+	// TrustMetadata names the registry keys that it trusts: origin/key_id each, and behind it the end of one that has an end.
 	TrustMetadata = "omi-trust"
 	// FailedMetadata names the places in the stream of events that it has acknowledged and could not apply, or is [FailedMany].
 	FailedMetadata = "omi-failed"
@@ -23,17 +24,29 @@ func TrustedBy(origin string, key PublicKey) string { return origin + "/" + key.
 func (t Trust) Announcement() []string {
 	words := make([]string, len(t.keys))
 	for i, k := range t.keys {
-		words[i] = TrustedBy(t.origin, k.key)
+		words[i] = TrustedBy(t.origin, k.key) + k.end.suffix()
 	}
 	slices.Sort(words)
 	return slices.Compact(words)
 }
 
-// MayHaveApplied says whether a durable with this metadata can have applied the event at this place of the stream, once it has
-// acknowledged it: it trusts the key that signed the event, and did not fail on it. One that announces nothing can.
-func MayHaveApplied(metadata map[string]string, origin string, signer PublicKey, place uint64) bool {
-	if trusted, announced := metadata[TrustMetadata]; announced &&
-		!slices.Contains(strings.Fields(trusted), TrustedBy(origin, signer)) {
+// Trusts says whether a subscriber whose [TrustMetadata] has these words believes what this key signed and JetStream stored then,
+// at this place of the stream. The zero time is now.
+func Trusts(words []string, origin string, signer PublicKey, stored time.Time, place uint64) bool {
+	return slices.ContainsFunc(words, func(word string) bool {
+		name, text, ends := strings.Cut(word, "@")
+		if name != TrustedBy(origin, signer) || !ends {
+			return name == TrustedBy(origin, signer)
+		}
+		end, err := parseEnd(text)
+		return err == nil && end.before(moment{stored, place})
+	})
+}
+
+// MayHaveApplied says whether a durable with this metadata can have applied the event that was stored then, at this place of the
+// stream, once it has acknowledged it: it trusts the key that signed the event, and did not fail on it. One that announces nothing can.
+func MayHaveApplied(metadata map[string]string, origin string, signer PublicKey, stored time.Time, place uint64) bool {
+	if trusted, announced := metadata[TrustMetadata]; announced && !Trusts(strings.Fields(trusted), origin, signer, stored, place) {
 		return false
 	}
 	failed := strings.Fields(metadata[FailedMetadata])

@@ -3,6 +3,7 @@ package events
 import (
 	"crypto/rand"
 	"crypto/sha512"
+	"time"
 
 	"github.com/oasisprotocol/curve25519-voi/curve"
 	"github.com/oasisprotocol/curve25519-voi/curve/scalar"
@@ -18,13 +19,17 @@ const (
 	randomizer = 16 // bytes
 )
 
-// Published is a message as it was published: its bytes, and on which subject.
+// Published is a message as it was published: its bytes, and on which subject; and when JetStream stored it, and where.
 type Published struct {
 	Subject string
 	Payload []byte
+	Stored  time.Time // zero: now
+	Place   uint64    // 0: not known
 }
 
-// Verdict is what [Trust.Invalidation] says of a message.
+func (p *Published) moment() moment { return moment{p.Stored, p.Place} }
+
+// Verdict is what [Trust.Invalidation] says of a message, [Trust.At] the time at which it was stored.
 type Verdict struct {
 	Event Invalidation // zero where there is an error
 	Err   error        // a [*Refusal]
@@ -64,10 +69,11 @@ func (p *part) judge(batch []Published, verdicts []Verdict) {
 		if verdicts[i].Err = m.take(batch[i].Payload); verdicts[i].Err != nil {
 			continue
 		}
-		if k := p.hinted(&m.message); k >= 0 {
+		at := batch[i].moment()
+		if k := p.hinted(&m.message); k >= 0 && p.keys[k].end.before(at) {
 			p.signedBy[k] = append(p.signedBy[k], i)
-		} else if !p.signed(&m.message) {
-			verdicts[i].Err = errUntrusted()
+		} else {
+			_, verdicts[i].Err = p.signer(&m.message, at)
 		}
 	}
 	for k, places := range p.signedBy {
@@ -75,9 +81,7 @@ func (p *part) judge(batch []Published, verdicts []Verdict) {
 			continue
 		}
 		for _, i := range places {
-			if !p.signed(&p.messages[i].message) {
-				verdicts[i].Err = errUntrusted()
-			}
+			_, verdicts[i].Err = p.signer(&p.messages[i].message, batch[i].moment())
 		}
 	}
 	for i := range batch {

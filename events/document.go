@@ -27,8 +27,8 @@ func (t Trust) openDocument(document []byte, into any) error {
 	if err != nil {
 		return refuse(MalformedMessage, "The data has no canonical form (RFC 8785).")
 	}
-	if !t.signed(&message{canonical: canonical, signature: e.Signature}) {
-		return refuse(UntrustedSignature, "No trusted registry key made this signature.")
+	if _, err := t.signer(&message{canonical: canonical, signature: e.Signature}, t.at); err != nil {
+		return err
 	}
 	if err := json.Unmarshal(e.Data, into, inForm); err != nil {
 		return refuse(InvalidField, "The document's data is not of its form.")

@@ -2,7 +2,7 @@ package events
 
 // MadeAll asks whether the key made all these signatures, in one equation.
 func MadeAll(key PublicKey, texts [][]byte, signatures []Signature) bool {
-	k, err := newTrustedKey(key)
+	k, err := newTrustedKey(TrustedKey{PublicKey: key})
 	if err != nil {
 		return false
 	}

@@ -28,6 +28,7 @@ const (
 // Why a subscriber sets a message of the registry's streams aside (§7.2), beside the first four above.
 const (
 	UntrustedSignature Reason = "untrusted_signature" // no trusted registry key signed it
+	EndedRegistryKey   Reason = "ended_registry_key"  // a key signed it that is trusted for what was stored before
 	WrongOrigin        Reason = "wrong_origin"        // another registry's
 	UnknownEvent       Reason = "unknown_event"       // signed, but from a later version of the contract
 )

@@ -3,29 +3,35 @@ package events
 import (
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/oasisprotocol/curve25519-voi/curve"
 )
 
 // Trust is whom a reader of the registry's messages believes: the keys of one registry, and its domain name.
 // Every message of the registry's enters a program through it (§7.2).
+//
+// A key that has ended is believed for what was stored before, and for nothing else. Unless [Trust.At] says when that was, a
+// message counts as one of now.
 type Trust struct {
 	origin string
 	keys   []trustedKey
+	at     moment
 }
 
 type trustedKey struct {
 	id     string
 	key    PublicKey
+	end    End
 	points []*curve.ExpandedEdwardsPoint // the curve's base point, and what the key encodes
 }
 
-func newTrustedKey(k PublicKey) (trustedKey, error) {
-	point, err := k.point()
+func newTrustedKey(k TrustedKey) (trustedKey, error) {
+	point, err := k.PublicKey.point()
 	if err != nil {
 		return trustedKey{}, err
 	}
-	return trustedKey{k.KeyID(), k, []*curve.ExpandedEdwardsPoint{
+	return trustedKey{k.PublicKey.KeyID(), k.PublicKey, k.End, []*curve.ExpandedEdwardsPoint{
 		curve.NewExpandedEdwardsPoint(curve.ED25519_BASEPOINT_POINT), curve.NewExpandedEdwardsPoint(&point),
 	}}, nil
 }
@@ -33,13 +39,27 @@ func newTrustedKey(k PublicKey) (trustedKey, error) {
 // ErrNoTrust means that a Trust would believe nobody.
 var ErrNoTrust = errors.New("trust needs the registry's domain name and at least one of its public keys")
 
-// NewTrust returns a Trust in these keys of the registry at origin.
+// NewTrust returns a Trust in these keys of the registry at origin, which have no end.
 func NewTrust(origin string, keys ...PublicKey) (Trust, error) {
+	trusted := make([]TrustedKey, len(keys))
+	for i, k := range keys {
+		trusted[i].PublicKey = k
+	}
+	return NewTrustUntil(origin, trusted...)
+}
+
+// NewTrustUntil returns a Trust in these keys of the registry at origin, each up to its end. A key that is named twice ends as
+// early as either says.
+func NewTrustUntil(origin string, keys ...TrustedKey) (Trust, error) {
 	if origin == "" || len(keys) == 0 {
 		return Trust{}, ErrNoTrust
 	}
 	t := Trust{origin: origin}
 	for _, k := range keys {
+		if i := slices.IndexFunc(t.keys, func(have trustedKey) bool { return have.key == k.PublicKey }); i >= 0 {
+			t.keys[i].end = t.keys[i].end.earlier(k.End)
+			continue
+		}
 		trusted, err := newTrustedKey(k)
 		if err != nil {
 			return Trust{}, err
@@ -49,14 +69,31 @@ func NewTrust(origin string, keys ...PublicKey) (Trust, error) {
 	return t, nil
 }
 
+// At returns the trust in what JetStream stored then, at this place of the stream of events; place 0: it is of another stream.
+func (t Trust) At(stored time.Time, place uint64) Trust {
+	t.at = moment{stored, place}
+	return t
+}
+
 // Origin returns the registry's domain name.
 func (t Trust) Origin() string { return t.origin }
 
-// PublicKeys returns the registry's keys that are trusted.
+// PublicKeys returns the registry's keys that are trusted for what it signs now.
 func (t Trust) PublicKeys() []PublicKey {
-	keys := make([]PublicKey, len(t.keys))
+	var keys []PublicKey
+	for _, k := range t.keys {
+		if k.end.before(t.at) {
+			keys = append(keys, k.key)
+		}
+	}
+	return keys
+}
+
+// TrustedKeys returns all keys, with their ends.
+func (t Trust) TrustedKeys() []TrustedKey {
+	keys := make([]TrustedKey, len(t.keys))
 	for i, k := range t.keys {
-		keys[i] = k.key
+		keys[i] = TrustedKey{k.key, k.end}
 	}
 	return keys
 }
@@ -77,9 +114,9 @@ func (t Trust) SignedInvalidation(subject string, payload []byte) (Invalidation,
 	if err != nil {
 		return Invalidation{}, PublicKey{}, err
 	}
-	signer, ok := t.signer(m)
-	if !ok {
-		return Invalidation{}, PublicKey{}, errUntrusted()
+	signer, err := t.signer(m, t.at)
+	if err != nil {
+		return Invalidation{}, PublicKey{}, err
 	}
 	i, err := t.readInvalidation(subject, m)
 	return i, signer, err
@@ -118,14 +155,10 @@ func (t Trust) Receipt(subject string, payload []byte) (Receipt, error) {
 // open reads an envelope that a trusted key signed.
 func (t Trust) open(payload []byte) (*message, error) {
 	m, err := readMessage(payload)
-	if err == nil && !t.signed(m) {
-		err = errUntrusted()
+	if err == nil {
+		_, err = t.signer(m, t.at)
 	}
 	return m, err
-}
-
-func errUntrusted() error {
-	return refuse(UntrustedSignature, "No trusted registry key made this signature.")
 }
 
 func (t Trust) checkOrigin(m *message) error {
@@ -145,24 +178,26 @@ func (t Trust) hinted(m *message) int {
 	return slices.IndexFunc(t.keys, func(k trustedKey) bool { return k.id == string(hint) })
 }
 
-// signed says whether one of the keys signed a message.
-func (t Trust) signed(m *message) bool {
-	_, ok := t.signer(m)
-	return ok
-}
-
-// signer tries the key that is hinted at first, then the others.
-func (t Trust) signer(m *message) (PublicKey, bool) {
+// signer returns the key that signed a message of then, or a [*Refusal]. It tries the key that is hinted at first, and those that
+// had ended last.
+func (t Trust) signer(m *message, at moment) (PublicKey, error) {
+	ended := func(i int) bool { return !t.keys[i].end.before(at) }
+	signed := func(i int) bool { return t.keys[i].key.Verify(m.canonical, m.signature) }
 	first := t.hinted(m)
-	if first >= 0 && t.keys[first].key.Verify(m.canonical, m.signature) {
-		return t.keys[first].key, true
+	if first >= 0 && !ended(first) && signed(first) {
+		return t.keys[first].key, nil
 	}
 	for i := range t.keys {
-		if i != first && t.keys[i].key.Verify(m.canonical, m.signature) {
-			return t.keys[i].key, true
+		if i != first && !ended(i) && signed(i) {
+			return t.keys[i].key, nil
 		}
 	}
-	return PublicKey{}, false
+	for i := range t.keys {
+		if ended(i) && signed(i) {
+			return PublicKey{}, refuse(EndedRegistryKey, "A registry key made this signature that was to be trusted for earlier messages alone.")
+		}
+	}
+	return PublicKey{}, refuse(UntrustedSignature, "No trusted registry key made this signature.")
 }
 
 func sameTarget(subject, prefix string, inside Target) error {

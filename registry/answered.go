@@ -91,7 +91,7 @@ func (one *told) refusal(text string, meant func(*events.Receipt, time.Time) boo
 		if !bytes.Contains(m.Data, []byte(text)) { // few do, and only those are worth a verification
 			continue
 		}
-		r, err := one.trust.Receipt(m.Subject, m.Data)
+		r, err := one.trust.At(m.Time, 0).Receipt(m.Subject, m.Data)
 		if err == nil && r.Event == events.RequestRejected && meant(&r, m.Time) {
 			return true
 		}

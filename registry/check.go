@@ -149,7 +149,7 @@ func (c *checker) answered(next *change) {
 		return
 	}
 	name := next.event.Target.String()
-	receipt, err := c.trust.Receipt(events.ReceiptSubject+name, next.receipt)
+	receipt, err := c.trust.At(time.Unix(next.event.Timestamp, 0), 0).Receipt(events.ReceiptSubject+name, next.receipt)
 	switch {
 	case err != nil:
 		c.violation(name, "the receipt of sequence %d can't be trusted: %v", next.event.Sequence, err)

@@ -28,7 +28,7 @@ func (s *Store) CheckWithStream(
 	}
 	c.kept = map[events.Target]kept{}
 	c.perSubject = stream.CachedInfo().Config.MaxMsgsPerSubject
-	if err := (comparison{s, trust, log, c.compared}).run(ctx, stream, 1); err != nil {
+	if err := (comparison{store: s, trust: trust, log: log, each: c.compared}).run(ctx, stream, 1); err != nil {
 		return c.report, fmt.Errorf("check: %w", err)
 	}
 	if err := s.checkStep(ctx, c, s.loadUnpublished); err != nil {

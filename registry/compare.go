@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,8 +25,10 @@ type changeID struct {
 
 // streamEvent is an event that the stream has.
 type streamEvent struct {
-	event events.Invalidation
-	place uint64
+	event  events.Invalidation
+	place  uint64
+	stored time.Time
+	signer events.PublicKey
 }
 
 // compared is what holding a part of the stream against the history found.
@@ -34,6 +37,7 @@ type compared struct {
 	lacking []streamEvent // what the history has not
 	twice   []streamEvent // of these the history has the sequence with another event: it was issued twice
 	refused int           // messages that are in no history, and that no key of the registry signed
+	ended   int           // the same, that one signed after its end
 }
 
 // checksEach is how many messages are worth a goroutine to look at.
@@ -57,14 +61,18 @@ func (s *Store) compare(ctx context.Context, trust events.Trust, messages []stre
 			unknown = append(unknown, one)
 		}
 	}
-	found, refused := make([]events.Invalidation, len(unknown)), make([]error, len(unknown))
+	found, refused := make([]streamEvent, len(unknown)), make([]error, len(unknown))
 	parallel.Each(len(unknown), checksEach, func(i int) {
-		found[i], refused[i] = trust.Invalidation(unknown[i].message.subject, unknown[i].message.payload)
+		m, e := &unknown[i].message, &found[i]
+		e.place, e.stored = m.place, m.stored
+		e.event, e.signer, refused[i] = trust.At(m.stored, m.place).SignedInvalidation(m.subject, m.payload)
 	})
-	for i, event := range found {
+	for i, at := range found {
 		_, had := known[unknown[i].changeID]
-		switch at := (streamEvent{event, unknown[i].message.place}); {
-		case refused[i] != nil || event.Sequence == 0:
+		switch {
+		case isEnded(refused[i]):
+			c.ended++
+		case refused[i] != nil || at.event.Sequence == 0:
 			c.refused++
 		case had:
 			c.twice = append(c.twice, at)
@@ -73,6 +81,11 @@ func (s *Store) compare(ctx context.Context, trust events.Trust, messages []stre
 		}
 	}
 	return c, nil
+}
+
+func isEnded(err error) bool {
+	refusal := (*events.Refusal)(nil)
+	return errors.As(err, &refusal) && refusal.Reason == events.EndedRegistryKey
 }
 
 // claim is what a message says of itself.
@@ -130,6 +143,7 @@ type comparison struct {
 	trust events.Trust
 	log   *slog.Logger
 	each  func(ctx context.Context, c compared, batch []streamMessage) error
+	upTo  uint64 // what comes behind this place is passed over; 0: nothing is
 }
 
 // run compares what the stream has from a place on, up to its end.
@@ -141,6 +155,12 @@ func (c comparison) run(ctx context.Context, stream jetstream.Stream, from uint6
 	}
 	began, told, done := time.Now(), time.Now(), 0
 	err := reading{stream: stream, from: first, each: func(ctx context.Context, batch []streamMessage) error {
+		if c.upTo > 0 {
+			batch = slices.DeleteFunc(batch, func(m streamMessage) bool { return m.place > c.upTo })
+		}
+		if len(batch) == 0 {
+			return nil
+		}
 		found, err := c.store.compare(ctx, c.trust, batch)
 		if err != nil {
 			return err

@@ -36,6 +36,7 @@ const RecoverHint = "run `omi-registry recover` with this registry's --database-
 type need struct {
 	sequence int64
 	place    uint64             // in the stream, of the first event that is lacking
+	signer   events.PublicKey   // of that event
 	keys     []events.PublicKey // that the lacking events registered
 }
 
@@ -66,7 +67,7 @@ type fence struct {
 }
 
 func newFence(cfg Config, js jetstream.JetStream) (*fence, error) {
-	trust, err := events.NewTrust(cfg.Policy.Origin, append([]events.PublicKey{cfg.Key.Public()}, cfg.Trust...)...)
+	trust, err := events.NewTrustUntil(cfg.Policy.Origin, append([]events.TrustedKey{{PublicKey: cfg.Key.Public()}}, cfg.Trust...)...)
 	if err != nil {
 		return nil, fmt.Errorf("trust the registry's own keys: %w", err)
 	}
@@ -113,7 +114,7 @@ func (f *fence) compareOnce(ctx context.Context) error {
 	created, last := info.Created.UnixNano(), info.State.LastSeq
 	v := newFindings()
 	from := f.startOf(ctx, began, created, last)
-	err = comparison{f.store, f.trust, f.log, v.add}.run(ctx, stream, from)
+	err = comparison{store: f.store, trust: f.trust, log: f.log, each: v.add}.run(ctx, stream, from)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ type findings struct {
 	first   uint64                  // where in the stream the first event is that a service waits for; 0: none does
 	twice   map[events.Target]int64 // services with a sequence that was issued twice, and the last sequence in the stream
 	refused int
+	ended   int
 }
 
 func newFindings() *findings {
@@ -25,13 +26,14 @@ func newFindings() *findings {
 
 func (v *findings) add(_ context.Context, c compared, _ []streamMessage) error {
 	v.refused += c.refused
+	v.ended += c.ended
 	for _, e := range c.twice {
 		v.twice[e.event.Target] = max(v.twice[e.event.Target], e.event.Sequence)
 	}
 	for _, e := range c.lacking {
 		n := v.behind[e.event.Target]
 		if n.place == 0 {
-			n.place = e.place
+			n.place, n.signer = e.place, e.signer
 		}
 		n.sequence = max(n.sequence, e.event.Sequence)
 		if key := e.event.NewKey; !key.IsZero() {
@@ -63,6 +65,10 @@ func (v *findings) tell(ctx context.Context, log *slog.Logger) {
 		log.WarnContext(ctx, "the stream of events has messages that no key of this registry signed and the database does not know. "+
 			"If the signing key was changed, name the earlier one by --trust", "messages", v.refused)
 	}
+	if v.ended > 0 {
+		log.WarnContext(ctx, "the stream of events has messages that an earlier key of this registry signed after its end. They count for nothing: "+
+			"see who may publish at the broker", "messages", v.ended)
+	}
 	for t, sequence := range v.twice {
 		log.ErrorContext(ctx, "a sequence was issued twice, with different events, and that can't be undone: subscribers may take either key for the service's. "+
 			"Have its developer do Master Resets (omi reset) until its sequence is beyond the last one that was issued",
@@ -72,7 +78,7 @@ func (v *findings) tell(ctx context.Context, log *slog.Logger) {
 	for t, n := range v.behind { // one of them
 		log.ErrorContext(ctx, "the database lacks changes that were announced to everyone: it was restored from an older backup. "+
 			"The services concerned are held, so that no sequence is issued twice; all others are served",
-			"services", len(v.behind), "for_example", t.String(), "must_have_sequence", n.sequence, "do", RecoverHint)
+			"services", len(v.behind), "for_example", t.String(), "must_have_sequence", n.sequence, "signed_by", n.signer.String(), "do", RecoverHint)
 		break
 	}
 }

@@ -33,7 +33,7 @@ func checkOrigin(ctx context.Context, js jetstream.JetStream, trust events.Trust
 	if err != nil {
 		return fmt.Errorf("look at the last event: %w", err)
 	}
-	_, err = trust.Invalidation(last.Subject, last.Data)
+	_, err = trust.At(last.Time, last.Sequence).Invalidation(last.Subject, last.Data)
 	refusal := (*events.Refusal)(nil)
 	if !errors.As(err, &refusal) || refusal.Reason != events.WrongOrigin {
 		return nil

@@ -41,6 +41,7 @@ type reader struct {
 // lastEvent is where in the stream a service's last event is, and who signed it.
 type lastEvent struct {
 	place  uint64
+	stored time.Time
 	signer events.PublicKey
 }
 
@@ -57,7 +58,7 @@ func (p *propagation) of(ctx context.Context, t events.Target, sequence int64) m
 	last, ok := p.lastEvent(ctx, stream, t, sequence)
 	for durable, r := range p.progress(ctx, stream) {
 		known[durable] = ok && r.floor >= last.place &&
-			events.MayHaveApplied(r.metadata, p.trust.Origin(), last.signer, last.place)
+			events.MayHaveApplied(r.metadata, p.trust.Origin(), last.signer, last.stored, last.place)
 	}
 	return known
 }
@@ -90,7 +91,7 @@ func (p *propagation) lastEvent(ctx context.Context, stream jetstream.Stream, t 
 		return lastEvent{}, false
 	}
 	if signer, ok := p.signed(last, sequence); ok {
-		return lastEvent{last.Sequence, signer}, true
+		return lastEvent{last.Sequence, last.Time, signer}, true
 	}
 	kept := events.InvalidationStreamConfig().MaxMsgsPerSubject
 	list, err := jetstreamext.GetBatch(ctx, p.js, events.InvalidationStream, int(kept), jetstreamext.GetBatchSubject(subject))
@@ -103,7 +104,7 @@ func (p *propagation) lastEvent(ctx context.Context, stream jetstream.Stream, t 
 			return lastEvent{}, false
 		}
 		if signer, ok := p.signed(message, sequence); ok {
-			found = lastEvent{message.Sequence, signer}
+			found = lastEvent{message.Sequence, message.Time, signer}
 		}
 	}
 	return found, found.place > 0
@@ -114,7 +115,7 @@ func (p *propagation) signed(message *jetstream.RawStreamMsg, sequence int64) (e
 	if events.SequenceOf(message.Data) < sequence {
 		return events.PublicKey{}, false
 	}
-	_, signer, err := p.trust.SignedInvalidation(message.Subject, message.Data)
+	_, signer, err := p.trust.At(message.Time, message.Sequence).SignedInvalidation(message.Subject, message.Data)
 	return signer, err == nil
 }
 

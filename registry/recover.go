@@ -15,7 +15,7 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// Recovery says how changes are recovered that a database lacks. All members but DryRun are required.
+// Recovery says how changes are recovered that a database lacks. All members but DryRun and UpTo are required.
 type Recovery struct {
 	JetStream jetstream.JetStream
 	// Trust is whose events and receipts are believed: the registry's own.
@@ -24,7 +24,9 @@ type Recovery struct {
 	Key events.SigningKey
 	// DryRun reads and reports, and writes nothing.
 	DryRun bool
-	Log    *slog.Logger
+	// UpTo passes over what the stream of events has behind this place: what came since a dry run. 0: nothing is passed over.
+	UpTo uint64
+	Log  *slog.Logger
 }
 
 // Recovered is what [Store.Recover] did, and what it could not do.
@@ -35,8 +37,14 @@ type Recovered struct {
 	Services int  `json:"services"` // whose changes these are
 	// WithoutReceipt is how many of the changes have a stand-in for their receipt and their request's nonce.
 	WithoutReceipt int `json:"without_receipt"`
+	// UpTo is the last place of the stream that was looked at.
+	UpTo uint64 `json:"up_to"`
+	// Signers are on whose signatures the changes rest.
+	Signers []Signer `json:"signers"`
 	// Refused is how many messages no trusted key signed.
 	Refused int `json:"refused"`
+	// AfterEnd is how many messages a key signed after its end. They count for nothing.
+	AfterEnd int `json:"after_end"`
 	// UnknownApps are apps of services with recovered changes that the database does not know.
 	UnknownApps []events.AppID `json:"unknown_apps"`
 	// Gaps are services whose next change is not in the stream any more.
@@ -79,14 +87,18 @@ func (s *Store) Recover(ctx context.Context, how Recovery) (Recovered, error) {
 		store: s, how: how, waiting: map[events.Target][]streamEvent{}, touched: map[events.Target]*service{},
 		apps: map[events.AppID]bool{},
 		report: Recovered{
-			DryRun: how.DryRun, UnknownApps: []events.AppID{}, Gaps: []Gap{}, Conflicts: []Conflict{}, IssuedTwice: []Conflict{},
+			DryRun: how.DryRun, Signers: []Signer{}, UnknownApps: []events.AppID{}, Gaps: []Gap{}, Conflicts: []Conflict{}, IssuedTwice: []Conflict{},
 		},
 	}
 	stream, err := invalidations(ctx, how.JetStream)
 	if err != nil {
 		return r.report, err
 	}
-	if err := (comparison{s, how.Trust, how.Log, r.take}).run(ctx, stream, 1); err != nil {
+	r.report.UpTo = stream.CachedInfo().State.LastSeq
+	if how.UpTo > 0 {
+		r.report.UpTo = min(r.report.UpTo, how.UpTo)
+	}
+	if err := (comparison{s, how.Trust, how.Log, r.take, how.UpTo}).run(ctx, stream, 1); err != nil {
 		return r.report, fmt.Errorf("recover: %w", err)
 	}
 	if err := r.finish(ctx); err != nil {
@@ -110,6 +122,7 @@ type recoverer struct {
 func (r *recoverer) take(ctx context.Context, c compared, batch []streamMessage) error {
 	r.report.Messages += len(batch)
 	r.report.Refused += c.refused
+	r.report.AfterEnd += c.ended
 	for _, e := range c.twice {
 		r.issuedTwice(e.event)
 	}
@@ -134,7 +147,7 @@ func (r *recoverer) issuedTwice(e events.Invalidation) {
 // chain is what continues the history of one service.
 type chain struct {
 	group  *group
-	events []events.Invalidation
+	events []streamEvent
 }
 
 // write continues the histories of these services as far as the waiting events go.
@@ -206,10 +219,10 @@ func (r *recoverer) continueHistory(t events.Target, have *service, owners map[e
 		switch s := &g.service; {
 		case e.event.Sequence == s.sequence+1 && e.event.OldKey == s.key && !taken:
 			g.follow(&e.event)
-			c.events = append(c.events, e.event)
+			c.events = append(c.events, e)
 		case e.event.Sequence > s.sequence:
 			rest = append(rest, e)
-		case len(c.events) > 0 && !slices.ContainsFunc(c.events, func(o events.Invalidation) bool { return o.Nonce == e.event.Nonce }):
+		case len(c.events) > 0 && !slices.ContainsFunc(c.events, func(o streamEvent) bool { return o.event.Nonce == e.event.Nonce }):
 			r.issuedTwice(e.event)
 		}
 	}
@@ -263,6 +276,9 @@ func (r *recoverer) finish(ctx context.Context) error {
 	r.report.UnknownApps = slices.AppendSeq(r.report.UnknownApps, maps.Keys(r.apps))
 	slices.SortFunc(r.report.UnknownApps, func(a, b events.AppID) int { return cmp.Compare(a.String(), b.String()) })
 	r.report.Services = len(r.touched)
+	for i := range r.report.Signers {
+		r.report.Signers[i].trim()
+	}
 	return nil
 }
 

@@ -27,7 +27,7 @@ func (r *recoverer) record(ctx context.Context, chains []*chain) error {
 		err := r.recordTogether(ctx, []*chain{c}, receipts)
 		if errors.Is(err, errTaken) {
 			r.report.Conflicts = append(r.report.Conflicts, Conflict{
-				c.group.target.String(), c.events[0].Sequence,
+				c.group.target.String(), c.events[0].event.Sequence,
 				"the database has moved meanwhile, or has this request's nonce with another change; run it again",
 			})
 			continue
@@ -47,12 +47,13 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 	for _, c := range chains {
 		groups = append(groups, c.group)
 		for i := range c.events {
-			heard, ok := receipts[c.events[i].Nonce]
+			event := c.events[i].event
+			heard, ok := receipts[event.Nonce]
 			if !ok {
-				heard = r.standIn(&c.events[i])
+				heard = r.standIn(&event)
 				standIns++
 			}
-			rows = append(rows, historyRow{0, c.events[i], heard.receipt.RequestNonce, unknownDigest(), heard.receipt.Nonce, heard.payload})
+			rows = append(rows, historyRow{0, event, heard.receipt.RequestNonce, unknownDigest(), heard.receipt.Nonce, heard.payload})
 		}
 	}
 	if !r.how.DryRun {
@@ -66,6 +67,11 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 			r.touched[g.target] = &g.service
 		}
 		r.apps[g.target.App] = true
+	}
+	for _, c := range chains {
+		for i := range c.events {
+			r.signed(&c.events[i])
+		}
 	}
 	r.report.WithoutReceipt += standIns
 	r.progress(len(rows))
@@ -114,7 +120,7 @@ func (r *recoverer) receipts(ctx context.Context, chains []*chain) (map[events.N
 	for _, c := range chains {
 		subjects = append(subjects, events.ReceiptSubject+c.group.target.String())
 		for i := range c.events {
-			wanted[c.events[i].Nonce] = &c.events[i]
+			wanted[c.events[i].event.Nonce] = &c.events[i].event
 		}
 	}
 	stream, err := r.how.JetStream.Stream(ctx, events.ReceiptStream)
@@ -126,7 +132,7 @@ func (r *recoverer) receipts(ctx context.Context, chains []*chain) (map[events.N
 	}
 	err = reading{stream: stream, filters: subjects, each: func(_ context.Context, batch []streamMessage) error {
 		for _, m := range batch {
-			receipt, err := r.how.Trust.Receipt(m.subject, m.payload)
+			receipt, err := r.how.Trust.At(m.stored, 0).Receipt(m.subject, m.payload)
 			if err != nil || receipt.Event != events.RequestCommitted || receipt.RequestNonce.IsZero() {
 				continue
 			}

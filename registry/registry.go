@@ -31,8 +31,9 @@ type Config struct {
 	ChangePolicy bool
 	// Key signs events, receipts and records. Required.
 	Key events.SigningKey
-	// Trust names earlier keys of this registry, so that events that they signed are still known as its own.
-	Trust []events.PublicKey
+	// Trust names earlier keys of this registry, so that events that they signed are still known as its own; up to its end, where
+	// one was stolen.
+	Trust []events.TrustedKey
 	// Store is the database. Required; whoever opened it closes it, after Run.
 	Store *Store
 	// Conn is the broker. Required. It should reconnect for ever.

@@ -25,6 +25,7 @@ type streamMessage struct {
 	subject string
 	payload []byte
 	place   uint64 // its sequence in the stream
+	stored  time.Time
 }
 
 // reading says what of a stream is read, and what is done with it.
@@ -77,7 +78,7 @@ func fetch(ctx context.Context, consumer jetstream.Consumer, delivered *uint64) 
 		if meta.Sequence.Consumer != *delivered {
 			return nil, 0, errCut
 		}
-		batch = append(batch, streamMessage{msg.Subject(), msg.Data(), meta.Sequence.Stream})
+		batch = append(batch, streamMessage{msg.Subject(), msg.Data(), meta.Sequence.Stream, meta.Timestamp})
 		if pending = meta.NumPending; pending == 0 {
 			break // Fetch would wait for more
 		}

@@ -26,6 +26,8 @@ type world struct {
 	js     jetstream.JetStream
 	trust  events.Trust
 	lookup *Lookup
+
+	earlier []events.TrustedKey // of the replicas that are started
 }
 
 func newWorld(t *testing.T, url string) *world {
@@ -52,7 +54,7 @@ func (w *world) run() (stop func()) {
 func (w *world) runOn(conn *nats.Conn, rotationsPerMinute int, change bool) (stop func()) {
 	w.t.Helper()
 	r, err := New(Config{
-		Policy: Policy{Origin: testOrigin, RotationsPerMinute: rotationsPerMinute}, ChangePolicy: change, Key: testKey, Store: w.store,
+		Policy: Policy{Origin: testOrigin, RotationsPerMinute: rotationsPerMinute}, ChangePolicy: change, Key: testKey, Trust: w.earlier, Store: w.store,
 		Conn: conn, Log: testLog(w.t),
 	})
 	if err != nil {

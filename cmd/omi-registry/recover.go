@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,9 +24,10 @@ type recoverCmd struct {
 	Database     database `embed:""`
 	SigningKey   string   `name:"signing-key" env:"OMI_SIGNING_KEY" required:"" placeholder:"FILE" help:"The registry's private key: what it signed is believed, and receipts that are gone get a stand-in that it signs."`
 	Origin       string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
-	Trust        []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"Earlier public keys of this registry, if its signing key was changed."`
+	Trust        []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"Earlier public keys of this registry, if its signing key was changed. One that was stolen ends: KEY@TIME."`
 	TrustFile    string   `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with those keys, one a line."`
-	DryRun       bool     `name:"dry-run" help:"Say what would be recovered, and write nothing."`
+	DryRun       bool     `name:"dry-run" help:"Say what would be recovered, and on whose signature it rests, and write nothing."`
+	Yes          bool     `help:"Write changes that rest on the signatures of earlier keys, too."`
 	JSON         bool     `help:"Print one JSON object."`
 }
 
@@ -35,6 +37,10 @@ func (c *recoverCmd) Help() string {
 notices, holds the services concerned, and serves the others. This command brings the changes back: from the signed events
 in OMI_INVALIDATIONS, which keeps the last 64 of each service for ever, and the receipts in OMI_RECEIPTS, which are kept
 for 7 days. It may run beside registries, which then serve the services again, and as often as one likes.
+
+Before it writes, it says on whose signature the changes rest. Those that rest on an earlier key of the registry are written only
+with --yes: look at them first. Whoever has stolen such a key can sign events, too. Then give the key an end, as in
+--trust ed25519:…@2026-12-01T10:00:00Z: what the stream got since is passed over.
 
 A change that was committed and never published, since the outbox was lost with the database, can't be recovered: nobody
 has heard of it, and its service goes on with the key that it had, or needs a Master Reset.`
@@ -60,20 +66,64 @@ func (c *recoverCmd) Run() error {
 			return err
 		}
 		defer done()
-		report, err := store.Recover(ctx, registry.Recovery{JetStream: js, Trust: trust, Key: key, DryRun: c.DryRun, Log: log})
-		if err != nil {
+		return c.recover(ctx, store, registry.Recovery{JetStream: js, Trust: trust, Key: key, DryRun: true, Log: log})
+	})
+}
+
+// recover says on whose signature the changes rest, and then writes what it has said, and nothing that came since.
+func (c *recoverCmd) recover(ctx context.Context, store *registry.Store, how registry.Recovery) error {
+	report, err := store.Recover(ctx, how)
+	if err == nil && !c.JSON {
+		err = process.Print("%s", signersText(&report))
+	}
+	if err != nil {
+		return err
+	}
+	refused := c.mayWrite(&report)
+	if !c.DryRun && refused == nil {
+		how.DryRun, how.UpTo = false, report.UpTo
+		if report, err = store.Recover(ctx, how); err != nil {
 			return err
 		}
-		if c.JSON {
-			err = process.PrintJSON(report)
-		} else {
-			err = process.Print("%s", recoveredText(&report))
+	}
+	if c.JSON {
+		err = process.PrintJSON(report)
+	} else {
+		err = process.Print("%s", recoveredText(&report))
+	}
+	if err = cmp.Or(err, refused); err == nil && !report.Complete() {
+		err = process.Refused(errors.New("not everything could be recovered: the report names what remains"))
+	}
+	return err
+}
+
+// mayWrite refuses to write on the signature of an earlier key what nobody has agreed to.
+func (c *recoverCmd) mayWrite(r *registry.Recovered) error {
+	if c.Yes || c.DryRun || r.Earlier() == 0 {
+		return nil
+	}
+	return process.Usagef("nothing is written: %d changes rest on the signatures of earlier keys. If such a key was stolen, give it its end, "+
+		"as in --trust KEY@TIME; if not, --yes recovers them", r.Earlier())
+}
+
+// signersText says on whose signatures changes rest, and names those of earlier keys.
+func signersText(r *registry.Recovered) string {
+	var text strings.Builder
+	for _, s := range r.Signers {
+		if !s.Earlier {
+			fmt.Fprintf(&text, "%d changes rest on the signature of %s, with which the registry signs.\n", s.Changes, s.PublicKey)
+			continue
 		}
-		if err == nil && !report.Complete() {
-			err = process.Refused(errors.New("not everything could be recovered: the report names what remains"))
+		fmt.Fprintf(&text, "%d changes rest on the signature of %s, an earlier key:\n", s.Changes, s.PublicKey)
+		if more := s.Changes - len(s.Newest); more > 0 {
+			fmt.Fprintf(&text, "  the first %d are not listed\n", more)
 		}
-		return err
-	})
+		for _, change := range s.Newest {
+			fmt.Fprintf(&text, "  %s  %s, sequence %d, at %d in the stream since %s\n",
+				change.Target, change.Event, change.Sequence, change.Place, change.StoredAt.Format(time.RFC3339))
+		}
+	}
+	return text.String()
 }
 
 func recoveredText(r *registry.Recovered) string {
@@ -93,6 +143,9 @@ func recoveredText(r *registry.Recovered) string {
 	}
 	if r.Refused > 0 {
 		fmt.Fprintf(&text, "%d messages of the stream are signed by no key of this registry; name earlier keys by --trust.\n", r.Refused)
+	}
+	if r.AfterEnd > 0 {
+		fmt.Fprintf(&text, "%d messages of the stream are signed by an earlier key after its end, and passed over.\n", r.AfterEnd)
 	}
 	verb := "Recovered"
 	if r.DryRun {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"omiappreg.org/keyrotation/events"
@@ -36,7 +37,7 @@ type serveCmd struct {
 	Web          process.Web `embed:""`
 
 	SigningKey string   `name:"signing-key" env:"OMI_SIGNING_KEY" required:"" placeholder:"FILE" help:"The registry's private key, PKCS #8 PEM of mode 0600 (omi-registry keygen makes one)."`
-	Trust      []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"Earlier public keys of this registry, if its signing key was changed: the events that they signed are its own."`
+	Trust      []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"Earlier public keys of this registry, if its signing key was changed: the events that they signed are its own. One that was stolen ends: KEY@TIME."`
 	TrustFile  string   `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with those keys, one a line."`
 	Origin     string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name, which its messages carry (${default})."`
 	Apps       string   `env:"OMI_APPS" placeholder:"FILE" help:"Apps to make known: a JSON array of {\"app_id\": …, \"master_public_key\": …}."`
@@ -117,7 +118,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 		return usage(err)
 	}
 	r, err := registry.New(registry.Config{
-		Policy: policy, ChangePolicy: c.ChangePolicy, Key: key, Trust: trust.PublicKeys(), Store: store, Conn: nc, Batch: c.Batch, Replicas: c.StreamReplicas,
+		Policy: policy, ChangePolicy: c.ChangePolicy, Key: key, Trust: trust.TrustedKeys(), Store: store, Conn: nc, Batch: c.Batch, Replicas: c.StreamReplicas,
 		Metrics: web.Metrics, Now: clock(), Log: log,
 	})
 	if err != nil {
@@ -175,7 +176,12 @@ func signingKey(path string) (events.SigningKey, error) {
 
 // ownTrust is the trust in a registry's own keys: the one that it signs with, and earlier ones that are named.
 func ownTrust(origin string, key events.SigningKey, earlier []string, file string) (events.Trust, error) {
-	return process.Trust{Origin: origin, Keys: append([]string{key.Public().String()}, earlier...), File: file}.Load()
+	trust, err := process.Trust{Origin: origin, Keys: append([]string{key.Public().String()}, earlier...), File: file}.Load()
+	if err == nil && !slices.Contains(trust.PublicKeys(), key.Public()) {
+		err = process.Usagef("--signing-key: --trust says that this key, %s, has ended: nothing that it signs would be believed. "+
+			"Make another one with `omi-registry keygen`, and have it trusted", key.Public())
+	}
+	return trust, err
 }
 
 func closeStore(store *registry.Store, log *slog.Logger) {

@@ -146,21 +146,18 @@ func (d *doctor) examineRegistry(ctx context.Context) {
 		return
 	}
 	detail := "answers for " + d.info.Origin
-	if len(d.cmd.Trust) == 0 {
+	if !d.cmd.trusts() {
 		d.warn(name, fmt.Sprintf("%s; believed on first sight: %s", detail, keyList(d.info.PublicKeys)),
 			"ask who runs it for its public key, and give that by --trust")
 		return
 	}
-	var given []events.PublicKey
-	for _, text := range d.cmd.Trust {
-		key, _ := events.ParsePublicKey(text) // checked at the start
-		given = append(given, key)
-	}
-	if d.trust, err = events.NewTrust(d.info.Origin, given...); err != nil {
+	trusted := d.cmd.trusted()
+	trusted.Origin = d.info.Origin
+	if d.trust, err = trusted.Load(); err != nil {
 		d.wrong(name, "--trust: "+err.Error(), "give the registry's public key")
 		return
 	}
-	if !slices.ContainsFunc(d.info.PublicKeys, func(k events.PublicKey) bool { return slices.Contains(given, k) }) {
+	if !slices.ContainsFunc(d.info.PublicKeys, func(k events.PublicKey) bool { return slices.Contains(d.trust.PublicKeys(), k) }) {
 		d.wrong(name, fmt.Sprintf("%s, with a key that --trust does not name: %s", detail, keyList(d.info.PublicKeys)),
 			"another registry answers here, or its key was changed: ask who runs it")
 	} else {

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/subscriber"
@@ -31,7 +32,7 @@ func (d *doctor) examineTrust(name, durable string, metadata map[string]string) 
 	}
 	words := strings.Fields(trusted)
 	untrusted := slices.DeleteFunc(slices.Clone(d.info.PublicKeys), func(key events.PublicKey) bool {
-		return slices.Contains(words, events.TrustedBy(d.info.Origin, key))
+		return events.Trusts(words, d.info.Origin, key, time.Time{}, 0)
 	})
 	switch aside, _ := subscriber.AsideOf(metadata); {
 	case len(untrusted) > 0:

@@ -120,19 +120,24 @@ func (c *watchCmd) follow(ctx context.Context, s *session, stream, subject strin
 
 // describe says what a message means, if it is the registry's.
 func (s *session) describe(stream string, msg jetstream.Msg) line {
-	l := line{At: time.Now().UTC()}
+	l, trust := line{At: time.Now().UTC()}, s.trust
 	if meta, err := msg.Metadata(); err == nil {
 		l.At = meta.Timestamp.UTC()
+		place := meta.Sequence.Stream
+		if stream == events.ReceiptStream {
+			place = 0
+		}
+		trust = trust.At(meta.Timestamp, place)
 	}
 	var err error
 	if stream == events.ReceiptStream {
 		var r events.Receipt
-		if r, err = s.trust.Receipt(msg.Subject(), msg.Data()); err == nil {
+		if r, err = trust.Receipt(msg.Subject(), msg.Data()); err == nil {
 			l.Kind, l.Target, l.What, l.Message = "receipt", r.Target.String(), outcome(r), receiptView(r)
 		}
 	} else {
 		var e events.Invalidation
-		if e, err = s.trust.Invalidation(msg.Subject(), msg.Data()); err == nil {
+		if e, err = trust.Invalidation(msg.Subject(), msg.Data()); err == nil {
 			l.Kind, l.Target, l.What, l.Message = "event", e.Target.String(), eventText(e), eventView(e)
 		}
 	}

@@ -67,7 +67,7 @@ func Sort(trust events.Trust, batch []Delivery) Sorted {
 	parallel.Each(len(shares), 1, func(i int) {
 		published := make([]events.Published, len(shares[i]))
 		for n, d := range shares[i] {
-			published[n] = events.Published{Subject: d.Subject, Payload: d.Payload}
+			published[n] = events.Published{Subject: d.Subject, Payload: d.Payload, Stored: d.Published, Place: d.Sequence}
 		}
 		verdicts[i] = trust.Invalidations(published)
 	})

@@ -67,11 +67,20 @@ func Read(path string) (events.SigningKey, error) {
 
 // ReadPublicKeys returns the public keys in a text file: one a line, `#` begins a comment.
 func ReadPublicKeys(path string) ([]events.PublicKey, error) {
+	return readLines(path, events.ParsePublicKey)
+}
+
+// ReadTrustedKeys is ReadPublicKeys for keys that may have an end: ed25519:…@TIME.
+func ReadTrustedKeys(path string) ([]events.TrustedKey, error) {
+	return readLines(path, events.ParseTrustedKey)
+}
+
+func readLines[T any](path string, parse func(string) (T, error)) ([]T, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read public keys: %w", err)
 	}
-	var keys []events.PublicKey
+	var keys []T
 	n := 0
 	for line := range strings.Lines(string(content)) {
 		n++
@@ -79,7 +88,7 @@ func ReadPublicKeys(path string) ([]events.PublicKey, error) {
 		if line = strings.TrimSpace(line); line == "" {
 			continue
 		}
-		key, err := events.ParsePublicKey(line)
+		key, err := parse(line)
 		if err != nil {
 			return nil, fmt.Errorf("%s, line %d: %w", path, n, err)
 		}

@@ -19,22 +19,22 @@ import (
 // Trust is whom a process believes: flags for a kong grammar.
 type Trust struct {
 	Origin string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
-	Keys   []string `name:"trust" env:"OMI_TRUST" placeholder:"ed25519:…" help:"A public key of the registry; repeatable."`
-	File   string   `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with public keys of the registry, one a line."`
+	Keys   []string `name:"trust" env:"OMI_TRUST" placeholder:"ed25519:…" help:"A public key of the registry; repeatable. One that was stolen ends: KEY@TIME."`
+	File   string   `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with public keys of the registry, one a line, as for --trust."`
 }
 
 // Load returns the trust that the flags describe.
 func (t Trust) Load() (events.Trust, error) {
-	var keys []events.PublicKey
+	var keys []events.TrustedKey
 	for _, s := range strings.Fields(strings.Join(t.Keys, " ")) { // a variable that is made of a file has a line for each
-		key, err := events.ParsePublicKey(s)
+		key, err := events.ParseTrustedKey(s)
 		if err != nil {
 			return events.Trust{}, Usagef("--trust: %w", err)
 		}
 		keys = append(keys, key)
 	}
 	if t.File != "" {
-		more, err := keyfile.ReadPublicKeys(t.File)
+		more, err := keyfile.ReadTrustedKeys(t.File)
 		if err != nil {
 			return events.Trust{}, Usagef("--trust-file: %w", err)
 		}
@@ -43,12 +43,16 @@ func (t Trust) Load() (events.Trust, error) {
 	if err := events.CheckOrigin(t.Origin); err != nil {
 		return events.Trust{}, Usagef("--origin %q: %w", t.Origin, err)
 	}
-	trust, err := events.NewTrust(t.Origin, keys...)
+	trust, err := events.NewTrustUntil(t.Origin, keys...)
 	if errors.Is(err, events.ErrNoTrust) {
 		return trust, Usagef("whom to trust is missing: give --trust ed25519:… with the registry's public key, or --trust-file")
 	}
 	if err != nil {
 		return trust, Usagef("--trust: %w", err)
+	}
+	if len(trust.PublicKeys()) == 0 {
+		return trust, Usagef("--trust: every key that it names has ended, so nothing that the registry signs now would be believed: " +
+			"name its present key as well")
 	}
 	return trust, nil
 }

@@ -62,7 +62,7 @@ func (t Trust) reload(now events.Trust) (events.Trust, error) {
 	if err != nil || sameKeys(now, next) {
 		return next, err
 	}
-	keys, err := keyfile.ReadPublicKeys(t.File)
+	keys, err := keyfile.ReadTrustedKeys(t.File)
 	if err == nil && len(keys) == 0 {
 		err = errNoKeys
 	}

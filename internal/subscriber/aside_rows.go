@@ -48,7 +48,7 @@ func (s *Store) writeAside(p *sqldb.Pipeline, aside []SetAside) {
 func (c class) sql() string {
 	const (
 		failed     = `reason IN ('` + consume.Panics + `', '` + consume.Fails + `')`
-		unbelieved = `reason IN ('` + unknownKey + `', '` + string(events.WrongOrigin) + `')`
+		unbelieved = `reason IN ('` + unknownKey + `', '` + string(events.EndedRegistryKey) + `', '` + string(events.WrongOrigin) + `')`
 	)
 	switch c {
 	case ofFailed:

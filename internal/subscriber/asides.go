@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"omiappreg.org/keyrotation/events"
 )
 
 // asides is what is set aside now, as far as this process knows: it looks at its database once in a while.
@@ -101,7 +103,10 @@ func remark(reason string) string {
 	case ofFailed:
 		return "events that could not be handled: correct the cause that the log and the command set-aside name, and start this process again"
 	case ofUnbelieved:
-		if reason == unknownKey {
+		switch reason {
+		case string(events.EndedRegistryKey):
+			return "events that a registry key signed after its end in --trust: its thief publishes here, or the end is too early"
+		case unknownKey:
 			return "events by a registry key that is not trusted: if the registry has a new key, add it by --trust or in --trust-file; else another party publishes here"
 		}
 		return "events of a registry with another domain name: look at --origin"

@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 )
 
@@ -66,7 +67,7 @@ func (m *metrics) register(r prometheus.Registerer, asOf func() int64) error {
 // setAside shows what is set aside now. What an operator should be told of is there from the start, as 0.
 func (m *metrics) setAside(byReason map[string]int64) {
 	m.aside.Reset()
-	for _, reason := range []string{unknownKey, consume.Panics, consume.Fails} {
+	for _, reason := range []string{unknownKey, string(events.EndedRegistryKey), consume.Panics, consume.Fails} {
 		m.aside.WithLabelValues(reason)
 	}
 	for reason, n := range byReason {

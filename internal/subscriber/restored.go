@@ -81,7 +81,7 @@ func (s *Subscriber) hasLast(ctx context.Context, stream jetstream.Stream, floor
 	if err != nil {
 		return false, fmt.Errorf("look at the last message that was acknowledged: %w", err)
 	}
-	event, err := s.Trust().Invalidation(msg.Subject, msg.Data)
+	event, err := s.Trust().At(msg.Time, msg.Sequence).Invalidation(msg.Subject, msg.Data)
 	if refusal := (*events.Refusal)(nil); errors.As(err, &refusal) {
 		return false, nil
 	}

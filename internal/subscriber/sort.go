@@ -32,7 +32,7 @@ func (s *Subscriber) sort(batch []incoming.Delivery) (incoming.Sorted, unbelieve
 				detail = unknownKeyDetail + ": key_id " + incoming.Printable(keyID) + "."
 			}
 			sorted.Refused[i].Refusal = &events.Refusal{Reason: unknownKey, Detail: detail}
-		case events.WrongOrigin: // signed by a key that is trusted
+		case events.EndedRegistryKey, events.WrongOrigin: // signed by a key that is or was trusted
 		default:
 			continue
 		}
@@ -55,7 +55,7 @@ const (
 // classOf tells by the reason.
 func classOf(reason string) class {
 	switch reason {
-	case unknownKey, string(events.WrongOrigin):
+	case unknownKey, string(events.EndedRegistryKey), string(events.WrongOrigin):
 		return ofUnbelieved
 	case consume.Panics, consume.Fails:
 		return ofFailed

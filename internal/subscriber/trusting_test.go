@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/subscriber"
@@ -48,8 +49,13 @@ func trusting(t *testing.T, registries ...*subtest.Registry) events.Trust {
 // start runs a subscriber that trusts these, until the returned function stops it.
 func (h *heir) start(t *testing.T, trusted ...*subtest.Registry) (sub *subscriber.Subscriber, stop func()) {
 	t.Helper()
+	return h.startWith(t, trusting(t, trusted...))
+}
+
+func (h *heir) startWith(t *testing.T, trust events.Trust) (sub *subscriber.Subscriber, stop func()) {
+	t.Helper()
 	sub, err := subscriber.New(subscriber.Config{
-		JetStream: h.js, Durable: "sub", Trust: trusting(t, trusted...), Store: h.store, Log: slog.New(slog.NewTextHandler(h.log, nil)),
+		JetStream: h.js, Durable: "sub", Trust: trust, Store: h.store, Log: slog.New(slog.NewTextHandler(h.log, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -293,4 +299,54 @@ func TestRemarks(t *testing.T) {
 	if !maps.Equal(counts, want) {
 		t.Errorf("the metric says %v, want %v", counts, want)
 	}
+}
+
+// TestForgedByAStolenKey: what a key of the registry signs after its end is set aside, and not called applied, also where it ends a
+// service's keys by an event dated back. An end that proves too early is corrected while the subscriber runs, and what it had set
+// aside is applied.
+func TestForgedByAStolenKey(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		h := newHeir(t, url)
+		end := time.Now().Add(time.Hour).Unix()
+		until := func(place uint64) events.Trust {
+			trust, err := events.NewTrustUntil(subtest.Origin, events.TrustedKey{PublicKey: h.next.Key.Public()},
+				events.TrustedKey{PublicKey: h.old.Key.Public(), End: events.End{Time: end, Place: place}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return trust
+		}
+		announces := func(trust events.Trust) {
+			t.Helper()
+			want := strings.Join(trust.Announcement(), " ")
+			testenv.Eventually(t, within, "the durable says whom it trusts", func() error {
+				if got := h.consumer(t).Config.Metadata[events.TrustMetadata]; got != want {
+					return fmt.Errorf("%q, want %q", got, want)
+				}
+				return nil
+			})
+		}
+		a, b := subtest.NewService(t, "a"), subtest.NewService(t, "b")
+		h.old.Publish(t, h.js, a.Bind(start), b.Bind(start)) // at 1 and 2
+		honest := a.Keyring()
+		h.old.Publish(t, h.js, a.Reset(start-1000), b.Rotate(start+10, 300)) // at 3 and 4
+		sub, stop := h.startWith(t, until(2))
+		defer stop()
+		h.allRead(t)
+		announces(until(2))
+		if got := all(t, h.store)[a.Target].Keyring; diffKeyrings(honest, got) != "" {
+			t.Errorf("the thief's event counts: %+v", got)
+		}
+		if places := h.listed(t, string(events.EndedRegistryKey)); !slices.Equal(places, []uint64{4, 3}) {
+			t.Errorf("set aside are %v", places)
+		}
+		sub.SetTrust(until(4))
+		announces(until(4))
+		for _, s := range []*subtest.Service{a, b} {
+			if diff := diffKeyrings(s.Keyring(), all(t, h.store)[s.Target].Keyring); diff != "" {
+				t.Errorf("with a later end, %s: %s", s.Target, diff)
+			}
+		}
+	})
 }
