@@ -154,6 +154,8 @@ func TestIntervals(t *testing.T) {
 		s.Rotate(start+2000, 0)
 		s.Revoke(start + 3000)
 		s.Bind(start + 4000)
+		s.Rotate(start+5000, 300)
+		s.EndEarlier(start + 5100)
 		w.registry.Publish(t, w.js, s.Events...)
 		w.caughtUp(t)
 		w.owns(t, s, s.Keys[0], start, start+1200)      // its grace ended by the reset
@@ -161,7 +163,9 @@ func TestIntervals(t *testing.T) {
 		w.owns(t, s, s.Keys[2], start+1100, start+1200)
 		w.owns(t, s, s.Keys[3], start+1200, start+2000) // an emergency rotation: no grace
 		w.owns(t, s, s.Keys[4], start+2000, start+3000)
-		w.owns(t, s, s.Keys[5], start+4000, 0)
+		w.owns(t, s, s.Keys[5], start+4000, start+5100) // its grace ended by an emergency rotation
+		w.owns(t, s, s.Keys[6], start+5000, start+5100)
+		w.owns(t, s, s.Keys[7], start+5100, 0)
 		if got := w.ask(t, events.GenerateSigningKey(), start); got != (events.AttributeAnswer{Result: events.Invalid, Reason: events.UnknownKey}) {
 			t.Errorf("a key that nobody had: %+v", got)
 		}
@@ -182,6 +186,7 @@ func TestAnyOrder(t *testing.T) {
 		s.Rotate(start+200, 300)
 		s.Reset(start + 300)
 		s.Rotate(start+400, 100)
+		s.EndEarlier(start + 450)
 		list := rapid.Permutation(s.Events).Draw(rt, "order")
 		list = slices.Concat(list, rapid.SliceOfN(rapid.SampledFrom(list), 0, 3).Draw(rt, "again"))
 		w.registry.Publish(t, w.js, list...)
@@ -189,8 +194,9 @@ func TestAnyOrder(t *testing.T) {
 		w.owns(rt, s, s.Keys[0], start, start+300)
 		w.owns(rt, s, s.Keys[1], start+100, start+300)
 		w.owns(rt, s, s.Keys[2], start+200, start+300)
-		w.owns(rt, s, s.Keys[3], start+300, start+500)
-		w.owns(rt, s, s.Keys[4], start+400, 0)
+		w.owns(rt, s, s.Keys[3], start+300, start+450)
+		w.owns(rt, s, s.Keys[4], start+400, start+450)
+		w.owns(rt, s, s.Keys[5], start+450, 0)
 	})
 }
 

@@ -13,8 +13,10 @@ type Draft struct {
 	Target      Target
 	Timestamp   int64      // seconds since the Unix epoch
 	Nonce       Nonce      // [NewNonce]
+	Origin      string     // of the registry that it is for; another one refuses it. Empty: any registry takes it
 	NewKey      SigningKey // the new key, which proves that its holder has it; none in a revocation
 	GracePeriod *int64     // seconds, rotation only; nil: the registry's own
+	EndEarlier  bool       // rotation with a grace period of 0 only: it ends the keys that are in grace too
 	ServiceType string     // binding and reset only, optional
 	EndpointURL string     // binding and reset only, optional
 
@@ -31,6 +33,8 @@ type (
 		AppID             AppID       `json:"app_id"`
 		ServiceID         ServiceID   `json:"service_id"`
 		GracePeriod       *int64      `json:"grace_period,omitzero"`
+		EndEarlier        bool        `json:"end_earlier,omitzero"`
+		Origin            string      `json:"origin,omitzero"`
 	}
 	bindingData struct {
 		AppID       AppID       `json:"app_id"`
@@ -41,6 +45,7 @@ type (
 		Context     RequestKind `json:"context"`
 		ServiceType string      `json:"service_type,omitzero"`
 		EndpointURL string      `json:"endpoint_url,omitzero"`
+		Origin      string      `json:"origin,omitzero"`
 	}
 	revocationData struct {
 		AppID           AppID          `json:"app_id"`
@@ -49,6 +54,7 @@ type (
 		Nonce           Nonce          `json:"nonce"`
 		Context         RequestKind    `json:"context"`
 		ProviderReceipt jsontext.Value `json:"provider_receipt,omitzero"`
+		Origin          string         `json:"origin,omitzero"`
 	}
 )
 
@@ -122,11 +128,13 @@ func (d Draft) SignWith(by, newKey crypto.Signer) ([]byte, error) {
 func (d Draft) data(newKey PublicKey) any {
 	switch d.Kind {
 	case Rotation:
-		return rotationData{newKey, d.Timestamp, d.Nonce, d.Kind, d.Target.App, d.Target.Service, d.GracePeriod}
+		return rotationData{newKey, d.Timestamp, d.Nonce, d.Kind, d.Target.App, d.Target.Service, d.GracePeriod, d.EndEarlier, d.Origin}
 	case Revocation:
-		return revocationData{d.Target.App, d.Target.Service, d.Timestamp, d.Nonce, d.Kind, d.ProviderReceipt}
+		return revocationData{d.Target.App, d.Target.Service, d.Timestamp, d.Nonce, d.Kind, d.ProviderReceipt, d.Origin}
 	default:
-		return bindingData{d.Target.App, d.Target.Service, newKey, d.Timestamp, d.Nonce, d.Kind, d.ServiceType, d.EndpointURL}
+		return bindingData{
+			d.Target.App, d.Target.Service, newKey, d.Timestamp, d.Nonce, d.Kind, d.ServiceType, d.EndpointURL, d.Origin,
+		}
 	}
 }
 

@@ -24,7 +24,7 @@ func drafts() map[events.RequestKind]events.Draft {
 		},
 	}
 	for kind, d := range list {
-		d.Kind, d.Target, d.Timestamp, d.Nonce = kind, someTarget(), now, someNonce()
+		d.Kind, d.Target, d.Timestamp, d.Nonce, d.Origin = kind, someTarget(), now, someNonce(), origin
 		list[kind] = d
 	}
 	return list
@@ -72,17 +72,17 @@ func TestDraft(t *testing.T) {
 func TestDraftOrder(t *testing.T) {
 	t.Parallel()
 	target := `"app_id":"` + appText + `","service_id":"cms-article-77"`
-	newKey := testKey(2).Public().String()
-	options := `,"service_type":"cms-article","endpoint_url":"https://i77.article.cms.io/api/v1"`
+	newKey, named := testKey(2).Public().String(), `,"origin":"`+origin+`"`
+	options := `,"service_type":"cms-article","endpoint_url":"https://i77.article.cms.io/api/v1"` + named
 	data := map[events.RequestKind]string{
 		events.Rotation: `"new_public_key":"` + newKey + `","rotation_timestamp":1705412600,"nonce":"` + someHash +
-			`","context":"key_rotation",` + target + `,"grace_period":300`,
+			`","context":"key_rotation",` + target + `,"grace_period":300` + named,
 		events.Binding: target + `,"public_key":"` + newKey + `","timestamp":1705412600,"nonce":"` + someHash +
 			`","context":"service_binding"` + options,
 		events.Reset: target + `,"public_key":"` + newKey + `","timestamp":1705412600,"nonce":"` + someHash +
 			`","context":"master_reset"` + options,
 		events.Revocation: target + `,"timestamp":1705412600,"nonce":"` + someHash +
-			`","context":"decommission","provider_receipt":{"kept":[1.50,"as it came"]}`,
+			`","context":"decommission","provider_receipt":{"kept":[1.50,"as it came"]}` + named,
 	}
 	for kind, d := range drafts() {
 		canonical := must(events.Canonical([]byte("{" + data[kind] + "}")))
@@ -187,6 +187,7 @@ func draftOf(r *events.Request, newKey events.SigningKey) events.Draft {
 	d := events.Draft{
 		Kind: r.Kind, Target: r.Target, Timestamp: r.Timestamp, Nonce: r.Nonce, NewKey: newKey,
 		ServiceType: r.ServiceType, EndpointURL: r.EndpointURL, ProviderReceipt: r.ProviderReceipt,
+		Origin: r.Origin, EndEarlier: r.EndEarlier,
 	}
 	if r.HasGracePeriod {
 		d.GracePeriod = &r.GracePeriod

@@ -165,6 +165,21 @@ func (f *fields) time(name string) int64 {
 	return n
 }
 
+// yes takes an optional member that is true where it is there. To leave it out is the only way to say no.
+func (f *fields) yes(name string) bool {
+	value, found := f.take(name)
+	if found && value.Kind() != 't' {
+		f.fail("The member " + quoteName(name) + " must be true, or left out.")
+		return false
+	}
+	return found
+}
+
+// origin takes the optional domain name of a registry.
+func (f *fields) origin(name string) string {
+	return parsed(f, name, false, kept(func(s string) (string, error) { return s, CheckOrigin(s) }))
+}
+
 // object takes an optional JSON object as it came.
 func (f *fields) object(name string) jsontext.Value {
 	value, found := f.take(name)

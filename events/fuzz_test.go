@@ -28,6 +28,8 @@ func FuzzParseRequest(f *testing.F) {
 	for _, d := range drafts() {
 		f.Add(d.Subject(), must(d.Sign(testKey(1))))
 	}
+	emergency := emergencyDraft()
+	f.Add(emergency.Subject(), must(emergency.Sign(testKey(1))))
 	f.Fuzz(func(t *testing.T, subject string, message []byte) {
 		r, err := events.ParseRequest(subject, message)
 		if err != nil {
@@ -101,6 +103,8 @@ func written(t *testing.T, r *events.Request) []byte {
 	optional("rotation_timestamp", r.Kind == events.Rotation, r.Timestamp)
 	optional("timestamp", r.Kind != events.Rotation, r.Timestamp)
 	optional("grace_period", r.HasGracePeriod, r.GracePeriod)
+	optional("end_earlier", r.EndEarlier, true)
+	optional("origin", r.Origin != "", r.Origin)
 	optional("service_type", r.ServiceType != "", r.ServiceType)
 	optional("endpoint_url", r.EndpointURL != "", r.EndpointURL)
 	optional("provider_receipt", r.ProviderReceipt != nil, r.ProviderReceipt)
@@ -127,6 +131,8 @@ func FuzzInvalidation(f *testing.F) {
 		i := someInvalidation(kind)
 		f.Add(i.Subject(), i.Sign(testKey(0)))
 	}
+	emergency := someEmergency()
+	f.Add(emergency.Subject(), emergency.Sign(testKey(0)))
 	stranger := must(events.NewTrust(origin, testKey(9).Public()))
 	f.Fuzz(func(t *testing.T, subject string, message []byte) {
 		if got, err := stranger.Invalidation(subject, message); err == nil {

@@ -11,9 +11,6 @@ const (
 	ServiceRevocation EventKind = "SERVICE_REVOCATION"
 )
 
-// EndsEarlierKeys reports whether the event ends every key that the service had before it, at once.
-func (k EventKind) EndsEarlierKeys() bool { return k == MasterReset || k == ServiceRevocation }
-
 // Event returns the event that a committed request of this kind makes.
 func (k RequestKind) Event() EventKind {
 	switch k {
@@ -40,6 +37,12 @@ type Invalidation struct {
 	Timestamp         int64     // of the commit, seconds since the Unix epoch
 	Nonce             Nonce
 	Sequence          int64 // the event's place in the service's history, from 1; 0 where the registry sends none
+	EndEarlier        bool  // of a KEY_ROTATION that ends every earlier key at once, as a MASTER_RESET does
+}
+
+// EndsEarlierKeys reports whether the event ends every key that the service had before it, at once.
+func (i *Invalidation) EndsEarlierKeys() bool {
+	return i.EndEarlier || i.Event == MasterReset || i.Event == ServiceRevocation
 }
 
 // Subject returns where the event is published (§4).
@@ -60,6 +63,9 @@ func (i *Invalidation) Sign(key SigningKey) []byte {
 	if i.Sequence != 0 {
 		s.integer("sequence", i.Sequence)
 	}
+	if i.EndEarlier {
+		s.yes("end_earlier")
+	}
 	return s.sign(key)
 }
 
@@ -79,7 +85,7 @@ func readInvalidation(f *fields) (Invalidation, error) {
 	i.GracePeriodExpiry, i.Timestamp = f.time("grace_period_expiry"), f.time("timestamp")
 	i.Nonce = f.nonce("nonce", true)
 	sequence, hasSequence := f.integer("sequence", false)
-	i.Sequence = sequence
+	i.Sequence, i.EndEarlier = sequence, f.yes("end_earlier")
 	i.checkMembers(f, hasSequence)
 	return i, f.done()
 }
@@ -97,6 +103,8 @@ func (i *Invalidation) checkMembers(f *fields, hasSequence bool) {
 	case i.Event == KeyRotation && i.GracePeriodExpiry < i.Timestamp,
 		i.Event != KeyRotation && i.GracePeriodExpiry != i.Timestamp:
 		f.fail(`The member "grace_period_expiry" does not fit the event.`)
+	case i.EndEarlier && (i.Event != KeyRotation || i.GracePeriodExpiry != i.Timestamp):
+		f.fail(`The member "end_earlier" does not fit the event.`)
 	}
 }
 

@@ -39,7 +39,7 @@ type message struct {
 // The members that an ordinary message has at most.
 const (
 	envelopeMembers = 5
-	dataMembers     = 11
+	dataMembers     = 12
 )
 
 // reading is a message and all that it takes to read it, in one piece of memory, which may serve for one message after the other.

@@ -233,9 +233,9 @@ func TestTexts(t *testing.T) {
 func TestNulls(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ subject, data string }{
-		{rotationTo, `{` + rotationText + `,"rotation_timestamp":1,"grace_period":300,"app_id":"` + appText + `","service_id":"cms-article-77"}`},
-		{bindingTo, `{` + bindingText + `,"service_type":"cms","endpoint_url":"https://a.example"}`},
-		{revokeTo, `{` + revokeText + `,"provider_receipt":{}}`},
+		{rotationTo, `{` + rotationText + `,"rotation_timestamp":1,"grace_period":0,"end_earlier":true,"origin":"a.example","app_id":"` + appText + `","service_id":"cms-article-77"}`},
+		{bindingTo, `{` + bindingText + `,"service_type":"cms","endpoint_url":"https://a.example","origin":"a.example"}`},
+		{revokeTo, `{` + revokeText + `,"provider_receipt":{},"origin":"a.example"}`},
 	} {
 		message := envelopeOf(c.data)
 		if _, err := events.ParseRequest(c.subject, []byte(message)); err != nil {

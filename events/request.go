@@ -28,6 +28,8 @@ type Request struct {
 	Nonce     Nonce
 	Timestamp int64 // seconds since the Unix epoch, as signed
 
+	// Origin is the registry that the signed data names; empty where it names none.
+	Origin string
 	// App and Service are the target that the signed data names; zero where a rotation leaves one out.
 	App     AppID
 	Service ServiceID
@@ -35,6 +37,7 @@ type Request struct {
 	NewKey          PublicKey // zero in a revocation
 	GracePeriod     int64     // seconds; what a rotation asks for, if HasGracePeriod
 	HasGracePeriod  bool
+	EndEarlier      bool           // a rotation ends every earlier key, those in grace too; its grace period is 0
 	ServiceType     string         // of a binding or reset, optional
 	EndpointURL     string         // of a binding or reset, optional: an absolute URL
 	ProviderReceipt jsontext.Value // of a revocation, optional: an object, as it came
@@ -51,6 +54,9 @@ func (r *Request) Digest() [sha256.Size]byte { return sha256.Sum256(r.Signed) }
 func (r *Request) NamesItsTarget() bool {
 	return (r.App.IsZero() || r.App == r.Target.App) && (r.Service.IsZero() || r.Service == r.Target.Service)
 }
+
+// IsFor reports whether the request is for the registry of this origin: it names that one, or none.
+func (r *Request) IsFor(origin string) bool { return r.Origin == "" || r.Origin == origin }
 
 // ParseRequest reads one message of the request stream. Where it returns a [*Refusal], the request still tells its
 // target and, as far as they could be read, its kind and its nonce: a receipt names them. Where it returns
@@ -85,6 +91,7 @@ func readableNonce(m *message) Nonce {
 // readData leaves Kind empty unless it is one of ours: it goes into metrics, and a stranger chooses the text.
 func (r *Request) readData(class string, f *fields) error {
 	r.Nonce = f.nonce("nonce", true)
+	r.Origin = f.origin("origin")
 	context, _ := f.text("context", true)
 	kind := oneOf(context, Rotation, Binding, Reset, Revocation)
 	switch {
@@ -109,6 +116,10 @@ func (r *Request) readRotation(f *fields) {
 	r.NewKey = f.publicKey("new_public_key", true)
 	r.Timestamp = f.time("rotation_timestamp")
 	r.GracePeriod, r.HasGracePeriod = f.integer("grace_period", false)
+	r.EndEarlier = f.yes("end_earlier")
+	if r.EndEarlier && (!r.HasGracePeriod || r.GracePeriod != 0) {
+		f.fail(`The member "end_earlier" goes with a "grace_period" of 0 only.`)
+	}
 }
 
 func (r *Request) readBinding(f *fields) {

@@ -59,6 +59,13 @@ func (s *statement) integer(name string, value int64) {
 	s.end()
 }
 
+// yes writes a member that is true.
+func (s *statement) yes(name string) {
+	s.begin(name)
+	s.text = append(s.text, "true"...)
+	s.end()
+}
+
 // key writes a key, if there is one.
 func (s *statement) key(name string, key PublicKey) {
 	if key.IsZero() {

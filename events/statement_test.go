@@ -23,6 +23,7 @@ type (
 		Timestamp         int64            `json:"timestamp"`
 		Nonce             events.Nonce     `json:"nonce"`
 		Sequence          int64            `json:"sequence,omitzero"`
+		EndEarlier        bool             `json:"end_earlier,omitzero"`
 	}
 	receiptData struct {
 		Origin            string             `json:"origin"`
@@ -55,9 +56,10 @@ func TestStatement(t *testing.T) {
 			Origin: text.Draw(t, "origin"), Target: someTarget(), Event: events.EventKind(text.Draw(t, "event")),
 			OldKey: public.Draw(t, "old"), NewKey: public.Draw(t, "new"), GracePeriodExpiry: number.Draw(t, "expiry"),
 			Timestamp: number.Draw(t, "time"), Nonce: nonce.Draw(t, "nonce"), Sequence: number.Draw(t, "sequence"),
+			EndEarlier: rapid.Bool().Draw(t, "end earlier"),
 		}
 		check(t, key, i.Sign(key), invalidationData{
-			i.Origin, i.Target.App, i.Target.Service, i.Event, i.OldKey, i.NewKey, i.GracePeriodExpiry, i.Timestamp, i.Nonce, i.Sequence,
+			i.Origin, i.Target.App, i.Target.Service, i.Event, i.OldKey, i.NewKey, i.GracePeriodExpiry, i.Timestamp, i.Nonce, i.Sequence, i.EndEarlier,
 		})
 		r := events.Receipt{
 			Origin: i.Origin, Target: i.Target, RequestNonce: nonce.Draw(t, "request nonce"), Timestamp: i.Timestamp, Nonce: i.Nonce,

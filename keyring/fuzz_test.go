@@ -68,6 +68,7 @@ func eventsOf(program []byte) []events.Invalidation {
 		e.GracePeriodExpiry = e.Timestamp
 		if e.Event == events.KeyRotation {
 			e.GracePeriodExpiry += int64(b[0] >> 2)
+			e.EndEarlier = b[0]>>2 == 0 && b[3]&0x80 != 0
 		}
 		if e.Event != events.ServiceBinding {
 			e.OldKey = key(int(b[3]&7) + 1)

@@ -11,6 +11,8 @@
 //	unknown ────────────────▶ current ─────────────────────────────▶ grace ───────────────────────────▶ ended
 //	                             │                                     │                                  ▲
 //	                             └──── MASTER_RESET, SERVICE_REVOCATION of a higher sequence: at once ────┘
+//
+// A KEY_ROTATION with end_earlier ends earlier keys as a MASTER_RESET does.
 package keyring
 
 import (
@@ -57,7 +59,7 @@ func (k Key) Join(other Key) Key {
 	return k
 }
 
-// Cutoff is a MASTER_RESET or SERVICE_REVOCATION: every key that came before Order ends at Time at the latest.
+// Cutoff is a MASTER_RESET, a SERVICE_REVOCATION or a KEY_ROTATION with end_earlier: every key that came before Order ends at Time at the latest.
 type Cutoff struct {
 	Order int64
 	Time  int64 // seconds since the Unix epoch
@@ -90,12 +92,12 @@ func Of(e *events.Invalidation) Keyring {
 	if !e.OldKey.IsZero() {
 		k.Keys = append(k.Keys, Key{PublicKey: e.OldKey, Position: -order, End: e.GracePeriodExpiry})
 	}
-	switch e.Event {
-	case events.MasterReset:
-		k.Cutoffs = []Cutoff{{Order: order, Time: e.Timestamp}}
-	case events.ServiceRevocation:
+	switch {
+	case e.Event == events.ServiceRevocation:
 		// It brings no key, so what it ends includes a key of its own order (a tie of timestamps).
 		k.Cutoffs = []Cutoff{{Order: order + 1, Time: e.Timestamp}}
+	case e.EndsEarlierKeys():
+		k.Cutoffs = []Cutoff{{Order: order, Time: e.Timestamp}}
 	}
 	return k
 }

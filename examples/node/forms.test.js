@@ -146,11 +146,13 @@ test('which events are believed (§7.1)', () => {
     {event: 'SERVICE_BINDING', new_public_key}, {event: 'SERVICE_REVOCATION', old_public_key},
     {event: 'MASTER_RESET', old_public_key, new_public_key},
     {event: 'KEY_ROTATION', old_public_key, new_public_key, grace_period_expiry: 1705412910},
+    {event: 'KEY_ROTATION', old_public_key, new_public_key, end_earlier: true},
   ];
   for (const event of good) assert.equal(read(event).event, event.event);
   for (const wrong of [
     {...good[0], old_public_key}, {...good[1], new_public_key}, {...good[0], grace_period_expiry: 1705412611},
     {...good[3], grace_period_expiry: 1705412609}, {...good[3], app_id: 'org.example', service_id: 'shop.cms'},
+    {...good[4], grace_period_expiry: 1705412910}, {...good[4], end_earlier: false}, {...good[2], end_earlier: true},
   ]) {
     assert.throws(() => read(wrong), refused('invalid_field'), JSON.stringify(wrong));
   }

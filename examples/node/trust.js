@@ -40,6 +40,7 @@ export class Trust {
     check(data, kindOf(EVENTS, data.event));
     const {event, grace_period_expiry: expiry, timestamp} = data;
     if (event === 'KEY_ROTATION' ? expiry < timestamp : expiry !== timestamp) throw invalid('grace_period_expiry');
+    if (data.end_earlier && expiry !== timestamp) throw invalid('end_earlier');
     sameTarget(subject, `omi.v1.invalidations.${dotted(data)}`);
     return data;
   }
@@ -114,10 +115,14 @@ const isNonce = text(/^[A-Za-z0-9_-]{8,64}$/);
 const isString = text(/./);
 
 // The members of §7.1, §7.3 and §8.1. Others are passed over: what the registry sends may gain members (§3).
-const EVENT = {grace_period_expiry: isInteger, timestamp: isInteger, nonce: isNonce, sequence: optional(isSequence)};
+const EVENT = {
+  grace_period_expiry: isInteger, timestamp: isInteger, nonce: isNonce, sequence: optional(isSequence), end_earlier: absent,
+};
 const EVENTS = new Map(Object.entries({
   SERVICE_BINDING: {...EVENT, old_public_key: absent, new_public_key: isPublicKey},
-  KEY_ROTATION: {...EVENT, old_public_key: isPublicKey, new_public_key: isPublicKey},
+  KEY_ROTATION: {
+    ...EVENT, old_public_key: isPublicKey, new_public_key: isPublicKey, end_earlier: optional((value) => value === true),
+  },
   MASTER_RESET: {...EVENT, old_public_key: isPublicKey, new_public_key: isPublicKey},
   SERVICE_REVOCATION: {...EVENT, old_public_key: isPublicKey, new_public_key: absent},
 }));

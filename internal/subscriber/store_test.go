@@ -60,7 +60,7 @@ func drawHistory(t *rapid.T, s *subtest.Service) {
 	revoked := false
 	for range rapid.IntRange(0, 8).Draw(t, "events") {
 		now += rapid.Int64Range(0, 400).Draw(t, "pause")
-		kind := rapid.IntRange(0, 5).Draw(t, "kind")
+		kind := rapid.IntRange(0, 6).Draw(t, "kind")
 		switch {
 		case revoked:
 			s.Bind(now)
@@ -68,6 +68,8 @@ func drawHistory(t *rapid.T, s *subtest.Service) {
 			s.Reset(now)
 		case kind == 1:
 			s.Revoke(now)
+		case kind == 2:
+			s.EndEarlier(now)
 		default:
 			s.Rotate(now, rapid.Int64Range(0, 300).Draw(t, "grace"))
 		}

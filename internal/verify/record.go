@@ -123,7 +123,7 @@ func (r record) accepted() (answer events.VerifyAnswer, ok bool) {
 // doesn't have. That is nearly every event, and it changes two keys, so no other is unpacked or put into its place again. Not
 // ok: it is another event, or one after which cutoffs may be forgotten.
 func (r record) follow(into record, e *events.Invalidation, now int64) (next record, ok bool) {
-	if r == nil || e.Event != events.KeyRotation || e.OldKey.IsZero() || e.NewKey.IsZero() || e.NewKey == e.OldKey {
+	if r == nil || e.Event != events.KeyRotation || e.EndEarlier || e.OldKey.IsZero() || e.NewKey.IsZero() || e.NewKey == e.OldKey {
 		return into, false
 	}
 	var room room

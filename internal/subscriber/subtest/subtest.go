@@ -92,6 +92,14 @@ func (s *Service) Rotate(at, grace int64) events.Invalidation {
 	return s.next(events.KeyRotation, at, at+grace, s.newKey())
 }
 
+// EndEarlier is an emergency rotation: a KEY_ROTATION that ends every earlier key.
+func (s *Service) EndEarlier(at int64) events.Invalidation {
+	s.next(events.KeyRotation, at, at, s.newKey())
+	last := &s.Events[len(s.Events)-1]
+	last.EndEarlier = true
+	return *last
+}
+
 // Reset is a MASTER_RESET.
 func (s *Service) Reset(at int64) events.Invalidation {
 	return s.next(events.MasterReset, at, at, s.newKey())
