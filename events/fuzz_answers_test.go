@@ -115,7 +115,7 @@ func FuzzDocuments(f *testing.F) {
 // FuzzRegistryInfo: what nobody signs is still of its form.
 func FuzzRegistryInfo(f *testing.F) {
 	f.Add(must(json.Marshal(events.RegistryInfo{
-		Origin: origin, PublicKeys: []events.PublicKey{testKey(0).Public()}, GracePeriod: 300, MaxClockSkew: 300, RequireProof: true,
+		Origin: origin, PublicKeys: []events.PublicKey{testKey(0).Public()}, GracePeriod: 300, MaxClockSkew: 300, RequireProof: events.ProofsAll,
 	})))
 	f.Fuzz(func(t *testing.T, answer []byte) {
 		got, err := events.ParseRegistryInfo(answer)

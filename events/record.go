@@ -92,7 +92,7 @@ type RegistryInfo struct {
 	PublicKeys   []PublicKey `json:"public_keys"`
 	GracePeriod  int64       `json:"grace_period"`
 	MaxClockSkew int64       `json:"max_clock_skew"`
-	RequireProof bool        `json:"require_proof"`
+	RequireProof Proofs      `json:"require_proof"`
 	JWKSMaxAge   int64       `json:"jwks_max_age"` // (+) seconds
 }
 

@@ -89,14 +89,16 @@ func (c *checker) violation(target, what string, args ...any) {
 
 func (s *Store) checkHistory(ctx context.Context, c *checker) error {
 	err := s.each(ctx, `SELECT s.target, h.sequence, h.event, h.old_public_key, h.public_key, h.grace_period_expiry,
-		h.committed_at, h.event_nonce, h.request_nonce, h.receipt FROM history h JOIN services s ON s.id = h.service
+		h.committed_at, h.event_nonce, h.request_nonce, h.receipt, h.end_earlier FROM history h JOIN services s ON s.id = h.service
 		ORDER BY s.target, h.sequence`, nil, func(rows *sql.Rows) error {
 		var next change
 		e := &next.event
+		var endEarlier int64
 		if err := rows.Scan(target(&e.Target), &e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
-			&e.GracePeriodExpiry, &e.Timestamp, nonceText(&e.Nonce), nonceText(&next.requestNonce), &next.receipt); err != nil {
+			&e.GracePeriodExpiry, &e.Timestamp, nonceText(&e.Nonce), nonceText(&next.requestNonce), &next.receipt, &endEarlier); err != nil {
 			return err
 		}
+		e.EndEarlier = endEarlier == 1
 		c.report.Changes++
 		if e.Target != c.last.event.Target {
 			c.announced(c.last.event.Target, c.committed)
@@ -139,6 +141,9 @@ func (c *checker) follow(next *change) {
 	}
 	if e.GracePeriodExpiry < e.Timestamp || e.Event != events.KeyRotation && e.GracePeriodExpiry != e.Timestamp {
 		c.violation(name, "the grace period of sequence %d does not fit its event", e.Sequence)
+	}
+	if e.EndEarlier && (e.Event != events.KeyRotation || e.GracePeriodExpiry != e.Timestamp) {
+		c.violation(name, "sequence %d ends earlier keys, and is not an emergency rotation", e.Sequence)
 	}
 	c.answered(next)
 }

@@ -273,21 +273,29 @@ const unlessMasterKey = "SELECT * FROM (%s) AS h WHERE NOT EXISTS (SELECT 1 FROM
 
 // appendHistory writes a row for each change. Its unique keys are the last word on keys and nonces.
 func (s *Store) appendHistory(p *sqldb.Pipeline, rows []historyRow, from string) {
-	args := make([]any, 0, 12*len(rows))
+	args := make([]any, 0, 13*len(rows))
 	for i := range rows {
 		r := &rows[i]
 		e := &r.event
 		args = append(args,
 			r.service, e.Sequence, string(e.Event), keyBytes(e.OldKey), keyBytes(e.NewKey),
 			e.GracePeriodExpiry, e.Timestamp, e.Nonce.String(),
-			r.requestNonce.String(), r.digest[:], r.receiptNonce.String(), r.receipt)
+			r.requestNonce.String(), r.digest[:], r.receiptNonce.String(), r.receipt, numberOf(e.EndEarlier))
 	}
 	const into = `INSERT INTO history (service, sequence, event, old_public_key, public_key, grace_period_expiry,
-		committed_at, event_nonce, request_nonce, request_digest, receipt_nonce, receipt) `
+		committed_at, event_nonce, request_nonce, request_digest, receipt_nonce, receipt, end_earlier) `
 	s.all(p, "append to the history", into+from, []sqldb.Type{
 		sqldb.Int, sqldb.Int, sqldb.Text, sqldb.Bytes, sqldb.Bytes, sqldb.Int, sqldb.Int,
-		sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Text, sqldb.Bytes,
+		sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Text, sqldb.Bytes, sqldb.Int,
 	}, args, errTaken)
+}
+
+// numberOf is how a column says yes or no, on every engine alike.
+func numberOf(yes bool) int64 {
+	if yes {
+		return 1
+	}
+	return 0
 }
 
 // fillOutbox keeps each change's messages until their streams have them, in the order in which they are to be published.

@@ -21,6 +21,8 @@ type incoming struct {
 	index    int       // its place in the batch
 	place    place     // in the stream; zero: not known
 	again    bool      // it was delivered before, so it may be answered
+
+	outproved bool // another service's request proves to have its new key, and this one has no proof
 }
 
 // decider decides the requests of one service, in their order. It holds the service's state and moves it, so that
@@ -54,7 +56,7 @@ func (d *decider) decide(in incoming, before *outcome) outcome {
 	if in.refusal != nil {
 		return d.reject(in, in.refusal.Reason, in.refusal.Detail)
 	}
-	if r.NamesItsTarget() {
+	if r.NamesItsTarget() && r.IsFor(d.policy.Origin) {
 		if first, ok := d.answer(r.Nonce); ok && first.answers(r) {
 			// A resent request can't fail the checks that it passed before, whatever the policy is by now.
 			return outcome{in: in, verdict: duplicate, receiptNonce: first.receiptNonce, receiptBytes: first.receipt}
@@ -105,6 +107,8 @@ func (d *decider) admit(in incoming) (events.Reason, string) {
 		return events.InvalidField, `The member "grace_period" is longer than this registry's own.`
 	case !r.NamesItsTarget():
 		return events.TargetMismatch, "The app or service inside the message is not the one in its subject."
+	case !r.IsFor(d.policy.Origin):
+		return events.TargetMismatch, fmt.Sprintf("The request is for another registry: its \"origin\" is not this one's, %s.", d.policy.Origin)
 	case age > skew:
 		return events.TimestampOutOfWindow, fmt.Sprintf("By its timestamp the request was signed %d s before it was stored, and at most %d s "+
 			"are allowed: the signer's clock is probably behind, or the request waited. Set the clock if it is wrong, and sign a new one.", age, skew)
@@ -168,7 +172,7 @@ func (d *decider) authenticate(r *events.Request, signer events.PublicKey, whose
 		return events.InvalidSignature, "The signature was not made by " + whose + " over the canonical form of the data."
 	case r.Kind == events.Revocation:
 		return "", ""
-	case r.Proof.IsZero() && d.policy.RequireProof:
+	case r.Proof.IsZero() && d.policy.RequireProof.Need(r.Kind):
 		return events.InvalidProof, `This registry requires "new_key_signature", the new key's signature over the same bytes.`
 	case !r.Proof.IsZero() && !r.NewKey.Verify(r.Signed, r.Proof):
 		return events.InvalidProof, `The "new_key_signature" was not made by the new key over the same bytes as "signature".`
@@ -185,6 +189,9 @@ func (d *decider) register(in incoming) (events.Reason, string) {
 	switch {
 	case r.Kind != events.Revocation && (d.taken(r.NewKey, in.index) || slices.Contains(d.claimed, r.NewKey)):
 		return events.KeyInUse, "The new key was registered before, and one key names one service for ever; generate another one."
+	case in.outproved:
+		return events.KeyInUse, `Another service has asked for this key with the key's own signature ("new_key_signature"), and this ` +
+			"request came without one. Generate another key."
 	case used:
 		return events.NonceReused, "The service used this nonce for another request; make a new one."
 	}
@@ -214,7 +221,7 @@ func (d *decider) commit(in incoming) outcome {
 		// The clock of this replica may be behind the one that made the last change: time never runs backwards
 		// within one service.
 		Timestamp: max(d.now, d.service.changedAt),
-		Nonce:     events.NewNonce(), Sequence: d.service.sequence + 1,
+		Nonce:     events.NewNonce(), Sequence: d.service.sequence + 1, EndEarlier: r.EndEarlier,
 	}
 	event.GracePeriodExpiry = event.Timestamp
 	if r.Kind == events.Rotation {

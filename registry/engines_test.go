@@ -106,7 +106,7 @@ func drawHistory(rt *rapid.T, t *testing.T, stores []*Store) drawnHistory {
 	h := drawnHistory{app: App{d.target.App, d.master.Public()}}
 	h.policy = Policy{
 		Origin:             testOrigin,
-		RequireProof:       rapid.Bool().Draw(rt, "proof is required"),
+		RequireProof:       rapid.SampledFrom([]events.Proofs{events.ProofsNone, events.ProofsOwn, events.ProofsAll}).Draw(rt, "proof is required"),
 		RotationsPerMinute: rapid.SampledFrom([]int{-1, 1, 2, 10}).Draw(rt, "rotations a minute"),
 	}
 	if err := stores[1].AddApp(t.Context(), h.app, 1); err != nil {

@@ -80,7 +80,7 @@ type request struct {
 }
 
 func (d *developer) draft(kind events.RequestKind, newKey events.SigningKey) events.Draft {
-	return events.Draft{Kind: kind, Target: d.target, Timestamp: d.now().Unix(), Nonce: events.NewNonce(), NewKey: newKey}
+	return events.Draft{Kind: kind, Target: d.target, Timestamp: d.now().Unix(), Nonce: events.NewNonce(), NewKey: newKey, Origin: testOrigin}
 }
 
 func (d *developer) sign(kind events.RequestKind, newKey, by events.SigningKey) request {
@@ -98,6 +98,19 @@ func (d *developer) bind() request  { return d.next(events.Binding, d.master) }
 func (d *developer) reset() request { return d.next(events.Reset, d.master) }
 func (d *developer) rotate() request {
 	return d.next(events.Rotation, d.current)
+}
+
+// emergency ends every key that the service had before.
+func (d *developer) emergency() request {
+	d.t.Helper()
+	draft := d.draft(events.Rotation, events.GenerateSigningKey())
+	draft.GracePeriod, draft.EndEarlier = new(int64), true
+	payload, err := draft.Sign(d.current)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.current = draft.NewKey
+	return request{draft, payload}
 }
 
 func (d *developer) revoke() request {

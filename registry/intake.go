@@ -58,6 +58,7 @@ func (in *intake) parse(messages []*consume.Message) []incoming {
 			todo = append(todo, one)
 		}
 	}
+	markOutproved(todo, in.policy.Origin)
 	return todo
 }
 

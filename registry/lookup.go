@@ -153,7 +153,7 @@ func (s *Store) inGrace(ctx context.Context, t events.Target, sequence, now int6
 	err := s.each(ctx, `SELECT old_public_key, grace_period_expiry FROM history
 		WHERE service = (SELECT id FROM services WHERE target = $1) AND sequence <= $2 AND event = $3
 		AND grace_period_expiry > $4 AND sequence > (SELECT COALESCE(MAX(sequence), 0) FROM history
-			WHERE service = (SELECT id FROM services WHERE target = $1) AND sequence <= $2 AND event IN ($5, $6))
+			WHERE service = (SELECT id FROM services WHERE target = $1) AND sequence <= $2 AND (event IN ($5, $6) OR end_earlier = 1))
 		ORDER BY sequence DESC`,
 		[]any{t.String(), sequence, string(events.KeyRotation), now, string(events.MasterReset), string(events.ServiceRevocation)},
 		func(rows *sql.Rows) error {
@@ -171,11 +171,13 @@ func (s *Store) inGrace(ctx context.Context, t events.Target, sequence, now int6
 // history reads every change of a service, in its order.
 func (s *Store) history(ctx context.Context, t events.Target) ([]events.Invalidation, error) {
 	var list []events.Invalidation
-	err := s.each(ctx, `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at, event_nonce
+	err := s.each(ctx, `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at, event_nonce, end_earlier
 		FROM history WHERE service = (SELECT id FROM services WHERE target = $1) ORDER BY sequence`, []any{t.String()}, func(rows *sql.Rows) error {
 		e := events.Invalidation{Target: t}
+		var endEarlier int64
 		err := rows.Scan(&e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
-			&e.GracePeriodExpiry, &e.Timestamp, nonceText(&e.Nonce))
+			&e.GracePeriodExpiry, &e.Timestamp, nonceText(&e.Nonce), &endEarlier)
+		e.EndEarlier = endEarlier == 1
 		list = append(list, e)
 		return err
 	})

@@ -18,9 +18,9 @@ type Policy struct {
 	// MaxClockSkew is how far a request's timestamp may be from the time at which JetStream stored it. Whole seconds.
 	// Default 300 s.
 	MaxClockSkew time.Duration
-	// RequireProof refuses a new key without its proof of possession. Default off, so that the spec's own payload is
-	// served.
-	RequireProof bool
+	// RequireProof refuses requests for a new key that don't prove that whoever asks has it. Default [events.ProofsOwn], so that
+	// the spec's own payload is served.
+	RequireProof events.Proofs
 	// RotationsPerMinute is how many rotations of one service are committed in a minute, counted by the time at which
 	// JetStream stored them. Default 10; negative: no limit.
 	RotationsPerMinute int
@@ -52,13 +52,19 @@ func (p Policy) WithDefaults() (Policy, error) {
 	if p.RotationsPerMinute == 0 {
 		p.RotationsPerMinute = DefaultRotationsPerMinute
 	}
+	if p.RequireProof == "" {
+		p.RequireProof = events.ProofsOwn
+	}
 	if p.JWKSMaxAge == 0 {
 		p.JWKSMaxAge = min(DefaultJWKSMaxAge, p.longestJWKS())
 	}
 	if p.JWKSMaxAge <= 0 { // also where a third of the grace period is not a second
 		p.JWKSMaxAge = -time.Second
 	}
+	_, proofs := events.ParseProofs(string(p.RequireProof))
 	switch {
+	case proofs != nil:
+		return p, fmt.Errorf("%w: the proof that is required is %q: %w", ErrPolicy, p.RequireProof, proofs)
 	case events.CheckOrigin(p.Origin) != nil:
 		return p, fmt.Errorf("%w: the origin is %q: %w", ErrPolicy, p.Origin, events.ErrOrigin)
 	case p.GracePeriod < time.Second || p.GracePeriod%time.Second != 0:

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
@@ -31,7 +32,7 @@ func (p Policy) settings() []setting {
 		{"origin", "--origin", p.Origin},
 		{"grace_period_seconds", "--grace-period", strconv.FormatInt(p.graceSeconds(), 10)},
 		{"max_clock_skew_seconds", "--max-clock-skew", strconv.FormatInt(p.skewSeconds(), 10)},
-		{"require_proof", "--require-proof", strconv.FormatBool(p.RequireProof)},
+		{"required_proofs", "--require-proof", string(p.RequireProof)}, // "require_proof" is an earlier release's, true or false
 		{"rotations_per_minute", "--rate-limit", strconv.Itoa(max(-1, p.RotationsPerMinute))},
 		{"jwks_max_age_seconds", "--jwks-max-age", strconv.FormatInt(p.recordedJWKS(), 10)},
 	}
@@ -68,8 +69,10 @@ func (p Policy) withSettings(recorded map[string]string) (Policy, error) {
 	p.MaxClockSkew = time.Duration(number("max_clock_skew_seconds", p.skewSeconds())) * time.Second
 	p.RotationsPerMinute = int(number("rotations_per_minute", int64(p.RotationsPerMinute)))
 	p.JWKSMaxAge = time.Duration(number("jwks_max_age_seconds", p.recordedJWKS())) * time.Second
-	if text, ok := recorded["require_proof"]; ok {
-		p.RequireProof = text == "true"
+	if text, ok := recorded["required_proofs"]; ok {
+		p.RequireProof = events.Proofs(text)
+	} else if recorded["require_proof"] == "true" { // by an earlier release
+		p.RequireProof = events.ProofsAll
 	}
 	if err := errors.Join(errs...); err != nil {
 		return p, fmt.Errorf("read the recorded policy: %w", err)
@@ -168,7 +171,11 @@ func (s *Store) recordPolicy(ctx context.Context, p Policy, change bool) error {
 // agreeOnPolicy records the policy of the first registry on this database, and returns [ErrOtherPolicy] to one that has another.
 func (r *Registry) agreeOnPolicy(ctx context.Context) error {
 	return sqldb.Await(ctx, r.cfg.Log, func() error {
-		if err := r.cfg.Store.recordPolicy(ctx, r.cfg.Policy, false); err != nil {
+		err := r.cfg.Store.CheckPolicy(ctx, r.cfg.Policy) // also what an earlier release recorded, before this one records more
+		if err == nil {
+			err = r.cfg.Store.recordPolicy(ctx, r.cfg.Policy, false)
+		}
+		if err != nil {
 			return err
 		}
 		return r.cfg.Store.CheckPolicy(ctx, r.cfg.Policy)

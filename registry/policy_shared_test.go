@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -69,14 +70,14 @@ func TestOtherPolicy(t *testing.T) {
 		second := w.start(Policy{GracePeriod: 5 * time.Minute, RotationsPerMinute: 10}, false)
 		second.serves(t, 300*time.Second)
 
-		others := Policy{GracePeriod: time.Minute, MaxClockSkew: time.Hour, RequireProof: true, RotationsPerMinute: -7}
+		others := Policy{GracePeriod: time.Minute, MaxClockSkew: time.Hour, RequireProof: events.ProofsAll, RotationsPerMinute: -7}
 		err := <-w.start(others, false).ended
 		if !errors.Is(err, ErrOtherPolicy) {
 			t.Fatalf("with another policy: %v", err)
 		}
 		for _, want := range []string{
 			"--grace-period is recorded as 300s and is 60s here", "--max-clock-skew is recorded as 300s and is 3600s here",
-			"--require-proof is recorded as false and is true here", "--rate-limit is recorded as 10 and is -1 here", "--change-policy",
+			"--require-proof is recorded as own and is all here", "--rate-limit is recorded as 10 and is -1 here", "--change-policy",
 		} {
 			if !strings.Contains(err.Error(), want) {
 				t.Errorf("%v: it does not say %q", err, want)
@@ -86,7 +87,7 @@ func TestOtherPolicy(t *testing.T) {
 			t.Errorf("%v: the origin is the same", err)
 		}
 
-		others.RequireProof = false // which the requests below have none of
+		others.RequireProof = events.ProofsNone // which the requests below have none of
 		w.start(others, true).serves(t, time.Minute)
 		first.serves(t, time.Minute)
 		second.serves(t, time.Minute)

@@ -308,7 +308,8 @@ func TestCheckAgainstTheStream(t *testing.T) {
 		"the stream lacks the event of sequence 1", "present state is not what sequence 71 brought")
 
 	full.restore(t, w.store)
-	exec(`INSERT INTO history SELECT service, 2, 'KEY_ROTATION', public_key, $1, committed_at, committed_at,
+	exec(`INSERT INTO history (service, sequence, event, old_public_key, public_key, grace_period_expiry, committed_at, event_nonce,
+		request_nonce, request_digest, receipt_nonce, receipt) SELECT service, 2, 'KEY_ROTATION', public_key, $1, committed_at, committed_at,
 		'unpublished', 'unpublished', request_digest, 'unpublished', receipt FROM history
 		WHERE service = (SELECT id FROM services WHERE target = $2)`,
 		events.GenerateSigningKey().Public().Bytes(), other.target.String())

@@ -65,6 +65,7 @@ func kinds() []string {
 		"bind", "bind with details", "reset", "reset with details", "revoke", "revoke with a receipt", "replay", "forge",
 		"old key", "oldest key", "shared key", "other data", "rotation elsewhere", "garbage", "version", "field", "stale",
 		"future", "unknown app", "foreign proof", "no proof", "weak key", "master key", "grace", "long grace",
+		"emergency", "emergency", "elsewhere",
 		"weak key", "shared key",
 	}
 	for range 5 {
@@ -95,6 +96,8 @@ func (s *sender) draw(what string) sent {
 		return s.sign(events.Binding, events.GenerateSigningKey(), s.master).sent()
 	case "bind with details", "reset with details":
 		return s.detailed(events.Reset)
+	case "emergency":
+		return s.emergency().sent()
 	case "reset":
 		return s.reset().sent()
 	case "revoke":
@@ -146,6 +149,8 @@ func (s *sender) odd(what string) sent {
 		draft.GracePeriod = seconds(7)
 		s.old, s.current = s.current, draft.NewKey
 		return s.signed(draft, s.old)
+	case "elsewhere":
+		draft.Origin = "staging.example"
 	case "long grace":
 		draft.GracePeriod = seconds(301)
 	case "foreign proof":

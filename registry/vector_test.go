@@ -38,11 +38,8 @@ func TestVectorRequests(t *testing.T) {
 
 func checkVector(t *testing.T, store *Store, state vectors.State, c vectors.RequestCase) {
 	policy := Policy{
-		Origin: state.Origin, RequireProof: state.RequireProof,
+		Origin: state.Origin, RequireProof: c.Proofs(state),
 		GracePeriod: time.Duration(state.GracePeriod) * time.Second, MaxClockSkew: time.Duration(state.MaxClockSkew) * time.Second,
-	}
-	if c.RequireProof != nil {
-		policy.RequireProof = *c.RequireProof
 	}
 	in := newTestIntake(t, store, policy, func() time.Time { return time.Unix(c.ProcessedAt, 0) })
 	before := dump(t, store)
@@ -269,7 +266,8 @@ func (w rowWriter) history(e events.Invalidation, used vectors.UsedRequest) {
 		Origin: testOrigin, Target: e.Target, Event: events.RequestCommitted, Nonce: events.NewNonce(), Timestamp: e.Timestamp,
 		Sequence: e.Sequence, PublicKey: e.NewKey, GracePeriodExpiry: e.GracePeriodExpiry, EventNonce: e.Nonce,
 	}
-	w.exec(`INSERT INTO history SELECT id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM services WHERE target = $1`,
+	w.exec(`INSERT INTO history (service, sequence, event, old_public_key, public_key, grace_period_expiry, committed_at, event_nonce,
+		request_nonce, request_digest, receipt_nonce, receipt) SELECT id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM services WHERE target = $1`,
 		e.Target.String(), e.Sequence, string(e.Event), keyBytes(e.OldKey), keyBytes(e.NewKey), e.GracePeriodExpiry, e.Timestamp,
 		e.Nonce.String(), nonce, digest, receipt.Nonce.String(), receipt.Sign(testKey))
 }

@@ -223,7 +223,7 @@ func sent(t testing.TB) map[string][][]byte {
 	target := must(events.ParseTarget("org.omiappreg.alice.business_app.7f8a9d.cms-article-77"))
 	zero, until := int64(0), now+300
 	draft := func(kind events.RequestKind, change func(*events.Draft)) []byte {
-		d := events.Draft{Kind: kind, Target: target, Timestamp: now, Nonce: events.NewNonce(), NewKey: next}
+		d := events.Draft{Kind: kind, Target: target, Timestamp: now, Nonce: events.NewNonce(), NewKey: next, Origin: origin}
 		change(&d)
 		return must(d.Sign(key))
 	}
@@ -239,6 +239,10 @@ func sent(t testing.TB) map[string][][]byte {
 			i.NewKey = events.PublicKey{}
 		}
 		return i.Sign(registry)
+	}
+	emergency := events.Invalidation{
+		Origin: origin, Target: target, Event: events.KeyRotation, OldKey: key.Public(), NewKey: next.Public(), GracePeriodExpiry: now,
+		Timestamp: now, Nonce: events.NewNonce(), Sequence: 2, EndEarlier: true,
 	}
 	committed := events.Receipt{
 		Origin: origin, Target: target, Event: events.RequestCommitted, RequestNonce: events.NewNonce(), Timestamp: now,
@@ -276,7 +280,7 @@ func sent(t testing.TB) map[string][][]byte {
 		return texts
 	}
 	return map[string][][]byte{
-		"rotation": {draft(events.Rotation, func(*events.Draft) {}), draft(events.Rotation, func(d *events.Draft) { d.GracePeriod = &zero })},
+		"rotation": {draft(events.Rotation, func(*events.Draft) {}), draft(events.Rotation, func(d *events.Draft) { d.GracePeriod, d.EndEarlier = &zero, true })},
 		"binding": {
 			draft(events.Binding, func(d *events.Draft) { d.ServiceType, d.EndpointURL = "cms-article", "HTTP://[::1]:8080/api" }),
 			draft(events.Reset, func(*events.Draft) {}),
@@ -285,12 +289,13 @@ func sent(t testing.TB) map[string][][]byte {
 		"invalidation": {
 			event(events.ServiceBinding, 1), event(events.KeyRotation, 2), event(events.MasterReset, 3), event(events.ServiceRevocation, 4),
 			event(events.KeyRotation, 0), // without a sequence
+			emergency.Sign(registry),
 		},
 		"receipt":        {committed.Sign(registry), revoked.Sign(registry), rejected.Sign(registry)},
 		"service-record": {record.Sign(registry), busy.Sign(registry), gone.Sign(registry)},
 		"history":        {history.Sign(registry), part.Sign(registry)},
 		"history-query":  {events.HistoryQuery(0), events.HistoryQuery(2048)},
-		"registry-info":  all(events.RegistryInfo{Origin: origin, PublicKeys: []events.PublicKey{registry.Public()}}),
+		"registry-info":  all(events.RegistryInfo{Origin: origin, PublicKeys: []events.PublicKey{registry.Public()}, RequireProof: events.ProofsOwn}),
 		"verify-query": {
 			must(events.VerifyQuery{Target: target, Message: []byte("hi"), Signature: key.Sign(nil)}.Encode()),
 			must(events.VerifyQuery{Target: target, Signature: key.Sign(nil)}.Encode()),

@@ -44,7 +44,7 @@ type serveCmd struct {
 
 	GracePeriod    time.Duration  `env:"OMI_GRACE_PERIOD" default:"300s" help:"How long an old key stays valid (${default})."`
 	MaxClockSkew   time.Duration  `env:"OMI_MAX_CLOCK_SKEW" default:"300s" help:"How far a request's timestamp may be off (${default})."`
-	RequireProof   bool           `env:"OMI_REQUIRE_PROOF" help:"Refuse a new key without its proof of possession."`
+	RequireProof   string         `env:"OMI_REQUIRE_PROOF" default:"own" placeholder:"WHICH" help:"Which requests must prove that they have their new key: none, own (bindings and resets) or all (${default})."`
 	RateLimit      int            `env:"OMI_RATE_LIMIT" default:"10" help:"Rotations of one service a minute (${default}); --rate-limit=-1: no limit."`
 	JWKSMaxAge     *time.Duration `name:"jwks-max-age" env:"OMI_JWKS_MAX_AGE" placeholder:"60s" help:"How long a JWK Set may be kept in all (60s, or a third of --grace-period where that is shorter, which is the most; 0s: not at all)."`
 	ChangePolicy   bool           `name:"change-policy" env:"OMI_CHANGE_POLICY" help:"Record these settings in place of those that the database records: every registry on it goes by them."`
@@ -75,9 +75,13 @@ func (c *serveCmd) Run() error {
 	if c.StreamReplicas < 1 || c.StreamReplicas > registry.MaxReplicas {
 		return process.Usagef("--stream-replicas is 1 to %d: NATS has no more", registry.MaxReplicas)
 	}
+	proofs, err := events.ParseProofs(c.RequireProof)
+	if err != nil {
+		return process.Usagef("--require-proof is %q: %w", c.RequireProof, err)
+	}
 	policy := registry.Policy{
 		Origin: c.Origin, GracePeriod: c.GracePeriod, MaxClockSkew: c.MaxClockSkew,
-		RequireProof: c.RequireProof, RotationsPerMinute: c.RateLimit, JWKSMaxAge: c.jwksMaxAge(),
+		RequireProof: proofs, RotationsPerMinute: c.RateLimit, JWKSMaxAge: c.jwksMaxAge(),
 	}
 	if policy, err = policy.WithDefaults(); err != nil {
 		return process.Usage(err)

@@ -1,9 +1,14 @@
 package vectors
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/hex"
+
+	"github.com/go-json-experiment/json"
+
+	"omiappreg.org/keyrotation/events"
 )
 
 // Set is every vector of the folder, one entry for each file. Request files carry their own state: a case is to be
@@ -93,9 +98,27 @@ type State struct {
 	Origin       string    `json:"origin"`
 	GracePeriod  int64     `json:"grace_period"`
 	MaxClockSkew int64     `json:"max_clock_skew"`
-	RequireProof bool      `json:"require_proof"`
+	RequireProof Proofs    `json:"require_proof"`
 	Apps         []App     `json:"apps"`
 	Services     []Service `json:"services"`
+}
+
+// Proofs is the policy on proofs: none, own or all (docs/protocol.md §5.1). The vectors were made for registries that know on and
+// off alone, and read so here too: true is all, and false, or nothing in a state, is none. None is not what a registry
+// is delivered with.
+type Proofs string
+
+// UnmarshalJSON reads both forms.
+func (p *Proofs) UnmarshalJSON(b []byte) error {
+	switch string(b) {
+	case "true":
+		*p = "all"
+	case "false":
+		*p = "none"
+	default:
+		return json.Unmarshal(b, (*string)(p))
+	}
+	return nil
 }
 
 // App is an application that the registry knows.
@@ -157,8 +180,13 @@ type RequestCase struct {
 	ExpectGrace    *int64 `json:"expect_grace"`    // grace_period_expiry - timestamp; nil: not said
 	ExpectEvent    string `json:"expect_event"`    // "": not said
 	ExpectSequence int64  `json:"expect_sequence"` // 0: not said
-	RequireProof   *bool  `json:"require_proof"`   // in place of the state's
+	RequireProof   Proofs `json:"require_proof"`   // "": the state's
 	Note           string `json:"note"`
+}
+
+// Proofs is the policy on proofs of a registry in this state that meets the case.
+func (c RequestCase) Proofs(s State) events.Proofs {
+	return cmp.Or(events.Proofs(c.RequireProof), events.Proofs(s.RequireProof), events.ProofsNone)
 }
 
 // Payload is the bytes of a message. Those that are no text are written in base64; an empty message is a message.
