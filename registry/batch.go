@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"slices"
 	"time"
 
 	"omiappreg.org/keyrotation/events"
@@ -35,6 +36,11 @@ func (g *group) restsOnState() bool {
 		}
 	}
 	return false
+}
+
+// byMaster reports whether a change of the group rests on the app's Master Key.
+func (g *group) byMaster() bool {
+	return slices.ContainsFunc(g.outcomes, func(o outcome) bool { return o.verdict == committed && o.in.request.Kind.ByMasterKey() })
 }
 
 // requestsOf counts the requests of groups.

@@ -208,11 +208,16 @@ func (c *checker) present(rows *sql.Rows) error {
 
 func (s *Store) checkMasterKeys(ctx context.Context, c *checker) error {
 	return s.each(ctx, `SELECT s.target, a.app_id FROM apps a JOIN history h ON h.public_key = a.master_public_key
+		JOIN services s ON s.id = h.service UNION ALL SELECT s.target, r.app_id FROM reserved_keys r JOIN history h ON h.public_key = r.public_key
 		JOIN services s ON s.id = h.service`, nil,
 		func(rows *sql.Rows) error {
 			var name, app string
 			err := rows.Scan(&name, &app)
-			c.violation(name, "the service has the Master Key of %s", app)
+			if app == "" {
+				c.violation(name, "the service has a key of the registry's own")
+			} else {
+				c.violation(name, "the service has the Master Key of %s, or an earlier one", app)
+			}
 			return err
 		})
 }

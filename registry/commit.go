@@ -22,7 +22,7 @@ const leaseFor = 5 * time.Second
 // errTaken means that one of the batch's keys or nonces was used: by another replica in between, or before, and nobody had looked.
 var errTaken = errors.New("a key or nonce was used before")
 
-// errRival means that a service is not as it was read or remembered.
+// errRival means that a service is not as it was read or remembered, or an app has another Master Key.
 var errRival = errors.New("a service was moved by another replica")
 
 // losses is what a commit has not written, and has to be decided again.
@@ -77,9 +77,12 @@ func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) e
 	}
 	known, _ := rowsOfServices(groups)
 	return s.write(ctx, func(tx *sql.Tx) error {
+		if replaced, err := s.replacedMasters(ctx, tx, groups); err != nil || len(replaced) > 0 {
+			return cmp.Or(err, errRival)
+		}
 		var p sqldb.Pipeline
 		s.all(&p, "update services", updateServices, updateTypes(), known, errRival)
-		s.appendHistory(&p, historyOf(groups), unlessMasterKey)
+		s.appendHistory(&p, historyOf(groups), unlessReserved)
 		s.fillOutbox(&p, groups, now)
 		return s.db.RunAtCommit(ctx, tx, &p)
 	})
@@ -89,12 +92,22 @@ func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) e
 func (s *Store) commitWhatStands(ctx context.Context, groups []*group, now time.Time, lost map[events.Target]bool) error {
 	return s.write(ctx, func(tx *sql.Tx) error {
 		clear(lost)
-		if err := (writer{ctx, tx, s.db.Engine()}).moveServices(groups, lost); err != nil {
+		replaced, err := s.replacedMasters(ctx, tx, groups)
+		if err != nil {
 			return err
+		}
+		left := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return replaced[g.target.App] && g.byMaster() })
+		if err := (writer{ctx, tx, s.db.Engine()}).moveServices(left, lost); err != nil {
+			return err
+		}
+		for _, g := range groups {
+			if replaced[g.target.App] && g.byMaster() {
+				lost[g.target] = true
+			}
 		}
 		won := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return lost[g.target] })
 		var p sqldb.Pipeline
-		s.appendHistory(&p, historyOf(won), unlessMasterKey)
+		s.appendHistory(&p, historyOf(won), unlessReserved)
 		s.fillOutbox(&p, won, now)
 		return s.db.RunAtCommit(ctx, tx, &p)
 	})
@@ -268,8 +281,10 @@ func historyOf(groups []*group) []historyRow {
 	return rows
 }
 
-// unlessMasterKey leaves out the rows of services' keys that are a developer's Master Key: no unique key says that.
-const unlessMasterKey = "SELECT * FROM (%s) AS h WHERE NOT EXISTS (SELECT 1 FROM apps WHERE master_public_key = h.column5)"
+// unlessReserved leaves out the rows of services' keys that are or were a developer's Master Key, or are the registry's own: no unique
+// key says that.
+const unlessReserved = `SELECT * FROM (%s) AS h WHERE NOT EXISTS (SELECT 1 FROM apps WHERE master_public_key = h.column5)
+	AND NOT EXISTS (SELECT 1 FROM reserved_keys WHERE public_key = h.column5)`
 
 // appendHistory writes a row for each change. Its unique keys are the last word on keys and nonces.
 func (s *Store) appendHistory(p *sqldb.Pipeline, rows []historyRow, from string) {

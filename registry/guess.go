@@ -22,6 +22,9 @@ import (
 func (in *intake) load(ctx context.Context, todo []incoming) (*state, error) {
 	st, m := newState(), in.memory
 	st.refused = m.wasRefused
+	for _, key := range in.own {
+		st.takenKeys[key.PublicKey] = true
+	}
 	var quiet bool
 	if st.doubts, quiet = in.fence.now(); st.doubts != m.doubts {
 		m.services.Purge()

@@ -19,6 +19,7 @@ const parsesEach = 32
 type intake struct {
 	policy    Policy
 	key       events.SigningKey
+	own       []events.TrustedKey // the registry's keys, which nobody else gets
 	store     *Store
 	relay     *relay
 	fence     *fence

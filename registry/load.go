@@ -141,7 +141,8 @@ func (s *Store) loadApps(ctx context.Context, w *wanted, st *state) error {
 
 func (s *Store) loadKeys(ctx context.Context, w *wanted, st *state) error {
 	const query = `SELECT public_key FROM (%[1]s) AS v JOIN history ON public_key = v.column1
-		UNION ALL SELECT master_public_key FROM (%[1]s) AS v JOIN apps ON master_public_key = v.column1`
+		UNION ALL SELECT master_public_key FROM (%[1]s) AS v JOIN apps ON master_public_key = v.column1
+		UNION ALL SELECT public_key FROM (%[1]s) AS v JOIN reserved_keys ON public_key = v.column1`
 	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Bytes}, w.keys, func(rows *sql.Rows) error {
 		var key events.PublicKey
 		if err := rows.Scan(keyColumn{&key}); err != nil {

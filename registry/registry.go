@@ -110,7 +110,7 @@ func New(cfg Config) (*Registry, error) {
 	}
 	r.relay = newRelay(js, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
 	r.intake = &intake{
-		policy: cfg.Policy, key: cfg.Key, store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
+		policy: cfg.Policy, key: cfg.Key, own: r.fence.trust.TrustedKeys(), store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
 		told: (&receipts{js, r.fence.trust}).ofAll,
 		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(),
 	}
@@ -143,6 +143,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	working.Go(func() { r.relay.recover(ctx) })
 	working.Go(func() { r.aside.run(ctx) })
 	working.Go(func() { r.fence.run(ctx) })
+	working.Go(func() { r.followMasters(ctx) })
 	var other error // another policy, under which this registry can't go on
 	working.Go(func() {
 		if other = r.followPolicy(ctx); other != nil {
@@ -186,6 +187,9 @@ func (r *Registry) prepare(ctx context.Context) error {
 		if err := r.agreeOnPolicy(ctx); err != nil {
 			return err
 		}
+	}
+	if err := r.cfg.Store.reserveOwn(ctx, r.cfg.Key.Public(), r.fence.trust.TrustedKeys(), r.cfg.Log); err != nil {
+		return err
 	}
 	if err := r.fence.compare(ctx); err != nil || !r.cfg.ChangePolicy {
 		return err

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"database/sql"
@@ -58,7 +57,7 @@ func (s *Store) Ping(ctx context.Context) error { return s.db.Ping(ctx) }
 
 // Errors of what an operator asks for.
 var (
-	ErrAppExists = errors.New("the app is known with another Master Key")
+	ErrAppExists = errors.New("the app is known with another Master Key, which omi-registry app replace-master replaces")
 	ErrMasterKey = errors.New("the key is a service's key; a developer's Master Key must be another one")
 )
 
@@ -68,10 +67,17 @@ type App struct {
 	MasterPublicKey events.PublicKey `json:"master_public_key"`
 }
 
-// AddApps makes apps known, for a process that starts: it waits for a database that is away. Its errors are those of [Store.AddApp].
+// AddApps makes apps known, for a process that starts: it waits for a database that is away. Its errors are those of [Store.AddApp],
+// but for a Master Key that was replaced: a list that nobody has corrected must not keep the registry from starting.
 func (s *Store) AddApps(ctx context.Context, apps []App, now int64, log *slog.Logger) error {
 	for _, app := range apps {
-		if err := sqldb.Await(ctx, log, func() error { return s.AddApp(ctx, app, now) }); err != nil {
+		err := sqldb.Await(ctx, log, func() error { return s.AddApp(ctx, app, now) })
+		if errors.Is(err, ErrReplacedMaster) {
+			log.WarnContext(ctx, "the list of apps names a Master Key that was replaced, and is passed over: correct the list",
+				"app_id", app.AppID.String(), "public_key", app.MasterPublicKey.String())
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -79,33 +85,32 @@ func (s *Store) AddApps(ctx context.Context, apps []App, now int64, log *slog.Lo
 }
 
 // AddApp makes an app known. To add it again with the same Master Key changes nothing; another Master Key is
-// [ErrAppExists], a weak one [events.ErrWeakKey], and one that a service has [ErrMasterKey].
+// [ErrAppExists], or [ErrReplacedMaster] if it was the app's before; a weak one is [events.ErrWeakKey], one that a service has
+// [ErrMasterKey], and another app's earlier one, or the registry's own, [ErrReservedKey].
 func (s *Store) AddApp(ctx context.Context, app App, now int64) error {
 	if err := app.MasterPublicKey.CheckStrength(); err != nil {
 		return fmt.Errorf("add app %s: %w", app.AppID, err)
 	}
-	return s.db.InTx(ctx, func(tx *sql.Tx) error {
-		var inUse int
-		err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM history WHERE public_key = $1", app.MasterPublicKey.Bytes()).Scan(&inUse)
-		if err != nil {
-			return fmt.Errorf("look for the Master Key: %w", err)
+	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+		have, err := master(ctx, tx, app.AppID)
+		if err != nil && !errors.Is(err, ErrUnknownApp) || have == app.MasterPublicKey {
+			return err
 		}
-		if inUse > 0 {
-			return fmt.Errorf("add app %s: %w", app.AppID, ErrMasterKey)
+		unknown := err != nil
+		if err := mayBeMaster(ctx, tx, app); err != nil {
+			return err
 		}
-		if _, err = tx.ExecContext(ctx, `INSERT INTO apps (app_id, master_public_key, added_at) VALUES ($1, $2, $3)
-			ON CONFLICT (app_id) DO NOTHING`, app.AppID.String(), app.MasterPublicKey.Bytes(), now); err != nil {
-			return fmt.Errorf("insert app: %w", err)
+		if !unknown {
+			return ErrAppExists
 		}
-		var have []byte
-		if err := tx.QueryRowContext(ctx, "SELECT master_public_key FROM apps WHERE app_id = $1", app.AppID.String()).Scan(&have); err != nil {
-			return fmt.Errorf("read app: %w", err)
-		}
-		if !bytes.Equal(have, app.MasterPublicKey.Bytes()) {
-			return fmt.Errorf("add app %s: %w", app.AppID, ErrAppExists)
-		}
-		return nil
+		_, err = tx.ExecContext(ctx, "INSERT INTO apps (app_id, master_public_key, added_at) VALUES ($1, $2, $3)",
+			app.AppID.String(), app.MasterPublicKey.Bytes(), now)
+		return err
 	})
+	if err != nil {
+		return fmt.Errorf("add app %s: %w", app.AppID, err)
+	}
+	return nil
 }
 
 // Apps returns the known apps, by id.

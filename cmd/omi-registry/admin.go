@@ -28,6 +28,9 @@ func (c *migrateCmd) Run() error {
 type appCmd struct {
 	Add  appAddCmd  `cmd:"" help:"Make a developer's app known."`
 	List appListCmd `cmd:"" help:"List the known apps."`
+	Show appShowCmd `cmd:"" help:"Show an app with all Master Keys that it ever had."`
+
+	ReplaceMaster appReplaceCmd `cmd:"" name:"replace-master" help:"Give an app another Master Key, when the old one leaked or was lost."`
 }
 
 type appAddCmd struct {
@@ -79,6 +82,89 @@ func (c *appListCmd) Run() error {
 			fmt.Fprintf(&text, "%s\t%s\n", app.AppID, app.MasterPublicKey)
 		}
 		return process.Print("%s", &text)
+	})
+}
+
+type appShowCmd struct {
+	Database database `embed:""`
+	AppID    string   `name:"app-id" required:"" placeholder:"ID" help:"The app."`
+	JSON     bool     `help:"Print one JSON object."`
+}
+
+// Run shows one app.
+func (c *appShowCmd) Run() error {
+	id, err := events.ParseAppID(c.AppID)
+	if err != nil {
+		return process.Usagef("--app-id: %w", err)
+	}
+	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
+		app, err := store.App(ctx, id)
+		if err != nil {
+			return unknownApp(err)
+		}
+		if c.JSON {
+			return process.PrintJSON(app)
+		}
+		var text strings.Builder
+		fmt.Fprintf(&text, "%s, known since %s\n", id, date(app.AddedAt))
+		for _, old := range app.Ended {
+			fmt.Fprintf(&text, "  %s  ended %s, and is never accepted again\n", old.PublicKey, date(old.EndedAt))
+		}
+		fmt.Fprintf(&text, "  %s  the Master Key\n", app.MasterPublicKey)
+		return process.Print("%s", &text)
+	})
+}
+
+func date(seconds int64) string { return time.Unix(seconds, 0).Format(time.RFC3339) }
+
+func unknownApp(err error) error {
+	if errors.Is(err, registry.ErrUnknownApp) {
+		err = process.Usage(fmt.Errorf("%w: `omi-registry app list` lists those that it knows", err))
+	}
+	return err
+}
+
+type appReplaceCmd struct {
+	Database  database `embed:""`
+	AppID     string   `name:"app-id" required:"" placeholder:"ID" help:"The app."`
+	MasterKey string   `name:"master-key" required:"" placeholder:"ed25519:…" help:"The public half of the developer's new Master Key."`
+	JSON      bool     `help:"Print one JSON object."`
+}
+
+// Help is what --help says beside the flags.
+func (c *appReplaceCmd) Help() string {
+	return `From then on, every registry on this database refuses what the old key signs, also what waits in the stream. The old key is never
+a Master Key or a service's key again. Services keep their keys: whoever has the old Master Key may have changed them, so
+their developer resets each service with the new one (omi reset).`
+}
+
+// Run replaces an app's Master Key.
+func (c *appReplaceCmd) Run() error {
+	id, err := events.ParseAppID(c.AppID)
+	if err != nil {
+		return process.Usagef("--app-id: %w", err)
+	}
+	key, err := events.ParsePublicKey(c.MasterKey)
+	if err != nil {
+		return process.Usagef("--master-key: %w", err)
+	}
+	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
+		old, err := store.ReplaceMaster(ctx, registry.App{AppID: id, MasterPublicKey: key}, time.Now().Unix())
+		if err != nil {
+			return unknownApp(usage(err))
+		}
+		app, err := store.App(ctx, id)
+		if err != nil {
+			return err
+		}
+		switch {
+		case c.JSON:
+			return process.PrintJSON(app)
+		case old == key:
+			return process.Print("%s has this Master Key already.\n", id)
+		}
+		return process.Print("%s has another Master Key now; what %s signs is refused from now on.\n"+
+			"If the old key leaked, have each service reset: omi reset --app-id %s --service-id … --master-key …\n", id, old, id)
 	})
 }
 

@@ -146,7 +146,7 @@ func (c *serveCmd) addApps(ctx context.Context, log *slog.Logger, store *registr
 // usage gives exit code 2 to what a person has to change.
 func usage(err error) error {
 	for _, target := range []error{
-		registry.ErrOrigin, registry.ErrOtherPolicy, registry.ErrAppExists, registry.ErrMasterKey, events.ErrWeakKey, sqldb.ErrURL,
+		registry.ErrOrigin, registry.ErrOtherPolicy, registry.ErrAppExists, registry.ErrMasterKey, registry.ErrReservedKey, registry.ErrReplacedMaster, registry.ErrSigningKey, events.ErrWeakKey, sqldb.ErrURL,
 	} {
 		if errors.Is(err, target) {
 			return process.Usage(err)

@@ -15,8 +15,10 @@ ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public GRANT USAG
 
 -- History is only ever appended to: whoever breaks into the registry's process can't unmake what happened.
 REVOKE UPDATE, DELETE ON history FROM omi_registry;
--- A Master Key stands for ever, and a service is never forgotten.
-REVOKE UPDATE, DELETE ON apps FROM omi_registry;
+-- A Master Key may be replaced (omi-registry app replace-master), and the one before it is kept, as ended for ever. No app and no
+-- service is ever forgotten.
+REVOKE DELETE ON apps FROM omi_registry;
+REVOKE UPDATE, DELETE ON reserved_keys FROM omi_registry;
 REVOKE DELETE ON services FROM omi_registry;
 -- The policy that all replicas share may be changed (--change-policy), and no part of it is ever missing.
 REVOKE DELETE ON policy FROM omi_registry;

@@ -16,6 +16,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
@@ -25,7 +26,7 @@ import (
 func registryPrivileges() map[string]string {
 	const all, grow, read = "SELECT INSERT UPDATE DELETE", "SELECT INSERT", "SELECT"
 	return map[string]string{
-		"apps": grow, "history": grow, "services": "SELECT INSERT UPDATE", "outbox": all,
+		"apps": "SELECT INSERT UPDATE", "reserved_keys": grow, "history": grow, "services": "SELECT INSERT UPDATE", "outbox": all,
 		"dead_letters": all, "stream_positions": all, "policy": "SELECT INSERT UPDATE",
 		"goose_db_version": read, "goose_lock": read,
 	}
@@ -224,10 +225,16 @@ func (r *roles) testRegistry() {
 	run("rotate", "--key", "cms.pem", "--wait", "propagated")
 	run("reset", "--master-key", "master.pem", "--key", "cms.pem")
 	run("history")
-	run("revoke", "--master-key", "master.pem")
+	next := events.GenerateSigningKey()
+	r.omiRegistry(0, "omi_registry", "app", "replace-master", "--app-id", d.app.String(), "--master-key", next.Public().String())
+	if err := keyfile.Create(filepath.Join(d.folder, "next.pem"), next); err != nil {
+		r.t.Fatal(err)
+	}
+	run("revoke", "--master-key", "next.pem")
 	d.settle()
 	r.omiRegistry(0, "omi_registry_reader", "check", "--trust", d.registryKey().String())
 	r.omiRegistry(0, "omi_registry_reader", "app", "list")
+	r.omiRegistry(0, "omi_registry_reader", "app", "show", "--app-id", d.app.String())
 	r.omiRegistry(0, "omi_registry_reader", "deadletters", "list")
 	r.omiRegistry(0, "omi_registry", "deadletters", "retry", "--all")
 }
@@ -310,7 +317,7 @@ func (r *roles) testForbidden() {
 	for role, statements := range map[string][]string{
 		"omi_registry": {
 			"UPDATE history SET sequence = 9", "DELETE FROM history", "TRUNCATE history", "DROP TABLE history", "ALTER TABLE history DROP COLUMN receipt",
-			"UPDATE apps SET master_public_key = ''", "DELETE FROM apps", "DELETE FROM services", "CREATE TABLE mine (n BIGINT)",
+			"DELETE FROM apps", "UPDATE reserved_keys SET app_id = ''", "DELETE FROM reserved_keys", "DELETE FROM services", "CREATE TABLE mine (n BIGINT)",
 			"DELETE FROM goose_db_version", "DROP TABLE outbox",
 		},
 		"omi_registry_reader": {
