@@ -1,6 +1,7 @@
 package events
 
 import (
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -30,7 +31,7 @@ type VerifyAnswer struct {
 	AsOf      int64     `json:"as_of"` // the time up to which this Auth Provider knows the stream
 }
 
-// The values of [VerifyAnswer] and [AttributeAnswer].
+// The values of [VerifyAnswer] and [AttributeAnswer], and what the registry says to a [ReceiptQuery] that it has no answer to.
 const (
 	Accepted   = "accepted"
 	Refused    = "refused"
@@ -44,6 +45,7 @@ const (
 	ExpiredKey     = "expired_key"
 	UnknownKey     = "unknown_key"
 	NotYetValid    = "not_yet_valid"
+	UnknownRequest = "unknown_request" // of a problem document (§8.5)
 )
 
 // AttributeQuery asks whose key this was then (§8.3).
@@ -163,4 +165,44 @@ func decodeBytes(s string) ([]byte, error) {
 		return nil, errBytes
 	}
 	return b, nil
+}
+
+// ReceiptQuery asks for the answer to a request that was sent before (§8.5).
+type ReceiptQuery struct {
+	RequestNonce Nonce
+	// RequestHash is the [RequestHash] of the request's bytes; empty: a refusal of any bytes with this nonce will do.
+	RequestHash string
+}
+
+// ParseReceiptQuery reads §8.5's question under the rules of §3, or returns a [*Refusal].
+func ParseReceiptQuery(b []byte) (ReceiptQuery, error) {
+	f, err := readQuery(b)
+	if err != nil {
+		return ReceiptQuery{}, err
+	}
+	q := ReceiptQuery{RequestNonce: f.nonce("request_nonce", true), RequestHash: parsed(&f, "request_hash", false, kept(requestHash))}
+	return q, f.end()
+}
+
+func requestHash(s string) (string, error) {
+	if sum, err := decodeBytes(s); err != nil || len(sum) != sha256.Size {
+		return "", errHash
+	}
+	return s, nil
+}
+
+var errHash = errors.New("a request's hash is the base64url SHA-256 of its bytes, without padding")
+
+// Encode returns the question as §8.5 has it.
+func (q ReceiptQuery) Encode() []byte {
+	if q.RequestHash == "" {
+		return fmt.Appendf(nil, `{"request_nonce":%q}`, q.RequestNonce)
+	}
+	return fmt.Appendf(nil, `{"request_nonce":%q,"request_hash":%q}`, q.RequestNonce, q.RequestHash)
+}
+
+// AnsweredBy reports whether a receipt is what is asked for. A service commits one request of a nonce, and refuses any number:
+// anybody can send the nonce with other bytes.
+func (q ReceiptQuery) AnsweredBy(r *Receipt) bool {
+	return r.RequestNonce == q.RequestNonce && (r.Event == RequestCommitted || q.RequestHash == "" || r.RequestHash == q.RequestHash)
 }

@@ -42,6 +42,16 @@ func RequestHash(payload []byte) string {
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
+// RequestNonceOf returns the nonce of the request that a receipt's message answers, without checking who signed it: most of what
+// comes in a flood can be passed over by it. Zero where there is none.
+func RequestNonceOf(payload []byte) Nonce {
+	m, err := readMessage(payload)
+	if err != nil {
+		return Nonce{}
+	}
+	return m.data.nonce("request_nonce", false)
+}
+
 // Subject returns where the receipt is published (§4).
 func (r *Receipt) Subject() string { return ReceiptSubject + r.Target.String() }
 

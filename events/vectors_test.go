@@ -165,7 +165,7 @@ func TestWorkedExample(t *testing.T) {
 			}
 			for _, part := range []string{
 				c.Name, c.Subject, string(r.Signed), r.Signature.String(), r.Proof.String(),
-				draftOf(r, events.SigningKey{}).MsgID(), events.ReceiptSubject + r.Target.String(),
+				draftOf(r, events.SigningKey{}).MsgID(), events.AnswerSubject + r.Target.String(),
 			} {
 				if !bytes.Contains(page, []byte(part)) {
 					t.Errorf("the page does not have %q", part)

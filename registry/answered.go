@@ -31,6 +31,7 @@ var errPartly = errors.New("the broker did not send all receipts")
 type receipts struct {
 	js    jetstream.JetStream
 	trust events.Trust
+	reads receiptReads // for who asks over NATS
 }
 
 // told is what the stream of receipts has of one service. Nil: nothing was told.

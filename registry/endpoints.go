@@ -27,6 +27,7 @@ func (l *Lookup) Endpoints() []api.Endpoint {
 		{Name: "history", Subject: events.LookupHistorySubject, Pattern: "GET " + service + "/history", Handle: l.serveHistory},
 		{Name: "jwks", Pattern: "GET " + service + "/jwks.json", Handle: l.serveJWKS},
 		{Name: "registry", Subject: events.LookupRegistrySubject, Pattern: "GET /v1/registry", Handle: l.serveInfo},
+		{Name: "receipt", Subject: events.LookupReceiptSubject, Handle: l.serveReceipt}, // for who sent the request, and so not over HTTP
 	}
 }
 

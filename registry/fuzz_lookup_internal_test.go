@@ -22,6 +22,7 @@ type lookupDoor struct {
 	trust   events.Trust
 	target  events.Target
 	revoked events.Target
+	nonce   events.Nonce // of a request of the first
 }
 
 func openLookups(f testing.TB) *lookupDoor {
@@ -55,10 +56,10 @@ func openLookups(f testing.TB) *lookupDoor {
 	if err != nil {
 		f.Fatal(err)
 	}
-	return &lookupDoor{apitest.Open(f, conn, r.Lookup.Endpoints()...), trust, d.target, gone.target}
+	return &lookupDoor{apitest.Open(f, conn, r.Lookup.Endpoints()...), trust, d.target, gone.target, requests[0].draft.Nonce}
 }
 
-// check reads an answer back: it is one of the four, about one of the two services.
+// check reads an answer back: it is one of the five, about one of the two services.
 func (d *lookupDoor) check(t *testing.T, asked string, a apitest.Answer) {
 	t.Helper()
 	if a.Status != http.StatusOK {
@@ -69,6 +70,9 @@ func (d *lookupDoor) check(t *testing.T, asked string, a apitest.Answer) {
 			return
 		}
 		if h, err := d.trust.ServiceHistory(target, a.Body); err == nil && h.Sequence > 0 {
+			return
+		}
+		if _, err := d.trust.Receipt(events.ReceiptSubject+target.String(), a.Body); err == nil {
 			return
 		}
 	}
@@ -108,10 +112,11 @@ func FuzzLookupHTTP(f *testing.F) {
 	})
 }
 
-// FuzzLookupNATS: the same over NATS; and of a service that can be named in both ways, both say the same.
+// FuzzLookupNATS: the same over NATS; and of a service that can be named in both ways, both say the same, but for a receipt, which is
+// not told over HTTP.
 func FuzzLookupNATS(f *testing.F) {
 	d := openLookups(f)
-	for endpoint := range uint8(3) {
+	for endpoint := range uint8(4) {
 		for _, tail := range []string{d.target.String(), d.revoked.String(), "a", "a.b", "a.b.c", "A.b.c", "*.b.c", ">", "é.b.c"} {
 			f.Add(endpoint, tail, []byte(nil))
 		}
@@ -120,6 +125,10 @@ func FuzzLookupNATS(f *testing.F) {
 		f.Add(uint8(1), d.target.String(), []byte(payload))
 	}
 	f.Add(uint8(0), d.target.String(), []byte("{}"))
+	for _, nonce := range []string{d.nonce.String(), "neverSent", "x", `n","a":"`} {
+		f.Add(uint8(3), d.target.String(), []byte(`{"request_nonce":"`+nonce+`"}`))
+	}
+	f.Add(uint8(3), d.target.String(), events.ReceiptQuery{RequestNonce: d.nonce, RequestHash: events.RequestHash(nil)}.Encode())
 	f.Fuzz(func(t *testing.T, endpoint uint8, tail string, payload []byte) {
 		a, ok := d.NATS(t, endpoint, tail, payload)
 		if !ok {
@@ -127,23 +136,31 @@ func FuzzLookupNATS(f *testing.F) {
 		}
 		d.check(t, tail, a)
 		target, err := events.ParseTarget(tail)
-		if _, part, bad := events.ParseHistoryQuery(payload); endpoint%3 == 1 && (part || bad != nil) {
+		if _, part, bad := events.ParseHistoryQuery(payload); endpoint%4 == 1 && (part || bad != nil) {
 			if wrong := bad != nil || err != nil; wrong != (a.Status == http.StatusBadRequest) {
 				t.Errorf("%q is asked %q: %d", tail, payload, a.Status)
 			}
 			return
 		}
+		if endpoint%4 == 3 {
+			q, bad := events.ParseReceiptQuery(payload)
+			wrong, known := bad != nil || err != nil, target == d.target && q.RequestNonce == d.nonce
+			if wrong != (a.Status == http.StatusBadRequest) || !wrong && known != (a.Status == http.StatusOK) {
+				t.Errorf("%q is asked %q: %d", tail, payload, a.Status)
+			}
+			return
+		}
 		if err != nil {
-			if endpoint%3 < 2 && a.Status != http.StatusBadRequest {
+			if endpoint%4 < 2 && a.Status != http.StatusBadRequest {
 				t.Errorf("%q: %d, and it names no service", tail, a.Status)
 			}
 			return
 		}
-		if known := target == d.target || target == d.revoked; endpoint%3 < 2 && known != (a.Status == http.StatusOK) {
+		if known := target == d.target || target == d.revoked; endpoint%4 < 2 && known != (a.Status == http.StatusOK) {
 			t.Errorf("%q: %d", tail, a.Status)
 		}
 		path := "/v1/apps/" + url.PathEscape(target.App.String()) + "/services/" + target.Service.String()
-		path = []string{path, path + "/history", "/v1/registry"}[endpoint%3]
+		path = []string{path, path + "/history", "/v1/registry"}[endpoint%4]
 		if b, ok := d.HTTP(t, http.MethodGet, path, "", nil); !ok || a.Status != b.Status || !bytes.Equal(a.Body, b.Body) {
 			t.Errorf("%q: over NATS %d %s\nover HTTP %d %s", tail, a.Status, a.Body, b.Status, b.Body)
 		}

@@ -27,6 +27,7 @@ type Lookup struct {
 	key         events.SigningKey
 	store       *Store
 	propagation *propagation
+	receipts    *receipts
 	fence       *fence
 	unbound     *rate.Limiter // of signed answers about services that were never bound
 	log         *slog.Logger
@@ -38,7 +39,7 @@ func newLookup(cfg Config, js jetstream.JetStream, f *fence) *Lookup {
 	policy.Store(&cfg.Policy)
 	return &Lookup{
 		policy: policy, key: cfg.Key, store: cfg.Store, log: cfg.Log, now: cfg.Now,
-		propagation: &propagation{js: js}, fence: f, unbound: rate.NewLimiter(unboundASecond, unboundBurst),
+		propagation: &propagation{js: js}, receipts: &receipts{js: js}, fence: f, unbound: rate.NewLimiter(unboundASecond, unboundBurst),
 	}
 }
 

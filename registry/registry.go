@@ -111,12 +111,12 @@ func New(cfg Config) (*Registry, error) {
 	r.relay = newRelay(js, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
 	r.intake = &intake{
 		policy: cfg.Policy, key: cfg.Key, own: r.fence.trust.TrustedKeys(), store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
-		told: (&receipts{js, r.fence.trust}).ofAll,
+		told: (&receipts{js: js, trust: r.fence.trust}).ofAll,
 		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(),
 	}
 	r.aside = &deadLetters{store: cfg.Store, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
 	r.Lookup = newLookup(cfg, js, r.fence)
-	r.Lookup.propagation.trust = r.fence.trust
+	r.Lookup.propagation.trust, r.Lookup.receipts.trust = r.fence.trust, r.fence.trust
 	return r, nil
 }
 

@@ -202,7 +202,7 @@ func spoil(t *testing.T, text []byte) []byte {
 	if err := json.Unmarshal(text, &members); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"data", "signature", "origin", "result", "public_key", "title", "after"} {
+	for _, name := range []string{"data", "signature", "origin", "result", "public_key", "title", "after", "request_nonce"} {
 		if _, ok := members[name]; ok {
 			delete(members, name)
 			return must(json.Marshal(members))
@@ -295,7 +295,11 @@ func sent(t testing.TB) map[string][][]byte {
 		"service-record": {record.Sign(registry), busy.Sign(registry), gone.Sign(registry)},
 		"history":        {history.Sign(registry), part.Sign(registry)},
 		"history-query":  {events.HistoryQuery(0), events.HistoryQuery(2048)},
-		"registry-info":  all(events.RegistryInfo{Origin: origin, PublicKeys: []events.PublicKey{registry.Public()}, RequireProof: events.ProofsOwn}),
+		"receipt-query": {
+			events.ReceiptQuery{RequestNonce: events.NewNonce()}.Encode(),
+			events.ReceiptQuery{RequestNonce: events.NewNonce(), RequestHash: events.RequestHash(nil)}.Encode(),
+		},
+		"registry-info": all(events.RegistryInfo{Origin: origin, PublicKeys: []events.PublicKey{registry.Public()}, RequireProof: events.ProofsOwn}),
 		"verify-query": {
 			must(events.VerifyQuery{Target: target, Message: []byte("hi"), Signature: key.Sign(nil)}.Encode()),
 			must(events.VerifyQuery{Target: target, Signature: key.Sign(nil)}.Encode()),

@@ -18,7 +18,7 @@ import (
 type Endpoint struct {
 	Name    string // of the micro endpoint
 	Subject string // on NATS; one that ends in a dot takes a target (§4); empty: over HTTP only
-	Pattern string // on HTTP, as [http.ServeMux] takes it; the target is {app_id} and {service_id}
+	Pattern string // on HTTP, as [http.ServeMux] takes it; the target is {app_id} and {service_id}; empty: over NATS only
 	Handle  Handler
 }
 

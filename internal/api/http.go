@@ -17,6 +17,9 @@ import (
 // Mount serves the endpoints on mux.
 func Mount(mux *http.ServeMux, log *slog.Logger, endpoints ...Endpoint) {
 	for _, e := range endpoints {
+		if e.Pattern == "" {
+			continue
+		}
 		public := strings.HasPrefix(e.Pattern, http.MethodGet+" ")
 		mux.HandleFunc(e.Pattern, func(w http.ResponseWriter, r *http.Request) {
 			if public { // pages of any origin may read it, problem documents too

@@ -1,0 +1,123 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+)
+
+// ErrNoReceipt means that no answer to the request is kept: it was never sent, is not decided yet, or was refused long ago.
+var ErrNoReceipt = errors.New("no receipt of this request")
+
+// errAskedTooOften means that a service's receipts were read as often this second as they may be.
+var errAskedTooOften = errors.New("receipts are asked for too often")
+
+// Receipt returns the answer to a request that was sent before, as it was published (§8.5), or [ErrNoReceipt]. What was committed
+// counts, whatever was refused before or after.
+func (l *Lookup) Receipt(ctx context.Context, t events.Target, q events.ReceiptQuery) ([]byte, error) {
+	receipt, err := l.store.receipt(ctx, t, q.RequestNonce)
+	if !errors.Is(err, ErrNoReceipt) {
+		return receipt, err
+	}
+	now := l.now().Unix()
+	if !l.receipts.reads.take(now, t, 1) {
+		return nil, errAskedTooOften
+	}
+	one, err := l.receipts.of(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	l.receipts.reads.take(now, t, len(one.list)) // it is known only now
+	if receipt = one.answer(q); receipt == nil {
+		return nil, ErrNoReceipt
+	}
+	return receipt, nil
+}
+
+// receipt reads the receipt of a committed request, or returns [ErrNoReceipt].
+func (s *Store) receipt(ctx context.Context, t events.Target, nonce events.Nonce) (receipt []byte, err error) {
+	const query = "SELECT receipt FROM history WHERE service = (SELECT id FROM services WHERE target = $1) AND request_nonce = $2"
+	err = s.db.Reader().QueryRowContext(ctx, query, t.String(), nonce.String()).Scan(&receipt)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, ErrNoReceipt
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the receipt of a request of %s: %w", t, err)
+	}
+	return receipt, nil
+}
+
+// answer returns what answers a question: a request that was committed, or else its first refusal.
+func (one *told) answer(q events.ReceiptQuery) (refused []byte) {
+	nonce, hash, committed := []byte(q.RequestNonce.String()), []byte(q.RequestHash), []byte(events.RequestCommitted)
+	for _, m := range one.list {
+		// Few are worth a verification, also where a stranger has sent the nonce with other bytes.
+		if !bytes.Contains(m.Data, nonce) || !bytes.Contains(m.Data, hash) && !bytes.Contains(m.Data, committed) {
+			continue
+		}
+		r, err := one.trust.Receipt(m.Subject, m.Data)
+		switch {
+		case err != nil || !q.AnsweredBy(&r):
+		case r.Event == events.RequestCommitted:
+			return m.Data
+		case refused == nil:
+			refused = m.Data
+		}
+	}
+	return refused
+}
+
+// How many receipts are read a second, for all who ask about one service, and for all services. A client asks now and then, and
+// only for what was lost on its way.
+const (
+	readsOfOne = 4 * 64
+	readsOfAll = 16 << 10
+)
+
+// receiptReads counts them, for the second at hand.
+type receiptReads struct {
+	mu     sync.Mutex
+	second int64
+	taken  map[events.Target]int
+	all    int
+}
+
+// take notes n reads for a service, and reports whether it had any left.
+func (r *receiptReads) take(second int64, t events.Target, n int) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.taken == nil || r.second != second {
+		r.second, r.taken, r.all = second, map[events.Target]int{}, 0
+	}
+	if r.taken[t] >= readsOfOne || r.all >= readsOfAll {
+		return false
+	}
+	r.taken[t] += n
+	r.all += n
+	return true
+}
+
+func (l *Lookup) serveReceipt(ctx context.Context, c api.Call) (api.Answer, error) {
+	q, err := events.ParseReceiptQuery(c.Body)
+	if err != nil {
+		return api.Answer{}, err
+	}
+	receipt, err := lookUp(ctx, l, c, func(ctx context.Context, t events.Target) ([]byte, error) { return l.Receipt(ctx, t, q) })
+	switch {
+	case errors.Is(err, ErrNoReceipt):
+		err = &api.Problem{
+			Title: http.StatusText(http.StatusNotFound), Status: http.StatusNotFound, Detail: "No receipt of this request is kept.",
+			Reason: events.UnknownRequest,
+		}
+	case errors.Is(err, errAskedTooOften):
+		err = api.Unavailable("The receipts of this service are asked for too often; try again in a second.")
+	}
+	return api.Answer{Body: receipt}, err
+}
