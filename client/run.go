@@ -245,8 +245,8 @@ func (c *Client) unanswered() error {
 
 func (c *Client) sendUntilAnswered(ctx context.Context, e *entry, answers chan<- events.Receipt, untrusted chan<- error) {
 	m, sender := e.Request, c.sender
-	if e.resumed { // else prepare has just asked
-		sender.Allowed = c.trusted
+	if e.resumed { // else prepare has just asked, and nothing was sent
+		sender.Allowed, sender.Again = c.trusted, true
 	}
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, resendAfter
@@ -258,7 +258,7 @@ func (c *Client) sendUntilAnswered(ctx context.Context, e *entry, answers chan<-
 			}
 		})
 		cancel()
-		sender.Allowed = c.trusted
+		sender.Allowed, sender.Again = c.trusted, true
 		if err == nil {
 			answers <- receipt
 			return

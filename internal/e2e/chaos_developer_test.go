@@ -249,7 +249,7 @@ func (d *developer) askAgain(ctx context.Context, target events.Target, m reques
 			_ = d.publish(ctx, m, "") // unknown to JetStream, which would keep a second one with an id from the registry
 		}
 		trying, cancel := context.WithTimeout(ctx, mostTry)
-		receipt, err := request.Sender{JetStream: d.js, Trust: d.trust}.Send(trying, target, m, nil)
+		receipt, err := request.Sender{JetStream: d.js, Trust: d.trust, Again: try > 0}.Send(trying, target, m, nil)
 		cancel()
 		if err == nil || ctx.Err() != nil {
 			return receipt, err

@@ -6,19 +6,11 @@ import (
 	"crypto"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
-)
-
-const (
-	// forgetReader is how long the broker keeps what it knows of a reader that is done.
-	forgetReader = 10 * time.Second
-	// lookFirst bounds the reading of what is there before a message is published.
-	lookFirst = time.Second
 )
 
 // Errors of a request that has no answer yet. Sent again, byte for byte, it gets its first receipt.
@@ -75,35 +67,24 @@ func (m *Message) answeredBy(r *events.Receipt) bool {
 type Sender struct {
 	JetStream jetstream.JetStream
 	Trust     events.Trust
-	// Allowed, if not nil, is asked before a message is published and after the receipts were looked at. Its error stops Send.
+	// Again says that the message may have been sent before. Then Send looks for its answer first: sent again, a refused message
+	// might stand, and nobody would know.
+	Again bool
+	// Allowed, if not nil, is asked before a message is published and after the answer was looked for. Its error stops Send.
 	Allowed func(context.Context) error
 }
 
-// Send publishes a message, and waits for its receipt until ctx ends or the broker fails: then the error is [ErrNotStored]
-// or [ErrNoAnswer]. A refusal is a receipt, not an error. It reads the stream of receipts from its start, and before it
-// publishes, so it finds the answer to a message that was sent before, too: within two minutes the stream would not store
-// the same receipt a second time. stored, if not nil, is called when the broker has the message.
+// Send publishes a message, and waits for its receipt until ctx ends or the connection is closed: then the error is
+// [ErrNotStored] or [ErrNoAnswer]. A refusal is a receipt, not an error. stored, if not nil, is called when the broker has the
+// message.
 func (s Sender) Send(ctx context.Context, target events.Target, m Message, stored func()) (events.Receipt, error) {
-	consumer, err := s.JetStream.OrderedConsumer(ctx, events.ReceiptStream, jetstream.OrderedConsumerConfig{
-		FilterSubjects:    []string{events.ReceiptSubject + target.String()},
-		InactiveThreshold: forgetReader, MaxResetAttempts: 1, // it would go on without end, and does not ask ctx
-	})
+	w, err := s.listen(target, m)
 	if err != nil {
-		return events.Receipt{}, fmt.Errorf("%w: read the receipts: %w", ErrNotStored, err)
+		return events.Receipt{}, fmt.Errorf("%w: listen for the receipt: %w", ErrNotStored, err)
 	}
-	receipts, err := consumer.Messages()
-	if err != nil {
-		return events.Receipt{}, fmt.Errorf("%w: read the receipts: %w", ErrNotStored, err)
-	}
-	defer receipts.Stop()
-	looking, cancel := context.WithTimeout(ctx, lookFirst)
-	defer cancel()
-	for range consumer.CachedInfo().NumPending { // sent again, a refused message might stand, and nobody would know
-		receipt, err := next(looking, receipts, s.Trust)
-		if err != nil {
-			break // the broker's count was wrong, or what comes next fails too
-		}
-		if m.answeredBy(&receipt) {
+	defer w.stop()
+	if s.Again {
+		if receipt, ok := w.look(ctx); ok {
 			return receipt, nil
 		}
 	}
@@ -118,28 +99,11 @@ func (s Sender) Send(ctx context.Context, target events.Target, m Message, store
 	if stored != nil {
 		stored()
 	}
-	for {
-		receipt, err := next(ctx, receipts, s.Trust)
-		if err != nil {
-			return events.Receipt{}, fmt.Errorf("%w (%w)", ErrNoAnswer, err)
-		}
-		if m.answeredBy(&receipt) {
-			return receipt, nil
-		}
-	}
-}
-
-// next returns the next receipt, or the zero one for a message that can't be trusted: it answers nothing.
-func next(ctx context.Context, receipts jetstream.MessagesContext, trust events.Trust) (events.Receipt, error) {
-	msg, err := receipts.Next(jetstream.NextContext(ctx))
+	receipt, err := w.wait(ctx)
 	if err != nil {
-		return events.Receipt{}, err
+		err = fmt.Errorf("%w (%w)", ErrNoAnswer, err)
 	}
-	receipt, err := trust.Receipt(msg.Subject(), msg.Data())
-	if err != nil {
-		return events.Receipt{}, nil //nolint:nilerr // see above
-	}
-	return receipt, nil
+	return receipt, err
 }
 
 // Publish publishes a message, and waits until it is stored.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +23,7 @@ const origin = "omiappreg.org"
 
 // world is a broker with the streams of requests and receipts, a registry that the test plays, and a request to it.
 type world struct {
+	url      string
 	js       jetstream.JetStream
 	sender   request.Sender
 	target   events.Target
@@ -31,7 +34,8 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	js, err := jetstream.New(testenv.Connect(t, testenv.NewBroker(t).URL()))
+	url := testenv.NewBroker(t).URL()
+	js, err := jetstream.New(testenv.Connect(t, url))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +44,7 @@ func newWorld(t *testing.T) *world {
 			t.Fatal(err)
 		}
 	}
-	w := &world{js: js, registry: events.GenerateSigningKey(), newKey: events.GenerateSigningKey()}
+	w := &world{url: url, js: js, registry: events.GenerateSigningKey(), newKey: events.GenerateSigningKey()}
 	if w.target, err = events.ParseTarget("org.example.shop.cms"); err != nil {
 		t.Fatal(err)
 	}
@@ -56,147 +60,207 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// TestSendBelievesItsOwnAnswer: of all that may come on the subject, only one message answers the request.
+// lookups plays the registry's lookup of receipts: it answers with what answer returns, and counts.
+func (w *world) lookups(t *testing.T, answer func(events.ReceiptQuery) []byte) *atomic.Int64 {
+	t.Helper()
+	var asked atomic.Int64
+	_, err := w.js.Conn().Subscribe(events.LookupReceiptSubject+w.target.String(), func(m *nats.Msg) {
+		asked.Add(1)
+		q, err := events.ParseReceiptQuery(m.Data)
+		if err != nil {
+			t.Errorf("asked %s: %v", m.Data, err)
+		}
+		if err := m.Respond(answer(q)); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &asked
+}
+
+// committed is the answer to the message of this world.
+func (w *world) committed() events.Receipt {
+	return events.Receipt{
+		Origin: origin, Target: w.target, Event: events.RequestCommitted, RequestNonce: w.message.Nonce, Timestamp: 2, Sequence: 2,
+		Nonce: events.NewNonce(), PublicKey: w.newKey.Public(), GracePeriodExpiry: 302, EventNonce: events.NewNonce(),
+	}
+}
+
+// refused is a refusal of a message with this nonce and this hash.
+func (w *world) refused(hash string) events.Receipt {
+	return events.Receipt{
+		Origin: origin, Target: w.target, Event: events.RequestRejected, RequestNonce: w.message.Nonce, Timestamp: 2,
+		Nonce: events.NewNonce(), Reason: events.RateLimited, Detail: "No.", RequestHash: hash,
+	}
+}
+
+func (w *world) publish(t *testing.T, r events.Receipt, by events.SigningKey) {
+	t.Helper()
+	if _, err := w.js.Publish(t.Context(), r.Subject(), r.Sign(by)); err != nil {
+		t.Error(err)
+	}
+}
+
+// publishOthers publishes what answers another request, or is nobody's answer.
+func (w *world) publishOthers(t *testing.T) {
+	t.Helper()
+	stranger := events.GenerateSigningKey()
+	w.publish(t, w.refused(events.RequestHash([]byte(w.message.Payload))), stranger)
+	w.publish(t, w.committed(), stranger)
+	w.publish(t, w.refused(events.RequestHash([]byte("the same nonce, with a broken signature"))), w.registry)
+	w.publish(t, w.refused(""), w.registry)
+	other := w.committed()
+	other.PublicKey = stranger.Public()
+	w.publish(t, other, w.registry)
+	other = w.committed()
+	other.RequestNonce = events.NewNonce()
+	w.publish(t, other, w.registry)
+	if _, err := w.js.Publish(t.Context(), events.ReceiptSubject+w.target.String(), []byte("not JSON")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSendBelievesItsOwnAnswer: of all that may come on the subject, only one message answers the request; and of all that is
+// stored or told by whoever answers lookups.
 func TestSendBelievesItsOwnAnswer(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	js, sender, target, m := w.js, w.sender, w.target, w.message
-	registry, stranger, newKey := w.registry, events.GenerateSigningKey(), w.newKey
-	committed := events.Receipt{
-		Origin: origin, Target: target, Event: events.RequestCommitted, RequestNonce: m.Nonce, Timestamp: 2, Sequence: 2,
-		PublicKey: newKey.Public(), GracePeriodExpiry: 302, EventNonce: events.NewNonce(),
-	}
-	refused := events.Receipt{
-		Origin: origin, Target: target, Event: events.RequestRejected, RequestNonce: m.Nonce, Timestamp: 2,
-		Reason: events.InvalidSignature, Detail: "No.", RequestHash: events.RequestHash([]byte(m.Payload)),
-	}
-	publish := func(r events.Receipt, by events.SigningKey) {
-		t.Helper()
-		r.Nonce = events.NewNonce()
-		if _, err := js.Publish(t.Context(), events.ReceiptSubject+target.String(), r.Sign(by)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// What answers another request, or is nobody's answer.
-	publish(refused, stranger)
-	publish(committed, stranger)
-	other := refused
-	other.RequestHash = events.RequestHash([]byte("the same nonce, with a broken signature"))
-	publish(other, registry)
-	other = refused
-	other.RequestHash = ""
-	publish(other, registry)
-	other = committed
-	other.PublicKey = stranger.Public()
-	publish(other, registry)
-	other = committed
-	other.RequestNonce = events.NewNonce()
-	publish(other, registry)
-	if _, err := js.Publish(t.Context(), events.ReceiptSubject+target.String(), []byte("not JSON")); err != nil {
-		t.Fatal(err)
-	}
-
-	stored := false
+	w.sender.Again = true
+	stranger := events.GenerateSigningKey()
+	asked := w.lookups(t, func(events.ReceiptQuery) []byte {
+		forged := w.committed()
+		return forged.Sign(stranger)
+	})
+	w.publishOthers(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	storing := func() { // to wait for nothing begins when the request is stored, however slow that is
-		stored = true
-		time.AfterFunc(200*time.Millisecond, cancel)
+	stored := false
+	receipt, err := w.sender.Send(ctx, w.target, w.message, func() { stored = true; w.publishOthers(t); time.AfterFunc(100*time.Millisecond, cancel) })
+	if !errors.Is(err, request.ErrNoAnswer) || !stored || asked.Load() == 0 {
+		t.Fatalf("nobody has answered: %+v, %v; stored: %t, lookups: %d", receipt, err, stored, asked.Load())
 	}
-	if receipt, err := sender.Send(ctx, target, m, storing); !errors.Is(err, request.ErrNoAnswer) || !stored {
-		t.Fatalf("nobody has answered: %+v, %v; stored: %t", receipt, err, stored)
-	}
-	publish(refused, registry)
-	publish(committed, registry)
-	receipt, err := sender.Send(t.Context(), target, m, nil)
-	if err != nil || receipt.Event != events.RequestRejected || receipt.Reason != events.InvalidSignature {
-		t.Errorf("got %+v, %v; want the first answer to these very bytes", receipt, err)
+	want := w.committed()
+	w.sender.Again = false
+	receipt, err = w.sender.Send(t.Context(), w.target, w.message, func() { w.publishOthers(t); w.publish(t, want, w.registry) })
+	if err != nil || receipt.Nonce != want.Nonce {
+		t.Errorf("got %+v, %v; want the answer", receipt, err)
 	}
 
 	// Without a stream there is no telling whether anything is stored.
-	if err := js.DeleteStream(t.Context(), events.RequestStream); err != nil {
+	if err := w.js.DeleteStream(t.Context(), events.RequestStream); err != nil {
 		t.Fatal(err)
 	}
-	if err := sender.Publish(t.Context(), m); !errors.Is(err, request.ErrNotStored) {
+	if err := w.sender.Publish(t.Context(), w.message); !errors.Is(err, request.ErrNotStored) {
 		t.Errorf("publish without a stream: %v", err)
 	}
 }
 
-// TestSendEndsWithItsContext: also while the broker has lost the reader's place in the stream, and can't give it a new one.
-func TestSendEndsWithItsContext(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	places := make(chan *nats.Msg, 8)
-	if _, err := w.js.Conn().ChanSubscribe("$JS.API.CONSUMER.CREATE."+events.ReceiptStream+".>", places); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	stored, ended := make(chan struct{}), make(chan error, 1)
-	go func() {
-		_, err := w.sender.Send(ctx, w.target, w.message, func() { close(stored) })
-		ended <- err
-	}()
-	<-stored
-	<-places // the one that it has
-	if err := w.js.DeleteStream(t.Context(), events.ReceiptStream); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.js.Conn().ForceReconnect(); err != nil {
-		t.Fatal(err)
-	}
-	var result error
-	select {
-	case <-places: // the one that it asks for now
-		cancel()
-		result = receive(t, ended)
-	case result = <-ended: // its question may be lost with the old connection; then it gives up by itself
-	case <-time.After(time.Minute):
-		t.Fatal("it neither asks for a new place nor ends")
-	}
-	if !errors.Is(result, request.ErrNoAnswer) {
-		t.Errorf("got %v, want ErrNoAnswer", result)
-	}
-}
-
-func receive(t *testing.T, ended <-chan error) error {
-	t.Helper()
-	select {
-	case err := <-ended:
-		return err
-	case <-time.After(time.Minute):
-		t.Fatal("it goes on")
-		return nil
-	}
-}
-
 // TestSendLooksFirst: what is answered is not sent again. A refusal may have been for a passing reason, and whoever believes
-// it would not know that the same bytes stand now.
+// it would not know that the same bytes stand now. It is the last receipt of the service, or the registry still knows it.
 func TestSendLooksFirst(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	for range 3 { // of other requests
-		w.refuse(t, "")
-	}
-	w.refuse(t, events.RequestHash([]byte(w.message.Payload)))
-	began := time.Now()
-	receipt, err := w.sender.Send(t.Context(), w.target, w.message, func() {
-		if took := time.Since(began); took < time.Second { // it looks no longer than that
-			t.Errorf("it was sent again after %v", took)
+	w.sender.Again = true
+	hash := events.RequestHash([]byte(w.message.Payload))
+	want := w.refused(hash)
+	asked := w.lookups(t, func(q events.ReceiptQuery) []byte {
+		if q != (events.ReceiptQuery{RequestNonce: w.message.Nonce, RequestHash: hash}) {
+			t.Errorf("asked for %+v", q)
 		}
+		return want.Sign(w.registry)
 	})
-	if err != nil || receipt.Reason != events.RateLimited {
-		t.Errorf("got %+v, %v; want the answer that is there", receipt, err)
+	look := func(lookups int64) {
+		t.Helper()
+		receipt, err := w.sender.Send(t.Context(), w.target, w.message, func() { t.Error("it was sent again") })
+		if err != nil || receipt.Nonce != want.Nonce || asked.Load() != lookups {
+			t.Errorf("got %+v, %v, after %d questions to the registry; want the answer that is there, and %d", receipt, err, asked.Load(), lookups)
+		}
+	}
+	w.publish(t, want, w.registry)
+	look(0)
+	w.publishOthers(t)
+	look(1)
+}
+
+// TestSendCostsNoConsumer: of which a stream has 1,000.
+func TestSendCostsNoConsumer(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	questions, err := w.js.Conn().SubscribeSync("$JS.API.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.sender.Send(t.Context(), w.target, w.message, func() { w.publish(t, w.committed(), w.registry) }); err != nil {
+		t.Fatal(err)
+	}
+	if n, _, _ := questions.Pending(); n > 0 {
+		first, _ := questions.NextMsg(time.Second)
+		t.Errorf("%d questions to JetStream, the first on %s", n, first.Subject)
 	}
 }
 
-func (w *world) refuse(t *testing.T, hash string) {
-	t.Helper()
-	r := events.Receipt{
-		Origin: origin, Target: w.target, Event: events.RequestRejected, RequestNonce: w.message.Nonce, Timestamp: 2,
-		Nonce: events.NewNonce(), Reason: events.RateLimited, Detail: "No.", RequestHash: hash,
+// TestSendInFlood: refusals on the subject, as many as there may be, keep nobody from his answer. They are more than may wait to be
+// read, so that it may be lost among them; then the registry is asked.
+func TestSendInFlood(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	want := w.committed()
+	w.lookups(t, func(events.ReceiptQuery) []byte { return want.Sign(w.registry) })
+	refused := w.refused(events.RequestHash(nil))
+	flood := refused.Sign(w.registry)
+	receipt, err := w.sender.Send(t.Context(), w.target, w.message, func() {
+		for i := range 5000 {
+			if i == 4000 {
+				w.publish(t, want, w.registry)
+			}
+			if err := w.js.Conn().Publish(events.AnswerSubject+w.target.String(), flood); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if err != nil || receipt.Nonce != want.Nonce {
+		t.Errorf("got %+v, %v; want the answer", receipt, err)
 	}
-	if _, err := w.js.Publish(t.Context(), r.Subject(), r.Sign(w.registry)); err != nil {
+}
+
+// TestSendAfterReconnect: an answer that was published while the connection was lost is found when it is back.
+func TestSendAfterReconnect(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	other := w.js
+	proxy := testenv.NewProxy(t, strings.TrimPrefix(w.url, "nats://"))
+	conn := testenv.Connect(t, "nats://"+proxy.Addr())
+	js, err := jetstream.New(conn)
+	if err != nil {
 		t.Fatal(err)
+	}
+	w.sender.JetStream = js
+	lost, back := conn.StatusChanged(nats.RECONNECTING), conn.StatusChanged(nats.CONNECTED)
+	want := w.committed()
+	receipt, err := w.sender.Send(t.Context(), w.target, w.message, func() {
+		proxy.Cut()
+		<-lost
+		w.js = other
+		w.publish(t, want, w.registry)
+		proxy.Restore()
+		<-back
+	})
+	if err != nil || receipt.Nonce != want.Nonce {
+		t.Errorf("got %+v, %v; want the answer", receipt, err)
+	}
+}
+
+// TestSendEnds: with its context, and with its connection.
+func TestSendEnds(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	if _, err := w.sender.Send(ctx, w.target, w.message, cancel); !errors.Is(err, request.ErrNoAnswer) || !errors.Is(err, context.Canceled) {
+		t.Errorf("with its context: %v", err)
+	}
+	if _, err := w.sender.Send(t.Context(), w.target, w.message, w.js.Conn().Close); !errors.Is(err, request.ErrNoAnswer) || !errors.Is(err, nats.ErrConnectionClosed) {
+		t.Errorf("with its connection: %v", err)
 	}
 }

@@ -1,0 +1,114 @@
+package request
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/lookup"
+)
+
+// LastReceiptSubject is where the broker gives the last receipt of the target that follows: a question without a body, so that an
+// account can be held to its own.
+const LastReceiptSubject = "$JS.API.DIRECT.GET." + events.ReceiptStream + "." + events.ReceiptSubject
+
+const (
+	heardAtOnce = 256             // answers that may wait to be read; what is beyond, as in a flood of refusals, is looked for
+	lookWithin  = time.Second     // for one question
+	lookAfter   = 2 * time.Second // without an answer: what is published is lost where a connection breaks
+	lookSeldom  = 30 * time.Second
+)
+
+// waiting waits for the receipt of one message. It costs the broker a subscription, and no consumer: a stream has 1,000 of those.
+type waiting struct {
+	conn    *nats.Conn
+	trust   events.Trust
+	target  events.Target
+	message Message
+	heard   chan *nats.Msg
+	again   chan nats.Status // the connection was lost and is back, or is closed
+	ended   func()
+}
+
+// listen hears the answers to a service from now on.
+func (s Sender) listen(target events.Target, m Message) (*waiting, error) {
+	w := &waiting{conn: s.JetStream.Conn(), trust: s.Trust, target: target, message: m, heard: make(chan *nats.Msg, heardAtOnce)}
+	subscription, err := w.conn.ChanSubscribe(events.AnswerSubject+target.String(), w.heard)
+	if err != nil {
+		return nil, err
+	}
+	w.again = w.conn.StatusChanged(nats.CONNECTED, nats.CLOSED)
+	w.ended = func() {
+		w.conn.RemoveStatusListener(w.again)
+		_ = subscription.Unsubscribe() // fails if the connection is closed, and the subscription with it
+	}
+	return w, nil
+}
+
+func (w *waiting) stop() { w.ended() }
+
+// wait returns the answer as soon as it is there.
+func (w *waiting) wait(ctx context.Context) (events.Receipt, error) {
+	pause := lookAfter
+	next := time.NewTimer(jittered(pause))
+	defer next.Stop()
+	for {
+		select {
+		case msg := <-w.heard:
+			if receipt, ok := w.answer(msg.Data); ok {
+				return receipt, nil
+			}
+			continue
+		case <-ctx.Done():
+			return events.Receipt{}, ctx.Err()
+		case <-w.again:
+		case <-next.C:
+			pause = min(2*pause, lookSeldom)
+			next.Reset(jittered(pause))
+		}
+		if w.conn.IsClosed() {
+			return events.Receipt{}, nats.ErrConnectionClosed
+		}
+		if receipt, ok := w.look(ctx); ok {
+			return receipt, nil
+		}
+	}
+}
+
+// jittered lets the many that wait for one registry not all ask at a time.
+func jittered(d time.Duration) time.Duration {
+	return d + rand.N(d/4) //nolint:gosec // jitter is no secret
+}
+
+// look looks for an answer that was given before: the last receipt that the stream has of the service, and then the registry's word.
+// Where neither can be asked, there is none yet.
+func (w *waiting) look(ctx context.Context) (events.Receipt, bool) {
+	asking, cancel := context.WithTimeout(ctx, lookWithin)
+	last, err := w.conn.RequestWithContext(asking, LastReceiptSubject+w.target.String(), nil)
+	cancel()
+	if err == nil {
+		if receipt, ok := w.answer(last.Data); ok {
+			return receipt, true
+		}
+	}
+	asking, cancel = context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	question := events.ReceiptQuery{RequestNonce: w.message.Nonce, RequestHash: events.RequestHash([]byte(w.message.Payload))}
+	told, err := lookup.Ask(asking, w.conn, events.LookupReceiptSubject+w.target.String(), question.Encode())
+	if err != nil {
+		return events.Receipt{}, false
+	}
+	return w.answer(told)
+}
+
+// answer reads a receipt, and reports whether it can be believed and answers the message.
+func (w *waiting) answer(payload []byte) (events.Receipt, bool) {
+	if events.RequestNonceOf(payload) != w.message.Nonce { // most of what comes, and cheaper to see than a signature
+		return events.Receipt{}, false
+	}
+	receipt, err := w.trust.Receipt(events.ReceiptSubject+w.target.String(), payload)
+	return receipt, err == nil && w.message.answeredBy(&receipt)
+}
