@@ -140,8 +140,8 @@ func (d *doctor) examine(ctx context.Context) error {
 	d.examineTrusts()
 	d.examineServices(ctx)
 	d.examinePermissions(ctx)
-	d.examineClock()
 	d.examineService(ctx)
+	d.examineClock()
 	d.examineKey(ctx, key)
 	return nil
 }

@@ -195,11 +195,22 @@ func differences(members []difference) (different []string) {
 	return different
 }
 
-// clockReading is how far this machine's clock is from the broker's.
+// clockReading is how far this machine's clock is from the broker's; or from the registry's, where the broker tells its own to no
+// one but an operator.
 type clockReading struct {
 	known  bool
-	ahead  time.Duration // this machine, of the broker
+	whose  string
+	ahead  time.Duration // this machine, of that one
 	within time.Duration // how exactly that is known: half the way there and back
+}
+
+// readRegistry takes the registry's time, in seconds, from an answer. The broker's is better, since that one counts.
+func (c *clockReading) readRegistry(asked, answered time.Time, seconds int64) {
+	if c.known {
+		return
+	}
+	c.read(asked, answered, time.Unix(seconds, 0).Add(time.Second/2))
+	c.whose, c.within = "the registry's", c.within+time.Second/2
 }
 
 // read takes the broker's time from an answer. The one that came soonest says it best.
@@ -208,7 +219,7 @@ func (c *clockReading) read(asked, answered, theirs time.Time) {
 	if theirs.IsZero() || c.known && c.within <= half {
 		return
 	}
-	*c = clockReading{true, asked.Add(half).Sub(theirs), half}
+	*c = clockReading{true, "the broker's", asked.Add(half).Sub(theirs), half}
 }
 
 // clockTolerance is what synchronised clocks are apart at most.
@@ -220,8 +231,8 @@ func (c *clockReading) judge(skew time.Duration) check {
 	const name, mend = "clock", "synchronise it by NTP (timedatectl, chronyc tracking)"
 	if !c.known {
 		return check{
-			name, checkWarning, "the broker's time is not known: no stream could be looked at",
-			"name a service whose receipts this account may read, or run this with an operator's account",
+			name, checkWarning, "neither the broker's time is known nor the registry's: no stream could be looked at",
+			"name a service that is bound, or run this with an operator's account",
 		}
 	}
 	if skew == 0 {
@@ -231,9 +242,9 @@ func (c *clockReading) judge(skew time.Duration) check {
 	if c.ahead < 0 {
 		sense = "behind"
 	}
-	detail := fmt.Sprintf("this machine's clock is %s %s the broker's", apart, sense)
+	detail := fmt.Sprintf("this machine's clock is %s %s %s", apart, sense, c.whose)
 	if c.ahead.Abs() <= c.within {
-		detail = "this machine's clock agrees with the broker's"
+		detail = "this machine's clock agrees with " + c.whose
 	}
 	switch {
 	case apart > skew:

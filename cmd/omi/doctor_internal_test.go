@@ -211,18 +211,20 @@ func TestDoctorPermissions(t *testing.T) {
 	t.Parallel()
 	account := func(name string, publish ...string) *server.User {
 		return &server.User{Username: name, Password: "secret", Permissions: &server.Permissions{
-			Publish: &server.SubjectPermission{Allow: publish}, Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>"}},
+			Publish: &server.SubjectPermission{Allow: publish}, Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>", "omi.v1.answers.org.example.shop.*"}},
 		}}
 	}
-	read := []string{"$JS.API.CONSUMER.CREATE.OMI_RECEIPTS.>", "$JS.API.CONSUMER.MSG.NEXT.OMI_RECEIPTS.>"}
+	read := []string{"$JS.API.DIRECT.GET.OMI_RECEIPTS.omi.v1.receipts.>"}
 	deaf := account("deaf", "omi.>")
 	deaf.Permissions.Subscribe.Allow = []string{"nothing"}
+	hard := account("hard-of-hearing", read...)
+	hard.Permissions.Subscribe.Allow = []string{"_INBOX.>"}
 	url := serve(t, &server.Options{JetStream: true, Users: []*server.User{
 		{Username: "operator", Password: "secret"}, deaf,
 		account("service", slices.Concat(read, []string{"omi.v1.requests.rotation.org.example.shop.cms", "omi.v1.lookup.>"})...),
 		account("developer",
 			slices.Concat(read, []string{"omi.v1.requests.binding.org.example.shop.>", "omi.v1.requests.revocation.org.example.shop.>"})...),
-		account("mute", "$JS.API.CONSUMER.CREATE.OMI_RECEIPTS.>", "omi.v1.requests.rotation.org.example.shop.cms"),
+		account("mute", "omi.v1.requests.rotation.org.example.shop.cms"), hard,
 	}})
 	as := func(user string) string { return strings.Replace(url, "://", "://"+user+":secret@", 1) }
 	js := jetStream(t, as("operator"))
@@ -233,7 +235,7 @@ func TestDoctorPermissions(t *testing.T) {
 
 	expect(t, examine(t, as("service"), doctorCmd{optionalTarget: cms}), map[string]string{
 		"broker": "ok service:xxxxx@", "jetstream": "warning may not ask", "stream OMI_REQUESTS": "warning may not look",
-		"registry": "wrong nobody answers", "auth": "warning may not ask", "clock": "ok",
+		"registry": "wrong nobody answers", "auth": "warning may not ask", "clock": "warning neither",
 		"publish rotation": "ok allowed", "publish binding": "ok not needed", "publish revocation": "ok not needed",
 		"read receipts":         "ok",
 		"publish invalidations": "ok not allowed", "publish receipts": "ok not allowed",
@@ -248,7 +250,10 @@ func TestDoctorPermissions(t *testing.T) {
 	expect(t, examine(t, as("developer"), master),
 		map[string]string{"publish binding": "ok allowed", "publish revocation": "ok allowed", "publish rotation": "ok not needed"})
 	expect(t, examine(t, as("mute"), doctorCmd{optionalTarget: cms}), map[string]string{
-		"publish rotation": "ok", "read receipts": "wrong $JS.API.CONSUMER.MSG.NEXT.OMI_RECEIPTS", "registry": "wrong may not ask",
+		"publish rotation": "ok", "read receipts": "wrong $JS.API.DIRECT.GET.OMI_RECEIPTS", "registry": "wrong may not ask",
+	})
+	expect(t, examine(t, as("hard-of-hearing"), doctorCmd{optionalTarget: cms}), map[string]string{
+		"read receipts": "wrong omi.v1.answers.org.example.shop.cms",
 	})
 	expect(t, examine(t, as("operator"), doctorCmd{optionalTarget: cms}), map[string]string{
 		"jetstream": "ok", "stream OMI_REQUESTS": "ok", "publish rotation": "ok allowed", "clock": "ok",
@@ -293,9 +298,15 @@ func TestDoctorClock(t *testing.T) {
 		reading.read(now, now.Add(9*time.Second), now) // which says it less exactly
 		expect(t, map[string]check{"clock": reading.judge(c.skew)}, map[string]string{"clock": c.want})
 	}
+	var registry clockReading
+	registry.readRegistry(now, now.Add(2*time.Second), now.Unix()-60) // which is up to a second earlier than its time
+	expect(t, map[string]check{"clock": registry.judge(0)}, map[string]string{"clock": "warning 1m0.5s ahead of the registry's"})
+	registry.read(now, now, now)
+	registry.readRegistry(now, now, 0)
+	expect(t, map[string]check{"clock": registry.judge(0)}, map[string]string{"clock": "ok agrees with the broker's"})
 	var none clockReading
 	none.read(now, now, time.Time{})
-	expect(t, map[string]check{"clock": none.judge(0)}, map[string]string{"clock": "warning not known"})
+	expect(t, map[string]check{"clock": none.judge(0)}, map[string]string{"clock": "warning neither"})
 }
 
 func TestLocal(t *testing.T) {

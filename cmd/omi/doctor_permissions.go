@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
-	"time"
-
-	"github.com/nats-io/nats.go/jetstream"
+	"strconv"
+	"strings"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/request"
 )
 
 // nobodysTarget stands where no service is named: a target that no one binds, and on which nothing is stored.
@@ -43,37 +43,29 @@ func (d *doctor) mayRequest(ctx context.Context, class, subject string, needed b
 	}
 }
 
-// mayRead tries to read receipts, as a command does that waits for its answer.
+// mayRead tries to get receipts, as a command does that waits for its answer: to hear them, and to look for one that it missed.
 func (d *doctor) mayRead(ctx context.Context) {
-	const name, kept = "read receipts", 5 * time.Second
-	err := d.within(ctx, "."+events.ReceiptStream+".", func(ctx context.Context) error {
-		asked := time.Now()
-		consumer, err := d.js.CreateConsumer(ctx, events.ReceiptStream, jetstream.ConsumerConfig{
-			FilterSubject: events.ReceiptSubject + d.target.String(), AckPolicy: jetstream.AckNonePolicy,
-			MemoryStorage: true, InactiveThreshold: kept, // then the broker forgets it
+	const name = "read receipts"
+	hears, last := events.AnswerSubject+d.target.String(), request.LastReceiptSubject+d.target.String()
+	subscription, err := d.nc.SubscribeSync(hears)
+	if err == nil {
+		defer func() { _ = subscription.Unsubscribe() }() // the connection ends soon
+		err = d.nc.FlushTimeout(d.cmd.Timeout)
+	}
+	if heard := d.nc.LastError(); denied(heard) && strings.Contains(heard.Error(), strconv.Quote(hears)) {
+		err = heard
+	}
+	if err == nil {
+		err = d.within(ctx, last, func(ctx context.Context) error {
+			_, err := d.nc.RequestWithContext(ctx, last, nil)
+			return err
 		})
-		if err != nil {
-			return err
-		}
-		d.clock.read(asked, time.Now(), consumer.CachedInfo().TimeStamp) // a service's account may ask nothing else
-		batch, err := consumer.FetchNoWait(1)
-		if err != nil {
-			return err
-		}
-		select {
-		case <-batch.Messages(): // one, or none
-			return batch.Error()
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	})
+	}
 	switch {
 	case err == nil:
 		d.ok(name, "allowed")
 	case denied(err):
-		d.wrong(name, "this account can't get the registry's answers: "+err.Error(),
-			"let it publish to $JS.API.CONSUMER.CREATE."+events.ReceiptStream+".*."+events.ReceiptSubject+d.target.String()+
-				" and $JS.API.CONSUMER.MSG.NEXT."+events.ReceiptStream+".>")
+		d.wrong(name, "this account can't get the registry's answers: "+err.Error(), "let it subscribe to "+hears+" and publish to "+last)
 	default:
 		d.warn(name, "not known: "+err.Error(), "see the stream "+events.ReceiptStream+" above")
 	}

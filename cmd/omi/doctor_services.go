@@ -205,7 +205,10 @@ func (d *doctor) examineService(ctx context.Context) {
 	}
 	var record events.ServiceRecord
 	err := d.within(ctx, events.LookupServiceSubject, func(ctx context.Context) (err error) {
-		record, err = d.record(ctx, d.target)
+		asked := time.Now()
+		if record, err = d.record(ctx, d.target); err == nil {
+			d.clock.readRegistry(asked, time.Now(), record.Timestamp)
+		}
 		return err
 	})
 	switch {

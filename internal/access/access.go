@@ -21,7 +21,7 @@ const (
 	consumerInfo   = "$JS.API.CONSUMER.INFO."
 	deleteConsumer = "$JS.API.CONSUMER.DELETE."
 	nextMessage    = "$JS.API.CONSUMER.MSG.NEXT."
-	lookups        = "omi.v1.lookup.>"
+	lastReceipt    = "$JS.API.DIRECT.GET." + events.ReceiptStream + "." + events.ReceiptSubject
 	answers        = "_INBOX.>"
 )
 
@@ -35,17 +35,18 @@ type Account struct {
 	Comment string
 
 	imports []imported
-	hears   string // the subject that it may listen to beside its answers, if there is one
+	hears   []string // the subjects that it may listen to besides its answers
 }
 
 // imported is a subject of another account.
 type imported struct{ account, subject string }
 
-// Service is the account of one service: it asks for its own rotation, reads its own receipts, hears that it was changed, looks
-// others up, and asks Auth.
+// Service is the account of one service: it asks for its own rotation, hears and reads its own receipts, hears that it was changed,
+// looks others up, and asks Auth.
 func Service(t events.Target, nkey string) Account {
 	return Account{
-		Name: t.String(), NKey: nkey, Comment: "The service " + t.String(), hears: events.ChangeSubject + t.String(),
+		Name: t.String(), NKey: nkey, Comment: "The service " + t.String(),
+		hears: []string{events.AnswerSubject + t.String(), events.ChangeSubject + t.String()},
 		imports: slices.Concat(
 			[]imported{{core, events.RotationSubject + t.String()}}, receipts(t.String()), questions()),
 	}
@@ -56,7 +57,7 @@ func Service(t events.Target, nkey string) Account {
 func Developer(app events.AppID, nkey string) Account {
 	every := app.String() + ".*"
 	return Account{
-		Name: "developer:" + app.String(), NKey: nkey, Comment: "The developer of " + app.String(),
+		Name: "developer:" + app.String(), NKey: nkey, Comment: "The developer of " + app.String(), hears: []string{events.AnswerSubject + every},
 		imports: slices.Concat(
 			[]imported{
 				{core, events.RotationSubject + every}, {core, events.BindingSubject + every}, {core, events.RevocationSubject + every},
@@ -80,17 +81,18 @@ func Receiver(name, nkey string, consumers int) Account {
 	return a
 }
 
-// receipts is what it takes to read the receipts of a target, or of a pattern of them. That the filter is in the subject
-// is what holds a reader to its own; one without it is not imported.
+// receipts is what it takes to find a receipt that was not heard, of a target or of a pattern of them. That the target is in the
+// subject is what holds a reader to its own.
 func receipts(of string) []imported {
-	return []imported{
-		{core, createConsumer + events.ReceiptStream + ".*." + events.ReceiptSubject + of},
-		{core, nextMessage + events.ReceiptStream + ".*"},
-	}
+	return []imported{{core, lastReceipt + of}, {core, events.LookupReceiptSubject + of}}
 }
 
+// questions are those that anybody may ask about anybody.
 func questions() []imported {
-	return []imported{{core, lookups}, {auth, events.AuthVerifySubject}}
+	return []imported{
+		{core, events.LookupServiceSubject + ">"}, {core, events.LookupHistorySubject + ">"}, {core, events.LookupRegistrySubject},
+		{auth, events.AuthVerifySubject},
+	}
 }
 
 // String is the account as a part of nats-server's map of accounts.
@@ -104,8 +106,8 @@ func (a Account) String() string {
 	b.WriteString("      publish {\n")
 	list(&b, "        allow", publish)
 	subscribe := fmt.Sprintf("%q", answers)
-	if a.hears != "" {
-		subscribe += fmt.Sprintf(", %q", a.hears)
+	for _, subject := range a.hears {
+		subscribe += fmt.Sprintf(", %q", subject)
 	}
 	fmt.Fprintf(&b, "      }\n      subscribe: [%s]\n    }\n  }]\n  imports: [\n", subscribe)
 	// Without this import the server gives the account a JetStream API of its own, which answers first: it has no JetStream.
@@ -113,8 +115,8 @@ func (a Account) String() string {
 	for _, in := range append([]imported{{core, "$JS.API.INFO"}}, a.imports...) {
 		fmt.Fprintf(&b, "    { service: { account: %s, subject: %q } }\n", in.account, in.subject)
 	}
-	if a.hears != "" {
-		fmt.Fprintf(&b, "    { stream: { account: %s, subject: %q } }\n", core, a.hears)
+	for _, subject := range a.hears {
+		fmt.Fprintf(&b, "    { stream: { account: %s, subject: %q } }\n", core, subject)
 	}
 	b.WriteString("  ]\n}\n")
 	return b.String()

@@ -1,7 +1,6 @@
 package access_test
 
 import (
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -123,10 +122,14 @@ func meddle(user string) []attack {
 func listen(user string) []attack {
 	all := []attack{
 		hear(user, ">"), hear(user, "omi.>"), hear(user, "_INBOX.>"), hear(user, rotation+">"), hear(user, receipt+blog), hear(user, event+">"), hear(user, events.ChangeSubject+blog), hear(user, events.ChangeSubject+"*.*.*.*"),
+		hear(user, events.AnswerSubject+">"), hear(user, events.AnswerSubject+"*.*.*.*"),
 		hear(user, "omi.v1.lookup.>"), hear(user, events.LookupRegistrySubject), hear(user, "$JS.>"), hear(user, "$JS.ACK.>"),
 	}
 	if user != "AUTHSUB" {
 		all = append(all, hear(user, events.AuthVerifySubject))
+	}
+	if user != "developer" { // whose service that is
+		all = append(all, hear(user, events.AnswerSubject+blog))
 	}
 	return all
 }
@@ -145,6 +148,17 @@ func readOthers() []attack {
 		ask("cms", jsAPI+"STREAM.MSG.GET.OMI_RECEIPTS", `{"seq": 5}`),
 		ask("cms", jsAPI+"DIRECT.GET.OMI_RECEIPTS.omi.v1.receipts."+blog, ""),
 		ask("cms", jsAPI+"DIRECT.GET.OMI_RECEIPTS", `{"seq": 5}`),
+		ask("cms", jsAPI+"DIRECT.GET.OMI_RECEIPTS."+receipt+">", ""), ask("cms", jsAPI+"DIRECT.GET.OMI_RECEIPTS."+receipt+"org.example.shop.*", ""),
+		ask("cms", events.LookupReceiptSubject+blog, `{"request_nonce":"neverMind"}`),
+		ask("developer", jsAPI+"DIRECT.GET.OMI_RECEIPTS."+receipt+till, ""),
+		{name: "asks for the last receipt of all apps that begin as its own", user: "developer", do: func(a *attacker) {
+			if answer := a.ask(jsAPI+"DIRECT.GET.OMI_RECEIPTS."+receipt+"org.example.shop.>", ""); strings.Contains(answer, deeper) {
+				a.leaked = answer
+			}
+		}},
+		ask("developer", jsAPI+"DIRECT.GET.OMI_RECEIPTS."+receipt+deeper, ""),
+		ask("developer", events.LookupReceiptSubject+till, `{"request_nonce":"neverMind"}`),
+		ask("receiver", jsAPI+"DIRECT.GET.OMI_RECEIPTS."+receipt+blog, ""), ask("AUTHSUB", jsAPI+"DIRECT.GET.OMI_RECEIPTS."+receipt+blog, ""),
 		read("developer", "another app's filter", "OMI_RECEIPTS.x.omi.v1.receipts."+till, `"name": "x", `+of(till)),
 		read("developer", "a wide filter", "OMI_RECEIPTS.x.omi.v1.receipts.>", `"name": "x", `+of(">")),
 		read("receiver", "a consumer", "OMI_RECEIPTS.x.omi.v1.receipts."+blog, `"name": "x", `+of(blog)),
@@ -171,33 +185,15 @@ func answersElsewhere() (all []attack) {
 			a.say(jsAPI+"CONSUMER.MSG.NEXT.OMI_RECEIPTS.mine", victim, `{"batch": 3, "no_wait": true}`)
 			a.ask(jsAPI+ownReceipts, ownConsumer)
 		}}
-		push := attack{name: "has its receipts pushed to " + victim, user: "cms", do: func(a *attacker) {
-			for _, user := range []string{"cms", "OPERATOR", "REGISTRY", "AUTHSUB"} { // JetStream pushes where somebody listens
-				nc := a.connect(user, func(error) {})
-				_, err := nc.SubscribeSync(victim)
-				a.must(err)
-				a.must(nc.Flush())
-			}
-			// What is pushed to a subject that the registry does hear comes: by then the other has come, too.
-			heard, err := a.registry.SubscribeSync(a.registry.NewInbox())
-			a.must(err)
-			a.must(a.registry.Flush())
-			for _, subject := range []string{victim, heard.Subject} {
-				name := rand.Text()
-				a.ask(jsAPI+strings.Replace(ownReceipts, "mine", name, 1), fmt.Sprintf(`{"stream_name": "OMI_RECEIPTS", "config": {"name": %q, `+
-					`"deliver_subject": %q, "ack_policy": "none", "filter_subject": "omi.v1.receipts.%s"}}`, name, subject, cms))
-			}
-			_, err = heard.NextMsg(patience)
-			a.must(err)
-		}}
-		if victim == receipt+blog {
+		push := attack{name: "has events pushed to " + victim, user: "AUTHSUB", do: func(a *attacker) { a.push(victim) }}
+		if victim == event+blog {
 			push.harmless = "JetStream sees that a stream would deliver to itself"
 		}
 		lookup := say("cms", events.LookupRegistrySubject, victim, "")
 		lookup.harmless = "internal/api does not answer there"
 		all = append(all, pull, push, lookup,
 			say("cms", rotation+cms, victim, "{}"), // JetStream says that it is stored
-			say("cms", jsAPI+ownReceipts, victim, ownConsumer),
+			say("cms", jsAPI+ownReceipts, victim, ownConsumer), say("cms", jsAPI+"DIRECT.GET.OMI_RECEIPTS."+receipt+cms, victim, ""),
 			say("AUTHSUB", jsAPI+"CONSUMER.INFO.OMI_INVALIDATIONS."+authDurable, victim, ""),
 			say("receiver", jsAPI+"CONSUMER.INFO.OMI_INVALIDATIONS."+authDurable, victim, ""),
 		)

@@ -3,6 +3,7 @@ package access_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,6 +30,8 @@ const (
 	cms  = "org.example.shop.cms"
 	blog = "org.example.shop.blog"
 	till = "org.example.bank.till" // of another developer
+
+	deeper = "org.example.shop.more.till" // of a third one: an app's name may begin as another's
 
 	authDurable = "authsub-web-1" // a name that no permission knows
 )
@@ -106,10 +109,37 @@ func (w *world) furnish() {
 	service, err := api.Register(ctx, w.registry, slog.New(slog.DiscardHandler), api.Service{Name: "omi-registry", Version: "1.0.0"},
 		api.Endpoint{Name: "registry", Subject: events.LookupRegistrySubject, Handle: func(context.Context, api.Call) (api.Answer, error) {
 			return api.JSON("the registry")
+		}},
+		api.Endpoint{Name: "receipt", Subject: events.LookupReceiptSubject, Handle: func(_ context.Context, c api.Call) (api.Answer, error) {
+			return api.JSON("of " + c.AppID + "." + c.ServiceID)
 		}})
 	w.must(err)
 	w.t.Cleanup(func() { _ = service.Stop() })
 	w.must(w.registry.Flush())
+	for _, user := range []string{"cms", "developer"} {
+		w.findReceipts(w.connect(user, none))
+	}
+	for _, service := range []string{till, blog, deeper} { // the last ones, to whoever asks for more than he may
+		w.publish(w.js, events.ReceiptSubject+service)
+	}
+}
+
+// findReceipts does what it takes to get an answer: to hear it, or to find it later.
+func (w *world) findReceipts(nc *nats.Conn) {
+	w.t.Helper()
+	heard, err := nc.SubscribeSync(events.AnswerSubject + cms)
+	w.must(err)
+	w.must(nc.Flush())
+	w.publish(w.js, events.ReceiptSubject+cms)
+	_, err = heard.NextMsg(patience)
+	w.must(err)
+	for _, question := range []string{"$JS.API.DIRECT.GET.OMI_RECEIPTS." + events.ReceiptSubject, events.LookupReceiptSubject} {
+		reply, err := nc.Request(question+cms, nil, patience)
+		w.must(err)
+		if !strings.Contains(string(reply.Data), "cms") {
+			w.t.Errorf("%s: %v %s", question, reply.Header, reply.Data)
+		}
+	}
 }
 
 // calm is a consumer that delivers nothing again by itself while a test runs.
@@ -279,9 +309,33 @@ func (a *attacker) read(create, config string) {
 	}
 }
 
+// push has all events delivered to a subject. JetStream pushes where somebody listens, so everybody listens where he may.
+func (a *attacker) push(victim string) {
+	a.t.Helper()
+	for _, user := range []string{"cms", "blog", "developer", "OPERATOR", "REGISTRY", "AUTHSUB"} {
+		nc := a.connect(user, func(error) {})
+		for _, subject := range []string{victim, events.AnswerSubject + blog, events.ChangeSubject + blog} {
+			_, err := nc.SubscribeSync(subject)
+			a.must(err)
+		}
+		a.must(nc.Flush())
+	}
+	// What is pushed to a subject that the registry does hear comes: by then the other has come, too.
+	heard, err := a.registry.SubscribeSync(a.registry.NewInbox())
+	a.must(err)
+	a.must(a.registry.Flush())
+	for _, subject := range []string{victim, events.AnswerSubject + blog, events.ChangeSubject + blog, heard.Subject} {
+		name := rand.Text()
+		a.ask("$JS.API.CONSUMER.CREATE.OMI_INVALIDATIONS."+name, fmt.Sprintf(
+			`{"stream_name": "OMI_INVALIDATIONS", "config": {"name": %q, "deliver_subject": %q, "ack_policy": "none"}}`, name, subject))
+	}
+	_, err = heard.NextMsg(patience)
+	a.must(err)
+}
+
 // peek notes an answer that is about somebody else.
 func (a *attacker) peek(answer string) {
-	if !strings.Contains(answer, `"error"`) && (strings.Contains(answer, blog) || strings.Contains(answer, till) || strings.Contains(answer, "b2Yg")) {
+	if !strings.Contains(answer, `"error"`) && (strings.Contains(answer, blog) || strings.Contains(answer, till) || strings.Contains(answer, deeper) || strings.Contains(answer, "b2Yg")) {
 		a.leaked = answer
 	}
 }
