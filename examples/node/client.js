@@ -7,7 +7,7 @@ import {jetstream} from '@nats-io/jetstream';
 import {connect} from '@nats-io/transport-node';
 
 import {DOCUMENT, parse, Refusal} from './json.js';
-import {answers, dotted} from './requests.js';
+import {answers, dotted, hashOf} from './requests.js';
 import {Trust} from './trust.js';
 
 /** Nobody answers: no broker, no registry, or not in time. */
@@ -29,6 +29,7 @@ export class Problem extends Error {
  */
 
 const AGAIN_AFTER = 50; // ms, before a question that was answered by 503
+const LOOK_AGAIN = 2000; // ms, before another look for an answer that was not heard
 
 export class Client {
   #nc;
@@ -122,24 +123,58 @@ export class Client {
   }
 
   /**
-   * Reads the receipts that are kept of a service, oldest first, until it has the answer to a request (§7.3).
+   * Waits for the answer to a request: its data, and its bytes as the registry sent them. It listens first and then looks for an
+   * answer that came before (§7.3); and looks again now and then, since what is published is lost where a connection breaks. What can't
+   * be believed says nothing: it is passed over.
    * @param {Target} target
    * @param {Request} request
+   * @returns {Promise<Answer>}
    */
-  async receiptsUntil(target, request) {
+  async receipt(target, request) {
     const trust = this.#believe();
-    return this.#readUntil('OMI_RECEIPTS', `omi.v1.receipts.${dotted(target)}`,
-      (subject, payload) => trust.receipt(subject, payload), (receipt) => answers(receipt, request));
+    const subject = `omi.v1.receipts.${dotted(target)}`;
+    let refusal = /** @type {Refusal | undefined} */ (undefined);
+    let take = (/** @type {Uint8Array} */ _payload) => {};
+    const answered = new Promise((/** @type {(answer: Answer) => void} */ resolve) => {
+      take = (payload) => {
+        try {
+          const data = trust.receipt(subject, payload);
+          if (answers(data, request)) resolve({data, bytes: Buffer.from(payload)});
+        } catch (error) {
+          if (!(error instanceof Refusal)) throw error;
+          refusal = error;
+        }
+      };
+    });
+    const heard = this.#nc.subscribe(`omi.v1.answers.${dotted(target)}`, {callback: (error, {data}) => error || take(data)});
+    try {
+      for (const deadline = Date.now() + this.timeout; Date.now() < deadline;) {
+        await this.#look(target, request, subject, take);
+        const answer = await Promise.race([answered, pause(LOOK_AGAIN, undefined, {ref: false})]);
+        if (answer) return answer;
+      }
+    } finally {
+      heard.unsubscribe();
+    }
+    const cause = refusal && new Error(`something came that can't be believed: ${refusal.message}`);
+    throw new Unreachable('the registry has not answered the request in time', {cause});
   }
 
   /**
-   * Waits for the answer to a request: its data, and its bytes as the registry sent them.
+   * Looks for the answer to a request: the last receipt that the stream has of the service, and then what the registry finds (§8.5).
    * @param {Target} target
    * @param {Request} request
+   * @param {string} subject of the service's receipts
+   * @param {(payload: Uint8Array) => void} take
    */
-  async receipt(target, request) {
-    const receipts = await this.receiptsUntil(target, request);
-    return receipts[receipts.length - 1];
+  async #look(target, {nonce, payload}, subject, take) {
+    const last = await this.#nc.request(`$JS.API.DIRECT.GET.OMI_RECEIPTS.${subject}`, '', {timeout: this.timeout}).catch(() => undefined);
+    if (last?.data.length) take(last.data); // it has no body where there is no message
+    try {
+      take(await this.#answer(`omi.v1.lookup.receipt.${dotted(target)}`, {request_nonce: nonce, request_hash: hashOf(payload)}));
+    } catch (error) {
+      if (!(error instanceof Problem || error instanceof Unreachable)) throw error; // there is no answer yet, or nobody to ask
+    }
   }
 
   /**
@@ -155,8 +190,8 @@ export class Client {
   }
 
   /**
-   * Reads what a stream keeps of one subject, from its first message on, and then what comes, until it has what is wanted:
-   * an answer may have been there before the question (§7.3, Sent again). What open refuses says nothing: it is passed over.
+   * Reads what a stream keeps of one subject, from its first message on, and then what comes, until it has what is wanted. What
+   * open refuses says nothing: it is passed over.
    * @param {string} stream
    * @param {string} subject
    * @param {(subject: string, payload: Buffer) => Members} open

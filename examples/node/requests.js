@@ -88,5 +88,13 @@ function request(subject, data, signer, newKey) {
 export function answers(receipt, {nonce, publicKey, payload}) {
   if (receipt.request_nonce !== nonce) return false;
   if (receipt.event === 'REQUEST_COMMITTED') return receipt.public_key === publicKey;
-  return receipt.request_hash === createHash('sha256').update(payload).digest('base64url');
+  return receipt.request_hash === hashOf(payload);
+}
+
+/**
+ * A message's bytes by their hash (§7.3).
+ * @param {Uint8Array} payload
+ */
+export function hashOf(payload) {
+  return createHash('sha256').update(payload).digest('base64url');
 }
