@@ -3,6 +3,8 @@ package events
 import (
 	"net/url"
 	"strconv"
+	"strings"
+	"unicode"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -190,9 +192,19 @@ func (f *fields) object(name string) jsontext.Value {
 	return value
 }
 
+// shown takes an optional string that people are shown: it has no control characters, which a terminal would obey.
+func (f *fields) shown(name string) (s string, ok bool) {
+	s, ok = f.str(name, false)
+	if ok && strings.ContainsFunc(s, unicode.IsControl) {
+		f.fail("The member " + quoteName(name) + " must not have control characters.")
+		return "", false
+	}
+	return s, ok
+}
+
 // endpoint takes an optional absolute http or https URL.
 func (f *fields) endpoint(name string) string {
-	s, ok := f.str(name, false)
+	s, ok := f.shown(name)
 	if !ok {
 		return ""
 	}

@@ -126,7 +126,7 @@ func (r *Request) readBinding(f *fields) {
 	r.App, r.Service = f.appID("app_id", true), f.serviceID("service_id", true)
 	r.NewKey = f.publicKey("public_key", true)
 	r.Timestamp = f.time("timestamp")
-	r.ServiceType, _ = f.str("service_type", false)
+	r.ServiceType, _ = f.shown("service_type")
 	r.EndpointURL = f.endpoint("endpoint_url")
 }
 

@@ -166,11 +166,11 @@ func rowsOfServices(groups []*group) (known, born []any) {
 		name := g.target.String()
 		if !g.existed {
 			born = append(born, name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, formatTimes(s.recent),
-				s.place.stream, s.place.sequence, s.signedAt, orZero(d.boundAt), orZero(withoutNUL(d.serviceType)), orZero(d.endpointURL), orZero(d.providerReceipt))
+				s.place.stream, s.place.sequence, s.signedAt, orZero(d.boundAt), orZero(d.serviceType), orZero(d.endpointURL), orZero(d.providerReceipt))
 			continue
 		}
 		known = append(known, g.was.id, name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, formatTimes(s.recent),
-			s.place.stream, s.place.sequence, s.signedAt, orNull(d.boundAt), orNull(withoutNUL(d.serviceType)), orNull(d.endpointURL), orNull(d.providerReceipt),
+			s.place.stream, s.place.sequence, s.signedAt, orNull(d.boundAt), orNull(d.serviceType), orNull(d.endpointURL), orNull(d.providerReceipt),
 			string(g.was.status), g.was.sequence, keyBytes(g.was.key), g.was.changedAt)
 	}
 	return known, born

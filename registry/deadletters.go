@@ -13,7 +13,7 @@ import (
 	"unicode/utf8"
 
 	"omiappreg.org/keyrotation/internal/consume"
-	received "omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
@@ -50,7 +50,7 @@ func newDeadLetter(m *consume.Message, why consume.Fault, now time.Time) DeadLet
 	at, _ := stands(m)
 	return DeadLetter{
 		StreamCreatedAt: at.stream,
-		ID:              hex.EncodeToString(hash[:idBytes]), Subject: received.Printable(m.Subject()), StreamSequence: m.Meta.Sequence.Stream,
+		ID:              hex.EncodeToString(hash[:idBytes]), Subject: printable.Text(m.Subject()), StreamSequence: m.Meta.Sequence.Stream,
 		StoredAt: m.Meta.Timestamp.Unix(), Reason: why.Reason, Detail: detailOf(why.Detail), Tries: why.Tries,
 		SetAsideAt: now.Unix(), Payload: m.Data(),
 	}
@@ -64,7 +64,7 @@ func detailOf(text string) string {
 		}
 		text = text[:end] + "…"
 	}
-	return received.Printable(text)
+	return printable.Text(text)
 }
 
 // putDeadLetter keeps a dead letter. One that is there already has failed again.

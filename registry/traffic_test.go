@@ -180,7 +180,7 @@ func (s *sender) signed(draft events.Draft, by events.SigningKey) sent {
 // detailed is a binding or a reset that says what the service is.
 func (s *sender) detailed(kind events.RequestKind) sent {
 	draft := s.draft(kind, events.GenerateSigningKey())
-	draft.ServiceType, draft.EndpointURL = "cms-article\x00ü", "https://i77.article.cms.io/api/v1?q=ü%20"
+	draft.ServiceType, draft.EndpointURL = "cms-article ü", "https://i77.article.cms.io/api/v1?q=ü%20"
 	s.current = draft.NewKey
 	return s.signed(draft, s.master)
 }

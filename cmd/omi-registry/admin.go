@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/registry"
 )
@@ -79,7 +80,7 @@ func (c *appListCmd) Run() error {
 		}
 		var text strings.Builder
 		for _, app := range apps {
-			fmt.Fprintf(&text, "%s\t%s\n", app.AppID, app.MasterPublicKey)
+			printable.Fprintf(&text, "%s\t%s\n", app.AppID, app.MasterPublicKey)
 		}
 		return process.Print("%s", &text)
 	})
@@ -106,11 +107,11 @@ func (c *appShowCmd) Run() error {
 			return process.PrintJSON(app)
 		}
 		var text strings.Builder
-		fmt.Fprintf(&text, "%s, known since %s\n", id, date(app.AddedAt))
+		printable.Fprintf(&text, "%s, known since %s\n", id, date(app.AddedAt))
 		for _, old := range app.Ended {
-			fmt.Fprintf(&text, "  %s  ended %s, and is never accepted again\n", old.PublicKey, date(old.EndedAt))
+			printable.Fprintf(&text, "  %s  ended %s, and is never accepted again\n", old.PublicKey, date(old.EndedAt))
 		}
-		fmt.Fprintf(&text, "  %s  the Master Key\n", app.MasterPublicKey)
+		printable.Fprintf(&text, "  %s  the Master Key\n", app.MasterPublicKey)
 		return process.Print("%s", &text)
 	})
 }
@@ -222,14 +223,14 @@ func printReport(r registry.Report) error {
 	var text strings.Builder
 	for _, v := range r.Violations {
 		if v.Target != "" {
-			fmt.Fprintf(&text, "%s: ", v.Target)
+			printable.Fprintf(&text, "%s: ", v.Target)
 		}
-		fmt.Fprintln(&text, v.What)
+		printable.Fprintf(&text, "%s\n", v.What)
 	}
-	fmt.Fprintf(&text, "Checked %d services with %d changes; %d of them wait in the outbox; %d violations.\n",
+	printable.Fprintf(&text, "Checked %d services with %d changes; %d of them wait in the outbox; %d violations.\n",
 		r.Services, r.Changes, r.Outbox, len(r.Violations))
 	if r.DeadLetters > 0 {
-		fmt.Fprintf(&text, "%d dead letters wait: see omi-registry deadletters list.\n", r.DeadLetters)
+		printable.Fprintf(&text, "%d dead letters wait: see omi-registry deadletters list.\n", r.DeadLetters)
 	}
 	return process.Print("%s", &text)
 }

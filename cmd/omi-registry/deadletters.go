@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/registry"
 )
@@ -57,24 +57,24 @@ func (c *deadLettersListCmd) Run() error {
 		}
 		var text strings.Builder
 		for _, l := range list {
-			text.WriteString(deadLetterText(l))
+			text.WriteString(string(deadLetterText(l)))
 		}
 		if more {
-			fmt.Fprintf(&text, "The oldest %d dead letters. There are more: --limit.\n", len(list))
+			printable.Fprintf(&text, "The oldest %d dead letters. There are more: --limit.\n", len(list))
 		} else {
-			fmt.Fprintf(&text, "%d dead letters.\n", len(list))
+			printable.Fprintf(&text, "%d dead letters.\n", len(list))
 		}
 		return process.Print("%s", &text)
 	})
 }
 
-func deadLetterText(l registry.DeadLetter) string {
+func deadLetterText(l registry.DeadLetter) printable.Composed {
 	retrying := ""
 	if l.Retrying {
 		retrying = ", a retry is asked for"
 	}
-	return fmt.Sprintf("%s  %s\n    came %s as stream sequence %d, set aside %s after %d tries%s\n    %s: %s\n",
-		l.ID, l.Subject, dateTime(l.StoredAt), l.StreamSequence, dateTime(l.SetAsideAt), l.Tries, retrying, l.Reason, l.Detail)
+	return printable.Composed(printable.Sprintf("%s  %s\n    came %s as stream sequence %d, set aside %s after %d tries%s\n    %s: %s\n",
+		l.ID, l.Subject, dateTime(l.StoredAt), l.StreamSequence, dateTime(l.SetAsideAt), l.Tries, retrying, l.Reason, l.Detail))
 }
 
 func dateTime(seconds int64) string { return time.Unix(seconds, 0).Format(time.DateTime) }
@@ -95,7 +95,7 @@ func (c *deadLettersShowCmd) Run() error {
 		if c.JSON {
 			return process.PrintJSON(l)
 		}
-		return process.Print("%s\n%s\n", deadLetterText(l), incoming.Printable(string(l.Payload)))
+		return process.Print("%s\n%s\n", deadLetterText(l), l.Payload)
 	})
 }
 
@@ -195,20 +195,20 @@ func (c *deadLettersRetryCmd) follow(ctx context.Context, store *registry.Store,
 	return results, nil
 }
 
-func retriedText(results []retried) string {
+func retriedText(results []retried) printable.Composed {
 	var text strings.Builder
 	for _, r := range results {
 		switch r.Result {
 		case resultFailed:
-			fmt.Fprintf(&text, "%s  failed again\n    %s: %s\n", r.ID, r.Reason, r.Detail)
+			printable.Fprintf(&text, "%s  failed again\n    %s: %s\n", r.ID, r.Reason, r.Detail)
 		case resultWaiting:
-			fmt.Fprintf(&text, "%s  a running registry will decide it\n", r.ID)
+			printable.Fprintf(&text, "%s  a running registry will decide it\n", r.ID)
 		default:
-			fmt.Fprintf(&text, "%s  decided, and answered if it can be\n", r.ID)
+			printable.Fprintf(&text, "%s  decided, and answered if it can be\n", r.ID)
 		}
 	}
-	fmt.Fprintf(&text, "%d dead letters.\n", len(results))
-	return text.String()
+	printable.Fprintf(&text, "%d dead letters.\n", len(results))
+	return printable.Composed(text.String())
 }
 
 // verdict returns the error that the exit code is of.

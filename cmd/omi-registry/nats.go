@@ -6,6 +6,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/access"
 	"omiappreg.org/keyrotation/internal/keyformat"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -45,7 +46,7 @@ func (k userKey) print(account func(nkey string) access.Account) error {
 	if err != nil {
 		return err
 	}
-	return process.Print("%s", account(nkey))
+	return process.Print("%s", printable.Composed(account(nkey).String()))
 }
 
 type natsServiceCmd struct {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/registry"
 )
@@ -107,59 +108,59 @@ func (c *recoverCmd) mayWrite(r *registry.Recovered) error {
 }
 
 // signersText says on whose signatures changes rest, and names those of earlier keys.
-func signersText(r *registry.Recovered) string {
+func signersText(r *registry.Recovered) printable.Composed {
 	var text strings.Builder
 	for _, s := range r.Signers {
 		if !s.Earlier {
-			fmt.Fprintf(&text, "%d changes rest on the signature of %s, with which the registry signs.\n", s.Changes, s.PublicKey)
+			printable.Fprintf(&text, "%d changes rest on the signature of %s, with which the registry signs.\n", s.Changes, s.PublicKey)
 			continue
 		}
-		fmt.Fprintf(&text, "%d changes rest on the signature of %s, an earlier key:\n", s.Changes, s.PublicKey)
+		printable.Fprintf(&text, "%d changes rest on the signature of %s, an earlier key:\n", s.Changes, s.PublicKey)
 		if more := s.Changes - len(s.Newest); more > 0 {
-			fmt.Fprintf(&text, "  the first %d are not listed\n", more)
+			printable.Fprintf(&text, "  the first %d are not listed\n", more)
 		}
 		for _, change := range s.Newest {
-			fmt.Fprintf(&text, "  %s  %s, sequence %d, at %d in the stream since %s\n",
+			printable.Fprintf(&text, "  %s  %s, sequence %d, at %d in the stream since %s\n",
 				change.Target, change.Event, change.Sequence, change.Place, change.StoredAt.Format(time.RFC3339))
 		}
 	}
-	return text.String()
+	return printable.Composed(text.String())
 }
 
-func recoveredText(r *registry.Recovered) string {
+func recoveredText(r *registry.Recovered) printable.Composed {
 	var text strings.Builder
 	for _, g := range r.Gaps {
-		fmt.Fprintf(&text, "%s: the database ends at sequence %d, and the stream has only %d to %d. Restore a newer backup, one that has sequence %d, and recover again.\n",
+		printable.Fprintf(&text, "%s: the database ends at sequence %d, and the stream has only %d to %d. Restore a newer backup, one that has sequence %d, and recover again.\n",
 			g.Target, g.Has, g.Next, g.Last, g.Next-1)
 	}
 	for _, c := range r.Conflicts {
-		fmt.Fprintf(&text, "%s: sequence %d can't be recovered: %s.\n", c.Target, c.Sequence, c.What)
+		printable.Fprintf(&text, "%s: sequence %d can't be recovered: %s.\n", c.Target, c.Sequence, c.What)
 	}
 	for _, c := range r.IssuedTwice {
-		fmt.Fprintf(&text, "%s: sequence %d was issued twice: %s.\n", c.Target, c.Sequence, c.What)
+		printable.Fprintf(&text, "%s: sequence %d was issued twice: %s.\n", c.Target, c.Sequence, c.What)
 	}
 	for _, app := range r.UnknownApps {
-		fmt.Fprintf(&text, "%s: the database does not know this app: `omi-registry app add --app-id %s --master-key …` lets its developer bind services again.\n", app, app)
+		printable.Fprintf(&text, "%s: the database does not know this app: `omi-registry app add --app-id %s --master-key …` lets its developer bind services again.\n", app, app)
 	}
 	if r.Refused > 0 {
-		fmt.Fprintf(&text, "%d messages of the stream are signed by no key of this registry; name earlier keys by --trust.\n", r.Refused)
+		printable.Fprintf(&text, "%d messages of the stream are signed by no key of this registry; name earlier keys by --trust.\n", r.Refused)
 	}
 	if r.AfterEnd > 0 {
-		fmt.Fprintf(&text, "%d messages of the stream are signed by an earlier key after its end, and passed over.\n", r.AfterEnd)
+		printable.Fprintf(&text, "%d messages of the stream are signed by an earlier key after its end, and passed over.\n", r.AfterEnd)
 	}
 	verb := "Recovered"
 	if r.DryRun {
 		verb = "Would recover"
 	}
-	fmt.Fprintf(&text, "%s %d changes of %d services, from %d messages", verb, r.Changes, r.Services, r.Messages)
+	printable.Fprintf(&text, "%s %d changes of %d services, from %d messages", verb, r.Changes, r.Services, r.Messages)
 	if r.WithoutReceipt > 0 {
-		fmt.Fprintf(&text, "; %d of them without their receipt, which has a stand-in", r.WithoutReceipt)
+		printable.Fprintf(&text, "; %d of them without their receipt, which has a stand-in", r.WithoutReceipt)
 	}
 	text.WriteString(".\n")
 	if r.Changes > 0 {
 		text.WriteString("What was committed and never published is not among them: nobody has heard of it.\n")
 	}
-	return text.String()
+	return printable.Composed(text.String())
 }
 
 // openStreams connects to the broker now.

@@ -20,6 +20,7 @@ import (
 
 	"omiappreg.org/keyrotation/internal/bench"
 	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
@@ -107,7 +108,7 @@ func (c *benchCmd) Run() error {
 		}
 		runs = append(runs, b)
 		if !c.JSON && len(c.Preload) > 1 {
-			if err := process.Print("%s\n", b.result.text()); err != nil {
+			if err := process.Print("%s\n", printable.Composed(b.result.text())); err != nil {
 				return err
 			}
 		}
@@ -272,7 +273,7 @@ func (c *benchCmd) print(runs []*benchRun) error {
 		}
 		return process.PrintJSON(results)
 	case len(runs) == 1:
-		return process.Print("%s", last.result.text())
+		return process.Print("%s", printable.Composed(last.result.text()))
 	}
-	return process.Print("%s", growthText(runs))
+	return process.Print("%s", printable.Composed(growthText(runs)))
 }

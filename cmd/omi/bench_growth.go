@@ -1,10 +1,10 @@
 package main
 
 import (
-	"fmt"
 	"strings"
 
 	"omiappreg.org/keyrotation/internal/bench"
+	"omiappreg.org/keyrotation/internal/printable"
 )
 
 // plotted draws one run over time, or several over their numbers of services.
@@ -29,10 +29,10 @@ func plotted(runs []*benchRun) []byte {
 // growthText is what changes with the number of services, for people.
 func growthText(runs []*benchRun) string {
 	var s strings.Builder
-	fmt.Fprintf(&s, "%12s  %12s  %12s  %10s  %10s  %12s  %10s\n", "services", "rotations/s", "CPU (µs)", "p50 (ms)", "p99 (ms)", "share", "memory (MB)")
+	printable.Fprintf(&s, "%12s  %12s  %12s  %10s  %10s  %12s  %10s\n", "services", "rotations/s", "CPU (µs)", "p50 (ms)", "p99 (ms)", "share", "memory (MB)")
 	for _, b := range runs {
 		r := &b.result
-		fmt.Fprintf(&s, "%12d  %12.0f  %12.0f  %10.2f  %10.2f  %10.1f %%  %10.0f\n", r.Services+r.Preloaded, r.RotationsPerS,
+		printable.Fprintf(&s, "%12d  %12.0f  %12.0f  %10.2f  %10.2f  %10.1f %%  %10.0f\n", r.Services+r.Preloaded, r.RotationsPerS,
 			r.CPUPerRotation, r.PublishToApplied.P50, r.PublishToApplied.P99, 100*r.ShareOfLimit, r.RSS)
 	}
 	return s.String()

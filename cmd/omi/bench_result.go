@@ -13,6 +13,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/bench"
+	"omiappreg.org/keyrotation/internal/printable"
 )
 
 // benchResult is what was measured, for programs.
@@ -205,7 +206,7 @@ func round(x float64, digits int) float64 {
 func (r *benchResult) text() string {
 	var s strings.Builder
 	line := func(name, format string, args ...any) {
-		fmt.Fprintf(&s, "%-26s"+format+"\n", append([]any{name}, args...)...)
+		printable.Fprintf(&s, "%-26s"+format+"\n", append([]any{name}, args...)...)
 	}
 	line("load", "%s", r.loadText())
 	line("rotations per second", "%.0f", r.RotationsPerS)

@@ -18,6 +18,7 @@ import (
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/request"
 	"omiappreg.org/keyrotation/registry"
@@ -145,7 +146,7 @@ func newDemo(out *output) *demo {
 }
 
 func (d *demo) say(format string, args ...any) {
-	fmt.Fprintf(d.out, "%7.3f s  %s\n", time.Since(d.began).Seconds(), fmt.Sprintf(format, args...))
+	printable.Fprintf(d.out, "%7.3f s  %s\n", time.Since(d.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
 // start brings up broker, registry, Auth and Billing.
@@ -218,7 +219,7 @@ func (d *demo) open(ctx context.Context) error {
 
 // bind gives the service its first key, and opens its client.
 func (d *demo) bind(ctx context.Context) (err error) {
-	fmt.Fprintf(d.out, "\nBinding %s to its first key, signed by the developer's Master Key\n", d.target)
+	printable.Fprintf(d.out, "\nBinding %s to its first key, signed by the developer's Master Key\n", d.target)
 	if d.store, err = client.OpenFolder(filepath.Join(d.folder, "keys")); err != nil {
 		return err
 	}
@@ -243,7 +244,7 @@ func (d *demo) bind(ctx context.Context) (err error) {
 
 func (d *demo) startClients(ctx context.Context) error {
 	d.clients.start(ctx, d.session, d.target, d.client.Signer())
-	fmt.Fprintf(d.out, "\n%d clients sign and Auth verifies, from now on and without a pause;\n"+
+	printable.Fprintf(d.out, "\n%d clients sign and Auth verifies, from now on and without a pause;\n"+
 		"an intruder tries keys that have ended, or never were\n", clientCount)
 	return d.pause(ctx)
 }
@@ -256,7 +257,7 @@ func (d *demo) rotate(ctx context.Context) error {
 
 func (d *demo) rotateFrom(ctx context.Context) (old crypto.Signer, err error) {
 	d.rotations++
-	fmt.Fprintf(d.out, "\nRotation %d, signed by the current key\n", d.rotations)
+	printable.Fprintf(d.out, "\nRotation %d, signed by the current key\n", d.rotations)
 	if old, err = d.changeKey(ctx, d.client.Rotate); err != nil {
 		return nil, err
 	}
@@ -296,7 +297,7 @@ func (d *demo) rotateAndWatchTheOldKeyEnd(ctx context.Context) error {
 // emergency ends the old key with the commit.
 func (d *demo) emergency(ctx context.Context) error {
 	d.rotations++
-	fmt.Fprintf(d.out, "\nRotation %d, an emergency: no grace period\n", d.rotations)
+	printable.Fprintf(d.out, "\nRotation %d, an emergency: no grace period\n", d.rotations)
 	return d.replaceAtOnce(ctx, func(ctx context.Context) (events.Receipt, error) { return d.client.RotateWithGrace(ctx, 0) })
 }
 

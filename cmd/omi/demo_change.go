@@ -12,6 +12,7 @@ import (
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/request"
 )
 
@@ -127,7 +128,7 @@ func (d *demo) follow(ctx context.Context) error {
 }
 
 func (d *demo) step(began, at time.Time, what string) {
-	fmt.Fprintf(d.out, "%7.3f s    +%6.2f ms  %s\n", at.Sub(d.began).Seconds(), float64(at.Sub(began).Microseconds())/1000, what)
+	printable.Fprintf(d.out, "%7.3f s    +%6.2f ms  %s\n", at.Sub(d.began).Seconds(), float64(at.Sub(began).Microseconds())/1000, what)
 }
 
 // changeKey makes a change of the service's key, and returns the key before it, once the new one signs.

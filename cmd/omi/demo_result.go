@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"omiappreg.org/keyrotation/internal/printable"
 )
 
 // demoResult is what the demo measured, for programs.
@@ -37,7 +39,7 @@ func inMilliseconds(d time.Duration) float64 { return float64(d.Microseconds()) 
 
 func (d *demo) summary() {
 	r := d.result()
-	fmt.Fprintf(d.out, `
+	printable.Fprintf(d.out, `
 Summary
   rotations                                 %d, and %d Master Reset
   requests verified during them             %d

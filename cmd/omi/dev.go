@@ -13,6 +13,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/registry"
 )
@@ -149,7 +150,7 @@ Try next, in another terminal:
   %s
 
 Ctrl-C stops everything; the state is there when you start again.
-`, g.NATSURL, g.HTTPURL, g.RegistryPublicKey, g.Data, strings.Join(g.TryNext, "\n  "))
+`, g.NATSURL, g.HTTPURL, g.RegistryPublicKey, g.Data, printable.Composed(strings.Join(g.TryNext, "\n  ")))
 }
 
 // quote makes a word for the shell of it. What needs no quotes gets none, for a person to read.

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -179,9 +180,9 @@ func (c *doctorCmd) print(checks []check) error {
 	}
 	var text strings.Builder
 	for _, one := range checks {
-		fmt.Fprintf(&text, "%-8s %-26s %s\n", one.State, one.Name, one.Detail)
+		printable.Fprintf(&text, "%-8s %-26s %s\n", one.State, one.Name, one.Detail)
 		if one.Mend != "" {
-			fmt.Fprintf(&text, "%-8s %-26s   mend: %s\n", "", "", one.Mend)
+			printable.Fprintf(&text, "%-8s %-26s   mend: %s\n", "", "", one.Mend)
 		}
 	}
 	return process.Print("%s", &text)

@@ -8,6 +8,7 @@ import (
 	"text/tabwriter"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -55,7 +56,7 @@ func printHistory(w io.Writer, h events.ServiceHistory) error {
 		if change.Until != nil {
 			until = date(*change.Until)
 		}
-		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\n", change.Sequence, change.Event, date(change.From), until, key)
+		printable.Fprintf(table, "%d\t%s\t%s\t%s\t%s\n", change.Sequence, change.Event, date(change.From), until, key)
 	}
 	if err := table.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)

@@ -14,6 +14,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/keyformat"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -156,7 +157,7 @@ func (c *keygenCmd) print(key keyformat.Key) error {
 	if err != nil {
 		return err
 	}
-	return process.Print("%s", content)
+	return process.Print("%s", printable.Composed(content))
 }
 
 // publicForms is a public key in each form.
@@ -193,7 +194,7 @@ func printForms(key events.PublicKey, asJSON bool) error {
 		return process.PrintJSON(forms)
 	}
 	return process.Print("Public key  %s\nJWK         %sThumbprint  %s (a JWK's kid)\nOpenSSH     %s\nNATS nkey   %s\nPEM\n%s",
-		forms.PublicKey, forms.JWK, forms.KeyID, forms.OpenSSH, forms.NKey, forms.PEM)
+		forms.PublicKey, printable.Composed(forms.JWK), forms.KeyID, forms.OpenSSH, forms.NKey, printable.Composed(forms.PEM))
 }
 
 // keySource is where a key comes from: a file, - or the text of a public key. Its errors don't repeat it unless it is a

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -155,7 +156,7 @@ func (c *pinListCmd) Run() error {
 		if !p.PublicKey.IsZero() {
 			key = p.PublicKey.String()
 		}
-		fmt.Fprintf(table, "%s\t%d\t%s\t%s\t%s\n", p.target(), p.Sequence, key, p.Origin, date(p.PinnedAt))
+		printable.Fprintf(table, "%s\t%d\t%s\t%s\t%s\n", p.target(), p.Sequence, key, p.Origin, date(p.PinnedAt))
 	}
 	if err := table.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)

@@ -11,6 +11,7 @@ import (
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -126,16 +127,16 @@ func (c *pinCheckCmd) print(findings []finding) error {
 		if len(f.Changes) > 0 {
 			end = ":"
 		}
-		fmt.Fprintf(&text, "%s: %s: %s%s\n", f.target(), f.State, f.Detail, end)
+		printable.Fprintf(&text, "%s: %s: %s%s\n", f.target(), f.State, f.Detail, end)
 		for _, e := range f.Changes {
 			key := "(all keys ended)"
 			if !e.PublicKey.IsZero() {
 				key = e.PublicKey.String()
 			}
-			fmt.Fprintf(&text, "  sequence %d  %s  %s  %s\n", e.Sequence, e.Event, date(e.Timestamp), key)
+			printable.Fprintf(&text, "  sequence %d  %s  %s  %s\n", e.Sequence, e.Event, date(e.Timestamp), key)
 		}
 		for _, line := range f.Mend {
-			fmt.Fprintf(&text, "  %s\n", line)
+			printable.Fprintf(&text, "  %s\n", line)
 		}
 	}
 	return process.Print("%s", &text)

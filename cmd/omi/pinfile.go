@@ -17,6 +17,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -163,6 +164,6 @@ func advancePin(t events.Target, r events.Receipt) {
 		err = file.set(pins[i], next)
 	}
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "omi: the change is done, and its pin was not moved: %v\n", err)
+		printable.Fprintf(os.Stderr, "omi: the change is done, and its pin was not moved: %v\n", err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/request"
 )
@@ -32,16 +33,16 @@ func unsaid(done string, err error) error {
 	return err
 }
 
-func receiptText(receipt events.Receipt, done string) string {
+func receiptText(receipt events.Receipt, done string) printable.Composed {
 	var text strings.Builder
-	fmt.Fprintf(&text, "%s (sequence %d).\n", done, receipt.Sequence)
+	printable.Fprintf(&text, "%s (sequence %d).\n", done, receipt.Sequence)
 	if !receipt.PublicKey.IsZero() {
-		fmt.Fprintf(&text, "  current key  %s\n", receipt.PublicKey)
+		printable.Fprintf(&text, "  current key  %s\n", receipt.PublicKey)
 	}
 	if receipt.GracePeriodExpiry > receipt.Timestamp {
-		fmt.Fprintf(&text, "  the old key stays valid until %s\n", date(receipt.GracePeriodExpiry))
+		printable.Fprintf(&text, "  the old key stays valid until %s\n", date(receipt.GracePeriodExpiry))
 	}
-	return text.String()
+	return printable.Composed(text.String())
 }
 
 // receiptJSON is a receipt for programs.

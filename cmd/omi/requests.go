@@ -13,6 +13,7 @@ import (
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/request"
 )
@@ -82,7 +83,7 @@ func (f *developerFlags) read() (t events.Target, master events.SigningKey, err 
 // tighten makes the files of private keys nobody else's to read, where a mount has let a group in, and says so.
 func tighten(paths ...string) {
 	if done := keyfile.Tighten(paths...); done != "" {
-		fmt.Fprintf(os.Stderr, "omi: %s\n", done)
+		printable.Fprintf(os.Stderr, "omi: %s\n", done)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -278,10 +279,10 @@ func (c *keyChange) tell(e client.Event) {
 		c.applied[e.Durable] = after
 		c.line(after, "applied by "+e.Durable)
 	case client.Tightened, client.Redated:
-		fmt.Fprintf(os.Stderr, "omi: %v\n", e.Err)
+		printable.Fprintf(os.Stderr, "omi: %v\n", e.Err)
 	case client.Retrying:
 		if c.settling.Load() { // before, it is the error if it stays so
-			fmt.Fprintf(os.Stderr, "omi: trying again: %v\n", plain(e.Err))
+			printable.Fprintf(os.Stderr, "omi: trying again: %v\n", plain(e.Err))
 		}
 	}
 }
@@ -345,7 +346,7 @@ func (c *keyChange) report(ctx context.Context, s *session, receipt events.Recei
 		if c.atOnce {
 			ended = fmt.Sprintf("  %s\n  who verifies by its JWK Set may accept what has ended for %s still: a set may be kept so long\n", c.ended, s.keptJWKS())
 		}
-		err = errors.Join(err, unsaid(done, process.Print("%s%s", receiptText(receipt, done), ended+c.note())))
+		err = errors.Join(err, unsaid(done, process.Print("%s%s", receiptText(receipt, done), printable.Composed(ended+c.note()))))
 	}
 	if err == nil && len(late) > 0 {
 		err = process.Unreachable(fmt.Errorf("not applied yet by %s, and the new key signs now: omi doctor says what is wrong there",

@@ -3,7 +3,6 @@ package main
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	"github.com/mattn/go-isatty"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -58,16 +58,16 @@ func (c *statusCmd) Run() error {
 // drawable says whether the standard output is a terminal that can be drawn on.
 func drawable() bool { return isatty.IsTerminal(os.Stdout.Fd()) && os.Getenv("TERM") != "dumb" }
 
-func recordText(r events.ServiceRecord) string {
+func recordText(r events.ServiceRecord) printable.Composed {
 	var w strings.Builder
-	fmt.Fprintf(&w, "%s.%s: %s, sequence %d, bound since %s\n", r.AppID, r.ServiceID, r.Status, r.Sequence, date(r.BoundAt))
+	printable.Fprintf(&w, "%s.%s: %s, sequence %d, bound since %s\n", r.AppID, r.ServiceID, r.Status, r.Sequence, date(r.BoundAt))
 	if !r.Current.PublicKey.IsZero() {
-		fmt.Fprintf(&w, "  current    %s  since %s\n", r.Current.PublicKey, date(r.Current.Since))
+		printable.Fprintf(&w, "  current    %s  since %s\n", r.Current.PublicKey, date(r.Current.Since))
 	}
 	for _, key := range r.Grace {
 		// By the registry's clock, which is the one that ends keys.
 		left := time.Duration(key.Expires-r.Timestamp) * time.Second
-		fmt.Fprintf(&w, "  in grace   %s  %s left, until %s\n", key.PublicKey, left, date(key.Expires))
+		printable.Fprintf(&w, "  in grace   %s  %s left, until %s\n", key.PublicKey, left, date(key.Expires))
 	}
 	durables := slices.Sorted(maps.Keys(r.Propagation))
 	width := len("in grace  ")
@@ -79,17 +79,17 @@ func recordText(r events.ServiceRecord) string {
 		if r.Propagation[durable] {
 			heard = "has applied the last change"
 		}
-		fmt.Fprintf(&w, "  %-*s %s\n", width, durable, heard)
+		printable.Fprintf(&w, "  %-*s %s\n", width, durable, heard)
 	}
 	if r.NextRotationAt > r.Timestamp {
-		fmt.Fprintf(&w, "  rotation   refused (rate_limited) until %s: as many in a minute as it may have\n", date(r.NextRotationAt))
+		printable.Fprintf(&w, "  rotation   refused (rate_limited) until %s: as many in a minute as it may have\n", date(r.NextRotationAt))
 	}
 	for _, line := range [][2]string{{"type", r.ServiceType}, {"endpoint", r.EndpointURL}} {
 		if line[1] != "" {
-			fmt.Fprintf(&w, "  %-10s %s\n", line[0], line[1])
+			printable.Fprintf(&w, "  %-10s %s\n", line[0], line[1])
 		}
 	}
-	return w.String()
+	return printable.Composed(w.String())
 }
 
 // today is how far off a time is at most that needs no date beside it.

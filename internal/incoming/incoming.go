@@ -7,14 +7,12 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/parallel"
+	"omiappreg.org/keyrotation/internal/printable"
 )
 
 // Delivery is one message of the stream.
@@ -126,17 +124,5 @@ func (s *Sorted) ByReason() []Refusals {
 // Log returns a log for the line about them.
 func (r Refusals) Log(log *slog.Logger) *slog.Logger {
 	return log.With("reason", string(r.Reason), "detail", r.First.Detail, "count", r.Count,
-		"first_subject", Printable(r.First.Subject), "first_stream_sequence", r.First.Sequence)
-}
-
-// Printable replaces what would play tricks on an operator's terminal (control characters of one byte and of two, what turns
-// the direction of writing, what can't be seen), and what PostgreSQL refuses in a text: anyone who may publish chooses the
-// subject.
-func Printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return utf8.RuneError
-		}
-		return r
-	}, strings.ToValidUTF8(s, string(utf8.RuneError)))
+		"first_subject", printable.Text(r.First.Subject), "first_stream_sequence", r.First.Sequence)
 }

@@ -30,7 +30,7 @@ type stamp struct {
 func (w Web) certificate(log *slog.Logger) (*certificate, error) {
 	switch {
 	case w.Cert == "" && w.Key == "" && w.ClientCA == "":
-		return nil, nil //nolint:nilnil // no certificate is no error
+		return nil, nil // no certificate is no error
 	case w.Cert == "" || w.Key == "":
 		return nil, Usagef("--http-cert and --http-key belong together, and --http-client-ca needs both: give the certificate and its private key")
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/printable"
 )
 
 const (
@@ -102,12 +103,12 @@ func (h *HTTP) Ready(healthy func(context.Context) error, endpoints ...api.Endpo
 		defer cancel()
 		if err := healthy(ctx); err != nil {
 			h.log.Warn("not healthy", "error", err)
-			http.Error(w, "unhealthy: "+err.Error(), http.StatusServiceUnavailable)
+			http.Error(w, "unhealthy: "+printable.Text(err.Error()), http.StatusServiceUnavailable)
 			return
 		}
 		text := "ok\n"
 		if h.Remarks != nil {
-			text += h.Remarks()
+			text += printable.Lines(h.Remarks())
 		}
 		_, _ = w.Write([]byte(text))
 	})

@@ -26,6 +26,7 @@ import (
 	"github.com/oklog/run"
 
 	"omiappreg.org/keyrotation/internal/keyformat"
+	"omiappreg.org/keyrotation/internal/printable"
 )
 
 // Exit codes.
@@ -83,7 +84,7 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 			return report(stderr, name, fmt.Errorf("print: %w", err))
 		}
 		what, _, _ := strings.Cut(err.Error(), "\n")
-		fmt.Fprintf(stderr, "%s: %s (see %s --help)\n", name, plainWords(what), commandOf(err, name, args))
+		printable.Fprintf(stderr, "%s: %s (see %s --help)\n", name, plainWords(what), commandOf(err, name, args))
 		return ExitUsage
 	}
 	if err := cmp.Or(checkVariables(command.Flags()), found.check(command)); err != nil {
@@ -146,7 +147,7 @@ func report(stderr io.Writer, name string, err error) int {
 		return ExitDone
 	}
 	// Errors that were joined, and some of the libraries', have several lines.
-	fmt.Fprintf(stderr, "%s: %s\n", name, strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; "))
+	printable.Fprintf(stderr, "%s: %s\n", name, strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; "))
 	return ExitCode(err)
 }
 
@@ -167,24 +168,28 @@ func PrintJSON(v any) error {
 	if err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
-	return Print("%s\n", line)
-}
-
-// Print prints to the standard output what a command is run for. Where that can't be written, it is not done.
-func Print(format string, args ...any) error {
-	if _, err := fmt.Fprintf(os.Stdout, format, args...); err != nil {
+	if _, err := os.Stdout.Write(printable.JSON(append(line, '\n'))); err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
 	return nil
 }
 
-// NewLog logs text to a terminal and JSON to everything else.
+// Print prints to the standard output what a command is run for. Where that can't be written, it is not done. The arguments may be
+// what others have written: each is made one printable line, unless it was composed of such ([printable.Sprintf]).
+func Print(format string, args ...any) error {
+	if _, err := io.WriteString(os.Stdout, printable.Sprintf(format, args...)); err != nil {
+		return fmt.Errorf("print: %w", err)
+	}
+	return nil
+}
+
+// NewLog logs text to a terminal and JSON to everything else, both printable whatever is logged.
 func NewLog(w *os.File, level slog.Level) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
 	if isatty.IsTerminal(w.Fd()) {
-		return slog.New(slog.NewTextHandler(w, options))
+		return slog.New(slog.NewTextHandler(printable.Writer{W: w}, options))
 	}
-	return slog.New(slog.NewJSONHandler(w, options))
+	return slog.New(slog.NewJSONHandler(printable.Writer{W: w, JSON: true}, options))
 }
 
 // Actor is one part of a process. It runs until its context ends, or until it can't go on.

@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/completion"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/subscriber"
 )
 
@@ -209,7 +210,7 @@ func printSetAside(list []subscriber.SetAside, asJSON bool) error {
 	}
 	var text strings.Builder
 	for _, m := range list {
-		fmt.Fprintf(&text, "%s  stream sequence %d  %s\n    %s: %s\n", time.Unix(m.At, 0).Format(time.DateTime), m.StreamSequence, m.Subject, m.Reason, m.Detail)
+		printable.Fprintf(&text, "%s  stream sequence %d  %s\n    %s: %s\n", time.Unix(m.At, 0).Format(time.DateTime), m.StreamSequence, m.Subject, m.Reason, m.Detail)
 	}
 	return Print("%s%d messages were set aside.\n", &text, len(list))
 }

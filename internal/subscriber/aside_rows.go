@@ -9,7 +9,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
-	"omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
@@ -29,7 +29,7 @@ func (s *Store) writeAside(p *sqldb.Pipeline, aside []SetAside) {
 	args := make([]any, 0, 6*len(last))
 	for _, sequence := range slices.Sorted(maps.Keys(last)) {
 		a := last[sequence]
-		args = append(args, int64(a.StreamSequence), incoming.Printable(a.Subject), a.Reason, incoming.Printable(a.Detail), orEmpty(a.Payload), a.At)
+		args = append(args, int64(a.StreamSequence), printable.Text(a.Subject), a.Reason, printable.Text(a.Detail), orEmpty(a.Payload), a.At)
 	}
 	// A stream that was made anew counts from 1 again: the newer message is the one to look at.
 	const into = `INSERT INTO set_aside (stream_sequence, subject, reason, detail, payload, set_aside_at) `

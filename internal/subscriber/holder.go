@@ -17,7 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/internal/printable"
 )
 
 // A durable belongs to one state: to one process of Auth, which keeps all keyrings in its memory, or to one database of
@@ -288,7 +288,7 @@ func (s *Subscriber) inUse(whose string) error {
 	if !s.alone() {
 		advice = "Give both the same --database-url, or this one another --durable, or stop that one"
 	}
-	return fmt.Errorf("%w: %s belongs to %s. %s", ErrInUse, s.cfg.Durable, incoming.Printable(whose), advice)
+	return fmt.Errorf("%w: %s belongs to %s. %s", ErrInUse, s.cfg.Durable, printable.Text(whose), advice)
 }
 
 // answer tells another process who we are. Where that can't be told, an answer without an id has it ask again.

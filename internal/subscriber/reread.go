@@ -13,6 +13,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
@@ -109,7 +110,7 @@ func (s *Subscriber) applyAgain(ctx context.Context, batch []incoming.Delivery) 
 	}
 	if len(batch) == 1 {
 		s.cfg.Log.ErrorContext(ctx, "message set aside: it can't be handled", "durable", s.cfg.Durable,
-			"subject", incoming.Printable(batch[0].Subject), "stream_sequence", batch[0].Sequence, "error", err)
+			"subject", printable.Text(batch[0].Subject), "stream_sequence", batch[0].Sequence, "error", err)
 		s.working.Lock()
 		defer s.working.Unlock()
 		return 0, unbelieved{}, s.giveUp(ctx, batch[0], reasonOf(err), err.Error())

@@ -7,6 +7,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/internal/printable"
 )
 
 // unknownKey is the reason of what is an event of the expected registry in all but its signature, which is of a key that is not
@@ -29,7 +30,7 @@ func (s *Subscriber) sort(batch []incoming.Delivery) (incoming.Sorted, unbelieve
 			}
 			detail := unknownKeyDetail + "."
 			if keyID != "" {
-				detail = unknownKeyDetail + ": key_id " + incoming.Printable(keyID) + "."
+				detail = unknownKeyDetail + ": key_id " + printable.Text(keyID) + "."
 			}
 			sorted.Refused[i].Refusal = &events.Refusal{Reason: unknownKey, Detail: detail}
 		case events.EndedRegistryKey, events.WrongOrigin: // signed by a key that is or was trusted

@@ -393,7 +393,7 @@ func TestSetAside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		odd.Subject, odd.Detail, odd.Payload = "omi.v1.\uFFFD\uFFFD\uFFFD[2J", "a\uFFFDb", []byte{}
+		odd.Subject, odd.Detail, odd.Payload = `omi.v1.\xff\x00\x1b[2J`, `a\x00b`, []byte{}
 		if diff := cmp.Diff([]subscriber.SetAside{odd}, list, cmp.Comparer(bytes.Equal)); diff != "" {
 			t.Error(diff)
 		}

@@ -1,0 +1,135 @@
+// Package printable makes what others have written fit to be shown: by a terminal, to a person, in a log. What could move a
+// cursor, turn the direction of writing, be a line of its own or not be seen at all becomes an escape that everybody sees.
+package printable
+
+import (
+	"fmt"
+	"io"
+	"reflect"
+	"strings"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// shown says whether a character is seen as itself: letters of all languages, marks, digits, punctuation, symbols and the blank.
+func shown(r rune) bool {
+	if r < utf8.RuneSelf {
+		return ' ' <= r && r < 0x7f
+	}
+	return unicode.IsPrint(r) && !unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
+}
+
+// Text returns a string as one line. What isn't shown as itself is written as Go and JavaScript do (\x1b, \u202e), and so is a byte
+// that is no UTF-8 (\xff). Text that was made printable stays as it is.
+func Text(s string) string { return escape(s, shown) }
+
+// Lines is [Text] that leaves line ends and tabs: for text that was composed of such parts.
+func Lines(s string) string {
+	return escape(s, func(r rune) bool { return r == '\n' || r == '\t' || shown(r) })
+}
+
+func escape(s string, plain func(rune) bool) string {
+	if !strings.ContainsFunc(s, func(r rune) bool { return r == utf8.RuneError || !plain(r) }) {
+		return s
+	}
+	var b strings.Builder
+	for i, r := range s {
+		switch {
+		case r == utf8.RuneError && !strings.HasPrefix(s[i:], "\uFFFD"):
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		case plain(r):
+			b.WriteRune(r)
+		case r < utf8.RuneSelf:
+			fmt.Fprintf(&b, `\x%02x`, r)
+		case r <= 0xffff:
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			fmt.Fprintf(&b, `\U%08x`, r)
+		}
+	}
+	return b.String()
+}
+
+// JSON returns JSON texts, with an escape of JSON's own in place of what isn't shown as itself. They mean what they meant. Line ends
+// stay, which are no part of a string there.
+func JSON(text []byte) []byte {
+	var b []byte
+	done := 0
+	for i := 0; i < len(text); {
+		r, size := utf8.DecodeRune(text[i:])
+		if r != '\n' && r != '\t' && !shown(r) && (r != utf8.RuneError || size > 1) {
+			b = append(b, text[done:i]...)
+			for _, unit := range utf16.Encode([]rune{r}) {
+				b = fmt.Appendf(b, `\u%04x`, unit)
+			}
+			done = i + size
+		}
+		i += size
+	}
+	if done == 0 {
+		return text
+	}
+	return append(b, text[done:]...)
+}
+
+// Sprintf is [fmt.Sprintf] whose arguments are made printable, each as one line, but for what was composed by [Fprintf]: a
+// [*strings.Builder], or [Composed].
+func Sprintf(format string, args ...any) string {
+	safe := make([]any, len(args))
+	for i, arg := range args {
+		safe[i] = printable(arg)
+	}
+	return fmt.Sprintf(format, safe...)
+}
+
+// Fprintf writes what [Sprintf] returns. It is for what a person is told: where that fails, nobody is left to tell.
+func Fprintf(w io.Writer, format string, args ...any) {
+	_, _ = io.WriteString(w, Sprintf(format, args...))
+}
+
+// Composed is text of several lines whose parts were made printable.
+type Composed string
+
+func printable(arg any) any {
+	switch v := arg.(type) {
+	case nil:
+		return nil
+	case *strings.Builder:
+		return Lines(v.String())
+	case Composed:
+		return Lines(string(v))
+	case []byte:
+		return Text(string(v))
+	case error:
+		return Text(v.Error())
+	}
+	switch v := reflect.ValueOf(arg); v.Kind() {
+	case reflect.Bool, reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64, reflect.Uint, reflect.Uint8,
+		reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr, reflect.Float32, reflect.Float64:
+		return arg // its verb may be %d, and its text, if it has one, is the program's
+	case reflect.String:
+		if _, named := arg.(fmt.Stringer); !named {
+			return Text(v.String())
+		}
+	}
+	return Text(fmt.Sprint(arg))
+}
+
+// Writer writes what is made printable by [Lines], or by [JSON]. What is written at once is made printable on its own.
+type Writer struct {
+	W    io.Writer
+	JSON bool
+}
+
+// Write implements [io.Writer].
+func (w Writer) Write(b []byte) (int, error) {
+	text := JSON(b)
+	if !w.JSON {
+		text = []byte(Lines(string(b)))
+	}
+	if _, err := w.W.Write(text); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
