@@ -23,7 +23,14 @@ const (
 	keptPerSubject = 64
 	receiptsKept   = 7 * 24 * time.Hour
 	dedupeWindow   = 2 * time.Minute
-	maxInFlight    = 8192
+	// requestsDedupeWindow is short, since the broker keeps each Nats-Msg-Id in memory for so long,
+	// and strangers make any number of them. Nothing depends on it.
+	requestsDedupeWindow = time.Second
+	// RequestsWaiting is how many requests of one kind may wait for one service. A service has one,
+	// and a copy of it now and then while nobody answers; a flood ends there, and leaves the others
+	// their room.
+	RequestsWaiting = 128
+	maxInFlight     = 8192
 	// maxRequestsInFlight lets the registry look behind a flood of requests for one service, for those of others: what it
 	// can't keep, or can't decide yet since its database lacks changes, it sends back, and the broker counts that too. It costs the broker some 100 bytes each.
 	maxRequestsInFlight = 128 << 10
@@ -42,7 +49,10 @@ func RequestStreamConfig() jetstream.StreamConfig {
 		Storage:     jetstream.FileStorage,
 		Discard:     jetstream.DiscardNew,
 		MaxMsgSize:  MaxMessage,
-		Duplicates:  dedupeWindow,
+		Duplicates:  requestsDedupeWindow,
+
+		MaxMsgsPerSubject:    RequestsWaiting,
+		DiscardNewPerSubject: true,
 	}
 }
 
@@ -54,6 +64,7 @@ func InvalidationStreamConfig() jetstream.StreamConfig {
 		Subjects:          []string{InvalidationSubject + ">"},
 		Retention:         jetstream.LimitsPolicy,
 		Storage:           jetstream.FileStorage,
+		Discard:           jetstream.DiscardNew, // where an operator bounds its size, no event goes for another service's
 		MaxMsgsPerSubject: keptPerSubject,
 		DenyDelete:        true,
 		DenyPurge:         true,

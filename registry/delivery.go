@@ -20,6 +20,7 @@ type delivery struct {
 	place uint64    // in the stream
 	since time.Time // when the broker last heard that it is ours
 	in    *incoming // nil: to parse it panics, which is for the handler to meet
+	paid  bool      // its answer was taken from the budget of garbage
 }
 
 func newDelivery(t *turns, msg jetstream.Msg) (*delivery, error) {

@@ -110,7 +110,8 @@ func (r *faultRun) play(faults *testenv.Faults) (err error) {
 	if r.trust, err = events.NewTrust(testOrigin, testKey.Public()); err != nil {
 		return err
 	}
-	if err := EnsureStreams(r.ctx, js, 1); err != nil {
+	// One broker has room for the accounts of all steps.
+	if err := EnsureStreamsWithin(r.ctx, js, 1, StreamLimits{RequestBytes: 1 << 20, ReceiptBytes: 1 << 20}); err != nil {
 		return err
 	}
 	if err := r.heirs.Start(r.ctx); err != nil {

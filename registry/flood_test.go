@@ -67,7 +67,9 @@ type phase struct {
 func newFlood(t *testing.T) *flood {
 	url := testenv.Database(t, testenv.SQLite)
 	f := &flood{world: newWorld(t, url)}
-	if err := EnsureStreams(t.Context(), f.js, 1); err != nil {
+	// So that the registry gets all of the flood, which the broker would refuse.
+	limits := StreamLimits{Waiting: int64(*floodForged) + 1, RequestBytes: 1<<20 + 4096*int64(*floodForged+*floodGarbage)}
+	if err := EnsureStreamsWithin(t.Context(), f.js, 1, limits); err != nil {
 		t.Fatal(err)
 	}
 	f.replica = startReplica(t, replicaConfig{NATS: f.broker.URL(), Database: url, RotationsPerMinute: -1, Profile: *floodProfile})

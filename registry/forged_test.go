@@ -155,10 +155,15 @@ func TestFloodOrder(t *testing.T) {
 	t.Parallel()
 	const forged, garbage = 2000, garbageBurst
 	w := newWorld(t, testenv.Database(t, testenv.SQLite))
-	if err := EnsureStreams(t.Context(), w.js, 1); err != nil {
+	if err := EnsureStreamsWithin(t.Context(), w.js, 1, StreamLimits{Waiting: forged}); err != nil {
 		t.Fatal(err)
 	}
 	d := newDeveloper(t, w.store, "org.omiappreg.alice", "victim")
+	stop := w.run()
+	if err := w.committed(d.bind()); err != nil {
+		t.Fatal(err)
+	}
+	stop()
 	thief := events.GenerateSigningKey()
 	for range forged {
 		r := d.sign(events.Binding, thief, thief)
@@ -192,7 +197,7 @@ func TestFloodOrder(t *testing.T) {
 	}
 	testenv.Eventually(t, time.Hour, "all are answered", func() error {
 		info, err := stream.Info(t.Context())
-		if err == nil && info.State.LastSeq != forged+garbage+1 {
+		if err == nil && info.State.LastSeq != 1+forged+garbage+1 {
 			err = fmt.Errorf("%d answers", info.State.LastSeq)
 		}
 		return err

@@ -132,8 +132,12 @@ func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *ba
 		for i := range g.outcomes {
 			o := &g.outcomes[i]
 			m := messages[o.in.index]
-			in.count(o, m)
 			m.Keep()
+			if o.dropped {
+				done = append(done, m)
+				continue
+			}
+			in.count(o, m)
 			if o.verdict != committed {
 				p.answers = append(p.answers, answer{o.messages()[0], m})
 				continue

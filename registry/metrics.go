@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"log/slog"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/internal/consume"
@@ -15,10 +17,12 @@ type metrics struct {
 	published prometheus.Counter
 	letters   *prometheus.CounterVec
 	sentBack  prometheus.Counter
+	space     *space
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
+func newMetrics(r prometheus.Registerer, log *slog.Logger) *metrics {
 	m := &metrics{
+		space: newSpace(log, r),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "omi_registry_requests_total",
 			Help: "Requests answered, by kind and result: committed, duplicate, answered_before, unanswerable, unanswered, or the reason of the refusal.",

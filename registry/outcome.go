@@ -30,6 +30,7 @@ type outcome struct {
 
 	receiptNonce events.Nonce
 	receiptBytes []byte      // nil for a refusal until [outcome.answer]
+	dropped      bool        // a refusal that is not answered
 	place        outboxPlace // when committed
 }
 
@@ -114,7 +115,7 @@ func (o *outcome) checkSuperseded(previous []pastKey, sequences int64) {
 
 // answer signs the receipt of a refusal.
 func (o *outcome) answer(origin string, now int64, key events.SigningKey, nonces refusalNonces) {
-	if o.verdict != rejected {
+	if o.verdict != rejected || o.dropped {
 		return
 	}
 	receipt := events.Receipt{

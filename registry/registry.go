@@ -43,6 +43,8 @@ type Config struct {
 	Batch int
 	// Replicas of the streams, where Run creates them. Default 1; 3 on a cluster.
 	Replicas int
+	// Streams bounds the streams.
+	Streams StreamLimits
 	// Committed is told of the changes of each batch, once they are committed. It is never called concurrently. Nil:
 	// nobody asks.
 	Committed func([]events.Invalidation)
@@ -104,7 +106,7 @@ func New(cfg Config) (*Registry, error) {
 		return nil, fmt.Errorf("use JetStream: %w", err)
 	}
 	r := &Registry{cfg: cfg, js: js}
-	m := newMetrics(cfg.Metrics)
+	m := newMetrics(cfg.Metrics, cfg.Log)
 	if r.fence, err = newFence(cfg, js); err != nil {
 		return nil, err
 	}
@@ -151,7 +153,7 @@ func (r *Registry) Run(ctx context.Context) error {
 		}
 	})
 	r.cfg.Log.Info("registry is ready", "origin", r.cfg.Policy.Origin, "public_key", r.cfg.Key.Public().String())
-	garbage := rate.NewLimiter(garbageAnswers, garbageBurst)
+	garbage, acquainted := rate.NewLimiter(garbageAnswers, garbageBurst), newAcquaintances(r.cfg.Store)
 	err = consume.Run(ctx, consume.Config{
 		Open: func(ctx context.Context) (jetstream.Consumer, error) {
 			consumer, created, err := requestConsumer(ctx, r.js)
@@ -161,7 +163,7 @@ func (r *Registry) Run(ctx context.Context) error {
 			r.serving.Store(true)
 			return &fairConsumer{
 				Consumer: consumer, ctx: ctx, created: created.UnixNano(), since: consumer.CachedInfo().Created,
-				garbage: garbage, metrics: r.intake.metrics, log: r.cfg.Log,
+				acquainted: acquainted, garbage: garbage, metrics: r.intake.metrics, log: r.cfg.Log,
 			}, nil
 		},
 		Handle:   r.handle,
@@ -221,12 +223,13 @@ func (r *Registry) handle(ctx context.Context, messages []*consume.Message) erro
 // ErrNotReady means that Run has not come so far yet that requests and lookups are served.
 var ErrNotReady = errors.New("the registry is starting: it waits for the broker")
 
-// Ready returns nil once requests and lookups are served, else [ErrNotReady]. It stays nil while the broker is away.
+// Ready returns nil once requests and lookups are served, else [ErrNotReady]; and [ErrNoSpace]
+// while nothing can be published for lack of space. It stays nil while the broker is away.
 func (r *Registry) Ready() error {
 	if !r.serving.Load() {
 		return ErrNotReady
 	}
-	return nil
+	return r.relay.space.err()
 }
 
 // ensureStreams tries until the broker answers.
@@ -237,11 +240,11 @@ func (r *Registry) ensureStreams(ctx context.Context) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		tried, cancel := context.WithTimeout(ctx, publishWithin)
 		defer cancel()
-		err := EnsureStreams(tried, r.js, r.cfg.Replicas)
+		err := EnsureStreamsWithin(tried, r.js, r.cfg.Replicas, r.cfg.Streams)
 		if err == nil {
 			err = checkOrigin(tried, r.js, r.fence.trust)
 		}
-		if errors.Is(err, ErrStreamMeaning) || errors.Is(err, ErrOrigin) {
+		if errors.Is(err, ErrStreamMeaning) || errors.Is(err, ErrStreamRoom) || errors.Is(err, ErrOrigin) {
 			err = backoff.Permanent(err)
 		}
 		return struct{}{}, err

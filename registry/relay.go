@@ -48,13 +48,14 @@ type relay struct {
 	log       *slog.Logger
 	metrics   *metrics
 	now       func() time.Time
+	space     *space
 	queue     chan publication
 	answers   chan publication // apart: what is committed does not wait behind refusals, which strangers make any number of
 	within    time.Duration    // forgetWithin
 }
 
 func newRelay(js jetstream.JetStream, store *Store, f *fence, log *slog.Logger, m *metrics, now func() time.Time) *relay {
-	return &relay{publisher: &publisher{js: js}, store: store, fence: f, log: log, metrics: m, now: now,
+	return &relay{publisher: &publisher{js: js}, store: store, fence: f, log: log, metrics: m, now: now, space: m.space,
 		queue: make(chan publication, relayQueue), answers: make(chan publication, relayQueue), within: forgetWithin}
 }
 
@@ -137,9 +138,7 @@ func (p *published) add(more published) {
 // publish publishes messages of the outbox.
 func (r *relay) publish(ctx context.Context, messages []signed) published {
 	stored, last, err := r.publisher.send(ctx, messages)
-	if err != nil {
-		r.log.Warn("publishing failed, it will be tried again", "error", err)
-	}
+	r.space.note(sayChanges, err)
 	sent := published{make([]signed, 0, len(messages)), last}
 	for i, m := range messages {
 		if stored[i] {
@@ -150,19 +149,22 @@ func (r *relay) publish(ctx context.Context, messages []signed) published {
 	return sent
 }
 
-// answer publishes answers, and settles the requests that they answer.
+// answer publishes answers, and settles the requests that they answer. A refusal that the broker
+// has no space for is dropped: if it waited, it would keep the very space that is lacking.
 func (r *relay) answer(ctx context.Context, answers []answer) {
 	messages := make([]signed, len(answers))
 	for i, a := range answers {
 		messages[i] = a.signed
 	}
 	stored, _, err := r.publisher.send(ctx, messages)
-	if err != nil {
-		r.log.Warn("publishing failed, it will be tried again", "error", err)
-	}
+	lacks := r.space.note(sayRefusals, err)
 	for i, a := range answers {
 		settle := a.request.Ack
-		if !stored[i] {
+		switch {
+		case stored[i]:
+		case lacks:
+			r.space.drop()
+		default:
 			settle = func() error { return a.request.NakWithDelay(retryAfter) } // it is decided again
 		}
 		if err := settle(); err != nil {
@@ -200,7 +202,7 @@ func (r *relay) forget(ctx context.Context, sent published) {
 func (r *relay) recover(ctx context.Context) {
 	for {
 		looked, err := r.recoverOnce(ctx)
-		if err != nil && ctx.Err() == nil {
+		if err != nil && !errors.Is(err, errUnpublished) && ctx.Err() == nil {
 			r.log.Warn("recovering the outbox failed, trying again", "error", err)
 		}
 		select {
@@ -235,7 +237,9 @@ func (r *relay) recoverOnce(ctx context.Context) (looked time.Duration, err erro
 		if err != nil || len(messages) == 0 {
 			return 0, err
 		}
-		r.log.Info("publishing messages that were left in the outbox", "messages", len(messages))
+		if r.space.err() == nil {
+			r.log.Info("publishing messages that were left in the outbox", "messages", len(messages))
+		}
 		sent := r.publish(ctx, messages)
 		r.forget(ctx, sent)
 		if len(sent.messages) < len(messages) {

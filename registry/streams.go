@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -21,48 +22,50 @@ var ErrStreamMeaning = errors.New("an existing stream has another meaning")
 // exist. What an operator chose beside the contract (replicas, placement, size) stays. replicas is for streams that
 // are created here; 0 means 1.
 func EnsureStreams(ctx context.Context, js jetstream.JetStream, replicas int) error {
-	for _, want := range []jetstream.StreamConfig{
-		events.RequestStreamConfig(), events.InvalidationStreamConfig(), events.ReceiptStreamConfig(),
-	} {
+	return EnsureStreamsWithin(ctx, js, replicas, StreamLimits{})
+}
+
+// EnsureStreamsWithin is [EnsureStreams] with bounds of the operator's.
+func EnsureStreamsWithin(ctx context.Context, js jetstream.JetStream, replicas int, limits StreamLimits) error {
+	for _, want := range limits.streams() {
 		want.Replicas = max(1, replicas)
-		if err := ensureStream(ctx, js, want); err != nil {
+		if err := want.ensure(ctx, js); err != nil {
 			return fmt.Errorf("stream %s: %w", want.Name, err)
 		}
 	}
 	return nil
 }
 
-func ensureStream(ctx context.Context, js jetstream.JetStream, want jetstream.StreamConfig) error {
-	stream, err := js.Stream(ctx, want.Name)
+// ensure creates a stream, or changes what is there.
+func (b *boundedStream) ensure(ctx context.Context, js jetstream.JetStream) error {
+	stream, err := js.Stream(ctx, b.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		_, err = js.CreateStream(ctx, want)
+		err = b.put(ctx, js, b.StreamConfig, jetstream.StreamConfig{})
 		if !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			return err
 		}
-		stream, err = js.Stream(ctx, want.Name) // another replica was quicker
+		stream, err = js.Stream(ctx, b.Name) // another replica was quicker
 	}
 	if err != nil {
 		return err
 	}
-	have := stream.CachedInfo().Config
-	have.MaxMsgSize, have.MaxMsgsPerSubject = max(0, have.MaxMsgSize), max(0, have.MaxMsgsPerSubject) // -1 and 0 are no limit
-	if err := sameMeaning(have, want); err != nil {
+	have := stream.CachedInfo().Config // -1 and 0 are no limit
+	have.MaxMsgSize, have.MaxMsgsPerSubject, have.MaxBytes = max(0, have.MaxMsgSize), max(0, have.MaxMsgsPerSubject), max(0, have.MaxBytes)
+	if err := sameMeaning(have, b.StreamConfig); err != nil {
 		return err
 	}
 	changed := have
-	changed.MaxMsgSize, changed.MaxAge, changed.MaxMsgsPerSubject = want.MaxMsgSize, want.MaxAge, want.MaxMsgsPerSubject
-	changed.AllowDirect, changed.Duplicates, changed.AllowAtomicPublish = want.AllowDirect, want.Duplicates, want.AllowAtomicPublish
-	if want.RePublish != nil { // else it is an operator's own
-		changed.RePublish = want.RePublish
+	changed.MaxMsgSize, changed.MaxAge, changed.Discard = b.MaxMsgSize, b.MaxAge, b.Discard
+	changed.AllowDirect, changed.Duplicates, changed.AllowAtomicPublish = b.AllowDirect, b.Duplicates, b.AllowAtomicPublish
+	changed.DiscardNewPerSubject = b.DiscardNewPerSubject
+	if b.RePublish != nil { // else it is an operator's own
+		changed.RePublish = b.RePublish
 	}
-	if changed.MaxMsgSize == have.MaxMsgSize && changed.MaxAge == have.MaxAge &&
-		changed.MaxMsgsPerSubject == have.MaxMsgsPerSubject && changed.AllowDirect == have.AllowDirect &&
-		changed.Duplicates == have.Duplicates && changed.AllowAtomicPublish == have.AllowAtomicPublish &&
-		(want.RePublish == nil || have.RePublish != nil && *have.RePublish == *want.RePublish) {
-		return nil
+	changed.Metadata = maps.Clone(have.Metadata)
+	if err := b.bound(ctx, stream, &changed); err != nil {
+		return err
 	}
-	_, err = js.UpdateStream(ctx, changed)
-	return err
+	return b.put(ctx, js, changed, have)
 }
 
 func sameMeaning(have, want jetstream.StreamConfig) error {
@@ -75,8 +78,6 @@ func sameMeaning(have, want jetstream.StreamConfig) error {
 		return differs("retention", have.Retention, want.Retention)
 	case have.Storage != want.Storage:
 		return differs("storage", have.Storage, want.Storage)
-	case have.Discard != want.Discard:
-		return differs("discard policy", have.Discard, want.Discard)
 	case !slices.Equal(subjects, wanted):
 		return differs("list of subjects", subjects, wanted)
 	case have.DenyDelete != want.DenyDelete, have.DenyPurge != want.DenyPurge:

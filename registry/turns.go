@@ -20,7 +20,7 @@ const (
 	waitingEach   = 1024 // requests of one service that wait here for their turn; what is beyond goes back to the broker
 	waitingAll    = 4096 // of all services; beyond, nothing more is pulled. Times 16 KiB, it bounds the memory
 
-	garbageAnswers = 1000        // receipts a second for messages without a readable nonce
+	garbageAnswers = 100         // receipts a second for messages without a readable nonce, and for names that are not bound
 	garbageBurst   = waitingEach // as much as may wait here
 
 	extendEach = 2 * time.Second // well within the durable's wait for acknowledgements
@@ -41,14 +41,18 @@ const (
 //	             │                 ▲                                                      │
 //	             │                 └── no more than inHandEach of a lane until it settles ─┘
 //	             ├── more than waitingEach of a service: back to the broker, for a while
+//	             ├── for a service that may not be bound: sorted first (strangers.go)
 //	             └── garbage beyond its budget, or whose subject names no service: acknowledged, counted, not answered
 //
 // It pulls as fast as the broker delivers, since what an honest service waits for may be behind the flood in the stream.
 type fairConsumer struct {
 	jetstream.Consumer
-	ctx     context.Context // Next ends with it: jetstream's options can't be read by others
-	created int64           // when the stream was created, nanoseconds since the Unix epoch
-	since   time.Time       // when the durable was created
+	ctx context.Context // Next ends with it: jetstream's options can't be read by others
+	// acquainted knows which services are bound; nil: all are.
+	acquainted *acquaintances
+
+	created int64     // when the stream was created, nanoseconds since the Unix epoch
+	since   time.Time // when the durable was created
 	garbage *rate.Limiter
 	metrics *metrics
 	log     *slog.Logger
@@ -80,6 +84,11 @@ type turns struct {
 	dropped map[string]int       // garbage that was not answered, by why, since the log was told
 	again   time.Time            // when the last message that went back comes again
 	err     error                // of pull
+
+	strangers []*delivery           // what is to be sorted
+	unsorted  int                   // these, and what is being sorted
+	sorting   map[events.Target]int // the same by service
+	sorter    chan struct{}         // closed when sort has ended
 }
 
 // lane is the requests of one service; or all garbage, whose target is zero.
@@ -95,6 +104,7 @@ func newTurns(c *fairConsumer, iterator jetstream.MessagesContext) *turns {
 	t := &turns{
 		fairConsumer: c, iterator: iterator, pulled: make(chan struct{}),
 		lanes: map[events.Target]*lane{}, known: map[uint64]*delivery{}, dropped: map[string]int{},
+		sorting: map[events.Target]int{}, sorter: make(chan struct{}),
 	}
 	t.changed.L = &t.mu
 	t.ctx, t.stop = context.WithCancel(c.ctx)
@@ -104,6 +114,7 @@ func newTurns(c *fairConsumer, iterator jetstream.MessagesContext) *turns {
 		t.changed.Broadcast()
 	})
 	go t.pull()
+	go t.sort()
 	go t.keep()
 	return t
 }
@@ -126,7 +137,7 @@ func (t *turns) Next(...jetstream.NextOpt) (jetstream.Msg, error) {
 	l.inHand++
 	l.ready = false
 	t.rank(l)
-	if t.waiting--; t.waiting == waitingAll-1 {
+	if t.waiting--; t.waiting+t.unsorted == waitingAll-1 {
 		t.changed.Broadcast()
 	}
 	return d, nil
@@ -178,7 +189,7 @@ func (t *turns) pull() {
 func (t *turns) room() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for t.waiting >= waitingAll && t.ctx.Err() == nil {
+	for t.waiting+t.unsorted >= waitingAll && t.ctx.Err() == nil {
 		t.changed.Wait()
 	}
 }
@@ -187,7 +198,8 @@ func (t *turns) room() {
 func (t *turns) end(err error) {
 	t.mu.Lock()
 	t.err = err
-	var waiting []*delivery
+	waiting := t.strangers
+	t.strangers = nil
 	for _, l := range t.lanes {
 		waiting = append(waiting, l.waiting...)
 		l.waiting = nil
@@ -196,6 +208,7 @@ func (t *turns) end(err error) {
 	t.known = map[uint64]*delivery{}
 	t.changed.Broadcast()
 	t.mu.Unlock()
+	<-t.sorter
 	for _, d := range waiting {
 		_ = d.Msg.Nak()
 	}
@@ -212,7 +225,7 @@ func (t *turns) end(err error) {
 	}
 }
 
-// take puts a message into its lane, unless it is garbage beyond the budget or its lane is full.
+// take puts a message into its lane, unless it is garbage beyond the budget, or has to be sorted.
 func (t *turns) take(msg jetstream.Msg) error {
 	d, err := newDelivery(t, msg)
 	if err != nil {
@@ -226,19 +239,28 @@ func (t *turns) take(msg jetstream.Msg) error {
 	case d.in != nil && d.in.request == nil:
 		t.drop(d, unanswerable)
 		return nil
-	case d.garbage() && !t.garbage.Allow():
-		t.drop(d, unanswered)
-		return nil
+	case d.garbage():
+		if d.paid = t.garbage.Allow(); !d.paid {
+			t.drop(d, unanswered)
+			return nil
+		}
 	}
+	if !t.setAside(d) {
+		t.queue(d, target, most)
+	}
+	return nil
+}
+
+// queue puts a message into a lane, unless that is full.
+func (t *turns) queue(d *delivery, target events.Target, most int) {
 	full, after := t.add(d, target, most)
 	switch {
 	case full && target.IsZero():
 		t.drop(d, unanswered)
 	case full:
 		t.metrics.sentBack.Inc()
-		_ = msg.NakWithDelay(after) // else it comes again sooner
+		_ = d.Msg.NakWithDelay(after) // else it comes again sooner
 	}
-	return nil
 }
 
 // add puts a message into its lane. If that is full, it returns after which time the message may come again.
@@ -246,7 +268,11 @@ func (t *turns) add(d *delivery, target events.Target, most int) (full bool, aft
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.known[d.place] != nil {
-		return false, 0 // a copy: whoever settles the one settles both
+		return false, 0 // a copy came meanwhile
+	}
+	if t.err != nil { // it ended meanwhile
+		_ = d.Msg.Nak() // as in end
+		return false, 0
 	}
 	l := t.lanes[target]
 	if l == nil {
@@ -280,8 +306,12 @@ const (
 
 // drop acknowledges garbage that nobody answers.
 func (t *turns) drop(d *delivery, why string) {
-	t.metrics.requests.WithLabelValues("", why).Inc()
 	_ = d.Msg.Ack() // else it comes again
+	t.countDropped(why)
+}
+
+func (t *turns) countDropped(why string) {
+	t.metrics.requests.WithLabelValues("", why).Inc()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.dropped[why]++
@@ -301,7 +331,7 @@ func (t *turns) keep() {
 				_ = d.InProgress() // it may have been settled just now
 			}
 			if len(dropped) > 0 {
-				t.log.Warn("garbage dropped: more of it came than the registry signs answers for, or its subject names no service",
+				t.log.Warn("garbage dropped: more of it came than the registry signs answers for (no nonce, or no such service), or its subject names no service",
 					unanswered, dropped[unanswered], unanswerable, dropped[unanswerable])
 			}
 		}

@@ -27,7 +27,7 @@ type line struct {
 func newLine(t *testing.T, ackWait time.Duration) *line {
 	t.Helper()
 	w := newWorld(t, testenv.Database(t, testenv.SQLite))
-	if err := EnsureStreams(t.Context(), w.js, 1); err != nil {
+	if err := EnsureStreamsWithin(t.Context(), w.js, 1, StreamLimits{Waiting: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	config := events.RegistryConsumerConfig()
@@ -38,16 +38,22 @@ func newLine(t *testing.T, ackWait time.Duration) *line {
 	}
 	d := newDeveloper(t, w.store, "org.omiappreg.alice", "s")
 	d.current = events.GenerateSigningKey()
-	return &line{world: w, consumer: consumer, metrics: newMetrics(prometheus.NewRegistry()), developer: *d}
+	return &line{world: w, consumer: consumer, metrics: newMetrics(prometheus.NewRegistry(), testLog(t)), developer: *d}
 }
 
 // turns starts pulling, with a budget for so much garbage, until the test ends or it is stopped.
 func (l *line) turns(garbage int) jetstream.MessagesContext {
 	l.world.t.Helper()
+	return l.turnsOf(garbage, nil)
+}
+
+// turnsOf is turns where not every service is bound.
+func (l *line) turnsOf(garbage int, acquainted *acquaintances) jetstream.MessagesContext {
+	l.world.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience) // so that Next fails instead of waiting for ever
 	l.world.t.Cleanup(cancel)
 	c := &fairConsumer{
-		Consumer: l.consumer, ctx: ctx, garbage: rate.NewLimiter(0, garbage), metrics: l.metrics, log: testLog(l.world.t),
+		Consumer: l.consumer, ctx: ctx, acquainted: acquainted, garbage: rate.NewLimiter(0, garbage), metrics: l.metrics, log: testLog(l.world.t),
 	}
 	turns, err := c.Messages()
 	if err != nil {

@@ -128,6 +128,7 @@ func (w *work) finish(ctx context.Context) error {
 		return c.err
 	}
 	lost := c.lost.services
+	w.thin(c.batch)
 	c.answer(c.previous)
 	if err := w.settle(ctx, w.messages, c.batch, lost); err != nil {
 		return err

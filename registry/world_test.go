@@ -26,13 +26,19 @@ type world struct {
 	js     jetstream.JetStream
 	trust  events.Trust
 	lookup *Lookup
+	ready  func() error // of the replica that was started last
 
 	earlier []events.TrustedKey // of the replicas that are started
 }
 
 func newWorld(t *testing.T, url string) *world {
 	t.Helper()
-	w := &world{t: t, broker: testenv.NewBroker(t), store: openStore(t, url)}
+	return newWorldOn(t, testenv.NewBroker(t), url)
+}
+
+func newWorldOn(t *testing.T, broker *testenv.Broker, url string) *world {
+	t.Helper()
+	w := &world{t: t, broker: broker, store: openStore(t, url)}
 	w.conn = testenv.Connect(t, w.broker.URL())
 	var err error
 	if w.js, err = jetstream.New(w.conn); err != nil {
@@ -60,7 +66,7 @@ func (w *world) runOn(conn *nats.Conn, rotationsPerMinute int, change bool) (sto
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.lookup = r.Lookup
+	w.lookup, w.ready = r.Lookup, r.Ready
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()

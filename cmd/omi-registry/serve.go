@@ -34,6 +34,7 @@ func (d database) openExisting(ctx context.Context, log *slog.Logger) (*registry
 type serveCmd struct {
 	process.NATS `embed:""`
 	Database     database    `embed:""`
+	Streams      streamFlags `embed:""`
 	Web          process.Web `embed:""`
 
 	SigningKey string   `name:"signing-key" env:"OMI_SIGNING_KEY" required:"" placeholder:"FILE" help:"The registry's private key, PKCS #8 PEM of mode 0600 (omi-registry keygen makes one)."`
@@ -74,6 +75,9 @@ func (c *serveCmd) Run() error {
 	}
 	if c.StreamReplicas < 1 || c.StreamReplicas > registry.MaxReplicas {
 		return process.Usagef("--stream-replicas is 1 to %d: NATS has no more", registry.MaxReplicas)
+	}
+	if err := c.Streams.check(); err != nil {
+		return err
 	}
 	proofs, err := events.ParseProofs(c.RequireProof)
 	if err != nil {
@@ -123,7 +127,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 	}
 	r, err := registry.New(registry.Config{
 		Policy: policy, ChangePolicy: c.ChangePolicy, Key: key, Trust: trust.TrustedKeys(), Store: store, Conn: nc, Batch: c.Batch, Replicas: c.StreamReplicas,
-		Metrics: web.Metrics, Now: clock(), Log: log,
+		Streams: c.Streams.limits(), Metrics: web.Metrics, Now: clock(), Log: log,
 	})
 	if err != nil {
 		return err
@@ -147,6 +151,7 @@ func (c *serveCmd) addApps(ctx context.Context, log *slog.Logger, store *registr
 func usage(err error) error {
 	for _, target := range []error{
 		registry.ErrOrigin, registry.ErrOtherPolicy, registry.ErrAppExists, registry.ErrMasterKey, registry.ErrReservedKey, registry.ErrReplacedMaster, registry.ErrSigningKey, events.ErrWeakKey, sqldb.ErrURL,
+		registry.ErrStreamRoom,
 	} {
 		if errors.Is(err, target) {
 			return process.Usage(err)

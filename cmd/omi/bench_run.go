@@ -23,13 +23,14 @@ import (
 )
 
 const (
-	benchOrigin      = "omiappreg.org"
-	benchLimitSpan   = 1500 * time.Millisecond
-	benchLook        = 100 * time.Millisecond // how often it is looked how far things are
-	benchCatchUpLook = 5 * time.Millisecond   // the same, where that ends what is measured
-	benchStalled     = 30 * time.Second       // without progress, what is missing counts as lost
-	benchSettle      = 10 * time.Second
-	benchUnconfirmed = 4096 // publications that the broker has not confirmed yet
+	benchOrigin       = "omiappreg.org"
+	benchLimitSpan    = 1500 * time.Millisecond
+	benchLook         = 100 * time.Millisecond // how often it is looked how far things are
+	benchCatchUpLook  = 5 * time.Millisecond   // the same, where that ends what is measured
+	benchStalled      = 30 * time.Second       // without progress, what is missing counts as lost
+	benchSettle       = 10 * time.Second
+	benchRequestBytes = 64 << 20
+	benchUnconfirmed  = 4096 // publications that the broker has not confirmed yet
 	// benchSkew lets a request that was signed long before it is published pass.
 	benchSkew = time.Hour
 )
@@ -81,6 +82,8 @@ func (b *benchRun) setUp() {
 	app, _ := events.ParseAppID(bench.App)
 	b.cfg = stackConfig{
 		Folder: b.folder, NATSAddr: "127.0.0.1:0", SyncAlways: c.SyncAlways, NATS: process.NATS{URL: c.NATSURL}, Policy: policy,
+		// All requests may have to wait, those of one service too.
+		Streams: registry.StreamLimits{Waiting: int64(c.Rotations), RequestBytes: max(benchRequestBytes, int64(c.Rotations)*2048)},
 		Apps:    []registry.App{{AppID: app, MasterPublicKey: events.GenerateSigningKey().Public()}},
 		Metrics: b.metrics, Log: b.log,
 		Committed: b.recorder.Committed, AuthApplied: b.recorder.Auth, BillingApplied: b.recorder.Billing,
@@ -169,7 +172,7 @@ func (b *benchRun) openStreams(ctx context.Context, s *stack) error {
 	if err != nil {
 		return fmt.Errorf("use JetStream: %w", err)
 	}
-	return registry.EnsureStreams(ctx, b.js, 1)
+	return registry.EnsureStreamsWithin(ctx, b.js, 1, b.cfg.Streams)
 }
 
 // unreachable says of an error that the broker went away, where it did.

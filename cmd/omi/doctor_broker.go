@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
@@ -132,17 +133,27 @@ func (d *doctor) examineStream(name string, info *jetstream.StreamInfo, want jet
 			}
 		}
 	}
-	evicts := want.Name == events.InvalidationStream && (have.MaxMsgs > 0 || have.MaxBytes > 0)
 	detail := fmt.Sprintf("messages: %d, replicas: %d", info.State.Msgs, max(1, have.Replicas))
 	switch {
 	case behind > 0:
 		d.warn(name, fmt.Sprintf("%s, %d of them away or behind", detail, behind), "look at the brokers of the cluster")
-	case evicts:
-		d.warn(name, detail+"; a limit of its whole size drops the events of services that rotate seldom",
-			"take max_msgs and max_bytes off")
+	case have.Discard == jetstream.DiscardNew && (nearly(info.State.Bytes, have.MaxBytes) || nearly(info.State.Msgs, have.MaxMsgs)):
+		d.warn(name, fmt.Sprintf("%s, nearly full: %s of %s; what doesn't fit is refused", detail,
+			humanize.IBytes(info.State.Bytes), humanize.IBytes(uint64(max(0, have.MaxBytes)))), fullStream(want.Name))
 	default:
 		d.ok(name, "%s", detail)
 	}
+}
+
+// nearly reports whether so much is most of a limit, if there is one.
+func nearly(have uint64, limit int64) bool { return limit > 0 && have > uint64(limit)/5*4 }
+
+// fullStream says what to do about a stream that is nearly full.
+func fullStream(name string) string {
+	if name == events.RequestStream {
+		return "is the registry running? If it is, a flood may be going on: nats stream subjects " + name
+	}
+	return "start omi-registry with a larger --max-event-bytes, or take max_msgs off"
 }
 
 // streamMeaning returns what can't be changed without losing messages.
@@ -151,7 +162,6 @@ func streamMeaning(have, want jetstream.StreamConfig) []string {
 		{"subjects", slices.Sorted(slices.Values(have.Subjects)), slices.Sorted(slices.Values(want.Subjects))},
 		{"retention", have.Retention, want.Retention},
 		{"storage", have.Storage, want.Storage},
-		{"discard policy", have.Discard, want.Discard},
 		{"deny delete", have.DenyDelete, want.DenyDelete},
 		{"deny purge", have.DenyPurge, want.DenyPurge},
 		{"no acknowledgements", have.NoAck, want.NoAck},
@@ -164,12 +174,32 @@ func streamMeaning(have, want jetstream.StreamConfig) []string {
 func streamLimits(have, want jetstream.StreamConfig) []string {
 	return differences([]difference{
 		{"largest message", max(0, have.MaxMsgSize), want.MaxMsgSize},
-		{"messages kept of a subject", max(0, have.MaxMsgsPerSubject), want.MaxMsgsPerSubject},
+		{"discard policy", have.Discard, want.Discard},
+		{"discard policy of a subject", have.DiscardNewPerSubject, want.DiscardNewPerSubject},
+		{"messages kept of a subject", perSubject(have, want), want.MaxMsgsPerSubject},
+		{"bound of its size", bounded(have, want), "some"},
 		{"age of messages", have.MaxAge, want.MaxAge},
 		{"window of duplicates", have.Duplicates, want.Duplicates},
 		{"direct reading", have.AllowDirect, want.AllowDirect},
 		{"republishing", republished(have, want), republished(want, want)},
 	})
+}
+
+// perSubject is how many messages of a subject are kept. How many requests may wait is the
+// operator's to say.
+func perSubject(have, want jetstream.StreamConfig) int64 {
+	if want.DiscardNewPerSubject && have.MaxMsgsPerSubject > 0 {
+		return want.MaxMsgsPerSubject
+	}
+	return max(0, have.MaxMsgsPerSubject)
+}
+
+// bounded says whether a stream that strangers can fill has a bound.
+func bounded(have, want jetstream.StreamConfig) string {
+	if want.Name != events.InvalidationStream && have.MaxBytes <= 0 {
+		return "none"
+	}
+	return "some"
 }
 
 // republished is where a stream's messages are published again, if anybody needs that.

@@ -83,8 +83,8 @@ func TestDoctorStreams(t *testing.T) {
 			"wrong storage: Memory instead of File",
 		},
 		"discard": {
-			func(c *jetstream.StreamConfig) { c.Discard = jetstream.DiscardOld }, events.RequestStream,
-			"wrong discard policy: DiscardOld instead of DiscardNew",
+			func(c *jetstream.StreamConfig) { c.Discard, c.DiscardNewPerSubject = jetstream.DiscardOld, false }, events.RequestStream,
+			"wrong discard policy: DiscardOld instead of DiscardNew; discard policy of a subject: false instead of true",
 		},
 		"delete": {
 			func(c *jetstream.StreamConfig) { c.DenyDelete = false }, events.InvalidationStream,
@@ -109,8 +109,19 @@ func TestDoctorStreams(t *testing.T) {
 			func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1 << 20 }, events.RequestStream,
 			"wrong largest message: 1048576 instead of 8192",
 		},
-		"size of the whole": {
-			func(c *jetstream.StreamConfig) { c.MaxBytes = 1 << 20 }, events.InvalidationStream, "warning a limit of its whole size",
+		"no bound of a subject": {
+			func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject, c.DiscardNewPerSubject = 0, false }, events.RequestStream,
+			"wrong discard policy of a subject: false instead of true; messages kept of a subject: 0 instead of 128",
+		},
+		"another bound of a subject": {
+			func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 7 }, events.RequestStream, "ok messages: 0",
+		},
+		"no bound": {
+			func(c *jetstream.StreamConfig) { c.MaxBytes = 0 }, events.ReceiptStream, "wrong bound of its size: none instead of some",
+		},
+		"a window of duplicates that strangers can fill": {
+			func(c *jetstream.StreamConfig) { c.Duplicates = 2 * time.Minute }, events.RequestStream,
+			"wrong window of duplicates: 2m0s instead of 1s",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -120,6 +131,7 @@ func TestDoctorStreams(t *testing.T) {
 			for _, config := range []jetstream.StreamConfig{
 				events.RequestStreamConfig(), events.InvalidationStreamConfig(), events.ReceiptStreamConfig(),
 			} {
+				config.MaxBytes = 1 << 20
 				want["stream "+config.Name] = "ok messages: 0"
 				if config.Name == c.of {
 					want["stream "+config.Name] = c.want
@@ -135,6 +147,25 @@ func TestDoctorStreams(t *testing.T) {
 			expect(t, examine(t, url, doctorCmd{}), want)
 		})
 	}
+}
+
+// TestDoctorFullStream: a stream that refuses what doesn't fit is nearly full.
+func TestDoctorFullStream(t *testing.T) {
+	t.Parallel()
+	url := testenv.NewBroker(t).URL()
+	js := jetStream(t, url)
+	const bound = 4096
+	if err := registry.EnsureStreamsWithin(t.Context(), js, 0, registry.StreamLimits{RequestBytes: bound, EventBytes: bound}); err != nil {
+		t.Fatal(err)
+	}
+	for _, subject := range []string{events.RotationSubject, events.InvalidationSubject} {
+		if _, err := js.Publish(t.Context(), subject+"org.example.shop.cms", make([]byte, bound*9/10)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expect(t, examine(t, url, doctorCmd{}), map[string]string{
+		"stream OMI_REQUESTS": "warning nearly full", "stream OMI_INVALIDATIONS": "warning nearly full", "stream OMI_RECEIPTS": "ok messages: 0",
+	})
 }
 
 func TestDoctorDurables(t *testing.T) {

@@ -51,6 +51,7 @@ type stackConfig struct {
 	Database   func(part string) string                 // the URL of a part's database; nil: SQLite in Folder
 	As         func(part string, do func() error) error // runs what belongs to a part; nil: as it is
 	Policy     registry.Policy
+	Streams    registry.StreamLimits
 	Apps       []registry.App
 	Metrics    prometheus.Registerer
 	Log        *slog.Logger
@@ -140,7 +141,7 @@ func (s *stack) openRegistry(ctx context.Context, cfg stackConfig) (err error) {
 // whatever this start says, and its log says what is otherwise than before.
 func (s *stack) newRegistry(cfg stackConfig) (*registry.Registry, error) {
 	return registry.New(registry.Config{
-		Policy: cfg.Policy, ChangePolicy: true, Key: s.key, Store: s.store, Conn: s.conn, Committed: cfg.Committed, Metrics: cfg.Metrics, Log: cfg.Log.With("part", "registry"),
+		Policy: cfg.Policy, ChangePolicy: true, Streams: cfg.Streams, Key: s.key, Store: s.store, Conn: s.conn, Committed: cfg.Committed, Metrics: cfg.Metrics, Log: cfg.Log.With("part", "registry"),
 	})
 }
 

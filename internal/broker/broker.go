@@ -32,6 +32,9 @@ type Config struct {
 	// SyncAlways makes an acknowledged message outlive a power cut, not only a crash of the process, at the price of
 	// an fsync for each.
 	SyncAlways bool
+	// MaxStore is how many bytes the streams may take in all. 0: three quarters of what the disk
+	// has.
+	MaxStore int64
 	// Log receives what the server has to say: troubles as warnings, all else for debugging. Nil: nobody does.
 	Log *slog.Logger
 }
@@ -88,7 +91,9 @@ func options(cfg Config) (*server.Options, error) {
 		JetStream:  true,
 		StoreDir:   cfg.StoreDir,
 		SyncAlways: cfg.SyncAlways,
-		NoSigs:     true, // signals belong to the process that embeds it
+		// As nats-server's max_file_store.
+		JetStreamMaxStore: cfg.MaxStore,
+		NoSigs:            true, // signals belong to the process that embeds it
 		// It keeps who listens to the last 1,024 subjects. Acknowledgements have each its own, and services one or two each.
 		NoSublistCache: true,
 	}, nil

@@ -22,7 +22,15 @@ type Broker struct {
 // NewBroker starts a broker with an empty store; it stops when the test ends.
 func NewBroker(t testing.TB) *Broker {
 	t.Helper()
-	b := &Broker{t: t, cfg: broker.Config{Addr: FreeAddrs(t, 1)[0], StoreDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}}
+	return NewSmallBroker(t, 0)
+}
+
+// NewSmallBroker is [NewBroker] with so many bytes for the streams; 0: what the disk has.
+func NewSmallBroker(t testing.TB, bytes int64) *Broker {
+	t.Helper()
+	b := &Broker{t: t, cfg: broker.Config{
+		Addr: FreeAddrs(t, 1)[0], StoreDir: t.TempDir(), MaxStore: bytes, Log: slog.New(slog.DiscardHandler),
+	}}
 	b.Start()
 	t.Cleanup(b.Stop)
 	b.url = b.server.URL()

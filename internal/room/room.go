@@ -1,0 +1,39 @@
+// Package room knows the errors of a broker that has no space left.
+package room
+
+import (
+	"errors"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// The codes of nats-server's errors (its server/errors.json).
+const (
+	noPeers         jetstream.ErrorCode = 10005 // a cluster without a server that has the space
+	insufficient    jetstream.ErrorCode = 10023 // everything that the broker may store is stored
+	memoryExceeded  jetstream.ErrorCode = 10028
+	storageExceeded jetstream.ErrorCode = 10047 // the account's limit, or what streams have reserved
+	storeFailed     jetstream.ErrorCode = 10077 // the stream's own limit: of bytes, or of messages of a subject
+)
+
+// Lacks reports whether JetStream didn't store a message, or didn't make a stream, for lack of
+// space.
+func Lacks(err error) bool {
+	switch code(err) {
+	case noPeers, insufficient, memoryExceeded, storageExceeded, storeFailed:
+		return true
+	}
+	return false
+}
+
+// OfStream reports whether it is the stream's own limit that a message didn't fit in, and not that
+// of the whole broker.
+func OfStream(err error) bool { return code(err) == storeFailed }
+
+func code(err error) jetstream.ErrorCode {
+	var refused *jetstream.APIError
+	if !errors.As(err, &refused) {
+		return 0
+	}
+	return refused.ErrorCode
+}

@@ -1,0 +1,190 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"hash/maphash"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+// A name that no service has costs nothing to invent, and a receipt for it would be kept for days.
+// So what comes for names that are not bound shares one lane and one budget with garbage; beyond
+// the budget it is acknowledged, counted and not answered. A binding is how a service gets its
+// name: those of one app share a lane, and take nothing from the budget if they stand.
+//
+//	take ──▶ known to be bound, or little waits ─────────────────────────────▶ the service's lane
+//	  └────▶ unsorted ──▶ sort: asks the database, many at a time ──▶ bound ──▶ the service's lane
+//	                                                             ├── binding ──▶ the app's lane
+//	                                                             └── within the budget ──▶ the lane of garbage
+
+const (
+	sortFrom    = 256    // messages that wait: with fewer it doesn't matter who they are for
+	knownAtMost = 65_536 // services of which it is remembered that they are bound; some 100 bytes each
+	inHandApp   = 256    // bindings of an app that are being worked on at a time
+)
+
+// acquaintances remember which services are bound. It is safe for concurrent use.
+type acquaintances struct {
+	store *Store
+	seed  maphash.Seed
+	known *lru.Cache[uint64, struct{}] // hashes: where two are equal, a stranger has a lane of its own
+}
+
+func newAcquaintances(store *Store) *acquaintances {
+	known, err := lru.New[uint64, struct{}](knownAtMost)
+	if err != nil {
+		panic("registry: " + err.Error()) // it refuses no size but those below 1
+	}
+	return &acquaintances{store, maphash.MakeSeed(), known}
+}
+
+// knows reports whether a service is remembered as bound. Nil knows all of them.
+func (a *acquaintances) knows(t events.Target) bool {
+	if a == nil {
+		return true
+	}
+	_, known := a.known.Get(maphash.Comparable(a.seed, t))
+	return known
+}
+
+func (a *acquaintances) learn(t events.Target) {
+	a.known.Add(maphash.Comparable(a.seed, t), struct{}{})
+}
+
+// meet asks which of these messages are for bound services, and remembers those. masters are the
+// keys of the apps of the others' bindings.
+func (a *acquaintances) meet(ctx context.Context, list []*delivery) (masters map[events.AppID]events.PublicKey, err error) {
+	st, w := newState(), newWantedServices(len(list))
+	apps := map[events.AppID]bool{}
+	for _, d := range list {
+		w.service(d.in.request.Target)
+	}
+	const query = "SELECT target FROM (%s) AS v JOIN services ON target = v.column1"
+	err = a.store.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(rows *sql.Rows) error {
+		var name string
+		err := rows.Scan(&name)
+		a.learn(w.targets[name])
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask which services are bound: %w", err)
+	}
+	for _, d := range list {
+		if app := d.in.request.Target.App; d.binds() && !a.knows(d.in.request.Target) && once(apps, app) {
+			w.apps = append(w.apps, app.String())
+		}
+	}
+	if err := a.store.loadApps(ctx, w, st); err != nil {
+		return nil, fmt.Errorf("ask for the apps of bindings: %w", err)
+	}
+	return st.masters, nil
+}
+
+// binds reports whether the message has the form of a binding.
+func (d *delivery) binds() bool { return d.in.refusal == nil && d.in.request.Kind == events.Binding }
+
+// setAside keeps a message that must be sorted first, and reports whether it did; or whether it is
+// a copy of what is here. Messages for one service stays in its order.
+func (t *turns) setAside(d *delivery) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.known[d.place] != nil {
+		return true // they are settled together
+	}
+	target := d.target()
+	if target.IsZero() || t.sorting[target] == 0 && (t.waiting+t.unsorted < sortFrom || t.acquainted.knows(target)) {
+		return false
+	}
+	t.known[d.place] = d
+	t.sorting[target]++
+	t.unsorted++
+	t.strangers = append(t.strangers, d)
+	t.changed.Broadcast()
+	return true
+}
+
+// sort finds out who messages are for, until pull has ended.
+func (t *turns) sort() {
+	defer close(t.sorter)
+	for {
+		t.mu.Lock()
+		for len(t.strangers) == 0 && t.err == nil {
+			t.changed.Wait()
+		}
+		if t.err != nil {
+			t.mu.Unlock()
+			return
+		}
+		list := t.strangers
+		t.strangers = nil
+		t.mu.Unlock()
+		masters, err := t.acquainted.meet(t.ctx, list)
+		if err != nil && t.ctx.Err() == nil {
+			t.log.Warn("requests for services that may not be bound have turns of their own", "error", err)
+		}
+		for _, d := range list {
+			t.sorted(d, masters, err == nil)
+		}
+	}
+}
+
+// sorted puts a message into the lane where it belongs.
+func (t *turns) sorted(d *delivery, masters map[events.AppID]events.PublicKey, asked bool) {
+	target := d.in.request.Target
+	lane, most := target, inHandEach
+	if asked && !t.acquainted.knows(target) {
+		lane, most = events.Target{}, inHandGarbage
+		if d.binds() && t.believes(d, masters[target.App]) {
+			lane, most = events.Target{App: target.App}, inHandApp
+		}
+	}
+	d.paid = lane.IsZero() && t.garbage.Allow()
+	t.mu.Lock()
+	delete(t.known, d.place)
+	if t.sorting[target]--; t.sorting[target] == 0 {
+		delete(t.sorting, target)
+	}
+	if t.unsorted--; t.waiting+t.unsorted == waitingAll-1 {
+		t.changed.Broadcast()
+	}
+	t.mu.Unlock()
+	if lane.IsZero() && !d.paid {
+		t.drop(d, unanswered)
+		return
+	}
+	t.queue(d, lane, most)
+}
+
+// believes reports whether a binding may be what it says. Where many of its app wait, its signature
+// is checked for that: anybody can write what looks like one.
+func (t *turns) believes(d *delivery, master events.PublicKey) bool {
+	t.mu.Lock()
+	l := t.lanes[events.Target{App: d.in.request.Target.App}]
+	crowded := l != nil && len(l.waiting) >= sortFrom
+	t.mu.Unlock()
+	r := d.in.request
+	return !master.IsZero() && (!crowded || master.Verify(r.Signed, r.Signature))
+}
+
+// thin drops the refusals of requests for names that are not bound, beyond the budget.
+func (w *work) thin(b *batch) {
+	for _, g := range b.groups {
+		if g.existed || g.changed() {
+			continue
+		}
+		for i := range g.outcomes {
+			o := &g.outcomes[i]
+			d, ok := w.messages[o.in.index].Msg.(*delivery)
+			if ok && !d.paid && o.verdict == rejected {
+				if o.dropped = !d.turns.garbage.Allow(); o.dropped {
+					d.turns.countDropped(unanswered)
+				}
+			}
+		}
+	}
+}

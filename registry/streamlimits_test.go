@@ -1,0 +1,131 @@
+package registry
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// bounds are what a stream may hold.
+type bounds struct {
+	waiting, bytes int64
+	discard        jetstream.DiscardPolicy
+}
+
+func boundsOf(t *testing.T, js jetstream.JetStream, name string) bounds {
+	t.Helper()
+	stream, err := js.Stream(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := stream.CachedInfo().Config
+	if _, is := cfg.Metadata[provisional]; is {
+		t.Errorf("%s has provisional bounds", name)
+	}
+	return bounds{max(0, cfg.MaxMsgsPerSubject), max(0, cfg.MaxBytes), cfg.Discard}
+}
+
+// TestStreamBounds: of a small store, what strangers fill leaves most to the events; a large one is
+// bounded too. A second start changes nothing.
+func TestStreamBounds(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	for name, c := range map[string]struct{ store, requests, receipts int64 }{
+		"64 MiB": {64 * mib, 16 * mib, 8 * mib},
+		"1 TiB":  {1 << 40, 1 << 30, 1 << 30},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			js := jetStreamOn(t, testenv.NewSmallBroker(t, c.store))
+			for range 2 {
+				if err := EnsureStreams(t.Context(), js, 1); err != nil {
+					t.Fatal(err)
+				}
+				for stream, want := range map[string]bounds{
+					events.RequestStream:      {events.RequestsWaiting, c.requests, jetstream.DiscardNew},
+					events.ReceiptStream:      {64, c.receipts, jetstream.DiscardOld},
+					events.InvalidationStream: {64, 0, jetstream.DiscardNew},
+				} {
+					if got := boundsOf(t, js, stream); got != want {
+						t.Errorf("%s: %+v, want %+v", stream, got, want)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestStreamBoundsOfOperator: what an operator says holds, and what a stream has stays where
+// nothing is said.
+func TestStreamBoundsOfOperator(t *testing.T) {
+	t.Parallel()
+	js := jetStreamOn(t, testenv.NewSmallBroker(t, 64<<20))
+	said := StreamLimits{Waiting: 7, RequestBytes: 1 << 20, ReceiptBytes: 2 << 20, EventBytes: 3 << 20}
+	for _, limits := range []StreamLimits{said, {}} {
+		if err := EnsureStreamsWithin(t.Context(), js, 1, limits); err != nil {
+			t.Fatal(err)
+		}
+		for stream, want := range map[string]bounds{
+			events.RequestStream:      {7, 1 << 20, jetstream.DiscardNew},
+			events.ReceiptStream:      {64, 2 << 20, jetstream.DiscardOld},
+			events.InvalidationStream: {64, 3 << 20, jetstream.DiscardNew},
+		} {
+			if got := boundsOf(t, js, stream); got != want {
+				t.Errorf("%s: %+v, want %+v", stream, got, want)
+			}
+		}
+	}
+	err := EnsureStreamsWithin(t.Context(), js, 1, StreamLimits{RequestBytes: 1 << 30})
+	if !errors.Is(err, ErrStreamRoom) || !strings.Contains(err.Error(), events.RequestStream) {
+		t.Errorf("more than there is: %v", err)
+	}
+}
+
+// TestStreamBoundsKeepWhatWaits: to bound a stream that exists deletes nothing of it. The bound is
+// set when that fits.
+func TestStreamBoundsKeepWhatWaits(t *testing.T) {
+	t.Parallel()
+	js := jetStreamOn(t, testenv.NewBroker(t))
+	old := events.RequestStreamConfig()
+	old.MaxMsgsPerSubject, old.DiscardNewPerSubject = 0, false
+	stream, err := js.CreateStream(t.Context(), old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const waiting = events.RequestsWaiting + 5
+	for range waiting {
+		if _, err := js.Publish(t.Context(), events.RotationSubject+"org.example.shop.cms", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := EnsureStreams(t.Context(), js, 1); err != nil {
+		t.Fatal(err)
+	}
+	info, err := stream.Info(t.Context())
+	if err != nil || info.State.Msgs != waiting || info.Config.MaxMsgsPerSubject != waiting {
+		t.Fatalf("%d of %d are left, the bound is %d: %v", info.State.Msgs, waiting, info.Config.MaxMsgsPerSubject, err)
+	}
+	if err := stream.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := EnsureStreams(t.Context(), js, 1); err != nil {
+		t.Fatal(err)
+	}
+	if got := boundsOf(t, js, events.RequestStream).waiting; got != events.RequestsWaiting {
+		t.Errorf("the bound is %d, want %d", got, events.RequestsWaiting)
+	}
+}
+
+func jetStreamOn(t *testing.T, b *testenv.Broker) jetstream.JetStream {
+	t.Helper()
+	js, err := jetstream.New(testenv.Connect(t, b.URL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
