@@ -30,8 +30,10 @@ import (
 
 // Registry is asked for what the stream no longer holds.
 type Registry interface {
-	// ServiceHistory returns every key that a service ever had.
-	ServiceHistory(ctx context.Context, target events.Target) (events.ServiceHistory, error)
+	// HistoryPart returns the keys that a service had after a sequence, as many as come at once.
+	HistoryPart(ctx context.Context, target events.Target, after int64) (events.ServiceHistory, error)
+	// Key returns whose key this is.
+	Key(ctx context.Context, key events.PublicKey) (events.KeyRecord, error)
 }
 
 // Config says what a Billing Service listens to. JetStream, DatabaseURL, Trust and Log are required.
@@ -43,7 +45,7 @@ type Config struct {
 	// database ends with an error, and needs a durable of its own. Default "billingsub".
 	Durable string
 	Trust   events.Trust
-	// Registry is asked for histories. Default: the registry itself, over the connection of JetStream.
+	// Registry is asked for histories, and about keys that a gap may hold. Default: the registry itself, over the connection of JetStream.
 	Registry Registry
 	// LookupTimeout bounds one question to the registry, and so how long Attribute may wait for one. Default 2 s.
 	LookupTimeout time.Duration
@@ -80,6 +82,7 @@ type Billing struct {
 	store      *subscriber.Store
 	subscriber *subscriber.Subscriber
 	filler     *filler
+	asking     asking
 }
 
 // New opens the database.
@@ -89,7 +92,7 @@ func New(ctx context.Context, cfg Config) (*Billing, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start the Billing Service: %w", err)
 	}
-	b := &Billing{conn: cfg.JetStream.Conn(), log: cfg.Log, store: store, filler: newFiller(store, cfg)}
+	b := &Billing{conn: cfg.JetStream.Conn(), log: cfg.Log, store: store, filler: newFiller(store, cfg), asking: newAsking(cfg)}
 	b.subscriber, err = subscriber.New(subscriber.Config{
 		JetStream: cfg.JetStream, Durable: cfg.Durable, Trust: cfg.Trust, Store: store, Log: cfg.Log,
 		Applied: func(_ context.Context, batch, _ []events.Invalidation) error {

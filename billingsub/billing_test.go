@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,6 +37,7 @@ type world struct {
 	js       jetstream.JetStream
 	registry *subtest.Registry
 	billing  *billingsub.Billing
+	stop     func()
 }
 
 func newWorld(t testing.TB, url string) *world {
@@ -47,26 +49,72 @@ func newWorld(t testing.TB, url string) *world {
 		t.Fatal(err)
 	}
 	subtest.Stream(t, w.js)
+	w.starts(t, url)
+	return w
+}
+
+// starts starts the Billing Service. It ends with the test, or is stopped before.
+func (w *world) starts(t testing.TB, url string) {
+	t.Helper()
+	var err error
 	w.billing, err = billingsub.New(t.Context(), billingsub.Config{
 		JetStream: w.js, DatabaseURL: url, Trust: w.registry.Trust, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := w.billing.Close(); err != nil {
+	billing := w.billing
+	closed := sync.OnceFunc(func() {
+		if err := billing.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	subtest.Running(t, w.billing.Run)
-	return w
+	t.Cleanup(closed)
+	stop := subtest.Running(t, billing.Run)
+	w.stop = func() { stop(); closed() }
 }
 
 // serveHistory plays the registry's lookup of one service, over NATS.
 func (w *world) serveHistory(t *testing.T, s *subtest.Service, by events.SigningKey) (stop func()) {
 	t.Helper()
-	document := s.History().Sign(by)
-	sub, err := w.nc.Subscribe(events.LookupHistorySubject+s.Target.String(), func(m *nats.Msg) { _ = m.Respond(document) })
+	history := s.History()
+	return w.serve(t, events.LookupHistorySubject+s.Target.String(), func(question []byte) ([]byte, error) {
+		q, err := events.ParseHistoryQuery(question)
+		return subtest.Part(history, q).Sign(by), err
+	})
+}
+
+// serveKeys plays the registry's lookup of keys, of these services.
+func (w *world) serveKeys(t *testing.T, by events.SigningKey, services ...*subtest.Service) (stop func()) {
+	t.Helper()
+	records := map[events.PublicKey]events.KeyRecord{}
+	for _, s := range services {
+		for _, line := range s.History().Keys {
+			records[line.PublicKey] = events.KeyRecord{
+				AppID: s.Target.App, ServiceID: s.Target.Service, Event: line.Event, Sequence: line.Sequence, From: line.From, Until: line.Until,
+			}
+		}
+	}
+	return w.serve(t, events.LookupKeySubject, func(question []byte) ([]byte, error) {
+		key, err := events.ParseKeyQuery(question)
+		record := records[key]
+		record.Origin, record.PublicKey, record.Timestamp = subtest.Origin, key, time.Now().Unix()
+		return record.Sign(by), err
+	})
+}
+
+// serve answers questions until it is stopped; none where the answer is nil.
+func (w *world) serve(t *testing.T, subject string, answer func(question []byte) ([]byte, error)) (stop func()) {
+	t.Helper()
+	sub, err := w.nc.Subscribe(subject, func(m *nats.Msg) {
+		document, err := answer(m.Data)
+		if err != nil {
+			t.Errorf("%s is asked %q: %v", subject, m.Data, err)
+		}
+		if document != nil {
+			_ = m.Respond(document)
+		}
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,11 +280,14 @@ func TestGap(t *testing.T) {
 			}
 		}
 		unavailable("without a registry")
-		stop := w.serveHistory(t, s, events.GenerateSigningKey())
-		unavailable("with a history that the registry did not sign")
+		strange := events.GenerateSigningKey()
+		stop, stopKeys := w.serveHistory(t, s, strange), w.serveKeys(t, strange, s)
+		unavailable("with answers that the registry did not sign")
 		stop()
+		stopKeys()
 
 		w.serveHistory(t, s, w.registry.Key)
+		w.serveKeys(t, w.registry.Key, s)
 		w.owns(t, s, s.Keys[0], start, start+300)
 		w.owns(t, s, s.Keys[1], start+100, start+300)
 		w.owns(t, s, s.Keys[2], start+200, start+300)

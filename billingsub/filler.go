@@ -9,9 +9,9 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sync/singleflight"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/keyring"
 )
@@ -19,10 +19,14 @@ import (
 const (
 	gapsAtOnce    = 256 // read from the database
 	fillsInFlight = 8   // a registry that comes back is not run over
+	partsAtOnce   = 8   // of one service's history
 	firstPause    = 200 * time.Millisecond
 	longestPause  = 30 * time.Second
 	storeTimeout  = 10 * time.Second
 )
+
+// errUnfinished means that there are more parts, which the next look reads.
+var errUnfinished = errors.New("the registry's history has more parts")
 
 // errStillOpen means that the registry's history is older than the newest event that was applied.
 var errStillOpen = errors.New("the registry's history ends before the newest event")
@@ -34,8 +38,7 @@ type filler struct {
 	timeout  time.Duration
 	log      *slog.Logger
 
-	woken   chan struct{}
-	flights singleflight.Group
+	woken chan struct{}
 }
 
 func newFiller(store *subscriber.Store, cfg Config) *filler {
@@ -72,6 +75,10 @@ func (f *filler) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		if errors.Is(err, errUnfinished) {
+			pause.Reset()
+			continue
+		}
 		f.log.WarnContext(ctx, "gaps in the history of services stay open, trying again", "services", left, "error", err)
 		timer := time.NewTimer(pause.NextBackOff())
 		select {
@@ -82,7 +89,8 @@ func (f *filler) run(ctx context.Context) {
 	}
 }
 
-// sweep tries to fill every gap once. It returns how many are left, and the error of one of them.
+// sweep tries to fill every gap once. It returns how many are left, and the error of one of them:
+// errUnfinished, if that is one.
 func (f *filler) sweep(ctx context.Context) (left int, err error) {
 	var after events.Target
 	for {
@@ -91,9 +99,7 @@ func (f *filler) sweep(ctx context.Context) (left int, err error) {
 			return left, listErr
 		}
 		failed, fillErr := f.fillAll(ctx, gaps)
-		if left += failed; fillErr != nil {
-			err = fillErr
-		}
+		left, err = left+failed, worse(err, fillErr)
 		if len(gaps) < gapsAtOnce {
 			return left, err
 		}
@@ -116,36 +122,62 @@ func (f *filler) fillAll(ctx context.Context, gaps []events.Target) (failed int,
 	for _, failure := range failures {
 		if failure != nil {
 			failed++
-			err = failure
+			err = worse(err, failure)
 		}
 	}
 	return failed, err
 }
 
-// fill closes the gap of one service, if the registry answers. Those who ask for the same one meanwhile share it.
-func (f *filler) fill(ctx context.Context, target events.Target) error {
-	_, err, _ := f.flights.Do(target.String(), func() (any, error) {
-		ctx := context.WithoutCancel(ctx) // it works not only for the one who asked first
-		return nil, f.fetch(ctx, target)
-	})
-	return err
+// worse returns one of two errors: errUnfinished, so that the next look comes at once, else the last.
+func worse(err, next error) error {
+	if next == nil || errors.Is(err, errUnfinished) {
+		return err
+	}
+	return next
 }
 
-func (f *filler) fetch(ctx context.Context, target events.Target) error {
-	ctx, cancel := context.WithTimeout(ctx, f.timeout+storeTimeout)
-	defer cancel()
-	asking, answered := context.WithTimeout(ctx, f.timeout)
-	defer answered()
-	history, err := f.registry.ServiceHistory(asking, target)
+// fill closes the gap of one service, if the registry answers: part by part, each in its own time. What came
+// is kept, whatever becomes of the next one. Of a long history only some parts are read at once, so that
+// it does not hold up the other services: errUnfinished.
+func (f *filler) fill(ctx context.Context, target events.Target) error {
+	kept, err := f.store.Filled(ctx, target)
 	if err != nil {
-		return fmt.Errorf("fill the gap of %s: %w", target, err)
-	}
-	if err := f.store.Fill(ctx, target, keyring.OfHistory(&history)); err != nil {
 		return err
+	}
+	reading := lookup.Reading{Kept: kept}
+	for {
+		done, err := f.fillPart(ctx, target, &reading)
+		if err != nil {
+			return fmt.Errorf("fill the gap of %s: %w", target, err)
+		}
+		if done {
+			break
+		}
+		if reading.Kept > kept+partsAtOnce*events.HistoryPart {
+			return errUnfinished
+		}
 	}
 	gap, err := f.store.HasGap(ctx, target)
 	if err == nil && gap {
 		err = fmt.Errorf("fill the gap of %s: %w", target, errStillOpen)
 	}
 	return err
+}
+
+func (f *filler) fillPart(ctx context.Context, target events.Target, reading *lookup.Reading) (done bool, err error) {
+	asking, answered := context.WithTimeout(ctx, f.timeout)
+	defer answered()
+	part, err := f.registry.HistoryPart(asking, target, reading.Next())
+	if err != nil {
+		return false, err
+	}
+	if done, err = reading.Take(&part); err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	if done {
+		return true, f.store.Fill(ctx, target, keyring.OfHistory(&part))
+	}
+	return false, f.store.FillPart(ctx, target, keyring.OfHistory(&part), reading.Kept)
 }

@@ -120,24 +120,50 @@ func ParseAttributeQuery(b []byte) (AttributeQuery, error) {
 	return q, f.end()
 }
 
-// ParseHistoryQuery reads §8.4's question, or returns a [*Refusal]: whether only a part is asked for, and then the keys after
-// which sequence.
-func ParseHistoryQuery(b []byte) (after int64, part bool, err error) {
+// HistoryRange says which keys of a history are asked for (§8.4): those after a sequence, the oldest
+// first, so many at most. Where it is no part, all are asked for, and more are no answer.
+type HistoryRange struct {
+	After, Limit int64
+	Part         bool
+}
+
+// ParseHistoryQuery reads §8.4's question, or returns a [*Refusal].
+func ParseHistoryQuery(b []byte) (HistoryRange, error) {
+	q := HistoryRange{Limit: HistoryPart}
 	if len(b) == 0 {
-		return 0, false, nil
+		return q, nil
 	}
 	f, err := readQuery(b)
 	if err != nil {
-		return 0, false, err
+		return HistoryRange{}, err
 	}
-	after, part = f.integer("after", false)
-	return after, part, f.end()
+	q.After, q.Part = f.integer("after", false)
+	if limit, ok := f.integer("limit", false); ok {
+		q.Limit = min(limit, HistoryPart)
+		if limit == 0 || !q.Part {
+			f.fail(`The member "limit" must be 1 or more, and goes with "after" only.`)
+		}
+	}
+	return q, f.end()
 }
 
 // HistoryQuery is the question for the part of a history that follows a sequence (§8.4).
 func HistoryQuery(after int64) []byte {
 	return fmt.Appendf(nil, `{"after":%d}`, after)
 }
+
+// ParseKeyQuery reads §8.6's question, or returns a [*Refusal].
+func ParseKeyQuery(b []byte) (PublicKey, error) {
+	f, err := readQuery(b)
+	if err != nil {
+		return PublicKey{}, err
+	}
+	key := f.publicKey("public_key", true)
+	return key, f.end()
+}
+
+// KeyQuery is the question whose key this is (§8.6).
+func KeyQuery(key PublicKey) []byte { return fmt.Appendf(nil, `{"public_key":%q}`, key) }
 
 func readQuery(b []byte) (fields, error) {
 	var f fields

@@ -1,9 +1,6 @@
 package events
 
 import (
-	"cmp"
-	"slices"
-
 	"github.com/go-json-experiment/json/jsontext"
 )
 
@@ -63,18 +60,9 @@ type ServiceHistory struct {
 	Timestamp int64        `json:"timestamp"`
 }
 
-// historyPart is how many keys a part of a history has at most: some 400 KB, where a NATS message may have 1 MB.
-const historyPart = 2048
-
-// Part returns the part that follows a sequence.
-func (h ServiceHistory) Part(after int64) ServiceHistory {
-	first, _ := slices.BinarySearchFunc(h.Keys, after+1, func(k HistoryKey, sequence int64) int { return cmp.Compare(k.Sequence, sequence) })
-	h.Keys = h.Keys[first:]
-	if h.More = len(h.Keys) > historyPart; h.More {
-		h.Keys = h.Keys[:historyPart]
-	}
-	return h
-}
+// HistoryPart is how many keys a part of a history has at most: some 400 KB, where a NATS message may
+// have 1 MB.
+const HistoryPart = 2048
 
 // HistoryKey is one key's life: it came with the event at Sequence, and is accepted in [From, Until).
 type HistoryKey struct {
@@ -134,7 +122,26 @@ type Unbound struct {
 // that was bound since.
 const MaxUnboundAge = 300
 
+// KeyRecord is the registry's word on whose key this is (§8.6), as of a time. Where it names no service, the
+// key was never registered.
+type KeyRecord struct {
+	Origin    string    `json:"origin"`
+	Record    string    `json:"record"` // "KEY"
+	PublicKey PublicKey `json:"public_key"`
+	AppID     AppID     `json:"app_id,omitzero"`
+	ServiceID ServiceID `json:"service_id,omitzero"`
+	Event     EventKind `json:"event,omitzero"`
+	Sequence  int64     `json:"sequence,omitzero"`
+	From      int64     `json:"from,omitzero"`
+	Until     *int64    `json:"until,omitzero"` // absent while it is current
+	Timestamp int64     `json:"timestamp"`
+}
+
+// Registered reports whether a service has or had the key.
+func (k *KeyRecord) Registered() bool { return k.Sequence > 0 }
+
 const (
+	keyRecord     = "KEY"
 	serviceRecord = "SERVICE"
 	historyRecord = "HISTORY"
 	unboundRecord = "UNBOUND"
@@ -156,6 +163,12 @@ func (h ServiceHistory) Sign(key SigningKey) []byte {
 func (u Unbound) Sign(key SigningKey) []byte {
 	u.Record = unboundRecord
 	return signByRegistry(u, key)
+}
+
+// Sign returns the record in an envelope signed by the registry.
+func (k KeyRecord) Sign(key SigningKey) []byte {
+	k.Record = keyRecord
+	return signByRegistry(k, key)
 }
 
 // ServiceRecord reads a record of target that the registry signed, or says why it can't be believed ([*Refusal]).
@@ -185,7 +198,28 @@ func (t Trust) Unbound(target Target, document []byte, now int64) error {
 	if err := checkDocument(t, u.Origin, u.Record, unboundRecord, Target{u.AppID, u.ServiceID}, target); err != nil {
 		return err
 	}
-	if u.Timestamp < now-MaxUnboundAge || u.Timestamp > now+MaxUnboundAge {
+	return checkAge(u.Timestamp, now)
+}
+
+// KeyRecord reads whose key this is, as the registry signed it, or says why it can't be believed at now
+// ([*Refusal]).
+func (t Trust) KeyRecord(key PublicKey, document []byte, now int64) (KeyRecord, error) {
+	var k KeyRecord
+	if err := t.openDocument(document, &k); err != nil {
+		return KeyRecord{}, err
+	}
+	if err := checkDocument(t, k.Origin, k.Record, keyRecord, Target{}, Target{}); err != nil {
+		return KeyRecord{}, err
+	}
+	if k.PublicKey != key || k.Registered() == (k.AppID.IsZero() || k.ServiceID.IsZero()) {
+		return KeyRecord{}, refuse(TargetMismatch, "The document is about another key, or says half of whose it is.")
+	}
+	return k, checkAge(k.Timestamp, now)
+}
+
+// checkAge refuses a statement that is too old, or of a time to come: it says nothing of now.
+func checkAge(at, now int64) error {
+	if at < now-MaxUnboundAge || at > now+MaxUnboundAge {
 		return refuse(TimestampOutOfWindow, "The statement is of another time: it is an old one, or a clock is wrong.")
 	}
 	return nil

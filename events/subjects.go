@@ -21,6 +21,7 @@ const (
 	LookupServiceSubject    = "omi.v1.lookup.service."
 	LookupHistorySubject    = "omi.v1.lookup.history."
 	LookupReceiptSubject    = "omi.v1.lookup.receipt."
+	LookupKeySubject        = "omi.v1.lookup.key"
 	LookupRegistrySubject   = "omi.v1.lookup.registry"
 	AuthVerifySubject       = "omi.v1.auth.verify"
 	BillingAttributeSubject = "omi.v1.billing.attribute"

@@ -67,7 +67,7 @@ func (w *world) ended(t events.Target, receipt events.Receipt) {
 	if r := w.service(t); len(r.Grace) > 0 || r.Current.PublicKey != receipt.PublicKey {
 		w.t.Errorf("current %v, in grace: %+v", r.Current, r.Grace)
 	}
-	history, err := w.lookup.History(w.t.Context(), t)
+	history, err := w.lookup.History(w.t.Context(), t, events.HistoryRange{Limit: events.HistoryPart})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -28,6 +28,7 @@ func (l *Lookup) Endpoints() []api.Endpoint {
 		{Name: "jwks", Pattern: "GET " + service + "/jwks.json", Handle: l.serveJWKS},
 		{Name: "registry", Subject: events.LookupRegistrySubject, Pattern: "GET /v1/registry", Handle: l.serveInfo},
 		{Name: "receipt", Subject: events.LookupReceiptSubject, Handle: l.serveReceipt}, // for who sent the request, and so not over HTTP
+		{Name: "key", Subject: events.LookupKeySubject, Pattern: "GET /v1/keys/{public_key}", Handle: l.serveKey},
 	}
 }
 
@@ -56,15 +57,21 @@ func lookUp[T any](ctx context.Context, l *Lookup, c api.Call, look func(context
 		return found, err
 	}
 	found, err = look(ctx, t)
-	switch {
-	case errors.Is(err, ErrUnknownService):
+	if errors.Is(err, ErrUnknownService) {
 		err = l.neverBound(t)
+	}
+	return found, toCaller(err)
+}
+
+// toCaller says to the caller why an answer can't be given now.
+func toCaller(err error) error {
+	switch {
 	case errors.Is(err, ErrBehind):
 		err = api.Unavailable("The registry's database lacks this service's last change, and an older key is no answer; its operator recovers it. Try again.")
 	case errors.Is(err, ErrComparing):
 		err = api.Unavailable("The registry is comparing its database with the stream of events; try again.")
 	}
-	return found, err
+	return err
 }
 
 func (l *Lookup) serveService(ctx context.Context, c api.Call) (api.Answer, error) {
@@ -73,21 +80,6 @@ func (l *Lookup) serveService(ctx context.Context, c api.Call) (api.Answer, erro
 		return api.Answer{}, err
 	}
 	return api.Answer{Body: record.Sign(l.key)}, nil
-}
-
-func (l *Lookup) serveHistory(ctx context.Context, c api.Call) (api.Answer, error) {
-	after, part, err := events.ParseHistoryQuery(c.Body)
-	if err != nil {
-		return api.Answer{}, err
-	}
-	history, err := lookUp(ctx, l, c, l.History)
-	if err != nil {
-		return api.Answer{}, err
-	}
-	if part {
-		history = history.Part(after)
-	}
-	return api.Answer{Body: history.Sign(l.key)}, nil
 }
 
 func (l *Lookup) serveInfo(context.Context, api.Call) (api.Answer, error) {

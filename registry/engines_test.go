@@ -274,12 +274,12 @@ func (a *account) look(rt *rapid.T, t *testing.T, store *Store, now time.Time) {
 		for i := range history {
 			history[i].Nonce = events.Nonce{}
 		}
-		grace, err := store.inGrace(ctx, target, int64(len(history)), now.Unix())
-		if err != nil {
-			rt.Fatal(err)
-		}
+		var grace []events.GraceKey
 		one, err := store.service(ctx, target)
 		if err == nil {
+			if grace, err = store.inGrace(ctx, &one.service, now.Unix(), 300); err != nil {
+				rt.Fatal(err)
+			}
 			one.id = 0 // by lot
 		}
 		a.Reads = append(a.Reads, fmt.Sprintf("%+v %+v %+v %v", history, grace, one, err))

@@ -76,7 +76,7 @@ func (d *lookupDoor) check(t *testing.T, asked string, a apitest.Answer) {
 			return
 		}
 	}
-	if _, err := events.ParseRegistryInfo(a.Body); err == nil {
+	if _, err := events.ParseRegistryInfo(a.Body); err == nil || bytes.Contains(a.Body, []byte(`"record":"KEY"`)) {
 		return
 	}
 	var set struct {
@@ -94,6 +94,7 @@ func FuzzLookupHTTP(f *testing.F) {
 	service := "/v1/apps/" + d.target.App.String() + "/services/" + d.target.Service.String()
 	for _, target := range []string{
 		service, service + "/history", service + "/jwks.json", "/v1/registry", service + "/", service + "/jwks", service + "?x=%zz", "*",
+		service + "/history?after=0", service + "/history?after=1&limit=1", service + "/history?after=-1", service + "/history?limit=0", service + "/history?after=%22",
 		"/v1/apps/" + d.revoked.App.String() + "/services/gone", "/v1/apps/%2e%2e/services/a%2fb", "//v1/registry", "/v1/../v1/registry", "/",
 		"http://elsewhere.example/v1/registry", "/v1/apps/A/services/b", "/v1/apps//services/", "/v1/apps/%00.a/services/%ff", "/metrics", "/healthz",
 	} {
@@ -116,15 +117,17 @@ func FuzzLookupHTTP(f *testing.F) {
 // not told over HTTP.
 func FuzzLookupNATS(f *testing.F) {
 	d := openLookups(f)
-	for endpoint := range uint8(4) {
+	for endpoint := range uint8(5) {
 		for _, tail := range []string{d.target.String(), d.revoked.String(), "a", "a.b", "a.b.c", "A.b.c", "*.b.c", ">", "é.b.c"} {
 			f.Add(endpoint, tail, []byte(nil))
 		}
 	}
-	for _, payload := range []string{"{}", `{"after":0}`, `{"after":1}`, `{"after":-1}`, `{"before":1}`} {
+	for _, payload := range []string{"{}", `{"after":0}`, `{"after":1}`, `{"after":-1}`, `{"before":1}`, `{"limit":1}`, `{"limit":0}`, `{"after":0,"limit":9007199254740992}`} {
 		f.Add(uint8(1), d.target.String(), []byte(payload))
 	}
 	f.Add(uint8(0), d.target.String(), []byte("{}"))
+	f.Add(uint8(4), "", events.KeyQuery(testKey.Public()))
+	f.Add(uint8(4), "", []byte(`{"public_key":"ed25519:AA"}`))
 	for _, nonce := range []string{d.nonce.String(), "neverSent", "x", `n","a":"`} {
 		f.Add(uint8(3), d.target.String(), []byte(`{"request_nonce":"`+nonce+`"}`))
 	}
@@ -136,13 +139,19 @@ func FuzzLookupNATS(f *testing.F) {
 		}
 		d.check(t, tail, a)
 		target, err := events.ParseTarget(tail)
-		if _, part, bad := events.ParseHistoryQuery(payload); endpoint%4 == 1 && (part || bad != nil) {
+		if q, bad := events.ParseHistoryQuery(payload); endpoint%5 == 1 && (q.Part || bad != nil) {
 			if wrong := bad != nil || err != nil; wrong != (a.Status == http.StatusBadRequest) {
 				t.Errorf("%q is asked %q: %d", tail, payload, a.Status)
 			}
 			return
 		}
-		if endpoint%4 == 3 {
+		if endpoint%5 == 4 {
+			if _, bad := events.ParseKeyQuery(payload); (bad != nil) != (a.Status == http.StatusBadRequest) {
+				t.Errorf("asked about the key %q: %d", payload, a.Status)
+			}
+			return
+		}
+		if endpoint%5 == 3 {
 			q, bad := events.ParseReceiptQuery(payload)
 			wrong, known := bad != nil || err != nil, target == d.target && q.RequestNonce == d.nonce
 			if wrong != (a.Status == http.StatusBadRequest) || !wrong && known != (a.Status == http.StatusOK) {
@@ -151,16 +160,16 @@ func FuzzLookupNATS(f *testing.F) {
 			return
 		}
 		if err != nil {
-			if endpoint%4 < 2 && a.Status != http.StatusBadRequest {
+			if endpoint%5 < 2 && a.Status != http.StatusBadRequest {
 				t.Errorf("%q: %d, and it names no service", tail, a.Status)
 			}
 			return
 		}
-		if known := target == d.target || target == d.revoked; endpoint%4 < 2 && known != (a.Status == http.StatusOK) {
+		if known := target == d.target || target == d.revoked; endpoint%5 < 2 && known != (a.Status == http.StatusOK) {
 			t.Errorf("%q: %d", tail, a.Status)
 		}
 		path := "/v1/apps/" + url.PathEscape(target.App.String()) + "/services/" + target.Service.String()
-		path = []string{path, path + "/history", "/v1/registry"}[endpoint%4]
+		path = []string{path, path + "/history", "/v1/registry"}[endpoint%5]
 		if b, ok := d.HTTP(t, http.MethodGet, path, "", nil); !ok || a.Status != b.Status || !bytes.Equal(a.Body, b.Body) {
 			t.Errorf("%q: over NATS %d %s\nover HTTP %d %s", tail, a.Status, a.Body, b.Status, b.Body)
 		}

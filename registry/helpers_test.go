@@ -3,6 +3,8 @@ package registry
 import (
 	"cmp"
 	"context"
+	"database/sql"
+	"fmt"
 	"log/slog"
 	"slices"
 	"testing"
@@ -124,4 +126,23 @@ func (d *developer) next(kind events.RequestKind, by events.SigningKey) request 
 	r := d.sign(kind, newKey, by)
 	d.current = newKey
 	return r
+}
+
+// history reads every change of a service, in its order.
+func (s *Store) history(ctx context.Context, t events.Target) ([]events.Invalidation, error) {
+	var list []events.Invalidation
+	err := s.each(ctx, `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at, event_nonce, end_earlier
+		FROM history WHERE service = (SELECT id FROM services WHERE target = $1) ORDER BY sequence`, []any{t.String()}, func(rows *sql.Rows) error {
+		e := events.Invalidation{Target: t}
+		var endEarlier int64
+		err := rows.Scan(&e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
+			&e.GracePeriodExpiry, &e.Timestamp, nonceText(&e.Nonce), &endEarlier)
+		e.EndEarlier = endEarlier == 1
+		list = append(list, e)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the history of %s: %w", t, err)
+	}
+	return list, nil
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -15,7 +14,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/keyring"
 )
 
 // ErrUnknownService means that the service was never bound.
@@ -30,6 +28,7 @@ type Lookup struct {
 	receipts    *receipts
 	fence       *fence
 	unbound     *rate.Limiter // of signed answers about services that were never bound
+	histories   *gate
 	log         *slog.Logger
 	now         func() time.Time
 }
@@ -39,7 +38,8 @@ func newLookup(cfg Config, js jetstream.JetStream, f *fence) *Lookup {
 	policy.Store(&cfg.Policy)
 	return &Lookup{
 		policy: policy, key: cfg.Key, store: cfg.Store, log: cfg.Log, now: cfg.Now,
-		propagation: &propagation{js: js}, receipts: &receipts{js: js}, fence: f, unbound: rate.NewLimiter(unboundASecond, unboundBurst),
+		propagation: &propagation{js: js}, receipts: &receipts{js: js}, fence: f,
+		unbound: rate.NewLimiter(unboundASecond, unboundBurst), histories: newGate(),
 	}
 }
 
@@ -74,8 +74,8 @@ func (l *Lookup) keys(ctx context.Context, t events.Target) (events.ServiceRecor
 			record.NextRotationAt = from
 		}
 	}
-	if record.Grace, err = l.store.inGrace(ctx, t, s.sequence, now); err != nil {
-		return events.ServiceRecord{}, err
+	if record.Grace, err = l.store.inGrace(ctx, &s.service, now, l.policy.Load().graceSeconds()); err != nil {
+		return events.ServiceRecord{}, fmt.Errorf("look up %s: %w", t, err)
 	}
 	return record, nil
 }
@@ -89,31 +89,6 @@ func (l *Lookup) mayAnswer(err error, t events.Target, sequence func() int64) er
 		return err
 	}
 	return l.fence.answers(t, sequence())
-}
-
-// History returns every key that the service ever had (§8), or [ErrUnknownService], and fails as [Lookup.Service] does.
-func (l *Lookup) History(ctx context.Context, t events.Target) (events.ServiceHistory, error) {
-	list, err := l.store.history(ctx, t)
-	if err == nil && len(list) == 0 {
-		err = ErrUnknownService
-	}
-	if err := l.mayAnswer(err, t, func() int64 { return list[len(list)-1].Sequence }); err != nil {
-		return events.ServiceHistory{}, err
-	}
-	ring := keyring.Collect(list)
-	h := events.ServiceHistory{
-		Origin: l.policy.Load().Origin, AppID: t.App, ServiceID: t.Service,
-		Sequence: ring.Head, Keys: []events.HistoryKey{}, Timestamp: l.now().Unix(),
-	}
-	for _, key := range slices.Backward(ring.Keys) { // which has the newest first
-		line := events.HistoryKey{PublicKey: key.PublicKey, Sequence: key.Position, From: key.From}
-		line.Event = list[key.Position-1].Event // a history has no gap, and brings every key that it replaces
-		if until := ring.Until(key); until != keyring.NoEnd {
-			line.Until = &until
-		}
-		h.Keys = append(h.Keys, line)
-	}
-	return h, nil
 }
 
 // Info returns what the registry says of itself (§8).
@@ -145,45 +120,4 @@ func (s *Store) service(ctx context.Context, t events.Target) (*toldService, err
 		return nil, fmt.Errorf("read the service %s: %w", t, err)
 	}
 	return &one, nil
-}
-
-// inGrace reads the keys that are in grace at now, newest first, as the history was at this sequence: it only grows,
-// so a change in between doesn't mix into the answer.
-func (s *Store) inGrace(ctx context.Context, t events.Target, sequence, now int64) ([]events.GraceKey, error) {
-	var keys []events.GraceKey
-	err := s.each(ctx, `SELECT old_public_key, grace_period_expiry FROM history
-		WHERE service = (SELECT id FROM services WHERE target = $1) AND sequence <= $2 AND event = $3
-		AND grace_period_expiry > $4 AND sequence > (SELECT COALESCE(MAX(sequence), 0) FROM history
-			WHERE service = (SELECT id FROM services WHERE target = $1) AND sequence <= $2 AND (event IN ($5, $6) OR end_earlier = 1))
-		ORDER BY sequence DESC`,
-		[]any{t.String(), sequence, string(events.KeyRotation), now, string(events.MasterReset), string(events.ServiceRevocation)},
-		func(rows *sql.Rows) error {
-			var key events.GraceKey
-			err := rows.Scan(keyColumn{&key.PublicKey}, &key.Expires)
-			keys = append(keys, key)
-			return err
-		})
-	if err != nil {
-		return nil, fmt.Errorf("read the keys in grace of %s: %w", t, err)
-	}
-	return keys, nil
-}
-
-// history reads every change of a service, in its order.
-func (s *Store) history(ctx context.Context, t events.Target) ([]events.Invalidation, error) {
-	var list []events.Invalidation
-	err := s.each(ctx, `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at, event_nonce, end_earlier
-		FROM history WHERE service = (SELECT id FROM services WHERE target = $1) ORDER BY sequence`, []any{t.String()}, func(rows *sql.Rows) error {
-		e := events.Invalidation{Target: t}
-		var endEarlier int64
-		err := rows.Scan(&e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
-			&e.GracePeriodExpiry, &e.Timestamp, nonceText(&e.Nonce), &endEarlier)
-		e.EndEarlier = endEarlier == 1
-		list = append(list, e)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read the history of %s: %w", t, err)
-	}
-	return list, nil
 }

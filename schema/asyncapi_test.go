@@ -107,7 +107,8 @@ func checkAddresses(t *testing.T, root map[string]any) {
 	}
 	want := []string{
 		events.RotationSubject, events.BindingSubject, events.RevocationSubject, events.InvalidationSubject, events.ReceiptSubject,
-		events.AnswerSubject, events.LookupReceiptSubject, events.LookupServiceSubject, events.LookupHistorySubject, events.LookupRegistrySubject,
+		events.AnswerSubject, events.LookupReceiptSubject, events.LookupServiceSubject, events.LookupHistorySubject,
+		events.LookupKeySubject, events.LookupRegistrySubject,
 		events.AuthVerifySubject, events.BillingAttributeSubject,
 	}
 	slices.Sort(got)

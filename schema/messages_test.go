@@ -294,7 +294,15 @@ func sent(t testing.TB) map[string][][]byte {
 		"receipt":        {committed.Sign(registry), revoked.Sign(registry), rejected.Sign(registry)},
 		"service-record": {record.Sign(registry), busy.Sign(registry), gone.Sign(registry)},
 		"history":        {history.Sign(registry), part.Sign(registry)},
-		"history-query":  {events.HistoryQuery(0), events.HistoryQuery(2048)},
+		"history-query":  {events.HistoryQuery(0), events.HistoryQuery(2048), []byte(`{"after":1,"limit":1}`)},
+		"key-query":      {events.KeyQuery(key.Public())},
+		"key-record": {
+			events.KeyRecord{Origin: origin, PublicKey: key.Public(), Timestamp: now}.Sign(registry),
+			events.KeyRecord{
+				Origin: origin, PublicKey: key.Public(), AppID: target.App, ServiceID: target.Service, Event: events.KeyRotation,
+				Sequence: 2, From: now, Until: &until, Timestamp: now,
+			}.Sign(registry),
+		},
 		"receipt-query": {
 			events.ReceiptQuery{RequestNonce: events.NewNonce()}.Encode(),
 			events.ReceiptQuery{RequestNonce: events.NewNonce(), RequestHash: events.RequestHash(nil)}.Encode(),

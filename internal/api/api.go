@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -29,18 +30,20 @@ type Handler func(ctx context.Context, c Call) (Answer, error)
 // Call is one question. AppID and ServiceID are as the caller wrote them.
 type Call struct {
 	AppID, ServiceID string
+	PublicKey        string // over HTTP
 	Body             []byte
+	Parameters       url.Values // of the address, over HTTP
 }
 
 // Target returns the service that the call is about; an id that breaks §1 is a 400.
 func (c Call) Target() (events.Target, error) {
 	app, err := events.ParseAppID(c.AppID)
 	if err != nil {
-		return events.Target{}, badRequest(events.InvalidField, err.Error())
+		return events.Target{}, BadRequest(events.InvalidField, err.Error())
 	}
 	service, err := events.ParseServiceID(c.ServiceID)
 	if err != nil {
-		return events.Target{}, badRequest(events.InvalidField, err.Error())
+		return events.Target{}, BadRequest(events.InvalidField, err.Error())
 	}
 	return events.Target{App: app, Service: service}, nil
 }
@@ -70,6 +73,9 @@ type Problem struct {
 
 	// Statement is what the registry signs of it: that a service was never bound.
 	Statement jsontext.Value `json:"statement,omitzero"`
+
+	// RetryAfter is after how many seconds the caller may try again, where that is known.
+	RetryAfter int `json:"-"`
 }
 
 // Error implements error.
@@ -93,11 +99,16 @@ func requestTooLarge() *Problem {
 
 // answerTooLarge comes instead of an answer that the broker would not take.
 func answerTooLarge() *Problem {
-	return problem(http.StatusRequestEntityTooLarge, "",
-		"The answer is larger than a message of this broker may be: ask over HTTP, or for a part of it.")
+	return TooLarge("The answer is larger than a message of this broker may be: ask over HTTP, or for a part of it.")
 }
 
-func badRequest(reason events.Reason, detail string) *Problem {
+// TooLarge is the answer to who asks for more than an answer may hold.
+func TooLarge(detail string) *Problem {
+	return problem(http.StatusRequestEntityTooLarge, "", detail)
+}
+
+// BadRequest is the answer to a question that breaks its form.
+func BadRequest(reason events.Reason, detail string) *Problem {
 	return problem(http.StatusBadRequest, reason, detail)
 }
 
@@ -111,7 +122,7 @@ func problemOf(err error) *Problem {
 		return p
 	}
 	if r := (*events.Refusal)(nil); errors.As(err, &r) {
-		return badRequest(r.Reason, r.Detail)
+		return BadRequest(r.Reason, r.Detail)
 	}
 	return Unavailable("The answer can't be given right now; try again.")
 }

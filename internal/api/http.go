@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"omiappreg.org/keyrotation/events"
@@ -25,7 +26,10 @@ func Mount(mux *http.ServeMux, log *slog.Logger, endpoints ...Endpoint) {
 			if public { // pages of any origin may read it, problem documents too
 				w.Header().Set("Access-Control-Allow-Origin", "*")
 			}
-			call := Call{AppID: r.PathValue("app_id"), ServiceID: r.PathValue("service_id")}
+			call := Call{
+				AppID: r.PathValue("app_id"), ServiceID: r.PathValue("service_id"),
+				PublicKey: r.PathValue("public_key"), Parameters: r.URL.Query(),
+			}
 			var err error
 			if call.Body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, events.MaxQuery)); err != nil {
 				WriteProblem(w, bodyProblem(err))
@@ -82,7 +86,7 @@ func bodyProblem(err error) *Problem {
 	if over := (*http.MaxBytesError)(nil); errors.As(err, &over) {
 		return requestTooLarge()
 	}
-	return badRequest(events.MalformedMessage, "The request's body can't be read.")
+	return BadRequest(events.MalformedMessage, "The request's body can't be read.")
 }
 
 // writeAnswer gives what may be kept an ETag, so that asking again for the same costs next to nothing. What may not be kept is
@@ -120,6 +124,9 @@ func WriteProblem(w http.ResponseWriter, p *Problem) {
 	header.Set("Content-Type", "application/problem+json")
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Content-Type-Options", "nosniff")
+	if p.RetryAfter > 0 {
+		header.Set("Retry-After", strconv.Itoa(p.RetryAfter))
+	}
 	w.WriteHeader(p.Status)
 	_, _ = w.Write(p.encode())
 }

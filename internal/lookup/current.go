@@ -21,7 +21,12 @@ func (c *Current) ServiceRecord(ctx context.Context, target events.Target) (even
 	return c.registry().ServiceRecord(ctx, target)
 }
 
-// ServiceHistory is [Registry.ServiceHistory].
-func (c *Current) ServiceHistory(ctx context.Context, target events.Target) (events.ServiceHistory, error) {
-	return c.registry().ServiceHistory(ctx, target)
+// HistoryPart is [Registry.HistoryPart].
+func (c *Current) HistoryPart(ctx context.Context, target events.Target, after int64) (events.ServiceHistory, error) {
+	return c.registry().HistoryPart(ctx, target, after)
+}
+
+// Key is [Registry.Key].
+func (c *Current) Key(ctx context.Context, key events.PublicKey) (events.KeyRecord, error) {
+	return c.registry().Key(ctx, key)
 }

@@ -39,6 +39,13 @@ type Registry struct {
 	Now   func() time.Time // nil: time.Now
 }
 
+func (r Registry) now() time.Time {
+	if r.Now != nil {
+		return r.Now()
+	}
+	return time.Now()
+}
+
 // ServiceRecord returns what the registry knows of a service now (§8.1), or [ErrUnknownService] or [ErrNoRegistry].
 func (r Registry) ServiceRecord(ctx context.Context, target events.Target) (events.ServiceRecord, error) {
 	document, err := r.about(ctx, events.LookupServiceSubject, target, nil)
@@ -85,48 +92,6 @@ func texts(keys []events.PublicKey) string {
 	return strings.Join(list, ", ")
 }
 
-// ServiceHistory returns every key that a service ever had (§8.4), or [ErrUnknownService] or [ErrNoRegistry].
-func (r Registry) ServiceHistory(ctx context.Context, target events.Target) (events.ServiceHistory, error) {
-	history, err := r.history(ctx, target, nil)
-	if problem := (*api.Problem)(nil); errors.As(err, &problem) && problem.Status == http.StatusRequestEntityTooLarge {
-		history, err = r.historyInParts(ctx, target)
-	}
-	if err != nil {
-		return events.ServiceHistory{}, fmt.Errorf("look up the history of %s: %w", target, err)
-	}
-	return history, nil
-}
-
-// historyInParts puts a history together that is too large for one message. It begins anew when the service changes meanwhile,
-// which may end keys that were told already.
-func (r Registry) historyInParts(ctx context.Context, target events.Target) (events.ServiceHistory, error) {
-	for {
-		whole, err := r.history(ctx, target, events.HistoryQuery(0))
-		same := true
-		for same && err == nil && whole.More {
-			if len(whole.Keys) == 0 {
-				return whole, errors.New("the registry's answer is a part without keys")
-			}
-			var next events.ServiceHistory
-			next, err = r.history(ctx, target, events.HistoryQuery(whole.Keys[len(whole.Keys)-1].Sequence))
-			same = next.Sequence == whole.Sequence
-			whole.Keys, whole.More, whole.Timestamp = append(whole.Keys, next.Keys...), next.More && len(next.Keys) > 0, next.Timestamp
-		}
-		if same || err != nil {
-			return whole, err
-		}
-	}
-}
-
-func (r Registry) history(ctx context.Context, target events.Target, question []byte) (events.ServiceHistory, error) {
-	document, err := r.about(ctx, events.LookupHistorySubject, target, question)
-	if err != nil {
-		return events.ServiceHistory{}, err
-	}
-	history, err := r.Trust.ServiceHistory(target, document)
-	return history, untrusted(err)
-}
-
 func (r Registry) about(ctx context.Context, subject string, target events.Target, question []byte) ([]byte, error) {
 	document, err := askRegistry(ctx, r.Conn, subject+target.String(), question)
 	if problem := (*api.Problem)(nil); errors.As(err, &problem) && problem.Status == http.StatusNotFound {
@@ -140,11 +105,7 @@ func (r Registry) neverBound(target events.Target, problem *api.Problem) error {
 	if len(problem.Statement) == 0 {
 		return errUnsigned
 	}
-	now := time.Now
-	if r.Now != nil {
-		now = r.Now
-	}
-	if err := r.Trust.Unbound(target, problem.Statement, now().Unix()); err != nil {
+	if err := r.Trust.Unbound(target, problem.Statement, r.now().Unix()); err != nil {
 		return fmt.Errorf("the answer is that the service was never bound: %w", untrusted(err))
 	}
 	return ErrUnknownService

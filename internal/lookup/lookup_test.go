@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -199,14 +200,14 @@ func TestLongHistory(t *testing.T) {
 	service, err := api.Register(t.Context(), conn, slog.New(slog.DiscardHandler), api.Service{Name: "omi-registry", Version: "1.0.0"}, api.Endpoint{
 		Name: "history", Subject: events.LookupHistorySubject,
 		Handle: func(_ context.Context, c api.Call) (api.Answer, error) {
-			after, part, err := events.ParseHistoryQuery(c.Body)
-			if err != nil || !part {
-				return api.Answer{Body: history.Sign(played.Key)}, err
+			q, err := events.ParseHistoryQuery(c.Body)
+			if err != nil || !q.Part {
+				return api.Answer{}, errors.New("it is not asked for in parts")
 			}
 			if parts++; parts == 3 {
 				rotate()
 			}
-			return api.Answer{Body: history.Part(after).Sign(played.Key)}, nil
+			return api.Answer{Body: subtest.Part(history, q).Sign(played.Key)}, nil
 		},
 	})
 	if err != nil {
@@ -224,6 +225,51 @@ func TestLongHistory(t *testing.T) {
 	}
 	if parts != 3+4 {
 		t.Errorf("%d parts were asked for", parts)
+	}
+}
+
+// TestReadingGoesOn: a history that changes while each of its parts is told is told to its end all the same, with each key's end as
+// it is at last, and what has ended is read once.
+func TestReadingGoesOn(t *testing.T) {
+	t.Parallel()
+	s := subtest.NewService(t, "busy")
+	now := start
+	s.Bind(now)
+	for range 200 {
+		now += 10
+		s.Rotate(now, 60)
+	}
+	var keys []events.HistoryKey
+	var reading lookup.Reading
+	parts, lines := 0, 0
+	for done := false; !done; {
+		from := reading.Next()
+		whole := s.History()
+		whole.Timestamp = now
+		part := subtest.Part(whole, events.HistoryRange{After: from, Limit: 16})
+		parts, lines = parts+1, lines+len(part.Keys)
+		keys = slices.DeleteFunc(keys, func(k events.HistoryKey) bool { return k.Sequence > from })
+		keys = append(keys, part.Keys...)
+		var err error
+		if done, err = reading.Take(&part); err != nil {
+			t.Fatal(err)
+		}
+		if parts > 400 {
+			t.Fatalf("after %d parts, %d lines, it is at sequence %d of %d", parts, lines, reading.Kept, whole.Sequence)
+		}
+		if now += 5; !done && parts%2 == 0 { // not while the last ones are told
+			s.Reset(now)
+		}
+		if parts > 15 {
+			now += 60
+		}
+	}
+	if want := s.History().Keys; !reflect.DeepEqual(keys, want) {
+		t.Errorf("%d keys are told, of %d, or with other ends", len(keys), len(want))
+	}
+	stuck := events.ServiceHistory{Sequence: 3, More: true}
+	if _, err := new(lookup.Reading).Take(&stuck); err == nil {
+		t.Error("a part that does not go on is taken")
 	}
 }
 

@@ -74,8 +74,12 @@ func (nobody) ServiceRecord(context.Context, events.Target) (events.ServiceRecor
 	return events.ServiceRecord{}, lookup.ErrUnknownService
 }
 
-func (nobody) ServiceHistory(context.Context, events.Target) (events.ServiceHistory, error) {
+func (nobody) HistoryPart(context.Context, events.Target, int64) (events.ServiceHistory, error) {
 	return events.ServiceHistory{}, errors.New("away")
+}
+
+func (nobody) Key(context.Context, events.PublicKey) (events.KeyRecord, error) {
+	return events.KeyRecord{}, errors.New("away")
 }
 
 func now() time.Time { return time.Unix(start+40, 0) }

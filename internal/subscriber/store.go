@@ -13,7 +13,6 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
-	"omiappreg.org/keyrotation/keyring"
 	"omiappreg.org/keyrotation/schema"
 )
 
@@ -158,32 +157,6 @@ func (s *Store) settle(
 		return nil, err
 	}
 	return fresh, s.writeKeyrings(ctx, tx, ids, effects)
-}
-
-// Fill joins the registry's own account of a service, [keyring.OfHistory], which closes the gap in its events. An
-// account that is older than an event of the service closes nothing: the gap may lie between the two.
-func (s *Store) Fill(ctx context.Context, target events.Target, history keyring.Keyring) error {
-	name := target.String()
-	effects := rows{keys: make([]keyRow, 0, len(history.Keys))}
-	effects.add(name, history)
-	const merge = `
-			head = CASE WHEN excluded.head > services.head THEN excluded.head ELSE services.head END,
-			max_sequence = CASE WHEN excluded.max_sequence > services.max_sequence
-				THEN excluded.max_sequence ELSE services.max_sequence END,
-			filled = CASE WHEN excluded.filled >= services.max_sequence THEN excluded.filled ELSE services.filled END,
-			sequenced = CASE WHEN excluded.filled >= services.max_sequence THEN 0 ELSE services.sequenced END`
-	list := []service{{name, history.Head, history.Head, history.Head, 0}}
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
-		ids, err := s.writeServices(ctx, tx, list, merge)
-		if err != nil {
-			return err
-		}
-		return s.writeKeyrings(ctx, tx, ids, &effects)
-	})
-	if err != nil {
-		return fmt.Errorf("fill the history of %s: %w", target, err)
-	}
-	return nil
 }
 
 // insert has rows written, given as their columns one after the other, in as few statements as the engine allows.

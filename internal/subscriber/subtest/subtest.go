@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/binary"
+	"slices"
 	"testing"
 	"time"
 
@@ -171,6 +172,15 @@ func (s *Service) History() events.ServiceHistory {
 			line.Until = &until
 		}
 		h.Keys = append(h.Keys, line)
+	}
+	return h
+}
+
+// Part returns a part of a history, as the registry does.
+func Part(h events.ServiceHistory, q events.HistoryRange) events.ServiceHistory {
+	h.Keys = slices.DeleteFunc(slices.Clone(h.Keys), func(k events.HistoryKey) bool { return k.Sequence <= q.After })
+	if h.More = int64(len(h.Keys)) > q.Limit; h.More {
+		h.Keys = h.Keys[:q.Limit]
 	}
 	return h
 }

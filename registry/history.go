@@ -1,0 +1,268 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/keyring"
+)
+
+// A history has a line for each key, anyone may ask for it, and each line has to be read and signed.
+// So all who ask share these bounds, and what a flood of them gets is some part of one core.
+const (
+	linesASecond   = 25_000
+	linesBurst     = 8 * events.HistoryPart
+	historyWaits   = time.Second // for its turn, before the caller is told to come again
+	historyAtLeast = 32          // lines that each question counts for
+)
+
+// gate lets in who asks for a history.
+type gate struct {
+	free  chan struct{} // holds a token for each history that is being read
+	lines *rate.Limiter
+}
+
+func newGate() *gate {
+	return &gate{
+		free:  make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/4)),
+		lines: rate.NewLimiter(linesASecond, linesBurst),
+	}
+}
+
+// enter waits briefly for its turn. What it returns is to be called afterwards.
+func (g *gate) enter(ctx context.Context) (leave func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, historyWaits)
+	defer cancel()
+	select {
+	case g.free <- struct{}{}:
+		return func() { <-g.free }, nil
+	case <-ctx.Done():
+		return nil, busy()
+	}
+}
+
+// charge waits briefly until so many lines may be read.
+func (g *gate) charge(ctx context.Context, lines int64) error {
+	ctx, cancel := context.WithTimeout(ctx, historyWaits)
+	defer cancel()
+	if g.lines.WaitN(ctx, int(max(historyAtLeast, min(lines, events.HistoryPart)))) != nil {
+		return busy()
+	}
+	return nil
+}
+
+func busy() error {
+	p := api.Unavailable("The registry is asked for very many histories; try again in a second.")
+	p.RetryAfter = 1
+	return p
+}
+
+// History returns keys that the service had (§8.4), or [ErrUnknownService], and fails as
+// [Lookup.Service] does. Only a part of a long history is ever read.
+func (l *Lookup) History(
+	ctx context.Context, t events.Target, part events.HistoryRange,
+) (events.ServiceHistory, error) {
+	s, err := l.store.service(ctx, t)
+	if err := l.mayAnswer(err, t, func() int64 { return s.sequence }); err != nil {
+		return events.ServiceHistory{}, err
+	}
+	if !part.Part && s.sequence > 2*events.HistoryPart { // one change in two brings a key at least
+		return events.ServiceHistory{}, tooLong()
+	}
+	if err := l.histories.charge(ctx, min(s.sequence-part.After, part.Limit)); err != nil {
+		return events.ServiceHistory{}, err
+	}
+	h := events.ServiceHistory{
+		Origin: l.policy.Load().Origin, AppID: t.App, ServiceID: t.Service,
+		Sequence: s.sequence, Timestamp: l.now().Unix(),
+	}
+	h.Keys, h.More, err = l.store.lines(ctx, &s.service, part.After, part.Limit)
+	if err != nil {
+		return h, fmt.Errorf("read the history of %s: %w", t, err)
+	}
+	if h.More && !part.Part {
+		return h, tooLong()
+	}
+	return h, nil
+}
+
+func tooLong() error {
+	return api.TooLarge("The service had more than " + strconv.Itoa(events.HistoryPart) +
+		" keys. Ask for its history in parts: the first is that after 0.")
+}
+
+func (l *Lookup) serveHistory(ctx context.Context, c api.Call) (api.Answer, error) {
+	question, err := historyQuestion(c)
+	if err != nil {
+		return api.Answer{}, err
+	}
+	part, err := events.ParseHistoryQuery(question)
+	if err != nil {
+		return api.Answer{}, err
+	}
+	leave, err := l.histories.enter(ctx)
+	if err != nil {
+		return api.Answer{}, err
+	}
+	defer leave()
+	history, err := lookUp(ctx, l, c, func(ctx context.Context, t events.Target) (events.ServiceHistory, error) {
+		return l.History(ctx, t, part)
+	})
+	if err != nil {
+		return api.Answer{}, err
+	}
+	return api.Answer{Body: history.Sign(l.key)}, nil
+}
+
+// historyQuestion returns §8.4's question: over HTTP it stands in the parameters of the address.
+func historyQuestion(c api.Call) ([]byte, error) {
+	var members []string
+	for _, name := range [...]string{"after", "limit"} {
+		if !c.Parameters.Has(name) {
+			continue
+		}
+		n, err := strconv.ParseUint(c.Parameters.Get(name), 10, 53)
+		if err != nil {
+			return nil, api.BadRequest(events.InvalidField,
+				"The parameter "+name+" must be an integer from 0 to 2^53-1.")
+		}
+		members = append(members, fmt.Sprintf("%q:%d", name, n))
+	}
+	if members == nil {
+		return c.Body, nil
+	}
+	return []byte("{" + strings.Join(members, ",") + "}"), nil
+}
+
+// fewChanges are read at a time where it is not known how many are needed.
+const fewChanges = 64
+
+// lines returns the keys that a service had after a sequence, the oldest first, and whether it had
+// more. What changes meanwhile is not in it: a history only grows.
+func (s *Store) lines(
+	ctx context.Context, one *service, after, most int64,
+) (lines []events.HistoryKey, more bool, err error) {
+	// Of two changes, one brings a key at least: a revocation is followed by a binding.
+	end := min(one.sequence, after+max(most, 2))
+	changes, err := s.changes(ctx, one.id, after, end)
+	if err != nil {
+		return nil, false, err
+	}
+	// Whether the last of them brought a key to come, or ended what there was.
+	more = one.sequence > end+1 || one.sequence == end+1 && one.active()
+	within := len(changes)
+	if changes, err = s.withEnds(ctx, one, changes, end); err != nil {
+		return nil, false, err
+	}
+	lines = linesOf(changes, within)
+	if int64(len(lines)) > most {
+		lines, more = lines[:most], true
+	}
+	return lines, more, nil
+}
+
+// withEnds adds the changes that may still end one of the keys that came before them: up to the first
+// that ends all of them, or that came when all of them had ended.
+func (s *Store) withEnds(
+	ctx context.Context, one *service, changes []events.Invalidation, end int64,
+) ([]events.Invalidation, error) {
+	latest := int64(0)
+	for i := range changes {
+		latest = max(latest, changes[i].GracePeriodExpiry)
+	}
+	for first := true; end < one.sequence && len(changes) > 0; first = false {
+		to := min(one.sequence, end+fewChanges)
+		next, err := s.changes(ctx, one.id, end, to)
+		if err != nil {
+			return nil, err
+		}
+		for i := range next {
+			e := &next[i]
+			if first && i == 0 {
+				latest = max(latest, e.GracePeriodExpiry) // the end of the last key
+			}
+			changes = append(changes, *e)
+			if e.EndsEarlierKeys() || e.Timestamp >= latest {
+				return changes, nil
+			}
+		}
+		end = to
+	}
+	return changes, nil
+}
+
+// linesOf returns the lines of the first changes, which end as all of them say.
+func linesOf(changes []events.Invalidation, first int) []events.HistoryKey {
+	lines := make([]events.HistoryKey, 0, first)
+	end, cut := keyring.NoEnd, keyring.NoEnd // of the key that came before the one at hand; of all of them
+	for i := len(changes) - 1; i >= 0; i-- {
+		e := &changes[i]
+		if i < first && !e.NewKey.IsZero() {
+			line := events.HistoryKey{PublicKey: e.NewKey, Event: e.Event, Sequence: e.Sequence, From: e.Timestamp}
+			if until := min(end, cut); until != keyring.NoEnd {
+				line.Until = &until
+			}
+			lines = append(lines, line)
+		}
+		if end = e.GracePeriodExpiry; e.EndsEarlierKeys() {
+			cut = min(cut, e.Timestamp)
+		}
+	}
+	slices.Reverse(lines)
+	return lines
+}
+
+// changes reads the changes of a service after one sequence, up to another, in their order.
+func (s *Store) changes(ctx context.Context, id, after, upTo int64) ([]events.Invalidation, error) {
+	list := make([]events.Invalidation, 0, max(0, upTo-after))
+	err := s.each(ctx, changesOf, []any{id, after, upTo}, func(rows *sql.Rows) error {
+		var e events.Invalidation
+		var endEarlier int64
+		err := rows.Scan(&e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
+			&e.GracePeriodExpiry, &e.Timestamp, &endEarlier)
+		e.EndEarlier = endEarlier == 1
+		list = append(list, e)
+		return err
+	})
+	return list, err
+}
+
+// changesOf reads as many rows as there are sequences between the two, however the database goes about it.
+const changesOf = `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at,
+	end_earlier FROM history WHERE service = $1 AND sequence > $2 AND sequence <= $3 ORDER BY sequence`
+
+// inGrace returns the keys that are in grace at now, the newest first, as the history was when the service
+// was read: it only grows, so a change in between does not mix into the answer. It goes back until a
+// change ended all before it, or until some in a row are too old for this grace period and none of them
+// has a key in grace: one that came under a longer grace period is found as long as its neighbours did.
+func (s *Store) inGrace(ctx context.Context, one *service, now, grace int64) (keys []events.GraceKey, err error) {
+	for upTo := one.sequence; upTo > 0; upTo -= fewChanges {
+		changes, err := s.changes(ctx, one.id, max(0, upTo-fewChanges), upTo)
+		if err != nil {
+			return nil, fmt.Errorf("read the keys in grace: %w", err)
+		}
+		done := len(changes) == 0 || changes[0].Timestamp+grace <= now
+		for _, e := range slices.Backward(changes) {
+			if e.Event == events.KeyRotation && e.GracePeriodExpiry > now {
+				keys, done = append(keys, events.GraceKey{PublicKey: e.OldKey, Expires: e.GracePeriodExpiry}), false
+			}
+			if e.EndsEarlierKeys() {
+				return keys, nil
+			}
+		}
+		if done {
+			break
+		}
+	}
+	return keys, nil
+}

@@ -1,0 +1,77 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/api"
+)
+
+// Key returns whose key this is (§8.6), and fails as [Lookup.Service] does. It costs the same however long the
+// service's history is.
+func (l *Lookup) Key(ctx context.Context, key events.PublicKey) (events.KeyRecord, error) {
+	record := events.KeyRecord{Origin: l.policy.Load().Origin, PublicKey: key, Timestamp: l.now().Unix()}
+	t, sequence, err := l.store.owner(ctx, key)
+	if errors.Is(err, sql.ErrNoRows) {
+		return record, l.fence.answersNoKey(key)
+	}
+	if err != nil {
+		return record, fmt.Errorf("look for a key: %w", err)
+	}
+	s, err := l.store.service(ctx, t)
+	if err := l.mayAnswer(err, t, func() int64 { return s.sequence }); err != nil {
+		return record, err
+	}
+	lines, _, err := l.store.lines(ctx, &s.service, sequence-1, 1)
+	if err != nil || len(lines) == 0 || lines[0].PublicKey != key {
+		return record, fmt.Errorf("read the change of %s that brought a key: %w", t, errors.Join(err, sql.ErrNoRows))
+	}
+	line := &lines[0]
+	record.AppID, record.ServiceID = t.App, t.Service
+	record.Event, record.Sequence, record.From, record.Until = line.Event, line.Sequence, line.From, line.Until
+	return record, nil
+}
+
+// owner returns the service that has or had a key, and at which sequence it came, or [sql.ErrNoRows].
+func (s *Store) owner(ctx context.Context, key events.PublicKey) (t events.Target, sequence int64, err error) {
+	const query = `SELECT s.target, h.sequence FROM history h JOIN services s ON s.id = h.service
+		WHERE h.public_key = $1`
+	err = s.db.Reader().QueryRowContext(ctx, query, key.Bytes()).Scan(target(&t), &sequence)
+	return t, sequence, err
+}
+
+func (l *Lookup) serveKey(ctx context.Context, c api.Call) (api.Answer, error) {
+	key, err := events.ParsePublicKey(c.PublicKey)
+	if c.PublicKey == "" {
+		key, err = events.ParseKeyQuery(c.Body)
+	} else if err != nil {
+		err = api.BadRequest(events.InvalidField, err.Error())
+	}
+	if err != nil {
+		return api.Answer{}, err
+	}
+	record, err := l.Key(ctx, key)
+	if err = toCaller(err); err != nil {
+		return api.Answer{}, err
+	}
+	return api.Answer{Body: record.Sign(l.key)}, nil
+}
+
+// answersNoKey returns why it can't be said that a key was never registered; nil: it can.
+func (f *fence) answersNoKey(key events.PublicKey) error {
+	if f == nil {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.compared {
+		return ErrComparing
+	}
+	if _, lost := f.lost[key]; lost {
+		return ErrBehind
+	}
+	return nil
+}
