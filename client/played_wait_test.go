@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/client"
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 )
 
 // TestSignWaitsNoLonger: whatever keeps the client from knowing the key that is accepted, Sign does not wait for it longer
@@ -204,4 +206,24 @@ func TestSettlingIsNotPutOff(t *testing.T) {
 	if err := <-settled; err != nil {
 		t.Error(err)
 	}
+}
+
+// TestOtherDurables: a durable that does not count, and that nobody reads, delays no switch to the new key.
+func TestOtherDurables(t *testing.T) {
+	t.Parallel()
+	p := play(t)
+	c := p.open(t, client.Config{})
+	done := rotating(t.Context(), c)
+	r, now := p.request(t), time.Now().Unix()
+	p.commit(t, r, 2, now, 300)
+	if err := returns(t, "Rotate", done); err != nil {
+		t.Fatal(err)
+	}
+	p.set(events.ServiceRecord{
+		Origin: subtest.Origin, AppID: p.target.App, ServiceID: p.target.Service, Status: events.Active, Sequence: 2, BoundAt: 1,
+		Current: events.CurrentKey{PublicKey: r.key, Since: now}, Grace: []events.GraceKey{{PublicKey: p.first, Expires: now + 300}},
+		Propagation: map[string]bool{events.AuthDurable: true}, OtherDurables: map[string]bool{"audit": false}, Timestamp: now,
+	})
+	p.await(t, client.Promoted, 1)
+	signsWith(t, c, r.key)
 }

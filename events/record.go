@@ -28,7 +28,8 @@ type ServiceRecord struct {
 	BoundAt         int64           `json:"bound_at"`
 	Current         CurrentKey      `json:"current,omitzero"`
 	Grace           []GraceKey      `json:"grace"`
-	Propagation     map[string]bool `json:"propagation"` // by durable of the invalidation stream
+	Propagation     map[string]bool `json:"propagation"`             // by durable of the invalidation stream for which a change waits
+	OtherDurables   map[string]bool `json:"other_durables,omitzero"` // (+) by durable for which none does
 	ServiceType     string          `json:"service_type,omitzero"`
 	EndpointURL     string          `json:"endpoint_url,omitzero"`
 	ProviderReceipt jsontext.Value  `json:"provider_receipt,omitzero"` // of a revocation, as it came

@@ -2,6 +2,7 @@ package events
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -114,6 +115,16 @@ const InstanceMetadata = "omi-instance"
 
 // InstanceDurable is the name of the durable of one of several processes that each hear every event.
 func InstanceDurable(durable, instance string) string { return durable + "-" + instance }
+
+// CoreDurable reports whether a durable's name is Auth's or Billing's, or that of an instance of theirs: a change waits for those (§8.1).
+func CoreDurable(name string) bool {
+	for _, base := range [...]string{AuthDurable, BillingDurable} {
+		if name == base || strings.HasPrefix(name, InstanceDurable(base, "")) {
+			return true
+		}
+	}
+	return false
+}
 
 // ReceiverConsumers is how many names a receiver has at most.
 const ReceiverConsumers = 64

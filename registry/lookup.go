@@ -48,7 +48,7 @@ func newLookup(cfg Config, js jetstream.JetStream, f *fence) *Lookup {
 func (l *Lookup) Service(ctx context.Context, t events.Target) (events.ServiceRecord, error) {
 	record, err := l.keys(ctx, t)
 	if err == nil {
-		record.Propagation = l.propagation.of(ctx, t, record.Sequence)
+		record.Propagation, record.OtherDurables = l.propagation.of(ctx, t, record.Sequence, l.policy.Load().waitsFor)
 	}
 	return record, err
 }

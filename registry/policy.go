@@ -3,6 +3,8 @@ package registry
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"omiappreg.org/keyrotation/events"
@@ -28,6 +30,9 @@ type Policy struct {
 	// client whose keys are used that way signs with a new key only after that time (§5.4), so it is a third of GracePeriod at
 	// most. Whole seconds. Default 60 s, or that third where it is shorter; negative: no set may be kept.
 	JWKSMaxAge time.Duration
+	// WaitFor names the durables for which a change waits (§8.1), besides those of Auth and Billing: anybody who may make a durable on
+	// the stream of events could hold up every change otherwise. NAME-* is every instance of NAME.
+	WaitFor []string
 }
 
 // Defaults of [Policy], as docs/protocol.md delivers them.
@@ -69,6 +74,9 @@ func (p Policy) WithDefaults() (Policy, error) {
 		return p, fmt.Errorf("%w: the origin is %q: %w", ErrPolicy, p.Origin, events.ErrOrigin)
 	case p.GracePeriod < time.Second || p.GracePeriod%time.Second != 0:
 		return p, fmt.Errorf("%w: the grace period is whole seconds, 1 s or more, not %s", ErrPolicy, p.GracePeriod)
+	case slices.ContainsFunc(p.WaitFor, badDurable):
+		return p, fmt.Errorf("%w: %q is no name of a durable to wait for: that has no blanks and none of . * > / \\, and NAME-* is every "+
+			"instance of NAME", ErrPolicy, p.WaitFor[slices.IndexFunc(p.WaitFor, badDurable)])
 	case p.MaxClockSkew < time.Second || p.MaxClockSkew%time.Second != 0:
 		return p, fmt.Errorf("%w: the clock skew is whole seconds, 1 s or more, not %s", ErrPolicy, p.MaxClockSkew)
 	case p.JWKSMaxAge%time.Second != 0:
@@ -78,6 +86,25 @@ func (p Policy) WithDefaults() (Policy, error) {
 			"after that time, and the old one no longer than half of the grace period", ErrPolicy, p.longestJWKS(), p.JWKSMaxAge)
 	}
 	return p, nil
+}
+
+// badDurable reports whether a text is neither the name of a durable nor, with -* at its end, of the durables of its instances.
+func badDurable(name string) bool {
+	name = strings.TrimSuffix(name, "-*")
+	return name == "" || strings.ContainsAny(name, ".*>/\\") || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
+}
+
+// waitsFor reports whether a change waits for a durable.
+func (p Policy) waitsFor(durable string) bool {
+	return events.CoreDurable(durable) || slices.ContainsFunc(p.WaitFor, func(name string) bool {
+		instances, many := strings.CutSuffix(name, "*")
+		return durable == name || many && strings.HasPrefix(durable, instances)
+	})
+}
+
+// recordedWaitFor is WaitFor as the database records it: in one order, each once.
+func (p Policy) recordedWaitFor() string {
+	return strings.Join(slices.Compact(slices.Sorted(slices.Values(p.WaitFor))), " ")
 }
 
 // recordedJWKS is JWKSMaxAge in seconds, and -1 for none: 0 would be the default.

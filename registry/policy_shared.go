@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -35,6 +36,7 @@ func (p Policy) settings() []setting {
 		{"required_proofs", "--require-proof", string(p.RequireProof)}, // "require_proof" is an earlier release's, true or false
 		{"rotations_per_minute", "--rate-limit", strconv.Itoa(max(-1, p.RotationsPerMinute))},
 		{"jwks_max_age_seconds", "--jwks-max-age", strconv.FormatInt(p.recordedJWKS(), 10)},
+		{"wait_for", "--wait-for", p.recordedWaitFor()},
 	}
 }
 
@@ -69,6 +71,9 @@ func (p Policy) withSettings(recorded map[string]string) (Policy, error) {
 	p.MaxClockSkew = time.Duration(number("max_clock_skew_seconds", p.skewSeconds())) * time.Second
 	p.RotationsPerMinute = int(number("rotations_per_minute", int64(p.RotationsPerMinute)))
 	p.JWKSMaxAge = time.Duration(number("jwks_max_age_seconds", p.recordedJWKS())) * time.Second
+	if names, ok := recorded["wait_for"]; ok {
+		p.WaitFor = strings.Fields(names)
+	}
 	if text, ok := recorded["required_proofs"]; ok {
 		p.RequireProof = events.Proofs(text)
 	} else if recorded["require_proof"] == "true" { // by an earlier release
@@ -90,7 +95,8 @@ func (p Policy) differences(recorded Policy) []string {
 			if strings.HasSuffix(here.name, "_seconds") {
 				unit = "s"
 			}
-			list = append(list, fmt.Sprintf("%s is recorded as %s%s and is %s%s here", here.flag, there[i].value, unit, here.value, unit))
+			list = append(list, fmt.Sprintf("%s is recorded as %s%s and is %s%s here", here.flag, cmp.Or(there[i].value, "none"), unit,
+				cmp.Or(here.value, "none"), unit))
 		}
 	}
 	return list

@@ -2,6 +2,8 @@ package registry
 
 import (
 	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,6 +19,8 @@ const (
 	// and again, and so do others at the same time.
 	readersFor      = 50 * time.Millisecond
 	propagateWithin = 2 * time.Second
+	// otherDurables is how many of the durables are told for which no change waits: anybody who may make one makes a record longer.
+	otherDurables = 64
 )
 
 // propagation tells which durables of the invalidation stream have applied a service's last event (§8.1). Many may
@@ -45,22 +49,31 @@ type lastEvent struct {
 	signer events.PublicKey
 }
 
-// of returns an entry for each durable; while the broker can't tell, there is none.
-func (p *propagation) of(ctx context.Context, t events.Target, sequence int64) map[string]bool {
+// of returns an entry for each durable for which a change waits, and others; while the broker can't tell, there is none.
+func (p *propagation) of(ctx context.Context, t events.Target, sequence int64, waitsFor func(string) bool) (known, others map[string]bool) {
 	// Others wait for the same answers: they don't end with the one who happened to ask first.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), propagateWithin)
 	defer cancel()
-	known := map[string]bool{}
+	known = map[string]bool{}
 	stream := p.invalidations(ctx)
 	if stream == nil {
-		return known
+		return known, nil
 	}
 	last, ok := p.lastEvent(ctx, stream, t, sequence)
-	for durable, r := range p.progress(ctx, stream) {
-		known[durable] = ok && r.floor >= last.place &&
-			events.MayHaveApplied(r.metadata, p.trust.Origin(), last.signer, last.stored, last.place)
+	readers := p.progress(ctx, stream)
+	for _, durable := range slices.Sorted(maps.Keys(readers)) {
+		r := readers[durable]
+		applied := ok && r.floor >= last.place && events.MayHaveApplied(r.metadata, p.trust.Origin(), last.signer, last.stored, last.place)
+		switch {
+		case waitsFor(durable):
+			known[durable] = applied
+		case others == nil:
+			others = map[string]bool{durable: applied}
+		case len(others) < otherDurables:
+			others[durable] = applied
+		}
 	}
-	return known
+	return known, others
 }
 
 // invalidations finds the stream, once: that is a question to the broker too.

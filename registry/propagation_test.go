@@ -1,7 +1,11 @@
 package registry
 
 import (
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -82,7 +86,7 @@ func (h *heard) announce(t *testing.T, metadata map[string]string) {
 func (h *heard) says(t *testing.T, sequence int64, applied bool) {
 	t.Helper()
 	testenv.Eventually(t, patience, "the record says so", func() error {
-		got := h.p.of(t.Context(), h.target, sequence)
+		got, _ := h.p.of(t.Context(), h.target, sequence, Policy{}.waitsFor)
 		if has, known := got[events.AuthDurable]; !known || has != applied {
 			return fmt.Errorf("%v, want %t", got, applied)
 		}
@@ -134,4 +138,59 @@ func TestPropagationTrust(t *testing.T) {
 	says(false, map[string]string{events.TrustMetadata: byLast, events.FailedMetadata: events.FailedMany})
 	says(true, map[string]string{events.TrustMetadata: byLast})
 	h.says(t, 3, false) // only the stranger has it
+}
+
+// TestOtherDurables: only the durables of Auth and Billing, and those that the operator names, say whether a change is applied. One
+// that nobody reads delayed every change, of every service. So many of them are listed and no more.
+func TestOtherDurables(t *testing.T) {
+	t.Parallel()
+	h := newHeard(t, testKey)
+	h.publish(t, 1, testKey)
+	for _, name := range []string{"authsub-web-1", "billingsub", "billingsub-2", "audit", "reports-1", "authsubs", "billing"} {
+		if _, err := h.p.js.CreateConsumer(t.Context(), events.InvalidationStream, events.SubscriberConsumerConfig(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h.acknowledge(t)
+	for want, policy := range map[[2]string]Policy{
+		{"authsub authsub-web-1 billingsub billingsub-2", "audit authsubs billing reports-1"}: {},
+		{"audit authsub authsub-web-1 billingsub billingsub-2 reports-1", "authsubs billing"}: {WaitFor: []string{"reports-*", "audit"}},
+	} {
+		testenv.Eventually(t, patience, "the record says so", func() error {
+			known, others := h.p.of(t.Context(), h.target, 1, policy.waitsFor)
+			names := func(list map[string]bool) string { return strings.Join(slices.Sorted(maps.Keys(list)), " ") }
+			if got := [2]string{names(known), names(others)}; got != want || !known[events.AuthDurable] || others["audit"] {
+				return fmt.Errorf("%v, %v; want %q", known, others, want)
+			}
+			return nil
+		})
+	}
+	for i := range 100 {
+		if _, err := h.p.js.CreateConsumer(t.Context(), events.InvalidationStream, events.SubscriberConsumerConfig(fmt.Sprintf("x-%d", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testenv.Eventually(t, patience, "the list is full", func() error {
+		if _, others := h.p.of(t.Context(), h.target, 1, Policy{}.waitsFor); len(others) != otherDurables {
+			return fmt.Errorf("%d others", len(others))
+		}
+		return nil
+	})
+}
+
+func TestWaitFor(t *testing.T) {
+	t.Parallel()
+	for _, bad := range []string{"", "*", "-*", "a b", "a*", "a.b", "a>", "a/b", "a\\b", "a\n", "a\u202e", "*-*"} {
+		if _, err := (Policy{Origin: testOrigin, WaitFor: []string{"audit", bad}}).WithDefaults(); !errors.Is(err, ErrPolicy) {
+			t.Errorf("%q is taken: %v", bad, err)
+		}
+	}
+	p, err := Policy{Origin: testOrigin, WaitFor: []string{"b-*", "audit", "b-*"}}.WithDefaults()
+	if err != nil || p.recordedWaitFor() != "audit b-*" {
+		t.Errorf("%q, %v", p.recordedWaitFor(), err)
+	}
+	again, err := p.withSettings(p.recorded())
+	if err != nil || len(p.differences(again)) > 0 {
+		t.Errorf("read back: %v, %v", p.differences(again), err)
+	}
 }

@@ -48,6 +48,7 @@ type serveCmd struct {
 	RequireProof   string         `env:"OMI_REQUIRE_PROOF" default:"own" placeholder:"WHICH" help:"Which requests must prove that they have their new key: none, own (bindings and resets) or all (${default})."`
 	RateLimit      int            `env:"OMI_RATE_LIMIT" default:"10" help:"Rotations of one service a minute (${default}); --rate-limit=-1: no limit."`
 	JWKSMaxAge     *time.Duration `name:"jwks-max-age" env:"OMI_JWKS_MAX_AGE" placeholder:"60s" help:"How long a JWK Set may be kept in all (60s, or a third of --grace-period where that is shorter, which is the most; 0s: not at all)."`
+	WaitFor        []string       `name:"wait-for" env:"OMI_WAIT_FOR" placeholder:"DURABLE" help:"A durable of your own that a new key waits for, besides those of Auth and Billing; repeatable. NAME-* is every instance of NAME."`
 	ChangePolicy   bool           `name:"change-policy" env:"OMI_CHANGE_POLICY" help:"Record these settings in place of those that the database records: every registry on it goes by them."`
 	Batch          int            `env:"OMI_BATCH" default:"1024" help:"How many requests are decided together (${default}, at most 2048); a few more, to keep one service's together."`
 	StreamReplicas int            `env:"OMI_STREAM_REPLICAS" default:"1" help:"Replicas of the streams that this start creates (${default}; 3 on a cluster)."`
@@ -86,6 +87,7 @@ func (c *serveCmd) Run() error {
 	policy := registry.Policy{
 		Origin: c.Origin, GracePeriod: c.GracePeriod, MaxClockSkew: c.MaxClockSkew,
 		RequireProof: proofs, RotationsPerMinute: c.RateLimit, JWKSMaxAge: c.jwksMaxAge(),
+		WaitFor: c.WaitFor,
 	}
 	if policy, err = policy.WithDefaults(); err != nil {
 		return process.Usage(err)

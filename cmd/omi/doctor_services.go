@@ -97,6 +97,9 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 	if info.AckFloor.Last != nil {
 		detail += ", the last was acknowledged at " + date(info.AckFloor.Last.Unix())
 	}
+	if info.Stream == events.InvalidationStream && !events.CoreDurable(have.Durable) {
+		detail += ", no change waits for it unless omi-registry is told to (--wait-for)"
+	}
 	process, held := "the process that has this durable", ""
 	gone := fmt.Sprintf("; if that is gone for good, delete the durable (nats consumer rm %s %s)", info.Stream, have.Durable)
 	if forgotten := have.InactiveThreshold; forgotten > 0 {
@@ -231,6 +234,9 @@ func (d *doctor) examineService(ctx context.Context) {
 		}
 	}
 	slices.Sort(behind)
+	for _, durable := range slices.Sorted(maps.Keys(record.OtherDurables)) {
+		detail += fmt.Sprintf("; no change waits for the durable %s", durable)
+	}
 	switch {
 	case record.Status == events.Revoked:
 		d.warn(name, detail, "if it is to act again, bind it again with a new key")

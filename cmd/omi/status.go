@@ -69,18 +69,12 @@ func recordText(r events.ServiceRecord) printable.Composed {
 		left := time.Duration(key.Expires-r.Timestamp) * time.Second
 		printable.Fprintf(&w, "  in grace   %s  %s left, until %s\n", key.PublicKey, left, date(key.Expires))
 	}
-	durables := slices.Sorted(maps.Keys(r.Propagation))
 	width := len("in grace  ")
-	for _, durable := range durables {
+	for durable := range r.Propagation {
 		width = max(width, len(durable))
 	}
-	for _, durable := range durables {
-		heard := "has not applied the last change yet"
-		if r.Propagation[durable] {
-			heard = "has applied the last change"
-		}
-		printable.Fprintf(&w, "  %-*s %s\n", width, durable, heard)
-	}
+	heard(&w, width, r.Propagation, "")
+	heard(&w, width, r.OtherDurables, "; no change waits for it")
 	if r.NextRotationAt > r.Timestamp {
 		printable.Fprintf(&w, "  rotation   refused (rate_limited) until %s: as many in a minute as it may have\n", date(r.NextRotationAt))
 	}
@@ -90,6 +84,17 @@ func recordText(r events.ServiceRecord) printable.Composed {
 		}
 	}
 	return printable.Composed(w.String())
+}
+
+// heard lists which durables have applied the last change.
+func heard(w *strings.Builder, width int, durables map[string]bool, note string) {
+	for _, durable := range slices.Sorted(maps.Keys(durables)) {
+		has := "has not applied the last change yet"
+		if durables[durable] {
+			has = "has applied the last change"
+		}
+		printable.Fprintf(w, "  %-*s %s%s\n", width, durable, has, note)
+	}
 }
 
 // today is how far off a time is at most that needs no date beside it.

@@ -223,6 +223,12 @@ func touchDurables() (all []attack) {
 			say(user, "$JS.ACK."+stream+"."+durable+".1.2.2.1.7", "", ""),
 		)
 	}
+	for _, user := range []string{"cms", "developer", "receiver", "BILLINGSUB"} { // a durable that nobody reads may delay every change
+		for _, name := range []string{"audit", "authsub-ghost", "billingsub-ghost"} {
+			all = append(all, ask(user, jsAPI+"CONSUMER.CREATE."+stream+"."+name, config(name, "")),
+				ask(user, jsAPI+"CONSUMER.DURABLE.CREATE."+stream+"."+name, config(name, "")))
+		}
+	}
 	another := ask("receiver", jsAPI+"CONSUMER.CREATE."+stream+".mine", config(authDurable, ""))
 	another.harmless = "JetStream compares subject and body"
 	legacy := ask("receiver", jsAPI+"CONSUMER.CREATE."+stream, config(authDurable, ""))
