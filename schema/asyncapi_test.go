@@ -102,11 +102,11 @@ func checkAddresses(t *testing.T, root map[string]any) {
 	for _, channel := range channels {
 		members, _ := channel.(map[string]any)
 		if address, ok := members["address"].(string); ok {
-			got = append(got, strings.TrimSuffix(address, "{app_id}.{service_id}"))
+			got = append(got, strings.TrimSuffix(strings.TrimSuffix(address, ".{service_id}"), "{app_id}"))
 		}
 	}
 	want := []string{
-		events.RotationSubject, events.BindingSubject, events.RevocationSubject, events.InvalidationSubject, events.ReceiptSubject,
+		events.RotationSubject, events.BindingSubject, events.RevocationSubject, events.InvalidationSubject, events.ReceiptSubject, events.NoticeSubject,
 		events.AnswerSubject, events.LookupReceiptSubject, events.LookupServiceSubject, events.LookupHistorySubject,
 		events.LookupKeySubject, events.LookupRegistrySubject,
 		events.AuthVerifySubject, events.BillingAttributeSubject,

@@ -273,6 +273,9 @@ func sent(t testing.TB) map[string][][]byte {
 	}
 	part := history
 	part.More = true
+	notice := events.Notice{
+		Origin: origin, App: target.App, Event: events.MasterKeyReplaced, OldKey: key.Public(), NewKey: next.Public(), Timestamp: now,
+	}
 	all := func(values ...any) (texts [][]byte) {
 		for _, v := range values {
 			texts = append(texts, must(json.Marshal(v)))
@@ -292,6 +295,7 @@ func sent(t testing.TB) map[string][][]byte {
 			emergency.Sign(registry),
 		},
 		"receipt":        {committed.Sign(registry), revoked.Sign(registry), rejected.Sign(registry)},
+		"notice":         {notice.Sign(registry)},
 		"service-record": {record.Sign(registry), busy.Sign(registry), gone.Sign(registry)},
 		"history":        {history.Sign(registry), part.Sign(registry)},
 		"history-query":  {events.HistoryQuery(0), events.HistoryQuery(2048), []byte(`{"after":1,"limit":1}`)},

@@ -23,7 +23,8 @@ type watchCmd struct {
 // Help teaches.
 func (*watchCmd) Help() string {
 	return `Until Ctrl-C. A broker that goes away is waited for, and what came meanwhile is shown then. What the registry did not sign
-is shown as untrusted: anybody may publish where the broker lets them.
+is shown as untrusted: anybody may publish where the broker lets them. A Master Key that is replaced is shown as it happens, as
+a notice of its app; omi-registry app show knows of earlier ones.
 
   omi watch                                       what comes, of all services
   omi watch --all --app-id org.example.dev        what the streams hold of one app, and then what comes
@@ -42,12 +43,13 @@ func (c *watchCmd) Run() error {
 		s.nc.SetDisconnectErrHandler(func(*nats.Conn, error) { tell("the broker is gone, waiting for it") })
 		s.nc.SetReconnectHandler(func(*nats.Conn) { tell("the broker is back") })
 		defer s.nc.SetDisconnectErrHandler(nil) // when this ends, it goes on purpose
-		lines, ended := make(chan line), make(chan error, 2)
+		lines, ended := make(chan line), make(chan error, 3)
 		for stream, subject := range map[string]string{
 			events.InvalidationStream: events.InvalidationSubject, events.ReceiptStream: events.ReceiptSubject,
 		} {
 			go func() { ended <- c.follow(ctx, s, stream, subject+filter, lines) }()
 		}
+		go func() { ended <- c.followNotices(ctx, s, lines) }()
 		for {
 			select {
 			case l := <-lines:
@@ -81,9 +83,9 @@ func (c *watchCmd) filter() (string, error) {
 
 // line is one message of either stream.
 type line struct {
-	At      time.Time `json:"at"`   // when the broker stored it
-	Kind    string    `json:"kind"` // event, receipt or untrusted
-	Target  string    `json:"target"`
+	At      time.Time `json:"at"`     // when the broker stored it
+	Kind    string    `json:"kind"`   // event, receipt, notice or untrusted
+	Target  string    `json:"target"` // of a notice, its app
 	What    string    `json:"what"`
 	Message any       `json:"message,omitzero"`
 }

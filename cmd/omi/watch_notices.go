@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+// noticesAtOnce is how many notices may wait. They are few, and each replica of the registry publishes the same one.
+const noticesAtOnce = 64
+
+// followNotices hears what the registry tells of apps. No stream has that: what was said before, or while the broker was away, is in
+// `omi-registry app show`.
+func (c *watchCmd) followNotices(ctx context.Context, s *session, lines chan<- line) error {
+	of := ">"
+	if c.AppID != "" {
+		of = c.AppID
+	}
+	heard := make(chan *nats.Msg, noticesAtOnce)
+	subscription, err := s.nc.ChanSubscribe(events.NoticeSubject+of, heard)
+	if err != nil {
+		return process.Unreachable(fmt.Errorf("hear notices: %w", err))
+	}
+	defer func() { _ = subscription.Unsubscribe() }()
+	var last [sha256.Size]byte
+	for {
+		select {
+		case m := <-heard:
+			sum := sha256.Sum256(m.Data)
+			if sum == last {
+				continue // by another replica
+			}
+			last = sum
+			select {
+			case lines <- s.describeNotice(m):
+			case <-ctx.Done():
+				return nil
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (s *session) describeNotice(m *nats.Msg) line {
+	l := line{At: time.Now().UTC()}
+	n, err := s.trust.Notice(m.Subject, m.Data)
+	if err != nil {
+		l.Kind, l.Target, l.What = "untrusted", incoming.Printable(m.Subject), err.Error()
+		return l
+	}
+	l.Kind, l.Target = "notice", n.App.String()
+	l.What = fmt.Sprintf("%s, new Master Key %s; %s signs nothing any more", n.Event, n.NewKey, n.OldKey)
+	l.Message = noticeJSON{n.Event, n.OldKey, n.NewKey, n.Timestamp}
+	return l
+}
+
+// noticeJSON is a notice for programs.
+type noticeJSON struct {
+	Event        events.NoticeKind `json:"event"`
+	OldPublicKey events.PublicKey  `json:"old_public_key"`
+	NewPublicKey events.PublicKey  `json:"new_public_key"`
+	Timestamp    int64             `json:"timestamp"`
+}
