@@ -9,7 +9,6 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -53,7 +52,7 @@ func (s *session) describeNotice(m *nats.Msg) line {
 	l := line{At: time.Now().UTC()}
 	n, err := s.trust.Notice(m.Subject, m.Data)
 	if err != nil {
-		l.Kind, l.Target, l.What = "untrusted", incoming.Printable(m.Subject), err.Error()
+		l.Kind, l.Target, l.What = "untrusted", m.Subject, err.Error()
 		return l
 	}
 	l.Kind, l.Target = "notice", n.App.String()
