@@ -142,6 +142,9 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		if done := store.tighten(); done != "" {
 			c.tell(Event{Kind: Tightened, Err: errors.New(done)})
 		}
+		if open := store.exposed(); open != "" {
+			c.tell(Event{Kind: Exposed, Err: errors.New(open)})
+		}
 	}
 	running, stop := context.WithCancel(context.Background())
 	c.stop = stop

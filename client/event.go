@@ -22,6 +22,9 @@ const (
 	Refused   EventKind = "refused"   // the registry said no; Err says why
 	Retrying  EventKind = "retrying"  // something failed, Err; it is tried again
 	Tightened EventKind = "tightened" // a group could read the key's files, Err says which; their mode is 0600 again
+	// Exposed means that all users of this machine may put other files in the key store's folder; Err says which, and what to do. The
+	// key signs all the same.
+	Exposed EventKind = "exposed"
 	// Redated means that the registry refused the time in the request; Err is ErrClock, and says how far this machine's clock
 	// is from the registry's. The request goes out once more, dated by the registry's time.
 	Redated EventKind = "redated"
@@ -39,7 +42,7 @@ type Event struct {
 	Key      events.PublicKey // the key that it is about; zero where there is none
 	Sequence int64            // of the change; 0 where it is not known
 	Durable  string           // of Applied
-	Err      error            // of Refused, Retrying, Redated, Foreign and Tightened
+	Err      error            // of Refused, Retrying, Redated, Foreign, Tightened and Exposed
 }
 
 // String is the event in one line.

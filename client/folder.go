@@ -94,11 +94,15 @@ func (f *Folder) TryLock(context.Context) (release func() error, err error) {
 type tightener interface {
 	// tighten makes the files nobody else's to read, where a mount has let a group in, and returns what to say of it.
 	tighten() string
+	// exposed says who may put other files in their place.
+	exposed() string
 }
 
 func (f *Folder) tighten() string {
 	return keyfile.Tighten(f.file, f.file+pendingSuffix, f.file+journalSuffix, f.file+lockSuffix)
 }
+
+func (f *Folder) exposed() string { return keyfile.OpenFolders(f.file) }
 
 // KeyFile returns the file of the current key: the path itself or, where that is a folder, its key.pem; where a symbolic link
 // leads elsewhere, the file there.

@@ -61,7 +61,11 @@ func (c *keygenCmd) public() (key events.PublicKey, err error) {
 		return key, process.Usagef("--public-out: %s is the private key's own file: name another", c.PublicOut)
 	}
 	info, err := os.Stat(c.PublicOut)
+	link, _ := os.Lstat(c.PublicOut)
+	isLink := link != nil && link.Mode()&fs.ModeSymlink != 0
 	switch {
+	case isLink && (err != nil || info.Mode().IsRegular() && info.Size() == 0):
+		return key, process.Usagef("--public-out: %s is a link, and where it leads is no public key yet: name the file itself, or remove the link", c.PublicOut)
 	case errors.Is(err, fs.ErrNotExist):
 		return key, nil
 	case err != nil:
@@ -91,10 +95,42 @@ func (c *keygenCmd) writePublic(key events.PublicKey) error {
 	if err := c.mayReplace(has, key); err != nil {
 		return err
 	}
-	if err := os.WriteFile(c.PublicOut, []byte(key.String()+"\n"), publicMode); err != nil {
+	return createPublic(c.PublicOut, []byte(key.String()+"\n"))
+}
+
+// createPublic writes a file that is not there, or that is empty, or a device. It makes none where a link leads: whoever may put links
+// into the folder would choose which file this user makes.
+func createPublic(path string, content []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, publicMode)
+	if errors.Is(err, fs.ErrExist) {
+		f, err = openEmpty(path)
+	}
+	if err == nil {
+		_, err = f.Write(content)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
 		return process.Usagef("--public-out: %w", err)
 	}
 	return nil
+}
+
+// openEmpty opens what is there: a device, a pipe, or an empty file of this very name.
+func openEmpty(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	named, nameErr := os.Lstat(path)
+	err = errors.Join(err, nameErr)
+	if err == nil && info.Mode().IsRegular() && (info.Size() > 0 || !os.SameFile(info, named)) {
+		err = fmt.Errorf("%s was changed meanwhile", path)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // mayReplace refuses to have subscribers trust another key than they do.

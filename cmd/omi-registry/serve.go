@@ -116,9 +116,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 		return err
 	}
 	defer closeStore(store, log)
-	if done := keyfile.Tighten(c.SigningKey); done != "" {
-		log.Warn("a private key was readable by its group", "done", done)
-	}
+	process.TendKeys(log, c.SigningKey)
 	nc, err := c.Connect("omi-registry", log)
 	if err != nil {
 		return err

@@ -80,10 +80,17 @@ func (f *developerFlags) read() (t events.Target, master events.SigningKey, err 
 	return t, master, err
 }
 
-// tighten makes the files of private keys nobody else's to read, where a mount has let a group in, and says so.
+// tighten makes the files of private keys nobody else's to read, where a mount has let a group in, and says so; and who may put other
+// files in their place.
 func tighten(paths ...string) {
-	if done := keyfile.Tighten(paths...); done != "" {
-		printable.Fprintf(os.Stderr, "omi: %s\n", done)
+	remark(keyfile.Tighten(paths...))
+	remark(keyfile.OpenFolders(paths...))
+}
+
+// remark tells what is no error, if there is anything.
+func remark(said string) {
+	if said != "" {
+		printable.Fprintf(os.Stderr, "omi: %s\n", said)
 	}
 }
 
@@ -119,6 +126,7 @@ func (c *bindCmd) Run() error {
 	if draft.NewKey, err = readServiceKey(file); err != nil {
 		return err
 	}
+	remark(keyfile.OpenFolders(file))
 	if err := notMaster(c.Key, draft.NewKey, master); err != nil {
 		return err
 	}

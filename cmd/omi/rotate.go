@@ -278,7 +278,7 @@ func (c *keyChange) tell(e client.Event) {
 	case client.Applied:
 		c.applied[e.Durable] = after
 		c.line(after, "applied by "+e.Durable)
-	case client.Tightened, client.Redated:
+	case client.Tightened, client.Exposed, client.Redated:
 		printable.Fprintf(os.Stderr, "omi: %v\n", e.Err)
 	case client.Retrying:
 		if c.settling.Load() { // before, it is the error if it stays so

@@ -9,7 +9,9 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/mattn/go-isatty"
 
+	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -87,6 +89,7 @@ func (c *signCmd) Run() error {
 	if err != nil {
 		return err
 	}
+	remark(keyfile.OpenFolders(client.KeyFile(c.Key)))
 	message, err := c.read()
 	if err != nil {
 		return err

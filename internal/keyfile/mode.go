@@ -14,13 +14,13 @@ const (
 	otherBits = 0o007
 )
 
-// CheckMode returns [ErrOpen] if others may read the file of a private key. Its group may only where a mount makes it so:
+// CheckMode returns [ErrOpen] if others may read the file of a private key, and [ErrOwner] if it is another user's. Its group may only where a mount makes it so:
 // where root owns the file and we are not root, as of a Secret, and where it is ours and the group is its folder's, as fsGroup
 // has it; [Tighten] puts the latter right.
 func CheckMode(path string, info fs.FileInfo) error {
 	perm := info.Mode().Perm()
 	if perm&(groupBits|otherBits) == 0 {
-		return nil
+		return checkOwner(path, info)
 	}
 	has, known := ownerOf(info)
 	if perm&otherBits == 0 && known && (has.uid == 0 && os.Geteuid() != 0 || groupOfFolder(path, has)) {

@@ -257,3 +257,48 @@ func TestModes(t *testing.T) {
 		wantRefusal(t, err, keyfile.ErrOpen, "it is user 23902's")
 	})
 }
+
+// TestAnotherOwner: a private key is ours or root's, however it comes that we can read another's. Root works for any user, and is told
+// of the keys that are not its own.
+func TestAnotherOwner(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		return // it takes two users
+	}
+	path := filepath.Join(passable(t), "key.pem")
+	newKey(t, path)
+	must(t, os.Chown(path, stranger, stranger))
+	info, err := os.Stat(path)
+	must(t, err, keyfile.CheckMode(path, info))
+	testenv.AsUser(t, service, service, func() { // a capability, or a file system, may let it read the file
+		wantRefusal(t, keyfile.CheckMode(path, info), keyfile.ErrOwner, "it is user 23902's", "run it as user 23902", "chown 23901 "+path)
+		if said := keyfile.Foreign(path); said != "" {
+			t.Errorf("said %q to who is not root", said)
+		}
+	})
+	testenv.AsUser(t, stranger, stranger, func() { must(t, keyfile.CheckMode(path, info)) })
+	if said := keyfile.Foreign("", path+".none", path); !strings.Contains(said, "is user 23902's") || !strings.Contains(said, "chown root "+path) {
+		t.Errorf("root uses another's key, and is told %q", said)
+	}
+	must(t, os.Chown(path, 0, 0))
+	if said := keyfile.Foreign(path); said != "" {
+		t.Errorf("said %q of root's own", said)
+	}
+}
+
+// TestOpenFolders: where all users may write, they can take a key away; where the sticky bit is set, they can't.
+func TestOpenFolders(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	path, link := filepath.Join(folder, "key.pem"), filepath.Join(t.TempDir(), "link.pem")
+	must(t, os.Symlink(path, link))
+	for mode, open := range map[fs.FileMode]bool{
+		0o700: false, 0o755: false, 0o770: false, 0o777: true, 0o773: true, 0o777 | os.ModeSticky: false, 0o777 | os.ModeSetgid: true,
+	} {
+		must(t, os.Chmod(folder, mode))
+		said := keyfile.OpenFolders("", path, link, path+".pending")
+		if (said != "") != open || open && (!strings.Contains(said, "chmod o-w "+folder) || strings.Count(said, "all users") != 1) {
+			t.Errorf("mode %v: %q", mode, said)
+		}
+	}
+}

@@ -36,6 +36,7 @@ func (w Web) certificate(log *slog.Logger) (*certificate, error) {
 	}
 	c := &certificate{flags: w, log: log}
 	c.read = c.stamps()
+	TendKeys(log, w.Key)
 	var err error
 	c.config, err = c.load()
 	return c, err

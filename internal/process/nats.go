@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/url"
 	"os"
 	"strconv"
@@ -19,6 +20,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/keyformat"
+	"omiappreg.org/keyrotation/internal/printable"
 )
 
 const (
@@ -38,8 +40,9 @@ type NATS struct {
 // Connect connects a process that runs for long: a broker that is not up yet, that goes away, or that does not let it in, is
 // waited for, and the log says why.
 func (n NATS) Connect(name string, log *slog.Logger) (*nats.Conn, error) {
-	if done := keyfile.Tighten(n.NKey, n.Creds); done != "" {
-		log.Warn("a private key was readable by its group", "done", done)
+	TendKeys(log, n.NKey, n.Creds)
+	if open := n.exposed(); open != "" {
+		log.Warn("credentials go to the broker unencrypted", "why", open)
 	}
 	w := &wait{nats: n, log: log, told: map[string]struct{}{}}
 	nc, err := n.connect(name, log, w.options()...)
@@ -55,6 +58,9 @@ func (n NATS) Connect(name string, log *slog.Logger) (*nats.Conn, error) {
 // ConnectNow connects a command that a person waits for. A broker that goes away later is waited for, for as long as the
 // command does.
 func (n NATS) ConnectNow(ctx context.Context, name string, log *slog.Logger) (*nats.Conn, error) {
+	if open := n.exposed(); open != "" {
+		printable.Fprintf(os.Stderr, "%s: %s\n", name, open)
+	}
 	timeout := nats.DefaultTimeout
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = min(timeout, time.Until(deadline))
@@ -172,6 +178,19 @@ func (n NATS) Check() error {
 	return err
 }
 
+// TendKeys closes the files of a process's private keys to their group, where a mount has let it in, and logs who else has a hand
+// on them.
+func TendKeys(log *slog.Logger, paths ...string) {
+	if done := keyfile.Tighten(paths...); done != "" {
+		log.Warn("a private key was readable by its group", "done", done)
+	}
+	for _, why := range []string{keyfile.Foreign(paths...), keyfile.OpenFolders(paths...)} {
+		if why != "" {
+			log.Warn("a private key is within others' reach", "why", why)
+		}
+	}
+}
+
 // checkMode refuses a flag's file that others can read.
 func checkMode(flag, path string) error {
 	info, err := os.Stat(path)
@@ -227,12 +246,35 @@ func parseServer(server string) (*url.URL, bool) {
 	return u, host != "" && (!strings.Contains(host, ":") || strings.HasPrefix(u.Host, "["))
 }
 
+// exposed says what is to fear of credentials for a broker on another machine that is named without TLS; nothing, if all is well.
+// Such a server may still ask for TLS, but whoever is on the way can have the client do without.
+func (n NATS) exposed() string {
+	for server := range strings.SplitSeq(n.URL, ",") {
+		u, ok := parseServer(server)
+		if !ok || n.CA != "" || u.Scheme == "tls" || u.Scheme == "wss" || isHere(u.Hostname()) || n.Creds == "" && n.NKey == "" && u.User == nil {
+			continue
+		}
+		return fmt.Sprintf("%s is another machine's broker, and nothing protects the credentials on the way there, nor what is sent and heard: "+
+			"name it by tls:// in --nats-url, or by --nats-ca the authority of its certificate", u.Host)
+	}
+	return ""
+}
+
+// isHere says whether a host is this machine, by its loopback address. Nobody is asked what a name means.
+func isHere(host string) bool {
+	ip := net.ParseIP(host)
+	return strings.EqualFold(host, "localhost") || ip != nil && (ip.IsLoopback() || ip.IsUnspecified())
+}
+
 // redacted is the URL as it may be shown.
 func (n NATS) redacted() string {
 	servers := strings.Split(n.URL, ",")
 	for i, server := range servers {
 		servers[i] = "(not a URL)" // there may be a password in it, and behind the host too if a slash came before it
 		if u, _ := parseServer(server); u != nil && !strings.Contains(u.Opaque+u.Path+u.RawQuery+u.Fragment, "@") {
+			if _, password := u.User.Password(); u.User != nil && !password {
+				u.User = url.User("xxxxx") // a token, of which there is nothing else
+			}
 			servers[i] = u.Redacted()
 		}
 	}

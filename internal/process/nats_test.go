@@ -147,3 +147,57 @@ func TestWaitingNamesTheFlag(t *testing.T) {
 		})
 	}
 }
+
+// TestUnencryptedCredentials: credentials that go to another machine without TLS are told of, once, and without a password.
+func TestUnencryptedCredentials(t *testing.T) {
+	t.Parallel()
+	folder := t.TempDir()
+	key, ca := filepath.Join(folder, "nkey.pem"), filepath.Join(folder, "ca.pem")
+	if err := keyfile.Create(key, events.GenerateSigningKey()); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Certify(t, ca, filepath.Join(folder, "cert.pem"), filepath.Join(folder, "key.pem"))
+	here := anotherAddress(t)
+	for _, c := range []struct {
+		nats   process.NATS
+		warned int
+	}{
+		{process.NATS{URL: "nats://u:s3cr3t@" + here}, 1},
+		{process.NATS{URL: "t0k3n-s3cr3t@" + here}, 1},
+		{process.NATS{URL: "ws://" + here, NKey: key}, 1},
+		{process.NATS{URL: "tls://" + here + ",nats://" + here + ",nats://" + here, NKey: key}, 1},
+		{process.NATS{URL: "nats://" + here}, 0},
+		{process.NATS{URL: "tls://u:s3cr3t@" + here}, 0},
+		{process.NATS{URL: "nats://u:s3cr3t@" + here, CA: ca}, 0},
+		{process.NATS{URL: "nats://u:s3cr3t@127.0.0.1:1,nats://u:s3cr3t@[::1]:1,localhost:1", NKey: ""}, 0},
+		{process.NATS{URL: "s3cr3t@127.0.0.1:1"}, 0},
+	} {
+		said := &logged{}
+		if _, err := c.nats.ConnectNow(t.Context(), "test", slog.New(slog.DiscardHandler)); err == nil || strings.Contains(err.Error(), "s3cr3t") {
+			t.Errorf("%+v: %v", c.nats, err)
+		}
+		nc, err := c.nats.Connect("test", slog.New(slog.NewTextHandler(said, nil)))
+		if err != nil {
+			t.Fatalf("%+v: %v", c.nats, err)
+		}
+		nc.Close()
+		if n := said.count("unencrypted"); n != c.warned || said.count("s3cr3t") > 0 {
+			t.Errorf("%+v: warned %d times, want %d: %s", c.nats, n, c.warned, said.text.String())
+		}
+	}
+}
+
+// anotherAddress is one of this machine's, and not the loopback; nobody listens there.
+func anotherAddress(t *testing.T) string {
+	t.Helper()
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range addrs {
+		if network, ok := addr.(*net.IPNet); ok && !network.IP.IsLoopback() && network.IP.To4() != nil {
+			return net.JoinHostPort(network.IP.String(), "1")
+		}
+	}
+	return "192.0.2.1:1" // for documentation: nobody has it
+}
