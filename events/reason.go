@@ -23,6 +23,7 @@ const (
 	KeyInUse             Reason = "key_in_use"
 	NonceReused          Reason = "nonce_reused"
 	RateLimited          Reason = "rate_limited"
+	TooManyServices      Reason = "too_many_services"
 )
 
 // Why a subscriber sets a message of the registry's streams aside (§7.2), beside the first four above.

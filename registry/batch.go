@@ -15,6 +15,7 @@ type group struct {
 	existed  bool
 	checked  bool // what the outcomes rest on was read from the database, all of it
 	requests []incoming
+	limited  map[int]limited          // requests that are beyond a limit of the app, by their places
 	lost     map[events.PublicKey]int // keys that another service registers in this batch, and by which request of it
 
 	outcomes []outcome
@@ -114,7 +115,7 @@ func (b *batch) decideGroup(g *group) {
 			return b.state.takenKeys[k] || lost && by < index
 		},
 		recently: func(n events.Nonce) bool { return b.state.refused != nil && b.state.refused(requestID{g.target, n}) },
-		service:  g.was,
+		service:  g.was, limited: g.limited,
 	}
 	d.told, d.looked = b.state.told[g.target]
 	before := g.outcomes

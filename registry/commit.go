@@ -84,6 +84,7 @@ func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) e
 		s.all(&p, "update services", updateServices, updateTypes(), known, errRival)
 		s.appendHistory(&p, historyOf(groups), unlessReserved)
 		s.fillOutbox(&p, groups, now)
+		s.useApps(&p, groups)
 		return s.db.RunAtCommit(ctx, tx, &p)
 	})
 }
@@ -109,6 +110,7 @@ func (s *Store) commitWhatStands(ctx context.Context, groups []*group, now time.
 		var p sqldb.Pipeline
 		s.appendHistory(&p, historyOf(won), unlessReserved)
 		s.fillOutbox(&p, won, now)
+		s.useApps(&p, won)
 		return s.db.RunAtCommit(ctx, tx, &p)
 	})
 }

@@ -47,6 +47,7 @@ type decider struct {
 	told     *told                   // what the stream of receipts has of the service; nil: nobody has looked
 	looked   bool
 	asks     bool // somebody should
+	limited  map[int]limited
 }
 
 // decide runs the checks of docs/protocol.md §6, in their order, and returns what becomes of the request. before is what was
@@ -199,7 +200,8 @@ func (d *decider) register(in incoming) (events.Reason, string) {
 		return events.RateLimited, fmt.Sprintf("The service may rotate %d times a minute and has done so; try again in %d s.",
 			d.policy.RotationsPerMinute, wait)
 	}
-	return "", ""
+	why := d.limited[in.index]
+	return why.reason, why.detail
 }
 
 // rotatesFrom returns the second from which the service of these rotations may rotate again: the limit is not reached by

@@ -53,7 +53,10 @@ func (in *intake) complete(ctx context.Context, b *batch) error {
 		}
 		groups := slices.DeleteFunc(slices.Clone(b.groups), func(g *group) bool { return !g.asks })
 		if len(groups) == 0 {
-			return nil
+			if again, err := in.limit(ctx, b); err != nil || !again {
+				return err
+			}
+			continue
 		}
 		targets := make([]events.Target, len(groups))
 		for i, g := range groups {

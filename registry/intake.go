@@ -30,7 +30,8 @@ type intake struct {
 	now       func() time.Time
 	looks     looks
 	memory    *memory
-	portion   int // how many requests are decided and committed together, see Config.Batch
+	await     func(context.Context) error // until nothing is being committed; nil: nothing ever is
+	portion   int                         // how many requests are decided and committed together, see Config.Batch
 }
 
 // handle is the consumer's handler. An error leaves the whole batch to be handled again; what of it was committed by
@@ -38,6 +39,8 @@ type intake struct {
 func (in *intake) handle(ctx context.Context, messages []*consume.Message) (err error) {
 	w := &work{intake: in, messages: messages}
 	w.todo = in.unanswered(ctx, messages, in.parse(messages))
+	in.await = w.finish
+	defer func() { in.await = nil }()
 	defer func() { // also if something panics: nothing goes on behind the back of whoever handles the batch again
 		err = errors.Join(err, w.finish(ctx))
 	}()

@@ -32,6 +32,7 @@ type outcome struct {
 	receiptBytes []byte      // nil for a refusal until [outcome.answer]
 	dropped      bool        // a refusal that is not answered
 	place        outboxPlace // when committed
+	counts       bool        // as a change by the app's Master Key
 }
 
 // reject refuses a request. Its receipt is signed last, when the reason is final.
@@ -44,7 +45,7 @@ func (d *decider) reject(in incoming, reason events.Reason, detail string) outco
 
 // passedKeyCheck reports whether the request got as far as finding its new key unused.
 func (o *outcome) passedKeyCheck() bool {
-	return o.verdict == committed || o.reason == events.NonceReused || o.reason == events.RateLimited
+	return o.verdict == committed || o.reason == events.NonceReused || o.reason == events.RateLimited || o.reason == events.TooManyServices
 }
 
 // authenticated returns what came of the signatures.

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -26,6 +27,12 @@ type Policy struct {
 	// RotationsPerMinute is how many rotations of one service are committed in a minute, counted by the time at which
 	// JetStream stored them. Default 10; negative: no limit.
 	RotationsPerMinute int
+	// ServicesPerApp is how many services an app may bind in all, revoked ones included. Default 100,000; negative: no limit.
+	ServicesPerApp int
+	// MasterChangesPerMinute and MasterChangesPerDay are how often the Master Key of an app may reset services, and bind them
+	// again, beside the first reset of each service in a day, in a minute and on a day (UTC), counted as rotations are. Default
+	// 300 and 5,000; negative: no limit.
+	MasterChangesPerMinute, MasterChangesPerDay int
 	// JWKSMaxAge is how long a JWK Set may be kept before it is asked for again, in all: in a cache, and in what is behind it. A
 	// client whose keys are used that way signs with a new key only after that time (§5.4), so it is a third of GracePeriod at
 	// most. Whole seconds. Default 60 s, or that third where it is shorter; negative: no set may be kept.
@@ -40,6 +47,9 @@ const (
 	DefaultGracePeriod        = 300 * time.Second
 	DefaultMaxClockSkew       = 300 * time.Second
 	DefaultRotationsPerMinute = 10
+	DefaultServicesPerApp     = 100_000
+	DefaultMasterPerMinute    = 300
+	DefaultMasterPerDay       = 5000
 	DefaultJWKSMaxAge         = events.DefaultJWKSMaxAge * time.Second
 )
 
@@ -57,6 +67,9 @@ func (p Policy) WithDefaults() (Policy, error) {
 	if p.RotationsPerMinute == 0 {
 		p.RotationsPerMinute = DefaultRotationsPerMinute
 	}
+	p.ServicesPerApp = cmp.Or(p.ServicesPerApp, DefaultServicesPerApp)
+	p.MasterChangesPerMinute = cmp.Or(p.MasterChangesPerMinute, DefaultMasterPerMinute)
+	p.MasterChangesPerDay = cmp.Or(p.MasterChangesPerDay, DefaultMasterPerDay)
 	if p.RequireProof == "" {
 		p.RequireProof = events.ProofsOwn
 	}

@@ -35,6 +35,9 @@ func (p Policy) settings() []setting {
 		{"max_clock_skew_seconds", "--max-clock-skew", strconv.FormatInt(p.skewSeconds(), 10)},
 		{"required_proofs", "--require-proof", string(p.RequireProof)}, // "require_proof" is an earlier release's, true or false
 		{"rotations_per_minute", "--rate-limit", strconv.Itoa(max(-1, p.RotationsPerMinute))},
+		{"services_per_app", "--services-per-app", strconv.Itoa(max(-1, p.ServicesPerApp))},
+		{"master_changes_per_minute", "--master-rate-limit", strconv.Itoa(max(-1, p.MasterChangesPerMinute))},
+		{"master_changes_per_day", "--master-quota", strconv.Itoa(max(-1, p.MasterChangesPerDay))},
 		{"jwks_max_age_seconds", "--jwks-max-age", strconv.FormatInt(p.recordedJWKS(), 10)},
 		{"wait_for", "--wait-for", p.recordedWaitFor()},
 	}
@@ -70,6 +73,9 @@ func (p Policy) withSettings(recorded map[string]string) (Policy, error) {
 	p.GracePeriod = time.Duration(number("grace_period_seconds", p.graceSeconds())) * time.Second
 	p.MaxClockSkew = time.Duration(number("max_clock_skew_seconds", p.skewSeconds())) * time.Second
 	p.RotationsPerMinute = int(number("rotations_per_minute", int64(p.RotationsPerMinute)))
+	p.ServicesPerApp = int(number("services_per_app", int64(p.ServicesPerApp)))
+	p.MasterChangesPerMinute = int(number("master_changes_per_minute", int64(p.MasterChangesPerMinute)))
+	p.MasterChangesPerDay = int(number("master_changes_per_day", int64(p.MasterChangesPerDay)))
 	p.JWKSMaxAge = time.Duration(number("jwks_max_age_seconds", p.recordedJWKS())) * time.Second
 	if names, ok := recorded["wait_for"]; ok {
 		p.WaitFor = strings.Fields(names)

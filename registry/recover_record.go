@@ -98,6 +98,7 @@ func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []h
 		}
 		var p sqldb.Pipeline
 		s.appendHistory(&p, rows, "%s")
+		s.useApps(&p, groups)
 		return s.db.RunAtCommit(ctx, tx, &p)
 	})
 	if err != nil {

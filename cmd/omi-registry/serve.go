@@ -46,6 +46,9 @@ type serveCmd struct {
 	GracePeriod    time.Duration  `env:"OMI_GRACE_PERIOD" default:"300s" help:"How long an old key stays valid (${default})."`
 	MaxClockSkew   time.Duration  `env:"OMI_MAX_CLOCK_SKEW" default:"300s" help:"How far a request's timestamp may be off (${default})."`
 	RequireProof   string         `env:"OMI_REQUIRE_PROOF" default:"own" placeholder:"WHICH" help:"Which requests must prove that they have their new key: none, own (bindings and resets) or all (${default})."`
+	ServicesPerApp int            `env:"OMI_SERVICES_PER_APP" default:"100000" help:"Services of one app in all (${default}); -1: no limit."`
+	MasterRate     int            `name:"master-rate-limit" env:"OMI_MASTER_RATE_LIMIT" default:"300" help:"Resets and bindings again of one app a minute (${default}); -1: no limit."`
+	MasterQuota    int            `env:"OMI_MASTER_QUOTA" default:"5000" help:"The same a day (${default}); -1: no limit."`
 	RateLimit      int            `env:"OMI_RATE_LIMIT" default:"10" help:"Rotations of one service a minute (${default}); --rate-limit=-1: no limit."`
 	JWKSMaxAge     *time.Duration `name:"jwks-max-age" env:"OMI_JWKS_MAX_AGE" placeholder:"60s" help:"How long a JWK Set may be kept in all (60s, or a third of --grace-period where that is shorter, which is the most; 0s: not at all)."`
 	WaitFor        []string       `name:"wait-for" env:"OMI_WAIT_FOR" placeholder:"DURABLE" help:"A durable of your own that a new key waits for, besides those of Auth and Billing; repeatable. NAME-* is every instance of NAME."`
@@ -71,6 +74,9 @@ func (c *serveCmd) Run() error {
 	if c.RateLimit == 0 {
 		return process.Usagef("--rate-limit is 1 or more rotations a minute, or -1 for no limit")
 	}
+	if c.ServicesPerApp == 0 || c.MasterRate == 0 || c.MasterQuota == 0 {
+		return process.Usagef("--services-per-app, --master-rate-limit and --master-quota are 1 or more, or -1 for no limit")
+	}
 	if c.Batch < 1 || c.Batch > registry.MaxBatch {
 		return process.Usagef("--batch is 1 to %d requests", registry.MaxBatch)
 	}
@@ -86,8 +92,9 @@ func (c *serveCmd) Run() error {
 	}
 	policy := registry.Policy{
 		Origin: c.Origin, GracePeriod: c.GracePeriod, MaxClockSkew: c.MaxClockSkew,
-		RequireProof: proofs, RotationsPerMinute: c.RateLimit, JWKSMaxAge: c.jwksMaxAge(),
-		WaitFor: c.WaitFor,
+		RequireProof: proofs, RotationsPerMinute: c.RateLimit,
+		ServicesPerApp: c.ServicesPerApp, MasterChangesPerMinute: c.MasterRate, MasterChangesPerDay: c.MasterQuota,
+		JWKSMaxAge: c.jwksMaxAge(), WaitFor: c.WaitFor,
 	}
 	if policy, err = policy.WithDefaults(); err != nil {
 		return process.Usage(err)

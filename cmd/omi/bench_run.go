@@ -75,7 +75,7 @@ func (b *benchRun) setUp() {
 	c := b.cmd
 	b.load = bench.NewLoad(c.Services, b.preload, c.Rotations)
 	b.recorder = bench.NewRecorder(b.load, c.InFlight)
-	policy := registry.Policy{Origin: benchOrigin, MaxClockSkew: benchSkew}
+	policy := registry.Policy{Origin: benchOrigin, MaxClockSkew: benchSkew, ServicesPerApp: -1}
 	if c.mode() == benchOpen || c.Rotations > registry.DefaultRotationsPerMinute*c.Services {
 		policy.RotationsPerMinute = -1 // the limit as delivered would refuse some
 	}

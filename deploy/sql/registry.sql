@@ -20,6 +20,8 @@ REVOKE UPDATE, DELETE ON history FROM omi_registry;
 REVOKE DELETE ON apps FROM omi_registry;
 REVOKE UPDATE, DELETE ON reserved_keys FROM omi_registry;
 REVOKE DELETE ON services FROM omi_registry;
+-- What an app has used up is never forgotten.
+REVOKE DELETE ON app_use FROM omi_registry;
 -- The policy that all replicas share may be changed (--change-policy), and no part of it is ever missing.
 REVOKE DELETE ON policy FROM omi_registry;
 -- The schema's version is the owner's to write.

@@ -47,7 +47,7 @@ func newStand(t *testing.T, engine string, addrs []string) *stand {
 	t.Cleanup(s.close)
 	for i := range registries {
 		p := s.add(fmt.Sprintf("registry-%d", i+1), registry, faultsFolder+"/omi-registry",
-			"--signing-key=registry.pem", "--rate-limit=-1", "--stream-replicas=3")
+			"--signing-key=registry.pem", "--rate-limit=-1", "--master-rate-limit=-1", "--master-quota=-1", "--stream-replicas=3")
 		p.clock = filepath.Join(s.folder, p.name+".clock")
 		p.env = append(p.env, "OMI_FAULTS_CLOCK="+p.clock)
 		s.registries = append(s.registries, p)

@@ -61,7 +61,7 @@ func newDeployment(t *testing.T, url string) *deployment {
 		d.processes = append(d.processes, p)
 		return p
 	}
-	d.registry = daemonOf("registry", "omi-registry", "--signing-key", "registry.pem", "--rate-limit=-1", "--database-url", url)
+	d.registry = daemonOf("registry", "omi-registry", "--signing-key", "registry.pem", "--rate-limit=-1", "--master-rate-limit=-1", "--master-quota=-1", "--database-url", url)
 	d.auth = daemonOf("auth", "omi-authsub")
 	d.billing = daemonOf("billing", "omi-billingsub")
 	t.Cleanup(d.close)

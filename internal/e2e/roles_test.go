@@ -26,7 +26,7 @@ import (
 func registryPrivileges() map[string]string {
 	const all, grow, read = "SELECT INSERT UPDATE DELETE", "SELECT INSERT", "SELECT"
 	return map[string]string{
-		"apps": "SELECT INSERT UPDATE", "reserved_keys": grow, "history": grow, "services": "SELECT INSERT UPDATE", "outbox": all,
+		"apps": "SELECT INSERT UPDATE", "app_use": "SELECT INSERT UPDATE", "reserved_keys": grow, "history": grow, "services": "SELECT INSERT UPDATE", "outbox": all,
 		"dead_letters": all, "stream_positions": all, "policy": "SELECT INSERT UPDATE",
 		"goose_db_version": read, "goose_lock": read,
 	}

@@ -1,0 +1,12 @@
+-- +goose NO TRANSACTION
+-- +goose Up
+-- What each app has used of what the policy lets it have: how many services it ever bound, and how many changes by its Master Key
+-- counted in the last minute and on the last day that had any. A change is counted in the transaction that commits it.
+CREATE TABLE IF NOT EXISTS app_use (
+    app_id         TEXT   NOT NULL PRIMARY KEY,
+    services       BIGINT NOT NULL,
+    minute         BIGINT NOT NULL, -- since the Unix epoch, as JetStream stored the requests
+    minute_changes BIGINT NOT NULL,
+    day            BIGINT NOT NULL,
+    day_changes    BIGINT NOT NULL
+);
