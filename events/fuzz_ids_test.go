@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"filippo.io/edwards25519"
+
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/vectors"
 )
@@ -143,7 +145,7 @@ func FuzzKeyStrength(f *testing.F) {
 	})
 }
 
-// weak decodes a point as RFC 8032 §5.1.3 says: -x² + y² = 1 + d x² y².
+// weak decodes a point as RFC 8032 §5.1.3 says (-x² + y² = 1 + d x² y²), and says whether its order is another than L.
 func weak(b []byte) bool {
 	one := big.NewInt(1)
 	p := new(big.Int).Sub(new(big.Int).Lsh(one, 255), big.NewInt(19))
@@ -161,10 +163,20 @@ func weak(b []byte) bool {
 	yy := mod(new(big.Int).Mul(y, y))
 	denominator := mod(new(big.Int).Add(new(big.Int).Mul(d, yy), one))
 	xx := mod(new(big.Int).Mul(new(big.Int).Sub(yy, one), new(big.Int).ModInverse(denominator, p)))
-	if xx.Sign() != 0 && big.Jacobi(xx, p) != 1 {
-		return true // no point has this y
+	if xx.Sign() == 0 || big.Jacobi(xx, p) != 1 {
+		return true // no point has this y, or one of order 1 or 2
 	}
-	// The sign of x is free, but where x is 0: that is a point of order 1 or 2, weak by either name.
-	// Doubled, a point of order 8 is one of order 4, whose y is 0: that is where x² + y² = 0.
-	return xx.Sign() == 0 || y.Sign() == 0 || mod(xx.Add(xx, yy)).Sign() == 0
+	// The order is asked of another implementation of the curve: L-1 times a point is its negative if L is its order.
+	point, err := new(edwards25519.Point).SetBytes(b)
+	if err != nil {
+		return true
+	}
+	first := make([]byte, 32)
+	first[0] = 1
+	last, err := new(edwards25519.Scalar).SetCanonicalBytes(first)
+	if err != nil {
+		return true
+	}
+	last.Negate(last)
+	return new(edwards25519.Point).ScalarMult(last, point).Equal(new(edwards25519.Point).Negate(point)) != 1
 }

@@ -31,7 +31,7 @@ var (
 	ErrSignature  = errors.New("a signature is written as 86 characters of unpadded base64url")
 	ErrNotEd25519 = errors.New("the key is not an Ed25519 key")
 	ErrSigner     = errors.New("the signer's signature does not verify under its own public key")
-	ErrWeakKey    = errors.New("the public key is not the canonical encoding of a curve point, or a point of small order")
+	ErrWeakKey    = errors.New("the public key is not the canonical encoding of a curve point, or a point of small or mixed order")
 )
 
 // PublicKey is an Ed25519 public key (RFC 8032) of the right form. It is comparable. The zero value means
@@ -104,7 +104,9 @@ func (k PublicKey) CheckStrength() error {
 
 // point returns what the key encodes, unless it must not be registered.
 func (k PublicKey) point() (point curve.EdwardsPoint, err error) {
-	if !decode(&point, k.b[:]) || point.IsSmallOrder() {
+	// A private key makes points of the large prime order alone. With a component of small order added, the same point has other
+	// names, and whether a signature is good depends on how its equation is written (§2).
+	if !decode(&point, k.b[:]) || point.IsSmallOrder() || !point.IsTorsionFree() {
 		return point, ErrWeakKey
 	}
 	return point, nil

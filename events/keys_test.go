@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"filippo.io/edwards25519"
 	"github.com/go-json-experiment/json"
 	"pgregory.net/rapid"
 
@@ -94,11 +95,15 @@ func TestWeakKeys(t *testing.T) {
 
 // TestKeyStrength: every form that is not the only one, and what is around it, against the curve's equation in plain
 // arithmetic: all y from 20 below the field's end to the last that 255 bits hold, the first ones, and points of small order,
-// each with both signs; and bytes at random.
+// each with both signs; bytes at random, most of which are points of mixed order; honest keys, and what they are with each point
+// of small order added.
 func TestKeyStrength(t *testing.T) {
 	t.Parallel()
 	list := smallOrder(t)
 	for low := range 256 {
+		if low >= 20 && low < 0xd0 {
+			continue
+		}
 		for _, high := range []byte{0, 0x80, 0x7f, 0xff} {
 			b := bytes.Repeat([]byte{0xff * (high & 1)}, ed25519.PublicKeySize)
 			b[0], b[31] = byte(low), high
@@ -106,10 +111,18 @@ func TestKeyStrength(t *testing.T) {
 		}
 	}
 	random := rand.NewChaCha8([32]byte{1})
-	for range 500 {
+	for range 100 {
 		b := make([]byte, ed25519.PublicKeySize)
 		_, _ = random.Read(b) // it never fails
 		list = append(list, b)
+	}
+	const honest = 20
+	for n := range byte(honest) {
+		list = append(list, testKey(n).Public().Bytes())
+		point := must(new(edwards25519.Point).SetBytes(testKey(n).Public().Bytes()))
+		for eighth := range 8 {
+			list = append(list, new(edwards25519.Point).Add(point, eighths(t, eighth)).Bytes())
+		}
 	}
 	strong := 0
 	for _, b := range list {
@@ -122,7 +135,7 @@ func TestKeyStrength(t *testing.T) {
 			strong++
 		}
 	}
-	if strong < len(list)/4 {
+	if strong < honest || strong > len(list)/2 {
 		t.Errorf("%d strong keys of %d: this shows nothing", strong, len(list))
 	}
 }

@@ -178,7 +178,7 @@ func (d *decider) authenticate(r *events.Request, signer events.PublicKey, whose
 	case !r.Proof.IsZero() && !r.NewKey.Verify(r.Signed, r.Proof):
 		return events.InvalidProof, `The "new_key_signature" was not made by the new key over the same bytes as "signature".`
 	case r.NewKey.CheckStrength() != nil:
-		return events.WeakKey, "The new key is not a canonical curve point of full order; generate another one."
+		return events.WeakKey, "The new key is not the canonical encoding of a curve point of the large prime order; generate another one."
 	}
 	return "", ""
 }
