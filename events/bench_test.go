@@ -86,3 +86,19 @@ func BenchmarkCheckStrength(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkWeakKeys is the same of as many as a batch has.
+func BenchmarkWeakKeys(b *testing.B) {
+	for _, n := range []int{1, 16, 32, 128, 1024} {
+		keys := make([]events.PublicKey, n)
+		for i := range keys {
+			keys[i] = testKey(byte(i)).Public()
+		}
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			for b.Loop() {
+				events.WeakKeys(keys)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/key")
+		})
+	}
+}

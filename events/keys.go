@@ -31,7 +31,7 @@ var (
 	ErrSignature  = errors.New("a signature is written as 86 characters of unpadded base64url")
 	ErrNotEd25519 = errors.New("the key is not an Ed25519 key")
 	ErrSigner     = errors.New("the signer's signature does not verify under its own public key")
-	ErrWeakKey    = errors.New("the public key is not the canonical encoding of a curve point, or a point of small or mixed order")
+	ErrWeakKey    = errors.New("the public key is not the canonical encoding of a curve point, or a point of small order, or of mixed order")
 )
 
 // PublicKey is an Ed25519 public key (RFC 8032) of the right form. It is comparable. The zero value means
@@ -98,15 +98,16 @@ func (k PublicKey) Verify(message []byte, s Signature) bool {
 
 // CheckStrength returns [ErrWeakKey] when the key must not be registered (§2).
 func (k PublicKey) CheckStrength() error {
-	_, err := k.point()
+	point, err := k.point()
+	if err == nil && !point.IsTorsionFree() {
+		err = ErrWeakKey
+	}
 	return err
 }
 
 // point returns what the key encodes, unless it must not be registered.
 func (k PublicKey) point() (point curve.EdwardsPoint, err error) {
-	// A private key makes points of the large prime order alone. With a component of small order added, the same point has other
-	// names, and whether a signature is good depends on how its equation is written (§2).
-	if !decode(&point, k.b[:]) || point.IsSmallOrder() || !point.IsTorsionFree() {
+	if !decode(&point, k.b[:]) || point.IsSmallOrder() {
 		return point, ErrWeakKey
 	}
 	return point, nil

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 
@@ -238,5 +239,36 @@ func TestSigningKeyIsNotPrinted(t *testing.T) {
 	}
 	if (events.SigningKey{}).Private() != nil || !(events.SigningKey{}).IsZero() || key.IsZero() {
 		t.Error("IsZero does not tell a key from none")
+	}
+}
+
+// TestWeakKeysTogether: keys of mixed order are found among any number of others, one by one and by sums.
+func TestWeakKeysTogether(t *testing.T) {
+	t.Parallel()
+	var honest []events.PublicKey
+	for n := range byte(70) {
+		honest = append(honest, testKey(n).Public())
+	}
+	bad := func(n byte, eighth int) events.PublicKey {
+		point := must(new(edwards25519.Point).SetBytes(testKey(n).Public().Bytes()))
+		return must(events.PublicKeyFromBytes(point.Add(point, eighths(t, eighth)).Bytes()))
+	}
+	for size := range len(honest) + 1 {
+		keys := slices.Clone(honest[:size])
+		if got := events.WeakKeys(keys); len(got) > 0 {
+			t.Fatalf("of %d honest keys %v are weak", size, got)
+		}
+		if size < 3 || size > 40 && size < 66 {
+			continue
+		}
+		one, two := bad(100, 1+size%7), bad(101, 7-size%7) // which cancel each other
+		keys[size/2], keys[size-1] = one, two
+		if got := events.WeakKeys(keys); len(got) != 2 || !got[one] || !got[two] {
+			t.Errorf("of %d keys %v are weak, want %s and %s", size, got, one, two)
+		}
+	}
+	none := must(events.PublicKeyFromBytes(bytes.Repeat([]byte{0xff}, 32)))
+	if got := events.WeakKeys(append(slices.Clone(honest), events.PublicKey{}, none)); len(got) != 2 || !got[events.PublicKey{}] || !got[none] {
+		t.Errorf("of a point of small order and what is none, weak are %v", got)
 	}
 }

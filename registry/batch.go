@@ -96,10 +96,41 @@ func (b *batch) decide() {
 
 // decideAll decides some of the groups, and all that depends on them.
 func (b *batch) decideAll(groups []*group) {
-	parallel.Each(len(groups), 1, func(i int) { b.decideGroup(groups[i]) })
-	for g := b.rival(); g != nil; g = b.rival() {
-		b.decideGroup(g)
+	for len(groups) > 0 {
+		parallel.Each(len(groups), 1, func(i int) { b.decideGroup(groups[i]) })
+		for g := b.rival(); g != nil; g = b.rival() {
+			b.decideGroup(g)
+		}
+		groups = b.findWeak()
 	}
+}
+
+// findWeak looks for weak keys in all requests that nothing has stopped so far, together, since that costs least. It returns the groups
+// that have one: they are decided again.
+func (b *batch) findWeak() (again []*group) {
+	var keys []events.PublicKey
+	for _, g := range b.groups {
+		for i := range g.outcomes {
+			o := &g.outcomes[i]
+			if o.in.request.Kind == events.Revocation || !o.passedKeyCheck() && o.reason != events.KeyInUse {
+				continue
+			}
+			key := o.in.request.NewKey
+			if _, known := b.state.weak[key]; !known {
+				b.state.weak[key], keys = false, append(keys, key)
+			}
+		}
+	}
+	weak := events.WeakKeys(keys)
+	for key := range weak {
+		b.state.weak[key] = true
+	}
+	for _, g := range b.groups {
+		if len(weak) > 0 && slices.ContainsFunc(g.requests, func(in incoming) bool { return in.request.Kind != events.Revocation && weak[in.request.NewKey] }) {
+			again = append(again, g)
+		}
+	}
+	return again
 }
 
 func (b *batch) decideGroup(g *group) {
@@ -116,6 +147,7 @@ func (b *batch) decideGroup(g *group) {
 		},
 		recently: func(n events.Nonce) bool { return b.state.refused != nil && b.state.refused(requestID{g.target, n}) },
 		service:  g.was, limited: g.limited,
+		weak: b.state.weak,
 	}
 	d.told, d.looked = b.state.told[g.target]
 	before := g.outcomes

@@ -37,6 +37,7 @@ type decider struct {
 	details   newDetails
 	master    events.PublicKey // zero: the app is not known
 	committed func(events.Nonce) (prior, bool)
+	weak      map[events.PublicKey]bool                  // new keys, as far as they were looked at
 	taken     func(key events.PublicKey, index int) bool // by what came before this place in the batch
 
 	claimed  []events.PublicKey      // keys that this batch registers for this service
@@ -82,6 +83,9 @@ func (d *decider) signed(in incoming, signer events.PublicKey, whose string, bef
 		o := d.reject(in, reason, detail)
 		o.sequence, o.earlier = d.service.sequence, slices.Clip(d.before)
 		return o
+	}
+	if in.request.Kind != events.Revocation && d.weak[in.request.NewKey] {
+		return d.reject(in, events.WeakKey, "The new key is not the canonical encoding of a curve point of the large prime order; generate another one.")
 	}
 	if reason, detail := d.register(in); reason != "" {
 		return d.reject(in, reason, detail)
@@ -166,7 +170,7 @@ func (d *decider) signer(r *events.Request) (key events.PublicKey, whose string)
 	return d.master, "the developer's Master Key"
 }
 
-// authenticate checks the signatures and the new key itself.
+// authenticate checks the signatures.
 func (d *decider) authenticate(r *events.Request, signer events.PublicKey, whose string) (events.Reason, string) {
 	switch {
 	case !signer.Verify(r.Signed, r.Signature):
@@ -177,8 +181,6 @@ func (d *decider) authenticate(r *events.Request, signer events.PublicKey, whose
 		return events.InvalidProof, `This registry requires "new_key_signature", the new key's signature over the same bytes.`
 	case !r.Proof.IsZero() && !r.NewKey.Verify(r.Signed, r.Proof):
 		return events.InvalidProof, `The "new_key_signature" was not made by the new key over the same bytes as "signature".`
-	case r.NewKey.CheckStrength() != nil:
-		return events.WeakKey, "The new key is not the canonical encoding of a curve point of the large prime order; generate another one."
 	}
 	return "", ""
 }

@@ -104,6 +104,7 @@ type state struct {
 	services  map[events.Target]*service // nil: it was looked for and is not there
 	masters   map[events.AppID]events.PublicKey
 	takenKeys map[events.PublicKey]bool // of those that the batch wants: registered before, for any service or as a Master Key
+	weak      map[events.PublicKey]bool // new keys that were looked at, and whether they are weak
 	committed map[requestID]prior       // of those that the batch names
 	told      map[events.Target]*told   // of the services that [group.asks] was true of
 	refused   func(requestID) bool      // by this replica, not long ago; nil: none
@@ -127,6 +128,7 @@ func newState() *state {
 		services:   map[events.Target]*service{},
 		masters:    map[events.AppID]events.PublicKey{},
 		takenKeys:  map[events.PublicKey]bool{},
+		weak:       map[events.PublicKey]bool{},
 		committed:  map[requestID]prior{},
 		told:       map[events.Target]*told{},
 	}

@@ -1,0 +1,76 @@
+package events
+
+import (
+	"crypto/rand"
+
+	"github.com/oasisprotocol/curve25519-voi/curve"
+)
+
+const (
+	// weakSums is how many random sums stand for many points. One of mixed order escapes all of them with a probability of 2⁻²⁴.
+	weakSums = 24
+	// weakWorthwhile is the number of points from which on sums are quicker than one multiplication for each.
+	weakWorthwhile = 32
+	// weakTogether is how many points share a table of all their sums.
+	weakTogether = 4
+)
+
+// WeakKeys returns those keys that must not be registered, as [PublicKey.CheckStrength] does.
+//
+// To tell a key of mixed order costs a multiplication, two thirds of what a verification costs. So of many keys random sums are
+// checked: a sum has a component of small order if one of its points has one, unless two cancel, and whether that one is in the sum is
+// a matter of a random bit. Where a sum has one, each key is checked by itself.
+func WeakKeys(keys []PublicKey) map[PublicKey]bool {
+	weak := map[PublicKey]bool{}
+	points := make([]curve.EdwardsPoint, 0, len(keys))
+	known := make([]PublicKey, 0, len(keys))
+	for _, k := range keys {
+		p, err := k.point()
+		if err != nil {
+			weak[k] = true
+			continue
+		}
+		points, known = append(points, p), append(known, k)
+	}
+	if len(points) >= weakWorthwhile && noneMixed(points) {
+		return weak
+	}
+	for i := range points {
+		if !points[i].IsTorsionFree() {
+			weak[known[i]] = true
+		}
+	}
+	return weak
+}
+
+// noneMixed reports whether no sum has a component of small order.
+func noneMixed(points []curve.EdwardsPoint) bool {
+	var sums [weakSums]curve.EdwardsPoint
+	for i := range sums {
+		sums[i].Identity()
+	}
+	tables := (len(points) + weakTogether - 1) / weakTogether
+	random := make([]byte, tables*weakSums)
+	_, _ = rand.Read(random)                        // it never fails
+	var table [1 << weakTogether]curve.EdwardsPoint // by which of its points are in the sum
+	table[0].Identity()
+	for n := range tables {
+		own := points[n*weakTogether : min((n+1)*weakTogether, len(points))]
+		for i := range own {
+			for rest := range 1 << i {
+				table[rest|1<<i].Add(&table[rest], &own[i])
+			}
+		}
+		for i := range sums {
+			if in := random[n*weakSums+i] & (1<<len(own) - 1); in != 0 {
+				sums[i].Add(&sums[i], &table[in])
+			}
+		}
+	}
+	for i := range sums {
+		if !sums[i].IsTorsionFree() {
+			return false
+		}
+	}
+	return true
+}
