@@ -25,6 +25,15 @@ const (
 	answers        = "_INBOX.>"
 )
 
+// What one account may have at a time. A party with more of it would take the broker's memory from
+// all others. Answers to a party don't count, however large they are.
+const (
+	connections   = 256
+	subscriptions = 1000     // of a connection
+	ofDeveloper   = 16_384   // the same, since a developer may wait for the answers of as many services
+	payload       = 72 << 10 // a question to Auth is 64 KiB at most (docs/protocol.md §8)
+)
+
 // Account is one party's account at the broker, with one user. What it may publish is all that it may reach, since its
 // account imports nothing else.
 type Account struct {
@@ -36,6 +45,8 @@ type Account struct {
 
 	imports []imported
 	hears   []string // the subjects that it may listen to besides its answers
+
+	subscriptions int // at most
 }
 
 // imported is a subject of another account.
@@ -45,7 +56,7 @@ type imported struct{ account, subject string }
 // looks others up, and asks Auth.
 func Service(t events.Target, nkey string) Account {
 	return Account{
-		Name: t.String(), NKey: nkey, Comment: "The service " + t.String(),
+		Name: t.String(), NKey: nkey, Comment: "The service " + t.String(), subscriptions: subscriptions,
 		hears: []string{events.AnswerSubject + t.String(), events.ChangeSubject + t.String()},
 		imports: slices.Concat(
 			[]imported{{core, events.RotationSubject + t.String()}}, receipts(t.String()), questions()),
@@ -57,7 +68,8 @@ func Service(t events.Target, nkey string) Account {
 func Developer(app events.AppID, nkey string) Account {
 	every := app.String() + ".*"
 	return Account{
-		Name: "developer:" + app.String(), NKey: nkey, Comment: "The developer of " + app.String(), hears: []string{events.AnswerSubject + every},
+		Name: "developer:" + app.String(), NKey: nkey, Comment: "The developer of " + app.String(), subscriptions: ofDeveloper,
+		hears: []string{events.AnswerSubject + every},
 		imports: slices.Concat(
 			[]imported{
 				{core, events.RotationSubject + every}, {core, events.BindingSubject + every}, {core, events.RevocationSubject + every},
@@ -70,7 +82,7 @@ func Developer(app events.AppID, nkey string) Account {
 // beforehand: so a receiver has so many names, one for each of its processes, and can't touch any other consumer.
 func Receiver(name, nkey string, consumers int) Account {
 	const stream = events.InvalidationStream + "."
-	a := Account{Name: "receiver:" + name, NKey: nkey, Comment: "The receiver " + name + ", which reads the events"}
+	a := Account{Name: "receiver:" + name, NKey: nkey, Comment: "The receiver " + name + ", which reads the events", subscriptions: subscriptions}
 	for i := range consumers {
 		own := stream + events.ReceiverConsumer(name, i+1)
 		for _, what := range []string{createConsumer, consumerInfo, nextMessage, deleteConsumer} {
@@ -98,7 +110,9 @@ func questions() []imported {
 // String is the account as a part of nats-server's map of accounts.
 func (a Account) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# %s\n%q {\n  users: [{\n    nkey: %s\n    permissions {\n", a.Comment, a.Name, a.NKey)
+	fmt.Fprintf(&b, "# %s\n%q {\n", a.Comment, a.Name)
+	fmt.Fprintf(&b, "  limits { max_connections: %d, max_subscriptions: %d, max_payload: %d }\n", connections, a.subscriptions, payload)
+	fmt.Fprintf(&b, "  users: [{\n    nkey: %s\n    permissions {\n", a.NKey)
 	publish := make([]string, len(a.imports))
 	for i, in := range a.imports {
 		publish[i] = in.subject

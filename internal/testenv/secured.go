@@ -124,6 +124,16 @@ func (b *SecuredBroker) Connect(user string, denied func(error)) *nats.Conn {
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { denied(err) }))
 }
 
+// TryConnect connects as a user, or says why not.
+func (b *SecuredBroker) TryConnect(user string) (*nats.Conn, error) {
+	b.t.Helper()
+	nkey, err := nats.NkeyOptionFromSeed(b.Seed(user))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return nats.Connect(b.URL(), nkey, nats.RootCAs(b.CA()), nats.Timeout(time.Minute))
+}
+
 func (b *SecuredBroker) file(name string) string { return filepath.Join(b.folder, name) }
 
 func (b *SecuredBroker) write(name, content string) {
