@@ -15,8 +15,11 @@ import (
 )
 
 const (
-	// resendAfter is how long an answer is waited for before the same bytes are sent again.
-	resendAfter = 5 * time.Second
+	// resendAfter is how long an answer is waited for before the same bytes are sent again. Once they
+	// are stored it is twice as long each time, up to resendSeldom: while the registry is away, each
+	// would be one more copy in the stream, and the answer is looked for all the time.
+	resendAfter  = 5 * time.Second
+	resendSeldom = time.Hour
 	// askTimeout bounds one question to the registry.
 	askTimeout = 2 * time.Second
 )
@@ -250,8 +253,8 @@ func (c *Client) sendUntilAnswered(ctx context.Context, e *entry, answers chan<-
 	}
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, resendAfter
-	for ctx.Err() == nil {
-		attempt, cancel := context.WithTimeout(ctx, resendAfter)
+	for patience := resendAfter; ctx.Err() == nil; {
+		attempt, cancel := context.WithTimeout(ctx, patience)
 		receipt, err := sender.Send(attempt, c.cfg.Target, m, func() {
 			if !c.stored.Swap(true) {
 				c.tell(Event{Kind: Stored, Key: m.NewKey})
@@ -265,6 +268,9 @@ func (c *Client) sendUntilAnswered(ctx context.Context, e *entry, answers chan<-
 		}
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, ErrNoAnswer) {
+			patience = min(2*patience, resendSeldom)
 		}
 		c.retrying(ctx, err)
 		if errors.Is(err, ErrUntrusted) {

@@ -29,6 +29,7 @@ export class Problem extends Error {
  */
 
 const AGAIN_AFTER = 50; // ms, before a question that was answered by 503
+const SOON = 1000; // ms, in which an answer comes to a request that was published just now
 const LOOK_AGAIN = 2000; // ms, before another look for an answer that was not heard
 
 export class Client {
@@ -110,13 +111,33 @@ export class Client {
   }
 
   /**
-   * Publishes a request (§4). JetStream stores no second one of the same Nats-Msg-Id for two minutes; without an id it
-   * stores each, and the registry itself has to know what it has had before.
+   * Publishes a request and waits for its answer. If JetStream has had its Nats-Msg-Id just now, the message
+   * that had it may have been a stranger's: unless the answer comes soon, the request goes without an id (§4).
+   * @param {Target} target
+   * @param {Request} request
+   * @returns {Promise<Answer>}
+   */
+  async send(target, request) {
+    if (await this.publish(request)) {
+      const answer = await this.receipt(target, request, SOON).catch((error) => {
+        if (!(error instanceof Unreachable)) throw error;
+      });
+      if (answer) return answer;
+      await this.publish(request, {withId: false});
+    }
+    return this.receipt(target, request);
+  }
+
+  /**
+   * Publishes a request (§4), and reports whether JetStream did not store it, since it has had one of the same
+   * Nats-Msg-Id in the last second. Without an id it stores each, and the registry itself has to know what
+   * it has had before.
    * @param {Request} request
    */
   async publish({subject, nonce, payload}, {withId = true} = {}) {
     try {
-      await this.#js.publish(subject, payload, withId ? {msgID: `${subject}/${nonce}`} : {});
+      const {duplicate} = await this.#js.publish(subject, payload, withId ? {msgID: `${subject}/${nonce}`} : {});
+      return duplicate;
     } catch (cause) {
       throw new Unreachable(`the request was not stored: ${cause instanceof Error ? cause.message : cause}`, {cause});
     }
@@ -128,9 +149,10 @@ export class Client {
    * be believed says nothing: it is passed over.
    * @param {Target} target
    * @param {Request} request
+   * @param {number} timeout in ms
    * @returns {Promise<Answer>}
    */
-  async receipt(target, request) {
+  async receipt(target, request, timeout = this.timeout) {
     const trust = this.#believe();
     const subject = `omi.v1.receipts.${dotted(target)}`;
     let refusal = /** @type {Refusal | undefined} */ (undefined);
@@ -148,7 +170,7 @@ export class Client {
     });
     const heard = this.#nc.subscribe(`omi.v1.answers.${dotted(target)}`, {callback: (error, {data}) => error || take(data)});
     try {
-      for (const deadline = Date.now() + this.timeout; Date.now() < deadline;) {
+      for (const deadline = Date.now() + timeout; Date.now() < deadline;) {
         await this.#look(target, request, subject, take);
         const answer = await Promise.race([answered, pause(LOOK_AGAIN, undefined, {ref: false})]);
         if (answer) return answer;

@@ -78,6 +78,19 @@ func (w *waiting) wait(ctx context.Context) (events.Receipt, error) {
 	}
 }
 
+// soon returns the answer if it comes within a moment, or was given before.
+func (w *waiting) soon(ctx context.Context) (events.Receipt, bool) {
+	if receipt, ok := w.look(ctx); ok {
+		return receipt, true
+	}
+	moment, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	if receipt, err := w.wait(moment); err == nil {
+		return receipt, true
+	}
+	return w.look(ctx)
+}
+
 // jittered lets the many that wait for one registry not all ask at a time.
 func jittered(d time.Duration) time.Duration {
 	return d + rand.N(d/4) //nolint:gosec // jitter is no secret

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
@@ -93,7 +92,14 @@ func (s Sender) Send(ctx context.Context, target events.Target, m Message, store
 			return events.Receipt{}, err
 		}
 	}
-	if err := s.Publish(ctx, m); err != nil {
+	known, err := s.publish(ctx, m, true)
+	if err == nil && known {
+		if receipt, ok := w.soon(ctx); ok {
+			return receipt, nil
+		}
+		_, err = s.publish(ctx, m, false)
+	}
+	if err != nil {
 		return events.Receipt{}, err
 	}
 	if stored != nil {
@@ -104,14 +110,4 @@ func (s Sender) Send(ctx context.Context, target events.Target, m Message, store
 		err = fmt.Errorf("%w (%w)", ErrNoAnswer, err)
 	}
 	return receipt, err
-}
-
-// Publish publishes a message, and waits until it is stored.
-func (s Sender) Publish(ctx context.Context, m Message) error {
-	msg := &nats.Msg{Subject: m.Subject, Data: []byte(m.Payload), Header: nats.Header{}}
-	msg.Header.Set(jetstream.MsgIDHeader, events.RequestMsgID(m.Subject, m.Nonce))
-	if _, err := s.JetStream.PublishMsg(ctx, msg); err != nil {
-		return fmt.Errorf("%w: %w", ErrNotStored, err)
-	}
-	return nil
 }

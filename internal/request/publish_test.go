@@ -1,0 +1,102 @@
+package request_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// requests reads what the stream of requests has.
+func (w *world) requests(t *testing.T) (list []string) {
+	t.Helper()
+	stream, err := w.js.Stream(t.Context(), events.RequestStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at := uint64(1); at <= stream.CachedInfo().State.LastSeq; at++ {
+		if msg, err := stream.GetMsg(t.Context(), at); err == nil {
+			list = append(list, string(msg.Data))
+		}
+	}
+	return list
+}
+
+// TestSendWhereItsIDIsTaken: a stranger publishes with the id of our request first, so the broker
+// takes ours for a copy of that. It is stored all the same.
+func TestSendWhereItsIDIsTaken(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := events.RequestMsgID(w.message.Subject, w.message.Nonce)
+	if _, err := w.js.Publish(t.Context(), w.message.Subject, []byte("{"), jetstream.WithMsgID(id)); err != nil {
+		t.Fatal(err)
+	}
+	receipt, err := w.sender.Send(t.Context(), w.target, w.message, func() {
+		if got := w.requests(t); len(got) != 2 || got[1] != w.message.Payload {
+			t.Errorf("the stream has %q", got)
+		}
+		w.publish(t, w.committed(), w.registry)
+	})
+	if err != nil || receipt.Event != events.RequestCommitted {
+		t.Errorf("got %+v, %v", receipt, err)
+	}
+}
+
+// TestSendSentBefore: the broker has the message already, since its word of it was lost. The answer to
+// that one is awaited, and nothing is sent a second time.
+func TestSendSentBefore(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	if err := w.sender.Publish(t.Context(), w.message); err != nil {
+		t.Fatal(err)
+	}
+	w.publish(t, w.committed(), w.registry)
+	receipt, err := w.sender.Send(t.Context(), w.target, w.message, func() { t.Error("it was sent again") })
+	if err != nil || receipt.Event != events.RequestCommitted || len(w.requests(t)) != 1 {
+		t.Errorf("got %+v, %v; %d requests", receipt, err, len(w.requests(t)))
+	}
+}
+
+// TestSendWhereThereIsNoRoom: as many requests wait as may. The error says so, and what is sent then is
+// stored as soon as there is room.
+func TestSendWhereThereIsNoRoom(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	for range events.RequestsWaiting {
+		if _, err := w.js.Publish(t.Context(), w.message.Subject, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := w.sender.Send(short, w.target, w.message, nil)
+	if !errors.Is(err, request.ErrNotStored) || !strings.Contains(err.Error(), "wait already") {
+		t.Errorf("without room: %v", err)
+	}
+	sent := make(chan error, 1)
+	go func() { sent <- w.sender.Publish(t.Context(), w.message) }()
+	stream, err := w.js.Stream(t.Context(), events.RequestStream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.DeleteMsg(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-sent; err != nil {
+		t.Errorf("with room: %v", err)
+	}
+	testenv.Eventually(t, time.Minute, "it is stored", func() error {
+		if got := w.requests(t); got[len(got)-1] != w.message.Payload {
+			return fmt.Errorf("the last of %d is another", len(got))
+		}
+		return nil
+	})
+}
