@@ -71,7 +71,7 @@ func TestExpiredLongAgo(t *testing.T) {
 			w.want(t, fmt.Sprintf("key %d", i), s, key, "refused expired_key")
 		}
 		w.want(t, "nobody's key", s, events.GenerateSigningKey(), "refused invalid_signature")
-		for range 2048/16 - 5 { // and five were asked for above
+		for range 1024/16 - 5 { // and five were asked for above
 			w.want(t, "the first key", s, s.Keys[0], "refused expired_key")
 		}
 		w.want(t, "the first key, once too often", s, s.Keys[0], "refused invalid_signature")

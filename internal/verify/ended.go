@@ -14,9 +14,9 @@ import (
 const (
 	// endedTried is against how many keys that have ended a signature is held which no remembered key made.
 	endedTried = 256
-	// endedASecond is how many such verifications there may be a second: 0.1 s of a core. A signature that is not held against
+	// endedASecond is how many such verifications there may be a second: 0.05 s of a core. A signature that is not held against
 	// them is invalid_signature, and refused as well.
-	endedASecond = 2048
+	endedASecond = 1024
 	// readingEnded is how many of them it counts for at least: the keys have to be read.
 	readingEnded = 16
 )
