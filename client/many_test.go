@@ -18,7 +18,7 @@ import (
 )
 
 // manyClients is more than the 1,000 consumers that a stream takes.
-var manyClients = flag.Int("many.clients", 2000, "clients that TestManyClients has open at once") //nolint:gochecknoglobals // a flag
+var manyClients = flag.Int("many.clients", 2000, "clients that TestManyClients has open at once")
 
 // memory is a key store that a crash takes.
 type memory struct {

@@ -54,8 +54,8 @@ func (l *Lookup) serveKey(ctx context.Context, c api.Call) (api.Answer, error) {
 		return api.Answer{}, err
 	}
 	record, err := l.Key(ctx, key)
-	if err = toCaller(err); err != nil {
-		return api.Answer{}, err
+	if err != nil {
+		return api.Answer{}, toCaller(err)
 	}
 	return api.Answer{Body: record.Sign(l.key)}, nil
 }

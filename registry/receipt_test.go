@@ -19,7 +19,7 @@ import (
 )
 
 // manyRequests is more than the 1,000 consumers that a stream takes.
-var manyRequests = flag.Int("many.requests", 1100, "requests that TestManyUnderWay has under way at once") //nolint:gochecknoglobals // a flag
+var manyRequests = flag.Int("many.requests", 1100, "requests that TestManyUnderWay has under way at once")
 
 // TestManyUnderWay: however many wait for their answers at once, the stream of receipts has no consumer for it. Each used to have one,
 // and of the requests beyond the first 1,000 none was sent.

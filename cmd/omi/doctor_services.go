@@ -234,8 +234,8 @@ func (d *doctor) examineService(ctx context.Context) {
 		}
 	}
 	slices.Sort(behind)
-	for _, durable := range slices.Sorted(maps.Keys(record.OtherDurables)) {
-		detail += fmt.Sprintf("; no change waits for the durable %s", durable)
+	if others := slices.Sorted(maps.Keys(record.OtherDurables)); len(others) > 0 {
+		detail += "; no change waits for the durables " + strings.Join(others, ", ")
 	}
 	switch {
 	case record.Status == events.Revoked:

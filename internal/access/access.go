@@ -119,11 +119,11 @@ func (a Account) String() string {
 	}
 	b.WriteString("      publish {\n")
 	list(&b, "        allow", publish)
-	subscribe := fmt.Sprintf("%q", answers)
+	fmt.Fprintf(&b, "      }\n      subscribe: [%q", answers)
 	for _, subject := range a.hears {
-		subscribe += fmt.Sprintf(", %q", subject)
+		fmt.Fprintf(&b, ", %q", subject)
 	}
-	fmt.Fprintf(&b, "      }\n      subscribe: [%s]\n    }\n  }]\n  imports: [\n", subscribe)
+	b.WriteString("]\n    }\n  }]\n  imports: [\n")
 	// Without this import the server gives the account a JetStream API of its own, which answers first: it has no JetStream.
 	// The user may not publish there.
 	for _, in := range append([]imported{{core, "$JS.API.INFO"}}, a.imports...) {

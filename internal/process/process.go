@@ -177,7 +177,7 @@ func PrintJSON(v any) error {
 // Print prints to the standard output what a command is run for. Where that can't be written, it is not done. The arguments may be
 // what others have written: each is made one printable line, unless it was composed of such ([printable.Sprintf]).
 func Print(format string, args ...any) error {
-	if _, err := io.WriteString(os.Stdout, printable.Sprintf(format, args...)); err != nil {
+	if _, err := os.Stdout.WriteString(printable.Sprintf(format, args...)); err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
 	return nil
