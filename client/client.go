@@ -214,6 +214,9 @@ func (c *Client) find(ctx context.Context) error {
 	c.found = &command{draft: events.Draft{Kind: events.Rotation}, done: make(chan result, 1)}
 	if c.entry != nil {
 		c.found.draft.Kind = c.entry.Kind
+		if c.found.draft.EndEarlier = c.entry.EndEarlier; c.entry.EndEarlier {
+			c.found.draft.GracePeriod = new(int64)
+		}
 		c.found.begun.Store(true)
 	}
 	c.waiting = append(c.waiting, c.found)

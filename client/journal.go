@@ -18,11 +18,13 @@ var ErrJournal = errors.New("the journal of the key store can't be used")
 
 // entry is the one change that is under way.
 type entry struct {
-	Target  string             `json:"target"`
-	Kind    events.RequestKind `json:"kind"`
-	AtOnce  bool               `json:"at_once,omitzero"` // it ends the old key with the commit
-	Redated bool               `json:"redated,omitzero"` // its date is the registry's word: it isn't dated again
-	Request request.Message    `json:"request"`
+	Target string             `json:"target"`
+	Kind   events.RequestKind `json:"kind"`
+	AtOnce bool               `json:"at_once,omitzero"` // it ends the old key with the commit
+	// EndEarlier says that it ends the keys that are in grace too.
+	EndEarlier bool            `json:"end_earlier,omitzero"`
+	Redated    bool            `json:"redated,omitzero"` // its date is the registry's word: it isn't dated again
+	Request    request.Message `json:"request"`
 	// Committed is the registry's answer, once it is there.
 	Committed *commitment `json:"committed,omitzero"`
 

@@ -104,6 +104,9 @@ type sent struct {
 	key   events.PublicKey
 	at    int64 // its date
 	hash  string
+
+	origin     string
+	endEarlier bool
 }
 
 // request waits for the service's next request.
@@ -118,12 +121,18 @@ func (p *played) request(t *testing.T) sent {
 			Key   string `json:"new_public_key"`
 			Nonce string `json:"nonce"`
 			At    int64  `json:"rotation_timestamp"`
+
+			Origin     string `json:"origin"`
+			EndEarlier bool   `json:"end_earlier"`
 		} `json:"data"`
 	}
 	if err := json.Unmarshal(msg.Data, &m); err != nil {
 		t.Fatal(err)
 	}
-	return sent{must(events.ParseNonce(m.Data.Nonce)), must(events.ParsePublicKey(m.Data.Key)), m.Data.At, events.RequestHash(msg.Data)}
+	return sent{
+		must(events.ParseNonce(m.Data.Nonce)), must(events.ParsePublicKey(m.Data.Key)), m.Data.At, events.RequestHash(msg.Data),
+		m.Data.Origin, m.Data.EndEarlier,
+	}
 }
 
 // commit answers a request that was committed at a time by the registry's clock.

@@ -63,7 +63,10 @@ func (c *Client) datedBy(ctx context.Context, e *entry, by crypto.Signer, timest
 	if err != nil {
 		return nil, fmt.Errorf("read the pending key: %w", err)
 	}
-	draft := events.Draft{Kind: e.Kind, Target: c.cfg.Target, Timestamp: timestamp, Nonce: events.NewNonce()}
+	draft := events.Draft{
+		Kind: e.Kind, Target: c.cfg.Target, Timestamp: timestamp, Nonce: events.NewNonce(),
+		Origin: c.cfg.Trust.Origin(), EndEarlier: asked.EndEarlier,
+	}
 	if asked.HasGracePeriod {
 		draft.GracePeriod = &asked.GracePeriod
 	}
@@ -71,7 +74,9 @@ func (c *Client) datedBy(ctx context.Context, e *entry, by crypto.Signer, timest
 	if err != nil {
 		return nil, err
 	}
-	return &entry{Target: e.Target, Kind: e.Kind, AtOnce: e.AtOnce, Redated: true, Request: message, by: by}, nil
+	return &entry{
+		Target: e.Target, Kind: e.Kind, AtOnce: e.AtOnce, EndEarlier: e.EndEarlier, Redated: true, Request: message, by: by,
+	}, nil
 }
 
 func clockError(behind time.Duration) error {

@@ -61,8 +61,17 @@ func (c *Client) Rotate(ctx context.Context) (events.Receipt, error) {
 	return c.do(ctx, &command{draft: events.Draft{Kind: events.Rotation}})
 }
 
-// RotateWithGrace is [Client.Rotate] with a grace period of its own, in whole seconds, at most the registry's. 0 is an
-// emergency rotation: the old key ends with the commit, and Sign waits meanwhile. With [Config.JWKS] it may be [ErrShortGrace].
+// RotateEmergency is [Client.Rotate] for a key that may be in other hands: with the commit, every earlier key of the service ends,
+// those that are in grace too. Sign waits meanwhile. Whoever has the current key can rotate as well, and may be quicker: then only
+// [Client.Reset] helps. A registry of an earlier release refuses it (invalid_field), and Auth and Billing of one end the
+// current key alone.
+func (c *Client) RotateEmergency(ctx context.Context) (events.Receipt, error) {
+	return c.do(ctx, &command{draft: events.Draft{Kind: events.Rotation, GracePeriod: new(int64), EndEarlier: true}})
+}
+
+// RotateWithGrace is [Client.Rotate] with a grace period of its own, in whole seconds, at most the registry's. 0 ends the old key
+// with the commit, and Sign waits meanwhile; keys that are in grace already stay so: [Client.RotateEmergency] ends them all. With
+// [Config.JWKS] it may be [ErrShortGrace].
 func (c *Client) RotateWithGrace(ctx context.Context, grace time.Duration) (events.Receipt, error) {
 	if grace < 0 || grace%time.Second != 0 {
 		return events.Receipt{}, fmt.Errorf("a grace period is whole seconds, 0 or more, not %s", grace)

@@ -111,7 +111,7 @@ func (c *Client) begin(ctx context.Context, cmd *command) {
 	switch {
 	case err != nil:
 		cmd.done <- result{err: err}
-	case e == nil && cmd.draft.Kind == events.Rotation && (!cmd.atOnce() || c.entry.Committed.grace() == 0):
+	case e == nil && cmd.draft.Kind == events.Rotation && !cmd.draft.EndEarlier && (!cmd.atOnce() || c.entry.Committed.grace() == 0):
 		c.waiting = append(c.waiting, cmd) // a pending key has turned out to be the current one: what is asked for was done
 	case e == nil: // that change is settled first
 		c.queue = append([]*command{cmd}, c.queue...)
@@ -160,12 +160,14 @@ func (c *Client) prepare(ctx context.Context, cmd *command) (*entry, error) {
 		}
 	}
 	draft := cmd.draft
-	draft.Target, draft.Timestamp, draft.Nonce = c.cfg.Target, time.Now().Unix(), events.NewNonce()
+	draft.Target, draft.Timestamp, draft.Nonce, draft.Origin = c.cfg.Target, time.Now().Unix(), events.NewNonce(), c.cfg.Trust.Origin()
 	message, err := request.Sign(draft, by, pending)
 	if err != nil {
 		return nil, err
 	}
-	e := &entry{Target: draft.Target.String(), Kind: draft.Kind, AtOnce: cmd.atOnce(), Request: message, by: cmd.by}
+	e := &entry{
+		Target: draft.Target.String(), Kind: draft.Kind, AtOnce: cmd.atOnce(), EndEarlier: draft.EndEarlier, Request: message, by: cmd.by,
+	}
 	return e, c.save(ctx, e)
 }
 
@@ -230,7 +232,7 @@ func (c *Client) join(cmd *command) {
 	switch {
 	case cmd.op != opChange:
 		c.settling = append(c.settling, cmd)
-	case cmd.draft.Kind == c.entry.Kind && cmd.atOnce() == c.entry.AtOnce && c.entry.Committed == nil:
+	case cmd.draft.Kind == c.entry.Kind && cmd.atOnce() == c.entry.AtOnce && (c.entry.EndEarlier || !cmd.draft.EndEarlier) && c.entry.Committed == nil:
 		cmd.begun.Store(true)
 		c.waiting = append(c.waiting, cmd)
 	default:
@@ -305,12 +307,17 @@ func (c *Client) answered(ctx context.Context, r *events.Receipt, since time.Tim
 		c.retrying(ctx, fmt.Errorf("date the request by the registry's time: %w", err))
 	}
 	c.tell(Event{Kind: Refused, Key: c.entry.Request.NewKey, Err: refused})
+	endEarlier := c.entry.EndEarlier
 	adopted, err := c.drop(ctx, r.Reason)
 	if err != nil {
 		c.retrying(ctx, err)
 	}
-	if !adopted { // else the very key that was asked for is current, so what was asked for was done
+	switch {
+	case !adopted:
 		answer(&c.waiting, result{receipt: *r, err: refused})
+	case endEarlier: // its key is current by an earlier request, which has ended no other
+		c.queue, c.waiting = slices.Concat(c.waiting, c.queue), nil
+	default: // the very key that was asked for is current, so what was asked for was done
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net/textproto"
 	"slices"
 	"strings"
@@ -23,6 +24,11 @@ import (
 type Identity interface {
 	crypto.Signer
 	Target() events.Target
+}
+
+// ownSigner is a [*Signer], or what embeds one: it signs a signature base for this package alone.
+type ownSigner interface {
+	signOwn(rand io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error)
 }
 
 const (
@@ -79,7 +85,11 @@ func (c *covered) sign(id Identity, fields []string, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	signature, err := id.Sign(rand.Reader, base, crypto.Hash(0))
+	sign := id.Sign
+	if own, ok := id.(ownSigner); ok {
+		sign = own.signOwn
+	}
+	signature, err := sign(rand.Reader, base, crypto.Hash(0))
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,10 @@ import (
 // ErrOptions means that a [Signer] was asked for something other than pure Ed25519 over the message itself.
 var ErrOptions = errors.New("the key signs messages, not digests: give crypto.Hash(0)")
 
+// ErrReserved means that a [Signer] was asked to sign what is not signed for others: a request to the registry, or what begins as
+// the signature base of an HTTP message (docs/signing.md). Whoever has that signature could give the service another key.
+var ErrReserved = events.ErrReserved
+
 // Signer signs with the key that will be accepted: the old one until everyone has heard of the new one, then the new one.
 // It is a [crypto.Signer] of pure Ed25519 (RFC 8032). Any number of goroutines may use it; a rotation costs them nothing.
 //
@@ -33,7 +37,8 @@ type signing struct {
 // Target returns the service that it signs for.
 func (s *Signer) Target() events.Target { return s.client.cfg.Target }
 
-// Key returns the key that is to be used now. Use it for one message: the next may need another.
+// Key returns the key that is to be used now. Use it for one message: the next may need another. The key itself signs anything: what
+// others hand to the service is for [Signer.Sign].
 func (s *Signer) Key() (key crypto.Signer, public events.PublicKey) {
 	var enough <-chan time.Time
 	for {
@@ -58,9 +63,17 @@ func (s *Signer) Public() crypto.PublicKey {
 	return ed25519.PublicKey(public.Bytes())
 }
 
-// Sign signs a message. opts must be crypto.Hash(0); rand is not used. It fails only where the key is missing or, being
-// elsewhere, can't be reached.
+// Sign signs a message. opts must be crypto.Hash(0); rand is not used. It fails where the key is missing or, being elsewhere, can't
+// be reached; and with [ErrReserved], so that nobody has the service sign more than it knows of.
 func (s *Signer) Sign(rand io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if err := events.CheckMessage(message); err != nil {
+		return nil, err
+	}
+	return s.signOwn(rand, message, opts)
+}
+
+// signOwn is Sign for what this package has put together.
+func (s *Signer) signOwn(rand io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if opts != nil && opts.HashFunc() != 0 {
 		return nil, ErrOptions
 	}

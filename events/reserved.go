@@ -1,0 +1,118 @@
+package events
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// ErrReserved means that a text is not to be signed for others: its signature would be good for something else, too.
+var ErrReserved = errors.New("this is not signed for others")
+
+// CheckMessage returns [ErrReserved] for a text that a service does not sign on somebody's behalf (§5.1): what is, or could pass for, a
+// request to the registry, and what begins as the signature base of an HTTP or NATS message does (RFC 9421). Whoever has a
+// signature of such a text could give the service another key, or send a message in its name.
+//
+// A registry verifies canonical JSON alone, so only a text that is canonical is dangerous. All the same the same request is refused in
+// any other dress, so that it does not matter who reads it how.
+func CheckMessage(text []byte) error {
+	text = bytes.TrimLeftFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) || r == '\uFEFF' })
+	if context := contextOf(text); context != "" {
+		return fmt.Errorf("%w: it can be read as a request to the registry, of the context %s, and the signature would grant it; "+
+			"sign a digest of it if it has to be signed", ErrReserved, context)
+	}
+	if beginsAsBase(text) {
+		return fmt.Errorf("%w: it begins as the signature base of an HTTP message does (RFC 9421), and the signature would be that message's; "+
+			"sign a digest of it if it has to be signed", ErrReserved)
+	}
+	return nil
+}
+
+// contextOf returns the context of a request, if the text can be read as one or as its data: the member of a JSON object, or of the
+// object in its member "data". It reads over everything that is no string and no bracket, so no mistake in the text stops it.
+func contextOf(text []byte) RequestKind {
+	if len(text) == 0 || text[0] != '{' {
+		return ""
+	}
+	depth, inData, name, isValue := 0, false, "", false
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '{':
+			depth++
+			inData = inData || depth == 2 && isValue && isName(name, "data")
+			isValue = false
+		case '[':
+			depth++
+			isValue = false
+		case '}', ']':
+			depth--
+			inData = inData && depth > 1
+			isValue = false
+		case ',':
+			isValue = false
+		case ':':
+			isValue = true
+		case '"':
+			s, length := readString(text[i:])
+			i += length - 1
+			switch {
+			case !isValue:
+				name = s
+			case (depth <= 1 || depth == 2 && inData) && isName(name, "context"):
+				if kind := kindNamed(s); kind != "" {
+					return kind
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// readString returns what a JSON string at the beginning of a text stands for, and how long it is there.
+func readString(text []byte) (s string, length int) {
+	for length = 1; length < len(text) && text[length] != '"'; length++ {
+		if text[length] == '\\' {
+			length++
+		}
+	}
+	length = min(length+1, len(text))
+	if unquoted, err := jsontext.AppendUnquote(nil, text[:length]); err == nil {
+		return string(unquoted), length
+	}
+	return strings.Trim(string(text[:length]), `"`), length
+}
+
+func isName(s, name string) bool { return strings.EqualFold(strings.TrimSpace(s), name) }
+
+func kindNamed(s string) RequestKind {
+	kinds := []RequestKind{Rotation, Binding, Reset, Revocation}
+	if i := slices.IndexFunc(kinds, func(kind RequestKind) bool { return isName(s, string(kind)) }); i >= 0 {
+		return kinds[i]
+	}
+	return ""
+}
+
+// beginsAsBase reports whether a text begins with a line of a signature base: a component's name in quotes, such as "@method" or
+// "content-digest", perhaps its parameters, a colon, a blank and its value.
+func beginsAsBase(text []byte) bool {
+	rest, ok := bytes.CutPrefix(text, []byte{'"'})
+	if !ok {
+		return false
+	}
+	name, rest, ok := bytes.Cut(rest, []byte{'"'})
+	if !ok || len(name) == 0 || slices.ContainsFunc(bytes.TrimPrefix(name, []byte{'@'}), notInName) {
+		return false
+	}
+	line, _, _ := bytes.Cut(rest, []byte{'\n'})
+	return bytes.HasPrefix(line, []byte(": ")) || bytes.HasPrefix(line, []byte{';'}) && bytes.Contains(line, []byte(": "))
+}
+
+// notInName reports whether a byte is in no name of a field, in lower case (RFC 9110 §5.1).
+func notInName(b byte) bool {
+	return (b < 'a' || b > 'z') && (b < '0' || b > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", rune(b))
+}
