@@ -79,7 +79,11 @@ func checkVector(t *testing.T, a *Auth, v *subtest.EventVector) {
 		check("another service's key", known, v.Current, "accepted current")
 	case v.Event.Event == events.KeyRotation:
 		check("the new key", known, v.Signer(t, v.Event.NewKey), "accepted current")
-		check("the old key", known, v.Current, "accepted grace")
+		old := "accepted grace"
+		if v.Event.GracePeriodExpiry == v.Event.Timestamp {
+			old = "refused expired_key"
+		}
+		check("the old key", known, v.Current, old)
 	case v.Event.Event == events.MasterReset:
 		check("the new key", known, v.Signer(t, v.Event.NewKey), "accepted current")
 		check("the old key", known, v.Current, "refused expired_key")

@@ -103,7 +103,7 @@ func TestVectorRequestForms(t *testing.T) {
 			t.Run(f.File+"/"+c.Name, func(t *testing.T) {
 				t.Parallel()
 				r, err := events.ParseRequest(c.Subject, c.Message())
-				got := formOf(r, err, f.State.GracePeriod)
+				got := formOf(r, err, f.State)
 				switch want := events.Reason(c.Expect); want {
 				case events.MalformedMessage, events.UnsupportedVersion, events.InvalidField, events.TargetMismatch:
 					if got != want {
@@ -127,13 +127,13 @@ func TestVectorRequestForms(t *testing.T) {
 
 // formOf returns why a request is refused before its state is looked at. The bound of its grace period is the
 // registry's, so it is beyond what the parser knows.
-func formOf(r *events.Request, err error, gracePeriod int64) events.Reason {
+func formOf(r *events.Request, err error, state vectors.State) events.Reason {
 	switch {
 	case err != nil:
 		return reasonOf(err)
-	case !r.NamesItsTarget():
+	case !r.NamesItsTarget(), !r.IsFor(state.Origin):
 		return events.TargetMismatch
-	case r.HasGracePeriod && r.GracePeriod > gracePeriod:
+	case r.HasGracePeriod && r.GracePeriod > state.GracePeriod:
 		return events.InvalidField
 	default:
 		return ""

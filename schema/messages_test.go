@@ -132,7 +132,7 @@ func TestVectorEvents(t *testing.T) {
 			}
 		}
 	}
-	checkUntold(t, untold, "duplicate-member")
+	checkUntold(t, untold, "duplicate-member", "end-earlier-with-grace")
 }
 
 // checkUntold holds what validates, and is refused for its form, against the list of what no schema can tell.

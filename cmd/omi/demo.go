@@ -227,7 +227,9 @@ func (d *demo) bind(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	m, err := request.Sign(newDraft(events.Binding, d.target), d.master.Private(), key)
+	draft := newDraft(events.Binding, d.target)
+	draft.Origin = d.session.trust.Origin()
+	m, err := request.Sign(draft, d.master.Private(), key)
 	if err != nil {
 		return err
 	}
@@ -294,11 +296,11 @@ func (d *demo) rotateAndWatchTheOldKeyEnd(ctx context.Context) error {
 	}
 }
 
-// emergency ends the old key with the commit.
+// emergency ends every earlier key with the commit.
 func (d *demo) emergency(ctx context.Context) error {
 	d.rotations++
-	printable.Fprintf(d.out, "\nRotation %d, an emergency: no grace period\n", d.rotations)
-	return d.replaceAtOnce(ctx, func(ctx context.Context) (events.Receipt, error) { return d.client.RotateWithGrace(ctx, 0) })
+	printable.Fprintf(d.out, "\nRotation %d, an emergency: every earlier key ends at once\n", d.rotations)
+	return d.replaceAtOnce(ctx, d.client.RotateEmergency)
 }
 
 func (d *demo) masterReset(ctx context.Context) error {

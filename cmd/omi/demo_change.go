@@ -152,9 +152,9 @@ func (d *demo) badRequests(ctx context.Context) error {
 	fmt.Fprint(d.out, "\nRequests that must not stand\n")
 	current, _ := d.client.Signer().Key()
 	forged := newDraft(events.Rotation, d.target)
-	forged.NewKey = events.GenerateSigningKey()
+	forged.NewKey, forged.Origin = events.GenerateSigningKey(), d.session.trust.Origin()
 	stale := newDraft(events.Rotation, d.target)
-	stale.NewKey, stale.Timestamp = events.GenerateSigningKey(), time.Now().Add(-time.Hour).Unix()
+	stale.NewKey, stale.Timestamp, stale.Origin = events.GenerateSigningKey(), time.Now().Add(-time.Hour).Unix(), forged.Origin
 
 	for _, bad := range []struct {
 		what  string

@@ -149,6 +149,10 @@ func (d *doctor) examineRegistry(ctx context.Context) {
 		return
 	}
 	detail := "answers for " + d.info.Origin
+	if d.cmd.Origin != "" && d.cmd.Origin != d.info.Origin {
+		d.wrong(name, fmt.Sprintf("%s, and --origin says %s", detail, d.cmd.Origin), "another registry answers here: is --nats-url right?")
+		return
+	}
 	if !d.cmd.trusts() {
 		d.warn(name, fmt.Sprintf("%s; believed on first sight: %s", detail, keyList(d.info.PublicKeys)),
 			"ask who runs it for its public key, and give that by --trust")

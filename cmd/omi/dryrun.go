@@ -101,6 +101,7 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 		return
 	}
 	draft := newDraft(events.Rotation, d.target)
+	draft.Origin, draft.EndEarlier = d.info.Origin, c.Emergency
 	period := time.Duration(d.info.GracePeriod) * time.Second
 	if grace != nil {
 		seconds := int64(*grace / time.Second)
@@ -121,7 +122,7 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 		d.wrong(name, err.Error(), "mend what it says")
 		return
 	}
-	d.ok(name, "%d bytes to %s; the old key would be in grace for %s", len(m.Payload), m.Subject, period)
+	d.ok(name, "%d bytes to %s; %s", len(m.Payload), m.Subject, graceOf(&d.service, period, c.Emergency))
 }
 
 // refusedFor says why the registry would refuse a rotation that is signed by a key now, as far as the service's record

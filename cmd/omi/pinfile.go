@@ -146,6 +146,21 @@ func indexOf(pins []pin, t events.Target) int {
 	return slices.IndexFunc(pins, func(p pin) bool { return p.target() == t })
 }
 
+// pinnedHere refuses a request for another registry than that of the service's pin: it would be signed for that one. Where there is no
+// pin, nothing is remembered. Without --origin, the registry itself has said who it is, and that is not signed.
+func pinnedHere(t events.Target, origin string) error {
+	file, err := pinsFlag{os.Getenv("OMI_PINS")}.file()
+	if err != nil {
+		return nil //nolint:nilerr // nowhere to keep pins: there are none
+	}
+	pins, err := file.load()
+	if i := indexOf(pins, t); err == nil && i >= 0 && pins[i].Origin != origin {
+		err = process.Refused(fmt.Errorf("nothing was sent: the registry here answers for %s, and the pin of %s is of %s: "+
+			"if the service has moved, remove its pin (omi pin remove)", origin, t, pins[i].Origin))
+	}
+	return err
+}
+
 // advancePin moves the pin of a service forward over a change that this very tool asked for, so that omi pin check does
 // not ask whose it was. It does so only if the pin was at the sequence just before: a change in between is nobody's that
 // we know of. Where there is no pin, it does nothing. It is the best that can be done and not more: a command that ends

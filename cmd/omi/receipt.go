@@ -58,6 +58,8 @@ type receiptJSON struct {
 	EventNonce        events.Nonce       `json:"event_nonce,omitzero"`
 	Reason            events.Reason      `json:"reason,omitzero"`
 	Detail            string             `json:"detail,omitzero"`
+
+	StillAccepted []events.GraceKey `json:"still_accepted,omitzero"` // after a change that ended the old key at once
 }
 
 func receiptView(r events.Receipt) receiptJSON {

@@ -18,7 +18,7 @@ import (
 	"omiappreg.org/keyrotation/internal/request"
 )
 
-// newDraft returns a request that is made now.
+// newDraft returns a request that is made now. The session says for which registry.
 func newDraft(kind events.RequestKind, t events.Target) events.Draft {
 	return events.Draft{Kind: kind, Target: t, Timestamp: time.Now().Unix(), Nonce: events.NewNonce()}
 }
@@ -151,11 +151,18 @@ func firstKey(path string) (file string, err error) {
 
 // sendOnce sends a request that needs nothing kept beside it, and prints its answer.
 func sendOnce(c connection, draft events.Draft, by events.SigningKey, done string) error {
-	m, err := newMessage(draft, by)
-	if err != nil {
+	if _, err := newMessage(draft, by); err != nil { // before anybody is waited for
 		return process.Usage(err)
 	}
 	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
+		draft.Origin = s.trust.Origin()
+		if err := pinnedHere(draft.Target, draft.Origin); err != nil {
+			return err
+		}
+		m, err := newMessage(draft, by)
+		if err != nil {
+			return process.Usage(err)
+		}
 		receipt, err := s.sender().Send(ctx, draft.Target, m, nil)
 		if err != nil {
 			return unanswered(err)

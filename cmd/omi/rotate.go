@@ -36,8 +36,8 @@ type rotateCmd struct {
 	connection  `embed:""`
 	targetFlags `embed:""`
 	storeFlags  `embed:""`
-	GracePeriod *time.Duration `xor:"grace" placeholder:"300s" help:"How long the old key stays valid; whole seconds, at most the registry's own period, which is the default."`
-	Emergency   bool           `xor:"grace" help:"End the old key at once: a grace period of 0. Keys that are in grace already stay so: omi reset ends them all."`
+	GracePeriod *time.Duration `xor:"grace" placeholder:"300s" help:"How long the old key stays valid; whole seconds, at most the registry's own period, which is the default. 0s ends the old key alone: keys that are in grace stay so."`
+	Emergency   bool           `xor:"grace" help:"The key may be in other hands: end it at once, and every earlier key too, also those in grace."`
 	JWKS        bool           `name:"jwks" help:"Others verify the service by its JWK Set: with --wait propagated, the file also holds the old key until no cache has an older set."`
 	NewKey      string         `placeholder:"FILE" help:"Rotate to the key in FILE, which you made and saved beforehand."`
 	BeforeSend  string         `placeholder:"CMD" help:"Run by sh -c before anything is sent, to save the new key in $OMI_NEW_KEY_FILE."`
@@ -90,7 +90,7 @@ func (c *rotateCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	return changeKey(&keyChange{
+	change := &keyChange{
 		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Rotation, grace: grace, atOnce: isZero(grace), jwks: c.JWKS,
 		saved: saved, beforeSend: c.BeforeSend,
 		done: "rotated", ended: "the old key has ended",
@@ -100,7 +100,12 @@ func (c *rotateCmd) Run() error {
 			}
 			return k.RotateWithGrace(ctx, *grace)
 		},
-	})
+	}
+	if c.Emergency {
+		change.emergency, change.ended = true, "every earlier key has ended"
+		change.ask = func(ctx context.Context, k *client.Client) (events.Receipt, error) { return k.RotateEmergency(ctx) }
+	}
+	return changeKey(change)
 }
 
 // isZero says whether a grace period is asked for, and is none.
@@ -141,12 +146,14 @@ type keyChange struct {
 	kind   events.RequestKind
 	grace  *time.Duration // that is asked for; nil: the registry's own
 	atOnce bool
-	jwks   bool                                  // caches of the JWK Set are waited for
-	saved  *savedKeys                            // of --new-key; nil: a new key is made
-	fits   func(context.Context, *session) error // says why the key store may not be used, if it may not; nil: the registry does
-	done   string                                // to the service
-	ended  string                                // what has, where the old key ends at once
-	ask    func(context.Context, *client.Client) (events.Receipt, error)
+	// emergency ends the keys that are in grace too.
+	emergency bool
+	jwks      bool                                  // caches of the JWK Set are waited for
+	saved     *savedKeys                            // of --new-key; nil: a new key is made
+	fits      func(context.Context, *session) error // says why the key store may not be used, if it may not; nil: the registry does
+	done      string                                // to the service
+	ended     string                                // what has, where the old key ends at once
+	ask       func(context.Context, *client.Client) (events.Receipt, error)
 
 	beforeSend string // a command
 
@@ -172,6 +179,9 @@ func changeKey(c *keyChange) error {
 				return err
 			}
 		}
+		if err := pinnedHere(c.target, s.trust.Origin()); err != nil {
+			return err
+		}
 		if c.saved.sameKey() {
 			return c.already(ctx, s)
 		}
@@ -192,7 +202,7 @@ func changeKey(c *keyChange) error {
 			return process.Usagef("--key: %w", err)
 		}
 		defer k.Close()
-		receipt, err := c.change(ctx, k)
+		receipt, err := c.change(ctx, s, k)
 		if err != nil {
 			return c.failed(receipt, err)
 		}
@@ -228,7 +238,7 @@ func (c *keyChange) settle(ctx context.Context, k *client.Client) error {
 }
 
 // change returns the receipt of what was asked for: of the change that was under way, if it was that.
-func (c *keyChange) change(ctx context.Context, k *client.Client) (events.Receipt, error) {
+func (c *keyChange) change(ctx context.Context, s *session, k *client.Client) (events.Receipt, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	kind, receipt, err := k.Resume(ctx)
@@ -240,6 +250,7 @@ func (c *keyChange) change(ctx context.Context, k *client.Client) (events.Receip
 	case errors.As(err, new(*client.RefusedError)): // it is over, and the new request asks for the same key
 	case err != nil:
 		return receipt, err
+	case kind == c.kind && c.emergency && c.leavesGrace(ctx, s): // as what was asked for then does
 	case kind == c.kind && receipt.RequestNonce.IsZero() && (atOnce || !c.atOnce):
 		c.tellCurrent()
 		return receipt, nil
@@ -335,16 +346,20 @@ func (c *keyChange) report(ctx context.Context, s *session, receipt events.Recei
 	if c.Wait == waitPropagated {
 		late, err = c.late(ctx, s, receipt.Sequence)
 	}
+	grace := c.inGrace(ctx, s)
+	view := receiptView(receipt)
+	view.StillAccepted = grace
 	switch {
 	case c.JSON && c.Wait == waitPropagated:
-		view := propagatedJSON{receiptView(receipt), c.committed, c.applied, err == nil && len(late) == 0}
+		view := propagatedJSON{view, c.committed, c.applied, err == nil && len(late) == 0}
 		err = errors.Join(err, unsaid(done, process.PrintJSON(view)))
 	case c.JSON:
-		return unsaid(done, process.PrintJSON(receiptView(receipt)))
+		return unsaid(done, process.PrintJSON(view))
 	default:
 		ended := ""
 		if c.atOnce {
-			ended = fmt.Sprintf("  %s\n  who verifies by its JWK Set may accept what has ended for %s still: a set may be kept so long\n", c.ended, s.keptJWKS())
+			ended = fmt.Sprintf("  %s\n%s  who verifies by its JWK Set may accept what has ended for %s still: a set may be kept so long\n",
+				c.ended, stillAccepted(grace), s.keptJWKS())
 		}
 		err = errors.Join(err, unsaid(done, process.Print("%s%s", receiptText(receipt, done), printable.Composed(ended+c.note()))))
 	}

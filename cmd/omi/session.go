@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ type connection struct {
 	process.NATS `embed:""`
 	Trust        []string      `env:"OMI_TRUST" placeholder:"ed25519:…" help:"The registry's public key, repeatable. Without it, the registry at the broker is asked and believed."`
 	TrustFile    string        `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with public keys of the registry, one a line."`
+	Origin       string        `env:"OMI_ORIGIN" placeholder:"DOMAIN" help:"The registry's domain name, which requests are signed for. Without it, the registry at the broker is asked and believed."`
 	Timeout      time.Duration `default:"10s" help:"How long to wait for an answer (${default})."`
 	JSON         bool          `help:"Print one JSON object; one a line where it goes on."`
 }
@@ -62,15 +64,20 @@ func (s *session) keptJWKS() time.Duration { return time.Duration(s.info.JWKSMax
 // trusts reports whether the flags say which registry is believed.
 func (c connection) trusts() bool { return len(c.Trust) > 0 || c.TrustFile != "" }
 
-func (c connection) trusted() process.Trust { return process.Trust{Keys: c.Trust, File: c.TrustFile} }
+func (c connection) trusted() process.Trust {
+	return process.Trust{Origin: c.Origin, Keys: c.Trust, File: c.TrustFile}
+}
 
 // check says what is wrong with the flags, before anybody is waited for.
 func (c connection) check() error {
 	if trust := c.trusted(); c.trusts() {
-		trust.Origin = "any.example" // the registry's own turns out later
+		trust.Origin = cmp.Or(c.Origin, "any.example") // the registry's own turns out later
 		if _, err := trust.Load(); err != nil {
 			return err
 		}
+	}
+	if c.Origin != "" && events.CheckOrigin(c.Origin) != nil {
+		return process.Usagef("--origin %q: %w", c.Origin, events.ErrOrigin)
 	}
 	if c.Timeout <= 0 {
 		return process.Usagef("--timeout is how long to wait for an answer, such as 10s, and not %s", c.Timeout)
@@ -170,6 +177,10 @@ func openSession(ctx context.Context, nc *nats.Conn, trusted process.Trust) (*se
 		return nil, coded(err)
 	}
 	s.info = info
+	if trusted.Origin != "" && trusted.Origin != info.Origin {
+		return nil, process.Refused(fmt.Errorf("the registry here answers for %s, and --origin says %s: it is another registry, or "+
+			"--nats-url is another's", info.Origin, trusted.Origin))
+	}
 	if len(trusted.Keys) > 0 || trusted.File != "" {
 		trusted.Origin = info.Origin
 		if s.trust, err = trusted.Load(); err != nil {

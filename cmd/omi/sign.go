@@ -70,6 +70,8 @@ type signCmd struct {
 // Help teaches.
 func (*signCmd) Help() string {
 	return `The signature is over the bytes as they are: a newline at the end counts. Nobody is asked, nothing is sent.
+What can be read as a request to the registry is refused, and so is what begins as the signature base of an HTTP message:
+whoever has that signature could give the service another key, or send a message in its name.
 
   printf %s 'hello' | omi sign --key cms.pem
   omi sign --key cms.pem --in invoice.pdf > invoice.sig
@@ -93,6 +95,9 @@ func (c *signCmd) Run() error {
 	message, err := c.read()
 	if err != nil {
 		return err
+	}
+	if err := events.CheckMessage(message); err != nil {
+		return process.Usagef("--in: nothing was signed: %w", err)
 	}
 	signature := key.Sign(message)
 	if !c.JSON {

@@ -59,11 +59,13 @@ export class Client {
   }
 
   /**
-   * Learns who the registry is (§8). Its answer is not signed: without keys from elsewhere it is believed.
+   * Learns who the registry is (§8). Its answer is not signed: without keys and a name from elsewhere it is believed.
    * @param {string[]} trusted its public keys
+   * @param {string} [expected] its origin, which requests are signed for
    */
-  async meetRegistry(trusted) {
+  async meetRegistry(trusted, expected) {
     const {origin, public_keys: own} = await this.ask('omi.v1.lookup.registry');
+    if (expected && origin !== expected) throw new Refusal('wrong_origin', `${origin} answers here, and not ${expected}`);
     this.#trust = new Trust(origin, trusted.length ? trusted : Array.isArray(own) ? own : []);
     return this.#trust;
   }

@@ -161,7 +161,7 @@ test('which events are believed (§7.1)', () => {
 });
 
 test('a binding is signed by the Master Key, and proven by the new one (§5.2)', () => {
-  const when = {timestamp: 1705412600, nonce: 'm5n8b2v1'};
+  const when = {timestamp: 1705412600, nonce: 'm5n8b2v1', origin: 'example.org'};
   const {subject, payload} = bindingRequest(target, {masterKey: master, newKey: first, ...when});
   const data = {...target, ...when, public_key: first.publicKey, context: 'service_binding'};
   assert.equal(subject, 'omi.v1.requests.binding.org.example.shop.cms');

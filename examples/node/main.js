@@ -19,6 +19,8 @@ Binds a new service of an app, rotates its key, and holds every answer against d
   --nats-url URL      the NATS server; nats://127.0.0.1:4222             (OMI_NATS_URL)
   --trust KEY         the registry's public key, repeatable; without     (OMI_TRUST)
                       it, the registry is asked and believed
+  --origin DOMAIN     the registry's domain name, which requests are     (OMI_ORIGIN)
+                      signed for; without it, the registry is asked
   --timeout SECONDS   how long to wait for each answer; 10
   --json              print one JSON object
   --help              print this
@@ -45,10 +47,10 @@ async function main() {
   };
   const client = await Client.connect(flags['nats-url'], timeout);
   try {
-    const {origin, publicKeys} = await client.meetRegistry(flags.trust);
+    const {origin, publicKeys} = await client.meetRegistry(flags.trust, flags.origin);
     say('registry', `${origin}, ${publicKeys.join(', ')}${flags.trust.length ? '' : ' (asked, and believed)'}`);
     say('service', dotted(target));
-    const end = await new Story(client, target, say).tell(masterKey);
+    const end = await new Story(client, target, origin, say).tell(masterKey);
     say('ok', `bound, rotated, verified: ${end.signatures_accepted} signatures, and Auth refused none`);
     if (flags.json) console.log(JSON.stringify({result: 'ok', origin, ...end}, null, 1));
   } finally {
@@ -57,7 +59,7 @@ async function main() {
 }
 
 function readFlags() {
-  const {OMI_APP_ID = '', OMI_MASTER_KEY = '', OMI_SERVICE_ID, OMI_NATS_URL, OMI_TRUST} = process.env;
+  const {OMI_APP_ID = '', OMI_MASTER_KEY = '', OMI_SERVICE_ID, OMI_NATS_URL, OMI_TRUST, OMI_ORIGIN = ''} = process.env;
   try {
     return parseArgs({options: {
       'app-id': {type: 'string', default: OMI_APP_ID},
@@ -65,6 +67,7 @@ function readFlags() {
       'service-id': {type: 'string', default: OMI_SERVICE_ID || `node-${randomBytes(4).toString('hex')}`},
       'nats-url': {type: 'string', default: OMI_NATS_URL || 'nats://127.0.0.1:4222'},
       'trust': {type: 'string', multiple: true, default: OMI_TRUST ? OMI_TRUST.split(',') : []},
+      'origin': {type: 'string', default: OMI_ORIGIN},
       'timeout': {type: 'string', default: '10'},
       'json': {type: 'boolean', default: false},
       'help': {type: 'boolean', short: 'h', default: false},

@@ -41,23 +41,34 @@ export function dotted({app_id, service_id}) {
 }
 
 /**
- * Binds a service to its first key (§5.2).
+ * Binds a service to its first key (§5.2), at the registry of this origin and, if it is given, at no other.
  * @param {Target} target
- * @param {{masterKey: SigningKey, newKey: SigningKey, timestamp?: number, nonce?: string}} by
+ * @param {{origin?: string, masterKey: SigningKey, newKey: SigningKey, timestamp?: number, nonce?: string}} by
  */
-export function bindingRequest(target, {masterKey, newKey, timestamp = now(), nonce = newNonce()}) {
-  const data = {...target, public_key: newKey.publicKey, timestamp, nonce, context: 'service_binding'};
+export function bindingRequest(target, {origin, masterKey, newKey, timestamp = now(), nonce = newNonce()}) {
+  const data = {...target, public_key: newKey.publicKey, timestamp, nonce, context: 'service_binding', ...named(origin)};
   return request(`omi.v1.requests.binding.${dotted(target)}`, data, masterKey, newKey);
 }
 
 /**
- * Gives a service a new key (§5.1). The grace period is the registry's own.
+ * Gives a service a new key (§5.1), at the registry of this origin and, if it is given, at no other. The grace period is the
+ * registry's own.
  * @param {Target} target
- * @param {{currentKey: SigningKey, newKey: SigningKey, timestamp?: number, nonce?: string}} by
+ * @param {{origin?: string, currentKey: SigningKey, newKey: SigningKey, timestamp?: number, nonce?: string}} by
  */
-export function rotationRequest(target, {currentKey, newKey, timestamp = now(), nonce = newNonce()}) {
-  const data = {...target, new_public_key: newKey.publicKey, rotation_timestamp: timestamp, nonce, context: 'key_rotation'};
+export function rotationRequest(target, {origin, currentKey, newKey, timestamp = now(), nonce = newNonce()}) {
+  const data = {
+    ...target, new_public_key: newKey.publicKey, rotation_timestamp: timestamp, nonce, context: 'key_rotation', ...named(origin),
+  };
   return request(`omi.v1.requests.rotation.${dotted(target)}`, data, currentKey, newKey);
+}
+
+/**
+ * The member that names a registry. What is optional is left out (§3).
+ * @param {string} [origin]
+ */
+function named(origin) {
+  return origin ? {origin} : {};
 }
 
 /** Whole seconds (§1). */

@@ -18,6 +18,7 @@ const POLL = 20; // ms between two looks at a record
 export class Story {
   #client;
   #target;
+  #origin;
   #say;
   // A service that is to stay has each new key on its disk before it asks for it (§5.4). These end with the program.
   #first = SigningKey.generate();
@@ -27,11 +28,13 @@ export class Story {
   /**
    * @param {Client} client
    * @param {Target} target a service that was never bound
+   * @param {string} origin of the registry that its requests are for
    * @param {(step: string, what: string) => void} say shows a step to a person
    */
-  constructor(client, target, say) {
+  constructor(client, target, origin, say) {
     this.#client = client;
     this.#target = target;
+    this.#origin = origin;
     this.#say = say;
   }
 
@@ -44,7 +47,7 @@ export class Story {
     await this.bind(masterKey);
     await this.verify(this.#first, {key: 'current', sequence: 1});
 
-    const request = rotationRequest(this.#target, {currentKey: this.#first, newKey: this.#second});
+    const request = rotationRequest(this.#target, {origin: this.#origin, currentKey: this.#first, newKey: this.#second});
     const receipt = await this.rotate(request);
     await this.switchKeys(receipt.data);
     await this.verify(this.#second, {key: 'current', sequence: 2});
@@ -60,7 +63,7 @@ export class Story {
    * @param {SigningKey} masterKey
    */
   async bind(masterKey) {
-    const request = bindingRequest(this.#target, {masterKey, newKey: this.#first});
+    const request = bindingRequest(this.#target, {origin: this.#origin, masterKey, newKey: this.#first});
     const {data: receipt} = await this.#committed(request, 1, this.#first);
     this.#say('bind', `committed as sequence 1, ${this.#first.publicKey}`);
     await this.#event(receipt, {event: 'SERVICE_BINDING', new_public_key: this.#first.publicKey});
@@ -113,7 +116,9 @@ export class Story {
    */
   async forge(request, first) {
     const [stranger, newKey] = [SigningKey.generate(), SigningKey.generate()];
-    const forged = rotationRequest(this.#target, {currentKey: stranger, newKey, nonce: request.nonce});
+    const forged = rotationRequest(this.#target, {
+      origin: this.#origin, currentKey: stranger, newKey, nonce: request.nonce,
+    });
     await this.#client.publish(forged, {withId: false}); // its id would be that of our own
     const {event, reason} = (await this.#client.receipt(this.#target, forged)).data;
     same([event, reason], ['REQUEST_REJECTED', 'invalid_signature'], 'the answer to a forged request');

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// leavesGrace reports whether the service has keys in grace, as far as is known.
+func (c *keyChange) leavesGrace(ctx context.Context, s *session) bool {
+	record, err := s.record(ctx, c.target)
+	return err != nil || len(record.Grace) > 0
+}
+
+// inGrace returns the keys that are accepted still, after a change that has ended the old one at once. Of another change, the receipt
+// says so. nil: it is not known, which is told.
+func (c *keyChange) inGrace(ctx context.Context, s *session) []events.GraceKey {
+	if !c.atOnce {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	record, err := s.record(ctx, c.target)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "omi: the change is done; which earlier keys are accepted still is not known (%v): omi status shows them\n", plain(err))
+		return nil
+	}
+	return record.Grace
+}
+
+// stillAccepted tells of keys in grace.
+func stillAccepted(grace []events.GraceKey) string {
+	var text strings.Builder
+	for _, key := range grace {
+		fmt.Fprintf(&text, "  still accepted, in grace: %s until %s\n", key.PublicKey, date(key.Expires))
+	}
+	if len(grace) > 0 {
+		text.WriteString("  omi rotate --emergency ends every earlier key\n")
+	}
+	return text.String()
+}
+
+// graceOf says which keys would be accepted still.
+func graceOf(r *events.ServiceRecord, period time.Duration, emergency bool) string {
+	text, earlier := fmt.Sprintf("the old key would be in grace for %s", period), len(r.Grace)
+	switch {
+	case emergency:
+		text = "the old key would end at once, and so would those in grace: " + strconv.Itoa(earlier)
+	case period == 0 && earlier > 0:
+		text += ", and those in grace already would stay so: " + strconv.Itoa(earlier) + "; --emergency ends them too"
+	}
+	return text
+}
