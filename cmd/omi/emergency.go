@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/printable"
 )
 
 // leavesGrace reports whether the service has keys in grace, as far as is known.
@@ -27,7 +28,7 @@ func (c *keyChange) inGrace(ctx context.Context, s *session) []events.GraceKey {
 	defer cancel()
 	record, err := s.record(ctx, c.target)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "omi: the change is done; which earlier keys are accepted still is not known (%v): omi status shows them\n", plain(err))
+		printable.Fprintf(os.Stderr, "omi: the change is done; which earlier keys are accepted still is not known (%v): omi status shows them\n", plain(err))
 		return nil
 	}
 	return record.Grace
@@ -37,7 +38,7 @@ func (c *keyChange) inGrace(ctx context.Context, s *session) []events.GraceKey {
 func stillAccepted(grace []events.GraceKey) string {
 	var text strings.Builder
 	for _, key := range grace {
-		fmt.Fprintf(&text, "  still accepted, in grace: %s until %s\n", key.PublicKey, date(key.Expires))
+		printable.Fprintf(&text, "  still accepted, in grace: %s until %s\n", key.PublicKey, date(key.Expires))
 	}
 	if len(grace) > 0 {
 		text.WriteString("  omi rotate --emergency ends every earlier key\n")
