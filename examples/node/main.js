@@ -43,7 +43,7 @@ async function main() {
   }
   const {target, masterKey, timeout} = checked(flags);
   const say = (/** @type {string} */ step, /** @type {string} */ what) => {
-    if (!flags.json) console.log(`${step.padEnd(10)}${what}`);
+    if (!flags.json) console.log(`${step.padEnd(10)}${printable(what)}`);
   };
   const client = await Client.connect(flags['nats-url'], timeout);
   try {
@@ -99,9 +99,17 @@ function checked(flags) {
 
 main().catch((error) => {
   const [code, more] = explained(error);
-  console.error(`example: ${error.message}${more}`);
+  console.error(`example: ${printable(error.message)}${more}`);
   process.exitCode = code;
 });
+
+/**
+ * What others have written, as a line that a terminal shows and does not obey.
+ * @param {string} text
+ */
+function printable(text) {
+  return text.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (c) => `\\u{${c.codePointAt(0)?.toString(16)}}`);
+}
 
 /**
  * An error's exit code, and what to say of it beside its message.
@@ -110,7 +118,7 @@ main().catch((error) => {
  */
 function explained(error) {
   if (error instanceof Usage) return [2, '; see --help'];
-  if (error instanceof Unreachable) return [3, error.cause instanceof Error ? ` (${error.cause.message})` : ''];
+  if (error instanceof Unreachable) return [3, error.cause instanceof Error ? ` (${printable(error.cause.message)})` : ''];
   if (error instanceof Unexpected || error instanceof Refusal || error instanceof Problem) return [1, ''];
   return [1, `\n${error.stack}`]; // a mistake of ours
 }
