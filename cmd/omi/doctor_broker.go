@@ -261,7 +261,7 @@ func (c *clockReading) judge(skew time.Duration) check {
 	const name, mend = "clock", "synchronise it by NTP (timedatectl, chronyc tracking)"
 	if !c.known {
 		return check{
-			name, checkWarning, "neither the broker's time is known nor the registry's: no stream could be looked at",
+			name, checkWarning, "the broker's time is not known, nor the registry's: no stream could be looked at",
 			"name a service that is bound, or run this with an operator's account",
 		}
 	}

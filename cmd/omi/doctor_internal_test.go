@@ -266,7 +266,7 @@ func TestDoctorPermissions(t *testing.T) {
 
 	expect(t, examine(t, as("service"), doctorCmd{optionalTarget: cms}), map[string]string{
 		"broker": "ok service:xxxxx@", "jetstream": "warning may not ask", "stream OMI_REQUESTS": "warning may not look",
-		"registry": "wrong nobody answers", "auth": "warning may not ask", "clock": "warning neither",
+		"registry": "wrong nobody answers", "auth": "warning may not ask", "clock": "warning the broker's time is not known",
 		"publish rotation": "ok allowed", "publish binding": "ok not needed", "publish revocation": "ok not needed",
 		"read receipts":         "ok",
 		"publish invalidations": "ok not allowed", "publish receipts": "ok not allowed",
@@ -337,7 +337,7 @@ func TestDoctorClock(t *testing.T) {
 	expect(t, map[string]check{"clock": registry.judge(0)}, map[string]string{"clock": "ok agrees with the broker's"})
 	var none clockReading
 	none.read(now, now, time.Time{})
-	expect(t, map[string]check{"clock": none.judge(0)}, map[string]string{"clock": "warning neither"})
+	expect(t, map[string]check{"clock": none.judge(0)}, map[string]string{"clock": "warning the broker's time is not known"})
 }
 
 func TestLocal(t *testing.T) {

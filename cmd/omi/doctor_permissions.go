@@ -19,10 +19,11 @@ func (d *doctor) examinePermissions(ctx context.Context) {
 		target = d.target.String()
 		asDeveloper := d.cmd.MasterKey != ""
 		// A developer's account has no need to rotate, nor has an operator's, who sees the streams; and a service's none to bind.
-		d.mayRequest(ctx, "rotation", events.RotationSubject+target, d.cmd.Key != "" || !asDeveloper && len(d.streams) == 0)
+		asService := d.cmd.Key != "" || !asDeveloper && len(d.streams) == 0
+		d.mayRequest(ctx, "rotation", events.RotationSubject+target, asService)
 		d.mayRequest(ctx, "binding", events.BindingSubject+target, asDeveloper)
 		d.mayRequest(ctx, "revocation", events.RevocationSubject+target, asDeveloper)
-		d.mayRead(ctx)
+		d.mayRead(ctx, asService || asDeveloper)
 	}
 	d.mayForge(ctx, "invalidations", events.InvalidationSubject+target, events.InvalidationStream)
 	d.mayForge(ctx, "receipts", events.ReceiptSubject+target, events.ReceiptStream)
@@ -44,7 +45,7 @@ func (d *doctor) mayRequest(ctx context.Context, class, subject string, needed b
 }
 
 // mayRead tries to get receipts, as a command does that waits for its answer: to hear them, and to look for one that it missed.
-func (d *doctor) mayRead(ctx context.Context) {
+func (d *doctor) mayRead(ctx context.Context, needed bool) {
 	const name = "read receipts"
 	hears, last := events.AnswerSubject+d.target.String(), request.LastReceiptSubject+d.target.String()
 	subscription, err := d.nc.SubscribeSync(hears)
@@ -64,6 +65,8 @@ func (d *doctor) mayRead(ctx context.Context) {
 	switch {
 	case err == nil:
 		d.ok(name, "allowed")
+	case denied(err) && !needed:
+		d.ok(name, "not allowed, and not needed here")
 	case denied(err):
 		d.wrong(name, "this account can't get the registry's answers: "+err.Error(), "let it subscribe to "+hears+" and publish to "+last)
 	default:
