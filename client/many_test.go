@@ -103,7 +103,7 @@ func TestManyClients(t *testing.T) {
 			Origin: subtest.Origin, Target: r.Target, Event: events.RequestCommitted, RequestNonce: r.Nonce, Timestamp: r.Timestamp,
 			Nonce: events.NewNonce(), Sequence: 2, PublicKey: r.NewKey, GracePeriodExpiry: r.Timestamp + 300, EventNonce: events.NewNonce(),
 		}
-		if err := conn.Publish(receipt.Subject(), receipt.Sign(registry.Key)); err != nil {
+		if err := conn.Publish(events.AnswerSubject+r.Target.String(), receipt.Sign(registry.Key)); err != nil {
 			t.Fatal(err)
 		}
 	}

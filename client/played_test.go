@@ -142,9 +142,7 @@ func (p *played) commit(t *testing.T, r sent, sequence, at, grace int64) {
 		Origin: subtest.Origin, Target: p.target, Event: events.RequestCommitted, RequestNonce: r.nonce, Timestamp: at,
 		Nonce: events.NewNonce(), Sequence: sequence, PublicKey: r.key, GracePeriodExpiry: at + grace, EventNonce: events.NewNonce(),
 	}
-	if _, err := p.world.js.Publish(t.Context(), receipt.Subject(), receipt.Sign(p.world.registry.Key)); err != nil {
-		t.Fatal(err)
-	}
+	p.answer(t, &receipt)
 }
 
 // refuse answers a request with a refusal at a time by the registry's clock.
@@ -154,7 +152,15 @@ func (p *played) refuse(t *testing.T, r sent, why events.Reason, at int64) {
 		Origin: subtest.Origin, Target: p.target, Event: events.RequestRejected, RequestNonce: r.nonce, Timestamp: at,
 		Nonce: events.NewNonce(), Reason: why, Detail: "No.", RequestHash: r.hash,
 	}
-	if _, err := p.world.js.Publish(t.Context(), receipt.Subject(), receipt.Sign(p.world.registry.Key)); err != nil {
+	p.answer(t, &receipt)
+}
+
+// answer publishes a receipt as a registry does.
+func (p *played) answer(t *testing.T, r *events.Receipt) {
+	t.Helper()
+	signed := r.Sign(p.world.registry.Key)
+	_, err := p.world.js.Publish(t.Context(), r.Subject(), signed)
+	if err := errors.Join(err, p.world.js.Conn().Publish(events.AnswerSubject+p.target.String(), signed)); err != nil {
 		t.Fatal(err)
 	}
 }

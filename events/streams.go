@@ -92,8 +92,6 @@ func ReceiptStreamConfig() jetstream.StreamConfig {
 		// One write to the disk for many messages, where the broker waits for each.
 		AllowAtomicPublish: true,
 		Duplicates:         dedupeWindow,
-		// Who waits for an answer hears it, and needs no consumer for it.
-		RePublish: &jetstream.RePublish{Source: ReceiptSubject + ">", Destination: AnswerSubject + ">"},
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -47,7 +48,18 @@ func (p *publisher) send(ctx context.Context, messages []signed) (stored []bool,
 		}
 	}
 	one, err := p.sendEach(ctx, messages, stored)
+	p.tell(messages, stored)
 	return stored, max(last, one), err
+}
+
+// tell publishes the receipts that are stored to those who wait for them, without a consumer. One that gets lost they look for. It is
+// for the registry to do: the broker's own way (RePublish) costs it three times as much, and passes over what it knows already.
+func (p *publisher) tell(messages []signed, stored []bool) {
+	for i := range messages {
+		if target, ok := strings.CutPrefix(messages[i].subject, events.ReceiptSubject); ok && stored[i] {
+			_ = p.js.Conn().Publish(events.AnswerSubject+target, messages[i].payload)
+		}
+	}
 }
 
 // measure decides how the next messages are published, by how long the broker took for some by themselves, without the way there

@@ -174,7 +174,7 @@ func TestResend(t *testing.T) {
 	first := w.answer(bind)
 	stop()
 	w.run()
-	live, err := w.conn.SubscribeSync(events.ReceiptSubject + d.target.String())
+	live, err := w.conn.SubscribeSync(events.AnswerSubject + d.target.String()) // also what the stream knows already
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +185,7 @@ func TestResend(t *testing.T) {
 	if err != nil {
 		t.Fatalf("the receipt is not sent again: %v", err)
 	}
-	receipt, err := w.trust.Receipt(again.Subject, again.Data)
+	receipt, err := w.trust.Receipt(events.ReceiptSubject+d.target.String(), again.Data)
 	if err != nil || receipt.Nonce != first.Nonce {
 		t.Fatalf("another receipt than the first: %v %+v", err, receipt)
 	}

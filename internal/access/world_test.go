@@ -124,13 +124,20 @@ func (w *world) furnish() {
 	}
 }
 
+// tell publishes a receipt as the registry does.
+func (w *world) tell(service string) {
+	w.t.Helper()
+	w.publish(w.js, events.ReceiptSubject+service)
+	w.must(w.registry.Publish(events.AnswerSubject+service, []byte("of "+service)))
+}
+
 // findReceipts does what it takes to get an answer: to hear it, or to find it later.
 func (w *world) findReceipts(nc *nats.Conn) {
 	w.t.Helper()
 	heard, err := nc.SubscribeSync(events.AnswerSubject + cms)
 	w.must(err)
 	w.must(nc.Flush())
-	w.publish(w.js, events.ReceiptSubject+cms)
+	w.tell(cms)
 	_, err = heard.NextMsg(patience)
 	w.must(err)
 	for _, question := range []string{"$JS.API.DIRECT.GET.OMI_RECEIPTS." + events.ReceiptSubject, events.LookupReceiptSubject} {
@@ -275,7 +282,7 @@ func (a *attacker) hear(subject string) {
 	a.must(a.nc.Flush())
 	victim := a.connect("blog", func(error) {})
 	a.publish(a.jetStream(victim), events.RotationSubject+blog)
-	a.publish(a.js, events.ReceiptSubject+blog)
+	a.tell(blog)
 	a.publish(a.js, events.InvalidationSubject+blog)
 	consumer, err := a.js.Consumer(a.t.Context(), events.RequestStream, events.RegistryDurable)
 	a.must(err)

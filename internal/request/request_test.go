@@ -101,6 +101,9 @@ func (w *world) publish(t *testing.T, r events.Receipt, by events.SigningKey) {
 	if _, err := w.js.Publish(t.Context(), r.Subject(), r.Sign(by)); err != nil {
 		t.Error(err)
 	}
+	if err := w.js.Conn().Publish(events.AnswerSubject+w.target.String(), r.Sign(by)); err != nil {
+		t.Error(err)
+	}
 }
 
 // publishOthers publishes what answers another request, or is nobody's answer.
@@ -117,7 +120,8 @@ func (w *world) publishOthers(t *testing.T) {
 	other = w.committed()
 	other.RequestNonce = events.NewNonce()
 	w.publish(t, other, w.registry)
-	if _, err := w.js.Publish(t.Context(), events.ReceiptSubject+w.target.String(), []byte("not JSON")); err != nil {
+	_, err := w.js.Publish(t.Context(), events.ReceiptSubject+w.target.String(), []byte("not JSON"))
+	if err = errors.Join(err, w.js.Conn().Publish(events.AnswerSubject+w.target.String(), []byte("not JSON"))); err != nil {
 		t.Fatal(err)
 	}
 }
