@@ -61,6 +61,25 @@ func (r *receipts) of(ctx context.Context, t events.Target) (*told, error) {
 	return one, nil
 }
 
+// gone returns the time before which receipts of any service may be gone, since the stream has no
+// room for all of them; 0: it has. Where it has let some go, it is still most of its bound.
+func (r *receipts) gone(ctx context.Context) (int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	stream, err := r.js.Stream(ctx, events.ReceiptStream)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return 0, nil // of says so
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look at the stream %s: %w", events.ReceiptStream, err)
+	}
+	info := stream.CachedInfo()
+	if bound := info.Config.MaxBytes; bound <= 0 || info.State.FirstSeq == 1 || info.State.Bytes < uint64(bound)/2 {
+		return 0, nil
+	}
+	return info.State.FirstTime.Unix() + 1, nil
+}
+
 func (r *receipts) read(ctx context.Context, subject string) (list []*jetstream.RawStreamMsg, err error) {
 	most := 2 * int(events.ReceiptStreamConfig().MaxMsgsPerSubject)
 	messages, err := jetstreamext.GetBatch(ctx, r.js, events.ReceiptStream, most, jetstreamext.GetBatchSubject(subject))
@@ -187,6 +206,10 @@ const answeredBefore = "answered_before"
 
 // ofAll reads what services were told.
 func (r *receipts) ofAll(ctx context.Context, targets []events.Target) (map[events.Target]*told, error) {
+	gone, err := r.gone(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var mu sync.Mutex
 	found := make(map[events.Target]*told, len(targets))
 	var group errgroup.Group
@@ -197,6 +220,7 @@ func (r *receipts) ofAll(ctx context.Context, targets []events.Target) (map[even
 			if err != nil {
 				return err
 			}
+			one.since = max(one.since, gone)
 			mu.Lock()
 			defer mu.Unlock()
 			found[t] = one

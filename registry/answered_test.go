@@ -202,6 +202,31 @@ func TestReceiptsThatAreGone(t *testing.T) {
 	w.commit(d.reset())
 }
 
+// TestReceiptsThatWereEvicted: the same where the stream had no room for the receipts of all services.
+func TestReceiptsThatWereEvicted(t *testing.T) {
+	t.Parallel()
+	w, d, _ := boundWorld(t, testenv.Database(t, testenv.SQLite))
+	if err := EnsureStreamsWithin(t.Context(), w.js, 1, StreamLimits{ReceiptBytes: 16 << 10}); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	d.now = func() time.Time { return now }
+	w.commit(d.reset())
+	other := d.another("other")
+	other.current = d.current
+	for range 60 { // less than are kept of a service
+		w.publish(other.rotate())
+	}
+	w.settledAll()
+	last := d.sign(events.Reset, events.GenerateSigningKey(), d.master)
+	w.publish(last)
+	if receipt := w.answer(last); receipt.Reason != events.TimestampOutOfOrder {
+		t.Errorf("%q %s", receipt.Reason, receipt.Detail)
+	}
+	now = now.Add(time.Second)
+	w.commit(d.reset())
+}
+
 // TestReceiptsUnreadable: where the broker does not say what a service was told, its requests that were delivered before wait. They
 // are neither refused nor set aside for that, and those of others are decided.
 func TestReceiptsUnreadable(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/room"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -77,6 +78,7 @@ func attacks() []attack {
 	all = append(all, answersElsewhere()...)
 	all = append(all, touchDurables()...)
 	all = append(all, requestsOfOthers()...)
+	all = append(all, fillStreams()...)
 	return all
 }
 
@@ -95,6 +97,26 @@ func requestsOfOthers() []attack {
 		say("developer", binding+"org.example.shop", "", "{}"),
 		say("receiver", rotation+blog, "", "{}"), say("OPERATOR", rotation+blog, "", "{}"), say("OPERATOR", revocation+cms, "", "{}"),
 	}
+}
+
+// fillStreams: what one account may have waiting leaves room for others.
+func fillStreams() []attack {
+	return []attack{{
+		name: "fills the stream of requests", user: "cms", harmless: "its subject has a bound, and the stream has one",
+		do: func(a *attacker) {
+			js, large := a.jetStream(a.nc), make([]byte, 7000)
+			for range 2 * events.RequestsWaiting {
+				if _, err := js.Publish(a.t.Context(), rotation+cms, large); err != nil && !room.Lacks(err) {
+					a.t.Fatal(err)
+				}
+			}
+			stream, err := a.js.Stream(a.t.Context(), events.RequestStream)
+			a.must(err)
+			if held := stream.CachedInfo().State.Msgs; held > events.RequestsWaiting+10 {
+				a.leaked = fmt.Sprintf("room for %d requests", held)
+			}
+		},
+	}}
 }
 
 // meddle: streams and durables are the registry's and the operator's.

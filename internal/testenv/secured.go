@@ -39,12 +39,24 @@ type SecuredBroker struct {
 // `omi-registry nats` does; nkey makes a user of any name, and returns the public key.
 func NewSecuredBroker(t testing.TB, accounts func(nkey func(user string) string) string) *SecuredBroker {
 	t.Helper()
+	return NewSmallSecuredBroker(t, "", accounts)
+}
+
+// NewSmallSecuredBroker is [NewSecuredBroker] with so much room for the streams, such as "64MB". Empty:
+// what the disk has.
+func NewSmallSecuredBroker(t testing.TB, store string, accounts func(nkey func(user string) string) string) *SecuredBroker {
+	t.Helper()
 	b := &SecuredBroker{t: t, folder: t.TempDir()}
 	conf, err := os.ReadFile(filepath.Join(moduleRoot(t), "deploy", "nats", "nats-server.conf"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.write("nats-server.conf", string(conf))
+	const folder = "  store_dir: $BROKER_STORE\n"
+	room := folder
+	if store != "" {
+		room += "  max_file_store: " + store + "\n"
+	}
+	b.write("nats-server.conf", strings.Replace(string(conf), folder, room, 1))
 	Certify(t, b.CA(), b.file("server.pem"), b.file("server-key.pem"))
 	b.write("settings.conf", fmt.Sprintf("server_name: omi-test\nlisten: \"127.0.0.1:-1\"\nBROKER_STORE: %q\nBROKER_SYNC: \"2m\"\nBROKER_CERT: %q\nBROKER_CERT_KEY: %q\n",
 		b.file("streams"), b.file("server.pem"), b.file("server-key.pem")))
