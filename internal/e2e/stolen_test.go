@@ -55,6 +55,7 @@ func TestStolenRegistryKey(t *testing.T) {
 	t.Cleanup(d.close)
 	d.registry = start("registry", "OMI_TRUST="+stolen.Public().String(), "omi-registry", "--signing-key", "registry.pem", "--database-url", d.url)
 	d.auth = start("auth", "OMI_TRUST_FILE="+trustFile, "omi-authsub")
+	d.billing = start("billing", "OMI_TRUST_FILE="+trustFile, "omi-billingsub")
 	s := newDomain(t, d, "cms")
 	s.bind()
 	record := s.record()
@@ -72,14 +73,15 @@ func TestStolenRegistryKey(t *testing.T) {
 	if err := os.WriteFile(trustFile, []byte(next.Public().String()+"\n"+ended+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	logged := func() error {
-		log, err := os.ReadFile(d.auth.log())
-		if err == nil && !strings.Contains(string(log), "trusting other registry keys from now on") {
-			err = errors.New("not yet")
-		}
-		return err
+	for _, p := range []*daemon{d.auth, d.billing} {
+		testenv.Eventually(t, patience, p.name+" has read its trust file again", func() error {
+			log, err := os.ReadFile(p.log())
+			if err == nil && !strings.Contains(string(log), "trusting other registry keys from now on") {
+				err = errors.New("not yet")
+			}
+			return err
+		})
 	}
-	testenv.Eventually(t, patience, "Auth has read its trust file again", logged)
 	forged := events.Invalidation{
 		Origin: origin, Target: s.target, Event: events.MasterReset, OldKey: record.Current.PublicKey, NewKey: events.GenerateSigningKey().Public(),
 		GracePeriodExpiry: record.Timestamp, Timestamp: record.Timestamp, Nonce: events.NewNonce(), Sequence: 2,
