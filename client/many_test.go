@@ -103,8 +103,11 @@ func TestManyClients(t *testing.T) {
 			Origin: subtest.Origin, Target: r.Target, Event: events.RequestCommitted, RequestNonce: r.Nonce, Timestamp: r.Timestamp,
 			Nonce: events.NewNonce(), Sequence: 2, PublicKey: r.NewKey, GracePeriodExpiry: r.Timestamp + 300, EventNonce: events.NewNonce(),
 		}
-		if err := conn.Publish(events.AnswerSubject+r.Target.String(), receipt.Sign(registry.Key)); err != nil {
-			t.Fatal(err)
+		signed := receipt.Sign(registry.Key) // a client that is about to send its request again finds it in the stream
+		for _, subject := range []string{receipt.Subject(), events.AnswerSubject + r.Target.String()} {
+			if err := conn.Publish(subject, signed); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 	for range *manyClients {

@@ -46,11 +46,13 @@ func TestManyUnderWay(t *testing.T) {
 		d := developer.another(fmt.Sprintf("s-%d", i))
 		stored.Add(1)
 		go func() {
+			isStored := sync.OnceFunc(stored.Done)
+			defer isStored() // also where it never is
 			draft := d.draft(events.Binding, events.GenerateSigningKey())
 			m, err := sending.Sign(draft, d.master.Private(), draft.NewKey.Private())
 			if err == nil {
 				var receipt events.Receipt
-				receipt, err = sender.Send(ctx, d.target, m, sync.OnceFunc(stored.Done))
+				receipt, err = sender.Send(ctx, d.target, m, isStored)
 				if err == nil && receipt.Event != events.RequestCommitted {
 					err = &sending.Refused{Receipt: receipt}
 				}
