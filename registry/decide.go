@@ -113,7 +113,7 @@ func (d *decider) admit(in incoming) (events.Reason, string) {
 	case !r.NamesItsTarget():
 		return events.TargetMismatch, "The app or service inside the message is not the one in its subject."
 	case !r.IsFor(d.policy.Origin):
-		return events.TargetMismatch, fmt.Sprintf("The request is for another registry: its \"origin\" is not this one's, %s.", d.policy.Origin)
+		return events.TargetMismatch, `The request is for another registry: its "origin" is not this one's, ` + d.policy.Origin + "."
 	case age > skew:
 		return events.TimestampOutOfWindow, fmt.Sprintf("By its timestamp the request was signed %d s before it was stored, and at most %d s "+
 			"are allowed: the signer's clock is probably behind, or the request waited. Set the clock if it is wrong, and sign a new one.", age, skew)
