@@ -78,7 +78,7 @@ func (v *findings) tell(ctx context.Context, log *slog.Logger) {
 	for t, n := range v.behind { // one of them
 		log.ErrorContext(ctx, "the database lacks changes that were announced to everyone: it was restored from an older backup. "+
 			"The services concerned are held, so that no sequence is issued twice; all others are served",
-			"services", len(v.behind), "for_example", t.String(), "must_have_sequence", n.sequence, "signed_by", n.signer.String(), "do", RecoverHint)
+			"services", len(v.behind), "for_example", t.String(), "must_have_sequence", n.sequence, "do", RecoverHint, "signed_by", n.signer.String())
 		break
 	}
 }

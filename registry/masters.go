@@ -188,7 +188,7 @@ func (s *Store) replacedMasters(ctx context.Context, tx *sql.Tx, groups []*group
 }
 
 // reserveOwn notes the registry's own keys, so that no service and no developer gets one. [ErrSigningKey] means that the one that it
-// signs with has been taken by somebody.
+// signs with is registered already.
 func (s *Store) reserveOwn(ctx context.Context, signing events.PublicKey, own []events.TrustedKey, log *slog.Logger) error {
 	return sqldb.Await(ctx, log, func() error {
 		return s.db.InTx(ctx, func(tx *sql.Tx) error {
