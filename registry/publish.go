@@ -14,6 +14,7 @@ import (
 	"github.com/synadia-io/orbit.go/jetstreamext"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/room"
 )
 
 const (
@@ -36,9 +37,9 @@ type publisher struct {
 
 // send publishes messages and reports which of them their stream has, and the last place in the stream of invalidations
 // that one of them has. A reconnect fails those that are pending, although they may have landed; sending them again is
-// safe, since every reader knows a message by its nonce.
-func (p *publisher) send(ctx context.Context, messages []signed) (stored []bool, last uint64, err error) {
-	stored = make([]bool, len(messages))
+// safe, since every reader knows a message by its nonce. lacking are those that the broker has refused for lack of space.
+func (p *publisher) send(ctx context.Context, messages []signed) (stored, lacking []bool, last uint64, err error) {
+	stored, lacking = make([]bool, len(messages)), make([]bool, len(messages))
 	ctx, cancel := context.WithTimeout(ctx, publishWithin)
 	defer cancel()
 	if len(messages) >= measuredFrom && p.atomic.Load() > 0 {
@@ -47,9 +48,9 @@ func (p *publisher) send(ctx context.Context, messages []signed) (stored []bool,
 			p.atomic.Store(0) // perhaps it is batches that hang
 		}
 	}
-	one, err := p.sendEach(ctx, messages, stored)
+	one, err := p.sendEach(ctx, messages, stored, lacking)
 	p.tell(messages, stored)
-	return stored, max(last, one), err
+	return stored, lacking, max(last, one), err
 }
 
 // tell publishes the receipts that are stored to those who wait for them, without a consumer. One that gets lost they look for. It is
@@ -124,7 +125,8 @@ func (p *publisher) sendBatch(ctx context.Context, messages []signed, indices []
 }
 
 // sendEach publishes those messages that are not stored yet, all at once, and then waits for the broker.
-func (p *publisher) sendEach(ctx context.Context, messages []signed, stored []bool) (last uint64, err error) {
+// Its error is a lack of space, if one of them has met that.
+func (p *publisher) sendEach(ctx context.Context, messages []signed, stored, lacking []bool) (last uint64, err error) {
 	futures := make([]jetstream.PubAckFuture, len(messages))
 	for i, m := range messages {
 		if stored[i] {
@@ -151,7 +153,9 @@ func (p *publisher) sendEach(ctx context.Context, messages []signed, stored []bo
 				last = max(last, ack.Sequence)
 			}
 		case failed := <-future.Err():
-			err = fmt.Errorf("publish to %s: %w", messages[i].subject, failed)
+			if lacking[i] = room.Lacks(failed); lacking[i] || !room.Lacks(err) {
+				err = fmt.Errorf("publish to %s: %w", messages[i].subject, failed)
+			}
 		case <-ctx.Done():
 			return last, errors.Join(err, fmt.Errorf("wait for the broker: %w", ctx.Err()))
 		}

@@ -39,7 +39,7 @@ func TestPublisher(t *testing.T) {
 				tc.prepare(p)
 			}
 			p.atomic.Store(tc.atomic)
-			stored, last, err := p.send(t.Context(), p.messages)
+			stored, _, last, err := p.send(t.Context(), p.messages)
 			if (err != nil) != (tc.missing > 0) {
 				t.Errorf("the error is %v", err)
 			}
@@ -136,7 +136,7 @@ func (p *publisherTest) drop(stream string) {
 }
 
 func (p *publisherTest) mustSend(messages []signed) {
-	if _, _, err := p.send(p.t.Context(), messages); err != nil {
+	if _, _, _, err := p.send(p.t.Context(), messages); err != nil {
 		p.t.Fatal(err)
 	}
 }

@@ -137,7 +137,7 @@ func (p *published) add(more published) {
 
 // publish publishes messages of the outbox.
 func (r *relay) publish(ctx context.Context, messages []signed) published {
-	stored, last, err := r.publisher.send(ctx, messages)
+	stored, _, last, err := r.publisher.send(ctx, messages)
 	r.space.note(sayChanges, err)
 	sent := published{make([]signed, 0, len(messages)), last}
 	for i, m := range messages {
@@ -156,13 +156,13 @@ func (r *relay) answer(ctx context.Context, answers []answer) {
 	for i, a := range answers {
 		messages[i] = a.signed
 	}
-	stored, _, err := r.publisher.send(ctx, messages)
-	lacks := r.space.note(sayRefusals, err)
+	stored, lacking, _, err := r.publisher.send(ctx, messages)
+	r.space.note(sayRefusals, err)
 	for i, a := range answers {
 		settle := a.request.Ack
 		switch {
 		case stored[i]:
-		case lacks:
+		case lacking[i]:
 			r.space.drop()
 		default:
 			settle = func() error { return a.request.NakWithDelay(retryAfter) } // it is decided again

@@ -72,17 +72,18 @@ func (s *space) err() error {
 	return nil
 }
 
-// note takes in what became of a publication, and reports whether it failed for lack of space.
-func (s *space) note(what saying, err error) (lacks bool) {
+// note takes in what became of a publication.
+func (s *space) note(what saying, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
 		if delete(s.lacked, what); what == sayChanges { // which have receipts too
 			clear(s.lacked)
 		}
-		return false
+		return
 	}
-	if lacks = room.Lacks(err); lacks {
+	lacks := room.Lacks(err)
+	if lacks {
 		s.lacked[what] = time.Now()
 	}
 	s.warnings.Do(func() {
@@ -94,7 +95,6 @@ func (s *space) note(what saying, err error) (lacks bool) {
 		}
 		s.log.Warn("publishing failed, it will be tried again", "error", err)
 	})
-	return lacks
 }
 
 // drop counts a refusal that gets no receipt. Its sender sends it again.

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
@@ -128,4 +129,41 @@ func jetStreamOn(t *testing.T, b *testenv.Broker) jetstream.JetStream {
 		t.Fatal(err)
 	}
 	return js
+}
+
+// TestStreamBoundsOfAccount: where an account's streams may reserve no more than so much each, the streams get less, and the
+// registry starts.
+func TestStreamBoundsOfAccount(t *testing.T) {
+	t.Parallel()
+	const most = 64 << 20
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(s.Shutdown)
+	if !s.ReadyForConnections(patience) {
+		t.Fatal("the broker does not start")
+	}
+	if err := s.GlobalAccount().UpdateJetStreamLimits(map[string]server.JetStreamAccountLimits{
+		"": {MaxMemory: -1, MaxStore: -1, MaxStreams: -1, MaxConsumers: -1, StoreMaxStreamBytes: most},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	js, err := jetstream.New(testenv.Connect(t, s.ClientURL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := EnsureStreams(t.Context(), js, 1); err != nil {
+		t.Fatal(err)
+	}
+	for _, stream := range []string{events.RequestStream, events.ReceiptStream} {
+		if got := boundsOf(t, js, stream).bytes; got <= 0 || got > most {
+			t.Errorf("%s has %d bytes, and may have %d", stream, got, int64(most))
+		}
+	}
+	err = EnsureStreamsWithin(t.Context(), js, 1, StreamLimits{RequestBytes: 2 * most})
+	if !errors.Is(err, ErrStreamRoom) {
+		t.Errorf("more than the account's streams may have: %v, want ErrStreamRoom", err)
+	}
 }

@@ -14,13 +14,14 @@ const (
 	memoryExceeded  jetstream.ErrorCode = 10028
 	storageExceeded jetstream.ErrorCode = 10047 // the account's limit, or what streams have reserved
 	storeFailed     jetstream.ErrorCode = 10077 // the stream's own limit: of bytes, or of messages of a subject
+	streamExceeded  jetstream.ErrorCode = 10122 // the account's limit of what one stream may reserve
 )
 
 // Lacks reports whether JetStream didn't store a message, or didn't make a stream, for lack of
 // space.
 func Lacks(err error) bool {
 	switch code(err) {
-	case noPeers, insufficient, memoryExceeded, storageExceeded, storeFailed:
+	case noPeers, insufficient, memoryExceeded, storageExceeded, storeFailed, streamExceeded:
 		return true
 	}
 	return false
