@@ -63,8 +63,7 @@ func (c *Client) Rotate(ctx context.Context) (events.Receipt, error) {
 
 // RotateEmergency is [Client.Rotate] for a key that may be in other hands: with the commit, every earlier key of the service ends,
 // those that are in grace too. Sign waits meanwhile. Whoever has the current key can rotate as well, and may be quicker: then only
-// [Client.Reset] helps. A registry of an earlier release refuses it (invalid_field), and Auth and Billing of one end the
-// current key alone.
+// [Client.Reset] helps.
 func (c *Client) RotateEmergency(ctx context.Context) (events.Receipt, error) {
 	return c.do(ctx, &command{draft: events.Draft{Kind: events.Rotation, GracePeriod: new(int64), EndEarlier: true}})
 }

@@ -33,7 +33,7 @@ func (p Policy) settings() []setting {
 		{"origin", "--origin", p.Origin},
 		{"grace_period_seconds", "--grace-period", strconv.FormatInt(p.graceSeconds(), 10)},
 		{"max_clock_skew_seconds", "--max-clock-skew", strconv.FormatInt(p.skewSeconds(), 10)},
-		{"required_proofs", "--require-proof", string(p.RequireProof)}, // "require_proof" is an earlier release's, true or false
+		{"require_proof", "--require-proof", string(p.RequireProof)},
 		{"rotations_per_minute", "--rate-limit", strconv.Itoa(max(-1, p.RotationsPerMinute))},
 		{"services_per_app", "--services-per-app", strconv.Itoa(max(-1, p.ServicesPerApp))},
 		{"master_changes_per_minute", "--master-rate-limit", strconv.Itoa(max(-1, p.MasterChangesPerMinute))},
@@ -80,10 +80,8 @@ func (p Policy) withSettings(recorded map[string]string) (Policy, error) {
 	if names, ok := recorded["wait_for"]; ok {
 		p.WaitFor = strings.Fields(names)
 	}
-	if text, ok := recorded["required_proofs"]; ok {
+	if text, ok := recorded["require_proof"]; ok {
 		p.RequireProof = events.Proofs(text)
-	} else if recorded["require_proof"] == "true" { // by an earlier release
-		p.RequireProof = events.ProofsAll
 	}
 	if err := errors.Join(errs...); err != nil {
 		return p, fmt.Errorf("read the recorded policy: %w", err)
@@ -183,11 +181,7 @@ func (s *Store) recordPolicy(ctx context.Context, p Policy, change bool) error {
 // agreeOnPolicy records the policy of the first registry on this database, and returns [ErrOtherPolicy] to one that has another.
 func (r *Registry) agreeOnPolicy(ctx context.Context) error {
 	return sqldb.Await(ctx, r.cfg.Log, func() error {
-		err := r.cfg.Store.CheckPolicy(ctx, r.cfg.Policy) // also what an earlier release recorded, before this one records more
-		if err == nil {
-			err = r.cfg.Store.recordPolicy(ctx, r.cfg.Policy, false)
-		}
-		if err != nil {
+		if err := r.cfg.Store.recordPolicy(ctx, r.cfg.Policy, false); err != nil {
 			return err
 		}
 		return r.cfg.Store.CheckPolicy(ctx, r.cfg.Policy)

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"errors"
 	"testing"
 
 	"github.com/go-json-experiment/json"
@@ -146,29 +145,4 @@ func unnamed(t *testing.T, d *developer, newKey events.SigningKey) request {
 		envelope["signature"], envelope["new_key_signature"] = d.current.Sign(canonical), newKey.Sign(canonical)
 	})
 	return r
-}
-
-// TestProofsOfAnEarlierRelease: it recorded on or off. On is all, and no registry requires less without being told; off says nothing
-// of what this one is to require.
-func TestProofsOfAnEarlierRelease(t *testing.T) {
-	t.Parallel()
-	for recorded, want := range map[string]error{"true": ErrOtherPolicy, "false": nil} {
-		store := openStore(t, testenv.Database(t, testenv.SQLite))
-		if _, err := store.db.Writer().ExecContext(t.Context(), "INSERT INTO policy VALUES ('require_proof', $1)", recorded); err != nil {
-			t.Fatal(err)
-		}
-		policy, err := Policy{Origin: testOrigin}.WithDefaults()
-		if err != nil {
-			t.Fatal(err)
-		}
-		r := &Registry{cfg: Config{Policy: policy, Store: store, Log: testLog(t)}}
-		if err := r.agreeOnPolicy(t.Context()); !errors.Is(err, want) {
-			t.Errorf("recorded as %s: %v, want %v", recorded, err, want)
-		}
-		if r.cfg.Policy.RequireProof = events.ProofsAll; want != nil {
-			if err := r.agreeOnPolicy(t.Context()); err != nil {
-				t.Errorf("recorded as %s, and all is required: %v", recorded, err)
-			}
-		}
-	}
 }
