@@ -58,13 +58,14 @@ func contextOf(text []byte) RequestKind {
 		case ':':
 			isValue = true
 		case '"':
-			s, length := readString(text[i:])
-			i += length - 1
+			own := text[i : i+lengthOfString(text[i:])]
+			i += len(own) - 1
 			switch {
+			case depth > 2 || depth == 2 && !inData: // what is there means nothing, and an invoice may have very much of it
 			case !isValue:
-				name = s
-			case (depth <= 1 || depth == 2 && inData) && isName(name, "context"):
-				if kind := kindNamed(s); kind != "" {
+				name = unquoted(own)
+			case isName(name, "context"):
+				if kind := kindNamed(unquoted(own)); kind != "" {
 					return kind
 				}
 			}
@@ -73,18 +74,22 @@ func contextOf(text []byte) RequestKind {
 	return ""
 }
 
-// readString returns what a JSON string at the beginning of a text stands for, and how long it is there.
-func readString(text []byte) (s string, length int) {
+// lengthOfString returns how long a JSON string at the beginning of a text is there.
+func lengthOfString(text []byte) (length int) {
 	for length = 1; length < len(text) && text[length] != '"'; length++ {
 		if text[length] == '\\' {
 			length++
 		}
 	}
-	length = min(length+1, len(text))
-	if unquoted, err := jsontext.AppendUnquote(nil, text[:length]); err == nil {
-		return string(unquoted), length
+	return min(length+1, len(text))
+}
+
+// unquoted returns what a JSON string stands for.
+func unquoted(text []byte) string {
+	if s, err := jsontext.AppendUnquote(nil, text); err == nil {
+		return string(s)
 	}
-	return strings.Trim(string(text[:length]), `"`), length
+	return strings.Trim(string(text), `"`)
 }
 
 func isName(s, name string) bool { return strings.EqualFold(strings.TrimSpace(s), name) }
