@@ -38,7 +38,9 @@ const (
 	// provisional is the member of a stream's metadata that says which bounds are not what they are
 	// meant to be: a start was killed while it tried what the broker has room for, or more was
 	// waiting than the bound allows. The next start sets them.
-	provisional = "omi-provisional-bounds"
+	provisional         = "omi-provisional-bounds"
+	provisionalBytes    = "bytes" // and perhaps the messages
+	provisionalMessages = "messages"
 )
 
 // ErrStreamRoom means that the broker can't reserve what the operator says that a stream is to
@@ -68,9 +70,9 @@ func (l StreamLimits) streams() []*boundedStream {
 // bound sets how many messages of a subject an existing stream has. Of requests, JetStream would
 // delete what is beyond, the oldest first: so that bound is never less than what waits.
 func (b *boundedStream) bound(ctx context.Context, stream jetstream.Stream, changed *jetstream.StreamConfig) error {
-	_, unfinished := changed.Metadata[provisional]
+	what, unfinished := changed.Metadata[provisional]
 	delete(changed.Metadata, provisional)
-	if unfinished {
+	if what == provisionalBytes { // else they are as they were meant to be
 		changed.MaxBytes = 0
 	}
 	have, most := changed.MaxMsgsPerSubject, b.MaxMsgsPerSubject
@@ -89,15 +91,16 @@ func (b *boundedStream) bound(ctx context.Context, stream jetstream.Stream, chan
 		changed.MaxMsgsPerSubject = max(changed.MaxMsgsPerSubject, int64(waiting))
 	}
 	if changed.MaxMsgsPerSubject > most {
-		changed.Metadata = withProvisional(changed.Metadata, "messages")
+		changed.Metadata = withProvisional(changed.Metadata, provisionalMessages)
 	}
 	return nil
 }
 
 // withProvisional is a copy of a stream's metadata that says so.
 func withProvisional(metadata map[string]string, what string) map[string]string {
-	marked := map[string]string{provisional: what}
+	marked := map[string]string{}
 	maps.Copy(marked, metadata)
+	marked[provisional] = what
 	return marked
 }
 
@@ -123,7 +126,7 @@ func (b *boundedStream) put(ctx context.Context, js jetstream.JetStream, cfg, ha
 // multiple of it. A client can't ask how much that is: so it is tried.
 func (b *boundedStream) fit(ctx context.Context, js jetstream.JetStream, cfg jetstream.StreamConfig) error {
 	trial := cfg
-	trial.Metadata = withProvisional(cfg.Metadata, "bytes")
+	trial.Metadata = withProvisional(cfg.Metadata, provisionalBytes)
 	for cfg.MaxBytes = b.usual; cfg.MaxBytes > leastBytes; cfg.MaxBytes /= 2 {
 		trial.MaxBytes = shareOf * cfg.MaxBytes
 		_, err := js.CreateOrUpdateStream(ctx, trial)

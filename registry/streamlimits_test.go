@@ -167,3 +167,31 @@ func TestStreamBoundsOfAccount(t *testing.T) {
 		t.Errorf("more than the account's streams may have: %v, want ErrStreamRoom", err)
 	}
 }
+
+// TestStreamBoundsKeepTheSize: a stream where more waits than the bound of messages allows keeps the size that an operator gave it, at
+// each start until it has been worked off.
+func TestStreamBoundsKeepTheSize(t *testing.T) {
+	t.Parallel()
+	const size = 8 << 20
+	js := jetStreamOn(t, testenv.NewBroker(t))
+	old := events.RequestStreamConfig()
+	old.MaxMsgsPerSubject, old.DiscardNewPerSubject, old.MaxBytes = 0, false, size
+	stream, err := js.CreateStream(t.Context(), old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range events.RequestsWaiting + 5 {
+		if _, err := js.Publish(t.Context(), events.RotationSubject+"org.example.shop.cms", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for start := range 2 {
+		if err := EnsureStreams(t.Context(), js, 1); err != nil {
+			t.Fatal(err)
+		}
+		info, err := stream.Info(t.Context())
+		if err != nil || info.Config.MaxBytes != size {
+			t.Fatalf("after start %d the stream has %d bytes, want %d: %v", start, info.Config.MaxBytes, size, err)
+		}
+	}
+}
