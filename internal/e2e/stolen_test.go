@@ -89,7 +89,7 @@ func TestStolenRegistryKey(t *testing.T) {
 	if _, err := d.js.Publish(t.Context(), forged.Subject(), forged.Sign(stolen)); err != nil {
 		t.Fatal(err)
 	}
-	recover := func(trust string) (string, int) {
+	recovered := func(trust string) (string, int) {
 		command := exec.Command(filepath.Join(binaries, "omi-registry"), "recover", "--signing-key", "next.pem",
 			"--database-url", d.url, "--nats-url", broker.URL(), "--trust", trust)
 		command.Dir, command.Env = d.folder, []string{}
@@ -99,11 +99,11 @@ func TestStolenRegistryKey(t *testing.T) {
 		}
 		return string(out), command.ProcessState.ExitCode()
 	}
-	if out, code := recover(stolen.Public().String()); code != 2 || !strings.Contains(out, "1 changes rest on the signature of "+stolen.Public().String()+", an earlier key:\n  "+s.target.String()+"  MASTER_RESET, sequence 2, ") ||
+	if out, code := recovered(stolen.Public().String()); code != 2 || !strings.Contains(out, "1 changes rest on the signature of "+stolen.Public().String()+", an earlier key:\n  "+s.target.String()+"  MASTER_RESET, sequence 2, ") ||
 		!strings.Contains(out, "nothing is written") {
 		t.Errorf("recover, not told of the end, ends with %d: %s", code, out)
 	}
-	if out, code := recover(ended); code != 0 || !strings.Contains(out, "1 messages of the stream are signed by an earlier key after its end") ||
+	if out, code := recovered(ended); code != 0 || !strings.Contains(out, "1 messages of the stream are signed by an earlier key after its end") ||
 		!strings.Contains(out, "Recovered 0 changes") {
 		t.Errorf("recover ends with %d: %s", code, out)
 	}
