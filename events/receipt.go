@@ -88,6 +88,24 @@ func (r *Receipt) Sign(key SigningKey) []byte {
 	return s.sign(key)
 }
 
+// SignReceiptAgain returns a receipt that the registry has kept as key signs it; its data stay as they are. The signature that it
+// has is not checked.
+func SignReceiptAgain(payload []byte, key SigningKey) ([]byte, error) {
+	m, err := readMessage(payload)
+	if err != nil {
+		return nil, err
+	}
+	r, err := readReceipt(&m.data)
+	if err != nil {
+		return nil, err
+	}
+	r.Origin, _ = m.data.str("origin", true)
+	if m.data.err != nil {
+		return nil, m.data.err
+	}
+	return r.Sign(key), nil
+}
+
 // readReceipt reads data whose signature is known to be the registry's.
 func readReceipt(f *fields) (Receipt, error) {
 	event, _ := f.str("event", true)

@@ -141,6 +141,9 @@ func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *ba
 				continue
 			}
 			in.count(o, m)
+			if o.verdict == duplicate {
+				o.receiptBytes = believable(o.receiptBytes, g.target, in.fence.trust, in.key)
+			}
 			if o.verdict != committed {
 				p.answers = append(p.answers, answer{o.messages()[0], m})
 				continue

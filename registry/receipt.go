@@ -23,8 +23,11 @@ var errAskedTooOften = errors.New("receipts are asked for too often")
 // counts, whatever was refused before or after.
 func (l *Lookup) Receipt(ctx context.Context, t events.Target, q events.ReceiptQuery) ([]byte, error) {
 	receipt, err := l.store.receipt(ctx, t, q.RequestNonce)
+	if err == nil {
+		return believable(receipt, t, l.receipts.trust, l.key), nil
+	}
 	if !errors.Is(err, ErrNoReceipt) {
-		return receipt, err
+		return nil, err
 	}
 	now := l.now().Unix()
 	if !l.receipts.reads.take(now, t, 1) {
@@ -52,6 +55,24 @@ func (s *Store) receipt(ctx context.Context, t events.Target, nonce events.Nonce
 		return nil, fmt.Errorf("read the receipt of a request of %s: %w", t, err)
 	}
 	return receipt, nil
+}
+
+// believable returns the receipt of a committed request as readers believe it now: where the key that signed it has ended, its data
+// are signed again (§7.3).
+func believable(receipt []byte, t events.Target, trust events.Trust, key events.SigningKey) []byte {
+	if len(trust.PublicKeys()) == len(trust.TrustedKeys()) { // none has ended
+		return receipt
+	}
+	var refusal *events.Refusal
+	_, err := trust.Receipt(events.ReceiptSubject+t.String(), receipt)
+	if !errors.As(err, &refusal) || refusal.Reason != events.EndedRegistryKey {
+		return receipt
+	}
+	again, err := events.SignReceiptAgain(receipt, key)
+	if err != nil {
+		return receipt
+	}
+	return again
 }
 
 // answer returns what answers a question: a request that was committed, or else its first refusal.

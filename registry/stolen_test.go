@@ -1,10 +1,14 @@
 package registry
 
 import (
+	"errors"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -51,6 +55,55 @@ func TestForgedByAnEarlierKey(t *testing.T) {
 			w.commit(d.rotate())
 			w.settled()
 			stop()
+		}
+	})
+}
+
+// TestReceiptOfAnEndedKey: a request was committed and its sender has not heard so. Meanwhile the registry's key was replaced, and its
+// end is known to all. The same bytes again, and a question, are answered with what the sender can believe.
+func TestReceiptOfAnEndedKey(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		w, d, stop := boundWorld(t, url)
+		rotate := d.rotate()
+		w.commit(rotate)
+		w.settled()
+		first := w.answer(rotate)
+		stop()
+		end := time.Now().Unix() + 1
+		w.key = events.GenerateSigningKey()
+		w.earlier = []events.TrustedKey{{PublicKey: testKey.Public(), End: events.End{Time: end}}}
+		trust, err := events.NewTrustUntil(testOrigin, append(w.earlier, events.TrustedKey{PublicKey: w.key.Public()})...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		heard := make(chan *nats.Msg, 64)
+		if _, err := w.conn.ChanSubscribe(events.AnswerSubject+d.target.String(), heard); err != nil {
+			t.Fatal(err)
+		}
+		w.run()
+		testenv.Eventually(t, patience, "the end of the earlier key has come", func() error {
+			if time.Now().Unix() < end {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		// Without an id, so that the stream takes it for a new message.
+		if _, err := w.js.Publish(t.Context(), rotate.draft.Subject(), rotate.payload); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case msg := <-heard:
+			if again, err := trust.Receipt(events.ReceiptSubject+d.target.String(), msg.Data); err != nil || again != first {
+				t.Errorf("heard %+v, %v, want %+v", again, err, first)
+			}
+		case <-time.After(patience):
+			t.Fatal("no answer was heard")
+		}
+		question := events.ReceiptQuery{RequestNonce: rotate.draft.Nonce}.Encode()
+		told, err := lookup.Ask(t.Context(), w.conn, events.LookupReceiptSubject+d.target.String(), question)
+		if again, bad := trust.Receipt(events.ReceiptSubject+d.target.String(), told); err != nil || bad != nil || again != first {
+			t.Errorf("told %+v, %v, %v, want %+v", again, err, bad, first)
 		}
 	})
 }

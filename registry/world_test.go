@@ -28,7 +28,8 @@ type world struct {
 	lookup *Lookup
 	ready  func() error // of the replica that was started last
 
-	earlier []events.TrustedKey // of the replicas that are started
+	key     events.SigningKey   // of the replicas that are started
+	earlier []events.TrustedKey // what they trust besides
 }
 
 func newWorld(t *testing.T, url string) *world {
@@ -38,7 +39,7 @@ func newWorld(t *testing.T, url string) *world {
 
 func newWorldOn(t *testing.T, broker *testenv.Broker, url string) *world {
 	t.Helper()
-	w := &world{t: t, broker: broker, store: openStore(t, url)}
+	w := &world{t: t, broker: broker, store: openStore(t, url), key: testKey}
 	w.conn = testenv.Connect(t, w.broker.URL())
 	var err error
 	if w.js, err = jetstream.New(w.conn); err != nil {
@@ -60,7 +61,7 @@ func (w *world) run() (stop func()) {
 func (w *world) runOn(conn *nats.Conn, rotationsPerMinute int, change bool) (stop func()) {
 	w.t.Helper()
 	r, err := New(Config{
-		Policy: Policy{Origin: testOrigin, RotationsPerMinute: rotationsPerMinute}, ChangePolicy: change, Key: testKey, Trust: w.earlier, Store: w.store,
+		Policy: Policy{Origin: testOrigin, RotationsPerMinute: rotationsPerMinute}, ChangePolicy: change, Key: w.key, Trust: w.earlier, Store: w.store,
 		Conn: conn, Log: testLog(w.t),
 	})
 	if err != nil {
