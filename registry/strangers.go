@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 
 	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -111,6 +112,7 @@ func (t *turns) setAside(d *delivery) bool {
 // sort finds out who messages are for, until pull has ended.
 func (t *turns) sort() {
 	defer close(t.sorter)
+	warnings := rate.Sometimes{First: 1, Interval: warnEach}
 	for {
 		t.mu.Lock()
 		for len(t.strangers) == 0 && t.err == nil {
@@ -125,7 +127,9 @@ func (t *turns) sort() {
 		t.mu.Unlock()
 		masters, err := t.acquainted.meet(t.ctx, list)
 		if err != nil && t.ctx.Err() == nil {
-			t.log.Warn("requests for services that may not be bound have turns of their own", "error", err)
+			warnings.Do(func() {
+				t.log.Warn("requests for services that may not be bound have turns of their own", "error", err)
+			})
 		}
 		for _, d := range list {
 			t.sorted(d, masters, err == nil)

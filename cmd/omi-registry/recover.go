@@ -81,7 +81,7 @@ func (c *recoverCmd) recover(ctx context.Context, store *registry.Store, how reg
 		return err
 	}
 	refused := c.mayWrite(&report)
-	if !c.DryRun && refused == nil {
+	if !c.DryRun && refused == nil && report.UpTo > 0 { // else the stream had nothing, and what came since was not shown
 		how.DryRun, how.UpTo = false, report.UpTo
 		if report, err = store.Recover(ctx, how); err != nil {
 			return err
