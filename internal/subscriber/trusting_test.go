@@ -295,7 +295,7 @@ func TestRemarks(t *testing.T) {
 			}
 		}
 	}
-	want := map[string]float64{"malformed_message": 1, "unknown_registry_key": 2, "panic": 0, "error": 0}
+	want := map[string]float64{"malformed_message": 1, "unknown_registry_key": 2, "ended_registry_key": 0, "panic": 0, "error": 0}
 	if !maps.Equal(counts, want) {
 		t.Errorf("the metric says %v, want %v", counts, want)
 	}
