@@ -158,7 +158,7 @@ func TestRetriedLater(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, l := range w.waiting(3) {
-			if l.Reason != consume.Panics || l.Detail != "poison\uFFFD\uFFFD[2J" || l.Tries != 3 || l.StoredAt != stored.Unix() {
+			if l.Reason != consume.Panics || l.Detail != "poison\\x00\\x1b[2J" || l.Tries != 3 || l.StoredAt != stored.Unix() {
 				t.Errorf("kept is %+v", l)
 			}
 		}

@@ -21,6 +21,8 @@ type delivery struct {
 	since time.Time // when the broker last heard that it is ours
 	in    *incoming // nil: to parse it panics, which is for the handler to meet
 	paid  bool      // its answer was taken from the budget of garbage
+
+	follows bool // others of its service were in their lane when it was to be sorted; one of them may be the binding
 }
 
 func newDelivery(t *turns, msg jetstream.Msg) (*delivery, error) {

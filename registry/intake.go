@@ -19,7 +19,8 @@ const parsesEach = 32
 type intake struct {
 	policy    Policy
 	key       events.SigningKey
-	own       []events.TrustedKey // the registry's keys, which nobody else gets
+	trust     events.Trust        // in the registry's own keys
+	own       []events.TrustedKey // the same keys, which no one else gets
 	store     *Store
 	relay     *relay
 	fence     *fence
@@ -142,7 +143,7 @@ func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *ba
 			}
 			in.count(o, m)
 			if o.verdict == duplicate {
-				o.receiptBytes = believable(o.receiptBytes, g.target, in.fence.trust, in.key)
+				o.receiptBytes = believable(o.receiptBytes, g.target, in.trust, in.key)
 			}
 			if o.verdict != committed {
 				p.answers = append(p.answers, answer{o.messages()[0], m})

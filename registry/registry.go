@@ -112,7 +112,7 @@ func New(cfg Config) (*Registry, error) {
 	}
 	r.relay = newRelay(js, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
 	r.intake = &intake{
-		policy: cfg.Policy, key: cfg.Key, own: r.fence.trust.TrustedKeys(), store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
+		policy: cfg.Policy, key: cfg.Key, trust: r.fence.trust, own: r.fence.trust.TrustedKeys(), store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
 		told: (&receipts{js: js, trust: r.fence.trust}).ofAll,
 		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(),
 	}

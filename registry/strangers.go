@@ -16,17 +16,17 @@ import (
 // A name that no service has costs nothing to invent, and a receipt for it would be kept for days.
 // So what comes for names that are not bound shares one lane and one budget with garbage; beyond
 // the budget it is acknowledged, counted and not answered. A binding is how a service gets its
-// name: those of one app share a lane, and take nothing from the budget if they stand.
+// name: if the app's Master Key signed it, the name counts as bound from there on, so what was
+// sent right behind it keeps its order.
 //
 //	take ──▶ known to be bound, or little waits ─────────────────────────────▶ the service's lane
 //	  └────▶ unsorted ──▶ sort: asks the database, many at a time ──▶ bound ──▶ the service's lane
-//	                                                             ├── binding ──▶ the app's lane
-//	                                                             └── within the budget ──▶ the lane of garbage
+//	                                              ├── a binding by the app's Master Key ──▶ the service's lane
+//	                                              └── within the budget ──▶ the lane of garbage
 
 const (
 	sortFrom    = 256    // messages that wait: with fewer it doesn't matter who they are for
 	knownAtMost = 65_536 // services of which it is remembered that they are bound; some 100 bytes each
-	inHandApp   = 256    // bindings of an app that are being worked on at a time
 )
 
 // acquaintances remember which services are bound. It is safe for concurrent use.
@@ -124,6 +124,9 @@ func (t *turns) sort() {
 		}
 		list := t.strangers
 		t.strangers = nil
+		for _, d := range list {
+			d.follows = t.lanes[d.in.request.Target] != nil
+		}
 		t.mu.Unlock()
 		masters, err := t.acquainted.meet(t.ctx, list)
 		if err != nil && t.ctx.Err() == nil {
@@ -141,10 +144,11 @@ func (t *turns) sort() {
 func (t *turns) sorted(d *delivery, masters map[events.AppID]events.PublicKey, asked bool) {
 	target := d.in.request.Target
 	lane, most := target, inHandEach
-	if asked && !t.acquainted.knows(target) {
-		lane, most = events.Target{}, inHandGarbage
-		if d.binds() && t.believes(d, masters[target.App]) {
-			lane, most = events.Target{App: target.App}, inHandApp
+	if asked && !d.follows && !t.acquainted.knows(target) {
+		if d.binds() && signedBy(masters[target.App], d.in.request) {
+			t.acquainted.learn(target)
+		} else {
+			lane, most = events.Target{}, inHandGarbage
 		}
 	}
 	d.paid = lane.IsZero() && t.garbage.Allow()
@@ -164,15 +168,9 @@ func (t *turns) sorted(d *delivery, masters map[events.AppID]events.PublicKey, a
 	t.queue(d, lane, most)
 }
 
-// believes reports whether a binding may be what it says. Where many of its app wait, its signature
-// is checked for that: anybody can write what looks like one.
-func (t *turns) believes(d *delivery, master events.PublicKey) bool {
-	t.mu.Lock()
-	l := t.lanes[events.Target{App: d.in.request.Target.App}]
-	crowded := l != nil && len(l.waiting) >= sortFrom
-	t.mu.Unlock()
-	r := d.in.request
-	return !master.IsZero() && (!crowded || master.Verify(r.Signed, r.Signature))
+// signedBy reports whether a binding is what it says: anybody can write what looks like one.
+func signedBy(master events.PublicKey, r *events.Request) bool {
+	return !master.IsZero() && master.Verify(r.Signed, r.Signature)
 }
 
 // thin drops the refusals of requests for names that are not bound, beyond the budget.

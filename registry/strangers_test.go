@@ -61,7 +61,7 @@ func TestInventedNames(t *testing.T) {
 }
 
 // TestTurnsStrangers: what is for names that are not bound shares one lane and one budget. Bound
-// services have lanes of their own, and so have the bindings of an app; each is in its own order.
+// services have lanes of their own, and so has what an app's Master Key binds, with what was sent right behind the binding.
 func TestTurnsStrangers(t *testing.T) {
 	t.Parallel()
 	const budget, strangers, bindings = 10, 200, 40
@@ -80,6 +80,7 @@ func TestTurnsStrangers(t *testing.T) {
 	for i := range bindings {
 		b := l.another(fmt.Sprintf("b-%d", i)).bind()
 		l.store(b.draft.Subject(), string(b.payload))
+		l.put(fmt.Sprintf("b-%d", i), 1)
 	}
 	own := l.put("bound", 3)
 	turns := l.turnsOf(budget, newAcquaintances(l.world.store))
@@ -89,14 +90,14 @@ func TestTurnsStrangers(t *testing.T) {
 		}
 		return nil
 	})
-	taken := l.take(turns, inHandEach+3+budget+bindings)
+	taken := l.take(turns, inHandEach+3+budget+2*bindings)
 	bound := 0
 	for subject := range taken {
 		if strings.HasPrefix(subject, events.BindingSubject) {
 			bound++
 		}
 	}
-	if len(taken[own]) != 3 || len(taken[busy]) != inHandEach || bound != bindings || len(taken) != 2+bindings+budget {
+	if len(taken[own]) != 3 || len(taken[busy]) != inHandEach || bound != bindings || len(taken) != 2+2*bindings+budget {
 		t.Errorf("%d of the bound service, %d of the busy one, %d bindings; of %d services", len(taken[own]), len(taken[busy]), bound, len(taken))
 	}
 }
