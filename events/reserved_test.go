@@ -149,7 +149,7 @@ func TestCheckingCostsLittle(t *testing.T) {
 			}
 		}
 	}).AllocsPerOp()
-	if allocated > 20 {
+	if allocated > 200 { // a copy of each would be thousands; tests that run at the same time add some
 		t.Errorf("%d allocations for 1,000 lines", allocated)
 	}
 }
