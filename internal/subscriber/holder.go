@@ -189,18 +189,26 @@ func (s *Subscriber) hold(ctx context.Context) error {
 	if s.answers != nil {
 		return nil
 	}
-	var err error
-	if s.database, err = s.cfg.Store.ID(ctx); err != nil {
+	if err := s.identify(ctx); err != nil {
 		return err
 	}
 	if err := s.askHolder(ctx); err != nil {
 		return err
 	}
+	var err error
 	s.answers, err = s.cfg.JetStream.Conn().Subscribe(holderSubject+s.cfg.Durable, s.answer)
 	if err != nil {
 		return fmt.Errorf("answer others who ask for the durable: %w", err)
 	}
 	return nil
+}
+
+// identify reads the database's id, once: whoever asks the broker of a durable that was opened before reads it without a lock.
+func (s *Subscriber) identify(ctx context.Context) (err error) {
+	if s.database == "" {
+		s.database, err = s.cfg.Store.ID(ctx)
+	}
+	return err
 }
 
 // release ends the answers.
