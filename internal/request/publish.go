@@ -13,7 +13,7 @@ import (
 	"omiappreg.org/keyrotation/internal/room"
 )
 
-// Where the broker has no room, it has some again as soon as the registry has worked off a request.
+// Where the broker has no room, it has some again as soon as the registry has worked off a request, or the broker has stored one.
 const (
 	roomAfter  = 2 * time.Millisecond // then twice as long each time
 	roomAtMost = time.Second
@@ -39,7 +39,7 @@ func (s Sender) publish(ctx context.Context, m Message, withID bool) (known bool
 		switch {
 		case err == nil:
 			return ack.Duplicate, nil
-		case room.Lacks(err):
+		case room.Lacks(err), room.TooMany(err):
 			full = fmt.Errorf("%w: %s: %w", ErrNotStored, noRoom(err), err)
 		case full == nil || ctx.Err() == nil:
 			return false, fmt.Errorf("%w: %w", ErrNotStored, err)
@@ -55,6 +55,8 @@ func (s Sender) publish(ctx context.Context, m Message, withID bool) (known bool
 // noRoom says why the broker takes no more, and what to do.
 func noRoom(err error) string {
 	switch {
+	case room.TooMany(err):
+		return "more messages come to it than it can store; somebody floods it (omi doctor)"
 	case !room.OfStream(err):
 		return "its store is full; its operator has to give JetStream more, or to look at what fills it (omi doctor)"
 	case strings.Contains(err.Error(), "per subject"):

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
@@ -63,6 +65,44 @@ func TestSendSentBefore(t *testing.T) {
 	if err != nil || receipt.Event != events.RequestCommitted || len(w.requests(t)) != 1 {
 		t.Errorf("got %+v, %v; %d requests", receipt, err, len(w.requests(t)))
 	}
+}
+
+// TestSendWhereTooMuchComes: the broker refuses what comes faster than it can store it. The request is
+// published again and again, and the error says why it is not stored.
+func TestSendWhereTooMuchComes(t *testing.T) {
+	t.Parallel()
+	w := newWorldAt(t, floodedBroker(t))
+	seen := make(chan *nats.Msg, 64)
+	if _, err := testenv.Connect(t, w.url).ChanSubscribe(w.message.Subject, seen); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithCancel(t.Context())
+	sent := make(chan error, 1)
+	go func() { sent <- w.sender.Publish(short, w.message) }()
+	for range 3 {
+		<-seen
+	}
+	cancel()
+	if err := <-sent; !errors.Is(err, request.ErrNotStored) || !strings.Contains(err.Error(), "more messages come to it than it can store") {
+		t.Errorf("while too much comes: %v", err)
+	}
+}
+
+// floodedBroker starts a broker that has no room for a message that waits to be stored.
+func floodedBroker(t *testing.T) (url string) {
+	t.Helper()
+	s, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, StreamMaxBufferedSize: 1,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Start()
+	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	if !s.ReadyForConnections(time.Minute) {
+		t.Fatal("the broker does not start")
+	}
+	return s.ClientURL()
 }
 
 // TestSendWhereThereIsNoRoom: as many requests wait as may. The error says so, and what is sent then is

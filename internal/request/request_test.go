@@ -34,7 +34,11 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	url := testenv.NewBroker(t).URL()
+	return newWorldAt(t, testenv.NewBroker(t).URL())
+}
+
+func newWorldAt(t *testing.T, url string) *world {
+	t.Helper()
 	js, err := jetstream.New(testenv.Connect(t, url))
 	if err != nil {
 		t.Fatal(err)

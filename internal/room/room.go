@@ -15,6 +15,7 @@ const (
 	storageExceeded jetstream.ErrorCode = 10047 // the account's limit, or what streams have reserved
 	storeFailed     jetstream.ErrorCode = 10077 // the stream's own limit: of bytes, or of messages of a subject
 	streamExceeded  jetstream.ErrorCode = 10122 // the account's limit of what one stream may reserve
+	tooMany         jetstream.ErrorCode = 10167 // more messages come to the stream than it can store
 )
 
 // Lacks reports whether JetStream didn't store a message, or didn't make a stream, for lack of
@@ -26,6 +27,10 @@ func Lacks(err error) bool {
 	}
 	return false
 }
+
+// TooMany reports whether JetStream didn't store a message because too many others waited to be
+// stored at that moment.
+func TooMany(err error) bool { return code(err) == tooMany }
 
 // OfStream reports whether it is the stream's own limit that a message didn't fit in, and not that
 // of the whole broker.
