@@ -25,9 +25,13 @@ var ErrUnknownOutcome = errors.New("the outcome of the commit is unknown")
 // is unreachable, restarting or overloaded, a full disk, a lost race with another transaction, a deadline. An error
 // with ErrUnknownOutcome in it can be transient too, and has to be settled before that call is made again. The end of
 // a context by cancellation is not transient: somebody wants to stop. Nor is what a person has to change, [ErrURL].
+// [ErrFault] is transient in this sense: what was asked is not at fault, and the next process can do it.
 func Transient(err error) bool {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrURL) {
 		return false
+	}
+	if errors.Is(err, ErrFault) {
+		return true
 	}
 	var answer *pgconn.PgError
 	if errors.As(err, &answer) {

@@ -2,6 +2,7 @@ package sqldb
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -44,6 +45,9 @@ func Await(ctx context.Context, log *slog.Logger, attempt func() error) error {
 				log.InfoContext(ctx, "the database answers")
 			}
 			return nil
+		}
+		if errors.Is(err, ErrFault) {
+			return fmt.Errorf("%w: %w", ErrURL, err)
 		}
 		if refused := refusal(err); refused != nil {
 			return refused

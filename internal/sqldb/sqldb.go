@@ -34,6 +34,7 @@ type DB struct {
 
 	// SQLite only:
 	file         string // the database file
+	fault        *fault
 	checkpointer *checkpointer
 }
 
@@ -85,8 +86,11 @@ func (db *DB) Reader() *sql.DB { return db.reader }
 // With SQLite it is one connection: whoever holds it, for instance by unread rows, keeps every other writer waiting.
 func (db *DB) Writer() *sql.DB { return db.writer }
 
-// Ping says whether the database answers now.
+// Ping says whether the database answers now. After a lasting fault it returns that.
 func (db *DB) Ping(ctx context.Context) error {
+	if err := db.Fault(); err != nil {
+		return err
+	}
 	if err := db.writer.PingContext(ctx); err != nil {
 		return fmt.Errorf("ping the database: %w", err)
 	}

@@ -65,7 +65,7 @@ func openFileNow(ctx context.Context, path string, log *slog.Logger) (*DB, error
 	if err != nil {
 		return nil, errors.Join(err, writer.Close())
 	}
-	db := &DB{engine: SQLite, reader: reader, writer: writer, file: path, log: log}
+	db := &DB{engine: SQLite, reader: reader, writer: writer, file: path, fault: &fault{log: log, file: path}, log: log}
 	// Turning WAL on can fail with SQLITE_BUSY whatever the busy_timeout, if two processes do it at once.
 	err = again(ctx, func() error { return db.Ping(ctx) })
 	switch code, _ := sqliteCode(err); code {

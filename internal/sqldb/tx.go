@@ -17,6 +17,9 @@ import (
 // A nil error means that the transaction is committed; any other that it is not, but for ErrUnknownOutcome, which is
 // never retried here, because only the caller can find out whether its change is there.
 func (db *DB) InTx(ctx context.Context, fn func(*sql.Tx) error) error {
+	if err := db.Fault(); err != nil {
+		return err
+	}
 	work := func(tx *sql.Tx) error {
 		if err := fn(tx); err != nil {
 			return err
