@@ -19,6 +19,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/refusal"
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
@@ -234,9 +235,8 @@ func (r *Registry) Ready() error {
 
 // ensureStreams tries until the broker answers.
 func (r *Registry) ensureStreams(ctx context.Context) error {
-	wait := func(err error, next time.Duration) {
-		r.cfg.Log.Warn("waiting for the broker", "error", err, "next_try", next.String())
-	}
+	why := refusal.Teller{Log: r.cfg.Log}
+	wait := func(err error, _ time.Duration) { why.Tell(refusal.Behind(err, r.js.Conn())) }
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		tried, cancel := context.WithTimeout(ctx, publishWithin)
 		defer cancel()

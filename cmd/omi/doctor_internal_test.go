@@ -213,27 +213,11 @@ func TestDoctorDurables(t *testing.T) {
 
 func TestDoctorNoJetStream(t *testing.T) {
 	t.Parallel()
-	found := examine(t, serve(t, &server.Options{}), doctorCmd{})
+	found := examine(t, testenv.ServeOptions(t, &server.Options{}), doctorCmd{})
 	expect(t, found, map[string]string{"broker": "ok", "jetstream": "wrong", "registry": "wrong nobody answers"})
 	if _, ok := found["stream "+events.RequestStream]; ok {
 		t.Error("streams are looked for where there is no JetStream")
 	}
-}
-
-// serve starts a broker whose accounts may do this and that.
-func serve(t *testing.T, o *server.Options) (url string) {
-	t.Helper()
-	o.Host, o.Port, o.NoSigs, o.NoLog, o.StoreDir = "127.0.0.1", server.RANDOM_PORT, true, true, t.TempDir()
-	s, err := server.NewServer(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Start()
-	t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-	if !s.ReadyForConnections(time.Minute) {
-		t.Fatal("the broker does not start")
-	}
-	return s.ClientURL()
 }
 
 // TestDoctorPermissions holds the accounts of docs/operations.md against what the tool finds, and sees that finding it
@@ -250,7 +234,7 @@ func TestDoctorPermissions(t *testing.T) {
 	deaf.Permissions.Subscribe.Allow = []string{"nothing"}
 	hard := account("hard-of-hearing", read...)
 	hard.Permissions.Subscribe.Allow = []string{"_INBOX.>"}
-	url := serve(t, &server.Options{JetStream: true, Users: []*server.User{
+	url := testenv.ServeOptions(t, &server.Options{JetStream: true, Users: []*server.User{
 		{Username: "operator", Password: "secret"}, deaf,
 		account("service", slices.Concat(read, []string{"omi.v1.requests.rotation.org.example.shop.cms", "omi.v1.lookup.>"})...),
 		account("developer",

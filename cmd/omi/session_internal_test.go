@@ -16,6 +16,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/registry"
 )
 
@@ -39,8 +40,8 @@ func selfSigned(t *testing.T) *tls.Config {
 // TestNotLetIn: a broker that is there and refuses is another matter than one that is away, and another one has to mend it.
 func TestNotLetIn(t *testing.T) {
 	t.Parallel()
-	guarded := serve(t, &server.Options{Username: "u", Password: "right"})
-	encrypted := serve(t, &server.Options{TLS: true, TLSConfig: selfSigned(t)})
+	guarded := testenv.ServeOptions(t, &server.Options{Username: "u", Password: "right"})
+	encrypted := testenv.ServeOptions(t, &server.Options{TLS: true, TLSConfig: selfSigned(t)})
 	for name, c := range map[string]struct {
 		url  string
 		code int
@@ -49,7 +50,7 @@ func TestNotLetIn(t *testing.T) {
 		"no password":    {guarded, process.ExitUsage, "does not let this user in"},
 		"wrong password": {strings.Replace(guarded, "://", "://u:s3cret@", 1), process.ExitUsage, "does not let this user in"},
 		"certificate":    {encrypted, process.ExitUsage, "name its authority by --nats-ca"},
-		"no TLS":         {strings.Replace(serve(t, &server.Options{}), "nats://", "tls://", 1), process.ExitUsage, "has no TLS"},
+		"no TLS":         {strings.Replace(testenv.ServeOptions(t, &server.Options{}), "nats://", "tls://", 1), process.ExitUsage, "has no TLS"},
 		"nobody":         {"nats://127.0.0.1:1", process.ExitUnreachable, "no broker answers"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -69,7 +70,7 @@ func TestNotLetIn(t *testing.T) {
 // TestDenied: what an account may not is why no answer comes, and in vain does a person look for a registry that is slow.
 func TestDenied(t *testing.T) {
 	t.Parallel()
-	url := serve(t, &server.Options{JetStream: true, Users: []*server.User{
+	url := testenv.ServeOptions(t, &server.Options{JetStream: true, Users: []*server.User{
 		{Username: "operator", Password: "p"},
 		{Username: "reader", Password: "p", Permissions: &server.Permissions{
 			Publish: &server.SubjectPermission{Deny: []string{"omi.v1.requests.>", events.AuthVerifySubject}},

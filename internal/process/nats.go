@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +20,7 @@ import (
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/keyformat"
 	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/internal/refusal"
 )
 
 const (
@@ -44,7 +44,7 @@ func (n NATS) Connect(name string, log *slog.Logger) (*nats.Conn, error) {
 	if open := n.exposed(); open != "" {
 		log.Warn("credentials go to the broker unencrypted", "why", open)
 	}
-	w := &wait{nats: n, log: log, told: map[string]struct{}{}}
+	w := &wait{nats: n, log: log, why: refusal.Teller{Log: log}}
 	nc, err := n.connect(name, log, w.options()...)
 	if code := (codedError{}); errors.As(err, &code) {
 		return nil, err
@@ -80,25 +80,10 @@ func (n NATS) ConnectNow(ctx context.Context, name string, log *slog.Logger) (*n
 
 // notConnected says why a command has no broker: it is there and wants something else, or nobody is.
 func (n NATS) notConnected(err error) error {
-	if what, do := mend(err); do != "" {
-		return Usagef("the broker at %s %s (%w): %s", n.redacted(), what, err, do)
+	if r, refused := refusal.Of(err); refused {
+		return Usagef("the broker at %s %s (%w): %s", n.redacted(), r.What, err, r.Do)
 	}
 	return Unreachable(fmt.Errorf("no broker answers at %s (%w): is `omi dev` running, or is --nats-url another?", n.redacted(), err))
-}
-
-// mend says what a broker that is there wants otherwise, and which flag gives it that; nothing, if it is not there.
-func mend(err error) (what, do string) {
-	switch {
-	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired):
-		return "does not let this user in", "give --nats-nkey or --nats-creds FILE, or nats://USER:PASSWORD@HOST:PORT by --nats-url"
-	case errors.Is(err, nats.ErrNkeysNotSupported):
-		return "knows its users by something else than nkeys", "leave out --nats-nkey"
-	case errors.As(err, new(*tls.CertificateVerificationError)):
-		return "has a certificate that is not trusted", "name its authority by --nats-ca FILE"
-	case errors.Is(err, nats.ErrSecureConnWanted):
-		return "has no TLS", "name it by nats:// in --nats-url, without --nats-ca"
-	}
-	return "", ""
 }
 
 func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats.Conn, error) {

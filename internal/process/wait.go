@@ -4,24 +4,21 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
+
+	"omiappreg.org/keyrotation/internal/refusal"
 )
 
-// mostReasons is how many are remembered at a time.
-const mostReasons = 16
-
-// wait tells the log why a process has no broker: each reason once until there is one, and not at each try.
+// wait tells the log why a process has no broker, and what a broker that it has does not permit: each reason once until
+// it is connected again, and now and then while it lasts.
 type wait struct {
 	nats NATS
 	log  *slog.Logger
+	why  refusal.Teller
 	conn atomic.Pointer[nats.Conn] // nil until the first try has failed
-
-	mu   sync.Mutex
-	told map[string]struct{}
 }
 
 func (w *wait) options() []nats.Option {
@@ -39,19 +36,21 @@ func (w *wait) options() []nats.Option {
 			return reconnectWait + rand.N(reconnectJitter) //nolint:gosec // it only spreads the tries
 		}),
 		nats.ErrorHandler(func(nc *nats.Conn, _ *nats.Subscription, err error) {
-			if nc.IsConnected() {
-				w.log.Warn("broker", "error", err)
-			} else {
+			if _, refused := refusal.Of(err); refused || !nc.IsConnected() {
 				w.tell(err)
+			} else {
+				w.log.Warn("broker", "error", err)
 			}
 		}),
 		nats.ConnectHandler(func(nc *nats.Conn) {
-			w.forget()
+			w.why.Forget()
 			w.log.Info("connected to the broker", "server", nc.ConnectedServerName())
+			w.tellLimits(nc)
 		}),
 		nats.ReconnectHandler(func(nc *nats.Conn) {
-			w.forget()
+			w.why.Forget()
 			tellReconnected(w.log, nc)
+			w.tellLimits(nc)
 		}),
 	}
 }
@@ -60,37 +59,12 @@ func (w *wait) tell(err error) {
 	if err == nil || errors.Is(err, nats.ErrNoServers) { // which says of several that none is there: the next try says why
 		return
 	}
-	w.mu.Lock()
-	reason := innermost(err)
-	_, known := w.told[reason]
-	if len(w.told) == mostReasons {
-		clear(w.told)
-	}
-	w.told[reason] = struct{}{}
-	w.mu.Unlock()
-	if known {
-		return
-	}
-	args := []any{"url", w.nats.redacted(), "error", err}
-	if _, do := mend(err); do != "" {
-		args = append(args, "do", do)
-	}
-	w.log.Warn("waiting for the broker", args...)
+	w.why.Tell(err, "url", w.nats.redacted())
 }
 
-func (w *wait) forget() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	clear(w.told)
-}
-
-// innermost is the text of an error's own cause, without the addresses around it, of which each try may have another.
-func innermost(err error) string {
-	for {
-		cause := errors.Unwrap(err)
-		if cause == nil {
-			return err.Error()
-		}
-		err = cause
+// tellLimits says of a broker that lets us in what it can't carry.
+func (w *wait) tellLimits(nc *nats.Conn) {
+	if err := refusal.Limits(nc); err != nil {
+		w.tell(err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 // The codes of nats-server's errors (its server/errors.json).
 const (
+	accountExceeded jetstream.ErrorCode = 10002 // the account's limit, at a message
 	noPeers         jetstream.ErrorCode = 10005 // a cluster without a server that has the space
 	insufficient    jetstream.ErrorCode = 10023 // everything that the broker may store is stored
 	memoryExceeded  jetstream.ErrorCode = 10028
@@ -22,7 +23,7 @@ const (
 // space.
 func Lacks(err error) bool {
 	switch code(err) {
-	case noPeers, insufficient, memoryExceeded, storageExceeded, storeFailed, streamExceeded:
+	case accountExceeded, noPeers, insufficient, memoryExceeded, storageExceeded, storeFailed, streamExceeded:
 		return true
 	}
 	return false

@@ -2,9 +2,12 @@ package testenv
 
 import (
 	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
 	"omiappreg.org/keyrotation/internal/broker"
@@ -90,4 +93,53 @@ func connect(t testing.TB, url string, options ...nats.Option) (nc *nats.Conn) {
 	})
 	t.Cleanup(nc.Close)
 	return nc
+}
+
+// ServeConfig starts a broker with a configuration file; it stops when the test ends.
+func ServeConfig(t testing.TB, file string) *server.Server {
+	t.Helper()
+	opts, err := server.ProcessConfigFile(file)
+	if err != nil {
+		t.Fatalf("read the configuration: %v", err)
+	}
+	return serve(t, opts)
+}
+
+// ServeText starts a broker with the text of a configuration, on a free port and with an empty store, and returns its URL.
+func ServeText(t testing.TB, config string) (url string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "nats-server.conf")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opts, err := server.ProcessConfigFile(file)
+	if err != nil {
+		t.Fatalf("read the configuration: %v", err)
+	}
+	return ServeOptions(t, opts)
+}
+
+// ServeOptions is [ServeText] with the options that a configuration stands for.
+func ServeOptions(t testing.TB, opts *server.Options) (url string) {
+	t.Helper()
+	opts.Host, opts.Port, opts.StoreDir = "127.0.0.1", server.RANDOM_PORT, t.TempDir()
+	return serve(t, opts).ClientURL()
+}
+
+func serve(t testing.TB, opts *server.Options) *server.Server {
+	t.Helper()
+	opts.NoSigs, opts.NoLog = true, true
+	s, err := server.NewServer(opts)
+	if err != nil {
+		t.Fatalf("set up the broker: %v", err)
+	}
+	t.Cleanup(func() {
+		s.Shutdown()
+		s.WaitForShutdown()
+	})
+	s.Start()
+	if !s.ReadyForConnections(time.Minute) {
+		t.Fatal("the broker does not start")
+	}
+	return s
 }

@@ -70,29 +70,6 @@ func NewSmallSecuredBroker(t testing.TB, store string, accounts func(nkey func(u
 	return b
 }
 
-// ServeConfig starts a broker with a configuration file; it stops when the test ends.
-func ServeConfig(t testing.TB, file string) *server.Server {
-	t.Helper()
-	opts, err := server.ProcessConfigFile(file)
-	if err != nil {
-		t.Fatalf("read the configuration: %v", err)
-	}
-	opts.NoSigs, opts.NoLog = true, true
-	s, err := server.NewServer(opts)
-	if err != nil {
-		t.Fatalf("set up the broker: %v", err)
-	}
-	t.Cleanup(func() {
-		s.Shutdown()
-		s.WaitForShutdown()
-	})
-	s.Start()
-	if !s.ReadyForConnections(time.Minute) {
-		t.Fatal("the broker does not start")
-	}
-	return s
-}
-
 // AddAccount appends an account to accounts.conf, with a user whose public nkey it gets. [SecuredBroker.Reload] makes it count.
 func (b *SecuredBroker) AddAccount(user string, account func(nkey string) string) {
 	b.t.Helper()

@@ -1,0 +1,121 @@
+// Package refusal says what a broker refuses. Waiting doesn't change that: a person has to, at the
+// broker or here. A log that says "waiting for the broker" hides it.
+package refusal
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/room"
+)
+
+// Reason is why a broker that is there is of no use.
+type Reason struct {
+	What string // the rest of a sentence that begins with "the broker"
+	Do   string
+}
+
+// The codes of nats-server's errors (its server/errors.json).
+const (
+	noPeers        jetstream.ErrorCode = 10005 // a cluster that starts has none either: that passes
+	mostConsumers  jetstream.ErrorCode = 10026
+	mostStreams    jetstream.ErrorCode = 10027
+	invalidStream  jetstream.ErrorCode = 10052 // a server's limit that its configuration exceeds
+	noReplicas     jetstream.ErrorCode = 10074
+	bytesRequired  jetstream.ErrorCode = 10113
+	mostAckPending jetstream.ErrorCode = 10121
+	mostRequested  jetstream.ErrorCode = 10125
+)
+
+// ErrPayload means that the broker takes no message of the largest size.
+var ErrPayload = errors.New("the broker's max_payload is too small")
+
+// Limits says of a broker that is connected what it can't carry.
+func Limits(nc *nats.Conn) error {
+	if !nc.HeadersSupported() {
+		return nats.ErrHeadersNotSupported
+	}
+	if most := nc.MaxPayload(); most > 0 && most < events.MaxMessage {
+		return fmt.Errorf("%w: %d bytes; a message has up to %d", ErrPayload, most, events.MaxMessage)
+	}
+	return nil
+}
+
+// Of says what the broker refuses; false if the error may pass by itself.
+func Of(err error) (Reason, bool) {
+	r := ofUser(err)
+	if r == (Reason{}) {
+		r = ofServer(err)
+	}
+	return r, r != Reason{}
+}
+
+// ofUser says what the broker refuses this user.
+func ofUser(err error) Reason {
+	switch {
+	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked),
+		errors.Is(err, nats.ErrAccountAuthExpired):
+		return Reason{"does not let this user in", "give --nats-nkey or --nats-creds FILE, or nats://USER:PASSWORD@HOST:PORT by --nats-url"}
+	case errors.Is(err, nats.ErrNkeysNotSupported):
+		return Reason{"knows its users by something else than nkeys", "leave out --nats-nkey"}
+	case errors.As(err, new(*tls.CertificateVerificationError)):
+		return Reason{"has a certificate that is not trusted", "name its authority by --nats-ca FILE"}
+	case errors.Is(err, nats.ErrSecureConnWanted):
+		return Reason{"has no TLS", "name it by nats:// in --nats-url, without --nats-ca"}
+	case errors.Is(err, nats.ErrPermissionViolation):
+		return Reason{"does not permit what this process needs", "let this user publish or subscribe to that subject at the broker " +
+			"(docs/operations.md, Who may do what at the broker), or give another user by --nats-nkey or --nats-creds"}
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return Reason{"gives this account no JetStream", "enable it for the account at the broker (jetstream: enabled), " +
+			"or give a user of an account that has it by --nats-nkey or --nats-creds"}
+	}
+	return Reason{}
+}
+
+// ofServer says what the broker refuses everybody.
+func ofServer(err error) Reason {
+	switch {
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled):
+		return Reason{"has JetStream off", "start nats-server with -js; where it was started so, its disk is full " +
+			"or can't be written: see its log, make room, and restart it"}
+	case errors.Is(err, nats.ErrHeadersNotSupported):
+		return Reason{"has headers turned off", "take no_header_support out of its configuration, and restart it"}
+	}
+	if errors.Is(err, ErrPayload) || errors.Is(err, nats.ErrMaxPayload) {
+		return Reason{"takes no message of the size that is needed", fmt.Sprintf("let max_payload be %d or more, of the server and of the account", events.MaxMessage)}
+	}
+	var refused *jetstream.APIError
+	if !errors.As(err, &refused) || refused.ErrorCode == noPeers {
+		return Reason{}
+	}
+	switch refused.ErrorCode {
+	case mostConsumers, mostStreams, invalidStream, noReplicas, bytesRequired, mostAckPending, mostRequested:
+		return Reason{"has limits that leave no room for what this process needs", "raise them in its configuration (jetstream: limits), or those of the account"}
+	}
+	if room.Lacks(err) {
+		return Reason{"has no space left", "give its JetStream more (max_file_store, or the account's limit), " +
+			"or take away what doesn't belong there: nats stream ls"}
+	}
+	return Reason{}
+}
+
+// Behind is what is behind an error of a question to JetStream. The broker tells the connection of what
+// it does not permit, and not the question, which waits in vain. Where it has no JetStream, nobody answers.
+func Behind(err error, nc *nats.Conn) error {
+	switch {
+	case errors.Is(err, nats.ErrNoResponders):
+		return fmt.Errorf("%w (%w)", jetstream.ErrJetStreamNotEnabled, err)
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
+		if last := nc.LastError(); errors.Is(last, nats.ErrPermissionViolation) && strings.Contains(last.Error(), `"$JS.`) {
+			return last
+		}
+	}
+	return err
+}
