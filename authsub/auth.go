@@ -17,6 +17,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
@@ -215,9 +216,9 @@ func (a *Auth) SetTrust(trust events.Trust) { a.subscriber.SetTrust(trust) }
 // Remarks says what is set aside, lines for a person.
 func (a *Auth) Remarks() string { return a.subscriber.Remarks() }
 
-// Healthy is Ready. It stays nil while the database is away, as while the broker is: answers come from memory, and grow older. To
-// be taken out of service for that would end them, and who is started again needs the database.
-func (a *Auth) Healthy(context.Context) error { return a.Ready() }
+// Parts are what GET /readyz names. That the database or the broker is away is a remark: answers come from memory, and grow older.
+// To be taken out of service for that would end them, and who is started again needs the database.
+func (a *Auth) Parts() []health.Part { return a.subscriber.PartsFromMemory() }
 
 // Verify says whether a signature is good now (docs/protocol.md §8.2).
 func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAnswer {

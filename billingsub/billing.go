@@ -12,7 +12,6 @@ package billingsub
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -24,6 +23,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/subscriber"
 )
@@ -152,13 +152,8 @@ func (b *Billing) SetTrust(trust events.Trust) {
 // Remarks says what is set aside, lines for a person.
 func (b *Billing) Remarks() string { return b.subscriber.Remarks() }
 
-// Healthy returns nil while questions are answered: the database, which is asked each of them, answers, and Ready returns nil.
-func (b *Billing) Healthy(ctx context.Context) error {
-	if b.store.Ping(ctx) != nil {
-		return errors.New("the database is away") // its own words are for the log, not for strangers
-	}
-	return b.Ready()
-}
+// Parts are what GET /readyz names: the database too, which is asked each question.
+func (b *Billing) Parts() []health.Part { return b.subscriber.Parts() }
 
 // Endpoints returns the question of docs/protocol.md §8.3.
 func (b *Billing) Endpoints() []api.Endpoint {

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"omiappreg.org/keyrotation/billingsub"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
@@ -371,11 +373,15 @@ func TestHealthy(t *testing.T) {
 	healthy := func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), within)
 		defer cancel()
-		return w.billing.Healthy(ctx)
+		report, err := health.New(slog.New(slog.DiscardHandler), w.billing.Parts()...).Report(ctx)
+		if err != nil || report.Ready {
+			return err
+		}
+		return errors.New(report.Text())
 	}
 	testenv.Eventually(t, within, "it is healthy", healthy)
 	way.Cut()
-	if err := healthy(); err == nil || err.Error() != "the database is away" {
+	if err := healthy(); err == nil || !strings.Contains(err.Error(), "database: ") {
 		t.Errorf("its database is away, and it says %v", err)
 	}
 	way.Restore()

@@ -139,7 +139,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 	if err != nil {
 		return err
 	}
-	web.Ready(process.Healthy(nc, store, r.Ready), r.Lookup.Endpoints()...)
+	web.Ready(r.Parts(), r.Lookup.Endpoints()...)
 	web.Announce()
 	return usage(r.Run(ctx))
 }

@@ -26,7 +26,7 @@ const masterKeyFile = "master.pem"
 type devCmd struct {
 	Data        string        `env:"OMI_DATA" default:"./omi-data" placeholder:"DIR" help:"Where keys, databases and streams are kept (${default})."`
 	NATSAddr    string        `name:"nats-addr" env:"OMI_NATS_ADDR" default:"127.0.0.1:4222" placeholder:"HOST:PORT" help:"Where the broker listens (${default})."`
-	HTTPAddr    string        `name:"http-addr" env:"OMI_HTTP_ADDR" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where lookups, verify, attribute, /metrics and /healthz are served (${default})."`
+	HTTPAddr    string        `name:"http-addr" env:"OMI_HTTP_ADDR" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where lookups, verify, attribute, /metrics and /readyz are served (${default})."`
 	GracePeriod time.Duration `env:"OMI_GRACE_PERIOD" default:"300s" help:"How long an old key stays valid (${default})."`
 	Origin      string        `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
 	Apps        string        `env:"OMI_APPS" placeholder:"FILE" help:"More apps to make known: a JSON array of {\"app_id\": …, \"master_public_key\": …}."`
@@ -84,7 +84,7 @@ func (c *devCmd) Run() error {
 		return err
 	}
 	defer s.Close()
-	web.Ready(s.healthy, s.endpoints()...)
+	web.Ready(s.parts(), s.endpoints()...)
 	return process.Run(log, append(s.actors(), web.Run, func(ctx context.Context) error {
 		if s.awaitHealthy(ctx) == nil {
 			if err := c.print(c.greeting(s, web)); err != nil {
@@ -142,7 +142,7 @@ func (c *devCmd) print(g greeting) error {
 		return process.PrintJSON(g)
 	}
 	return process.Print(`NATS       %s
-HTTP       %s   (/v1/registry, /v1/verify, /v1/attribute, /metrics, /healthz)
+HTTP       %s   (/v1/registry, /v1/verify, /v1/attribute, /metrics, /readyz)
 Registry   %s
 State      %s
 

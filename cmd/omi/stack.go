@@ -19,6 +19,7 @@ import (
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/bench"
 	"omiappreg.org/keyrotation/internal/broker"
+	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -246,18 +247,30 @@ func (s *stack) endpoints() []api.Endpoint {
 	return append(append(s.registry.Lookup.Endpoints(), s.auth.Endpoints()...), s.billing.Endpoints()...)
 }
 
-// healthy reports what is not.
-func (s *stack) healthy(ctx context.Context) error {
-	if err := s.store.Ping(ctx); err != nil {
-		return errors.New("the registry's database is away")
+// parts are those of all three, each with the name of whose it is before its own.
+func (s *stack) parts() []health.Part {
+	var all []health.Part
+	for _, one := range []struct {
+		of    string
+		parts []health.Part
+	}{{partRegistry, s.registry.Parts()}, {partAuth, s.auth.Parts()}, {partBilling, s.billing.Parts()}} {
+		for _, p := range one.parts {
+			p.Name = one.of + "/" + p.Name
+			all = append(all, p)
+		}
 	}
+	return all
+}
+
+// healthy reports what does not serve yet.
+func (s *stack) healthy() error {
 	return errors.Join(s.registry.Ready(), s.auth.Ready(), s.billing.Ready())
 }
 
 // awaitHealthy waits until every part serves, or says what does not when ctx ends.
 func (s *stack) awaitHealthy(ctx context.Context) error {
 	for {
-		err := s.healthy(ctx)
+		err := s.healthy()
 		if err == nil {
 			return nil
 		}

@@ -17,7 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"omiappreg.org/keyrotation/internal/api"
-	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/internal/health"
 )
 
 const (
@@ -25,13 +25,14 @@ const (
 	requestWithin    = 30 * time.Second
 	idleFor          = 2 * time.Minute
 	shutdownWithin   = 5 * time.Second
-	checkWithin      = 2 * time.Second
+	// checkEach is how often a process checks its parts by itself, for the log and the metric.
+	checkEach = 5 * time.Second
 )
 
 // Web is where a process serves HTTP, and to whom: flags for a kong grammar. The program gives the kong variable http_addr.
 type Web struct {
 	Addr     string `name:"http-addr" env:"OMI_HTTP_ADDR" default:"${http_addr}" placeholder:"HOST:PORT" help:"Where to answer over HTTP (${default})."`
-	Admin    string `name:"admin-addr" env:"OMI_ADMIN_ADDR" placeholder:"HOST:PORT" help:"Where to serve /metrics and /healthz, without TLS (default: at --http-addr)."`
+	Admin    string `name:"admin-addr" env:"OMI_ADMIN_ADDR" placeholder:"HOST:PORT" help:"Where to serve /metrics, /readyz and /livez, without TLS (default: at --http-addr)."`
 	Cert     string `name:"http-cert" env:"OMI_HTTP_CERT" placeholder:"FILE" help:"Serve HTTPS at --http-addr with this certificate and its chain, PEM."`
 	Key      string `name:"http-key" env:"OMI_HTTP_KEY" placeholder:"FILE" help:"The certificate's private key, PEM, mode 0600."`
 	ClientCA string `name:"http-client-ca" env:"OMI_HTTP_CLIENT_CA" placeholder:"FILE" help:"Serve only clients with a certificate of these authorities, PEM."`
@@ -41,7 +42,7 @@ type Web struct {
 // until the process is ready.
 type HTTP struct {
 	Metrics *prometheus.Registry
-	// Remarks says what is worth knowing of a process that is healthy: lines for a person, below the answer of GET /healthz. It is
+	// Remarks says what is worth knowing of a process that is healthy: lines for a person, below the answer of GET /readyz. It is
 	// set before Ready is called. Nil: nothing.
 	Remarks func() string
 
@@ -49,17 +50,21 @@ type HTTP struct {
 	certificate     *certificate // nil: no TLS
 	log             *slog.Logger
 	ready           atomic.Pointer[served]
+	checks          chan *health.Checker // of a process that is ready, for Run
 }
 
 // served is what each address serves of a process that is ready. Where it has but one, both are the same.
 type served struct{ public, admin http.Handler }
+
+// starting is what a process waits for that has no parts yet.
+const starting = "this process is starting: it waits for its database"
 
 // Listen takes an address, without TLS. Port 0 is a free one.
 func Listen(addr string, log *slog.Logger) (*HTTP, error) { return Web{Addr: addr}.Listen(log) }
 
 // Listen takes the addresses.
 func (w Web) Listen(log *slog.Logger) (*HTTP, error) {
-	h := &HTTP{Metrics: prometheus.NewRegistry(), log: log}
+	h := &HTTP{Metrics: prometheus.NewRegistry(), log: log, checks: make(chan *health.Checker, 1)}
 	h.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var err error
 	if h.certificate, err = w.certificate(log); err != nil {
@@ -89,8 +94,10 @@ func (h *HTTP) AdminAddr() string {
 	return h.admin.Addr().String()
 }
 
-// Ready serves the endpoints from now on. healthy is asked by GET /healthz, and says what is wrong.
-func (h *HTTP) Ready(healthy func(context.Context) error, endpoints ...api.Endpoint) {
+// Ready serves the endpoints from now on, and says by GET /readyz how these parts of the process are.
+func (h *HTTP) Ready(parts []health.Part, endpoints ...api.Endpoint) {
+	checker := health.New(h.log, parts...)
+	h.Metrics.MustRegister(checker)
 	mux := http.NewServeMux()
 	api.Mount(mux, h.log, endpoints...)
 	admin := mux
@@ -98,21 +105,30 @@ func (h *HTTP) Ready(healthy func(context.Context) error, endpoints ...api.Endpo
 		admin = http.NewServeMux()
 	}
 	admin.Handle("GET /metrics", promhttp.HandlerFor(h.Metrics, promhttp.HandlerOpts{}))
-	admin.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), checkWithin)
-		defer cancel()
-		if err := healthy(ctx); err != nil {
-			h.log.Warn("not healthy", "error", err)
-			http.Error(w, "unhealthy: "+printable.Text(err.Error()), http.StatusServiceUnavailable)
-			return
+	readyz := func(w http.ResponseWriter, r *http.Request) {
+		report, err := checker.Report(r.Context())
+		if err != nil {
+			return // who asked is gone
 		}
-		text := "ok\n"
 		if h.Remarks != nil {
-			text += printable.Lines(h.Remarks())
+			report.Remarks = strings.FieldsFunc(h.Remarks(), func(r rune) bool { return r == '\n' })
 		}
-		_, _ = w.Write([]byte(text))
-	})
+		report.ServeReady(w, r)
+	}
+	admin.HandleFunc("GET /readyz", readyz)
+	admin.HandleFunc("GET /healthz", readyz)
+	admin.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) { checker.Last().ServeLive(w, r) })
 	h.ready.Store(&served{api.Problems(mux), api.Problems(admin)})
+	h.checks <- checker
+}
+
+// watch checks the parts from when they are known on.
+func (h *HTTP) watch(ctx context.Context) {
+	select {
+	case checker := <-h.checks:
+		checker.Watch(ctx, checkEach)
+	case <-ctx.Done():
+	}
 }
 
 // Announce logs where it serves.
@@ -122,26 +138,45 @@ func (h *HTTP) Announce() {
 
 // ServeHTTP implements http.Handler: it is what the public address serves.
 func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h.serve(w, r, func(s *served) http.Handler { return s.public })
+	switch s := h.ready.Load(); {
+	case s != nil:
+		s.public.ServeHTTP(w, r)
+	case h.admin == nil:
+		serveStarting(w, r)
+	default:
+		api.WriteProblem(w, api.Unavailable(problemStarting))
+	}
 }
 
 // serveAdmin is what the address of metrics and health serves.
 func (h *HTTP) serveAdmin(w http.ResponseWriter, r *http.Request) {
-	h.serve(w, r, func(s *served) http.Handler { return s.admin })
-}
-
-func (h *HTTP) serve(w http.ResponseWriter, r *http.Request, of func(*served) http.Handler) {
 	if s := h.ready.Load(); s != nil {
-		of(s).ServeHTTP(w, r)
+		s.admin.ServeHTTP(w, r)
 		return
 	}
-	api.WriteProblem(w, api.Unavailable("This process is starting: it waits for the database or the broker."))
+	serveStarting(w, r)
+}
+
+const problemStarting = "This process is starting: it waits for the database or the broker."
+
+// serveStarting answers for a process that has no parts yet.
+func serveStarting(w http.ResponseWriter, r *http.Request) {
+	report := health.Starting(health.Database, starting)
+	switch r.URL.Path {
+	case "/livez":
+		report.ServeLive(w, r)
+	case "/readyz", "/healthz":
+		report.ServeReady(w, r)
+	default:
+		api.WriteProblem(w, api.Unavailable(problemStarting))
+	}
 }
 
 // Run serves until ctx ends, and then finishes what is under way. It is an [Actor].
 func (h *HTTP) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx) // where one address fails, the other ends with it
 	defer cancel()
+	go h.watch(ctx)
 	admin := make(chan error, 1)
 	if h.admin == nil {
 		admin <- nil

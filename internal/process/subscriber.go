@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/completion"
+	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/subscriber"
 )
@@ -40,7 +41,8 @@ type Instances struct {
 // Service is what such a process runs.
 type Service interface {
 	Run(ctx context.Context) error
-	Healthy(ctx context.Context) error
+	// Parts are what GET /readyz names.
+	Parts() []health.Part
 	// Remarks says what is worth knowing, lines for a person.
 	Remarks() string
 	// SetTrust has it believe others from soon on.
@@ -158,7 +160,7 @@ func (c *serveSubscriber) serve(
 		}
 	}()
 	web.Remarks = service.Remarks
-	web.Ready(service.Healthy, service.Endpoints()...)
+	web.Ready(service.Parts(), service.Endpoints()...)
 	web.Announce()
 	go c.Trust.Follow(ctx, log, trust, service.SetTrust)
 	err = service.Run(ctx)

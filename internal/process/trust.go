@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -96,17 +94,4 @@ func OpenExisting[T any](ctx context.Context, url string, open func(context.Cont
 		err = Unreachable(fmt.Errorf("no database server answers at --database-url within %s: %w", answersWithin, err))
 	}
 	return db, err
-}
-
-// Healthy asks the broker, the database, and whether the service is ready, for [HTTP.Ready].
-func Healthy(nc *nats.Conn, db interface{ Ping(context.Context) error }, ready func() error) func(context.Context) error {
-	return func(ctx context.Context) error {
-		if !nc.IsConnected() {
-			return errors.New("the broker is away")
-		}
-		if err := db.Ping(ctx); err != nil {
-			return errors.New("the database is away") // its own words are for the log, not for strangers
-		}
-		return ready()
-	}
 }

@@ -54,7 +54,7 @@ func serving(t *testing.T, web process.Web, log *slog.Logger) *process.HTTP {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Ready(func(context.Context) error { return nil }, api.Endpoint{
+	h.Ready(nil, api.Endpoint{
 		Name: "thing", Pattern: "GET /thing", Handle: func(context.Context, api.Call) (api.Answer, error) { return api.JSON("yes") },
 	})
 	ctx, stop := context.WithCancel(t.Context())
