@@ -284,6 +284,30 @@ func (f *fence) doubt(ctx context.Context, err error) {
 	f.wake()
 }
 
+// position returns the position that was seen last; zero: nothing is compared yet.
+func (f *fence) position() position {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.compared {
+		return position{}
+	}
+	return f.seen
+}
+
+// streamChanged has the database compared again, since the stream of events is not the one in which this position was seen.
+func (f *fence) streamChanged(seen position, why string) {
+	f.mu.Lock()
+	if !f.compared || f.seen.created != seen.created {
+		f.mu.Unlock() // that is under way, or done
+		return
+	}
+	f.compared = false
+	f.doubts++
+	f.mu.Unlock()
+	f.log.Error("nothing is served until the database is compared with the stream of events", "why", why)
+	f.wake()
+}
+
 // wake has run look now.
 func (f *fence) wake() {
 	select {

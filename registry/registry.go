@@ -77,6 +77,7 @@ type Registry struct {
 	intake *intake
 	aside  *deadLetters
 	fence  *fence
+	watch  *watch
 	Lookup *Lookup
 
 	deciding sync.Mutex  // one batch at a time: what arrives, or a dead letter again
@@ -111,6 +112,7 @@ func New(cfg Config) (*Registry, error) {
 	if r.fence, err = newFence(cfg, js); err != nil {
 		return nil, err
 	}
+	r.watch = newWatch(cfg, js, r.fence)
 	r.relay = newRelay(js, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
 	r.intake = &intake{
 		policy: cfg.Policy, key: cfg.Key, trust: r.fence.trust, own: r.fence.trust.TrustedKeys(), store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
@@ -147,9 +149,14 @@ func (r *Registry) Run(ctx context.Context) error {
 	working.Go(func() { r.aside.run(ctx) })
 	working.Go(func() { r.fence.run(ctx) })
 	working.Go(func() { r.followMasters(ctx) })
-	var other error // another policy, under which this registry can't go on
+	var other, lost error // another policy or other streams, with which this registry can't go on
 	working.Go(func() {
 		if other = r.followPolicy(ctx); other != nil {
+			stop()
+		}
+	})
+	working.Go(func() {
+		if lost = r.watch.run(ctx); lost != nil {
 			stop()
 		}
 	})
@@ -157,13 +164,13 @@ func (r *Registry) Run(ctx context.Context) error {
 	garbage, acquainted := rate.NewLimiter(garbageAnswers, garbageBurst), newAcquaintances(r.cfg.Store)
 	err = consume.Run(ctx, consume.Config{
 		Open: func(ctx context.Context) (jetstream.Consumer, error) {
-			consumer, created, err := requestConsumer(ctx, r.js)
+			consumer, created, until, err := r.watch.open(ctx)
 			if err != nil {
 				return nil, err
 			}
 			r.serving.Store(true)
 			return &fairConsumer{
-				Consumer: consumer, ctx: ctx, created: created.UnixNano(), since: consumer.CachedInfo().Created,
+				Consumer: consumer, ctx: until, created: created.UnixNano(), since: consumer.CachedInfo().Created,
 				acquainted: acquainted, garbage: garbage, metrics: r.intake.metrics, log: r.cfg.Log,
 			}, nil
 		},
@@ -178,7 +185,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	working.Wait() // dead letters are handed to the relay too
 	r.relay.close()
 	relaying.Wait()
-	return cmp.Or(err, other)
+	return cmp.Or(err, other, lost)
 }
 
 // prepare does what comes before anything is served. A policy is changed last: nobody shall go by that of a registry which can't start.
@@ -240,14 +247,7 @@ func (r *Registry) ensureStreams(ctx context.Context) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		tried, cancel := context.WithTimeout(ctx, publishWithin)
 		defer cancel()
-		err := EnsureStreamsWithin(tried, r.js, r.cfg.Replicas, r.cfg.Streams)
-		if err == nil {
-			err = checkOrigin(tried, r.js, r.fence.trust)
-		}
-		if errors.Is(err, ErrStreamMeaning) || errors.Is(err, ErrStreamRoom) || errors.Is(err, ErrOrigin) {
-			err = backoff.Permanent(err)
-		}
-		return struct{}{}, err
+		return struct{}{}, makeStreams(tried, r.js, r.cfg.Replicas, r.cfg.Streams, r.fence.trust)
 	}, backoff.WithMaxElapsedTime(0), backoff.WithNotify(wait))
 	if ctx.Err() == nil {
 		return err

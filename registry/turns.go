@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"sync"
@@ -179,7 +180,7 @@ func (t *turns) pull() {
 			err = t.take(msg)
 		}
 		if err != nil {
-			t.end(err)
+			t.end(cmp.Or(context.Cause(t.ctx), err))
 			return
 		}
 	}

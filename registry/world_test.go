@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,6 +28,9 @@ type world struct {
 	trust  events.Trust
 	lookup *Lookup
 	ready  func() error // of the replica that was started last
+	watch  *watch       // the same
+
+	lookEvery time.Duration // how often they look at the streams; 0: as usual
 
 	key     events.SigningKey   // of the replicas that are started
 	earlier []events.TrustedKey // what they trust besides
@@ -67,7 +71,8 @@ func (w *world) runOn(conn *nats.Conn, rotationsPerMinute int, change bool) (sto
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.lookup, w.ready = r.Lookup, r.Ready
+	w.lookup, w.ready, w.watch = r.Lookup, r.Ready, r.watch
+	r.watch.every = cmp.Or(w.lookEvery, r.watch.every)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()

@@ -1,0 +1,267 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+const (
+	watchEvery = 3 * time.Second // a look is four small questions to the broker
+	// shortLooks is how many looks in a row must find fewer events than were there: a new leader of a cluster may say so once.
+	shortLooks = 2
+)
+
+// watch looks every few seconds whether the streams and the durable are what the registry needs. They may vanish while it
+// runs: a broker comes back with an empty store, or someone deletes them. The registry then does what it does at a start:
+//
+//	look ──▶ a stream is missing ──▶ make it, check the origin ──▶ another stream of events: the fence compares
+//	     └─▶ the durable is missing or another one ──▶ the consumer is opened again
+//
+// Several replicas may do so at once, as at a start.
+type watch struct {
+	js       jetstream.JetStream
+	replicas int
+	limits   StreamLimits
+	fence    *fence
+	log      *slog.Logger
+	every    time.Duration
+
+	looking sync.Mutex // one look at a time
+	short   int        // looks in a row that found fewer events than the database has seen
+
+	waiting atomic.Uint64 // requests in their stream
+
+	mu      sync.Mutex
+	streams error // what is wrong with the streams
+	durable error // what is wrong with the durable
+	opening error // why the durable can't be opened
+	opened  opened
+}
+
+// opened is what the registry pulls from.
+type opened struct {
+	stream, durable time.Time // when they were created
+	stop            context.CancelCauseFunc
+}
+
+// Errors of what the registry needs at the broker.
+var (
+	// ErrSealed means that a stream takes no messages any more.
+	ErrSealed = errors.New("the stream is sealed: it takes no messages, and that can't be undone; back its messages up, delete it, and the registry makes it again")
+	// ErrPaused means that the durable delivers nothing until a time that an operator gave.
+	ErrPaused = errors.New("the durable is paused")
+
+	errReplaced = errors.New("the stream or its durable was deleted or created again")
+	errOpening  = errors.New("the registry has not opened its durable yet")
+)
+
+func newWatch(cfg Config, js jetstream.JetStream, f *fence) *watch {
+	return &watch{
+		js: js, replicas: cfg.Replicas, limits: cfg.Streams, fence: f, log: cfg.Log, every: watchEvery,
+		streams: ErrNotReady, opening: errOpening,
+	}
+}
+
+// streamsErr returns what is wrong with the streams, as the last look found them.
+func (w *watch) streamsErr() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.streams
+}
+
+// consumerErr returns why no requests come: the durable can't be opened, is missing, or is paused.
+func (w *watch) consumerErr() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.opening != nil {
+		return w.opening
+	}
+	return w.durable
+}
+
+// run looks until ctx ends, or until a look finds what waiting can't change.
+func (w *watch) run(ctx context.Context) error {
+	tick := time.NewTicker(w.every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		err := w.look(ctx)
+		if final := (*backoff.PermanentError)(nil); errors.As(err, &final) {
+			return final.Unwrap()
+		}
+		w.lookAtDurable(ctx)
+	}
+}
+
+// look makes the streams that are missing. Its error says why it can't; what is wrong with those that are there, only
+// streamsErr tells.
+func (w *watch) look(ctx context.Context) error {
+	w.looking.Lock()
+	defer w.looking.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, publishWithin)
+	defer cancel()
+	missing, wrong := w.examine(ctx)
+	var err error
+	if len(missing) > 0 {
+		w.log.WarnContext(ctx, "streams are missing at the broker: they are made again, as at a start", "streams", strings.Join(missing, " "))
+		if err = makeStreams(ctx, w.js, w.replicas, w.limits, w.fence.trust); err != nil {
+			wrong = fmt.Errorf("make the missing streams %s: %w", strings.Join(missing, " "), err)
+			err = wrong
+		} else {
+			_, wrong = w.examine(ctx)
+		}
+	}
+	if ctx.Err() == nil || wrong != nil {
+		w.note(ctx, &w.streams, wrong)
+	}
+	return err
+}
+
+// note remembers what is wrong, and tells the log of a change.
+func (w *watch) note(ctx context.Context, what *error, wrong error) {
+	w.mu.Lock()
+	before := *what
+	*what = wrong
+	w.mu.Unlock()
+	switch {
+	case wrong != nil && (before == nil || before.Error() != wrong.Error()):
+		w.log.WarnContext(ctx, "the broker lacks what the registry needs", "error", wrong)
+	case wrong == nil && before != nil && !errors.Is(before, ErrNotReady):
+		w.log.InfoContext(ctx, "the broker has what the registry needs again", "before", before)
+	}
+}
+
+// examine looks at each stream. It tells the fence how the stream of events stands, and the consumer if the stream of requests is
+// another one.
+func (w *watch) examine(ctx context.Context) (missing []string, wrong error) {
+	seen := w.fence.position()
+	for _, want := range w.limits.streams() {
+		stream, err := w.js.Stream(ctx, want.Name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			missing = append(missing, want.Name)
+		}
+		if err != nil {
+			wrong = errors.Join(wrong, fmt.Errorf("stream %s: %w", want.Name, err))
+			continue
+		}
+		info := stream.CachedInfo()
+		if err := usable(info.Config, want.StreamConfig); err != nil {
+			wrong = errors.Join(wrong, fmt.Errorf("stream %s: %w", want.Name, err))
+		}
+		switch want.Name {
+		case events.RequestStream:
+			w.waiting.Store(info.State.Msgs)
+			w.requestsAre(info.Created)
+		case events.InvalidationStream:
+			w.eventsAre(seen, info)
+		}
+	}
+	return missing, wrong
+}
+
+func usable(have, want jetstream.StreamConfig) error {
+	if have.Sealed {
+		return ErrSealed
+	}
+	return sameMeaning(have, want)
+}
+
+// requestsAre ends the pulling from a stream of requests that is not there any more.
+func (w *watch) requestsAre(created time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.opened.stop != nil && !w.opened.stream.Equal(created) {
+		w.opened.stop(errReplaced)
+	}
+}
+
+// eventsAre has the database compared with a stream of events that is another one, or has lost its last messages. seen is the
+// position from before the look.
+func (w *watch) eventsAre(seen position, info *jetstream.StreamInfo) {
+	switch {
+	case seen == position{}:
+		return // it is yet to be compared
+	case seen.created != info.Created.UnixNano():
+		w.fence.streamChanged(seen, "the stream of events was made again")
+	case info.State.LastSeq >= seen.place:
+		w.short = 0
+		return
+	default:
+		if w.short++; w.short < shortLooks {
+			return
+		}
+		w.fence.streamChanged(seen, "the stream of events has lost its last messages")
+	}
+	w.short = 0
+}
+
+// lookAtDurable finds a durable that is missing, another one, or paused.
+func (w *watch) lookAtDurable(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, publishWithin)
+	defer cancel()
+	consumer, err := w.js.Consumer(ctx, events.RequestStream, events.RegistryDurable)
+	if err != nil {
+		err = fmt.Errorf("durable %s: %w", events.RegistryDurable, err)
+	} else if info := consumer.CachedInfo(); info.Paused {
+		err = fmt.Errorf("%w until %s: nats consumer resume %s %s", ErrPaused, info.Config.PauseUntil.Format(time.RFC3339),
+			events.RequestStream, events.RegistryDurable)
+	}
+	w.note(ctx, &w.durable, err)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	gone := errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound)
+	if w.opened.stop != nil && (gone || consumer != nil && !consumer.CachedInfo().Created.Equal(w.opened.durable)) {
+		w.opened.stop(errReplaced) // else it is noticed when no heartbeat has come for a while
+	}
+}
+
+// open makes what is missing and opens the durable. The context that it returns ends once that is another one.
+func (w *watch) open(ctx context.Context) (consumer jetstream.Consumer, created time.Time, until context.Context, err error) {
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.opening = err
+	}()
+	if err := w.look(ctx); err != nil {
+		return nil, created, nil, err
+	}
+	if consumer, created, err = requestConsumer(ctx, w.js); err != nil {
+		return nil, created, nil, err
+	}
+	until, stop := context.WithCancelCause(ctx)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.opened.stop != nil {
+		w.opened.stop(errReplaced) // it has ended
+	}
+	w.opened = opened{created, consumer.CachedInfo().Created, stop}
+	w.durable = nil
+	return consumer, created, until, nil
+}
+
+// makeStreams makes and checks the streams. An error that waiting can't change is permanent.
+func makeStreams(ctx context.Context, js jetstream.JetStream, replicas int, limits StreamLimits, trust events.Trust) error {
+	err := EnsureStreamsWithin(ctx, js, replicas, limits)
+	if err == nil {
+		err = checkOrigin(ctx, js, trust)
+	}
+	if errors.Is(err, ErrStreamMeaning) || errors.Is(err, ErrStreamRoom) || errors.Is(err, ErrOrigin) {
+		err = backoff.Permanent(err)
+	}
+	return err
+}
