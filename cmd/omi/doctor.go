@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -67,12 +68,13 @@ type doctor struct {
 	readers map[string]*jetstream.ConsumerInfo // the durables of the stream of events
 	clock   clockReading
 	service events.ServiceRecord // of target; zero: it was not told
+	swept   time.Duration        // the age of probes of the storage that a doctor left behind
 	saved   *savedKeys           // of omi rotate --dry-run --new-key; nil: that was not given
 	checks  []check
 }
 
 func newDoctor(c *doctorCmd, t events.Target, named bool) *doctor {
-	return &doctor{cmd: c, target: t, named: named, streams: map[string]jetstream.Stream{}}
+	return &doctor{cmd: c, target: t, named: named, swept: abandoned, streams: map[string]jetstream.Stream{}}
 }
 
 // Run looks at everything.
@@ -135,6 +137,7 @@ func (d *doctor) examine(ctx context.Context) error {
 	}
 	if d.examineJetStream(ctx) {
 		d.examineStreams(ctx)
+		d.examineStorage(ctx)
 		d.examineDurables(ctx)
 	}
 	d.examineRegistry(ctx)

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/refusal"
 )
 
 // examineBroker says whether answers can reach us.
@@ -72,13 +73,18 @@ func (d *doctor) examineJetStream(ctx context.Context) bool {
 		return err
 	})
 	switch {
+	case err == nil && nearly(account.Store, account.Limits.MaxStore):
+		d.warn(name, fmt.Sprintf("nearly full: %s of the account's %s; what doesn't fit is refused",
+			humanize.IBytes(account.Store), humanize.IBytes(uint64(account.Limits.MaxStore))),
+			"give the account more, or look at what fills it: nats stream ls")
 	case err == nil:
 		d.ok(name, "enabled; streams: %d, consumers: %d", account.Streams, account.Consumers)
 	case denied(err):
 		d.warn(name, "this account may not ask about JetStream",
 			"let it publish to "+subject+", or run this with an operator's account")
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
-		d.wrong(name, err.Error(), "start nats-server with -js, and enable JetStream for the account")
+		r, _ := refusal.Of(err)
+		d.wrong(name, err.Error(), r.Do)
 		return false
 	default:
 		d.wrong(name, err.Error(), "look at the broker's log; a cluster without a leader answers nobody")

@@ -128,11 +128,11 @@ func TestSecured(t *testing.T) {
 	const forged = "^ok +publish (invalidations|receipts) +not allowed, as it should be"
 	service := s.run(0, "cms", "omi", "doctor", "--key", "cms.pem")
 	s.expect(service, "^ok +broker .* by TLS", "^ok +publish rotation +allowed", "^ok +publish binding +not allowed",
-		"^ok +publish revocation +not allowed", "^ok +read receipts +allowed", forged)
+		"^ok +publish revocation +not allowed", "^ok +read receipts +allowed", "^warning +storage +unknown: ", forged)
 	s.expect(s.run(0, "developer", "omi", "doctor", "--master-key", "master.pem"),
 		"^ok +publish binding +allowed", "^ok +publish revocation +allowed", "^ok +read receipts +allowed", forged)
 	operator := s.run(0, "OPERATOR", "omi", "doctor")
-	s.expect(operator, "^ok +jetstream ", "^ok +stream OMI_REQUESTS ", "^ok +durable authsub-one ", "^ok +billing ",
+	s.expect(operator, "^ok +jetstream ", "^ok +storage ", "^ok +stream OMI_REQUESTS ", "^ok +durable authsub-one ", "^ok +billing ",
 		"^ok +publish rotation +not allowed", "^ok +publish binding +not allowed", forged)
 	for _, text := range []string{service, operator} {
 		if strings.Contains(text, "\nwrong") {
