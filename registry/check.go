@@ -39,6 +39,7 @@ func (s *Store) Check(ctx context.Context, trust *events.Trust, now time.Time) (
 }
 
 func (s *Store) check(ctx context.Context, c *checker, now time.Time) (Report, error) {
+	s = s.unhurried()
 	for _, step := range []func(context.Context, *checker) error{
 		s.checkHistory, s.checkServices, s.checkMasterKeys, s.checkOutbox(now),
 	} {

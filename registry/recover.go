@@ -84,7 +84,7 @@ type Conflict struct {
 // receipt is gone, the event's nonce stands for the request's, and a receipt is signed anew.
 func (s *Store) Recover(ctx context.Context, how Recovery) (Recovered, error) {
 	r := &recoverer{
-		store: s, how: how, waiting: map[events.Target][]streamEvent{}, touched: map[events.Target]*service{},
+		store: s.unhurried(), how: how, waiting: map[events.Target][]streamEvent{}, touched: map[events.Target]*service{},
 		apps: map[events.AppID]bool{},
 		report: Recovered{
 			DryRun: how.DryRun, Signers: []Signer{}, UnknownApps: []events.AppID{}, Gaps: []Gap{}, Conflicts: []Conflict{}, IssuedTwice: []Conflict{},

@@ -127,6 +127,13 @@ func (s *Store) Apps(ctx context.Context) ([]App, error) {
 	return apps, err
 }
 
+// unhurried is the store for work that reads whole tables.
+func (s *Store) unhurried() *Store {
+	copied := *s
+	copied.db = s.db.Unhurried()
+	return &copied
+}
+
 // each runs a query outside a transaction, row by row.
 func (s *Store) each(ctx context.Context, query string, args []any, row func(*sql.Rows) error) error {
 	return eachRow(ctx, s.db.Reader(), query, args, row)

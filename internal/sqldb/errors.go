@@ -21,6 +21,15 @@ import (
 // its answer, or the server doesn't know. Only reading the database again settles it.
 var ErrUnknownOutcome = errors.New("the outcome of the commit is unknown")
 
+// errReadOnly says that a server takes no writes.
+var errReadOnly = errors.New("the server takes no writes: it is a standby, or default_transaction_read_only is on for it, the database or the role")
+
+// errNoAnswer is why a server that is silent is given up.
+var errNoAnswer = errors.New("the server does not answer")
+
+// errUnreplicated says that a COMMIT is done on this server, and that nothing is known of its standby.
+var errUnreplicated = errors.New("the server's wait for its standby was cancelled: the transaction is on the server, and may not be on the standby")
+
 // Transient says whether err is a fault of the environment, which the same call may not meet again later: a server that
 // is unreachable, restarting or overloaded, a full disk, a lost race with another transaction, a deadline. An error
 // with ErrUnknownOutcome in it can be transient too, and has to be settled before that call is made again. The end of
@@ -31,6 +40,9 @@ func Transient(err error) bool {
 		return false
 	}
 	if errors.Is(err, ErrFault) {
+		return true
+	}
+	if takesNoWrites(err) || errors.Is(err, errUnreplicated) {
 		return true
 	}
 	var answer *pgconn.PgError
@@ -53,11 +65,34 @@ func (db *DB) Lost(err error) bool {
 	if !errors.As(err, &answer) {
 		return broken(err)
 	}
-	switch answer.Code {
-	case "25006", "57P01", "57P02", "57P03":
+	return takesNoWrites(err) || stops(answer.Code) || class(answer.Code) == "08"
+}
+
+// stops says whether a server stops, has crashed or starts.
+func stops(state string) bool { return state == "57P01" || state == "57P02" || state == "57P03" }
+
+// takesNoWrites says whether a server has refused a statement, or a connection, since it is a standby or was set to be read-only.
+// On a standby, a transaction is refused for its isolation before it writes anything: of what a server can't do (0A000), that
+// alone comes from this routine, whose name is in no language.
+func takesNoWrites(err error) bool {
+	if errors.Is(err, errReadOnly) {
 		return true
 	}
-	return class(answer.Code) == "08"
+	var answer *pgconn.PgError
+	if !errors.As(err, &answer) {
+		return false
+	}
+	return answer.Code == "25006" || answer.Code == cannot &&
+		(answer.Routine == "GetSerializableTransactionSnapshot" || strings.Contains(answer.Message, "hot standby"))
+}
+
+// cannot is the SQLSTATE of what a server can't do.
+const cannot = "0A000"
+
+// elsewhere says whether a transaction that was not committed may succeed in another session.
+func elsewhere(err error) bool {
+	var answer *pgconn.PgError
+	return takesNoWrites(err) || errors.As(err, &answer) && stops(answer.Code)
 }
 
 // transientState judges a SQLSTATE.
@@ -66,7 +101,6 @@ func transientState(state string) bool {
 	case "40001", "40P01", // serialization failure (CockroachDB: every conflict), deadlock
 		"40003",          // statement completion unknown
 		"CR000",          // a retryable error of old CockroachDB versions
-		"25006",          // read-only transaction: a fail-over has left us with a standby
 		"25P03",          // the server ended a transaction that idled too long
 		"55P03", "57014", // lock not available, statement timeout
 		"57P01", "57P02", "57P03", "57P05": // the server stops, crashed, starts; idle session ended
@@ -121,7 +155,7 @@ func broken(err error) bool {
 // cut says whether the way to the server, or to the disk, is not there or broke off.
 func cut(err error) bool {
 	for _, target := range []error{
-		driver.ErrBadConn, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, pgconn.ErrConnClosed,
+		driver.ErrBadConn, errNoAnswer, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, pgconn.ErrConnClosed,
 	} {
 		if errors.Is(err, target) {
 			return true
@@ -156,6 +190,9 @@ func uncertified(err error) bool { return errors.As(err, new(*tls.CertificateVer
 func doubtful(err error) bool {
 	if code, ok := sqliteCode(err); ok {
 		return code == sqlite3.SQLITE_CANTOPEN
+	}
+	if takesNoWrites(err) {
+		return false
 	}
 	var answer *pgconn.PgError
 	if errors.As(err, &answer) {

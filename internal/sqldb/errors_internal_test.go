@@ -17,6 +17,11 @@ import (
 
 func state(code string) error { return fmt.Errorf("do something: %w", &pgconn.PgError{Code: code}) }
 
+// standby is how a standby refuses a transaction, in the server's own language.
+func standby() error {
+	return &pgconn.PgError{Code: "0A000", Message: "…", Routine: "GetSerializableTransactionSnapshot"}
+}
+
 func TestTransient(t *testing.T) {
 	t.Parallel()
 	for _, err := range []error{
@@ -25,6 +30,7 @@ func TestTransient(t *testing.T) {
 		driver.ErrBadConn, io.ErrUnexpectedEOF, context.DeadlineExceeded, pgconn.ErrConnClosed,
 		&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, &net.DNSError{IsNotFound: true},
 		fmt.Errorf("write: %w", syscall.ENOSPC), fmt.Errorf("%w: %w", ErrUnknownOutcome, io.EOF),
+		standby(), fmt.Errorf("%w: %w", errReadOnly, pgconn.ErrReadOnlyConnection), errNoAnswer, errUnreplicated,
 	} {
 		if !Transient(err) {
 			t.Errorf("not transient: %v", err)
@@ -32,7 +38,7 @@ func TestTransient(t *testing.T) {
 	}
 	for _, err := range []error{
 		nil, context.Canceled, errors.New("other"), sql.ErrNoRows, sql.ErrTxDone, state("23505"), state("42601"),
-		state("42501"), state("28P01"), state("3D000"), state("22P02"), state("57P04"), state(""), ErrURL,
+		state("42501"), state("28P01"), state("3D000"), state("22P02"), state("57P04"), state("0A000"), state(""), ErrURL,
 	} {
 		if Transient(err) {
 			t.Errorf("transient: %v", err)
@@ -45,7 +51,7 @@ func TestLost(t *testing.T) {
 	t.Parallel()
 	lost := []error{
 		driver.ErrBadConn, io.EOF, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, &pgconn.PgError{Code: "57P01"},
-		&pgconn.PgError{Code: "25006"}, fmt.Errorf("read: %w", &pgconn.PgError{Code: "08006"}),
+		&pgconn.PgError{Code: "25006"}, standby(), fmt.Errorf("read: %w", &pgconn.PgError{Code: "08006"}),
 	}
 	for _, err := range lost {
 		if !(&DB{engine: Postgres}).Lost(err) || (&DB{engine: SQLite}).Lost(err) {

@@ -39,6 +39,7 @@ func (db *DB) Migrate(ctx context.Context, owner Owner, fsys fs.FS) error {
 	}
 	// A start then takes no lock, and does not wait out the lease of a process that was killed while it held it.
 	if len(want) > 0 && slices.Equal(have.applied, want) {
+		db.migrated.Store(true)
 		return nil
 	}
 	migrate := db.migrateServer
@@ -52,6 +53,7 @@ func (db *DB) Migrate(ctx context.Context, owner Owner, fsys fs.FS) error {
 	if err != nil {
 		return fmt.Errorf("migrate the schema: %w", err)
 	}
+	db.migrated.Store(true)
 	if len(applied) > 0 {
 		last := applied[len(applied)-1].Source
 		db.log.InfoContext(ctx, "migrated the schema", slog.Int64("version", last.Version), slog.Int("applied", len(applied)))
@@ -105,25 +107,26 @@ func (db *DB) migrateFile(ctx context.Context, owner Owner, files fs.FS) (_ []*g
 // migrateServer takes a lock that is a row with a lease, for CockroachDB has no advisory locks. It is taken around the
 // provider and not by it, because goose makes its table of versions before it locks.
 func (db *DB) migrateServer(ctx context.Context, owner Owner, files fs.FS) (_ []*goose.MigrationResult, err error) {
+	pool := db.Unhurried().writer
 	locker, err := db.migrationLock()
 	if err != nil {
 		return nil, err
 	}
 	// CockroachDB may answer 40001 to the rival of two that create the lock's table.
-	if err := again(ctx, func() error { return locker.Lock(ctx, db.writer) }); err != nil {
+	if err := again(ctx, func() error { return locker.Lock(ctx, pool) }); err != nil {
 		return nil, fmt.Errorf("wait for another process: %w", err)
 	}
-	defer func() { err = errors.Join(err, locker.Unlock(ctx, db.writer)) }()
+	defer func() { err = errors.Join(err, locker.Unlock(ctx, pool)) }()
 
-	if err := db.stillOf(ctx, owner, db.writer); err != nil {
+	if err := db.stillOf(ctx, owner, pool); err != nil {
 		return nil, err
 	}
 	for _, statement := range versionTable() {
-		if err := again(ctx, func() error { return run(ctx, db.writer, statement) }); err != nil {
+		if err := again(ctx, func() error { return run(ctx, pool, statement) }); err != nil {
 			return nil, err
 		}
 	}
-	return up(ctx, goose.DialectPostgres, db.writer, files)
+	return up(ctx, goose.DialectPostgres, pool, files)
 }
 
 // stillOf looks again under the lock: two processes that got the same new database by mistake may have found nobody's at once.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -19,44 +20,64 @@ import (
 const (
 	dialTimeout  = 5 * time.Second
 	maxConns     = 16
+	maxUnhurried = 4
 	connLifetime = 30 * time.Minute // spreads the connections anew after a CockroachDB node joined or came back
 	connIdleTime = 5 * time.Minute
-	// idleTxTimeout, seconds on the server: a process that lost its power inside a transaction would else hold its
-	// locks against every other replica for as long as the server's TCP believes in it, which is hours.
-	idleTxTimeout = "idle_in_transaction_session_timeout"
-	warnEvery     = 10 * time.Second
+	warnEvery    = 10 * time.Second
 )
 
+// server is what connections to a server are made of.
+type server struct {
+	engine  Engine // "": it is not known yet
+	cfg     *pgx.ConnConfig
+	chosen  map[string]string // settings that the URL has chosen, see chosen
+	pooled  bool              // somebody shares the server's sessions among clients
+	session *sessions
+}
+
 func openServer(ctx context.Context, url string, log *slog.Logger) (*DB, error) {
+	return openServerWithin(ctx, url, usual(), log)
+}
+
+func openServerWithin(ctx context.Context, url string, l limits, log *slog.Logger) (*DB, error) {
 	cfg, err := serverConfig(url)
 	if err != nil {
 		return nil, err
 	}
-	var pooled atomic.Bool
-	first := serverPool(ctx, cfg, "", func(ctx context.Context, conn *pgx.Conn) error {
-		yes, err := behindPooler(ctx, conn)
-		pooled.Store(yes)
-		return err
-	})
-	var engine Engine
-	err = Await(ctx, log, func() (err error) {
-		engine, err = askServer(ctx, first)
-		return err
-	})
-	if err := errors.Join(err, first.Close()); err != nil {
+	s := server{cfg: cfg, chosen: chosen(cfg.RuntimeParams), session: &sessions{}}
+	if err := s.look(ctx, log); err != nil {
 		return nil, fmt.Errorf("connect to the database: %w", err)
 	}
 	switch {
-	case engine != Postgres || execModeChosen(url):
-	case pooled.Load():
+	case s.engine != Postgres || execModeChosen(url):
+	case s.pooled:
 		log.InfoContext(ctx, "the database is behind a connection pooler: statements are not prepared, which costs CPU", "otherwise",
 			execMode+"cache_statement in the URL, if the pooler keeps the prepared statements of each client")
 	default:
 		// The texts of statements are few there, see Rows, and prepared once for each connection.
 		cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	}
-	pool := serverPool(ctx, cfg, engine, nil)
-	return &DB{engine: engine, reader: pool, writer: pool, log: log}, nil
+	pool, patient := s.pool(ctx, l), s.pool(ctx, unhurried())
+	patient.SetMaxOpenConns(maxUnhurried)
+	patient.SetMaxIdleConns(1)
+	return &DB{engine: s.engine, reader: pool, writer: pool, unhurried: patient, sessions: s.session, log: log}, nil
+}
+
+// look waits for the server, and asks it which it is and whether it is behind a pooler.
+func (s *server) look(ctx context.Context, log *slog.Logger) error {
+	var pooled atomic.Bool
+	connector := stdlib.GetConnector(*s.cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+		yes, err := behindPooler(ctx, conn)
+		pooled.Store(yes)
+		return err
+	}))
+	first := poolOf(ctx, serverConnector{Connector: connector, sessions: s.session, limits: usual()})
+	err := Await(ctx, log, func() (err error) {
+		s.engine, err = askServer(ctx, first)
+		return err
+	})
+	s.pooled = pooled.Load()
+	return errors.Join(err, first.Close())
 }
 
 // behindPooler says whether somebody stands between us and PostgreSQL who shares its connections among clients. The next
@@ -70,51 +91,27 @@ func behindPooler(ctx context.Context, conn *pgx.Conn) (bool, error) {
 	return pid != int64(conn.PgConn().PID()), nil
 }
 
-// serverPool makes a pool of connections to an engine; "": it is not known yet. look, if it is not nil, sees each new connection.
-//
-// Only the answer to "select version()" tells the engines apart: behind a pooler, CockroachDB's parameter crdb_version does not
-// come through.
-func serverPool(ctx context.Context, cfg *pgx.ConnConfig, engine Engine, look func(context.Context, *pgx.Conn) error) *sql.DB {
-	_, custom := cfg.RuntimeParams[idleTxTimeout]
-	connector := stdlib.GetConnector(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
-		// Not parameters of the startup message, which PgBouncer would refuse.
-		var settings []string
-		if !custom {
-			settings = append(settings, idleTxTimeout+" = '30s'")
-		}
-		if engine == Postgres {
-			settings = append(settings, planByIndex()...)
-		}
-		for _, setting := range settings {
-			if _, err := conn.Exec(ctx, "SET "+setting); err != nil {
-				return fmt.Errorf("set %s: %w", setting, err)
-			}
-		}
-		if look != nil {
-			return look(ctx, conn)
-		}
-		return nil
-	}))
-	pool := sql.OpenDB(wrapped(ctx, serverConnector{connector, engine}))
+// pool makes a pool of connections whose sessions have these limits, and are told what this package relies on, see settings.
+func (s *server) pool(ctx context.Context, l limits) *sql.DB {
+	cfg := s.cfg.Copy()
+	connector := serverConnector{engine: s.engine, sessions: s.session, limits: l}
+	options := cfg.RuntimeParams["options"]
+	if s.pooled && s.engine == Postgres {
+		connector.told = l.told(s.engine, s.chosen, options, true)
+	} else {
+		cfg.AfterConnect = tell(l.told(s.engine, s.chosen, options, false))
+	}
+	connector.Connector = stdlib.GetConnector(*cfg)
+	return poolOf(ctx, connector)
+}
+
+func poolOf(ctx context.Context, connector serverConnector) *sql.DB {
+	pool := sql.OpenDB(wrapped(ctx, connector))
 	pool.SetMaxOpenConns(maxConns)
 	pool.SetMaxIdleConns(maxConns)
 	pool.SetConnMaxLifetime(connLifetime)
 	pool.SetConnMaxIdleTime(connIdleTime)
 	return pool
-}
-
-// planByIndex are settings of PostgreSQL's that make it find rows by their index whatever the number of rows. It keeps the plan
-// of a prepared statement, and one that is made while a table is empty reads the whole table: it goes on so until the
-// table is analyzed, when it may have millions of rows. What really reads a whole table still does; that it costs much
-// then by PostgreSQL's own count must not make it compile the plan.
-//
-// Nor is a statement planned anew for the very values that it gets: with an array of one row that looks cheaper than the plan
-// that is kept, which is for ten rows and the same, so it would be done every time, and costs more than to run it.
-func planByIndex() []string {
-	return []string{
-		"enable_seqscan = off", "enable_hashjoin = off", "enable_mergejoin = off", "jit = off",
-		"plan_cache_mode = force_generic_plan",
-	}
 }
 
 // engineOf tells the servers apart by the answer to "select version()".
@@ -140,17 +137,27 @@ func serverConfig(url string) (*pgx.ConnConfig, error) {
 	if !execModeChosen(url) {
 		cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
 	}
+	for name, value := range startupParameters() {
+		cfg.RuntimeParams[name] = value
+	}
+	if cfg.ValidateConnect == nil && !strings.Contains(url, targetAttrs+"=") && os.Getenv("PGTARGETSESSIONATTRS") == "" {
+		cfg.ValidateConnect = mustWrite
+	}
+	cfg.OnNotice = notice
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = dialTimeout
-		dialer := net.Dialer{
-			Timeout: dialTimeout,
-			// A server that vanished without a word is noticed after half a minute.
-			KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
-		}
-		cfg.DialFunc = dialer.DialContext
 	}
+	dialer := net.Dialer{
+		Timeout: cfg.ConnectTimeout,
+		// A server that vanished without a word is noticed after half a minute.
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
+	}
+	cfg.DialFunc = dialer.DialContext
 	return cfg, nil
 }
+
+// targetAttrs is the parameter of a URL which says what kind of server it is about.
+const targetAttrs = "target_session_attrs"
 
 // execMode is the parameter of a URL.
 const execMode = "default_query_exec_mode="

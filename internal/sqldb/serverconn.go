@@ -22,11 +22,15 @@ import (
 type serverConnector struct {
 	driver.Connector
 
-	engine Engine
+	engine   Engine
+	sessions *sessions
+	limits   limits
+	told     string // what each transaction is told, see settings; "": the session is
 }
 
 // Connect opens a connection.
 func (c serverConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	era := c.sessions.era.Load()
 	conn, err := c.Connector.Connect(ctx)
 	if err != nil {
 		return nil, err
@@ -35,15 +39,17 @@ func (c serverConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("the PostgreSQL driver's connection is a %T", conn), conn.Close())
 	}
+	one := &session{Conn: inner, all: c.sessions, era: era, answer: c.limits.answer}
 	if c.engine != Postgres { // CockroachDB's transactions are cockroach-go's affair
-		return inner, nil
+		return one, nil
 	}
-	return &serverConn{Conn: inner}, nil
+	return &serverConn{session: one, told: c.told}, nil
 }
 
 // serverConn is a connection, used by one goroutine at a time as database/sql does it.
 type serverConn struct {
-	*stdlib.Conn
+	*session
+	told    string // what each transaction is told; "": nothing
 	unbegun bool   // a transaction is begun, and its BEGIN not sent
 	failed  bool   // it failed before the server had begun it
 	last    []step // what goes with its COMMIT
@@ -53,13 +59,32 @@ type serverConn struct {
 func (c *serverConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	c.unbegun, c.failed, c.last = false, false, nil
 	if opts.ReadOnly || sql.IsolationLevel(opts.Isolation) != sql.LevelSerializable { // not by InTx
-		return c.Conn.BeginTx(ctx, opts)
+		return c.beginAtOnce(ctx, opts)
 	}
 	if c.Conn.Conn().IsClosed() {
 		return nil, driver.ErrBadConn
 	}
 	c.unbegun = true
 	return serverTx{ctx, c}, nil
+}
+
+func (c *serverConn) beginAtOnce(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	tx, err := c.session.BeginTx(ctx, opts)
+	if err != nil || c.told == "" {
+		return tx, err
+	}
+	if err := c.send(ctx, c.telling()); err != nil {
+		return nil, errors.Join(err, tx.Rollback())
+	}
+	return tx, nil
+}
+
+// telling is what a transaction is told.
+func (c *serverConn) telling() []step {
+	if c.told == "" {
+		return nil
+	}
+	return []step{{what: "set what the session relies on", query: c.told}}
 }
 
 // ExecContext runs a statement, or a [Pipeline] if that is the only argument.
@@ -69,13 +94,10 @@ func (c *serverConn) ExecContext(ctx context.Context, query string, args []drive
 			return driver.ResultNoRows, c.pipeline(ctx, p)
 		}
 	}
-	if !c.owes() {
-		return c.Conn.ExecContext(ctx, query, args)
+	if !c.owes() && (c.told == "" || c.inTx()) {
+		return c.session.ExecContext(ctx, query, args)
 	}
-	values := make([]any, len(args))
-	for i := range args {
-		values[i] = args[i].Value
-	}
+	values := valuesOf(args)
 	var changed int64
 	err := c.send(ctx, []step{{query: query, args: values, affected: func(n int64) error {
 		changed = n
@@ -99,7 +121,18 @@ func (c *serverConn) QueryContext(ctx context.Context, query string, args []driv
 	if err := c.settle(ctx); err != nil {
 		return nil, err
 	}
-	return c.Conn.QueryContext(ctx, query, args)
+	if c.told != "" && !c.inTx() {
+		return c.queryTold(ctx, query, args)
+	}
+	return c.session.QueryContext(ctx, query, args)
+}
+
+func valuesOf(args []driver.NamedValue) []any {
+	values := make([]any, len(args))
+	for i := range args {
+		values[i] = args[i].Value
+	}
+	return values
 }
 
 // PrepareContext prepares a statement.
@@ -132,7 +165,12 @@ func (c *serverConn) send(ctx context.Context, steps []step) error {
 	case conn.IsClosed():
 		return driver.ErrBadConn
 	}
-	within := c.unbegun || conn.PgConn().TxStatus() != idle
+	within := c.unbegun || c.inTx()
+	if !within {
+		steps = append(c.telling(), steps...)
+	}
+	ctx, cancel := c.within(ctx)
+	defer cancel()
 	done, err := sendAll(ctx, conn, append(c.before(), steps...))
 	if err == nil {
 		return nil
@@ -141,13 +179,14 @@ func (c *serverConn) send(ctx context.Context, steps []step) error {
 	if !within && done == 0 && pgconn.SafeToRetry(err) {
 		return driver.ErrBadConn // database/sql then takes another connection
 	}
-	return err
+	return c.judge(ctx, err, within)
 }
 
 // before takes what has to be sent before anything else.
 func (c *serverConn) before() (steps []step) {
 	if c.unbegun {
 		steps = append(steps, step{what: "begin", query: "BEGIN ISOLATION LEVEL SERIALIZABLE"})
+		steps = append(steps, c.telling()...)
 	}
 	steps = append(steps, c.last...)
 	c.unbegun, c.last = false, nil
@@ -265,11 +304,13 @@ func (t serverTx) Commit() error {
 	case conn.IsClosed():
 		return notCommitted{driver.ErrBadConn}
 	}
+	_ = replicated(conn) // what was said before is not about this
 	steps := append(c.before(), step{query: "COMMIT"})
 	done, err := sendAll(t.ctx, conn, steps)
 	if err == nil {
-		return nil
+		return replicated(conn)
 	}
+	err = c.judge(t.ctx, err, true)
 	// Where the connection is lost, who says so may be a pooler that has lost the server, after the COMMIT.
 	if done < len(steps)-1 && !conn.IsClosed() {
 		err = notCommitted{err}
@@ -291,7 +332,9 @@ func (t serverTx) Rollback() error {
 	if conn.IsClosed() || conn.PgConn().TxStatus() == idle {
 		return nil
 	}
-	if _, err := conn.Exec(t.ctx, "ROLLBACK"); err != nil {
+	ctx, cancel := c.within(t.ctx)
+	defer cancel()
+	if _, err := conn.Exec(ctx, "ROLLBACK"); err != nil {
 		return errors.Join(err, c.Close()) // its state isn't known
 	}
 	return nil

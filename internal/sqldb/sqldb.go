@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 )
 
 // Engine names the database system that answers.
@@ -31,6 +32,11 @@ type DB struct {
 	reader *sql.DB
 	writer *sql.DB
 	log    *slog.Logger
+
+	// Servers only:
+	unhurried *sql.DB
+	sessions  *sessions // of both pools
+	migrated  atomic.Bool
 
 	// SQLite only:
 	file         string // the database file
@@ -86,15 +92,13 @@ func (db *DB) Reader() *sql.DB { return db.reader }
 // With SQLite it is one connection: whoever holds it, for instance by unread rows, keeps every other writer waiting.
 func (db *DB) Writer() *sql.DB { return db.writer }
 
-// Ping says whether the database answers now. After a lasting fault it returns that.
-func (db *DB) Ping(ctx context.Context) error {
-	if err := db.Fault(); err != nil {
-		return err
+// Unhurried is the same database for work that may take long, as to read a whole table or to change the schema: none of its
+// statements has a limit on a server. It is not closed by itself.
+func (db *DB) Unhurried() *DB {
+	if db.engine == SQLite {
+		return db
 	}
-	if err := db.writer.PingContext(ctx); err != nil {
-		return fmt.Errorf("ping the database: %w", err)
-	}
-	return nil
+	return &DB{engine: db.engine, reader: db.unhurried, writer: db.unhurried, unhurried: db.unhurried, sessions: db.sessions, log: db.log}
 }
 
 // Close closes all connections. The others go first, so that SQLite's last one, a writer, can fold the write-ahead log
@@ -108,6 +112,9 @@ func (db *DB) Close() error {
 		errs = append(errs, db.reader.Close())
 	}
 	errs = append(errs, db.writer.Close())
+	if db.unhurried != nil {
+		errs = append(errs, db.unhurried.Close())
+	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close the database: %w", err)
 	}

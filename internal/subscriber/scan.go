@@ -27,7 +27,7 @@ func (s *Store) Read(ctx context.Context, read func() error) error { return s.db
 
 // scan calls yield with each service, until it returns false.
 func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
-	conn, err := s.db.Reader().Conn(ctx)
+	conn, err := s.db.Unhurried().Reader().Conn(ctx)
 	if err != nil {
 		return err
 	}

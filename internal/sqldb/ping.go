@@ -1,0 +1,58 @@
+package sqldb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/pressly/goose/v3"
+)
+
+// Ping says whether the database can be worked with now: it answers, can be written, and has no lasting fault. Where a server
+// has none of this to offer, the error says what it lacks.
+func (db *DB) Ping(ctx context.Context) error {
+	if err := db.Fault(); err != nil {
+		return err
+	}
+	ping := db.pingServer
+	if db.engine == SQLite {
+		ping = db.writer.PingContext
+	}
+	if err := ping(ctx); err != nil {
+		return fmt.Errorf("ping the database: %w", err)
+	}
+	return nil
+}
+
+// pingServer reads a row that is kept: a gateway of CockroachDB or a pooler answers by itself what needs none. The session says
+// whether it may write.
+func (db *DB) pingServer(ctx context.Context) error {
+	table := "pg_catalog.pg_class"
+	if db.migrated.Load() {
+		table = goose.DefaultTablename
+	}
+	standby := "false"
+	if db.engine == Postgres {
+		standby = "pg_is_in_recovery()"
+	}
+	era := db.sessions.era.Load()
+	var readOnly string
+	var recovering, any bool
+	query := "SELECT current_setting('transaction_read_only'), " + standby + ", EXISTS (SELECT 1 FROM " + table + ")"
+	err := db.writer.QueryRowContext(ctx, query).Scan(&readOnly, &recovering, &any)
+	switch {
+	case err != nil && errors.Is(err, context.DeadlineExceeded) && db.writer.Stats().InUse >= maxConns:
+		return fmt.Errorf("all %d sessions are in use, and wait for the server: %w", maxConns, err)
+	case err != nil:
+		return err
+	case readOnly != "on" && any:
+		return nil
+	case readOnly != "on":
+		return errors.New("its tables are empty or hidden from this role: restore the database, or grant the role what it needs")
+	}
+	db.sessions.end(era)
+	if recovering {
+		return fmt.Errorf("it is a standby, which has not been promoted: %w", errReadOnly)
+	}
+	return errReadOnly
+}

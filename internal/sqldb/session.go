@@ -1,0 +1,291 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// A server, a database or a role may have settings that change every session: the form of an answer, the schema in which a table
+// is found, how long a lock is waited for. So each session is told what this package relies on. Four parameters go into the startup
+// message, since every pooler keeps them for its clients. The rest is set by one statement:
+//
+//   - once for each connection, where it leads to the server itself;
+//   - at the start of each transaction and for it alone, where a pooler may give the next transaction another session. It goes
+//     in the same round trip as the BEGIN, see serverConn.
+//
+// default_transaction_read_only is not among them. It is how an operator closes a database to writers, so it is obeyed.
+
+// limits are how long a session waits, and how long this process waits for its answer.
+type limits struct {
+	statement, lock, idleTx time.Duration // 0: for ever
+	// answer is for a server that doesn't answer any more, and so doesn't keep to the others either. A COMMIT has no limit: a
+	// server that waits for its standby was told to, and cancelling that would commit without the standby.
+	answer time.Duration
+}
+
+// usual are the limits of ordinary work, whose statements take milliseconds.
+func usual() limits {
+	return limits{statement: 30 * time.Second, lock: 10 * time.Second, idleTx: 30 * time.Second, answer: 45 * time.Second}
+}
+
+// unhurried are the limits of work that may take long. A process that lost its power inside a transaction still must not hold its
+// locks for as long as the server's TCP believes in it, which is hours.
+func unhurried() limits { return limits{idleTx: usual().idleTx} }
+
+// startupParameters are those that poolers, CockroachDB and every version of PostgreSQL take.
+func startupParameters() map[string]string {
+	return map[string]string{"client_encoding": "UTF8", "DateStyle": "ISO, MDY", "TimeZone": "UTC", "standard_conforming_strings": "on"}
+}
+
+// setting is what a session is told.
+type setting struct{ name, value string }
+
+// settings returns what a session of an engine is told.
+func (l limits) settings(engine Engine) []setting {
+	list := []setting{
+		{"search_path", `"$user", public`}, {"bytea_output", "hex"},
+		{"statement_timeout", inUnits(l.statement)}, {"lock_timeout", inUnits(l.lock)}, {idleTxTimeout, inUnits(l.idleTx)},
+	}
+	if engine == Cockroach {
+		return append(list, setting{"default_transaction_isolation", "serializable"})
+	}
+	return slices.Concat(list, []setting{
+		{"default_transaction_isolation", "read committed"}, {"default_transaction_deferrable", "off"},
+		{"IntervalStyle", "postgres"}, {"array_nulls", "on"},
+		{"idle_session_timeout", "0"}, {"transaction_timeout", "0"}, // of newer versions
+	}, planByIndex())
+}
+
+// idleTxTimeout ends a session that idles inside a transaction.
+const idleTxTimeout = "idle_in_transaction_session_timeout"
+
+// inUnits writes a duration as servers show it.
+func inUnits(d time.Duration) string {
+	switch {
+	case d == 0:
+		return "0"
+	case d%time.Second == 0:
+		return fmt.Sprintf("%ds", d/time.Second)
+	}
+	return fmt.Sprintf("%dms", d/time.Millisecond)
+}
+
+// planByIndex are settings of PostgreSQL's that make it find rows by their index whatever the number of rows. It keeps the plan
+// of a prepared statement, and one that is made while a table is empty reads the whole table: it goes on so until the
+// table is analyzed, when it may have millions of rows. What really reads a whole table still does; that it costs much
+// then by PostgreSQL's own count must not make it compile the plan.
+//
+// Nor is a statement planned anew for the very values that it gets: with an array of one row that looks cheaper than the plan
+// that is kept, which is for ten rows and the same, so it would be done every time, and costs more than to run it.
+func planByIndex() []setting {
+	return []setting{
+		{"enable_seqscan", "off"}, {"enable_hashjoin", "off"}, {"enable_mergejoin", "off"}, {"jit", "off"},
+		{"plan_cache_mode", "force_generic_plan"},
+	}
+}
+
+// urlMayChoose says of which settings the URL has the last word. The others are how answers are read.
+func urlMayChoose(name string) bool {
+	return name != "bytea_output" && name != "array_nulls"
+}
+
+// chosen takes the settings out of a URL's parameters which a session is told by a statement: a pooler would refuse them in the
+// startup message.
+func chosen(params map[string]string) map[string]string {
+	of := map[string]string{}
+	for _, s := range slices.Concat(usual().settings(Postgres), usual().settings(Cockroach)) {
+		for name, value := range maps.All(params) {
+			if strings.EqualFold(name, s.name) {
+				of[s.name] = value
+				delete(params, name)
+			}
+		}
+	}
+	return of
+}
+
+// told returns the statements that tell a session of an engine its settings, for the transaction alone or for good. The URL has
+// chosen some of them; options is its parameter of that name, which the server gets as it is.
+func (l limits) told(engine Engine, chosen map[string]string, options string, forTransaction bool) string {
+	var rows []string
+	for _, s := range l.settings(engine) {
+		value, is := chosen[s.name]
+		switch {
+		case is && urlMayChoose(s.name):
+			s.value = value
+		case strings.Contains(options, s.name+"=") && urlMayChoose(s.name):
+			continue
+		}
+		if engine == Cockroach {
+			rows = append(rows, "SET "+s.name+" = "+s.sql(is))
+		} else {
+			rows = append(rows, fmt.Sprintf("(%s, %s)", literal(s.name), literal(s.value)))
+		}
+	}
+	if engine == Cockroach {
+		return strings.Join(rows, "; ")
+	}
+	// What it is told already needs no change, and what this version has not is passed over.
+	return fmt.Sprintf(`SELECT count(set_config(column1, column2, %t)) FROM (VALUES %s) AS v
+		WHERE current_setting(column1, true) IS NOT NULL AND current_setting(column1, true) <> column2`, forTransaction, strings.Join(rows, ", "))
+}
+
+// sql is the value after SET. A list of schemas is no literal, which would be the name of one.
+func (s setting) sql(chosen bool) string {
+	if s.name == "search_path" && !chosen {
+		return s.value
+	}
+	return literal(s.value)
+}
+
+func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
+// sessions are those of a pool. Once one of them finds that its server is not the one to write to, or stops, the others lead
+// there too: none of them is used again.
+type sessions struct{ era atomic.Int64 }
+
+// end has all sessions replaced that were there in an era.
+func (s *sessions) end(era int64) { s.era.CompareAndSwap(era, era+1) }
+
+// session is one of them.
+type session struct {
+	*stdlib.Conn
+	all    *sessions
+	era    int64
+	answer time.Duration // see limits
+	reused bool
+}
+
+// IsValid implements [driver.Validator].
+func (s *session) IsValid() bool { return s.era == s.all.era.Load() && !s.Conn.Conn().IsClosed() }
+
+// ResetSession implements [driver.SessionResetter].
+func (s *session) ResetSession(ctx context.Context) error {
+	if !s.IsValid() {
+		return driver.ErrBadConn
+	}
+	s.reused = true
+	ctx, cancel := s.within(ctx)
+	defer cancel()
+	return s.Conn.ResetSession(ctx)
+}
+
+// BeginTx begins a transaction.
+func (s *session) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	tx, err := s.Conn.BeginTx(ctx, opts)
+	return tx, s.judge(ctx, err, false)
+}
+
+// ExecContext runs a statement.
+func (s *session) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	within := s.inTx()
+	ctx, cancel := s.within(ctx)
+	defer cancel()
+	result, err := s.Conn.ExecContext(ctx, query, args)
+	return result, s.judge(ctx, err, within)
+}
+
+// QueryContext runs a query.
+func (s *session) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	within := s.inTx()
+	ctx, cancel := s.within(ctx)
+	rows, err := s.Conn.QueryContext(ctx, query, args)
+	if err != nil {
+		defer cancel()
+		return nil, s.judge(ctx, err, within)
+	}
+	return timedRows{rows, cancel}, nil
+}
+
+// timedRows are the rows of an answer that has to come within a time.
+type timedRows struct {
+	driver.Rows
+	done context.CancelFunc
+}
+
+// Close closes the rows.
+func (r timedRows) Close() error {
+	defer r.done()
+	return r.Rows.Close()
+}
+
+// within limits how long an answer may take.
+func (s *session) within(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.answer == 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeoutCause(ctx, s.answer, errNoAnswer)
+}
+
+func (s *session) inTx() bool { return s.Conn.Conn().PgConn().TxStatus() != idle }
+
+// judge looks at the error of a statement. If the server is not the one to write to, stops or is gone, all sessions to it are
+// replaced; a statement outside of a transaction that it has refused for this reason is tried by database/sql on another session.
+func (s *session) judge(ctx context.Context, err error, within bool) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		if cause := context.Cause(ctx); errors.Is(cause, errNoAnswer) {
+			return fmt.Errorf("%w: %w", cause, err)
+		}
+	case elsewhere(err):
+		s.all.end(s.era)
+		if s.reused && !within && takesNoWrites(err) {
+			return driver.ErrBadConn
+		}
+	case s.Conn.Conn().IsClosed():
+		s.all.end(s.era)
+	}
+	return err
+}
+
+// mustWrite has a new connection lead to a server that takes writes. Of several hosts in a URL, the first one that does is taken.
+func mustWrite(ctx context.Context, conn *pgconn.PgConn) error {
+	if err := pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, conn); err != nil {
+		return fmt.Errorf("%w: %w", errReadOnly, err)
+	}
+	return nil
+}
+
+// tell tells a new connection its settings.
+func tell(text string) func(context.Context, *pgconn.PgConn) error {
+	return func(ctx context.Context, conn *pgconn.PgConn) error {
+		if _, err := conn.Exec(ctx, text).ReadAll(); err != nil {
+			return fmt.Errorf("set what the session relies on: %w", err)
+		}
+		return nil
+	}
+}
+
+// unreplicated is the key of what is known of a connection's COMMIT.
+const unreplicated = "unreplicated"
+
+// notice looks at what a server says beside its answers: somebody may have cancelled its wait for a standby. Its answer is that the
+// transaction is committed, which is so on this server alone. The routine's name is in no language.
+func notice(conn *pgconn.PgConn, n *pgconn.Notice) {
+	if n.Routine == "SyncRepWaitForLSN" {
+		conn.CustomData()[unreplicated] = true
+	}
+}
+
+// replicated returns [errUnreplicated] if the wait for a standby was cancelled since it was asked last.
+func replicated(conn *pgx.Conn) error {
+	data := conn.PgConn().CustomData()
+	if _, is := data[unreplicated]; !is {
+		return nil
+	}
+	delete(data, unreplicated)
+	return errUnreplicated
+}
