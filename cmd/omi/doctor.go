@@ -66,6 +66,7 @@ type doctor struct {
 	info    events.RegistryInfo
 	streams map[string]jetstream.Stream        // those that are there
 	readers map[string]*jetstream.ConsumerInfo // the durables of the stream of events
+	answers map[string]error                   // what became of a question to each process, by its program
 	clock   clockReading
 	service events.ServiceRecord // of target; zero: it was not told
 	swept   time.Duration        // the age of probes of the storage that a doctor left behind
@@ -135,14 +136,15 @@ func (d *doctor) examine(ctx context.Context) error {
 	if !d.examineBroker() {
 		return nil // no answer could reach us
 	}
+	d.askProcesses(ctx)
 	if d.examineJetStream(ctx) {
 		d.examineStreams(ctx)
 		d.examineStorage(ctx)
 		d.examineDurables(ctx)
 	}
-	d.examineRegistry(ctx)
+	d.examineRegistry()
 	d.examineTrusts()
-	d.examineServices(ctx)
+	d.examineServices()
 	d.examinePermissions(ctx)
 	d.examineService(ctx)
 	d.examineClock()

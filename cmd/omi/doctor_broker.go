@@ -110,7 +110,7 @@ func (d *doctor) examineStreams(ctx context.Context) {
 		case denied(err):
 			d.warn(name, "this account may not look at it", "run this with an operator's account")
 		case errors.Is(err, jetstream.ErrStreamNotFound):
-			d.wrong(name, "it does not exist", "start omi-registry, which makes it; is this the broker and the account that it uses?")
+			d.wrong(name, "it does not exist", d.madeBy(registryProgram)+"; is this the broker and the account that it uses?")
 		case err != nil:
 			d.wrong(name, err.Error(), "look at the broker's log")
 		default:
@@ -123,12 +123,16 @@ func (d *doctor) examineStreams(ctx context.Context) {
 func (d *doctor) examineStream(name string, info *jetstream.StreamInfo, want jetstream.StreamConfig) {
 	have := info.Config
 	if meaning := streamMeaning(have, want); len(meaning) > 0 {
-		d.wrong(name, strings.Join(meaning, "; "), "it means something else than docs/protocol.md §4 says: stop the registry, "+
-			"move its messages elsewhere, delete it, and start the registry, which makes it anew")
+		d.wrong(name, strings.Join(meaning, "; "), "it means something else than docs/protocol.md §4 says: "+
+			"back its messages up (nats stream backup) and delete it (nats stream rm); "+d.madeBy(registryProgram))
 		return
 	}
 	if limits := streamLimits(have, want); len(limits) > 0 {
-		d.wrong(name, strings.Join(limits, "; "), "restart omi-registry, which sets them; nats stream update does too")
+		start := "start "
+		if d.runs(registryProgram) {
+			start = "restart "
+		}
+		d.wrong(name, strings.Join(limits, "; "), start+registryProgram+", which sets them; nats stream update does too")
 		return
 	}
 	behind := 0
@@ -159,7 +163,7 @@ func fullStream(name string) string {
 	if name == events.RequestStream {
 		return "is the registry running? If it is, a flood may be going on: nats stream subjects " + name
 	}
-	return "start omi-registry with a larger --max-event-bytes, or take max_msgs off"
+	return "restart omi-registry with a larger --max-event-bytes, or take max_msgs off"
 }
 
 // streamMeaning returns what can't be changed without losing messages.

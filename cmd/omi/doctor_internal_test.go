@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
@@ -148,6 +149,32 @@ func TestDoctorStreams(t *testing.T) {
 			}
 			expect(t, examine(t, url, doctorCmd{}), want)
 		})
+	}
+}
+
+// TestDoctorAdvice: what to do depends on whether the process runs.
+func TestDoctorAdvice(t *testing.T) {
+	t.Parallel()
+	want := events.ReceiptStreamConfig()
+	other := want
+	other.MaxAge = time.Hour
+	for _, c := range []struct {
+		registry error // of a question to it
+		want     []string
+	}{
+		{nil, []string{"restart omi-registry, which sets", "omi-registry runs, and makes it again", "restart omi-registry, which answers"}},
+		{nats.ErrNoResponders, []string{"start omi-registry, which sets", "start omi-registry, which makes it", "start omi-registry"}},
+	} {
+		d := newDoctor(&doctorCmd{}, events.Target{}, false)
+		d.answers = map[string]error{registryProgram: c.registry}
+		d.examineStream("limits", &jetstream.StreamInfo{Config: other}, want)
+		d.wrong("missing", "", d.madeBy(registryProgram))
+		d.examineDurable("durable", &jetstream.ConsumerInfo{Stream: events.RequestStream, Config: events.RegistryConsumerConfig()})
+		for i, want := range c.want {
+			if got := d.checks[i]; !strings.HasPrefix(got.Mend, want) {
+				t.Errorf("%+v, want %q", got, want)
+			}
+		}
 	}
 }
 

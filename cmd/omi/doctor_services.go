@@ -22,14 +22,15 @@ import (
 func (d *doctor) examineDurables(ctx context.Context) {
 	for _, s := range []struct {
 		stream string
-		known  []string // that §4 names
+		known  map[string]string // that §4 names, with their programs
 		absent checkState
-		mend   string
+		more   string
 	}{
-		{events.RequestStream, []string{events.RegistryDurable}, checkWrong,
-			"start omi-registry, which makes it: no request is read before"},
-		{events.InvalidationStream, []string{events.AuthDurable, events.BillingDurable}, checkWarning,
-			"start omi-authsub and omi-billingsub, which make them; with names of your own (--durable) this is as it should be"},
+		{events.RequestStream, map[string]string{events.RegistryDurable: registryProgram}, checkWrong, "; no request is read before"},
+		{
+			events.InvalidationStream, map[string]string{events.AuthDurable: authProgram, events.BillingDurable: billingProgram}, checkWarning,
+			"; with a name of your own (--durable) this is as it should be",
+		},
 	} {
 		stream, ok := d.streams[s.stream]
 		if !ok {
@@ -56,9 +57,9 @@ func (d *doctor) examineDurables(ctx context.Context) {
 		if s.stream == events.InvalidationStream {
 			d.readers = found
 		}
-		for _, name := range s.known {
+		for _, name := range slices.Sorted(maps.Keys(s.known)) {
 			if !exists(found, name) {
-				d.note("durable "+name, s.absent, "it does not exist", s.mend)
+				d.note("durable "+name, s.absent, "it does not exist", d.madeBy(s.known[name])+s.more)
 			}
 		}
 		for _, name := range slices.Sorted(maps.Keys(found)) {
@@ -89,7 +90,7 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 		{"push", have.DeliverSubject != "", false},
 	}); len(different) > 0 {
 		d.wrong(name, strings.Join(different, "; "),
-			fmt.Sprintf("it misses messages: delete it (nats consumer rm %s %s), its process makes it anew",
+			fmt.Sprintf("it misses messages: delete it (nats consumer rm %s %s); its process makes it again: start it if it has ended",
 				info.Stream, have.Durable))
 		return
 	}
@@ -100,13 +101,13 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 	if info.Stream == events.InvalidationStream && !events.CoreDurable(have.Durable) {
 		detail += ", no change waits for it unless omi-registry is told to (--wait-for)"
 	}
-	process, held := "the process that has this durable", ""
+	start, held := "start the process that has this durable, or restart it if it runs", ""
 	gone := fmt.Sprintf("; if that is gone for good, delete the durable (nats consumer rm %s %s)", info.Stream, have.Durable)
 	if forgotten := have.InactiveThreshold; forgotten > 0 {
 		gone = fmt.Sprintf("; if that is gone for good, the broker forgets the durable after %v", forgotten)
 	}
 	if info.Stream == events.RequestStream {
-		process, gone = "omi-registry", ""
+		start, gone = d.startAgain(registryProgram), ""
 		held = ": services that a restored database lacks changes of are held until omi-registry recover has run (omi_registry_services_behind)"
 	}
 	if info.NumWaiting == 0 {
@@ -117,28 +118,75 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 		d.warn(name, fmt.Sprintf("%s; it is paused for %s", detail, info.PauseRemaining.Round(time.Second)),
 			"nats consumer resume "+info.Stream+" "+have.Durable)
 	case info.NumWaiting == 0 && info.NumAckPending == 0:
-		d.warn(name, detail, "start "+process+gone)
+		d.warn(name, detail, start+gone)
 	case info.NumPending > 0 || info.NumAckPending > 0:
-		d.warn(name, detail, "a backlog: look again, and where it does not shrink, at the log of "+process+held+gone)
+		d.warn(name, detail, "a backlog: look again; if it does not shrink, look at the log and at /readyz of the process that has this durable"+held+gone)
 	default:
 		d.ok(name, "%s", detail)
 	}
 }
 
-// examineRegistry asks the registry about itself, and says who is believed from here on.
-func (d *doctor) examineRegistry(ctx context.Context) {
+// The programs, by which doctor remembers who answers.
+const (
+	registryProgram = "omi-registry"
+	authProgram     = "omi-authsub"
+	billingProgram  = "omi-billingsub"
+)
+
+// askProcesses asks each process something, before anything is said: what to do about a stream depends on who runs. Auth and Billing get an
+// empty question. To say what is missing in it, they have to be there.
+func (d *doctor) askProcesses(ctx context.Context) {
+	d.answers = map[string]error{
+		registryProgram: d.within(ctx, events.LookupRegistrySubject, func(ctx context.Context) (err error) {
+			d.info, err = lookup.RegistryInfo(ctx, d.nc)
+			return err
+		}),
+	}
+	for program, subject := range map[string]string{authProgram: events.AuthVerifySubject, billingProgram: events.BillingAttributeSubject} {
+		err := d.within(ctx, subject, func(ctx context.Context) error {
+			_, err := lookup.Ask(ctx, d.nc, subject, []byte("{}"))
+			return err
+		})
+		if answer := (*api.Problem)(nil); errors.As(err, &answer) && answer.Status == http.StatusBadRequest {
+			err = nil
+		}
+		d.answers[program] = err
+	}
+}
+
+// runs reports whether a process of that program answers.
+func (d *doctor) runs(program string) bool {
+	err, asked := d.answers[program]
+	return asked && err == nil
+}
+
+// startAgain says to start a program, or to restart one that runs and does not do its work.
+func (d *doctor) startAgain(program string) string {
+	if d.runs(program) {
+		return "restart " + program + ", which answers and does not read: its log and its /readyz say more"
+	}
+	return "start " + program
+}
+
+// madeBy says what to do about a stream or durable that is missing.
+func (d *doctor) madeBy(program string) string {
+	if d.runs(program) {
+		return program + " runs, and makes it again within some seconds: look again; if it stays away, look at the log of " + program
+	}
+	return "start " + program + ", which makes it"
+}
+
+// examineRegistry looks at what the registry says of itself, and says who is believed from here on.
+func (d *doctor) examineRegistry() {
 	const name = "registry"
-	err := d.within(ctx, events.LookupRegistrySubject, func(ctx context.Context) (err error) {
-		d.info, err = lookup.RegistryInfo(ctx, d.nc)
-		return err
-	})
+	err := d.answers[registryProgram]
 	switch {
 	case denied(err):
 		d.wrong(name, "this account may not ask it", "let it publish to omi.v1.lookup.>")
 		return
 	case errors.Is(err, lookup.ErrNoRegistry):
 		d.wrong(name, "nobody answers as the registry",
-			"start omi-registry (or omi dev) at this broker, in this account; requests wait in their stream")
+			"start omi-registry (or omi dev) at this broker, in this account; one that runs says in its log what it waits for; requests wait in their stream")
 		return
 	case err != nil:
 		d.wrong(name, err.Error(), "look at the log of omi-registry")
@@ -180,24 +228,20 @@ func keyList(keys []events.PublicKey) string {
 	return strings.Join(texts, ", ")
 }
 
-// examineServices asks Auth and Billing an empty question. To say what is missing in it, they have to be there.
-func (d *doctor) examineServices(ctx context.Context) {
+// examineServices says whether Auth and Billing answer.
+func (d *doctor) examineServices() {
 	for _, one := range []struct{ name, subject, program string }{
-		{"auth", events.AuthVerifySubject, "omi-authsub"},
-		{"billing", events.BillingAttributeSubject, "omi-billingsub"},
+		{"auth", events.AuthVerifySubject, authProgram},
+		{"billing", events.BillingAttributeSubject, billingProgram},
 	} {
-		err := d.within(ctx, one.subject, func(ctx context.Context) error {
-			_, err := lookup.Ask(ctx, d.nc, one.subject, []byte("{}"))
-			return err
-		})
-		answer := (*api.Problem)(nil)
-		switch {
-		case err == nil, errors.As(err, &answer) && answer.Status == http.StatusBadRequest:
+		switch err := d.answers[one.program]; {
+		case err == nil:
 			d.ok(one.name, "answers")
 		case denied(err):
 			d.warn(one.name, "this account may not ask it", "let it publish to "+one.subject+", if it needs to")
 		case errors.Is(err, nats.ErrNoResponders):
-			d.wrong(one.name, "nobody answers", "start "+one.program+" at this broker, in this account")
+			d.wrong(one.name, "nobody answers",
+				"start "+one.program+" at this broker, in this account; one that runs says in its log what it waits for")
 		default:
 			d.wrong(one.name, err.Error(), "look at the log of "+one.program)
 		}

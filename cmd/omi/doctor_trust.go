@@ -24,7 +24,7 @@ func (d *doctor) examineTrust(name, durable string, metadata map[string]string) 
 	list := "list it by the command set-aside of its process"
 	if aside, ok := subscriber.AsideOf(metadata); ok && aside.Failed != "" {
 		d.wrong(name, fmt.Sprintf("%s could not handle events, at these places of the stream: %s", durable, aside.Failed),
-			list+", correct the cause, and start its process again")
+			list+", correct the cause, and restart its process")
 	}
 	trusted, announced := metadata[events.TrustMetadata]
 	if !announced {
