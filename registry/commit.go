@@ -16,9 +16,6 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// leaseFor is how long the process that committed an outbox row has to publish it before another may.
-const leaseFor = 5 * time.Second
-
 // errTaken means that one of the batch's keys or nonces was used: by another replica in between, or before, and nobody had looked.
 var errTaken = errors.New("a key or nonce was used before")
 

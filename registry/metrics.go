@@ -18,11 +18,13 @@ type metrics struct {
 	letters   *prometheus.CounterVec
 	sentBack  prometheus.Counter
 	space     *space
+	passed    *unsendable
 }
 
 func newMetrics(r prometheus.Registerer, log *slog.Logger) *metrics {
 	m := &metrics{
-		space: newSpace(log, r),
+		space:  newSpace(log, r),
+		passed: newUnsendable(log, r),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "omi_registry_requests_total",
 			Help: "Requests answered, by kind and result: committed, duplicate, answered_before, unanswerable, unanswered, or the reason of the refusal.",

@@ -15,12 +15,6 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// stale is the condition of a row that waits for somebody to publish it: its lease has ended, or was given by a clock that is
-// far ahead of ours. That one would end too late, so it counts for nothing: a message that is published twice does no harm.
-func stale(now time.Time) (condition string, args []any) {
-	return "(lease_until < $1 OR lease_until > $2)", []any{now.UnixMilli(), now.Add(2 * leaseFor).UnixMilli()}
-}
-
 // outboxPlace is where in the outbox a change is: what one commit has to say lies side by side, in its order.
 type outboxPlace struct {
 	batch    int64 // of the commit
@@ -49,12 +43,12 @@ type rowID struct{ service, sequence int64 }
 func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]signed, error) {
 	var messages []signed
 	condition, args := stale(now)
-	query := `UPDATE outbox SET lease_until = $2 WHERE (batch, position) IN
+	query := `UPDATE outbox SET lease_until = $4 WHERE (batch, position) IN
 		(SELECT batch, position FROM outbox WHERE ` + condition + ` ORDER BY position LIMIT $3)
 		RETURNING batch, position, service, sequence, event`
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		var claimed []waiting
-		err := eachRow(ctx, tx, query, append(args, (limit+1)/2), func(rows *sql.Rows) error {
+		err := eachRow(ctx, tx, query, append(args, (limit+1)/2, now.Add(leaseFor).UnixMilli()), func(rows *sql.Rows) error {
 			var one waiting
 			err := rows.Scan(&one.place.batch, &one.place.position, &one.service, &one.sequence, &one.event)
 			claimed = append(claimed, one)

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -35,22 +34,30 @@ type publisher struct {
 	atomic atomic.Int64 // batches to come, until it is measured again what the broker takes for messages by themselves
 }
 
-// send publishes messages and reports which of them their stream has, and the last place in the stream of invalidations
-// that one of them has. A reconnect fails those that are pending, although they may have landed; sending them again is
-// safe, since every reader knows a message by its nonce. lacking are those that the broker has refused for lack of space.
-func (p *publisher) send(ctx context.Context, messages []signed) (stored, lacking []bool, last uint64, err error) {
-	stored, lacking = make([]bool, len(messages)), make([]bool, len(messages))
+// fates is what became of messages that were sent, by their index.
+type fates struct {
+	stored  []bool        // their stream has them
+	lacking []bool        // the broker has refused them for lack of space
+	faults  map[int]error // they can't be sent as they are; nil: none
+	last    uint64        // the last place in the stream of invalidations that one of them has
+	err     error         // what is wrong with the others; of several, a lack of space
+}
+
+// send publishes messages and reports what became of them. A reconnect fails those that are pending, although they may have landed;
+// sending them again is safe, since every reader knows a message by its nonce.
+func (p *publisher) send(ctx context.Context, messages []signed) *fates {
+	sent := &fates{stored: make([]bool, len(messages)), lacking: make([]bool, len(messages))}
 	ctx, cancel := context.WithTimeout(ctx, publishWithin)
 	defer cancel()
 	if len(messages) >= measuredFrom && p.atomic.Load() > 0 {
-		last = p.sendBatches(ctx, messages, stored)
+		sent.last = p.sendBatches(ctx, messages, sent.stored)
 		if ctx.Err() != nil {
 			p.atomic.Store(0) // perhaps it is batches that hang
 		}
 	}
-	one, err := p.sendEach(ctx, messages, stored, lacking)
-	p.tell(messages, stored)
-	return stored, lacking, max(last, one), err
+	p.sendEach(ctx, messages, sent)
+	p.tell(messages, sent.stored)
+	return sent
 }
 
 // tell publishes the receipts that are stored to those who wait for them, without a consumer. One that gets lost they look for. It is
@@ -125,17 +132,17 @@ func (p *publisher) sendBatch(ctx context.Context, messages []signed, indices []
 }
 
 // sendEach publishes those messages that are not stored yet, all at once, and then waits for the broker.
-// Its error is a lack of space, if one of them has met that.
-func (p *publisher) sendEach(ctx context.Context, messages []signed, stored, lacking []bool) (last uint64, err error) {
+func (p *publisher) sendEach(ctx context.Context, messages []signed, sent *fates) {
 	futures := make([]jetstream.PubAckFuture, len(messages))
 	for i, m := range messages {
-		if stored[i] {
+		if sent.stored[i] {
 			continue
 		}
-		if futures[i], err = p.js.PublishMsgAsync(m.message()); err != nil {
-			err = fmt.Errorf("publish to %s: %w", m.subject, err)
-			break
+		future, err := p.js.PublishMsgAsync(m.message())
+		if err != nil && !sent.refused(i, m.subject, err) {
+			break // it is not the message: the others would wait for the same
 		}
+		futures[i] = future
 	}
 	answered, first := 0, time.Time{}
 	defer func() { p.measure(answered, time.Since(first)) }()
@@ -143,24 +150,53 @@ func (p *publisher) sendEach(ctx context.Context, messages []signed, stored, lac
 		if future == nil {
 			continue
 		}
-		select {
-		case ack := <-future.Ok():
-			if answered++; answered == 1 {
-				first = time.Now()
-			}
-			stored[i] = true
-			if ack.Stream == events.InvalidationStream {
-				last = max(last, ack.Sequence)
-			}
-		case failed := <-future.Err():
-			if lacking[i] = room.Lacks(failed); lacking[i] || !room.Lacks(err) {
-				err = fmt.Errorf("publish to %s: %w", messages[i].subject, failed)
-			}
-		case <-ctx.Done():
-			return last, errors.Join(err, fmt.Errorf("wait for the broker: %w", ctx.Err()))
+		ack, err := outcomeOf(ctx, future)
+		if err != nil {
+			sent.refused(i, messages[i].subject, err)
+			continue
+		}
+		if answered++; answered == 1 {
+			first = time.Now()
+		}
+		sent.stored[i] = true
+		if ack.Stream == events.InvalidationStream {
+			sent.last = max(sent.last, ack.Sequence)
 		}
 	}
-	return last, err
+}
+
+// outcomeOf waits for the broker's answer, unless ctx ends. One that is there by then counts.
+func outcomeOf(ctx context.Context, future jetstream.PubAckFuture) (*jetstream.PubAck, error) {
+	select {
+	case ack := <-future.Ok():
+		return ack, nil
+	case err := <-future.Err():
+		return nil, err
+	case <-ctx.Done():
+	}
+	select {
+	case ack := <-future.Ok():
+		return ack, nil
+	case err := <-future.Err():
+		return nil, err
+	default:
+		return nil, fmt.Errorf("wait for the broker: %w", ctx.Err())
+	}
+}
+
+// refused notes why a message was not stored, and reports whether that is its own fault.
+func (s *fates) refused(i int, subject string, err error) bool {
+	switch s.lacking[i] = room.Lacks(err); {
+	case itsOwnFault(err):
+		if s.faults == nil {
+			s.faults = map[int]error{}
+		}
+		s.faults[i] = err
+		return true
+	case s.lacking[i] || !room.Lacks(s.err):
+		s.err = fmt.Errorf("publish to %s: %w", subject, err)
+	}
+	return false
 }
 
 // message is what is sent.

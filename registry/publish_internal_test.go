@@ -29,7 +29,8 @@ func TestLackingIsOfEachMessage(t *testing.T) {
 		{of("full", 100), of("free", 1000), of("free", 100)},
 		{of("free", 1000), of("free", 100), of("full", 100)},
 	} {
-		stored, lacking, _, err := (&publisher{js: js}).send(t.Context(), list)
+		sent := (&publisher{js: js}).send(t.Context(), list)
+		stored, lacking, err := sent.stored, sent.lacking, sent.err
 		if !room.Lacks(err) {
 			t.Errorf("the error is %v, want the lack of space", err)
 		}

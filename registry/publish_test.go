@@ -39,7 +39,8 @@ func TestPublisher(t *testing.T) {
 				tc.prepare(p)
 			}
 			p.atomic.Store(tc.atomic)
-			stored, _, last, err := p.send(t.Context(), p.messages)
+			sent := p.send(t.Context(), p.messages)
+			stored, last, err := sent.stored, sent.last, sent.err
 			if (err != nil) != (tc.missing > 0) {
 				t.Errorf("the error is %v", err)
 			}
@@ -136,7 +137,7 @@ func (p *publisherTest) drop(stream string) {
 }
 
 func (p *publisherTest) mustSend(messages []signed) {
-	if _, _, _, err := p.send(p.t.Context(), messages); err != nil {
+	if err := p.send(p.t.Context(), messages).err; err != nil {
 		p.t.Fatal(err)
 	}
 }

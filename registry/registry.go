@@ -145,6 +145,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	var relaying, working sync.WaitGroup
 	// It ends with its queue, so that what was committed is published before a shutdown.
 	relaying.Go(func() { r.relay.run(context.WithoutCancel(ctx)) })
+	working.Go(func() { r.relay.leases.run(ctx) })
 	working.Go(func() { r.relay.recover(ctx) })
 	working.Go(func() { r.aside.run(ctx) })
 	working.Go(func() { r.fence.run(ctx) })

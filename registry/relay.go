@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/internal/consume"
@@ -32,6 +33,7 @@ const (
 // them, and not before.
 type publication struct {
 	outbox  []signed
+	lease   *lease // of outbox
 	answers []answer
 }
 
@@ -49,21 +51,27 @@ type relay struct {
 	metrics   *metrics
 	now       func() time.Time
 	space     *space
+	passed    *unsendable
+	leases    *leases
 	queue     chan publication
 	answers   chan publication // apart: what is committed does not wait behind refusals, which strangers make any number of
 	within    time.Duration    // forgetWithin
 }
 
 func newRelay(js jetstream.JetStream, store *Store, f *fence, log *slog.Logger, m *metrics, now func() time.Time) *relay {
-	return &relay{publisher: &publisher{js: js}, store: store, fence: f, log: log, metrics: m, now: now, space: m.space,
-		queue: make(chan publication, relayQueue), answers: make(chan publication, relayQueue), within: forgetWithin}
+	return &relay{publisher: &publisher{js: js}, store: store, fence: f, log: log, metrics: m, now: now, space: m.space, passed: m.passed,
+		leases: &leases{store: store, log: log, now: now, within: forgetWithin, held: map[*lease]struct{}{}},
+		queue:  make(chan publication, relayQueue), answers: make(chan publication, relayQueue), within: forgetWithin}
 }
 
 // enqueue hands a batch over. It waits while the broker is behind; what it can't hand over because ctx ended is found
 // in the outbox, or delivered again.
 func (r *relay) enqueue(ctx context.Context, p publication) error {
 	if len(p.outbox) > 0 {
-		if err := hand(ctx, r.queue, publication{outbox: p.outbox}); err != nil {
+		// A place begins with the time at which it was leased.
+		lease := r.leases.hold(p.outbox, time.Unix(0, p.outbox[0].place.position))
+		if err := hand(ctx, r.queue, publication{outbox: p.outbox, lease: lease}); err != nil {
+			r.leases.release(lease)
 			return err
 		}
 	}
@@ -103,6 +111,7 @@ func (r *relay) close() {
 // runOutbox publishes what is in the outbox, and some time later deletes it from there.
 func (r *relay) runOutbox(ctx context.Context) {
 	var sent published
+	var held []*lease
 	due := time.NewTimer(0)
 	defer due.Stop()
 	for open := true; open; {
@@ -114,14 +123,20 @@ func (r *relay) runOutbox(ctx context.Context) {
 			if len(sent.messages) == 0 {
 				due.Reset(forgetAfter)
 			}
-			sent.add(r.publish(ctx, p.outbox))
+			one := r.publish(ctx, p.outbox)
+			if sent.add(one); one.err == nil {
+				held = append(held, p.lease)
+			} else {
+				r.leases.release(p.lease) // recover tries again
+			}
 			if len(sent.messages) < forgetAtMost {
 				continue
 			}
 		case <-due.C:
 		}
 		r.forget(ctx, sent)
-		sent = published{}
+		r.leases.release(held...)
+		sent, held = published{}, held[:0]
 	}
 }
 
@@ -129,40 +144,46 @@ func (r *relay) runOutbox(ctx context.Context) {
 type published struct {
 	messages []signed
 	last     uint64
+	err      error // why others are not in their stream, unless that is their own fault
 }
 
 func (p *published) add(more published) {
 	p.messages, p.last = append(p.messages, more.messages...), max(p.last, more.last)
 }
 
-// publish publishes messages of the outbox.
+// publish publishes messages of the outbox, and passes over those that can't be sent as they are.
 func (r *relay) publish(ctx context.Context, messages []signed) published {
-	stored, _, last, err := r.publisher.send(ctx, messages)
-	r.space.note(sayChanges, err)
-	sent := published{make([]signed, 0, len(messages)), last}
+	messages = r.passed.todo(messages, r.now())
+	if len(messages) == 0 {
+		return published{}
+	}
+	fates := r.publisher.send(ctx, messages)
+	r.space.note(sayChanges, fates.err)
+	sent := published{make([]signed, 0, len(messages)), fates.last, fates.err}
 	for i, m := range messages {
-		if stored[i] {
+		if fates.stored[i] {
 			sent.messages = append(sent.messages, m)
 		}
 	}
 	r.metrics.published.Add(float64(len(sent.messages)))
+	sent.messages = append(sent.messages, r.passed.note(messages, fates, r.now())...)
 	return sent
 }
 
 // answer publishes answers, and settles the requests that they answer. A refusal that the broker
-// has no space for is dropped: if it waited, it would keep the very space that is lacking.
+// has no space for is dropped: if it waited, it would keep the very space that is lacking. So is one that it refuses as it is.
 func (r *relay) answer(ctx context.Context, answers []answer) {
 	messages := make([]signed, len(answers))
 	for i, a := range answers {
 		messages[i] = a.signed
 	}
-	stored, lacking, _, err := r.publisher.send(ctx, messages)
-	r.space.note(sayRefusals, err)
+	fates := r.publisher.send(ctx, messages)
+	r.space.note(sayRefusals, fates.err)
 	for i, a := range answers {
 		settle := a.request.Ack
 		switch {
-		case stored[i]:
-		case lacking[i]:
+		case fates.stored[i]:
+		case fates.lacking[i], fates.faults[i] != nil:
 			r.space.drop()
 		default:
 			settle = func() error { return a.request.NakWithDelay(retryAfter) } // it is decided again
@@ -200,6 +221,9 @@ func (r *relay) forget(ctx context.Context, sent published) {
 
 // recover publishes what a crash or an outage left in the outbox, until ctx ends.
 func (r *relay) recover(ctx context.Context) {
+	conn := r.publisher.js.Conn()
+	connected := conn.StatusChanged(nats.CONNECTED)
+	defer conn.RemoveStatusListener(connected)
 	for {
 		looked, err := r.recoverOnce(ctx)
 		if err != nil && !errors.Is(err, errUnpublished) && ctx.Err() == nil {
@@ -208,6 +232,8 @@ func (r *relay) recover(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
+		case <-connected:
+			r.passed.again() // it may be another server, or one with other settings
 		case <-time.After(claimPause(looked)):
 		}
 	}
@@ -218,6 +244,9 @@ func (r *relay) recover(ctx context.Context) {
 func claimPause(looked time.Duration) time.Duration {
 	return min(max(10*looked, claimEvery), claimSeldom)
 }
+
+// err returns why committed changes are not announced, nil while they are.
+func (r *relay) err() error { return r.space.unpublished() }
 
 // errUnpublished means that the broker did not take all messages; the log says why.
 var errUnpublished = errors.New("some messages were not published")
@@ -231,18 +260,21 @@ func (r *relay) recoverOnce(ctx context.Context) (looked time.Duration, err erro
 			return 0, err
 		}
 		if !stale {
+			r.space.nothingWaits()
 			return time.Since(began), nil
 		}
 		messages, err := r.store.claimOutbox(ctx, claimAtMost, r.now())
 		if err != nil || len(messages) == 0 {
 			return 0, err
 		}
-		if r.space.err() == nil {
-			r.log.Info("publishing messages that were left in the outbox", "messages", len(messages))
-		}
+		lease := r.leases.hold(messages, r.now())
 		sent := r.publish(ctx, messages)
+		if len(sent.messages) > 0 {
+			r.log.Info("published messages that were left in the outbox", "messages", len(sent.messages))
+		}
 		r.forget(ctx, sent)
-		if len(sent.messages) < len(messages) {
+		r.leases.release(lease)
+		if sent.err != nil {
 			return 0, errUnpublished
 		}
 	}

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -11,6 +12,9 @@ import (
 
 	"omiappreg.org/keyrotation/internal/room"
 )
+
+// ErrUnpublished means that what is committed can't be announced. It waits in the outbox.
+var ErrUnpublished = errors.New("committed changes can't be published")
 
 // ErrNoSpace means that the broker takes no more events or receipts, since it has no space left.
 // Committed changes wait in the outbox.
@@ -29,7 +33,14 @@ type space struct {
 
 	mu      sync.Mutex
 	lacked  map[saying]time.Time // when it lacked last
+	failed  failure              // of changes, at the last try
 	refused int                  // refusals that were dropped since the log was told
+}
+
+// failure is why something could not be published, and when; zero: it could.
+type failure struct {
+	err error
+	at  time.Time
 }
 
 // saying is what is published on a way of its own.
@@ -45,7 +56,7 @@ func newSpace(log *slog.Logger, metrics prometheus.Registerer) *space {
 		log: log, lacked: map[saying]time.Time{}, warnings: rate.Sometimes{First: 1, Interval: warnEach},
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "omi_registry_unpublished_refusals_total",
-			Help: "Requests that were refused and got no receipt, since the broker had no space for it.",
+			Help: "Requests that were refused and got no receipt, since the broker had no space for it, or refused it as it was.",
 		}),
 	}
 	metrics.MustRegister(s.dropped, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -72,10 +83,35 @@ func (s *space) err() error {
 	return nil
 }
 
+// unpublished returns why committed changes wait in the outbox: [ErrNoSpace], or [ErrUnpublished] with what the last try met.
+func (s *space) unpublished() error {
+	if err := s.err(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failed.err != nil {
+		return fmt.Errorf("%w: %w", ErrUnpublished, s.failed.err)
+	}
+	return nil
+}
+
+// nothingWaits takes back a failure of a while ago: another replica has published what it was about.
+func (s *space) nothingWaits() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.failed.at) > leaseFor {
+		s.failed = failure{}
+	}
+}
+
 // note takes in what became of a publication.
 func (s *space) note(what saying, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if what == sayChanges {
+		s.failed = failure{err, time.Now()}
+	}
 	if err == nil {
 		if delete(s.lacked, what); what == sayChanges { // which have receipts too
 			clear(s.lacked)

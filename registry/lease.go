@@ -1,0 +1,119 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+const (
+	// leaseFor is how long a process that committed or claimed an outbox row has it for itself. It renews the lease of what it still
+	// has in hand, so the lease ends only where the process has died or does not reach the database.
+	leaseFor   = 5 * time.Second
+	renewAfter = leaseFor / 2
+	renewEvery = time.Second
+)
+
+// stale is the condition of a row that waits for somebody to publish it: its lease has ended, or was given by a clock that is
+// far ahead of ours. That one would end too late, so it counts for nothing: a message that is published twice does no harm. Clocks may
+// differ by a lease before two replicas take messages from each other.
+func stale(now time.Time) (condition string, args []any) {
+	return "(lease_until < $1 OR lease_until > $2)", []any{now.UnixMilli(), now.Add(2 * leaseFor).UnixMilli()}
+}
+
+// leases renews the leases of the outbox rows that this process has in hand: those that wait in the relay's queue, are on their way
+// to the broker, or are yet to be deleted. Without that, a slow broker would be given each message by every replica.
+type leases struct {
+	store  *Store
+	log    *slog.Logger
+	now    func() time.Time
+	within time.Duration // for the database
+
+	mu   sync.Mutex
+	held map[*lease]struct{}
+}
+
+// lease is on the rows of these messages.
+type lease struct {
+	messages []signed
+	from     time.Time // when it was given
+}
+
+// hold renews the lease of these messages from now on. The lease that they have was given at that time.
+func (l *leases) hold(messages []signed, from time.Time) *lease {
+	one := &lease{messages, from}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held[one] = struct{}{}
+	return one
+}
+
+// release ends that. The rows that are still there are anyone's once their lease has ended.
+func (l *leases) release(list ...*lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, one := range list {
+		delete(l.held, one)
+	}
+}
+
+// run renews until ctx ends.
+func (l *leases) run(ctx context.Context) {
+	tick := time.NewTicker(renewEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			l.renew(ctx)
+		}
+	}
+}
+
+// renew renews what is due.
+func (l *leases) renew(ctx context.Context) {
+	now := l.now()
+	var places []outboxPlace
+	l.mu.Lock()
+	for one := range l.held {
+		if now.Sub(one.from) >= renewAfter {
+			one.from = now
+			for _, m := range one.messages {
+				places = append(places, m.place)
+			}
+		}
+	}
+	l.mu.Unlock()
+	if len(places) == 0 {
+		return
+	}
+	slices.SortFunc(places, comparePlaces)
+	ctx, cancel := context.WithTimeout(ctx, l.within)
+	defer cancel()
+	if err := l.store.renewLeases(ctx, slices.Compact(places), now); err != nil {
+		l.log.Warn("renewing the leases of what is being published failed: another replica may publish it too, which does no harm", "error", err)
+	}
+}
+
+// renewLeases gives the rows at these places, which are sorted, a new lease.
+func (s *Store) renewLeases(ctx context.Context, places []outboxPlace, now time.Time) error {
+	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+		var p sqldb.Pipeline
+		for first, last := range runs(places) {
+			const text = "UPDATE outbox SET lease_until = $1 WHERE batch = $2 AND position >= $3 AND position <= $4"
+			p.Exec("renew", text, []any{now.Add(leaseFor).UnixMilli(), first.batch, first.position, last.position}, nil)
+		}
+		return s.db.Run(ctx, tx, &p)
+	})
+	if err != nil {
+		return fmt.Errorf("renew leases in the outbox: %w", err)
+	}
+	return nil
+}

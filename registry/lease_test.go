@@ -1,0 +1,43 @@
+package registry
+
+import (
+	"testing"
+	"time"
+
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// TestLeases: nobody else gets what a replica has in hand, however long that takes, and whichever of the two has the clock that is
+// ahead. What it gives up, others get once the lease has ended.
+func TestLeases(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		store := openStore(t, url)
+		began := time.Now()
+		now := began
+		in := newTestIntake(t, store, Policy{Origin: testOrigin}, func() time.Time { return now })
+		messages := decideAll(t, in, newDeveloper(t, store, "org.omiappreg.alice", "one").bind())[0].messages()
+		mine := &leases{store: store, log: testLog(t), now: func() time.Time { return now }, within: patience, held: map[*lease]struct{}{}}
+		claim := func(after time.Duration, want int) {
+			t.Helper()
+			claimed, err := store.claimOutbox(t.Context(), 10, began.Add(after))
+			if err != nil || len(claimed) != want {
+				t.Errorf("after %s, %d messages are claimed, want %d: %v", after, len(claimed), want, err)
+			}
+		}
+		held := mine.hold(messages, began)
+		claim(leaseFor-time.Millisecond, 0)
+		for range 3 { // the broker is slow
+			now = now.Add(leaseFor / 2)
+			mine.renew(t.Context())
+		}
+		claim(2*leaseFor, 0)
+		mine.release(held)
+		now = now.Add(leaseFor / 2)
+		mine.renew(t.Context())
+		claim(3*leaseFor, 2)
+		claim(2*leaseFor+time.Second, 0) // by a clock that is behind
+		claim(4*leaseFor-time.Second, 0)
+		claim(5*leaseFor, 2)
+	})
+}

@@ -1,0 +1,153 @@
+package registry
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+const (
+	sendAgainEvery = time.Minute
+	faultsAtOnce   = 10 // lines of the log in faultsEach: one setting of the broker may concern every message
+	faultsEach     = time.Minute
+	// passedKept is how long a message is remembered that nobody finds in the outbox any more: another replica has sent it.
+	passedKept = 5 * sendAgainEvery
+)
+
+// The codes of nats-server's errors (its server/errors.json) that are about one message.
+const (
+	messageTooLarge jetstream.ErrorCode = 10054
+	headerTooLarge  jetstream.ErrorCode = 10097
+)
+
+// itsOwnFault reports whether a message can't be sent as it is, while others can.
+func itsOwnFault(err error) bool {
+	if errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, nats.ErrBadSubject) {
+		return true
+	}
+	refused := (*jetstream.APIError)(nil)
+	return errors.As(err, &refused) && (refused.ErrorCode == messageTooLarge || refused.ErrorCode == headerTooLarge)
+}
+
+// unsendable knows the messages of the outbox that can't be sent as they are. They are passed over, so that they hold up no other,
+// and sent again every minute, and at a reconnect, since the broker's settings may have changed.
+//
+// A later event of the same service goes out before one that is passed over. No reader depends on the order of events (docs/protocol.md
+// §7.2), and a revocation must not wait for a rotation that can't be sent.
+type unsendable struct {
+	log   *slog.Logger
+	lines rate.Sometimes
+
+	mu      sync.Mutex
+	changes map[outboxPlace]*passed
+}
+
+// passed is a change with a message that can't be sent.
+type passed struct {
+	next, seen time.Time
+	receipt    signed    // was stored, and is not sent again
+	receiptAt  time.Time // when; zero: it was not
+}
+
+func newUnsendable(log *slog.Logger, metrics prometheus.Registerer) *unsendable {
+	u := &unsendable{log: log, changes: map[outboxPlace]*passed{}, lines: rate.Sometimes{First: faultsAtOnce, Interval: faultsEach}}
+	metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "omi_registry_unsendable_changes",
+		Help: "Committed changes with an event or receipt that the broker refuses as it is; they are tried again every minute.",
+	}, func() float64 { return float64(u.count()) }))
+	return u
+}
+
+func (u *unsendable) count() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.changes)
+}
+
+// todo returns those messages that are to be sent now.
+func (u *unsendable) todo(messages []signed, now time.Time) []signed {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.changes) == 0 {
+		return messages
+	}
+	list := make([]signed, 0, len(messages))
+	for i := range messages {
+		m := &messages[i]
+		one := u.changes[m.place]
+		if one != nil {
+			one.seen = now
+		}
+		if one == nil || !now.Before(one.next) && (one.receiptAt.IsZero() || isEvent(*m)) {
+			list = append(list, *m)
+		}
+	}
+	for place, one := range u.changes {
+		if now.Sub(one.seen) > passedKept {
+			delete(u.changes, place)
+		}
+	}
+	return list
+}
+
+// note takes in what became of messages. It returns the receipts that were stored earlier, of changes whose event is stored now.
+func (u *unsendable) note(messages []signed, sent *fates, now time.Time) (complete []signed) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for i := range sent.faults {
+		one := u.changes[messages[i].place]
+		if one == nil {
+			one = &passed{}
+			u.changes[messages[i].place] = one
+			u.tell(&messages[i], sent.faults[i])
+		}
+		one.next, one.seen = now.Add(sendAgainEvery), now
+	}
+	if len(u.changes) == 0 {
+		return nil
+	}
+	for i, m := range messages {
+		if one := u.changes[m.place]; one != nil && sent.stored[i] && !isEvent(m) {
+			one.receipt, one.receiptAt = m, now
+		}
+	}
+	for i, m := range messages {
+		one := u.changes[m.place]
+		switch {
+		case one == nil || !sent.stored[i] || one.receiptAt.IsZero():
+			continue
+		case isEvent(m) && one.receiptAt.Before(now):
+			complete = append(complete, one.receipt)
+		case !isEvent(m) && m.parts > 1:
+			continue // its event is not stored
+		}
+		delete(u.changes, m.place)
+	}
+	return complete
+}
+
+func (u *unsendable) tell(m *signed, err error) {
+	sequence, _ := events.NamesOf(m.payload)
+	u.lines.Do(func() {
+		u.log.Error("a committed change can't be announced: the broker refuses a message as it is. It is passed over, and tried again every minute",
+			"subject", m.subject, "sequence", sequence, "bytes", len(m.payload), "error", err,
+			"do", "let the broker take larger messages: max_payload of its configuration, max_msg_size of the stream")
+	})
+}
+
+// again has all of them sent again at once.
+func (u *unsendable) again() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, one := range u.changes {
+		one.next = time.Time{}
+	}
+}
