@@ -35,7 +35,8 @@ wrong; exit code 1 if anything is wrong, 3 if there is no broker.
   omi doctor --trust ed25519:…
   omi doctor --trust ed25519:… --app-id org.example.dev --service-id cms --key cms.pem
 
-What an account may publish is tried with messages that the stream refuses, so that nothing is stored.`
+It leaves nothing behind. Whether the broker can store is tried with one message in a stream of its own, which it deletes; what
+an account may publish, with messages that the stream refuses.`
 }
 
 // checkState is how a check ended.
@@ -52,7 +53,7 @@ type check struct {
 	Name   string     `json:"name"`
 	State  checkState `json:"state"`
 	Detail string     `json:"detail"`
-	Mend   string     `json:"mend,omitzero"`
+	Fix    string     `json:"fix,omitzero"`
 }
 
 // doctor looks at things, one after the other, and notes what it sees.
@@ -120,11 +121,11 @@ func (d *doctor) examine(ctx context.Context) error {
 	defer cancel()
 	nc, err := d.cmd.ConnectNow(connecting, "omi doctor", log)
 	if err != nil {
-		mend := "start the broker, or name another by --nats-url; a firewall between here and there looks the same"
+		fix := "start the broker, or name another by --nats-url; a firewall between here and there looks the same"
 		if process.ExitCode(err) == process.ExitUsage {
-			mend = "give it what it asks for: ask who runs the broker"
+			fix = "give it what it asks for: ask who runs the broker"
 		}
-		d.wrong("broker", err.Error(), mend)
+		d.wrong("broker", err.Error(), fix)
 		return err
 	}
 	defer process.Close(nc, log)
@@ -152,16 +153,16 @@ func (d *doctor) examine(ctx context.Context) error {
 	return nil
 }
 
-func (d *doctor) note(name string, state checkState, detail, mend string) {
-	d.checks = append(d.checks, check{name, state, detail, mend})
+func (d *doctor) note(name string, state checkState, detail, fix string) {
+	d.checks = append(d.checks, check{name, state, detail, fix})
 }
 
 func (d *doctor) ok(name, format string, args ...any) {
 	d.note(name, checkOK, fmt.Sprintf(format, args...), "")
 }
 
-func (d *doctor) warn(name, detail, mend string)  { d.note(name, checkWarning, detail, mend) }
-func (d *doctor) wrong(name, detail, mend string) { d.note(name, checkWrong, detail, mend) }
+func (d *doctor) warn(name, detail, fix string)  { d.note(name, checkWarning, detail, fix) }
+func (d *doctor) wrong(name, detail, fix string) { d.note(name, checkWrong, detail, fix) }
 
 func (d *doctor) count(state checkState) (n int) {
 	for _, c := range d.checks {
@@ -186,8 +187,8 @@ func (c *doctorCmd) print(checks []check) error {
 	var text strings.Builder
 	for _, one := range checks {
 		printable.Fprintf(&text, "%-8s %-26s %s\n", one.State, one.Name, one.Detail)
-		if one.Mend != "" {
-			printable.Fprintf(&text, "%-8s %-26s   mend: %s\n", "", "", one.Mend)
+		if one.Fix != "" {
+			printable.Fprintf(&text, "%-8s %-26s   fix: %s\n", "", "", one.Fix)
 		}
 	}
 	return process.Print("%s", &text)

@@ -268,7 +268,7 @@ const clockTolerance = 5 * time.Second
 // judge says what a difference means. skew is the registry's max_clock_skew, 0 if it is not known: a request whose time
 // is further from the broker's is refused.
 func (c *clockReading) judge(skew time.Duration) check {
-	const name, mend = "clock", "synchronise it by NTP (timedatectl, chronyc tracking)"
+	const name, fix = "clock", "synchronise it by NTP (timedatectl, chronyc tracking)"
 	if !c.known {
 		return check{
 			name, checkWarning, "the broker's time is not known, nor the registry's: no stream could be looked at",
@@ -288,9 +288,9 @@ func (c *clockReading) judge(skew time.Duration) check {
 	}
 	switch {
 	case apart > skew:
-		return check{name, checkWrong, fmt.Sprintf("%s, and the registry refuses requests from %s on", detail, skew), mend}
+		return check{name, checkWrong, fmt.Sprintf("%s, and the registry refuses requests from %s on", detail, skew), fix}
 	case apart > clockTolerance:
-		return check{name, checkWarning, fmt.Sprintf("%s; from %s on, the registry refuses requests", detail, skew), mend}
+		return check{name, checkWarning, fmt.Sprintf("%s; from %s on, the registry refuses requests", detail, skew), fix}
 	}
 	return check{Name: name, State: checkOK, Detail: detail}
 }

@@ -36,8 +36,8 @@ func examine(t *testing.T, url string, flags doctorCmd) map[string]check {
 		if _, twice := found[c.Name]; twice {
 			t.Errorf("two checks are called %q", c.Name)
 		}
-		if (c.State == checkOK) != (c.Mend == "") {
-			t.Errorf("%+v: what is not well says how to mend it, and only that", c)
+		if (c.State == checkOK) != (c.Fix == "") {
+			t.Errorf("%+v: what is not well says how to fix it, and only that", c)
 		}
 		found[c.Name] = c
 	}
@@ -171,7 +171,7 @@ func TestDoctorAdvice(t *testing.T) {
 		d.wrong("missing", "", d.madeBy(registryProgram))
 		d.examineDurable("durable", &jetstream.ConsumerInfo{Stream: events.RequestStream, Config: events.RegistryConsumerConfig()})
 		for i, want := range c.want {
-			if got := d.checks[i]; !strings.HasPrefix(got.Mend, want) {
+			if got := d.checks[i]; !strings.HasPrefix(got.Fix, want) {
 				t.Errorf("%+v, want %q", got, want)
 			}
 		}

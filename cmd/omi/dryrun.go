@@ -33,7 +33,7 @@ func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
 		return err
 	}
 	if wrong := d.count(checkWrong); wrong > 0 {
-		return process.Refused(fmt.Errorf("nothing was sent; mend this before you rotate: %d of %d checks found something wrong", wrong, len(d.checks)))
+		return process.Refused(fmt.Errorf("nothing was sent; fix this before you rotate: %d of %d checks found something wrong", wrong, len(d.checks)))
 	}
 	if !c.JSON {
 		return process.Print("Nothing was sent. The same command without --dry-run rotates the key.\n")
@@ -119,7 +119,7 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 	}
 	m, err := request.Sign(draft, by.Private(), next.Private())
 	if err != nil {
-		d.wrong(name, err.Error(), "mend what it says")
+		d.wrong(name, err.Error(), "fix what it says")
 		return
 	}
 	d.ok(name, "%d bytes to %s; %s", len(m.Payload), m.Subject, graceOf(&d.service, period, c.Emergency))

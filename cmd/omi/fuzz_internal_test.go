@@ -13,7 +13,7 @@ import (
 	"omiappreg.org/keyrotation/internal/process"
 )
 
-// FuzzPins: a file of pins is refused as the user's to mend, or its pins are whole and survive a change of the file.
+// FuzzPins: a file of pins is refused as the user's to fix, or its pins are whole and survive a change of the file.
 func FuzzPins(f *testing.F) {
 	target, err := events.ParseTarget("org.omiappreg.alice.shop.7f8a9d.cms-article-77")
 	if err != nil {

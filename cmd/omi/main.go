@@ -25,7 +25,7 @@ type cli struct {
 	Sign    signCmd    `cmd:"" help:"Sign a message with a service's key."`
 	Verify  verifyCmd  `cmd:"" help:"Ask whether a signature is good now."`
 	Pin     pinCmd     `cmd:"" help:"Remember a service's keys, and hear of changes that you did not ask for."`
-	Doctor  doctorCmd  `cmd:"" help:"Look for what is wrong with a deployment, an account or a key file, and say how to mend it."`
+	Doctor  doctorCmd  `cmd:"" help:"Look for what is wrong with a deployment, an account or a key file, and say how to fix it."`
 	Bench   benchCmd   `cmd:"" help:"Measure throughput, latency and CPU of the whole path, on real parts."`
 
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`

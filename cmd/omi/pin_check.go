@@ -135,7 +135,7 @@ func (c *pinCheckCmd) print(findings []finding) error {
 			}
 			printable.Fprintf(&text, "  sequence %d  %s  %s  %s\n", e.Sequence, e.Event, date(e.Timestamp), key)
 		}
-		for _, line := range f.Mend {
+		for _, line := range f.Fix {
 			printable.Fprintf(&text, "  %s\n", line)
 		}
 	}

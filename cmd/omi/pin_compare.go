@@ -40,7 +40,7 @@ type finding struct {
 	PinnedSequence int64            `json:"pinned_sequence"`
 	Sequence       int64            `json:"sequence,omitzero"` // that the registry shows
 	Changes        []change         `json:"changes"`           // after the pin, that nobody known asked for
-	Mend           []string         `json:"mend,omitzero"`
+	Fix            []string         `json:"fix,omitzero"`
 
 	publicKey events.PublicKey // that is current now
 }
@@ -64,12 +64,12 @@ func (s *session) checkPin(ctx context.Context, p pin, mine []events.PublicKey) 
 	case errors.Is(err, lookup.ErrUnknownService):
 		none.State = pinWentBack
 		none.Detail = fmt.Sprintf("sequence %d is pinned, and the registry says that it was never bound", p.Sequence)
-		none.Mend = mendRegistry()
+		none.Fix = fixRegistry()
 		return none, nil
 	case errors.As(err, &refusal):
 		none.State = pinRegistryChanged
 		none.Detail = fmt.Sprintf("what answers is not signed by the registry of the pin, %s: %s", p.Origin, refusal.Detail)
-		none.Mend = []string{
+		none.Fix = []string{
 			"Ask who runs the registry. If its key was changed: omi pin add " + flagsOf(p.target()) + " --trust NEWKEY",
 			"If it was not, another registry answers here: is --nats-url right?",
 		}
@@ -88,13 +88,13 @@ func (p *pin) compare(h events.ServiceHistory, mine []events.PublicKey) finding 
 		f.State = pinWentBack
 		f.Detail = fmt.Sprintf("the registry shows sequence %d, and %d is pinned: it was restored from an old backup, or is another one",
 			h.Sequence, p.Sequence)
-		f.Mend = mendRegistry()
+		f.Fix = fixRegistry()
 		return f
 	case at < 0 || all[at].PublicKey != p.PublicKey:
 		f.State = pinContradicted
 		f.Detail = fmt.Sprintf("the registry shows another key at sequence %d than the one that is pinned: its past was changed, "+
 			"or it is another one", p.Sequence)
-		f.Mend = mendRegistry()
+		f.Fix = fixRegistry()
 		return f
 	case at == len(all)-1:
 		f.State, f.Detail = pinUnchanged, fmt.Sprintf("sequence %d", p.Sequence)
@@ -114,7 +114,7 @@ func (p *pin) compare(h events.ServiceHistory, mine []events.PublicKey) finding 
 	}
 	f.Detail = fmt.Sprintf("it was pinned at sequence %d, and is at %d; nothing shows that its owner asked for that",
 		p.Sequence, h.Sequence)
-	f.Mend = mendChanges(p.target(), unknown, held)
+	f.Fix = fixChanges(p.target(), unknown, held)
 	return f
 }
 
@@ -134,8 +134,8 @@ func unproven(changes []events.HistoryKey, mine []events.PublicKey) []events.His
 	return changes[newest+1:]
 }
 
-// mendChanges says what to do about changes that nobody known asked for.
-func mendChanges(t events.Target, unknown []events.HistoryKey, held bool) []string {
+// fixChanges says what to do about changes that nobody known asked for.
+func fixChanges(t events.Target, unknown []events.HistoryKey, held bool) []string {
 	accept := "It was you, with another tool or on another machine: omi pin add " + flagsOf(t) + " accepts it."
 	switch {
 	case slices.ContainsFunc(unknown, func(e events.HistoryKey) bool { return e.Event != events.KeyRotation }):
@@ -152,7 +152,7 @@ func mendChanges(t events.Target, unknown []events.HistoryKey, held bool) []stri
 	}
 }
 
-func mendRegistry() []string {
+func fixRegistry() []string {
 	return []string{
 		"Ask who runs the registry, and change no key before it is settled. Is --nats-url right?",
 		"If all is well with it, omi pin add accepts what it shows.",

@@ -97,8 +97,8 @@ func TestPinCompare(t *testing.T) {
 		if f.State != c.want || !slices.Equal(changes, c.changes) {
 			t.Errorf("%s: %s %v, want %s %v", name, f.State, changes, c.want, c.changes)
 		}
-		if f.alarms() != (len(f.Mend) > 0) {
-			t.Errorf("%s: %s, with advice %q", name, f.State, f.Mend)
+		if f.alarms() != (len(f.Fix) > 0) {
+			t.Errorf("%s: %s, with advice %q", name, f.State, f.Fix)
 		}
 		if f.State == pinMoved && f.publicKey != h.Keys[len(h.Keys)-1].PublicKey {
 			t.Errorf("%s: the pin moves to another key than the last", name)

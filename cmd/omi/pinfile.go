@@ -90,13 +90,13 @@ func (f pinFile) load() ([]pin, error) {
 	}
 	var d pinDocument
 	if err := json.Unmarshal(content, &d); err != nil {
-		return nil, process.Usagef("--pins: %s is not a file of pins (%w): mend it, or delete it and pin anew", f.path, err)
+		return nil, process.Usagef("--pins: %s is not a file of pins (%w): fix it, or delete it and pin again", f.path, err)
 	}
 	if d.Version != pinVersion {
 		return nil, process.Usagef("--pins: %s is of version %d, and this omi knows %d", f.path, d.Version, pinVersion)
 	}
 	if i := slices.IndexFunc(d.Pins, func(p pin) bool { return !p.whole() }); i >= 0 {
-		return nil, process.Usagef("--pins: %s is not a file of pins (number %d lacks a member): mend it, or delete it and pin anew", f.path, i+1)
+		return nil, process.Usagef("--pins: %s is not a file of pins (number %d lacks a member): fix it, or delete it and pin again", f.path, i+1)
 	}
 	return d.Pins, nil
 }

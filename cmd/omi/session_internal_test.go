@@ -37,7 +37,7 @@ func selfSigned(t *testing.T) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: private}}}
 }
 
-// TestNotLetIn: a broker that is there and refuses is another matter than one that is away, and another one has to mend it.
+// TestNotLetIn: a broker that is there and refuses is another matter than one that is away, and another one has to fix it.
 func TestNotLetIn(t *testing.T) {
 	t.Parallel()
 	guarded := testenv.ServeOptions(t, &server.Options{Username: "u", Password: "right"})
