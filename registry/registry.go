@@ -80,8 +80,9 @@ type Registry struct {
 	watch  *watch
 	Lookup *Lookup
 
-	deciding sync.Mutex  // one batch at a time: what arrives, or a dead letter again
-	serving  atomic.Bool // the streams are there, lookups are answered, requests are taken
+	deciding sync.Mutex             // one batch at a time: what arrives, or a dead letter again
+	serving  atomic.Bool            // the streams are there, lookups are answered, requests are taken
+	refused  atomic.Pointer[string] // why it can't start at a broker that is there; nil: nothing is known
 }
 
 // New returns a registry that is ready to run.
@@ -230,12 +231,15 @@ func (r *Registry) handle(ctx context.Context, messages []*consume.Message) erro
 }
 
 // ErrNotReady means that Run has not come so far yet that requests and lookups are served.
-var ErrNotReady = errors.New("the registry is starting: it waits for the broker")
+var ErrNotReady = errors.New("the registry is starting, and serves nobody yet")
 
 // Ready returns nil once requests and lookups are served, else [ErrNotReady]; and [ErrNoSpace]
 // while nothing can be published for lack of space. It stays nil while the broker is away.
 func (r *Registry) Ready() error {
 	if !r.serving.Load() {
+		if why := r.refused.Load(); why != nil {
+			return fmt.Errorf("%w: the broker %s", ErrNotReady, *why)
+		}
 		return ErrNotReady
 	}
 	return r.relay.space.err()
@@ -244,7 +248,14 @@ func (r *Registry) Ready() error {
 // ensureStreams tries until the broker answers.
 func (r *Registry) ensureStreams(ctx context.Context) error {
 	why := refusal.Teller{Log: r.cfg.Log}
-	wait := func(err error, _ time.Duration) { why.Tell(refusal.Behind(err, r.js.Conn())) }
+	wait := func(err error, _ time.Duration) {
+		err = refusal.Behind(err, r.js.Conn())
+		why.Tell(err)
+		r.refused.Store(nil)
+		if reason, refused := refusal.Of(err); refused {
+			r.refused.Store(&reason.What)
+		}
+	}
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		tried, cancel := context.WithTimeout(ctx, publishWithin)
 		defer cancel()

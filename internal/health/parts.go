@@ -3,15 +3,23 @@ package health
 import (
 	"context"
 	"errors"
+
+	"omiappreg.org/keyrotation/internal/refusal"
 )
 
+// Connected is a connection to the broker.
+type Connected interface {
+	refusal.Limited
+	IsConnected() bool
+}
+
 // Connection is the part [Broker].
-func Connection(conn interface{ IsConnected() bool }) Part {
+func Connection(conn Connected) Part {
 	return Part{Name: Broker, Check: func(context.Context) error {
 		if !conn.IsConnected() {
 			return errors.New("the broker is away")
 		}
-		return nil
+		return refusal.Limits(conn)
 	}}
 }
 

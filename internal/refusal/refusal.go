@@ -37,8 +37,14 @@ const (
 // ErrPayload means that the broker takes no message of the largest size.
 var ErrPayload = errors.New("the broker's max_payload is too small")
 
+// Limited is a connection, by what a broker says that it can carry.
+type Limited interface {
+	HeadersSupported() bool
+	MaxPayload() int64
+}
+
 // Limits says of a broker that is connected what it can't carry.
-func Limits(nc *nats.Conn) error {
+func Limits(nc Limited) error {
 	if !nc.HeadersSupported() {
 		return nats.ErrHeadersNotSupported
 	}
