@@ -72,7 +72,7 @@ func (f *follower) run(ctx context.Context) error {
 		defer close(done)
 		f.watch(ctx)
 	}()
-	err := consume.Run(ctx, consume.Config{Open: f.open, Handle: f.handle, SetAside: f.passOver, Log: f.log})
+	err := consume.Run(ctx, consume.Config{Open: f.open, Handle: f.handle, SetAside: f.passOver, Conn: f.js.Conn(), Log: f.log})
 	stop()
 	<-done
 	return err

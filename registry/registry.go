@@ -172,7 +172,7 @@ func (r *Registry) Run(ctx context.Context) error {
 			}
 			r.serving.Store(true)
 			return &fairConsumer{
-				Consumer: consumer, ctx: until, created: created.UnixNano(), since: consumer.CachedInfo().Created,
+				Consumer: consumer, ctx: until, conn: r.cfg.Conn, created: created.UnixNano(), since: consumer.CachedInfo().Created,
 				acquainted: acquainted, garbage: garbage, metrics: r.intake.metrics, log: r.cfg.Log,
 			}, nil
 		},
@@ -181,6 +181,7 @@ func (r *Registry) Run(ctx context.Context) error {
 		Away:     away,
 		About:    serviceOf,
 		Batch:    portions * r.cfg.Batch,
+		Conn:     r.cfg.Conn,
 		Log:      r.cfg.Log,
 	})
 	stop()

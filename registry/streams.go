@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
 )
 
 // ErrStreamMeaning means that a stream or durable exists and means something else than docs/protocol.md §4: to change
@@ -105,6 +106,7 @@ func requestConsumer(ctx context.Context, js jetstream.JetStream) (consumer jets
 	return consumer, created, nil
 }
 
+// requestDurable makes the durable, and takes back what somebody set on it. The broker may set its own limits again.
 func requestDurable(ctx context.Context, js jetstream.JetStream) (jetstream.Consumer, error) {
 	want := events.RegistryConsumerConfig()
 	consumer, err := js.Consumer(ctx, events.RequestStream, want.Durable)
@@ -114,10 +116,18 @@ func requestDurable(ctx context.Context, js jetstream.JetStream) (jetstream.Cons
 			// Trying again can't mend it.
 			return nil, backoff.Permanent(fmt.Errorf("durable %s: %w: delete it, it is made again", want.Durable, ErrStreamMeaning))
 		}
+		if want.MaxWaiting = have.MaxWaiting; have.MaxWaiting < consume.LeastWaiting { // which the broker never changes
+			if err := js.DeleteConsumer(ctx, events.RequestStream, want.Durable); err != nil {
+				return nil, fmt.Errorf("durable %s: delete it, since it allows too few pulls at a time: %w", want.Durable, err)
+			}
+			want.MaxWaiting = 0
+		}
 	} else if !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil, fmt.Errorf("durable %s: %w", want.Durable, err)
 	}
-	consumer, err = js.CreateOrUpdateConsumer(ctx, events.RequestStream, want)
+	consumer, err = consume.Put(want, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+		return js.CreateOrUpdateConsumer(ctx, events.RequestStream, cfg)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("durable %s: %w", want.Durable, err)
 	}

@@ -2,13 +2,16 @@ package registry
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -84,5 +87,45 @@ func TestStreamOfAnotherLimit(t *testing.T) {
 	stream, err := js.Stream(t.Context(), config.Name)
 	if err != nil || stream.CachedInfo().Config.MaxMsgSize != events.MaxMessage {
 		t.Errorf("the limit was not applied: %v", err)
+	}
+}
+
+// TestBrokerThatAllowsLittle: neither a broker that allows small pulls and few messages in flight, nor limits that somebody has put on
+// the durable, keep the registry from its requests; nor from comparing its database at a start.
+func TestBrokerThatAllowsLittle(t *testing.T) {
+	t.Parallel()
+	w := newWorldOn(t, testenv.NewLimitedBroker(t, server.JSLimitOpts{MaxRequestBatch: 10, MaxAckPending: 20}), testenv.Database(t, testenv.SQLite))
+	stop := w.run()
+	d := newDeveloper(t, w.store, "org.omiappreg.alice", "one")
+	for i := range 30 {
+		w.publish(d.another(fmt.Sprint("s-", i)).bind())
+	}
+	if err := w.committed(d.bind()); err != nil {
+		t.Fatal(err)
+	}
+	w.drained()
+	stop()
+
+	limited := events.RegistryConsumerConfig()
+	limited.MaxWaiting, limited.MaxRequestBatch, limited.MaxAckPending, limited.MaxRequestExpires = 1, 1, 1, time.Second
+	if err := w.js.DeleteConsumer(t.Context(), events.RequestStream, limited.Durable); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.js.CreateConsumer(t.Context(), events.RequestStream, limited); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.store.db.Writer().ExecContext(t.Context(), "DELETE FROM stream_positions"); err != nil {
+		t.Fatal(err)
+	}
+	w.run()
+	if err := w.committed(d.rotate()); err != nil {
+		t.Fatal(err)
+	}
+	consumer, err := w.js.Consumer(t.Context(), events.RequestStream, limited.Durable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := consumer.CachedInfo().Config; c.MaxWaiting < consume.LeastWaiting || c.MaxRequestBatch != 10 || c.MaxAckPending != 20 || c.MaxRequestExpires != 0 {
+		t.Errorf("the durable is %+v", c)
 	}
 }

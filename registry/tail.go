@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/consume"
 )
 
 const (
@@ -65,7 +67,7 @@ func (r reading) read(ctx context.Context) error {
 func fetch(ctx context.Context, consumer jetstream.Consumer, delivered *uint64) (batch []streamMessage, pending uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readWithin)
 	defer cancel()
-	messages, err := consumer.Fetch(readAtOnce, jetstream.FetchContext(ctx))
+	messages, err := consumer.Fetch(consume.AtMost(consumer, readAtOnce), jetstream.FetchContext(ctx))
 	if err != nil {
 		return nil, 0, err
 	}

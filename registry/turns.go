@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/time/rate"
 
@@ -52,6 +53,8 @@ type fairConsumer struct {
 	// acquainted knows which services are bound; nil: all are.
 	acquainted *acquaintances
 
+	conn *nats.Conn // is asked why nothing comes; nil: nobody asks
+
 	created int64     // when the stream was created, nanoseconds since the Unix epoch
 	since   time.Time // when the durable was created
 	garbage *rate.Limiter
@@ -61,11 +64,11 @@ type fairConsumer struct {
 
 // Messages implements [jetstream.Consumer].
 func (c *fairConsumer) Messages(opts ...jetstream.PullMessagesOpt) (jetstream.MessagesContext, error) {
-	iterator, err := c.Consumer.Messages(append(opts, jetstream.PullMaxMessages(pullAtMost))...)
+	iterator, err := c.Consumer.Messages(append(opts, jetstream.PullMaxMessages(consume.AtMost(c.Consumer, pullAtMost)))...)
 	if err != nil {
 		return nil, err
 	}
-	return newTurns(c, consume.Patient(iterator)), nil
+	return newTurns(c, consume.Patient(iterator, func() error { return consume.Refusal(c.conn, c.Consumer, pullAtMost) })), nil
 }
 
 // turns is where requests wait for their turn. It implements [jetstream.MessagesContext].

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
@@ -99,7 +100,7 @@ func (c *watchCmd) follow(ctx context.Context, s *session, stream, subject strin
 	if err != nil {
 		return process.Unreachable(fmt.Errorf("read %s: %w", stream, err))
 	}
-	iterator, err := consumer.Messages()
+	iterator, err := consumer.Messages(jetstream.PullMaxMessages(consume.AtMost(consumer, jetstream.DefaultMaxMessages)))
 	if err != nil {
 		return process.Unreachable(fmt.Errorf("read %s: %w", stream, err))
 	}

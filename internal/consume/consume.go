@@ -27,6 +27,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -120,7 +121,11 @@ type Config struct {
 	Drain time.Duration
 	// MaxBackoff is the longest pause between two tries. Default 2 s, well within a durable's wait for acknowledgements.
 	MaxBackoff time.Duration
-	Log        *slog.Logger
+	// Conn is asked why the broker delivers nothing. Nil: nobody asks.
+	Conn *nats.Conn
+	Log  *slog.Logger
+
+	heartbeat time.Duration // default [heartbeat]
 }
 
 const (
@@ -145,6 +150,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxBackoff <= 0 {
 		c.MaxBackoff = defaultMaxBackoff
+	}
+	if c.heartbeat <= 0 {
+		c.heartbeat = heartbeat
 	}
 	return c
 }

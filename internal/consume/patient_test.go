@@ -55,7 +55,7 @@ func TestPatient(t *testing.T) {
 			way.Restore()
 			q.publish("late")
 		}
-	}})
+	}}, func() error { return nil })
 	way.Stall()
 	msg, err := patient.Next(jetstream.NextMaxWait(patience))
 	if err != nil || string(msg.Data()) != "late" || silences != 1 {

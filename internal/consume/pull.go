@@ -45,11 +45,11 @@ func runOnce(ctx context.Context, cfg Config, opened func()) error {
 	if err != nil {
 		return err
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(2*cfg.Batch), jetstream.PullHeartbeat(heartbeat))
+	messages, err := consumer.Messages(pullOptions(consumer, 2*cfg.Batch, cfg.heartbeat)...)
 	if err != nil {
 		return fmt.Errorf("start pulling: %w", err)
 	}
-	iterator := Patient(messages)
+	iterator := Patient(messages, func() error { return Refusal(cfg.Conn, consumer, 2*cfg.Batch) })
 	settled, err := lru.New[uint64, struct{}](settledKept * cfg.Batch)
 	if err != nil {
 		return fmt.Errorf("remember what is settled: %w", err)
@@ -73,15 +73,24 @@ func runOnce(ctx context.Context, cfg Config, opened func()) error {
 }
 
 // Patient returns an iterator that pulls once more where nothing came, not even a heartbeat, and fails only if nothing comes
-// then either: a broker that lost our pull has the next one, and one that is merely slow gets no new consumer on top.
-func Patient(messages jetstream.MessagesContext) jetstream.MessagesContext { return patient{messages} }
+// then either: a broker that lost our pull has the next one, and one that is merely slow gets no new consumer on top. It fails at once
+// if the broker refuses the pull.
+func Patient(messages jetstream.MessagesContext, refusal func() error) jetstream.MessagesContext {
+	return patient{messages, refusal}
+}
 
-type patient struct{ jetstream.MessagesContext }
+type patient struct {
+	jetstream.MessagesContext
+	refusal func() error
+}
 
 // Next implements [jetstream.MessagesContext].
 func (p patient) Next(opts ...jetstream.NextOpt) (jetstream.Msg, error) {
 	msg, err := p.MessagesContext.Next(opts...)
 	if errors.Is(err, jetstream.ErrNoHeartbeat) {
+		if why := p.refusal(); why != nil {
+			return nil, why
+		}
 		msg, err = p.MessagesContext.Next(opts...) // it has forgotten the lost pull, and makes another
 	}
 	return msg, err

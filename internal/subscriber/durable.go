@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
+	"reflect"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
 )
 
 // ErrDurable means that the durable exists and means something else than a subscriber's: it would miss events, or
@@ -65,7 +66,7 @@ func (s *Subscriber) claim(ctx context.Context, stream jetstream.Stream) (jetstr
 	consumer, err := s.cfg.JetStream.Consumer(ctx, events.InvalidationStream, s.cfg.Durable)
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
-		return s.cfg.JetStream.CreateConsumer(ctx, events.InvalidationStream, want) // fails if another process was quicker
+		return s.create(ctx, want) // fails if another process was quicker
 	case errors.Is(err, jetstream.ErrNotPullConsumer):
 		return nil, fmt.Errorf("%w: it pushes", ErrDurable)
 	case err != nil:
@@ -80,10 +81,21 @@ func (s *Subscriber) claim(ctx context.Context, stream jetstream.Stream) (jetstr
 	if consumer, err = s.reconcile(ctx, consumer, want); err != nil {
 		return nil, err
 	}
+	if few := before.Config.MaxWaiting; few > 0 && few < consume.LeastWaiting {
+		s.cfg.Log.WarnContext(ctx, "the durable allows too few pulls at a time, which can't be changed: it is made again, and the stream read from its start",
+			"durable", s.cfg.Durable, "max_waiting", few)
+		return s.remake(ctx, want)
+	}
 	if !consumer.CachedInfo().Created.Equal(before.Created) { // another process made it meanwhile, and may have heard of events
 		return s.remake(ctx, want)
 	}
 	return s.adopt(ctx, stream, consumer, before, want)
+}
+
+func (s *Subscriber) create(ctx context.Context, want jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	return consume.Put(want, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+		return s.cfg.JetStream.CreateConsumer(ctx, events.InvalidationStream, cfg)
+	})
 }
 
 func (s *Subscriber) awaitStream(ctx context.Context) (jetstream.Stream, error) {
@@ -125,15 +137,18 @@ func (s *Subscriber) reconcile(ctx context.Context, consumer jetstream.Consumer,
 		return nil, fmt.Errorf("%w: it delivers headers only", ErrDurable)
 	}
 	next := have
-	next.AckWait, next.MaxDeliver, next.MaxAckPending = want.AckWait, want.MaxDeliver, want.MaxAckPending
+	next.AckWait, next.BackOff, next.MaxDeliver, next.MaxAckPending = want.AckWait, nil, want.MaxDeliver, want.MaxAckPending
 	next.InactiveThreshold = want.InactiveThreshold
+	// The broker may set its own limit again in place of none.
+	next.MaxRequestBatch, next.MaxRequestExpires, next.MaxRequestMaxBytes = 0, 0, 0
 	next.Metadata = s.withMetadata(have.Metadata)
-	if maps.Equal(next.Metadata, have.Metadata) && next.AckWait == have.AckWait && next.MaxDeliver == have.MaxDeliver &&
-		next.MaxAckPending == have.MaxAckPending && next.InactiveThreshold == have.InactiveThreshold {
+	if reflect.DeepEqual(next, have) {
 		return consumer, nil
 	}
 	s.cfg.Log.InfoContext(ctx, "setting the limits and the owner of the durable consumer", "durable", s.cfg.Durable)
-	updated, err := s.cfg.JetStream.UpdateConsumer(ctx, events.InvalidationStream, next)
+	updated, err := consume.Put(next, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+		return s.cfg.JetStream.UpdateConsumer(ctx, events.InvalidationStream, cfg)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("set its limits and its owner: %w", err)
 	}

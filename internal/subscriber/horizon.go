@@ -60,6 +60,7 @@ func (s *Subscriber) ask(ctx context.Context, consumer jetstream.Consumer) error
 	defer cancel()
 	now := s.cfg.Now()
 	info, err := consumer.Info(ctx)
+	s.notice(ctx, info, err)
 	if err != nil {
 		return nil // the consumer loop meets the same fault, and tells of it
 	}

@@ -51,7 +51,7 @@ func (s *Subscriber) remake(ctx context.Context, want jetstream.ConsumerConfig) 
 	if err := s.deleteDurable(ctx); err != nil {
 		return nil, err
 	}
-	return s.cfg.JetStream.CreateConsumer(ctx, events.InvalidationStream, want)
+	return s.create(ctx, want)
 }
 
 // nothingBetween says whether the stream has no message beyond what is settled and up to the floor. Where it has forgotten

@@ -68,6 +68,7 @@ type Subscriber struct {
 	opened   chan struct{}                      // tells watch of a new consumer
 	self     holder
 	doubt    doubt
+	standing standing
 	lost     chan error // why the durable is no longer ours
 
 	trust     atomic.Pointer[events.Trust] // whom messages are believed from
@@ -146,6 +147,7 @@ func (s *Subscriber) consume(ctx context.Context) error {
 		SetAside: s.setPoisonAside,
 		Away:     sqldb.Transient,
 		Batch:    batchSize,
+		Conn:     s.cfg.JetStream.Conn(),
 		Log:      s.cfg.Log,
 	})
 	stop()

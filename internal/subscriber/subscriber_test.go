@@ -17,6 +17,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
@@ -381,4 +382,69 @@ func nth(s *subtest.Service, i int) events.Invalidation {
 		return s.Bind(start)
 	}
 	return s.Rotate(start+int64(i), 300)
+}
+
+// TestLimitsOfADurable: limits that somebody has put on the durable are taken back. One that can't be taken back has it made again.
+func TestLimitsOfADurable(t *testing.T) {
+	t.Parallel()
+	for name, limit := range map[string]func(*jetstream.ConsumerConfig){
+		"small pulls": func(c *jetstream.ConsumerConfig) {
+			c.MaxRequestBatch, c.MaxRequestMaxBytes, c.MaxRequestExpires = 1, 100, time.Second
+		},
+		"few in flight": func(c *jetstream.ConsumerConfig) { c.MaxAckPending = 1 },
+		"backoff":       func(c *jetstream.ConsumerConfig) { c.BackOff = []time.Duration{time.Hour} },
+		"one pull":      func(c *jetstream.ConsumerConfig) { c.MaxWaiting = 1 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			subtest.Stream(t, w.js)
+			limited := events.SubscriberConsumerConfig("sub")
+			limit(&limited)
+			if _, err := w.js.CreateConsumer(t.Context(), events.InvalidationStream, limited); err != nil {
+				t.Fatal(err)
+			}
+			w.registry.Publish(t, w.js, subtest.NewService(t, "a").Bind(start))
+			subtest.Running(t, w.sub.Run)
+			w.applied(t, 1)
+			c, want := w.consumer(t).Config, events.SubscriberConsumerConfig("sub")
+			if c.MaxRequestBatch != 0 || c.MaxRequestMaxBytes != 0 || c.MaxRequestExpires != 0 || c.MaxWaiting < consume.LeastWaiting ||
+				c.MaxAckPending != want.MaxAckPending || c.AckWait != want.AckWait || len(c.BackOff) > 0 {
+				t.Errorf("the durable is %+v", c)
+			}
+		})
+	}
+}
+
+// TestDurableErr: a durable that is paused, or whose stream is gone, is named.
+func TestDurableErr(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	subtest.Stream(t, w.js)
+	w.registry.Publish(t, w.js, subtest.NewService(t, "a").Bind(start))
+	subtest.Running(t, w.sub.Run)
+	w.applied(t, 1)
+	says := func(what string) {
+		t.Helper()
+		testenv.Eventually(t, within, what, func() error {
+			if err := w.sub.DurableErr(); err == nil || !strings.Contains(err.Error(), what) {
+				return fmt.Errorf("it says %w", err)
+			}
+			return nil
+		})
+	}
+	if _, err := w.js.PauseConsumer(t.Context(), events.InvalidationStream, "sub", time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	says("nats consumer resume OMI_INVALIDATIONS sub")
+	if _, err := w.js.ResumeConsumer(t.Context(), events.InvalidationStream, "sub"); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, within, "all is well", w.sub.DurableErr)
+	if err := w.js.DeleteStream(t.Context(), events.InvalidationStream); err != nil {
+		t.Fatal(err)
+	}
+	says("no stream OMI_INVALIDATIONS; the registry makes it")
+	subtest.Stream(t, w.js)
+	testenv.Eventually(t, within, "all is well", w.sub.DurableErr)
 }

@@ -1,0 +1,107 @@
+package consume
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// A broker, or someone who edits a durable, may limit the pulls: how many messages, and for how long. It refuses a larger pull with
+// a status that the client's library keeps to itself; all that comes out is that no heartbeat does.
+
+const (
+	pullExpiry = 30 * time.Second // the library's own
+	// The library takes no shorter ones.
+	leastExpiry    = time.Second
+	leastHeartbeat = 500 * time.Millisecond
+
+	refusalWithin = time.Second // for the broker to say that it refuses a pull; it says nothing where it doesn't
+)
+
+// AtMost returns how many messages may be pulled at a time: so many, or as many as the durable or the broker allows.
+func AtMost(consumer jetstream.Consumer, messages int) int {
+	if info := consumer.CachedInfo(); info != nil && info.Config.MaxRequestBatch > 0 {
+		return min(messages, info.Config.MaxRequestBatch)
+	}
+	return messages
+}
+
+// LeastWaiting is how many pulls a durable has to allow at a time: each process has two, and those of one that was killed count for a
+// while. The broker never changes that of a durable.
+const LeastWaiting = 64
+
+// inFlightExceeded is the code of nats-server's error (its server/errors.json) for a durable that may have too many messages in
+// flight. The last word of its description is how many it may have.
+const inFlightExceeded jetstream.ErrorCode = 10121
+
+// Put makes or changes a durable. Where the broker allows fewer messages in flight than it is to have, it gets as many as that.
+func Put(cfg jetstream.ConsumerConfig, put func(jetstream.ConsumerConfig) (jetstream.Consumer, error)) (jetstream.Consumer, error) {
+	consumer, err := put(cfg)
+	refused := (*jetstream.APIError)(nil)
+	if !errors.As(err, &refused) || refused.ErrorCode != inFlightExceeded {
+		return consumer, err
+	}
+	words := strings.Fields(refused.Description)
+	limit, conversion := strconv.Atoi(words[len(words)-1])
+	if conversion != nil || limit <= 0 {
+		return consumer, err
+	}
+	cfg.MaxAckPending = limit
+	return put(cfg)
+}
+
+// pullOptions is how a consumer pulls.
+func pullOptions(consumer jetstream.Consumer, messages int, heartbeat time.Duration) []jetstream.PullMessagesOpt {
+	expiry := expiryOf(consumer)
+	return []jetstream.PullMessagesOpt{
+		jetstream.PullMaxMessages(AtMost(consumer, messages)),
+		jetstream.PullExpiry(expiry), jetstream.PullHeartbeat(max(leastHeartbeat, min(heartbeat, expiry/2))),
+	}
+}
+
+func expiryOf(consumer jetstream.Consumer) time.Duration {
+	if limit := consumer.CachedInfo().Config.MaxRequestExpires; limit > 0 {
+		return max(leastExpiry, min(pullExpiry, limit))
+	}
+	return pullExpiry
+}
+
+// Refusal asks the broker for a pull as large as ours, and returns its words if it refuses that; nil: it doesn't, or can't be asked.
+func Refusal(conn *nats.Conn, consumer jetstream.Consumer, messages int) error {
+	if conn == nil {
+		return nil
+	}
+	info := consumer.CachedInfo()
+	// With max_bytes no message comes, since none is so small. With a heartbeat, the broker would not say that too many pulls wait.
+	body := fmt.Sprintf(`{"batch":%d,"expires":%d,"max_bytes":1}`, AtMost(consumer, messages), expiryOf(consumer))
+	inbox, err := conn.SubscribeSync(conn.NewInbox())
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = inbox.Unsubscribe() }() // which ends the pull, too
+	if conn.PublishRequest(jetstream.DefaultAPIPrefix+"CONSUMER.MSG.NEXT."+info.Stream+"."+info.Name, inbox.Subject, []byte(body)) != nil {
+		return nil
+	}
+	answer, err := inbox.NextMsg(refusalWithin)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return fmt.Errorf("%w: it has no consumer %s, or no leader of it", errRefused, info.Name)
+	}
+	if err != nil {
+		return nil
+	}
+	status, text := answer.Header.Get("Status"), answer.Header.Get("Description")
+	if status == "408" || status == "404" || text == tooLarge {
+		return nil
+	}
+	return fmt.Errorf("%w: %s %s", errRefused, status, text)
+}
+
+// tooLarge is what the broker says of a message that the pull would have got.
+const tooLarge = "Message Size Exceeds MaxBytes"
+
+var errRefused = errors.New("the broker refuses to deliver")

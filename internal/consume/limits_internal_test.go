@@ -1,0 +1,150 @@
+package consume
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) has(what string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.text.String(), what)
+}
+
+// TestSmallPulls: a durable that allows small and short pulls only delivers all the same. Where that comes while it runs, the log has
+// the broker's own words, and the durable is opened again.
+func TestSmallPulls(t *testing.T) {
+	t.Parallel()
+	const messages = 20
+	conn := testenv.Connect(t, testenv.NewBroker(t).URL())
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "Q", Subjects: []string{"q"}, Retention: jetstream.WorkQueuePolicy}); err != nil {
+		t.Fatal(err)
+	}
+	limited := jetstream.ConsumerConfig{Durable: "d", AckPolicy: jetstream.AckExplicitPolicy, MaxRequestBatch: 5, MaxRequestExpires: 2 * time.Second}
+	handled := make(chan int, messages)
+	expect := func(n int) {
+		t.Helper()
+		for range n {
+			if _, err := js.Publish(t.Context(), "q", nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for n > 0 {
+			select {
+			case some := <-handled:
+				n -= some
+			case <-time.After(time.Minute):
+				t.Fatal("messages don't come")
+			}
+		}
+	}
+	var log lines
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- Run(ctx, Config{
+			Open: func(ctx context.Context) (jetstream.Consumer, error) {
+				return js.CreateOrUpdateConsumer(ctx, "Q", limited)
+			},
+			Handle: func(_ context.Context, batch []*Message) error {
+				handled <- len(batch)
+				return nil
+			},
+			Conn: conn, Log: slog.New(slog.NewTextHandler(&log, nil)), heartbeat: leastHeartbeat,
+		})
+	}()
+	expect(messages)
+	smaller := limited
+	smaller.MaxRequestBatch = 2
+	if _, err := js.UpdateConsumer(t.Context(), "Q", smaller); err != nil {
+		t.Fatal(err)
+	}
+	expect(messages) // the next pull is refused
+	if !log.has("Exceeded MaxRequestBatch of 2") {
+		t.Errorf("the log says\n%s", log.text.String())
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRefusal: the broker's words, and none where it only has nothing to deliver.
+func TestRefusal(t *testing.T) {
+	t.Parallel()
+	conn := testenv.Connect(t, testenv.NewBroker(t).URL())
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "Q", Subjects: []string{"q"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.Publish(t.Context(), "q", nil); err != nil {
+		t.Fatal(err)
+	}
+	consumer, err := stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{Durable: "d", AckPolicy: jetstream.AckExplicitPolicy, MaxWaiting: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Refusal(conn, consumer, 10); err != nil {
+		t.Errorf("a pull that is taken: %v", err)
+	}
+	if info, err := consumer.Info(t.Context()); err != nil || info.Delivered.Consumer > 0 {
+		t.Errorf("to ask has taken a message: %+v, %v", info, err)
+	}
+	empty, err := stream.CreateConsumer(t.Context(), jetstream.ConsumerConfig{
+		Durable: "empty", AckPolicy: jetstream.AckExplicitPolicy, MaxWaiting: 1, DeliverPolicy: jetstream.DeliverNewPolicy,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := empty.Messages(jetstream.PullMaxMessages(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(other.Stop)
+	go func() { _, _ = other.Next() }()
+	testenv.Eventually(t, time.Minute, "it pulls", func() error {
+		info, err := empty.Info(t.Context())
+		if err == nil && info.NumWaiting == 0 {
+			err = errors.New("not yet")
+		}
+		return err
+	})
+	if err := Refusal(conn, empty, 10); err == nil || !strings.Contains(err.Error(), "MaxWaiting") {
+		t.Errorf("no room for another pull: %v", err)
+	}
+	if err := stream.DeleteConsumer(t.Context(), "d"); err != nil {
+		t.Fatal(err)
+	}
+	if err := Refusal(conn, consumer, 10); err == nil || !strings.Contains(err.Error(), "no consumer d") {
+		t.Errorf("no durable: %v", err)
+	}
+}

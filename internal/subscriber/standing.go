@@ -1,0 +1,55 @@
+package subscriber
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// ErrPaused means that the durable delivers nothing until a time that an operator gave.
+var ErrPaused = errors.New("the durable is paused")
+
+// standing is what is wrong with the durable, as the broker said last.
+type standing struct {
+	mu  sync.Mutex
+	err error
+}
+
+// DurableErr returns why the durable delivers nothing: it or its stream is missing, or it is paused. While the broker is away, it is
+// what was known last.
+func (s *Subscriber) DurableErr() error {
+	s.standing.mu.Lock()
+	defer s.standing.mu.Unlock()
+	return s.standing.err
+}
+
+// notice takes in the broker's answer to a question about the durable, and tells the log of a change.
+func (s *Subscriber) notice(ctx context.Context, info *jetstream.ConsumerInfo, err error) {
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		err = fmt.Errorf("the broker has no stream %s; the registry makes it", events.InvalidationStream)
+	case errors.Is(err, jetstream.ErrConsumerNotFound):
+		err = fmt.Errorf("the broker has no durable %s; it is made again", s.cfg.Durable)
+	case err != nil:
+		return // it says nothing of the durable
+	case info.Paused:
+		err = fmt.Errorf("%w until %s: nats consumer resume %s %s", ErrPaused, info.Config.PauseUntil.Format(time.RFC3339),
+			events.InvalidationStream, s.cfg.Durable)
+	}
+	s.standing.mu.Lock()
+	before := s.standing.err
+	s.standing.err = err
+	s.standing.mu.Unlock()
+	switch {
+	case err != nil && (before == nil || before.Error() != err.Error()):
+		s.cfg.Log.WarnContext(ctx, "the durable delivers nothing", "durable", s.cfg.Durable, "error", err)
+	case err == nil && before != nil:
+		s.cfg.Log.InfoContext(ctx, "the durable delivers again", "durable", s.cfg.Durable)
+	}
+}
