@@ -23,7 +23,7 @@ func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
 	}
 	d := newDoctor(&doctorCmd{connection: c.connection, Key: c.Key}, t, true)
 	var err error
-	if d.saved, err = c.savedKey(); err != nil {
+	if d.saved, err = c.savedKey(c.Key, events.Rotation); err != nil {
 		return err
 	}
 	if err := d.run(func() {

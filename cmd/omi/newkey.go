@@ -29,27 +29,28 @@ type savedKeys struct {
 	underWay []byte
 }
 
-// savedKey returns the store for --new-key; nil: that was not given.
-func (c *rotateCmd) savedKey() (*savedKeys, error) {
-	if c.NewKey == "" {
+// savedKey returns the store for --new-key, where file is that of the old key; nil: --new-key was not given. A reset doesn't need
+// the old key.
+func (f *savedFlags) savedKey(file string, kind events.RequestKind) (*savedKeys, error) {
+	if f.NewKey == "" {
 		return nil, nil
 	}
-	for _, left := range []string{client.JournalFile(c.Key), client.PendingFile(c.Key)} {
+	for _, left := range []string{client.JournalFile(file), client.PendingFile(file)} {
 		if _, err := os.Lstat(left); err == nil {
-			return nil, process.Usagef("--new-key: %s is of a rotation to another key, which has not ended: "+
-				"run omi rotate without --new-key first", left)
+			return nil, process.Usagef("--new-key: %s is of a change to another key, which has not ended: "+
+				"run the same command without --new-key first", left)
 		}
 	}
-	k := &savedKeys{file: client.KeyFile(c.Key), next: c.NewKey}
+	k := &savedKeys{file: client.KeyFile(file), next: f.NewKey}
 	var err error
-	if k.old, err = readServiceKey(c.Key); err != nil {
+	if k.old, err = readServiceKey(file); err != nil && (kind != events.Reset || !errors.Is(err, keyfile.ErrMissing)) {
 		return nil, err
 	}
-	if k.new, err = readKey("--new-key", c.NewKey, "omi keygen --out FILE makes one; save it before you rotate to it"); err != nil {
+	if k.new, err = readKey("--new-key", f.NewKey, "omi keygen --out FILE makes one; save it before you change to it"); err != nil {
 		return nil, err
 	}
 	place := (*keyfile.PlaceError)(nil)
-	switch k.folder, err = client.OpenFile(c.Key); {
+	switch k.folder, err = client.OpenFile(file); {
 	case errors.As(err, &place):
 		k.readOnly = place.Why
 	case err != nil:
@@ -69,6 +70,8 @@ func (k *savedKeys) TryLock(ctx context.Context) (release func() error, err erro
 // Signer implements [client.Keys].
 func (k *savedKeys) Signer(_ context.Context, slot client.Slot) (crypto.Signer, error) {
 	switch {
+	case slot == client.Current && !k.promoted && k.old.IsZero():
+		return nil, client.ErrNoKey
 	case slot == client.Current && !k.promoted:
 		return k.old.Private(), nil
 	case slot == client.Current:
@@ -131,7 +134,9 @@ func (c *keyChange) note() string {
 }
 
 // sameKey reports whether --key and --new-key hold one key.
-func (k *savedKeys) sameKey() bool { return k != nil && k.old.Public() == k.new.Public() }
+func (k *savedKeys) sameKey() bool {
+	return k != nil && !k.old.IsZero() && k.old.Public() == k.new.Public()
+}
 
 // already ends a command that was run again after it had replaced the old key's file: both files hold the new key.
 func (c *keyChange) already(ctx context.Context, s *session) error {
@@ -145,7 +150,13 @@ func (c *keyChange) already(ctx context.Context, s *session) error {
 		return process.Usagef("--new-key: %s holds the same key as --key, which is not the service's current key: "+
 			"omi doctor %s --key %s says whose it is", c.saved.next, flagsOf(c.target), c.Key)
 	}
-	c.tellCurrent()
+	if c.kind == events.Reset {
+		if err := c.alreadyReset(asking, s); err != nil {
+			return err
+		}
+	} else {
+		c.tellCurrent()
+	}
 	receipt := events.Receipt{
 		Target: c.target, Event: events.RequestCommitted, Timestamp: r.Timestamp, Sequence: r.Sequence, PublicKey: r.Current.PublicKey,
 		GracePeriodExpiry: r.Timestamp,
@@ -154,6 +165,27 @@ func (c *keyChange) already(ctx context.Context, s *session) error {
 		receipt.GracePeriodExpiry = r.Grace[0].Expires
 	}
 	return c.report(ctx, s, receipt)
+}
+
+// savesKey reports whether the new key is one that is saved elsewhere.
+func (c *keyChange) savesKey() bool { return c.saved != nil || c.beforeSend != "" }
+
+// alreadyReset ends a reset that was run again after it had been committed: the saved key is the current one, and a reset made it so.
+func (c *keyChange) alreadyReset(ctx context.Context, s *session) error {
+	history, err := s.history(ctx, c.target)
+	if err != nil {
+		return err
+	}
+	last := len(history.Keys) - 1
+	if last >= 0 && history.Keys[last].Event == events.MasterReset {
+		c.tellCurrent()
+		return nil
+	}
+	do := "omi keygen --out FILE makes another for --new-key"
+	if c.saved == nil {
+		do = "omi rotate with the same --key takes it up; then reset"
+	}
+	return process.Usagef("the saved key is the service's current key already, and no reset gave it that: %s", do)
 }
 
 // tellCurrent says that there was nothing left to ask for.

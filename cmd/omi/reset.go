@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ type resetCmd struct {
 	connection     `embed:""`
 	developerFlags `embed:""`
 	storeFlags     `embed:""`
+	savedFlags     `embed:""`
 }
 
 // Help teaches.
@@ -27,7 +27,9 @@ which need not exist; if it does, it holds a key of this service, and no other's
 command goes on where it was. Only who verifies by the service's JWK Set goes on accepting an earlier key for as long as a
 set may be kept, 60 s unless the registry is set otherwise (docs/jwks.md).
 
-  omi reset --app-id org.example.shop --service-id cms --master-key master.pem --key cms.pem`
+  omi reset --app-id org.example.shop --service-id cms --master-key master.pem --key cms.pem
+
+A key that is kept elsewhere has to be there before anything is sent: --new-key and --before-send are as those of omi rotate.`
 }
 
 // Run resets a service. After a crash, the same command goes on where it was.
@@ -37,11 +39,22 @@ func (c *resetCmd) Run() error {
 		return err
 	}
 	old, err := c.replaced(master)
-	if err := cmp.Or(err, c.replaceable()); err != nil {
+	if err != nil {
+		return err
+	}
+	saved, err := c.savedKey(c.Key, events.Reset)
+	switch {
+	case err == nil && saved == nil:
+		err = c.replaceable()
+	case err == nil && saved.new.Public() == master.Public():
+		err = process.Usagef("--new-key: %s holds the Master Key itself: name the file of another key", c.NewKey)
+	}
+	if err != nil {
 		return err
 	}
 	return changeKey(&keyChange{
 		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Reset, atOnce: true,
+		saved: saved, beforeSend: c.BeforeSend,
 		fits: func(ctx context.Context, s *session) error {
 			if old.IsZero() {
 				return nil

@@ -32,15 +32,20 @@ type storeFlags struct {
 	Wait string `enum:"committed,propagated" default:"committed" help:"committed: until the registry has answered. propagated: until every core service has applied it, each shown as it does, or half of the grace period is over (2 s, where the old key ends at once); the file holds the old key until then."`
 }
 
+// savedFlags are for a new key that is saved elsewhere before anything is sent.
+type savedFlags struct {
+	NewKey     string `placeholder:"FILE" help:"Change to the key in FILE, which you made and saved beforehand."`
+	BeforeSend string `placeholder:"CMD" help:"Run by sh -c before anything is sent, to save the new key in $OMI_NEW_KEY_FILE."`
+}
+
 type rotateCmd struct {
 	connection  `embed:""`
 	targetFlags `embed:""`
 	storeFlags  `embed:""`
+	savedFlags  `embed:""`
 	GracePeriod *time.Duration `xor:"grace" placeholder:"300s" help:"How long the old key stays valid; whole seconds, at most the registry's own period, which is the default. 0s ends the old key alone: keys that are in grace stay so."`
 	Emergency   bool           `xor:"grace" help:"The key may be in other hands: end it at once, and every earlier key too, also those in grace."`
 	JWKS        bool           `name:"jwks" help:"Others verify the service by its JWK Set: with --wait propagated, the file also holds the old key until no cache has an older set."`
-	NewKey      string         `placeholder:"FILE" help:"Rotate to the key in FILE, which you made and saved beforehand."`
-	BeforeSend  string         `placeholder:"CMD" help:"Run by sh -c before anything is sent, to save the new key in $OMI_NEW_KEY_FILE."`
 	DryRun      bool           `help:"Check everything; send nothing and write nothing."`
 }
 
@@ -83,7 +88,7 @@ func (c *rotateCmd) Run() error {
 	if c.DryRun {
 		return c.dryRun(t, grace)
 	}
-	saved, err := c.savedKey()
+	saved, err := c.savedKey(c.Key, events.Rotation)
 	if err == nil && saved == nil {
 		err = cmp.Or(c.readable(), c.replaceable())
 	}
@@ -251,6 +256,9 @@ func (c *keyChange) change(ctx context.Context, s *session, k *client.Client) (e
 	case err != nil:
 		return receipt, err
 	case kind == c.kind && c.emergency && c.leavesGrace(ctx, s): // as what was asked for then does
+	case c.kind == events.Reset && c.savesKey() && kind != "" && receipt.RequestNonce.IsZero():
+		// The saved key is the current one. A client takes that for a rotation.
+		return receipt, c.alreadyReset(ctx, s)
 	case kind == c.kind && receipt.RequestNonce.IsZero() && (atOnce || !c.atOnce):
 		c.tellCurrent()
 		return receipt, nil
