@@ -28,6 +28,9 @@ func StartPostgres(PostgresConfig) (*Server, error) { return nil, errNoLocal() }
 // StartCockroach fails here.
 func StartCockroach() (*Server, error) { return nil, errNoLocal() }
 
+// StartPgBouncer fails here.
+func StartPgBouncer(int, ...*url.URL) (*Server, error) { return nil, errNoLocal() }
+
 // Postgres is never made here.
 type Postgres struct{ *Server }
 

@@ -65,10 +65,10 @@ func openServerWithin(ctx context.Context, url string, l limits, log *slog.Logge
 
 // look waits for the server, and asks it which it is and whether it is behind a pooler.
 func (s *server) look(ctx context.Context, log *slog.Logger) error {
-	var pooled atomic.Bool
+	var seen atomic.Pointer[sight]
 	connector := stdlib.GetConnector(*s.cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
-		yes, err := behindPooler(ctx, conn)
-		pooled.Store(yes)
+		one, err := lookAt(ctx, conn)
+		seen.Store(&one)
 		return err
 	}))
 	first := poolOf(ctx, serverConnector{Connector: connector, sessions: s.session, limits: usual()})
@@ -76,30 +76,56 @@ func (s *server) look(ctx context.Context, log *slog.Logger) error {
 		s.engine, err = askServer(ctx, first)
 		return err
 	})
-	s.pooled = pooled.Load()
-	return errors.Join(err, first.Close())
+	if err := errors.Join(err, first.Close()); err != nil {
+		return err
+	}
+	s.pooled = seen.Load().pooled
+	return s.checkPooler(seen.Load().searchPath)
 }
 
-// behindPooler says whether somebody stands between us and PostgreSQL who shares its connections among clients. The next
+// sight is what a connection shows of the way to the server.
+type sight struct {
+	pooled     bool
+	searchPath string // of a session that was told nothing
+}
+
+// lookAt finds out whether somebody stands between us and PostgreSQL who shares its connections among clients. The next
 // transaction may then be on another one, without what was prepared. Poolers have to tell cancellations apart, so they make up
 // the process id that the server would give to the client.
-func behindPooler(ctx context.Context, conn *pgx.Conn) (bool, error) {
+func lookAt(ctx context.Context, conn *pgx.Conn) (sight, error) {
 	var pid int64
-	if err := conn.QueryRow(ctx, "SELECT pg_backend_pid()").Scan(&pid); err != nil {
-		return false, fmt.Errorf("ask for the server's process id: %w", err)
+	var path string
+	if err := conn.QueryRow(ctx, "SELECT pg_backend_pid(), current_setting('search_path')").Scan(&pid, &path); err != nil {
+		return sight{}, fmt.Errorf("ask for the server's process id: %w", err)
 	}
-	return pid != int64(conn.PgConn().PID()), nil
+	return sight{pid != int64(conn.PgConn().PID()), path}, nil
+}
+
+// checkPooler refuses what can't be put right: a mode in which pgx has statements prepared, or described, before the transaction is
+// told in which schema their tables are, where a pooler's sessions are told another one by the server.
+func (s *server) checkPooler(path string) error {
+	mode := s.cfg.DefaultQueryExecMode
+	if !s.pooled || s.engine != Postgres || mode == pgx.QueryExecModeExec || mode == pgx.QueryExecModeSimpleProtocol {
+		return nil
+	}
+	for _, want := range usual().wanted(s.engine, s.chosen, s.cfg.RuntimeParams["options"]) {
+		if want.name == searchPath && want.value != path {
+			return urlError(fmt.Sprintf("with %s%s behind a pooler, sessions have the search_path %s, and it has to be %s: "+
+				"use %sexec, or ALTER ROLE … SET search_path", execMode, mode, path, want.value, execMode))
+		}
+	}
+	return nil
 }
 
 // pool makes a pool of connections whose sessions have these limits, and are told what this package relies on, see settings.
 func (s *server) pool(ctx context.Context, l limits) *sql.DB {
 	cfg := s.cfg.Copy()
 	connector := serverConnector{engine: s.engine, sessions: s.session, limits: l}
-	options := cfg.RuntimeParams["options"]
+	wanted := l.wanted(s.engine, s.chosen, cfg.RuntimeParams["options"])
 	if s.pooled && s.engine == Postgres {
-		connector.told = l.told(s.engine, s.chosen, options, true)
+		connector.told = told(s.engine, wanted, true)
 	} else {
-		cfg.AfterConnect = tell(l.told(s.engine, s.chosen, options, false))
+		cfg.AfterConnect = tell(told(s.engine, wanted, false))
 	}
 	connector.Connector = stdlib.GetConnector(*cfg)
 	return poolOf(ctx, connector)

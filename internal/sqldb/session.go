@@ -49,26 +49,29 @@ func startupParameters() map[string]string {
 }
 
 // setting is what a session is told.
-type setting struct{ name, value string }
+type setting struct {
+	name, value string
+	chosen      bool // by the URL
+}
+
+const searchPath = "search_path"
 
 // settings returns what a session of an engine is told.
 func (l limits) settings(engine Engine) []setting {
 	list := []setting{
-		{"search_path", `"$user", public`}, {"bytea_output", "hex"},
-		{"statement_timeout", inUnits(l.statement)}, {"lock_timeout", inUnits(l.lock)}, {idleTxTimeout, inUnits(l.idleTx)},
+		{name: searchPath, value: `"$user", public`}, {name: "bytea_output", value: "hex"},
+		{name: "statement_timeout", value: inUnits(l.statement)}, {name: "lock_timeout", value: inUnits(l.lock)},
+		{name: "idle_in_transaction_session_timeout", value: inUnits(l.idleTx)},
 	}
 	if engine == Cockroach {
-		return append(list, setting{"default_transaction_isolation", "serializable"})
+		return append(list, setting{name: "default_transaction_isolation", value: "serializable"})
 	}
 	return slices.Concat(list, []setting{
-		{"default_transaction_isolation", "read committed"}, {"default_transaction_deferrable", "off"},
-		{"IntervalStyle", "postgres"}, {"array_nulls", "on"},
-		{"idle_session_timeout", "0"}, {"transaction_timeout", "0"}, // of newer versions
+		{name: "default_transaction_isolation", value: "read committed"}, {name: "default_transaction_deferrable", value: "off"},
+		{name: "IntervalStyle", value: "postgres"}, {name: "array_nulls", value: "on"},
+		{name: "idle_session_timeout", value: "0"}, {name: "transaction_timeout", value: "0"}, // of newer versions
 	}, planByIndex())
 }
-
-// idleTxTimeout ends a session that idles inside a transaction.
-const idleTxTimeout = "idle_in_transaction_session_timeout"
 
 // inUnits writes a duration as servers show it.
 func inUnits(d time.Duration) string {
@@ -90,8 +93,8 @@ func inUnits(d time.Duration) string {
 // that is kept, which is for ten rows and the same, so it would be done every time, and costs more than to run it.
 func planByIndex() []setting {
 	return []setting{
-		{"enable_seqscan", "off"}, {"enable_hashjoin", "off"}, {"enable_mergejoin", "off"}, {"jit", "off"},
-		{"plan_cache_mode", "force_generic_plan"},
+		{name: "enable_seqscan", value: "off"}, {name: "enable_hashjoin", value: "off"}, {name: "enable_mergejoin", value: "off"},
+		{name: "jit", value: "off"}, {name: "plan_cache_mode", value: "force_generic_plan"},
 	}
 }
 
@@ -115,20 +118,29 @@ func chosen(params map[string]string) map[string]string {
 	return of
 }
 
-// told returns the statements that tell a session of an engine its settings, for the transaction alone or for good. The URL has
-// chosen some of them; options is its parameter of that name, which the server gets as it is.
-func (l limits) told(engine Engine, chosen map[string]string, options string, forTransaction bool) string {
-	var rows []string
+// wanted returns what a session of an engine is told. The URL has chosen some of the settings; options is its parameter of that
+// name, which the server gets as it is.
+func (l limits) wanted(engine Engine, chosen map[string]string, options string) (list []setting) {
 	for _, s := range l.settings(engine) {
-		value, is := chosen[s.name]
-		switch {
-		case is && urlMayChoose(s.name):
-			s.value = value
-		case strings.Contains(options, s.name+"=") && urlMayChoose(s.name):
-			continue
+		if urlMayChoose(s.name) {
+			if strings.Contains(options, s.name+"=") {
+				continue
+			}
+			if value, is := chosen[s.name]; is {
+				s.value, s.chosen = value, true
+			}
 		}
+		list = append(list, s)
+	}
+	return list
+}
+
+// told returns the statements that tell a session of an engine these settings, for the transaction alone or for good.
+func told(engine Engine, settings []setting, forTransaction bool) string {
+	rows := make([]string, 0, len(settings))
+	for _, s := range settings {
 		if engine == Cockroach {
-			rows = append(rows, "SET "+s.name+" = "+s.sql(is))
+			rows = append(rows, "SET "+s.name+" = "+s.sql())
 		} else {
 			rows = append(rows, fmt.Sprintf("(%s, %s)", literal(s.name), literal(s.value)))
 		}
@@ -142,8 +154,8 @@ func (l limits) told(engine Engine, chosen map[string]string, options string, fo
 }
 
 // sql is the value after SET. A list of schemas is no literal, which would be the name of one.
-func (s setting) sql(chosen bool) string {
-	if s.name == "search_path" && !chosen {
+func (s setting) sql() string {
+	if s.name == searchPath && !s.chosen {
 		return s.value
 	}
 	return literal(s.value)

@@ -29,9 +29,10 @@ const (
 
 // The programs and packages that some tests need, by the names that OMI_TEST_REQUIRE has for them.
 const (
-	OpenSSL = "openssl"
-	Nginx   = "nginx"
-	Jose    = "jose" // of npm, in examples/jwks
+	OpenSSL   = "openssl"
+	Nginx     = "nginx"
+	Jose      = "jose" // of npm, in examples/jwks
+	PgBouncer = "pgbouncer"
 )
 
 // Engines returns the names of the engines.
