@@ -44,4 +44,10 @@ func (*Postgres) Start() error   { return errNoLocal() }
 func (*Postgres) Halt() error    { return errNoLocal() }
 func (*Postgres) Crash() error   { return errNoLocal() }
 
+// NewStandby fails here.
+func (*Postgres) NewStandby() (*Postgres, error) { return nil, errNoLocal() }
+
+// Follow is never called.
+func (*Postgres) Follow(*Postgres) error { return errNoLocal() }
+
 func errNoLocal() error { return errors.New("starting a server is not supported on this system") }

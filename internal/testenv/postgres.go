@@ -21,6 +21,11 @@ func NewPostgresServer(t testing.TB) *PostgresServer {
 	if err != nil {
 		Missing(t, Postgres, err)
 	}
+	return started(t, p)
+}
+
+func started(t testing.TB, p *localserver.Postgres) *PostgresServer {
+	t.Helper()
 	t.Cleanup(func() {
 		if p.Server != nil {
 			p.Stop()
@@ -31,6 +36,39 @@ func NewPostgresServer(t testing.TB) *PostgresServer {
 		t.Fatal(err)
 	}
 	return &PostgresServer{p, t}
+}
+
+// NewStandby starts a standby of the server.
+func (p *PostgresServer) NewStandby() *PostgresServer {
+	p.t.Helper()
+	standby, err := p.Postgres.NewStandby()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return started(p.t, standby)
+}
+
+// SwitchTo stops the server, has its standby take over, and starts it again as a standby of that one.
+func (p *PostgresServer) SwitchTo(standby *PostgresServer) {
+	p.t.Helper()
+	if err := p.Halt(); err != nil {
+		p.t.Fatal(err)
+	}
+	standby.Execute("SELECT pg_promote()")
+	if err := p.Follow(standby.Postgres); err != nil {
+		p.t.Fatal(err)
+	}
+	if err := p.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// Execute runs a statement as the one who owns the server.
+func (p *PostgresServer) Execute(statement string) {
+	p.t.Helper()
+	if err := execute(p.URL(), statement); err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 // Addr is where the server listens now: on another port after each start, since its old one may be taken by then. A [Proxy]

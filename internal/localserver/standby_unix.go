@@ -1,0 +1,53 @@
+//go:build unix
+
+package localserver
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+)
+
+// NewStandby makes the data of another server, which is not started yet and will follow this one, which runs.
+func (p *Postgres) NewStandby() (*Postgres, error) {
+	initdb, err := filepath.EvalSymlinks(filepath.Join(p.bin, "initdb")) // PATH may have links to two of its programs alone
+	if err != nil {
+		return nil, fmt.Errorf("find PostgreSQL's programs: %w", err)
+	}
+	s := &Postgres{cfg: p.cfg, bin: p.bin, password: p.password, as: p.as}
+	if s.folder, err = ownFolder(p.cfg.Parent, "omi-postgres-", p.as); err != nil {
+		return nil, err
+	}
+	backup := exec.Command(filepath.Join(filepath.Dir(initdb), "pg_basebackup"), //nolint:gosec // a program that this package found
+		"-D", postgresData(s.folder), "-d", p.URL().String(), "-c", "fast", "-X", "stream", "--no-sync")
+	backup.Dir = s.folder
+	backup.SysProcAttr = &syscall.SysProcAttr{Credential: p.as}
+	if out, err := backup.CombinedOutput(); err != nil {
+		return nil, errors.Join(fmt.Errorf("pg_basebackup: %w\n%s", err, out), s.Remove())
+	}
+	return s, s.Follow(p)
+}
+
+// Follow has a server that is stopped be a standby of another one when it starts.
+func (p *Postgres) Follow(primary *Postgres) error {
+	conninfo := fmt.Sprintf("\nprimary_conninfo = 'host=%s port=%s user=postgres password=%s'\n",
+		primary.URL().Hostname(), primary.URL().Port(), primary.password)
+	for name, text := range map[string]string{"postgresql.auto.conf": conninfo, "standby.signal": ""} {
+		path := filepath.Join(postgresData(p.folder), name)
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			return fmt.Errorf("make a standby: %w", err)
+		}
+		_, err = f.WriteString(text)
+		if err = errors.Join(err, f.Close()); err == nil && p.as != nil {
+			err = os.Chown(path, int(p.as.Uid), int(p.as.Gid))
+		}
+		if err != nil {
+			return fmt.Errorf("make a standby: %w", err)
+		}
+	}
+	return nil
+}
