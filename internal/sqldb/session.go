@@ -188,7 +188,7 @@ func (s *session) ResetSession(ctx context.Context) error {
 		return driver.ErrBadConn
 	}
 	s.reused = true
-	ctx, cancel := s.within(ctx)
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout) // an empty statement, if it was idle
 	defer cancel()
 	return s.Conn.ResetSession(ctx)
 }
