@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -263,7 +264,9 @@ func TestWeakKeysTogether(t *testing.T) {
 		}
 		one, two := bad(100, 1+size%7), bad(101, 7-size%7) // which cancel each other
 		keys[size/2], keys[size-1] = one, two
-		if got := events.WeakKeys(keys); len(got) != 2 || !got[one] || !got[two] {
+		got := events.WeakKeys(keys)
+		maps.Copy(got, events.WeakKeys(keys)) // both escape the random sums once in 65,536 times, and twice never
+		if len(got) != 2 || !got[one] || !got[two] {
 			t.Errorf("of %d keys %v are weak, want %s and %s", size, got, one, two)
 		}
 	}

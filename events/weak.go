@@ -7,12 +7,13 @@ import (
 )
 
 const (
-	// weakSums is how many random sums stand for many points. One of mixed order escapes all of them with a probability of 2⁻²⁴.
-	weakSums = 24
+	// weakSums is how many random sums stand for many points. One of mixed order escapes all of them with a probability of 2⁻¹⁶.
+	// A key that escapes harms its owner alone: most of its signatures don't verify.
+	weakSums = 16
 	// weakWorthwhile is the number of points from which on sums are quicker than one multiplication for each.
-	weakWorthwhile = 32
-	// weakTogether is how many points share a table of all their sums.
-	weakTogether = 4
+	weakWorthwhile = 20
+	// weakTogether is how many points share a table of all their sums. With 16 sums, 3 cost the fewest additions: 6 for each point.
+	weakTogether = 3
 )
 
 // WeakKeys returns those keys that must not be registered, as [PublicKey.CheckStrength] does.
