@@ -52,7 +52,7 @@ var kinds = []struct{ prefix, kind string }{ //nolint:gochecknoglobals // a tabl
 	{"crypto/ed25519.Sign", Sign}, {"crypto/ed25519.PrivateKey", Sign},
 	{"omiappreg.org/keyrotation/events.SigningKey.Sign", Sign}, {"crypto/ed25519.", Verify},
 	{"omiappreg.org/keyrotation/events.(*trustedKey).madeAll", Verify},
-	{"omiappreg.org/keyrotation/events.PublicKey.CheckStrength", Keys},
+	{"omiappreg.org/keyrotation/events.PublicKey.CheckStrength", Keys}, {"omiappreg.org/keyrotation/events.WeakKeys", Keys},
 	{"modernc.org/", Store}, {"database/sql.", Store}, {"github.com/jackc/pgx", Store},
 	{"omiappreg.org/keyrotation/internal/sqldb", Store},
 	{serverPackage, BrokerOwn}, {"github.com/nats-io/nats.go", Messaging},
