@@ -54,14 +54,15 @@ type storeWorld struct {
 	at       position
 	services []*service
 	targets  []events.Target
-	order    []int // of the services, drawn anew each round
+	masters  map[events.AppID]events.PublicKey // who signs bindings
+	order    []int                             // of the services, drawn anew each round
 	next     int
 	clock    time.Time
 }
 
 func newStoreWorld(b *testing.B, url string, idle int) *storeWorld {
 	b.Helper()
-	w := &storeWorld{url: url, clock: time.Now()}
+	w := &storeWorld{url: url, clock: time.Now(), masters: map[events.AppID]events.PublicKey{}}
 	w.intake = newTestIntake(b, openStore(b, url), Policy{Origin: testOrigin}, func() time.Time { return w.clock })
 	var err error
 	if w.at, err = w.store.setPosition(b.Context(), position{}, position{created: 1, place: 1}, false); err != nil {
@@ -73,6 +74,13 @@ func newStoreWorld(b *testing.B, url string, idle int) *storeWorld {
 			b.Fatal(err)
 		}
 		w.targets, w.services = append(w.targets, target), append(w.services, nil)
+		if _, known := w.masters[target.App]; !known {
+			app := App{AppID: target.App, MasterPublicKey: events.GenerateSigningKey().Public()}
+			if err := w.store.AddApp(b.Context(), app, w.clock.Unix()); err != nil {
+				b.Fatal(err)
+			}
+			w.masters[app.AppID] = app.MasterPublicKey
+		}
 	}
 	for range 50 { // as after a quiet start: what the server plans for a few rows has to do for many
 		w.run(b, w.batch(b, 1))
@@ -208,7 +216,7 @@ func (w *storeWorld) decide(st *state, list []incoming) (groups []*group) {
 			g.was, g.existed, g.service = *s, true, *s
 		}
 		s := &g.service
-		o := outcome{in: in, verdict: committed, eventBytes: payload, receiptBytes: payload, receiptNonce: events.NewNonce(), event: events.Invalidation{
+		o := outcome{in: in, verdict: committed, signer: w.masters[g.target.App], eventBytes: payload, receiptBytes: payload, receiptNonce: events.NewNonce(), event: events.Invalidation{
 			Origin: testOrigin, Target: g.target, Event: in.request.Kind.Event(), OldKey: s.key, NewKey: in.request.NewKey,
 			Timestamp: w.clock.Unix(), Nonce: events.NewNonce(), Sequence: s.sequence + 1, GracePeriodExpiry: w.clock.Unix() + 3600,
 		}}
