@@ -14,7 +14,7 @@ const (
 	ReceiptSubject      = "omi.v1.receipts."
 	// ChangeSubject is where the broker says, without a word more, that an event of a service was stored.
 	ChangeSubject = "omi.v1.changes."
-	// AnswerSubject is where the registry publishes a receipt again once it is stored. No stream listens there, so whoever waits for an
+	// AnswerSubject is where the registry publishes a receipt for those who wait for it now. No stream listens there, so whoever waits for an
 	// answer may subscribe: a consumer that somebody makes push to the subject of a stream fills that stream.
 	AnswerSubject = "omi.v1.answers."
 

@@ -138,6 +138,9 @@ type signed struct {
 	parts int
 }
 
+// committed reports whether it tells of a change that is in the database.
+func (m *signed) committed() bool { return m.parts > 0 }
+
 // messages returns what the outcome has to say: the event before the receipt, so that nobody hears of a change before
 // those who must act on it.
 func (o *outcome) messages() []signed {

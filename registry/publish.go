@@ -56,17 +56,14 @@ func (p *publisher) send(ctx context.Context, messages []signed) *fates {
 		}
 	}
 	p.sendEach(ctx, messages, sent)
-	p.tell(messages, sent.stored)
 	return sent
 }
 
-// tell publishes the receipts that are stored to those who wait for them, without a consumer. One that gets lost they look for. It is
-// for the registry to do: the broker's own way (RePublish) costs it three times as much, and passes over what it knows already.
-func (p *publisher) tell(messages []signed, stored []bool) {
-	for i := range messages {
-		if target, ok := strings.CutPrefix(messages[i].subject, events.ReceiptSubject); ok && stored[i] {
-			_ = p.js.Conn().Publish(events.AnswerSubject+target, messages[i].payload)
-		}
+// tell publishes a receipt to those who wait for it, without a consumer. If it gets lost, they look for it. The registry does this
+// itself: the broker's own way (RePublish) costs three times as much, and passes over what the broker knows already.
+func (p *publisher) tell(m signed) {
+	if target, ok := strings.CutPrefix(m.subject, events.ReceiptSubject); ok {
+		_ = p.js.Conn().Publish(events.AnswerSubject+target, m.payload)
 	}
 }
 
@@ -132,17 +129,22 @@ func (p *publisher) sendBatch(ctx context.Context, messages []signed, indices []
 }
 
 // sendEach publishes those messages that are not stored yet, all at once, and then waits for the broker.
+//
+// A receipt of a committed change is told right behind it, which saves a trip to the broker: the change stands whatever becomes of
+// the receipt. A refusal is told once it is stored: until then the request may be decided again.
 func (p *publisher) sendEach(ctx context.Context, messages []signed, sent *fates) {
 	futures := make([]jetstream.PubAckFuture, len(messages))
 	for i, m := range messages {
-		if sent.stored[i] {
-			continue
+		if !sent.stored[i] {
+			future, err := p.js.PublishMsgAsync(m.message())
+			if err != nil && !sent.refused(i, m.subject, err) {
+				break // it is not the message: the others would wait for the same
+			}
+			futures[i] = future
 		}
-		future, err := p.js.PublishMsgAsync(m.message())
-		if err != nil && !sent.refused(i, m.subject, err) {
-			break // it is not the message: the others would wait for the same
+		if sent.stored[i] || m.committed() {
+			p.tell(m)
 		}
-		futures[i] = future
 	}
 	answered, first := 0, time.Time{}
 	defer func() { p.measure(answered, time.Since(first)) }()
@@ -159,6 +161,9 @@ func (p *publisher) sendEach(ctx context.Context, messages []signed, sent *fates
 			first = time.Now()
 		}
 		sent.stored[i] = true
+		if !messages[i].committed() {
+			p.tell(messages[i])
+		}
 		if ack.Stream == events.InvalidationStream {
 			sent.last = max(sent.last, ack.Sequence)
 		}

@@ -1,6 +1,8 @@
 package registry
 
 import (
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -40,5 +42,44 @@ func TestLackingIsOfEachMessage(t *testing.T) {
 				t.Errorf("message %d of %d bytes to %s: stored %t, lacking %t", i, len(m.payload), m.subject, stored[i], lacking[i])
 			}
 		}
+	}
+}
+
+// TestTold: a waiting service hears of a committed change whatever becomes of the receipt. It hears of a refusal once the receipt
+// is stored: until then the request may be decided again.
+func TestTold(t *testing.T) {
+	t.Parallel()
+	js := jetStreamOn(t, testenv.NewBroker(t))
+	nc := js.Conn() // the publisher's own, so that what it publishes comes before a flush ends
+	heard, err := nc.SubscribeSync(events.AnswerSubject + ">")
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := func() (list []string) {
+		t.Helper()
+		(&publisher{js: js}).send(t.Context(), []signed{ // it fails where there is no stream
+			{subject: events.ReceiptSubject + "committed", nonce: events.NewNonce(), parts: 2},
+			{subject: events.ReceiptSubject + "refused", nonce: events.NewNonce()},
+		})
+		if err := nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		for n, _, _ := heard.Pending(); n > 0; n-- {
+			msg, err := heard.NextMsg(patience)
+			if err != nil {
+				t.Fatal(err)
+			}
+			list = append(list, strings.TrimPrefix(msg.Subject, events.AnswerSubject))
+		}
+		return list
+	}
+	if got := told(); !slices.Equal(got, []string{"committed"}) {
+		t.Errorf("without a stream of receipts, %q are told", got)
+	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "receipts", Subjects: []string{events.ReceiptSubject + ">"}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := told(); !slices.Equal(got, []string{"committed", "refused"}) {
+		t.Errorf("with a stream of receipts, %q are told", got)
 	}
 }
