@@ -37,6 +37,7 @@ type DB struct {
 	unhurried *sql.DB
 	sessions  *sessions // of both pools
 	migrated  atomic.Bool
+	servers   string // where they are
 
 	// SQLite only:
 	file         string // the database file
@@ -57,7 +58,11 @@ func Open(ctx context.Context, url string, log *slog.Logger) (*DB, error) {
 	case scheme == "sqlite":
 		return openFile(ctx, rest, log)
 	case (scheme == "postgres" || scheme == "postgresql") && strings.HasPrefix(rest, "//"):
-		return openServer(ctx, url, log)
+		db, err := openServer(ctx, url, log)
+		if err == nil {
+			db.servers = serversOf(url)
+		}
+		return db, err
 	default:
 		return nil, urlError("want " + accepted)
 	}
