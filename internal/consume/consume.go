@@ -123,7 +123,9 @@ type Config struct {
 	MaxBackoff time.Duration
 	// Conn is asked why the broker delivers nothing. Nil: nobody asks.
 	Conn *nats.Conn
-	Log  *slog.Logger
+	// InHand is told of what is worked on. Nil: nobody asks.
+	InHand *InHand
+	Log    *slog.Logger
 
 	heartbeat time.Duration // default [heartbeat]
 }

@@ -34,6 +34,8 @@ type worker struct {
 
 	tellEvery time.Duration
 	told      time.Time
+
+	inHand int // messages of the batch that is being handled, and 0 if none is
 }
 
 func newWorker(cfg Config, arrived <-chan *Message, ended <-chan struct{}, ackWait time.Duration) *worker {
@@ -50,6 +52,7 @@ func (w *worker) run(ctx context.Context) {
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(w.cfg.Drain, cancel) })
 	defer stop()
+	defer w.cfg.InHand.done()
 	batch := make([]*Message, 0, w.cfg.Batch)
 	for {
 		var ok bool
@@ -65,6 +68,9 @@ func (w *worker) run(ctx context.Context) {
 		}
 		w.tryBlamed(ctx, work)
 		w.tell(nil)
+		if len(w.suspects) == 0 {
+			w.cfg.InHand.done()
+		}
 	}
 	returnAll(w.suspects)
 }
@@ -155,6 +161,8 @@ func (w *worker) isHere(batch []*Message, m *Message) bool {
 // handle brings a batch to its end: acknowledged, given back because a shutdown came first, or, where messages fail alone
 // too, those under suspicion and the rest acknowledged.
 func (w *worker) handle(ctx, work context.Context, batch []*Message) {
+	w.inHand = len(batch)
+	defer func() { w.inHand = 0 }()
 	pause := w.cfg.newBackoff(firstBackoff)
 	led := batch[0].suspicion != nil
 	for tries := 1; !led || len(batch) > 1; tries++ {
@@ -241,9 +249,13 @@ func (w *worker) try(ctx context.Context, batch []*Message) (err error) {
 	for _, m := range batch {
 		m.witness = false
 	}
+	w.cfg.InHand.begin(max(len(batch), w.inHand))
 	defer func() {
 		if v := recover(); v != nil {
 			err = &panicError{v, string(debug.Stack())}
+		}
+		if err == nil || !w.cfg.Away(err) { // else it goes on to wait for what is away
+			w.cfg.InHand.done()
 		}
 	}()
 	return w.cfg.Handle(ctx, batch)

@@ -1,0 +1,98 @@
+package consume
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// TestInHand: work that hangs is told of after 10 s and then each minute, by its number, stage and database, and Check fails until
+// something was finished. What fails since something is away goes on to count; what fails for a reason of its own doesn't.
+func TestInHand(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var lines strings.Builder
+		h := NewInHand("requests", "postgres db:5432/reg", "load", 0, slog.New(slog.NewTextHandler(&lines, nil)))
+		errAway, errPoison := errors.New("no connection"), errors.New("a bad message")
+		handle := func(context.Context, []*Message) error { return nil }
+		w := newWorker(Config{
+			InHand: h, Log: h.log, Away: func(err error) bool { return errors.Is(err, errAway) },
+			Handle: func(ctx context.Context, batch []*Message) error { return handle(ctx, batch) },
+		}.withDefaults(), nil, nil, 0)
+		healthy := func(want string) {
+			t.Helper()
+			if err := h.Check(t.Context()); err == nil && want != "" || err != nil && err.Error() != want {
+				t.Errorf("it is %v, want %q", err, want)
+			}
+		}
+		batch := make([]*Message, 3)
+		for i := range batch {
+			batch[i] = &Message{kept: true, Meta: &jetstream.MsgMetadata{}}
+		}
+		work, release := make(chan struct{}), make(chan struct{})
+		handle = func(context.Context, []*Message) error {
+			h.Stage("commit")
+			<-release
+			return nil
+		}
+		go func() {
+			w.handle(t.Context(), t.Context(), batch)
+			close(work)
+		}()
+		time.Sleep(9 * time.Second)
+		healthy("")
+		time.Sleep(63 * time.Second)
+		healthy("3 requests hang for 1m12s now (stage: commit)")
+		if n := strings.Count(lines.String(), "work hangs"); n != 2 || !strings.Contains(lines.String(),
+			`requests=3 for=10s stage=commit database="postgres db:5432/reg"`) {
+			t.Errorf("%d warnings in\n%s", n, &lines)
+		}
+		close(release)
+		<-work
+		healthy("")
+		if !strings.Contains(lines.String(), "work goes on again") {
+			t.Errorf("the log does not say that it went on:\n%s", &lines)
+		}
+
+		for err, want := range map[error]string{errAway: "1 requests hang for 11s now (stage: load)", errPoison: ""} {
+			handle = func(context.Context, []*Message) error { return err }
+			_ = w.try(t.Context(), batch[:1])
+			time.Sleep(11 * time.Second)
+			healthy(want)
+			handle = func(context.Context, []*Message) error { return nil }
+			_ = w.try(t.Context(), batch[:1])
+			healthy("")
+		}
+	})
+}
+
+// TestDeliveries: what waits at the broker and doesn't come is told of.
+func TestDeliveries(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var d Deliveries
+		info := func(pending uint64, unacknowledged int, delivered uint64) *jetstream.ConsumerInfo {
+			return &jetstream.ConsumerInfo{NumPending: pending, NumAckPending: unacknowledged, Delivered: jetstream.SequenceInfo{Consumer: delivered}}
+		}
+		for _, c := range []struct {
+			info *jetstream.ConsumerInfo
+			fine bool
+		}{
+			{info(5, 0, 7), true}, {info(5, 0, 7), false}, {info(9, 0, 7), false}, {info(9, 2, 7), true}, // it works on what it has
+			{info(9, 0, 9), true}, {info(9, 0, 11), true}, {info(0, 0, 20), true}, {info(0, 0, 20), true},
+		} {
+			d.Note(c.info)
+			time.Sleep(11 * time.Second)
+			d.Note(c.info)
+			if err := d.Err(); (err == nil) != c.fine || d.Waiting() != c.info.NumPending {
+				t.Errorf("%+v: %v", c.info, err)
+			}
+		}
+	})
+}

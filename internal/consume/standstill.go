@@ -1,0 +1,52 @@
+package consume
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// standsStillAfter is how long messages may wait at the broker while none is delivered.
+const standsStillAfter = 10 * time.Second
+
+// Deliveries is what the broker says of a durable each time that it is asked: how much waits there, and whether any of it comes. That
+// no error has come does not show it: a pull that the broker refuses, or has forgotten, gives none.
+type Deliveries struct {
+	mu        sync.Mutex
+	waiting   uint64
+	delivered uint64
+	still     time.Time // since when messages wait and none is delivered; zero: that is not so
+}
+
+// Note takes in an answer of the broker.
+func (d *Deliveries) Note(info *jetstream.ConsumerInfo) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	moves := info.NumPending == 0 || info.NumAckPending > 0 || info.Delivered.Consumer != d.delivered
+	d.waiting, d.delivered = info.NumPending, info.Delivered.Consumer
+	switch {
+	case moves:
+		d.still = time.Time{}
+	case d.still.IsZero():
+		d.still = time.Now()
+	}
+}
+
+// Waiting is how many messages wait at the broker to be delivered, by its last answer.
+func (d *Deliveries) Waiting() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.waiting
+}
+
+// Err says that messages wait and none comes.
+func (d *Deliveries) Err() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.still.IsZero() || time.Since(d.still) < standsStillAfter {
+		return nil
+	}
+	return fmt.Errorf("%d messages wait at the broker, and none has been delivered for %v", d.waiting, time.Since(d.still).Round(time.Second))
+}
