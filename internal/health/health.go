@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 )
@@ -74,7 +75,7 @@ func problemOf(err error) Problem {
 	if p := (*Problem)(nil); errors.As(err, &p) {
 		return *p
 	}
-	return Problem{Text: err.Error()}
+	return Problem{Text: strings.ReplaceAll(err.Error(), "\n", "; ")} // errors that were joined have several lines
 }
 
 const (

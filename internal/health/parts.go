@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"omiappreg.org/keyrotation/internal/refusal"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // Connected is a connection to the broker.
@@ -23,13 +24,18 @@ func Connection(conn Connected) Part {
 	}}
 }
 
-// Pinged is the part [Database]. What is wrong with it is in its own words for the log alone.
+// Pinged is the part [Database]. What is wrong with it is in its own words for the log alone, unless it can't be used any more.
 func Pinged(db interface{ Ping(context.Context) error }) Part {
 	return Part{Name: Database, Check: func(ctx context.Context) error {
-		err := db.Ping(ctx)
-		if err == nil || ctx.Err() != nil { // no answer in time has words of its own
-			return err
+		switch err := db.Ping(ctx); {
+		case err == nil:
+			return nil
+		case errors.Is(err, sqldb.ErrFault):
+			return &Problem{Text: err.Error(), Cause: err, Restart: errors.Is(err, sqldb.ErrReplaced)}
+		case ctx.Err() != nil:
+			return Because(err, "the database does not answer in time")
+		default:
+			return Because(err, "the database is away")
 		}
-		return Because(err, "the database is away")
 	}}
 }
