@@ -17,7 +17,6 @@ const (
 )
 
 type metrics struct {
-	durable string
 	events  *prometheus.CounterVec
 	latency prometheus.Histogram
 	aside   *prometheus.GaugeVec
@@ -26,7 +25,6 @@ type metrics struct {
 func newMetrics(durable string) *metrics {
 	labels := prometheus.Labels{"durable": durable}
 	m := &metrics{
-		durable: durable,
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "omi_subscriber_events_total", ConstLabels: labels,
 			Help: "Messages of the invalidation stream, by what became of them and, where they were refused, why.",
@@ -48,15 +46,23 @@ func newMetrics(durable string) *metrics {
 	return m
 }
 
-func (m *metrics) register(r prometheus.Registerer, asOf func() int64) error {
+// register shows the metrics.
+func (s *Subscriber) register(r prometheus.Registerer) error {
 	if r == nil {
 		return nil
 	}
-	horizon := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "omi_subscriber_as_of_seconds", ConstLabels: prometheus.Labels{"durable": m.durable},
-		Help: "The time up to which the subscriber knows the stream, in seconds since the Unix epoch.",
-	}, func() float64 { return float64(asOf()) })
-	for _, c := range []prometheus.Collector{m.events, m.latency, m.aside, horizon} {
+	labels := prometheus.Labels{"durable": s.cfg.Durable}
+	for _, c := range []prometheus.Collector{
+		s.metrics.events, s.metrics.latency, s.metrics.aside, s.inHand.Gauge("omi_subscriber_oldest_in_hand_seconds", labels),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "omi_subscriber_as_of_seconds", ConstLabels: labels,
+			Help: "The time up to which the subscriber knows the stream, in seconds since the Unix epoch.",
+		}, func() float64 { return float64(s.AsOf()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "omi_subscriber_events_waiting", ConstLabels: labels,
+			Help: "Events that wait at the broker to be delivered by the durable, by its last answer.",
+		}, func() float64 { return float64(s.standing.deliveries.Waiting()) }),
+	} {
 		if err := r.Register(c); err != nil {
 			return fmt.Errorf("register a metric: %w", err)
 		}

@@ -2,9 +2,11 @@ package subscriber
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"omiappreg.org/keyrotation/internal/health"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // remarkWithin is how long a check may take of which the answer is no more than a remark: who asks may not wait for long.
@@ -15,6 +17,8 @@ func (s *Subscriber) Parts() []health.Part {
 	return []health.Part{
 		health.Connection(s.cfg.JetStream.Conn()),
 		health.Pinged(s.cfg.Store),
+		{Name: health.Consumer, Check: s.checkConsumer},
+		{Name: health.Requests, Check: s.inHand.Check},
 		{Name: health.CaughtUp, Check: func(context.Context) error { return s.Ready() }},
 	}
 }
@@ -24,17 +28,41 @@ func (s *Subscriber) Parts() []health.Part {
 func (s *Subscriber) PartsFromMemory() []health.Part {
 	parts := s.Parts()
 	for i := range parts {
-		if name := parts[i].Name; name == health.Broker || name == health.Database {
+		switch parts[i].Name {
+		case health.Broker, health.Database:
 			parts[i] = withoutIt(parts[i])
+		case health.Requests:
+			parts[i].Check = s.checkInHand
 		}
 	}
 	return parts
 }
 
-// withoutIt is a part without which a process does its work all the same.
+// withoutIt is a part without which a process does its work all the same, unless it can't come back.
 func withoutIt(p health.Part) health.Part {
 	check := p.Check
-	p.Within = remarkWithin
-	p.Check = func(ctx context.Context) error { return health.AsRemark(check(ctx)) }
+	p.Check = func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, remarkWithin)
+		defer cancel()
+		err := check(ctx)
+		if errors.Is(err, sqldb.ErrFault) {
+			return err
+		}
+		return health.AsRemark(err)
+	}
 	return p
+}
+
+// checkInHand fails while events hang though the database answers. While it doesn't, that is all that there is to say.
+func (s *Subscriber) checkInHand(ctx context.Context) error {
+	err := s.inHand.Check(ctx)
+	if err == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, remarkWithin)
+	defer cancel()
+	if s.cfg.Store.Ping(ctx) != nil {
+		return health.AsRemark(err)
+	}
+	return err
 }

@@ -1,6 +1,7 @@
 package subscriber
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,13 +11,16 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
 )
 
 // ErrPaused means that the durable delivers nothing until a time that an operator gave.
 var ErrPaused = errors.New("the durable is paused")
 
-// standing is what is wrong with the durable, as the broker said last.
+// standing is how the durable is, as the broker said last.
 type standing struct {
+	deliveries consume.Deliveries
+
 	mu  sync.Mutex
 	err error
 }
@@ -27,6 +31,17 @@ func (s *Subscriber) DurableErr() error {
 	s.standing.mu.Lock()
 	defer s.standing.mu.Unlock()
 	return s.standing.err
+}
+
+// checkConsumer fails while no events come, though the broker may be there.
+func (s *Subscriber) checkConsumer(context.Context) error {
+	switch {
+	case !s.cfg.JetStream.Conn().IsConnected():
+		return nil // another part says so
+	case s.consumer.Load() == nil:
+		return fmt.Errorf("the durable %s is not open yet: the broker or the stream %s is waited for", s.cfg.Durable, events.InvalidationStream)
+	}
+	return cmp.Or(s.DurableErr(), s.standing.deliveries.Err())
 }
 
 // notice takes in the broker's answer to a question about the durable, and tells the log of a change.
@@ -41,6 +56,9 @@ func (s *Subscriber) notice(ctx context.Context, info *jetstream.ConsumerInfo, e
 	case info.Paused:
 		err = fmt.Errorf("%w until %s: nats consumer resume %s %s", ErrPaused, info.Config.PauseUntil.Format(time.RFC3339),
 			events.InvalidationStream, s.cfg.Durable)
+	}
+	if info != nil {
+		s.standing.deliveries.Note(info)
 	}
 	s.standing.mu.Lock()
 	before := s.standing.err

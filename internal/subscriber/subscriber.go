@@ -53,6 +53,8 @@ type Config struct {
 	Metrics prometheus.Registerer
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
+
+	hangsAfter time.Duration // of what is in hand; 0: the default
 }
 
 // ErrNotReady means that the stream has not been read yet up to the time at which this process started.
@@ -64,11 +66,12 @@ type Subscriber struct {
 	started  int64 // seconds since the Unix epoch
 	metrics  *metrics
 	horizon  horizon
+	standing standing
+	inHand   *consume.InHand
 	consumer atomic.Pointer[jetstream.Consumer] // nil until the stream is there
 	opened   chan struct{}                      // tells watch of a new consumer
 	self     holder
 	doubt    doubt
-	standing standing
 	lost     chan error // why the durable is no longer ours
 
 	trust     atomic.Pointer[events.Trust] // whom messages are believed from
@@ -105,9 +108,10 @@ func New(cfg Config) (*Subscriber, error) {
 		cfg: cfg, started: started, metrics: newMetrics(cfg.Durable), self: newHolder(started),
 		opened: make(chan struct{}, 1), poked: make(chan struct{}, 1), lost: make(chan error, 1),
 	}
+	s.inHand = consume.NewInHand("events", cfg.Store.db.Place(), stageCommit, cfg.hangsAfter, cfg.Log)
 	s.trust.Store(&cfg.Trust)
 	s.wanted.Store(&cfg.Trust)
-	if err := s.metrics.register(cfg.Metrics, s.AsOf); err != nil {
+	if err := s.register(cfg.Metrics); err != nil {
 		return nil, fmt.Errorf("set up the subscriber %s: %w", cfg.Durable, err)
 	}
 	return s, nil
@@ -148,6 +152,7 @@ func (s *Subscriber) consume(ctx context.Context) error {
 		Away:     sqldb.Transient,
 		Batch:    batchSize,
 		Conn:     s.cfg.JetStream.Conn(),
+		InHand:   s.inHand,
 		Log:      s.cfg.Log,
 	})
 	stop()
@@ -172,6 +177,12 @@ func (s *Subscriber) handle(ctx context.Context, batch []*consume.Message) error
 	return err
 }
 
+// The stages of a batch's way, for the log where it hangs.
+const (
+	stageTell   = "tell" // the broker what is not believed
+	stageCommit = "commit"
+)
+
 // Receive applies a batch: when it returns nil, each message has had its effect or was set aside, for good.
 func (s *Subscriber) Receive(ctx context.Context, batch []incoming.Delivery) error {
 	_, err := s.receive(ctx, batch)
@@ -184,10 +195,12 @@ func (s *Subscriber) receive(ctx context.Context, batch []incoming.Delivery) (in
 	defer s.working.Unlock()
 	sorted, unbelieved := s.sort(batch)
 	if s.consumer.Load() != nil && unbelieved.from > 0 {
+		s.inHand.Stage(stageTell)
 		if err := s.tell(ctx, func(d said) { d.add(unbelievedMetadata, unbelieved); d.narrow(unbelieved.trusts) }); err != nil {
 			return 0, err
 		}
 	}
+	s.inHand.Stage(stageCommit)
 	fresh, err := s.settle(ctx, lastOf(batch), sorted.Events, s.toSetAside(sorted.Refused))
 	if err != nil {
 		return 0, err
