@@ -33,7 +33,16 @@ type intake struct {
 	memory    *memory
 	await     func(context.Context) error // until nothing is being committed; nil: nothing ever is
 	portion   int                         // how many requests are decided and committed together, see Config.Batch
+	inHand    *consume.InHand             // is told of the stages
 }
+
+// The stages of a request's way through the intake, for the log where it hangs.
+const (
+	stageLoad    = "load"
+	stageDecide  = "decide"
+	stageCommit  = "commit"
+	stagePublish = "publish"
+)
 
 // handle is the consumer's handler. An error leaves the whole batch to be handled again; what of it was committed by
 // then is found as such.
@@ -103,6 +112,7 @@ func newIncoming(subject string, payload []byte, storedAt int64, index int) inco
 // decide decides requests on the present state. Nothing of it is known to anybody until it is committed.
 func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
 	in.metrics.batch.Observe(float64(len(todo)))
+	in.inHand.Stage(stageLoad)
 	st, err := in.load(ctx, todo)
 	if err != nil {
 		return nil, err
@@ -114,7 +124,9 @@ func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
 	now := in.now()
 	b := newBatch(in.policy, in.key, now.Unix(), st, todo)
 	b.at, b.held = now, held
+	in.inHand.Stage(stageDecide)
 	b.decide()
+	in.inHand.Stage(stageLoad)
 	if err := in.complete(ctx, b); err != nil {
 		return nil, err
 	}
@@ -155,6 +167,7 @@ func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *ba
 			done = append(done, m)
 		}
 	}
+	in.inHand.Stage(stagePublish)
 	err := in.relay.enqueue(ctx, p) // before all else: somebody waits for the event
 	for _, m := range done {
 		if err := m.Ack(); err != nil {

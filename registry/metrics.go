@@ -2,6 +2,7 @@ package registry
 
 import (
 	"log/slog"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -19,6 +20,7 @@ type metrics struct {
 	sentBack  prometheus.Counter
 	space     *space
 	passed    *unsendable
+	turns     atomic.Pointer[turns] // where requests wait now; nil: none do
 }
 
 func newMetrics(r prometheus.Registerer, log *slog.Logger) *metrics {
@@ -55,6 +57,9 @@ func newMetrics(r prometheus.Registerer, log *slog.Logger) *metrics {
 	for _, reason := range []string{consume.Panics, consume.Fails} {
 		m.letters.WithLabelValues(reason) // so that the first one is an increase, which an alert sees
 	}
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "omi_registry_requests_waiting_here", Help: "Requests that wait in this process for their turn.",
+	}, func() float64 { return float64(m.turns.Load().count()) }))
 	r.MustRegister(m.requests, m.batch, m.decided, m.lost, m.published, m.letters, m.sentBack)
 	return m
 }

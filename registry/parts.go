@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -13,15 +14,31 @@ func (r *Registry) Parts() []health.Part {
 		health.Connection(r.cfg.Conn),
 		health.Pinged(r.cfg.Store),
 		{Name: health.Streams, Check: r.checkStreams},
+		{Name: health.Consumer, Check: r.checkConsumer},
 		{Name: health.Fence, Check: r.checkFence},
+		{Name: health.Outbox, Check: r.checkOutbox},
+		{Name: health.Requests, Check: r.inHand.Check},
 	}
 }
 
+// checkStreams fails while a stream is missing or sealed, or the broker has no space for what the registry publishes. Of a broker
+// that is away, another part says so. While the registry starts, it says what for it waits.
 func (r *Registry) checkStreams(context.Context) error {
+	if !r.cfg.Conn.IsConnected() {
+		return nil
+	}
 	if err := r.Ready(); err != nil {
 		return err
 	}
-	return nil
+	return r.watch.streamsErr()
+}
+
+// checkConsumer fails while no requests come, though the broker may be there.
+func (r *Registry) checkConsumer(context.Context) error {
+	if !r.cfg.Conn.IsConnected() {
+		return nil
+	}
+	return cmp.Or(r.watch.consumerErr(), r.watch.deliveries.Err())
 }
 
 // checkFence fails while nothing is served, since the database may lack what was announced. Services that are behind are held by
@@ -33,4 +50,13 @@ func (r *Registry) checkFence(context.Context) error {
 		return errors.New("the database is being compared with the stream of events, and nothing is served before that is done")
 	}
 	return nil
+}
+
+// checkOutbox fails while what is committed is not published. Why not names services, so only the log says it.
+func (r *Registry) checkOutbox(ctx context.Context) error {
+	err := r.backlog.check(ctx)
+	if err == nil || errors.As(err, new(*health.Problem)) {
+		return err
+	}
+	return health.Because(r.relay.err(), err.Error())
 }

@@ -55,6 +55,8 @@ type Config struct {
 	Now func() time.Time
 	// Log is required.
 	Log *slog.Logger
+
+	hangsAfter time.Duration // of what is in hand; 0: the default
 }
 
 // What a [Config] may say at most.
@@ -79,6 +81,9 @@ type Registry struct {
 	fence  *fence
 	watch  *watch
 	Lookup *Lookup
+
+	inHand  *consume.InHand
+	backlog *backlog
 
 	deciding sync.Mutex             // one batch at a time: what arrives, or a dead letter again
 	serving  atomic.Bool            // the streams are there, lookups are answered, requests are taken
@@ -114,11 +119,16 @@ func New(cfg Config) (*Registry, error) {
 		return nil, err
 	}
 	r.watch = newWatch(cfg, js, r.fence)
+	r.inHand = consume.NewInHand("requests", cfg.Store.db.Place(), stageLoad, cfg.hangsAfter, cfg.Log)
+	cfg.Metrics.MustRegister(r.inHand.Gauge("omi_registry_oldest_in_hand_seconds", nil), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "omi_registry_requests_waiting", Help: "Requests that wait at the broker to be delivered to a registry, by its last answer.",
+	}, func() float64 { return float64(r.watch.deliveries.Waiting()) }))
+	r.backlog = newBacklog(cfg, m.passed)
 	r.relay = newRelay(js, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
 	r.intake = &intake{
 		policy: cfg.Policy, key: cfg.Key, trust: r.fence.trust, own: r.fence.trust.TrustedKeys(), store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
 		told: (&receipts{js: js, trust: r.fence.trust}).ofAll,
-		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(),
+		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(), inHand: r.inHand,
 	}
 	r.aside = &deadLetters{store: cfg.Store, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
 	r.Lookup = newLookup(cfg, js, r.fence)
@@ -182,6 +192,7 @@ func (r *Registry) Run(ctx context.Context) error {
 		About:    serviceOf,
 		Batch:    portions * r.cfg.Batch,
 		Conn:     r.cfg.Conn,
+		InHand:   r.inHand,
 		Log:      r.cfg.Log,
 	})
 	stop()

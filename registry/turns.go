@@ -117,10 +117,21 @@ func newTurns(c *fairConsumer, iterator jetstream.MessagesContext) *turns {
 		defer t.mu.Unlock()
 		t.changed.Broadcast()
 	})
+	t.metrics.turns.Store(t)
 	go t.pull()
 	go t.sort()
 	go t.keep()
 	return t
+}
+
+// count is how many requests wait here.
+func (t *turns) count() int {
+	if t == nil {
+		return 0
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.waiting + t.unsorted
 }
 
 // Next returns the message whose turn it is. It waits for one until the consumer's context ends or pulling fails.

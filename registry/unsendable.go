@@ -72,6 +72,14 @@ func (u *unsendable) count() int {
 	return len(u.changes)
 }
 
+// has reports whether this change is passed over.
+func (u *unsendable) has(place outboxPlace) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	_, is := u.changes[place]
+	return is
+}
+
 // todo returns those messages that are to be sent now.
 func (u *unsendable) todo(messages []signed, now time.Time) []signed {
 	u.mu.Lock()

@@ -46,6 +46,9 @@ func TestUnsendable(t *testing.T) {
 		if err != nil || report.Outbox != outbox || r.passed.count() != outbox {
 			t.Errorf("%s: %d in the outbox, %d passed over: %v", when, report.Outbox, r.passed.count(), err)
 		}
+		if rows, oldest, err := store.backlog(t.Context(), r.passed); err != nil || rows != outbox || !oldest.IsZero() {
+			t.Errorf("%s: the outbox stands still with %d rows, the oldest of %v: %v", when, rows, oldest, err)
+		}
 		for name, want := range map[string]int{"OMI_INVALIDATIONS": events, "OMI_RECEIPTS": 2} {
 			stream, err := js.Stream(t.Context(), name)
 			if err != nil || int(stream.CachedInfo().State.Msgs) != want {

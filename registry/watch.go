@@ -7,13 +7,13 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
 )
 
 const (
@@ -40,7 +40,7 @@ type watch struct {
 	looking sync.Mutex // one look at a time
 	short   int        // looks in a row that found fewer events than the database has seen
 
-	waiting atomic.Uint64 // requests in their stream
+	deliveries consume.Deliveries
 
 	mu      sync.Mutex
 	streams error // what is wrong with the streams
@@ -132,8 +132,11 @@ func (w *watch) look(ctx context.Context) error {
 	return err
 }
 
-// note remembers what is wrong, and tells the log of a change.
+// note remembers what is wrong, and tells the log of a change. A broker that is away says nothing of what it has.
 func (w *watch) note(ctx context.Context, what *error, wrong error) {
+	if wrong != nil && !w.js.Conn().IsConnected() || errors.Is(wrong, context.Canceled) { // or it is to end
+		return
+	}
 	w.mu.Lock()
 	before := *what
 	*what = wrong
@@ -165,7 +168,6 @@ func (w *watch) examine(ctx context.Context) (missing []string, wrong error) {
 		}
 		switch want.Name {
 		case events.RequestStream:
-			w.waiting.Store(info.State.Msgs)
 			w.requestsAre(info.Created)
 		case events.InvalidationStream:
 			w.eventsAre(seen, info)
@@ -217,9 +219,13 @@ func (w *watch) lookAtDurable(ctx context.Context) {
 	consumer, err := w.js.Consumer(ctx, events.RequestStream, events.RegistryDurable)
 	if err != nil {
 		err = fmt.Errorf("durable %s: %w", events.RegistryDurable, err)
-	} else if info := consumer.CachedInfo(); info.Paused {
-		err = fmt.Errorf("%w until %s: nats consumer resume %s %s", ErrPaused, info.Config.PauseUntil.Format(time.RFC3339),
-			events.RequestStream, events.RegistryDurable)
+	} else {
+		info := consumer.CachedInfo()
+		w.deliveries.Note(info)
+		if info.Paused {
+			err = fmt.Errorf("%w until %s: nats consumer resume %s %s", ErrPaused, info.Config.PauseUntil.Format(time.RFC3339),
+				events.RequestStream, events.RegistryDurable)
+		}
 	}
 	w.note(ctx, &w.durable, err)
 	w.mu.Lock()

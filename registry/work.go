@@ -118,6 +118,7 @@ func (w *work) finish(ctx context.Context) error {
 	if c == nil {
 		return nil
 	}
+	w.inHand.Stage(stageCommit)
 	<-c.done
 	w.writing = nil
 	if c.panics != nil {

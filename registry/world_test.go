@@ -31,6 +31,8 @@ type world struct {
 	watch  *watch       // the same
 
 	lookEvery time.Duration // how often they look at the streams; 0: as usual
+	hangs     time.Duration // after which time work hangs; 0: as usual
+	registry  *Registry     // the replica that was started last
 
 	key     events.SigningKey   // of the replicas that are started
 	earlier []events.TrustedKey // what they trust besides
@@ -66,12 +68,12 @@ func (w *world) runOn(conn *nats.Conn, rotationsPerMinute int, change bool) (sto
 	w.t.Helper()
 	r, err := New(Config{
 		Policy: Policy{Origin: testOrigin, RotationsPerMinute: rotationsPerMinute}, ChangePolicy: change, Key: w.key, Trust: w.earlier, Store: w.store,
-		Conn: conn, Log: testLog(w.t),
+		Conn: conn, Log: testLog(w.t), hangsAfter: w.hangs,
 	})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.lookup, w.ready, w.watch = r.Lookup, r.Ready, r.watch
+	w.registry, w.lookup, w.ready, w.watch = r, r.Lookup, r.Ready, r.watch
 	r.watch.every = cmp.Or(w.lookEvery, r.watch.every)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -1,0 +1,133 @@
+package registry
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"omiappreg.org/keyrotation/internal/health"
+)
+
+const (
+	outboxEach   = 10 * time.Second // between two looks at the outbox
+	outboxSeldom = time.Minute      // and where a look takes long
+	// outboxAtMost is how many rows a look counts. The oldest among so many is about as old as the oldest of all: they lie in the
+	// order of their commits' random numbers.
+	outboxAtMost = 10_000
+	// overdueAfter is how old a row may be before the outbox is said to stand still: far more than a broker takes that is there.
+	overdueAfter = 30 * time.Second
+)
+
+// backlog is what waits in the outbox, as the last look found it.
+type backlog struct {
+	store   *Store
+	passed  *unsendable
+	now     func() time.Time
+	overdue time.Duration
+	each    time.Duration // outboxEach
+
+	looking sync.Mutex
+	mu      sync.Mutex
+	due     time.Time // the next look
+	rows    int
+	oldest  time.Time // when it was committed; zero: there is none
+}
+
+func newBacklog(cfg Config, passed *unsendable) *backlog {
+	b := &backlog{store: cfg.Store, passed: passed, now: cfg.Now, overdue: overdueAfter, each: outboxEach}
+	cfg.Metrics.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "omi_registry_outbox_rows",
+			Help: "Changes in the outbox that are not published yet; 10000 stands for as many or more.",
+		}, func() float64 {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			return float64(b.rows)
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "omi_registry_outbox_oldest_seconds",
+			Help: "How long ago the oldest change in the outbox was committed, without those that can't be sent as they are; 0: there is none.",
+		}, func() float64 { return b.age().Seconds() }),
+	)
+	return b
+}
+
+// age is that of the oldest row.
+func (b *backlog) age() time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.oldest.IsZero() {
+		return 0
+	}
+	return max(0, b.now().Sub(b.oldest))
+}
+
+// check looks, if that is due, and fails while a row is overdue.
+func (b *backlog) check(ctx context.Context) error {
+	b.looking.Lock()
+	defer b.looking.Unlock()
+	b.mu.Lock()
+	due := !time.Now().Before(b.due)
+	b.mu.Unlock()
+	if due {
+		if err := b.look(ctx); err != nil {
+			return health.Because(err, "the database does not say what is in the outbox")
+		}
+	}
+	if age := b.age(); age >= b.overdue {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return fmt.Errorf("%d changes are committed and not published, the oldest for %v", b.rows, age.Round(time.Second))
+	}
+	if n := b.passed.count(); n > 0 {
+		return health.AsRemark(fmt.Errorf("%d changes can't be announced, since the broker refuses a message as it is: see the log", n))
+	}
+	return nil
+}
+
+func (b *backlog) look(ctx context.Context) error {
+	began := time.Now()
+	rows, oldest, err := b.store.backlog(ctx, b.passed)
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rows, b.oldest = rows, oldest
+	pause := b.each
+	if !oldest.IsZero() { // so that it is seen soon when it is gone
+		pause /= 10
+	}
+	b.due = time.Now().Add(min(max(10*time.Since(began), pause), outboxSeldom))
+	return nil
+}
+
+// backlog returns how many changes are in the outbox, at most outboxAtMost, and when the oldest of them was committed that is not
+// passed over.
+func (s *Store) backlog(ctx context.Context, passed *unsendable) (rows int, oldest time.Time, err error) {
+	const some = "SELECT batch, position FROM outbox LIMIT $1"
+	var first sql.NullInt64
+	if passed.count() == 0 {
+		err = s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*), MIN(position) FROM ("+some+") AS waiting", outboxAtMost).Scan(&rows, &first)
+	} else {
+		err = s.each(ctx, some, []any{outboxAtMost}, func(row *sql.Rows) error {
+			var place outboxPlace
+			err := row.Scan(&place.batch, &place.position)
+			if rows++; !passed.has(place) && (!first.Valid || place.position < first.Int64) {
+				first = sql.NullInt64{Int64: place.position, Valid: true}
+			}
+			return err
+		})
+	}
+	if err != nil {
+		return 0, oldest, fmt.Errorf("look at the outbox: %w", err)
+	}
+	if first.Valid {
+		oldest = time.Unix(0, first.Int64)
+	}
+	return rows, oldest, nil
+}

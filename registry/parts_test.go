@@ -1,0 +1,212 @@
+package registry
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/health"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// readiness asks the replica that was started last how its parts are.
+func (w *world) readiness() string {
+	w.t.Helper()
+	report, err := health.New(slog.New(slog.DiscardHandler), w.registry.Parts()...).Report(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return report.Text()
+}
+
+// says waits until the readiness has these words; "ok": all is well.
+func (w *world) says(words ...string) {
+	w.t.Helper()
+	testenv.Eventually(w.t, patience, "it says "+strings.Join(words, ", "), func() error {
+		text := w.readiness()
+		for _, word := range words {
+			if !strings.Contains(text, word) {
+				return errors.New(text)
+			}
+		}
+		return nil
+	})
+}
+
+// hurry has the outbox looked at often, and a row overdue soon.
+func (b *backlog) hurry(overdue time.Duration) {
+	b.looking.Lock()
+	defer b.looking.Unlock()
+	b.overdue, b.each = overdue, overdue/10
+}
+
+// newReadyWorld is a world with a bound service and a registry that looks often and is impatient.
+func newReadyWorld(t *testing.T, broker *testenv.Broker, url string) (*world, *developer) {
+	t.Helper()
+	w := newWorldOn(t, broker, url)
+	w.lookEvery, w.hangs = 20*time.Millisecond, 300*time.Millisecond
+	w.run()
+	w.registry.backlog.hurry(500 * time.Millisecond)
+	d := newDeveloper(t, w.store, "org.omiappreg.alice", "one")
+	if err := w.committed(d.bind()); err != nil {
+		t.Fatal(err)
+	}
+	w.says("ok\n")
+	return w, d
+}
+
+// TestReadyWithBroker: each fault of the broker's is named, one after the other in one deployment, and gone when it is.
+func TestReadyWithBroker(t *testing.T) {
+	t.Parallel()
+	const size = 16 << 20
+	w, d := newReadyWorld(t, testenv.NewSmallBroker(t, size), testenv.Database(t, testenv.SQLite))
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := func() {
+		t.Helper()
+		w.says("ok\n")
+		must(w.committed(d.rotate()))
+	}
+	ctx := t.Context()
+
+	_, err := w.js.PauseConsumer(ctx, events.RequestStream, events.RegistryDurable, time.Now().Add(time.Hour))
+	must(err)
+	w.says("consumer: the durable is paused until", "nats consumer resume")
+	_, err = w.js.ResumeConsumer(ctx, events.RequestStream, events.RegistryDurable)
+	must(err)
+	done()
+
+	must(w.js.DeleteConsumer(ctx, events.RequestStream, events.RegistryDurable))
+	done()
+
+	stream, err := w.js.Stream(ctx, events.ReceiptStream)
+	must(err)
+	sealed := stream.CachedInfo().Config
+	sealed.Sealed, sealed.AllowDirect, sealed.AllowAtomicPublish = true, false, false
+	_, err = w.js.UpdateStream(ctx, sealed)
+	must(err)
+	w.says("streams: stream " + events.ReceiptStream + ": the stream is sealed")
+	must(w.js.DeleteStream(ctx, events.ReceiptStream))
+	done()
+
+	_, err = w.js.PauseConsumer(ctx, events.RequestStream, events.RegistryDurable, time.Now().Add(time.Hour))
+	must(err)
+	waits := d.rotate() // which the broker has while it still has the space
+	w.publish(waits)
+	filler, err := w.js.CreateStream(ctx, jetstream.StreamConfig{Name: "FILLER", Subjects: []string{"filler"}})
+	must(err)
+	for err = nil; err == nil; {
+		_, err = w.js.Publish(ctx, "filler", make([]byte, 64<<10))
+	}
+	_, err = w.js.ResumeConsumer(ctx, events.RequestStream, events.RegistryDurable)
+	must(err)
+	w.says("streams: can't publish: the broker has no space left")
+	w.says("outbox: 1 changes are committed and not published")
+	must(filler.Purge(ctx))
+	if receipt := w.answer(waits); receipt.Event != events.RequestCommitted {
+		t.Fatalf("%+v", receipt)
+	}
+	done()
+
+	w.broker.Stop()
+	w.says("broker: the broker is away")
+	if text := w.readiness(); strings.Count(text, "\n") != 1 {
+		t.Errorf("the broker alone is away, and it says\n%s", text)
+	}
+	w.broker.Start()
+	done()
+}
+
+// TestReadyWithDatabase: a lock, a commit that waits for a standby, and a server that is away are named, and gone when they are. What
+// hangs is in the log and in the metric.
+func TestReadyWithDatabase(t *testing.T) {
+	t.Parallel()
+	server := testenv.NewPostgresServer(t)
+	way := testenv.NewProxy(t, server.Addr())
+	address := server.CreateDatabase("reg", way.Addr())
+	w, d := newReadyWorld(t, testenv.NewBroker(t), address)
+	own, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own.Host = server.Addr()
+	operator, err := sql.Open("pgx", own.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = operator.Close() }()
+	execute := func(statement string) {
+		t.Helper()
+		if _, err := operator.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	committed := func(r request) {
+		t.Helper()
+		if receipt := w.answer(r); receipt.Event != events.RequestCommitted {
+			t.Fatalf("%+v", receipt)
+		}
+		w.says("ok\n")
+	}
+	hangs := func(stages ...string) {
+		t.Helper()
+		testenv.Eventually(t, patience, "it says what hangs", func() error {
+			text := w.readiness()
+			for _, stage := range stages {
+				if strings.Contains(text, "requests: 1 requests hang for ") && strings.HasSuffix(text, "(stage: "+stage+")\n") {
+					return nil
+				}
+			}
+			return errors.New(text)
+		})
+	}
+
+	lock, err := operator.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock.ExecContext(t.Context(), "LOCK TABLE history IN ACCESS EXCLUSIVE MODE"); err != nil {
+		t.Fatal(err)
+	}
+	waits := d.rotate()
+	w.publish(waits)
+	hangs(stageLoad, stageCommit)
+	if err := lock.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	committed(waits)
+
+	execute("ALTER SYSTEM SET synchronous_standby_names = 'nosuch'")
+	execute("SELECT pg_reload_conf()")
+	testenv.Eventually(t, patience, "the server waits for a standby", func() error {
+		var name string
+		err := operator.QueryRowContext(t.Context(), "SHOW synchronous_standby_names").Scan(&name)
+		if err == nil && name != "nosuch" {
+			err = fmt.Errorf("it is %q", name)
+		}
+		return err
+	})
+	waits = d.rotate()
+	w.publish(waits)
+	hangs(stageCommit)
+	execute("ALTER SYSTEM RESET synchronous_standby_names")
+	execute("SELECT pg_reload_conf()")
+	committed(waits)
+
+	way.Cut()
+	w.says("database: the database ")
+	way.Restore()
+	w.says("ok\n")
+}
