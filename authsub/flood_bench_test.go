@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -27,45 +26,18 @@ func BenchmarkFloodedVerify(b *testing.B) {
 		auth, flooded, honest := floodedAuth(b, testenv.Database(b, engine))
 		for _, rate := range []int{0, 47, 500} {
 			b.Run(fmt.Sprintf("%s/%d", engine, rate), func(b *testing.B) {
-				stop := flood(b, rate, func() { auth.Verify(b.Context(), query(flooded, honest.Current())) })
+				stop := testenv.Flood(b, rate, func() { auth.Verify(b.Context(), query(flooded, honest.Current())) })
 				defer stop()
 				q := query(honest, honest.Current())
-				var took []time.Duration
-				for b.Loop() {
-					time.Sleep(500 * time.Microsecond)
-					began := time.Now()
+				verify := func() {
 					if answer := auth.Verify(b.Context(), q); answer.Result != events.Accepted {
 						b.Fatalf("%+v", answer)
 					}
-					took = append(took, time.Since(began))
 				}
-				slices.Sort(took)
-				b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
-				b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
+				testenv.Paced(b, 500*time.Microsecond, func() func() { return verify })
 			})
 		}
 	}
-}
-
-// flood calls ask so many times a second until it is stopped.
-func flood(b *testing.B, rate int, ask func()) (stop func()) {
-	b.Helper()
-	if rate == 0 {
-		return func() {}
-	}
-	done, tick := make(chan struct{}), time.NewTicker(time.Second/time.Duration(rate))
-	var asking sync.WaitGroup
-	asking.Go(func() {
-		for {
-			select {
-			case <-done:
-				return
-			case <-tick.C:
-				ask()
-			}
-		}
-	})
-	return func() { close(done); asking.Wait(); tick.Stop() }
 }
 
 func floodedAuth(b *testing.B, url string) (auth *authsub.Auth, flooded, honest *subtest.Service) {

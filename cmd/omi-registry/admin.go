@@ -43,15 +43,10 @@ type appAddCmd struct {
 
 // Run adds an app.
 func (c *appAddCmd) Run() error {
-	id, err := events.ParseAppID(c.AppID)
+	app, err := parseAppAndKey(c.AppID, c.MasterKey)
 	if err != nil {
-		return process.Usagef("--app-id: %w", err)
+		return err
 	}
-	key, err := events.ParsePublicKey(c.MasterKey)
-	if err != nil {
-		return process.Usagef("--master-key: %w", err)
-	}
-	app := registry.App{AppID: id, MasterPublicKey: key}
 	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
 		if err := store.AddApp(ctx, app, time.Now().Unix()); err != nil {
 			return process.Usage(err)
@@ -59,8 +54,19 @@ func (c *appAddCmd) Run() error {
 		if c.JSON {
 			return process.PrintJSON(app)
 		}
-		return process.Print("The registry knows %s; its developer can bind services now.\n", id)
+		return process.Print("The registry knows %s; its developer can bind services now.\n", app.AppID)
 	})
+}
+
+// parseAppAndKey reads what --app-id and --master-key say.
+func parseAppAndKey(id, master string) (app registry.App, err error) {
+	if app.AppID, err = events.ParseAppID(id); err != nil {
+		return app, process.Usagef("--app-id: %w", err)
+	}
+	if app.MasterPublicKey, err = events.ParsePublicKey(master); err != nil {
+		return app, process.Usagef("--master-key: %w", err)
+	}
+	return app, nil
 }
 
 type appListCmd struct {
@@ -141,31 +147,27 @@ their developer resets each service with the new one (omi reset).`
 
 // Run replaces an app's Master Key.
 func (c *appReplaceCmd) Run() error {
-	id, err := events.ParseAppID(c.AppID)
+	next, err := parseAppAndKey(c.AppID, c.MasterKey)
 	if err != nil {
-		return process.Usagef("--app-id: %w", err)
-	}
-	key, err := events.ParsePublicKey(c.MasterKey)
-	if err != nil {
-		return process.Usagef("--master-key: %w", err)
+		return err
 	}
 	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
-		old, err := store.ReplaceMaster(ctx, registry.App{AppID: id, MasterPublicKey: key}, time.Now().Unix())
+		old, err := store.ReplaceMaster(ctx, next, time.Now().Unix())
 		if err != nil {
 			return unknownApp(usage(err))
 		}
-		app, err := store.App(ctx, id)
+		app, err := store.App(ctx, next.AppID)
 		if err != nil {
 			return err
 		}
 		switch {
 		case c.JSON:
 			return process.PrintJSON(app)
-		case old == key:
-			return process.Print("%s has this Master Key already.\n", id)
+		case old == next.MasterPublicKey:
+			return process.Print("%s has this Master Key already.\n", next.AppID)
 		}
 		return process.Print("%s has another Master Key now; what %s signs is refused from now on.\n"+
-			"If the old key leaked, have each service reset: omi reset --app-id %s --service-id … --master-key …\n", id, old, id)
+			"If the old key leaked, have each service reset: omi reset --app-id %s --service-id … --master-key …\n", next.AppID, old, next.AppID)
 	})
 }
 

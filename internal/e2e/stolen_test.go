@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -23,46 +22,16 @@ import (
 func TestStolenRegistryKey(t *testing.T) {
 	t.Parallel()
 	useSources(t)
-	broker := testenv.NewBroker(t)
-	d := prepare(t, testenv.Database(t, testenv.SQLite), testenv.Connect(t, broker.URL()))
-	d.command("keygen", "--out", "next.pem")
-	key := func(file string) events.SigningKey {
-		key, err := keyfile.Read(filepath.Join(d.folder, file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return key
-	}
-	stolen, next := key("registry.pem"), key("next.pem")
-	var err error
-	if d.trust, err = events.NewTrust(origin, stolen.Public(), next.Public()); err != nil {
-		t.Fatal(err)
-	}
-	trustFile := filepath.Join(d.folder, "trusted.txt")
-	if err := os.WriteFile(trustFile, []byte(stolen.Public().String()+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	env := []string{"OMI_NATS_URL=" + broker.URL(), "OMI_HTTP_ADDR=127.0.0.1:0", instanceEnv}
-	start := func(name, trust string, command ...string) *daemon {
-		p := &daemon{name: name, folder: d.folder, env: append([]string{trust}, env...), command: command}
-		if err := p.start(); err != nil {
-			t.Fatal(err)
-		}
-		d.processes = append(d.processes, p)
-		testenv.Eventually(t, patience, name+" is ready", p.ready)
-		return p
-	}
-	t.Cleanup(d.close)
-	d.registry = start("registry", "OMI_TRUST="+stolen.Public().String(), "omi-registry", "--signing-key", "registry.pem", "--database-url", d.url)
-	d.auth = start("auth", "OMI_TRUST_FILE="+trustFile, "omi-authsub")
-	d.billing = start("billing", "OMI_TRUST_FILE="+trustFile, "omi-billingsub")
+	r := newRekeyed(t)
+	d, stolen, next := r.deployment, r.before, r.next
+	d.registry = r.startRegistry("registry", "OMI_TRUST="+stolen.Public().String(), "registry.pem")
+	d.auth = r.start("auth", "OMI_TRUST_FILE="+r.trustFile, "omi-authsub")
+	d.billing = r.start("billing", "OMI_TRUST_FILE="+r.trustFile, "omi-billingsub")
 	s := newDomain(t, d, "cms")
 	s.bind()
 	record := s.record()
 
-	if err := d.registry.interrupt(); err != nil {
-		t.Fatal(err)
-	}
+	r.interrupt(d.registry)
 	stream, err := d.js.Stream(t.Context(), events.InvalidationStream)
 	if err != nil {
 		t.Fatal(err)
@@ -70,9 +39,7 @@ func TestStolenRegistryKey(t *testing.T) {
 	ended := events.TrustedKey{
 		PublicKey: stolen.Public(), End: events.End{Time: time.Now().Add(time.Hour).Unix(), Place: stream.CachedInfo().State.LastSeq},
 	}.String()
-	if err := os.WriteFile(trustFile, []byte(next.Public().String()+"\n"+ended+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	r.write(next.Public().String() + "\n" + ended + "\n")
 	for _, p := range []*daemon{d.auth, d.billing} {
 		testenv.Eventually(t, patience, p.name+" has read its trust file again", func() error {
 			log, err := os.ReadFile(p.log())
@@ -91,7 +58,7 @@ func TestStolenRegistryKey(t *testing.T) {
 	}
 	recovered := func(trust string) (string, int) {
 		command := exec.Command(filepath.Join(binaries, "omi-registry"), "recover", "--signing-key", "next.pem",
-			"--database-url", d.url, "--nats-url", broker.URL(), "--trust", trust)
+			"--database-url", d.url, "--nats-url", r.broker.URL(), "--trust", trust)
 		command.Dir, command.Env = d.folder, []string{}
 		out, err := command.CombinedOutput()
 		if command.ProcessState == nil {
@@ -108,7 +75,7 @@ func TestStolenRegistryKey(t *testing.T) {
 		t.Errorf("recover ends with %d: %s", code, out)
 	}
 
-	d.registry = start("registry-2", "OMI_TRUST="+ended, "omi-registry", "--signing-key", "next.pem", "--database-url", d.url)
+	d.registry = r.startRegistry("registry-2", "OMI_TRUST="+ended, "next.pem")
 	testenv.Eventually(t, patience, "Auth says what it has set aside", func() error {
 		response, err := d.auth.do(http.MethodGet, "/healthz", "")
 		if err != nil {

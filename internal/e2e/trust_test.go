@@ -5,14 +5,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
@@ -23,49 +21,16 @@ import (
 func TestTrustComesLater(t *testing.T) {
 	t.Parallel()
 	useSources(t)
-	broker := testenv.NewBroker(t)
-	d := prepare(t, testenv.Database(t, testenv.SQLite), testenv.Connect(t, broker.URL()))
-	d.command("keygen", "--out", "next.pem")
-	next, err := keyfile.Read(filepath.Join(d.folder, "next.pem"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	before, after := d.registryKey().String(), next.Public().String()
-	if d.trust, err = events.NewTrust(origin, d.registryKey(), next.Public()); err != nil {
-		t.Fatal(err)
-	}
-	trustFile := filepath.Join(d.folder, "trusted.txt")
-	write := func(text string) {
-		if err := os.WriteFile(trustFile, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(before + "\n")
-	env := []string{"OMI_NATS_URL=" + broker.URL(), "OMI_HTTP_ADDR=127.0.0.1:0", instanceEnv}
-	start := func(p *daemon, name, trust string, command ...string) *daemon {
-		*p = daemon{name: name, folder: d.folder, env: append([]string{trust}, env...), command: command}
-		if err := p.start(); err != nil {
-			t.Fatal(err)
-		}
-		testenv.Eventually(t, patience, name+" is ready", p.ready)
-		return p
-	}
-	d.registry, d.auth, d.billing = &daemon{}, &daemon{}, &daemon{}
-	d.processes = []*daemon{d.registry, d.auth, d.billing}
-	t.Cleanup(d.close)
-	start(d.registry, "registry", "OMI_TRUST="+before, "omi-registry", "--signing-key", "registry.pem", "--database-url", d.url)
-	start(d.auth, "auth", "OMI_TRUST_FILE="+trustFile, "omi-authsub")
-	start(d.billing, "billing", "OMI_TRUST="+before, "omi-billingsub")
+	r := newRekeyed(t)
+	d, before, after := r.deployment, r.before.Public().String(), r.next.Public().String()
+	d.registry = r.startRegistry("registry", "OMI_TRUST="+before, "registry.pem")
+	d.auth = r.start("auth", "OMI_TRUST_FILE="+r.trustFile, "omi-authsub")
+	d.billing = r.start("billing", "OMI_TRUST="+before, "omi-billingsub")
 	s := newDomain(t, d, "cms")
 	s.bind()
 
-	interrupt := func(p *daemon) {
-		if err := p.interrupt(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	interrupt(d.registry)
-	start(d.registry, "registry-2", "OMI_TRUST="+before, "omi-registry", "--signing-key", "next.pem", "--database-url", d.url)
+	r.interrupt(d.registry)
+	d.registry = r.startRegistry("registry-2", "OMI_TRUST="+before, "next.pem")
 	c := s.open(s.store())
 	first := s.accepted(c)
 	if _, err := c.Rotate(t.Context()); err != nil {
@@ -103,12 +68,12 @@ func TestTrustComesLater(t *testing.T) {
 		t.Errorf("omi doctor: %v\n%s", err, out)
 	}
 
-	write("what is this?\n") // changes nothing
-	write(before + "\n" + after + "\n")
+	r.write("what is this?\n") // changes nothing
+	r.write(before + "\n" + after + "\n")
 	applied(true, false)
 	signsWithFirst()
-	interrupt(d.billing)
-	start(d.billing, "billing", "OMI_TRUST="+before+","+after, "omi-billingsub")
+	r.interrupt(d.billing)
+	d.billing = r.start("billing-2", "OMI_TRUST="+before+","+after, "omi-billingsub")
 	applied(true, true)
 	s.settled(c, 2)
 	if got := s.accepted(c); got.Key != events.KeyCurrent || got.Sequence != 2 {
