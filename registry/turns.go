@@ -64,11 +64,12 @@ type fairConsumer struct {
 
 // Messages implements [jetstream.Consumer].
 func (c *fairConsumer) Messages(opts ...jetstream.PullMessagesOpt) (jetstream.MessagesContext, error) {
-	iterator, err := c.Consumer.Messages(append(opts, jetstream.PullMaxMessages(consume.AtMost(c.Consumer, pullAtMost)))...)
+	pull := consume.NewPull(c.Consumer, pullAtMost)
+	iterator, err := c.Consumer.Messages(append(opts, jetstream.PullMaxMessages(pull.Messages))...)
 	if err != nil {
 		return nil, err
 	}
-	return newTurns(c, consume.Patient(iterator, func() error { return consume.Refusal(c.conn, c.Consumer, pullAtMost) })), nil
+	return newTurns(c, consume.Patient(iterator, func() error { return pull.Refusal(c.conn, c.Consumer) })), nil
 }
 
 // turns is where requests wait for their turn. It implements [jetstream.MessagesContext].

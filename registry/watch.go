@@ -100,6 +100,9 @@ func (w *watch) run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		if !w.js.Conn().IsConnected() {
+			continue // it says nothing of the streams
+		}
 		err := w.look(ctx)
 		if final := (*backoff.PermanentError)(nil); errors.As(err, &final) {
 			return final.Unwrap()
@@ -250,13 +253,13 @@ func (w *watch) open(ctx context.Context) (consumer jetstream.Consumer, created 
 		return nil, created, nil, err
 	}
 	until, stop := context.WithCancelCause(ctx)
+	w.note(ctx, &w.durable, nil)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.opened.stop != nil {
 		w.opened.stop(errReplaced) // it has ended
 	}
 	w.opened = opened{created, consumer.CachedInfo().Created, stop}
-	w.durable = nil
 	return consumer, created, until, nil
 }
 

@@ -55,30 +55,36 @@ func Put(cfg jetstream.ConsumerConfig, put func(jetstream.ConsumerConfig) (jetst
 	return put(cfg)
 }
 
-// pullOptions is how a consumer pulls.
-func pullOptions(consumer jetstream.Consumer, messages int, heartbeat time.Duration) []jetstream.PullMessagesOpt {
-	expiry := expiryOf(consumer)
-	return []jetstream.PullMessagesOpt{
-		jetstream.PullMaxMessages(AtMost(consumer, messages)),
-		jetstream.PullExpiry(expiry), jetstream.PullHeartbeat(max(leastHeartbeat, min(heartbeat, expiry/2))),
-	}
+// Pull is how a consumer pulls: no more and no longer than its durable allows.
+type Pull struct {
+	Messages int
+	Expiry   time.Duration
 }
 
-func expiryOf(consumer jetstream.Consumer) time.Duration {
+// NewPull returns a pull of at most so many messages.
+func NewPull(consumer jetstream.Consumer, messages int) Pull {
+	p := Pull{AtMost(consumer, messages), pullExpiry}
 	if limit := consumer.CachedInfo().Config.MaxRequestExpires; limit > 0 {
-		return max(leastExpiry, min(pullExpiry, limit))
+		p.Expiry = max(leastExpiry, min(p.Expiry, limit))
 	}
-	return pullExpiry
+	return p
 }
 
-// Refusal asks the broker for a pull as large as ours, and returns its words if it refuses that; nil: it doesn't, or can't be asked.
-func Refusal(conn *nats.Conn, consumer jetstream.Consumer, messages int) error {
+func (p Pull) options(heartbeat time.Duration) []jetstream.PullMessagesOpt {
+	return []jetstream.PullMessagesOpt{
+		jetstream.PullMaxMessages(p.Messages), jetstream.PullExpiry(p.Expiry),
+		jetstream.PullHeartbeat(max(leastHeartbeat, min(heartbeat, p.Expiry/2))),
+	}
+}
+
+// Refusal asks the broker for such a pull, and returns its words if it refuses that; nil: it doesn't, or can't be asked.
+func (p Pull) Refusal(conn *nats.Conn, consumer jetstream.Consumer) error {
 	if conn == nil {
 		return nil
 	}
 	info := consumer.CachedInfo()
 	// With max_bytes no message comes, since none is so small. With a heartbeat, the broker would not say that too many pulls wait.
-	body := fmt.Sprintf(`{"batch":%d,"expires":%d,"max_bytes":1}`, AtMost(consumer, messages), expiryOf(consumer))
+	body := fmt.Sprintf(`{"batch":%d,"expires":%d,"max_bytes":1}`, p.Messages, p.Expiry.Nanoseconds())
 	inbox, err := conn.SubscribeSync(conn.NewInbox())
 	if err != nil {
 		return nil

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,12 +65,15 @@ func TestSmallPulls(t *testing.T) {
 		}
 	}
 	var log lines
+	var opened atomic.Pointer[jetstream.Consumer]
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
 		ended <- Run(ctx, Config{
 			Open: func(ctx context.Context) (jetstream.Consumer, error) {
-				return js.CreateOrUpdateConsumer(ctx, "Q", limited)
+				consumer, err := js.CreateOrUpdateConsumer(ctx, "Q", limited)
+				opened.Store(&consumer)
+				return consumer, err
 			},
 			Handle: func(_ context.Context, batch []*Message) error {
 				handled <- len(batch)
@@ -82,6 +86,10 @@ func TestSmallPulls(t *testing.T) {
 	smaller := limited
 	smaller.MaxRequestBatch = 2
 	if _, err := js.UpdateConsumer(t.Context(), "Q", smaller); err != nil {
+		t.Fatal(err)
+	}
+	consumer := *opened.Load()
+	if _, err := consumer.Info(t.Context()); err != nil { // which refreshes what the consumer knows of itself
 		t.Fatal(err)
 	}
 	expect(messages) // the next pull is refused
@@ -113,7 +121,7 @@ func TestRefusal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Refusal(conn, consumer, 10); err != nil {
+	if err := NewPull(consumer, 10).Refusal(conn, consumer); err != nil {
 		t.Errorf("a pull that is taken: %v", err)
 	}
 	if info, err := consumer.Info(t.Context()); err != nil || info.Delivered.Consumer > 0 {
@@ -138,13 +146,13 @@ func TestRefusal(t *testing.T) {
 		}
 		return err
 	})
-	if err := Refusal(conn, empty, 10); err == nil || !strings.Contains(err.Error(), "MaxWaiting") {
+	if err := NewPull(empty, 10).Refusal(conn, empty); err == nil || !strings.Contains(err.Error(), "MaxWaiting") {
 		t.Errorf("no room for another pull: %v", err)
 	}
 	if err := stream.DeleteConsumer(t.Context(), "d"); err != nil {
 		t.Fatal(err)
 	}
-	if err := Refusal(conn, consumer, 10); err == nil || !strings.Contains(err.Error(), "no consumer d") {
+	if err := NewPull(consumer, 10).Refusal(conn, consumer); err == nil || !strings.Contains(err.Error(), "no consumer d") {
 		t.Errorf("no durable: %v", err)
 	}
 }

@@ -45,11 +45,12 @@ func runOnce(ctx context.Context, cfg Config, opened func()) error {
 	if err != nil {
 		return err
 	}
-	messages, err := consumer.Messages(pullOptions(consumer, 2*cfg.Batch, cfg.heartbeat)...)
+	pull := NewPull(consumer, 2*cfg.Batch)
+	messages, err := consumer.Messages(pull.options(cfg.heartbeat)...)
 	if err != nil {
 		return fmt.Errorf("start pulling: %w", err)
 	}
-	iterator := Patient(messages, func() error { return Refusal(cfg.Conn, consumer, 2*cfg.Batch) })
+	iterator := Patient(messages, func() error { return pull.Refusal(cfg.Conn, consumer) })
 	settled, err := lru.New[uint64, struct{}](settledKept * cfg.Batch)
 	if err != nil {
 		return fmt.Errorf("remember what is settled: %w", err)
