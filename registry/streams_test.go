@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
@@ -94,7 +93,7 @@ func TestStreamOfAnotherLimit(t *testing.T) {
 // the durable, keep the registry from its requests; nor from comparing its database at a start.
 func TestBrokerThatAllowsLittle(t *testing.T) {
 	t.Parallel()
-	w := newWorldOn(t, testenv.NewLimitedBroker(t, server.JSLimitOpts{MaxRequestBatch: 10, MaxAckPending: 20}), testenv.Database(t, testenv.SQLite))
+	w := newWorldOn(t, testenv.NewBrokerOf(t, "jetstream { limits { max_request_batch: 10, max_ack_pending: 20 } }"), testenv.Database(t, testenv.SQLite))
 	stop := w.run()
 	d := newDeveloper(t, w.store, "org.omiappreg.alice", "one")
 	for i := range 30 {

@@ -53,7 +53,12 @@ type deployment struct {
 // newDeployment returns when all three are ready.
 func newDeployment(t *testing.T, url string) *deployment {
 	t.Helper()
-	broker := testenv.NewBroker(t)
+	return newDeploymentAt(t, testenv.NewBroker(t), url)
+}
+
+// newDeploymentAt is newDeployment with this broker.
+func newDeploymentAt(t *testing.T, broker *testenv.Broker, url string) *deployment {
+	t.Helper()
 	d := prepare(t, url, testenv.Connect(t, broker.URL()))
 	env := []string{"OMI_NATS_URL=" + broker.URL(), "OMI_HTTP_ADDR=127.0.0.1:0", "OMI_TRUST=" + d.registryKey().String(), instanceEnv}
 	daemonOf := func(name string, command ...string) *daemon {

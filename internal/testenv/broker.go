@@ -61,6 +61,16 @@ func (b *Broker) Stop() {
 	}
 }
 
+// Empty stops the broker, removes all that it has stored, and starts it again.
+func (b *Broker) Empty() {
+	b.t.Helper()
+	b.Stop()
+	if err := os.RemoveAll(b.cfg.StoreDir); err != nil {
+		b.t.Fatal(err)
+	}
+	b.Start()
+}
+
 // Start starts the broker after Stop.
 func (b *Broker) Start() {
 	b.t.Helper()
@@ -117,6 +127,12 @@ func ServeText(t testing.TB, config string) (url string) {
 		t.Fatalf("read the configuration: %v", err)
 	}
 	return ServeOptions(t, opts)
+}
+
+// NewBrokerOf is [NewBroker] with the text of a configuration. It can't be stopped.
+func NewBrokerOf(t testing.TB, config string) *Broker {
+	t.Helper()
+	return &Broker{t: t, url: ServeText(t, config)}
 }
 
 // ServeOptions is [ServeText] with the options that a configuration stands for.
