@@ -271,7 +271,9 @@ func TestDoctorDurables(t *testing.T) {
 	filtered.FilterSubject = "omi.v1.invalidations.org.example.>"
 	newest := events.SubscriberConsumerConfig("billingsub")
 	newest.DeliverPolicy = jetstream.DeliverNewPolicy
-	for _, config := range []jetstream.ConsumerConfig{filtered, newest, events.SubscriberConsumerConfig("another")} {
+	another, limited := events.SubscriberConsumerConfig("another"), events.SubscriberConsumerConfig("limited")
+	another.MaxRequestBatch, limited.MaxRequestMaxBytes = 100, 1000
+	for _, config := range []jetstream.ConsumerConfig{filtered, newest, another, limited} {
 		if _, err := js.CreateConsumer(t.Context(), events.InvalidationStream, config); err != nil {
 			t.Fatal(err)
 		}
@@ -294,7 +296,8 @@ func TestDoctorDurables(t *testing.T) {
 		"durable registry":    "warning messages that wait: 0, that are worked on: 0, nobody fetches at this moment",
 		"durable authsub-web": "wrong filter: omi.v1.invalidations.org.example.> instead of",
 		"durable billingsub":  "wrong deliver policy: new instead of all",
-		"durable another":     "warning no change waits for it",
+		"durable another":     "warning no change waits for it unless omi-registry is told to (--wait-for), at most 100 messages a pull",
+		"durable limited":     "warning bytes: 1000",
 	})
 }
 

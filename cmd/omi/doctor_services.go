@@ -110,6 +110,9 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 		start, gone = d.startAgain(registryProgram), ""
 		held = ": services that a restored database lacks changes of are held until omi-registry recover has run (omi_registry_services_behind)"
 	}
+	if most := have.MaxRequestBatch; most > 0 { // which may be the broker's own limit
+		detail += fmt.Sprintf(", at most %d messages a pull", most)
+	}
 	if info.NumWaiting == 0 {
 		detail += ", nobody fetches at this moment"
 	}
@@ -117,6 +120,9 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 	case info.Paused:
 		d.warn(name, fmt.Sprintf("%s; it is paused for %s", detail, info.PauseRemaining.Round(time.Second)),
 			"nats consumer resume "+info.Stream+" "+have.Durable)
+	case have.MaxRequestExpires > 0, have.MaxRequestMaxBytes > 0:
+		d.warn(name, fmt.Sprintf("%s; somebody limited its pulls (time: %s, bytes: %d)", detail, have.MaxRequestExpires, have.MaxRequestMaxBytes),
+			"restart its process, which takes that back")
 	case info.NumWaiting == 0 && info.NumAckPending == 0:
 		d.warn(name, detail, start+gone)
 	case info.NumPending > 0 || info.NumAckPending > 0:
