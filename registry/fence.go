@@ -60,6 +60,7 @@ type fence struct {
 	mu       sync.Mutex // never held while the database or the broker is asked
 	compared bool
 	doubts   int      // how often there was reason to compare
+	era      int64    // of the sessions with the database, when it was compared
 	seen     position // of the database; it must never be found older
 	behind   map[events.Target]need
 	lost     map[events.PublicKey]struct{} // keys that lacking events registered
@@ -100,7 +101,7 @@ func (f *fence) compare(ctx context.Context) error {
 
 func (f *fence) compareOnce(ctx context.Context) error {
 	f.mu.Lock()
-	doubts := f.doubts
+	doubts, era := f.doubts, f.store.db.Era()
 	f.mu.Unlock()
 	began, _, err := f.store.position(ctx)
 	if err != nil {
@@ -132,7 +133,7 @@ func (f *fence) compareOnce(ctx context.Context) error {
 	if f.doubts != doubts {
 		return errMoved
 	}
-	f.compared, f.seen, f.behind, f.lost, f.reminded = true, found, v.behind, v.lost, time.Now()
+	f.compared, f.era, f.seen, f.behind, f.lost, f.reminded = true, era, found, v.behind, v.lost, time.Now()
 	v.tell(ctx, f.log)
 	return nil
 }
@@ -234,7 +235,7 @@ func (f *fence) same(ctx context.Context, doubts int) error {
 // on what it read asks this after it has read.
 func (f *fence) check(ctx context.Context) error {
 	f.mu.Lock()
-	compared, seen := f.compared, f.seen
+	compared, seen, era := f.compared, f.seen, f.era
 	f.mu.Unlock()
 	if !compared {
 		return ErrComparing
@@ -243,6 +244,10 @@ func (f *fence) check(ctx context.Context) error {
 	if err != nil {
 		f.doubt(ctx, err)
 		return err
+	}
+	if f.store.db.Era() != era {
+		f.elsewhere()
+		return ErrComparing
 	}
 	if now.olderThan(seen) {
 		f.suspect("the position in the stream went back")
@@ -277,6 +282,11 @@ func (f *fence) doubt(ctx context.Context, err error) {
 	if ctx.Err() != nil || !f.store.db.Lost(err) {
 		return
 	}
+	f.elsewhere()
+}
+
+// elsewhere has the database compared anew, since another server may answer now.
+func (f *fence) elsewhere() {
 	f.mu.Lock()
 	f.compared = false
 	f.doubts++

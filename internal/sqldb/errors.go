@@ -68,6 +68,15 @@ func (db *DB) Lost(err error) bool {
 	return takesNoWrites(err) || stops(answer.Code) || class(answer.Code) == "08"
 }
 
+// Era changes when sessions with the server were lost, or given up: what was read before may be what another server lacks, also if
+// no error told so, since database/sql replaces a session that it finds dead. A file has one for ever.
+func (db *DB) Era() int64 {
+	if db.sessions == nil {
+		return 0
+	}
+	return db.sessions.era.Load()
+}
+
 // stops says whether a server stops, has crashed or starts.
 func stops(state string) bool { return state == "57P01" || state == "57P02" || state == "57P03" }
 
@@ -89,7 +98,7 @@ func takesNoWrites(err error) bool {
 // cannot is the SQLSTATE of what a server can't do.
 const cannot = "0A000"
 
-// elsewhere says whether a transaction that was not committed may succeed in another session.
+// elsewhere says whether the next attempt needs another session, which may lead to another server.
 func elsewhere(err error) bool {
 	var answer *pgconn.PgError
 	return takesNoWrites(err) || errors.As(err, &answer) && stops(answer.Code)

@@ -23,7 +23,7 @@ func (c *serverConn) queryTold(ctx context.Context, query string, args []driver.
 	batch.Queue(query, valuesOf(args)...)
 	r := &toldRows{results: conn.SendBatch(ctx, &batch), done: cancel}
 	if err := r.open(); err != nil {
-		err = c.judge(ctx, err, false)
+		err = c.judge(ctx, err)
 		_ = r.Close() // it says the same
 		if pgconn.SafeToRetry(err) {
 			return nil, driver.ErrBadConn

@@ -179,7 +179,7 @@ func (c *serverConn) send(ctx context.Context, steps []step) error {
 	if !within && done == 0 && pgconn.SafeToRetry(err) {
 		return driver.ErrBadConn // database/sql then takes another connection
 	}
-	return c.judge(ctx, err, within)
+	return c.judge(ctx, err)
 }
 
 // before takes what has to be sent before anything else.
@@ -310,7 +310,7 @@ func (t serverTx) Commit() error {
 	if err == nil {
 		return replicated(conn)
 	}
-	err = c.judge(t.ctx, err, true)
+	err = c.judge(t.ctx, err)
 	// Where the connection is lost, who says so may be a pooler that has lost the server, after the COMMIT.
 	if done < len(steps)-1 && !conn.IsClosed() {
 		err = notCommitted{err}

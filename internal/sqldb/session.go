@@ -176,7 +176,6 @@ type session struct {
 	all    *sessions
 	era    int64
 	answer time.Duration // see limits
-	reused bool
 }
 
 // IsValid implements [driver.Validator].
@@ -184,38 +183,39 @@ func (s *session) IsValid() bool { return s.era == s.all.era.Load() && !s.Conn.C
 
 // ResetSession implements [driver.SessionResetter].
 func (s *session) ResetSession(ctx context.Context) error {
-	if !s.IsValid() {
+	if s.era != s.all.era.Load() {
 		return driver.ErrBadConn
 	}
-	s.reused = true
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout) // an empty statement, if it was idle
+	within, cancel := context.WithTimeout(ctx, dialTimeout) // an empty statement, if it was idle
 	defer cancel()
-	return s.Conn.ResetSession(ctx)
+	err := s.Conn.ResetSession(within)
+	if err != nil && ctx.Err() == nil {
+		s.all.end(s.era)
+	}
+	return err
 }
 
 // BeginTx begins a transaction.
 func (s *session) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	tx, err := s.Conn.BeginTx(ctx, opts)
-	return tx, s.judge(ctx, err, false)
+	return tx, s.judge(ctx, err)
 }
 
 // ExecContext runs a statement.
 func (s *session) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	within := s.inTx()
 	ctx, cancel := s.within(ctx)
 	defer cancel()
 	result, err := s.Conn.ExecContext(ctx, query, args)
-	return result, s.judge(ctx, err, within)
+	return result, s.judge(ctx, err)
 }
 
 // QueryContext runs a query.
 func (s *session) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	within := s.inTx()
 	ctx, cancel := s.within(ctx)
 	rows, err := s.Conn.QueryContext(ctx, query, args)
 	if err != nil {
 		defer cancel()
-		return nil, s.judge(ctx, err, within)
+		return nil, s.judge(ctx, err)
 	}
 	return timedRows{rows, cancel}, nil
 }
@@ -243,8 +243,8 @@ func (s *session) within(ctx context.Context) (context.Context, context.CancelFu
 func (s *session) inTx() bool { return s.Conn.Conn().PgConn().TxStatus() != idle }
 
 // judge looks at the error of a statement. If the server is not the one to write to, stops or is gone, all sessions to it are
-// replaced; a statement outside of a transaction that it has refused for this reason is tried by database/sql on another session.
-func (s *session) judge(ctx context.Context, err error, within bool) error {
+// replaced. Nothing is tried again here: another server may lack what was read from this one.
+func (s *session) judge(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
 		return nil
@@ -252,12 +252,7 @@ func (s *session) judge(ctx context.Context, err error, within bool) error {
 		if cause := context.Cause(ctx); errors.Is(cause, errNoAnswer) {
 			return fmt.Errorf("%w: %w", cause, err)
 		}
-	case elsewhere(err):
-		s.all.end(s.era)
-		if s.reused && !within && takesNoWrites(err) {
-			return driver.ErrBadConn
-		}
-	case s.Conn.Conn().IsClosed():
+	case elsewhere(err), s.Conn.Conn().IsClosed():
 		s.all.end(s.era)
 	}
 	return err

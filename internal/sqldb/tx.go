@@ -27,14 +27,6 @@ func (db *DB) InTx(ctx context.Context, fn func(*sql.Tx) error) error {
 		// The last moment to give up for sure. A cancellation of the COMMIT would leave its outcome unknown.
 		return ctx.Err()
 	}
-	err := db.inTx(ctx, work)
-	if err != nil && elsewhere(err) && !errors.Is(err, ErrUnknownOutcome) && ctx.Err() == nil {
-		return db.inTx(ctx, work) // in a new session, which leads to the server that takes writes now if there is one
-	}
-	return err
-}
-
-func (db *DB) inTx(ctx context.Context, work func(*sql.Tx) error) error {
 	if db.engine == Cockroach {
 		return db.cockroachTx(ctx, work)
 	}
