@@ -61,6 +61,7 @@ type doctor struct {
 	cmd    *doctorCmd
 	target events.Target
 	named  bool // target is one
+	dry    bool // nothing is stored
 
 	session // without trust, until the registry has answered
 	denials denials

@@ -41,6 +41,9 @@ func (d *doctor) examineStorage(ctx context.Context) {
 		d.wrong(name, err.Error(), r.Do)
 		return
 	}
+	if d.dry {
+		return
+	}
 	took, err := d.storeProbe(ctx)
 	code := jetstream.ErrorCode(0)
 	if refused := (*jetstream.APIError)(nil); errors.As(err, &refused) {

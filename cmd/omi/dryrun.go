@@ -22,6 +22,7 @@ func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
 		return err
 	}
 	d := newDoctor(&doctorCmd{connection: c.connection, Key: c.Key}, t, true)
+	d.dry = true
 	var err error
 	if d.saved, err = c.savedKey(c.Key, events.Rotation); err != nil {
 		return err
