@@ -11,6 +11,7 @@ import (
 	"omiappreg.org/keyrotation/authsub"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
 )
 
@@ -30,7 +31,7 @@ func main() {
 			"durable": events.AuthDurable, "durable_help": "How the names of the durables on the stream of invalidations begin (authsub).",
 			"forget_after": "10m", "database_url": "sqlite:omi-authsub.db", "http_addr": "127.0.0.1:8082",
 		},
-		kong.Bind(process.OpenService(open), process.OpenExistingStore(subscriber.OpenExistingAuth)),
+		kong.Bind(sqldb.Auth, process.OpenService(open), process.OpenExistingStore(subscriber.OpenExistingAuth)),
 	))
 }
 

@@ -11,6 +11,7 @@ import (
 	"omiappreg.org/keyrotation/billingsub"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
 )
 
@@ -29,7 +30,7 @@ func main() {
 			"durable_help": "The durable on the stream of invalidations (billingsub). Processes on one database share it; one with another database takes another name.",
 			"database_url": "sqlite:omi-billingsub.db", "http_addr": "127.0.0.1:8083",
 		},
-		kong.Bind(process.OpenService(open), process.OpenExistingStore(subscriber.OpenExisting)),
+		kong.Bind(sqldb.Billing, process.OpenService(open), process.OpenExistingStore(subscriber.OpenExisting)),
 	))
 }
 

@@ -21,6 +21,7 @@ type cli struct {
 
 	DeadLetters deadLettersCmd `cmd:"" name:"deadletters" help:"Requests that could not be decided: list, show, and have them decided again."`
 	Recover     recoverCmd     `cmd:"" help:"Bring back from the streams what a database lacks that was restored from an older backup. Exit code 1: something remains to be done."`
+	Restore     restoreCmd     `cmd:"" help:"Put a copy of the registry's SQLite database in its place, which must be done by this command."`
 
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }

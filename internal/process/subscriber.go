@@ -23,8 +23,9 @@ import (
 // Subscriber is a core service's process: the grammar of its command line. The program gives the kong variables
 // durable, database_url and http_addr, which are its defaults.
 type Subscriber struct {
-	Serve    serveSubscriber `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
-	SetAside listSetAside    `cmd:"" help:"List the messages that were not applied, and why: nobody trusted signed them, they are about another service than their subject, or they are no message of this version. The newest 1,000 of each kind are kept."`
+	Serve    serveSubscriber   `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
+	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why: nobody trusted signed them, they are about another service than their subject, or they are no message of this version. The newest 1,000 of each kind are kept."`
+	Restore  restoreSubscriber `cmd:"" help:"Put a copy of this process's SQLite database in its place, which must be done by this command."`
 
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }
@@ -32,8 +33,9 @@ type Subscriber struct {
 // Instances is [Subscriber] for a core service of which each process hears every event: the program gives the kong variable
 // forget_after too.
 type Instances struct {
-	Serve    serveInstance `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
-	SetAside listSetAside  `cmd:"" help:"List the messages that were not applied, and why: nobody trusted signed them, they are about another service than their subject, or they are no message of this version. The newest 1,000 are kept."`
+	Serve    serveInstance     `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
+	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why: nobody trusted signed them, they are about another service than their subject, or they are no message of this version. The newest 1,000 are kept."`
+	Restore  restoreSubscriber `cmd:"" help:"Put a copy of this process's SQLite database in its place, which must be done by this command."`
 
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }

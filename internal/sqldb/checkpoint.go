@@ -3,9 +3,10 @@ package sqldb
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
-	"log/slog"
 	"net/url"
+	"os"
 	"time"
 )
 
@@ -22,27 +23,51 @@ const (
 	checkpointFrom   = 4000 // pages that the log has, 16 MB
 	checkpointRest   = 4000 // pages that may have come while others were folded: of two large commits
 	checkpointPasses = 5
+	// stuckLooks is how many looks have to find a long log that can't be folded, before that is warned of.
+	stuckLooks = 5
+	// logKept is how many bytes the log's file keeps once it was folded. It is more than the log has under load.
+	logKept = 64 << 20
 )
 
-// checkpointer folds the log of a database, until it is stopped.
+// checkpointer folds the log of a database, until it is stopped. It looks after the files meanwhile.
 type checkpointer struct {
-	pool *sql.DB
-	log  *slog.Logger
-	file string
-	stop context.CancelFunc
-	done chan struct{}
+	pool  *sql.DB
+	fault *fault
+	stop  context.CancelFunc
+	done  chan struct{}
+
+	folded   int // pages, as the last look found them
+	stuck    int // looks since then that found no more, though many wait
+	warnedAt int // pages of the log; 0: not warned
 }
 
-func startCheckpointer(path string, log *slog.Logger) (*checkpointer, error) {
-	// mode: it connects later, and a file that is gone by then must not be made anew.
-	connector, err := fileConnector(path, url.Values{"mode": {"rw"}, "_pragma": {"busy_timeout(0)", "synchronous(FULL)"}})
+// startCheckpointer opens the files. As long as its one connection is open, SQLite removes neither the log nor its index: if they
+// change, somebody else has done it.
+func startCheckpointer(ctx context.Context, f *fault) (*checkpointer, error) {
+	c, err := newCheckpointer(ctx, f)
 	if err != nil {
 		return nil, err
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	c := &checkpointer{pool: sql.OpenDB(connector), log: log, file: path, stop: stop, done: make(chan struct{})}
-	c.pool.SetMaxOpenConns(1)
+	ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
+	c.done = make(chan struct{})
 	go c.run(ctx)
+	return c, nil
+}
+
+func newCheckpointer(ctx context.Context, f *fault) (*checkpointer, error) {
+	// mode: a file that is gone by then must not be made again.
+	connector, err := fileConnector(f.file, url.Values{"mode": {"rw"}, "_pragma": {"busy_timeout(0)", "synchronous(FULL)"}})
+	if err != nil {
+		return nil, err
+	}
+	c := &checkpointer{pool: sql.OpenDB(connector), fault: f}
+	c.pool.SetMaxOpenConns(1)
+	var tables int
+	read := func() error { return c.pool.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_master").Scan(&tables) }
+	if err := again(ctx, read); err != nil {
+		return nil, errors.Join(f.judge(ctx, err), c.pool.Close())
+	}
+	f.watch()
 	return c, nil
 }
 
@@ -57,29 +82,70 @@ func (c *checkpointer) run(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		if err := c.fold(ctx); err != nil && ctx.Err() == nil && time.Since(warned) >= warnEvery {
+		if c.fault.look(ctx) != nil { // a file that nothing may be written to, or none
+			return
+		}
+		if err := c.look(ctx); err != nil && ctx.Err() == nil && time.Since(warned) >= warnEvery {
 			warned = time.Now()
-			c.log.WarnContext(ctx, "SQLite's log can't be folded into its file now, and grows", "error", err)
+			c.fault.log.WarnContext(ctx, "SQLite's log can't be folded into its file now, and grows", "file", c.fault.file, "error", err)
 		}
 	}
 }
 
+// look folds a long log, and warns of one that can't be folded, when it was so for some looks, and each time that it has doubled.
+func (c *checkpointer) look(ctx context.Context) error {
+	waiting, all, err := c.fold(ctx)
+	if err != nil {
+		return c.fault.judge(ctx, err)
+	}
+	if folded := all - waiting; waiting < checkpointFrom || folded != c.folded {
+		c.folded, c.stuck, c.warnedAt = folded, 0, 0
+		return nil
+	}
+	c.stuck++
+	if c.stuck < stuckLooks || all < 2*c.warnedAt {
+		return nil
+	}
+	c.warnedAt = all
+	c.fault.log.WarnContext(ctx, "SQLite's log can't be folded into its file, and grows: somebody has been reading for long. Look for another "+
+		"process with an open read transaction, as a shell (sqlite3) or a backup has it; `fuser FILE` lists those that have the file open",
+		"file", c.fault.file, "log_bytes", logBytes(c.fault.file))
+	return nil
+}
+
+// logBytes is the size of a file's log.
+func logBytes(file string) int64 {
+	info, err := os.Stat(realPath(file) + "-wal")
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// LogBytes is the size of SQLite's log, which is not yet in the file or was before; 0 with a server.
+func (db *DB) LogBytes() int64 {
+	if db.engine != SQLite {
+		return 0
+	}
+	return logBytes(db.file)
+}
+
 // fold folds a long log, to its end if it can. Where very many pages come meanwhile, it would hardly get there: they are for the next
-// look, since much of it is the same pages again.
-func (c *checkpointer) fold(ctx context.Context) error {
+// look, since much of it is the same pages again. It returns what checkpoint has found last.
+func (c *checkpointer) fold(ctx context.Context) (waiting, all int, err error) {
 	for pass := range checkpointPasses {
-		waiting, all, err := c.checkpoint(ctx, "NOOP")
+		waiting, all, err = c.checkpoint(ctx, "NOOP")
 		if err != nil || waiting == 0 || all < checkpointFrom || pass > 0 && waiting >= checkpointRest {
-			return err
+			return waiting, all, err
 		}
 		if _, _, err := c.checkpoint(ctx, "PASSIVE"); err != nil {
-			return err
+			return 0, 0, err
 		}
 		if pass == 0 {
-			writeOut(ctx, c.file)
+			writeOut(ctx, c.fault.file)
 		}
 	}
-	return nil
+	return waiting, all, nil
 }
 
 // checkpoint does a checkpoint of a kind that never waits for anybody, and returns how many pages are only in the log then, and how

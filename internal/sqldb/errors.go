@@ -138,11 +138,17 @@ func class(state string) string { return state[:min(2, len(state))] }
 // sqliteCode returns SQLite's primary result code; the higher bits of an extended code, as of SQLITE_BUSY_SNAPSHOT, say
 // only how it came to it.
 func sqliteCode(err error) (int, bool) {
-	var answer *sqlite.Error
-	if !errors.As(err, &answer) {
-		return 0, false
+	if answer := sqliteError(err); answer != nil {
+		return answer.Code() & 0xff, true
 	}
-	return answer.Code() & 0xff, true
+	return 0, false
+}
+
+// sqliteError returns SQLite's own error, or nil.
+func sqliteError(err error) *sqlite.Error {
+	var answer *sqlite.Error
+	errors.As(err, &answer)
+	return answer
 }
 
 func transientCode(code int) bool {

@@ -4,8 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // ErrFault says that this process must not use its database any more, and that no later attempt of it will succeed: the file is
@@ -16,26 +21,48 @@ var ErrFault = errors.New("the database can't be used any more")
 // The two kinds of [ErrFault]. A restart is the remedy for ErrReplaced, because the next process opens what lies there now. It is none
 // for ErrCorrupt: a person has to restore a copy first.
 var (
-	ErrReplaced = fmt.Errorf("%w: the file was removed or replaced while this process has it open; what is written to it is lost: "+
+	ErrReplaced = fmt.Errorf("%w: its file was removed or replaced while this process has it open, and what is written to it is lost: "+
 		"restart the process, which then opens the file that is there", ErrFault)
-	ErrCorrupt = fmt.Errorf("%w: the file is malformed: stop the process and restore a copy with its command `restore --from FILE`", ErrFault)
+	ErrCorrupt = fmt.Errorf("%w: its file is malformed: stop the process, and put a copy in place with the program's command restore --from FILE", ErrFault)
 )
 
 // Fault returns nil, or why this database must not be used any more: an [ErrFault], which stays. InTx, every statement and Ping
 // return it, too. Only SQLite has faults: a server is asked again.
-func (db *DB) Fault() error { return db.fault.get() }
+func (db *DB) Fault() error {
+	if db.fault == nil {
+		return nil
+	}
+	return db.fault.get()
+}
 
-// fault is the first lasting fault of a database.
+// fault is what goes wrong with a SQLite file for good, and for a while.
 type fault struct {
-	log   *slog.Logger
-	file  string
-	first atomic.Pointer[error]
+	log  *slog.Logger
+	file string // by the name of the URL
+
+	first  atomic.Pointer[error]         // the lasting fault
+	opened atomic.Pointer[[]watchedFile] // nil: not open yet
+	failed atomic.Pointer[error]         // the last write failed by it; nil: it did not fail
+
+	long   time.Duration // from which on a wait for the lock is warned of
+	mu     sync.Mutex
+	warned time.Time // of that
+}
+
+// busyLong is less than the busy_timeout of the connections.
+const busyLong = 5 * time.Second
+
+func newFault(file string, log *slog.Logger) *fault {
+	return &fault{log: log, file: file, long: busyLong}
+}
+
+// watchedFile is a file that SQLite has open.
+type watchedFile struct {
+	path string
+	info fs.FileInfo
 }
 
 func (f *fault) get() error {
-	if f == nil {
-		return nil
-	}
 	if err := f.first.Load(); err != nil {
 		return *err
 	}
@@ -44,8 +71,107 @@ func (f *fault) get() error {
 
 // set keeps the first fault, logs it once, and returns what is kept.
 func (f *fault) set(ctx context.Context, err error) error {
-	if f.first.CompareAndSwap(nil, &err) {
-		f.log.ErrorContext(ctx, "the database is not used any more: no request is decided and no event applied", "file", f.file, "error", err)
+	if f.first.CompareAndSwap(nil, &err) && f.opened.Load() != nil { // until then, the error is an answer to who opens it
+		f.log.ErrorContext(ctx, "the database is not used any more: nothing is read from it or committed", "file", f.file, "error", err)
 	}
 	return f.get()
+}
+
+// suffixes are what SQLite appends to the name of a database in WAL mode: itself, its log, and the index of that.
+var suffixes = [...]string{"", "-wal", "-shm"} //nolint:gochecknoglobals // a constant
+
+// realPath is the name by which SQLite finds what belongs to a database: that of the file itself, if the name is a link.
+func realPath(file string) string {
+	if real, err := filepath.EvalSymlinks(file); err == nil {
+		return real
+	}
+	return file
+}
+
+// watch remembers which files are open now. They must stay the same from then on.
+func (f *fault) watch() {
+	var open []watchedFile
+	for _, suffix := range suffixes {
+		path := realPath(f.file) + suffix
+		if suffix == "" {
+			path = f.file // a link that points elsewhere leads to another database
+		}
+		if info, err := os.Stat(path); err == nil {
+			open = append(open, watchedFile{path, info})
+		}
+	}
+	f.opened.Store(&open)
+}
+
+// look returns the lasting fault. It is one that a file is gone, or another one has its name.
+func (f *fault) look(ctx context.Context) error {
+	if err := f.get(); err != nil {
+		return err
+	}
+	open := f.opened.Load()
+	if open == nil {
+		return nil
+	}
+	for _, one := range *open {
+		info, err := os.Stat(one.path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return f.set(ctx, fmt.Errorf("%w: %s is gone", ErrReplaced, one.path))
+		case err == nil && !os.SameFile(one.info, info):
+			return f.set(ctx, fmt.Errorf("%w: %s is another file now", ErrReplaced, one.path))
+		}
+	}
+	return nil
+}
+
+// written notes that something could be written.
+func (f *fault) written() { f.failed.Store(nil) }
+
+// unwritten notes that something could not be written.
+func (f *fault) unwritten(err error) {
+	if unwritable(err) {
+		f.failed.Store(&err)
+	}
+}
+
+// waited warns where the lock that writers take was waited for very long.
+func (f *fault) waited(ctx context.Context, waited time.Duration) {
+	if waited < f.long {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if time.Since(f.warned) < warnEvery {
+		return
+	}
+	f.warned = time.Now()
+	f.log.WarnContext(ctx, "the database is locked by another process, and nothing can be committed: look for one with an open write "+
+		"transaction, as a shell (sqlite3), a backup or a copy of this process has it; `fuser FILE` lists those that have it open",
+		"file", f.file, "waited", waited.Round(time.Millisecond))
+}
+
+// pingFile is Ping for SQLite. It writes only after a write has failed, for instance on a full disk: whether that has passed.
+func (db *DB) pingFile(ctx context.Context) error {
+	if err := db.fault.look(ctx); err != nil {
+		return err
+	}
+	if err := db.writer.PingContext(ctx); err != nil {
+		return fmt.Errorf("ping the database: %w", err)
+	}
+	if db.fault.failed.Load() == nil {
+		return nil
+	}
+	tx, err := db.writer.BeginTx(ctx, serializable())
+	if err == nil {
+		defer func() { _ = tx.Rollback() }()
+		var version int
+		err = tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version) // no SELECT: so the commit gets a stamp
+	}
+	if err == nil {
+		err = tx.Commit()
+	}
+	if err != nil {
+		return fmt.Errorf("write to the database: %w", err)
+	}
+	return nil
 }

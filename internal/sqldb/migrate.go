@@ -80,7 +80,7 @@ const insufficientPrivilege = "42501"
 // migrateFile keeps other processes out by the file's own write lock, held over goose's whole work by the one connection
 // of a pool made for it. If that connection is lost on the way, the pool's next one has no transaction, and COMMIT fails.
 func (db *DB) migrateFile(ctx context.Context, owner Owner, files fs.FS) (_ []*goose.MigrationResult, err error) {
-	pool, err := openFileWriter(ctx, db.file)
+	pool, err := openFileWriter(ctx, db.fault)
 	if err != nil {
 		return nil, err
 	}

@@ -309,27 +309,3 @@ func reading(t *testing.T, db *sqldb.DB) (end func()) {
 		}
 	}
 }
-
-// TestCheckpointMakesNoFile: a file that is gone is not made again, empty and readable to others, by who would fold its log.
-func TestCheckpointMakesNoFile(t *testing.T) {
-	t.Parallel()
-	path := filepath.Join(t.TempDir(), "test.db")
-	var log lines
-	db, err := sqldb.Open(t.Context(), "sqlite:"+path, slog.New(slog.NewTextHandler(&log, nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = db.Close() }) // its log has no file to go to
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	testenv.Eventually(t, time.Minute, "a warning", func() error {
-		if _, err := os.Stat(path); err == nil {
-			t.Fatal("the file is made again")
-		}
-		if !strings.Contains(log.String(), "can't be folded") {
-			return errors.New(log.String())
-		}
-		return nil
-	})
-}

@@ -11,14 +11,10 @@ import (
 // Ping says whether the database can be worked with now: it answers, can be written, and has no lasting fault. Where a server
 // has none of this to offer, the error says what it lacks.
 func (db *DB) Ping(ctx context.Context) error {
-	if err := db.Fault(); err != nil {
-		return err
-	}
-	ping := db.pingServer
 	if db.engine == SQLite {
-		ping = db.writer.PingContext
+		return db.pingFile(ctx)
 	}
-	if err := ping(ctx); err != nil {
+	if err := db.pingServer(ctx); err != nil {
 		return fmt.Errorf("ping the database: %w", err)
 	}
 	return nil

@@ -33,7 +33,7 @@ func kept(t *testing.T, db *DB) (n int) {
 	}
 	defer func() { _ = conn.Close() }()
 	err = conn.Raw(func(driver any) error {
-		prepared, ok := driver.(*preparedConn)
+		prepared, ok := driver.(*guardedConn)
 		if !ok {
 			return fmt.Errorf("it is a %T", driver)
 		}

@@ -8,8 +8,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"syscall"
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
@@ -23,6 +26,7 @@ import (
 //   - wal_autocheckpoint: a commit folds the log into the file from 20,000 pages on (80 MB), not 1,000: a batch of rotations
 //     touches pages all over the file, and each checkpoint writes and syncs them all again. It is done beside the commits as a
 //     rule, and sooner, see checkpointer.
+//   - journal_size_limit: where something kept the log from being folded for long, it gives the space back afterwards.
 //   - cache_size: 64 MB a connection, of which the driver lends one what others leave. temp_store: what a statement keeps for
 //     itself, to sort or to be undone (see orFail), stays in memory, and is not written to a file.
 //   - _dqs=0: a misspelt column in double quotes is an error, not a string. _error_rc=1: no stale text in errors.
@@ -30,7 +34,7 @@ func fileParams() url.Values {
 	return url.Values{
 		"_pragma": {
 			"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)",
-			"wal_autocheckpoint(20000)", "cache_size(-65536)", "temp_store(MEMORY)",
+			"wal_autocheckpoint(20000)", "journal_size_limit(" + strconv.Itoa(logKept) + ")", "cache_size(-65536)", "temp_store(MEMORY)",
 		},
 		"_dqs":      {"0"},
 		"_error_rc": {"1"},
@@ -53,19 +57,24 @@ func openFileNow(ctx context.Context, path string, log *slog.Logger) (*DB, error
 	if err := createFile(path); err != nil {
 		return nil, err
 	}
+	if err := checkLog(ctx, path, log); err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
 	// As every distribution's SQLite does it: a commit doesn't wait for the journal of the file's time of change.
 	if _, err := sqlite.Fdatasync(true); err != nil && !errors.Is(err, sqlite.ErrFdatasyncUnavailable) {
 		return nil, fmt.Errorf("have SQLite use fdatasync: %w", err)
 	}
-	writer, err := openFileWriter(ctx, path)
+	before, err := os.Stat(path)
 	if err != nil {
+		return nil, fileError("look at the database file", err)
+	}
+	db := &DB{engine: SQLite, file: path, fault: newFault(path, log), log: log}
+	if db.writer, err = openFileWriter(ctx, db.fault); err != nil {
 		return nil, err
 	}
-	reader, err := openFileReader(ctx, path)
-	if err != nil {
-		return nil, errors.Join(err, writer.Close())
+	if db.reader, err = openFileReader(ctx, db.fault); err != nil {
+		return nil, errors.Join(err, db.writer.Close())
 	}
-	db := &DB{engine: SQLite, reader: reader, writer: writer, file: path, fault: &fault{log: log, file: path}, log: log}
 	// Turning WAL on can fail with SQLITE_BUSY whatever the busy_timeout, if two processes do it at once.
 	err = again(ctx, func() error { return db.Ping(ctx) })
 	switch code, _ := sqliteCode(err); code {
@@ -75,7 +84,12 @@ func openFileNow(ctx context.Context, path string, log *slog.Logger) (*DB, error
 		err = urlError("this user may not write to the file or to its folder: " + err.Error())
 	}
 	if err == nil {
-		db.checkpointer, err = startCheckpointer(path, log)
+		db.checkpointer, err = startCheckpointer(ctx, db.fault)
+	}
+	if err == nil {
+		if after, _ := os.Stat(path); !os.SameFile(before, after) {
+			err = fmt.Errorf("the file was replaced meanwhile: %w", syscall.ESTALE) // which may pass: it is opened again
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open %s: %w", path, err), db.Close())
@@ -85,28 +99,28 @@ func openFileNow(ctx context.Context, path string, log *slog.Logger) (*DB, error
 
 // openFileWriter opens a pool of one connection that takes the write lock as it begins a transaction. A transaction that
 // began by reading and wants to write later gets SQLITE_BUSY_SNAPSHOT if anyone wrote in between.
-func openFileWriter(ctx context.Context, path string) (*sql.DB, error) {
+func openFileWriter(ctx context.Context, f *fault) (*sql.DB, error) {
 	if err := registerGathering(); err != nil {
 		return nil, err
 	}
 	params := fileParams()
 	params.Set("_txlock", "immediate")
 	params.Set("vfs", gatheringVFS)
-	return openPool(ctx, path, params, 1)
+	return openPool(ctx, f, params, 1)
 }
 
-func openFileReader(ctx context.Context, path string) (*sql.DB, error) {
+func openFileReader(ctx context.Context, f *fault) (*sql.DB, error) {
 	params := fileParams()
 	params.Set("_query_only", "1")
-	return openPool(ctx, path, params, max(4, runtime.NumCPU()))
+	return openPool(ctx, f, params, max(4, runtime.NumCPU()))
 }
 
-func openPool(ctx context.Context, path string, params url.Values, conns int) (*sql.DB, error) {
-	connector, err := fileConnector(path, params)
+func openPool(ctx context.Context, f *fault, params url.Values, conns int) (*sql.DB, error) {
+	connector, err := fileConnector(f.file, params)
 	if err != nil {
 		return nil, err
 	}
-	pool := sql.OpenDB(wrapped(ctx, preparedConnector{connector}))
+	pool := sql.OpenDB(wrapped(ctx, guardedConnector{preparedConnector{connector}, f, params.Has("_txlock")}))
 	// Opening a connection costs a read of the schema and the settings above: keep them all.
 	pool.SetMaxOpenConns(conns)
 	pool.SetMaxIdleConns(conns)
