@@ -9,6 +9,8 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/refusal"
 )
 
 // heartbeat is how often the broker says that it still knows of our pull. A cluster that loses a node forgets the pulls that
@@ -25,16 +27,26 @@ const (
 // messages that were pulled and not handed over go back to the broker at once.
 func Run(ctx context.Context, cfg Config) error {
 	cfg = cfg.withDefaults()
-	pause := cfg.newBackoff(firstBackoff)
+	pause, why := cfg.newBackoff(firstBackoff), refusal.Teller{Log: cfg.Log}
+	failures := 0
+	opened := func() {
+		pause.Reset()
+		why.Forget()
+		failures = 0
+	}
 	for ctx.Err() == nil {
-		err := runOnce(ctx, cfg, pause.Reset)
+		err := refusal.Behind(runOnce(ctx, cfg, opened), cfg.Conn)
 		if final := (*backoff.PermanentError)(nil); errors.As(err, &final) {
 			return final.Unwrap()
 		}
-		if ctx.Err() == nil {
-			cfg.Log.Warn("consumer interrupted, trying again", "error", err)
-			wait(ctx, pause.NextBackOff())
+		if ctx.Err() != nil {
+			break
 		}
+		// A broker that is stopped refuses for a moment what it has.
+		if failures++; failures == 1 || !why.TellRefusal(err) {
+			cfg.Log.Warn("consumer interrupted, trying again", "error", err)
+		}
+		wait(ctx, pause.NextBackOff())
 	}
 	return nil
 }

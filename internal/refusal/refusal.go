@@ -119,6 +119,9 @@ func Behind(err error, nc *nats.Conn) error {
 	case errors.Is(err, nats.ErrNoResponders):
 		return fmt.Errorf("%w (%w)", jetstream.ErrJetStreamNotEnabled, err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
+		if nc == nil {
+			return err
+		}
 		if last := nc.LastError(); errors.Is(last, nats.ErrPermissionViolation) && strings.Contains(last.Error(), `"$JS.`) {
 			return last
 		}

@@ -24,19 +24,21 @@ type Teller struct {
 	told map[string]time.Time
 }
 
-// Tell logs that the broker is waited for, or what it refuses.
+// Tell logs what the broker refuses, or else that it is waited for.
 func (t *Teller) Tell(err error, args ...any) {
-	if !t.due(reasonOf(err)) {
-		return
+	if !t.TellRefusal(err, args...) && t.due(reasonOf(err)) {
+		t.Log.Warn("waiting for the broker", append(args, "error", err)...)
 	}
-	args = append(args, "error", err)
+}
+
+// TellRefusal logs what the broker refuses; it returns false if the error is of something else.
+func (t *Teller) TellRefusal(err error, args ...any) bool {
 	r, refused := Of(err)
-	if !refused {
-		t.Log.Warn("waiting for the broker", args...)
-		return
+	if refused && t.due(reasonOf(err)) {
+		t.Log.Warn("the broker is there, and not as it is needed: waiting does not change that",
+			append(args, "error", err, "why", "the broker "+r.What, "do", r.Do)...)
 	}
-	t.Log.Warn("the broker is there, and not as it is needed: waiting does not change that",
-		append(args, "why", "the broker "+r.What, "do", r.Do)...)
+	return refused
 }
 
 func (t *Teller) due(reason string) bool {

@@ -26,7 +26,6 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/incoming"
-	"omiappreg.org/keyrotation/internal/refusal"
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
@@ -141,7 +140,6 @@ func (s *Subscriber) consume(ctx context.Context) error {
 	err := consume.Run(ctx, consume.Config{
 		Open: func(ctx context.Context) (jetstream.Consumer, error) {
 			consumer, err := s.open(ctx)
-			err = refusal.Behind(err, s.cfg.JetStream.Conn())
 			if errors.Is(err, ErrDurable) || errors.Is(err, ErrInUse) {
 				err = backoff.Permanent(err) // trying again can't change it
 			}
