@@ -66,7 +66,11 @@ func (w *world) daemon(ts *testscript.TestScript, args []string) {
 }
 
 func (w *world) waitReady(ts *testscript.TestScript, args []string) {
-	ts.Check(eventually(w.get(ts, args[0]).ready))
+	d, text := w.get(ts, args[0]), ""
+	if len(args) > 1 {
+		text = args[1]
+	}
+	ts.Check(eventually(func() error { return d.readyWith(text) }))
 }
 
 func (w *world) kill9(ts *testscript.TestScript, args []string) { ts.Check(w.get(ts, args[0]).kill9()) }

@@ -139,18 +139,21 @@ func (d *daemon) addr() (string, error) {
 	return "", errors.New(d.name + " has not said yet where it serves HTTP")
 }
 
-// ready asks whether the present run is healthy. One that has ended will never be.
-func (d *daemon) ready() error {
+// ready asks whether the present run is ready. One that has ended will never be.
+func (d *daemon) ready() error { return d.readyWith("") }
+
+// readyWith asks whether it says so, and this too.
+func (d *daemon) readyWith(text string) error {
 	if err := d.running(); err != nil {
 		return err
 	}
-	response, err := d.do(http.MethodGet, "/healthz", "")
+	response, err := d.do(http.MethodGet, "/readyz", "")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = response.Body.Close() }()
 	body, _ := io.ReadAll(response.Body) // for the message only
-	if response.StatusCode != http.StatusOK {
+	if response.StatusCode != http.StatusOK || !strings.Contains(string(body), text) {
 		return fmt.Errorf("%s: %s: %s", d.name, response.Status, strings.TrimSpace(string(body)))
 	}
 	return nil

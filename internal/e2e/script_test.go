@@ -16,7 +16,7 @@ import (
 // its PATH, two addresses where nobody listens, $FREE_ADDR and $ANOTHER_ADDR, and beside testscript's commands these:
 //
 //	daemon NAME [VAR=VALUE…] PROGRAM [ARG…]   starts a program in the background; it writes NAME.out and NAME.log
-//	waitready NAME                            waits until its /healthz says ok
+//	waitready NAME [TEXT]                     waits until its /readyz says ok, and this text too
 //	kill9 NAME                                kills it, at once
 //	restart NAME                              starts it again, as before
 //	interrupt NAME [CODE]                     SIGINT: it must stop, with exit code 0 or this one
@@ -56,7 +56,7 @@ func TestScripts(t *testing.T) {
 		Condition: condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"daemon":    command((*world).daemon, 2, many),
-			"waitready": command((*world).waitReady, 1, 1),
+			"waitready": command((*world).waitReady, 1, 2),
 			"kill9":     command((*world).kill9, 1, 1),
 			"restart":   command((*world).restart, 1, 1),
 			"interrupt": command((*world).interrupt, 1, 2),

@@ -112,7 +112,6 @@ type part struct {
 	answered chan error
 
 	// Only touched by the run that is under way:
-	worked  bool      // it has worked once
 	failing time.Time // since when; zero: it works
 	told    bool      // the log has said so
 }
@@ -235,13 +234,13 @@ func (c *Checker) tell(p *part, problem *Problem) {
 		if p.told {
 			c.log.Info("a part of this process works again", "part", p.Name, "failed_for", time.Since(p.failing).Round(time.Millisecond).String())
 		}
-		p.worked, p.failing, p.told = true, time.Time{}, false
+		p.failing, p.told = time.Time{}, false
 		return
 	}
 	if p.failing.IsZero() {
 		p.failing = time.Now()
 	}
-	if p.told || !p.worked && time.Since(c.started) < startsWithin {
+	if p.told || time.Since(c.started) < startsWithin {
 		return
 	}
 	p.told = true
