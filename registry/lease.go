@@ -13,22 +13,25 @@ import (
 )
 
 const (
-	// leaseFor is how long a process that committed or claimed an outbox row has it for itself. It renews the lease of what it still
-	// has in hand, so the lease ends only where the process has died or does not reach the database.
+	// leaseFor is how long a process that committed or claimed an outbox row has it for itself.
+	// It renews the lease of what it still has in hand, so the lease ends only where the process
+	// has died or does not reach the database.
 	leaseFor   = 5 * time.Second
 	renewAfter = leaseFor / 2
 	renewEvery = time.Second
 )
 
-// stale is the condition of a row that waits for somebody to publish it: its lease has ended, or was given by a clock that is
-// far ahead of ours. That one would end too late, so it counts for nothing: a message that is published twice does no harm. Clocks may
-// differ by a lease before two replicas take messages from each other.
+// stale is the condition of a row that waits to be published: its lease has ended, or was given
+// by a clock that is far ahead of ours. That one would end too late, so it counts for nothing: a
+// message that is published twice does no harm. Clocks may differ by a lease before two replicas
+// take messages from each other.
 func stale(now time.Time) (condition string, args []any) {
 	return "(lease_until < $1 OR lease_until > $2)", []any{now.UnixMilli(), now.Add(2 * leaseFor).UnixMilli()}
 }
 
-// leases renews the leases of the outbox rows that this process has in hand: those that wait in the relay's queue, are on their way
-// to the broker, or are yet to be deleted. Without that, a slow broker would be given each message by every replica.
+// leases renews the leases of the outbox rows that this process has in hand: those that wait in
+// the relay's queue, are on their way to the broker, or are yet to be deleted. Without that, a
+// slow broker would be given each message by every replica.
 type leases struct {
 	store  *Store
 	log    *slog.Logger
@@ -45,7 +48,8 @@ type lease struct {
 	from     time.Time // when it was given
 }
 
-// hold renews the lease of these messages from now on. The lease that they have was given at that time.
+// hold renews the lease of these messages from now on. The lease that they have was given at that
+// time.
 func (l *leases) hold(messages []signed, from time.Time) *lease {
 	one := &lease{messages, from}
 	l.mu.Lock()

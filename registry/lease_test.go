@@ -7,8 +7,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestLeases: nobody else gets what a replica has in hand, however long that takes, and whichever of the two has the clock that is
-// ahead. What it gives up, others get once the lease has ended.
+// TestLeases: no other replica gets what one has in hand, however long that takes, and whichever
+// of the two has the clock that is ahead. Others get a row once its holder gave it up and its
+// lease has ended.
 func TestLeases(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {

@@ -16,9 +16,10 @@ import (
 
 const (
 	sendAgainEvery = time.Minute
-	faultsAtOnce   = 10 // lines of the log in faultsEach: one setting of the broker may concern every message
-	faultsEach     = time.Minute
-	// passedKept is how long a message is remembered that nobody finds in the outbox any more: another replica has sent it.
+	faultsAtOnce   = 10          // lines of the log, since a setting may concern every message
+	faultsEach     = time.Minute // for one more
+	// passedKept is how long a message is remembered that is not in the outbox any more, because
+	// another replica sent it.
 	passedKept = 5 * sendAgainEvery
 )
 
@@ -37,11 +38,13 @@ func itsOwnFault(err error) bool {
 	return errors.As(err, &refused) && (refused.ErrorCode == messageTooLarge || refused.ErrorCode == headerTooLarge)
 }
 
-// unsendable knows the messages of the outbox that can't be sent as they are. They are passed over, so that they hold up no other,
-// and sent again every minute, and at a reconnect, since the broker's settings may have changed.
+// unsendable knows the messages of the outbox that can't be sent as they are. They are passed
+// over, so that they hold up no other, and sent again every minute, and at a reconnect, since the
+// broker's settings may have changed.
 //
-// A later event of the same service goes out before one that is passed over. No reader depends on the order of events (docs/protocol.md
-// §7.2), and a revocation must not wait for a rotation that can't be sent.
+// A later event of the same service goes out before one that is passed over. No reader depends on
+// the order of events (docs/protocol.md §7.2), and a revocation must not wait for a rotation that
+// can't be sent.
 type unsendable struct {
 	log   *slog.Logger
 	lines rate.Sometimes
@@ -106,7 +109,8 @@ func (u *unsendable) todo(messages []signed, now time.Time) []signed {
 	return list
 }
 
-// note takes in what became of messages. It returns the receipts that were stored earlier, of changes whose event is stored now.
+// note takes in what became of messages. It returns the receipts that were stored earlier, of
+// changes whose event is stored now.
 func (u *unsendable) note(messages []signed, sent *fates, now time.Time) (complete []signed) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -11,8 +11,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestUnsendable: an event that its stream refuses as it is holds up no other, is tried again once the broker may have other
-// settings, and leaves the outbox then. Its receipt is published once.
+// TestUnsendable: an event that its stream refuses as it is holds up no other, is tried again
+// once the broker may have other settings, and leaves the outbox then. Its receipt is published
+// once.
 func TestUnsendable(t *testing.T) {
 	t.Parallel()
 	js, err := jetstream.New(testenv.Connect(t, testenv.NewBroker(t).URL()))
@@ -65,7 +66,8 @@ func TestUnsendable(t *testing.T) {
 	check("after that", 2, 0)
 }
 
-// TestSendBehindATooLargeMessage: nor does one hold up others that the client's own library refuses.
+// TestSendBehindATooLargeMessage: nor does one hold up others that the client's own library
+// refuses.
 func TestSendBehindATooLargeMessage(t *testing.T) {
 	t.Parallel()
 	p := newPublisherTest(t, 2)

@@ -18,12 +18,14 @@ import (
 
 const (
 	watchEvery = 3 * time.Second // a look is four small questions to the broker
-	// shortLooks is how many looks in a row must find fewer events than were there: a new leader of a cluster may say so once.
+	// shortLooks is how many looks in a row must find fewer events than were there: a new leader
+	// of a cluster may say so once.
 	shortLooks = 2
 )
 
-// watch looks every few seconds whether the streams and the durable are what the registry needs. They may vanish while it
-// runs: a broker comes back with an empty store, or someone deletes them. The registry then does what it does at a start:
+// watch looks every few seconds whether the streams and the durable are what the registry needs.
+// They may vanish while it runs: a broker comes back with an empty store, or someone deletes
+// them. The registry then does what it does at a start:
 //
 //	look ──▶ a stream is missing ──▶ make it, check the origin ──▶ another stream of events: the fence compares
 //	     └─▶ the durable is missing or another one ──▶ the consumer is opened again
@@ -80,7 +82,8 @@ func (w *watch) streamsErr() error {
 	return w.streams
 }
 
-// consumerErr returns why no requests come: the durable can't be opened, is missing, or is paused.
+// consumerErr returns why no requests come: the durable can't be opened, is missing, or is
+// paused.
 func (w *watch) consumerErr() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -111,8 +114,8 @@ func (w *watch) run(ctx context.Context) error {
 	}
 }
 
-// look makes the streams that are missing. Its error says why it can't; what is wrong with those that are there, only
-// streamsErr tells.
+// look makes the streams that are missing. Its error says why it can't; what is wrong with those
+// that are there, only streamsErr tells.
 func (w *watch) look(ctx context.Context) error {
 	w.looking.Lock()
 	defer w.looking.Unlock()
@@ -135,7 +138,8 @@ func (w *watch) look(ctx context.Context) error {
 	return err
 }
 
-// note remembers what is wrong, and tells the log of a change. A broker that is away says nothing of what it has.
+// note remembers what is wrong, and tells the log of a change. A broker that is away says nothing
+// of what it has.
 func (w *watch) note(ctx context.Context, what *error, wrong error) {
 	if wrong != nil && !w.js.Conn().IsConnected() || errors.Is(wrong, context.Canceled) { // or it is to end
 		return
@@ -152,8 +156,8 @@ func (w *watch) note(ctx context.Context, what *error, wrong error) {
 	}
 }
 
-// examine looks at each stream. It tells the fence how the stream of events stands, and the consumer if the stream of requests is
-// another one.
+// examine looks at each stream. It tells the fence how the stream of events stands, and the
+// consumer if the stream of requests is another one.
 func (w *watch) examine(ctx context.Context) (missing []string, wrong error) {
 	seen := w.fence.position()
 	for _, want := range w.limits.streams() {
@@ -195,8 +199,8 @@ func (w *watch) requestsAre(created time.Time) {
 	}
 }
 
-// eventsAre has the database compared with a stream of events that is another one, or has lost its last messages. seen is the
-// position from before the look.
+// eventsAre has the database compared with a stream of events that is another one, or has lost
+// its last messages. seen is the position from before the look.
 func (w *watch) eventsAre(seen position, info *jetstream.StreamInfo) {
 	switch {
 	case seen == position{}:
@@ -239,7 +243,8 @@ func (w *watch) lookAtDurable(ctx context.Context) {
 	}
 }
 
-// open makes what is missing and opens the durable. The context that it returns ends once that is another one.
+// open makes what is missing and opens the durable. The context that it returns ends once that is
+// another one.
 func (w *watch) open(ctx context.Context) (consumer jetstream.Consumer, created time.Time, until context.Context, err error) {
 	defer func() {
 		w.mu.Lock()

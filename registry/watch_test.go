@@ -23,8 +23,8 @@ func newWatchedWorld(t *testing.T) (*world, *developer) {
 	return w, d
 }
 
-// TestVanishedStreams: what is deleted under a running registry is made again, also where no request comes, and requests are
-// answered as before.
+// TestVanishedStreams: what is deleted under a running registry is made again, also where no
+// request comes, and requests are answered as before.
 func TestVanishedStreams(t *testing.T) {
 	t.Parallel()
 	w, d := newWatchedWorld(t)
@@ -49,8 +49,8 @@ func TestVanishedStreams(t *testing.T) {
 	w.clean()
 }
 
-// TestOtherEventsAreCompared: another stream of events has one that the database lacks. Its service is held, as at a start, and
-// others are served.
+// TestOtherEventsAreCompared: another stream of events has one that the database lacks. Its
+// service is held, as at a start, and others are served.
 func TestOtherEventsAreCompared(t *testing.T) {
 	t.Parallel()
 	w, d := newWatchedWorld(t)

@@ -11,8 +11,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// A broker, or someone who edits a durable, may limit the pulls: how many messages, and for how long. It refuses a larger pull with
-// a status that the client's library keeps to itself; all that comes out is that no heartbeat does.
+// A broker, or someone who edits a durable, may limit the pulls: how many messages, and for how
+// long. It refuses a larger pull with a status that the client's library keeps to itself; all
+// that comes out is that no heartbeat does.
 
 const (
 	pullExpiry = 30 * time.Second // the library's own
@@ -23,7 +24,8 @@ const (
 	refusalWithin = time.Second // for the broker to say that it refuses a pull; it says nothing where it doesn't
 )
 
-// AtMost returns how many messages may be pulled at a time: so many, or as many as the durable or the broker allows.
+// AtMost returns how many messages may be pulled at a time: so many, or as many as the durable or
+// the broker allows.
 func AtMost(consumer jetstream.Consumer, messages int) int {
 	if info := consumer.CachedInfo(); info != nil && info.Config.MaxRequestBatch > 0 {
 		return min(messages, info.Config.MaxRequestBatch)
@@ -31,15 +33,16 @@ func AtMost(consumer jetstream.Consumer, messages int) int {
 	return messages
 }
 
-// LeastWaiting is how many pulls a durable has to allow at a time: each process has two, and those of one that was killed count for a
-// while. The broker never changes that of a durable.
+// LeastWaiting is how many pulls a durable must allow at a time: each process has two, and those
+// of one that was killed count for a while. The broker never changes that of a durable.
 const LeastWaiting = 64
 
-// inFlightExceeded is the code of nats-server's error (its server/errors.json) for a durable that may have too many messages in
-// flight. The last word of its description is how many it may have.
+// inFlightExceeded is the code of nats-server's error (its server/errors.json) for a durable that
+// may have too many messages in flight. The last word of its description is how many it may have.
 const inFlightExceeded jetstream.ErrorCode = 10121
 
-// Put makes or changes a durable. Where the broker allows fewer messages in flight than it is to have, it gets as many as that.
+// Put makes or changes a durable. Where the broker allows fewer messages in flight than it is to
+// have, it gets as many as that.
 func Put(cfg jetstream.ConsumerConfig, put func(jetstream.ConsumerConfig) (jetstream.Consumer, error)) (jetstream.Consumer, error) {
 	consumer, err := put(cfg)
 	refused := (*jetstream.APIError)(nil)
@@ -77,13 +80,15 @@ func (p Pull) options(heartbeat time.Duration) []jetstream.PullMessagesOpt {
 	}
 }
 
-// Refusal asks the broker for such a pull, and returns its words if it refuses that; nil: it doesn't, or can't be asked.
+// Refusal asks the broker for such a pull, and returns its words if it refuses that; nil: it
+// doesn't, or can't be asked.
 func (p Pull) Refusal(conn *nats.Conn, consumer jetstream.Consumer) error {
 	if conn == nil {
 		return nil
 	}
 	info := consumer.CachedInfo()
-	// With max_bytes no message comes, since none is so small. With a heartbeat, the broker would not say that too many pulls wait.
+	// With max_bytes no message comes, since none is so small. With a heartbeat, the broker would
+	// not say that too many pulls wait.
 	body := fmt.Sprintf(`{"batch":%d,"expires":%d,"max_bytes":1}`, p.Messages, p.Expiry.Nanoseconds())
 	inbox, err := conn.SubscribeSync(conn.NewInbox())
 	if err != nil {

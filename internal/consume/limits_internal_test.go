@@ -33,8 +33,8 @@ func (l *lines) has(what string) bool {
 	return strings.Contains(l.text.String(), what)
 }
 
-// TestSmallPulls: a durable that allows small and short pulls only delivers all the same. Where that comes while it runs, the log has
-// the broker's own words, and the durable is opened again.
+// TestSmallPulls: a durable that allows small and short pulls only delivers all the same. Where
+// that comes while it runs, the log has the broker's own words, and the durable is opened again.
 func TestSmallPulls(t *testing.T) {
 	t.Parallel()
 	const messages = 20

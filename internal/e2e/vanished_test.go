@@ -17,8 +17,8 @@ func (s *domain) rotated(c *client.Client, sequence int64) {
 	s.settled(c, sequence)
 }
 
-// TestBrokerComesBackEmpty: the broker loses all that it has stored while the three processes run. The registry makes the streams again,
-// and rotations go through as before. Nobody starts anything.
+// TestBrokerComesBackEmpty: the broker loses all that it has stored while the three processes
+// run. The registry makes the streams again, and rotations go through as before.
 func TestBrokerComesBackEmpty(t *testing.T) {
 	t.Parallel()
 	useSources(t)
@@ -35,7 +35,8 @@ func TestBrokerComesBackEmpty(t *testing.T) {
 	d.awaitReady()
 }
 
-// TestBrokerOfSmallPulls: all three processes work at a broker that allows small pulls and few messages in flight.
+// TestBrokerOfSmallPulls: all three processes work at a broker that allows small pulls and few
+// messages in flight.
 func TestBrokerOfSmallPulls(t *testing.T) {
 	t.Parallel()
 	useSources(t)

@@ -25,8 +25,8 @@ type standing struct {
 	err error
 }
 
-// DurableErr returns why the durable delivers nothing: it or its stream is missing, or it is paused. While the broker is away, it is
-// what was known last.
+// DurableErr returns why the durable delivers nothing: it or its stream is missing, or it is
+// paused. While the broker is away, it is what was known last.
 func (s *Subscriber) DurableErr() error {
 	s.standing.mu.Lock()
 	defer s.standing.mu.Unlock()
@@ -44,7 +44,8 @@ func (s *Subscriber) checkConsumer(context.Context) error {
 	return cmp.Or(s.DurableErr(), s.standing.deliveries.Err())
 }
 
-// notice takes in the broker's answer to a question about the durable, and tells the log of a change.
+// notice takes in the broker's answer to a question about the durable, and tells the log of a
+// change.
 func (s *Subscriber) notice(ctx context.Context, info *jetstream.ConsumerInfo, err error) {
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
