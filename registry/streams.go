@@ -125,7 +125,7 @@ func requestDurable(ctx context.Context, js jetstream.JetStream) (jetstream.Cons
 	} else if !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return nil, fmt.Errorf("durable %s: %w", want.Durable, err)
 	}
-	consumer, err = consume.Put(want, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	consumer, err = consume.Put(ctx, want, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 		return js.CreateOrUpdateConsumer(ctx, events.RequestStream, cfg)
 	})
 	if err != nil {

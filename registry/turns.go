@@ -75,10 +75,11 @@ func (c *fairConsumer) Messages(opts ...jetstream.PullMessagesOpt) (jetstream.Me
 // turns is where requests wait for their turn. It implements [jetstream.MessagesContext].
 type turns struct {
 	*fairConsumer
-	iterator jetstream.MessagesContext
-	ctx      context.Context
-	stop     context.CancelFunc
-	pulled   chan struct{} // closed when pull has ended, and has given back what it had
+	iterator  jetstream.MessagesContext
+	ctx       context.Context
+	stop      context.CancelFunc
+	delivered uint64        // how many the durable had delivered by the last message
+	pulled    chan struct{} // closed when pull has ended, and has given back what it had
 
 	mu      sync.Mutex
 	changed sync.Cond // with mu: a lane is ready, there is room again, or it ends
@@ -247,6 +248,10 @@ func (t *turns) take(msg jetstream.Msg) error {
 	if err != nil {
 		return err
 	}
+	if d.meta.Sequence.Consumer <= t.delivered {
+		return errReplaced // the stream may be another one, too, and count from 1 again
+	}
+	t.delivered = d.meta.Sequence.Consumer
 	target, most := d.target(), inHandEach
 	if target.IsZero() {
 		most = inHandGarbage

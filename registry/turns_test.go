@@ -317,3 +317,16 @@ func count(t *testing.T, c prometheus.Counter) float64 {
 	}
 	return m.GetCounter().GetValue()
 }
+
+// TestAnotherDurable: a message of a durable that has delivered less than this one is of another durable, and perhaps of another
+// stream. It ends the pulling, so that its place is not taken for one of the earlier stream.
+func TestAnotherDurable(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, time.Minute)
+	ours := l.turns(0).(*turns)
+	subject := l.put("a", 1)
+	first := l.take(ours, 1)[subject][0]
+	if err := ours.take(first.(*delivery).Msg); !errors.Is(err, errReplaced) {
+		t.Errorf("it takes the message: %v", err)
+	}
+}

@@ -1,6 +1,7 @@
 package consume
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -41,21 +42,35 @@ const LeastWaiting = 64
 // may have too many messages in flight. The last word of its description is how many it may have.
 const inFlightExceeded jetstream.ErrorCode = 10121
 
-// Put makes or changes a durable. Where the broker allows fewer messages in flight than it is to
+// Put makes or changes a durable. If the broker allows fewer messages in flight than it is to
 // have, it gets as many as that.
-func Put(cfg jetstream.ConsumerConfig, put func(jetstream.ConsumerConfig) (jetstream.Consumer, error)) (jetstream.Consumer, error) {
+func Put(
+	ctx context.Context, cfg jetstream.ConsumerConfig, put func(jetstream.ConsumerConfig) (jetstream.Consumer, error),
+) (jetstream.Consumer, error) {
 	consumer, err := put(cfg)
+	if limit, limited := inFlightLimit(err); limited {
+		cfg.MaxAckPending = limit
+		consumer, err = put(cfg)
+	}
+	if err != nil {
+		return nil, err
+	}
+	// The first answer after a restart of the broker has the time of that in place of the
+	// durable's.
+	if _, err := consumer.Info(ctx); err != nil {
+		return nil, fmt.Errorf("look at the durable %s: %w", cfg.Durable, err)
+	}
+	return consumer, nil
+}
+
+func inFlightLimit(err error) (limit int, is bool) {
 	refused := (*jetstream.APIError)(nil)
 	if !errors.As(err, &refused) || refused.ErrorCode != inFlightExceeded {
-		return consumer, err
+		return 0, false
 	}
 	words := strings.Fields(refused.Description)
-	limit, conversion := strconv.Atoi(words[len(words)-1])
-	if conversion != nil || limit <= 0 {
-		return consumer, err
-	}
-	cfg.MaxAckPending = limit
-	return put(cfg)
+	limit, err = strconv.Atoi(words[len(words)-1])
+	return limit, err == nil && limit > 0
 }
 
 // Pull is how a consumer pulls: no more and no longer than its durable allows.

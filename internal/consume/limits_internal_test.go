@@ -156,3 +156,37 @@ func TestRefusal(t *testing.T) {
 		t.Errorf("no durable: %v", err)
 	}
 }
+
+// TestPutAfterARestart: a durable that outlived a restart of the broker is known by its own time, and is
+// not taken for another one.
+func TestPutAfterARestart(t *testing.T) {
+	t.Parallel()
+	broker := testenv.NewBroker(t)
+	js, err := jetstream.New(testenv.Connect(t, broker.URL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "Q", Subjects: []string{"q"}}); err != nil {
+		t.Fatal(err)
+	}
+	put := func() time.Time {
+		t.Helper()
+		consumer, err := Put(t.Context(), jetstream.ConsumerConfig{Durable: "d"}, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+			return js.CreateOrUpdateConsumer(t.Context(), "Q", cfg)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return consumer.CachedInfo().Created
+	}
+	before := put()
+	broker.Stop()
+	broker.Start()
+	testenv.Eventually(t, time.Minute, "it is back", func() error {
+		_, err := js.Consumer(t.Context(), "Q", "d")
+		return err
+	})
+	if after := put(); !after.Equal(before) {
+		t.Errorf("made at %s, and after a restart at %s", before, after)
+	}
+}

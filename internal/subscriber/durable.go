@@ -93,7 +93,7 @@ func (s *Subscriber) claim(ctx context.Context, stream jetstream.Stream) (jetstr
 }
 
 func (s *Subscriber) create(ctx context.Context, want jetstream.ConsumerConfig) (jetstream.Consumer, error) {
-	return consume.Put(want, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	return consume.Put(ctx, want, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 		return s.cfg.JetStream.CreateConsumer(ctx, events.InvalidationStream, cfg)
 	})
 }
@@ -146,7 +146,7 @@ func (s *Subscriber) reconcile(ctx context.Context, consumer jetstream.Consumer,
 		return consumer, nil
 	}
 	s.cfg.Log.InfoContext(ctx, "setting the limits and the owner of the durable consumer", "durable", s.cfg.Durable)
-	updated, err := consume.Put(next, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	updated, err := consume.Put(ctx, next, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 		return s.cfg.JetStream.UpdateConsumer(ctx, events.InvalidationStream, cfg)
 	})
 	if err != nil {
