@@ -158,6 +158,7 @@ func TestReadyWithDatabase(t *testing.T) {
 		if receipt := w.answer(r); receipt.Event != events.RequestCommitted {
 			t.Fatalf("%+v", receipt)
 		}
+		w.clean() // else what hangs next is the outbox
 		w.says("ok\n")
 	}
 	hangs := func(stages ...string) {
