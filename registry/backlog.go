@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"omiappreg.org/keyrotation/internal/health"
 )
 
 const (
@@ -66,8 +64,8 @@ func (b *backlog) age() time.Duration {
 	return max(0, b.now().Sub(b.oldest))
 }
 
-// check looks, if that is due, and fails while a row is overdue.
-func (b *backlog) check(ctx context.Context) error {
+// check looks, if that is due, and returns how old the oldest row is, if it is overdue.
+func (b *backlog) check(ctx context.Context) (late time.Duration, err error) {
 	b.looking.Lock()
 	defer b.looking.Unlock()
 	b.mu.Lock()
@@ -75,18 +73,13 @@ func (b *backlog) check(ctx context.Context) error {
 	b.mu.Unlock()
 	if due {
 		if err := b.look(ctx); err != nil {
-			return health.Because(err, "the database does not say what is in the outbox")
+			return 0, err
 		}
 	}
 	if age := b.age(); age >= b.overdue {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return fmt.Errorf("%d changes are committed and not published, the oldest for %v", b.rows, age.Round(time.Second))
+		return age, nil
 	}
-	if n := b.passed.count(); n > 0 {
-		return health.AsRemark(fmt.Errorf("%d changes can't be announced, since the broker refuses a message as it is: see the log", n))
-	}
-	return nil
+	return 0, nil
 }
 
 func (b *backlog) look(ctx context.Context) error {

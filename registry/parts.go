@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
+	"time"
 
 	"omiappreg.org/keyrotation/internal/health"
 )
@@ -52,11 +54,20 @@ func (r *Registry) checkFence(context.Context) error {
 	return nil
 }
 
-// checkOutbox fails while what is committed is not published. Why not names services, so only the log says it.
+// checkOutbox fails while what is committed is not published. Why not names services, so only the log says it. Of a database that is
+// away, another part says so.
 func (r *Registry) checkOutbox(ctx context.Context) error {
-	err := r.backlog.check(ctx)
-	if err == nil || errors.As(err, new(*health.Problem)) {
-		return err
+	late, err := r.backlog.check(ctx)
+	switch {
+	case err != nil && r.cfg.Store.Ping(ctx) != nil:
+		return nil
+	case err != nil:
+		return health.Because(err, "the database does not say what is in the outbox")
+	case late > 0:
+		return health.Because(r.relay.err(), fmt.Sprintf("changes are committed and not published, the oldest for %v", late.Round(time.Second)))
 	}
-	return health.Because(r.relay.err(), err.Error())
+	if n := r.relay.passed.count(); n > 0 {
+		return health.AsRemark(fmt.Errorf("%d changes can't be announced, since the broker refuses a message as it is: see the log", n))
+	}
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -113,7 +114,7 @@ func TestReadyWithBroker(t *testing.T) {
 	_, err = w.js.ResumeConsumer(ctx, events.RequestStream, events.RegistryDurable)
 	must(err)
 	w.says("streams: can't publish: the broker has no space left")
-	w.says("outbox: 1 changes are committed and not published")
+	w.says("outbox: changes are committed and not published, the oldest for ")
 	must(filler.Purge(ctx))
 	if receipt := w.answer(waits); receipt.Event != events.RequestCommitted {
 		t.Fatalf("%+v", receipt)
@@ -127,6 +128,25 @@ func TestReadyWithBroker(t *testing.T) {
 	}
 	w.broker.Start()
 	done()
+}
+
+// TestReadyWithFile: a database whose file was replaced is named, and a restart is the remedy.
+func TestReadyWithFile(t *testing.T) {
+	t.Parallel()
+	address := testenv.Database(t, testenv.SQLite)
+	w, _ := newReadyWorld(t, testenv.NewBroker(t), address)
+	file := strings.TrimPrefix(address, "sqlite:")
+	if err := os.Rename(file, file+".old"); err != nil {
+		t.Fatal(err)
+	}
+	w.says("database: the database can't be used any more: its file was removed or replaced")
+	report, err := health.New(slog.New(slog.DiscardHandler), w.registry.Parts()...).Report(t.Context())
+	if err != nil || report.Live {
+		t.Errorf("it is live: %+v, %v", report, err)
+	}
+	if strings.Contains(report.Text(), file) {
+		t.Errorf("it names the file to strangers: %s", report.Text())
+	}
 }
 
 // TestReadyWithDatabase: a lock, a commit that waits for a standby, and a server that is away are named, and gone when they are. What

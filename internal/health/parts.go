@@ -30,8 +30,10 @@ func Pinged(db interface{ Ping(context.Context) error }) Part {
 		switch err := db.Ping(ctx); {
 		case err == nil:
 			return nil
+		case errors.Is(err, sqldb.ErrReplaced):
+			return &Problem{Text: sqldb.ErrReplaced.Error(), Cause: err, Restart: true}
 		case errors.Is(err, sqldb.ErrFault):
-			return &Problem{Text: err.Error(), Cause: err, Restart: errors.Is(err, sqldb.ErrReplaced)}
+			return Because(err, sqldb.ErrCorrupt.Error())
 		case ctx.Err() != nil:
 			return Because(err, "the database does not answer in time")
 		default:
