@@ -10,12 +10,14 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// newWatchedWorld is a world with a bound service and a registry that looks often.
-func newWatchedWorld(t *testing.T) (*world, *developer) {
+// newWatchedWorld is a world with a bound service and so many replicas that look often.
+func newWatchedWorld(t *testing.T, replicas int) (*world, *developer) {
 	t.Helper()
 	w := newWorld(t, testenv.Database(t, testenv.SQLite))
 	w.lookEvery = 20 * time.Millisecond
-	w.run()
+	for range replicas {
+		w.run()
+	}
 	d := newDeveloper(t, w.store, "org.omiappreg.alice", "one")
 	if err := w.committed(d.bind()); err != nil {
 		t.Fatal(err)
@@ -27,7 +29,7 @@ func newWatchedWorld(t *testing.T) (*world, *developer) {
 // request comes, and requests are answered as before.
 func TestVanishedStreams(t *testing.T) {
 	t.Parallel()
-	w, d := newWatchedWorld(t)
+	w, d := newWatchedWorld(t, 2)
 	for _, stream := range []string{events.ReceiptStream, events.InvalidationStream, events.RequestStream} {
 		if err := w.js.DeleteStream(t.Context(), stream); err != nil {
 			t.Fatal(err)
@@ -53,7 +55,7 @@ func TestVanishedStreams(t *testing.T) {
 // service is held, as at a start, and others are served.
 func TestOtherEventsAreCompared(t *testing.T) {
 	t.Parallel()
-	w, d := newWatchedWorld(t)
+	w, d := newWatchedWorld(t, 1)
 	other := d.another("two")
 	if err := w.committed(other.bind()); err != nil {
 		t.Fatal(err)
@@ -91,7 +93,7 @@ func TestOtherEventsAreCompared(t *testing.T) {
 // TestSealedAndPaused: what the registry can't change, it tells.
 func TestSealedAndPaused(t *testing.T) {
 	t.Parallel()
-	w, _ := newWatchedWorld(t)
+	w, _ := newWatchedWorld(t, 1)
 	if _, err := w.js.PauseConsumer(t.Context(), events.RequestStream, events.RegistryDurable, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
