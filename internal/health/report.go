@@ -82,25 +82,19 @@ func (r Report) serve(w http.ResponseWriter, request *http.Request, well bool) {
 	if well {
 		status = http.StatusOK
 	}
-	if !wantsJSON(request) {
-		text(w, status, r.Text())
-		return
+	body, mediaType := []byte(r.Text()), "text/plain; charset=utf-8"
+	if wantsJSON(request) {
+		var err error
+		if body, err = json.Marshal(r); err != nil {
+			http.Error(w, "the report can't be written as JSON", http.StatusInternalServerError)
+			return
+		}
+		body, mediaType = printable.JSON(append(body, '\n')), "application/json"
 	}
-	body, err := json.Marshal(r)
-	if err != nil {
-		http.Error(w, "the report can't be written as JSON", http.StatusInternalServerError)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_, _ = w.Write(printable.JSON(append(body, '\n')))
-}
-
-func text(w http.ResponseWriter, status int, text string) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.Header().Set("Content-Type", mediaType)
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_, _ = w.Write([]byte(text))
+	_, _ = w.Write(body)
 }
 
 func wantsJSON(r *http.Request) bool {
