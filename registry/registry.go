@@ -243,7 +243,7 @@ func (r *Registry) handle(ctx context.Context, messages []*consume.Message) erro
 }
 
 // ErrNotReady means that Run has not come so far yet that requests and lookups are served.
-var ErrNotReady = errors.New("the registry is starting, and serves nobody yet")
+var ErrNotReady = errors.New("the registry is starting, and takes no requests yet")
 
 // Ready returns nil once requests and lookups are served, else [ErrNotReady]; and [ErrNoSpace]
 // while nothing can be published for lack of space. It stays nil while the broker is away.

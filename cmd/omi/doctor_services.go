@@ -121,7 +121,7 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 		d.warn(name, fmt.Sprintf("%s; it is paused for %s", detail, info.PauseRemaining.Round(time.Second)),
 			"nats consumer resume "+info.Stream+" "+have.Durable)
 	case have.MaxRequestExpires > 0, have.MaxRequestMaxBytes > 0:
-		d.warn(name, fmt.Sprintf("%s; somebody limited its pulls (time: %s, bytes: %d)", detail, have.MaxRequestExpires, have.MaxRequestMaxBytes),
+		d.warn(name, fmt.Sprintf("%s; its pulls were limited (time: %s, bytes: %d)", detail, have.MaxRequestExpires, have.MaxRequestMaxBytes),
 			"restart its process, which takes that back")
 	case info.NumWaiting == 0 && info.NumAckPending == 0:
 		d.warn(name, detail, start+gone)

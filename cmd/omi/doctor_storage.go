@@ -81,13 +81,14 @@ type leftError struct {
 func (d *doctor) storeProbe(ctx context.Context) (took time.Duration, err error) {
 	id := rand.Text()
 	config := events.InvalidationStreamConfig()
-	config.Name, config.Description, config.Subjects = probeStream+id, "omi doctor stores a message here. It may be deleted.", []string{probeSubject + id}
+	config.Name, config.Subjects = probeStream+id, []string{probeSubject + id}
+	config.Description = "omi doctor stores a message here. It may be deleted."
 	config.DenyDelete, config.DenyPurge, config.RePublish = false, false, nil
 	config.MaxMsgs, config.MaxMsgsPerSubject, config.MaxAge = 1, 1, config.Duplicates
 	for _, stream := range d.streams {
 		config.Replicas = max(config.Replicas, stream.CachedInfo().Config.Replicas)
 	}
-	// Who may not delete it, makes none.
+	// An account that may not delete the stream makes none.
 	if err := d.removeProbe(ctx, config.Name); !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return 0, err
 	}

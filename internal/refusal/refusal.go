@@ -1,4 +1,4 @@
-// Package refusal says what a broker refuses. Waiting doesn't change that: a person has to, at the
+// Package refusal says what a broker refuses. Waiting doesn't change that: a person must, at the
 // broker or here. A log that says "waiting for the broker" hides it.
 package refusal
 
@@ -112,8 +112,8 @@ func ofServer(err error) Reason {
 	return Reason{}
 }
 
-// Behind is what is behind an error of a question to JetStream. The broker tells the connection of what
-// it does not permit, and not the question, which waits in vain. Where it has no JetStream, nobody answers.
+// Behind is what is behind an error of a question to JetStream. The broker tells the connection what it
+// does not permit, and the question waits in vain. A broker without JetStream has no responders.
 func Behind(err error, nc *nats.Conn) error {
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):

@@ -16,7 +16,7 @@ const (
 	again = 10 * time.Minute
 )
 
-// Teller tells the log why there is no work at the broker: each reason once, and again where it lasts.
+// Teller tells the log why there is no work at the broker: each reason once, and again if it lasts.
 type Teller struct {
 	Log *slog.Logger
 
@@ -61,8 +61,8 @@ func (t *Teller) Forget() {
 	clear(t.told)
 }
 
-// reasonOf is the text of an error's own cause, without the addresses around it, of which each try may
-// have another. A denial has its subject in its text, and is a reason by itself.
+// reasonOf is the text of an error's own cause, without the addresses around it: each try may have
+// another. A denial has its subject in its text, and is a reason by itself.
 func reasonOf(err error) string {
 	if errors.Is(err, nats.ErrPermissionViolation) {
 		return err.Error()
