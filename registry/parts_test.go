@@ -186,7 +186,7 @@ func TestReadyWithDatabase(t *testing.T) {
 		testenv.Eventually(t, patience, "it says what hangs", func() error {
 			text := w.readiness()
 			for _, stage := range stages {
-				if strings.Contains(text, "requests: 1 requests hang for ") && strings.HasSuffix(text, "(stage: "+stage+")\n") {
+				if strings.Contains(text, "requests: 1 in hand, and none was finished for ") && strings.HasSuffix(text, "(stage: "+stage+")\n") {
 					return nil
 				}
 			}

@@ -110,7 +110,7 @@ func (h *InHand) Check(context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if age := h.age(); age >= h.after {
-		return fmt.Errorf("%d %s hang for %v now (stage: %s)", h.messages, h.what, age.Round(time.Second), h.stage)
+		return fmt.Errorf("%d in hand, and none was finished for %v (stage: %s)", h.messages, age.Round(time.Second), h.stage)
 	}
 	return nil
 }

@@ -48,7 +48,7 @@ func TestInHand(t *testing.T) {
 		time.Sleep(9 * time.Second)
 		healthy("")
 		time.Sleep(63 * time.Second)
-		healthy("3 requests hang for 1m12s now (stage: commit)")
+		healthy("3 in hand, and none was finished for 1m12s (stage: commit)")
 		if n := strings.Count(lines.String(), "work hangs"); n != 2 || !strings.Contains(lines.String(),
 			`requests=3 for=10s stage=commit database="postgres db:5432/reg"`) {
 			t.Errorf("%d warnings in\n%s", n, &lines)
@@ -60,7 +60,7 @@ func TestInHand(t *testing.T) {
 			t.Errorf("the log does not say that it went on:\n%s", &lines)
 		}
 
-		for err, want := range map[error]string{errAway: "1 requests hang for 11s now (stage: load)", errPoison: ""} {
+		for err, want := range map[error]string{errAway: "1 in hand, and none was finished for 11s (stage: load)", errPoison: ""} {
 			handle = func(context.Context, []*Message) error { return err }
 			_ = w.try(t.Context(), batch[:1])
 			time.Sleep(11 * time.Second)

@@ -134,7 +134,7 @@ func TestReadiness(t *testing.T) {
 		return err
 	})
 	registry.Publish(t, js, service.Bind(time.Now().Unix()))
-	r.says("requests: 1 events hang for ", "requests: 1 events hang for ")
+	r.says("requests: 1 in hand, and none was finished for ", "requests: 1 in hand, and none was finished for ")
 	testenv.Eventually(t, time.Minute, "the log says so", func() error {
 		if text := log.String(); !strings.Contains(text, "events=1 for=") || !strings.Contains(text, "stage=commit database=\"postgres "+way.Addr()+"/sub\"") {
 			return errors.New(text)
