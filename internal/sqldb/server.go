@@ -24,6 +24,8 @@ const (
 	connLifetime = 30 * time.Minute // spreads the connections anew after a CockroachDB node joined or came back
 	connIdleTime = 5 * time.Minute
 	warnEvery    = 10 * time.Second
+	// unacknowledged is how long what was sent to a server may be on its way, as long as a keep-alive may go unanswered.
+	unacknowledged = 30 * time.Second
 )
 
 // server is what connections to a server are made of.
@@ -175,6 +177,7 @@ func serverConfig(url string) (*pgx.ConnConfig, error) {
 	}
 	dialer := net.Dialer{
 		Timeout: cfg.ConnectTimeout,
+		Control: giveUp(unacknowledged),
 		// A server that vanished without a word is noticed after half a minute.
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
 	}

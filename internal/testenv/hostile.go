@@ -31,7 +31,7 @@ func HostileURLs(t testing.TB) map[string]string {
 	for _, mode := range []string{"", "exec", "simple_protocol"} {
 		direct := Owned(t, Hostile())
 		urls["direct "+mode] = withMode(direct, mode)
-		urls["pooled "+mode] = withMode(Pooled(t, Owned(t, Hostile()), 2), mode)
+		urls["pooled "+mode] = withMode(Pooled(t, Owned(t, Hostile()), 1), mode)
 	}
 	return urls
 }
