@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"path/filepath"
 	"time"
 
 	sqlite3 "modernc.org/sqlite/lib"
@@ -35,7 +36,7 @@ func checkLog(ctx context.Context, file string, log *slog.Logger) error {
 		case !sure: // one may have closed it between the two looks
 			continue
 		case found == otherLog:
-			return urlError(file + ": the log next to it, " + file + "-wal, is another file's: a copy was put in place after a crash, " +
+			return urlError("the log next to it, " + filepath.Base(file) + "-wal, is another file's: a copy was put in place after a crash, " +
 				"and the log of the file before it was left. Nothing was changed. " + howToRestore)
 		}
 		return checkWhole(ctx, file, log)
@@ -57,8 +58,8 @@ func checkWhole(ctx context.Context, file string, log *slog.Logger) (err error) 
 	defer func() { err = errors.Join(err, pool.Close()) }()
 	err = quickCheck(ctx, pool)
 	if code, _ := sqliteCode(err); errors.Is(err, errMalformed) || code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB {
-		return urlError(fmt.Sprintf("%s with its log, %s-wal, is malformed: %v. Perhaps the one is a copy, and the other was left by a crash. "+
-			"Nothing was changed. %s", file, file, err, howToRestore))
+		return urlError(fmt.Sprintf("with its log, %s-wal, it is malformed (%v). Perhaps the one is a copy, and the other was left by a crash. "+
+			"Nothing was changed. %s", filepath.Base(file), err, howToRestore))
 	}
 	return err
 }
