@@ -123,6 +123,11 @@ func New(cfg Config) (*Registry, error) {
 	cfg.Metrics.MustRegister(r.inHand.Gauge("omi_registry_oldest_in_hand_seconds", nil), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_requests_waiting", Help: "Requests that wait at the broker to be delivered to a registry, by its last answer.",
 	}, func() float64 { return float64(r.watch.deliveries.Waiting()) }))
+	if db := cfg.Store.db; db.Engine() == sqldb.SQLite {
+		cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "omi_registry_sqlite_log_bytes", Help: "The size of SQLite's log, the file of the database with -wal at its end.",
+		}, func() float64 { return float64(db.LogBytes()) }))
+	}
 	r.backlog = newBacklog(cfg, m.passed)
 	r.relay = newRelay(js, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
 	r.intake = &intake{

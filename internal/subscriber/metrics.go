@@ -7,6 +7,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // The values of the label "result".
@@ -52,7 +53,7 @@ func (s *Subscriber) register(r prometheus.Registerer) error {
 		return nil
 	}
 	labels := prometheus.Labels{"durable": s.cfg.Durable}
-	for _, c := range []prometheus.Collector{
+	all := []prometheus.Collector{
 		s.metrics.events, s.metrics.latency, s.metrics.aside, s.inHand.Gauge("omi_subscriber_oldest_in_hand_seconds", labels),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "omi_subscriber_as_of_seconds", ConstLabels: labels,
@@ -62,7 +63,14 @@ func (s *Subscriber) register(r prometheus.Registerer) error {
 			Name: "omi_subscriber_events_waiting", ConstLabels: labels,
 			Help: "Events that wait at the broker to be delivered by the durable, by its last answer.",
 		}, func() float64 { return float64(s.standing.deliveries.Waiting()) }),
-	} {
+	}
+	if db := s.cfg.Store.db; db.Engine() == sqldb.SQLite {
+		all = append(all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "omi_subscriber_sqlite_log_bytes", ConstLabels: labels,
+			Help: "The size of SQLite's log, the file of the database with -wal at its end.",
+		}, func() float64 { return float64(db.LogBytes()) }))
+	}
+	for _, c := range all {
 		if err := r.Register(c); err != nil {
 			return fmt.Errorf("register a metric: %w", err)
 		}
