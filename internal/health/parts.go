@@ -34,6 +34,13 @@ func Pinged(db interface{ Ping(context.Context) error }) Part {
 			return &Problem{Text: sqldb.ErrReplaced.Error(), Cause: err, Restart: true}
 		case errors.Is(err, sqldb.ErrFault):
 			return Because(err, sqldb.ErrCorrupt.Error())
+		case errors.Is(err, sqldb.ErrReadOnly):
+			return Because(err, "the database takes no writes: "+
+				"its server is a standby, or default_transaction_read_only is on")
+		case errors.Is(err, sqldb.ErrBusy):
+			return Because(err, "all sessions with the database are in use, and wait for it")
+		case errors.Is(err, sqldb.ErrNoTables):
+			return Because(err, "the database's tables are gone, or hidden from its role")
 		case ctx.Err() != nil:
 			return Because(err, "the database does not answer in time")
 		default:

@@ -21,8 +21,12 @@ import (
 // its answer, or the server doesn't know. Only reading the database again settles it.
 var ErrUnknownOutcome = errors.New("the outcome of the commit is unknown")
 
-// errReadOnly says that a server takes no writes.
-var errReadOnly = errors.New("the server takes no writes: it is a standby, or default_transaction_read_only is on for it, the database or the role")
+// What [DB.Ping] finds wrong with a server that answers, or that lets nobody in.
+var (
+	ErrReadOnly = errors.New("the server takes no writes: it is a standby, or default_transaction_read_only is on for it, the database or the role")
+	ErrBusy     = errors.New("all sessions with the server are in use, and wait for it")
+	ErrNoTables = errors.New("its tables are empty or hidden from this role: restore the database, or grant the role what it needs")
+)
 
 // errNoAnswer is why a server that is silent is given up.
 var errNoAnswer = errors.New("the server does not answer")
@@ -84,7 +88,7 @@ func stops(state string) bool { return state == "57P01" || state == "57P02" || s
 // On a standby, a transaction is refused for its isolation before it writes anything: of what a server can't do (0A000), that
 // alone comes from this routine, whose name is in no language.
 func takesNoWrites(err error) bool {
-	if errors.Is(err, errReadOnly) {
+	if errors.Is(err, ErrReadOnly) {
 		return true
 	}
 	var answer *pgconn.PgError

@@ -30,7 +30,7 @@ func TestTransient(t *testing.T) {
 		driver.ErrBadConn, io.ErrUnexpectedEOF, context.DeadlineExceeded, pgconn.ErrConnClosed,
 		&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, &net.DNSError{IsNotFound: true},
 		fmt.Errorf("write: %w", syscall.ENOSPC), fmt.Errorf("%w: %w", ErrUnknownOutcome, io.EOF),
-		standby(), fmt.Errorf("%w: %w", errReadOnly, pgconn.ErrReadOnlyConnection), errNoAnswer, errUnreplicated,
+		standby(), fmt.Errorf("%w: %w", ErrReadOnly, pgconn.ErrReadOnlyConnection), errNoAnswer, errUnreplicated,
 	} {
 		if !Transient(err) {
 			t.Errorf("not transient: %v", err)

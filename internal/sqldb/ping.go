@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/pressly/goose/v3"
 )
 
@@ -38,17 +39,25 @@ func (db *DB) pingServer(ctx context.Context) error {
 	err := db.writer.QueryRowContext(ctx, query).Scan(&readOnly, &recovering, &any)
 	switch {
 	case err != nil && errors.Is(err, context.DeadlineExceeded) && db.writer.Stats().InUse >= maxConns:
-		return fmt.Errorf("all %d sessions are in use, and wait for the server: %w", maxConns, err)
+		return fmt.Errorf("%w: %w", ErrBusy, err)
+	case undefined(err):
+		return fmt.Errorf("%w: %w", ErrNoTables, err)
 	case err != nil:
 		return err
 	case readOnly != "on" && any:
 		return nil
 	case readOnly != "on":
-		return errors.New("its tables are empty or hidden from this role: restore the database, or grant the role what it needs")
+		return ErrNoTables
 	}
 	db.sessions.end(era)
 	if recovering {
-		return fmt.Errorf("it is a standby, which has not been promoted: %w", errReadOnly)
+		return fmt.Errorf("it is a standby, which has not been promoted: %w", ErrReadOnly)
 	}
-	return errReadOnly
+	return ErrReadOnly
+}
+
+// undefined says whether err is that a table is not there, or not for this role.
+func undefined(err error) bool {
+	var answer *pgconn.PgError
+	return errors.As(err, &answer) && (answer.Code == "42P01" || answer.Code == insufficientPrivilege)
 }

@@ -261,7 +261,7 @@ func (s *session) judge(ctx context.Context, err error) error {
 // mustWrite has a new connection lead to a server that takes writes. Of several hosts in a URL, the first one that does is taken.
 func mustWrite(ctx context.Context, conn *pgconn.PgConn) error {
 	if err := pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, conn); err != nil {
-		return fmt.Errorf("%w: %w", errReadOnly, err)
+		return fmt.Errorf("%w: %w", ErrReadOnly, err)
 	}
 	return nil
 }
