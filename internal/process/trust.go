@@ -91,7 +91,11 @@ func OpenExisting[T any](ctx context.Context, url string, open func(context.Cont
 	defer cancel()
 	db, err = OpenDatabase(func() (T, error) { return open(ctx) })
 	if errors.Is(err, context.DeadlineExceeded) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		err = Unreachable(fmt.Errorf("no database server answers at --database-url within %s: %w", answersWithin, err))
+		what := "no database server answers at --database-url"
+		if errors.Is(err, sqldb.ErrReadOnly) {
+			what = "no database server at --database-url takes writes (to look into a standby, add target_session_attrs=any to the URL)"
+		}
+		err = Unreachable(fmt.Errorf("%s within %s: %w", what, answersWithin, err))
 	}
 	return db, err
 }
