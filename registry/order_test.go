@@ -27,7 +27,7 @@ func (w *world) hold(r request) (giveBack func()) {
 	released, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		tick := time.NewTicker(extendEach / 4)
+		tick := time.NewTicker(20 * time.Millisecond) // settledAll has made the wait for acknowledgements short
 		defer tick.Stop()
 		for {
 			select {

@@ -7,18 +7,28 @@
 // downloaded. A test of an engine that isn't there is skipped, unless OMI_TEST_REQUIRE names it (postgres,cockroach,openssl,nginx,jose):
 // then it fails, so that CI can't skip by mistake.
 //
-// A package that uses databases has this, or its servers are stopped only as the process ends:
+// A package that uses any of this has the following, or its servers are stopped only as the process ends, and its tests take longer:
 //
 //	func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 package testenv
 
 import (
+	"flag"
+	"runtime"
+	"strconv"
 	"testing"
 	"time"
 )
 
-// Main runs the tests and then stops the servers that they started, and removes their files.
+// atOnce is how many parallel tests run at a time, at least. They mostly wait: for a broker, a disk or a process. With two at a
+// time, which is the default on two cores, internal/e2e takes twice as long and uses a third of the CPU.
+const atOnce = 6
+
+// Main runs the tests and then stops the servers that they started, and removes their files. It sets the default of -parallel.
 func Main(m *testing.M) int {
+	if !raced {
+		_ = flag.Set("test.parallel", strconv.Itoa(max(atOnce, runtime.GOMAXPROCS(0)))) // a flag that is given is read later, and counts
+	}
 	code := m.Run()
 	servers.stop()
 	return code
