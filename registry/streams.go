@@ -116,6 +116,7 @@ func requestDurable(ctx context.Context, js jetstream.JetStream) (jetstream.Cons
 			// Trying again can't mend it.
 			return nil, backoff.Permanent(fmt.Errorf("durable %s: %w: delete it, it is made again", want.Durable, ErrStreamMeaning))
 		}
+		want.PauseUntil = have.PauseUntil                                              // an operator's
 		if want.MaxWaiting = have.MaxWaiting; have.MaxWaiting < consume.LeastWaiting { // which the broker never changes
 			if err := js.DeleteConsumer(ctx, events.RequestStream, want.Durable); err != nil {
 				return nil, fmt.Errorf("durable %s: delete it, since it allows too few pulls at a time: %w", want.Durable, err)

@@ -94,6 +94,7 @@ func TestStreamOfAnotherLimit(t *testing.T) {
 func TestBrokerThatAllowsLittle(t *testing.T) {
 	t.Parallel()
 	w := newWorldOn(t, testenv.NewBrokerOf(t, "jetstream { limits { max_request_batch: 10, max_ack_pending: 20 } }"), testenv.Database(t, testenv.SQLite))
+	w.lookEvery = 20 * time.Millisecond
 	stop := w.run()
 	d := newDeveloper(t, w.store, "org.omiappreg.alice", "one")
 	for i := range 30 {
@@ -120,11 +121,25 @@ func TestBrokerThatAllowsLittle(t *testing.T) {
 	if err := w.committed(d.rotate()); err != nil {
 		t.Fatal(err)
 	}
-	consumer, err := w.js.Consumer(t.Context(), events.RequestStream, limited.Durable)
-	if err != nil {
+	config := func() jetstream.ConsumerConfig {
+		consumer, err := w.js.Consumer(t.Context(), events.RequestStream, limited.Durable)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return consumer.CachedInfo().Config
+	}
+	limits := consume.LimitsOf(config())
+	if limits.Batch != 10 || limits.AckPending != 20 || limits.Expires != 0 || config().MaxWaiting < consume.LeastWaiting {
+		t.Errorf("the durable is %+v", config())
+	}
+	limited.MaxWaiting = config().MaxWaiting
+	if _, err := w.js.UpdateConsumer(t.Context(), events.RequestStream, limited); err != nil {
 		t.Fatal(err)
 	}
-	if c := consumer.CachedInfo().Config; c.MaxWaiting < consume.LeastWaiting || c.MaxRequestBatch != 10 || c.MaxAckPending != 20 || c.MaxRequestExpires != 0 {
-		t.Errorf("the durable is %+v", c)
-	}
+	testenv.Eventually(t, patience, "the limits are taken back while it runs", func() error {
+		if got := consume.LimitsOf(config()); got != limits {
+			return fmt.Errorf("%+v", got)
+		}
+		return nil
+	})
 }

@@ -54,6 +54,7 @@ type watch struct {
 // opened is what the registry pulls from.
 type opened struct {
 	stream, durable time.Time // when they were created
+	limits          consume.Limits
 	stop            context.CancelCauseFunc
 }
 
@@ -235,12 +236,31 @@ func (w *watch) lookAtDurable(ctx context.Context) {
 		}
 	}
 	w.note(ctx, &w.durable, err)
+	if w.mayGoOn(consumer, err) {
+		return
+	}
+	w.log.WarnContext(ctx, "someone changed the limits of the durable: they are taken back", "durable", events.RegistryDurable,
+		"found", fmt.Sprintf("%+v", consume.LimitsOf(consumer.CachedInfo().Config)))
+	if _, err := requestDurable(ctx, w.js); err != nil {
+		w.log.WarnContext(ctx, "taking back the limits of the durable failed, trying again", "error", err)
+	}
+}
+
+// mayGoOn reports whether the durable delivers as it did when it was opened. It ends the pulling
+// from one that is missing, or another one; else that is noticed when no heartbeat has come for a
+// while.
+func (w *watch) mayGoOn(consumer jetstream.Consumer, err error) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	gone := errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound)
-	if w.opened.stop != nil && (gone || consumer != nil && !consumer.CachedInfo().Created.Equal(w.opened.durable)) {
-		w.opened.stop(errReplaced) // else it is noticed when no heartbeat has come for a while
+	switch {
+	case w.opened.stop == nil || consumer == nil && !gone:
+		return true
+	case gone || !consumer.CachedInfo().Created.Equal(w.opened.durable):
+		w.opened.stop(errReplaced)
+		return true
 	}
+	return consume.LimitsOf(consumer.CachedInfo().Config) == w.opened.limits
 }
 
 // open makes what is missing and opens the durable. The context that it returns ends once that is
@@ -264,7 +284,8 @@ func (w *watch) open(ctx context.Context) (consumer jetstream.Consumer, created 
 	if w.opened.stop != nil {
 		w.opened.stop(errReplaced) // it has ended
 	}
-	w.opened = opened{created, consumer.CachedInfo().Created, stop}
+	info := consumer.CachedInfo()
+	w.opened = opened{created, info.Created, consume.LimitsOf(info.Config), stop}
 	return consumer, created, until, nil
 }
 

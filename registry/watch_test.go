@@ -115,6 +115,13 @@ func TestSealedAndPaused(t *testing.T) {
 		}
 		return nil
 	})
+	if _, err := requestDurable(t.Context(), w.js); err != nil { // as at a start
+		t.Fatal(err)
+	}
+	consumer, err := w.js.Consumer(t.Context(), events.RequestStream, events.RegistryDurable)
+	if err != nil || !consumer.CachedInfo().Paused {
+		t.Errorf("the pause is over: %v", err)
+	}
 	if _, err := w.js.ResumeConsumer(t.Context(), events.RequestStream, events.RegistryDurable); err != nil {
 		t.Fatal(err)
 	}

@@ -38,6 +38,21 @@ func AtMost(consumer jetstream.Consumer, messages int) int {
 // of one that was killed count for a while. The broker never changes that of a durable.
 const LeastWaiting = 64
 
+// Limits are those settings of a durable that anyone who may edit it can change, and that say how
+// it delivers.
+type Limits struct {
+	AckWait, Expires                           time.Duration
+	Deliver, AckPending, Batch, Bytes, BackOff int
+}
+
+// LimitsOf returns the limits of a durable.
+func LimitsOf(cfg jetstream.ConsumerConfig) Limits {
+	return Limits{
+		AckWait: cfg.AckWait, Expires: cfg.MaxRequestExpires, Deliver: cfg.MaxDeliver, AckPending: cfg.MaxAckPending,
+		Batch: cfg.MaxRequestBatch, Bytes: cfg.MaxRequestMaxBytes, BackOff: len(cfg.BackOff),
+	}
+}
+
 // inFlightExceeded is the code of nats-server's error (its server/errors.json) for a durable that
 // may have too many messages in flight. The last word of its description is how many it may have.
 const inFlightExceeded jetstream.ErrorCode = 10121

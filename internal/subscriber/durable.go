@@ -44,6 +44,8 @@ func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
 	}
 	s.held = true
 	s.horizon.restart()
+	limits := consume.LimitsOf(consumer.CachedInfo().Config)
+	s.limits.Store(&limits)
 	s.consumer.Store(&consumer)
 	s.poke()
 	select {
@@ -136,21 +138,31 @@ func (s *Subscriber) reconcile(ctx context.Context, consumer jetstream.Consumer,
 	case have.HeadersOnly:
 		return nil, fmt.Errorf("%w: it delivers headers only", ErrDurable)
 	}
-	next := have
-	next.AckWait, next.BackOff, next.MaxDeliver, next.MaxAckPending = want.AckWait, nil, want.MaxDeliver, want.MaxAckPending
-	next.InactiveThreshold = want.InactiveThreshold
-	// The broker may set its own limit again in place of none.
-	next.MaxRequestBatch, next.MaxRequestExpires, next.MaxRequestMaxBytes = 0, 0, 0
+	next := s.withOurLimits(have)
 	next.Metadata = s.withMetadata(have.Metadata)
 	if reflect.DeepEqual(next, have) {
 		return consumer, nil
 	}
 	s.cfg.Log.InfoContext(ctx, "setting the limits and the owner of the durable consumer", "durable", s.cfg.Durable)
-	updated, err := consume.Put(ctx, next, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
-		return s.cfg.JetStream.UpdateConsumer(ctx, events.InvalidationStream, cfg)
-	})
+	updated, err := s.update(ctx, next)
 	if err != nil {
 		return nil, fmt.Errorf("set its limits and its owner: %w", err)
 	}
 	return updated, nil
+}
+
+// withOurLimits returns the configuration of a durable with the limits that it is to have. The broker
+// may set its own again in place of none.
+func (s *Subscriber) withOurLimits(next jetstream.ConsumerConfig) jetstream.ConsumerConfig {
+	want := s.config()
+	next.AckWait, next.BackOff, next.MaxDeliver, next.MaxAckPending = want.AckWait, nil, want.MaxDeliver, want.MaxAckPending
+	next.InactiveThreshold = want.InactiveThreshold
+	next.MaxRequestBatch, next.MaxRequestExpires, next.MaxRequestMaxBytes = 0, 0, 0
+	return next
+}
+
+func (s *Subscriber) update(ctx context.Context, next jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	return consume.Put(ctx, next, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+		return s.cfg.JetStream.UpdateConsumer(ctx, events.InvalidationStream, cfg)
+	})
 }

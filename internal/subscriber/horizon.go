@@ -64,11 +64,15 @@ func (s *Subscriber) ask(ctx context.Context, consumer jetstream.Consumer) error
 	if err != nil {
 		return nil // the consumer loop meets the same fault, and tells of it
 	}
-	switch err := s.stillOurs(info.Config.Metadata); {
-	case errors.Is(err, ErrInUse):
+	err = s.stillOurs(info.Config.Metadata)
+	if errors.Is(err, ErrInUse) {
 		return err
-	case err == nil && !s.rereading.Load():
-		s.horizon.answer(now, info)
+	}
+	if err == nil {
+		s.restoreLimits(ctx, info.Config)
+		if !s.rereading.Load() {
+			s.horizon.answer(now, info)
+		}
 	}
 	return nil
 }

@@ -44,6 +44,27 @@ func (s *Subscriber) checkConsumer(context.Context) error {
 	return cmp.Or(s.DurableErr(), s.standing.deliveries.Err())
 }
 
+// restoreLimits sets the limits of the durable to what they were when it was opened, if someone
+// has changed them.
+func (s *Subscriber) restoreLimits(ctx context.Context, found jetstream.ConsumerConfig) {
+	limits := s.limits.Load()
+	if limits == nil || consume.LimitsOf(found) == *limits {
+		return
+	}
+	s.cfg.Log.WarnContext(ctx, "someone changed the limits of the durable: they are taken back", "durable", s.cfg.Durable,
+		"found", fmt.Sprintf("%+v", consume.LimitsOf(found)))
+	s.telling.Lock() // which would write the limits that it has read
+	defer s.telling.Unlock()
+	consumer, err := s.cfg.JetStream.Consumer(ctx, events.InvalidationStream, s.cfg.Durable)
+	if err == nil {
+		next := s.withOurLimits(consumer.CachedInfo().Config)
+		_, err = s.update(ctx, next)
+	}
+	if err != nil {
+		s.cfg.Log.WarnContext(ctx, "taking back the limits of the durable failed, trying again", "durable", s.cfg.Durable, "error", err)
+	}
+}
+
 // notice takes in the broker's answer to a question about the durable, and tells the log of a
 // change.
 func (s *Subscriber) notice(ctx context.Context, info *jetstream.ConsumerInfo, err error) {

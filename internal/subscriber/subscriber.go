@@ -66,6 +66,7 @@ type Subscriber struct {
 	metrics  *metrics
 	horizon  horizon
 	standing standing
+	limits   atomic.Pointer[consume.Limits] // of the durable, as it was opened
 	inHand   *consume.InHand
 	consumer atomic.Pointer[jetstream.Consumer] // nil until the stream is there
 	opened   chan struct{}                      // tells watch of a new consumer

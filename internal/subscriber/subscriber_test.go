@@ -407,11 +407,24 @@ func TestLimitsOfADurable(t *testing.T) {
 			w.registry.Publish(t, w.js, subtest.NewService(t, "a").Bind(start))
 			subtest.Running(t, w.sub.Run)
 			w.applied(t, 1)
-			c, want := w.consumer(t).Config, events.SubscriberConsumerConfig("sub")
-			if c.MaxRequestBatch != 0 || c.MaxRequestMaxBytes != 0 || c.MaxRequestExpires != 0 || c.MaxWaiting < consume.LeastWaiting ||
-				c.MaxAckPending != want.MaxAckPending || c.AckWait != want.AckWait || len(c.BackOff) > 0 {
-				t.Errorf("the durable is %+v", c)
+			unlimited := func() error {
+				c, want := w.consumer(t).Config, events.SubscriberConsumerConfig("sub")
+				if consume.LimitsOf(c) != consume.LimitsOf(want) || c.MaxWaiting < consume.LeastWaiting {
+					return fmt.Errorf("the durable is %+v", c)
+				}
+				return nil
 			}
+			if err := unlimited(); err != nil {
+				t.Error(err)
+			}
+			again := w.consumer(t).Config
+			waiting := again.MaxWaiting
+			limit(&again)
+			again.MaxWaiting = waiting // no one changes that
+			if _, err := w.js.UpdateConsumer(t.Context(), events.InvalidationStream, again); err != nil {
+				t.Fatal(err)
+			}
+			testenv.Eventually(t, within, "the limits are taken back while it runs", unlimited)
 		})
 	}
 }
