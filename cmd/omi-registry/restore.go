@@ -10,7 +10,7 @@ type restoreCmd struct {
 	Database        database `embed:""`
 }
 
-// Help is what --help says beside the flags.
+// Help is what --help says in addition to the flags.
 func (c *restoreCmd) Help() string {
 	return c.Restore.Help() + `
 

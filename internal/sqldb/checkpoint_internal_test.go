@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestStuckLog: a log that can't be folded since somebody reads is warned of once, again when it has doubled, and not when it is
-// folded at last. The next commit gives its space back.
+// TestStuckLog: a log that can't be folded because of a reader is warned of once, again when it
+// has doubled, and not when it is folded at last. The next commit gives its space back.
 func TestStuckLog(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "test.db")

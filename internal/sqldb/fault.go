@@ -13,21 +13,22 @@ import (
 	"time"
 )
 
-// ErrFault says that this process must not use its database any more, and that no later attempt of it will succeed: the file is
-// malformed, or it was removed or replaced. It is not the fault of what was asked, so a message whose handling ends with it is
-// neither acknowledged nor set aside. [Transient] is true for it.
+// ErrFault says that this process must not use its database any more, and that no later attempt of
+// it will succeed: the file is malformed, or it was removed or replaced. It is not the fault of
+// what was asked, so a message whose handling ends with it is neither acknowledged nor set aside.
+// [Transient] is true for it.
 var ErrFault = errors.New("the database can't be used any more")
 
-// The two kinds of [ErrFault]. A restart is the remedy for ErrReplaced, because the next process opens what lies there now. It is none
-// for ErrCorrupt: a person has to restore a copy first.
+// The two kinds of [ErrFault]. A restart is the remedy for ErrReplaced, because the next process
+// opens what lies there now. It is none for ErrCorrupt: a person must restore a copy first.
 var (
 	ErrReplaced = fmt.Errorf("%w: its file was removed or replaced while this process has it open, and what is written to it is lost: "+
 		"restart the process, which then opens the file that is there", ErrFault)
 	ErrCorrupt = fmt.Errorf("%w: its file is malformed: stop the process, and put a copy in place with the program's command restore --from FILE", ErrFault)
 )
 
-// Fault returns nil, or why this database must not be used any more: an [ErrFault], which stays. InTx, every statement and Ping
-// return it, too. Only SQLite has faults: a server is asked again.
+// Fault returns nil, or why this database must not be used any more: an [ErrFault], which stays.
+// InTx, every statement and Ping return it, too. Only SQLite has faults: a server is asked again.
 func (db *DB) Fault() error {
 	if db.fault == nil {
 		return nil
@@ -77,13 +78,15 @@ func (f *fault) set(ctx context.Context, err error) error {
 	return f.get()
 }
 
-// suffixes are what SQLite appends to the name of a database in WAL mode: itself, its log, and the index of that.
+// suffixes are what SQLite appends to the name of a database in WAL mode: itself, its log, and the
+// index of that.
 var suffixes = [...]string{"", "-wal", "-shm"} //nolint:gochecknoglobals // a constant
 
-// realPath is the name by which SQLite finds what belongs to a database: that of the file itself, if the name is a link.
+// realPath is the name by which SQLite finds what belongs to a database: that of the file itself,
+// if the name is a link.
 func realPath(file string) string {
-	if real, err := filepath.EvalSymlinks(file); err == nil {
-		return real
+	if target, err := filepath.EvalSymlinks(file); err == nil {
+		return target
 	}
 	return file
 }
@@ -150,7 +153,8 @@ func (f *fault) waited(ctx context.Context, waited time.Duration) {
 		"file", f.file, "waited", waited.Round(time.Millisecond))
 }
 
-// pingFile is Ping for SQLite. It writes only after a write has failed, for instance on a full disk: whether that has passed.
+// pingFile is Ping for SQLite. It writes only after a write has failed, for instance on a full
+// disk: whether that has passed.
 func (db *DB) pingFile(ctx context.Context) error {
 	if err := db.fault.look(ctx); err != nil {
 		return err

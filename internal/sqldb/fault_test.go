@@ -50,7 +50,8 @@ func faulty(t *testing.T, db *sqldb.DB, log *lines, kind error) {
 	}
 }
 
-// TestReplacedFile: no commit goes to a file that is gone or has another's name, and a process that commits nothing notices too.
+// TestReplacedFile: no commit goes to a file that is gone or has another's name, and a process that
+// commits nothing notices too.
 func TestReplacedFile(t *testing.T) {
 	t.Parallel()
 	for name, replace := range map[string]func(t *testing.T, path string){
@@ -121,7 +122,8 @@ func TestCorruptFile(t *testing.T) {
 	}
 }
 
-// TestNoDatabase: a file that is no database, or malformed, is the answer to who opens it, and nothing to be waited for.
+// TestNoDatabase: a file that is no database, or malformed, is the answer to who opens it, and
+// nothing to be waited for.
 func TestNoDatabase(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -165,5 +167,26 @@ func rename(t *testing.T, from, to string) {
 	t.Helper()
 	if err := os.Rename(from, to); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestPingUnwritable: a file that can't be written to is found by Ping after a write has failed, and
+// only as long as that lasts. It is no lasting fault.
+func TestPingUnwritable(t *testing.T) {
+	t.Parallel()
+	db := open(t, testenv.Database(t, testenv.SQLite))
+	exec(t, db, "CREATE TABLE t (n BIGINT)")
+	exec(t, db, "PRAGMA query_only = 1") // SQLite answers as for a disk that is mounted to be read
+	if err := inTx(t, db, "INSERT INTO t VALUES (1)"); err == nil {
+		t.Fatal("it is written to")
+	}
+	for range 2 {
+		if err := db.Ping(t.Context()); err == nil || db.Fault() != nil {
+			t.Errorf("ping: %v, a lasting fault: %v", err, db.Fault())
+		}
+	}
+	exec(t, db, "PRAGMA query_only = 0")
+	if err := db.Ping(t.Context()); err != nil {
+		t.Error(err)
 	}
 }

@@ -12,9 +12,10 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// Every connection to a SQLite file has a guard around it: it refuses all work after a lasting fault, recognizes faults in SQLite's
-// answers, and looks around each COMMIT whether the file is still the one that the process has open. A commit to a file that was
-// removed must not be answered with a receipt.
+// Every connection to a SQLite file has a guard around it: it refuses all work after a lasting
+// fault, recognizes faults in SQLite's answers, and looks around each COMMIT whether the file is
+// still the one that the process has open. A commit to a file that was removed must not be answered
+// with a receipt.
 
 // guardedConnector makes connections that are guarded.
 type guardedConnector struct {

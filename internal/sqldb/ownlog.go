@@ -15,8 +15,9 @@ import (
 // slowCheck is after which time the log says that a file is being checked.
 const slowCheck = 2 * time.Second
 
-// checkLog refuses, before SQLite opens a file and replays its log, a log that is another file's. It looks only where there is a log
-// although no process has the file open: after a crash. Where the stamps don't tell, the file with its log is checked as a whole.
+// checkLog refuses, before SQLite opens a file and replays its log, a log that is another file's.
+// It looks only where there is a log although no process has the file open: after a crash. Where
+// the stamps don't tell, the file with its log is checked as a whole.
 func checkLog(ctx context.Context, file string, log *slog.Logger) error {
 	for sure := false; ; sure = true {
 		found, err := logOf(file)
@@ -45,7 +46,8 @@ func checkLog(ctx context.Context, file string, log *slog.Logger) error {
 
 const howToRestore = "Put the copy in place with this program's command restore --from FILE, which removes that log"
 
-// checkWhole refuses a file that is malformed once its log is replayed. The connection can't write, so nothing is changed.
+// checkWhole refuses a file that is malformed once its log is replayed. The connection can't write,
+// so nothing is changed.
 func checkWhole(ctx context.Context, file string, log *slog.Logger) (err error) {
 	timer := time.AfterFunc(slowCheck, func() {
 		log.InfoContext(ctx, "checking the database after a crash, which takes the longer the larger it is", "file", file)

@@ -71,7 +71,8 @@ func record(t *testing.T, path string) (h history) {
 	return h
 }
 
-// TestOwnLog: after a crash, a log is replayed into the database that it is of, and into no other. What is refused stays as it is.
+// TestOwnLog: after a crash, a log is replayed into the database that it is of, and into no other.
+// What is refused stays as it is.
 func TestOwnLog(t *testing.T) {
 	t.Parallel()
 	h := record(t, filepath.Join(t.TempDir(), "test.db"))
@@ -139,7 +140,8 @@ func malformed(file []byte) []byte {
 	return append(file[:8192:8192], bytes.Repeat([]byte{0xa5}, len(file)-8192)...)
 }
 
-// TestLogInUse: the log of a database that another process has open is not looked at, however it looks.
+// TestLogInUse: the log of a database that another process has open is not looked at, however it
+// looks.
 func TestLogInUse(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "test.db")

@@ -18,7 +18,7 @@ import (
 	"time"
 )
 
-// What a person has to change before a copy can be restored, besides [ErrURL].
+// What a person must change before a copy can be restored, besides [ErrURL].
 var (
 	ErrCopy  = errors.New("this copy can't be restored")
 	ErrInUse = errors.New("the database is in use")
@@ -27,12 +27,14 @@ var (
 // Restored says where things are after [Restore].
 type Restored struct {
 	File string `json:"file"`
-	// Kept is where the database of before lies now, with its log if it had one; empty: there was none.
+	// Kept is where the earlier database lies now, with its log if it had one; empty: there was
+	// none.
 	Kept string `json:"kept,omitempty"`
 }
 
-// Restore puts a copy of a SQLite database, which may have a log next to it, in place of the database that url names. It checks the
-// copy first, keeps the old database under another name, and removes nothing. The copy is only read. A server's URL is [ErrURL].
+// Restore puts a copy of a SQLite database, which may have a log next to it, in place of the
+// database that url names. It checks the copy first, keeps the old database under another name, and
+// removes nothing. The copy is only read. A server's URL is [ErrURL].
 //
 // What belonged to the old file goes with it: SQLite would replay its log into the new one.
 func Restore(ctx context.Context, url, from string, owner Owner, fsys fs.FS) (Restored, error) {
@@ -72,8 +74,8 @@ func Restore(ctx context.Context, url, from string, owner Owner, fsys fs.FS) (Re
 	return putInPlace(file, fresh, old)
 }
 
-// lockOld takes SQLite's own exclusive lock on the database, so that no process has it open, or opens it meanwhile. It returns nil
-// if there is no database.
+// lockOld takes SQLite's own exclusive lock on the database, so that no process has it open, or
+// opens it meanwhile. It returns nil if there is no database.
 func lockOld(file string) (*os.File, error) {
 	f, err := os.OpenFile(file, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -93,7 +95,8 @@ func lockOld(file string) (*os.File, error) {
 	return f, nil
 }
 
-// copyNextTo copies a database, with what SQLite needs of it, next to the file that it is to replace, and returns the copy's name.
+// copyNextTo copies a database, with what SQLite needs of it, next to the file that it is to
+// replace, and returns the copy's name.
 func copyNextTo(file, from string, old *os.File) (fresh string, err error) {
 	info, err := os.Stat(from)
 	switch {
@@ -149,8 +152,8 @@ func copyFile(to, from string, old *os.File) (err error) {
 	return nil
 }
 
-// ownAs gives a new file the owner and the mode of the old one. Where there is none, what root makes gets the folder's owner, whose
-// process will use it.
+// ownAs gives a new file the owner and the mode of the old one. Where there is none, what root
+// makes gets the folder's owner, whose process will use it.
 func ownAs(f, old *os.File) error {
 	if old != nil {
 		info, err := old.Stat()
@@ -247,8 +250,9 @@ func foldAll(ctx context.Context, pool *sql.DB) error {
 	return nil
 }
 
-// putInPlace gives the new file the old one's name, and the old one another. A crash in the middle leaves the new file with the old
-// one's log, which the next start refuses, rather than an old file without its log, or none: those would be taken for a database.
+// putInPlace gives the new file the old one's name, and the old one another. A crash in the middle
+// leaves the new file with the old one's log, which the next start refuses, rather than an old file
+// without its log, or none: those would be taken for a database.
 func putInPlace(file, fresh string, old *os.File) (Restored, error) {
 	done := Restored{File: file}
 	if err := syncPath(fresh); err != nil {

@@ -61,8 +61,8 @@ func namesIn(t *testing.T, folder string) (names []string) {
 	return names
 }
 
-// TestRestore: a copy takes the place of a database that crashed, with the old one's mode, and the old one is kept with its log. The
-// name of the database may be a link.
+// TestRestore: a copy takes the place of a database that crashed, with the old one's mode, and the
+// old one is kept with its log. The name of the database may be a link.
 func TestRestore(t *testing.T) {
 	t.Parallel()
 	backup, path := registryFile(t, "backup"), registryFile(t, "old")
@@ -106,7 +106,8 @@ func TestRestore(t *testing.T) {
 	}
 }
 
-// TestRestoreToNothing: where there is no database, or what is there is none, a copy can be restored too; and one with a log.
+// TestRestoreToNothing: where there is no database, or what is there is none, a copy can be
+// restored too; and one with a log.
 func TestRestoreToNothing(t *testing.T) {
 	t.Parallel()
 	path := registryFile(t, "old")
@@ -139,8 +140,8 @@ func TestRestoreToNothing(t *testing.T) {
 	}
 }
 
-// TestRestoreRefuses: a copy that is no database of this process, or not sound, changes nothing; nor does one while the database, or
-// the copy, is in use.
+// TestRestoreRefuses: a copy that is no database of this process, or not sound, changes nothing;
+// nor does one while the database, or the copy, is in use.
 func TestRestoreRefuses(t *testing.T) {
 	t.Parallel()
 	good := registryFile(t, "good")

@@ -15,16 +15,17 @@ import (
 	"strconv"
 )
 
-// After a crash, SQLite replays the log that it finds next to a database, whatever database it was written for. Where a person has
-// copied a backup over the file, and left the log there, the result is a mix of both, which looks sound at first, or even to
-// PRAGMA quick_check.
+// After a crash, SQLite replays the log that it finds next to a database, whatever database it was
+// written for. Where a person has copied a backup over the file, and left the log there, the result
+// is a mix of both, which looks sound at first, or even to PRAGMA quick_check.
 //
-// So each commit stamps the database: a random number in the header of its first page (as SQLite's application_id), and that of the
-// commit before (as its user_version). The first page is then in the log once a commit. A log belongs to a file if the file's
-// stamp is the one that the log's first commit followed, or that of a commit in the log: a checkpoint had brought the file there.
+// So each commit stamps the database: a random number in the header of its first page (as SQLite's
+// application_id), and that of the commit before (as its user_version). The first page is then in
+// the log once a commit. A log belongs to a file if the file's stamp is the one that the log's
+// first commit followed, or that of a commit in the log: a checkpoint had brought the file there.
 //
-// Commits of other programs have no stamp, and neither have those of the migrations. Where that leaves it open, PRAGMA quick_check is
-// the second-best answer.
+// Commits of other programs have no stamp, and neither have those of the migrations. Where that
+// leaves it open, PRAGMA quick_check is the second-best answer.
 
 // stamp gives the transaction's commit its stamp.
 func (c *guardedConn) stamp(ctx context.Context) error {
@@ -82,7 +83,8 @@ func stampsOf(header []byte) stamps {
 	return stamps{binary.BigEndian.Uint32(header[beforeAt:]), binary.BigEndian.Uint32(header[stampAt:])}
 }
 
-// logOf says whether the log next to a database is its own. The database must not be in use: it and its log change then.
+// logOf says whether the log next to a database is its own. The database must not be in use: it and
+// its log change then.
 func logOf(file string) (belonging, error) {
 	file = realPath(file)
 	log, err := os.Open(file + "-wal")
@@ -115,18 +117,18 @@ func headerOf(file string) ([]byte, error) {
 
 // compareStamps compares the stamp of a file with those of the log's commits.
 func compareStamps(file uint32, frames *frames) belonging {
-	first, any := frames.next()
+	first, more := frames.next()
 	switch {
-	case !any && frames.commits == 0:
+	case !more && frames.commits == 0:
 		return noLog
-	case !any:
+	case !more:
 		return unclearLog // only commits without a stamp
 	case file == 0 && first.before == 0:
 		return unclearLog // neither has the file one
 	case file == first.before:
 		return ownLog
 	}
-	for one := first; any; one, any = frames.next() {
+	for one := first; more; one, more = frames.next() {
 		if one.now == file {
 			return ownLog
 		}
@@ -134,7 +136,8 @@ func compareStamps(file uint32, frames *frames) belonging {
 	return otherLog
 }
 
-// frames reads a log as SQLite does after a crash: until the first frame that is not whole, or of an earlier use of the log.
+// frames reads a log as SQLite does after a crash: until the first frame that is not whole, or of
+// an earlier use of the log.
 type frames struct {
 	log     io.Reader
 	order   binary.ByteOrder // of its checksums

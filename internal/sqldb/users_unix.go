@@ -23,7 +23,8 @@ func usersOf(file string) (users, error) {
 	return users{lock.Type != unix.F_UNLCK, lock.Pid}, nil
 }
 
-// lockWhole takes SQLite's exclusive lock on a file, until the file is closed. While others have it, it says who.
+// lockWhole takes SQLite's exclusive lock on a file, until the file is closed. While others have
+// it, it says who.
 func lockWhole(f *os.File) (users, error) {
 	lock := wholeLock()
 	err := unix.FcntlFlock(f.Fd(), setLock, &lock)
@@ -42,7 +43,8 @@ func wholeLock() unix.Flock_t {
 	return unix.Flock_t{Type: unix.F_WRLCK, Start: lockFrom, Len: lockBytes}
 }
 
-// giveTo gives a file the owner and the group of another. A group that this user may not give stays as it is.
+// giveTo gives a file the owner and the group of another. A group that this user may not give stays
+// as it is.
 func giveTo(f, other *os.File) error {
 	var mine, its unix.Stat_t
 	if err := errors.Join(unix.Fstat(int(f.Fd()), &mine), unix.Fstat(int(other.Fd()), &its)); err != nil {
