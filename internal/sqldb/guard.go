@@ -131,23 +131,22 @@ type guardedTx struct {
 	conn *guardedConn
 }
 
-// Commit commits, and only to the file that is there before and after.
+// Commit commits. What went to a file that is not there any more is a fault, and no success.
 func (t guardedTx) Commit() error {
 	ctx := context.Background()
 	c := t.conn
-	err := c.fault.look(ctx)
-	if err == nil && c.dirty && c.writes && !c.failed {
-		err = c.judge(ctx, c.stamp(ctx))
-	}
-	if err != nil {
-		return errors.Join(err, t.Rollback())
+	if c.dirty && c.writes && !c.failed {
+		if err := c.judge(ctx, c.stamp(ctx)); err != nil {
+			return errors.Join(err, t.Rollback())
+		}
 	}
 	if err := t.Tx.Commit(); err != nil {
 		return c.judge(ctx, err)
 	}
-	if c.dirty {
-		c.fault.written()
+	if !c.dirty {
+		return nil
 	}
+	c.fault.written()
 	return c.fault.look(ctx)
 }
 
