@@ -122,7 +122,7 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 			"nats consumer resume "+info.Stream+" "+have.Durable)
 	case have.MaxRequestExpires > 0, have.MaxRequestMaxBytes > 0:
 		d.warn(name, fmt.Sprintf("%s; its pulls were limited (time: %s, bytes: %d)", detail, have.MaxRequestExpires, have.MaxRequestMaxBytes),
-			"restart its process, which takes that back")
+			"its process takes that back within seconds: look again; if it stays, start the process")
 	case info.NumWaiting == 0 && info.NumAckPending == 0:
 		d.warn(name, detail, start+gone)
 	case info.NumPending > 0 || info.NumAckPending > 0:
