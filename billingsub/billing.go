@@ -152,7 +152,7 @@ func (b *Billing) SetTrust(trust events.Trust) {
 // Remarks says what is set aside, lines for a person.
 func (b *Billing) Remarks() string { return b.subscriber.Remarks() }
 
-// Parts are what GET /readyz names: the database too, which is asked each question.
+// Parts are what GET /readyz names: the database too, which is asked each question. That the broker is away is a remark.
 func (b *Billing) Parts() []health.Part { return b.subscriber.Parts() }
 
 // Endpoints returns the question of docs/protocol.md §8.3.

@@ -12,10 +12,11 @@ import (
 // remarkWithin is how long a check may take of which the answer is no more than a remark: who asks may not wait for long.
 const remarkWithin = 800 * time.Millisecond
 
-// Parts are what a subscriber needs to apply events and to answer from its database, each with a check, for GET /readyz.
+// Parts are what a subscriber needs to apply events and to answer from its database, each with a check, for GET /readyz. While the
+// broker is away it goes on answering what it is asked over HTTP: taken out of service it would answer nobody.
 func (s *Subscriber) Parts() []health.Part {
 	return []health.Part{
-		health.Connection(s.cfg.JetStream.Conn()),
+		withoutIt(health.Connection(s.cfg.JetStream.Conn())),
 		health.Pinged(s.cfg.Store),
 		{Name: health.Consumer, Check: s.checkConsumer},
 		{Name: health.Requests, Check: s.inHand.Check},
@@ -23,13 +24,13 @@ func (s *Subscriber) Parts() []health.Part {
 	}
 }
 
-// PartsFromMemory is [Subscriber.Parts] for one that answers from its memory. While its database or the broker is away it goes on:
-// taken out of service it would answer nobody, and started again not before they are back.
+// PartsFromMemory is [Subscriber.Parts] for one that answers from its memory. It goes on while its database is away, too: started
+// again it would not answer before that is back.
 func (s *Subscriber) PartsFromMemory() []health.Part {
 	parts := s.Parts()
 	for i := range parts {
 		switch parts[i].Name {
-		case health.Broker, health.Database:
+		case health.Database:
 			parts[i] = withoutIt(parts[i])
 		case health.Requests:
 			parts[i].Check = s.checkInHand
