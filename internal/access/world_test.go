@@ -96,8 +96,13 @@ func (w *world) furnish() {
 	}
 	w.publish(w.jetStream(w.connect("blog", none)), events.RotationSubject+blog)
 	w.publish(w.jetStream(w.connect("blog", none)), events.RotationSubject+blog)
-	queue, err := w.js.CreateConsumer(ctx, events.RequestStream, calm(events.RegistryConsumerConfig()))
-	w.must(err)
+	var queue jetstream.Consumer
+	for range 2 { // the registry makes its durable again if that allows too few pulls
+		_ = w.js.DeleteConsumer(ctx, events.RequestStream, events.RegistryDurable) // there may be none
+		var err error
+		queue, err = w.js.CreateConsumer(ctx, events.RequestStream, calm(events.RegistryConsumerConfig()))
+		w.must(err)
+	}
 	w.take(queue)
 	for user, durable := range map[string]string{"AUTHSUB": authDurable, "BILLINGSUB": events.BillingDurable} {
 		js := w.jetStream(w.connect(user, none))
