@@ -241,9 +241,15 @@ func (w *watch) lookAtDurable(ctx context.Context) {
 	}
 	w.log.WarnContext(ctx, "someone changed the limits of the durable: they are taken back", "durable", events.RegistryDurable,
 		"found", fmt.Sprintf("%+v", consume.LimitsOf(consumer.CachedInfo().Config)))
-	if _, err := requestDurable(ctx, w.js); err != nil {
+	consumer, err = requestDurable(ctx, w.js)
+	if err != nil {
 		w.log.WarnContext(ctx, "taking back the limits of the durable failed, trying again", "error", err)
+		return
 	}
+	// The broker may have set limits of its own, which stay.
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.opened.limits = consume.LimitsOf(consumer.CachedInfo().Config)
 }
 
 // mayGoOn reports whether the durable delivers as it did when it was opened. It ends the pulling

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -88,6 +89,25 @@ func TestOtherEventsAreCompared(t *testing.T) {
 	if err := w.committed(other.rotate()); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestLimitsThatStay: where the broker does not give the limits that the durable had when it was
+// opened, they are set once, and not again and again.
+func TestLimitsThatStay(t *testing.T) {
+	t.Parallel()
+	w, _ := newWatchedWorld(t, 1)
+	w.watch.mu.Lock()
+	given := w.watch.opened.limits
+	w.watch.opened.limits.AckPending++
+	w.watch.mu.Unlock()
+	testenv.Eventually(t, patience, "it takes what the broker gives", func() error {
+		w.watch.mu.Lock()
+		defer w.watch.mu.Unlock()
+		if now := w.watch.opened.limits; now != given {
+			return fmt.Errorf("it goes on to ask for %+v", now)
+		}
+		return nil
+	})
 }
 
 // TestSealedAndPaused: what the registry can't change, it tells.

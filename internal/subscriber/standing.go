@@ -58,7 +58,11 @@ func (s *Subscriber) restoreLimits(ctx context.Context, found jetstream.Consumer
 	consumer, err := s.cfg.JetStream.Consumer(ctx, events.InvalidationStream, s.cfg.Durable)
 	if err == nil {
 		next := s.withOurLimits(consumer.CachedInfo().Config)
-		_, err = s.update(ctx, next)
+		consumer, err = s.update(ctx, next)
+	}
+	if err == nil { // the broker may have set limits of its own, which stay
+		given := consume.LimitsOf(consumer.CachedInfo().Config)
+		s.limits.Store(&given)
 	}
 	if err != nil {
 		s.cfg.Log.WarnContext(ctx, "taking back the limits of the durable failed, trying again", "durable", s.cfg.Durable, "error", err)

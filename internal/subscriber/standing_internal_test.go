@@ -1,0 +1,46 @@
+package subscriber
+
+import (
+	"log/slog"
+	"testing"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/internal/testenv"
+)
+
+// TestLimitsThatStay: where the broker does not give the limits that the durable had when it was
+// opened, they are set once, and not again and again.
+func TestLimitsThatStay(t *testing.T) {
+	t.Parallel()
+	ctx, discard := t.Context(), slog.New(slog.DiscardHandler)
+	js, err := jetstream.New(testenv.Connect(t, testenv.NewBroker(t).URL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := OpenStore(ctx, testenv.Database(t, testenv.SQLite), discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	sub, err := New(Config{JetStream: js, Durable: "sub", Store: store, Log: discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	subtest.Stream(t, js)
+	consumer, err := js.CreateConsumer(ctx, events.InvalidationStream, sub.config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	given := consume.LimitsOf(consumer.CachedInfo().Config)
+	opened := given
+	opened.AckPending++
+	sub.limits.Store(&opened)
+	sub.restoreLimits(ctx, consumer.CachedInfo().Config)
+	if now := *sub.limits.Load(); now != given {
+		t.Errorf("it goes on to ask for %+v, and gets %+v", opened, now)
+	}
+}
