@@ -50,7 +50,10 @@ func Restore(ctx context.Context, url, from string, owner Owner, fsys fs.FS) (Re
 	if err != nil {
 		return Restored{}, err
 	}
-	file = realPath(file)
+	file, from = realPath(file), realPath(from) // a log lies next to the file itself
+	if info, err := os.Lstat(file); err == nil && info.Mode()&fs.ModeSymlink != 0 {
+		return Restored{}, urlError(file + " is a link to a file that is not there: name that file, or remove the link")
+	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return Restored{}, fileError("create the folder of the database", err)
 	}

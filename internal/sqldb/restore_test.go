@@ -140,6 +140,41 @@ func TestRestoreToNothing(t *testing.T) {
 	}
 }
 
+// TestRestoreByLink: the log of a copy that is named by a link lies next to the copy itself. A link
+// to a file that is not there is kept.
+func TestRestoreByLink(t *testing.T) {
+	t.Parallel()
+	path := registryFile(t, "old")
+	db := open(t, "sqlite:"+path)
+	if err := inTx(t, db, "UPDATE apps SET app_id = 'in the log'"); err != nil {
+		t.Fatal(err)
+	}
+	crash := crashed(t, path)
+	from, folder := filepath.Join(t.TempDir(), "snapshot"), t.TempDir()
+	write(t, from, crash.file)
+	write(t, from+"-wal", crash.log)
+	latest, to := filepath.Join(folder, "latest"), filepath.Join(folder, "registry.db")
+	if err := os.Symlink(from, latest); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := restore(t, to, latest); err != nil {
+		t.Fatal(err)
+	}
+	if app := appIn(t, to); app != "in the log" {
+		t.Errorf("it knows %s", app)
+	}
+	nowhere := filepath.Join(folder, "nowhere")
+	if err := os.Symlink(filepath.Join(folder, "lost"), nowhere); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := restore(t, nowhere, from); !errors.Is(err, sqldb.ErrURL) {
+		t.Error(err)
+	}
+	if info, err := os.Lstat(nowhere); err != nil || info.Mode().IsRegular() {
+		t.Errorf("the link is %v, %v", info, err)
+	}
+}
+
 // TestRestoreRefuses: a copy that is no database of this process, or not sound, changes nothing;
 // nor does one while the database, or the copy, is in use.
 func TestRestoreRefuses(t *testing.T) {
