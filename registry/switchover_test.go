@@ -1,7 +1,7 @@
 package registry
 
 import (
-	"fmt"
+	"errors"
 	"net/url"
 	"testing"
 	"time"
@@ -34,7 +34,7 @@ func TestSwitchover(t *testing.T) {
 	}
 	testenv.Eventually(t, patience, "the registry has asked the old primary", func() error {
 		if err := worlds["forwarded"].store.Ping(t.Context()); err == nil {
-			return fmt.Errorf("the standby is taken for a primary")
+			return errors.New("the standby is taken for a primary")
 		}
 		return nil
 	})

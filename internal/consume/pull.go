@@ -48,7 +48,7 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		wait(ctx, pause.NextBackOff())
 	}
-	return nil
+	return nil //nolint:nilerr // ctx has ended, and the error with it
 }
 
 // runOnce consumes until the durable or the connection is lost.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 )
 
 // StartPgBouncer starts a pooler in transaction mode before a server, with so many sessions to it for all clients of a user. The
@@ -31,10 +32,10 @@ func StartPgBouncer(sessions int, servers ...*url.URL) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	users := ""
+	var users strings.Builder
 	for _, s := range servers {
 		password, _ := s.User.Password()
-		users += fmt.Sprintf("%q %q\n", s.User.Username(), password)
+		fmt.Fprintf(&users, "%q %q\n", s.User.Username(), password)
 	}
 	host, port, err := net.SplitHostPort(addrs[0])
 	if err != nil {
@@ -52,7 +53,7 @@ pool_mode = transaction
 default_pool_size = %d
 max_client_conn = 500
 `, servers[0].Hostname(), servers[0].Port(), host, port, filepath.Join(folder, "users"), sessions)
-	for name, text := range map[string]string{"users": users, "pgbouncer.ini": settings} {
+	for name, text := range map[string]string{"users": users.String(), "pgbouncer.ini": settings} {
 		path := filepath.Join(folder, name)
 		err := os.WriteFile(path, []byte(text), 0o600)
 		if err == nil && as != nil {

@@ -28,7 +28,10 @@ func (p *Postgres) NewStandby() (*Postgres, error) {
 	if out, err := backup.CombinedOutput(); err != nil {
 		return nil, errors.Join(fmt.Errorf("pg_basebackup: %w\n%s", err, out), s.Remove())
 	}
-	return s, s.Follow(p)
+	if err := s.Follow(p); err != nil {
+		return nil, errors.Join(err, s.Remove())
+	}
+	return s, nil
 }
 
 // Follow has a server that is stopped be a standby of another one when it starts.

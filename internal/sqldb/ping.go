@@ -34,9 +34,9 @@ func (db *DB) pingServer(ctx context.Context) error {
 	}
 	era := db.sessions.era.Load()
 	var readOnly string
-	var recovering, any bool
+	var recovering, found bool
 	query := "SELECT current_setting('transaction_read_only'), " + standby + ", EXISTS (SELECT 1 FROM " + table + ")"
-	err := db.writer.QueryRowContext(ctx, query).Scan(&readOnly, &recovering, &any)
+	err := db.writer.QueryRowContext(ctx, query).Scan(&readOnly, &recovering, &found)
 	switch {
 	case err != nil && errors.Is(err, context.DeadlineExceeded) && db.writer.Stats().InUse >= maxConns:
 		return fmt.Errorf("%w: %w", ErrBusy, err)
@@ -44,7 +44,7 @@ func (db *DB) pingServer(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", ErrNoTables, err)
 	case err != nil:
 		return err
-	case readOnly != "on" && any:
+	case readOnly != "on" && found:
 		return nil
 	case readOnly != "on":
 		return ErrNoTables

@@ -22,7 +22,7 @@ func TestPlace(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = db.Close() }()
+		t.Cleanup(func() { _ = db.Close() })
 		if got := db.Place(); !strings.HasPrefix(got, want) || strings.ContainsAny(got, "@?") {
 			t.Errorf("%q, want %q", got, want)
 		}

@@ -47,7 +47,7 @@ func (r *toldRows) open() (err error) {
 	if _, err := r.results.Exec(); err != nil {
 		return err
 	}
-	if r.rows, err = r.results.Query(); err != nil {
+	if r.rows, err = r.results.Query(); err != nil { //nolint:gocritic // Close closes them
 		return err
 	}
 	r.more = r.rows.Next()

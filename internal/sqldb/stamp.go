@@ -172,7 +172,8 @@ func readFrames(log io.Reader) (*frames, bool) {
 	copy(f.salt[:], header[16:])
 	f.add(header[:24])
 	f.frame = make([]byte, frameHeader+size)
-	return f, f.matches(header[24:])
+	ok := f.matches(header[24:])
+	return f, ok
 }
 
 // next returns the stamps of the next committed first page.
