@@ -22,7 +22,9 @@ const (
 	maxConns     = 16
 	maxUnhurried = 4
 	connLifetime = 30 * time.Minute // spreads the connections anew after a CockroachDB node joined or came back
-	connIdleTime = 5 * time.Minute
+	// connIdleTime is less than what a proxy gives an idle connection, as HAProxy 50 s: one that is found dead has all sessions
+	// replaced, and the registry compares its database.
+	connIdleTime = 30 * time.Second
 	warnEvery    = 10 * time.Second
 	// unacknowledged is how long what was sent to a server may be on its way, as long as a keep-alive may go unanswered.
 	unacknowledged = 30 * time.Second
