@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"strings"
@@ -168,6 +169,7 @@ func serverConfig(url string) (*pgx.ConnConfig, error) {
 		cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
 	}
 	for name, value := range startupParameters() {
+		maps.DeleteFunc(cfg.RuntimeParams, func(other, _ string) bool { return strings.EqualFold(other, name) }) // as PGTZ is timezone
 		cfg.RuntimeParams[name] = value
 	}
 	if cfg.ValidateConnect == nil && !strings.Contains(url, targetAttrs+"=") && os.Getenv("PGTARGETSESSIONATTRS") == "" {
