@@ -3,6 +3,7 @@ package sqldb_test
 import (
 	"bytes"
 	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -89,7 +90,8 @@ func TestOwnLog(t *testing.T) {
 		"a clean stop":                          {h.backup.file, nil, 2},
 		"a log of which nothing was written":    {h.early.file, []byte{}, 1},
 		"a backup at the log's beginning":       {h.backup.file, h.end.log, 5},
-		"a backup of the time of the log":       {h.begun.file, h.end.log, 5},
+		"a copy of VACUUM of the log's time":    {h.begun.file, h.end.log, 0},
+		"a copy of .backup of the log's time":   {backedUp(h.begun.file), h.end.log, 5},
 		"an older backup":                       {h.early.file, h.end.log, 0},
 		"an older backup, after a checkpoint":   {h.early.file, h.folded.log, 0},
 		"a newer backup":                        {h.folded.file, half, 0},
@@ -135,6 +137,13 @@ func unstamped(file []byte) []byte {
 	return file
 }
 
+// backedUp is what SQLite's .backup makes of a database: the same pages, and its schema cookie is 1.
+func backedUp(file []byte) []byte {
+	file = bytes.Clone(file)
+	copy(file[40:44], []byte{0, 0, 0, 1})
+	return file
+}
+
 // malformed has a table whose one page, which is not in the log, is damaged.
 func malformed(file []byte) []byte {
 	return append(file[:8192:8192], bytes.Repeat([]byte{0xa5}, len(file)-8192)...)
@@ -154,5 +163,39 @@ func TestLogInUse(t *testing.T) {
 	other := open(t, "sqlite:"+path)
 	if n := number(t, other, "SELECT count(*) FROM t"); n != 0 {
 		t.Errorf("read %d", n)
+	}
+}
+
+// TestLogNextToRepackedCopy: a copy that VACUUM made has the stamp of the database, and its rows on
+// other pages. The log of the very run in which it was made is not replayed into it.
+func TestLogNextToRepackedCopy(t *testing.T) {
+	t.Parallel()
+	path, backup := filepath.Join(t.TempDir(), "test.db"), filepath.Join(t.TempDir(), "backup.db")
+	db := open(t, "sqlite:"+path)
+	exec(t, db, "CREATE TABLE gone (n BIGINT)")
+	exec(t, db, "CREATE TABLE t (n BIGINT)")
+	exec(t, db, "CREATE TABLE u (n BIGINT)")
+	exec(t, db, "INSERT INTO t VALUES (0)")
+	exec(t, db, "DROP TABLE gone")
+	if err := inTx(t, db, "INSERT INTO u VALUES (1000)"); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	db = open(t, "sqlite:"+path)
+	for range 2 {
+		if err := inTx(t, db, "UPDATE t SET n = n + 1"); err != nil {
+			t.Fatal(err)
+		}
+		exec(t, db, "VACUUM INTO '"+backup+"'")
+		write(t, path+".copy", read(t, backup))
+		write(t, path+".copy-wal", read(t, path+"-wal"))
+		if copied, err := sqldb.Open(t.Context(), "sqlite:"+path+".copy", discard()); !errors.Is(err, sqldb.ErrURL) {
+			t.Errorf("got %v, and the copy has %d", err, number(t, copied, "SELECT n FROM t"))
+		}
+		if err := os.Remove(backup); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

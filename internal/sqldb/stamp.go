@@ -24,6 +24,11 @@ import (
 // the log once a commit. A log belongs to a file if the file's stamp is the one that the log's
 // first commit followed, or that of a commit in the log: a checkpoint had brought the file there.
 //
+// A copy has the stamp of its database. VACUUM INTO, however, puts the rows on other pages, and the
+// log is about pages. It makes the copy's schema cookie, another number of the header, one larger than
+// the database's. In a database and its log it only grows: a file with a larger one than the log's
+// commit of that stamp is such a copy. (SQLite's .backup copies page by page, and makes it small.)
+//
 // Commits of other programs have no stamp, and neither have those of the migrations. Where that
 // leaves it open, PRAGMA quick_check is the second-best answer.
 
@@ -64,23 +69,25 @@ type belonging int
 
 const (
 	noLog      belonging = iota // there is none, or nothing is in it
-	ownLog                      // it is
 	otherLog                    // it is another file's
 	unclearLog                  // the stamps don't tell
+	ownLog                      // it is
 )
 
 // Where the header of a database, which is the beginning of its first page, has the stamps.
 const (
 	headerBytes = 100
+	schemaAt    = 40
 	beforeAt    = 60
 	stampAt     = 68
 )
 
 // stamps are those of a first page.
-type stamps struct{ before, now uint32 }
+type stamps struct{ before, now, schema uint32 }
 
 func stampsOf(header []byte) stamps {
-	return stamps{binary.BigEndian.Uint32(header[beforeAt:]), binary.BigEndian.Uint32(header[stampAt:])}
+	number := func(at int) uint32 { return binary.BigEndian.Uint32(header[at:]) }
+	return stamps{number(beforeAt), number(stampAt), number(schemaAt)}
 }
 
 // logOf says whether the log next to a database is its own. The database must not be in use: it and
@@ -103,7 +110,7 @@ func logOf(file string) (belonging, error) {
 	if !ok {
 		return noLog, nil
 	}
-	return compareStamps(stampsOf(header).now, frames), nil
+	return compareStamps(stampsOf(header), frames), nil
 }
 
 func headerOf(file string) ([]byte, error) {
@@ -115,25 +122,38 @@ func headerOf(file string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, headerBytes))
 }
 
-// compareStamps compares the stamp of a file with those of the log's commits.
-func compareStamps(file uint32, frames *frames) belonging {
+// compareStamps compares the stamps of a file with those of the log's commits.
+func compareStamps(file stamps, frames *frames) belonging {
 	first, more := frames.next()
 	switch {
 	case !more && frames.commits == 0:
 		return noLog
 	case !more:
 		return unclearLog // only commits without a stamp
-	case file == 0 && first.before == 0:
+	case file.now == 0 && first.before == 0:
 		return unclearLog // neither has the file one
-	case file == first.before:
-		return ownLog
 	}
-	for one := first; more; one, more = frames.next() {
-		if one.now == file {
-			return ownLog
+	found := otherLog
+	if file.now == first.before {
+		found = file.fits(first)
+	}
+	for one := first; more && found != ownLog; one, more = frames.next() {
+		if one.now == file.now {
+			found = max(found, file.fits(one))
 		}
 	}
-	return otherLog
+	return found
+}
+
+// fits says whether a commit of the log, with the file's stamp, is the file's own.
+func (s stamps) fits(commit stamps) belonging {
+	switch {
+	case s.schema == commit.schema:
+		return ownLog
+	case s.schema > commit.schema:
+		return otherLog // VACUUM INTO has made it
+	}
+	return unclearLog // .backup has made it; or the commit changed the schema
 }
 
 // frames reads a log as SQLite does after a crash: until the first frame that is not whole, or of
