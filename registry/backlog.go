@@ -13,10 +13,11 @@ import (
 const (
 	outboxEach   = 10 * time.Second // between two looks at the outbox
 	outboxSeldom = time.Minute      // and where a look takes long
-	// outboxAtMost is how many rows a look counts. The oldest among so many is about as old as the oldest of all: they lie in the
-	// order of their commits' random numbers.
+	// outboxAtMost is how many rows a look counts. The oldest among so many is about as old as the
+	// oldest of all: they lie in the order of their commits' random numbers.
 	outboxAtMost = 10_000
-	// overdueAfter is how old a row may be before the outbox is said to stand still: far more than a broker takes that is there.
+	// overdueAfter is how old a row may be before the outbox is said to stand still: far more than
+	// a broker takes that is there.
 	overdueAfter = 30 * time.Second
 )
 
@@ -99,8 +100,8 @@ func (b *backlog) look(ctx context.Context) error {
 	return nil
 }
 
-// backlog returns how many changes are in the outbox, at most outboxAtMost, and when the oldest of them was committed that is not
-// passed over.
+// backlog returns how many changes are in the outbox, at most outboxAtMost, and when the oldest of
+// them was committed that is not passed over.
 func (s *Store) backlog(ctx context.Context, passed *unsendable) (rows int, oldest time.Time, err error) {
 	const some = "SELECT batch, position FROM outbox LIMIT $1"
 	var first sql.NullInt64

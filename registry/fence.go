@@ -261,39 +261,6 @@ func (f *fence) check(ctx context.Context) error {
 	return nil
 }
 
-// suspect has the database compared anew before anything is served.
-func (f *fence) suspect(why string) {
-	f.mu.Lock()
-	told := !f.compared
-	f.compared = false
-	f.doubts++
-	f.mu.Unlock()
-	if told {
-		return
-	}
-	f.log.Error("the database is not as this registry left it: was it restored from a backup? Nothing is served until it is compared with the stream of events", "why", why)
-	f.wake()
-}
-
-// doubt has the database compared anew after the connection to it failed. It may be a standby that answers next, and lack
-// what was committed last, while the position is no older than we saw it: that is written after an event is published, and
-// by others too.
-func (f *fence) doubt(ctx context.Context, err error) {
-	if ctx.Err() != nil || !f.store.db.Lost(err) {
-		return
-	}
-	f.elsewhere()
-}
-
-// elsewhere has the database compared anew, since another server may answer now.
-func (f *fence) elsewhere() {
-	f.mu.Lock()
-	f.compared = false
-	f.doubts++
-	f.mu.Unlock()
-	f.wake()
-}
-
 // position returns the position that was seen last; zero: nothing is compared yet.
 func (f *fence) position() position {
 	f.mu.Lock()
@@ -302,28 +269,6 @@ func (f *fence) position() position {
 		return position{}
 	}
 	return f.seen
-}
-
-// streamChanged has the database compared again, since the stream of events is not the one in which this position was seen.
-func (f *fence) streamChanged(seen position, why string) {
-	f.mu.Lock()
-	if !f.compared || f.seen.created != seen.created {
-		f.mu.Unlock() // that is under way, or done
-		return
-	}
-	f.compared = false
-	f.doubts++
-	f.mu.Unlock()
-	f.log.Error("nothing is served until the database is compared with the stream of events", "why", why)
-	f.wake()
-}
-
-// wake has run look now.
-func (f *fence) wake() {
-	select {
-	case f.woken <- struct{}{}:
-	default: // it is going to look anyway
-	}
 }
 
 // mayServe reports whether a service whose sequence this is in the database may be served: nothing newer of it is known.

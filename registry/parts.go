@@ -10,7 +10,8 @@ import (
 	"omiappreg.org/keyrotation/internal/health"
 )
 
-// Parts are what the registry needs to do its work, each with a check, for GET /readyz. While one fails, requests wait.
+// Parts are what the registry needs to do its work, each with a check, for GET /readyz. While one
+// fails, requests wait.
 func (r *Registry) Parts() []health.Part {
 	return []health.Part{
 		health.Connection(r.cfg.Conn),
@@ -23,8 +24,9 @@ func (r *Registry) Parts() []health.Part {
 	}
 }
 
-// checkStreams fails while a stream is missing or sealed, or the broker has no space for what the registry publishes. Of a broker
-// that is away, another part says so. While the registry starts, it says what for it waits.
+// checkStreams fails while a stream is missing or sealed, or the broker has no space for what the
+// registry publishes. Of a broker that is away, another part says so. While the registry starts, it
+// says what for it waits.
 func (r *Registry) checkStreams(context.Context) error {
 	if !r.cfg.Conn.IsConnected() {
 		return nil
@@ -43,8 +45,8 @@ func (r *Registry) checkConsumer(context.Context) error {
 	return cmp.Or(r.watch.consumerErr(), r.watch.deliveries.Err())
 }
 
-// checkFence fails while nothing is served, since the database may lack what was announced. Services that are behind are held by
-// themselves, and the others are served.
+// checkFence fails while nothing is served, since the database may lack what was announced.
+// Services that are behind are held by themselves, and the others are served.
 func (r *Registry) checkFence(context.Context) error {
 	r.fence.mu.Lock()
 	defer r.fence.mu.Unlock()
@@ -54,8 +56,8 @@ func (r *Registry) checkFence(context.Context) error {
 	return nil
 }
 
-// checkOutbox fails while what is committed is not published. Why not names services, so only the log says it. Of a database that is
-// away, another part says so.
+// checkOutbox fails while what is committed is not published. Why not names services, so only the
+// log says it. Of a database that is away, another part says so.
 func (r *Registry) checkOutbox(ctx context.Context) error {
 	late, err := r.backlog.check(ctx)
 	switch {

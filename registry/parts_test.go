@@ -64,7 +64,8 @@ func newReadyWorld(t *testing.T, broker *testenv.Broker, url string) (*world, *d
 	return w, d
 }
 
-// TestReadyWithBroker: each fault of the broker's is named, one after the other in one deployment, and gone when it is.
+// TestReadyWithBroker: each fault of the broker's is named, one after the other in one deployment,
+// and gone when it is.
 func TestReadyWithBroker(t *testing.T) {
 	t.Parallel()
 	const size = 16 << 20
@@ -149,8 +150,8 @@ func TestReadyWithFile(t *testing.T) {
 	}
 }
 
-// TestReadyWithDatabase: a lock, a commit that waits for a standby, and a server that is away are named, and gone when they are. What
-// hangs is in the log and in the metric.
+// TestReadyWithDatabase: a lock, a commit that waits for a standby, and a server that is away are
+// named, and gone when they are. What hangs is in the log and in the metric.
 func TestReadyWithDatabase(t *testing.T) {
 	t.Parallel()
 	server := testenv.NewPostgresServer(t)

@@ -10,7 +10,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestStartRefused: a registry at a broker that is there and refuses what it needs says so, and goes on trying.
+// TestStartRefused: a registry at a broker that is there and refuses what it needs says so, and
+// goes on trying.
 func TestStartRefused(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct{ broker, want string }{

@@ -13,9 +13,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestHangingCommit: a server waits for a standby that is not there. A wait that somebody cancels leaves the outcome unknown,
-// although the server says that it has committed; the registry looks again, so nothing is lost or done twice. When the server
-// waits no longer, everything is answered.
+// TestHangingCommit: a server waits for a standby that is not there. A wait that somebody cancels
+// leaves the outcome unknown, although the server says that it has committed; the registry looks
+// again, so nothing is lost or done twice. When the server waits no longer, everything is answered.
 func TestHangingCommit(t *testing.T) {
 	t.Parallel()
 	server := testenv.NewPostgresServer(t)

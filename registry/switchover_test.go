@@ -9,8 +9,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestSwitchover: after a standby has taken over, and the old primary is a standby that answers, every request is answered: by a
-// URL that names both servers, and by one whose address leads to the old one until somebody has it lead to the new one.
+// TestSwitchover: after a standby has taken over, and the old primary is a standby that answers,
+// every request is answered: by a URL that names both servers, and by one whose address leads to
+// the old one until somebody has it lead to the new one.
 func TestSwitchover(t *testing.T) {
 	t.Parallel()
 	primary := testenv.NewPostgresServer(t)

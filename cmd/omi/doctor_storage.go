@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// probeStream and probeSubject begin the name and the subject of a stream that exists for a moment.
-	// No other stream has the subject, and no process subscribes to it.
+	// probeStream and probeSubject begin the name and the subject of a stream that exists for a
+	// moment. No other stream has the subject, and no process subscribes to it.
 	probeStream  = "OMI_DOCTOR_"
 	probeSubject = "omi.v1.doctor."
 	probeHeaders = 512 // more than the headers of a probe take
@@ -76,8 +76,8 @@ type leftError struct {
 	error
 }
 
-// storeProbe stores a message of the largest size in a stream like ours. took is how long the broker needs
-// for the message.
+// storeProbe stores a message of the largest size in a stream like ours. took is how long the
+// broker needs for the message.
 func (d *doctor) storeProbe(ctx context.Context) (took time.Duration, err error) {
 	id := rand.Text()
 	config := events.InvalidationStreamConfig()

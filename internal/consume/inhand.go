@@ -15,8 +15,9 @@ const (
 	remindEach = time.Minute
 )
 
-// InHand knows for how long a consumer has worked on what it has in hand. A commit that waits for a standby, or a lock that another
-// session holds, gives no error: without this, it would be silent for as long as it lasts. Nil knows nothing.
+// InHand knows for how long a consumer has worked on what it has in hand. A commit that waits for a
+// standby, or a lock that another session holds, gives no error: without this, it would be silent
+// for as long as it lasts. Nil knows nothing.
 type InHand struct {
 	what  string // "requests", or "events"
 	place string // of the database
@@ -32,8 +33,9 @@ type InHand struct {
 	timer    *time.Timer
 }
 
-// NewInHand returns an InHand of a consumer. what its messages are, where the database is that they change, and how the first
-// stage of the work is called, is for the log. It hangs if nothing has been finished for so long; 0: 10 s.
+// NewInHand returns an InHand of a consumer. what its messages are, where the database is that they
+// change, and how the first stage of the work is called, is for the log. It hangs if nothing has
+// been finished for so long; 0: 10 s.
 func NewInHand(what, place, first string, after time.Duration, log *slog.Logger) *InHand {
 	if after <= 0 {
 		after = hangsAfter
@@ -51,7 +53,8 @@ func (h *InHand) Stage(stage string) {
 	h.stage = stage
 }
 
-// begin notes that so many messages are being worked on. What was begun before and not finished goes on.
+// begin notes that so many messages are being worked on. What was begun before and not finished
+// goes on.
 func (h *InHand) begin(messages int) {
 	if h == nil {
 		return

@@ -12,8 +12,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// TestInHand: work that hangs is told of after 10 s and then each minute, by its number, stage and database, and Check fails until
-// something was finished. What fails since something is away goes on to count; what fails for a reason of its own doesn't.
+// TestInHand: work that hangs is told of after 10 s and then each minute, by its number, stage and
+// database, and Check fails until something was finished. What fails since something is away goes
+// on to count; what fails for a reason of its own doesn't.
 func TestInHand(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

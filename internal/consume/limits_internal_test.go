@@ -157,8 +157,8 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
-// TestPutAfterARestart: a durable that outlived a restart of the broker is known by its own time, and is
-// not taken for another one.
+// TestPutAfterARestart: a durable that outlived a restart of the broker is known by its own time,
+// and is not taken for another one.
 func TestPutAfterARestart(t *testing.T) {
 	t.Parallel()
 	broker := testenv.NewBroker(t)

@@ -11,8 +11,9 @@ import (
 // standsStillAfter is how long messages may wait at the broker while none is delivered.
 const standsStillAfter = 10 * time.Second
 
-// Deliveries is what the broker says of a durable each time that it is asked: how much waits there, and whether any of it comes. That
-// no error has come does not show it: a pull that the broker refuses, or has forgotten, gives none.
+// Deliveries is what the broker says of a durable each time that it is asked: how much waits there,
+// and whether any of it comes. That no error has come does not show it: a pull that the broker
+// refuses, or has forgotten, gives none.
 type Deliveries struct {
 	mu        sync.Mutex
 	waiting   uint64

@@ -10,7 +10,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// rekeyed is a deployment whose registry has a signing key, and another to change to. Clients trust both.
+// rekeyed is a deployment whose registry has a signing key, and another to change to. Clients trust
+// both.
 type rekeyed struct {
 	*deployment
 	broker       *testenv.Broker

@@ -1,7 +1,8 @@
 // Package health says whether a process can do its work, and which of its parts can't.
 //
-// A process names its parts, each with a check. One run asks all of them, concurrently and each within a deadline, so that a part
-// which hangs is named instead of hanging whoever asks. Callers share runs: any number of probes costs no more than one.
+// A process names its parts, each with a check. One run asks all of them, concurrently and each
+// within a deadline, so that a part which hangs is named instead of hanging whoever asks. Callers
+// share runs: any number of probes costs no more than one.
 //
 //	GET /readyz ──┐
 //	GET /readyz ──┼──▶ one run ──▶ broker · database · streams · consumer · fence · outbox · requests · caught_up
@@ -35,8 +36,8 @@ const (
 // Part is a part of a process that can fail by itself.
 type Part struct {
 	Name string
-	// Check returns nil while the part works. The error's text is shown to whoever asks, who may be a stranger: what only
-	// the log should say is the cause of a [Problem].
+	// Check returns nil while the part works. The error's text is shown to whoever asks, who may be
+	// a stranger: what only the log should say is the cause of a [Problem].
 	Check func(context.Context) error
 	// Within is how long the check may take. Default 2 s.
 	Within time.Duration
@@ -48,7 +49,8 @@ type Problem struct {
 	Cause error  // for the log; nil: the text says it all
 	// Restart says that a restart is the remedy: GET /livez fails too.
 	Restart bool
-	// Remark says that the part is worth a line, and not a failure: the process does its work without it.
+	// Remark says that the part is worth a line, and not a failure: the process does its work
+	// without it.
 	Remark bool
 }
 
@@ -126,8 +128,8 @@ func New(log *slog.Logger, parts ...Part) *Checker {
 	return c
 }
 
-// Report returns how the parts are: by the run under way, or one that ended just now, or else by another. It takes no longer than
-// a check may, and ends early with ctx, which ends no run.
+// Report returns how the parts are: by the run under way, or one that ended just now, or else by
+// another. It takes no longer than a check may, and ends early with ctx, which ends no run.
 func (c *Checker) Report(ctx context.Context) (Report, error) {
 	c.mu.Lock()
 	r := c.running
@@ -145,14 +147,16 @@ func (c *Checker) Report(ctx context.Context) (Report, error) {
 	}
 }
 
-// Last returns how the parts were found last, at once: nobody restarts a process because something else hangs.
+// Last returns how the parts were found last, at once: nobody restarts a process because something
+// else hangs.
 func (c *Checker) Last() Report {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.last
 }
 
-// Watch runs the checks every so often until ctx ends, so that the log tells of what fails though nobody asks.
+// Watch runs the checks every so often until ctx ends, so that the log tells of what fails though
+// nobody asks.
 func (c *Checker) Watch(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -187,8 +191,8 @@ func (c *Checker) run(ctx context.Context, r *run) {
 	close(r.done)
 }
 
-// ask returns what is wrong with the part. A check that hangs is left alone: no other one is begun before it has returned, and
-// nobody waits for it again.
+// ask returns what is wrong with the part. A check that hangs is left alone: no other one is begun
+// before it has returned, and nobody waits for it again.
 func (p *part) ask(ctx context.Context) *Problem {
 	p.mu.Lock()
 	if p.asked.IsZero() {

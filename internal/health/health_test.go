@@ -23,8 +23,8 @@ func report(t *testing.T, c *health.Checker) health.Report {
 	return r
 }
 
-// TestHanging: a check that hangs is named within its deadline and holds up no other one; it is not begun again before it has
-// returned, and counts again afterwards.
+// TestHanging: a check that hangs is named within its deadline and holds up no other one; it is not
+// begun again before it has returned, and counts again afterwards.
 func TestHanging(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -53,7 +53,8 @@ func TestHanging(t *testing.T) {
 	})
 }
 
-// TestShared: many callers at a time, and right after each other, share a run; one that goes away ends it for nobody.
+// TestShared: many callers at a time, and right after each other, share a run; one that goes away
+// ends it for nobody.
 func TestShared(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -94,8 +95,9 @@ func TestShared(t *testing.T) {
 	})
 }
 
-// TestLog: the log has a line when a part starts to fail and one when it is back, however often and whoever asks; none for a part
-// that is merely starting. The cause is in the log, and not in the answer.
+// TestLog: the log has a line when a part starts to fail and one when it is back, however often and
+// whoever asks; none for a part that is merely starting. The cause is in the log, and not in the
+// answer.
 func TestLog(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -24,7 +24,8 @@ func Connection(conn Connected) Part {
 	}}
 }
 
-// Pinged is the part [Database]. What is wrong with it is in its own words for the log alone, unless it can't be used any more.
+// Pinged is the part [Database]. What is wrong with it is in its own words for the log alone,
+// unless it can't be used any more.
 func Pinged(db interface{ Ping(context.Context) error }) Part {
 	return Part{Name: Database, Check: func(ctx context.Context) error {
 		switch err := db.Ping(ctx); {

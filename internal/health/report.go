@@ -42,7 +42,8 @@ func (r *Report) add(name string, p *Problem) {
 	r.Ready, r.Live = r.Ready && s.Ready, r.Live && !s.restart
 }
 
-// Text is the report for a person: "ok" and what is worth knowing all the same, or a line for each part that fails.
+// Text is the report for a person: "ok" and what is worth knowing all the same, or a line for each
+// part that fails.
 func (r Report) Text() string {
 	var text strings.Builder
 	if r.Ready {

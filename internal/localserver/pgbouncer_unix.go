@@ -13,8 +13,9 @@ import (
 	"strings"
 )
 
-// StartPgBouncer starts a pooler in transaction mode before a server, with so many sessions to it for all clients of a user. The
-// users are those of the URLs, which are of one server. The pooler's own URL is the first of them.
+// StartPgBouncer starts a pooler in transaction mode before a server, with so many sessions to it
+// for all clients of a user. The users are those of the URLs, which are of one server. The pooler's
+// own URL is the first of them.
 func StartPgBouncer(sessions int, servers ...*url.URL) (*Server, error) {
 	program, err := pgBouncer()
 	if err != nil {

@@ -11,7 +11,8 @@ import (
 	"syscall"
 )
 
-// NewStandby makes the data of another server, which is not started yet and will follow this one, which runs.
+// NewStandby makes the data of another server, which is not started yet and will follow this one,
+// which runs.
 func (p *Postgres) NewStandby() (*Postgres, error) {
 	initdb, err := filepath.EvalSymlinks(filepath.Join(p.bin, "initdb")) // PATH may have links to two of its programs alone
 	if err != nil {

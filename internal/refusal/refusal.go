@@ -112,8 +112,9 @@ func ofServer(err error) Reason {
 	return Reason{}
 }
 
-// Behind is what is behind an error of a question to JetStream. The broker tells the connection what it
-// does not permit, and the question waits in vain. A broker without JetStream has no responders.
+// Behind is what is behind an error of a question to JetStream. The broker tells the connection
+// what it does not permit, and the question waits in vain. A broker without JetStream has no
+// responders.
 func Behind(err error, nc *nats.Conn) error {
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):

@@ -41,7 +41,8 @@ func account(jetStream string) string {
 	return "no_auth_user: a, accounts { A { " + jetStream + ", users: [{ user: a, password: b }] } }\n"
 }
 
-// TestRefusals: what a broker that is there refuses is told as that, and not as a broker that is waited for.
+// TestRefusals: what a broker that is there refuses is told as that, and not as a broker that is
+// waited for.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	limits := func(_ context.Context, nc *nats.Conn, _ jetstream.JetStream) error { return refusal.Limits(nc) }

@@ -171,8 +171,8 @@ func rename(t *testing.T, from, to string) {
 	}
 }
 
-// TestPingUnwritable: a file that can't be written to is found by Ping after a write has failed, and
-// only as long as that lasts. It is no lasting fault.
+// TestPingUnwritable: a file that can't be written to is found by Ping after a write has failed,
+// and only as long as that lasts. It is no lasting fault.
 func TestPingUnwritable(t *testing.T) {
 	t.Parallel()
 	db := open(t, testenv.Database(t, testenv.SQLite))

@@ -24,7 +24,8 @@ func openWithin(t *testing.T, url string, statement, lock, answer time.Duration)
 	return db
 }
 
-// TestLimits: what hangs on a server ends there, with an answer, and the session goes on; work that may take long has no limit.
+// TestLimits: what hangs on a server ends there, with an answer, and the session goes on; work that
+// may take long has no limit.
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	direct := testenv.Database(t, testenv.Postgres)
@@ -90,8 +91,8 @@ func TestNoAnswer(t *testing.T) {
 	}
 }
 
-// TestReadOnly: while a database takes no writes nothing hangs, Ping says why, and what comes afterwards is written at once, also by
-// sessions that were let in meanwhile.
+// TestReadOnly: while a database takes no writes nothing hangs, Ping says why, and what comes
+// afterwards is written at once, also by sessions that were let in meanwhile.
 func TestReadOnly(t *testing.T) {
 	t.Parallel()
 	for _, attrs := range []string{"", "&target_session_attrs=any"} {

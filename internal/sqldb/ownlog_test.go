@@ -137,7 +137,8 @@ func unstamped(file []byte) []byte {
 	return file
 }
 
-// backedUp is what SQLite's .backup makes of a database: the same pages, and its schema cookie is 1.
+// backedUp is what SQLite's .backup makes of a database: the same pages, and its schema cookie is
+// 1.
 func backedUp(file []byte) []byte {
 	file = bytes.Clone(file)
 	copy(file[40:44], []byte{0, 0, 0, 1})

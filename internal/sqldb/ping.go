@@ -9,8 +9,8 @@ import (
 	"github.com/pressly/goose/v3"
 )
 
-// Ping says whether the database can be worked with now: it answers, can be written, and has no lasting fault. Where a server
-// has none of this to offer, the error says what it lacks.
+// Ping says whether the database can be worked with now: it answers, can be written, and has no
+// lasting fault. Where a server has none of this to offer, the error says what it lacks.
 func (db *DB) Ping(ctx context.Context) error {
 	if db.engine == SQLite {
 		return db.pingFile(ctx)
@@ -21,8 +21,8 @@ func (db *DB) Ping(ctx context.Context) error {
 	return nil
 }
 
-// pingServer reads a row that is kept: a gateway of CockroachDB or a pooler answers by itself what needs none. The session says
-// whether it may write.
+// pingServer reads a row that is kept: a gateway of CockroachDB or a pooler answers by itself what
+// needs none. The session says whether it may write.
 func (db *DB) pingServer(ctx context.Context) error {
 	table := "pg_catalog.pg_class"
 	if db.migrated.Load() {

@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// Place names the database for the log: its engine, and its file or its servers. It has no credentials.
+// Place names the database for the log: its engine, and its file or its servers. It has no
+// credentials.
 func (db *DB) Place() string {
 	if db.file != "" {
 		return string(db.engine) + " " + db.file

@@ -10,8 +10,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// queryTold runs a query outside of a transaction, after what the session is told for this one alone, in one round trip: the
-// server takes both for one transaction.
+// queryTold runs a query outside of a transaction, after what the session is told for this one
+// alone, in one round trip: the server takes both for one transaction.
 func (c *serverConn) queryTold(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	conn := c.Conn.Conn()
 	if conn.IsClosed() {

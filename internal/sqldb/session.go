@@ -16,21 +16,24 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
-// A server, a database or a role may have settings that change every session: the form of an answer, the schema in which a table
-// is found, how long a lock is waited for. So each session is told what this package relies on. Four parameters go into the startup
-// message, since every pooler keeps them for its clients. The rest is set by one statement:
+// A server, a database or a role may have settings that change every session: the form of an
+// answer, the schema in which a table is found, how long a lock is waited for. So each session is
+// told what this package relies on. Four parameters go into the startup message, since every pooler
+// keeps them for its clients. The rest is set by one statement:
 //
 //   - once for each connection, where it leads to the server itself;
 //   - at the start of each transaction and for it alone, where a pooler may give the next transaction another session. It goes
 //     in the same round trip as the BEGIN, see serverConn.
 //
-// default_transaction_read_only is not among them. It is how an operator closes a database to writers, so it is obeyed.
+// default_transaction_read_only is not among them. It is how an operator closes a database to
+// writers, so it is obeyed.
 
 // limits are how long a session waits, and how long this process waits for its answer.
 type limits struct {
 	statement, lock, idleTx time.Duration // 0: for ever
-	// answer is for a server that doesn't answer any more, and so doesn't keep to the others either. A COMMIT has no limit: a
-	// server that waits for its standby was told to, and cancelling that would commit without the standby.
+	// answer is for a server that doesn't answer any more, and so doesn't keep to the others
+	// either. A COMMIT has no limit: a server that waits for its standby was told to, and
+	// cancelling that would commit without the standby.
 	answer time.Duration
 }
 
@@ -39,8 +42,9 @@ func usual() limits {
 	return limits{statement: 30 * time.Second, lock: 10 * time.Second, idleTx: 30 * time.Second, answer: 45 * time.Second}
 }
 
-// unhurried are the limits of work that may take long. A process that lost its power inside a transaction still must not hold its
-// locks for as long as the server's TCP believes in it, which is hours.
+// unhurried are the limits of work that may take long. A process that lost its power inside a
+// transaction still must not hold its locks for as long as the server's TCP believes in it, which
+// is hours.
 func unhurried() limits { return limits{idleTx: usual().idleTx} }
 
 // startupParameters are those that poolers, CockroachDB and every version of PostgreSQL take.
@@ -84,13 +88,15 @@ func inUnits(d time.Duration) string {
 	return fmt.Sprintf("%dms", d/time.Millisecond)
 }
 
-// planByIndex are settings of PostgreSQL's that make it find rows by their index whatever the number of rows. It keeps the plan
-// of a prepared statement, and one that is made while a table is empty reads the whole table: it goes on so until the
-// table is analyzed, when it may have millions of rows. What really reads a whole table still does; that it costs much
-// then by PostgreSQL's own count must not make it compile the plan.
+// planByIndex are settings of PostgreSQL's that make it find rows by their index whatever the
+// number of rows. It keeps the plan of a prepared statement, and one that is made while a table is
+// empty reads the whole table: it goes on so until the table is analyzed, when it may have millions
+// of rows. What really reads a whole table still does; that it costs much then by PostgreSQL's own
+// count must not make it compile the plan.
 //
-// Nor is a statement planned anew for the very values that it gets: with an array of one row that looks cheaper than the plan
-// that is kept, which is for ten rows and the same, so it would be done every time, and costs more than to run it.
+// Nor is a statement planned anew for the very values that it gets: with an array of one row that
+// looks cheaper than the plan that is kept, which is for ten rows and the same, so it would be done
+// every time, and costs more than to run it.
 func planByIndex() []setting {
 	return []setting{
 		{name: "enable_seqscan", value: "off"}, {name: "enable_hashjoin", value: "off"}, {name: "enable_mergejoin", value: "off"},
@@ -98,13 +104,14 @@ func planByIndex() []setting {
 	}
 }
 
-// urlMayChoose says of which settings the URL has the last word. The others are how answers are read.
+// urlMayChoose says of which settings the URL has the last word. The others are how answers are
+// read.
 func urlMayChoose(name string) bool {
 	return name != "bytea_output" && name != "array_nulls"
 }
 
-// chosen takes the settings out of a URL's parameters which a session is told by a statement: a pooler would refuse them in the
-// startup message.
+// chosen takes the settings out of a URL's parameters which a session is told by a statement: a
+// pooler would refuse them in the startup message.
 func chosen(params map[string]string) map[string]string {
 	of := map[string]string{}
 	for _, s := range slices.Concat(usual().settings(Postgres), usual().settings(Cockroach)) {
@@ -118,8 +125,8 @@ func chosen(params map[string]string) map[string]string {
 	return of
 }
 
-// wanted returns what a session of an engine is told. The URL has chosen some of the settings; options is its parameter of that
-// name, which the server gets as it is.
+// wanted returns what a session of an engine is told. The URL has chosen some of the settings;
+// options is its parameter of that name, which the server gets as it is.
 func (l limits) wanted(engine Engine, chosen map[string]string, options string) (list []setting) {
 	for _, s := range l.settings(engine) {
 		if urlMayChoose(s.name) {
@@ -135,7 +142,8 @@ func (l limits) wanted(engine Engine, chosen map[string]string, options string) 
 	return list
 }
 
-// told returns the statements that tell a session of an engine these settings, for the transaction alone or for good.
+// told returns the statements that tell a session of an engine these settings, for the transaction
+// alone or for good.
 func told(engine Engine, settings []setting, forTransaction bool) string {
 	rows := make([]string, 0, len(settings))
 	for _, s := range settings {
@@ -163,8 +171,8 @@ func (s setting) sql() string {
 
 func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
 
-// sessions are those of a pool. Once one of them finds that its server is not the one to write to, or stops, the others lead
-// there too: none of them is used again.
+// sessions are those of a pool. Once one of them finds that its server is not the one to write to,
+// or stops, the others lead there too: none of them is used again.
 type sessions struct{ era atomic.Int64 }
 
 // end has all sessions replaced that were there in an era.
@@ -242,8 +250,9 @@ func (s *session) within(ctx context.Context) (context.Context, context.CancelFu
 
 func (s *session) inTx() bool { return s.Conn.Conn().PgConn().TxStatus() != idle }
 
-// judge looks at the error of a statement. If the server is not the one to write to, stops or is gone, all sessions to it are
-// replaced. Nothing is tried again here: another server may lack what was read from this one.
+// judge looks at the error of a statement. If the server is not the one to write to, stops or is
+// gone, all sessions to it are replaced. Nothing is tried again here: another server may lack what
+// was read from this one.
 func (s *session) judge(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
@@ -258,7 +267,8 @@ func (s *session) judge(ctx context.Context, err error) error {
 	return err
 }
 
-// mustWrite has a new connection lead to a server that takes writes. Of several hosts in a URL, the first one that does is taken.
+// mustWrite has a new connection lead to a server that takes writes. Of several hosts in a URL, the
+// first one that does is taken.
 func mustWrite(ctx context.Context, conn *pgconn.PgConn) error {
 	if err := pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, conn); err != nil {
 		return fmt.Errorf("%w: %w", ErrReadOnly, err)
@@ -279,15 +289,17 @@ func tell(text string) func(context.Context, *pgconn.PgConn) error {
 // unreplicated is the key of what is known of a connection's COMMIT.
 const unreplicated = "unreplicated"
 
-// notice looks at what a server says beside its answers: somebody may have cancelled its wait for a standby. Its answer is that the
-// transaction is committed, which is so on this server alone. The routine's name is in no language.
+// notice looks at what a server says beside its answers: somebody may have cancelled its wait for a
+// standby. Its answer is that the transaction is committed, which is so on this server alone. The
+// routine's name is in no language.
 func notice(conn *pgconn.PgConn, n *pgconn.Notice) {
 	if n.Routine == "SyncRepWaitForLSN" {
 		conn.CustomData()[unreplicated] = true
 	}
 }
 
-// replicated returns [errUnreplicated] if the wait for a standby was cancelled since it was asked last.
+// replicated returns [errUnreplicated] if the wait for a standby was cancelled since it was asked
+// last.
 func replicated(conn *pgx.Conn) error {
 	data := conn.PgConn().CustomData()
 	if _, is := data[unreplicated]; !is {

@@ -2,8 +2,8 @@ package sqldb
 
 import "testing"
 
-// TestStartupParameters: what a session relies on is said once, whatever the URL says and however it
-// spells it.
+// TestStartupParameters: what a session relies on is said once, whatever the URL says and however
+// it spells it.
 func TestStartupParameters(t *testing.T) {
 	t.Parallel()
 	cfg, err := serverConfig("postgres://omi@127.0.0.1/omi?timezone=Asia/Tokyo&datestyle=German&Standard_Conforming_Strings=off")

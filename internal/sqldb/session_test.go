@@ -12,7 +12,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestHostileSettings: what a role is told changes nothing of what a session writes and reads, in whatever mode, and behind a pooler.
+// TestHostileSettings: what a role is told changes nothing of what a session writes and reads, in
+// whatever mode, and behind a pooler.
 func TestHostileSettings(t *testing.T) {
 	t.Parallel()
 	for name, url := range testenv.HostileURLs(t) {
@@ -67,8 +68,9 @@ func TestHostileSettings(t *testing.T) {
 	}
 }
 
-// TestPoolerHidesTheSchema: what is prepared before a transaction is told its schema would look for its tables in another one. That
-// is refused, with what to do; the URL's own schema counts, also where the pooler takes no such parameter.
+// TestPoolerHidesTheSchema: what is prepared before a transaction is told its schema would look for
+// its tables in another one. That is refused, with what to do; the URL's own schema counts, also
+// where the pooler takes no such parameter.
 func TestPoolerHidesTheSchema(t *testing.T) {
 	t.Parallel()
 	direct := testenv.Owned(t, map[string]string{"search_path": "elsewhere"})

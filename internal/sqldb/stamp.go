@@ -25,9 +25,10 @@ import (
 // first commit followed, or that of a commit in the log: a checkpoint had brought the file there.
 //
 // A copy has the stamp of its database. VACUUM INTO, however, puts the rows on other pages, and the
-// log is about pages. It makes the copy's schema cookie, another number of the header, one larger than
-// the database's. In a database and its log it only grows: a file with a larger one than the log's
-// commit of that stamp is such a copy. (SQLite's .backup copies page by page, and makes it small.)
+// log is about pages. It makes the copy's schema cookie, another number of the header, one larger
+// than the database's. In a database and its log it only grows: a file with a larger one than the
+// log's commit of that stamp is such a copy. (SQLite's .backup copies page by page, and makes it
+// small.)
 //
 // Commits of other programs have no stamp, and neither have those of the migrations. Where that
 // leaves it open, PRAGMA quick_check is the second-best answer.

@@ -40,7 +40,8 @@ func (l *lockedLog) String() string {
 	return l.text.String()
 }
 
-// readiness is how a subscriber that asks its database, and one that answers from its memory, say that they are.
+// readiness is how a subscriber that asks its database, and one that answers from its memory, say
+// that they are.
 type readiness struct {
 	t   *testing.T
 	sub *Subscriber
@@ -61,8 +62,9 @@ func (r readiness) says(fromDatabase, fromMemory string) {
 	})
 }
 
-// TestReadiness: each fault is named, one after the other in one deployment, and gone when it is. A broker that is away ends no
-// answers, and a database that is away none of those that come from memory.
+// TestReadiness: each fault is named, one after the other in one deployment, and gone when it is. A
+// broker that is away ends no answers, and a database that is away none of those that come from
+// memory.
 func TestReadiness(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// Flood calls ask so many times a second, each time without waiting for the call before, until it is stopped.
+// Flood calls ask so many times a second, each time without waiting for the call before, until it
+// is stopped.
 func Flood(b *testing.B, rate int, ask func()) (stop func()) {
 	b.Helper()
 	if rate == 0 {

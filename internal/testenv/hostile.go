@@ -10,8 +10,8 @@ import (
 	"omiappreg.org/keyrotation/internal/localserver"
 )
 
-// Hostile are settings of PostgreSQL that a role, a database or a server may have for each session, and that change what a
-// program finds there.
+// Hostile are settings of PostgreSQL that a role, a database or a server may have for each session,
+// and that change what a program finds there.
 func Hostile() map[string]string {
 	return map[string]string{
 		"bytea_output": "escape", "DateStyle": "SQL, DMY", "IntervalStyle": "sql_standard", "TimeZone": "Asia/Kathmandu",
@@ -23,8 +23,9 @@ func Hostile() map[string]string {
 	}
 }
 
-// HostileURLs returns the URLs of databases whose owner is told all those settings, by the way in which they are reached: each mode of
-// the driver that leaves nothing in a session, by itself and behind PgBouncer in transaction mode.
+// HostileURLs returns the URLs of databases whose owner is told all those settings, by the way in
+// which they are reached: each mode of the driver that leaves nothing in a session, by itself and
+// behind PgBouncer in transaction mode.
 func HostileURLs(t testing.TB) map[string]string {
 	t.Helper()
 	urls := map[string]string{}
@@ -43,8 +44,8 @@ func withMode(text, mode string) string {
 	return text + "&default_query_exec_mode=" + mode
 }
 
-// Owned returns the URL of a fresh and empty database of PostgreSQL and of its owner, a role that has no other rights, and for whom
-// these settings are made.
+// Owned returns the URL of a fresh and empty database of PostgreSQL and of its owner, a role that
+// has no other rights, and for whom these settings are made.
 func Owned(t testing.TB, settings map[string]string) string {
 	t.Helper()
 	database, err := url.Parse(Database(t, Postgres))
@@ -94,7 +95,8 @@ func AsAdmin(t testing.TB, database, statements string) {
 	}
 }
 
-// Pooled returns the URL of a database behind PgBouncer in transaction mode, with so many sessions to the server.
+// Pooled returns the URL of a database behind PgBouncer in transaction mode, with so many sessions
+// to the server.
 func Pooled(t testing.TB, database string, sessions int) string {
 	t.Helper()
 	u, err := url.Parse(database)

@@ -1,0 +1,59 @@
+package registry
+
+import "context"
+
+// suspect has the database compared anew before anything is served.
+func (f *fence) suspect(why string) {
+	f.mu.Lock()
+	told := !f.compared
+	f.compared = false
+	f.doubts++
+	f.mu.Unlock()
+	if told {
+		return
+	}
+	f.log.Error("the database is not as this registry left it: was it restored from a backup? Nothing is served until it is compared with the stream of events", "why", why)
+	f.wake()
+}
+
+// doubt has the database compared anew after the connection to it failed. It may be a standby that
+// answers next, and lack what was committed last, while the position is no older than we saw it:
+// that is written after an event is published, and by others too.
+func (f *fence) doubt(ctx context.Context, err error) {
+	if ctx.Err() != nil || !f.store.db.Lost(err) {
+		return
+	}
+	f.elsewhere()
+}
+
+// elsewhere has the database compared anew, since another server may answer now.
+func (f *fence) elsewhere() {
+	f.mu.Lock()
+	f.compared = false
+	f.doubts++
+	f.mu.Unlock()
+	f.wake()
+}
+
+// streamChanged has the database compared again, since the stream of events is not the one in which
+// this position was seen.
+func (f *fence) streamChanged(seen position, why string) {
+	f.mu.Lock()
+	if !f.compared || f.seen.created != seen.created {
+		f.mu.Unlock() // that is under way, or done
+		return
+	}
+	f.compared = false
+	f.doubts++
+	f.mu.Unlock()
+	f.log.Error("nothing is served until the database is compared with the stream of events", "why", why)
+	f.wake()
+}
+
+// wake has run look now.
+func (f *fence) wake() {
+	select {
+	case f.woken <- struct{}{}:
+	default: // it is going to look anyway
+	}
+}
