@@ -113,6 +113,13 @@ func (m *streamMessage) target() events.Target {
 	return t
 }
 
+// noncesOf finds services by the unique index of services (target), and their changes by the primary
+// key of history (service, sequence).
+func noncesOf(e sqldb.Engine) string {
+	return `SELECT s.target, h.sequence, h.event_nonce FROM (%s) AS v ` + e.LookupJoin() + ` services s ON s.target = v.column1
+		` + e.LookupJoin() + ` history h ON h.service = s.id AND h.sequence = v.column2`
+}
+
 // nonces reads the nonces that the history has at these places.
 func (s *Store) nonces(ctx context.Context, list []claim) (map[changeID]events.Nonce, error) {
 	known := make(map[changeID]events.Nonce, len(list))
@@ -122,8 +129,7 @@ func (s *Store) nonces(ctx context.Context, list []claim) (map[changeID]events.N
 			args = append(args, c.target.String(), c.sequence)
 		}
 	}
-	const query = `SELECT s.target, h.sequence, h.event_nonce FROM (%s) AS v JOIN services s ON s.target = v.column1
-		JOIN history h ON h.service = s.id AND h.sequence = v.column2`
+	query := noncesOf(s.db.Engine())
 	err := s.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, args, func(rows *sql.Rows) error {
 		var at changeID
 		var nonce events.Nonce

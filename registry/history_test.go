@@ -202,26 +202,7 @@ func TestHistoryPlan(t *testing.T) {
 		explain := map[sqldb.Engine]string{
 			sqldb.SQLite: "EXPLAIN QUERY PLAN ", sqldb.Postgres: "EXPLAIN ANALYZE ", sqldb.Cockroach: "EXPLAIN ANALYZE ",
 		}[store.db.Engine()]
-		var plan strings.Builder
-		err := store.each(t.Context(), explain+changesOf, []any{one.id, int64(1000), int64(1100)}, func(rows *sql.Rows) error {
-			columns, err := rows.Columns()
-			if err != nil {
-				return err
-			}
-			line := make([]any, len(columns))
-			for i := range line {
-				line[i] = new(any)
-			}
-			if err := rows.Scan(line...); err != nil {
-				return err
-			}
-			fmt.Fprintln(&plan, *line[len(line)-1].(*any))
-			return nil
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		text := plan.String()
+		text := planOf(t, store, explain+changesOf, []any{one.id, int64(1000), int64(1100)})
 		if strings.Contains(text, "Seq Scan") || strings.Contains(text, "B-TREE") || strings.Contains(text, "FULL SCAN") ||
 			store.db.Engine() == sqldb.SQLite && !strings.Contains(text, "(service=? AND sequence>? AND sequence<?)") {
 			t.Error(text)
@@ -232,6 +213,31 @@ func TestHistoryPlan(t *testing.T) {
 			}
 		}
 	})
+}
+
+// planOf returns what the database says when it is asked to explain a query.
+func planOf(t *testing.T, store *Store, query string, args []any) string {
+	t.Helper()
+	var plan strings.Builder
+	err := store.each(t.Context(), query, args, func(rows *sql.Rows) error {
+		columns, err := rows.Columns()
+		if err != nil {
+			return err
+		}
+		line := make([]any, len(columns))
+		for i := range line {
+			line[i] = new(any)
+		}
+		if err := rows.Scan(line...); err != nil {
+			return err
+		}
+		fmt.Fprintln(&plan, *line[len(line)-1].(*any))
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("%s\n%v", query, err)
+	}
+	return plan.String()
 }
 
 // TestHistoryOverHTTP: a long history comes in parts, and never as if a part were the whole.

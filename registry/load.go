@@ -104,12 +104,17 @@ func once[K comparable](seen map[K]bool, key K) bool {
 	return true
 }
 
+// servicesNamed finds services by the unique index of services (target).
+func servicesNamed(e sqldb.Engine) string {
+	return "SELECT target, " + serviceColumns + " FROM (%s) AS v " + e.LookupJoin() + " services ON target = v.column1"
+}
+
 func (s *Store) loadServices(ctx context.Context, w *wanted, st *state) error {
-	const query = "SELECT target, " + serviceColumns + " FROM (%s) AS v JOIN services ON target = v.column1"
 	for _, t := range w.targets {
 		st.services[t] = nil
 	}
 	var name string
+	query := servicesNamed(s.db.Engine())
 	return s.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(rows *sql.Rows) error {
 		one := &service{}
 		err := rows.Scan(append([]any{&name}, one.columns()...)...)
@@ -139,10 +144,16 @@ func (s *Store) loadApps(ctx context.Context, w *wanted, st *state) error {
 	})
 }
 
+// takenOf finds keys by the unique index of history (public_key), by apps_master_public_key, and by
+// the primary key of reserved_keys (public_key, app_id).
+func takenOf(e sqldb.Engine) string {
+	return `SELECT public_key FROM (%[1]s) AS v ` + e.LookupJoin() + ` history ON public_key = v.column1
+		UNION ALL SELECT master_public_key FROM (%[1]s) AS v ` + e.LookupJoin() + ` apps ON master_public_key = v.column1
+		UNION ALL SELECT public_key FROM (%[1]s) AS v ` + e.LookupJoin() + ` reserved_keys ON public_key = v.column1`
+}
+
 func (s *Store) loadKeys(ctx context.Context, w *wanted, st *state) error {
-	const query = `SELECT public_key FROM (%[1]s) AS v JOIN history ON public_key = v.column1
-		UNION ALL SELECT master_public_key FROM (%[1]s) AS v JOIN apps ON master_public_key = v.column1
-		UNION ALL SELECT public_key FROM (%[1]s) AS v JOIN reserved_keys ON public_key = v.column1`
+	query := takenOf(s.db.Engine())
 	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Bytes}, w.keys, func(rows *sql.Rows) error {
 		var key events.PublicKey
 		if err := rows.Scan(keyColumn{&key}); err != nil {
@@ -151,6 +162,12 @@ func (s *Store) loadKeys(ctx context.Context, w *wanted, st *state) error {
 		st.takenKeys[key] = true
 		return nil
 	})
+}
+
+// priorOf finds requests by the unique index of history (service, request_nonce).
+func priorOf(e sqldb.Engine) string {
+	return `SELECT service, request_nonce, request_digest, receipt_nonce, receipt, event, public_key
+		FROM (%s) AS v ` + e.LookupJoin() + ` history ON service = v.column1 AND request_nonce = v.column2`
 }
 
 func (s *Store) loadNonces(ctx context.Context, w *wanted, st *state) error {
@@ -162,8 +179,7 @@ func (s *Store) loadNonces(ctx context.Context, w *wanted, st *state) error {
 			values = append(values, one.id, id.nonce.String())
 		}
 	}
-	const query = `SELECT service, request_nonce, request_digest, receipt_nonce, receipt, event, public_key
-		FROM (%s) AS v JOIN history ON service = v.column1 AND request_nonce = v.column2`
+	query := priorOf(s.db.Engine())
 	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Int, sqldb.Text}, values, func(rows *sql.Rows) error {
 		return scanPrior(rows, targets, st)
 	})
@@ -187,6 +203,18 @@ func scanPrior(rows *sql.Rows, targets map[int64]events.Target, st *state) error
 	return nil
 }
 
+// earlierOf finds services by the unique index of services (target), and their changes by the primary
+// key of history (service, sequence).
+func earlierOf(e sqldb.Engine) string {
+	from := `services s JOIN (%s) AS v ON s.target = v.column1`
+	if e == sqldb.Cockroach { // it joins in this order
+		from = `(%s) AS v ` + e.LookupJoin() + ` services s ON s.target = v.column1`
+	}
+	return `SELECT s.target, h.public_key, h.sequence FROM ` + from + `
+		` + e.LookupJoin() + ` history h ON h.service = s.id AND h.sequence < s.sequence AND h.sequence >= s.sequence - v.column2
+		WHERE h.public_key IS NOT NULL ORDER BY h.sequence DESC`
+}
+
 // previous returns the earlier keys of each service, without its current one, of so many sequences; the newest first.
 func (s *Store) previous(ctx context.Context, targets []events.Target, sequences []int64) (map[events.Target][]pastKey, error) {
 	found := map[events.Target][]pastKey{}
@@ -194,9 +222,7 @@ func (s *Store) previous(ctx context.Context, targets []events.Target, sequences
 	for i, t := range targets {
 		values = append(values, t.String(), sequences[i])
 	}
-	const query = `SELECT s.target, h.public_key, h.sequence FROM services s JOIN (%s) AS v ON s.target = v.column1
-		JOIN history h ON h.service = s.id AND h.sequence < s.sequence AND h.sequence >= s.sequence - v.column2
-		WHERE h.public_key IS NOT NULL ORDER BY h.sequence DESC`
+	query := earlierOf(s.db.Engine())
 	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, values, func(rows *sql.Rows) error {
 		var t events.Target
 		var past pastKey

@@ -67,6 +67,14 @@ func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]si
 	return messages, nil
 }
 
+// claimedOf finds changes by the primary key of history (service, sequence), and their services by
+// that of services (id).
+func claimedOf(e sqldb.Engine) string {
+	return `SELECT h.service, h.sequence, s.target, h.event_nonce, h.receipt_nonce, h.receipt FROM (%s) AS v
+		` + e.LookupJoin() + ` history h ON h.service = v.column1 AND h.sequence = v.column2 ` +
+		e.LookupJoin() + ` services s ON s.id = h.service`
+}
+
 // messages makes what was claimed into the messages that were committed, by what the history has.
 func (w writer) messages(claimed []waiting) ([]signed, error) {
 	values := make([]any, 0, 2*len(claimed))
@@ -75,9 +83,7 @@ func (w writer) messages(claimed []waiting) ([]signed, error) {
 	}
 	type pair struct{ event, receipt signed }
 	found := make(map[rowID]pair, len(claimed))
-	const query = `SELECT h.service, h.sequence, s.target, h.event_nonce, h.receipt_nonce, h.receipt FROM (%s) AS v
-		JOIN history h ON h.service = v.column1 AND h.sequence = v.column2 JOIN services s ON s.id = h.service`
-	err := w.each(query, []sqldb.Type{sqldb.Int, sqldb.Int}, values, func(rows *sql.Rows) error {
+	err := w.each(claimedOf(w.engine), []sqldb.Type{sqldb.Int, sqldb.Int}, values, func(rows *sql.Rows) error {
 		var id rowID
 		var name string
 		var p pair

@@ -57,6 +57,11 @@ func (a *acquaintances) learn(t events.Target) {
 	a.known.Add(maphash.Comparable(a.seed, t), struct{}{})
 }
 
+// boundOf finds services by the unique index of services (target).
+func boundOf(e sqldb.Engine) string {
+	return "SELECT target FROM (%s) AS v " + e.LookupJoin() + " services ON target = v.column1"
+}
+
 // meet asks which of these messages are for bound services, and remembers those. masters are the
 // keys of the apps of the others' bindings.
 func (a *acquaintances) meet(ctx context.Context, list []*delivery) (masters map[events.AppID]events.PublicKey, err error) {
@@ -65,7 +70,7 @@ func (a *acquaintances) meet(ctx context.Context, list []*delivery) (masters map
 	for _, d := range list {
 		w.service(d.in.request.Target)
 	}
-	const query = "SELECT target FROM (%s) AS v JOIN services ON target = v.column1"
+	query := boundOf(a.store.db.Engine())
 	err = a.store.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(rows *sql.Rows) error {
 		var name string
 		err := rows.Scan(&name)

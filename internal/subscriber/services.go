@@ -97,8 +97,7 @@ func (s *Store) writeKnown(ctx context.Context, tx *sql.Tx, list []service, merg
 	}
 	there := make(map[string]int64, len(known))
 	for part := range s.db.Engine().Rows(1, serviceColumns(), serviceValues(known, ids)) {
-		text := `SELECT s.id, s.target FROM (` + part.Query + `) AS v JOIN services AS s ON s.id = v.column1 AND s.target = v.column2`
-		if err := eachID(ctx, tx, text, part.Args, there); err != nil {
+		if err := eachID(ctx, tx, knownOf(s.db.Engine(), part.Query), part.Args, there); err != nil {
 			return nil, err
 		}
 	}
@@ -110,6 +109,11 @@ func (s *Store) writeKnown(ctx context.Context, tx *sql.Tx, list []service, merg
 	}
 	slices.SortFunc(rest, func(a, b service) int { return cmp.Compare(a.target, b.target) })
 	return rest, nil
+}
+
+// knownOf finds services by the primary key of services (id); their names must be right, too.
+func knownOf(e sqldb.Engine, list string) string {
+	return `SELECT s.id, s.target FROM (` + list + `) AS v ` + e.LookupJoin() + ` services AS s ON s.id = v.column1 AND s.target = v.column2`
 }
 
 // updates yields the statements that join rows of services to those with their ids and names.
