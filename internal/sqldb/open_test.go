@@ -47,6 +47,7 @@ func TestOpenRefusesURLs(t *testing.T) {
 		"postgres://u:" + secret + "@h/db?sslmode=" + secret, "postgres://u:" + secret + "@h:1,x:2/db?port=1,2,3",
 		"postgres://h/db?password=" + secret + "&connect_timeout=" + secret,
 		"postgres://u:" + secret + "@h/db?default_query_exec_mode=" + secret,
+		"postgres://u:" + secret + "@h:5432", "postgres://u:" + secret + "@h:5432/?sslmode=disable",
 	} {
 		_, err := sqldb.Open(ctx, text, slog.New(slog.DiscardHandler))
 		if !errors.Is(err, sqldb.ErrURL) {
@@ -90,6 +91,22 @@ func TestOpenRefusedByServer(t *testing.T) {
 				t.Errorf("the error quotes a password, or has several lines: %s", s)
 			}
 		})
+	}
+}
+
+// TestOpenWithoutDatabase: a URL says which database it means, in any way that PostgreSQL's own tools take.
+func TestOpenWithoutDatabase(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"postgres://u@h:5432":             "add /DATABASE",
+		"postgresql://u@h:5432/":          "add /DATABASE",
+		"postgres://u@h:5432/?dbname=omi": "",
+		"postgres://u@h1:1,h2:2/omi":      "",
+	} {
+		err := sqldb.CheckURL(text)
+		if want == "" && err != nil || want != "" && (!errors.Is(err, sqldb.ErrURL) || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v", text, err)
+		}
 	}
 }
 

@@ -68,7 +68,11 @@ func fileError(what string, err error) error {
 // so only such details are passed on as come after the URL was taken apart without doubt.
 func parseServer(text string) (*pgx.ConnConfig, error) {
 	cfg, err := pgx.ParseConfig(text)
-	if err == nil {
+	switch {
+	case err == nil && cfg.Database == "":
+		// Servers choose one then: PostgreSQL that of the user's name, CockroachDB defaultdb.
+		return nil, urlError("it names no database: add /DATABASE after the host, as in postgres://USER:PASSWORD@HOST:PORT/DATABASE")
+	case err == nil:
 		return cfg, nil
 	}
 	u, parseErr := url.Parse(text)
