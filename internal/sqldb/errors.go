@@ -217,7 +217,29 @@ func doubtful(err error) bool {
 	if errors.As(err, &answer) {
 		return !transientState(answer.Code)
 	}
-	return !cut(err)
+	return refusedTLS(err) || !cut(err)
+}
+
+// refusedTLS says whether the one host of the URL has no TLS, and the URL allows nothing else. A name
+// such as localhost may have a second address, where nothing listens: that one is no reason to wait.
+func refusedTLS(err error) bool {
+	var connect *pgconn.ConnectError
+	if !errors.As(err, &connect) || connect.Config.TLSConfig == nil {
+		return false
+	}
+	for _, other := range connect.Config.Fallbacks {
+		if other.TLSConfig == nil || other.Host != connect.Config.Host || other.Port != connect.Config.Port {
+			return false
+		}
+	}
+	return strings.Contains(err.Error(), "server refused TLS connection")
+}
+
+// wantsTLS says whether a server lets nobody in without TLS: a secure CockroachDB, or PgBouncer. They
+// say so by a protocol violation, as which they report much that passes by itself. PostgreSQL says
+// 28000.
+func wantsTLS(answer *pgconn.PgError) bool {
+	return answer.Code == "08P01" && strings.Contains(answer.Message, "SSL") && strings.Contains(answer.Message, "required")
 }
 
 // conflict says whether running the transaction again, from its start, is the engine's way to resolve err.

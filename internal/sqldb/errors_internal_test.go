@@ -65,6 +65,43 @@ func TestLost(t *testing.T) {
 	}
 }
 
+// TestRefusedTLS: a host that refuses TLS may go on to do so, whether or not its name has another
+// address, at which nothing listens. It is no refusal if the URL lets the next attempt go without TLS.
+func TestRefusedTLS(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.ReadFull(conn, make([]byte, 8))
+			_, _ = io.WriteString(conn, "N")
+			_ = conn.Close()
+		}
+	}()
+	for parameters, want := range map[string]bool{
+		"h:1/db?sslmode=require": true, "h:1/db?sslmode=verify-full": true, "h:1/db?sslmode=prefer": false, "h:1,g:1/db?sslmode=require": false,
+	} {
+		cfg, err := pgx.ParseConfig("postgres://u@" + parameters)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.LookupFunc = func(context.Context, string) ([]string, error) {
+			return []string{"127.0.0.1:1", listener.Addr().String()}, nil
+		}
+		_, err = pgx.ConnectConfig(t.Context(), cfg)
+		if !Transient(err) || doubtful(err) != want {
+			t.Errorf("%s: doubtful is %t, transient %t: %v", parameters, doubtful(err), Transient(err), err)
+		}
+	}
+}
+
 func TestConflict(t *testing.T) {
 	t.Parallel()
 	for err, want := range map[error]bool{

@@ -39,6 +39,7 @@ func TestOpenWaitsAtEachStepOfTheHandshake(t *testing.T) {
 		"stops":                         func(c *frontConn) { c.after(fatal("57P03", "the database system is shutting down")) },
 		"is told to stop":               func(c *frontConn) { c.after(fatal("57P01", "terminating connection")) },
 		"has too many connections":      func(c *frontConn) { c.after(fatal("53300", "sorry, too many clients already")) },
+		"has nothing behind it":         func(c *frontConn) { c.after(fatal("08P01", "pgbouncer cannot connect to server")) },
 		"has an error of its own":       func(c *frontConn) { c.after(fatal("XX000", "could not open relation mapping file")) },
 		"closes in the authentication":  func(c *frontConn) { c.after(authenticate) },
 		"hangs in the authentication":   func(c *frontConn) { c.after(authenticate); c.hang() },
@@ -91,7 +92,9 @@ func TestOpenEndsWhatCantPass(t *testing.T) {
 		"no database":       {"require", func(c *frontConn) { c.after(fatal("3D000", `database "x" does not exist`)) }, "create this database"},
 		"no privilege":      {"require", func(c *frontConn) { c.after(fatal("42501", "permission denied for database")) }, "grant this user"},
 		"unknown parameter": {"require", func(c *frontConn) { c.after(fatal("42704", "unrecognized configuration parameter")) }, "refuses such a connection"},
-		"no TLS":            {"require", func(c *frontConn) { c.before("N") }, "refused TLS connection"},
+		"no TLS":            {"require", func(c *frontConn) { c.before("N") }, "sslmode=disable"},
+		"CockroachDB's TLS": {"require", func(c *frontConn) { c.after(fatal("08P01", "node is running secure mode, SSL connection required")) }, "asks for TLS"},
+		"PgBouncer's TLS":   {"require", func(c *frontConn) { c.after(fatal("08P01", "SSL required")) }, "asks for TLS"},
 		"unknown authority": {"verify-full", func(c *frontConn) { c.after("") }, "sslrootcert"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -110,6 +110,22 @@ func TestOpenWithoutDatabase(t *testing.T) {
 	}
 }
 
+// TestOpenWithoutTLS: a server that has no TLS is not waited for until the deadline.
+func TestOpenWithoutTLS(t *testing.T) {
+	t.Parallel()
+	u, err := url.Parse(testenv.Database(t, testenv.Postgres))
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.RawQuery = "sslmode=require"
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	_, err = sqldb.Open(ctx, u.String(), slog.New(slog.DiscardHandler))
+	if !errors.Is(err, sqldb.ErrURL) || sqldb.Transient(err) || !strings.Contains(err.Error(), "sslmode=disable") {
+		t.Errorf("it says %v", err)
+	}
+}
+
 // through returns the URL of a database behind a proxy.
 func through(t *testing.T, text string) (*testenv.Proxy, string) {
 	t.Helper()

@@ -34,9 +34,14 @@ const certainAfter = 20 * time.Second
 
 // Await runs attempt, for a process that starts, until it ends otherwise than by a fault that can pass ([Transient]), or ctx ends. The
 // log says now and then what is waited for. What a server that restarts may say, and one that has to be set up otherwise says for
-// ever, is [ErrURL] once it has been the only answer for a while.
+// ever, is [ErrURL] once it has been the only answer for a while: sooner where ctx has a deadline, since
+// who asks with one wants to hear what to change, and not that the time is over.
 func Await(ctx context.Context, log *slog.Logger, attempt func() error) error {
 	pause := pauses(100*time.Millisecond, 3*time.Second)
+	patience := certainAfter
+	if end, ok := ctx.Deadline(); ok {
+		patience = min(patience, time.Until(end)/2)
+	}
 	var warned, doubted time.Time
 	for {
 		err := attempt()
@@ -60,8 +65,8 @@ func Await(ctx context.Context, log *slog.Logger, attempt func() error) error {
 			doubted = time.Time{}
 		case doubted.IsZero():
 			doubted = time.Now()
-		case time.Since(doubted) >= certainAfter:
-			return fmt.Errorf("%w: the server has answered nothing else for %s: %w", ErrURL, certainAfter, err)
+		case time.Since(doubted) >= patience:
+			return believed(err, time.Since(doubted).Round(time.Second))
 		}
 		if time.Since(warned) >= warnEvery {
 			warned = time.Now()
@@ -71,6 +76,15 @@ func Await(ctx context.Context, log *slog.Logger, attempt func() error) error {
 			return err
 		}
 	}
+}
+
+// believed is [ErrURL] for a doubtful refusal that was the only answer for so long.
+func believed(err error, long time.Duration) error {
+	if refusedTLS(err) {
+		return fmt.Errorf("%w: the server has no TLS, which the sslmode of the URL asks for: set up TLS there, "+
+			"or use sslmode=disable where the network is safe; it has answered nothing else for %s: %w", ErrURL, long, err)
+	}
+	return fmt.Errorf("%w: the server has answered nothing else for %s: %w", ErrURL, long, err)
 }
 
 // again runs attempt until it ends otherwise than by a conflict with a rival, or ctx ends.

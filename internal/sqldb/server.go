@@ -238,6 +238,8 @@ func refusal(err error) error {
 		return fmt.Errorf("%w: give a user and password that the server accepts: %w", ErrURL, answer)
 	case answer.Code == noSuchDatabase:
 		return fmt.Errorf("%w: create this database (CREATE DATABASE), or name another: %w", ErrURL, answer)
+	case connecting(err) && wantsTLS(answer):
+		return fmt.Errorf("%w: the server asks for TLS: use sslmode=verify-full and sslrootcert=FILE in the URL: %w", ErrURL, answer)
 	case connecting(err) && answer.Code == insufficientPrivilege:
 		return fmt.Errorf("%w: grant this user the right to connect to the database: %w", ErrURL, answer)
 	case connecting(err) && finalState(answer.Code):
