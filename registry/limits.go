@@ -189,16 +189,6 @@ func (g *group) mark(in *incoming, why limited) {
 	}
 }
 
-// usesOf finds apps, and what they have used, by the primary keys of apps and app_use (app_id). The
-// reserved keys, which are few, have no index by app: they are read whole.
-func usesOf(e sqldb.Engine) string {
-	return `SELECT a.app_id, COALESCE(u.services, 0), COALESCE(u.minute, 0), COALESCE(u.minute_changes, 0),
-		COALESCE(u.day, 0), COALESCE(u.day_changes, 0),
-		COALESCE((SELECT MAX(r.ended_at) FROM reserved_keys r WHERE r.app_id = a.app_id), 0)
-		FROM (%s) AS v ` + e.LookupJoin() + ` apps a ON a.app_id = v.column1 ` +
-		e.LeftLookupJoin() + ` app_use u ON u.app_id = a.app_id`
-}
-
 // uses reads what apps have used.
 func (s *Store) uses(ctx context.Context, wanted []toCount) (map[events.AppID]*appUse, error) {
 	uses := map[events.AppID]*appUse{}
@@ -209,7 +199,11 @@ func (s *Store) uses(ctx context.Context, wanted []toCount) (map[events.AppID]*a
 			names = append(names, app.String())
 		}
 	}
-	err := s.eachPart(ctx, usesOf(s.db.Engine()), []sqldb.Type{sqldb.Text}, names, func(rows *sql.Rows) error {
+	const query = `SELECT a.app_id, COALESCE(u.services, 0), COALESCE(u.minute, 0), COALESCE(u.minute_changes, 0),
+		COALESCE(u.day, 0), COALESCE(u.day_changes, 0),
+		COALESCE((SELECT MAX(r.ended_at) FROM reserved_keys r WHERE r.app_id = a.app_id), 0)
+		FROM (%s) AS v JOIN apps a ON a.app_id = v.column1 LEFT JOIN app_use u ON u.app_id = a.app_id`
+	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text}, names, func(rows *sql.Rows) error {
 		var app events.AppID
 		use := &appUse{}
 		err := rows.Scan(text(&app), &use.services, &use.minute, &use.minuteChanges, &use.day, &use.dayChanges, &use.replacedAt)

@@ -2,7 +2,7 @@ package sqldb
 
 // CockroachDB plans by statistics, which come some minutes after a table has its rows. Until then it
 // takes every table for a small one, and for a list of 300 rows or more it reads the table whole. So
-// a query that joins the list of [Engine.Rows] with tables has these words for JOIN and LEFT JOIN:
+// a query that joins the list of [Engine.Rows] with tables has these words for JOIN:
 //
 //	"SELECT n FROM (%s) AS v " + e.LookupJoin() + " t ON t.k = v.column1"
 //
@@ -12,14 +12,9 @@ package sqldb
 // Next to each such query stands the index.
 
 // LookupJoin is the engine's words for JOIN, where an index finds the rows of the table on the right.
-func (e Engine) LookupJoin() string { return e.lookup("INNER LOOKUP JOIN", "JOIN") }
-
-// LeftLookupJoin is LookupJoin for LEFT JOIN.
-func (e Engine) LeftLookupJoin() string { return e.lookup("LEFT LOOKUP JOIN", "LEFT JOIN") }
-
-func (e Engine) lookup(hinted, plain string) string {
+func (e Engine) LookupJoin() string {
 	if e == Cockroach {
-		return hinted
+		return "INNER LOOKUP JOIN"
 	}
-	return plain // PostgreSQL and SQLite find the index by themselves
+	return "JOIN" // PostgreSQL and SQLite find the index by themselves
 }
