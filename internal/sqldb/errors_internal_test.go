@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -144,4 +147,33 @@ func TestEngineOf(t *testing.T) {
 			t.Errorf("%s: got %s", version, got)
 		}
 	}
+}
+
+// TestAwaitSlow: an attempt that gets no answer and no error is told, while it lasts.
+func TestAwaitSlow(t *testing.T) {
+	t.Parallel()
+	told := make(chan string, 1)
+	log := slog.New(slog.NewTextHandler(toldBy(func(line string) { told <- line }), nil))
+	err := await(t.Context(), log, time.Millisecond, func() error {
+		select {
+		case line := <-told:
+			if !strings.Contains(line, "level=WARN") || !strings.Contains(line, "has not done yet what was asked") {
+				t.Errorf("it says %s", line)
+			}
+			return nil
+		case <-time.After(time.Minute):
+			return errors.New("it says nothing")
+		}
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// toldBy is a writer that tells each line.
+type toldBy func(line string)
+
+func (tell toldBy) Write(line []byte) (int, error) {
+	tell(string(line))
+	return len(line), nil
 }

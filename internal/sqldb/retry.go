@@ -32,11 +32,18 @@ func sleep(ctx context.Context, pause time.Duration, cause error) error {
 // certainAfter is how long a doubtful refusal has to be the only answer before it is believed.
 const certainAfter = 20 * time.Second
 
-// Await runs attempt, for a process that starts, until it ends otherwise than by a fault that can pass ([Transient]), or ctx ends. The
-// log says now and then what is waited for. What a server that restarts may say, and one that has to be set up otherwise says for
-// ever, is [ErrURL] once it has been the only answer for a while: sooner where ctx has a deadline, since
-// who asks with one wants to hear what to change, and not that the time is over.
+// Await runs attempt, for a process that starts, until it ends otherwise than by a fault that can
+// pass ([Transient]), or ctx ends. The log says now and then what is waited for. It says so too if an
+// attempt takes long: a range without a quorum, or a lock of another session, gives no error.
+//
+// What a server that restarts may say, and one that has to be set up otherwise says for ever, is
+// [ErrURL] once it has been the only answer for a while. If ctx has a deadline, that is in half the
+// time until then: the person who waits hears what to change, and not that the time is over.
 func Await(ctx context.Context, log *slog.Logger, attempt func() error) error {
+	return await(ctx, log, warnEvery, attempt)
+}
+
+func await(ctx context.Context, log *slog.Logger, slowAfter time.Duration, attempt func() error) error {
 	pause := pauses(100*time.Millisecond, 3*time.Second)
 	patience := certainAfter
 	if end, ok := ctx.Deadline(); ok {
@@ -44,7 +51,12 @@ func Await(ctx context.Context, log *slog.Logger, attempt func() error) error {
 	}
 	var warned, doubted time.Time
 	for {
+		slow := time.AfterFunc(slowAfter, func() {
+			log.WarnContext(ctx, "waiting for the database: it has not done yet what was asked, and gives no error", "for", slowAfter.String(),
+				"do", "wait if there is much to migrate or to load; otherwise look for a lock, a commit that waits for a standby, and a range without a quorum")
+		})
 		err := attempt()
+		slow.Stop()
 		if err == nil {
 			if !warned.IsZero() {
 				log.InfoContext(ctx, "the database answers")
