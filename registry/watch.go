@@ -18,6 +18,9 @@ import (
 
 const (
 	watchEvery = 3 * time.Second // a look is four small questions to the broker
+	// deletedWithin is how long a broker may take to delete the files of a stream. It says before
+	// that the stream is missing, and would delete the files of one that is made meanwhile.
+	deletedWithin = 500 * time.Millisecond
 	// shortLooks is how many looks in a row must find fewer events than were there: a new leader
 	// of a cluster may say so once.
 	shortLooks = 2
@@ -123,6 +126,13 @@ func (w *watch) look(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, publishWithin)
 	defer cancel()
 	missing, wrong := w.examine(ctx)
+	if len(missing) > 0 {
+		select {
+		case <-time.After(deletedWithin):
+		case <-ctx.Done():
+		}
+		missing, wrong = w.examine(ctx)
+	}
 	var err error
 	if len(missing) > 0 {
 		w.log.WarnContext(ctx, "streams are missing at the broker: they are made again, as at a start", "streams", strings.Join(missing, " "))
