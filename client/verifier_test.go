@@ -66,7 +66,7 @@ func TestVerifierNotReady(t *testing.T) {
 	w.want(t, "before it runs", s, s.Keys[0], "not ready")
 	subtest.Running(t, w.verifier.Run)
 	testenv.Eventually(t, verifierWithin, "the log says what is waited for", func() error {
-		if w.log.count("waiting for the stream OMI_INVALIDATIONS; the registry makes it") != 1 {
+		if w.log.Count("waiting for the stream OMI_INVALIDATIONS; the registry makes it") != 1 {
 			return errors.New("not yet")
 		}
 		return nil
@@ -217,7 +217,7 @@ func TestVerifierIgnores(t *testing.T) {
 		t.Errorf("%d messages ignored, want 9", n)
 	}
 	for _, reason := range []string{"untrusted_signature", "target_mismatch", "malformed_message"} {
-		if w.log.count("reason="+reason) == 0 {
+		if w.log.Count("reason="+reason) == 0 {
 			t.Errorf("the log does not tell of %s", reason)
 		}
 	}

@@ -1,7 +1,6 @@
 package client_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -41,29 +40,6 @@ type receiverClock struct{ seconds atomic.Int64 }
 
 func (c *receiverClock) now() time.Time { return time.Unix(c.seconds.Load(), 0) }
 
-// receiverLog is a log that a test reads.
-type receiverLog struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *receiverLog) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-// String implements fmt.Stringer.
-func (l *receiverLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
-
-func (l *receiverLog) count(part string) int {
-	return strings.Count(l.String(), part)
-}
-
 // verifierWorld is a receiver on a real broker, with a registry that the test plays.
 type verifierWorld struct {
 	broker   *testenv.Broker
@@ -71,7 +47,7 @@ type verifierWorld struct {
 	js       jetstream.JetStream
 	registry *subtest.Registry
 	clock    receiverClock
-	log      receiverLog
+	log      testenv.Log
 	verifier *client.Verifier
 }
 

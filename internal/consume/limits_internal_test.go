@@ -1,12 +1,10 @@
 package consume
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,23 +13,6 @@ import (
 
 	"omiappreg.org/keyrotation/internal/testenv"
 )
-
-type lines struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lines) has(what string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Contains(l.text.String(), what)
-}
 
 // TestSmallPulls: a durable that allows small and short pulls only delivers all the same. Where
 // that comes while it runs, the log has the broker's own words, and the durable is opened again.
@@ -64,7 +45,7 @@ func TestSmallPulls(t *testing.T) {
 			}
 		}
 	}
-	var log lines
+	var log testenv.Log
 	var opened atomic.Pointer[jetstream.Consumer]
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -93,8 +74,8 @@ func TestSmallPulls(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(messages) // the next pull is refused
-	if !log.has("Exceeded MaxRequestBatch of 2") {
-		t.Errorf("the log says\n%s", log.text.String())
+	if log.Count("Exceeded MaxRequestBatch of 2") == 0 {
+		t.Errorf("the log says\n%s", log.String())
 	}
 	stop()
 	if err := <-ended; err != nil {

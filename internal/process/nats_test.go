@@ -1,14 +1,12 @@
 package process_test
 
 import (
-	"bytes"
 	"fmt"
 	"log/slog"
 	"net"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -20,49 +18,19 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// logged is a log that a test reads while it is written.
-type logged struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logged) count(what string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.text.String(), what)
-}
-
-func (l *logged) await(t *testing.T, what string) {
-	t.Helper()
-	testenv.Eventually(t, time.Minute, "the log says "+what, func() error {
-		if l.count(what) == 0 {
-			l.mu.Lock()
-			defer l.mu.Unlock()
-			return fmt.Errorf("it says %s", l.text.String())
-		}
-		return nil
-	})
-}
-
 // TestWaitingSaysWhy: a process that has no broker says why, once for each reason however often it tries; and that it has one.
 func TestWaitingSaysWhy(t *testing.T) {
 	t.Parallel()
 	addr := testenv.FreeAddrs(t, 1)[0]
-	said := &logged{}
+	said := &testenv.Log{}
 	nc, err := process.NATS{URL: "nats://" + addr}.Connect("test", slog.New(slog.NewTextHandler(said, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(nc.Close)
-	said.await(t, "connection refused")
+	said.Await(t, "connection refused")
 	stop := serveBroker(t, addr, "s3cr3t")
-	said.await(t, `do="give --nats-nkey`)
+	said.Await(t, `do="give --nats-nkey`)
 	testenv.Eventually(t, time.Minute, "it tries again", func() error {
 		if tries := nc.Stats().Reconnects; tries < 4 {
 			return fmt.Errorf("%d tries", tries)
@@ -70,17 +38,17 @@ func TestWaitingSaysWhy(t *testing.T) {
 		return nil
 	})
 	for _, once := range []string{"connection refused", "Authorization Violation"} {
-		if n := said.count(once); n != 1 {
+		if n := said.Count(once); n != 1 {
 			t.Errorf("it says %d times %q", n, once)
 		}
 	}
 	stop()
 	stop = serveBroker(t, addr, "")
-	said.await(t, `level=INFO msg="connected to the broker"`)
+	said.Await(t, `level=INFO msg="connected to the broker"`)
 	stop()
 	serveBroker(t, addr, "s3cr3t")
 	testenv.Eventually(t, time.Minute, "the same reason is told again after there was a broker", func() error {
-		if n := said.count("Authorization Violation"); n != 2 {
+		if n := said.Count("Authorization Violation"); n != 2 {
 			return fmt.Errorf("%d times", n)
 		}
 		return nil
@@ -137,13 +105,13 @@ func TestWaitingNamesTheFlag(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			said := &logged{}
+			said := &testenv.Log{}
 			nc, err := c.nats.Connect("test", slog.New(slog.NewTextHandler(said, nil)))
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(nc.Close)
-			said.await(t, c.want)
+			said.Await(t, c.want)
 		})
 	}
 }
@@ -172,7 +140,7 @@ func TestUnencryptedCredentials(t *testing.T) {
 		{process.NATS{URL: "nats://u:s3cr3t@127.0.0.1:1,nats://u:s3cr3t@[::1]:1,localhost:1", NKey: ""}, 0},
 		{process.NATS{URL: "s3cr3t@127.0.0.1:1"}, 0},
 	} {
-		said := &logged{}
+		said := &testenv.Log{}
 		if _, err := c.nats.ConnectNow(t.Context(), "test", slog.New(slog.DiscardHandler)); err == nil || strings.Contains(err.Error(), "s3cr3t") {
 			t.Errorf("%+v: %v", c.nats, err)
 		}
@@ -181,8 +149,8 @@ func TestUnencryptedCredentials(t *testing.T) {
 			t.Fatalf("%+v: %v", c.nats, err)
 		}
 		nc.Close()
-		if n := said.count("unencrypted"); n != c.warned || said.count("s3cr3t") > 0 {
-			t.Errorf("%+v: warned %d times, want %d: %s", c.nats, n, c.warned, said.text.String())
+		if n := said.Count("unencrypted"); n != c.warned || said.Count("s3cr3t") > 0 {
+			t.Errorf("%+v: warned %d times, want %d: %s", c.nats, n, c.warned, said.String())
 		}
 	}
 }

@@ -6,8 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -15,24 +13,6 @@ import (
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
-
-// lines counts what is logged.
-type lines struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lines) count(s string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.text.String(), s)
-}
 
 // TestTrustFile: a trust file that changes is used, one that is no good or empty changes nothing, and each is told of once.
 func TestTrustFile(t *testing.T) {
@@ -51,7 +31,7 @@ func TestTrustFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	log, used, ended := &lines{}, make(chan events.Trust, 10), make(chan struct{})
+	log, used, ended := &testenv.Log{}, make(chan events.Trust, 10), make(chan struct{})
 	go func() {
 		defer close(ended)
 		flags.Follow(ctx, slog.New(slog.NewTextHandler(log, nil)), now, func(trust events.Trust) { used <- trust })
@@ -59,7 +39,7 @@ func TestTrustFile(t *testing.T) {
 	warned := func(n int) {
 		t.Helper()
 		testenv.Eventually(t, time.Minute, "a warning", func() error {
-			if got := log.count("level=WARN"); got != n {
+			if got := log.Count("level=WARN"); got != n {
 				return fmt.Errorf("%d warnings, want %d", got, n)
 			}
 			return nil
@@ -85,7 +65,7 @@ func TestTrustFile(t *testing.T) {
 	uses(2)
 	stop()
 	<-ended
-	if len(used) > 0 || log.count("\n") != 3 {
-		t.Errorf("%d more trusts; the log:\n%s", len(used), log.text.String())
+	if len(used) > 0 || log.Count("\n") != 3 {
+		t.Errorf("%d more trusts; the log:\n%s", len(used), log.String())
 	}
 }

@@ -107,7 +107,7 @@ func TestAdminAddr(t *testing.T) {
 func TestHTTPS(t *testing.T) {
 	t.Parallel()
 	a, b := newAuthority(t), newAuthority(t)
-	said := &logged{}
+	said := &testenv.Log{}
 	h := serving(t, process.Web{Addr: "127.0.0.1:0", Admin: "127.0.0.1:0", Cert: a.cert, Key: a.key}, slog.New(slog.NewTextHandler(said, nil)))
 	url := "https://" + h.Addr() + "/thing"
 	ofA, ofB := a.client(t, 0), b.client(t, 0)
@@ -124,7 +124,7 @@ func TestHTTPS(t *testing.T) {
 			t.Errorf("%s: %d, want %d", what, got.got, got.want)
 		}
 	}
-	if n := said.count("handshake"); n > 0 {
+	if n := said.Count("handshake"); n > 0 {
 		t.Errorf("strangers have filled the log with %d lines", n)
 	}
 
@@ -134,7 +134,7 @@ func TestHTTPS(t *testing.T) {
 			t.Errorf("while one of two files is replaced: %d", got)
 		}
 	}
-	if n := said.count("can't be used"); n != 1 {
+	if n := said.Count("can't be used"); n != 1 {
 		t.Errorf("that the certificate can't be used is said %d times", n)
 	}
 	replace(t, b.key, a.key)

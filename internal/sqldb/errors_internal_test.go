@@ -16,6 +16,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"omiappreg.org/keyrotation/internal/testenv"
 )
 
 func state(code string) error { return fmt.Errorf("do something: %w", &pgconn.PgError{Code: code}) }
@@ -72,22 +74,7 @@ func TestLost(t *testing.T) {
 // address, at which nothing listens. It is no refusal if the URL lets the next attempt go without TLS.
 func TestRefusedTLS(t *testing.T) {
 	t.Parallel()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = listener.Close() })
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = io.ReadFull(conn, make([]byte, 8))
-			_, _ = io.WriteString(conn, "N")
-			_ = conn.Close()
-		}
-	}()
+	address := testenv.NewServerWithoutTLS(t)
 	for parameters, want := range map[string]bool{
 		"h:1/db?sslmode=require": true, "h:1/db?sslmode=verify-full": true, "h:1/db?sslmode=prefer": false, "h:1,g:1/db?sslmode=require": false,
 	} {
@@ -96,7 +83,7 @@ func TestRefusedTLS(t *testing.T) {
 			t.Fatal(err)
 		}
 		cfg.LookupFunc = func(context.Context, string) ([]string, error) {
-			return []string{"127.0.0.1:1", listener.Addr().String()}, nil
+			return []string{"127.0.0.1:1", address}, nil
 		}
 		_, err = pgx.ConnectConfig(t.Context(), cfg)
 		if !Transient(err) || doubtful(err) != want {

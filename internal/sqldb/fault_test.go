@@ -17,9 +17,9 @@ import (
 )
 
 // openLogged opens a file, and returns what is logged.
-func openLogged(t *testing.T, path string) (*sqldb.DB, *lines) {
+func openLogged(t *testing.T, path string) (*sqldb.DB, *testenv.Log) {
 	t.Helper()
-	var log lines
+	var log testenv.Log
 	db, err := sqldb.Open(t.Context(), "sqlite:"+path, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
@@ -35,7 +35,7 @@ func inTx(t *testing.T, db *sqldb.DB, statement string) error {
 }
 
 // faulty checks that nothing is done with the database any more, and that this was logged once.
-func faulty(t *testing.T, db *sqldb.DB, log *lines, kind error) {
+func faulty(t *testing.T, db *sqldb.DB, log *testenv.Log, kind error) {
 	t.Helper()
 	var one int
 	read := db.Reader().QueryRowContext(t.Context(), "SELECT 1").Scan(&one)
@@ -140,7 +140,7 @@ func TestNoDatabase(t *testing.T) {
 		"text": []byte(strings.Repeat("no database ", 100)), "schema": append(content[:100:100], make([]byte, len(content)-100)...),
 	} {
 		write(t, path, damaged)
-		var log lines
+		var log testenv.Log
 		_, err := sqldb.Open(ctx, "sqlite:"+path, slog.New(slog.NewTextHandler(&log, nil)))
 		if !errors.Is(err, sqldb.ErrURL) || log.String() != "" {
 			t.Errorf("%s: %v; logged: %s", name, err, &log)

@@ -1,12 +1,10 @@
 package sqldb_test
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"log/slog"
 	"os"
-	"sync"
 	"testing"
 
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -49,22 +47,4 @@ func number(t *testing.T, db *sqldb.DB, query string, args ...any) (n int64) {
 func execTx(ctx context.Context, tx *sql.Tx, statement string, args ...any) error {
 	_, err := tx.ExecContext(ctx, statement, args...)
 	return err
-}
-
-// lines is a log that a test reads while it is written.
-type lines struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }

@@ -142,7 +142,7 @@ func TestOpenWaitsForTheServer(t *testing.T) {
 	t.Parallel()
 	p, text := through(t, testenv.Database(t, testenv.Postgres))
 	p.Cut()
-	var log lines
+	var log testenv.Log
 	opened := make(chan error, 1)
 	go func() {
 		db, err := sqldb.Open(t.Context(), text, slog.New(slog.NewTextHandler(&log, nil)))

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,26 +18,6 @@ import (
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
-
-// lockedLog is a log that is read while it is written.
-type lockedLog struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-// Write implements io.Writer.
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-// String implements fmt.Stringer.
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
-}
 
 // readiness is how a subscriber that asks its database, and one that answers from its memory, say
 // that they are.
@@ -83,7 +62,7 @@ func TestReadiness(t *testing.T) {
 	must(err)
 	defer func() { _ = store.Close() }()
 	registry := subtest.NewRegistry(t, events.GenerateSigningKey())
-	var log lockedLog
+	var log testenv.Log
 	sub, err := New(Config{
 		JetStream: js, Durable: "sub", Trust: registry.Trust, Store: store, Log: slog.New(slog.NewTextHandler(&log, nil)),
 		hangsAfter: 300 * time.Millisecond,

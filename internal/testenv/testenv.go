@@ -4,7 +4,7 @@
 // SQLite is always there. PostgreSQL is the server that OMI_TEST_POSTGRES_URL names (by a user who may create databases),
 // or one that the test process starts from the programs it finds, and which ends with it. CockroachDB likewise, by
 // OMI_TEST_COCKROACH_URL or the program cockroach; the whole server is set up for tests, if that user may. Nothing is
-// downloaded. A test of an engine that isn't there is skipped, unless OMI_TEST_REQUIRE names it (postgres,cockroach,openssl,nginx,jose):
+// downloaded. A test of an engine that isn't there is skipped, unless OMI_TEST_REQUIRE names it (postgres,pgbouncer,cockroach,openssl,nginx,jose):
 // then it fails, so that CI can't skip by mistake.
 //
 // A package that uses any of this has the following, or its servers are stopped only as the process ends, and its tests take longer:
