@@ -118,7 +118,7 @@ func TestOpenWithoutTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.RawQuery = "sslmode=require"
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	_, err = sqldb.Open(ctx, u.String(), slog.New(slog.DiscardHandler))
 	if !errors.Is(err, sqldb.ErrURL) || sqldb.Transient(err) || !strings.Contains(err.Error(), "sslmode=disable") {

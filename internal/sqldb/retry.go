@@ -84,7 +84,12 @@ func await(ctx context.Context, log *slog.Logger, slowAfter time.Duration, attem
 			warned = time.Now()
 			log.WarnContext(ctx, "waiting for the database", "error", err)
 		}
-		if err := sleep(ctx, pause.NextBackOff(), err); err != nil {
+		wait := pause.NextBackOff()
+		if !doubted.IsZero() {
+			// The next answer may be the one that settles it. ctx's deadline can come soon after.
+			wait = min(wait, max(patience-time.Since(doubted), 0))
+		}
+		if err := sleep(ctx, wait, err); err != nil {
 			return err
 		}
 	}
