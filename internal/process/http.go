@@ -65,7 +65,8 @@ func Listen(addr string, log *slog.Logger) (*HTTP, error) { return Web{Addr: add
 // Listen takes the addresses.
 func (w Web) Listen(log *slog.Logger) (*HTTP, error) {
 	h := &HTTP{Metrics: prometheus.NewRegistry(), log: log, checks: make(chan *health.Checker, 1)}
-	h.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	h.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewBuildInfoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var err error
 	if h.certificate, err = w.certificate(log); err != nil {
 		return nil, err

@@ -55,6 +55,9 @@ func TestHTTPStarting(t *testing.T) {
 	if a := ask("/readyz"); a.Code != http.StatusOK || a.Body.String() != "ok\nbroker: the broker is away\n" {
 		t.Errorf("ready: %d %s", a.Code, a.Body)
 	}
+	if a := ask("/metrics"); !strings.Contains(a.Body.String(), "\ngo_build_info{") {
+		t.Errorf("the metrics don't say which version this is: %s", a.Body)
+	}
 	restart.Store(true)
 	testenv.Eventually(t, time.Minute, "the database's file is missed", func() error {
 		if a := ask("/readyz"); a.Code != http.StatusServiceUnavailable || a.Body.String() != "database: the file was replaced\n" {
