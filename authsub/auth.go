@@ -22,6 +22,7 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/verify"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // ErrUnknownService is what a [Registry] returns for a service that was never bound.
@@ -71,7 +72,7 @@ type Config struct {
 const DefaultForgetAfter = 10 * time.Minute
 
 func (c Config) withDefaults() (Config, error) {
-	c.Durable = cmp.Or(c.Durable, events.AuthDurable)
+	c.Durable = cmp.Or(c.Durable, streams.AuthDurable)
 	c.ForgetAfter = cmp.Or(c.ForgetAfter, DefaultForgetAfter)
 	if c.Instance == "" {
 		name, err := subscriber.HostInstance()
@@ -130,7 +131,7 @@ func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	a.subscriber, err = subscriber.New(subscriber.Config{
-		JetStream: cfg.JetStream, Durable: events.InstanceDurable(cfg.Durable, cfg.Instance), Instance: cfg.Instance,
+		JetStream: cfg.JetStream, Durable: streams.InstanceDurable(cfg.Durable, cfg.Instance), Instance: cfg.Instance,
 		ForgetAfter: cfg.ForgetAfter, Trust: cfg.Trust, Store: a.store, Applied: a.applied,
 		Log: cfg.Log, Metrics: cfg.Metrics, Now: cfg.Now,
 	})

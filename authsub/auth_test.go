@@ -12,6 +12,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -152,11 +153,11 @@ func TestSameStreamTwice(t *testing.T) {
 	for i, key := range s.Keys {
 		before[i] = w.verify(t, s, key)
 	}
-	if err := w.js.DeleteConsumer(t.Context(), events.InvalidationStream, authDurable); err != nil {
+	if err := w.js.DeleteConsumer(t.Context(), streams.Invalidations, authDurable); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, within, "all delivered again", func() error {
-		consumer, err := w.js.Consumer(t.Context(), events.InvalidationStream, authDurable)
+		consumer, err := w.js.Consumer(t.Context(), streams.Invalidations, authDurable)
 		if err != nil {
 			return err
 		}

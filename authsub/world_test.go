@@ -16,10 +16,11 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // authDurable is of the world's Auth Provider.
-var authDurable = events.InstanceDurable(events.AuthDurable, "one")
+var authDurable = streams.InstanceDurable(streams.AuthDurable, "one")
 
 // clock is a time that a test sets.
 type clock struct{ seconds atomic.Int64 }

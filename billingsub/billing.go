@@ -26,6 +26,7 @@ import (
 	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // Registry is asked for what the stream no longer holds.
@@ -61,7 +62,7 @@ type Config struct {
 const defaultLookupTimeout = 2 * time.Second
 
 func (c Config) withDefaults() Config {
-	c.Durable = cmp.Or(c.Durable, events.BillingDurable)
+	c.Durable = cmp.Or(c.Durable, streams.BillingDurable)
 	c.LookupTimeout = cmp.Or(c.LookupTimeout, defaultLookupTimeout)
 	if c.Registry == nil {
 		c.Registry = &lookup.Current{Conn: c.JetStream.Conn()}

@@ -24,6 +24,7 @@ import (
 	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -130,11 +131,11 @@ func (w *world) serve(t *testing.T, subject string, answer func(question []byte)
 func (w *world) caughtUp(t testing.TB) {
 	t.Helper()
 	testenv.Eventually(t, within, "all applied", func() error {
-		stream, err := w.js.Stream(context.Background(), events.InvalidationStream)
+		stream, err := w.js.Stream(context.Background(), streams.Invalidations)
 		if err != nil {
 			return err
 		}
-		consumer, err := w.js.Consumer(context.Background(), events.InvalidationStream, events.BillingDurable)
+		consumer, err := w.js.Consumer(context.Background(), streams.Invalidations, streams.BillingDurable)
 		if err != nil {
 			return err
 		}

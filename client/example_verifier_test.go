@@ -14,6 +14,7 @@ import (
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/broker"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // A receiver lets in whom the registry vouches for, and tells "no" from "I can't say".
@@ -122,7 +123,7 @@ func (d *exampleDeployment) publish(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if _, err := js.CreateStream(ctx, events.InvalidationStreamConfig()); err != nil {
+	if _, err := js.CreateStream(ctx, streams.InvalidationsConfig()); err != nil {
 		return err
 	}
 	for _, e := range []events.Invalidation{

@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // manyClients is more than the 1,000 consumers that a stream takes.
@@ -64,7 +65,7 @@ func TestManyClients(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, cfg := range []jetstream.StreamConfig{events.RequestStreamConfig(), events.InvalidationStreamConfig(), events.ReceiptStreamConfig()} {
+	for _, cfg := range []jetstream.StreamConfig{streams.RequestsConfig(), streams.InvalidationsConfig(), streams.ReceiptsConfig()} {
 		if _, err := js.CreateStream(t.Context(), cfg); err != nil {
 			t.Fatal(err)
 		}

@@ -19,6 +19,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const playedWithin = time.Minute
@@ -50,7 +51,7 @@ func play(t *testing.T) *played {
 	if p.world.js, err = jetstream.New(testenv.Connect(t, p.world.broker.URL())); err != nil {
 		t.Fatal(err)
 	}
-	for _, cfg := range []jetstream.StreamConfig{events.RequestStreamConfig(), events.ReceiptStreamConfig()} {
+	for _, cfg := range []jetstream.StreamConfig{streams.RequestsConfig(), streams.ReceiptsConfig()} {
 		if _, err := p.world.js.CreateStream(t.Context(), cfg); err != nil {
 			t.Fatal(err)
 		}
@@ -94,7 +95,7 @@ func (p *played) record(sequence int64, current events.PublicKey, since, now int
 	p.set(events.ServiceRecord{
 		Origin: subtest.Origin, AppID: p.target.App, ServiceID: p.target.Service, Status: events.Active, Sequence: sequence, BoundAt: 1,
 		Current: events.CurrentKey{PublicKey: current, Since: since}, Grace: grace,
-		Propagation: map[string]bool{events.AuthDurable: applied}, Timestamp: now,
+		Propagation: map[string]bool{streams.AuthDurable: applied}, Timestamp: now,
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestSignWaitsNoLonger: whatever keeps the client from knowing the key that is accepted, Sign does not wait for it longer
@@ -222,7 +223,7 @@ func TestOtherDurables(t *testing.T) {
 	p.set(events.ServiceRecord{
 		Origin: subtest.Origin, AppID: p.target.App, ServiceID: p.target.Service, Status: events.Active, Sequence: 2, BoundAt: 1,
 		Current: events.CurrentKey{PublicKey: r.key, Since: now}, Grace: []events.GraceKey{{PublicKey: p.first, Expires: now + 300}},
-		Propagation: map[string]bool{events.AuthDurable: true}, OtherDurables: map[string]bool{"audit": false}, Timestamp: now,
+		Propagation: map[string]bool{streams.AuthDurable: true}, OtherDurables: map[string]bool{"audit": false}, Timestamp: now,
 	})
 	p.await(t, client.Promoted, 1)
 	signsWith(t, c, r.key)

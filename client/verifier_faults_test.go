@@ -10,9 +10,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/client"
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestVerifierBrokerRestart: it goes on where it was, and misses nothing.
@@ -119,7 +119,7 @@ func TestVerifierLostMessage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := runningVerifier(t)
-			consumer, err := w.js.Consumer(t.Context(), events.InvalidationStream, w.consumers(t)[0].Name)
+			consumer, err := w.js.Consumer(t.Context(), streams.Invalidations, w.consumers(t)[0].Name)
 			if err != nil {
 				t.Fatal(err)
 			}

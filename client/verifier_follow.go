@@ -16,6 +16,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -100,7 +101,7 @@ func (f *follower) open(ctx context.Context) (jetstream.Consumer, error) {
 		}
 		if !waiting {
 			waiting = true
-			const message = "waiting for the stream " + events.InvalidationStream + "; the registry makes it"
+			const message = "waiting for the stream " + streams.Invalidations + "; the registry makes it"
 			f.log.InfoContext(ctx, message)
 		}
 		select {

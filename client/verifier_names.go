@@ -8,7 +8,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // receiverNames are the names that a receiver's consumers may have, one for each of its processes.
@@ -20,7 +20,7 @@ type receiverNames struct {
 
 // create makes a consumer by a name that no other process has. It is called by one goroutine.
 func (r *receiverNames) create(ctx context.Context, js jetstream.JetStream, cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
-	const stream = events.InvalidationStream
+	const stream = streams.Invalidations
 	if r.receiver == "" {
 		return js.CreateConsumer(ctx, stream, cfg)
 	}
@@ -31,8 +31,8 @@ func (r *receiverNames) create(ctx context.Context, js jetstream.JetStream, cfg 
 		r.have = ""
 	}
 	cfg.Metadata = map[string]string{"omi-reader": rand.Text()} // one that is just the same would be shared
-	for n := 1; n <= events.ReceiverConsumers; n++ {
-		cfg.Name = events.ReceiverConsumer(r.receiver, n)
+	for n := 1; n <= streams.ReceiverConsumers; n++ {
+		cfg.Name = streams.ReceiverConsumer(r.receiver, n)
 		consumer, err := js.CreateConsumer(ctx, stream, cfg)
 		switch {
 		case err == nil:

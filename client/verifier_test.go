@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestVerifierFollows is the life of a service's keys, as a receiver sees it.
@@ -150,7 +151,7 @@ func TestVerifierUnsigned(t *testing.T) {
 	registry := w.answering(t)
 	signed := registry.neverBound
 	registry.neverBound = func(events.Target) []byte { return nil }
-	if err := w.js.DeleteStream(t.Context(), events.InvalidationStream); err != nil {
+	if err := w.js.DeleteStream(t.Context(), streams.Invalidations); err != nil {
 		t.Fatal(err)
 	}
 	w.clock.seconds.Store(verifierStart + 6)

@@ -18,6 +18,7 @@ import (
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -207,7 +208,7 @@ func (w *verifierWorld) tick(t *testing.T, seconds int64) {
 // consumers returns what the broker knows of who reads the stream.
 func (w *verifierWorld) consumers(t *testing.T) []*jetstream.ConsumerInfo {
 	t.Helper()
-	stream, err := w.js.Stream(t.Context(), events.InvalidationStream)
+	stream, err := w.js.Stream(t.Context(), streams.Invalidations)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,11 +227,11 @@ func (w *verifierWorld) consumers(t *testing.T) []*jetstream.ConsumerInfo {
 // that the new one is just being put into; then it has to be made again.
 func (w *verifierWorld) replaceStream(t *testing.T) {
 	t.Helper()
-	if err := w.js.DeleteStream(t.Context(), events.InvalidationStream); err != nil {
+	if err := w.js.DeleteStream(t.Context(), streams.Invalidations); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, verifierWithin, "make the stream anew", func() error {
-		_, err := w.js.CreateStream(t.Context(), events.InvalidationStreamConfig())
+		_, err := w.js.CreateStream(t.Context(), streams.InvalidationsConfig())
 		return err
 	})
 }

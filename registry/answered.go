@@ -16,6 +16,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -47,7 +48,7 @@ func (r *receipts) of(ctx context.Context, t events.Target) (*told, error) {
 	defer cancel()
 	list, err := r.read(ctx, events.ReceiptSubject+t.String())
 	if errors.Is(err, jetstreamext.ErrBatchUnsupported) { // this is also how it reads that there is no responder
-		if _, missing := r.js.Stream(ctx, events.ReceiptStream); errors.Is(missing, jetstream.ErrStreamNotFound) {
+		if _, missing := r.js.Stream(ctx, streams.Receipts); errors.Is(missing, jetstream.ErrStreamNotFound) {
 			return &told{since: math.MaxInt64}, nil
 		}
 	}
@@ -55,7 +56,7 @@ func (r *receipts) of(ctx context.Context, t events.Target) (*told, error) {
 		return nil, fmt.Errorf("look for the receipts of %s: %w", t, err)
 	}
 	one := &told{trust: r.trust, list: list}
-	if most := events.ReceiptStreamConfig().MaxMsgsPerSubject; int64(len(list)) >= most {
+	if most := streams.ReceiptsConfig().MaxMsgsPerSubject; int64(len(list)) >= most {
 		one.since = list[0].Time.Unix() + 1
 	}
 	return one, nil
@@ -66,12 +67,12 @@ func (r *receipts) of(ctx context.Context, t events.Target) (*told, error) {
 func (r *receipts) gone(ctx context.Context) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
-	stream, err := r.js.Stream(ctx, events.ReceiptStream)
+	stream, err := r.js.Stream(ctx, streams.Receipts)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		return 0, nil // of says so
 	}
 	if err != nil {
-		return 0, fmt.Errorf("look at the stream %s: %w", events.ReceiptStream, err)
+		return 0, fmt.Errorf("look at the stream %s: %w", streams.Receipts, err)
 	}
 	info := stream.CachedInfo()
 	if bound := info.Config.MaxBytes; bound <= 0 || info.State.FirstSeq == 1 || info.State.Bytes < uint64(bound)/2 {
@@ -81,8 +82,8 @@ func (r *receipts) gone(ctx context.Context) (int64, error) {
 }
 
 func (r *receipts) read(ctx context.Context, subject string) (list []*jetstream.RawStreamMsg, err error) {
-	most := 2 * int(events.ReceiptStreamConfig().MaxMsgsPerSubject)
-	messages, err := jetstreamext.GetBatch(ctx, r.js, events.ReceiptStream, most, jetstreamext.GetBatchSubject(subject))
+	most := 2 * int(streams.ReceiptsConfig().MaxMsgsPerSubject)
+	messages, err := jetstreamext.GetBatch(ctx, r.js, streams.Receipts, most, jetstreamext.GetBatchSubject(subject))
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // unheard dials connections on which every acknowledgement is lost.
@@ -53,10 +54,10 @@ func (w *world) refuseUnheard(r request, rotationsPerMinute int, want events.Rea
 func (w *world) settledAll() {
 	w.t.Helper()
 	testenv.Eventually(w.t, patience, "every request is acknowledged", func() error {
-		if err := testenv.Hasten(w.t.Context(), w.js, events.RequestStream, events.RegistryDurable); err != nil {
+		if err := testenv.Hasten(w.t.Context(), w.js, streams.Requests, streams.RegistryDurable); err != nil {
 			return err
 		}
-		stream, err := w.js.Stream(w.t.Context(), events.RequestStream)
+		stream, err := w.js.Stream(w.t.Context(), streams.Requests)
 		if err != nil {
 			return err
 		}
@@ -189,7 +190,7 @@ func TestReceiptsThatAreGone(t *testing.T) {
 	now := time.Now()
 	d.now = func() time.Time { return now }
 	w.commit(d.reset())
-	for range events.ReceiptStreamConfig().MaxMsgsPerSubject {
+	for range streams.ReceiptsConfig().MaxMsgsPerSubject {
 		w.publish(d.sign(events.Rotation, events.GenerateSigningKey(), d.master))
 	}
 	w.settledAll()

@@ -8,8 +8,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 var (
@@ -63,7 +63,7 @@ func TestBacklog(t *testing.T) {
 	replica := startReplica(t, replicaConfig{NATS: w.broker.URL(), Database: url, Ahead: day, Profile: *backlogProfile})
 	start, held := 0.0, 0
 	testenv.Eventually(t, time.Hour, "everything is answered", func() error {
-		consumer, err := w.js.Consumer(t.Context(), events.RequestStream, events.RegistryDurable)
+		consumer, err := w.js.Consumer(t.Context(), streams.Requests, streams.RegistryDurable)
 		if err != nil {
 			return err
 		}
@@ -74,7 +74,7 @@ func TestBacklog(t *testing.T) {
 		held = max(held, info.NumAckPending)
 		left := info.NumPending + uint64(info.NumAckPending)
 		// A durable that was made just now may not have counted yet what there is for it.
-		if answered := w.lastIn(events.ReceiptStream); left > 0 || answered < uint64(*backlogRequests) {
+		if answered := w.lastIn(streams.Receipts); left > 0 || answered < uint64(*backlogRequests) {
 			return fmt.Errorf("%d are left, %d answered", left, answered)
 		}
 		return nil
@@ -89,7 +89,7 @@ func TestBacklog(t *testing.T) {
 	if err != nil || report.Changes != *backlogRequests || report.Services != len(services) {
 		t.Errorf("%d changes of %d services, want %d of %d: %v", report.Changes, report.Services, *backlogRequests, len(services), err)
 	}
-	for _, name := range []string{events.ReceiptStream, events.InvalidationStream} {
+	for _, name := range []string{streams.Receipts, streams.Invalidations} {
 		if got := w.lastIn(name); got != uint64(*backlogRequests) {
 			t.Errorf("%s has %d messages, want %d", name, got, *backlogRequests)
 		}

@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/parallel"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // changeID is a place in the history of one service.
@@ -190,12 +191,12 @@ func (c comparison) run(ctx context.Context, stream jetstream.Stream, from uint6
 
 // invalidations looks the stream up as it is now.
 func invalidations(ctx context.Context, js jetstream.JetStream) (jetstream.Stream, error) {
-	stream, err := js.Stream(ctx, events.InvalidationStream)
+	stream, err := js.Stream(ctx, streams.Invalidations)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return nil, fmt.Errorf("the broker has no stream %s: %w", events.InvalidationStream, err)
+		return nil, fmt.Errorf("the broker has no stream %s: %w", streams.Invalidations, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("look at the stream %s: %w", events.InvalidationStream, err)
+		return nil, fmt.Errorf("look at the stream %s: %w", streams.Invalidations, err)
 	}
 	return stream, nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestRateLimit: so many rotations in any minute, by the time at which JetStream stored them; recovery is never held
@@ -127,13 +128,13 @@ func TestReceiptStreamAway(t *testing.T) {
 	w := newWorld(t, testenv.Database(t, testenv.SQLite))
 	w.run()
 	d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
-	if err := w.js.DeleteStream(t.Context(), events.ReceiptStream); err != nil {
+	if err := w.js.DeleteStream(t.Context(), streams.Receipts); err != nil {
 		t.Fatal(err)
 	}
 	forged := d.sign(events.Binding, events.GenerateSigningKey(), events.GenerateSigningKey())
 	w.publish(forged)
 	testenv.Eventually(t, patience, "the registry has tried", func() error {
-		consumer, err := w.js.Consumer(t.Context(), events.RequestStream, events.RegistryDurable)
+		consumer, err := w.js.Consumer(t.Context(), streams.Requests, streams.RegistryDurable)
 		if err != nil {
 			return err
 		}
@@ -144,7 +145,7 @@ func TestReceiptStreamAway(t *testing.T) {
 	})
 	// The broker clears a deleted stream's folder in its own time.
 	testenv.Eventually(t, patience, "the stream is made again", func() error {
-		_, err := w.js.CreateStream(t.Context(), events.ReceiptStreamConfig())
+		_, err := w.js.CreateStream(t.Context(), streams.ReceiptsConfig())
 		return err
 	})
 	if receipt := w.answer(forged); receipt.Reason != events.InvalidSignature || receipt.RequestHash != events.RequestHash(forged.payload) {
@@ -159,9 +160,9 @@ func TestDurableOfAnotherMeaning(t *testing.T) {
 	if err := EnsureStreams(t.Context(), w.js, 1); err != nil {
 		t.Fatal(err)
 	}
-	config := events.RegistryConsumerConfig()
+	config := streams.RegistryConsumer()
 	config.FilterSubject = events.BindingSubject + ">"
-	if _, err := w.js.CreateConsumer(t.Context(), events.RequestStream, config); err != nil {
+	if _, err := w.js.CreateConsumer(t.Context(), streams.Requests, config); err != nil {
 		t.Fatal(err)
 	}
 	r, err := New(Config{Policy: Policy{Origin: testOrigin}, Key: testKey, Store: w.store, Conn: w.conn, Log: testLog(t)})

@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/keyring"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestFailBetweenAnyTwoSteps: whichever I/O step of a registry fails, not done or done and not known to be, and whether it
@@ -80,7 +81,7 @@ func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) error {
 		return err
 	}
 	r := &faultRun{place: p, ctx: ctx, heirs: h, started: time.Now()}
-	h.Open, h.Stream, h.Durable = r.open, events.RequestStream, events.RegistryDurable
+	h.Open, h.Stream, h.Durable = r.open, streams.Requests, streams.RegistryDurable
 	return errors.Join(r.play(faults), h.End())
 }
 
@@ -208,7 +209,7 @@ func keyOf(receipt *events.Receipt) string {
 
 // quiet reports whether no request waits for its acknowledgement, and no message for its stream.
 func (r *faultRun) quiet() (bool, error) {
-	stream, err := r.heirs.JetStream.Stream(r.ctx, events.RequestStream)
+	stream, err := r.heirs.JetStream.Stream(r.ctx, streams.Requests)
 	if err != nil {
 		return false, err
 	}
@@ -223,7 +224,7 @@ func (r *faultRun) check(list []asked) error {
 		return fmt.Errorf("check: %w %v, %d dead letters", err, report.Violations, report.DeadLetters)
 	}
 	receipts := map[string]map[events.Nonce]events.Receipt{}
-	err = r.read(events.ReceiptStream, func(subject string, data []byte) error {
+	err = r.read(streams.Receipts, func(subject string, data []byte) error {
 		receipt, err := r.trust.Receipt(subject, data)
 		key := keyOf(&receipt)
 		if receipts[key] == nil {
@@ -255,7 +256,7 @@ func (r *faultRun) check(list []asked) error {
 // checkEvents holds the events, each of which is in the stream once, against the database.
 func (r *faultRun) checkEvents(committed map[events.Target]int) error {
 	streamed := map[events.Target][]events.Invalidation{}
-	err := r.read(events.InvalidationStream, func(subject string, data []byte) error {
+	err := r.read(streams.Invalidations, func(subject string, data []byte) error {
 		event, err := r.trust.Invalidation(subject, data)
 		streamed[event.Target] = append(streamed[event.Target], event)
 		return err

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // Errors of a registry whose database may lack changes that it announced.
@@ -148,12 +149,12 @@ func (f *fence) startOf(ctx context.Context, row position, created int64, last u
 		return 1
 	case row.created != created:
 		f.log.WarnContext(ctx, "the stream of events was made anew: all of it is compared with the database. "+
-			"Subscribers that start from nothing know of a service only what the new stream holds", "stream", events.InvalidationStream)
+			"Subscribers that start from nothing know of a service only what the new stream holds", "stream", streams.Invalidations)
 		return 1
 	case last < row.place:
 		f.log.WarnContext(ctx, "the stream of events has lost its last messages: all of it is compared with the database. "+
 			"Subscribers that had not read them know of these changes only from the registry's history",
-			"stream", events.InvalidationStream, "last", last, "expected", row.place)
+			"stream", streams.Invalidations, "last", last, "expected", row.place)
 		return 1
 	case seen.created == created:
 		return min(row.place, seen.place) + 1 // a replica that knew less may have moved the row

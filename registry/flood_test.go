@@ -16,6 +16,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 var (
@@ -123,7 +124,7 @@ func (f *flood) phase(name string, publish func()) {
 }
 
 func (f *flood) last() uint64 {
-	s, err := f.js.Stream(f.t.Context(), events.RequestStream)
+	s, err := f.js.Stream(f.t.Context(), streams.Requests)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -131,7 +132,7 @@ func (f *flood) last() uint64 {
 }
 
 func (f *flood) consumer() *jetstream.ConsumerInfo {
-	consumer, err := f.js.Consumer(f.t.Context(), events.RequestStream, events.RegistryDurable)
+	consumer, err := f.js.Consumer(f.t.Context(), streams.Requests, streams.RegistryDurable)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -190,7 +191,7 @@ func (f *flood) check(forged int) {
 	if err != nil || report.Changes != changes {
 		f.t.Errorf("%d changes, want %d: %v", report.Changes, changes, err)
 	}
-	s, err := f.js.Stream(f.t.Context(), events.ReceiptStream)
+	s, err := f.js.Stream(f.t.Context(), streams.Receipts)
 	if err != nil {
 		f.t.Fatal(err)
 	}

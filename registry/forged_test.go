@@ -9,6 +9,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestForgedSpendsNothing: forged requests use up nobody's rate limit, nonce or key, in one batch with the honest ones and
@@ -183,7 +184,7 @@ func TestFloodOrder(t *testing.T) {
 	if receipt := w.answer(honest); receipt.Event != events.RequestCommitted {
 		t.Fatalf("receipt %+v", receipt)
 	}
-	stream, err := w.js.Stream(t.Context(), events.ReceiptStream)
+	stream, err := w.js.Stream(t.Context(), streams.Receipts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,12 +11,13 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // hold takes the next request as a replica does that is slow, and gives it back when it is told to.
 func (w *world) hold(r request) (giveBack func()) {
 	w.t.Helper()
-	consumer, err := w.js.Consumer(w.t.Context(), events.RequestStream, events.RegistryDurable)
+	consumer, err := w.js.Consumer(w.t.Context(), streams.Requests, streams.RegistryDurable)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -133,13 +134,13 @@ func TestStreamCreatedAgain(t *testing.T) {
 		for range 5 {
 			w.commit(d.reset())
 		}
-		stream, err := w.js.Stream(t.Context(), events.RequestStream)
+		stream, err := w.js.Stream(t.Context(), streams.Requests)
 		if err != nil {
 			t.Fatal(err)
 		}
 		created := stream.CachedInfo().Created.UnixNano()
 		stop()
-		if err := w.js.DeleteStream(t.Context(), events.RequestStream); err != nil {
+		if err := w.js.DeleteStream(t.Context(), streams.Requests); err != nil {
 			t.Fatal(err)
 		}
 		w.run()

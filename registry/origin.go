@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // ErrOrigin means that this registry has signed the last event of the stream under another domain name. Whoever reads the stream
@@ -18,7 +19,7 @@ var ErrOrigin = errors.New("the stream of events is this registry's under anothe
 // checkOrigin returns [ErrOrigin] if the last event shows that --origin is not what it was. What a stranger has put there says
 // nothing, else he could stop the registry.
 func checkOrigin(ctx context.Context, js jetstream.JetStream, trust events.Trust) error {
-	stream, err := js.Stream(ctx, events.InvalidationStream)
+	stream, err := js.Stream(ctx, streams.Invalidations)
 	if err != nil {
 		return fmt.Errorf("look at the last event: %w", err)
 	}

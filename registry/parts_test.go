@@ -16,6 +16,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // readiness asks the replica that was started last how its parts are.
@@ -83,27 +84,27 @@ func TestReadyWithBroker(t *testing.T) {
 	}
 	ctx := t.Context()
 
-	_, err := w.js.PauseConsumer(ctx, events.RequestStream, events.RegistryDurable, time.Now().Add(time.Hour))
+	_, err := w.js.PauseConsumer(ctx, streams.Requests, streams.RegistryDurable, time.Now().Add(time.Hour))
 	must(err)
 	w.says("consumer: the durable is paused until", "nats consumer resume")
-	_, err = w.js.ResumeConsumer(ctx, events.RequestStream, events.RegistryDurable)
+	_, err = w.js.ResumeConsumer(ctx, streams.Requests, streams.RegistryDurable)
 	must(err)
 	done()
 
-	must(w.js.DeleteConsumer(ctx, events.RequestStream, events.RegistryDurable))
+	must(w.js.DeleteConsumer(ctx, streams.Requests, streams.RegistryDurable))
 	done()
 
-	stream, err := w.js.Stream(ctx, events.ReceiptStream)
+	stream, err := w.js.Stream(ctx, streams.Receipts)
 	must(err)
 	sealed := stream.CachedInfo().Config
 	sealed.Sealed, sealed.AllowDirect, sealed.AllowAtomicPublish = true, false, false
 	_, err = w.js.UpdateStream(ctx, sealed)
 	must(err)
-	w.says("streams: stream " + events.ReceiptStream + ": the stream is sealed")
-	must(w.js.DeleteStream(ctx, events.ReceiptStream))
+	w.says("streams: stream " + streams.Receipts + ": the stream is sealed")
+	must(w.js.DeleteStream(ctx, streams.Receipts))
 	done()
 
-	_, err = w.js.PauseConsumer(ctx, events.RequestStream, events.RegistryDurable, time.Now().Add(time.Hour))
+	_, err = w.js.PauseConsumer(ctx, streams.Requests, streams.RegistryDurable, time.Now().Add(time.Hour))
 	must(err)
 	waits := d.rotate() // which the broker has while it still has the space
 	w.publish(waits)
@@ -112,7 +113,7 @@ func TestReadyWithBroker(t *testing.T) {
 	for err = nil; err == nil; {
 		_, err = w.js.Publish(ctx, "filler", make([]byte, 64<<10))
 	}
-	_, err = w.js.ResumeConsumer(ctx, events.RequestStream, events.RegistryDurable)
+	_, err = w.js.ResumeConsumer(ctx, streams.Requests, streams.RegistryDurable)
 	must(err)
 	w.says("streams: can't publish: the broker has no space left")
 	w.says("outbox: changes are committed and not published, the oldest for ")

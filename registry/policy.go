@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // Policy is what an operator may choose of the registry's rules. The zero value of a member means its default.
@@ -109,7 +110,7 @@ func badDurable(name string) bool {
 
 // waitsFor reports whether a change waits for a durable.
 func (p Policy) waitsFor(durable string) bool {
-	return events.CoreDurable(durable) || slices.ContainsFunc(p.WaitFor, func(name string) bool {
+	return streams.CoreDurable(durable) || slices.ContainsFunc(p.WaitFor, func(name string) bool {
 		instances, many := strings.CutSuffix(name, "*")
 		return durable == name || many && strings.HasPrefix(durable, instances)
 	})

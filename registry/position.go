@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 
-	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // position is up to where the database is known to have every event of the stream of invalidations. Each event is
@@ -28,7 +28,7 @@ const selectPosition = "SELECT created_at, position, writes FROM stream_position
 
 // position reads the row; false: there is none.
 func (s *Store) position(ctx context.Context) (position, bool, error) {
-	return scanPosition(s.db.Reader().QueryRowContext(ctx, selectPosition, events.InvalidationStream))
+	return scanPosition(s.db.Reader().QueryRowContext(ctx, selectPosition, streams.Invalidations))
 }
 
 func scanPosition(row *sql.Row) (p position, exists bool, err error) {
@@ -53,7 +53,7 @@ var errMoved = errors.New("the database was away or restored, or the stream made
 func (s *Store) setPosition(ctx context.Context, began, found position, back bool) (position, error) {
 	var next position
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
-		now, exists, err := scanPosition(tx.QueryRowContext(ctx, selectPosition, events.InvalidationStream))
+		now, exists, err := scanPosition(tx.QueryRowContext(ctx, selectPosition, streams.Invalidations))
 		if err != nil {
 			return err
 		}
@@ -67,7 +67,7 @@ func (s *Store) setPosition(ctx context.Context, began, found position, back boo
 		}
 		_, err = tx.ExecContext(ctx, `INSERT INTO stream_positions (stream, created_at, position, writes) VALUES ($1, $2, $3, $4)
 			ON CONFLICT (stream) DO UPDATE SET created_at = excluded.created_at, position = excluded.position, writes = excluded.writes`,
-			events.InvalidationStream, next.created, int64(next.place), next.writes)
+			streams.Invalidations, next.created, int64(next.place), next.writes)
 		return err
 	})
 	if err != nil {
@@ -84,7 +84,7 @@ func (p position) move(ctx context.Context, tx *sql.Tx, place uint64) (position,
 	err := tx.QueryRowContext(ctx, `UPDATE stream_positions SET writes = writes + 1,
 		position = CASE WHEN position < CAST($1 AS BIGINT) THEN CAST($1 AS BIGINT) ELSE position END
 		WHERE stream = $2 AND created_at = $3 AND position >= $4 AND writes >= $5 RETURNING position, writes`,
-		int64(place), events.InvalidationStream, p.created, int64(p.place), p.writes).Scan(&at, &next.writes)
+		int64(place), streams.Invalidations, p.created, int64(p.place), p.writes).Scan(&at, &next.writes)
 	if errors.Is(err, sql.ErrNoRows) {
 		return next, false, nil
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -84,7 +85,7 @@ func (p *propagation) invalidations(ctx context.Context) jetstream.Stream {
 	if stream != nil {
 		return stream
 	}
-	found, err, _ := p.flights.Do("stream", func() (any, error) { return p.js.Stream(ctx, events.InvalidationStream) })
+	found, err, _ := p.flights.Do("stream", func() (any, error) { return p.js.Stream(ctx, streams.Invalidations) })
 	if err != nil {
 		return nil
 	}
@@ -106,8 +107,8 @@ func (p *propagation) lastEvent(ctx context.Context, stream jetstream.Stream, t 
 	if signer, ok := p.signed(last, sequence); ok {
 		return lastEvent{last.Sequence, last.Time, signer}, true
 	}
-	kept := events.InvalidationStreamConfig().MaxMsgsPerSubject
-	list, err := jetstreamext.GetBatch(ctx, p.js, events.InvalidationStream, int(kept), jetstreamext.GetBatchSubject(subject))
+	kept := streams.InvalidationsConfig().MaxMsgsPerSubject
+	list, err := jetstreamext.GetBatch(ctx, p.js, streams.Invalidations, int(kept), jetstreamext.GetBatchSubject(subject))
 	if err != nil {
 		return lastEvent{}, false
 	}

@@ -12,6 +12,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // heard is a durable on the stream of events, with a service in the stream, and what a registry says of it.
@@ -40,8 +41,8 @@ func newHeard(t *testing.T, keys ...events.SigningKey) *heard {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &heard{p: propagation{js: js, trust: trust}, config: events.SubscriberConsumerConfig(events.AuthDurable)}
-	if h.consumer, err = js.CreateConsumer(t.Context(), events.InvalidationStream, h.config); err != nil {
+	h := &heard{p: propagation{js: js, trust: trust}, config: streams.SubscriberConsumer(streams.AuthDurable)}
+	if h.consumer, err = js.CreateConsumer(t.Context(), streams.Invalidations, h.config); err != nil {
 		t.Fatal(err)
 	}
 	if h.target, err = events.ParseTarget("org.omiappreg.alice.cms"); err != nil {
@@ -77,7 +78,7 @@ func (h *heard) acknowledge(t *testing.T) {
 func (h *heard) announce(t *testing.T, metadata map[string]string) {
 	t.Helper()
 	h.config.Metadata = metadata
-	if _, err := h.p.js.UpdateConsumer(t.Context(), events.InvalidationStream, h.config); err != nil {
+	if _, err := h.p.js.UpdateConsumer(t.Context(), streams.Invalidations, h.config); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -87,7 +88,7 @@ func (h *heard) says(t *testing.T, sequence int64, applied bool) {
 	t.Helper()
 	testenv.Eventually(t, patience, "the record says so", func() error {
 		got, _ := h.p.of(t.Context(), h.target, sequence, Policy{}.waitsFor)
-		if has, known := got[events.AuthDurable]; !known || has != applied {
+		if has, known := got[streams.AuthDurable]; !known || has != applied {
 			return fmt.Errorf("%v, want %t", got, applied)
 		}
 		return nil
@@ -147,7 +148,7 @@ func TestOtherDurables(t *testing.T) {
 	h := newHeard(t, testKey)
 	h.publish(t, 1, testKey)
 	for _, name := range []string{"authsub-web-1", "billingsub", "billingsub-2", "audit", "reports-1", "authsubs", "billing"} {
-		if _, err := h.p.js.CreateConsumer(t.Context(), events.InvalidationStream, events.SubscriberConsumerConfig(name)); err != nil {
+		if _, err := h.p.js.CreateConsumer(t.Context(), streams.Invalidations, streams.SubscriberConsumer(name)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -159,14 +160,14 @@ func TestOtherDurables(t *testing.T) {
 		testenv.Eventually(t, patience, "the record says so", func() error {
 			known, others := h.p.of(t.Context(), h.target, 1, policy.waitsFor)
 			names := func(list map[string]bool) string { return strings.Join(slices.Sorted(maps.Keys(list)), " ") }
-			if got := [2]string{names(known), names(others)}; got != want || !known[events.AuthDurable] || others["audit"] {
+			if got := [2]string{names(known), names(others)}; got != want || !known[streams.AuthDurable] || others["audit"] {
 				return fmt.Errorf("%v, %v; want %q", known, others, want)
 			}
 			return nil
 		})
 	}
 	for i := range 100 {
-		if _, err := h.p.js.CreateConsumer(t.Context(), events.InvalidationStream, events.SubscriberConsumerConfig(fmt.Sprintf("x-%d", i))); err != nil {
+		if _, err := h.p.js.CreateConsumer(t.Context(), streams.Invalidations, streams.SubscriberConsumer(fmt.Sprintf("x-%d", i))); err != nil {
 			t.Fatal(err)
 		}
 	}

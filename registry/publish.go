@@ -14,6 +14,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/room"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -164,7 +165,7 @@ func (p *publisher) sendEach(ctx context.Context, messages []signed, sent *fates
 		if !messages[i].committed() {
 			p.tell(messages[i])
 		}
-		if ack.Stream == events.InvalidationStream {
+		if ack.Stream == streams.Invalidations {
 			sent.last = max(sent.last, ack.Sequence)
 		}
 	}

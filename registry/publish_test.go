@@ -11,6 +11,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestPublisher: whether the broker takes atomic batches or not, and whatever it has already, each message is in its stream
@@ -29,7 +30,7 @@ func TestPublisher(t *testing.T) {
 		{name: "atomic", atomic: 100, batched: 1100, later: 1100},
 		{name: "one is there already", atomic: 100, prepare: func(p *publisherTest) { p.mustSend(p.messages[100:101]) }, batched: 100},
 		{name: "streams that take no batches", atomic: 100, prepare: func(p *publisherTest) { p.streams(false) }},
-		{name: "no stream of receipts", atomic: 100, prepare: func(p *publisherTest) { p.drop(events.ReceiptStream) }, batched: 1100, missing: 1100},
+		{name: "no stream of receipts", atomic: 100, prepare: func(p *publisherTest) { p.drop(streams.Receipts) }, batched: 1100, missing: 1100},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -53,11 +54,11 @@ func TestPublisher(t *testing.T) {
 			if missing != tc.missing {
 				t.Errorf("%d messages were not stored, want %d", missing, tc.missing)
 			}
-			n, batched := p.look(events.InvalidationStream)
+			n, batched := p.look(streams.Invalidations)
 			if n != 1100 || last != n || batched != tc.batched {
 				t.Errorf("%d events, %d of them in batches, the last at %d; want 1100, %d in batches", n, batched, last, tc.batched)
 			}
-			if n, batched := p.look(events.ReceiptStream); int(n) != 1100-tc.missing || batched != tc.later {
+			if n, batched := p.look(streams.Receipts); int(n) != 1100-tc.missing || batched != tc.later {
 				t.Errorf("%d receipts, %d of them in batches, want %d: none goes before its event", n, batched, tc.later)
 			}
 		})
@@ -122,7 +123,7 @@ func newPublisherTest(t *testing.T, n int) *publisherTest {
 }
 
 func (p *publisherTest) streams(atomic bool) {
-	for _, config := range []jetstream.StreamConfig{events.InvalidationStreamConfig(), events.ReceiptStreamConfig()} {
+	for _, config := range []jetstream.StreamConfig{streams.InvalidationsConfig(), streams.ReceiptsConfig()} {
 		config.AllowAtomicPublish = atomic
 		if _, err := p.js.CreateOrUpdateStream(p.t.Context(), config); err != nil {
 			p.t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 	"omiappreg.org/keyrotation/internal/lookup"
 	sending "omiappreg.org/keyrotation/internal/request"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // manyRequests is more than the 1,000 consumers that a stream takes.
@@ -29,7 +30,7 @@ func TestManyUnderWay(t *testing.T) {
 	if err := EnsureStreams(t.Context(), w.js, 1); err != nil {
 		t.Fatal(err)
 	}
-	consumers, err := w.conn.SubscribeSync("$JS.API.CONSUMER.CREATE." + events.ReceiptStream + ".>")
+	consumers, err := w.conn.SubscribeSync("$JS.API.CONSUMER.CREATE." + streams.Receipts + ".>")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +68,7 @@ func TestManyUnderWay(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	stream, err := w.js.Stream(t.Context(), events.ReceiptStream)
+	stream, err := w.js.Stream(t.Context(), streams.Receipts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +133,7 @@ func TestReceiptLookup(t *testing.T) {
 		if _, err := ask(forged, hash(bind)); !errors.As(err, &none) || none.Status != http.StatusNotFound || none.Reason != events.UnknownRequest {
 			t.Errorf("a refusal of other bytes: %v", err)
 		}
-		stream, err := w.js.Stream(t.Context(), events.ReceiptStream)
+		stream, err := w.js.Stream(t.Context(), streams.Receipts)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -176,7 +177,7 @@ func TestReceiptLookupIsBounded(t *testing.T) {
 		}
 		return nil
 	})
-	reads, err := w.conn.SubscribeSync("$JS.API.DIRECT.GET." + events.ReceiptStream)
+	reads, err := w.conn.SubscribeSync("$JS.API.DIRECT.GET." + streams.Receipts)
 	if err != nil {
 		t.Fatal(err)
 	}

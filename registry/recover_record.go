@@ -9,6 +9,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // record writes chains to the database, with their receipts: all in one transaction, or where they can't go in together,
@@ -124,9 +125,9 @@ func (r *recoverer) receipts(ctx context.Context, chains []*chain) (map[events.N
 			wanted[c.events[i].event.Nonce] = &c.events[i].event
 		}
 	}
-	stream, err := r.how.JetStream.Stream(ctx, events.ReceiptStream)
+	stream, err := r.how.JetStream.Stream(ctx, streams.Receipts)
 	if err != nil {
-		return nil, fmt.Errorf("look at the stream %s: %w", events.ReceiptStream, err)
+		return nil, fmt.Errorf("look at the stream %s: %w", streams.Receipts, err)
 	}
 	if stream.CachedInfo().State.Msgs == 0 {
 		return heard, nil // to ask for so many subjects is work for the broker

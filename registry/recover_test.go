@@ -4,8 +4,8 @@ import (
 	"testing"
 	"time"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestRecoverWithAGap: what the stream does not keep any more can't be recovered, and is told; the service stays held.
@@ -49,7 +49,7 @@ func TestRecoverWithoutReceipts(t *testing.T) {
 		w.settled()
 		stop()
 		old.restore(t, w.store)
-		stream, err := w.js.Stream(t.Context(), events.ReceiptStream)
+		stream, err := w.js.Stream(t.Context(), streams.Receipts)
 		if err != nil {
 			t.Fatal(err)
 		}

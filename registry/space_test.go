@@ -12,6 +12,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/room"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // newSmallWorld is a world whose broker has so many bytes for all streams.
@@ -83,7 +84,7 @@ func TestFloodOfLargeRequests(t *testing.T) {
 			t.Fatal(err)
 		}
 		rotations++
-		if held := w.state(events.RequestStream).Bytes; held > (events.RequestsWaiting+10)*(size+1000) {
+		if held := w.state(streams.Requests).Bytes; held > (streams.RequestsWaiting+10)*(size+1000) {
 			t.Fatalf("requests take %d bytes", held)
 		}
 	}
@@ -104,7 +105,7 @@ func (w *world) committed(r request) error {
 func (w *world) drained() {
 	w.t.Helper()
 	testenv.Eventually(w.t, patience, "no request is left", func() error {
-		if n := w.state(events.RequestStream).Msgs; n > 0 {
+		if n := w.state(streams.Requests).Msgs; n > 0 {
 			return fmt.Errorf("%d are", n)
 		}
 		return nil

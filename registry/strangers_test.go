@@ -8,6 +8,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // refusable is a request that is refused, and has a nonce by which it could be answered.
@@ -32,7 +33,7 @@ func TestInventedNames(t *testing.T) {
 	if got := w.answer(mistake); got.Reason != events.UnknownService {
 		t.Errorf("the mistake is answered by %+v", got)
 	}
-	before, began := w.state(events.ReceiptStream).LastSeq, time.Now()
+	before, began := w.state(streams.Receipts).LastSeq, time.Now()
 	flooded := make(chan int)
 	go func() {
 		flooded <- w.flood(func(i int) string {
@@ -52,7 +53,7 @@ func TestInventedNames(t *testing.T) {
 		}
 	}
 	w.drained()
-	answered := int(w.state(events.ReceiptStream).LastSeq-before) - rotations
+	answered := int(w.state(streams.Receipts).LastSeq-before) - rotations
 	most := garbageBurst + int(garbageAnswers*time.Since(began).Seconds()) + 1
 	t.Logf("%d rotations meanwhile; %d were answered", rotations, answered)
 	if answered > most || answered == 0 {

@@ -9,8 +9,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/room"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // StreamLimits bounds the space that the streams take at the broker, so that no account can take
@@ -18,7 +18,7 @@ import (
 // has none.
 type StreamLimits struct {
 	// Waiting is how many requests of one kind may wait for one service; the broker refuses more.
-	// Default [events.RequestsWaiting].
+	// Default [streams.RequestsWaiting].
 	Waiting int64
 	// RequestBytes is the size of the stream of requests: the broker refuses what doesn't fit.
 	// ReceiptBytes is that of the receipts: the oldest go. Each is 1 GiB by default, or less: at
@@ -56,14 +56,14 @@ type boundedStream struct {
 }
 
 func (l StreamLimits) streams() []*boundedStream {
-	requests := events.RequestStreamConfig()
+	requests := streams.RequestsConfig()
 	if l.Waiting > 0 {
 		requests.MaxMsgsPerSubject = l.Waiting
 	}
 	return []*boundedStream{
 		{StreamConfig: requests, waiting: l.Waiting > 0, bytes: l.RequestBytes, usual: defaultBytes},
-		{StreamConfig: events.InvalidationStreamConfig(), bytes: l.EventBytes},
-		{StreamConfig: events.ReceiptStreamConfig(), bytes: l.ReceiptBytes, usual: defaultBytes},
+		{StreamConfig: streams.InvalidationsConfig(), bytes: l.EventBytes},
+		{StreamConfig: streams.ReceiptsConfig(), bytes: l.ReceiptBytes, usual: defaultBytes},
 	}
 }
 

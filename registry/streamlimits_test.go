@@ -10,6 +10,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // bounds are what a stream may hold.
@@ -48,9 +49,9 @@ func TestStreamBounds(t *testing.T) {
 					t.Fatal(err)
 				}
 				for stream, want := range map[string]bounds{
-					events.RequestStream:      {events.RequestsWaiting, c.requests, jetstream.DiscardNew},
-					events.ReceiptStream:      {64, c.receipts, jetstream.DiscardOld},
-					events.InvalidationStream: {64, 0, jetstream.DiscardNew},
+					streams.Requests:      {streams.RequestsWaiting, c.requests, jetstream.DiscardNew},
+					streams.Receipts:      {64, c.receipts, jetstream.DiscardOld},
+					streams.Invalidations: {64, 0, jetstream.DiscardNew},
 				} {
 					if got := boundsOf(t, js, stream); got != want {
 						t.Errorf("%s: %+v, want %+v", stream, got, want)
@@ -72,9 +73,9 @@ func TestStreamBoundsOfOperator(t *testing.T) {
 			t.Fatal(err)
 		}
 		for stream, want := range map[string]bounds{
-			events.RequestStream:      {7, 1 << 20, jetstream.DiscardNew},
-			events.ReceiptStream:      {64, 2 << 20, jetstream.DiscardOld},
-			events.InvalidationStream: {64, 3 << 20, jetstream.DiscardNew},
+			streams.Requests:      {7, 1 << 20, jetstream.DiscardNew},
+			streams.Receipts:      {64, 2 << 20, jetstream.DiscardOld},
+			streams.Invalidations: {64, 3 << 20, jetstream.DiscardNew},
 		} {
 			if got := boundsOf(t, js, stream); got != want {
 				t.Errorf("%s: %+v, want %+v", stream, got, want)
@@ -82,7 +83,7 @@ func TestStreamBoundsOfOperator(t *testing.T) {
 		}
 	}
 	err := EnsureStreamsWithin(t.Context(), js, 1, StreamLimits{RequestBytes: 1 << 30})
-	if !errors.Is(err, ErrStreamRoom) || !strings.Contains(err.Error(), events.RequestStream) {
+	if !errors.Is(err, ErrStreamRoom) || !strings.Contains(err.Error(), streams.Requests) {
 		t.Errorf("more than there is: %v", err)
 	}
 }
@@ -92,13 +93,13 @@ func TestStreamBoundsOfOperator(t *testing.T) {
 func TestStreamBoundsKeepWhatWaits(t *testing.T) {
 	t.Parallel()
 	js := jetStreamOn(t, testenv.NewBroker(t))
-	old := events.RequestStreamConfig()
+	old := streams.RequestsConfig()
 	old.MaxMsgsPerSubject, old.DiscardNewPerSubject = 0, false
 	stream, err := js.CreateStream(t.Context(), old)
 	if err != nil {
 		t.Fatal(err)
 	}
-	const waiting = events.RequestsWaiting + 5
+	const waiting = streams.RequestsWaiting + 5
 	for range waiting {
 		if _, err := js.Publish(t.Context(), events.RotationSubject+"org.example.shop.cms", nil); err != nil {
 			t.Fatal(err)
@@ -117,8 +118,8 @@ func TestStreamBoundsKeepWhatWaits(t *testing.T) {
 	if err := EnsureStreams(t.Context(), js, 1); err != nil {
 		t.Fatal(err)
 	}
-	if got := boundsOf(t, js, events.RequestStream).waiting; got != events.RequestsWaiting {
-		t.Errorf("the bound is %d, want %d", got, events.RequestsWaiting)
+	if got := boundsOf(t, js, streams.Requests).waiting; got != streams.RequestsWaiting {
+		t.Errorf("the bound is %d, want %d", got, streams.RequestsWaiting)
 	}
 }
 
@@ -157,7 +158,7 @@ func TestStreamBoundsOfAccount(t *testing.T) {
 	if err := EnsureStreams(t.Context(), js, 1); err != nil {
 		t.Fatal(err)
 	}
-	for _, stream := range []string{events.RequestStream, events.ReceiptStream} {
+	for _, stream := range []string{streams.Requests, streams.Receipts} {
 		if got := boundsOf(t, js, stream).bytes; got <= 0 || got > most {
 			t.Errorf("%s has %d bytes, and may have %d", stream, got, int64(most))
 		}
@@ -174,13 +175,13 @@ func TestStreamBoundsKeepTheSize(t *testing.T) {
 	t.Parallel()
 	const size = 8 << 20
 	js := jetStreamOn(t, testenv.NewBroker(t))
-	old := events.RequestStreamConfig()
+	old := streams.RequestsConfig()
 	old.MaxMsgsPerSubject, old.DiscardNewPerSubject, old.MaxBytes = 0, false, size
 	stream, err := js.CreateStream(t.Context(), old)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range events.RequestsWaiting + 5 {
+	for range streams.RequestsWaiting + 5 {
 		if _, err := js.Publish(t.Context(), events.RotationSubject+"org.example.shop.cms", nil); err != nil {
 			t.Fatal(err)
 		}

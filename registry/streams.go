@@ -11,8 +11,8 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // ErrStreamMeaning means that a stream or durable exists and means something else than docs/protocol.md §4: to change
@@ -89,9 +89,9 @@ func sameMeaning(have, want jetstream.StreamConfig) error {
 
 // requestConsumer creates or finds the registry's durable, and returns when its stream was created.
 func requestConsumer(ctx context.Context, js jetstream.JetStream) (consumer jetstream.Consumer, created time.Time, err error) {
-	stream, err := js.Stream(ctx, events.RequestStream)
+	stream, err := js.Stream(ctx, streams.Requests)
 	if err != nil {
-		return nil, created, fmt.Errorf("look at the stream %s: %w", events.RequestStream, err)
+		return nil, created, fmt.Errorf("look at the stream %s: %w", streams.Requests, err)
 	}
 	created = stream.CachedInfo().Created
 	if consumer, err = requestDurable(ctx, js); err != nil {
@@ -99,17 +99,17 @@ func requestConsumer(ctx context.Context, js jetstream.JetStream) (consumer jets
 	}
 	switch info, err := stream.Info(ctx); {
 	case err != nil:
-		return nil, created, fmt.Errorf("look at the stream %s: %w", events.RequestStream, err)
+		return nil, created, fmt.Errorf("look at the stream %s: %w", streams.Requests, err)
 	case !info.Created.Equal(created): // so the durable may be that of either
-		return nil, created, fmt.Errorf("the stream %s was deleted and created again meanwhile", events.RequestStream)
+		return nil, created, fmt.Errorf("the stream %s was deleted and created again meanwhile", streams.Requests)
 	}
 	return consumer, created, nil
 }
 
 // requestDurable makes the durable, and takes back what somebody set on it. The broker may set its own limits again.
 func requestDurable(ctx context.Context, js jetstream.JetStream) (jetstream.Consumer, error) {
-	want := events.RegistryConsumerConfig()
-	consumer, err := js.Consumer(ctx, events.RequestStream, want.Durable)
+	want := streams.RegistryConsumer()
+	consumer, err := js.Consumer(ctx, streams.Requests, want.Durable)
 	if err == nil {
 		have := consumer.CachedInfo().Config
 		if have.DeliverPolicy != want.DeliverPolicy || have.AckPolicy != want.AckPolicy || have.FilterSubject != want.FilterSubject {
@@ -118,7 +118,7 @@ func requestDurable(ctx context.Context, js jetstream.JetStream) (jetstream.Cons
 		}
 		want.PauseUntil = have.PauseUntil                                              // an operator's
 		if want.MaxWaiting = have.MaxWaiting; have.MaxWaiting < consume.LeastWaiting { // which the broker never changes
-			if err := js.DeleteConsumer(ctx, events.RequestStream, want.Durable); err != nil {
+			if err := js.DeleteConsumer(ctx, streams.Requests, want.Durable); err != nil {
 				return nil, fmt.Errorf("durable %s: delete it, since it allows too few pulls at a time: %w", want.Durable, err)
 			}
 			want.MaxWaiting = 0
@@ -127,7 +127,7 @@ func requestDurable(ctx context.Context, js jetstream.JetStream) (jetstream.Cons
 		return nil, fmt.Errorf("durable %s: %w", want.Durable, err)
 	}
 	consumer, err = consume.Put(ctx, want, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
-		return js.CreateOrUpdateConsumer(ctx, events.RequestStream, cfg)
+		return js.CreateOrUpdateConsumer(ctx, streams.Requests, cfg)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("durable %s: %w", want.Durable, err)

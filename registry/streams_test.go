@@ -12,6 +12,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestEnsureStreamsAgain: a start changes nothing where all is as it should be.
@@ -32,7 +33,7 @@ func TestEnsureStreamsAgain(t *testing.T) {
 	if err := EnsureStreams(t.Context(), js, 1); err != nil {
 		t.Fatal(err)
 	}
-	stream, err := js.Stream(t.Context(), events.ReceiptStream)
+	stream, err := js.Stream(t.Context(), streams.Receipts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +47,7 @@ func TestEnsureStreamsAgain(t *testing.T) {
 	}
 	for range 2 { // ours, and the one that takes it back; none came before
 		msg, err := updated.NextMsg(patience)
-		if err != nil || !strings.HasSuffix(msg.Subject, events.ReceiptStream) {
+		if err != nil || !strings.HasSuffix(msg.Subject, streams.Receipts) {
 			t.Fatalf("%v, %v", msg, err)
 		}
 	}
@@ -59,7 +60,7 @@ func TestStreamOfAnotherMeaning(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := events.RequestStreamConfig()
+	config := streams.RequestsConfig()
 	config.Retention = jetstream.LimitsPolicy
 	if _, err := js.CreateStream(t.Context(), config); err != nil {
 		t.Fatal(err)
@@ -75,7 +76,7 @@ func TestStreamOfAnotherLimit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := events.RequestStreamConfig()
+	config := streams.RequestsConfig()
 	config.MaxMsgSize = 100
 	if _, err := js.CreateStream(t.Context(), config); err != nil {
 		t.Fatal(err)
@@ -106,12 +107,12 @@ func TestBrokerThatAllowsLittle(t *testing.T) {
 	w.drained()
 	stop()
 
-	limited := events.RegistryConsumerConfig()
+	limited := streams.RegistryConsumer()
 	limited.MaxWaiting, limited.MaxRequestBatch, limited.MaxAckPending, limited.MaxRequestExpires = 1, 1, 1, time.Second
-	if err := w.js.DeleteConsumer(t.Context(), events.RequestStream, limited.Durable); err != nil {
+	if err := w.js.DeleteConsumer(t.Context(), streams.Requests, limited.Durable); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.js.CreateConsumer(t.Context(), events.RequestStream, limited); err != nil {
+	if _, err := w.js.CreateConsumer(t.Context(), streams.Requests, limited); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.store.db.Writer().ExecContext(t.Context(), "DELETE FROM stream_positions"); err != nil {
@@ -122,7 +123,7 @@ func TestBrokerThatAllowsLittle(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := func() jetstream.ConsumerConfig {
-		consumer, err := w.js.Consumer(t.Context(), events.RequestStream, limited.Durable)
+		consumer, err := w.js.Consumer(t.Context(), streams.Requests, limited.Durable)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,7 +134,7 @@ func TestBrokerThatAllowsLittle(t *testing.T) {
 		t.Errorf("the durable is %+v", config())
 	}
 	limited.MaxWaiting = config().MaxWaiting
-	if _, err := w.js.UpdateConsumer(t.Context(), events.RequestStream, limited); err != nil {
+	if _, err := w.js.UpdateConsumer(t.Context(), streams.Requests, limited); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, patience, "the limits are taken back while it runs", func() error {

@@ -14,6 +14,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // line is the registry's durable with its turns, and no registry behind it.
@@ -30,9 +31,9 @@ func newLine(t *testing.T, ackWait time.Duration) *line {
 	if err := EnsureStreamsWithin(t.Context(), w.js, 1, StreamLimits{Waiting: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	config := events.RegistryConsumerConfig()
+	config := streams.RegistryConsumer()
 	config.AckWait = ackWait
-	consumer, err := w.js.CreateConsumer(t.Context(), events.RequestStream, config)
+	consumer, err := w.js.CreateConsumer(t.Context(), streams.Requests, config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +212,7 @@ func TestTurnsCopy(t *testing.T) {
 	// From now on no copies come: one that is on its way when the message is settled is for package consume to pass over.
 	config := l.consumer.CachedInfo().Config
 	config.AckWait = time.Hour
-	if _, err := l.js.UpdateConsumer(t.Context(), events.RequestStream, config); err != nil {
+	if _, err := l.js.UpdateConsumer(t.Context(), streams.Requests, config); err != nil {
 		t.Fatal(err)
 	}
 	other := l.put("other", 1) // it comes behind them
@@ -233,7 +234,7 @@ func TestTurnsCopy(t *testing.T) {
 func TestTurnsKept(t *testing.T) {
 	t.Parallel()
 	l := newLine(t, time.Hour)
-	heard, err := l.conn.SubscribeSync("$JS.ACK." + events.RequestStream + "." + events.RegistryDurable + ".>")
+	heard, err := l.conn.SubscribeSync("$JS.ACK." + streams.Requests + "." + streams.RegistryDurable + ".>")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,8 +7,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestUnsendable: an event that its stream refuses as it is holds up no other, is tried again
@@ -29,7 +29,7 @@ func TestUnsendable(t *testing.T) {
 	r := newRelay(js, store, &fence{store: store, log: testLog(t), woken: make(chan struct{}, 1)}, testLog(t), in.metrics, func() time.Time { return now })
 	long := newDeveloper(t, store, "org.omiappreg.alice", strings.Repeat("x", 63))
 	decided := decideAll(t, in, long.bind(), long.another("short").bind())
-	small := events.InvalidationStreamConfig()
+	small := streams.InvalidationsConfig()
 	small.MaxMsgSize = int32(len(decided[0].eventBytes) + 20) // headers count too
 	if _, err := js.UpdateStream(t.Context(), small); err != nil {
 		t.Fatal(err)
@@ -58,7 +58,7 @@ func TestUnsendable(t *testing.T) {
 		}
 	}
 	check("at first", 1, 1)
-	if _, err := js.UpdateStream(t.Context(), events.InvalidationStreamConfig()); err != nil {
+	if _, err := js.UpdateStream(t.Context(), streams.InvalidationsConfig()); err != nil {
 		t.Fatal(err)
 	}
 	check("before its time", 1, 1)

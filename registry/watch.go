@@ -14,6 +14,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -185,9 +186,9 @@ func (w *watch) examine(ctx context.Context) (missing []string, wrong error) {
 			wrong = errors.Join(wrong, fmt.Errorf("stream %s: %w", want.Name, err))
 		}
 		switch want.Name {
-		case events.RequestStream:
+		case streams.Requests:
 			w.requestsAre(info.Created)
-		case events.InvalidationStream:
+		case streams.Invalidations:
 			w.eventsAre(seen, info)
 		}
 	}
@@ -234,22 +235,22 @@ func (w *watch) eventsAre(seen position, info *jetstream.StreamInfo) {
 func (w *watch) lookAtDurable(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, publishWithin)
 	defer cancel()
-	consumer, err := w.js.Consumer(ctx, events.RequestStream, events.RegistryDurable)
+	consumer, err := w.js.Consumer(ctx, streams.Requests, streams.RegistryDurable)
 	if err != nil {
-		err = fmt.Errorf("durable %s: %w", events.RegistryDurable, err)
+		err = fmt.Errorf("durable %s: %w", streams.RegistryDurable, err)
 	} else {
 		info := consumer.CachedInfo()
 		w.deliveries.Note(info)
 		if info.Paused {
 			err = fmt.Errorf("%w until %s: nats consumer resume %s %s", ErrPaused, info.Config.PauseUntil.Format(time.RFC3339),
-				events.RequestStream, events.RegistryDurable)
+				streams.Requests, streams.RegistryDurable)
 		}
 	}
 	w.note(ctx, &w.durable, err)
 	if w.mayGoOn(consumer, err) {
 		return
 	}
-	w.log.WarnContext(ctx, "someone changed the limits of the durable: they are taken back", "durable", events.RegistryDurable,
+	w.log.WarnContext(ctx, "someone changed the limits of the durable: they are taken back", "durable", streams.RegistryDurable,
 		"found", fmt.Sprintf("%+v", consume.LimitsOf(consumer.CachedInfo().Config)))
 	consumer, err = requestDurable(ctx, w.js)
 	if err != nil {

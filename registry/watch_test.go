@@ -9,6 +9,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // newWatchedWorld is a world with a bound service and so many replicas that look often.
@@ -31,7 +32,7 @@ func newWatchedWorld(t *testing.T, replicas int) (*world, *developer) {
 func TestVanishedStreams(t *testing.T) {
 	t.Parallel()
 	w, d := newWatchedWorld(t, 2)
-	for _, stream := range []string{events.ReceiptStream, events.InvalidationStream, events.RequestStream} {
+	for _, stream := range []string{streams.Receipts, streams.Invalidations, streams.Requests} {
 		if err := w.js.DeleteStream(t.Context(), stream); err != nil {
 			t.Fatal(err)
 		}
@@ -43,7 +44,7 @@ func TestVanishedStreams(t *testing.T) {
 			t.Fatalf("after %s was deleted: %v", stream, err)
 		}
 	}
-	if err := w.js.DeleteConsumer(t.Context(), events.RequestStream, events.RegistryDurable); err != nil {
+	if err := w.js.DeleteConsumer(t.Context(), streams.Requests, streams.RegistryDurable); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.committed(d.rotate()); err != nil {
@@ -66,10 +67,10 @@ func TestOtherEventsAreCompared(t *testing.T) {
 		GracePeriodExpiry: time.Now().Unix(), Timestamp: time.Now().Unix(), Nonce: events.NewNonce(),
 	}
 	w.watch.looking.Lock() // it finds the other stream when that is complete
-	if err := w.js.DeleteStream(t.Context(), events.InvalidationStream); err != nil {
+	if err := w.js.DeleteStream(t.Context(), streams.Invalidations); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.js.CreateStream(t.Context(), events.InvalidationStreamConfig()); err != nil {
+	if _, err := w.js.CreateStream(t.Context(), streams.InvalidationsConfig()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.js.Publish(t.Context(), lacking.Subject(), lacking.Sign(testKey)); err != nil {
@@ -77,7 +78,7 @@ func TestOtherEventsAreCompared(t *testing.T) {
 	}
 	w.watch.looking.Unlock()
 	testenv.Eventually(t, patience, "the new stream was compared", func() error {
-		stream, err := w.js.Stream(t.Context(), events.InvalidationStream)
+		stream, err := w.js.Stream(t.Context(), streams.Invalidations)
 		if err == nil && w.watch.fence.position().created != stream.CachedInfo().Created.UnixNano() {
 			err = errors.New("it was not")
 		}
@@ -114,10 +115,10 @@ func TestLimitsThatStay(t *testing.T) {
 func TestSealedAndPaused(t *testing.T) {
 	t.Parallel()
 	w, _ := newWatchedWorld(t, 1)
-	if _, err := w.js.PauseConsumer(t.Context(), events.RequestStream, events.RegistryDurable, time.Now().Add(time.Hour)); err != nil {
+	if _, err := w.js.PauseConsumer(t.Context(), streams.Requests, streams.RegistryDurable, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	stream, err := w.js.Stream(t.Context(), events.ReceiptStream)
+	stream, err := w.js.Stream(t.Context(), streams.Receipts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,11 +139,11 @@ func TestSealedAndPaused(t *testing.T) {
 	if _, err := requestDurable(t.Context(), w.js); err != nil { // as at a start
 		t.Fatal(err)
 	}
-	consumer, err := w.js.Consumer(t.Context(), events.RequestStream, events.RegistryDurable)
+	consumer, err := w.js.Consumer(t.Context(), streams.Requests, streams.RegistryDurable)
 	if err != nil || !consumer.CachedInfo().Paused {
 		t.Errorf("the pause is over: %v", err)
 	}
-	if _, err := w.js.ResumeConsumer(t.Context(), events.RequestStream, events.RegistryDurable); err != nil {
+	if _, err := w.js.ResumeConsumer(t.Context(), streams.Requests, streams.RegistryDurable); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, patience, "it goes on", w.watch.consumerErr)

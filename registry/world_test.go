@@ -13,6 +13,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // patience is for what takes milliseconds on an idle machine. A request that is held comes again after 32 s at most.
@@ -89,7 +90,7 @@ func (w *world) runOn(conn *nats.Conn, rotationsPerMinute int, change bool) (sto
 	}
 	w.t.Cleanup(stop)
 	testenv.Eventually(w.t, patience, "the streams are there", func() error {
-		_, err := w.js.Consumer(w.t.Context(), events.RequestStream, events.RegistryDurable)
+		_, err := w.js.Consumer(w.t.Context(), streams.Requests, streams.RegistryDurable)
 		return err
 	})
 	return stop
@@ -109,7 +110,7 @@ func (w *world) publish(r request) {
 func (w *world) receipts(t events.Target) []events.Receipt {
 	w.t.Helper()
 	var list []events.Receipt
-	w.read(events.ReceiptStream, events.ReceiptSubject+t.String(), func(subject string, data []byte) {
+	w.read(streams.Receipts, events.ReceiptSubject+t.String(), func(subject string, data []byte) {
 		r, err := w.trust.Receipt(subject, data)
 		if err != nil {
 			w.t.Fatal(err)
@@ -123,7 +124,7 @@ func (w *world) receipts(t events.Target) []events.Receipt {
 func (w *world) events(t events.Target) []events.Invalidation {
 	w.t.Helper()
 	var list []events.Invalidation
-	w.read(events.InvalidationStream, events.InvalidationSubject+t.String(), func(subject string, data []byte) {
+	w.read(streams.Invalidations, events.InvalidationSubject+t.String(), func(subject string, data []byte) {
 		e, err := w.trust.Invalidation(subject, data)
 		if err != nil {
 			w.t.Fatal(err)

@@ -9,10 +9,10 @@ import (
 	"github.com/alecthomas/kong"
 
 	"omiappreg.org/keyrotation/authsub"
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const description = `The Auth Provider's subscriber of OMI key rotation: who may pass now.
@@ -28,7 +28,7 @@ func main() {
 	os.Exit(process.Main(&process.Instances{}, os.Args[1:], os.Stderr,
 		kong.Name("omi-authsub"), kong.Description(description),
 		kong.Vars{
-			"durable": events.AuthDurable, "durable_help": "How the names of the durables on the stream of invalidations begin (authsub).",
+			"durable": streams.AuthDurable, "durable_help": "How the names of the durables on the stream of invalidations begin (authsub).",
 			"forget_after": "10m", "database_url": "sqlite:omi-authsub.db", "http_addr": "127.0.0.1:8082",
 		},
 		kong.Bind(sqldb.Auth, process.OpenService(open), process.OpenExistingStore(subscriber.OpenExistingAuth)),

@@ -9,10 +9,10 @@ import (
 	"github.com/alecthomas/kong"
 
 	"omiappreg.org/keyrotation/billingsub"
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const description = `The Billing Service's subscriber of OMI key rotation: whose key was this then.
@@ -26,7 +26,7 @@ func main() {
 	os.Exit(process.Main(&process.Subscriber{}, os.Args[1:], os.Stderr,
 		kong.Name("omi-billingsub"), kong.Description(description),
 		kong.Vars{
-			"durable":      events.BillingDurable,
+			"durable":      streams.BillingDurable,
 			"durable_help": "The durable on the stream of invalidations (billingsub). Processes on one database share it; one with another database takes another name.",
 			"database_url": "sqlite:omi-billingsub.db", "http_addr": "127.0.0.1:8083",
 		},

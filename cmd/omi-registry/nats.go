@@ -8,6 +8,7 @@ import (
 	"omiappreg.org/keyrotation/internal/keyformat"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/streams"
 )
 
 type natsCmd struct {
@@ -95,8 +96,8 @@ func (c *natsReceiverCmd) Run() error {
 	if _, err := events.ParseServiceID(c.Name); err != nil { // one label, as those are
 		return process.Usagef("--name: lower case letters, digits, hyphens and underscores, not %q", c.Name)
 	}
-	if c.Consumers < 1 || c.Consumers > events.ReceiverConsumers {
-		return process.Usagef("--consumers: want a number from 1 to %d, not %d", events.ReceiverConsumers, c.Consumers)
+	if c.Consumers < 1 || c.Consumers > streams.ReceiverConsumers {
+		return process.Usagef("--consumers: want a number from 1 to %d, not %d", streams.ReceiverConsumers, c.Consumers)
 	}
 	return c.print(func(nkey string) access.Account { return access.Receiver(c.Name, nkey, c.Consumers) })
 }

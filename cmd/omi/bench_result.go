@@ -11,9 +11,9 @@ import (
 	"strings"
 	"time"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/bench"
 	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // benchResult is what was measured, for programs.
@@ -93,9 +93,9 @@ func (b *benchRun) rateLimit() int {
 func (b *benchRun) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, benchSettle)
 	defer cancel()
-	for _, durable := range []string{stackAuthDurable, events.BillingDurable} {
+	for _, durable := range []string{stackAuthDurable, streams.BillingDurable} {
 		for {
-			consumer, err := b.js.Consumer(ctx, events.InvalidationStream, durable)
+			consumer, err := b.js.Consumer(ctx, streams.Invalidations, durable)
 			if err != nil {
 				return fmt.Errorf("look at the durable %s: %w", durable, err)
 			}
@@ -113,7 +113,7 @@ func (b *benchRun) settle(ctx context.Context) error {
 // doubled counts what happened more than once: events of one rotation, as the parties told and as the stream counts, and
 // effects, as the subscribers' databases counted them.
 func (b *benchRun) doubled(ctx context.Context) (int, error) {
-	stream, err := b.js.Stream(ctx, events.InvalidationStream)
+	stream, err := b.js.Stream(ctx, streams.Invalidations)
 	if err != nil {
 		return 0, fmt.Errorf("look at the stream of events: %w", err)
 	}
@@ -125,7 +125,7 @@ func (b *benchRun) doubled(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	doubled += max(0, applied[stackAuthDurable]-int(b.recorder.AppliedByAuth()))
-	doubled += max(0, applied[events.BillingDurable]-int(b.recorder.AppliedByBilling()))
+	doubled += max(0, applied[streams.BillingDurable]-int(b.recorder.AppliedByBilling()))
 	return doubled, nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"omiappreg.org/keyrotation/internal/localserver"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/registry"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -198,7 +199,7 @@ func (b *benchRun) deleteStreams(ctx context.Context) {
 }
 
 func benchStreams() []string {
-	return []string{events.RequestStream, events.InvalidationStream, events.ReceiptStream}
+	return []string{streams.Requests, streams.Invalidations, streams.Receipts}
 }
 
 // unused refuses a broker that has streams of a registry: what this one publishes must not reach anybody.

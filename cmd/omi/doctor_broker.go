@@ -13,8 +13,8 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/refusal"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // examineBroker says whether answers can reach us.
@@ -95,7 +95,7 @@ func (d *doctor) examineJetStream(ctx context.Context) bool {
 
 func (d *doctor) examineStreams(ctx context.Context) {
 	for _, want := range []jetstream.StreamConfig{
-		events.RequestStreamConfig(), events.InvalidationStreamConfig(), events.ReceiptStreamConfig(),
+		streams.RequestsConfig(), streams.InvalidationsConfig(), streams.ReceiptsConfig(),
 	} {
 		name := "stream " + want.Name
 		var stream jetstream.Stream
@@ -160,7 +160,7 @@ func nearly(have uint64, limit int64) bool { return limit > 0 && have > uint64(l
 
 // fullStream says what to do about a stream that is nearly full.
 func fullStream(name string) string {
-	if name == events.RequestStream {
+	if name == streams.Requests {
 		return "is the registry running? If it is, a flood may be going on: nats stream subjects " + name
 	}
 	return "restart omi-registry with a larger --max-event-bytes, or take max_msgs off"
@@ -206,7 +206,7 @@ func perSubject(have, want jetstream.StreamConfig) int64 {
 
 // bounded says whether a stream that strangers can fill has a bound.
 func bounded(have, want jetstream.StreamConfig) string {
-	if want.Name != events.InvalidationStream && have.MaxBytes <= 0 {
+	if want.Name != streams.Invalidations && have.MaxBytes <= 0 {
 		return "none"
 	}
 	return "some"

@@ -16,6 +16,7 @@ import (
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/registry"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // examine looks at what is behind url, with the flags that a person gave.
@@ -72,58 +73,58 @@ func TestDoctorStreams(t *testing.T) {
 		want  string
 	}{
 		"as they should be": {want: "ok"},
-		"missing":           {of: events.ReceiptStream, want: "wrong it does not exist"},
+		"missing":           {of: streams.Receipts, want: "wrong it does not exist"},
 		"subjects": {
-			func(c *jetstream.StreamConfig) { c.Subjects = []string{"omi.v1.requests.rotation.>"} }, events.RequestStream,
+			func(c *jetstream.StreamConfig) { c.Subjects = []string{"omi.v1.requests.rotation.>"} }, streams.Requests,
 			"wrong subjects: [omi.v1.requests.rotation.>] instead of",
 		},
 		"retention": {
-			func(c *jetstream.StreamConfig) { c.Retention = jetstream.LimitsPolicy }, events.RequestStream,
+			func(c *jetstream.StreamConfig) { c.Retention = jetstream.LimitsPolicy }, streams.Requests,
 			"wrong retention: Limits instead of WorkQueue",
 		},
 		"storage": {
-			func(c *jetstream.StreamConfig) { c.Storage = jetstream.MemoryStorage }, events.ReceiptStream,
+			func(c *jetstream.StreamConfig) { c.Storage = jetstream.MemoryStorage }, streams.Receipts,
 			"wrong storage: Memory instead of File",
 		},
 		"discard": {
-			func(c *jetstream.StreamConfig) { c.Discard, c.DiscardNewPerSubject = jetstream.DiscardOld, false }, events.RequestStream,
+			func(c *jetstream.StreamConfig) { c.Discard, c.DiscardNewPerSubject = jetstream.DiscardOld, false }, streams.Requests,
 			"wrong discard policy: DiscardOld instead of DiscardNew; discard policy of a subject: false instead of true",
 		},
 		"delete": {
-			func(c *jetstream.StreamConfig) { c.DenyDelete = false }, events.InvalidationStream,
+			func(c *jetstream.StreamConfig) { c.DenyDelete = false }, streams.Invalidations,
 			"wrong deny delete: false instead of true",
 		},
 		"purge": {
-			func(c *jetstream.StreamConfig) { c.DenyPurge = false }, events.InvalidationStream,
+			func(c *jetstream.StreamConfig) { c.DenyPurge = false }, streams.Invalidations,
 			"wrong deny purge: false instead of true",
 		},
 		"no acknowledgements": {
-			func(c *jetstream.StreamConfig) { c.NoAck = true }, events.RequestStream, "wrong no acknowledgements: true",
+			func(c *jetstream.StreamConfig) { c.NoAck = true }, streams.Requests, "wrong no acknowledgements: true",
 		},
 		"age": {
-			func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }, events.InvalidationStream,
+			func(c *jetstream.StreamConfig) { c.MaxAge = time.Hour }, streams.Invalidations,
 			"wrong age of messages: 1h0m0s instead of 0s",
 		},
 		"kept": {
-			func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 1 }, events.InvalidationStream,
+			func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 1 }, streams.Invalidations,
 			"wrong messages kept of a subject: 1 instead of 64",
 		},
 		"largest": {
-			func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1 << 20 }, events.RequestStream,
+			func(c *jetstream.StreamConfig) { c.MaxMsgSize = 1 << 20 }, streams.Requests,
 			"wrong largest message: 1048576 instead of 8192",
 		},
 		"no bound of a subject": {
-			func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject, c.DiscardNewPerSubject = 0, false }, events.RequestStream,
+			func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject, c.DiscardNewPerSubject = 0, false }, streams.Requests,
 			"wrong discard policy of a subject: false instead of true; messages kept of a subject: 0 instead of 128",
 		},
 		"another bound of a subject": {
-			func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 7 }, events.RequestStream, "ok messages: 0",
+			func(c *jetstream.StreamConfig) { c.MaxMsgsPerSubject = 7 }, streams.Requests, "ok messages: 0",
 		},
 		"no bound": {
-			func(c *jetstream.StreamConfig) { c.MaxBytes = 0 }, events.ReceiptStream, "wrong bound of its size: none instead of some",
+			func(c *jetstream.StreamConfig) { c.MaxBytes = 0 }, streams.Receipts, "wrong bound of its size: none instead of some",
 		},
 		"a window of duplicates that strangers can fill": {
-			func(c *jetstream.StreamConfig) { c.Duplicates = 2 * time.Minute }, events.RequestStream,
+			func(c *jetstream.StreamConfig) { c.Duplicates = 2 * time.Minute }, streams.Requests,
 			"wrong window of duplicates: 2m0s instead of 1s",
 		},
 	} {
@@ -132,7 +133,7 @@ func TestDoctorStreams(t *testing.T) {
 			url := testenv.NewBroker(t).URL()
 			js, want := jetStream(t, url), map[string]string{}
 			for _, config := range []jetstream.StreamConfig{
-				events.RequestStreamConfig(), events.InvalidationStreamConfig(), events.ReceiptStreamConfig(),
+				streams.RequestsConfig(), streams.InvalidationsConfig(), streams.ReceiptsConfig(),
 			} {
 				config.MaxBytes = 1 << 20
 				want["stream "+config.Name] = "ok messages: 0"
@@ -155,7 +156,7 @@ func TestDoctorStreams(t *testing.T) {
 // TestDoctorAdvice: what to do depends on whether the process runs.
 func TestDoctorAdvice(t *testing.T) {
 	t.Parallel()
-	want := events.ReceiptStreamConfig()
+	want := streams.ReceiptsConfig()
 	other := want
 	other.MaxAge = time.Hour
 	for _, c := range []struct {
@@ -169,7 +170,7 @@ func TestDoctorAdvice(t *testing.T) {
 		d.answers = map[string]error{registryProgram: c.registry}
 		d.examineStream("limits", &jetstream.StreamInfo{Config: other}, want)
 		d.wrong("missing", "", d.madeBy(registryProgram))
-		d.examineDurable("durable", &jetstream.ConsumerInfo{Stream: events.RequestStream, Config: events.RegistryConsumerConfig()})
+		d.examineDurable("durable", &jetstream.ConsumerInfo{Stream: streams.Requests, Config: streams.RegistryConsumer()})
 		for i, want := range c.want {
 			if got := d.checks[i]; !strings.HasPrefix(got.Fix, want) {
 				t.Errorf("%+v, want %q", got, want)
@@ -266,19 +267,19 @@ func TestDoctorDurables(t *testing.T) {
 		"durable registry": "wrong it does not exist", "durable authsub": "warning it does not exist",
 		"durable billingsub": "warning it does not exist",
 	})
-	filtered := events.SubscriberConsumerConfig("authsub-web") // which stands for authsub
-	filtered.Metadata = map[string]string{events.InstanceMetadata: "web"}
+	filtered := streams.SubscriberConsumer("authsub-web") // which stands for authsub
+	filtered.Metadata = map[string]string{streams.InstanceMetadata: "web"}
 	filtered.FilterSubject = "omi.v1.invalidations.org.example.>"
-	newest := events.SubscriberConsumerConfig("billingsub")
+	newest := streams.SubscriberConsumer("billingsub")
 	newest.DeliverPolicy = jetstream.DeliverNewPolicy
-	another, limited := events.SubscriberConsumerConfig("another"), events.SubscriberConsumerConfig("limited")
+	another, limited := streams.SubscriberConsumer("another"), streams.SubscriberConsumer("limited")
 	another.MaxRequestBatch, limited.MaxRequestMaxBytes = 100, 1000
 	for _, config := range []jetstream.ConsumerConfig{filtered, newest, another, limited} {
-		if _, err := js.CreateConsumer(t.Context(), events.InvalidationStream, config); err != nil {
+		if _, err := js.CreateConsumer(t.Context(), streams.Invalidations, config); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := js.CreateConsumer(t.Context(), events.RequestStream, events.RegistryConsumerConfig()); err != nil {
+	if _, err := js.CreateConsumer(t.Context(), streams.Requests, streams.RegistryConsumer()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := js.Publish(t.Context(), events.InvalidationSubject+"org.example.cms", []byte("{}")); err != nil {
@@ -286,7 +287,7 @@ func TestDoctorDurables(t *testing.T) {
 	}
 	// The broker tells a publisher before it tells the consumers.
 	testenv.Eventually(t, 10*time.Second, "a message waits", func() error {
-		consumer, err := js.Consumer(t.Context(), events.InvalidationStream, "another")
+		consumer, err := js.Consumer(t.Context(), streams.Invalidations, "another")
 		if err == nil && consumer.CachedInfo().NumPending == 0 {
 			err = errors.New("none")
 		}
@@ -305,7 +306,7 @@ func TestDoctorNoJetStream(t *testing.T) {
 	t.Parallel()
 	found := examine(t, testenv.ServeOptions(t, &server.Options{}), doctorCmd{})
 	expect(t, found, map[string]string{"broker": "ok", "jetstream": "wrong", "registry": "wrong nobody answers"})
-	if _, ok := found["stream "+events.RequestStream]; ok {
+	if _, ok := found["stream "+streams.Requests]; ok {
 		t.Error("streams are looked for where there is no JetStream")
 	}
 }
@@ -368,7 +369,7 @@ func TestDoctorPermissions(t *testing.T) {
 		map[string]string{"publish invalidations": "warning", "publish receipts": "warning"})
 	expect(t, examine(t, as("deaf"), doctorCmd{}), map[string]string{"broker": "ok", "answers": "wrong"})
 
-	for _, name := range []string{events.RequestStream, events.InvalidationStream, events.ReceiptStream} {
+	for _, name := range []string{streams.Requests, streams.Invalidations, streams.Receipts} {
 		stream, err := js.Stream(t.Context(), name)
 		if err != nil {
 			t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // nobodysTarget stands where no service is named: a target that no one binds, and on which nothing is stored.
@@ -25,16 +26,16 @@ func (d *doctor) examinePermissions(ctx context.Context) {
 		d.mayRequest(ctx, "revocation", events.RevocationSubject+target, asDeveloper)
 		d.mayRead(ctx, asService || asDeveloper)
 	}
-	d.mayForge(ctx, "invalidations", events.InvalidationSubject+target, events.InvalidationStream)
-	d.mayForge(ctx, "receipts", events.ReceiptSubject+target, events.ReceiptStream)
+	d.mayForge(ctx, "invalidations", events.InvalidationSubject+target, streams.Invalidations)
+	d.mayForge(ctx, "receipts", events.ReceiptSubject+target, streams.Receipts)
 }
 
 func (d *doctor) mayRequest(ctx context.Context, class, subject string, needed bool) {
 	name := "publish " + class
-	may, err := d.mayPublish(ctx, subject, events.RequestStream)
+	may, err := d.mayPublish(ctx, subject, streams.Requests)
 	switch {
 	case err != nil:
-		d.warn(name, "not known: "+err.Error(), "see the stream "+events.RequestStream+" above")
+		d.warn(name, "not known: "+err.Error(), "see the stream "+streams.Requests+" above")
 	case may:
 		d.ok(name, "allowed")
 	case needed:
@@ -70,7 +71,7 @@ func (d *doctor) mayRead(ctx context.Context, needed bool) {
 	case denied(err):
 		d.wrong(name, "this account can't get the registry's answers: "+err.Error(), "let it subscribe to "+hears+" and publish to "+last)
 	default:
-		d.warn(name, "not known: "+err.Error(), "see the stream "+events.ReceiptStream+" above")
+		d.warn(name, "not known: "+err.Error(), "see the stream "+streams.Receipts+" above")
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // examineDurables looks at who reads the streams, and how far each is.
@@ -26,9 +27,9 @@ func (d *doctor) examineDurables(ctx context.Context) {
 		absent checkState
 		more   string
 	}{
-		{events.RequestStream, map[string]string{events.RegistryDurable: registryProgram}, checkWrong, "; no request is read before"},
+		{streams.Requests, map[string]string{streams.RegistryDurable: registryProgram}, checkWrong, "; no request is read before"},
 		{
-			events.InvalidationStream, map[string]string{events.AuthDurable: authProgram, events.BillingDurable: billingProgram}, checkWarning,
+			streams.Invalidations, map[string]string{streams.AuthDurable: authProgram, streams.BillingDurable: billingProgram}, checkWarning,
 			"; with a name of your own (--durable) this is as it should be",
 		},
 	} {
@@ -54,7 +55,7 @@ func (d *doctor) examineDurables(ctx context.Context) {
 			d.wrong("durables of "+s.stream, err.Error(), "look at the broker's log")
 			continue
 		}
-		if s.stream == events.InvalidationStream {
+		if s.stream == streams.Invalidations {
 			d.readers = found
 		}
 		for _, name := range slices.Sorted(maps.Keys(s.known)) {
@@ -71,8 +72,8 @@ func (d *doctor) examineDurables(ctx context.Context) {
 // exists says whether there is a durable of that name, or one of an instance.
 func exists(found map[string]*jetstream.ConsumerInfo, name string) bool {
 	for have, info := range found {
-		instance := info.Config.Metadata[events.InstanceMetadata]
-		if have == name || instance != "" && have == events.InstanceDurable(name, instance) {
+		instance := info.Config.Metadata[streams.InstanceMetadata]
+		if have == name || instance != "" && have == streams.InstanceDurable(name, instance) {
 			return true
 		}
 	}
@@ -81,7 +82,7 @@ func exists(found map[string]*jetstream.ConsumerInfo, name string) bool {
 
 func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 	have := info.Config
-	want := events.SubscriberConsumerConfig(have.Durable) // the registry's is alike
+	want := streams.SubscriberConsumer(have.Durable) // the registry's is alike
 	if different := differences([]difference{
 		{"deliver policy", have.DeliverPolicy, want.DeliverPolicy},
 		{"acknowledge policy", have.AckPolicy, want.AckPolicy},
@@ -98,7 +99,7 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 	if info.AckFloor.Last != nil {
 		detail += ", the last was acknowledged at " + date(info.AckFloor.Last.Unix())
 	}
-	if info.Stream == events.InvalidationStream && !events.CoreDurable(have.Durable) {
+	if info.Stream == streams.Invalidations && !streams.CoreDurable(have.Durable) {
 		detail += ", no change waits for it unless omi-registry is told to (--wait-for)"
 	}
 	start, held := "start the process that has this durable, or restart it if it runs", ""
@@ -106,7 +107,7 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 	if forgotten := have.InactiveThreshold; forgotten > 0 {
 		gone = fmt.Sprintf("; if that is gone for good, the broker forgets the durable after %v", forgotten)
 	}
-	if info.Stream == events.RequestStream {
+	if info.Stream == streams.Requests {
 		start, gone = d.startAgain(registryProgram), ""
 		held = ": services that a restored database lacks changes of are held until omi-registry recover has run (omi_registry_services_behind)"
 	}

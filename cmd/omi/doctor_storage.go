@@ -13,6 +13,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/refusal"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -80,7 +81,7 @@ type leftError struct {
 // broker needs for the message.
 func (d *doctor) storeProbe(ctx context.Context) (took time.Duration, err error) {
 	id := rand.Text()
-	config := events.InvalidationStreamConfig()
+	config := streams.InvalidationsConfig()
 	config.Name, config.Subjects = probeStream+id, []string{probeSubject + id}
 	config.Description = "omi doctor stores a message here. It may be deleted."
 	config.DenyDelete, config.DenyPurge, config.RePublish = false, false, nil

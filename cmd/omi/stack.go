@@ -24,6 +24,7 @@ import (
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/registry"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // healthEvery is how often a stack that starts is asked whether it serves.
@@ -159,7 +160,7 @@ func (s *stack) trust(cfg stackConfig) (events.Trust, error) {
 const stackInstance = "dev"
 
 // stackAuthDurable is its durable.
-const stackAuthDurable = events.AuthDurable + "-" + stackInstance
+const stackAuthDurable = streams.AuthDurable + "-" + stackInstance
 
 func (s *stack) openAuth(ctx context.Context, cfg stackConfig) error {
 	trust, err := s.trust(cfg)

@@ -12,6 +12,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/streams"
 )
 
 type watchCmd struct {
@@ -46,7 +47,7 @@ func (c *watchCmd) Run() error {
 		defer s.nc.SetDisconnectErrHandler(nil) // when this ends, it goes on purpose
 		lines, ended := make(chan line), make(chan error, 3)
 		for stream, subject := range map[string]string{
-			events.InvalidationStream: events.InvalidationSubject, events.ReceiptStream: events.ReceiptSubject,
+			streams.Invalidations: events.InvalidationSubject, streams.Receipts: events.ReceiptSubject,
 		} {
 			go func() { ended <- c.follow(ctx, s, stream, subject+filter, lines) }()
 		}
@@ -127,13 +128,13 @@ func (s *session) describe(stream string, msg jetstream.Msg) line {
 	if meta, err := msg.Metadata(); err == nil {
 		l.At = meta.Timestamp.UTC()
 		place := meta.Sequence.Stream
-		if stream == events.ReceiptStream {
+		if stream == streams.Receipts {
 			place = 0
 		}
 		trust = trust.At(meta.Timestamp, place)
 	}
 	var err error
-	if stream == events.ReceiptStream {
+	if stream == streams.Receipts {
 		var r events.Receipt
 		if r, err = trust.Receipt(msg.Subject(), msg.Data()); err == nil {
 			l.Kind, l.Target, l.What, l.Message = "receipt", r.Target.String(), outcome(r), receiptView(r)

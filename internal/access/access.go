@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // The accounts of deploy/nats/nats-server.conf that others import from.
@@ -21,7 +22,7 @@ const (
 	consumerInfo   = "$JS.API.CONSUMER.INFO."
 	deleteConsumer = "$JS.API.CONSUMER.DELETE."
 	nextMessage    = "$JS.API.CONSUMER.MSG.NEXT."
-	lastReceipt    = "$JS.API.DIRECT.GET." + events.ReceiptStream + "." + events.ReceiptSubject
+	lastReceipt    = "$JS.API.DIRECT.GET." + streams.Receipts + "." + events.ReceiptSubject
 	answers        = "_INBOX.>"
 )
 
@@ -81,10 +82,10 @@ func Developer(app events.AppID, nkey string) Account {
 // consumers whose names are its own. Permissions match whole names only, and Auth's durables have names that nobody knows
 // beforehand: so a receiver has so many names, one for each of its processes, and can't touch any other consumer.
 func Receiver(name, nkey string, consumers int) Account {
-	const stream = events.InvalidationStream + "."
+	const stream = streams.Invalidations + "."
 	a := Account{Name: "receiver:" + name, NKey: nkey, Comment: "The receiver " + name + ", which reads the events", subscriptions: subscriptions}
 	for i := range consumers {
-		own := stream + events.ReceiverConsumer(name, i+1)
+		own := stream + streams.ReceiverConsumer(name, i+1)
 		for _, what := range []string{createConsumer, consumerInfo, nextMessage, deleteConsumer} {
 			a.imports = append(a.imports, imported{core, what + own})
 		}

@@ -10,6 +10,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/room"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
@@ -105,14 +106,14 @@ func fillStreams() []attack {
 		name: "fills the stream of requests", user: "cms", harmless: "its subject has a bound, and the stream has one",
 		do: func(a *attacker) {
 			js, large := a.jetStream(a.nc), make([]byte, 7000)
-			for range 2 * events.RequestsWaiting {
+			for range 2 * streams.RequestsWaiting {
 				if _, err := js.Publish(a.t.Context(), rotation+cms, large); err != nil && !room.Lacks(err) {
 					a.t.Fatal(err)
 				}
 			}
-			stream, err := a.js.Stream(a.t.Context(), events.RequestStream)
+			stream, err := a.js.Stream(a.t.Context(), streams.Requests)
 			a.must(err)
-			if held := stream.CachedInfo().State.Msgs; held > events.RequestsWaiting+10 {
+			if held := stream.CachedInfo().State.Msgs; held > streams.RequestsWaiting+10 {
 				a.leaked = fmt.Sprintf("room for %d requests", held)
 			}
 		},
@@ -232,7 +233,7 @@ func touchDurables() (all []attack) {
 		return fmt.Sprintf(`{"stream_name": %q, "config": {"durable_name": %q, "name": %[2]q, "ack_policy": "explicit", "max_deliver": 1%s}}`, stream, durable, more)
 	}
 	for user, durable := range map[string]string{
-		"AUTHSUB": events.BillingDurable, "BILLINGSUB": authDurable, "receiver": authDurable, "cms": authDurable, "developer": authDurable,
+		"AUTHSUB": streams.BillingDurable, "BILLINGSUB": authDurable, "receiver": authDurable, "cms": authDurable, "developer": authDurable,
 	} {
 		filter := event + blog
 		all = append(all,

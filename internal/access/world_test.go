@@ -22,6 +22,7 @@ import (
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/registry"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -98,15 +99,15 @@ func (w *world) furnish() {
 	w.publish(w.jetStream(w.connect("blog", none)), events.RotationSubject+blog)
 	var queue jetstream.Consumer
 	for range 2 { // the registry makes its durable again if that allows too few pulls
-		_ = w.js.DeleteConsumer(ctx, events.RequestStream, events.RegistryDurable) // there may be none
+		_ = w.js.DeleteConsumer(ctx, streams.Requests, streams.RegistryDurable) // there may be none
 		var err error
-		queue, err = w.js.CreateConsumer(ctx, events.RequestStream, calm(events.RegistryConsumerConfig()))
+		queue, err = w.js.CreateConsumer(ctx, streams.Requests, calm(streams.RegistryConsumer()))
 		w.must(err)
 	}
 	w.take(queue)
-	for user, durable := range map[string]string{"AUTHSUB": authDurable, "BILLINGSUB": events.BillingDurable} {
+	for user, durable := range map[string]string{"AUTHSUB": authDurable, "BILLINGSUB": streams.BillingDurable} {
 		js := w.jetStream(w.connect(user, none))
-		consumer, err := js.CreateConsumer(ctx, events.InvalidationStream, calm(events.SubscriberConsumerConfig(durable)))
+		consumer, err := js.CreateConsumer(ctx, streams.Invalidations, calm(streams.SubscriberConsumer(durable)))
 		w.must(err)
 		w.must(w.take(consumer).DoubleAck(ctx))
 		w.take(consumer)
@@ -192,7 +193,7 @@ func (w *world) take(consumer jetstream.Consumer) jetstream.Msg {
 func (w *world) state() string {
 	ctx := context.WithoutCancel(w.t.Context())
 	var b strings.Builder
-	for _, name := range []string{events.RequestStream, events.InvalidationStream, events.ReceiptStream} {
+	for _, name := range []string{streams.Requests, streams.Invalidations, streams.Receipts} {
 		stream, err := w.js.Stream(ctx, name)
 		if err != nil {
 			fmt.Fprintln(&b, name, err)
@@ -289,7 +290,7 @@ func (a *attacker) hear(subject string) {
 	a.publish(a.jetStream(victim), events.RotationSubject+blog)
 	a.tell(blog)
 	a.publish(a.js, events.InvalidationSubject+blog)
-	consumer, err := a.js.Consumer(a.t.Context(), events.RequestStream, events.RegistryDurable)
+	consumer, err := a.js.Consumer(a.t.Context(), streams.Requests, streams.RegistryDurable)
 	a.must(err)
 	a.must(a.take(consumer).DoubleAck(a.t.Context()))
 	for _, subject := range []string{events.LookupRegistrySubject, events.AuthVerifySubject} {

@@ -13,6 +13,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -291,7 +292,7 @@ func (d *developer) askOnce(
 func (d *developer) receiptFrom(ctx context.Context, target events.Target, place uint64) (events.Receipt, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, mostTry)
 	defer cancel()
-	stream, err := d.js.Stream(ctx, events.ReceiptStream)
+	stream, err := d.js.Stream(ctx, streams.Receipts)
 	if err != nil {
 		return events.Receipt{}, 0, err
 	}

@@ -15,8 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -232,7 +232,7 @@ func (h *havoc) endPostgres(end func(*testenv.PostgresServer) error) (string, fu
 func (h *havoc) anyNode() []*node { return h.cluster.nodes }
 
 func (h *havoc) anyLeader() []*node {
-	streams := []string{events.RequestStream, events.InvalidationStream, events.ReceiptStream}
+	streams := []string{streams.Requests, streams.Invalidations, streams.Receipts}
 	return []*node{h.cluster.leader(streams[h.dice.IntN(len(streams))], h.dice)}
 }
 

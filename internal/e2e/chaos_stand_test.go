@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // faultsFolder is where, below binaries, those programs are that only TestChaos needs.
@@ -59,7 +59,7 @@ func newStand(t *testing.T, engine string, addrs []string) *stand {
 	for i := range 2 { // which share everything
 		s.billings = append(s.billings, s.add(fmt.Sprintf("billing-%d", i+1), billing, "omi-billingsub"))
 	}
-	s.durables = []string{authDurable, "authsub-two", events.BillingDurable}
+	s.durables = []string{authDurable, "authsub-two", streams.BillingDurable}
 	s.services = &party{}
 	s.connect(s.services)
 	for _, p := range s.parties() {

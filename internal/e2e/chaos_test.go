@@ -19,6 +19,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // The flags are those of this package alone: go test ./internal/e2e -run Chaos -chaos.duration=1h -timeout 0 -v. With
@@ -146,8 +147,8 @@ func (s *stand) verify(all []*developer) *tally {
 	}
 	s.cluster.awaitUp()
 	s.settle()
-	s.cluster.whole(events.RequestStream, events.InvalidationStream, events.ReceiptStream)
-	s.cluster.each(events.ReceiptStream, func(subject string, payload []byte) {
+	s.cluster.whole(streams.Requests, streams.Invalidations, streams.Receipts)
+	s.cluster.each(streams.Receipts, func(subject string, payload []byte) {
 		receipt, err := s.trust.Receipt(subject, payload)
 		if err != nil {
 			s.t.Error(err)
@@ -155,7 +156,7 @@ func (s *stand) verify(all []*developer) *tally {
 		}
 		sum.receipt(&receipt)
 	})
-	s.cluster.each(events.InvalidationStream, func(subject string, payload []byte) {
+	s.cluster.each(streams.Invalidations, func(subject string, payload []byte) {
 		event, err := s.trust.Invalidation(subject, payload)
 		if err != nil {
 			s.t.Error(err)

@@ -22,9 +22,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	_ "modernc.org/sqlite" // for sql
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // world is what one script has to do with.
@@ -217,9 +217,9 @@ func (w *world) requests(ts *testscript.TestScript, args []string) {
 	ts.Check(err)
 	switch args[0] {
 	case "hold":
-		_, err = js.PauseConsumer(w.t.Context(), events.RequestStream, events.RegistryDurable, time.Now().Add(time.Hour))
+		_, err = js.PauseConsumer(w.t.Context(), streams.Requests, streams.RegistryDurable, time.Now().Add(time.Hour))
 	case "release":
-		_, err = js.ResumeConsumer(w.t.Context(), events.RequestStream, events.RegistryDurable)
+		_, err = js.ResumeConsumer(w.t.Context(), streams.Requests, streams.RegistryDurable)
 	default:
 		ts.Fatalf("requests hold, or requests release")
 	}
@@ -233,7 +233,7 @@ func (w *world) streams(ts *testscript.TestScript, args []string) {
 	}
 	js, err := jetstream.New(testenv.Connect(w.t, w.broker.URL()))
 	ts.Check(err)
-	for _, name := range []string{events.RequestStream, events.InvalidationStream, events.ReceiptStream} {
+	for _, name := range []string{streams.Requests, streams.Invalidations, streams.Receipts} {
 		ts.Check(js.DeleteStream(w.t.Context(), name))
 	}
 }

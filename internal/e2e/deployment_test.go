@@ -25,6 +25,7 @@ import (
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const origin = "omiappreg.org"
@@ -32,7 +33,7 @@ const origin = "omiappreg.org"
 // instanceEnv names Auth's process, which has authDurable then.
 const instanceEnv = "OMI_INSTANCE=one"
 
-var authDurable = events.InstanceDurable(events.AuthDurable, "one")
+var authDurable = streams.InstanceDurable(streams.AuthDurable, "one")
 
 // deployment is a broker, and the three processes as an operator starts them.
 type deployment struct {
@@ -84,7 +85,7 @@ func prepare(t *testing.T, url string, nc *nats.Conn) *deployment {
 	t.Helper()
 	d := &deployment{
 		t: t, folder: t.ArtifactDir(), url: url, master: events.GenerateSigningKey(),
-		durables: []string{authDurable, events.BillingDurable},
+		durables: []string{authDurable, streams.BillingDurable},
 	}
 	var err error
 	if d.js, err = jetstream.New(nc); err != nil {
@@ -157,8 +158,8 @@ func (d *deployment) settle() {
 	d.t.Helper()
 	d.awaitReady()
 	for stream, durables := range map[string][]string{
-		events.RequestStream:      {events.RegistryDurable},
-		events.InvalidationStream: d.durables,
+		streams.Requests:      {streams.RegistryDurable},
+		streams.Invalidations: d.durables,
 	} {
 		for _, durable := range durables {
 			testenv.Eventually(d.t, patience, durable+" has acknowledged everything", func() error {
@@ -232,7 +233,7 @@ func (d *deployment) checkStream(services []*service) {
 	d.t.Helper()
 	ctx, cancel := context.WithTimeout(d.t.Context(), 10*patience) // without any, each question has five seconds
 	defer cancel()
-	stream, err := d.js.Stream(ctx, events.InvalidationStream)
+	stream, err := d.js.Stream(ctx, streams.Invalidations)
 	if err != nil {
 		d.t.Fatal(err)
 	}

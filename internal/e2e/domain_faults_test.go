@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/client"
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // errFault is what a faulty store says.
@@ -141,7 +141,7 @@ func TestClientDoesNotSwitchEarly(t *testing.T) {
 	c := s.open(store)
 	s.settled(c, 1)
 
-	for _, durable := range []string{authDurable, events.BillingDurable} {
+	for _, durable := range []string{authDurable, streams.BillingDurable} {
 		_, old := c.Signer().Key()
 		s.pause(durable)
 		receipt, err := c.Rotate(t.Context())
@@ -170,7 +170,7 @@ func TestClientDoesNotSwitchEarly(t *testing.T) {
 		}
 	}
 
-	s.pause(events.BillingDurable)
+	s.pause(streams.BillingDurable)
 	const grace = 4 * time.Second
 	receipt, err := c.RotateWithGrace(t.Context(), grace)
 	if err != nil {
@@ -182,7 +182,7 @@ func TestClientDoesNotSwitchEarly(t *testing.T) {
 	if waited := promoted.At.Sub(time.Unix(receipt.Timestamp, 0)); waited < (grace-time.Second)/2 {
 		t.Errorf("the new key signed %v after the commit, though half of the grace period is %v", waited, grace/2)
 	}
-	s.resume(events.BillingDurable)
+	s.resume(streams.BillingDurable)
 }
 
 func last(list []client.Event) client.Event { return list[len(list)-1] }

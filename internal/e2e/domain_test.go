@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/request"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // domain is a Domain Service that uses the client package, against a deployment of real processes.
@@ -106,7 +107,7 @@ func (s *domain) bind() {
 	}
 	testenv.Eventually(s.t, patience, "both subscribers know the service", func() error {
 		record := s.record()
-		for _, durable := range []string{authDurable, events.BillingDurable} {
+		for _, durable := range []string{authDurable, streams.BillingDurable} {
 			if !record.Propagation[durable] {
 				return fmt.Errorf("%s has not applied the binding: %v", durable, record.Propagation)
 			}
@@ -181,14 +182,14 @@ func (s *domain) settled(c *client.Client, sequence int64) {
 // pause keeps a subscriber from the events, until resume.
 func (s *domain) pause(durable string) {
 	s.t.Helper()
-	if _, err := s.js.PauseConsumer(s.t.Context(), events.InvalidationStream, durable, time.Now().Add(time.Hour)); err != nil {
+	if _, err := s.js.PauseConsumer(s.t.Context(), streams.Invalidations, durable, time.Now().Add(time.Hour)); err != nil {
 		s.t.Fatal(err)
 	}
 }
 
 func (s *domain) resume(durable string) {
 	s.t.Helper()
-	if _, err := s.js.ResumeConsumer(s.t.Context(), events.InvalidationStream, durable); err != nil {
+	if _, err := s.js.ResumeConsumer(s.t.Context(), streams.Invalidations, durable); err != nil {
 		s.t.Fatal(err)
 	}
 	// The broker gives a resumed consumer what waits with the next message that comes.

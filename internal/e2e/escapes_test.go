@@ -14,6 +14,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestEscapes: whoever may bind a service, publish or make a durable chooses texts that operators are shown. None of them reaches a
@@ -36,7 +37,7 @@ func TestEscapes(t *testing.T) {
 		t.Fatal(err)
 	}
 	const strange = "evil\x1b[2J\u009b\u202e"
-	if _, err := d.js.CreateConsumer(t.Context(), events.InvalidationStream, jetstream.ConsumerConfig{Durable: strange}); err != nil {
+	if _, err := d.js.CreateConsumer(t.Context(), streams.Invalidations, jetstream.ConsumerConfig{Durable: strange}); err != nil {
 		t.Fatal(err)
 	}
 	for _, subject := range []string{events.InvalidationSubject + "a." + strange, events.ReceiptSubject + "a." + strange} {

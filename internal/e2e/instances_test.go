@@ -17,6 +17,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestInstances starts several processes of Auth, each on its own database or all on one, and two of Billing. Each Auth hears
@@ -213,7 +214,7 @@ func (s *instances) manyBillings(services []*service) {
 // consumers are the durables on the stream of events.
 func (s *instances) consumers() map[string]struct{} {
 	s.t.Helper()
-	stream, err := s.js.Stream(s.t.Context(), events.InvalidationStream)
+	stream, err := s.js.Stream(s.t.Context(), streams.Invalidations)
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // receipts reads the stream of receipts as it grows: it keeps no more than the last 64 of a service.
@@ -26,7 +27,7 @@ func newReceipts() *receipts {
 
 // follow reads until ctx ends.
 func (r *receipts) follow(ctx context.Context, js jetstream.JetStream, trust events.Trust) error {
-	consumer, err := js.OrderedConsumer(ctx, events.ReceiptStream, jetstream.OrderedConsumerConfig{})
+	consumer, err := js.OrderedConsumer(ctx, streams.Receipts, jetstream.OrderedConsumerConfig{})
 	if err != nil {
 		return fmt.Errorf("read the receipts: %w", err)
 	}

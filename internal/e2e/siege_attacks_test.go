@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // siegeAttacker is what one account does, until ctx ends. It returns how many messages it sent.
@@ -39,9 +40,9 @@ func (s *siege) attacks() []siegeAttacker {
 			return s.flood(ctx, "stranger", func(i int) *nats.Msg {
 				name := fmt.Sprintf("c-%d", i)
 				return &nats.Msg{
-					Subject: "$JS.API.CONSUMER.CREATE." + events.ReceiptStream + "." + name + "." + events.ReceiptSubject + own,
+					Subject: "$JS.API.CONSUMER.CREATE." + streams.Receipts + "." + name + "." + events.ReceiptSubject + own,
 					Data: fmt.Appendf(nil, `{"stream_name": %q, "config": {"durable_name": %q, "name": %[2]q, "ack_policy": "explicit", "filter_subject": %q}}`,
-						events.ReceiptStream, name, events.ReceiptSubject+own),
+						streams.Receipts, name, events.ReceiptSubject+own),
 				}
 			})
 		}},
@@ -59,8 +60,8 @@ func (s *siege) attacks() []siegeAttacker {
 		{"receiver: durables that nobody reads", func(ctx context.Context) int {
 			js, made := s.jetStream("strange-receiver"), 0
 			for i := range strangeConsumers {
-				config := events.SubscriberConsumerConfig(events.ReceiverConsumer("strange", i+1))
-				if _, err := js.CreateOrUpdateConsumer(s.t.Context(), events.InvalidationStream, config); err == nil {
+				config := streams.SubscriberConsumer(streams.ReceiverConsumer("strange", i+1))
+				if _, err := js.CreateOrUpdateConsumer(s.t.Context(), streams.Invalidations, config); err == nil {
 					made++
 				}
 			}

@@ -20,6 +20,7 @@ import (
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/request"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 var (
@@ -240,7 +241,7 @@ func (s *siege) phase(name string, long time.Duration, attack func(context.Conte
 // watch returns how many requests the stream had at most.
 func (s *siege) watch(ctx context.Context) (most uint64) {
 	for ctx.Err() == nil {
-		if stream, err := s.operator.Stream(ctx, events.RequestStream); err == nil {
+		if stream, err := s.operator.Stream(ctx, streams.Requests); err == nil {
 			most = max(most, stream.CachedInfo().State.Msgs)
 		}
 		select {
@@ -256,7 +257,7 @@ func (s *siege) recovered() {
 	s.t.Helper()
 	began := time.Now()
 	testenv.Eventually(s.t, patience, "nothing is left of the attack", func() error {
-		stream, err := s.operator.Stream(s.t.Context(), events.RequestStream)
+		stream, err := s.operator.Stream(s.t.Context(), streams.Requests)
 		if err == nil && stream.CachedInfo().State.Msgs > 0 {
 			err = fmt.Errorf("%d requests are left", stream.CachedInfo().State.Msgs)
 		}
@@ -277,7 +278,7 @@ func (s *siege) check() {
 	}
 	for _, name := range []string{"authsub-one", "billingsub"} {
 		testenv.Eventually(s.t, patience, name+" has all events", func() error {
-			durable, err := s.operator.Consumer(s.t.Context(), events.InvalidationStream, name)
+			durable, err := s.operator.Consumer(s.t.Context(), streams.Invalidations, name)
 			if err != nil {
 				return err
 			}

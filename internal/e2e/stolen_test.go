@@ -14,6 +14,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestStolenRegistryKey: the registry's key was stolen, and changed. Its thief resets a service by an event of his own. Auth and the
@@ -32,7 +33,7 @@ func TestStolenRegistryKey(t *testing.T) {
 	record := s.record()
 
 	r.interrupt(d.registry)
-	stream, err := d.js.Stream(t.Context(), events.InvalidationStream)
+	stream, err := d.js.Stream(t.Context(), streams.Invalidations)
 	if err != nil {
 		t.Fatal(err)
 	}

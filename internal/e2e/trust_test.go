@@ -13,6 +13,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestTrustComesLater: the registry gets another signing key before its subscribers are told. What it signs then is not called
@@ -46,7 +47,7 @@ func TestTrustComesLater(t *testing.T) {
 				name, _, _ := strings.Cut(durable, "-")
 				got[name] = has
 			}
-			if len(got) != 2 || got[events.AuthDurable] != auth || got[events.BillingDurable] != billing {
+			if len(got) != 2 || got[streams.AuthDurable] != auth || got[streams.BillingDurable] != billing {
 				return fmt.Errorf("%v", got)
 			}
 			return nil

@@ -12,6 +12,7 @@ import (
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestRegistryKeyChanged: the registry signs with another key now, and a client that trusts the earlier one alone sends it
@@ -113,7 +114,7 @@ func (d *deployment) changeRegistryKey() events.Trust {
 // requestsStored is how many requests the stream ever took.
 func (d *deployment) requestsStored() uint64 {
 	d.t.Helper()
-	stream, err := d.js.Stream(d.t.Context(), events.RequestStream)
+	stream, err := d.js.Stream(d.t.Context(), streams.Requests)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -123,14 +124,14 @@ func (d *deployment) requestsStored() uint64 {
 // holdRequests keeps requests from the registry, which goes on answering lookups, until releaseRequests.
 func (d *deployment) holdRequests() {
 	d.t.Helper()
-	if _, err := d.js.PauseConsumer(d.t.Context(), events.RequestStream, events.RegistryDurable, time.Now().Add(time.Hour)); err != nil {
+	if _, err := d.js.PauseConsumer(d.t.Context(), streams.Requests, streams.RegistryDurable, time.Now().Add(time.Hour)); err != nil {
 		d.t.Fatal(err)
 	}
 }
 
 func (d *deployment) releaseRequests() {
 	d.t.Helper()
-	if _, err := d.js.ResumeConsumer(d.t.Context(), events.RequestStream, events.RegistryDurable); err != nil {
+	if _, err := d.js.ResumeConsumer(d.t.Context(), streams.Requests, streams.RegistryDurable); err != nil {
 		d.t.Fatal(err)
 	}
 }

@@ -4,8 +4,8 @@ import (
 	"testing"
 
 	"omiappreg.org/keyrotation/client"
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // rotated rotates the key of the client, and waits until Auth and Billing have applied that.
@@ -48,7 +48,7 @@ func TestBrokerOfSmallPulls(t *testing.T) {
 	defer s.close(store)
 	s.rotated(s.open(store), 2)
 	for name, stream := range map[string]string{
-		events.RegistryDurable: events.RequestStream, authDurable: events.InvalidationStream, events.BillingDurable: events.InvalidationStream,
+		streams.RegistryDurable: streams.Requests, authDurable: streams.Invalidations, streams.BillingDurable: streams.Invalidations,
 	} {
 		consumer, err := d.js.Consumer(t.Context(), stream, name)
 		if err != nil {

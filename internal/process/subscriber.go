@@ -18,6 +18,7 @@ import (
 	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // Subscriber is a core service's process: the grammar of its command line. The program gives the kong variables
@@ -175,7 +176,7 @@ func (c *serveSubscriber) serve(
 // CheckDurable refuses what can't be the name of a durable.
 func CheckDurable(name string) error {
 	if strings.ContainsAny(name, " \t\r\n.*>/\\") || name == "" {
-		return Usagef("--durable: the name of a durable has no blanks and none of . * > / \\, as in %s-2", events.AuthDurable)
+		return Usagef("--durable: the name of a durable has no blanks and none of . * > / \\, as in %s-2", streams.AuthDurable)
 	}
 	return nil
 }

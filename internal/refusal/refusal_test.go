@@ -15,15 +15,16 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/refusal"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // makeStreams makes two streams, as the registry does at its start.
 func makeStreams(ctx context.Context, nc *nats.Conn, js jetstream.JetStream) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	_, err := js.CreateStream(ctx, events.InvalidationStreamConfig())
+	_, err := js.CreateStream(ctx, streams.InvalidationsConfig())
 	if err == nil {
-		_, err = js.CreateStream(ctx, events.ReceiptStreamConfig())
+		_, err = js.CreateStream(ctx, streams.ReceiptsConfig())
 	}
 	return refusal.Behind(err, nc)
 }
@@ -47,7 +48,7 @@ func TestRefusals(t *testing.T) {
 	t.Parallel()
 	limits := func(_ context.Context, nc *nats.Conn, _ jetstream.JetStream) error { return refusal.Limits(nc) }
 	missing := func(ctx context.Context, _ *nats.Conn, js jetstream.JetStream) error {
-		_, err := js.Stream(ctx, events.RequestStream)
+		_, err := js.Stream(ctx, streams.Requests)
 		return err
 	}
 	for name, c := range map[string]struct {

@@ -9,11 +9,12 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // LastReceiptSubject is where the broker gives the last receipt of the target that follows: a question without a body, so that an
 // account can be held to its own.
-const LastReceiptSubject = "$JS.API.DIRECT.GET." + events.ReceiptStream + "." + events.ReceiptSubject
+const LastReceiptSubject = "$JS.API.DIRECT.GET." + streams.Receipts + "." + events.ReceiptSubject
 
 const (
 	heardAtOnce = 256             // answers that may wait to be read; what is beyond, as in a flood of refusals, is looked for

@@ -15,12 +15,13 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/request"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // requests reads what the stream of requests has.
 func (w *world) requests(t *testing.T) (list []string) {
 	t.Helper()
-	stream, err := w.js.Stream(t.Context(), events.RequestStream)
+	stream, err := w.js.Stream(t.Context(), streams.Requests)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +111,7 @@ func floodedBroker(t *testing.T) (url string) {
 func TestSendWhereThereIsNoRoom(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	for range events.RequestsWaiting {
+	for range streams.RequestsWaiting {
 		if _, err := w.js.Publish(t.Context(), w.message.Subject, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -123,7 +124,7 @@ func TestSendWhereThereIsNoRoom(t *testing.T) {
 	}
 	sent := make(chan error, 1)
 	go func() { sent <- w.sender.Publish(t.Context(), w.message) }()
-	stream, err := w.js.Stream(t.Context(), events.RequestStream)
+	stream, err := w.js.Stream(t.Context(), streams.Requests)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/request"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
@@ -43,7 +44,7 @@ func newWorldAt(t *testing.T, url string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, cfg := range []jetstream.StreamConfig{events.RequestStreamConfig(), events.ReceiptStreamConfig()} {
+	for _, cfg := range []jetstream.StreamConfig{streams.RequestsConfig(), streams.ReceiptsConfig()} {
 		if _, err := js.CreateStream(t.Context(), cfg); err != nil {
 			t.Fatal(err)
 		}
@@ -157,7 +158,7 @@ func TestSendBelievesItsOwnAnswer(t *testing.T) {
 	}
 
 	// Without a stream there is no telling whether anything is stored.
-	if err := w.js.DeleteStream(t.Context(), events.RequestStream); err != nil {
+	if err := w.js.DeleteStream(t.Context(), streams.Requests); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.sender.Publish(t.Context(), w.message); !errors.Is(err, request.ErrNotStored) {

@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // What a message is worth depends on whom its reader trusts. One that can't be believed is acknowledged all the same: held back, a
@@ -141,7 +142,7 @@ func common(a, b []string) []string {
 func (s *Subscriber) tell(ctx context.Context, change func(said)) error {
 	s.telling.Lock()
 	defer s.telling.Unlock()
-	consumer, err := s.cfg.JetStream.Consumer(ctx, events.InvalidationStream, s.cfg.Durable)
+	consumer, err := s.cfg.JetStream.Consumer(ctx, streams.Invalidations, s.cfg.Durable)
 	if err != nil {
 		return fmt.Errorf("read what the durable %s says: %w", s.cfg.Durable, err)
 	}
@@ -158,7 +159,7 @@ func (s *Subscriber) tell(ctx context.Context, change func(said)) error {
 		return nil
 	}
 	config.Metadata = next.metadata
-	if _, err := s.cfg.JetStream.UpdateConsumer(ctx, events.InvalidationStream, config); err != nil {
+	if _, err := s.cfg.JetStream.UpdateConsumer(ctx, streams.Invalidations, config); err != nil {
 		return fmt.Errorf("say by the durable %s what it has not applied: %w", s.cfg.Durable, err)
 	}
 	return nil

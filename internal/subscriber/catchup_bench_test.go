@@ -14,6 +14,7 @@ import (
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // BenchmarkCatchUp is what an event costs a new subscriber that has all of a stream before it, on SQLite: delivered, verified,
@@ -48,7 +49,7 @@ func benchCatchUp(b *testing.B, services int) {
 	}
 	applied, done := 0, make(chan struct{})
 	s, err := subscriber.New(subscriber.Config{
-		JetStream: js, Durable: events.AuthDurable, Trust: registry.Trust, Store: openAuthStore(b, testenv.Database(b, testenv.SQLite)), Log: discard(),
+		JetStream: js, Durable: streams.AuthDurable, Trust: registry.Trust, Store: openAuthStore(b, testenv.Database(b, testenv.SQLite)), Log: discard(),
 		Applied: func(_ context.Context, batch, _ []events.Invalidation) error {
 			if applied += len(batch); applied == b.N {
 				close(done)

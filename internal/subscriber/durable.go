@@ -9,8 +9,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // ErrDurable means that the durable exists and means something else than a subscriber's: it would miss events, or
@@ -57,7 +57,7 @@ func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
 
 // config is what the durable is to be.
 func (s *Subscriber) config() jetstream.ConsumerConfig {
-	want := events.SubscriberConsumerConfig(s.cfg.Durable)
+	want := streams.SubscriberConsumer(s.cfg.Durable)
 	want.InactiveThreshold, want.Metadata = s.cfg.ForgetAfter, s.metadata()
 	return want
 }
@@ -65,7 +65,7 @@ func (s *Subscriber) config() jetstream.ConsumerConfig {
 // claim makes the durable, or writes into the one that is there that it is ours.
 func (s *Subscriber) claim(ctx context.Context, stream jetstream.Stream) (jetstream.Consumer, error) {
 	want := s.config()
-	consumer, err := s.cfg.JetStream.Consumer(ctx, events.InvalidationStream, s.cfg.Durable)
+	consumer, err := s.cfg.JetStream.Consumer(ctx, streams.Invalidations, s.cfg.Durable)
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
 		return s.create(ctx, want) // fails if another process was quicker
@@ -96,7 +96,7 @@ func (s *Subscriber) claim(ctx context.Context, stream jetstream.Stream) (jetstr
 
 func (s *Subscriber) create(ctx context.Context, want jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 	return consume.Put(ctx, want, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
-		return s.cfg.JetStream.CreateConsumer(ctx, events.InvalidationStream, cfg)
+		return s.cfg.JetStream.CreateConsumer(ctx, streams.Invalidations, cfg)
 	})
 }
 
@@ -104,22 +104,22 @@ func (s *Subscriber) awaitStream(ctx context.Context) (jetstream.Stream, error) 
 	tick := time.NewTicker(streamPoll)
 	defer tick.Stop()
 	for waiting := false; ; {
-		stream, err := s.cfg.JetStream.Stream(ctx, events.InvalidationStream)
+		stream, err := s.cfg.JetStream.Stream(ctx, streams.Invalidations)
 		if err == nil {
 			return stream, nil
 		}
 		if !errors.Is(err, jetstream.ErrStreamNotFound) {
-			return nil, fmt.Errorf("look for the stream %s: %w", events.InvalidationStream, err)
+			return nil, fmt.Errorf("look for the stream %s: %w", streams.Invalidations, err)
 		}
 		if !waiting {
 			waiting = true
-			const message = "waiting for the stream " + events.InvalidationStream + "; the registry makes it"
+			const message = "waiting for the stream " + streams.Invalidations + "; the registry makes it"
 			s.cfg.Log.InfoContext(ctx, message)
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for the stream %s: %w", events.InvalidationStream, ctx.Err())
+			return nil, fmt.Errorf("wait for the stream %s: %w", streams.Invalidations, ctx.Err())
 		}
 	}
 }
@@ -163,6 +163,6 @@ func (s *Subscriber) withOurLimits(next jetstream.ConsumerConfig) jetstream.Cons
 
 func (s *Subscriber) update(ctx context.Context, next jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 	return consume.Put(ctx, next, func(cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
-		return s.cfg.JetStream.UpdateConsumer(ctx, events.InvalidationStream, cfg)
+		return s.cfg.JetStream.UpdateConsumer(ctx, streams.Invalidations, cfg)
 	})
 }

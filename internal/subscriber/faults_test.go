@@ -18,6 +18,7 @@ import (
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestFailBetweenAnyTwoSteps: whichever I/O step of Auth or Billing fails, not done or done and not known to be, and whether
@@ -34,7 +35,7 @@ func TestFailBetweenAnyTwoSteps(t *testing.T) {
 		durable string
 		open    opener
 		store   func(testing.TB, string) *subscriber.Store
-	}{{events.InstanceDurable(events.AuthDurable, "one"), openAuth, openAuthStore}, {events.BillingDurable, openBilling, openStore}} {
+	}{{streams.InstanceDurable(streams.AuthDurable, "one"), openAuth, openAuthStore}, {streams.BillingDurable, openBilling, openStore}} {
 		for _, engine := range testenv.Engines() {
 			t.Run(party.durable+"/"+engine, func(t *testing.T) {
 				t.Parallel()
@@ -158,7 +159,7 @@ func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) error {
 		return err
 	}
 	r := &faultRun{place: p, ctx: ctx, heirs: h}
-	h.Open, h.Stream, h.Durable = r.open, events.InvalidationStream, p.durable
+	h.Open, h.Stream, h.Durable = r.open, streams.Invalidations, p.durable
 	return errors.Join(r.play(faults), h.End())
 }
 
@@ -174,7 +175,7 @@ func (r *faultRun) open(conn *nats.Conn, faults *testenv.Faults) (testenv.Progra
 // play plays the history, waits until all is quiet, and looks at what has become of it.
 func (r *faultRun) play(faults *testenv.Faults) error {
 	js := r.heirs.JetStream
-	if _, err := js.CreateStream(r.ctx, events.InvalidationStreamConfig()); err != nil {
+	if _, err := js.CreateStream(r.ctx, streams.InvalidationsConfig()); err != nil {
 		return err
 	}
 	if err := r.heirs.Start(r.ctx); err != nil {
@@ -213,7 +214,7 @@ func (r *faultRun) play(faults *testenv.Faults) error {
 
 // acknowledged reports whether all messages are.
 func (r *faultRun) acknowledged(published uint64) (bool, error) {
-	consumer, err := r.heirs.JetStream.Consumer(r.ctx, events.InvalidationStream, r.place.durable)
+	consumer, err := r.heirs.JetStream.Consumer(r.ctx, streams.Invalidations, r.place.durable)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return false, nil
 	}

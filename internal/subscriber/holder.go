@@ -16,8 +16,8 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // A durable belongs to one state: to one process of Auth, which keeps all keyrings in its memory, or to one database of
@@ -33,7 +33,7 @@ var ErrInUse = errors.New("the durable is in use")
 
 // The metadata of a consumer that say whose it is.
 const (
-	metaInstance = events.InstanceMetadata
+	metaInstance = streams.InstanceMetadata
 	metaProcess  = "omi-process"  // the process that has it, where it is one alone
 	metaDatabase = "omi-database" // the id of the database that has what was acknowledged
 )

@@ -12,10 +12,10 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // another returns a subscriber with the world's durable and a connection of its own, as another process has it.
@@ -120,13 +120,13 @@ func TestTaken(t *testing.T) {
 	w.knows(t, w.store, s)
 	config := w.consumer(t).Config
 	config.Metadata["omi-process"] = "process 7 on host elsewhere"
-	if _, err := w.js.UpdateConsumer(t.Context(), events.InvalidationStream, config); err != nil {
+	if _, err := w.js.UpdateConsumer(t.Context(), streams.Invalidations, config); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-ended; !errors.Is(err, subscriber.ErrInUse) || !strings.Contains(err.Error(), "process 7 on host elsewhere") {
 		t.Fatalf("got %v", err)
 	}
-	if _, err := w.js.Consumer(t.Context(), events.InvalidationStream, "sub"); !errors.Is(err, jetstream.ErrConsumerNotFound) {
+	if _, err := w.js.Consumer(t.Context(), streams.Invalidations, "sub"); !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		t.Errorf("the durable is still there, with what the other one has not heard acknowledged: %v", err)
 	}
 }
@@ -196,7 +196,7 @@ func TestForgotten(t *testing.T) {
 	}
 	stop()
 	testenv.Eventually(t, within, "forgotten", func() error {
-		_, err := w.js.Consumer(t.Context(), events.InvalidationStream, "sub")
+		_, err := w.js.Consumer(t.Context(), streams.Invalidations, "sub")
 		if !errors.Is(err, jetstream.ErrConsumerNotFound) {
 			return fmt.Errorf("not yet: %w", err)
 		}

@@ -17,6 +17,7 @@ import (
 	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // readiness is how a subscriber that asks its database, and one that answers from its memory, say
@@ -84,11 +85,11 @@ func TestReadiness(t *testing.T) {
 	subtest.Stream(t, js)
 	r.says("ok\n", "ok\n")
 
-	_, err = js.PauseConsumer(ctx, events.InvalidationStream, "sub", time.Now().Add(time.Hour))
+	_, err = js.PauseConsumer(ctx, streams.Invalidations, "sub", time.Now().Add(time.Hour))
 	must(err)
 	const paused = "consumer: the durable is paused until"
 	r.says(paused, paused)
-	_, err = js.ResumeConsumer(ctx, events.InvalidationStream, "sub")
+	_, err = js.ResumeConsumer(ctx, streams.Invalidations, "sub")
 	must(err)
 	r.says("ok\n", "ok\n")
 

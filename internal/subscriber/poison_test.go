@@ -16,6 +16,7 @@ import (
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // patience is how long a message may take to be given up. It is tried alone five times, between others that are committed, with
@@ -83,7 +84,7 @@ func TestPoison(t *testing.T) {
 	})
 
 	failed := func() string {
-		consumer, err := js.Consumer(t.Context(), events.InvalidationStream, "sub")
+		consumer, err := js.Consumer(t.Context(), streams.Invalidations, "sub")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -6,8 +6,8 @@ import (
 	"errors"
 	"fmt"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // ErrRestored means that the database is not the one that this process has written to: it was restored from a backup, or
@@ -28,7 +28,7 @@ type Place struct {
 func (s *Store) Position(ctx context.Context, created int64) (sequence uint64, known bool, err error) {
 	const query = `SELECT max(position) FROM stream_positions WHERE stream = $1 AND created_at = $2`
 	var highest sql.NullInt64
-	if err := s.db.Reader().QueryRowContext(ctx, query, events.InvalidationStream, created).Scan(&highest); err != nil {
+	if err := s.db.Reader().QueryRowContext(ctx, query, streams.Invalidations, created).Scan(&highest); err != nil {
 		return 0, false, fmt.Errorf("read the position in the stream: %w", err)
 	}
 	return uint64(highest.Int64), highest.Valid, nil
@@ -40,7 +40,7 @@ func (s *Store) movePosition(p *sqldb.Pipeline, to, written Place) {
 	if to == (Place{}) {
 		return
 	}
-	args := []any{events.InvalidationStream, s.part, to.Created, int64(to.Sequence)}
+	args := []any{streams.Invalidations, s.part, to.Created, int64(to.Sequence)}
 	if written.Created != to.Created {
 		const insert = `INSERT INTO stream_positions (stream, part, created_at, position) VALUES ($1, $2, $3, $4)
 			ON CONFLICT (stream, part) DO UPDATE SET created_at = excluded.created_at,

@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // The table of what is set aside is bounded, so a flood of foreign messages can push real ones out of it. The stream has them
@@ -34,7 +35,7 @@ var errBehind = errors.New("the broker does not return messages that the stream 
 // readAgain applies what is believed now of the stream from a place on, and returns how many events had their effect now, and
 // what is left to be read again by those who trust others.
 func (s *Subscriber) readAgain(ctx context.Context, from uint64) (applied int, left unbelieved, err error) {
-	stream, err := s.cfg.JetStream.Stream(ctx, events.InvalidationStream)
+	stream, err := s.cfg.JetStream.Stream(ctx, streams.Invalidations)
 	if err != nil {
 		return 0, left, err
 	}
@@ -69,7 +70,7 @@ func (s *Subscriber) readAgain(ctx context.Context, from uint64) (applied int, l
 func (s *Subscriber) fetch(ctx context.Context, from uint64) ([]incoming.Delivery, error) {
 	ctx, cancel := context.WithTimeout(ctx, rereadWithin)
 	defer cancel()
-	list, err := jetstreamext.GetBatch(ctx, s.cfg.JetStream, events.InvalidationStream, rereadAtOnce,
+	list, err := jetstreamext.GetBatch(ctx, s.cfg.JetStream, streams.Invalidations, rereadAtOnce,
 		jetstreamext.GetBatchSeq(from), jetstreamext.GetBatchMaxBytes(rereadBytes), jetstreamext.GetBatchSubject(events.InvalidationSubject+">"))
 	if err != nil {
 		return nil, err
@@ -159,7 +160,7 @@ func (s *Subscriber) applyOnce(ctx context.Context, batch []incoming.Delivery) (
 
 // retryFailed tries once more what could not be handled: this may be another release, or the cause is gone.
 func (s *Subscriber) retryFailed(ctx context.Context) error {
-	stream, err := s.cfg.JetStream.Stream(ctx, events.InvalidationStream)
+	stream, err := s.cfg.JetStream.Stream(ctx, streams.Invalidations)
 	if err != nil {
 		return fmt.Errorf("try what could not be handled: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // The durable remembers what was acknowledged, the database what was settled, in the transaction with its effects and
@@ -97,7 +98,7 @@ func (s *Subscriber) hasLast(ctx context.Context, stream jetstream.Stream, floor
 }
 
 func (s *Subscriber) deleteDurable(ctx context.Context) error {
-	err := s.cfg.JetStream.DeleteConsumer(ctx, events.InvalidationStream, s.cfg.Durable)
+	err := s.cfg.JetStream.DeleteConsumer(ctx, streams.Invalidations, s.cfg.Durable)
 	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) { // a process that shares it was quicker
 		return fmt.Errorf("delete the durable %s: %w", s.cfg.Durable, err)
 	}

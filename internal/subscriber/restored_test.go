@@ -11,6 +11,7 @@ import (
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const (
@@ -195,7 +196,7 @@ func TestDurableOfAStreamThatForgot(t *testing.T) {
 		s.Rotate(start+10*int64(i+1), 300)
 	}
 	w.registry.Publish(t, w.js, s.Events...)
-	if _, err := w.js.CreateConsumer(t.Context(), events.InvalidationStream, events.SubscriberConsumerConfig("sub")); err != nil {
+	if _, err := w.js.CreateConsumer(t.Context(), streams.Invalidations, streams.SubscriberConsumer("sub")); err != nil {
 		t.Fatal(err)
 	}
 	if floor := w.consumer(t).AckFloor; floor.Stream == 0 {
@@ -220,12 +221,12 @@ func TestFloorInAGap(t *testing.T) {
 		busy.Rotate(start+10*int64(i+1), 300)
 	}
 	w.registry.Publish(t, w.js, append(quiet.Events, busy.Events...)...)
-	durable, err := w.js.CreateConsumer(t.Context(), events.InvalidationStream, events.SubscriberConsumerConfig("sub"))
+	durable, err := w.js.CreateConsumer(t.Context(), streams.Invalidations, streams.SubscriberConsumer("sub"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	// A process settles two messages, and ends with a third that is on its way.
-	stream, err := w.js.Stream(t.Context(), events.InvalidationStream)
+	stream, err := w.js.Stream(t.Context(), streams.Invalidations)
 	if err != nil {
 		t.Fatal(err)
 	}

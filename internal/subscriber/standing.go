@@ -10,8 +10,8 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // ErrPaused means that the durable delivers nothing until a time that an operator gave.
@@ -39,7 +39,7 @@ func (s *Subscriber) checkConsumer(context.Context) error {
 	case !s.cfg.JetStream.Conn().IsConnected():
 		return nil // another part says so
 	case s.consumer.Load() == nil:
-		return fmt.Errorf("the durable %s is not open yet: the broker or the stream %s is waited for", s.cfg.Durable, events.InvalidationStream)
+		return fmt.Errorf("the durable %s is not open yet: the broker or the stream %s is waited for", s.cfg.Durable, streams.Invalidations)
 	}
 	return cmp.Or(s.DurableErr(), s.standing.deliveries.Err())
 }
@@ -55,7 +55,7 @@ func (s *Subscriber) restoreLimits(ctx context.Context, found jetstream.Consumer
 		"found", fmt.Sprintf("%+v", consume.LimitsOf(found)))
 	s.telling.Lock() // which would write the limits that it has read
 	defer s.telling.Unlock()
-	consumer, err := s.cfg.JetStream.Consumer(ctx, events.InvalidationStream, s.cfg.Durable)
+	consumer, err := s.cfg.JetStream.Consumer(ctx, streams.Invalidations, s.cfg.Durable)
 	if err == nil {
 		next := s.withOurLimits(consumer.CachedInfo().Config)
 		consumer, err = s.update(ctx, next)
@@ -74,14 +74,14 @@ func (s *Subscriber) restoreLimits(ctx context.Context, found jetstream.Consumer
 func (s *Subscriber) notice(ctx context.Context, info *jetstream.ConsumerInfo, err error) {
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
-		err = fmt.Errorf("the broker has no stream %s; the registry makes it", events.InvalidationStream)
+		err = fmt.Errorf("the broker has no stream %s; the registry makes it", streams.Invalidations)
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
 		err = fmt.Errorf("the broker has no durable %s; it is made again", s.cfg.Durable)
 	case err != nil:
 		return // it says nothing of the durable
 	case info.Paused:
 		err = fmt.Errorf("%w until %s: nats consumer resume %s %s", ErrPaused, info.Config.PauseUntil.Format(time.RFC3339),
-			events.InvalidationStream, s.cfg.Durable)
+			streams.Invalidations, s.cfg.Durable)
 	}
 	if info != nil {
 		s.standing.deliveries.Note(info)

@@ -6,10 +6,10 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // TestLimitsThatStay: where the broker does not give the limits that the durable had when it was
@@ -31,7 +31,7 @@ func TestLimitsThatStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	subtest.Stream(t, js)
-	consumer, err := js.CreateConsumer(ctx, events.InvalidationStream, sub.config())
+	consumer, err := js.CreateConsumer(ctx, streams.Invalidations, sub.config())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -92,7 +92,7 @@ type Subscriber struct {
 }
 
 // batchSize is the largest batch. A database has a page written once for a batch, so a subscriber that has a stream before it gets
-// on the better, the larger they are. Twice as many may wait for an acknowledgement ([events.SubscriberConsumerConfig]).
+// on the better, the larger they are. Twice as many may wait for an acknowledgement ([streams.SubscriberConsumer]).
 const batchSize = 4096
 
 // New returns a subscriber that does nothing yet.

@@ -22,6 +22,7 @@ import (
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 const within = time.Minute
@@ -81,7 +82,7 @@ func (w *world) applied(t *testing.T, n int) {
 
 func (w *world) consumer(t *testing.T) *jetstream.ConsumerInfo {
 	t.Helper()
-	consumer, err := w.js.Consumer(t.Context(), events.InvalidationStream, "sub")
+	consumer, err := w.js.Consumer(t.Context(), streams.Invalidations, "sub")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -132,7 +133,7 @@ func TestLife(t *testing.T) {
 	w.applied(t, 2)
 	testenv.Eventually(t, within, "ready", w.sub.Ready)
 
-	if err := w.js.DeleteConsumer(t.Context(), events.InvalidationStream, "sub"); err != nil {
+	if err := w.js.DeleteConsumer(t.Context(), streams.Invalidations, "sub"); err != nil {
 		t.Fatal(err)
 	}
 	w.applied(t, 4) // told again, since a memory could have missed them
@@ -282,7 +283,7 @@ func TestDurableOfAnotherMeaning(t *testing.T) {
 		if err := w.sub.Run(ctx); !errors.Is(err, subscriber.ErrDurable) {
 			t.Errorf("%s: got %v, want ErrDurable", name, err)
 		}
-		if err := w.js.DeleteConsumer(t.Context(), events.InvalidationStream, "sub"); err != nil {
+		if err := w.js.DeleteConsumer(t.Context(), streams.Invalidations, "sub"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -295,16 +296,16 @@ func TestDurableOfAnotherMeaning(t *testing.T) {
 		},
 		"no payload": func(c *jetstream.ConsumerConfig) { c.HeadersOnly = true },
 	} {
-		cfg := events.SubscriberConsumerConfig("sub")
+		cfg := streams.SubscriberConsumer("sub")
 		change(&cfg)
-		if _, err := w.js.CreateConsumer(t.Context(), events.InvalidationStream, cfg); err != nil {
+		if _, err := w.js.CreateConsumer(t.Context(), streams.Invalidations, cfg); err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
 		refused(name)
 	}
-	cfg := events.SubscriberConsumerConfig("sub")
+	cfg := streams.SubscriberConsumer("sub")
 	cfg.DeliverSubject = "elsewhere"
-	if _, err := w.js.CreatePushConsumer(t.Context(), events.InvalidationStream, cfg); err != nil {
+	if _, err := w.js.CreatePushConsumer(t.Context(), streams.Invalidations, cfg); err != nil {
 		t.Fatal(err)
 	}
 	refused("push")
@@ -315,14 +316,14 @@ func TestDurableLimits(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	subtest.Stream(t, w.js)
-	cfg := events.SubscriberConsumerConfig("sub")
+	cfg := streams.SubscriberConsumer("sub")
 	cfg.AckWait, cfg.MaxAckPending, cfg.MaxDeliver = time.Hour, 1, 3
 	cfg.Metadata = map[string]string{"owner": "ops"}
-	if _, err := w.js.CreateConsumer(t.Context(), events.InvalidationStream, cfg); err != nil {
+	if _, err := w.js.CreateConsumer(t.Context(), streams.Invalidations, cfg); err != nil {
 		t.Fatal(err)
 	}
 	subtest.Running(t, w.sub.Run)
-	want := events.SubscriberConsumerConfig("sub")
+	want := streams.SubscriberConsumer("sub")
 	testenv.Eventually(t, within, "the right limits", func() error {
 		have := w.consumer(t).Config
 		if have.AckWait != want.AckWait || have.MaxAckPending != want.MaxAckPending || have.MaxDeliver != want.MaxDeliver ||
@@ -346,7 +347,7 @@ func TestHeldBack(t *testing.T) {
 	s := subtest.NewService(t, "busy")
 	s.Bind(start)
 	w.registry.Publish(t, w.js, s.Events[0])
-	consumer, err := w.js.Consumer(t.Context(), events.InvalidationStream, "sub")
+	consumer, err := w.js.Consumer(t.Context(), streams.Invalidations, "sub")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -399,16 +400,16 @@ func TestLimitsOfADurable(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			subtest.Stream(t, w.js)
-			limited := events.SubscriberConsumerConfig("sub")
+			limited := streams.SubscriberConsumer("sub")
 			limit(&limited)
-			if _, err := w.js.CreateConsumer(t.Context(), events.InvalidationStream, limited); err != nil {
+			if _, err := w.js.CreateConsumer(t.Context(), streams.Invalidations, limited); err != nil {
 				t.Fatal(err)
 			}
 			w.registry.Publish(t, w.js, subtest.NewService(t, "a").Bind(start))
 			subtest.Running(t, w.sub.Run)
 			w.applied(t, 1)
 			unlimited := func() error {
-				c, want := w.consumer(t).Config, events.SubscriberConsumerConfig("sub")
+				c, want := w.consumer(t).Config, streams.SubscriberConsumer("sub")
 				if consume.LimitsOf(c) != consume.LimitsOf(want) || c.MaxWaiting < consume.LeastWaiting {
 					return fmt.Errorf("the durable is %+v", c)
 				}
@@ -421,7 +422,7 @@ func TestLimitsOfADurable(t *testing.T) {
 			waiting := again.MaxWaiting
 			limit(&again)
 			again.MaxWaiting = waiting // no one changes that
-			if _, err := w.js.UpdateConsumer(t.Context(), events.InvalidationStream, again); err != nil {
+			if _, err := w.js.UpdateConsumer(t.Context(), streams.Invalidations, again); err != nil {
 				t.Fatal(err)
 			}
 			testenv.Eventually(t, within, "the limits are taken back while it runs", unlimited)
@@ -446,15 +447,15 @@ func TestDurableErr(t *testing.T) {
 			return nil
 		})
 	}
-	if _, err := w.js.PauseConsumer(t.Context(), events.InvalidationStream, "sub", time.Now().Add(time.Hour)); err != nil {
+	if _, err := w.js.PauseConsumer(t.Context(), streams.Invalidations, "sub", time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	says("nats consumer resume OMI_INVALIDATIONS sub")
-	if _, err := w.js.ResumeConsumer(t.Context(), events.InvalidationStream, "sub"); err != nil {
+	if _, err := w.js.ResumeConsumer(t.Context(), streams.Invalidations, "sub"); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, within, "all is well", w.sub.DurableErr)
-	if err := w.js.DeleteStream(t.Context(), events.InvalidationStream); err != nil {
+	if err := w.js.DeleteStream(t.Context(), streams.Invalidations); err != nil {
 		t.Fatal(err)
 	}
 	says("no stream OMI_INVALIDATIONS; the registry makes it")

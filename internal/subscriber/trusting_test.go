@@ -14,6 +14,7 @@ import (
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // heir is a registry whose key was changed: the old one, the new one, and a stranger of the same name.
@@ -62,7 +63,7 @@ func (h *heir) startWith(t *testing.T, trust events.Trust) (sub *subscriber.Subs
 	}
 	stop = subtest.Running(t, sub.Run)
 	testenv.Eventually(t, within, "the durable is there", func() error {
-		_, err := h.js.Consumer(t.Context(), events.InvalidationStream, "sub")
+		_, err := h.js.Consumer(t.Context(), streams.Invalidations, "sub")
 		return err
 	})
 	return sub, stop
@@ -230,7 +231,7 @@ func TestTrustOfBefore(t *testing.T) {
 			}
 			maps.Copy(config.Metadata, metadata)
 			config.Metadata["owner"] = "ops"
-			if _, err := h.js.UpdateConsumer(t.Context(), events.InvalidationStream, config); err != nil {
+			if _, err := h.js.UpdateConsumer(t.Context(), streams.Invalidations, config); err != nil {
 				t.Fatal(err)
 			}
 			h.start(t, h.old, h.next)

@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/keyring"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // Origin is the registry's domain name.
@@ -49,7 +50,7 @@ func (r *Registry) NeverBound(c events.Target, at int64) []byte {
 // Stream makes the stream of invalidations, as the registry does.
 func Stream(t testing.TB, js jetstream.JetStream) {
 	t.Helper()
-	if _, err := js.CreateStream(t.Context(), events.InvalidationStreamConfig()); err != nil {
+	if _, err := js.CreateStream(t.Context(), streams.InvalidationsConfig()); err != nil {
 		t.Fatalf("create the stream: %v", err)
 	}
 }
