@@ -28,7 +28,7 @@ type Report struct {
 	Violations  []Violation `json:"violations"`
 }
 
-// Check verifies what must always hold in the database (docs/design.md, Invariants): each service's history has no
+// Check verifies what must always hold in the database (docs/reliability.md, Guarantees): each service's history has no
 // gap and no repeat, each change follows from the one before it, the present state is the last change, receipts
 // answer what was committed, and nothing waits in the outbox for long. It only reads, and may run beside registries:
 // it then looks at services as they were when it came to them.
