@@ -152,7 +152,8 @@ func TestReadyWithFile(t *testing.T) {
 }
 
 // TestReadyWithDatabase: a lock, a commit that waits for a standby, and a server that is away are
-// named, and gone when they are. What hangs is in the log and in the metric.
+// named, and gone when they are. What hangs is in the log and in the metric. A lock on what the
+// next request needs is named before there is one.
 func TestReadyWithDatabase(t *testing.T) {
 	t.Parallel()
 	server := testenv.NewPostgresServer(t)
@@ -196,19 +197,12 @@ func TestReadyWithDatabase(t *testing.T) {
 		})
 	}
 
-	lock, err := operator.BeginTx(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := lock.ExecContext(t.Context(), "LOCK TABLE history IN ACCESS EXCLUSIVE MODE"); err != nil {
-		t.Fatal(err)
-	}
+	unlock := testenv.Lock(t, own.String(), "history")
+	w.says("database: ", "answer") // "no answer within 2s", or "the database does not answer in time"
 	waits := d.rotate()
 	w.publish(waits)
 	hangs(stageLoad, stageCommit)
-	if err := lock.Rollback(); err != nil {
-		t.Fatal(err)
-	}
+	unlock()
 	committed(waits)
 
 	execute("CREATE TABLE probe (n BIGINT)")
@@ -233,4 +227,12 @@ func TestReadyWithDatabase(t *testing.T) {
 	w.says("database: the database ")
 	way.Restore()
 	w.says("ok\n")
+}
+
+// TestPing: it reads from each table that every request needs.
+func TestPing(t *testing.T) {
+	t.Parallel()
+	url := testenv.Database(t, testenv.Postgres)
+	store := openStore(t, url)
+	testenv.ReadsTables(t, url, store.Ping, "apps", "services", "history", "outbox", "stream_positions")
 }

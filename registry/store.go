@@ -17,6 +17,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/schema"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // Store is the registry's database: SQLite, PostgreSQL or CockroachDB, with one set of statements.
@@ -52,8 +53,12 @@ func prepared(
 // Close closes the database.
 func (s *Store) Close() error { return s.db.Close() }
 
-// Ping reports whether the database answers now.
-func (s *Store) Ping(ctx context.Context) error { return s.db.Ping(ctx) }
+// Ping reports whether the database can be worked with now: it reads from each table that every
+// request needs.
+func (s *Store) Ping(ctx context.Context) error {
+	return s.db.Ping(ctx, "apps WHERE app_id = ''", "services WHERE id = 0", "history WHERE service = 0 AND sequence = 0",
+		"outbox WHERE batch = 0 AND position = 0", "stream_positions WHERE stream = '"+streams.Invalidations+"'")
+}
 
 // Errors of what an operator asks for.
 var (

@@ -16,8 +16,8 @@ const (
 )
 
 // InHand knows for how long a consumer has worked on what it has in hand. A commit that waits for a
-// standby, or a lock that another session holds, gives no error: without this, it would be silent
-// for as long as it lasts. Nil knows nothing.
+// standby or a quorum, or a lock that another session holds, gives no error: without this, it would
+// be silent for as long as it lasts. Nil knows nothing.
 type InHand struct {
 	what  string // "requests", or "events"
 	place string // of the database
@@ -35,7 +35,7 @@ type InHand struct {
 
 // NewInHand returns an InHand of a consumer. what its messages are, where the database is that they
 // change, and how the first stage of the work is called, is for the log. It hangs if nothing has
-// been finished for so long; 0: 10 s.
+// been finished for so long; 0: 10 s. The log warns after half of that.
 func NewInHand(what, place, first string, after time.Duration, log *slog.Logger) *InHand {
 	if after <= 0 {
 		after = hangsAfter
@@ -67,7 +67,7 @@ func (h *InHand) begin(messages int) {
 	}
 	h.since = time.Now()
 	since := h.since
-	h.timer = time.AfterFunc(h.after, func() { h.warn(since) })
+	h.timer = time.AfterFunc(h.after/2, func() { h.warn(since) })
 }
 
 // warn tells the log of work that hangs, and does so again now and then.
@@ -79,7 +79,8 @@ func (h *InHand) warn(since time.Time) {
 	}
 	h.told = true
 	h.log.Warn("work hangs: nothing of what is in hand has been finished", h.what, h.messages, "for", h.age().String(), "stage", h.stage,
-		"database", h.place, "do", "look for a lock, a commit that waits for a standby, and a full disk at the database (docs/operations.md, requests)")
+		"database", h.place, "do", "look for a lock, a commit that waits for a standby, a range without a quorum, and a full disk "+
+			"at the database (docs/operations.md, requests)")
 	h.timer.Reset(remindEach)
 }
 

@@ -12,9 +12,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// TestInHand: work that hangs is told of after 10 s and then each minute, by its number, stage and
-// database, and Check fails until something was finished. What fails since something is away goes
-// on to count; what fails for a reason of its own doesn't.
+// TestInHand: the log tells of work that hangs after 5 s and then each minute, by its number, stage
+// and database. After 10 s Check fails, until something was finished. What fails since something is
+// away goes on to count; what fails for a reason of its own doesn't.
 func TestInHand(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -46,12 +46,16 @@ func TestInHand(t *testing.T) {
 			w.handle(t.Context(), t.Context(), batch)
 			close(work)
 		}()
-		time.Sleep(9 * time.Second)
+		time.Sleep(4 * time.Second)
+		if lines.Len() > 0 {
+			t.Errorf("after 4 s the log says\n%s", &lines)
+		}
+		time.Sleep(5 * time.Second)
 		healthy("")
 		time.Sleep(63 * time.Second)
 		healthy("3 in hand, and none was finished for 1m12s (stage: commit)")
 		if n := strings.Count(lines.String(), "work hangs"); n != 2 || !strings.Contains(lines.String(),
-			`requests=3 for=10s stage=commit database="postgres db:5432/reg"`) {
+			`requests=3 for=5s stage=commit database="postgres db:5432/reg"`) {
 			t.Errorf("%d warnings in\n%s", n, &lines)
 		}
 		close(release)

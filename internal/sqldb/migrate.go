@@ -39,7 +39,6 @@ func (db *DB) Migrate(ctx context.Context, owner Owner, fsys fs.FS) error {
 	}
 	// A start then takes no lock, and does not wait out the lease of a process that was killed while it held it.
 	if len(want) > 0 && slices.Equal(have.applied, want) {
-		db.migrated.Store(true)
 		return nil
 	}
 	migrate := db.migrateServer
@@ -53,7 +52,6 @@ func (db *DB) Migrate(ctx context.Context, owner Owner, fsys fs.FS) error {
 	if err != nil {
 		return fmt.Errorf("migrate the schema: %w", err)
 	}
-	db.migrated.Store(true)
 	if len(applied) > 0 {
 		last := applied[len(applied)-1].Source
 		db.log.InfoContext(ctx, "migrated the schema", slog.Int64("version", last.Version), slog.Int("applied", len(applied)))

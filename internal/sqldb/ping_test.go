@@ -39,8 +39,38 @@ func TestPing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	exec(t, db, "ALTER TABLE goose_db_version RENAME TO away")
-	if err := db.Ping(t.Context()); !errors.Is(err, sqldb.ErrNoTables) {
-		t.Errorf("without tables: %v", err)
+}
+
+// TestPingReads: it reads what is needed. A lock stands for a range of CockroachDB without a
+// quorum.
+func TestPingReads(t *testing.T) {
+	t.Parallel()
+	url := testenv.Database(t, testenv.Postgres)
+	db := open(t, url)
+	if err := db.Migrate(t.Context(), sqldb.Billing, files(firstFiles())); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, db, "CREATE TABLE needed (n BIGINT)")
+	const needed, migrations = "needed WHERE n = 1", "goose_db_version WHERE id = 1"
+	unlock := testenv.Lock(t, url, "needed")
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := db.Ping(short, migrations, needed); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("with a locked table: %v", err)
+	}
+	if err := db.Ping(t.Context(), migrations); err != nil {
+		t.Errorf("with another table locked: %v", err)
+	}
+	unlock()
+	if err := db.Ping(t.Context(), migrations, needed); err != nil {
+		t.Errorf("with no row in the table: %v", err)
+	}
+	exec(t, db, "ALTER TABLE needed RENAME TO away")
+	if err := db.Ping(t.Context(), migrations, needed); !errors.Is(err, sqldb.ErrNoTables) {
+		t.Errorf("without the table: %v", err)
+	}
+	exec(t, db, "DELETE FROM goose_db_version")
+	if err := db.Ping(t.Context(), migrations); !errors.Is(err, sqldb.ErrNoTables) {
+		t.Errorf("emptied: %v", err)
 	}
 }

@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync/atomic"
 )
 
 // Engine names the database system that answers.
@@ -36,8 +35,7 @@ type DB struct {
 	// Servers only:
 	unhurried *sql.DB
 	sessions  *sessions // of both pools
-	migrated  atomic.Bool
-	servers   string // where they are
+	servers   string    // where they are
 
 	// SQLite only:
 	file         string // the database file

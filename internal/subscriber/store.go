@@ -14,6 +14,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/schema"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // Store is what a subscriber knows, in its database: every key of every service, as rows that are joined by the
@@ -97,8 +98,13 @@ func openStore(
 	return s, nil
 }
 
-// Ping reports whether the database answers now.
-func (s *Store) Ping(ctx context.Context) error { return s.db.Ping(ctx) }
+// Ping reports whether the database can be worked with now: it reads from each table that every
+// event needs.
+func (s *Store) Ping(ctx context.Context) error {
+	return s.db.Ping(ctx, "services WHERE id = 0", "keys WHERE service = 0 AND public_key = ''",
+		"cutoffs WHERE service = 0 AND position = 0 AND cut_time = 0", "applied WHERE timestamp = 0 AND nonce = ''",
+		"stream_positions WHERE stream = '"+streams.Invalidations+"' AND part = 0")
+}
 
 // Close closes the database.
 func (s *Store) Close() error {

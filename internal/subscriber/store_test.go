@@ -53,6 +53,14 @@ func TestStoreIsTheKeyring(t *testing.T) {
 	})
 }
 
+// TestPing: it reads from each table that every event needs.
+func TestPing(t *testing.T) {
+	t.Parallel()
+	url := testenv.Database(t, testenv.Postgres)
+	store := openStore(t, url)
+	testenv.ReadsTables(t, url, store.Ping, "services", "keys", "cutoffs", "applied", "stream_positions")
+}
+
 // drawHistory gives a service a history that a registry could have committed.
 func drawHistory(t *rapid.T, s *subtest.Service) {
 	now := start

@@ -1,8 +1,14 @@
 package testenv
 
 import (
+	"context"
+	"fmt"
 	"net/url"
+	"sync"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"omiappreg.org/keyrotation/internal/localserver"
 )
@@ -82,4 +88,48 @@ func (p *PostgresServer) CreateDatabase(name, addr string) string {
 		p.t.Fatalf("create a database: %v", err)
 	}
 	return (&url.URL{Scheme: "postgres", User: p.URL().User, Host: addr, Path: "/" + name}).String()
+}
+
+// Lock keeps everyone from reading or writing a table of PostgreSQL's until unlock is called. They get
+// no error, as from a range of CockroachDB that has lost its quorum.
+func Lock(t testing.TB, url, table string) (unlock func()) {
+	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		t.Fatalf("connect for a lock: %v", err)
+	}
+	unlock = sync.OnceFunc(func() { _ = conn.Close(ctx) }) // which ends the transaction
+	t.Cleanup(unlock)
+	if _, err := conn.Exec(ctx, "BEGIN; LOCK TABLE "+table+" IN ACCESS EXCLUSIVE MODE"); err != nil {
+		t.Fatalf("lock %s: %v", table, err)
+	}
+	return unlock
+}
+
+// ReadsTables checks that ping reads from each of these tables: it waits for one that is locked.
+func ReadsTables(t testing.TB, url string, ping func(context.Context) error, tables ...string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+	defer func() { _ = conn.Close(t.Context()) }()
+	for _, table := range tables {
+		unlock := Lock(t, url, table)
+		answer := make(chan error, 1)
+		go func() { answer <- ping(t.Context()) }()
+		Eventually(t, time.Minute, "it waits for "+table, func() error {
+			var waits bool
+			const query = "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = $1::text::regclass"
+			if err := conn.QueryRow(t.Context(), query, table).Scan(&waits); err != nil || waits {
+				return err
+			}
+			return fmt.Errorf("it does not; %d answers", len(answer))
+		})
+		unlock()
+		if err := <-answer; err != nil {
+			t.Errorf("after the lock on %s: %v", table, err)
+		}
+	}
 }
