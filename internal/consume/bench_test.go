@@ -11,7 +11,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// BenchmarkRun is what it costs to be handed a message of a backlog and to acknowledge it, the broker's work included.
+// BenchmarkRun is what it costs to be handed a message of a backlog and to acknowledge it, the
+// broker's work included.
 func BenchmarkRun(b *testing.B) {
 	js, err := jetstream.New(testenv.Connect(b, testenv.NewBroker(b).URL()))
 	if err != nil {

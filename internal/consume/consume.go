@@ -1,5 +1,5 @@
-// Package consume runs a durable pull consumer in batches: pull what waits → hand it to one function → acknowledge
-// after that function returns.
+// Package consume runs a durable pull consumer in batches: it pulls what waits, hands it to one
+// function, and acknowledges it after that function returns.
 //
 //	broker ──▶ iterator ──▶ channel ──▶ batch ──▶ Handler ──▶ acknowledge
 //	                                     ▲ ▲         │ an error, or a panic
@@ -9,15 +9,17 @@
 //	                                     │           ▼
 //	                                     └───── suspects ──▶ at fault: SetAside, terminate
 //
-// A batch never waits to be filled: it is what has arrived when the last one is done, up to its limit, so an idle
-// system adds no delay and a busy one gets large batches (worker.go).
+// A batch never waits to be filled. It takes what has arrived when the last batch is done, up to
+// its limit. So an idle system adds no delay, and a busy one gets large batches (worker.go).
 //
-// An error of the handler means that something it needs is away (a database, the broker), or that a message is poison,
-// and nobody can tell which of the two from the error. So a batch is tried again with backoff, and after a few times
-// its messages are handed over one by one, those of a large batch in parts before that. Those that fail alone are
-// suspects: they wait here, are tried again from time to time, and hold up nobody. One is set aside once it has failed
-// again and again while others passed; where all fail, it is not the messages, and nothing is given up however long it
-// lasts. A panic is of its message: what panics alone is set aside at once (suspects.go).
+// If the handler returns an error, either something that it needs is away (a database, the broker),
+// or a message is poison. The error alone doesn't tell which. So the batch is tried again with
+// backoff. After a few times its messages are handed over one by one; a large batch is first split
+// into parts. Messages that fail alone are suspects: they wait here, are tried again from time to
+// time, and hold up no other message. A suspect is set aside once it has failed repeatedly while
+// others passed. If all fail, the messages are not the cause, and nothing is given up however long
+// that lasts. A panic is the message's fault: a message that panics alone is set aside at once
+// (suspects.go).
 package consume
 
 import (
@@ -31,18 +33,19 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Message is one delivery. It is acknowledged when the handler returns nil, unless the handler keeps it.
+// Message is one delivery. It is acknowledged when the handler returns nil, unless the handler
+// keeps it.
 type Message struct {
 	jetstream.Msg
 	Meta *jetstream.MsgMetadata
 
 	kept      bool
 	witness   bool
-	suspicion *suspicion                   // nil: it has not failed alone
-	settled   *lru.Cache[uint64, struct{}] // nil: it did not come through Run
+	suspicion *suspicion                   // nil if it has not failed alone
+	settled   *lru.Cache[uint64, struct{}] // nil if it did not come through Run
 }
 
-// NewMessage returns a message for a [Handler] that is called by something else than [Run].
+// NewMessage returns a message for a [Handler] that is not called by [Run].
 func NewMessage(msg jetstream.Msg) (*Message, error) {
 	meta, err := msg.Metadata()
 	if err != nil {
@@ -51,8 +54,8 @@ func NewMessage(msg jetstream.Msg) (*Message, error) {
 	return &Message{Msg: msg, Meta: meta}, nil
 }
 
-// Ack acknowledges the message, and remembers that: a copy that the broker sent meanwhile, because this one had waited
-// for long in our own queue, is not handled again.
+// Ack acknowledges the message, and remembers that. A copy that the broker sent meanwhile, because
+// the message had waited for long in our own queue, is not handled again.
 func (m *Message) Ack() error { return m.settle(m.Msg.Ack()) }
 
 // TermWithReason ends the message for good, and remembers that as Ack does.
@@ -70,64 +73,70 @@ func (m *Message) repeated() bool {
 	return m.Meta.NumDelivered > 1 && m.settled.Contains(m.Meta.Sequence.Stream)
 }
 
-// Keep takes over the acknowledgement: the handler sees to it, now or later.
+// Keep takes over the acknowledgement: the handler sends it, now or later.
 func (m *Message) Keep() { m.kept = true }
 
-// Kept reports whether the handler took the message over, in this try or in an earlier one of the same batch.
+// Kept reports whether the handler took the message over, in this try or in an earlier one of the
+// same batch.
 func (m *Message) Kept() bool { return m.kept }
 
-// Witness says that this try used all that handling ever needs: a change was committed. Once the handler has returned nil,
-// it shows that messages which fail at that time are at fault themselves. To pass is not enough: what is refused
-// unread passes with the database away, and what is only read passes with its disk full.
+// Witness says that this try used everything that handling ever needs: it committed a change. Once
+// the handler has returned nil, messages that fail at that time are at fault themselves. Passing is
+// not enough: a message that is refused unread passes while the database is away, and one that is
+// only read passes while the disk is full.
 func (m *Message) Witness() { m.witness = true }
 
-// Handler does the work for a batch: all of it, or it returns an error, and is called again with the same batch or with
-// its messages one by one. It is never called concurrently by one Consumer. Its context outlives the start of a shutdown
-// by Config.Drain.
+// Handler does all the work for a batch, or returns an error. After an error it is called again
+// with the same batch, or with its messages one by one. One consumer never calls it concurrently.
+// Its context outlives the start of a shutdown by Config.Drain.
 type Handler func(ctx context.Context, batch []*Message) error
 
 // Reasons of a [Fault].
 const (
 	Panics = "panic" // the handler panics
-	Fails  = "error" // the handler returns an error, while it handles others
+	Fails  = "error" // the handler returns an error, while it handles other messages
 )
 
-// Fault is why a message is set aside.
+// Fault says why a message is set aside.
 type Fault struct {
 	Reason string // Panics or Fails
-	Detail string // what the panic or the last error says
+	Detail string // the text of the panic or of the last error
 	Tries  int    // how often the message was handed over alone
 }
 
 // Config says how a consumer runs. Open, Handle and Log are required.
 type Config struct {
-	// Open creates or finds the durable. It is called at the start and whenever the durable is lost; while it
-	// fails, it is tried again, unless its error is marked by [backoff.Permanent]: that one ends Run.
+	// Open creates or finds the durable. It is called at the start and whenever the durable is
+	// lost. If it fails, it is tried again, unless its error is marked by [backoff.Permanent]: such
+	// an error ends Run.
 	Open func(ctx context.Context) (jetstream.Consumer, error)
 	// Handle does the work.
 	Handle Handler
-	// SetAside keeps a message that can't be handled, for an operator to see; nil: it is only logged. When it returns nil,
-	// the message is terminated; else it stays with us, and comes here again after its next failure.
+	// SetAside keeps a message that can't be handled, so that an operator can see it. If it returns
+	// nil, the message is terminated. Otherwise the message stays here, and is set aside again
+	// after its next failure. A nil SetAside only logs the message.
 	SetAside func(ctx context.Context, m *Message, why Fault) error
-	// Away reports whether an error says by itself that something is away. A message is blamed far less for such a one.
-	// Nil: no error does.
+	// Away reports whether an error itself says that something is away. Such an error counts far
+	// less against a message. Nil means that no error says so.
 	Away func(error) bool
-	// About names what a message is about. What fails alone is not overtaken by later messages of its batch about the same, though
-	// what was away is back by then. Nil: their order doesn't matter.
+	// About names what a message is about. If a message fails alone, later messages of its batch
+	// about the same thing don't overtake it, even if the database or broker is back by then. Nil
+	// means that their order doesn't matter.
 	About func(*Message) string
-	// Batch is the largest number of messages in a batch, and of suspects. Default 1024.
+	// Batch limits the number of messages in a batch, and of suspects. The default is 1024.
 	Batch int
-	// Drain is how long a batch that is under way may go on after a shutdown began. Default 10 s.
+	// Drain limits how long a batch may go on after a shutdown began. The default is 10 s.
 	Drain time.Duration
-	// MaxBackoff is the longest pause between two tries. Default 2 s, well within a durable's wait for acknowledgements.
+	// MaxBackoff is the longest pause between two tries. The default is 2 s, well within a
+	// durable's wait for acknowledgements.
 	MaxBackoff time.Duration
-	// Conn is asked why the broker delivers nothing. Nil: nobody asks.
+	// Conn is asked why the broker delivers nothing. Nil disables the question.
 	Conn *nats.Conn
-	// InHand is told of what is worked on. Nil: nobody asks.
+	// InHand tracks the messages that are being worked on. Nil disables it.
 	InHand *InHand
 	Log    *slog.Logger
 
-	heartbeat time.Duration // default [heartbeat]
+	heartbeat time.Duration // [heartbeat] by default
 }
 
 const (

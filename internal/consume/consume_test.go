@@ -151,8 +151,8 @@ func TestAcknowledgesInOrder(t *testing.T) {
 	}
 }
 
-// TestErrorTriesAgain: what the handler needs is away; the same batch is tried until it is back, and nothing is lost
-// or overtaken.
+// TestErrorTriesAgain: what the handler needs is away; the same batch is tried until it is back,
+// and nothing is lost or overtaken.
 func TestErrorTriesAgain(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -207,8 +207,8 @@ func TestPoison(t *testing.T) {
 	}
 }
 
-// TestShutdownGivesBack: what was pulled and not handled goes to the next consumer at once, long before the
-// acknowledgement's deadline; the batch under way is finished.
+// TestShutdownGivesBack: what was pulled and not handled goes to the next consumer at once, long
+// before the acknowledgement's deadline; the batch under way is finished.
 func TestShutdownGivesBack(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -258,8 +258,8 @@ func TestLostDurableAndBroker(t *testing.T) {
 	}
 }
 
-// TestWaitedTooLong: messages that wait for long in our own queue are sent again by the broker. The copies are not
-// handled, neither in a later batch nor beside what they are copies of.
+// TestWaitedTooLong: messages that wait for long in our own queue are sent again by the broker. The
+// copies are not handled, neither in a later batch nor beside what they are copies of.
 func TestWaitedTooLong(t *testing.T) {
 	t.Parallel()
 	for _, batch := range []int{2, 32} {
@@ -340,7 +340,8 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// TestKeptThroughAShutdown: what the handler took over stays its own, also where the rest of its batch is given back.
+// TestKeptThroughAShutdown: what the handler took over stays its own, also where the rest of its
+// batch is given back.
 func TestKeptThroughAShutdown(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)

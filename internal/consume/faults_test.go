@@ -17,8 +17,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestFailBetweenAnyTwoSteps: whichever I/O step of a consumer fails, not done or done and not known to be, and whether the
-// process goes on or dies there and another takes over: each message is handled, poison is set aside, all are acknowledged.
+// TestFailBetweenAnyTwoSteps: whichever I/O step of a consumer fails, not done or done and not
+// known to be, and whether the process goes on or dies there and another takes over: each message
+// is handled, poison is set aside, all are acknowledged.
 func TestFailBetweenAnyTwoSteps(t *testing.T) {
 	t.Parallel()
 	accounts := testenv.NewAccounts(t)

@@ -15,27 +15,28 @@ const (
 	remindEach = time.Minute
 )
 
-// InHand knows for how long a consumer has worked on what it has in hand. A commit that waits for a
-// standby or a quorum, or a lock that another session holds, gives no error: without this, it would
-// be silent for as long as it lasts. Nil knows nothing.
+// InHand tracks how long a consumer has been working on the messages in hand. A commit that waits
+// for a standby or a quorum, or a lock that another session holds, gives no error: without InHand,
+// it would be silent for as long as it lasts. A nil InHand does nothing.
 type InHand struct {
 	what  string // "requests", or "events"
-	place string // of the database
-	first string // stage
+	place string // where the database is
+	first string // the first stage
 	after time.Duration
 	log   *slog.Logger
 
-	mu       sync.Mutex
-	since    time.Time // the work began, and none of it has been finished since; zero: nothing is in hand
+	mu sync.Mutex
+	// when the work began, if none of it has been finished since; zero if nothing is in hand
+	since    time.Time
 	messages int
 	stage    string
-	told     bool // that it hangs
+	told     bool // the log has been told that it hangs
 	timer    *time.Timer
 }
 
-// NewInHand returns an InHand of a consumer. what its messages are, where the database is that they
-// change, and how the first stage of the work is called, is for the log. It hangs if nothing has
-// been finished for so long; 0: 10 s. The log warns after half of that.
+// NewInHand returns an InHand of a consumer. The log names the messages (what), the database that
+// they change (place), and the first stage of the work (first). Work hangs if none of it has been
+// finished for the time after; 0 means 10 s. The log warns after half of that time.
 func NewInHand(what, place, first string, after time.Duration, log *slog.Logger) *InHand {
 	if after <= 0 {
 		after = hangsAfter
@@ -43,7 +44,7 @@ func NewInHand(what, place, first string, after time.Duration, log *slog.Logger)
 	return &InHand{what: what, place: place, first: first, after: after, log: log}
 }
 
-// Stage names what is being done now with what is in hand.
+// Stage names the current stage of the work in hand.
 func (h *InHand) Stage(stage string) {
 	if h == nil {
 		return
@@ -53,8 +54,8 @@ func (h *InHand) Stage(stage string) {
 	h.stage = stage
 }
 
-// begin notes that so many messages are being worked on. What was begun before and not finished
-// goes on.
+// begin notes how many messages are being worked on. Work that has begun and is not finished keeps
+// its start.
 func (h *InHand) begin(messages int) {
 	if h == nil {
 		return
@@ -70,7 +71,7 @@ func (h *InHand) begin(messages int) {
 	h.timer = time.AfterFunc(h.after/2, func() { h.warn(since) })
 }
 
-// warn tells the log of work that hangs, and does so again now and then.
+// warn logs that work hangs, and repeats that each minute.
 func (h *InHand) warn(since time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -84,7 +85,7 @@ func (h *InHand) warn(since time.Time) {
 	h.timer.Reset(remindEach)
 }
 
-// done notes that something was finished, or that nothing is in hand.
+// done notes that some work was finished, or that nothing is in hand.
 func (h *InHand) done() {
 	if h == nil {
 		return
@@ -101,7 +102,7 @@ func (h *InHand) done() {
 	h.since, h.told = time.Time{}, false
 }
 
-// age is for how long nothing was finished. With h.mu.
+// age returns how long nothing has been finished. The caller holds h.mu.
 func (h *InHand) age() time.Duration {
 	if h.since.IsZero() {
 		return 0
@@ -119,7 +120,7 @@ func (h *InHand) Check(context.Context) error {
 	return nil
 }
 
-// Gauge is a metric of the age of the oldest message in hand.
+// Gauge returns a metric of the age of the oldest message in hand.
 func (h *InHand) Gauge(name string, labels prometheus.Labels) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: name, ConstLabels: labels,

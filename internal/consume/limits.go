@@ -12,21 +12,22 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// A broker, or someone who edits a durable, may limit the pulls: how many messages, and for how
-// long. It refuses a larger pull with a status that the client's library keeps to itself; all
-// that comes out is that no heartbeat does.
+// A broker, or someone who edits a durable, may limit the pulls: the number of messages and the
+// time. The broker refuses a larger pull with a status that the client's library hides. The only
+// visible effect is that no heartbeat comes.
 
 const (
-	pullExpiry = 30 * time.Second // the library's own
-	// The library takes no shorter ones.
+	pullExpiry = 30 * time.Second // as the library's default
+	// The library takes no shorter values.
 	leastExpiry    = time.Second
 	leastHeartbeat = 500 * time.Millisecond
 
-	refusalWithin = time.Second // for the broker to say that it refuses a pull; it says nothing where it doesn't
+	// how long the broker may take to refuse a pull; it says nothing if it accepts
+	refusalWithin = time.Second
 )
 
-// AtMost returns how many messages may be pulled at a time: so many, or as many as the durable or
-// the broker allows.
+// AtMost returns how many messages may be pulled at a time: the given number, or less if the
+// durable or the broker allows less.
 func AtMost(consumer jetstream.Consumer, messages int) int {
 	if info := consumer.CachedInfo(); info != nil && info.Config.MaxRequestBatch > 0 {
 		return min(messages, info.Config.MaxRequestBatch)
@@ -34,12 +35,13 @@ func AtMost(consumer jetstream.Consumer, messages int) int {
 	return messages
 }
 
-// LeastWaiting is how many pulls a durable must allow at a time: each process has two, and those
-// of one that was killed count for a while. The broker never changes that of a durable.
+// LeastWaiting is how many concurrent pulls a durable must allow. Each process has two, and those
+// of a process that was killed count for a while. The broker never changes this setting of a
+// durable.
 const LeastWaiting = 64
 
-// Limits are those settings of a durable that anyone who may edit it can change, and that say how
-// it delivers.
+// Limits are the settings of a durable that control its delivery, and that anyone with the right to
+// edit the durable can change.
 type Limits struct {
 	AckWait, Expires                           time.Duration
 	Deliver, AckPending, Batch, Bytes, BackOff int
@@ -53,12 +55,12 @@ func LimitsOf(cfg jetstream.ConsumerConfig) Limits {
 	}
 }
 
-// inFlightExceeded is the code of nats-server's error (its server/errors.json) for a durable that
-// may have too many messages in flight. The last word of its description is how many it may have.
+// inFlightExceeded is nats-server's error code (server/errors.json) for a durable that may have too
+// many messages in flight. The last word of its description is the limit.
 const inFlightExceeded jetstream.ErrorCode = 10121
 
-// Put makes or changes a durable. If the broker allows fewer messages in flight than it is to
-// have, it gets as many as that.
+// Put creates or changes a durable. If the broker allows fewer messages in flight than cfg asks
+// for, the durable gets the broker's limit.
 func Put(
 	ctx context.Context, cfg jetstream.ConsumerConfig, put func(jetstream.ConsumerConfig) (jetstream.Consumer, error),
 ) (jetstream.Consumer, error) {
@@ -70,7 +72,7 @@ func Put(
 	if err != nil {
 		return nil, err
 	}
-	// The first answer after a restart of the broker has the time of that in place of the
+	// After a restart of the broker, its first answer has the time of the restart instead of the
 	// durable's.
 	if _, err := consumer.Info(ctx); err != nil {
 		return nil, fmt.Errorf("look at the durable %s: %w", cfg.Durable, err)
@@ -88,7 +90,7 @@ func inFlightLimit(err error) (limit int, is bool) {
 	return limit, err == nil && limit > 0
 }
 
-// Pull is how a consumer pulls: no more and no longer than its durable allows.
+// Pull says how a consumer pulls: no more and no longer than its durable allows.
 type Pull struct {
 	Messages int
 	Expiry   time.Duration
@@ -110,21 +112,21 @@ func (p Pull) options(heartbeat time.Duration) []jetstream.PullMessagesOpt {
 	}
 }
 
-// Refusal asks the broker for such a pull, and returns its words if it refuses that; nil: it
-// doesn't, or can't be asked.
+// Refusal asks the broker for such a pull, and returns the broker's words if it refuses. It returns
+// nil if the broker accepts, or can't be asked.
 func (p Pull) Refusal(conn *nats.Conn, consumer jetstream.Consumer) error {
 	if conn == nil {
 		return nil
 	}
 	info := consumer.CachedInfo()
-	// With max_bytes no message comes, since none is so small. With a heartbeat, the broker would
-	// not say that too many pulls wait.
+	// With max_bytes of 1 no message comes, because none is so small. With a heartbeat, the broker
+	// would not say that too many pulls wait.
 	body := fmt.Sprintf(`{"batch":%d,"expires":%d,"max_bytes":1}`, p.Messages, p.Expiry.Nanoseconds())
 	inbox, err := conn.SubscribeSync(conn.NewInbox())
 	if err != nil {
 		return nil
 	}
-	defer func() { _ = inbox.Unsubscribe() }() // which ends the pull, too
+	defer func() { _ = inbox.Unsubscribe() }() // this ends the pull, too
 	if conn.PublishRequest(jetstream.DefaultAPIPrefix+"CONSUMER.MSG.NEXT."+info.Stream+"."+info.Name, inbox.Subject, []byte(body)) != nil {
 		return nil
 	}
@@ -142,7 +144,7 @@ func (p Pull) Refusal(conn *nats.Conn, consumer jetstream.Consumer) error {
 	return fmt.Errorf("%w: %s %s", errRefused, status, text)
 }
 
-// tooLarge is what the broker says of a message that the pull would have got.
+// tooLarge is the broker's answer about a message that the pull would have got.
 const tooLarge = "Message Size Exceeds MaxBytes"
 
 var errRefused = errors.New("the broker refuses to deliver")

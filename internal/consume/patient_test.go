@@ -27,7 +27,8 @@ func (l lonely) Next(opts ...jetstream.NextOpt) (jetstream.Msg, error) {
 	return msg, err
 }
 
-// TestPatient: who hears nothing pulls once more, and gets what has come since; who still hears nothing says so.
+// TestPatient: who hears nothing pulls once more, and gets what has come since; who still hears
+// nothing says so.
 func TestPatient(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)

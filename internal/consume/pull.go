@@ -13,18 +13,19 @@ import (
 	"omiappreg.org/keyrotation/internal/refusal"
 )
 
-// heartbeat is how often the broker says that it still knows of our pull. A cluster that loses a node forgets the pulls that
-// the node held, and says nothing; two heartbeats that don't come show it. nats.go's own 15 s would let every message wait for
-// half a minute.
+// heartbeat is how often the broker says that it still knows of our pull. A cluster that loses a
+// node forgets the pulls of that node, and says nothing; two missing heartbeats show it. With
+// nats.go's default of 15 s, every message would wait for half a minute.
 const heartbeat = 2 * time.Second
 
 const (
 	giveBackWithin = 500 * time.Millisecond
-	settledKept    = 8 // batches: more than can wait here, in the channel and in the iterator
+	settledKept    = 8 // in batches: more than can wait here, in the channel and in the iterator
 )
 
-// Run consumes until ctx ends, and then returns nil, or until Open fails for good. A batch under way is finished first;
-// messages that were pulled and not handed over go back to the broker at once.
+// Run consumes until ctx ends, and then returns nil, or until Open fails for good. It finishes a
+// batch under way first. Messages that were pulled and not handed over go back to the broker at
+// once.
 func Run(ctx context.Context, cfg Config) error {
 	cfg = cfg.withDefaults()
 	pause, why := cfg.newBackoff(firstBackoff), refusal.Teller{Log: cfg.Log}
@@ -42,7 +43,7 @@ func Run(ctx context.Context, cfg Config) error {
 		if ctx.Err() != nil {
 			break
 		}
-		// A broker that is stopped refuses for a moment what it has.
+		// A broker that is being stopped refuses requests for a moment.
 		if failures++; failures == 1 || !why.TellRefusal(err) {
 			cfg.Log.Warn("consumer interrupted, trying again", "error", err)
 		}
@@ -85,9 +86,10 @@ func runOnce(ctx context.Context, cfg Config, opened func()) error {
 	return <-lost
 }
 
-// Patient returns an iterator that pulls once more where nothing came, not even a heartbeat, and fails only if nothing comes
-// then either: a broker that lost our pull has the next one, and one that is merely slow gets no new consumer on top. It fails at once
-// if the broker refuses the pull.
+// Patient returns an iterator that pulls once more if nothing came, not even a heartbeat. It fails
+// only if nothing comes the second time either. So a broker that lost our pull gets another one,
+// and a broker that is merely slow doesn't get a new consumer as well. If the broker refuses the
+// pull, it fails at once.
 func Patient(messages jetstream.MessagesContext, refusal func() error) jetstream.MessagesContext {
 	return patient{messages, refusal}
 }
@@ -104,13 +106,14 @@ func (p patient) Next(opts ...jetstream.NextOpt) (jetstream.Msg, error) {
 		if why := p.refusal(); why != nil {
 			return nil, why
 		}
-		msg, err = p.MessagesContext.Next(opts...) // it has forgotten the lost pull, and makes another
+		// the broker has forgotten the lost pull; this makes another
+		msg, err = p.MessagesContext.Next(opts...)
 	}
 	return msg, err
 }
 
-// pump moves messages from the iterator to the channel until one of the two ends. What is pulled by then and not
-// handed over goes back.
+// pump moves messages from the iterator to the channel until one of the two ends. Messages that are
+// pulled by then and not handed over go back to the broker.
 func pump(ctx context.Context, iterator jetstream.MessagesContext, arrived chan<- *Message, settled *lru.Cache[uint64, struct{}]) error {
 	untilDone := jetstream.NextContext(ctx)
 	for {
@@ -136,8 +139,9 @@ func pump(ctx context.Context, iterator jetstream.MessagesContext, arrived chan<
 	}
 }
 
-// giveBack returns msg, if there is one, and what the iterator holds. It is a courtesy, best effort: without it the
-// broker waits for the acknowledgement's deadline before it delivers them to another.
+// giveBack returns msg, if it is not nil, and what the iterator holds. It is best effort: without
+// it the broker waits for the acknowledgement's deadline before it delivers these messages to
+// another process.
 func giveBack(iterator jetstream.MessagesContext, msg jetstream.Msg) {
 	iterator.Drain()
 	for err := error(nil); err == nil; msg, err = iterator.Next(jetstream.NextMaxWait(giveBackWithin)) {

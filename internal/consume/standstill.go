@@ -11,17 +11,17 @@ import (
 // standsStillAfter is how long messages may wait at the broker while none is delivered.
 const standsStillAfter = 10 * time.Second
 
-// Deliveries is what the broker says of a durable each time that it is asked: how much waits there,
-// and whether any of it comes. That no error has come does not show it: a pull that the broker
-// refuses, or has forgotten, gives none.
+// Deliveries keeps what the broker says of a durable each time that it is asked: how many messages
+// wait, and whether any of them comes. The absence of an error does not show that they come: a pull
+// that the broker refuses, or has forgotten, gives no error.
 type Deliveries struct {
 	mu        sync.Mutex
 	waiting   uint64
 	delivered uint64
-	still     time.Time // since when messages wait and none is delivered; zero: that is not so
+	still     time.Time // since when messages wait and none is delivered; otherwise zero
 }
 
-// Note takes in an answer of the broker.
+// Note records an answer of the broker.
 func (d *Deliveries) Note(info *jetstream.ConsumerInfo) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -35,14 +35,14 @@ func (d *Deliveries) Note(info *jetstream.ConsumerInfo) {
 	}
 }
 
-// Waiting is how many messages wait at the broker to be delivered, by its last answer.
+// Waiting returns how many messages wait at the broker to be delivered, by its last answer.
 func (d *Deliveries) Waiting() uint64 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.waiting
 }
 
-// Err says that messages wait and none comes.
+// Err returns an error if messages wait and none comes.
 func (d *Deliveries) Err() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

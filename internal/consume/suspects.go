@@ -11,46 +11,55 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// A suspect is a message that failed alone, or follows one, see [Config.About]. Is it at fault, or is something away that all
-// need? That is found out by the others:
+// A suspect is a message that failed alone, or one that follows such a message, see [Config.About].
+// Either it is at fault, or something is away that all messages need. Other messages show which of
+// the two:
 //
-//   - Nothing has passed since (an outage, or an idle stream): suspects lead every batch, in the stream's order, so that
-//     after an outage all is handled as if it had not been. While nothing at all passes, nothing new is taken for the
-//     length of a pause, as with any batch that fails.
-//   - A witness has passed, see [Message.Witness], and the suspect fails after it: it is blamed. It is now tried by itself,
-//     and holds up nobody. When that has happened often enough, each time with a new witness in between, it is set aside.
+//  - Nothing has passed since (an outage, or an idle stream): suspects lead every batch, in the
+//    stream's order. So after an outage, everything is handled as if there had been none. While
+//    nothing at all passes, no new message is taken for the length of a pause, as with any batch
+//    that fails.
+//  - A witness has passed, see [Message.Witness], and the suspect fails after it: the suspect is
+//    blamed. From now on it is tried by itself, and holds up no other message. When it has been
+//    blamed often enough, each time with a new witness in between, it is set aside.
 //
-// So the order of one service's messages is kept through an outage, but what is blamed is overtaken by what came after it.
+// So the order of one service's messages is kept through an outage, but later messages overtake a
+// message that is blamed.
 //
-// Suspects fill a batch at most. Where they do, nothing new is taken as long as all their errors say that something is away.
-// Else it may be that all are poison, and nobody is left who could show it: so what comes is tried too, one after the other.
-// What fails then has no place here, and goes back to the broker, to come again.
+// There are at most as many suspects as a batch has messages. Beyond that, no new message is taken
+// as long as all their errors say that something is away. Otherwise all suspects may be poison, and
+// no other message is left that could show it. So new messages are then tried one after the other.
+// A message that fails then has no place here, and goes back to the broker, which delivers it
+// again.
 
 const (
-	// panicTries is how often a message panics alone before it is set aside, one right after the other.
+	// panicTries is how often a message may panic alone, without a pause, before it is set aside.
 	panicTries = 3
-	// faultsAtMost is how much blame a suspect takes before it is set aside: 5 errors, or 50 which say by themselves that
-	// something is away. A disk that is full now and then lets others pass in between; it doesn't hit the same one 50 times.
+	// faultsAtMost is how much blame a suspect takes before it is set aside: 5 errors, or 50 errors
+	// which themselves say that something is away. A disk that is full now and then lets others
+	// pass in between; it doesn't hit the same message 50 times.
 	faultsAtMost = 5 * blameOfError
 	blameOfError = 10
 	blameOfAway  = 1
-	// partAtOnce is about the root of the largest batch: so one with a single message at fault takes the fewest tries.
+	// partAtOnce is about the square root of the largest batch, so that a batch with a single bad
+	// message takes the fewest tries.
 	partAtOnce = 64
-	// firstPause is the share of MaxBackoff after which a suspect is tried again for the first time.
+	// firstPause divides MaxBackoff: a suspect is tried again for the first time after that share
+	// of it.
 	firstPause = 8
 )
 
-// suspicion is what is known of a suspect.
+// suspicion is the record of a suspect.
 type suspicion struct {
-	tries  int // alone
+	tries  int // how often it was tried alone
 	blame  int
-	proofs int // the worker's, when it failed last
+	proofs int // the worker's proofs when it failed last
 	pause  *backoff.ExponentialBackOff
-	due    time.Time // of the next try
+	due    time.Time // when it is tried next
 }
 
-// wake is when something is to be done next for suspects: a try, to take again what has arrived, or to tell the broker
-// that they are still ours.
+// wake returns when the worker must act next on suspects: try one, take messages again, or tell the
+// broker that the suspects are still ours.
 func (w *worker) wake() time.Time {
 	next := w.told.Add(w.tellEvery)
 	for _, m := range w.suspects {
@@ -66,7 +75,7 @@ func (w *worker) wake() time.Time {
 	return next
 }
 
-// due is when a suspect is to be tried again.
+// due returns when a suspect must be tried again.
 func (w *worker) due(m *Message) time.Time {
 	if m.suspicion.blame == 0 && m.suspicion.due.Before(w.resume) {
 		return w.resume
@@ -74,7 +83,8 @@ func (w *worker) due(m *Message) time.Time {
 	return m.suspicion.due
 }
 
-// lead puts the suspects that nobody has blamed yet before a batch. With an empty one, only if their time has come.
+// lead puts the suspects that have not been blamed yet in front of a batch. If the batch is empty,
+// it does so only when the time of one of them has come.
 func (w *worker) lead(batch []*Message) []*Message {
 	var doubtful []*Message
 	now, due := time.Now(), len(batch) > 0
@@ -93,20 +103,21 @@ func (w *worker) lead(batch []*Message) []*Message {
 	return append(doubtful, batch...)
 }
 
-// tryBlamed tries the suspects whose time has come, each alone.
+// tryBlamed tries the blamed suspects whose time has come, each alone.
 func (w *worker) tryBlamed(ctx, work context.Context) {
 	for _, m := range slices.Clone(w.suspects) {
 		if ctx.Err() != nil {
 			return
 		}
 		if m.suspicion.blame > 0 && !time.Now().Before(w.due(m)) {
-			_ = w.alone(work, m) // what becomes of it is logged
+			_ = w.alone(work, m) // alone logs the outcome
 		}
 		w.tell(nil)
 	}
 }
 
-// oneByOne finds out which messages of a batch fail. Of a large one, it tries parts first: thousands of transactions take long.
+// oneByOne finds out which messages of a batch fail. It tries a large batch in parts first, because
+// thousands of transactions take long.
 func (w *worker) oneByOne(ctx, work context.Context, batch []*Message) {
 	var failures []error
 	behind := followers{w.cfg.About, map[string]bool{}}
@@ -146,9 +157,9 @@ func (w *worker) oneByOne(ctx, work context.Context, batch []*Message) {
 		"suspects", len(w.suspects), "error", failures[0])
 }
 
-// followers tells the messages that come after one which has failed alone, and are about the same.
+// followers finds the messages that come after one that failed alone and are about the same thing.
 type followers struct {
-	about func(*Message) string // nil: nobody follows
+	about func(*Message) string // nil if order doesn't matter
 	what  map[string]bool
 }
 
@@ -181,7 +192,8 @@ func (w *worker) probe(ctx context.Context, m *Message) {
 	}
 }
 
-// alone hands one message over by itself. Its error is that of a message which is a suspect from now on.
+// alone hands one message over by itself. If it returns an error, the message is a suspect from now
+// on.
 func (w *worker) alone(ctx context.Context, m *Message) error {
 	tries := 0
 	var err error
@@ -193,7 +205,7 @@ func (w *worker) alone(ctx context.Context, m *Message) error {
 		}
 	}
 	if m.kept {
-		w.clear(m) // the handler has settled it; or it comes again
+		w.clear(m) // the handler has settled it, or it comes again
 		return nil
 	}
 	w.suspect(m)
@@ -204,7 +216,8 @@ func (w *worker) alone(ctx context.Context, m *Message) error {
 	return err
 }
 
-// atFault blames a suspect for its failure, if that is to be, and reports whether it has failed often enough.
+// atFault blames a suspect for its failure if a witness has passed, and reports whether it has
+// failed often enough.
 func (w *worker) atFault(s *suspicion, err error) bool {
 	if w.proofs > s.proofs {
 		s.proofs = w.proofs
@@ -217,8 +230,8 @@ func (w *worker) atFault(s *suspicion, err error) bool {
 	return s.blame >= faultsAtMost || isPanic(err)
 }
 
-// setAside gives a message up, and reports whether that is done. That it can be kept for an operator is the last
-// evidence: where a database is away, it can't.
+// setAside gives a message up, and reports whether that worked. Keeping it for an operator is the
+// last piece of evidence: this fails while a database is away.
 func (w *worker) setAside(ctx context.Context, m *Message, err error) bool {
 	why := Fault{Reason: Fails, Detail: err.Error(), Tries: m.suspicion.tries}
 	log := w.cfg.Log.With("subject", m.Subject(), "tries", why.Tries, "error", err)
@@ -227,7 +240,7 @@ func (w *worker) setAside(ctx context.Context, m *Message, err error) bool {
 		log = log.With("stack", poison.stack)
 	}
 	if err := w.cfg.SetAside(ctx, m, why); err != nil {
-		log.Warn("a message is to be set aside, which fails: it will be tried again", "set_aside_error", err)
+		log.Warn("setting a message aside failed: it will be tried again", "set_aside_error", err)
 		return false
 	}
 	log.Error("message set aside: it can't be handled", "reason", why.Reason)
@@ -236,7 +249,7 @@ func (w *worker) setAside(ctx context.Context, m *Message, err error) bool {
 	return true
 }
 
-// clear takes a message off the suspects.
+// clear removes a message from the suspects.
 func (w *worker) clear(m *Message) {
 	m.suspicion = nil
 	w.suspects = slices.DeleteFunc(w.suspects, func(other *Message) bool { return other == m })

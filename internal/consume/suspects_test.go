@@ -82,7 +82,8 @@ func (q *queue) triedAlone(payload string, times int) {
 	})
 }
 
-// TestFailsWhileOthersPass: messages that fail for ever are set aside while others pass, and those are all handled.
+// TestFailsWhileOthersPass: messages that fail for ever are set aside while others pass, and those
+// are all handled.
 func TestFailsWhileOthersPass(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -120,8 +121,8 @@ func TestFailsWhileOthersPass(t *testing.T) {
 	}
 }
 
-// TestNothingGivenUp: all that needs the database fails for long, while garbage, which needs nothing, passes. Nothing is
-// set aside, and afterwards all is handled, in its order.
+// TestNothingGivenUp: all that needs the database fails for long, while garbage, which needs
+// nothing, passes. Nothing is set aside, and afterwards all is handled, in its order.
 func TestNothingGivenUp(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -169,7 +170,8 @@ func TestMoreFailThanAreKept(t *testing.T) {
 		if len(batch) > 8 {
 			t.Errorf("a batch of %d", len(batch))
 		}
-		// It ends between two rounds: where it ends while messages are tried one by one, those after it pass those before.
+		// It ends between two rounds: where it ends while messages are tried one by one, those
+		// after it pass those before.
 		if back = back || len(batch) > 1 && ends.Load(); !back {
 			return errFails
 		}
@@ -188,8 +190,9 @@ func TestMoreFailThanAreKept(t *testing.T) {
 	}
 }
 
-// TestMorePoisonThanAreKept: more messages fail for ever than there may be suspects, and stand before all others. By their
-// errors nothing is away, so the others are tried too, and those are handled.
+// TestMorePoisonThanAreKept: more messages fail for ever than there may be suspects, and stand
+// before all others. By their errors nothing is away, so the others are tried too, and those are
+// handled.
 func TestMorePoisonThanAreKept(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -210,7 +213,8 @@ func TestMorePoisonThanAreKept(t *testing.T) {
 	})
 }
 
-// TestBlocksNobody: with one message that fails for ever, and no evidence against it, others are handled as they come.
+// TestBlocksNobody: with one message that fails for ever, and no evidence against it, others are
+// handled as they come.
 func TestBlocksNobody(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -237,7 +241,8 @@ func TestBlocksNobody(t *testing.T) {
 	q.empty()
 }
 
-// TestAwayIsBelievedLonger: an error that says that something is away counts for less against its message.
+// TestAwayIsBelievedLonger: an error that says that something is away counts for less against its
+// message.
 func TestAwayIsBelievedLonger(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -273,8 +278,8 @@ func TestSuspectAtShutdown(t *testing.T) {
 	q.empty()
 }
 
-// TestSuspectStaysOurs: the broker is told again and again that a suspect is still ours. A copy that it sends nevertheless
-// is not handled.
+// TestSuspectStaysOurs: the broker is told again and again that a suspect is still ours. A copy
+// that it sends nevertheless is not handled.
 func TestSuspectStaysOurs(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -331,7 +336,8 @@ func TestSuspectStaysOurs(t *testing.T) {
 	}
 }
 
-// TestLostWithSuspects: the durable is deleted while there are as many suspects as there may be. They come again.
+// TestLostWithSuspects: the durable is deleted while there are as many suspects as there may be.
+// They come again.
 func TestLostWithSuspects(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -387,8 +393,8 @@ func TestPanicsAmongMany(t *testing.T) {
 	}
 }
 
-// TestNobodyOvertakes: what comes back while messages are tried one by one lets none pass that follows one which has failed: not
-// one by one, and not in a part of a large batch.
+// TestNobodyOvertakes: what comes back while messages are tried one by one lets none pass that
+// follows one which has failed: not one by one, and not in a part of a large batch.
 func TestNobodyOvertakes(t *testing.T) {
 	t.Parallel()
 	const size = 200
@@ -422,7 +428,8 @@ func TestNobodyOvertakes(t *testing.T) {
 	}
 }
 
-// TestPoisonInALargeBatch: one message at fault does not make of a large batch as many small ones, each with a transaction of its own.
+// TestPoisonInALargeBatch: one message at fault does not make of a large batch as many small ones,
+// each with a transaction of its own.
 func TestPoisonInALargeBatch(t *testing.T) {
 	t.Parallel()
 	const size = 900 // of 1,000 that the broker gives out

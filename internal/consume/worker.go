@@ -11,31 +11,33 @@ import (
 )
 
 const (
-	// triesTogether is how often a batch that fails is tried as a whole before its messages are handed over one by one.
+	// triesTogether is how often a failing batch is tried as a whole before its messages are handed
+	// over one by one.
 	triesTogether = 5
-	// tellsInWait is how often within its wait for an acknowledgement the broker is told that a message is still ours.
+	// tellsInWait is how often, within its wait for an acknowledgement, the broker is told that a
+	// message is still ours.
 	tellsInWait = 5
-	defaultWait = 5 * time.Second // where nobody waits for acknowledgements
+	defaultWait = 5 * time.Second // if the durable needs no acknowledgements
 )
 
-// worker hands over what has arrived. It is one goroutine.
+// worker hands over the messages that have arrived. It is one goroutine.
 type worker struct {
 	cfg     Config
 	arrived <-chan *Message
 	ended   <-chan struct{} // closed when no more will arrive
 
-	here     map[uint64]struct{}         // what the batch has, and the suspects, by the stream's sequence; nil until that is asked
+	here     map[uint64]struct{}         // sequences of batch and suspects; nil until needed
 	suspects []*Message                  // at most cfg.Batch
-	proofs   int                         // how often others showed that all that handling needs is there
+	proofs   int                         // how many witnesses have passed
 	pause    *backoff.ExponentialBackOff // while nothing passes
-	resume   time.Time                   // until then nothing that arrives is taken, because nothing passes
-	away     bool                        // by the errors of all that failed last, something is away
-	probeAt  time.Time                   // until then nothing is taken while there is no room for another suspect
+	resume   time.Time                   // no messages are taken before; nothing passes
+	away     bool                        // all the last errors say that something is away
+	probeAt  time.Time                   // no message is taken before, if all is full
 
 	tellEvery time.Duration
 	told      time.Time
 
-	inHand int // messages of the batch that is being handled, and 0 if none is
+	inHand int // messages of the batch that is being handled; 0 if there is none
 }
 
 func newWorker(cfg Config, arrived <-chan *Message, ended <-chan struct{}, ackWait time.Duration) *worker {
@@ -75,7 +77,8 @@ func (w *worker) run(ctx context.Context) {
 	returnAll(w.suspects)
 }
 
-// next waits for one message, and takes what else is there; or it waits until something is to be done for suspects.
+// next waits for one message and takes all that have arrived, or waits until suspects need
+// attention.
 func (w *worker) next(ctx context.Context, batch []*Message) ([]*Message, bool) {
 	w.here = nil
 	arrived, ended, wake := w.arrived, (<-chan struct{})(nil), (<-chan time.Time)(nil)
@@ -113,7 +116,7 @@ func (w *worker) next(ctx context.Context, batch []*Message) ([]*Message, bool) 
 	return batch, true
 }
 
-// room is how many messages may be taken beside the suspects.
+// room returns how many messages may be taken in addition to the suspects.
 func (w *worker) room() int {
 	switch now := time.Now(); {
 	case now.Before(w.resume):
@@ -129,7 +132,8 @@ func (w *worker) room() int {
 // full reports whether there is no room for another suspect.
 func (w *worker) full() bool { return len(w.suspects) >= w.cfg.Batch }
 
-// add puts a message into the batch, unless it is a copy of one that is done, or is with us in the batch or as a suspect.
+// add puts a message into the batch, unless it is a copy of one that is done, or of one in the
+// batch or among the suspects.
 func (w *worker) add(batch []*Message, m *Message) []*Message {
 	switch {
 	case m.repeated():
@@ -144,7 +148,8 @@ func (w *worker) add(batch []*Message, m *Message) []*Message {
 	return append(batch, m)
 }
 
-// isHere reports whether the message, or a copy of it, is in the batch or a suspect. After a restart that is asked of thousands.
+// isHere reports whether the message, or a copy of it, is in the batch or a suspect. After a
+// restart it is called for thousands of messages.
 func (w *worker) isHere(batch []*Message, m *Message) bool {
 	if w.here == nil {
 		w.here = map[uint64]struct{}{}
@@ -158,8 +163,8 @@ func (w *worker) isHere(batch []*Message, m *Message) bool {
 	return is
 }
 
-// handle brings a batch to its end: acknowledged, given back because a shutdown came first, or, where messages fail alone
-// too, those under suspicion and the rest acknowledged.
+// handle finishes a batch: it acknowledges the messages; or gives them back, because a shutdown
+// came first; or, if messages fail alone, too, keeps those as suspects and acknowledges the rest.
 func (w *worker) handle(ctx, work context.Context, batch []*Message) {
 	w.inHand = len(batch)
 	defer func() { w.inHand = 0 }()
@@ -185,7 +190,7 @@ func (w *worker) handle(ctx, work context.Context, batch []*Message) {
 	w.oneByOne(ctx, work, batch)
 }
 
-// passed acknowledges what the handler has handled.
+// passed acknowledges messages that the handler has handled.
 func (w *worker) passed(batch []*Message) {
 	proof := 0
 	for _, m := range batch {
@@ -204,7 +209,8 @@ func (w *worker) passed(batch []*Message) {
 	w.resume, w.probeAt, w.away = time.Time{}, time.Time{}, false
 }
 
-// tell lets the broker know, often enough, that messages which wait here are still ours: it sends no copies then.
+// tell informs the broker, often enough, that messages which wait here are still ours, so that it
+// sends no copies.
 func (w *worker) tell(batch []*Message) {
 	if time.Since(w.told) < w.tellEvery {
 		return
@@ -217,7 +223,7 @@ func (w *worker) tell(batch []*Message) {
 	}
 }
 
-// returnAll gives messages back to the broker, which delivers them to the next.
+// returnAll gives messages back to the broker, which delivers them to another process.
 func returnAll(list []*Message) {
 	for _, m := range list {
 		if !m.kept {
@@ -226,7 +232,8 @@ func returnAll(list []*Message) {
 	}
 }
 
-// settle logs a failed acknowledgement. It loses nothing: the message comes again, and has no second effect.
+// settle logs a failed acknowledgement. It loses nothing: the message comes again, and has no
+// second effect.
 func (w *worker) settle(err error) {
 	if err != nil {
 		w.cfg.Log.Debug("acknowledge", "error", err)
@@ -254,7 +261,7 @@ func (w *worker) try(ctx context.Context, batch []*Message) (err error) {
 		if v := recover(); v != nil {
 			err = &panicError{v, string(debug.Stack())}
 		}
-		if err == nil || !w.cfg.Away(err) { // else it goes on to wait for what is away
+		if err == nil || !w.cfg.Away(err) { // otherwise it continues to wait for what is away
 			w.cfg.InHand.done()
 		}
 	}()

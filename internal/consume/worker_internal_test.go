@@ -8,8 +8,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// TestCopiesInABatch: a copy of what is in the batch or a suspect is passed over, whichever of the two was delivered when, and only
-// that: what was delivered before may be with us for the first time.
+// TestCopiesInABatch: a copy of what is in the batch or a suspect is passed over, whichever of the
+// two was delivered when, and only that: what was delivered before may be with us for the first
+// time.
 func TestCopiesInABatch(t *testing.T) {
 	t.Parallel()
 	settled, err := lru.New[uint64, struct{}](8)
