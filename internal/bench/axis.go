@@ -22,7 +22,7 @@ func (a axis) at(value float64) float64 {
 	return float64(a.start) + (value-from)/(to-from)*float64(a.end-a.start)
 }
 
-// marks are round values on the axis.
+// marks returns round values on the axis.
 func (a axis) marks() []float64 {
 	var marks []float64
 	if a.log {
@@ -59,10 +59,10 @@ func grid(s *strings.Builder, x, y axis, name, below string) {
 	fmt.Fprintf(s, `<text x="%d" y="%d" text-anchor="middle">%s</text>`+"\n", (x.start+x.end)/2, y.start+36, below)
 }
 
-// number writes a mark: 0.1, 5, 20, 5000.
+// number formats a mark: 0.1, 5, 20, 5000.
 func number(v float64) string { return fmt.Sprintf("%.10g", v) }
 
-// curve draws a line through points, whose places on x and y the functions give.
+// curve draws a line through points. The two functions give their values on x and y.
 func curve[T any](s *strings.Builder, list []T, x, y axis, color string, along, of func(T) float64) {
 	fmt.Fprintf(s, `<polyline fill="none" stroke="%s" stroke-width="1.5" points="`, color)
 	for _, one := range list {
@@ -71,7 +71,7 @@ func curve[T any](s *strings.Builder, list []T, x, y axis, color string, along, 
 	s.WriteString("\"/>\n")
 }
 
-// decades returns a logarithmic axis from the power of ten below low to that above high.
+// decades returns a logarithmic axis from the power of ten below low to the one above high.
 func decades(low, high float64, start, end int) axis {
 	return axis{
 		from: math.Pow10(int(math.Floor(math.Log10(low)))), to: math.Pow10(int(math.Ceil(math.Log10(high * 1.001)))),
@@ -87,7 +87,7 @@ func begin(s *strings.Builder, title string) {
 `, plotWidth, plotHeight, plotLeft, html.EscapeString(title))
 }
 
-// legend names a curve; those of one panel beside each other, from the right.
+// legend names a curve. The names of one panel stand next to each other, from the right.
 func legend(s *strings.Builder, place, y int, name, color string) {
 	fmt.Fprintf(s, `<text x="%d" y="%d" fill="%s">%s</text>`+"\n", plotWidth-plotRight-40*(place+1), y, color, name)
 }

@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// Point is what one run showed with so many services.
+// Point is the result of one run with a number of services.
 type Point struct {
 	Services int
-	CPU      float64 // µs a rotation
+	CPU      float64 // µs for each rotation
 	Rate     float64 // rotations/s
 	P50, P99 float64 // ms
 }
@@ -18,7 +18,8 @@ const least = 0.001
 
 func (p Point) services() float64 { return float64(p.Services) }
 
-// PlotGrowth draws cost and latency over the number of services as SVG. The points are in its order.
+// PlotGrowth draws cost and latency over the number of services as SVG. The points are sorted by
+// that number.
 func PlotGrowth(title string, points []Point) []byte {
 	var s strings.Builder
 	begin(&s, title)

@@ -11,18 +11,18 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// What of Ed25519 a rotation needs, whatever else is saved: the registry verifies the request, and each of two subscribers
-// the event; the registry signs the event and the receipt.
+// The Ed25519 work that a rotation always needs: the registry verifies the request and signs the
+// event and the receipt, and each of two subscribers verifies the event.
 const (
 	VerificationsPerRotation = 3
 	SignaturesPerRotation    = 2
 )
 
-// signedBytes is about what the canonical form of an event has.
+// signedBytes is about the length of an event's canonical form.
 const signedBytes = 400
 
-// SignatureLimit measures for so long how many rotations a second all cores together could do if they did nothing but the
-// Ed25519 work of them, one by one with the standard library.
+// SignatureLimit measures, for the given time, how many rotations a second all cores together could
+// do if they did nothing but the Ed25519 work, one by one with the standard library.
 func SignatureLimit(ctx context.Context, span time.Duration) float64 {
 	ctx, stop := context.WithTimeout(ctx, span)
 	defer stop()

@@ -1,4 +1,5 @@
-// Package bench makes the load of `omi bench`, measures what becomes of it, and says where the CPU went.
+// Package bench makes the load of `omi bench`, measures the results, and says where the CPU time
+// went.
 package bench
 
 import (
@@ -18,12 +19,12 @@ import (
 // App is the app of all services of a load.
 const App = "org.omiappreg.bench.load.7f8a9d"
 
-// Load is services that take turns at rotating, and services that are only there. The services rotate in rounds, in each
-// round all of them in the same random order: so the places that they have in a database are as random as in life, and
-// a service's rotations are as far apart as they can be.
+// Load consists of services that take turns at rotating, and of idle services. The services rotate
+// in rounds, all of them in each round, always in the same random order. So their places in a
+// database are as random as in real use, and a service's rotations are as far apart as possible.
 type Load struct {
 	Services  int
-	Preloaded int // that are there, and do not rotate
+	Preloaded int // idle services
 	Rotations int
 
 	app   events.AppID
@@ -59,7 +60,7 @@ func NewLoad(services, preloaded, rotations int) *Load {
 	return l
 }
 
-// target names a service. The names of those that rotate are spread among all others.
+// target names a service. The names of rotating services are spread among all others.
 func (l *Load) target(i int) events.Target {
 	x := uint64(i) * 0x9e3779b97f4a7c15 // odd: no two services have one name
 	id, err := events.ParseServiceID(fmt.Sprintf("cms-%016x", x^x>>32))
@@ -69,7 +70,7 @@ func (l *Load) target(i int) events.Target {
 	return events.Target{App: l.app, Service: id}
 }
 
-// Bindings returns how many services there are, each with one event that binds it.
+// Bindings returns the number of services, each of which has one event that binds it.
 func (l *Load) Bindings() int { return l.Services + l.Preloaded }
 
 // Binding returns the event that binds service i of [Load.Bindings], as the registry publishes it.
@@ -87,7 +88,7 @@ func (l *Load) Binding(i int, origin string, registry events.SigningKey) (event 
 	return event, payload
 }
 
-// rotationData is data as the spec prints it, without what this protocol adds.
+// rotationData is data as the spec prints it, without the additions of this protocol.
 type rotationData struct {
 	NewPublicKey      events.PublicKey `json:"new_public_key"`
 	RotationTimestamp int64            `json:"rotation_timestamp"`
@@ -101,8 +102,9 @@ type envelope struct {
 	Signature events.Signature `json:"signature"`
 }
 
-// Sign makes all rotations: the spec's own payloads, each service's signed by the key that the one before it brought.
-// rotation says when each is to be published, which is its timestamp. signed counts them.
+// Sign makes all rotations: the spec's own payloads, each signed by the key that the service's
+// previous rotation brought. at says when each rotation is due, which is its timestamp. signed
+// counts them.
 func (l *Load) Sign(ctx context.Context, at func(rotation int) time.Time, signed *atomic.Int64) ([]Request, error) {
 	requests := make([]Request, l.Rotations)
 	errs := make([]error, l.Services)
@@ -144,7 +146,7 @@ func signRotation(target events.Target, by events.SigningKey, key events.PublicK
 	return Request{subject, events.RequestMsgID(subject, nonce), payload}, nil
 }
 
-// rotation returns which rotation an event is; false: it is none of this load.
+// rotation returns the number of an event's rotation; false if it does not belong to this load.
 func (l *Load) rotation(e *events.Invalidation) (int, bool) {
 	slot, ok := l.slots[e.Target]
 	i := slot + int(e.Sequence-2)*l.Services

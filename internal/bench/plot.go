@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// The drawing, in pixels: two panels below each other, with the same time.
+// The drawing, in pixels: one panel above the other, with the same time axis.
 const (
 	plotWidth, plotHeight = 900, 560
 	plotLeft, plotRight   = 80, 20
@@ -19,7 +19,7 @@ const (
 	plotSlices            = 150 // of the time, at most
 )
 
-// slice is what happened in a part of the time.
+// slice holds the values of a part of the time.
 type slice struct {
 	at            float64 // s: its middle
 	p50, p99, max float64 // ms
@@ -28,7 +28,8 @@ type slice struct {
 
 func (s slice) middle() float64 { return s.at }
 
-// Plot draws latencies and throughput over time as SVG. The samples are in the order in which they were applied.
+// Plot draws latencies and throughput over time as SVG. The samples are in the order in which they
+// were applied.
 func Plot(title string, samples []Sample) []byte {
 	var s strings.Builder
 	begin(&s, title)
@@ -58,7 +59,7 @@ func Plot(title string, samples []Sample) []byte {
 	return []byte(s.String())
 }
 
-// sliced returns how long it took, in seconds, and the slices in which anything was applied.
+// sliced returns the whole time in seconds, and the slices in which any rotation was applied.
 func sliced(samples []Sample) (span float64, list []slice) {
 	if len(samples) == 0 {
 		return 1, nil

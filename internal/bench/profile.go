@@ -11,7 +11,7 @@ import (
 	"github.com/google/pprof/profile"
 )
 
-// The parts of a process, as its goroutines are labelled by [As]. What the Go runtime does for all of them has no label.
+// The parts of a process, as [As] labels their goroutines. The Go runtime's own work has no label.
 const (
 	Registry      = "registry"
 	Auth          = "auth"
@@ -23,12 +23,13 @@ const (
 
 const partLabel = "part"
 
-// As runs do as a part of the process: its goroutine, and all that it starts, count as that part's in a profile.
+// As runs do as a part of the process: a profile counts its goroutine, and all that it starts, for
+// that part.
 func As(ctx context.Context, part string, do func(ctx context.Context)) {
 	pprof.Do(ctx, pprof.Labels(partLabel, part), do)
 }
 
-// What the CPU was used for.
+// The uses of the CPU.
 const (
 	Verify    = "verify"
 	Sign      = "sign"
@@ -44,8 +45,7 @@ const (
 
 const serverPackage = "github.com/nats-io/nats-server"
 
-// kinds tell what a frame of a stack is about, by the beginning of its function's name. The innermost frame that is
-// about something decides.
+// kinds maps the beginning of a function's name to a use. The innermost frame that has one decides.
 var kinds = []struct{ prefix, kind string }{ //nolint:gochecknoglobals // a table
 	{"runtime.gcBgMarkWorker", GC}, {"runtime.gcAssist", GC}, {"runtime.bgsweep", GC}, {"runtime.bgscavenge", GC},
 	{"crypto/internal/fips140/ed25519.sign", Sign}, {"crypto/internal/fips140/ed25519.Sign", Sign},
@@ -59,7 +59,7 @@ var kinds = []struct{ prefix, kind string }{ //nolint:gochecknoglobals // a tabl
 	{"github.com/go-json-experiment/json", JSON}, {"encoding/json", JSON},
 }
 
-// Profile is a CPU profile under way.
+// Profile is a running CPU profile.
 type Profile struct{ raw bytes.Buffer }
 
 // StartProfile starts a CPU profile of the process.
@@ -71,13 +71,13 @@ func StartProfile() (*Profile, error) {
 	return p, nil
 }
 
-// Stop ends the profile, and returns it as `go tool pprof` reads it.
+// Stop ends the profile, and returns it in the form that `go tool pprof` reads.
 func (p *Profile) Stop() []byte {
 	pprof.StopCPUProfile()
 	return p.raw.Bytes()
 }
 
-// Shares says where the CPU went in a profile: by part and by what for. They add up to 1.
+// Shares returns the shares of a profile's CPU time, by part and by use. They add up to 1.
 func Shares(raw []byte) (map[string]map[string]float64, error) {
 	p, err := profile.ParseData(raw)
 	if err != nil {
@@ -87,7 +87,7 @@ func Shares(raw []byte) (map[string]map[string]float64, error) {
 	for _, s := range p.Sample {
 		part, kind := partOf(s), kindOf(s)
 		if part == Runtime && kind == Other {
-			kind = Scheduler // what else runs for nobody
+			kind = Scheduler // other work without a part
 		}
 		if shares[part] == nil {
 			shares[part] = map[string]float64{}
@@ -108,7 +108,7 @@ func partOf(s *profile.Sample) string {
 	if labels := s.Label[partLabel]; len(labels) > 0 {
 		return labels[0]
 	}
-	for name := range functions(s) { // the server gives its goroutines labels of its own
+	for name := range functions(s) { // the server labels its goroutines itself
 		if strings.HasPrefix(name, serverPackage) {
 			return Broker
 		}

@@ -9,35 +9,36 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// Recorder notes what becomes of a load. Its methods Committed, Auth and Billing are what the three parties call, each from
-// one goroutine at a time; they take no lock.
+// Recorder records the progress of a load. The three parties call its methods Committed, Auth and
+// Billing, each from one goroutine at a time; these methods take no lock.
 type Recorder struct {
 	load  *Load
 	seed  maphash.Seed
 	began time.Time
 
-	published []int64 // by rotation: when it was to be published, nanoseconds since began
+	published []int64 // by rotation: when it was due, in nanoseconds since began
 	committed party
 	auth      party
 	billing   party
 
 	left     []atomic.Int32 // by rotation: subscribers that have not applied it
-	applied  atomic.Int64   // rotations that both have
+	applied  atomic.Int64   // rotations that both have applied
 	foreign  atomic.Int64   // events that no rotation of the load asked for
 	done     chan struct{}  // closed when both have applied all
-	released chan struct{}  // one for each that both have applied; nil: nobody waits for them
+	released chan struct{}  // one for each that both have applied; nil without a closed loop
 }
 
-// party is what one of them has told of.
+// party holds what one of the parties has reported.
 type party struct {
-	at       []int64  // by rotation: when, nanoseconds since began; 0: not yet
+	at       []int64  // by rotation: when, in nanoseconds since began; 0: not yet
 	nonces   []uint64 // by rotation: a hash of the event's nonce
 	bindings atomic.Int64
 	distinct atomic.Int64
-	doubled  atomic.Int64 // told of with another event
+	doubled  atomic.Int64 // reported again, with another event
 }
 
-// NewRecorder returns a recorder. inFlight is how many rotations may be on their way in a closed loop; 0: no such bound.
+// NewRecorder returns a recorder. inFlight limits the rotations under way in a closed loop; 0 means
+// no limit.
 func NewRecorder(l *Load, inFlight int) *Recorder {
 	r := &Recorder{
 		load: l, seed: maphash.MakeSeed(), began: time.Now(), published: make([]int64, l.Rotations),
@@ -58,7 +59,7 @@ func NewRecorder(l *Load, inFlight int) *Recorder {
 	return r
 }
 
-// Begin says when what is measured begins: no publication before it counts as earlier.
+// Begin sets when the measurement begins: no publication counts as earlier.
 func (r *Recorder) Begin(at time.Time) {
 	begins := at.Sub(r.began).Nanoseconds()
 	for i := range r.published {
@@ -66,12 +67,13 @@ func (r *Recorder) Begin(at time.Time) {
 	}
 }
 
-// Published notes when a rotation was to be published.
+// Published notes when a rotation was due to be published.
 func (r *Recorder) Published(rotation int, at time.Time) {
 	r.published[rotation] = at.Sub(r.began).Nanoseconds()
 }
 
-// Released returns a channel that has an element for each rotation that may be published now in a closed loop.
+// Released returns a channel that has one element for each rotation that may be published now in a
+// closed loop.
 func (r *Recorder) Released() <-chan struct{} { return r.released }
 
 // Done returns a channel that is closed when both subscribers have applied all rotations.
@@ -80,21 +82,21 @@ func (r *Recorder) Done() <-chan struct{} { return r.done }
 // Applied returns how many rotations both subscribers have applied.
 func (r *Recorder) Applied() int64 { return r.applied.Load() }
 
-// BoundByAuth returns how many bindings Auth has applied; BoundByBilling the same of Billing.
+// BoundByAuth returns how many bindings Auth has applied.
 func (r *Recorder) BoundByAuth() int64 { return r.auth.bindings.Load() }
 
-// BoundByBilling is said at BoundByAuth.
+// BoundByBilling returns how many bindings Billing has applied.
 func (r *Recorder) BoundByBilling() int64 { return r.billing.bindings.Load() }
 
-// Committed is told of what the registry committed.
+// Committed takes the events that the registry committed.
 func (r *Recorder) Committed(batch []events.Invalidation) {
 	r.note(&r.committed, batch, func(int) {})
 }
 
-// Auth is told of what Auth applied.
+// Auth takes the events that Auth applied.
 func (r *Recorder) Auth(batch []events.Invalidation) { r.note(&r.auth, batch, r.appliedBy) }
 
-// Billing is told of what Billing applied.
+// Billing takes the events that Billing applied.
 func (r *Recorder) Billing(batch []events.Invalidation) { r.note(&r.billing, batch, r.appliedBy) }
 
 func (r *Recorder) note(p *party, batch []events.Invalidation, each func(rotation int)) {
@@ -118,7 +120,7 @@ func (r *Recorder) note(p *party, batch []events.Invalidation, each func(rotatio
 			each(i)
 		case p.nonces[i] != nonce:
 			p.doubled.Add(1)
-		default: // the same event once more: a redelivery, which had no effect
+		default: // the same event again: a redelivery, which had no effect
 		}
 	}
 }
@@ -146,27 +148,27 @@ func (r *Recorder) Lost() int {
 	return lost
 }
 
-// Doubled returns how many events there are beyond one for each rotation, as the three parties told.
+// Doubled returns how many events the three parties reported beyond one for each rotation.
 func (r *Recorder) Doubled() int {
 	return int(r.foreign.Load() + r.committed.doubled.Load() + r.auth.doubled.Load() + r.billing.doubled.Load())
 }
 
-// AppliedByAuth returns how many different events of this load Auth applied, bindings among them; AppliedByBilling
-// the same of Billing.
+// AppliedByAuth returns how many different events of this load Auth applied, including bindings.
 func (r *Recorder) AppliedByAuth() int64 { return r.auth.bindings.Load() + r.auth.distinct.Load() }
 
-// AppliedByBilling is said at AppliedByAuth.
+// AppliedByBilling returns how many different events of this load Billing applied, including
+// bindings.
 func (r *Recorder) AppliedByBilling() int64 {
 	return r.billing.bindings.Load() + r.billing.distinct.Load()
 }
 
 // Sample is one rotation that both subscribers applied.
 type Sample struct {
-	Applied time.Duration // when, since the beginning of what is measured
+	Applied time.Duration // since the measurement began
 	Latency time.Duration // from publish to applied by both
 }
 
-// Samples returns all rotations that both applied, in the order in which they were.
+// Samples returns all rotations that both applied, in the order in which they were applied.
 func (r *Recorder) Samples(began time.Time) []Sample {
 	samples := make([]Sample, 0, r.load.Rotations)
 	begins := began.Sub(r.began).Nanoseconds()

@@ -8,15 +8,16 @@ import (
 	"path/filepath"
 )
 
-// Settle has the system write to the disk what it holds of the files in a folder, and waits for that. It is not for SQLite's: to close
-// one of them would end the locks that this process has on it.
+// Settle makes the system write the cached data of a folder's files to the disk, and waits for it.
+// Don't use it for SQLite's files: closing one of them would end the locks that this process has on
+// it.
 func Settle(folder string) error {
 	return filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
 		if err == nil && entry.Type().IsRegular() {
 			err = syncFile(path)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // the broker makes and removes files all the time
+			return nil // the broker creates and removes files all the time
 		}
 		return err
 	})

@@ -8,8 +8,8 @@ import (
 	"omiappreg.org/keyrotation/internal/bench"
 )
 
-// TestSettle: what can't be written to the disk is an error, also in a folder of the folder; what is gone, as the broker's may be at
-// any time, is none.
+// TestSettle: what can't be written to the disk is an error, also in a folder of the folder; what
+// is gone, as the broker's may be at any time, is none.
 func TestSettle(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()

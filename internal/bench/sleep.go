@@ -6,11 +6,13 @@ import (
 	"time"
 )
 
-// exactly is how long before a time the runtime's clock is left: it may be late by a millisecond.
+// exactly is how long before the time SleepUntil stops relying on the runtime's clock, which may be
+// late by a millisecond.
 const exactly = 2 * time.Millisecond
 
-// SleepUntil waits until a time, more exactly than a timer does: a load generator that is late makes the system look slow. The error is
-// the context's cause; in the last milliseconds it is not looked at.
+// SleepUntil waits until a time, more precisely than a timer: a load generator that is late makes
+// the system look slow. The error is the context's cause. It ignores the context in the last
+// milliseconds.
 func SleepUntil(ctx context.Context, at time.Time) error {
 	if wait := time.Until(at) - exactly; wait > 0 {
 		select {

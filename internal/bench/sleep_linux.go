@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sleep is for what is shorter than the runtime's clock can tell: an idle Go process sleeps in whole milliseconds on Linux.
+// sleep handles times that are too short for the runtime's clock: an idle Go process sleeps in
+// whole milliseconds on Linux.
 func sleep(d time.Duration) error {
 	rest := unix.NsecToTimespec(d.Nanoseconds())
 	for {

@@ -6,10 +6,11 @@ import (
 	"github.com/prometheus/procfs"
 )
 
-// ticks is how many parts of a second /proc counts in, on every Linux.
+// ticks is the number of ticks in a second of /proc, on every Linux.
 const ticks = 100
 
-// TreeCPU returns what a process and all below it have used of the CPU, those that ended too; 0 where nobody counts.
+// TreeCPU returns the CPU time of a process and all its descendants, including those that ended; 0
+// if it can't be counted.
 func TreeCPU(pid int) time.Duration {
 	all, err := procfs.AllProcs()
 	if err != nil {
@@ -22,7 +23,7 @@ func TreeCPU(pid int) time.Duration {
 			continue // it has ended
 		}
 		parents[p.PID] = stat.PPID
-		// What ended counts as its parent's.
+		// The time of processes that ended counts for their parent.
 		used[p.PID] = int(stat.UTime) + int(stat.STime) + stat.CUTime + stat.CSTime
 	}
 	sum := 0

@@ -4,5 +4,5 @@ package bench
 
 import "time"
 
-// TreeCPU returns 0: nobody counts here.
+// TreeCPU returns 0: it can't be counted here.
 func TreeCPU(int) time.Duration { return 0 }

@@ -9,10 +9,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
-// Usage is what this process used, as the operating system counts it.
+// Usage is what this process has used, as the operating system counts it.
 type Usage struct {
 	CPU      time.Duration // user and system, of all its threads, since its start
-	Resident int64         // bytes of memory now
+	Resident int64         // memory now, in bytes
 }
 
 // Meter reads the [Usage] of this process.
@@ -25,7 +25,7 @@ func NewMeter() *Meter {
 	return m
 }
 
-// Read returns what the process used so far.
+// Read returns what the process has used so far.
 func (m *Meter) Read() (Usage, error) {
 	var u Usage
 	families, err := m.registry.Gather()
@@ -43,9 +43,10 @@ func (m *Meter) Read() (Usage, error) {
 	return u, nil
 }
 
-// Peak samples the memory until ctx ends, and returns the most that it saw.
+// Peak samples the memory until ctx ends, and returns the maximum.
 func (m *Meter) Peak(ctx context.Context) int64 {
-	ticker := time.NewTicker(500 * time.Millisecond) // a sample takes half a millisecond, which counts as the process's
+	// a sample takes half a millisecond, which counts as the process's
+	ticker := time.NewTicker(500 * time.Millisecond)
 	defer ticker.Stop()
 	var peak int64
 	for {

@@ -10,11 +10,12 @@ import (
 	"strings"
 )
 
-// ErrOwner means that the file of a private key is another user's, who can read and replace it.
+// ErrOwner means that the file of a private key belongs to another user, who can read and replace
+// it.
 var ErrOwner = errors.New("the key file belongs to another user")
 
-// checkOwner returns [ErrOwner] unless a private key is ours or root's. Root itself reads what it is told to: it works for the
-// service whose key that is, and [Foreign] says where it doesn't.
+// checkOwner returns [ErrOwner] unless a private key belongs to us or to root. Root itself may read
+// any file: it works for the service that owns the key, and [Foreign] warns if it doesn't.
 func checkOwner(path string, info fs.FileInfo) error {
 	has, known := ownerOf(info)
 	if euid := os.Geteuid(); known && has.uid != euid && has.uid != 0 && euid != 0 {
@@ -24,7 +25,8 @@ func checkOwner(path string, info fs.FileInfo) error {
 	return nil
 }
 
-// Foreign says whose the keys are that root uses for itself and that others own, and what to do; nothing, where there are none.
+// Foreign names the key files that root uses for itself although other users own them, and says
+// what to do. It returns an empty text if there are none.
 func Foreign(paths ...string) string {
 	if os.Geteuid() != 0 {
 		return ""
@@ -33,7 +35,7 @@ func Foreign(paths ...string) string {
 	for _, path := range paths {
 		info, err := os.Stat(path)
 		if err != nil {
-			continue // reading it says why
+			continue // reading it gives the error
 		}
 		if has, known := ownerOf(info); known && has.uid != 0 {
 			said = append(said, fmt.Sprintf("%s is %s's, who can read and replace it, and root uses it: run this as %s, or chown root %s",
@@ -43,9 +45,10 @@ func Foreign(paths ...string) string {
 	return strings.Join(said, "; ")
 }
 
-// OpenFolders says in which folders others may put other files in place of these, and what to do; nothing, if they may not. They may
-// take a key away, or bring back an older one, though none of their own, which [CheckMode] refuses. A group that may write is often
-// the owner's own, or a pod's.
+// OpenFolders names the folders of these files in which other users may replace files, and says
+// what to do. It returns an empty text if there are none. Such users may remove a key or bring back
+// an older one, but can't plant a key of their own, which [CheckMode] refuses. A group that may
+// write is often the owner's own, or a pod's.
 func OpenFolders(paths ...string) string {
 	var folders, said []string
 	for _, path := range paths {

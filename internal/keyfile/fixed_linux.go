@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// fixed says why no other file can take the place of one, and what to do: it is a mount of its own, or can't be changed.
+// fixed says why a file can't be replaced by another one, and what to do: it is a mount of its own,
+// or can't be changed.
 func fixed(path string) (why, do string) {
 	var stat unix.Statx_t
 	known := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &stat) == nil
@@ -26,7 +27,7 @@ func fixed(path string) (why, do string) {
 	return "", ""
 }
 
-// isMountPoint looks a path up among the mounts of this process.
+// isMountPoint looks for a path among the mounts of this process.
 func isMountPoint(path string) bool {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -41,7 +42,7 @@ func isMountPoint(path string) bool {
 		if len(fields) <= pointField {
 			continue
 		}
-		// Blanks are written in octal, as Go's strings have them.
+		// Blanks are written in octal, in the form of Go's strings.
 		if point, err := strconv.Unquote(`"` + strings.ReplaceAll(fields[pointField], `"`, `\"`) + `"`); err == nil && point == path {
 			return true
 		}

@@ -2,5 +2,5 @@
 
 package keyfile
 
-// fixed says why no other file can take the place of one. Here nothing does that is known beforehand.
+// fixed says why a file can't be replaced by another one. Here no such reason is known beforehand.
 func fixed(string) (why, do string) { return "", "" }

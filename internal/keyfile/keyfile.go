@@ -1,5 +1,6 @@
-// Package keyfile keeps private keys in files: PKCS #8 in PEM, of mode 0600, written so that a crash leaves either the
-// old file or the new one. Its errors name the file and what to do, and never what is in it.
+// Package keyfile keeps private keys in files: PKCS #8 in PEM, with mode 0600, written so that a
+// crash leaves either the old file or the new one. Its errors name the file and the remedy, and
+// never quote the content.
 package keyfile
 
 import (
@@ -14,7 +15,7 @@ import (
 	"omiappreg.org/keyrotation/internal/keyformat"
 )
 
-// Errors of key files. Each comes with one line that says which file it is and how to mend it.
+// Errors of key files. Each comes with one line that names the file and the remedy.
 var (
 	ErrMissing = errors.New("the key file does not exist")
 	ErrOpen    = errors.New("the key file can be read by others")
@@ -65,7 +66,7 @@ func Read(path string) (events.SigningKey, error) {
 	}
 }
 
-// ReadPublicKeys returns the public keys in a text file: one a line, `#` begins a comment.
+// ReadPublicKeys returns the public keys in a text file: one per line, `#` begins a comment.
 func ReadPublicKeys(path string) ([]events.PublicKey, error) {
 	return readLines(path, events.ParsePublicKey)
 }

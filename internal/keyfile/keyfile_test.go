@@ -68,7 +68,8 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
-// TestMoreThanAKey: a rotation can't delete what else is in a key's file, since such a file is no key's.
+// TestMoreThanAKey: a rotation can't delete what else is in a key's file, since such a file is no
+// key's.
 func TestMoreThanAKey(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "key.pem")

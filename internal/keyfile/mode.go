@@ -14,9 +14,10 @@ const (
 	otherBits = 0o007
 )
 
-// CheckMode returns [ErrOpen] if others may read the file of a private key, and [ErrOwner] if it is another user's. Its group may only where a mount makes it so:
-// where root owns the file and we are not root, as of a Secret, and where it is ours and the group is its folder's, as fsGroup
-// has it; [Tighten] puts the latter right.
+// CheckMode returns [ErrOpen] if other users may read the file of a private key, and [ErrOwner] if
+// it belongs to another user. The file's group may read it only where a mount causes that: if root
+// owns the file and we are not root, as in a Secret; or if the file is ours and has its folder's
+// group, as with fsGroup. [Tighten] corrects the latter.
 func CheckMode(path string, info fs.FileInfo) error {
 	perm := info.Mode().Perm()
 	if perm&(groupBits|otherBits) == 0 {
@@ -29,7 +30,7 @@ func CheckMode(path string, info fs.FileInfo) error {
 	return fmt.Errorf("%s: %w (mode %04o): %s", path, ErrOpen, perm, closing(path, has, known))
 }
 
-// groupOfFolder reports whether a file is ours to put right, and its group is the one of its folder.
+// groupOfFolder reports whether a file is ours to correct, and its group is the one of its folder.
 func groupOfFolder(path string, has owner) bool {
 	if euid := os.Geteuid(); euid != has.uid && euid != 0 {
 		return false
@@ -42,7 +43,7 @@ func groupOfFolder(path string, has owner) bool {
 	return known && folder.gid == has.gid
 }
 
-// closing says how a file that is open to others is closed to them by who reads this, or who has to.
+// closing says how this user, or the one who must do it, closes a file that is open to other users.
 func closing(path string, has owner, known bool) string {
 	euid := os.Geteuid()
 	switch {
@@ -57,15 +58,16 @@ func closing(path string, has owner, known bool) string {
 	}
 }
 
-// Tighten puts mode 0600 back on those of the files that are ours and that the mount of a volume has let a group read
-// (Kubernetes' fsGroup does so). It returns what to say of it: nothing, if there was nothing to do or nothing could be done.
+// Tighten restores mode 0600 on those of the files that are ours and that a volume's mount has
+// opened to a group (as Kubernetes' fsGroup does). It returns a message, or an empty text if
+// nothing was changed.
 func Tighten(paths ...string) string {
 	var done []string
 	var was fs.FileMode
 	for _, path := range paths {
 		f, err := openPlain(Real(path), os.O_RDONLY)
 		if err != nil {
-			continue // reading it says why
+			continue // reading it gives the error
 		}
 		info, err := f.Stat()
 		if err == nil && info.Mode().Perm()&groupBits != 0 && info.Mode().Perm()&otherBits == 0 {
@@ -82,7 +84,7 @@ func Tighten(paths ...string) string {
 	return fmt.Sprintf("%s: the group could read it (mode %04o), as a mount had it; mode 0600 was put back", strings.Join(done, ", "), was)
 }
 
-// unreadable says who may read a file that this user may not.
+// unreadable says who may read a file that this user may not read.
 func unreadable(path string, err error) error {
 	if !errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("read the key file: %w", err)

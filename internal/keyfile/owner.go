@@ -10,10 +10,10 @@ import (
 	"strconv"
 )
 
-// owner is whose a file is.
+// owner is the owner of a file.
 type owner struct{ uid, gid int }
 
-// String is the owner as a person knows it.
+// String returns the owner's name for people.
 func (o owner) String() string { return userName(o.uid) }
 
 func userName(uid int) string {
@@ -23,7 +23,7 @@ func userName(uid int) string {
 	return "user " + strconv.Itoa(uid)
 }
 
-// userArgument is a user as chown takes it.
+// userArgument returns a user as chown takes it.
 func userArgument(uid int) string {
 	if u, err := user.LookupId(strconv.Itoa(uid)); err == nil {
 		return u.Username
@@ -38,8 +38,9 @@ func groupName(gid int) string {
 	return strconv.Itoa(gid)
 }
 
-// ownerFor returns whose a file has to be that is written to a path: the owner and group of the first of these files that is
-// there, or of the folder; false: it is of whom writes it.
+// ownerFor returns the owner and group that a file at this path must have: those of the first of
+// the files in like that exists, or of the folder. It returns false if the file simply belongs to
+// the user who writes it.
 func ownerFor(path string, like ...string) (owner, bool, error) {
 	for _, file := range append(like, path) {
 		info, err := os.Lstat(file)
@@ -55,8 +56,9 @@ func ownerFor(path string, like ...string) (owner, bool, error) {
 	return o, known, nil
 }
 
-// ownerOfFolder returns whose a file is that root makes in a folder: root works for whose folder that is. A folder that all
-// share, such as /tmp, says nothing; and what others than root make is theirs.
+// ownerOfFolder returns the owner of a file that root creates in a folder: root works for the
+// folder's owner. A folder that all users share, such as /tmp, says nothing. Files of other users
+// than root are their own.
 func ownerOfFolder(folder string) (owner, bool) {
 	info, err := os.Stat(folder)
 	if err != nil || os.Geteuid() != 0 || info.Mode()&fs.ModeSticky != 0 {
@@ -65,7 +67,7 @@ func ownerOfFolder(folder string) (owner, bool) {
 	return ownerOf(info)
 }
 
-// give makes an open file the owner's, if it is not that already.
+// give changes the owner of an open file, if necessary.
 func give(f *os.File, to owner) error {
 	info, err := f.Stat()
 	if err != nil {
@@ -75,7 +77,8 @@ func give(f *os.File, to owner) error {
 	if !known || has == to {
 		return nil
 	}
-	if has.uid == to.uid { // an owner may choose among the own groups, and only root gives a file away
+	// an owner may choose among their own groups; only root can give a file away
+	if has.uid == to.uid {
 		to.uid = -1
 	}
 	if err := f.Chown(to.uid, to.gid); err != nil {

@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// Here a file's owner is no number.
+// Here a file's owner is not a number.
 func ownerOf(fs.FileInfo) (owner, bool) { return owner{}, false }
 
 func shared(fs.FileInfo) bool { return false }

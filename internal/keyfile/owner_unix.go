@@ -25,10 +25,11 @@ func shared(info fs.FileInfo) bool {
 	return ok && stat.Nlink > 1
 }
 
-// readOnly reports whether nothing can be written to a path because of how it is mounted.
+// readOnly reports whether a path can't be written because it is mounted read-only.
 func readOnly(path string) bool { return errors.Is(unix.Access(path, unix.W_OK), unix.EROFS) }
 
-// openPlain opens a file that a link can't have put there: what is done to it is done to no other.
+// openPlain opens a file that is not a link and has no other name, so that nothing happens to any
+// other file.
 func openPlain(path string, flags int) (*os.File, error) {
 	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, keyMode)
 	if err != nil {

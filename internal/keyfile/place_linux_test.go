@@ -165,7 +165,8 @@ func TestRootWritesForTheOwner(t *testing.T) {
 	wantFile(t, filepath.Join(folder, "roots"), 0, 0, 0o600)
 }
 
-// TestAnothersKey: who can't leave the new key to whose the old one is does not replace it, and is told who can.
+// TestAnothersKey: who can't leave the new key to whose the old one is does not replace it, and is
+// told who can.
 func TestAnothersKey(t *testing.T) {
 	t.Parallel()
 	folder := passable(t)
@@ -258,8 +259,8 @@ func TestModes(t *testing.T) {
 	})
 }
 
-// TestAnotherOwner: a private key is ours or root's, however it comes that we can read another's. Root works for any user, and is told
-// of the keys that are not its own.
+// TestAnotherOwner: a private key is ours or root's, however it comes that we can read another's.
+// Root works for any user, and is told of the keys that are not its own.
 func TestAnotherOwner(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
@@ -286,7 +287,8 @@ func TestAnotherOwner(t *testing.T) {
 	}
 }
 
-// TestOpenFolders: where all users may write, they can take a key away; where the sticky bit is set, they can't.
+// TestOpenFolders: where all users may write, they can take a key away; where the sticky bit is
+// set, they can't.
 func TestOpenFolders(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()

@@ -5,11 +5,12 @@ import (
 	"path/filepath"
 )
 
-// maxLinks is how many symbolic links may lead to a file, one after the other: as many as the kernel follows.
+// maxLinks limits the symbolic links on the way to a file, as the kernel does.
 const maxLinks = 40
 
-// Real returns where a file really is, or would be made: symbolic links are followed, those too that lead to nothing yet.
-// What can't be followed stays as it is: opening it says why.
+// Real returns where a file really is, or would be created. It follows symbolic links, even those
+// that lead to nothing yet. A path that can't be followed stays as it is: opening it gives the
+// error.
 func Real(path string) string {
 	followed := path
 	for range maxLinks {
@@ -18,7 +19,8 @@ func Real(path string) string {
 			return resolved
 		}
 		if _, err := os.Stat(followed); err == nil {
-			return path // it is there, but no name leads to it: a pipe of the shell, such as /dev/fd/63
+			// it exists, but no name leads to it: a pipe of the shell, such as /dev/fd/63
+			return path
 		}
 		if folder, err := filepath.EvalSymlinks(filepath.Dir(followed)); err == nil {
 			followed = filepath.Join(folder, filepath.Base(followed))
@@ -32,5 +34,5 @@ func Real(path string) string {
 		}
 		followed = next
 	}
-	return path // they lead in a circle
+	return path // the links form a circle
 }

@@ -10,10 +10,11 @@ import (
 	"syscall"
 )
 
-// ErrNotReplaceable means that a new key can't take the place of the one in a file, where that is.
+// ErrNotReplaceable means that a new key can't replace the one in a file, because of the file's
+// place.
 var ErrNotReplaceable = errors.New("the key can't be replaced here")
 
-// errNotPlain is of what a link or a device may have put where a file of ours is to be.
+// errNotPlain is the error for a link or a device in the place of one of our files.
 var errNotPlain = errors.New("it is not a regular file with one name: remove it")
 
 const (
@@ -21,8 +22,9 @@ const (
 	mountFolder   = "mount the folder that holds it, writable, and not the file alone (docker -v FOLDER, Kubernetes without subPath)"
 )
 
-// Replaceable says whether this user can replace the key in a file, which is where [Real] says, and leave the new one to whose
-// the old one is: [ErrNotReplaceable], why not, and what to do. Nothing is written for it.
+// Replaceable reports whether this user can replace the key in a file, at the place that [Real]
+// returns, and keep its owner. If not, it returns [ErrNotReplaceable], the reason and the remedy.
+// It writes nothing.
 func Replaceable(path string) error {
 	folder := filepath.Dir(path)
 	if managed(path) {
@@ -49,21 +51,22 @@ func Replaceable(path string) error {
 	return givable(path, folder)
 }
 
-// PlaceError says why the key in a file can't be replaced there, and what to do. It is an [ErrNotReplaceable].
+// PlaceError says why the key in a file can't be replaced there, and what to do. It is an
+// [ErrNotReplaceable].
 type PlaceError struct{ Path, Why, Do string }
 
-// Error is all of it in one line.
+// Error returns everything in one line.
 func (e *PlaceError) Error() string {
 	return fmt.Sprintf("%s: %v: %s: %s", e.Path, ErrNotReplaceable, e.Why, e.Do)
 }
 
-// Unwrap makes errors.Is know it.
+// Unwrap lets errors.Is recognise it.
 func (*PlaceError) Unwrap() error { return ErrNotReplaceable }
 
 func notReplaceable(path, why, do string) error { return &PlaceError{path, why, do} }
 
-// managed reports whether a file is in a folder that the kubelet makes for one version of a volume: ..2026_11_30_…, to which
-// ..data leads.
+// managed reports whether a file is in a folder that the kubelet makes for one version of a volume:
+// ..2026_11_30_…, to which ..data leads.
 func managed(path string) bool {
 	for name := range strings.SplitSeq(filepath.ToSlash(filepath.Dir(path)), "/") {
 		if strings.HasPrefix(name, "..") && name != ".." {
@@ -73,7 +76,7 @@ func managed(path string) bool {
 	return false
 }
 
-// enterable says whether this user may make and rename files in a folder.
+// enterable returns an error unless this user may create and rename files in a folder.
 func enterable(path, folder string) error {
 	err := mayWrite(folder)
 	switch {
@@ -95,7 +98,7 @@ func enterable(path, folder string) error {
 	return notReplaceable(path, userName(os.Geteuid())+" may not write in "+folder, "run this as "+whose+", or let that user write there")
 }
 
-// givable says whether a new file can be given to whose the old one is.
+// givable returns an error unless a new file can be given to the owner of the old one.
 func givable(path, folder string) error {
 	to, known, err := ownerFor(path)
 	if err != nil || !known {

@@ -7,11 +7,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// probeSize is more than what is written for one change of a key: the key, the request and its answer.
+// probeSize is more than the files of one key change need: the key, the request and its answer.
 const probeSize = 16 << 10
 
-// Writable says whether this user can make files in a folder, and whether there is room for them. It leaves no trace: what it
-// writes has no name, and goes with its descriptor.
+// Writable returns an error unless this user can create files in a folder and there is room for
+// them. It leaves no trace: the file that it writes has no name, and disappears with its
+// descriptor.
 func Writable(folder string) error {
 	if err := mayWrite(folder); err != nil {
 		return err
@@ -27,7 +28,8 @@ func Writable(folder string) error {
 	return nil
 }
 
-// nameless makes a file without a name in a folder; none, where that is unknown to this file system or this kernel.
+// nameless creates a file without a name in a folder. It returns nil if this file system or this
+// kernel can't do that.
 func nameless(folder string) (*os.File, error) {
 	f, err := os.OpenFile(folder, unix.O_TMPFILE|os.O_WRONLY, keyMode)
 	for _, unknown := range []error{unix.EOPNOTSUPP, unix.EISDIR, unix.ENOENT} {
@@ -41,19 +43,20 @@ func nameless(folder string) (*os.File, error) {
 	return f, nil
 }
 
-// mayWrite says whether this user may make and rename files in a folder, whether there is room or not.
+// mayWrite returns an error unless this user may create and rename files in a folder, whether there
+// is room or not.
 func mayWrite(folder string) error {
 	if err := unix.Access(folder, unix.W_OK|unix.X_OK); err != nil {
 		return err
 	}
 	var stat unix.Statx_t
 	if unix.Statx(unix.AT_FDCWD, folder, 0, 0, &stat) == nil && stat.Attributes&unix.STATX_ATTR_APPEND != 0 {
-		return unix.EPERM // files can be made in it, and never renamed
+		return unix.EPERM // files can be created in it, and never renamed
 	}
 	return nil
 }
 
-// tryGive says whether a file that is made in a folder can be given to an owner.
+// tryGive returns an error unless a file that is created in a folder can be given to an owner.
 func tryGive(folder string, to owner) error {
 	f, err := nameless(folder)
 	if err != nil || f == nil {

@@ -20,7 +20,8 @@ func Create(path string, key events.SigningKey) error {
 	return Replace(path, path, key)
 }
 
-// Replace writes a key, in PKCS #8 PEM, to a file, instead of what is there. As for like, see [WriteFile].
+// Replace writes a key, in PKCS #8 PEM, to a file, and replaces what is there. [WriteFile] explains
+// like.
 func Replace(path, like string, key events.SigningKey) error {
 	content, err := keyformat.EncodePrivate(key, keyformat.PEM)
 	if err != nil {
@@ -38,7 +39,7 @@ func CreateFile(path string, content []byte) error {
 }
 
 func absent(path string) error {
-	if path == "-" { // which is the standard output elsewhere
+	if path == "-" { // it means the standard output elsewhere
 		return errors.New("a private key is never printed: name a file, and not -")
 	}
 	info, err := os.Lstat(path)
@@ -51,9 +52,9 @@ func absent(path string) error {
 	return nil
 }
 
-// WriteFile writes a file of mode 0600 that is there whole, and on the disk, or not at all. Its owner and group are those of
-// the file like, of what it replaces, or of the folder, whichever is there first. A crash may leave PATH.new, which the next one
-// takes away.
+// WriteFile writes a file of mode 0600. The file is complete and on the disk, or it doesn't exist.
+// Its owner and group are those of the file like, of the file that it replaces, or of the folder,
+// whichever exists first. A crash may leave PATH.new, which the next call removes.
 func WriteFile(path, like string, content []byte) (err error) {
 	path = Real(path)
 	to, known, err := ownerFor(path, like)
@@ -61,7 +62,7 @@ func WriteFile(path, like string, content []byte) (err error) {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	temporary := path + ".new"
-	_ = os.Remove(temporary) // where it can't be, O_EXCL says why
+	_ = os.Remove(temporary) // if this fails, O_EXCL gives the error
 	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, keyMode)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("write %s: there is no folder %s", path, filepath.Dir(path))
@@ -85,7 +86,8 @@ func WriteFile(path, like string, content []byte) (err error) {
 	return Rename(temporary, path)
 }
 
-// cause is an error of the system without the file's name, which for PATH.new is not the one that the reader knows.
+// cause returns an error of the system without the file's name: PATH.new is not the name that the
+// reader knows.
 func cause(err error) error {
 	if of := (*fs.PathError)(nil); errors.As(err, &of) {
 		return of.Err
@@ -93,7 +95,8 @@ func cause(err error) error {
 	return err
 }
 
-// Touch makes a file of mode 0600 if it is not there, and gives it to the owner of the file like, or of the folder.
+// Touch creates a file of mode 0600 if it does not exist, and gives it to the owner of the file
+// like, or of the folder.
 func Touch(path, like string) error {
 	to, known, err := ownerFor(path, like)
 	if err != nil {
@@ -113,12 +116,13 @@ func Touch(path, like string) error {
 		err = give(f, to)
 	}
 	if errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 {
-		err = nil // it is there, and may be opened: whose it is doesn't matter
+		err = nil // it exists and may be opened: its owner doesn't matter
 	}
 	return errors.Join(err, f.Close())
 }
 
-// Rename moves a file in place of another, to whose owner it goes, on the disk too when it returns.
+// Rename replaces one file by another, and gives it to the owner of the replaced file. When it
+// returns, the change is on the disk.
 func Rename(from, to string) error {
 	if err := giveAs(from, to); err != nil {
 		return err
@@ -129,7 +133,7 @@ func Rename(from, to string) error {
 	return syncFolder(filepath.Dir(to))
 }
 
-// giveAs gives a file to the owner of another, if that is there.
+// giveAs gives a file to the owner of another, if that exists.
 func giveAs(path, like string) error {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -146,7 +150,7 @@ func giveAs(path, like string) error {
 	return errors.Join(give(f, to), f.Close())
 }
 
-// Remove deletes a file, on the disk too when it returns. One that is not there is no error.
+// Remove deletes a file, on the disk, too, when it returns. A file that does not exist is no error.
 func Remove(path string) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -154,8 +158,8 @@ func Remove(path string) error {
 	return syncFolder(filepath.Dir(path))
 }
 
-// MakeFolder makes a folder that only its owner may enter, and those above it, on the disk too when it returns. One that is
-// there stays as it is.
+// MakeFolder creates a folder that only its owner may enter, and those above it, on the disk, too,
+// when it returns. A folder that exists stays as it is.
 func MakeFolder(path string) error {
 	var missing []string
 	for folder := filepath.Clean(path); ; folder = filepath.Dir(folder) {
@@ -165,7 +169,7 @@ func MakeFolder(path string) error {
 		missing = append(missing, folder)
 	}
 	if len(missing) == 0 {
-		return os.MkdirAll(path, folderMode) // which says what is wrong if it is no folder
+		return os.MkdirAll(path, folderMode) // this gives the error if it is no folder
 	}
 	for _, folder := range slices.Backward(missing) {
 		if err := makeFolder(folder); err != nil {
@@ -175,7 +179,7 @@ func MakeFolder(path string) error {
 	return nil
 }
 
-// makeFolder makes a folder, and gives it to whose the one above is.
+// makeFolder creates a folder, and gives it to the owner of the one above.
 func makeFolder(path string) error {
 	if err := os.Mkdir(path, folderMode); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err

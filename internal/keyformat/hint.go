@@ -13,15 +13,16 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// Errors of [ParsePrivate] about keys that are good, and not what is asked for.
+// Errors of [ParsePrivate] about keys that are good, but of the wrong kind.
 var (
 	ErrOtherForm  = errors.New("a private key in another form")
 	ErrPublicHalf = errors.New("it is a public key: name the file of its private half")
 )
 
-// ParsePrivate reads a private key that is written as this project writes them: one block of PEM with PKCS #8 in it, and nothing
-// else but white space. Nothing else in that file could be lost when another key takes its place. An error that is none of
-// this package's says what the content looks like, and how to convert it.
+// ParsePrivate reads a private key in the form that this project writes: one block of PEM with PKCS
+// #8 in it, and nothing more than white space. So nothing else in the file could be lost when
+// another key replaces it. An error that is not one of this package's errors says what the content
+// looks like, and how to convert it.
 func ParsePrivate(content []byte) (events.SigningKey, error) {
 	key, err := parse(content)
 	switch hint := Hint(content); {
@@ -38,8 +39,8 @@ func ParsePrivate(content []byte) (events.SigningKey, error) {
 	return key.Private, nil
 }
 
-// Hint says what the content of a file looks like that is no key in a known form, and how a key is made of it; nothing, if it
-// looks like nothing that is known. It quotes nothing of it.
+// Hint says what the content of a file looks like if it is no key in a known form, and how to make
+// a key of it. It returns an empty text if it recognises nothing. It never quotes the content.
 func Hint(content []byte) string {
 	text := string(bytes.TrimSpace(content))
 	switch begins := strings.HasPrefix(text, pemBegin); {
@@ -66,7 +67,7 @@ func Hint(content []byte) string {
 const literalBreaks = `its line breaks are the two characters \ and n, as in JSON: (umask 077; printf '%b\n' "$(cat FILE)" > NEW), ` +
 	"and take quotes away"
 
-// hintOfPEM says what is wrong with what begins as PEM does.
+// hintOfPEM says what is wrong with a text that begins like PEM.
 func hintOfPEM(text string) string {
 	label, _, _ := strings.Cut(strings.TrimPrefix(text, pemBegin), "-----")
 	switch {
@@ -92,7 +93,7 @@ func hintOfPEM(text string) string {
 	return ""
 }
 
-// hintOfBase64 says of base64 what it is of.
+// hintOfBase64 says what a base64 text contains.
 func hintOfBase64(text string) string {
 	packed := strings.TrimRight(strings.Join(strings.Fields(text), ""), "=")
 	content, err := base64.RawStdEncoding.DecodeString(packed)
@@ -107,7 +108,7 @@ func hintOfBase64(text string) string {
 	return ""
 }
 
-// isUTF16 looks at the mark of UTF-16, or at ASCII in two bytes each.
+// isUTF16 looks for the byte order mark of UTF-16, or for ASCII in two bytes each.
 func isUTF16(content []byte) bool {
 	for _, mark := range []string{"\xff\xfe", "\xfe\xff", "-\x00-\x00", "\x00-\x00-"} {
 		if bytes.HasPrefix(content, []byte(mark)) {
@@ -117,7 +118,7 @@ func isUTF16(content []byte) bool {
 	return false
 }
 
-// isDER reports whether all of the content is one sequence of ASN.1 that begins as keys do.
+// isDER reports whether the whole content is one sequence of ASN.1 that begins as keys do.
 func isDER(content []byte) bool {
 	input, sequence := cryptobyte.String(content), cryptobyte.String(nil)
 	return input.ReadASN1(&sequence, der.SEQUENCE) && input.Empty() &&

@@ -29,7 +29,8 @@ func utf16Text(text string) string {
 	return string(b)
 }
 
-// TestHints: a key that an editor, a shell or a tool has changed is refused with what happened to it, and never quoted.
+// TestHints: a key that an editor, a shell or a tool has changed is refused with what happened to
+// it, and never quoted.
 func TestHints(t *testing.T) {
 	t.Parallel()
 	key := events.GenerateSigningKey()

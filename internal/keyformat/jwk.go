@@ -18,7 +18,7 @@ const (
 	forSignature = "sig"
 )
 
-// JSONWebKey is a public key as RFC 7517 and RFC 8037 write it.
+// JSONWebKey is a public key in the form of RFC 7517 and RFC 8037.
 type JSONWebKey struct {
 	KeyType string `json:"kty"`
 	Curve   string `json:"crv"`
@@ -27,8 +27,8 @@ type JSONWebKey struct {
 	Use     string `json:"use"`
 }
 
-// NewJSONWebKey returns a key's JWK. It has no alg: crv says it all, and a library that finds EdDSA there refuses a token that
-// says Ed25519, as RFC 9864 has it, and the other way round.
+// NewJSONWebKey returns a key's JWK. It has no alg, because crv says everything. A library that
+// finds EdDSA there refuses a token that says Ed25519 (RFC 9864), and the other way round.
 func NewJSONWebKey(key events.PublicKey) JSONWebKey {
 	return JSONWebKey{
 		KeyType: keyType, Curve: curve, X: base64.RawURLEncoding.EncodeToString(key.Bytes()),
@@ -36,14 +36,15 @@ func NewJSONWebKey(key events.PublicKey) JSONWebKey {
 	}
 }
 
-// Thumbprint is the name by which the world of JWK knows a key: RFC 7638, with SHA-256 in base64url.
+// Thumbprint returns the name of a key by RFC 7638, with SHA-256 in base64url.
 func Thumbprint(key events.PublicKey) string {
 	x := base64.RawURLEncoding.EncodeToString(key.Bytes())
 	sum := sha256.Sum256([]byte(`{"crv":"Ed25519","kty":"OKP","x":"` + x + `"}`))
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// parseJWK reads a JWK; one with d is private. Members that it does not know are passed over (RFC 7517 §4).
+// parseJWK reads a JWK; one with d is private. It ignores members that it does not know (RFC 7517
+// §4).
 func parseJWK(content []byte) (Key, error) {
 	var jwk struct {
 		KeyType   string         `json:"kty"`
@@ -55,7 +56,8 @@ func parseJWK(content []byte) (Key, error) {
 		Keys      jsontext.Value `json:"keys"` // of a JWK Set
 	}
 	if err := json.Unmarshal(content, &jwk); err != nil {
-		return Key{}, fmt.Errorf("%w: this is no JWK", ErrFormat) // the parser's own words could quote the key
+		// the parser's own words could quote the key
+		return Key{}, fmt.Errorf("%w: this is no JWK", ErrFormat)
 	}
 	switch {
 	case jwk.Keys != nil:
@@ -63,7 +65,8 @@ func parseJWK(content []byte) (Key, error) {
 	case jwk.KeyType == "":
 		return Key{}, fmt.Errorf("%w: a JWK has a kty", ErrFormat)
 	case jwk.KeyType != keyType, jwk.Curve != curve, jwk.Use != "" && jwk.Use != forSignature,
-		jwk.Algorithm != "" && jwk.Algorithm != "EdDSA" && jwk.Algorithm != curve: // the latter is RFC 9864's name
+		// the latter is RFC 9864's name
+		jwk.Algorithm != "" && jwk.Algorithm != "EdDSA" && jwk.Algorithm != curve:
 		return Key{}, ErrAlgorithm
 	}
 	public, err := decodeMember("x", jwk.X)
@@ -86,7 +89,8 @@ func parseJWK(content []byte) (Key, error) {
 
 func decodeMember(name, text string) ([]byte, error) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err != nil || len(text) != base64.RawURLEncoding.EncodedLen(ed25519.SeedSize) { // as long as a public key
+	// as long as a public key
+	if err != nil || len(text) != base64.RawURLEncoding.EncodedLen(ed25519.SeedSize) {
 		return nil, fmt.Errorf("%w: the %s of a JWK is 43 characters of unpadded base64url", ErrFormat, name)
 	}
 	return b, nil

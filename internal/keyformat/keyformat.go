@@ -1,6 +1,7 @@
-// Package keyformat reads and writes Ed25519 keys in the forms that others keep them in: the protocol's own text, PEM
-// (PKCS #8 and SPKI, RFC 8410), JWK (RFC 8037), OpenSSH and the nkey of a NATS user. It does no I/O. What it reads is exactly
-// one key and nothing else, and its errors never quote what they refuse: that could be a private key.
+// Package keyformat reads and writes Ed25519 keys in the forms that other programs use: the
+// protocol's own text, PEM (PKCS #8 and SPKI, RFC 8410), JWK (RFC 8037), OpenSSH and the nkey of a
+// NATS user. It does no I/O. It accepts exactly one key and nothing more. Its errors never quote
+// what they refuse, because that could be a private key.
 package keyformat
 
 import (
@@ -21,7 +22,7 @@ const (
 	PEM     Format = "pem"     // PKCS #8, or SPKI for a public key
 	JWK     Format = "jwk"     // RFC 7517 and RFC 8037
 	OpenSSH Format = "openssh" // OpenSSH's own PEM, or a line of authorized_keys
-	NKey    Format = "nkey"    // what a NATS user proves to be by: the seed SU…, or U…
+	NKey    Format = "nkey"    // the identity of a NATS user: the seed SU…, or U…
 )
 
 // Errors of keys that can't be read or written. A weak key is [events.ErrWeakKey].
@@ -37,17 +38,18 @@ var (
 	errUnknownForm = errors.New("unknown form of a key")
 )
 
-// MaxSize is more than any key in any form, in bytes.
+// MaxSize is more than any key in any form needs, in bytes.
 const MaxSize = 16 << 10
 
-// Key is what was read: a public key, and the private key it belongs to if that was there.
+// Key is the result of reading: a public key, and its private key if that was present.
 type Key struct {
 	Public  events.PublicKey
-	Private events.SigningKey // its IsZero says that only the public half was there
+	Private events.SigningKey // its IsZero is true if only the public half was present
 }
 
-// Parse reads a key in any of the forms, private or public, and finds out itself which one it is. White space around it
-// does not matter. More than [MaxSize] bytes are [ErrFormat]. Where it knows what else the content looks like, it says so.
+// Parse reads a key in any of the forms, private or public, and recognises the form itself. White
+// space around it does not matter. More than [MaxSize] bytes give [ErrFormat]. If the content looks
+// like something else that it knows, the error says so.
 func Parse(content []byte) (Key, error) {
 	key, err := parse(content)
 	if hint := Hint(content); errors.Is(err, ErrFormat) && hint != "" {
@@ -84,7 +86,7 @@ func parse(content []byte) (Key, error) {
 	return key, nil
 }
 
-// EncodePublic writes a public key, and a line break after it.
+// EncodePublic writes a public key and a line break.
 func EncodePublic(key events.PublicKey, format Format) ([]byte, error) {
 	switch format {
 	case Text:
@@ -102,7 +104,7 @@ func EncodePublic(key events.PublicKey, format Format) ([]byte, error) {
 	}
 }
 
-// EncodePrivate writes a private key, and a line break after it. For [Text] it returns [ErrPublicOnly].
+// EncodePrivate writes a private key and a line break. For [Text] it returns [ErrPublicOnly].
 func EncodePrivate(key events.SigningKey, format Format) ([]byte, error) {
 	switch format {
 	case Text:
@@ -142,7 +144,7 @@ func publicKey(b []byte) (Key, error) {
 	return Key{Public: key}, key.CheckStrength()
 }
 
-// privateKey returns the key of a seed. Stated, if not nil, is the public half that was written beside it.
+// privateKey returns the key of a seed. stated is the public half that was written with it, or nil.
 func privateKey(seed, stated []byte) (Key, error) {
 	if len(seed) != ed25519.SeedSize {
 		return Key{}, ErrFormat

@@ -24,7 +24,8 @@ var (
 	privateForms = []keyformat.Format{keyformat.PEM, keyformat.JWK, keyformat.OpenSSH, keyformat.NKey}
 )
 
-// TestEveryPair: a key that goes through any form and then any other is the same key, and a public one stays public.
+// TestEveryPair: a key that goes through any form and then any other is the same key, and a public
+// one stays public.
 func TestEveryPair(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -98,8 +99,8 @@ func checkPublic(t failer, what string, got keyformat.Key, want events.PublicKey
 	}
 }
 
-// TestOtherTools: what openssl and ssh-keygen wrote is read, and written just as they do it. The files in testdata are
-// theirs (OpenSSL 3.0, OpenSSH 9.2):
+// TestOtherTools: what openssl and ssh-keygen wrote is read, and written just as they do it. The
+// files in testdata are theirs (OpenSSL 3.0, OpenSSH 9.2):
 //
 //	openssl genpkey -algorithm ed25519 -out openssl.pem
 //	openssl pkey -in openssl.pem -pubout -out openssl-public.pem
@@ -133,7 +134,8 @@ func TestOtherTools(t *testing.T) {
 	}
 }
 
-// blockOf returns the content of a PEM block, and the block's type. OpenSSH's has 8 random bytes, which are zeroed.
+// blockOf returns the content of a PEM block, and the block's type. OpenSSH's has 8 random bytes,
+// which are zeroed.
 func blockOf(t *testing.T, content []byte) []byte {
 	t.Helper()
 	block, rest := pem.Decode(content)
@@ -198,8 +200,8 @@ func TestStandards(t *testing.T) {
 	}
 }
 
-// FuzzParse: nothing makes the parser panic, no error quotes what it refuses, and what is read is the same key in every
-// other form.
+// FuzzParse: nothing makes the parser panic, no error quotes what it refuses, and what is read is
+// the same key in every other form.
 func FuzzParse(f *testing.F) {
 	for _, c := range refused(f) {
 		f.Add([]byte(c.content))
@@ -249,7 +251,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// checkOtherParser reads a private key in PEM with a parser of others: what we take, they take, as the same key.
+// checkOtherParser reads a private key in PEM with a parser of others: what we take, they take, as
+// the same key.
 func checkOtherParser(t *testing.T, content []byte, got events.SigningKey) {
 	t.Helper()
 	block, _ := pem.Decode(bytes.TrimSpace(content))

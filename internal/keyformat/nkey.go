@@ -9,8 +9,8 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// parseNKey reads the nkey of a NATS user: a seed, SU…, or a public key, U…. Those of servers, accounts and operators are
-// keys of another kind, by which nobody connects.
+// parseNKey reads the nkey of a NATS user: a seed, SU…, or a public key, U…. It refuses those of
+// servers, accounts and operators, which no client connects with.
 func parseNKey(text []byte) (Key, error) {
 	if bytes.ContainsAny(text, " \t\r\n") {
 		return Key{}, ErrMore
@@ -50,7 +50,8 @@ func parseNKey(text []byte) (Key, error) {
 	return key, nil
 }
 
-// looksLikeNKey tells the seeds and public keys of NATS from other text: they are upper case base32 and nothing else.
+// looksLikeNKey reports whether a text may be a seed or a public key of NATS: upper case base32 and
+// nothing more.
 func looksLikeNKey(text []byte) bool {
 	const shortest = 56
 	if len(text) < shortest || text[0] != 'S' && text[0] != 'U' {

@@ -16,8 +16,9 @@ import (
 // openSSHMagic begins the content of OpenSSH's private key files (OpenSSH's PROTOCOL.key).
 const openSSHMagic = "openssh-key-v1\x00"
 
-// parseOpenSSH reads a private key file of ssh-keygen. The library looks at the private half only; the public half is
-// written in three more places, and two of them are what other programs show: all have to say the same.
+// parseOpenSSH reads a private key file of ssh-keygen. The library looks at the private half only.
+// The public half is written in three more places, two of which other programs show: all of them
+// must agree.
 func parseOpenSSH(block *pem.Block) (Key, error) {
 	parsed, err := ssh.ParseRawPrivateKey(pem.EncodeToMemory(block))
 	if locked := (*ssh.PassphraseMissingError)(nil); errors.As(err, &locked) {
@@ -61,8 +62,9 @@ func parseOpenSSH(block *pem.Block) (Key, error) {
 	return key, nil
 }
 
-// parseAuthorizedKey reads a line of authorized_keys, or of a file KEY.pub. One with options is refused: they would be
-// lost. The library's own parser passes over lines and takes more than one text for one key.
+// parseAuthorizedKey reads a line of authorized_keys, or of a file KEY.pub. It refuses a line with
+// options, because they would be lost. The library's own parser skips lines, and accepts more than
+// one text for one key.
 func parseAuthorizedKey(line []byte) (Key, error) {
 	if bytes.ContainsAny(line, "\r\n") {
 		return Key{}, ErrMore

@@ -21,7 +21,8 @@ const (
 	openSSHType = "OPENSSH PRIVATE KEY"
 )
 
-// parsePEM reads what is exactly one block. pem.Decode alone would pass over a broken block, and what is around it.
+// parsePEM reads a text that is exactly one block. pem.Decode alone would skip a broken block, and
+// text around a block.
 func parsePEM(content []byte) (Key, error) {
 	if bytes.Count(content, []byte(pemBegin)) > 1 {
 		return Key{}, ErrMore
@@ -53,8 +54,8 @@ func parsePEM(content []byte) (Key, error) {
 	}
 }
 
-// parsePKCS8 reads RFC 5958 as RFC 8410 §7 uses it. The standard library's parser takes anything after the key, and does
-// not look at the public half that version 2 states.
+// parsePKCS8 reads RFC 5958 as RFC 8410 §7 uses it. The standard library's parser accepts anything
+// after the key, and ignores the public half that version 2 states.
 func parsePKCS8(b []byte) (Key, error) {
 	var sequence, algorithm, inner, seed, public cryptobyte.String
 	var oid asn1.ObjectIdentifier
@@ -77,7 +78,8 @@ func parsePKCS8(b []byte) (Key, error) {
 	if !hasPublic && version == 0 {
 		return privateKey(seed, nil)
 	}
-	// Version 2, whose number is 1, states the public half: a BIT STRING, which begins with the number of its unused bits.
+	// Version 2, whose number is 1, states the public half: a BIT STRING, which begins with the
+	// number of its unused bits.
 	if unused := uint8(0); version != 1 || !public.ReadUint8(&unused) || unused != 0 {
 		return Key{}, ErrFormat
 	}

@@ -12,18 +12,22 @@ import (
 )
 
 const (
-	// endedTried is against how many keys that have ended a signature is held which no remembered key made.
+	// endedTried limits how many ended keys are tried against a signature that no remembered key
+	// made.
 	endedTried = 256
-	// endedASecond is how many such verifications there may be a second: 0.05 s of a core. A signature that is not held against
-	// them is invalid_signature, and refused as well.
+	// endedASecond limits these verifications to so many a second: 0.05 s of a core. A signature
+	// that is not tried against them is answered with invalid_signature, which is a refusal as
+	// well.
 	endedASecond = 1024
-	// readingEnded is how many of them it counts for at least: the keys have to be read.
+	// readingEnded is the least number of verifications that a request is charged, because the keys
+	// must be read.
 	readingEnded = 16
 )
 
-// ended asks for the keys that are not remembered.
+// ended asks for the ended keys that are not remembered.
 type ended struct {
-	keys    func(ctx context.Context, target events.Target, most int) (keyring.Keyring, error) // nil: there is nobody to ask
+	// nil if there is no source
+	keys    func(ctx context.Context, target events.Target, most int) (keyring.Keyring, error)
 	timeout time.Duration
 	now     func() time.Time
 	log     *slog.Logger
@@ -37,7 +41,8 @@ func newEnded(cfg Config) *ended {
 	}
 }
 
-// made says whether a key that the service had long ago made the signature. What that costs is charged before a key is read.
+// made reports whether an ended key that is not remembered made the signature. It charges the
+// budget before it reads a key.
 func (e *ended) made(ctx context.Context, q *events.VerifyQuery, have *known) bool {
 	now := e.now()
 	if e.keys == nil || !have.mayHaveForgotten(now.Unix()) || !e.limit.AllowN(now, have.costOfEnded()) {
@@ -54,7 +59,7 @@ func (e *ended) made(ctx context.Context, q *events.VerifyQuery, have *known) bo
 	return k.endedState(q, now.Unix(), endedTried) == keyring.Ended
 }
 
-// costOfEnded returns how many verifications it counts for to read the keys that have ended, and to try them.
+// costOfEnded returns the number of verifications to charge for reading and trying the ended keys.
 func (k *known) costOfEnded() int {
 	if k.sequence == 0 { // the registry sends none: the service may have had any number of keys
 		return endedTried
@@ -62,7 +67,7 @@ func (k *known) costOfEnded() int {
 	return int(max(readingEnded, min(k.sequence, endedTried)))
 }
 
-// mayHaveForgotten says whether the service may have had more keys than are remembered.
+// mayHaveForgotten reports whether the service may have had more keys than are remembered.
 func (k *known) mayHaveForgotten(now int64) bool {
 	kept := 0
 	for _, key := range k.keyring.Keys {

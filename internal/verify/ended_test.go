@@ -11,8 +11,9 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// TestFloodOfBadSignatures: however many signatures come that no known key made, of a service that had very many keys, those of long
-// ago are read only as often as they can be tried, and the registry is asked once.
+// TestFloodOfBadSignatures: however many signatures come that no known key made, of a service that
+// had very many keys, those of long ago are read only as often as they can be tried, and the
+// registry is asked once.
 func TestFloodOfBadSignatures(t *testing.T) {
 	t.Parallel()
 	const keys, flood = 100_000, 2000
@@ -55,7 +56,8 @@ func TestFloodOfBadSignatures(t *testing.T) {
 	}
 }
 
-// BenchmarkBadSignature is what a signature costs that no key made, of a service that had more keys than are remembered.
+// BenchmarkBadSignature is what a signature costs that no key made, of a service that had more keys
+// than are remembered.
 func BenchmarkBadSignature(b *testing.B) {
 	s := subtest.NewService(b, "many")
 	s.Bind(start)

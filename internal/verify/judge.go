@@ -7,7 +7,8 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// better returns the registry's answer, unless ours says more: its record does not name the keys that have ended.
+// better returns the registry's answer, unless ours says more: the registry's record does not name
+// ended keys.
 func better(ours, theirs events.VerifyAnswer) events.VerifyAnswer {
 	if ours.Reason == events.ExpiredKey && theirs.Reason == string(events.InvalidSignature) {
 		return ours
@@ -15,11 +16,12 @@ func better(ours, theirs events.VerifyAnswer) events.VerifyAnswer {
 	return theirs
 }
 
-// atLeastAsNewAs says whether the registry's record may have a say beside what the events told: an older one could
-// revive a key that has ended.
+// atLeastAsNewAs reports whether the registry's record may be used together with the events. An
+// older record could revive a key that has ended.
 func (k *known) atLeastAsNewAs(have *known) bool { return k.keyring.Head >= have.keyring.Head }
 
-// triedIn returns how many of the keyring's first keys are accepted by another one, too, and so were tried with that.
+// triedIn returns how many of the first keys of the keyring are also accepted by other, and so were
+// tried with it.
 func (k *known) triedIn(other *known, now int64) (n int) {
 	for _, key := range k.keyring.Keys {
 		theirs, found := other.keyring.Find(key.PublicKey)
@@ -31,7 +33,7 @@ func (k *known) triedIn(other *known, now int64) (n int) {
 	return n
 }
 
-// judgeIf is judge for a service that may not be known.
+// judgeIf is judge for a service that may be unknown.
 func (k *known) judgeIf(known bool, q *events.VerifyQuery, now int64, tried int) (answer events.VerifyAnswer, sure bool) {
 	if !known {
 		return refused(string(events.UnknownService)), false
@@ -39,8 +41,9 @@ func (k *known) judgeIf(known bool, q *events.VerifyQuery, now int64, tried int)
 	return k.judge(q, now, tried)
 }
 
-// judge answers from one keyring. It isn't sure where the registry may know of a key, or of a key's grace, that the
-// keyring lacks. So many keys, its first ones, are known not to have made the signature.
+// judge answers from one keyring. The answer is not sure if the registry may know a key, or the
+// grace of a key, that the keyring lacks. The first tried keys are known not to have made the
+// signature.
 func (k *known) judge(q *events.VerifyQuery, now int64, tried int) (answer events.VerifyAnswer, sure bool) {
 	if key := k.valid(q, now, tried); key != nil {
 		return k.accepted(key), true
@@ -58,8 +61,8 @@ func (k *known) judge(q *events.VerifyQuery, now int64, tried int) (answer event
 	return answer, sure
 }
 
-// valid returns the key that is accepted now and made the signature, or nil. A keyring has its newest key first, so
-// that is the first one to be tried.
+// valid returns the key that is accepted now and made the signature, or nil. A keyring has its
+// newest key first, so that key is tried first.
 func (k *known) valid(q *events.VerifyQuery, now int64, tried int) *keyring.Key {
 	for i := tried; i < len(k.keyring.Keys); i++ {
 		key := &k.keyring.Keys[i]
@@ -71,8 +74,9 @@ func (k *known) valid(q *events.VerifyQuery, now int64, tried int) *keyring.Key 
 	return nil
 }
 
-// endedState returns the state of the key that made the signature and is not accepted, or Unknown. Only so many of such keys
-// are tried, the newest: this is for the reason alone, and garbage must stay cheap.
+// endedState returns the state of the key that made the signature and is not accepted, or Unknown.
+// It tries only the newest such keys, at most so many: the result is only the reason for a refusal,
+// and garbage must stay cheap.
 func (k *known) endedState(q *events.VerifyQuery, now int64, most int) keyring.State {
 	tried := 0
 	for _, key := range k.keyring.Keys {
@@ -84,7 +88,7 @@ func (k *known) endedState(q *events.VerifyQuery, now int64, most int) keyring.S
 			break
 		}
 		if tried%endedKept == 0 {
-			runtime.Gosched() // a reason may take a while, and others wait for their answer
+			runtime.Gosched() // a reason may take a while, and other requests wait
 		}
 		if key.PublicKey.Verify(q.Message, q.Signature) {
 			return state
@@ -93,7 +97,7 @@ func (k *known) endedState(q *events.VerifyQuery, now int64, most int) keyring.S
 	return keyring.Unknown
 }
 
-// revoked says whether the service has no key that is accepted. A key in grace would be one, and none is current.
+// revoked reports whether the service has no key that is accepted, current or in grace.
 func (k *known) revoked(now int64) bool {
 	for _, key := range k.keyring.Keys {
 		if state := k.keyring.At(key, now); state == keyring.Current || state == keyring.InGrace {
@@ -108,7 +112,7 @@ func (k *known) accepted(key *keyring.Key) events.VerifyAnswer {
 	if until := k.keyring.Until(*key); until != keyring.NoEnd {
 		answer.Key, answer.Expires = events.KeyGrace, until
 	}
-	if k.sequence == k.keyring.Head { // else the head is a timestamp, and no sequence
+	if k.sequence == k.keyring.Head { // otherwise the head is a timestamp, not a sequence
 		answer.Sequence = k.sequence
 	}
 	return answer

@@ -13,9 +13,9 @@ import (
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 )
 
-// TestVerifySaysWhatTheKeyringSays: whatever has happened to a service, in whichever order it is heard of, and whatever the
-// clock says, the answer is that of a look at each key of the whole keyring, the current one like any other. Where that is
-// sure, nobody is asked.
+// TestVerifySaysWhatTheKeyringSays: whatever has happened to a service, in whichever order it is
+// heard of, and whatever the clock says, the answer is that of a look at each key of the whole
+// keyring, the current one like any other. Where that is sure, nobody is asked.
 func TestVerifySaysWhatTheKeyringSays(t *testing.T) {
 	t.Parallel()
 	target, keys := subtest.NewService(t, "any").Target, make([]events.SigningKey, 5)

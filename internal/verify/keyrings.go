@@ -11,25 +11,26 @@ import (
 )
 
 const (
-	// shards bounds what a change costs: all that is known of one of so many parts is copied, which for a million services
-	// with two keys each is some two kilobytes.
+	// shards bounds the cost of a change, which copies one whole part: some two kilobytes for a
+	// million services with two keys each.
 	shards = 1 << 16
-	// endedKept is how many ended keys of a service are remembered, to say "expired" of a signature and not "invalid".
+	// endedKept is how many ended keys of a service are remembered, so that a refusal can say
+	// "expired" instead of "invalid".
 	endedKept = 8
 )
 
-// keyrings are the keyrings of all services. Any number of goroutines read while one writes, without a lock: all that
-// a reader reaches is immutable, and is exchanged whole.
+// keyrings holds the keyrings of all services. Any number of goroutines read while one writes,
+// without a lock: everything that a reader reaches is immutable, and is replaced as a whole.
 type keyrings struct {
 	seed   maphash.Seed
-	shards []atomic.Pointer[shard] // a power of two of them
+	shards []atomic.Pointer[shard] // their number is a power of two
 
-	// What follows is the writer's.
-	packed record // what was packed last: room for the next
+	// Only the writer uses the fields below.
+	packed record // the last packed record, whose memory is used again
 	room   room
 }
 
-// known is what is known of one service.
+// known is the state of one service.
 type known struct {
 	keyring  keyring.Keyring
 	sequence int64 // the highest of any event; 0: the registry sends none
@@ -39,21 +40,21 @@ func newKeyrings(shards int) *keyrings {
 	return &keyrings{seed: maphash.MakeSeed(), shards: make([]atomic.Pointer[shard], shards)}
 }
 
-// place returns where a service is, and by which mark.
+// place returns the shard of a service, and the mark of the service in it.
 func (k *keyrings) place(target events.Target) (at *atomic.Pointer[shard], mark byte) {
 	hash := maphash.Comparable(k.seed, target)
 	return &k.shards[hash&uint64(len(k.shards)-1)], byte(hash >> 56)
 }
 
-// find returns what is known of a service: nil, if nothing is. Any goroutine may call it.
+// find returns the record of a service, or nil if it is unknown. Any goroutine may call it.
 func (k *keyrings) find(target events.Target) record {
 	at, mark := k.place(target)
 	_, r := at.Load().find(mark, target)
 	return r
 }
 
-// load takes what was known of a service before. It must not run beside anything else: it writes in place, so that a
-// million services take no million copies.
+// load adds a service at the start. Nothing may run concurrently: it writes in place, so that a
+// million services don't need a million copies.
 func (k *keyrings) load(target events.Target, have known, now int64) {
 	have.keyring = have.keyring.Recent(now, endedKept)
 	k.packed = appendRecord(k.packed[:0], &have)
@@ -70,8 +71,8 @@ func (k *keyrings) load(target events.Target, have known, now int64) {
 	*s = s.add(mark, target, k.packed, longer)
 }
 
-// longer returns a slice that is longer, in the same memory if that has room. Else it gets room for little more than that:
-// append alone would leave a quarter empty.
+// longer returns a longer slice, in the same memory if there is room. Otherwise it allocates little
+// more than needed: append alone would leave a quarter empty.
 func longer(b []byte, more int) []byte {
 	if n := len(b) + more; cap(b) < n {
 		return slices.Grow([]byte(nil), n+n/16)[:n]
@@ -79,7 +80,7 @@ func longer(b []byte, more int) []byte {
 	return b[:len(b)+more]
 }
 
-// fresh returns a slice that is longer, in memory of its own.
+// fresh returns a longer slice, in memory of its own.
 func fresh(b []byte, more int) []byte { return make([]byte, len(b)+more) }
 
 // apply joins an event. Only one goroutine at a time may call it.
@@ -94,7 +95,7 @@ func (k *keyrings) apply(e *events.Invalidation, now int64) {
 	})
 }
 
-// join joins what a database has of a service. Only one goroutine at a time may call it.
+// join joins the state of a service from a database. Only one goroutine at a time may call it.
 func (k *keyrings) join(target events.Target, other known, now int64) {
 	k.change(target, func(have record) record {
 		after := have.unpack(&k.room).join(other, now)
@@ -102,7 +103,7 @@ func (k *keyrings) join(target events.Target, other known, now int64) {
 	})
 }
 
-// change exchanges what is known of a service.
+// change replaces the record of a service.
 func (k *keyrings) change(target events.Target, next func(have record) record) {
 	at, mark := k.place(target)
 	s := at.Load()
@@ -115,7 +116,7 @@ func (k *keyrings) change(target events.Target, next func(have record) record) {
 	case i < 0:
 		added := s.add(mark, target, k.packed, fresh)
 		at.Store(&added)
-	case !bytes.Equal(have, k.packed): // else it says nothing new
+	case !bytes.Equal(have, k.packed): // otherwise it says nothing new
 		at.Store(s.with(i, have, k.packed))
 	}
 }

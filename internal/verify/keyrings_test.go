@@ -16,8 +16,9 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// TestKeyringsHoldWhatTheyWereGiven: services of several apps, few enough shards that each has many, any keyrings, loaded or
-// brought by events: what is found is what package keyring makes of them.
+// TestKeyringsHoldWhatTheyWereGiven: services of several apps, few enough shards that each has
+// many, any keyrings, loaded or brought by events: what is found is what package keyring makes of
+// them.
 func TestKeyringsHoldWhatTheyWereGiven(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -90,8 +91,8 @@ func drawKeyring(rt *rapid.T) (k keyring.Keyring) {
 	return k
 }
 
-// TestKeyringsReadWhileWritten is for the race detector: enough services that many share a shard, read all the time
-// while they are added and changed.
+// TestKeyringsReadWhileWritten is for the race detector: enough services that many share a shard,
+// read all the time while they are added and changed.
 func TestKeyringsReadWhileWritten(t *testing.T) {
 	t.Parallel()
 	k, key := newKeyrings(1024), events.GenerateSigningKey()

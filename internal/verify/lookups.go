@@ -15,9 +15,9 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// lookups ask the registry about services, and bound what strangers can make it cost: for one service one question at
-// a time, whose answer, or lack of one, stands for a moment; for all services a few questions at a time, and so many
-// answers remembered.
+// lookups asks the registry about services, and bounds the costs that strangers can cause. For one
+// service it asks one question at a time, and keeps the answer, or the failure, for a moment. For
+// all services together it limits the open questions and the remembered answers.
 type lookups struct {
 	registry Registry
 	timeout  time.Duration
@@ -30,14 +30,14 @@ type lookups struct {
 	memory  *lru.Cache[events.Target, remembered]
 }
 
-// finding is what came of a question to the registry.
+// finding is the result of a question to the registry.
 type finding struct {
 	record   *known // nil: the registry has no such service, or gave no answer
 	answered bool
 }
 
-// remembered is a finding that stands for a moment. The standard memory with a time limit runs a goroutine that nobody
-// can stop, and has a clock of its own.
+// remembered is a finding that stays valid for a moment. The usual memory with a time limit runs a
+// goroutine that can't be stopped, and has a clock of its own.
 type remembered struct {
 	finding
 	until time.Time
@@ -54,7 +54,7 @@ func newLookups(cfg Config) (*lookups, error) {
 	}, nil
 }
 
-// find asks for the registry's record of a service, or remembers it.
+// find returns the registry's record of a service, asked for or remembered.
 func (l *lookups) find(ctx context.Context, target events.Target) finding {
 	if have, ok := l.remember(target); ok {
 		return have
@@ -67,7 +67,7 @@ func (l *lookups) find(ctx context.Context, target events.Target) finding {
 		case l.free <- struct{}{}:
 			defer func() { <-l.free }()
 			return l.ask(ctx, target), nil
-		default: // too many in flight: not an answer to be remembered
+		default: // too many in flight: this is no answer to remember
 			return finding{}, nil
 		}
 	})
@@ -81,7 +81,7 @@ func (l *lookups) remember(target events.Target) (finding, bool) {
 }
 
 func (l *lookups) ask(ctx context.Context, target events.Target) finding {
-	// Others wait for the same answer: it doesn't end with the one who happened to ask first.
+	// Other callers wait for the same answer, so it does not end with the first caller's context.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.timeout)
 	defer cancel()
 	var found finding
@@ -98,16 +98,18 @@ func (l *lookups) ask(ctx context.Context, target events.Target) finding {
 	return found
 }
 
-// ofRecord returns the keyring of the registry's record. It names every key that is accepted, and no other.
+// ofRecord returns the keyring of the registry's record. It names exactly the keys that are
+// accepted.
 func ofRecord(r *events.ServiceRecord) *known {
 	k := known{sequence: r.Sequence, keyring: keyring.Keyring{Head: r.Sequence}}
-	if r.Status == events.Active && !r.Current.PublicKey.IsZero() { // zero bytes are a key that anyone can sign for
+	// zero bytes are a key that anyone can sign for
+	if r.Status == events.Active && !r.Current.PublicKey.IsZero() {
 		k.keyring.Keys = append(k.keyring.Keys, keyring.Key{
 			PublicKey: r.Current.PublicKey, Position: r.Sequence, From: r.Current.Since, End: keyring.NoEnd,
 		})
 	}
 	for _, grace := range r.Grace {
-		// All that is said of it is that it came before.
+		// The record only says that this key came before the current one.
 		k.keyring.Keys = append(k.keyring.Keys, keyring.Key{PublicKey: grace.PublicKey, Position: -r.Sequence, End: grace.Expires})
 	}
 	return &k

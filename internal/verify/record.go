@@ -10,8 +10,9 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// record is what is known of one service, packed: flags, the head of its keyring, its sequence unless that is the head, its
-// cutoffs and their number, and its keys to the end. Numbers are varints, so a key takes some 40 bytes. Nil: it is not known.
+// record is the packed state of one service: flags, the head of its keyring, its sequence unless
+// that is the head, the number of its cutoffs and the cutoffs, and then its keys. Numbers are
+// varints, so a key takes some 40 bytes. Nil means that the service is unknown.
 type record []byte
 
 // Flags of a record.
@@ -20,14 +21,14 @@ const (
 	headIsLast             // the sequence is the head
 )
 
-// room is where a record is unpacked to. It is enough for the keys that are kept of nearly every service, so that whoever
-// reads needs no memory but its stack.
+// room is the memory into which a record is unpacked. It is large enough for the kept keys of
+// nearly every service, so that a reader needs only its stack.
 type room struct {
 	keys    [endedKept + 2]keyring.Key
 	cutoffs [4]keyring.Cutoff
 }
 
-// appendRecord packs what is known of a service.
+// appendRecord packs the state of a service.
 func appendRecord(r record, k *known) record {
 	current, ok := k.keyring.Current()
 	r = appendHead(r, ok && current == k.keyring.Keys[0], k.keyring.Head, k.sequence, k.keyring.Cutoffs)
@@ -37,7 +38,7 @@ func appendRecord(r record, k *known) record {
 	return r
 }
 
-// appendHead packs what stands before the keys.
+// appendHead packs everything before the keys.
 func appendHead(r record, current bool, head, sequence int64, cutoffs []keyring.Cutoff) record {
 	flags := byte(0)
 	if current {
@@ -58,11 +59,11 @@ func appendHead(r record, current bool, head, sequence int64, cutoffs []keyring.
 func appendKey(r record, key *keyring.Key) record {
 	r = append(r, key.PublicKey.Bytes()...)
 	r = binary.AppendVarint(binary.AppendVarint(r, key.Position), key.From)
-	// No end is 0, and an end one more than it is. Before 1970, nobody asks.
+	// 0 means no end, and other ends are stored plus one. Ends before 1970 don't occur.
 	return binary.AppendUvarint(r, (uint64(max(key.End, 0))+1)&math.MaxInt64)
 }
 
-// head takes off the front what appendHead put there. The cutoffs are put into the room.
+// head removes from the front what appendHead put there. It puts the cutoffs into the room.
 func (r *record) head(into *room) (current bool, k known) {
 	flags := (*r)[0]
 	*r = (*r)[1:]
@@ -78,14 +79,14 @@ func (r *record) head(into *room) (current bool, k known) {
 	return flags&hasCurrent != 0, k
 }
 
-// key takes a key off the front.
+// key removes a key from the front.
 func (r *record) key() keyring.Key {
 	public, _ := events.PublicKeyFromBytes((*r)[:ed25519.PublicKeySize]) // it has 32 bytes
 	*r = (*r)[ed25519.PublicKeySize:]
 	return keyring.Key{PublicKey: public, Position: r.signed(), From: r.signed(), End: int64((r.count() - 1) & math.MaxInt64)}
 }
 
-// unpack returns what is known of the service.
+// unpack returns the state of the service.
 func (r record) unpack(into *room) known {
 	if r == nil {
 		return known{}
@@ -98,8 +99,9 @@ func (r record) unpack(into *room) known {
 	return k
 }
 
-// accepted returns the answer to who signed with the key that is current, whatever the time is: with nearly every signature.
-// Not ok: there may be none, all the same a key may be accepted.
+// accepted returns the answer for a signature by the current key, whatever the time. Nearly every
+// signature is by that key. If ok is false, there may be no current key, but a key may be accepted
+// all the same.
 func (r record) accepted() (answer events.VerifyAnswer, ok bool) {
 	if r == nil || r[0]&hasCurrent == 0 {
 		return answer, false
@@ -108,7 +110,7 @@ func (r record) accepted() (answer events.VerifyAnswer, ok bool) {
 	last := r[0]&headIsLast != 0
 	r = r[1:]
 	if head := r.signed(); last {
-		answer.Sequence = head // else the head is a timestamp, and no sequence
+		answer.Sequence = head // otherwise the head is a timestamp, not a sequence
 	} else {
 		r.signed()
 	}
@@ -119,9 +121,10 @@ func (r record) accepted() (answer events.VerifyAnswer, ok bool) {
 	return answer, true
 }
 
-// follow appends what the record becomes by an event that follows on it: a rotation from the current key to one that the record
-// doesn't have. That is nearly every event, and it changes two keys, so no other is unpacked or put into its place again. Not
-// ok: it is another event, or one after which cutoffs may be forgotten.
+// follow appends the record that results from an event which follows on it: a rotation from the
+// current key to one that the record doesn't have. Nearly every event is such a rotation. It
+// changes two keys, so follow unpacks and moves no other key. If ok is false, it is another event,
+// or one after which cutoffs may be forgotten.
 func (r record) follow(into record, e *events.Invalidation, now int64) (next record, ok bool) {
 	if r == nil || e.Event != events.KeyRotation || e.EndEarlier || e.OldKey.IsZero() || e.NewKey.IsZero() || e.NewKey == e.OldKey {
 		return into, false
@@ -162,7 +165,8 @@ func (r record) follow(into record, e *events.Invalidation, now int64) (next rec
 	return next, true
 }
 
-// count takes a number off the front that has no sign. It may be a time, for which an int is too short on small machines.
+// count removes an unsigned number from the front. It may be a time, for which an int is too short
+// on 32-bit machines.
 func (r *record) count() uint64 {
 	if b := (*r)[0]; b < 0x80 { // nearly all
 		*r = (*r)[1:]
@@ -173,7 +177,7 @@ func (r *record) count() uint64 {
 	return v
 }
 
-// signed takes a number off the front that may have one.
+// signed removes a signed number from the front.
 func (r *record) signed() int64 {
 	if b := (*r)[0]; b < 0x80 {
 		*r = (*r)[1:]

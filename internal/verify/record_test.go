@@ -10,8 +10,8 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// TestFollow: a rotation that follows makes of a record what package keyring makes of the keyring, and is taken for one
-// where it is one. Few values of everything: they meet.
+// TestFollow: a rotation that follows makes of a record what package keyring makes of the keyring,
+// and is taken for one where it is one. Few values of everything: they meet.
 func TestFollow(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {

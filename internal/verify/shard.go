@@ -8,22 +8,23 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// shard is the services whose names share a part of their hash. All that is known of them is in one piece of memory, without a
-// pointer, which the garbage collector would have to follow. What a search looks at first lies side by side:
+// shard holds the services whose names share a part of their hash. All their state is in one piece
+// of memory without pointers, because the garbage collector would have to follow pointers. The
+// parts that a search reads first lie next to each other:
 //
 //	marks     another byte of each service's hash
 //	ends      where each service's entry ends
 //	apps      the names of their apps, each of them once
 //	entries   of each service: its name, where its app's name is, its record
 //
-// Once readers have it, it stays as it is: a change makes another one.
+// A shard that readers have is immutable: a change makes another one.
 type shard struct {
 	block    []byte
-	services uint32 // how many
-	apps     uint32 // bytes
+	services uint32 // their number
+	apps     uint32 // in bytes
 }
 
-const endSize = 4 // bytes
+const endSize = 4 // in bytes
 
 func (s *shard) marks() []byte { return s.block[:s.services] }
 func (s *shard) ends() []byte  { return s.block[s.services:][:endSize*s.services] }
@@ -40,7 +41,7 @@ func (s *shard) bounds(i int) (from, to uint32) {
 	return from, binary.LittleEndian.Uint32(ends[endSize*i:])
 }
 
-// find returns the place of a service and its record; -1: it isn't there.
+// find returns the index of a service and its record; the index is -1 if the service isn't there.
 func (s *shard) find(mark byte, target events.Target) (int, record) {
 	if s == nil {
 		return -1, nil
@@ -59,7 +60,7 @@ func (s *shard) find(mark byte, target events.Target) (int, record) {
 	return -1, nil
 }
 
-// named returns the record of entry i, if it is this service's.
+// named returns the record of entry i, if it belongs to this service.
 func (s *shard) named(i int, target events.Target) record {
 	from, to := s.bounds(i)
 	entry := s.entries()[from:to]
@@ -75,7 +76,7 @@ func (s *shard) named(i int, target events.Target) record {
 	return rest
 }
 
-// app returns where the name of an app is; where it isn't there yet, it is to be at the end.
+// app returns the place of an app's name. If the name isn't there yet, its place is at the end.
 func (s *shard) app(id events.AppID) (place int, found bool) {
 	texts := s.texts()
 	for place < len(texts) {
@@ -87,19 +88,19 @@ func (s *shard) app(id events.AppID) (place int, found bool) {
 	return place, false
 }
 
-// add returns the shard with a service more, in a piece of memory that grow makes of the one that it has: in the same, if
-// nobody reads it.
+// add returns the shard with one more service. grow makes its memory from the present one; it uses
+// the same memory if no reader has it.
 func (s *shard) add(mark byte, target events.Target, r record, grow func(have []byte, more int) []byte) shard {
 	place, found := s.app(target.App)
 	var app []byte
 	if !found {
 		app = appendText(make([]byte, 0, 1+len(target.App.String())), target.App.String())
 	}
-	var room [80]byte // a service's name has 63 bytes
+	var room [80]byte // a service's name has at most 63 bytes
 	name := binary.AppendUvarint(appendText(room[:0], target.Service.String()), uint64(place))
 	next := shard{services: s.services + 1, apps: s.apps + uint32(len(app))}
 	next.block = grow(s.block, 1+endSize+len(app)+len(name)+len(r))
-	// From the back to the front: nothing is written over that is still to be moved.
+	// From the back to the front, so that nothing is overwritten before it is moved.
 	entries := next.entries()
 	n := copy(entries, s.entries())
 	copy(entries[n+copy(entries[n:], name):], r)
@@ -110,12 +111,13 @@ func (s *shard) add(mark byte, target events.Target, r record, grow func(have []
 	return next
 }
 
-// with returns the shard with another record of service i, whose record is now this one.
+// with returns the shard with service i's record changed from have to next.
 func (s *shard) with(i int, have, next record) *shard {
 	_, end := s.bounds(i)
 	to := len(s.block) - len(s.entries()) + int(end)
 	out := &shard{slices.Concat(s.block[:to-len(have)], next, s.block[to:]), s.services, s.apps}
-	if more := uint32(len(next)) - uint32(len(have)); more != 0 { // where it is less, the sums wrap around to what they should be
+	// if it is less, the sums wrap around to the right values
+	if more := uint32(len(next)) - uint32(len(have)); more != 0 {
 		ends := out.ends()
 		for ; i < int(s.services); i++ {
 			binary.LittleEndian.PutUint32(ends[endSize*i:], binary.LittleEndian.Uint32(ends[endSize*i:])+more)

@@ -1,8 +1,10 @@
-// Package verify answers whether a signature is good now (docs/protocol.md §8.2): what the Auth Provider and a receiver
-// that checks its peers itself have in common. It keeps no database and listens to no stream: whoever does feeds it.
+// Package verify answers whether a signature is good now (docs/protocol.md §8.2). The Auth Provider
+// uses it, and so does a receiver that checks its peers itself. It keeps no database and reads no
+// stream: its callers feed it.
 //
-// Keyrings are in memory, where [Memory.Verify] reads them without a lock. A service may be quicker than the event of
-// its new key; so a signature that no known key made is taken to the registry, in bounds that no flood can widen:
+// Keyrings are in memory, where [Memory.Verify] reads them without a lock. A service may be quicker
+// than the event of its new key. So Verify asks the registry about a signature that no known key
+// made, within bounds that a flood can't exceed:
 //
 //	               current key, or one in grace
 //	Verify ──┬────────────────────────────────────────────▶ accepted
@@ -10,8 +12,9 @@
 //	         └── anything else ──▶ the registry's record ──▶ accepted or refused
 //	                               one question per service and second, a few at a time
 //
-// A signature that is refused after that may be of a key that ended long ago, and is then refused for another reason: where
-// somebody keeps those keys it is held against them, too, for so many verifications a second.
+// A signature that is still refused may be by a key that ended long ago. If a source of these keys
+// is given, Verify tries them, too, with a limit on such verifications a second. It then refuses
+// the signature for a more precise reason.
 package verify
 
 import (
@@ -25,30 +28,32 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// Registry is asked about a service whose newest event may not have come yet.
+// Registry answers questions about a service whose newest event may not have come yet.
 type Registry interface {
-	// ServiceRecord returns what the registry knows of a service now, or [lookup.ErrUnknownService].
+	// ServiceRecord returns what the registry knows of a service now, or
+	// [lookup.ErrUnknownService].
 	ServiceRecord(ctx context.Context, target events.Target) (events.ServiceRecord, error)
 }
 
-// Config says whom a Memory asks, and in which bounds. Registry and Log are required.
+// Config says which sources a Memory asks, and within which bounds. Registry and Log are required.
 type Config struct {
 	Registry Registry
-	// LookupTimeout bounds one question to the registry, and so how long Verify may take. Default 1 s.
+	// LookupTimeout bounds one question to the registry, and so the time that Verify may take. The
+	// default is 1 s.
 	LookupTimeout time.Duration
-	// LookupMemory is for how long the registry's answer about a service, or that there is none, is not asked for
-	// again. Default 1 s.
+	// LookupMemory is how long the registry's answer about a service, or its absence, is kept
+	// before the registry is asked again. The default is 1 s.
 	LookupMemory time.Duration
-	// LookupMemorySize is how many such answers are kept. Default 65,536.
+	// LookupMemorySize is how many such answers are kept. The default is 65,536.
 	LookupMemorySize int
-	// LookupsInFlight is how many questions to the registry are open at a time; beyond that, Verify answers from what
-	// is known. Default 32.
+	// LookupsInFlight limits the open questions to the registry. Beyond it, Verify answers from
+	// memory. The default is 32.
 	LookupsInFlight int
-	// EndedKeys returns the keyring of a service with the newest keys that have ended, so many at least if it had as many. A Memory
-	// keeps 8. Nil: nobody knows the others, and they count as unknown.
+	// EndedKeys returns the keyring of a service with its newest ended keys, at least so many if it
+	// had as many. A Memory keeps 8. If EndedKeys is nil, all other keys count as unknown.
 	EndedKeys func(ctx context.Context, target events.Target, most int) (keyring.Keyring, error)
 	Log       *slog.Logger
-	// Now is the clock. Default time.Now.
+	// Now is the clock. The default is time.Now.
 	Now func() time.Time
 }
 
@@ -70,7 +75,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Memory is what is known of the services' keys.
+// Memory holds the services' keys.
 type Memory struct {
 	now      func() time.Time
 	keyrings *keyrings
@@ -88,14 +93,14 @@ func New(cfg Config) (*Memory, error) {
 	return &Memory{now: cfg.Now, keyrings: newKeyrings(shards), lookups: lookups, ended: newEnded(cfg)}, nil
 }
 
-// Load takes what was known of a service before; sequence is the highest of its events', 0 where the registry sends
-// none. It must not run beside anything else.
+// Load adds the state of a service at the start. sequence is the highest of its events, or 0 if the
+// registry sends none. Nothing may run concurrently.
 func (m *Memory) Load(target events.Target, have keyring.Keyring, sequence int64) {
 	m.keyrings.load(target, known{have, sequence}, m.now().Unix())
 }
 
-// Apply joins events to what is known, in any order, each any number of times. Verify may run beside it; it must not
-// run beside itself.
+// Apply joins events, in any order, each any number of times. Verify may run concurrently; only one
+// Apply or Join may run at a time.
 func (m *Memory) Apply(batch []events.Invalidation) {
 	now := m.now().Unix()
 	for i := range batch {
@@ -103,12 +108,12 @@ func (m *Memory) Apply(batch []events.Invalidation) {
 	}
 }
 
-// Join joins what a database has of a service. It must not run beside itself, nor beside Apply.
+// Join joins the state of a service from a database. Only one Apply or Join may run at a time.
 func (m *Memory) Join(target events.Target, have keyring.Keyring, sequence int64) {
 	m.keyrings.join(target, known{have, sequence}, m.now().Unix())
 }
 
-// Has says whether an event says nothing new.
+// Has reports whether an event says nothing new.
 func (m *Memory) Has(e *events.Invalidation) bool {
 	r := m.keyrings.find(e.Target)
 	if r == nil {
@@ -119,9 +124,9 @@ func (m *Memory) Has(e *events.Invalidation) bool {
 	return have.equal(have.apply(e, m.now().Unix()))
 }
 
-// Verify says whether a signature is good now; any number of goroutines may call it. Unless settled, no known key made
-// the signature, the registry could not be asked, and the answer is a refusal that a newer event may contradict. AsOf
-// is left to the one who knows it.
+// Verify answers whether a signature is good now. Any number of goroutines may call it. If settled
+// is false, no known key made the signature, the registry could not be asked, and the answer is a
+// refusal that a newer event may contradict. The caller sets AsOf.
 func (m *Memory) Verify(ctx context.Context, q events.VerifyQuery) (answer events.VerifyAnswer, settled bool) {
 	r := m.keyrings.find(q.Target)
 	answer, current := r.accepted()
@@ -135,8 +140,8 @@ func (m *Memory) Verify(ctx context.Context, q events.VerifyQuery) (answer event
 	return m.judge(ctx, &q, r, tried)
 }
 
-// judge is Verify where the current key did not make the signature, or there is none. So many of the record's first keys
-// were tried in vain.
+// judge is Verify for a signature that the current key did not make, or for a service without one.
+// The first tried keys of the record did not make it.
 func (m *Memory) judge(ctx context.Context, q *events.VerifyQuery, r record, tried int) (answer events.VerifyAnswer, settled bool) {
 	var room room
 	have := r.unpack(&room)
@@ -145,9 +150,11 @@ func (m *Memory) judge(ctx context.Context, q *events.VerifyQuery, r record, tri
 		return answer, true
 	}
 	found := m.lookups.find(ctx, q.Target)
-	// Meanwhile an event may have come that ends what the registry's record still has, or that brings the key.
+	// Meanwhile an event may have come that ends a key of the registry's record, or that brings the
+	// key.
 	now := m.now().Unix()
-	if next := m.keyrings.find(q.Target); !bytes.Equal(r, next) { // else no other key is accepted, and none is tried twice
+	// otherwise no other key is accepted, and none is tried twice
+	if next := m.keyrings.find(q.Target); !bytes.Equal(r, next) {
 		r, have = next, next.unpack(&room)
 		if answer, sure = have.judgeIf(r != nil, q, now, 0); sure {
 			return answer, true

@@ -52,7 +52,8 @@ func query(s *subtest.Service, key events.SigningKey) events.VerifyQuery {
 	return events.VerifyQuery{Target: s.Target, Message: message, Signature: key.Sign(message)}
 }
 
-// TestSettled: an answer is settled but where the registry might have contradicted it, and gave no answer.
+// TestSettled: an answer is settled but where the registry might have contradicted it, and gave no
+// answer.
 func TestSettled(t *testing.T) {
 	t.Parallel()
 	away, unknown := errors.New("away"), lookup.ErrUnknownService
@@ -97,7 +98,8 @@ func (m *meanwhile) ServiceRecord(ctx context.Context, target events.Target) (ev
 	return m.registry.ServiceRecord(ctx, target)
 }
 
-// TestEventDuringLookup: an event comes while the registry is asked, and its record is older, or there is none.
+// TestEventDuringLookup: an event comes while the registry is asked, and its record is older, or
+// there is none.
 func TestEventDuringLookup(t *testing.T) {
 	t.Parallel()
 	ask := &meanwhile{}
@@ -123,7 +125,8 @@ func TestEventDuringLookup(t *testing.T) {
 	}
 }
 
-// TestKnownKeys: about a signature that a key made which is accepted, and about one that has ended, nobody is asked.
+// TestKnownKeys: about a signature that a key made which is accepted, and about one that has ended,
+// nobody is asked.
 func TestKnownKeys(t *testing.T) {
 	t.Parallel()
 	ask := &meanwhile{happens: func() { t.Error("the registry was asked") }}
@@ -153,8 +156,8 @@ func TestVerifyAllocatesNothing(t *testing.T) {
 	}
 }
 
-// BenchmarkVerify is the path of a good signature by the current key; BenchmarkEd25519 is the part of it that is not
-// ours.
+// BenchmarkVerify is the path of a good signature by the current key; BenchmarkEd25519 is the part
+// of it that is not ours.
 func BenchmarkVerify(b *testing.B) {
 	m, s := newMemory(b, &registry{})
 	q := query(s, s.Current())
@@ -178,9 +181,10 @@ func BenchmarkEd25519(b *testing.B) {
 	}
 }
 
-// BenchmarkAround is all of Verify but the arithmetic of Ed25519, for a good signature: by the current key of one of many
-// services, a thousand of which are busy, or all of them; and by a key in grace, beyond the current one. Each alone, and while
-// 10,000 rotations a second are applied, whose own allocations are counted too.
+// BenchmarkAround is all of Verify but the arithmetic of Ed25519, for a good signature: by the
+// current key of one of many services, a thousand of which are busy, or all of them; and by a key
+// in grace, beyond the current one. Each alone, and while 10,000 rotations a second are applied,
+// whose own allocations are counted too.
 func BenchmarkAround(b *testing.B) {
 	const services, busy = 100_000, 1000
 	m, s := newMemory(b, &registry{})
@@ -192,7 +196,8 @@ func BenchmarkAround(b *testing.B) {
 		last[i].Target = must(events.ParseTarget(fmt.Sprintf("%s.cms-article-%d", s.Target.App, i)))
 		m.Load(last[i].Target, keyring.Of(&last[i]), 2)
 	}
-	// In other bytes than those that are kept, and in the order in which they are asked about, as if each had just been decoded.
+	// In other bytes than those that are kept, and in the order in which they are asked about, as
+	// if each had just been decoded.
 	var names strings.Builder
 	order := rand.Perm(services)
 	for _, i := range order {
@@ -274,7 +279,8 @@ func (m *Memory) acceptsGrace(target events.Target) bool {
 	return have.keyring.At(*key, now) == keyring.InGrace && have.accepted(key).Key == events.KeyGrace
 }
 
-// BenchmarkApply is what a rotation costs beside the database, of a service with so many keys, among 100,000 others, or a few.
+// BenchmarkApply is what a rotation costs beside the database, of a service with so many keys,
+// among 100,000 others, or a few.
 func BenchmarkApply(b *testing.B) {
 	for _, services := range []int{1, 100_000} {
 		for _, keys := range []int{2, 10, 60} {
