@@ -1,5 +1,6 @@
-// Package access says what each party may do at the broker, as accounts of nats-server's configuration: those that an
-// operator adds one by one. deploy/nats has the configuration that they are added to, and says why it is so.
+// Package access says what each party may do at the broker, as accounts of nats-server's
+// configuration that an operator adds one by one. deploy/nats has the configuration to which they
+// are added, and explains the reasons.
 package access
 
 import (
@@ -11,7 +12,7 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// The accounts of deploy/nats/nats-server.conf that others import from.
+// The accounts of deploy/nats/nats-server.conf from which others import.
 const (
 	core = "OMI"
 	auth = "AUTHSUB"
@@ -26,26 +27,26 @@ const (
 	answers        = "_INBOX.>"
 )
 
-// What one account may have at a time. A party with more of it would take the broker's memory from
-// all others. Answers to a party don't count, however large they are.
+// The limits of one account. Without them, a party could take the broker's memory from all others.
+// Answers to a party don't count, however large they are.
 const (
 	connections   = 256
 	subscriptions = 1000     // of a connection
-	ofDeveloper   = 16_384   // the same, since a developer may wait for the answers of as many services
+	ofDeveloper   = 16_384   // the same; a developer may wait for the answers of as many services
 	payload       = 72 << 10 // a question to Auth is 64 KiB at most (docs/protocol.md §8)
 )
 
-// Account is one party's account at the broker, with one user. What it may publish is all that it may reach, since its
-// account imports nothing else.
+// Account is one party's account at the broker, with one user. What it may publish is all that it
+// can reach, because its account imports nothing else.
 type Account struct {
 	Name string
 	// NKey is the user's public key, U….
 	NKey string
-	// What it is for, in a comment.
+	// Comment says what the account is for.
 	Comment string
 
 	imports []imported
-	hears   []string // the subjects that it may listen to besides its answers
+	hears   []string // the subjects that it may subscribe to in addition to its answers
 
 	subscriptions int // at most
 }
@@ -53,8 +54,8 @@ type Account struct {
 // imported is a subject of another account.
 type imported struct{ account, subject string }
 
-// Service is the account of one service: it asks for its own rotation, hears and reads its own receipts, hears that it was changed,
-// looks others up, and asks Auth.
+// Service returns the account of one service. It asks for its own rotation, hears and reads its own
+// receipts, hears of its own changes, looks services up, and asks Auth.
 func Service(t events.Target, nkey string) Account {
 	return Account{
 		Name: t.String(), NKey: nkey, Comment: "The service " + t.String(), subscriptions: subscriptions,
@@ -64,8 +65,9 @@ func Service(t events.Target, nkey string) Account {
 	}
 }
 
-// Developer is the account of who holds an app's Master Key: binding, reset and revocation of the app's services, and their
-// rotation, for which the developer would need their keys.
+// Developer returns the account of the holder of an app's Master Key: binding, reset and revocation
+// of the app's services. It may also send their rotations, for which the developer would need their
+// keys.
 func Developer(app events.AppID, nkey string) Account {
 	every := app.String() + ".*"
 	return Account{
@@ -78,9 +80,10 @@ func Developer(app events.AppID, nkey string) Account {
 	}
 }
 
-// Receiver is the account of a receiver that checks signatures in its own process (client.Verifier): it reads the events by
-// consumers whose names are its own. Permissions match whole names only, and Auth's durables have names that nobody knows
-// beforehand: so a receiver has so many names, one for each of its processes, and can't touch any other consumer.
+// Receiver returns the account of a receiver that checks signatures in its own process
+// (client.Verifier). It reads the events by consumers with names of its own. Permissions match
+// whole names only, and the names of Auth's durables are not known beforehand. So a receiver gets a
+// fixed list of names, one for each of its processes, and can't touch any other consumer.
 func Receiver(name, nkey string, consumers int) Account {
 	const stream = streams.Invalidations + "."
 	a := Account{Name: "receiver:" + name, NKey: nkey, Comment: "The receiver " + name + ", which reads the events", subscriptions: subscriptions}
@@ -94,13 +97,13 @@ func Receiver(name, nkey string, consumers int) Account {
 	return a
 }
 
-// receipts is what it takes to find a receipt that was not heard, of a target or of a pattern of them. That the target is in the
-// subject is what holds a reader to its own.
+// receipts returns the subjects for finding a receipt that was not heard, of a target or of a
+// pattern of them. The target is in the subject, so a reader can be limited to its own.
 func receipts(of string) []imported {
 	return []imported{{core, lastReceipt + of}, {core, events.LookupReceiptSubject + of}}
 }
 
-// questions are those that anybody may ask about anybody.
+// questions returns the questions that anyone may ask about any service.
 func questions() []imported {
 	return []imported{
 		{core, events.LookupServiceSubject + ">"}, {core, events.LookupHistorySubject + ">"}, {core, events.LookupRegistrySubject},
@@ -108,7 +111,7 @@ func questions() []imported {
 	}
 }
 
-// String is the account as a part of nats-server's map of accounts.
+// String returns the account as a part of nats-server's map of accounts.
 func (a Account) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# %s\n%q {\n", a.Comment, a.Name)
@@ -125,8 +128,8 @@ func (a Account) String() string {
 		fmt.Fprintf(&b, ", %q", subject)
 	}
 	b.WriteString("]\n    }\n  }]\n  imports: [\n")
-	// Without this import the server gives the account a JetStream API of its own, which answers first: it has no JetStream.
-	// The user may not publish there.
+	// Without this import the server gives the account a JetStream API of its own, which answers
+	// first and says that it has no JetStream. The user may not publish there.
 	for _, in := range append([]imported{{core, "$JS.API.INFO"}}, a.imports...) {
 		fmt.Fprintf(&b, "    { service: { account: %s, subject: %q } }\n", in.account, in.subject)
 	}

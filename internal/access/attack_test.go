@@ -83,7 +83,8 @@ func attacks() []attack {
 	return all
 }
 
-// speakForOthers: nobody but the registry publishes events and receipts, and nobody asks for another's change.
+// speakForOthers: nobody but the registry publishes events and receipts, and nobody asks for
+// another's change.
 func speakForOthers(user string) []attack {
 	return []attack{
 		say(user, event+blog, "", "{}"), say(user, event+cms, "", "{}"), say(user, receipt+blog, "", "{}"), say(user, receipt+cms, "", "{}"),
@@ -200,7 +201,8 @@ func readOthers() []attack {
 	return append(all, durable)
 }
 
-// answersElsewhere: the broker and the registry answer on the subject that the asker names, with rights of their own.
+// answersElsewhere: the broker and the registry answer on the subject that the asker names, with
+// rights of their own.
 func answersElsewhere() (all []attack) {
 	for _, victim := range []string{rotation + blog, event + blog, receipt + blog} {
 		pull := attack{name: "has its receipts delivered to " + victim, user: "cms", do: func(a *attacker) {
@@ -289,7 +291,8 @@ func TestForbidden(t *testing.T) {
 	}
 }
 
-// TestHarm: each of these attacks does harm at a broker without permissions. One that does none would show nothing.
+// TestHarm: each of these attacks does harm at a broker without permissions. One that does none
+// would show nothing.
 func TestHarm(t *testing.T) {
 	t.Parallel()
 	tried := map[string]bool{}

@@ -12,8 +12,8 @@ import (
 // reloads is how many deploy/nats/README.md says.
 const reloads = 2
 
-// TestAddService: a service that deploy/nats/README.md adds to a running broker reaches the registry, with as many reloads as it
-// says; whoever was there before goes on.
+// TestAddService: a service that deploy/nats/README.md adds to a running broker reaches the
+// registry, with as many reloads as it says; whoever was there before goes on.
 func TestAddService(t *testing.T) {
 	t.Parallel()
 	w, b := securedWorld(t)

@@ -87,7 +87,8 @@ func TestWhoGetsIn(t *testing.T) {
 
 func refused(err error) bool { return errors.Is(err, nats.ErrAuthorization) }
 
-// TestPlainText: who speaks without TLS hears what the broker says at first to everybody, and nothing more.
+// TestPlainText: who speaks without TLS hears what the broker says at first to everybody, and
+// nothing more.
 func TestPlainText(t *testing.T) {
 	t.Parallel()
 	_, b := securedWorld(t)
@@ -143,7 +144,8 @@ func TestExample(t *testing.T) {
 	}
 }
 
-// TestLargestRequest: what the broker notes of a message on its way between accounts is not counted into its size.
+// TestLargestRequest: what the broker notes of a message on its way between accounts is not counted
+// into its size.
 func TestLargestRequest(t *testing.T) {
 	t.Parallel()
 	w, _ := securedWorld(t)

@@ -37,7 +37,8 @@ const (
 	authDurable = "authsub-web-1" // a name that no permission knows
 )
 
-// world is a broker with something of everybody's in its streams, a registry that answers lookups, and the durables.
+// world is a broker with something of everybody's in its streams, a registry that answers lookups,
+// and the durables.
 type world struct {
 	t       *testing.T
 	connect func(user string, denied func(error)) *nats.Conn
@@ -46,7 +47,8 @@ type world struct {
 	js       jetstream.JetStream
 }
 
-// securedWorld is a broker with the configuration of deploy/nats, and the accounts that this package makes.
+// securedWorld is a broker with the configuration of deploy/nats, and the accounts that this
+// package makes.
 func securedWorld(t *testing.T) (*world, *testenv.SecuredBroker) {
 	t.Helper()
 	b := testenv.NewSecuredBroker(t, func(nkey func(string) string) string {
@@ -82,7 +84,8 @@ func target(t testing.TB, text string) events.Target {
 	return parsed
 }
 
-// furnish makes streams, durables and messages, each as who has to make it: so it tries what everybody needs, too.
+// furnish makes streams, durables and messages, each as who has to make it: so it tries what
+// everybody needs, too.
 func (w *world) furnish() {
 	ctx := w.t.Context()
 	none := func(err error) { w.t.Errorf("somebody lacks a permission: %v", err) }
@@ -249,7 +252,8 @@ func (a *attacker) say(subject, reply, body string) {
 	a.must(a.nc.Flush())
 }
 
-// ask asks, and returns the answer; nothing where nobody answers, or where the broker lets nobody ask.
+// ask asks, and returns the answer; nothing where nobody answers, or where the broker lets nobody
+// ask.
 func (a *attacker) ask(subject, body string) string {
 	a.t.Helper()
 	for len(a.denied) > 0 {
@@ -322,7 +326,8 @@ func (a *attacker) read(create, config string) {
 	}
 }
 
-// push has all events delivered to a subject. JetStream pushes where somebody listens, so everybody listens where he may.
+// push has all events delivered to a subject. JetStream pushes where somebody listens, so everybody
+// listens where he may.
 func (a *attacker) push(victim string) {
 	a.t.Helper()
 	for _, user := range []string{"cms", "blog", "developer", "OPERATOR", "REGISTRY", "AUTHSUB"} {
@@ -333,7 +338,8 @@ func (a *attacker) push(victim string) {
 		}
 		a.must(nc.Flush())
 	}
-	// What is pushed to a subject that the registry does hear comes: by then the other has come, too.
+	// What is pushed to a subject that the registry does hear comes: by then the other has come,
+	// too.
 	heard, err := a.registry.SubscribeSync(a.registry.NewInbox())
 	a.must(err)
 	a.must(a.registry.Flush())

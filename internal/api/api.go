@@ -1,5 +1,5 @@
-// Package api answers the questions of docs/protocol.md §8, each over NATS request/reply (nats.go's micro services)
-// and over HTTP alike, from one description.
+// Package api answers the questions of docs/protocol.md §8 over NATS request/reply (nats.go's micro
+// services) and over HTTP, from one description.
 package api
 
 import (
@@ -18,13 +18,15 @@ import (
 // Endpoint is one question that a service answers.
 type Endpoint struct {
 	Name    string // of the micro endpoint
-	Subject string // on NATS; one that ends in a dot takes a target (§4); empty: over HTTP only
-	Pattern string // on HTTP, as [http.ServeMux] takes it; the target is {app_id} and {service_id}; empty: over NATS only
+	Subject string // on NATS; if it ends in a dot, a target follows (§4); empty: over HTTP only
+	// on HTTP, as in [http.ServeMux], with the target as {app_id} and {service_id}; empty: over
+	// NATS only
+	Pattern string
 	Handle  Handler
 }
 
-// Handler answers one call. An error that is not a [*Problem] or a [*events.Refusal] is a fault of ours: the caller
-// is told to try again.
+// Handler answers one call. An error that is not a [*Problem] or a [*events.Refusal] is our fault:
+// the caller is told to try again.
 type Handler func(ctx context.Context, c Call) (Answer, error)
 
 // Call is one question. AppID and ServiceID are as the caller wrote them.
@@ -32,10 +34,10 @@ type Call struct {
 	AppID, ServiceID string
 	PublicKey        string // over HTTP
 	Body             []byte
-	Parameters       url.Values // of the address, over HTTP
+	Parameters       url.Values // query parameters, over HTTP
 }
 
-// Target returns the service that the call is about; an id that breaks §1 is a 400.
+// Target returns the service that the call is about. An ID that breaks §1 is a 400.
 func (c Call) Target() (events.Target, error) {
 	app, err := events.ParseAppID(c.AppID)
 	if err != nil {
@@ -48,7 +50,7 @@ func (c Call) Target() (events.Target, error) {
 	return events.Target{App: app, Service: service}, nil
 }
 
-// Answer is what goes back. Empty members mean JSON that must not be cached.
+// Answer is the answer to a call. Empty fields mean JSON that must not be cached.
 type Answer struct {
 	Body         []byte
 	ContentType  string
@@ -69,20 +71,20 @@ type Problem struct {
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitzero"`
-	Reason string `json:"reason,omitzero"` // the code of §6 that says why, where one does (§8)
+	Reason string `json:"reason,omitzero"` // the reason code of §6, if there is one (§8)
 
-	// Statement is what the registry signs of it: that a service was never bound.
+	// Statement is the registry's signed statement that a service was never bound.
 	Statement jsontext.Value `json:"statement,omitzero"`
 
-	// RetryAfter is after how many seconds the caller may try again, where that is known.
+	// RetryAfter is after how many seconds the caller may try again, if that is known.
 	RetryAfter int `json:"-"`
 }
 
 // Error implements error.
 func (p *Problem) Error() string { return p.Title + ": " + p.Detail }
 
-// UnknownService is the answer about a service that was never bound. Unless the registry has signed a statement, nobody has to
-// believe it.
+// UnknownService is the answer about a service that was never bound. A reader need not believe it
+// unless the registry has signed a statement.
 func UnknownService(detail string, statement []byte) *Problem {
 	p := problem(http.StatusNotFound, events.UnknownService, detail)
 	p.Statement = statement
@@ -92,22 +94,22 @@ func UnknownService(detail string, statement []byte) *Problem {
 // Unavailable is the answer while something that it needs is away.
 func Unavailable(detail string) *Problem { return problem(http.StatusServiceUnavailable, "", detail) }
 
-// requestTooLarge is the answer to a question that is larger than §8 lets it be.
+// requestTooLarge is the answer to a question that is larger than §8 allows.
 func requestTooLarge() *Problem {
 	return problem(http.StatusRequestEntityTooLarge, events.MalformedMessage, "The request is larger than 64 KiB.")
 }
 
-// answerTooLarge comes instead of an answer that the broker would not take.
+// answerTooLarge replaces an answer that the broker would not take.
 func answerTooLarge() *Problem {
 	return TooLarge("The answer is larger than a message of this broker may be: ask over HTTP, or for a part of it.")
 }
 
-// TooLarge is the answer to who asks for more than an answer may hold.
+// TooLarge is the answer to a caller who asks for more than an answer may hold.
 func TooLarge(detail string) *Problem {
 	return problem(http.StatusRequestEntityTooLarge, "", detail)
 }
 
-// BadRequest is the answer to a question that breaks its form.
+// BadRequest is the answer to a malformed question.
 func BadRequest(reason events.Reason, detail string) *Problem {
 	return problem(http.StatusBadRequest, reason, detail)
 }
@@ -116,7 +118,7 @@ func problem(status int, reason events.Reason, detail string) *Problem {
 	return &Problem{Title: http.StatusText(status), Status: status, Detail: detail, Reason: string(reason)}
 }
 
-// problemOf says what a caller is told about an error: nothing of our insides.
+// problemOf returns what a caller is told about an error. It shows nothing internal.
 func problemOf(err error) *Problem {
 	if p := (*Problem)(nil); errors.As(err, &p) {
 		return p
@@ -130,7 +132,7 @@ func problemOf(err error) *Problem {
 func (p *Problem) encode() []byte {
 	body, err := json.Marshal(p)
 	if err != nil {
-		return nil // strings, an int and what was JSON before always have a JSON form
+		return nil // strings, an int and a JSON value can always be encoded
 	}
 	return body
 }

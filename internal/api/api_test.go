@@ -65,7 +65,8 @@ type answer struct {
 	Reason events.Reason `json:"reason"`
 }
 
-// over lists the two ways to ask; each returns the status (200 where NATS has no error) and the body.
+// over lists the two ways to ask; each returns the status (200 where NATS has no error) and the
+// body.
 func over(t *testing.T) map[string]func(path, subject, body string) (int, []byte) {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
@@ -151,7 +152,8 @@ func TestBothWays(t *testing.T) {
 	}
 }
 
-// TestStats: `nats micro` finds the service, by its own subjects, and what it shows of an endpoint is what became of its calls.
+// TestStats: `nats micro` finds the service, by its own subjects, and what it shows of an endpoint
+// is what became of its calls.
 func TestStats(t *testing.T) {
 	t.Parallel()
 	nc := testenv.Connect(t, testenv.NewBroker(t).URL())
@@ -265,8 +267,8 @@ func TestHTTPLimits(t *testing.T) {
 	}
 }
 
-// TestNoAnswerElsewhere: a caller names the subject of the answer, which is published with the rights of who answers. It must not
-// be one that means something.
+// TestNoAnswerElsewhere: a caller names the subject of the answer, which is published with the
+// rights of who answers. It must not be one that means something.
 func TestNoAnswerElsewhere(t *testing.T) {
 	t.Parallel()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
@@ -298,7 +300,8 @@ func TestNoAnswerElsewhere(t *testing.T) {
 	}
 }
 
-// TestKept: what may be kept is asked for again by its tag; what may not has none. Pages of any origin may read what a GET brings.
+// TestKept: what may be kept is asked for again by its tag; what may not has none. Pages of any
+// origin may read what a GET brings.
 func TestKept(t *testing.T) {
 	t.Parallel()
 	mux := http.NewServeMux()
@@ -335,7 +338,8 @@ func TestKept(t *testing.T) {
 	}
 }
 
-// TestProblems: what no endpoint takes has a problem document too, and paths that are served with another spelling are found.
+// TestProblems: what no endpoint takes has a problem document too, and paths that are served with
+// another spelling are found.
 func TestProblems(t *testing.T) {
 	t.Parallel()
 	mux := http.NewServeMux()

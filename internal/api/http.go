@@ -23,7 +23,7 @@ func Mount(mux *http.ServeMux, log *slog.Logger, endpoints ...Endpoint) {
 		}
 		public := strings.HasPrefix(e.Pattern, http.MethodGet+" ")
 		mux.HandleFunc(e.Pattern, func(w http.ResponseWriter, r *http.Request) {
-			if public { // pages of any origin may read it, problem documents too
+			if public { // pages of any origin may read it, and problem documents, too
 				w.Header().Set("Access-Control-Allow-Origin", "*")
 			}
 			call := Call{
@@ -46,8 +46,8 @@ func Mount(mux *http.ServeMux, log *slog.Logger, endpoints ...Endpoint) {
 	}
 }
 
-// Problems serves a mux, and answers with a problem document what none of its patterns takes. The mux's own answers are
-// text, and it redirects to paths that it doesn't serve either.
+// Problems serves a mux, and answers with a problem document if none of its patterns matches. The
+// mux's own answers are text, and it redirects to paths that it doesn't serve either.
 func Problems(mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		handler, pattern := mux.Handler(r)
@@ -67,7 +67,7 @@ func Problems(mux *http.ServeMux) http.Handler {
 	})
 }
 
-// statusOnly is a response of which only the status and the header are wanted.
+// statusOnly is a response that keeps only the status and the header.
 type statusOnly struct {
 	header http.Header
 	status int
@@ -89,8 +89,8 @@ func bodyProblem(err error) *Problem {
 	return BadRequest(events.MalformedMessage, "The request's body can't be read.")
 }
 
-// writeAnswer gives what may be kept an ETag, so that asking again for the same costs next to nothing. What may not be kept is
-// signed with its time, and another text each time.
+// writeAnswer gives a cacheable answer an ETag, so that asking again costs next to nothing. Other
+// answers are signed with their time, so their text differs each time.
 func writeAnswer(w http.ResponseWriter, r *http.Request, a Answer) {
 	header := w.Header()
 	header.Set("Cache-Control", cmp.Or(a.CacheControl, "no-store"))
@@ -105,10 +105,11 @@ func writeAnswer(w http.ResponseWriter, r *http.Request, a Answer) {
 		}
 	}
 	header.Set("Content-Type", cmp.Or(a.ContentType, "application/json"))
-	_, _ = w.Write(a.Body) // the client is gone: nobody is left to tell
+	_, _ = w.Write(a.Body) // if it fails, the client is gone
 }
 
-// knows says whether an If-None-Match (RFC 9110 §13.1.2) names the tag. Our tags hold no comma.
+// knows reports whether an If-None-Match (RFC 9110 §13.1.2) names the tag. Our tags contain no
+// comma.
 func knows(fields []string, tag string) bool {
 	for known := range strings.SplitSeq(strings.Join(fields, ","), ",") {
 		if known = strings.TrimSpace(known); known == "*" || strings.TrimPrefix(known, "W/") == tag {
@@ -131,14 +132,15 @@ func WriteProblem(w http.ResponseWriter, p *Problem) {
 	_, _ = w.Write(p.encode())
 }
 
-// logFault logs what is a fault of ours, and not what a caller did.
+// logFault logs errors that are our fault, and not a caller's.
 func logFault(ctx context.Context, log *slog.Logger, endpoint string, err error) {
 	problem := problemOf(err)
 	if problem.Status < http.StatusInternalServerError || ctx.Err() != nil {
 		return
 	}
 	level := slog.LevelWarn
-	if err.Error() == problem.Error() { // there is nothing to say that the caller isn't told: who answers so on purpose logs why
+	// the caller was told everything; a handler that answers so on purpose logs the cause itself
+	if err.Error() == problem.Error() {
 		level = slog.LevelDebug
 	}
 	log.Log(ctx, level, "lookup failed", "endpoint", endpoint, "error", err)

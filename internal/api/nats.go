@@ -61,9 +61,10 @@ func (e Endpoint) handler(ctx context.Context, nc *nats.Conn, log *slog.Logger, 
 		}
 		free <- struct{}{}
 		go func() {
-			began, told := time.Now(), problem(http.StatusInternalServerError, "", "") // nothing is, if the handler panics
+			// stays so if the handler panics
+			began, told := time.Now(), problem(http.StatusInternalServerError, "", "")
 			defer func() {
-				if v := recover(); v != nil { // whatever arrives, it stops no process
+				if v := recover(); v != nil { // no message may stop the process
 					log.Error("handler panics", "endpoint", e.Name, "panic", v, "stack", string(debug.Stack()))
 				}
 				counted.count(told, time.Since(began))
@@ -74,15 +75,16 @@ func (e Endpoint) handler(ctx context.Context, nc *nats.Conn, log *slog.Logger, 
 	}
 }
 
-// answerable says whether an answer may be published to a reply subject. The caller names it, and the answer is published with
-// our rights, which may be those of the registry: by omi.v1.invalidations.… a stranger could fill that stream, and push a
-// service's events out of the 64 that are kept; by $JS.API.… and $JS.ACK.… he could meddle with streams and consumers. Nobody
-// waits for an answer there.
+// answerable reports whether an answer may be published to a reply subject. The caller names that
+// subject, and the answer is published with our rights, which may be those of the registry. With
+// omi.v1.invalidations.… a stranger could fill that stream, and push a service's events out of the
+// 64 that are kept. With $JS.API.… and $JS.ACK.… a stranger could change streams and consumers. No
+// honest caller waits for an answer there.
 func answerable(reply string) bool {
 	return !strings.HasPrefix(reply, "omi.") && !strings.HasPrefix(reply, "$")
 }
 
-// respond answers, and returns the problem document that the answer is, if it is one.
+// respond answers, and returns the answer if it is a problem document.
 func (e Endpoint) respond(ctx context.Context, nc *nats.Conn, log *slog.Logger, m *nats.Msg) *Problem {
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()

@@ -13,12 +13,14 @@ import (
 	"github.com/nats-io/nats.go/micro"
 )
 
-// queueGroup is the one that micro has: of several instances of a service, one gets each call.
+// queueGroup is the one that micro uses: each call goes to one of several instances of a service.
 const queueGroup = "q"
 
-// Registered is a service that answers over NATS until it is stopped. It answers what `nats micro` asks ($SRV.PING, INFO and
-// STATS), by the types of nats.go's package micro, and not by that package's own service: that counts a call when its handler
-// returns. Ours return at once, so that a slow answer holds up no other, and the numbers would be 0 errors and next to no time.
+// Registered is a service that answers over NATS until it is stopped. It answers the questions of
+// `nats micro` ($SRV.PING, INFO and STATS) with the types of nats.go's package micro. It doesn't
+// use that package's own service, which counts a call when its handler returns. Our handlers return
+// at once, so that a slow answer holds up no other. The package would count 0 errors and almost no
+// time.
 type Registered struct {
 	ping    micro.Ping
 	info    micro.Info
@@ -50,7 +52,7 @@ func (r *Registered) listen(nc *nats.Conn, name, subject string, counted *calls,
 	return nil
 }
 
-// describe answers who asks for every service, for those of this name, or for this one.
+// describe answers questions to every service, to those of this name, or to this one.
 func (r *Registered) describe(nc *nats.Conn) error {
 	for verb, tell := range map[micro.Verb]func() any{
 		micro.PingVerb:  func() any { return r.ping },
@@ -64,7 +66,7 @@ func (r *Registered) describe(nc *nats.Conn) error {
 			}
 			sub, err := nc.Subscribe(subject, func(m *nats.Msg) {
 				if body, err := json.Marshal(tell(), jsonv1.FormatDurationAsNano(true)); err == nil && answerable(m.Reply) {
-					_ = m.Respond(body) // the connection is gone, and whoever asked asks again
+					_ = m.Respond(body) // if the connection is gone, the caller asks again
 				}
 			})
 			if err != nil {
@@ -76,7 +78,7 @@ func (r *Registered) describe(nc *nats.Conn) error {
 	return nil
 }
 
-// Stop answers what has come, and no more. It fails only if the connection is gone.
+// Stop answers the calls that have come, and no more. It fails only if the connection is gone.
 func (r *Registered) Stop() error {
 	for _, sub := range r.subs {
 		if err := sub.Drain(); err != nil {
@@ -86,7 +88,7 @@ func (r *Registered) Stop() error {
 	return nil
 }
 
-// Stats is what became of the calls so far, as `nats micro stats` shows it.
+// Stats returns the results of the calls so far, as `nats micro stats` shows them.
 func (r *Registered) Stats() micro.Stats {
 	s := micro.Stats{
 		ServiceIdentity: r.info.ServiceIdentity, Type: micro.StatsResponseType, Started: r.started, Endpoints: []*micro.EndpointStats{},
@@ -98,13 +100,13 @@ func (r *Registered) Stats() micro.Stats {
 	return s
 }
 
-// calls counts what became of an endpoint's calls.
+// calls counts the results of an endpoint's calls.
 type calls struct {
 	mu    sync.Mutex
 	stats micro.EndpointStats
 }
 
-// count takes an answered call: how long it took, and the problem that the answer was, if it was one.
+// count records an answered call: its duration, and the problem document if that was the answer.
 func (c *calls) count(p *Problem, took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -1,5 +1,5 @@
-// Package broker runs a NATS server with JetStream inside the process: for `omi dev`, `omi demo`, `omi bench` and tests. In
-// production the broker is a cluster of its own.
+// Package broker runs a NATS server with JetStream inside the process: for `omi dev`, `omi demo`,
+// `omi bench` and tests. In production the broker is a cluster of its own.
 package broker
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// startTimeout is for the replay of a large store; an empty one takes milliseconds.
+// startTimeout allows for the replay of a large store; an empty one takes milliseconds.
 const startTimeout = 30 * time.Second
 
 const (
@@ -24,18 +24,18 @@ const (
 
 // Config says where a broker listens and keeps its streams.
 type Config struct {
-	// Addr is host:port to listen on. Without a host it is the loopback address; port 0 or -1, or an empty Addr,
-	// takes a free port.
+	// Addr is the host:port to listen on. Without a host it is the loopback address. With port 0 or
+	// -1, or an empty Addr, the server takes a free port.
 	Addr string
-	// StoreDir is the folder of the streams. It must be given, and no other server may use it.
+	// StoreDir is the folder of the streams. It is required, and no other server may use it.
 	StoreDir string
-	// SyncAlways makes an acknowledged message outlive a power cut, not only a crash of the process, at the price of
-	// an fsync for each.
+	// SyncAlways makes an acknowledged message survive a power cut, not only a crash of the
+	// process. It costs an fsync for each message.
 	SyncAlways bool
-	// MaxStore is how many bytes the streams may take in all. 0: three quarters of what the disk
-	// has.
+	// MaxStore limits the bytes of all streams. 0 means three quarters of the space on the disk.
 	MaxStore int64
-	// Log receives what the server has to say: troubles as warnings, all else for debugging. Nil: nobody does.
+	// Log receives the server's messages: problems as warnings, everything else for debugging. Nil
+	// discards them.
 	Log *slog.Logger
 }
 
@@ -57,7 +57,8 @@ func Start(cfg Config) (*Server, error) {
 	log := &logger{log: cmp.Or(cfg.Log, slog.New(slog.DiscardHandler))}
 	ns.SetLoggerV2(log, log.debugging(), false, false)
 
-	// Start returns when the server listens, or has called Fatalf, which for the stand-alone server ends the process.
+	// Start returns when the server listens, or has called Fatalf, which ends the process in the
+	// stand-alone server.
 	ns.Start()
 	if err := ready(ns, log); err != nil {
 		ns.Shutdown()
@@ -91,10 +92,11 @@ func options(cfg Config) (*server.Options, error) {
 		JetStream:  true,
 		StoreDir:   cfg.StoreDir,
 		SyncAlways: cfg.SyncAlways,
-		// As nats-server's max_file_store.
+		// The same as nats-server's max_file_store.
 		JetStreamMaxStore: cfg.MaxStore,
 		NoSigs:            true, // signals belong to the process that embeds it
-		// It keeps who listens to the last 1,024 subjects. Acknowledgements have each its own, and services one or two each.
+		// The cache keeps the subscribers of the last 1,024 subjects. It doesn't help here: each
+		// acknowledgement has a subject of its own, and each service has one or two messages.
 		NoSublistCache: true,
 	}, nil
 }
@@ -114,10 +116,11 @@ func splitAddr(addr string) (host string, port int, err error) {
 	return cmp.Or(host, loopback), port, nil
 }
 
-// URL is what a client connects to.
+// URL returns the URL for clients.
 func (s *Server) URL() string { return s.nats.ClientURL() }
 
-// Shutdown closes the connections and the streams, and returns when all is written and the port is free.
+// Shutdown closes the connections and the streams, and returns when everything is written and the
+// port is free.
 func (s *Server) Shutdown() {
 	s.nats.Shutdown()
 	s.nats.WaitForShutdown()

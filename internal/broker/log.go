@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// logger brings the server's log lines to slog, and keeps the first fatal one: the embedded server reports so, and in no
-// other way, that it can't listen or can't open its store.
+// logger passes the server's log lines to slog, and keeps the first fatal one: only by that does
+// the embedded server report that it can't listen or can't open its store.
 type logger struct {
 	log *slog.Logger
 
@@ -24,22 +24,23 @@ func (l *logger) fatal() error {
 	return l.first
 }
 
-// Noticef is for what the server finds noteworthy, such as its banner; to the process that embeds it, it is not.
+// Noticef logs what the server finds noteworthy, such as its banner; it is not noteworthy for the
+// process that embeds it.
 func (l *logger) Noticef(format string, v ...any) { l.write(slog.LevelDebug, format, v) }
 
-// Debugf is for debugging.
+// Debugf logs for debugging.
 func (l *logger) Debugf(format string, v ...any) { l.write(slog.LevelDebug, format, v) }
 
-// Tracef is for protocol traces, which are never turned on.
+// Tracef logs protocol traces, which are never turned on.
 func (l *logger) Tracef(format string, v ...any) { l.write(slog.LevelDebug, format, v) }
 
-// Warnf is for what may become a trouble.
+// Warnf logs possible problems.
 func (l *logger) Warnf(format string, v ...any) { l.write(slog.LevelWarn, format, v) }
 
-// Errorf is for troubles that the server survives.
+// Errorf logs problems that the server survives.
 func (l *logger) Errorf(format string, v ...any) { l.write(slog.LevelWarn, format, v) }
 
-// Fatalf is for what keeps the server from starting.
+// Fatalf records why the server can't start.
 func (l *logger) Fatalf(format string, v ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -1,8 +1,8 @@
 // Package health says whether a process can do its work, and which of its parts can't.
 //
 // A process names its parts, each with a check. One run asks all of them, concurrently and each
-// within a deadline, so that a part which hangs is named instead of hanging whoever asks. Callers
-// share runs: any number of probes costs no more than one.
+// with a deadline. So a part that hangs is named, and doesn't hang the caller. Callers share runs:
+// any number of probes costs no more than one.
 //
 //	GET /readyz ──┐
 //	GET /readyz ──┼──▶ one run ──▶ broker · database · streams · consumer · fence · outbox · requests · caught_up
@@ -28,7 +28,7 @@ const (
 	Streams  = "streams"   // they exist, and take messages
 	Consumer = "consumer"  // the durable exists and is pulled from
 	Fence    = "fence"     // the database has been compared with the stream of events
-	Outbox   = "outbox"    // what is committed gets published
+	Outbox   = "outbox"    // committed changes get published
 	Requests = "requests"  // nothing in hand hangs
 	CaughtUp = "caught_up" // the stream has been read up to the start of the process
 )
@@ -36,20 +36,20 @@ const (
 // Part is a part of a process that can fail by itself.
 type Part struct {
 	Name string
-	// Check returns nil while the part works. The error's text is shown to whoever asks, who may be
-	// a stranger: what only the log should say is the cause of a [Problem].
+	// Check returns nil while the part works. Callers see the error's text, and a caller may be a
+	// stranger. Use the cause of a [Problem] for details that only the log should have.
 	Check func(context.Context) error
-	// Within is how long the check may take. Default 2 s.
+	// Within limits the check's time. The default is 2 s.
 	Within time.Duration
 }
 
-// Problem is what is wrong with a part.
+// Problem says what is wrong with a part.
 type Problem struct {
-	Text  string // for everybody
-	Cause error  // for the log; nil: the text says it all
-	// Restart says that a restart is the remedy: GET /livez fails too.
+	Text  string // for everyone
+	Cause error  // for the log; nil if the text says everything
+	// Restart says that a restart is the remedy: GET /livez fails, too.
 	Restart bool
-	// Remark says that the part is worth a line, and not a failure: the process does its work
+	// Remark says that the part deserves a line, but has not failed: the process does its work
 	// without it.
 	Remark bool
 }
@@ -82,8 +82,8 @@ func problemOf(err error) Problem {
 
 const (
 	checkWithin = 2 * time.Second
-	keptFor     = 500 * time.Millisecond // a report that is no older answers for the next caller too
-	// startsWithin is how long the parts of a process that starts may fail before the log says so.
+	keptFor     = 500 * time.Millisecond // a report that is not older answers the next caller, too
+	// startsWithin is how long the parts of a starting process may fail before the log says so.
 	startsWithin = 10 * time.Second
 )
 
@@ -93,7 +93,7 @@ type Checker struct {
 	parts []*part
 
 	mu      sync.Mutex
-	running *run // nil: none yet
+	running *run // nil before the first run
 	last    Report
 	started time.Time
 }
@@ -101,20 +101,20 @@ type Checker struct {
 // run is one run of all checks.
 type run struct {
 	done   chan struct{}
-	ended  time.Time // with Checker.mu, zero while it runs
+	ended  time.Time // guarded by Checker.mu; zero while it runs
 	report Report
 }
 
-// part is a part, and what is known of it.
+// part is a part with its latest state.
 type part struct {
 	Part
 
 	mu       sync.Mutex
-	asked    time.Time // of the check that has not returned; zero: none
+	asked    time.Time // start of a check that has not returned; otherwise zero
 	answered chan error
 
-	// Only touched by the run that is under way:
-	failing time.Time // since when; zero: it works
+	// Only the current run uses these:
+	failing time.Time // since when; zero while it works
 	told    bool      // the log has said so
 }
 
@@ -128,8 +128,9 @@ func New(log *slog.Logger, parts ...Part) *Checker {
 	return c
 }
 
-// Report returns how the parts are: by the run under way, or one that ended just now, or else by
-// another. It takes no longer than a check may, and ends early with ctx, which ends no run.
+// Report returns the state of the parts: from the run under way, from one that has just ended, or
+// from a new one. It takes no longer than a check may. It ends early with ctx, which does not end
+// the run.
 func (c *Checker) Report(ctx context.Context) (Report, error) {
 	c.mu.Lock()
 	r := c.running
@@ -147,22 +148,22 @@ func (c *Checker) Report(ctx context.Context) (Report, error) {
 	}
 }
 
-// Last returns how the parts were found last, at once: nobody restarts a process because something
-// else hangs.
+// Last returns the latest known state of the parts, at once: a process must not be restarted
+// because something else hangs.
 func (c *Checker) Last() Report {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.last
 }
 
-// Watch runs the checks every so often until ctx ends, so that the log tells of what fails though
-// nobody asks.
+// Watch runs the checks periodically until ctx ends, so that the log names failures even if there
+// are no probes.
 func (c *Checker) Watch(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		if _, err := c.Report(ctx); err != nil {
-			return // it is to end
+			return // the process is ending
 		}
 		select {
 		case <-tick.C:
@@ -172,7 +173,7 @@ func (c *Checker) Watch(ctx context.Context, every time.Duration) {
 	}
 }
 
-// run asks all parts, and tells of what has changed.
+// run checks all parts, and logs the changes.
 func (c *Checker) run(ctx context.Context, r *run) {
 	r.report = Report{Ready: true, Live: true}
 	results := make([]*Problem, len(c.parts))
@@ -191,8 +192,8 @@ func (c *Checker) run(ctx context.Context, r *run) {
 	close(r.done)
 }
 
-// ask returns what is wrong with the part. A check that hangs is left alone: no other one is begun
-// before it has returned, and nobody waits for it again.
+// ask returns what is wrong with the part. If a check hangs, no other check of this part begins
+// before it has returned, and no caller waits for it again.
 func (p *part) ask(ctx context.Context) *Problem {
 	p.mu.Lock()
 	if p.asked.IsZero() {

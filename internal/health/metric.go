@@ -2,8 +2,8 @@ package health
 
 import "github.com/prometheus/client_golang/prometheus"
 
-// The checker is a [prometheus.Collector]: it shows how each part was found last, and asks nothing
-// for it.
+// The checker is a [prometheus.Collector]: it shows the latest state of each part, and runs no
+// check.
 var _ prometheus.Collector = (*Checker)(nil)
 
 //nolint:gochecknoglobals // it never changes

@@ -14,7 +14,7 @@ type Connected interface {
 	IsConnected() bool
 }
 
-// Connection is the part [Broker].
+// Connection returns the part [Broker].
 func Connection(conn Connected) Part {
 	return Part{Name: Broker, Check: func(context.Context) error {
 		if !conn.IsConnected() {
@@ -24,8 +24,8 @@ func Connection(conn Connected) Part {
 	}}
 }
 
-// Pinged is the part [Database]. What is wrong with it is in its own words for the log alone,
-// unless it can't be used any more.
+// Pinged returns the part [Database]. Only the log gets the database's own words, unless the
+// database can't be used any more.
 func Pinged(db interface{ Ping(context.Context) error }) Part {
 	return Part{Name: Database, Check: func(ctx context.Context) error {
 		switch err := db.Ping(ctx); {

@@ -9,26 +9,26 @@ import (
 	"omiappreg.org/keyrotation/internal/printable"
 )
 
-// Report says how the parts of a process are.
+// Report is the state of a process's parts.
 type Report struct {
 	Ready bool `json:"ready"`
-	// Live is false where a restart is the remedy.
+	// Live is false if a restart is the remedy.
 	Live  bool    `json:"live"`
 	Parts []State `json:"parts,omitzero"`
 	// Remarks are lines for a person about a process that is ready.
 	Remarks []string `json:"remarks,omitzero"`
 }
 
-// State is how a part is.
+// State is the state of a part.
 type State struct {
 	Name    string `json:"name"`
 	Ready   bool   `json:"ready"`
-	Problem string `json:"problem,omitzero"` // of one that is ready: it does its work all the same
+	Problem string `json:"problem,omitzero"` // of a part that is ready: it works all the same
 
 	restart bool
 }
 
-// Starting is the report of a process that has no parts yet, since it waits for one.
+// Starting returns the report of a process that has no parts yet, because it waits for one.
 func Starting(name, problem string) Report {
 	return Report{Live: true, Parts: []State{{Name: name, Problem: problem}}}
 }
@@ -42,8 +42,7 @@ func (r *Report) add(name string, p *Problem) {
 	r.Ready, r.Live = r.Ready && s.Ready, r.Live && !s.restart
 }
 
-// Text is the report for a person: "ok" and what is worth knowing all the same, or a line for each
-// part that fails.
+// Text returns the report for a person: "ok" with the remarks, or a line for each part that fails.
 func (r Report) Text() string {
 	var text strings.Builder
 	if r.Ready {
@@ -62,12 +61,12 @@ func (r Report) Text() string {
 	return text.String()
 }
 
-// ServeReady answers GET /readyz: in JSON for who asks for that, else in text.
+// ServeReady answers GET /readyz: in JSON if the caller asks for it, and otherwise in text.
 func (r Report) ServeReady(w http.ResponseWriter, request *http.Request) {
 	r.serve(w, request, r.Ready)
 }
 
-// ServeLive answers GET /livez: what a restart is the remedy for.
+// ServeLive answers GET /livez: it fails if a restart is the remedy.
 func (r Report) ServeLive(w http.ResponseWriter, request *http.Request) {
 	live := Report{Ready: r.Live, Live: r.Live}
 	for _, s := range r.Parts {

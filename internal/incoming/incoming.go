@@ -1,5 +1,6 @@
-// Package incoming tells apart what arrives on the stream of invalidations: events that a trusted registry key signed
-// about the service in their subject, and what must not be applied (docs/protocol.md §7.2).
+// Package incoming sorts the messages of the stream of invalidations: events that a trusted
+// registry key signed about the service in their subject, and messages that must not be applied
+// (docs/protocol.md §7.2).
 package incoming
 
 import (
@@ -37,27 +38,28 @@ func Batch(messages []*consume.Message) []Delivery {
 	return batch
 }
 
-// Sorted is a batch, told apart into what is to be applied and what is not.
+// Sorted is a batch, divided into events to apply and messages to refuse.
 type Sorted struct {
 	Events    []events.Invalidation
-	Published []time.Time // of each of Events
+	Published []time.Time // for each of Events
 	Refused   []Refused
 }
 
-// Refused is a message that must not be applied, and why.
+// Refused is a message that must not be applied, and the reason.
 type Refused struct {
 	Delivery
 	*events.Refusal
 }
 
 const (
-	// most is how many messages a core takes at a time: parts of 64 are checked together, in the same memory.
+	// most is how many messages a core takes at a time: it checks parts of 64 together, in the same
+	// memory.
 	most = 256
-	// least is how many are worth a goroutine: half a millisecond of work.
+	// least is how many messages are worth a goroutine: half a millisecond of work.
 	least = 16
 )
 
-// Sort checks a batch, on as many cores as it is worth.
+// Sort checks a batch, on as many cores as the work is worth.
 func Sort(trust events.Trust, batch []Delivery) Sorted {
 	size := shareOf(len(batch), runtime.GOMAXPROCS(0))
 	shares := slices.Collect(slices.Chunk(batch, size))
@@ -83,15 +85,16 @@ func Sort(trust events.Trust, batch []Delivery) Sorted {
 	return out
 }
 
-// shareOf divides n messages evenly: as many shares as there are cores, or more where those would be too large, or fewer
-// where they wouldn't be worth it.
+// shareOf divides n messages evenly: into one share for each core, into more if the shares would be
+// too large, or into fewer if they would be too small.
 func shareOf(n, cores int) int {
 	share := min(max((n+cores-1)/cores, least), most)
 	shares := max((n+share-1)/share, 1)
 	return max((n+shares-1)/shares, 1)
 }
 
-// refusalOf returns why a message must not be applied. [events.Trust.Invalidation] has no other errors.
+// refusalOf returns why a message must not be applied. [events.Trust.Invalidation] has no other
+// errors.
 func refusalOf(err error) *events.Refusal {
 	if refusal := (*events.Refusal)(nil); errors.As(err, &refusal) {
 		return refusal
@@ -106,8 +109,8 @@ type Refusals struct {
 	First  Refused
 }
 
-// ByReason counts what must not be applied, for one line in the log: a flood of garbage must not become a flood of
-// lines.
+// ByReason counts the refused messages for one line in the log for each reason: a flood of garbage
+// must not become a flood of lines.
 func (s *Sorted) ByReason() []Refusals {
 	var list []Refusals
 	for _, r := range s.Refused {
@@ -121,7 +124,7 @@ func (s *Sorted) ByReason() []Refusals {
 	return list
 }
 
-// Log returns a log for the line about them.
+// Log returns a logger for the line about them.
 func (r Refusals) Log(log *slog.Logger) *slog.Logger {
 	return log.With("reason", string(r.Reason), "detail", r.First.Detail, "count", r.Count,
 		"first_subject", printable.Text(r.First.Subject), "first_stream_sequence", r.First.Sequence)

@@ -9,8 +9,9 @@ import (
 	"os/exec"
 )
 
-// StartCockroach starts one CockroachDB node that lives in memory. This is what cockroach-go's testserver does, but that
-// one outlives a process that was killed, and brings in a second driver.
+// StartCockroach starts one CockroachDB node that keeps its data in memory. cockroach-go's
+// testserver does the same, but its server outlives a process that was killed, and it brings in a
+// second driver.
 func StartCockroach() (*Server, error) {
 	program, err := exec.LookPath("cockroach")
 	if err != nil {

@@ -1,14 +1,16 @@
-// Package localserver starts a database server from the programs that this machine has, for as long as this process runs: for
-// tests, and for `omi bench`. Nothing is downloaded, and nothing stays.
+// Package localserver starts a database server from the programs of this machine, for as long as
+// this process runs: for tests, and for `omi bench`. It downloads nothing, and leaves nothing
+// behind.
 package localserver
 
-// PostgresConfig says what a PostgreSQL server is for.
+// PostgresConfig configures a PostgreSQL server.
 type PostgresConfig struct {
-	// Durable keeps its settings as they are delivered: a commit is on the disk when it returns. Otherwise it is quick, and
-	// would lose everything with the power.
+	// Durable keeps the default settings: a commit is on the disk when it returns. Otherwise the
+	// server is quick, and would lose everything in a power cut.
 	Durable bool
-	// Restarts lets what was committed survive a stop or crash of the server, if not one of the machine.
+	// Restarts lets commits survive a stop or a crash of the server, but not of the machine.
 	Restarts bool
-	// Parent is the folder in which its files are for as long as it runs. Default: the folder for temporary files.
+	// Parent is the folder for the server's files while it runs. The default is the folder for
+	// temporary files.
 	Parent string
 }

@@ -13,9 +13,9 @@ import (
 	"strings"
 )
 
-// StartPgBouncer starts a pooler in transaction mode before a server, with so many sessions to it
-// for all clients of a user. The users are those of the URLs, which are of one server. The pooler's
-// own URL is the first of them.
+// StartPgBouncer starts a pooler in transaction mode in front of a server, with the given number of
+// sessions for all clients of a user. The users are those of the URLs, all of one server. The
+// pooler's own URL is for the first of them.
 func StartPgBouncer(sessions int, servers ...*url.URL) (*Server, error) {
 	program, err := pgBouncer()
 	if err != nil {
@@ -73,7 +73,7 @@ max_client_conn = 500
 	return server, nil
 }
 
-// pgBouncer finds the program: on PATH, or where Debian keeps it.
+// pgBouncer finds the program on PATH, or where Debian keeps it.
 func pgBouncer() (string, error) {
 	for _, name := range []string{"pgbouncer", "/usr/sbin/pgbouncer"} {
 		if path, err := exec.LookPath(name); err == nil {

@@ -8,18 +8,20 @@ import (
 	"strconv"
 )
 
-// Ports that a kernel doesn't lend by itself, neither to who listens on port 0 nor to a connection to elsewhere: Linux begins at 32768
-// unless it is told otherwise (ip_local_port_range), macOS and Windows at 49152.
+// A kernel doesn't assign these ports itself, neither to a listener on port 0 nor to an outgoing
+// connection: by default Linux begins at 32768 (ip_local_port_range), and macOS and Windows at
+// 49152.
 const lowestPort, highestPort = 10_000, 32_767
 
-// portsTried bounds the search: if so many of them are taken, something else is wrong.
+// portsTried bounds the search: if so many ports are taken, something else is wrong.
 const portsTried = 1000
 
-// FreeAddrs returns n loopback addresses on which nobody listens now, each with another port. What is to listen there starts a moment
-// later, or is stopped and starts again: a port that the kernel had chosen could be somebody else's by then, one of these only by the
-// same lot.
+// FreeAddrs returns n loopback addresses on which no process listens now, each with another port.
+// The caller's process listens there a moment later, or is stopped and starts again. A port that
+// the kernel had chosen could belong to another process by then. One of these could only by the
+// same random choice.
 func FreeAddrs(n int) (addrs []string, err error) {
-	// All stay taken until the last is found.
+	// All ports stay taken until the last one is found.
 	var held []net.Listener
 	defer func() {
 		for _, l := range held {

@@ -8,7 +8,8 @@ import (
 	"omiappreg.org/keyrotation/internal/localserver"
 )
 
-// TestFreeAddrs: each has another port, which whoever listens on port 0 won't get, and which is free.
+// TestFreeAddrs: each has another port, which whoever listens on port 0 won't get, and which is
+// free.
 func TestFreeAddrs(t *testing.T) {
 	t.Parallel()
 	addrs, err := localserver.FreeAddrs(500)

@@ -18,7 +18,8 @@ import (
 	"time"
 )
 
-// StartPostgres makes and starts a PostgreSQL server, as an unprivileged user where this process is root.
+// StartPostgres creates and starts a PostgreSQL server. If this process is root, the server runs as
+// an unprivileged user.
 func StartPostgres(cfg PostgresConfig) (*Server, error) {
 	p, err := NewPostgres(cfg)
 	if err != nil {
@@ -30,9 +31,10 @@ func StartPostgres(cfg PostgresConfig) (*Server, error) {
 	return p.Server, nil
 }
 
-// Postgres is a PostgreSQL server that can be stopped, or crashed, and started again on the same data.
+// Postgres is a PostgreSQL server that can be stopped, or crashed, and started again on the same
+// data.
 type Postgres struct {
-	*Server  // the last that was started
+	*Server  // the last one that was started
 	cfg      PostgresConfig
 	bin      string
 	folder   string
@@ -40,7 +42,7 @@ type Postgres struct {
 	as       *syscall.Credential
 }
 
-// NewPostgres makes the data of a server that is not started yet.
+// NewPostgres creates the data of a server that is not started yet.
 func NewPostgres(cfg PostgresConfig) (*Postgres, error) {
 	p := &Postgres{cfg: cfg, password: rand.Text()}
 	var err error
@@ -62,10 +64,10 @@ func NewPostgres(cfg PostgresConfig) (*Postgres, error) {
 // Remove removes its files, if the end of the server has not done so.
 func (p *Postgres) Remove() error { return os.RemoveAll(p.folder) }
 
-// Folder is where its files are.
+// Folder returns the folder of its files.
 func (p *Postgres) Folder() string { return p.folder }
 
-// Start starts it, at an address where nobody listens yet.
+// Start starts it, at an address that no process uses yet.
 func (p *Postgres) Start() error {
 	addrs, err := FreeAddrs(1)
 	if err != nil {
@@ -87,14 +89,16 @@ func (p *Postgres) Start() error {
 		command = append(command, "-c", setting)
 	}
 	address := &url.URL{Scheme: "postgres", User: url.UserPassword("postgres", p.password), Host: addrs[0], Path: "/postgres"}
-	p.Server, err = launch(address, p.folder, "QUIT", p.as, command) // QUIT: at once, its data goes anyway
+	// QUIT: at once, its data is removed anyway
+	p.Server, err = launch(address, p.folder, "QUIT", p.as, command)
 	return err
 }
 
-// Halt stops it as an operator does: connections are dropped, and what they were about is rolled back. Its data stay.
+// Halt stops it as an operator does: connections are dropped, and their transactions are rolled
+// back. Its data stays.
 func (p *Postgres) Halt() error { return p.end(syscall.SIGINT) }
 
-// Crash stops it at once, wherever it is: the next start begins with the recovery of its log.
+// Crash stops it at once: the next start begins with the recovery of its log.
 func (p *Postgres) Crash() error { return p.end(syscall.SIGQUIT) }
 
 const stopTimeout = time.Minute
@@ -124,7 +128,8 @@ func (p *Postgres) end(signal syscall.Signal) error {
 
 func postgresData(folder string) string { return filepath.Join(folder, "data") }
 
-// initPostgres makes the server's data. Its users need a password, as in life: whoever has none, or a wrong one, is refused.
+// initPostgres creates the server's data. As in production, its users need a password: a user with
+// none or a wrong one is refused.
 func initPostgres(bin, folder, password string, as *syscall.Credential) error {
 	secret := filepath.Join(folder, "password")
 	if err := os.WriteFile(secret, []byte(password), 0o600); err != nil {
@@ -148,7 +153,8 @@ func initPostgres(bin, folder, password string, as *syscall.Credential) error {
 	return nil
 }
 
-// PostgresPrograms returns the folder of postgres and initdb: on PATH, or the newest where Debian keeps them.
+// PostgresPrograms returns the folder of postgres and initdb: on PATH, or the newest one where
+// Debian keeps them.
 func PostgresPrograms() (string, error) {
 	if postgres, err := exec.LookPath("postgres"); err == nil {
 		if _, err := exec.LookPath("initdb"); err == nil {
@@ -163,7 +169,7 @@ func PostgresPrograms() (string, error) {
 	return filepath.Dir(newest), nil
 }
 
-// majorVersion is the 15 of /usr/lib/postgresql/15/bin/initdb.
+// majorVersion returns the 15 of /usr/lib/postgresql/15/bin/initdb.
 func majorVersion(initdb string) int {
 	n, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(initdb)))) // an odd name comes last
 	return n

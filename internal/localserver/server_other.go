@@ -7,13 +7,14 @@ import (
 	"net/url"
 )
 
-// Server is never made here: users, signals and the shell that its guard needs are those of Unix.
+// Server is never created here: users, signals and the shell that its guard needs are those of
+// Unix.
 type Server struct{ url *url.URL }
 
-// URL is where its superuser finds it.
+// URL returns its superuser's URL.
 func (s *Server) URL() *url.URL { return s.url }
 
-// PID is the process below which all of the server's run.
+// PID returns the process above all processes of the server.
 func (*Server) PID() int { return 0 }
 
 // Stop ends it.
@@ -31,13 +32,13 @@ func StartCockroach() (*Server, error) { return nil, errNoLocal() }
 // StartPgBouncer fails here.
 func StartPgBouncer(int, ...*url.URL) (*Server, error) { return nil, errNoLocal() }
 
-// Postgres is never made here.
+// Postgres is never created here.
 type Postgres struct{ *Server }
 
 // NewPostgres fails here.
 func NewPostgres(PostgresConfig) (*Postgres, error) { return nil, errNoLocal() }
 
-// Remove, and all others, are never called.
+// Remove and the other methods are never called.
 func (*Postgres) Remove() error  { return errNoLocal() }
 func (*Postgres) Folder() string { return "" }
 func (*Postgres) Start() error   { return errNoLocal() }

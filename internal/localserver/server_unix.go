@@ -19,12 +19,13 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// guard is the shell script between a process and its server. A reader waits on a pipe whose other end is held by the process
-// alone, so the read ends when that process ends, however it does: by Stop, a panic, a timeout or kill -9. Then it stops the
-// server ($1: by which signal), and the folder ($2) is removed. The rest is the server's command.
+// guard is the shell script between this process and its server. A reader waits on a pipe whose
+// other end only this process holds, so the read ends when this process ends, in whatever way: by
+// Stop, a panic, a timeout or kill -9. Then the script stops the server (with the signal $1) and
+// removes the folder ($2). The rest is the server's command.
 //
-// This needs nothing of the operating system but pipes, and leaves no files behind, where a parent-death signal (Linux
-// only, and bound to a thread) would.
+// The script needs only pipes of the operating system, and leaves no files behind. A parent-death
+// signal (Linux only, and bound to a thread) would.
 const guard = `
 signal=$1 folder=$2
 shift 2
@@ -52,7 +53,8 @@ func launch(url *url.URL, folder, signal string, as *syscall.Credential, command
 	args := append([]string{"-c", guard, "guard", signal, folder}, command...)
 	cmd := exec.Command("sh", args...) //nolint:gosec // the programs that this package found
 	cmd.Dir = folder
-	// A group of its own: Ctrl-C is for the process that started it, whose end the guard then sees.
+	// The guard has a process group of its own: Ctrl-C is for the process that started it, and the
+	// guard sees that process end.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: as}
 	life, err := cmd.StdinPipe()
 	if err != nil {
@@ -94,19 +96,19 @@ func (s *Server) await() error {
 	}
 }
 
-// URL is where its superuser finds it. It holds the password.
+// URL returns its superuser's URL, with the password.
 func (s *Server) URL() *url.URL { return s.url }
 
-// PID is the process below which all of the server's run.
+// PID returns the process above all processes of the server.
 func (s *Server) PID() int { return s.guard.Process.Pid }
 
-// Stop ends it, and returns when its files are gone.
+// Stop ends the server, and returns when its files are removed.
 func (s *Server) Stop() {
 	_ = s.life.Close()
 	<-s.done
 }
 
-// ownFolder makes a temporary folder for a server, owned by whom it will run as.
+// ownFolder creates a temporary folder for a server, owned by the user that it will run as.
 func ownFolder(parent, pattern string, as *syscall.Credential) (string, error) {
 	folder, err := os.MkdirTemp(parent, pattern)
 	if err != nil {
@@ -120,7 +122,8 @@ func ownFolder(parent, pattern string, as *syscall.Credential) (string, error) {
 	return folder, nil
 }
 
-// unprivileged is whom a server runs as that refuses to run as root. Nil: as we do.
+// unprivileged returns the user for a server that refuses to run as root. Nil means the user of
+// this process.
 func unprivileged() (*syscall.Credential, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil //nolint:nilnil // exec.Cmd takes nil for "the same"

@@ -11,8 +11,8 @@ import (
 	"syscall"
 )
 
-// NewStandby makes the data of another server, which is not started yet and will follow this one,
-// which runs.
+// NewStandby creates the data of another server, which is not started yet and will follow this
+// running one.
 func (p *Postgres) NewStandby() (*Postgres, error) {
 	initdb, err := filepath.EvalSymlinks(filepath.Join(p.bin, "initdb")) // PATH may have links to two of its programs alone
 	if err != nil {
@@ -35,7 +35,7 @@ func (p *Postgres) NewStandby() (*Postgres, error) {
 	return s, nil
 }
 
-// Follow has a server that is stopped be a standby of another one when it starts.
+// Follow makes a server that is stopped a standby of another one at its next start.
 func (p *Postgres) Follow(primary *Postgres) error {
 	conninfo := fmt.Sprintf("\nprimary_conninfo = 'host=%s port=%s user=postgres password=%s'\n",
 		primary.URL().Hostname(), primary.URL().Port(), primary.password)

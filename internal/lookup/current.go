@@ -8,7 +8,8 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// Current is [Registry] for a process that may come to trust others while it runs: Trust is asked at each question.
+// Current is a [Registry] for a process whose trust may change while it runs: it calls Trust for
+// each question.
 type Current struct {
 	Conn  *nats.Conn
 	Trust func() events.Trust

@@ -34,7 +34,8 @@ func (r Registry) ServiceHistory(ctx context.Context, target events.Target) (eve
 	}
 }
 
-// HistoryPart returns the keys that a service had after a sequence, as many as the registry gives at once.
+// HistoryPart returns the keys that a service had after a sequence, as many as the registry gives
+// at once.
 func (r Registry) HistoryPart(
 	ctx context.Context, target events.Target, after int64,
 ) (events.ServiceHistory, error) {
@@ -48,7 +49,7 @@ func (r Registry) HistoryPart(
 	return events.ServiceHistory{}, fmt.Errorf("look up the history of %s: %w", target, untrusted(err))
 }
 
-// Key returns whose key this is (§8.6), or [ErrNoRegistry].
+// Key returns the owner of a key (§8.6), or [ErrNoRegistry].
 func (r Registry) Key(ctx context.Context, key events.PublicKey) (events.KeyRecord, error) {
 	document, err := askRegistry(ctx, r.Conn, events.LookupKeySubject, events.KeyQuery(key))
 	if err == nil {
@@ -60,28 +61,28 @@ func (r Registry) Key(ctx context.Context, key events.PublicKey) (events.KeyReco
 	return events.KeyRecord{}, fmt.Errorf("look up a key: %w", untrusted(err))
 }
 
-// Reading is how far a history was read that comes in parts. A change meanwhile may end a key that was
-// told already: parts are of one history only if they say the same sequence. But a key that has ended
-// stays as it is. So what came up to the first that has not ended is kept, also by who starts again, and
-// a history that changes all the time comes to its end all the same.
+// Reading is the progress of reading a history that comes in parts. A change in between may end a
+// key of an earlier part, so parts belong to one history only if they name the same sequence. But a
+// key that has ended doesn't change. So the parts up to the first key that has not ended are kept,
+// even across a restart, and reading comes to an end although the history keeps changing.
 type Reading struct {
 	Kept int64 // up to this sequence, nothing changes any more
 
-	next     int64 // the part that comes is that after this sequence
+	next     int64 // the next part begins after this sequence
 	sequence int64 // of the parts after Kept
 }
 
-// endedFor is for how many seconds a key has to have ended until no later change is told with an earlier
-// time: by a registry's clock that runs behind.
+// endedFor is how many seconds ago a key must have ended, so that no later change has an earlier
+// time from a registry whose clock is behind.
 const endedFor = 300
 
 var errNoProgress = errors.New("the registry's answer is a part that does not go on")
 
-// Next returns after which sequence the next part is to be asked for.
+// Next returns the sequence after which the next part begins.
 func (r *Reading) Next() int64 { return max(r.next, r.Kept) }
 
-// Take takes the part after Next, and says whether it was the last. If it is of another history than those
-// before it, Next goes back.
+// Take takes the part after Next, and reports whether it was the last. If it belongs to another
+// history than the parts before it, Next goes back.
 func (r *Reading) Take(part *events.ServiceHistory) (done bool, err error) {
 	from := r.Next()
 	if first := from == r.Kept; !first && part.Sequence != r.sequence {

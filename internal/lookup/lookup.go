@@ -1,5 +1,5 @@
-// Package lookup asks the other parties over NATS (docs/protocol.md §8), and believes of the registry's answers only
-// what it signed.
+// Package lookup asks the other parties over NATS (docs/protocol.md §8). Of the registry's answers,
+// it believes only signed ones.
 package lookup
 
 import (
@@ -23,12 +23,13 @@ import (
 var (
 	// ErrUnknownService means that the registry has signed that it has never bound this service.
 	ErrUnknownService = errors.New("the service was never bound")
-	// errUnsigned means that it was only said. Who may answer at the broker may say so of any service.
+	// errUnsigned means that the answer is not signed. Any party that may answer at the broker
+	// could say so of any service.
 	errUnsigned = errors.New("the answer is that the service was never bound, but the registry's signature is missing: " +
 		"is the registry older than this program, or busy (try again), or does another program answer for it?")
-	// ErrNoRegistry means that the broker is there, and nobody answers as the registry.
+	// ErrNoRegistry means that the broker is there, and no registry answers.
 	ErrNoRegistry = errors.New("the broker answers, but no registry does: is omi-registry (or `omi dev`) running there?")
-	// ErrUntrusted means that a registry answered, and that nothing it signs can be believed.
+	// ErrUntrusted means that a registry answered whose signatures can't be believed.
 	ErrUntrusted = errors.New("the registry here is not the one that is trusted")
 )
 
@@ -36,7 +37,7 @@ var (
 type Registry struct {
 	Conn  *nats.Conn
 	Trust events.Trust
-	Now   func() time.Time // nil: time.Now
+	Now   func() time.Time // time.Now if nil
 }
 
 func (r Registry) now() time.Time {
@@ -46,7 +47,8 @@ func (r Registry) now() time.Time {
 	return time.Now()
 }
 
-// ServiceRecord returns what the registry knows of a service now (§8.1), or [ErrUnknownService] or [ErrNoRegistry].
+// ServiceRecord returns what the registry knows of a service now (§8.1), or [ErrUnknownService] or
+// [ErrNoRegistry].
 func (r Registry) ServiceRecord(ctx context.Context, target events.Target) (events.ServiceRecord, error) {
 	document, err := r.about(ctx, events.LookupServiceSubject, target, nil)
 	if err != nil {
@@ -59,7 +61,7 @@ func (r Registry) ServiceRecord(ctx context.Context, target events.Target) (even
 	return record, nil
 }
 
-// untrusted says of a document that another registry, or another key, has signed that this is so.
+// untrusted marks the error of a document that another registry, or another key, has signed.
 func untrusted(err error) error {
 	refusal := (*events.Refusal)(nil)
 	if errors.As(err, &refusal) && (refusal.Reason == events.UntrustedSignature || refusal.Reason == events.WrongOrigin) {
@@ -68,8 +70,8 @@ func untrusted(err error) error {
 	return err
 }
 
-// Trusted asks the registry who it is, and returns [ErrUntrusted] if nothing that it signs would be believed. Any other
-// error means that the registry did not say.
+// Trusted asks the registry who it is, and returns [ErrUntrusted] if none of its signatures would
+// be believed. Any other error means that the registry did not answer.
 func (r Registry) Trusted(ctx context.Context) error {
 	info, err := RegistryInfo(ctx, r.Conn)
 	if err != nil {
@@ -100,7 +102,7 @@ func (r Registry) about(ctx context.Context, subject string, target events.Targe
 	return document, err
 }
 
-// neverBound says what a 404 is worth: [ErrUnknownService] if the registry has signed it.
+// neverBound returns the error for a 404: [ErrUnknownService] if the registry has signed it.
 func (r Registry) neverBound(target events.Target, problem *api.Problem) error {
 	if len(problem.Statement) == 0 {
 		return errUnsigned
@@ -111,8 +113,9 @@ func (r Registry) neverBound(target events.Target, problem *api.Problem) error {
 	return ErrUnknownService
 }
 
-// RegistryInfo returns what the registry at the broker says of itself, or [ErrNoRegistry]. Nobody signs that: whether
-// the keys that it names are to be trusted, its reader must know from elsewhere.
+// RegistryInfo returns what the registry at the broker says of itself, or [ErrNoRegistry]. The
+// answer is not signed: whether to trust the keys that it names, the reader must know from another
+// source.
 func RegistryInfo(ctx context.Context, conn *nats.Conn) (events.RegistryInfo, error) {
 	var info events.RegistryInfo
 	document, err := askRegistry(ctx, conn, events.LookupRegistrySubject, nil)
@@ -136,8 +139,8 @@ func askRegistry(ctx context.Context, conn *nats.Conn, subject string, question 
 	return document, nil
 }
 
-// Ask sends one question of §8 and returns its answer. What the other side refuses is an [*api.Problem] with its words;
-// where nobody listens it is [nats.ErrNoResponders].
+// Ask sends one question of §8 and returns its answer. A refusal by the other side is an
+// [*api.Problem] with its words; if there is no other side, the error is [nats.ErrNoResponders].
 func Ask(ctx context.Context, conn *nats.Conn, subject string, question []byte) ([]byte, error) {
 	reply, err := conn.RequestWithContext(ctx, subject, question)
 	if err != nil {
@@ -148,9 +151,10 @@ func Ask(ctx context.Context, conn *nats.Conn, subject string, question []byte) 
 		return reply.Data, nil
 	}
 	problem := &api.Problem{}
-	if err := json.Unmarshal(reply.Data, problem); err != nil || problem.Title == "" { // not a document of the protocol's
+	// it is not a document of the protocol
+	if err := json.Unmarshal(reply.Data, problem); err != nil || problem.Title == "" {
 		problem = &api.Problem{Title: reply.Header.Get(micro.ErrorHeader), Detail: code}
 	}
-	problem.Status, _ = strconv.Atoi(code) // a code that is no number is no status that anybody asks for
+	problem.Status, _ = strconv.Atoi(code) // no caller looks for a status that is not a number
 	return nil, problem
 }

@@ -21,7 +21,8 @@ import (
 
 const start = int64(1_705_412_600)
 
-// answers is a registry that knows one service, signs for another as a stranger would, and is out of order for a third.
+// answers is a registry that knows one service, signs for another as a stranger would, and is out
+// of order for a third.
 func answers(t *testing.T, conn *nats.Conn, registry *subtest.Registry, known *subtest.Service) {
 	t.Helper()
 	signer := func(c api.Call) (events.SigningKey, error) {
@@ -134,8 +135,8 @@ func TestRegistry(t *testing.T) {
 	}
 }
 
-// TestNeverBoundIsSigned: who may answer at the broker may say of any service that it was never bound. Unless the registry has
-// signed that, of this service and now, nobody knows.
+// TestNeverBoundIsSigned: who may answer at the broker may say of any service that it was never
+// bound. Unless the registry has signed that, of this service and now, nobody knows.
 func TestNeverBoundIsSigned(t *testing.T) {
 	t.Parallel()
 	conn := testenv.Connect(t, testenv.NewBroker(t).URL())
@@ -179,8 +180,8 @@ func TestNeverBoundIsSigned(t *testing.T) {
 	}
 }
 
-// TestLongHistory: a history that is too large for a message comes in parts, which are put together; from the start where the
-// service changes meanwhile.
+// TestLongHistory: a history that is too large for a message comes in parts, which are put
+// together; from the start where the service changes meanwhile.
 func TestLongHistory(t *testing.T) {
 	t.Parallel()
 	conn := testenv.Connect(t, testenv.NewBroker(t).URL())
@@ -228,8 +229,8 @@ func TestLongHistory(t *testing.T) {
 	}
 }
 
-// TestReadingGoesOn: a history that changes while each of its parts is told is told to its end all the same, with each key's end as
-// it is at last, and what has ended is read once.
+// TestReadingGoesOn: a history that changes while each of its parts is told is told to its end all
+// the same, with each key's end as it is at last, and what has ended is read once.
 func TestReadingGoesOn(t *testing.T) {
 	t.Parallel()
 	s := subtest.NewService(t, "busy")
@@ -273,7 +274,8 @@ func TestReadingGoesOn(t *testing.T) {
 	}
 }
 
-// TestTrusted: only a registry that names none of the trusted keys, or another origin, is known not to be trusted.
+// TestTrusted: only a registry that names none of the trusted keys, or another origin, is known not
+// to be trusted.
 func TestTrusted(t *testing.T) {
 	t.Parallel()
 	conn := testenv.Connect(t, testenv.NewBroker(t).URL())

@@ -1,4 +1,4 @@
-// Package parallel spreads work that needs nothing but the processor over all cores.
+// Package parallel spreads work that needs only the processor over all cores.
 package parallel
 
 import (
@@ -7,9 +7,10 @@ import (
 	"sync/atomic"
 )
 
-// Each runs do(0) … do(n-1), in any order, and returns when all are done. It uses as many cores as there are shares of
-// at least `share` calls; a single share runs on the caller's goroutine. A panic of one call becomes the caller's: on a
-// goroutine of its own it would end the process.
+// Each calls do(0) … do(n-1), in any order, and returns when all calls are done. It uses as many
+// cores as there are shares of at least `share` calls. A single share runs on the caller's
+// goroutine. A panic of a call becomes a panic of the caller: on a goroutine of its own it would
+// end the process.
 func Each(n, share int, do func(i int)) {
 	workers := min((n+share-1)/share, runtime.GOMAXPROCS(0))
 	if workers <= 1 {

@@ -1,5 +1,5 @@
-// Package refusal says what a broker refuses. Waiting doesn't change that: a person must, at the
-// broker or here. A log that says "waiting for the broker" hides it.
+// Package refusal says what a broker refuses. Waiting doesn't help then: a person must change
+// something at the broker or here. A log that says "waiting for the broker" hides that.
 package refusal
 
 import (
@@ -16,7 +16,7 @@ import (
 	"omiappreg.org/keyrotation/internal/room"
 )
 
-// Reason is why a broker that is there is of no use.
+// Reason says why a broker that answers can't be used.
 type Reason struct {
 	What string // the rest of a sentence that begins with "the broker"
 	Do   string
@@ -24,26 +24,26 @@ type Reason struct {
 
 // The codes of nats-server's errors (its server/errors.json).
 const (
-	noPeers        jetstream.ErrorCode = 10005 // a cluster that starts has none either: that passes
+	noPeers        jetstream.ErrorCode = 10005 // a starting cluster has none either: that passes
 	mostConsumers  jetstream.ErrorCode = 10026
 	mostStreams    jetstream.ErrorCode = 10027
-	invalidStream  jetstream.ErrorCode = 10052 // a server's limit that its configuration exceeds
+	invalidStream  jetstream.ErrorCode = 10052 // its configuration exceeds a limit of the server
 	noReplicas     jetstream.ErrorCode = 10074
 	bytesRequired  jetstream.ErrorCode = 10113
 	mostAckPending jetstream.ErrorCode = 10121
 	mostRequested  jetstream.ErrorCode = 10125
 )
 
-// ErrPayload means that the broker takes no message of the largest size.
+// ErrPayload means that the broker does not take messages of the largest size.
 var ErrPayload = errors.New("the broker's max_payload is too small")
 
-// Limited is a connection, by what a broker says that it can carry.
+// Limited is a connection with the broker's limits.
 type Limited interface {
 	HeadersSupported() bool
 	MaxPayload() int64
 }
 
-// Limits says of a broker that is connected what it can't carry.
+// Limits returns an error if the connected broker can't carry what we need.
 func Limits(nc Limited) error {
 	if !nc.HeadersSupported() {
 		return nats.ErrHeadersNotSupported
@@ -54,7 +54,7 @@ func Limits(nc Limited) error {
 	return nil
 }
 
-// Of says what the broker refuses; false if the error may pass by itself.
+// Of returns what the broker refuses; false if the error may pass by itself.
 func Of(err error) (Reason, bool) {
 	r := ofUser(err)
 	if r == (Reason{}) {
@@ -63,7 +63,7 @@ func Of(err error) (Reason, bool) {
 	return r, r != Reason{}
 }
 
-// ofUser says what the broker refuses this user.
+// ofUser returns what the broker refuses this user.
 func ofUser(err error) Reason {
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked),
@@ -85,7 +85,7 @@ func ofUser(err error) Reason {
 	return Reason{}
 }
 
-// ofServer says what the broker refuses everybody.
+// ofServer returns what the broker refuses every user.
 func ofServer(err error) Reason {
 	switch {
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled):
@@ -112,9 +112,9 @@ func ofServer(err error) Reason {
 	return Reason{}
 }
 
-// Behind is what is behind an error of a question to JetStream. The broker tells the connection
-// what it does not permit, and the question waits in vain. A broker without JetStream has no
-// responders.
+// Behind returns the cause of an error of a question to JetStream. If the broker does not permit
+// the question, it tells the connection, and the question waits in vain. A broker without JetStream
+// has no responders.
 func Behind(err error, nc *nats.Conn) error {
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):

@@ -10,13 +10,13 @@ import (
 )
 
 const (
-	// mostReasons is how many are remembered at a time.
+	// mostReasons limits the reasons that are remembered.
 	mostReasons = 16
-	// again is how long after it was told a reason is told again.
+	// again is the time after which a reason is logged again.
 	again = 10 * time.Minute
 )
 
-// Teller tells the log why there is no work at the broker: each reason once, and again if it lasts.
+// Teller logs why there is no work at the broker: each reason once, and again if it lasts.
 type Teller struct {
 	Log *slog.Logger
 
@@ -24,14 +24,14 @@ type Teller struct {
 	told map[string]time.Time
 }
 
-// Tell logs what the broker refuses, or else that it is waited for.
+// Tell logs what the broker refuses, or otherwise that the process waits for the broker.
 func (t *Teller) Tell(err error, args ...any) {
 	if !t.TellRefusal(err, args...) && t.due(reasonOf(err)) {
 		t.Log.Warn("waiting for the broker", append(args, "error", err)...)
 	}
 }
 
-// TellRefusal logs what the broker refuses; it returns false if the error is of something else.
+// TellRefusal logs what the broker refuses. It returns false if the error has another cause.
 func (t *Teller) TellRefusal(err error, args ...any) bool {
 	r, refused := Of(err)
 	if refused && t.due(reasonOf(err)) {
@@ -54,15 +54,15 @@ func (t *Teller) due(reason string) bool {
 	return true
 }
 
-// Forget says that all is well again: any reason from now on is a new one.
+// Forget marks that all is well again: any reason from now on is a new one.
 func (t *Teller) Forget() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	clear(t.told)
 }
 
-// reasonOf is the text of an error's own cause, without the addresses around it: each try may have
-// another. A denial has its subject in its text, and is a reason by itself.
+// reasonOf returns the text of an error's own cause, without addresses around it, which may differ
+// at each try. A denial has its subject in its text, and is a reason by itself.
 func reasonOf(err error) string {
 	if errors.Is(err, nats.ErrPermissionViolation) {
 		return err.Error()

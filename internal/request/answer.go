@@ -12,18 +12,21 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// LastReceiptSubject is where the broker gives the last receipt of the target that follows: a question without a body, so that an
-// account can be held to its own.
+// LastReceiptSubject, followed by a target, is where the broker gives the target's last receipt.
+// The question has no body, so the broker can limit an account to its own target.
 const LastReceiptSubject = "$JS.API.DIRECT.GET." + streams.Receipts + "." + events.ReceiptSubject
 
 const (
-	heardAtOnce = 256             // answers that may wait to be read; what is beyond, as in a flood of refusals, is looked for
+	// answers that may wait to be read; if more come, as in a flood of refusals, the sender looks
+	// for its answer
+	heardAtOnce = 256
 	lookWithin  = time.Second     // for one question
-	lookAfter   = 2 * time.Second // without an answer: what is published is lost where a connection breaks
+	lookAfter   = 2 * time.Second // without an answer: messages are lost when a connection breaks
 	lookSeldom  = 30 * time.Second
 )
 
-// waiting waits for the receipt of one message. It costs the broker a subscription, and no consumer: a stream has 1,000 of those.
+// waiting waits for the receipt of one message. It uses a subscription at the broker, and no
+// consumer, of which a stream can have 1,000.
 type waiting struct {
 	conn    *nats.Conn
 	trust   events.Trust
@@ -51,7 +54,7 @@ func (s Sender) listen(target events.Target, m Message) (*waiting, error) {
 
 func (w *waiting) stop() { w.ended() }
 
-// wait returns the answer as soon as it is there.
+// wait returns the answer as soon as it arrives.
 func (w *waiting) wait(ctx context.Context) (events.Receipt, error) {
 	pause := lookAfter
 	next := time.NewTimer(jittered(pause))
@@ -92,13 +95,13 @@ func (w *waiting) soon(ctx context.Context) (events.Receipt, bool) {
 	return w.look(ctx)
 }
 
-// jittered lets the many that wait for one registry not all ask at a time.
+// jittered spreads the questions of many waiting senders to one registry.
 func jittered(d time.Duration) time.Duration {
 	return d + rand.N(d/4) //nolint:gosec // jitter is no secret
 }
 
-// look looks for an answer that was given before: the last receipt that the stream has of the service, and then the registry's word.
-// Where neither can be asked, there is none yet.
+// look looks for an answer that was given before: the last receipt that the stream has of the
+// service, and then the registry's lookup. If neither can be asked, there is no answer yet.
 func (w *waiting) look(ctx context.Context) (events.Receipt, bool) {
 	asking, cancel := context.WithTimeout(ctx, lookWithin)
 	last, err := w.conn.RequestWithContext(asking, LastReceiptSubject+w.target.String(), nil)
@@ -120,7 +123,8 @@ func (w *waiting) look(ctx context.Context) (events.Receipt, bool) {
 
 // answer reads a receipt, and reports whether it can be believed and answers the message.
 func (w *waiting) answer(payload []byte) (events.Receipt, bool) {
-	if events.RequestNonceOf(payload) != w.message.Nonce { // most of what comes, and cheaper to see than a signature
+	// most messages are others', and this is cheaper than checking a signature
+	if events.RequestNonceOf(payload) != w.message.Nonce {
 		return events.Receipt{}, false
 	}
 	receipt, err := w.trust.Receipt(events.ReceiptSubject+w.target.String(), payload)

@@ -13,21 +13,22 @@ import (
 	"omiappreg.org/keyrotation/internal/room"
 )
 
-// Where the broker has no room, it has some again as soon as the registry has worked off a request, or the broker has stored one.
+// If the broker has no room, it has some again as soon as the registry has processed a request, or
+// the broker has stored one.
 const (
-	roomAfter  = 2 * time.Millisecond // then twice as long each time
+	roomAfter  = 2 * time.Millisecond // doubled each time
 	roomAtMost = time.Second
 )
 
-// Publish publishes a message, and waits until the broker has it, or one of the same id.
+// Publish publishes a message, and waits until the broker has it, or one with the same ID.
 func (s Sender) Publish(ctx context.Context, m Message) error {
 	_, err := s.publish(ctx, m, true)
 	return err
 }
 
-// publish publishes a message, and waits until it is stored. Where the broker has no room for it, it
-// tries again until ctx ends. known reports that the broker did not store it, since it has had a
-// message of its id just now: this one, or a stranger's.
+// publish publishes a message, and waits until it is stored. If the broker has no room for it, it
+// tries again until ctx ends. known reports that the broker did not store it, because it has just
+// had a message with this ID: the same message, or a stranger's.
 func (s Sender) publish(ctx context.Context, m Message, withID bool) (known bool, err error) {
 	msg := &nats.Msg{Subject: m.Subject, Data: []byte(m.Payload), Header: nats.Header{}}
 	if withID {

@@ -53,8 +53,8 @@ func TestSendWhereItsIDIsTaken(t *testing.T) {
 	}
 }
 
-// TestSendSentBefore: the broker has the message already, since its word of it was lost. The answer to
-// that one is awaited, and nothing is sent a second time.
+// TestSendSentBefore: the broker has the message already, since its word of it was lost. The answer
+// to that one is awaited, and nothing is sent a second time.
 func TestSendSentBefore(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -68,8 +68,8 @@ func TestSendSentBefore(t *testing.T) {
 	}
 }
 
-// TestSendWhereTooMuchComes: the broker refuses what comes faster than it can store it. The request is
-// published again and again, and the error says why it is not stored.
+// TestSendWhereTooMuchComes: the broker refuses what comes faster than it can store it. The request
+// is published again and again, and the error says why it is not stored.
 func TestSendWhereTooMuchComes(t *testing.T) {
 	t.Parallel()
 	w := newWorldAt(t, floodedBroker(t))
@@ -106,8 +106,8 @@ func floodedBroker(t *testing.T) (url string) {
 	return s.ClientURL()
 }
 
-// TestSendWhereThereIsNoRoom: as many requests wait as may. The error says so, and what is sent then is
-// stored as soon as there is room.
+// TestSendWhereThereIsNoRoom: as many requests wait as may. The error says so, and what is sent
+// then is stored as soon as there is room.
 func TestSendWhereThereIsNoRoom(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

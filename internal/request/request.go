@@ -1,4 +1,5 @@
-// Package request sends signed requests to the registry and finds their receipts (docs/protocol.md §5 to §7.3).
+// Package request sends signed requests to the registry and finds their receipts (docs/protocol.md
+// §5 to §7.3).
 package request
 
 import (
@@ -12,15 +13,17 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// Errors of a request that has no answer yet. Sent again, byte for byte, it gets its first receipt.
+// Errors of a request that has no answer yet. If it is sent again, byte for byte, it gets its first
+// receipt.
 var (
-	// ErrNotStored means that the broker did not take the request, or that its word of it was lost.
+	// ErrNotStored means that the broker did not take the request, or that its confirmation was
+	// lost.
 	ErrNotStored = errors.New("the broker has not confirmed the request")
 	// ErrNoAnswer means that the request is stored, and not answered.
 	ErrNoAnswer = errors.New("the request is stored, but the registry has not answered yet")
 )
 
-// Refused is a registry's no.
+// Refused is a refusal by the registry.
 type Refused struct{ Receipt events.Receipt }
 
 // Error implements error.
@@ -28,7 +31,7 @@ func (r *Refused) Error() string {
 	return fmt.Sprintf("refused: %s: %s", r.Receipt.Reason, r.Receipt.Detail)
 }
 
-// Message is a signed request as it is published, and as it is published again after a crash.
+// Message is a signed request in the form that is published, and published again after a crash.
 type Message struct {
 	Subject string       `json:"subject"`
 	Nonce   events.Nonce `json:"nonce"`
@@ -37,7 +40,7 @@ type Message struct {
 	Payload string           `json:"payload"`
 }
 
-// Sign makes a message of a draft. newKey takes the place of the draft's own; it is nil in a revocation.
+// Sign makes a message from a draft. newKey replaces the draft's own; it is nil in a revocation.
 func Sign(d events.Draft, by, newKey crypto.Signer) (Message, error) {
 	payload, err := d.SignWith(by, newKey)
 	if err != nil {
@@ -50,8 +53,9 @@ func Sign(d events.Draft, by, newKey crypto.Signer) (Message, error) {
 	return m, err
 }
 
-// answeredBy reports whether a receipt is about this message (docs/protocol.md §7.3). Anybody can send a request with our
-// nonce and have it refused, so a refusal counts only if it names our very bytes.
+// answeredBy reports whether a receipt is about this message (docs/protocol.md §7.3). Anyone can
+// send a request with our nonce and have it refused, so a refusal counts only if it names exactly
+// our bytes.
 func (m *Message) answeredBy(r *events.Receipt) bool {
 	if r.RequestNonce != m.Nonce {
 		return false
@@ -62,20 +66,21 @@ func (m *Message) answeredBy(r *events.Receipt) bool {
 	return r.RequestHash == events.RequestHash([]byte(m.Payload))
 }
 
-// Sender sends requests over JetStream, and believes receipts that Trust does.
+// Sender sends requests over JetStream. It believes the receipts that Trust accepts.
 type Sender struct {
 	JetStream jetstream.JetStream
 	Trust     events.Trust
-	// Again says that the message may have been sent before. Then Send looks for its answer first: sent again, a refused message
-	// might stand, and nobody would know.
+	// Again says that the message may have been sent before. Send then looks for its answer first:
+	// if a refused message were sent again, it might be committed, and the sender would not know.
 	Again bool
-	// Allowed, if not nil, is asked before a message is published and after the answer was looked for. Its error stops Send.
+	// Allowed, if not nil, is called before a message is published and after the answer was looked
+	// for. Its error stops Send.
 	Allowed func(context.Context) error
 }
 
-// Send publishes a message, and waits for its receipt until ctx ends or the connection is closed: then the error is
-// [ErrNotStored] or [ErrNoAnswer]. A refusal is a receipt, not an error. stored, if not nil, is called when the broker has the
-// message.
+// Send publishes a message, and waits for its receipt until ctx ends or the connection is closed.
+// Then the error is [ErrNotStored] or [ErrNoAnswer]. A refusal is a receipt, not an error. stored,
+// if not nil, is called when the broker has the message.
 func (s Sender) Send(ctx context.Context, target events.Target, m Message, stored func()) (events.Receipt, error) {
 	w, err := s.listen(target, m)
 	if err != nil {

@@ -22,7 +22,8 @@ func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
 const origin = "omiappreg.org"
 
-// world is a broker with the streams of requests and receipts, a registry that the test plays, and a request to it.
+// world is a broker with the streams of requests and receipts, a registry that the test plays, and
+// a request to it.
 type world struct {
 	url      string
 	js       jetstream.JetStream
@@ -131,8 +132,8 @@ func (w *world) publishOthers(t *testing.T) {
 	}
 }
 
-// TestSendBelievesItsOwnAnswer: of all that may come on the subject, only one message answers the request; and of all that is
-// stored or told by whoever answers lookups.
+// TestSendBelievesItsOwnAnswer: of all that may come on the subject, only one message answers the
+// request; and of all that is stored or told by whoever answers lookups.
 func TestSendBelievesItsOwnAnswer(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -166,8 +167,9 @@ func TestSendBelievesItsOwnAnswer(t *testing.T) {
 	}
 }
 
-// TestSendLooksFirst: what is answered is not sent again. A refusal may have been for a passing reason, and whoever believes
-// it would not know that the same bytes stand now. It is the last receipt of the service, or the registry still knows it.
+// TestSendLooksFirst: what is answered is not sent again. A refusal may have been for a passing
+// reason, and whoever believes it would not know that the same bytes stand now. It is the last
+// receipt of the service, or the registry still knows it.
 func TestSendLooksFirst(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -210,8 +212,9 @@ func TestSendCostsNoConsumer(t *testing.T) {
 	}
 }
 
-// TestSendInFlood: refusals on the subject, as many as there may be, keep nobody from his answer. They are more than may wait to be
-// read, so that it may be lost among them; then the registry is asked.
+// TestSendInFlood: refusals on the subject, as many as there may be, keep nobody from his answer.
+// They are more than may wait to be read, so that it may be lost among them; then the registry is
+// asked.
 func TestSendInFlood(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -234,7 +237,8 @@ func TestSendInFlood(t *testing.T) {
 	}
 }
 
-// TestSendAfterReconnect: an answer that was published while the connection was lost is found when it is back.
+// TestSendAfterReconnect: an answer that was published while the connection was lost is found when
+// it is back.
 func TestSendAfterReconnect(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

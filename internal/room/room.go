@@ -1,4 +1,4 @@
-// Package room knows the errors of a broker that has no space left.
+// Package room recognises the errors of a broker that has no space left.
 package room
 
 import (
@@ -11,15 +11,16 @@ import (
 const (
 	accountExceeded jetstream.ErrorCode = 10002 // the account's limit, at a message
 	noPeers         jetstream.ErrorCode = 10005 // a cluster without a server that has the space
-	insufficient    jetstream.ErrorCode = 10023 // everything that the broker may store is stored
+	insufficient    jetstream.ErrorCode = 10023 // the broker's whole store is full
 	memoryExceeded  jetstream.ErrorCode = 10028
 	storageExceeded jetstream.ErrorCode = 10047 // the account's limit, or what streams have reserved
 	storeFailed     jetstream.ErrorCode = 10077 // the stream's own limit: of bytes, or of messages of a subject
 	streamExceeded  jetstream.ErrorCode = 10122 // the account's limit of what one stream may reserve
-	tooMany         jetstream.ErrorCode = 10167 // more messages come to the stream than it can store
+	// more messages arrive at the stream than it can store
+	tooMany jetstream.ErrorCode = 10167
 )
 
-// Lacks reports whether JetStream didn't store a message, or didn't make a stream, for lack of
+// Lacks reports whether JetStream did not store a message, or did not create a stream, for lack of
 // space.
 func Lacks(err error) bool {
 	switch code(err) {
@@ -29,12 +30,12 @@ func Lacks(err error) bool {
 	return false
 }
 
-// TooMany reports whether JetStream didn't store a message because too many others waited to be
-// stored at that moment.
+// TooMany reports whether JetStream did not store a message because too many others were waiting to
+// be stored.
 func TooMany(err error) bool { return code(err) == tooMany }
 
-// OfStream reports whether it is the stream's own limit that a message didn't fit in, and not that
-// of the whole broker.
+// OfStream reports whether a message did not fit into the stream's own limit, and not into that of
+// the whole broker.
 func OfStream(err error) bool { return code(err) == storeFailed }
 
 func code(err error) jetstream.ErrorCode {

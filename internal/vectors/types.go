@@ -11,8 +11,8 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// Set is every vector of the folder, one entry for each file. Request files carry their own state: a case is to be
-// read with the state of its file, and no other.
+// Set is every vector of the folder, one entry for each file. Request files carry their own state:
+// each case is read with the state of its file, and no other.
 type Set struct {
 	Canonical []CanonicalFile
 	Keys      []KeyFile
@@ -20,7 +20,7 @@ type Set struct {
 	Requests  []RequestFile
 }
 
-// CanonicalFile says what the RFC 8785 form of a text is.
+// CanonicalFile gives the RFC 8785 form of texts.
 type CanonicalFile struct {
 	File    string          `json:"-"`
 	Comment string          `json:"comment"`
@@ -35,20 +35,20 @@ type CanonicalCase struct {
 	SHA256    string `json:"sha256"` // of Canonical, in hex
 }
 
-// KeyFile is the test keys, by name. Nothing but tests may use them: they are public.
+// KeyFile holds the test keys, by name. Only tests may use them: they are public.
 type KeyFile struct {
 	File    string         `json:"-"`
 	Comment string         `json:"comment"`
 	Keys    map[string]Key `json:"keys"`
 }
 
-// Key is a private key and what its public half must be.
+// Key is a private key and its expected public half.
 type Key struct {
 	Seed      string `json:"seed"` // 32 bytes in hex (RFC 8032)
 	PublicKey string `json:"public_key"`
 }
 
-// Private returns the key that the seed makes. [Load] has checked the seed.
+// Private returns the key of the seed. [Load] has checked the seed.
 func (k Key) Private() ed25519.PrivateKey {
 	seed, err := hex.DecodeString(k.Seed)
 	if err != nil {
@@ -57,8 +57,8 @@ func (k Key) Private() ed25519.PrivateKey {
 	return ed25519.NewKeyFromSeed(seed)
 }
 
-// EventFile is messages of the invalidation stream, and what a subscriber that trusts these keys for Origin does
-// with each of them alone.
+// EventFile holds messages of the invalidation stream, and what a subscriber that trusts these keys
+// for Origin does with each of them alone.
 type EventFile struct {
 	File                string      `json:"-"`
 	Comment             string      `json:"comment"`
@@ -76,7 +76,8 @@ type EventCase struct {
 	Note   string `json:"note"`
 }
 
-// The values of [EventCase.Expect], and of [RequestCase.Expect] where it is not the reason code of a refusal.
+// The values of [EventCase.Expect], and those of [RequestCase.Expect] that are not reason codes of
+// refusals.
 const (
 	Applied  = "applied"
 	Rejected = "rejected"
@@ -85,7 +86,7 @@ const (
 	Duplicate = "duplicate"
 )
 
-// RequestFile is requests, and what a registry in State does with each of them alone.
+// RequestFile holds requests, and what a registry in State does with each of them alone.
 type RequestFile struct {
 	File    string        `json:"-"`
 	Comment string        `json:"comment"`
@@ -103,9 +104,9 @@ type State struct {
 	Services     []Service `json:"services"`
 }
 
-// Proofs is the policy on proofs: none, own or all (docs/protocol.md §5.1). The vectors were made for registries that know on and
-// off alone, and read so here too: true is all, and false, or nothing in a state, is none. None is not what a registry
-// is delivered with.
+// Proofs is the policy on proofs: none, own or all (docs/protocol.md §5.1). The vectors were made
+// for registries that know only on and off. So true means all, and false, or a state that says
+// nothing, means none. None is not the default of a registry.
 type Proofs string
 
 // UnmarshalJSON reads both forms.
@@ -135,33 +136,35 @@ type Service struct {
 	Sequence     int64         `json:"sequence"`
 	Keys         []ServiceKey  `json:"keys"`
 	UsedRequests []UsedRequest `json:"used_requests"`
-	// LastChange says more of the last change; nil: the registry does not know more.
+	// LastChange says more of the last change; nil if the registry does not know more.
 	LastChange *LastChange `json:"last_change"`
-	// RefusedRequests are nonces of requests that the stream of receipts says were refused.
+	// RefusedRequests are nonces of requests that were refused according to the stream of receipts.
 	RefusedRequests []string `json:"refused_requests"`
 }
 
-// LastChange says where the request of a service's last change stands.
+// LastChange says where the request of a service's last change is.
 type LastChange struct {
 	Place
-	CommittedAt     int64 `json:"committed_at"`
-	MasterTimestamp int64 `json:"master_timestamp"` // of the last request by the Master Key that was committed
+	CommittedAt int64 `json:"committed_at"`
+	// of the last committed request by the Master Key
+	MasterTimestamp int64 `json:"master_timestamp"`
 }
 
-// Place is where a request stands: its sequence in a stream of requests. Another stream is one that was created again.
+// Place is where a request is: its sequence in a stream of requests. Another stream is one that was
+// created again.
 type Place struct {
 	Stream   int64 `json:"stream"`
 	Sequence int64 `json:"stream_sequence"`
 }
 
-// ServiceKey is a key that the service has or had. ValidUntil is nil where it is current.
+// ServiceKey is a key that the service has or had. ValidUntil is nil for the current key.
 type ServiceKey struct {
 	PublicKey    string `json:"public_key"`
 	FromSequence int64  `json:"from_sequence"`
 	ValidUntil   *int64 `json:"valid_until"`
 }
 
-// UsedRequest is a request that the service has committed.
+// UsedRequest is a request of the service that was committed.
 type UsedRequest struct {
 	Nonce               string `json:"nonce"`
 	CanonicalDataSHA256 string `json:"canonical_data_sha256"` // in hex
@@ -173,29 +176,31 @@ type RequestCase struct {
 	Name        string `json:"name"`
 	Subject     string `json:"subject"`
 	StoredAt    int64  `json:"stored_at"`    // when JetStream stored it
-	ProcessedAt int64  `json:"processed_at"` // when the registry reads it; StoredAt where the file says nothing
+	ProcessedAt int64  `json:"processed_at"` // when the registry reads it; StoredAt by default
 	Payload
 	Place
 	Expect         string `json:"expect"`
-	ExpectGrace    *int64 `json:"expect_grace"`    // grace_period_expiry - timestamp; nil: not said
+	ExpectGrace    *int64 `json:"expect_grace"`    // grace_period_expiry - timestamp; nil: not checked
 	ExpectEvent    string `json:"expect_event"`    // "": not said
-	ExpectSequence int64  `json:"expect_sequence"` // 0: not said
+	ExpectSequence int64  `json:"expect_sequence"` // 0: not checked
 	RequireProof   Proofs `json:"require_proof"`   // "": the state's
 	Note           string `json:"note"`
 }
 
-// Proofs is the policy on proofs of a registry in this state that meets the case.
+// Proofs returns the policy on proofs of a registry in this state that meets the case.
 func (c RequestCase) Proofs(s State) events.Proofs {
 	return cmp.Or(events.Proofs(c.RequireProof), events.Proofs(s.RequireProof), events.ProofsNone)
 }
 
-// Payload is the bytes of a message. Those that are no text are written in base64; an empty message is a message.
+// Payload holds the bytes of a message. Bytes that are no text are written in base64. An empty
+// message is a message, too.
 type Payload struct {
 	Text   *string `json:"message"`
 	Base64 *string `json:"message_base64"`
 }
 
-// Message returns the bytes. [Load] has checked that there is one form of them, and that it can be decoded.
+// Message returns the bytes. [Load] has checked that there is one form of them, and that it can be
+// decoded.
 func (p Payload) Message() []byte {
 	if p.Text != nil {
 		return []byte(*p.Text)

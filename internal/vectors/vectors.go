@@ -1,8 +1,9 @@
-// Package vectors reads the test vectors in testdata/vectors: messages with the answer that the contract gives to
-// each. It is for tests only.
+// Package vectors reads the test vectors in testdata/vectors: messages with the answer that the
+// contract gives to each. It is for tests only.
 //
-// A vector that no test looks at is worse than none, so a file of no known kind, a case without an expectation and a
-// file without cases are errors. Members that the types lack are passed over: they are remarks for people.
+// A vector that no test reads is worse than none. So a file of an unknown kind, a case without an
+// expectation and a file without cases are errors. Fields that the types lack are ignored: they are
+// remarks for people.
 package vectors
 
 import (
@@ -20,8 +21,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Load reads every file of the folder. It ends the test where one of them can't be read, or one of the kinds is
-// missing.
+// Load reads every file of the folder. It ends the test if one of them can't be read, or one of the
+// kinds is missing.
 func Load(t testing.TB) Set {
 	t.Helper()
 	dir, err := Dir()
@@ -35,7 +36,8 @@ func Load(t testing.TB) Set {
 	return set
 }
 
-// Dir returns the folder of the vectors, found from the working directory: a test's is the folder of its package.
+// Dir returns the folder of the vectors, starting from the working directory: a test's is the
+// folder of its package.
 func Dir() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -75,7 +77,7 @@ func Read(folder fs.FS) (Set, error) {
 	return set, nil
 }
 
-// add sorts a file by what is in it, since names are for people.
+// add sorts a file by its content, because names are for people.
 func (s *Set) add(name string, b []byte) error {
 	var members map[string]jsontext.Value
 	if err := json.Unmarshal(b, &members); err != nil {
@@ -180,7 +182,8 @@ func (p Payload) check() error {
 	return err
 }
 
-// names are the cases of one file: each has a name of its own, and there is at least one.
+// names are the names of the cases of one file: each case has a name of its own, and there is at
+// least one.
 type names struct {
 	seen map[string]bool
 	err  error

@@ -51,7 +51,8 @@ func TestNothingIsPassedOver(t *testing.T) {
 	}
 }
 
-// TestEveryKindIsThere: a kind whose last file is gone would leave its tests green with nothing to do.
+// TestEveryKindIsThere: a kind whose last file is gone would leave its tests green with nothing to
+// do.
 func TestEveryKindIsThere(t *testing.T) {
 	t.Parallel()
 	files := map[string]string{
