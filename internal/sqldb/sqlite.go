@@ -21,7 +21,7 @@ import (
 // How a SQLite connection is set up, beyond what the driver does by itself.
 //
 //   - WAL: readers and the writer don't wait for each other. FULL: a commit is on the disk when it returns, since the
-//     message that it answers is acknowledged next. How the log is written (gather.go) relies on it, too.
+//     message that it answers is acknowledged next.
 //   - busy_timeout: another process may write to the same file; wait for it before giving up with SQLITE_BUSY.
 //   - wal_autocheckpoint: a commit folds the log into the file from 20,000 pages on (80 MB), not 1,000: a batch of rotations
 //     touches pages all over the file, and each checkpoint writes and syncs them all again. It is done beside the commits as a
@@ -100,12 +100,8 @@ func openFileNow(ctx context.Context, path string, log *slog.Logger) (*DB, error
 // openFileWriter opens a pool of one connection that takes the write lock as it begins a transaction. A transaction that
 // began by reading and wants to write later gets SQLITE_BUSY_SNAPSHOT if anyone wrote in between.
 func openFileWriter(ctx context.Context, f *fault) (*sql.DB, error) {
-	if err := registerGathering(); err != nil {
-		return nil, err
-	}
 	params := fileParams()
 	params.Set("_txlock", "immediate")
-	params.Set("vfs", gatheringVFS)
 	return openPool(ctx, f, params, 1)
 }
 
