@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// SQLite folds its log into the file, a checkpoint, at the commit that finds it long enough: that one, and all that wait behind it,
-// wait until thousands of pages are written all over the file and synced, some hundred milliseconds. So a connection
-// of its own does it beside them and before that. The commits still do where it doesn't keep up.
+// A checkpoint copies the pages of SQLite's log into the file. SQLite does it in the commit that finds
+// the log long enough: that commit, and all that wait behind it, wait until thousands of pages are
+// written all over the file and synced, which takes some hundred milliseconds. The checkpointer does it
+// earlier, on a connection of its own, while commits go on. If it doesn't keep up, a commit still does it.
 //
-// Only a log that is folded to its end is used anew from its beginning, and until then it grows towards the commit that folds it. While
-// thousands of pages are folded, others are committed; so what came meanwhile is folded too, and what came while that was. The pass
-// that gets to the end syncs the file: by then most of it is on the disk, by writeOut, since commits that come meanwhile wait behind it.
+// SQLite starts the log again from its beginning only after a checkpoint that got to its end; until
+// then the log grows. Commits add pages while a checkpoint runs, so further passes copy those too.
 
 const (
 	checkpointEvery  = time.Second
@@ -140,9 +140,6 @@ func (c *checkpointer) fold(ctx context.Context) (waiting, all int, err error) {
 		}
 		if _, _, err := c.checkpoint(ctx, "PASSIVE"); err != nil {
 			return 0, 0, err
-		}
-		if pass == 0 {
-			writeOut(ctx, c.fault.file)
 		}
 	}
 	return waiting, all, nil
