@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -19,20 +18,16 @@ import (
 
 const (
 	publishWithin = 5 * time.Second // for the broker to say that it has messages
-	// A broker with `sync_interval: always` writes each message to the disk by itself, but an atomic batch at once: many times
-	// quicker there, and a little slower elsewhere. A client can't see that setting. So it is measured, on so many messages at
-	// least, and again after so many atomic batches.
-	measuredFrom  = 64
-	slowMessage   = 100 * time.Microsecond
-	measuredAgain = 256
-	// atomicAtMost is how many messages the broker takes in a batch.
-	atomicAtMost = 1000
+	// A broker writes an atomic batch to the disk at once. If it writes messages one by one (with
+	// `sync_interval: always`), a batch takes a tenth of the time. So many messages go in batches: at
+	// least batchFrom, because a batch has a price of its own, and at most batchMost, the broker's limit.
+	batchFrom = 64
+	batchMost = 1000
 )
 
 // publisher publishes signed messages. It is safe for concurrent use.
 type publisher struct {
-	js     jetstream.JetStream
-	atomic atomic.Int64 // batches to come, until it is measured again what the broker takes for messages by themselves
+	js jetstream.JetStream
 }
 
 // fates is what became of messages that were sent, by their index.
@@ -50,11 +45,11 @@ func (p *publisher) send(ctx context.Context, messages []signed) *fates {
 	sent := &fates{stored: make([]bool, len(messages)), lacking: make([]bool, len(messages))}
 	ctx, cancel := context.WithTimeout(ctx, publishWithin)
 	defer cancel()
-	if len(messages) >= measuredFrom && p.atomic.Load() > 0 {
-		sent.last = p.sendBatches(ctx, messages, sent.stored)
-		if ctx.Err() != nil {
-			p.atomic.Store(0) // perhaps it is batches that hang
-		}
+	if len(messages) >= batchFrom {
+		// If it is batches that hang, half of the time is left.
+		half, cancel := context.WithTimeout(ctx, publishWithin/2)
+		sent.last = p.sendBatches(half, messages, sent.stored)
+		cancel()
 	}
 	p.sendEach(ctx, messages, sent)
 	return sent
@@ -65,14 +60,6 @@ func (p *publisher) send(ctx context.Context, messages []signed) *fates {
 func (p *publisher) tell(m signed) {
 	if target, ok := strings.CutPrefix(m.subject, events.ReceiptSubject); ok {
 		_ = p.js.Conn().Publish(events.AnswerSubject+target, m.payload)
-	}
-}
-
-// measure decides how the next messages are published, by how long the broker took for some by themselves, without the way there
-// and back.
-func (p *publisher) measure(messages int, took time.Duration) {
-	if messages >= measuredFrom && took > time.Duration(messages)*slowMessage {
-		p.atomic.Store(measuredAgain)
 	}
 }
 
@@ -87,7 +74,7 @@ func (p *publisher) sendBatches(ctx context.Context, messages []signed, stored [
 	}
 	for _, event := range []bool{true, false} {
 		complete := true
-		for batch := range slices.Chunk(streams[event], atomicAtMost) {
+		for batch := range slices.Chunk(streams[event], batchMost) {
 			sequence, err := p.sendBatch(ctx, messages, batch)
 			if err != nil {
 				complete = false
@@ -113,7 +100,6 @@ func (p *publisher) sendBatch(ctx context.Context, messages []signed, indices []
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
 	}
-	p.atomic.Add(-1)
 	list := make([]*nats.Msg, len(indices))
 	for k, i := range indices {
 		list[k] = messages[i].message()
@@ -147,8 +133,6 @@ func (p *publisher) sendEach(ctx context.Context, messages []signed, sent *fates
 			p.tell(m)
 		}
 	}
-	answered, first := 0, time.Time{}
-	defer func() { p.measure(answered, time.Since(first)) }()
 	for i, future := range futures {
 		if future == nil {
 			continue
@@ -157,9 +141,6 @@ func (p *publisher) sendEach(ctx context.Context, messages []signed, sent *fates
 		if err != nil {
 			sent.refused(i, messages[i].subject, err)
 			continue
-		}
-		if answered++; answered == 1 {
-			first = time.Now()
 		}
 		sent.stored[i] = true
 		if !messages[i].committed() {

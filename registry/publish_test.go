@@ -1,10 +1,10 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/synadia-io/orbit.go/jetstreamext"
@@ -18,28 +18,29 @@ import (
 // once, and what is not there is not said to be.
 func TestPublisher(t *testing.T) {
 	t.Parallel()
+	const n = 1100
 	for _, tc := range []struct {
 		name    string
-		atomic  int64 // batches that are to be atomic
+		n       int // events, and as many receipts; 0: n
 		prepare func(*publisherTest)
 		batched uint64 // the events that came in a batch
 		later   uint64 // the receipts that did
 		missing int
 	}{
-		{name: "each by itself"},
-		{name: "atomic", atomic: 100, batched: 1100, later: 1100},
-		{name: "one is there already", atomic: 100, prepare: func(p *publisherTest) { p.mustSend(p.messages[100:101]) }, batched: 100},
-		{name: "streams that take no batches", atomic: 100, prepare: func(p *publisherTest) { p.streams(false) }},
-		{name: "no stream of receipts", atomic: 100, prepare: func(p *publisherTest) { p.drop(streams.Receipts) }, batched: 1100, missing: 1100},
+		{name: "few go each by itself", n: batchFrom/2 - 1},
+		{name: "many", batched: n, later: n},
+		{name: "one is there already", prepare: func(p *publisherTest) { p.mustSend(p.messages[100:101]) }, batched: 100},
+		{name: "streams that take no batches", prepare: func(p *publisherTest) { p.streams(false) }},
+		{name: "no stream of receipts", prepare: func(p *publisherTest) { p.drop(streams.Receipts) }, batched: n, missing: n},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			p := newPublisherTest(t, 1100)
+			count := cmp.Or(tc.n, n)
+			p := newPublisherTest(t, count)
 			p.streams(true)
 			if tc.prepare != nil {
 				tc.prepare(p)
 			}
-			p.atomic.Store(tc.atomic)
 			sent := p.send(t.Context(), p.messages)
 			stored, last, err := sent.stored, sent.last, sent.err
 			if (err != nil) != (tc.missing > 0) {
@@ -55,34 +56,13 @@ func TestPublisher(t *testing.T) {
 				t.Errorf("%d messages were not stored, want %d", missing, tc.missing)
 			}
 			n, batched := p.look(streams.Invalidations)
-			if n != 1100 || last != n || batched != tc.batched {
-				t.Errorf("%d events, %d of them in batches, the last at %d; want 1100, %d in batches", n, batched, last, tc.batched)
+			if int(n) != count || last != n || batched != tc.batched {
+				t.Errorf("%d events, %d of them in batches, the last at %d; want %d, %d in batches", n, batched, last, count, tc.batched)
 			}
-			if n, batched := p.look(streams.Receipts); int(n) != 1100-tc.missing || batched != tc.later {
+			if n, batched := p.look(streams.Receipts); int(n) != count-tc.missing || batched != tc.later {
 				t.Errorf("%d receipts, %d of them in batches, want %d: none goes before its event", n, batched, tc.later)
 			}
 		})
-	}
-}
-
-// TestPublisherMeasures: atomic batches are for a broker that is slow with messages by themselves, and few messages say nothing.
-func TestPublisherMeasures(t *testing.T) {
-	t.Parallel()
-	for _, tc := range []struct {
-		messages int
-		took     time.Duration
-		want     int64
-	}{
-		{measuredFrom, measuredFrom * slowMessage, 0},
-		{measuredFrom, measuredFrom*slowMessage + 1, measuredAgain},
-		{measuredFrom - 1, time.Second, 0},
-		{1000, 2 * time.Second, measuredAgain},
-	} {
-		p := &publisher{}
-		p.measure(tc.messages, tc.took)
-		if got := p.atomic.Load(); got != tc.want {
-			t.Errorf("%d messages in %v: %d, want %d", tc.messages, tc.took, got, tc.want)
-		}
 	}
 }
 
@@ -91,12 +71,11 @@ func TestPublisherInTime(t *testing.T) {
 	t.Parallel()
 	p := newPublisherTest(t, 1100)
 	p.streams(true)
-	p.atomic.Store(100)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	p.sendBatches(ctx, p.messages, make([]bool, len(p.messages)))
-	if n := p.atomic.Load(); n != 100 {
-		t.Errorf("%d batches were begun", 100-n)
+	if n, _ := p.look(streams.Invalidations); n != 0 {
+		t.Errorf("%d events were sent", n)
 	}
 }
 
@@ -150,7 +129,7 @@ func (p *publisherTest) look(stream string) (n, batched uint64) {
 		return 0, 0
 	}
 	state := s.CachedInfo().State
-	for seq := state.FirstSeq; seq <= state.LastSeq; seq++ {
+	for seq := max(state.FirstSeq, 1); seq <= state.LastSeq; seq++ {
 		m, err := s.GetMsg(p.t.Context(), seq)
 		if err != nil {
 			p.t.Fatal(err)
