@@ -79,7 +79,7 @@ func newBatch(policy Policy, key events.SigningKey, now int64, st *state, reques
 		target := in.request.Target
 		g := byTarget[target]
 		if g == nil {
-			g = &group{target: target, checked: st.certain}
+			g = &group{target: target, checked: st.mode == pessimistic}
 			g.begin(st.services[target])
 			byTarget[target] = g
 			b.groups = append(b.groups, g)

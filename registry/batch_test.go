@@ -40,8 +40,8 @@ func TestBatchesOfAnySize(t *testing.T) {
 		}
 		log := traffic(rt, d)
 		size := rapid.IntRange(2, 60).Draw(rt, "batch")
-		answers1, state1 := process(t, one, log, 1, 1, true)
-		answersN, stateN := process(t, many, log, size, rapid.IntRange(1, 3).Draw(rt, "replicas"), false)
+		answers1, state1 := process(t, one, log, 1, 1, pessimistic)
+		answersN, stateN := process(t, many, log, size, rapid.IntRange(1, 3).Draw(rt, "replicas"), optimistic)
 		portion := rapid.IntRange(1, 6).Draw(rt, "portion")
 		answersP, stateP := handled(t, parts, log, portion, &side)
 		for i := range log {
@@ -72,9 +72,9 @@ func TestBatchesOfAnySize(t *testing.T) {
 	}
 }
 
-// process takes messages through the registry in batches, and returns the answers in order and the final state. A careful
-// registry guesses nothing. Of several replicas each has a batch in turn, and guesses, however often it was wrong.
-func process(t *testing.T, store *Store, log []sent, size, replicas int, careful bool) (answers []string, state string) {
+// process takes messages through the registry in batches, and returns the answers in order and the final state. Several replicas
+// alternate. Each batch has the given mode, however often remembered state was stale.
+func process(t *testing.T, store *Store, log []sent, size, replicas int, mode mode) (answers []string, state string) {
 	t.Helper()
 	list := make([]*intake, replicas)
 	for i := range list {
@@ -88,8 +88,8 @@ func process(t *testing.T, store *Store, log []sent, size, replicas int, careful
 	trust := testTrust(t, list[0])
 	for start := 0; start < len(log); start += size {
 		in := list[start/size%replicas]
-		if in.memory.careful = (time.Time{}); careful {
-			in.memory.careful = time.Unix(testNow+1, 0)
+		if in.memory.pessimisticUntil = (time.Time{}); mode == pessimistic {
+			in.memory.pessimisticUntil = time.Unix(testNow+1, 0)
 		}
 		var todo []incoming
 		for i, m := range log[start:min(start+size, len(log))] {
@@ -188,7 +188,7 @@ func loadFor(t *testing.T, in *intake, list []request) *state {
 	return loadAll(t, in.store, incomingOf(list))
 }
 
-// loadAll reads all that there is to know, and guesses nothing.
+// loadAll reads everything.
 func loadAll(t interface {
 	Helper()
 	Context() context.Context
@@ -196,7 +196,7 @@ func loadAll(t interface {
 }, store *Store, todo []incoming) *state {
 	t.Helper()
 	st := newState()
-	st.certain = true
+	st.mode = pessimistic
 	if err := store.load(t.Context(), todo, st, true); err != nil {
 		t.Fatal(err)
 	}

@@ -54,7 +54,7 @@ func commitCopyAt(t *testing.T, url string, other *intake, d *developer, kind st
 	}
 	t.Cleanup(func() { _ = store.Close() })
 	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
-	in.memory.careful = time.Now().Add(time.Hour) // so that it reads everything
+	in.memory.pessimisticUntil = time.Now().Add(time.Hour) // so that it reads everything
 	deciding = true
 	b, err := in.decide(t.Context(), incomingOf([]request{asked}))
 	if err != nil {

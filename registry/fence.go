@@ -207,8 +207,8 @@ func (f *fence) look(ctx context.Context) error {
 	return nil
 }
 
-// now returns how often there was reason to doubt the database, and whether it lacks nothing that is known of.
-func (f *fence) now() (doubts int, quiet bool) {
+// now returns how often there was reason to doubt the database, and whether it is complete: it was compared and lacks nothing.
+func (f *fence) now() (doubts int, complete bool) {
 	if f == nil {
 		return 0, true
 	}

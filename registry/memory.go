@@ -9,33 +9,36 @@ import (
 )
 
 const (
-	rememberAtMost = 65_536 // services; some 450 bytes each
-	rememberRecent = 64     // rotations of a minute; a service with more is not remembered
-	// carefulFor is how long nothing is guessed after a guess was wrong that costs a batch, or nothing of a service of which it was
-	// wrong: whoever sends used keys on purpose has one batch decided twice in that time.
-	carefulFor      = time.Minute
-	rememberRefused = 4096 // requests by the Master Key, until their receipts are in the stream and long after
-	staleAtMost     = 8    // one in so many remembered states may be out of date; more are where replicas take turns with a service
+	rememberAtMost  = 65_536 // services; some 450 bytes each
+	rememberRecent  = 64     // rotations of a minute; a service with more is not remembered
+	rememberRefused = 4096   // requests by the Master Key, until their receipts are in the stream and long after
+	// pessimisticFor is how long batches are pessimistic after remembered state cost a batch, and
+	// how long a service is read after its own remembered state was stale. A client that sends used
+	// keys on purpose can have one batch decided twice in that time.
+	pessimisticFor = time.Minute
+	// staleAtMost: up to one in so many remembered states may be stale. More are if replicas
+	// alternate on a service.
+	staleAtMost = 8
 )
 
-// memory is what the registry believes without asking the database: in which state the services are that it committed a change
-// of, and that nobody sends a key or a nonce that was used before. It is only a guess. Another replica may have moved a
-// service, and a backup may have been restored. So what is decided on a guess is either committed by a compare-and-swap of
-// all that was guessed, below the unique keys of the history, or read before it is answered (guess.go).
+// memory is what an optimistic batch takes for granted without asking the database: the state of
+// each service that this replica changed last. It can be wrong, because another replica may have
+// changed a service, or a backup may have been restored. optimistic.go says how a batch is
+// confirmed.
 //
-// Only whoever decides a batch uses it.
+// It is not safe for concurrent use: only the goroutine that decides batches uses it.
 type memory struct {
 	services *simplelru.LRU[events.Target, remembered]
 	refused  *simplelru.LRU[requestID, struct{}]
-	doubts   int // the fence's, when it was emptied
+	doubts   int // the fence's, when the services were remembered
 
-	careful time.Time // until then, everything is read before it is decided
+	pessimisticUntil time.Time // batches are
 }
 
-// remembered is a service as it was left.
+// remembered is a service in the state in which this replica left it.
 type remembered struct {
 	service
-	contested time.Time // until then it is not believed: somebody else moves it too
+	pessimisticUntil time.Time // until then the service is read: another replica changes it too
 }
 
 func newMemory() *memory {
@@ -50,12 +53,26 @@ func newLRU[K comparable, V any](size int) *simplelru.LRU[K, V] {
 	return l
 }
 
-// wasRefused reports whether this replica has refused a request by the Master Key: its receipt may not be in the stream yet.
+// wasRefused reports whether this replica has refused a request by the Master Key: its receipt may
+// not be in the stream yet.
 func (m *memory) wasRefused(id requestID) bool { return m.refused.Contains(id) }
 
-// of returns the state that a service was in; nil: it is not known.
+// begin returns the mode for the next batch. doubts is how often the fence had reason to doubt the
+// database, complete whether the database lacks nothing.
+func (m *memory) begin(now time.Time, doubts int, complete bool) mode {
+	if doubts != m.doubts {
+		m.services.Purge()
+		m.doubts = doubts
+	}
+	if !complete || now.Before(m.pessimisticUntil) {
+		return pessimistic
+	}
+	return optimistic
+}
+
+// of returns the remembered state of a service; nil: it must be read.
 func (m *memory) of(t events.Target, now time.Time) *service {
-	if one, ok := m.services.Get(t); ok && one.sequence > 0 && !now.Before(one.contested) {
+	if one, ok := m.services.Get(t); ok && one.sequence > 0 && !now.Before(one.pessimisticUntil) {
 		return &one.service
 	}
 	return nil
@@ -72,15 +89,16 @@ func (m *memory) put(t events.Target, s *service) {
 	m.services.Add(t, one)
 }
 
-// contest forgets a state that was out of date, and believes none of this service for a while: who sends requests of one service to
-// two replicas in turn would have each of their commits fail first. It reports whether the state was believed.
-func (m *memory) contest(t events.Target, now time.Time) bool {
-	believed := m.of(t, now) != nil
-	m.services.Add(t, remembered{contested: now.Add(carefulFor)})
-	return believed
+// forget drops a state that was stale, and has the service read for a while: if two replicas get
+// requests of one service alternately, each of their commits would fail first. It reports whether
+// the state was in use.
+func (m *memory) forget(t events.Target, now time.Time) (used bool) {
+	used = m.of(t, now) != nil
+	m.services.Add(t, remembered{pessimisticUntil: now.Add(pessimisticFor)})
+	return used
 }
 
-// learn takes in what became of a commit: what was written is remembered, what was lost is not.
+// learn remembers what a commit wrote, and forgets what was in conflict.
 func (m *memory) learn(now time.Time, b *batch, l losses, err error) {
 	stale := 0
 	for _, g := range b.groups {
@@ -91,7 +109,7 @@ func (m *memory) learn(now time.Time, b *batch, l losses, err error) {
 		case err != nil || l.taken && l.services[g.target]:
 			m.services.Remove(g.target)
 		case l.services[g.target]:
-			if m.contest(g.target, now) && b.state.remembered[g.target] {
+			if m.forget(g.target, now) && b.state.remembered[g.target] {
 				stale++
 			}
 		case g.changed():
@@ -99,10 +117,10 @@ func (m *memory) learn(now time.Time, b *batch, l losses, err error) {
 		}
 	}
 	if err != nil || l.taken {
-		m.careful = now.Add(carefulFor)
+		m.pessimisticUntil = now.Add(pessimisticFor)
 		return
 	}
-	m.judge(now, stale, b)
+	m.countStale(now, stale, b)
 }
 
 func (m *memory) learnRefused(g *group) {
@@ -113,9 +131,9 @@ func (m *memory) learnRefused(g *group) {
 	}
 }
 
-// judge guesses nothing for a while if too much of what was remembered was out of date.
-func (m *memory) judge(now time.Time, stale int, b *batch) {
+// countStale makes the next batches pessimistic if too many of the remembered states were stale.
+func (m *memory) countStale(now time.Time, stale int, b *batch) {
 	if stale*staleAtMost > len(b.state.remembered) {
-		m.careful = now.Add(carefulFor)
+		m.pessimisticUntil = now.Add(pessimisticFor)
 	}
 }

@@ -31,7 +31,7 @@ func TestStaleMemory(t *testing.T) {
 			if stale.memory.of(d.target, clock) == nil {
 				t.Fatal("the service is not remembered: this shows nothing")
 			}
-			clock = clock.Add(2 * carefulFor) // it guesses again
+			clock = clock.Add(2 * pessimisticFor) // it guesses again
 			requests, want := c.requests(d, rival, func(list ...request) { decideAll(t, other, list...) }, func(query string) {
 				if _, err := store.db.Writer().ExecContext(t.Context(), query, d.target.String()); err != nil {
 					t.Fatal(err)
@@ -46,7 +46,7 @@ func TestStaleMemory(t *testing.T) {
 					t.Errorf("%s: request %d: %s, want %s", c.name, i+1, got, want[i])
 				}
 			}
-			clock = clock.Add(2 * carefulFor)
+			clock = clock.Add(2 * pessimisticFor)
 		}
 		report, err := store.Check(t.Context(), nil, testNowTime())
 		if err != nil || len(report.Violations) > 0 {
@@ -186,7 +186,7 @@ func TestRememberedIDIsAnothers(t *testing.T) {
 }
 
 // TestGarbageAgainstMemory: what names a service and says nothing does not tell what is remembered of it from what is true, so it
-// has nothing forgotten, and nobody made careful.
+// makes the registry forget nothing, and read no more than before.
 func TestGarbageAgainstMemory(t *testing.T) {
 	t.Parallel()
 	store := openStore(t, testenv.Database(t, testenv.SQLite))
@@ -205,8 +205,8 @@ func TestGarbageAgainstMemory(t *testing.T) {
 	if _, err := in.decide(t.Context(), append(list, garbage)); err != nil {
 		t.Fatal(err)
 	}
-	if in.memory.of(victim.target, time.Now()) == nil || !in.memory.careful.IsZero() {
-		t.Errorf("the service is forgotten, or the registry is careful until %v", in.memory.careful)
+	if in.memory.of(victim.target, time.Now()) == nil || !in.memory.pessimisticUntil.IsZero() {
+		t.Errorf("the service is forgotten, or everything is read until %v", in.memory.pessimisticUntil)
 	}
 }
 
@@ -227,7 +227,7 @@ func TestContested(t *testing.T) {
 			list = append(list, others[i].bind())
 		}
 		decideAll(t, in, list...)
-		for i, wait := range []time.Duration{0, 0, 2 * carefulFor} {
+		for i, wait := range []time.Duration{0, 0, 2 * pessimisticFor} {
 			decideAll(t, other, d.reset())
 			clock = clock.Add(wait)
 			list := []request{d.reset()}
@@ -235,7 +235,7 @@ func TestContested(t *testing.T) {
 				list = append(list, one.rotate())
 			}
 			b, err := in.decide(t.Context(), incomingOf(list))
-			if err != nil || b.state.certain || len(b.state.remembered) < len(others) {
+			if err != nil || b.state.mode == pessimistic || len(b.state.remembered) < len(others) {
 				t.Fatalf("%d: it does not remember what nobody else moved: %v", i, err)
 			}
 			if got, want := b.state.remembered[d.target], i != 1; got != want {
@@ -269,8 +269,8 @@ func TestUsedKeys(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if b.state.certain != again {
-					t.Fatalf("key %d: it is careful: %t, want %t", i, b.state.certain, again)
+				if (b.state.mode == pessimistic) != again {
+					t.Fatalf("key %d: it is pessimistic: %t, want %t", i, b.state.mode == pessimistic, again)
 				}
 				lost, err := store.commit(t.Context(), b.groups, clock)
 				in.memory.learn(clock, b, lost, err)
@@ -286,7 +286,7 @@ func TestUsedKeys(t *testing.T) {
 					}
 				}
 			}
-			clock = clock.Add(2 * carefulFor)
+			clock = clock.Add(2 * pessimisticFor)
 		}
 	})
 }

@@ -97,8 +97,8 @@ func (p *prior) answers(r *events.Request) bool {
 // state is what the decision about a batch depends on, beside the requests and the clock.
 type state struct {
 	doubts int // the fence's, before anything was read
-	// Unless the state is certain, some of the services are remembered, and no key and no nonce was looked for.
-	certain    bool
+	mode   mode
+	// If the mode is optimistic, these services are remembered, and no key and no nonce was looked for.
 	remembered map[events.Target]bool
 
 	services  map[events.Target]*service // nil: it was looked for and is not there

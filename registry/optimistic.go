@@ -8,15 +8,26 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// What is decided on a guess, and how it is made sure of:
+// An optimistic batch is decided on what the registry remembers, and confirmed before it is
+// answered:
 //
-//	memory ──▶ decide ──▶ all commit ──▶ compare-and-swap ──▶ stands
-//	  ▲          ▲  └─ a refusal, a duplicate ─▶ read ─▶ as guessed ─▶ stands
-//	  │          └────────────── otherwise ◀──────┘              │
-//	  └──────── forgotten ◀── lost ◀─────────────────────────────┘
+//	memory ──▶ decide ──▶ a change ────────▶ compare-and-swap at the commit ──▶ stands
+//	  ▲           ▲  └──▶ any other answer ▶ read the database ▶ as remembered ▶ stands
+//	  │           └───────── decide again ◀── different ◀──┘              │
+//	  └─────────────────────────── forgotten ◀── conflict ◀───────────────┘
 //
-// So nobody is refused because of what is only remembered, and what is read for a refusal is what was read for every request
-// before there was a memory.
+// So we never refuse a request on remembered state alone.
+
+// mode says what a batch is decided on. [memory.begin] chooses it for each batch.
+type mode int
+
+const (
+	// optimistic: on what this replica remembers. A service is in the state in which this replica
+	// left it, and no key and no nonce was used before.
+	optimistic mode = iota
+	// pessimistic: on what the database says. All of it is read before the decision.
+	pessimistic
+)
 
 // load returns the state to decide on: what is remembered, and for the rest what the database says.
 func (in *intake) load(ctx context.Context, todo []incoming) (*state, error) {
@@ -25,16 +36,13 @@ func (in *intake) load(ctx context.Context, todo []incoming) (*state, error) {
 	for _, key := range in.own {
 		st.takenKeys[key.PublicKey] = true
 	}
-	var quiet bool
-	if st.doubts, quiet = in.fence.now(); st.doubts != m.doubts {
-		m.services.Purge()
-		m.doubts = st.doubts
-	}
+	doubts, complete := in.fence.now()
 	now := in.now()
-	if st.certain = !quiet || now.Before(m.careful); !st.certain {
+	st.doubts, st.mode = doubts, m.begin(now, doubts, complete)
+	if st.mode == optimistic {
 		for i := range todo {
 			if todo[i].refusal != nil {
-				continue // no state is needed to say so
+				continue // refused for what it says itself: no state is needed
 			}
 			t := todo[i].request.Target
 			if s := m.of(t, now); s != nil {
@@ -42,13 +50,13 @@ func (in *intake) load(ctx context.Context, todo []incoming) (*state, error) {
 			}
 		}
 	}
-	return st, in.store.load(ctx, todo, st, st.certain)
+	return st, in.store.load(ctx, todo, st, st.mode == pessimistic)
 }
 
-// complete makes sure of all that the answers rest on.
+// complete confirms everything that the answers rest on.
 func (in *intake) complete(ctx context.Context, b *batch) error {
 	for {
-		if err := in.makeSure(ctx, b); err != nil {
+		if err := in.confirm(ctx, b); err != nil {
 			return err
 		}
 		groups := slices.DeleteFunc(slices.Clone(b.groups), func(g *group) bool { return !g.asks })
@@ -69,8 +77,9 @@ func (in *intake) complete(ctx context.Context, b *batch) error {
 	}
 }
 
-// makeSure reads what the answers rest on that end here, without a commit, and decides again where that is not what was guessed.
-func (in *intake) makeSure(ctx context.Context, b *batch) error {
+// confirm reads the state behind every answer that needs no commit, and decides again if it is not
+// the state that was remembered.
+func (in *intake) confirm(ctx context.Context, b *batch) error {
 	asked, stale := false, 0
 	for groups := b.doubtful(); len(groups) > 0; groups = b.doubtful() {
 		fresh := newState()
@@ -78,7 +87,8 @@ func (in *intake) makeSure(ctx context.Context, b *batch) error {
 		var requests []incoming
 		for _, g := range groups {
 			requests = append(requests, g.requests...)
-			// A service that was not found may have been bound since, with the key of this very request.
+			// A service that was not found may have been bound since, with the key of this very
+			// request.
 			if was := b.state.services[g.target]; was != nil && !b.state.remembered[g.target] {
 				fresh.services[g.target] = was
 			}
@@ -87,21 +97,21 @@ func (in *intake) makeSure(ctx context.Context, b *batch) error {
 			return err
 		}
 		for _, g := range b.correct(groups, fresh) {
-			if b.state.remembered[g.target] && in.memory.contest(g.target, in.now()) {
+			if b.state.remembered[g.target] && in.memory.forget(g.target, in.now()) {
 				stale++
 			}
 		}
 		asked = true
 	}
-	in.memory.judge(in.now(), stale, b)
+	in.memory.countStale(in.now(), stale, b)
 	if !asked {
 		return nil
 	}
-	return in.fence.same(ctx, b.state.doubts) // after everything was read
+	return in.fence.same(ctx, b.state.doubts) // asked last, after everything was read
 }
 
-// doubtful returns the groups with an answer that rests on a guess. Where two services want one key, all that was guessed of
-// the batch decides who has it.
+// doubtful returns the groups with an answer that rests on remembered state. If two services want
+// one key, the state of every service in the batch may decide which one gets it.
 func (b *batch) doubtful() (groups []*group) {
 	rivals := slices.ContainsFunc(b.groups, func(g *group) bool { return g.lost != nil })
 	for _, g := range b.groups {
@@ -112,8 +122,8 @@ func (b *batch) doubtful() (groups []*group) {
 	return groups
 }
 
-// correct sets what was read in place of what was guessed, and decides again where the two differ. It returns the services of
-// which another state was remembered.
+// correct replaces remembered state by what was read, and decides again the groups for which the
+// two differ. It returns the groups whose service was remembered in another state.
 func (b *batch) correct(groups []*group, fresh *state) (stale []*group) {
 	var again []*group
 	for _, g := range groups {
@@ -135,7 +145,7 @@ func (b *batch) correct(groups []*group, fresh *state) (stale []*group) {
 	return stale
 }
 
-// decideAgain decides groups of which more is known by now.
+// decideAgain decides groups again of which more is known now.
 func (b *batch) decideAgain(again []*group) {
 	if len(again) == 0 {
 		return
@@ -145,13 +155,13 @@ func (b *batch) decideAgain(again []*group) {
 			continue
 		}
 		if g.lost = nil; !slices.Contains(again, g) {
-			again = append(again, g) // whoever had the key may not have it now
+			again = append(again, g) // the service that had the key may not have it now
 		}
 	}
 	b.decideAll(again)
 }
 
-// used reports whether any key or nonce of these requests was.
+// used reports whether any key or nonce of these requests was used before.
 func (st *state) used(g *group) bool {
 	return slices.ContainsFunc(g.requests, func(in incoming) bool {
 		_, committed := st.committed[requestID{g.target, in.request.Nonce}]
