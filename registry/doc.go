@@ -1,42 +1,68 @@
-// Package registry is the App Registry: it decides which key speaks for a service, and tells everyone who must know.
+// Package registry is the App Registry. It decides which key speaks for a service, and announces
+// each change to everyone who must know.
 //
 // # The life of a request
 //
-//		OMI_REQUESTS ─▶ intake ─▶ load ─▶ decide ─▶ commit ─▶ acknowledge ─▶ relay ─▶ OMI_INVALIDATIONS, OMI_RECEIPTS
-//		                  ▲                            │                       ▲
-//		                  └── lost a compare-and-swap ─┘          outbox ──────┘ what a crash left behind
+// A service wants a new key. It signs a rotation request with its current key and publishes it to
+// the stream OMI_REQUESTS. This is what happens until its receipt arrives:
 //
-//	 1. Intake (intake.go) takes what waits in the stream, up to a batch, and parses it.
-//	 2. Load (guess.go, load.go) takes the services that are remembered (memory.go), and reads the others and apps, in a query
-//	    each. That no key and no nonce was used before is taken for granted; where there is doubt, those are read too.
-//	 3. Decide (decide.go) runs the checks of docs/protocol.md §6. It is a pure function of that state, the requests of
-//	    one service in their order, and the time; services are decided side by side on all cores (batch.go). It ends
-//	    with signed bytes: an event and a receipt for what stands, a receipt for what is refused. What would be answered
-//	    without a commit is decided on what is read, not on what is remembered (guess.go).
-//	 4. Commit (commit.go) is one transaction for the batch. Each service moves by compare-and-swap on the state that was
-//	    decided on; its history grows by a row for each change, with the receipt; the event goes into the outbox; both as the
-//	    bytes that will be sent. A service that another replica moved in between is left out, and its requests are decided
-//	    again from fresh state; the others stand. Where a key or a nonce was used before, all of them are decided again.
-//	 5. Only now are the requests acknowledged. A crash before that delivers them again, and they are found committed:
-//	    the first receipt is sent again and nothing changes.
-//	    One that can't be decided at all is set aside in the database, and decided again when an operator asks for it
-//	    (deadletters.go, retry.go).
-//	 6. Relay (relay.go) publishes, and deletes the outbox rows that the streams have. A refusal writes nothing to the
-//	    database: its receipt is published, and then the request is acknowledged. Where it is delivered again all the same, its
-//	    receipt is found in the stream (answered.go).
+//	OMI_REQUESTS ─▶ fair queue ─▶ load ─▶ admit ─▶ decide ─▶ commit ─▶ announce ─▶ acknowledge
+//	                               ▲                            │         │
+//	                               └──── conflict ──────────────┘         └─▶ OMI_INVALIDATIONS
+//	                                                                          OMI_RECEIPTS
+//
+// Step by step:
+//
+//  1. Queue. [Registry.Run] pulls requests from the stream into a queue for each service, and takes
+//     one request from each queue in turn (turns.go). A flood therefore slows down only the service
+//     being flooded. Up to [Config].Batch requests make a batch (work.go).
+//  2. Load. The decision needs the service's current key, its sequence and its recent rotations,
+//     and it must know whether the new key or the nonce was used before. The load is optimistic:
+//     services that this replica changed last come from memory, and keys and nonces count as
+//     unused. The rest is read from the database, with one query for each table (optimistic.go,
+//     load.go).
+//  3. Admit. If the database was restored from an older backup, it may lack changes that were
+//     announced. The restore guard puts the requests of such services on hold (fence.go).
+//  4. Decide. The checks of docs/protocol.md §6 run in their order (decide.go). They are a pure
+//     function of the loaded state, the requests of one service, and the time, so services are
+//     decided in parallel (batch.go). The result is signed bytes: an event and a receipt if the
+//     request stands, a receipt with the reason if it is refused. We never refuse a request on
+//     remembered state alone: the database is read first, and the request is decided again if
+//     memory was wrong.
+//  5. Commit. One transaction writes the batch (commit.go). Each service moves by compare-and-swap
+//     from the state it was decided on, a row of history keeps the change and its receipt, and the
+//     outbox keeps the event. If another replica changed a service in between, its requests are in
+//     conflict: they are decided again on fresh state, and the others stand. The unique indexes of
+//     the history have the last word on keys and nonces.
+//  6. Announce. The relay publishes event and receipt at once, from memory (relay.go, publish.go),
+//     and deletes the outbox rows once the streams have them. Rows that a crash left behind are
+//     published later from the outbox. A refusal writes nothing to the database.
+//  7. Acknowledge. A change is acknowledged after the commit, a refusal after its receipt is in the
+//     stream. A crash before that means that the broker delivers the request again. The registry
+//     then finds the change in its history, or the refusal in the stream (answered.go), and sends
+//     the first receipt again.
+//
+// The next batch is decided while the last one is committed, unless they share a service or a key
+// (work.go). A request that can't be decided at all becomes a dead letter in the database, and is
+// decided again when an operator asks for it (deadletters.go, retry.go).
 //
 // # The states of a service
 //
-//	           SERVICE_BINDING                       SERVICE_REVOCATION
-//	(nothing) ─────────────────▶ active(sequence 1) ────────────────────▶ revoked
-//	                              │   ▲   KEY_ROTATION, MASTER_RESET:        │
-//	                              └───┘   sequence + 1        ▲              │
-//	                                                          └──────────────┘ SERVICE_BINDING: the sequence goes on
+//	             SERVICE_BINDING               SERVICE_REVOCATION
+//	not bound ───────────────────▶ active ──────────────────────────▶ revoked
+//	                               │    ▲   ▲                            │
+//	                               └────┘   └────── SERVICE_BINDING ─────┘
+//	                     KEY_ROTATION, MASTER_RESET
 //
-// Lookup (lookup.go) answers from the same tables; [Store.Check] verifies what must always hold in them.
+// The first binding gives the service sequence 1. Each change after it adds one, also the binding
+// of a revoked service.
+//
+// [Lookup] answers questions from the same tables, and [Store.Check] verifies what must always hold
+// in them.
 //
 // # A database that was restored
 //
-// Before any of this, and whenever the database is found older than it was, it is compared with the stream of events
-// (fence.go, compare.go). Services whose changes it lacks are held until [Store.Recover] has brought them back.
+// When it starts, and whenever the database is found to be older than it was, the registry compares
+// the database with the stream of events (fence.go, compare.go). Services whose changes the
+// database lacks stay on hold until [Store.Recover] has brought the changes back.
 package registry
