@@ -27,19 +27,19 @@ const (
 // errPartly means that the broker sent some of a service's receipts and then no more.
 var errPartly = errors.New("the broker did not send all receipts")
 
-// receipts reads from the stream of receipts what the registry has told a service. A refusal is in no database, so only that stream
-// knows it.
+// receipts reads what the registry has told a service from the stream of receipts. No database
+// keeps refusals; only that stream does.
 type receipts struct {
 	js    jetstream.JetStream
 	trust events.Trust
-	reads receiptReads // for who asks over NATS
+	reads receiptReads // for callers over NATS
 }
 
 // told is what the stream of receipts has of one service. Nil: nothing was told.
 type told struct {
 	trust events.Trust
 	list  []*jetstream.RawStreamMsg
-	since int64 // of the refusals of earlier, some may be gone; seconds since the Unix epoch
+	since int64 // of refusals before this second, some may be gone (Unix time)
 }
 
 // of reads what a service was told.
@@ -47,7 +47,8 @@ func (r *receipts) of(ctx context.Context, t events.Target) (*told, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
 	list, err := r.read(ctx, events.ReceiptSubject+t.String())
-	if errors.Is(err, jetstreamext.ErrBatchUnsupported) { // this is also how it reads that there is no responder
+	// the library also reports a missing responder so
+	if errors.Is(err, jetstreamext.ErrBatchUnsupported) {
 		if _, missing := r.js.Stream(ctx, streams.Receipts); errors.Is(missing, jetstream.ErrStreamNotFound) {
 			return &told{since: math.MaxInt64}, nil
 		}
@@ -62,14 +63,14 @@ func (r *receipts) of(ctx context.Context, t events.Target) (*told, error) {
 	return one, nil
 }
 
-// gone returns the time before which receipts of any service may be gone, since the stream has no
-// room for all of them; 0: it has. Where it has let some go, it is still most of its bound.
+// gone returns the time before which receipts of any service may be gone because the stream is
+// full; 0: none are. A stream that dropped some is still more than half full.
 func (r *receipts) gone(ctx context.Context) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
 	stream, err := r.js.Stream(ctx, streams.Receipts)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return 0, nil // of says so
+		return 0, nil // of reports it
 	}
 	if err != nil {
 		return 0, fmt.Errorf("look at the stream %s: %w", streams.Receipts, err)
@@ -96,20 +97,22 @@ func (r *receipts) read(ctx context.Context, subject string) (list []*jetstream.
 		}
 		list = append(list, m)
 	}
-	// The library ends without an error where the time is over.
+	// The library ends without an error when the time is over.
 	if len(list) == 0 || list[len(list)-1].Header.Get("Nats-Num-Pending") != "0" {
 		return nil, errors.Join(errPartly, ctx.Err())
 	}
 	return list, nil
 }
 
-// refusal reports whether one of the receipts is a refusal of the registry's that has this text in it and is meant.
+// refusal reports whether one of the receipts is a refusal by the registry that contains this text
+// and is meant.
 func (one *told) refusal(text string, meant func(*events.Receipt, time.Time) bool) bool {
 	if one == nil {
 		return false
 	}
 	for _, m := range one.list {
-		if !bytes.Contains(m.Data, []byte(text)) { // few do, and only those are worth a verification
+		// few do, and only those are worth a verification
+		if !bytes.Contains(m.Data, []byte(text)) {
 			continue
 		}
 		r, err := one.trust.At(m.Time, 0).Receipt(m.Subject, m.Data)
@@ -120,8 +123,9 @@ func (one *told) refusal(text string, meant func(*events.Receipt, time.Time) boo
 	return false
 }
 
-// refused reports whether this very message was refused: its refusal has the nonce that it would get now; or, where the registry's
-// key was another one, it is of the same bytes and came after them.
+// refused reports whether this very message was refused. The refusal has the nonce that it would
+// get now. If the registry's key was another one, the refusal is of the same bytes and came after
+// them.
 func (one *told) refused(in *incoming, nonces refusalNonces) bool {
 	hash, nonce := events.RequestHash(in.payload), nonces.of(in)
 	return one.refusal(hash, func(r *events.Receipt, at time.Time) bool {
@@ -129,8 +133,8 @@ func (one *told) refused(in *incoming, nonces refusalNonces) bool {
 	})
 }
 
-// mayHaveRefused reports whether a request of this nonce that was signed then was refused, or may have been: receipts that could
-// tell are gone.
+// mayHaveRefused reports whether a request with this nonce, signed at this time, was refused, or
+// may have been because the receipts that could tell are gone.
 func (one *told) mayHaveRefused(nonce events.Nonce, signedAt, skew int64) bool {
 	if one == nil {
 		return false
@@ -140,9 +144,10 @@ func (one *told) mayHaveRefused(nonce events.Nonce, signedAt, skew int64) bool {
 	})
 }
 
-// unanswered leaves out the requests that were refused already when they were delivered before: their acknowledgement was lost, and
-// whoever was told no must not be told yes. What was committed before is found in the history. Where the broker doesn't say, they come
-// again later.
+// unanswered leaves out the requests that were already refused when they were delivered before:
+// their acknowledgement was lost, and a service that was told no must not be told yes. A change
+// that was committed before is found in the history. If the broker doesn't answer, the requests
+// come again later.
 func (in *intake) unanswered(ctx context.Context, messages []*consume.Message, todo []incoming) []incoming {
 	var targets []events.Target
 	seen := map[events.Target]bool{}
@@ -175,17 +180,19 @@ func (in *intake) unanswered(ctx context.Context, messages []*consume.Message, t
 		m := messages[one.index]
 		m.Keep()
 		if err := m.Ack(); err != nil {
-			in.log.Debug("acknowledge", "error", err) // delivered again, it is found once more
+			in.log.Debug("acknowledge", "error", err) // it is delivered again and found again
 		}
 	}
 	in.hold(held, messages)
 	return left
 }
 
-// errReceipts means that the broker doesn't say what a service was told: no request is to blame for that.
+// errReceipts means that the broker doesn't tell what a service was told. No request is to blame
+// for that.
 var errReceipts = errors.New("what services were told can't be read")
 
-// lookUp reads what services were told. With an error, into has those of which that is known.
+// lookUp reads what services were told. If it fails, into has the services for which the answer is
+// known.
 func (in *intake) lookUp(ctx context.Context, into map[events.Target]*told, targets []events.Target) error {
 	if in.told != nil {
 		found, err := in.told(ctx, targets)
@@ -202,7 +209,7 @@ func (in *intake) lookUp(ctx context.Context, into map[events.Target]*told, targ
 	return nil
 }
 
-// answeredBefore is a result in the metric.
+// answeredBefore is a result in the metric of requests.
 const answeredBefore = "answered_before"
 
 // ofAll reads what services were told.

@@ -12,12 +12,12 @@ import (
 
 const (
 	outboxEach   = 10 * time.Second // between two looks at the outbox
-	outboxSeldom = time.Minute      // and where a look takes long
-	// outboxAtMost is how many rows a look counts. The oldest among so many is about as old as the
-	// oldest of all: they lie in the order of their commits' random numbers.
+	outboxSeldom = time.Minute      // if a look takes long
+	// outboxAtMost is how many rows a look counts. Rows lie in the order of their commits' random
+	// numbers, so the oldest of so many is about as old as the oldest of all.
 	outboxAtMost = 10_000
-	// overdueAfter is how old a row may be before the outbox is said to stand still: far more than
-	// a broker takes that is there.
+	// overdueAfter is how old a row may be before the outbox is reported as stuck. A broker that is
+	// there takes far less.
 	overdueAfter = 30 * time.Second
 )
 
@@ -55,7 +55,7 @@ func newBacklog(cfg Config, passed *unsendable) *backlog {
 	return b
 }
 
-// age is that of the oldest row.
+// age is the age of the oldest row.
 func (b *backlog) age() time.Duration {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -65,7 +65,7 @@ func (b *backlog) age() time.Duration {
 	return max(0, b.now().Sub(b.oldest))
 }
 
-// check looks, if that is due, and returns how old the oldest row is, if it is overdue.
+// check looks if a look is due. It returns the age of the oldest row if that row is overdue.
 func (b *backlog) check(ctx context.Context) (late time.Duration, err error) {
 	b.looking.Lock()
 	defer b.looking.Unlock()
@@ -93,15 +93,15 @@ func (b *backlog) look(ctx context.Context) error {
 	defer b.mu.Unlock()
 	b.rows, b.oldest = rows, oldest
 	pause := b.each
-	if !oldest.IsZero() { // so that it is seen soon when it is gone
+	if !oldest.IsZero() { // so that it is soon seen to be gone
 		pause /= 10
 	}
 	b.due = time.Now().Add(min(max(10*time.Since(began), pause), outboxSeldom))
 	return nil
 }
 
-// backlog returns how many changes are in the outbox, at most outboxAtMost, and when the oldest of
-// them was committed that is not passed over.
+// backlog returns how many changes are in the outbox, outboxAtMost at most, and when the oldest one
+// that is not passed over was committed.
 func (s *Store) backlog(ctx context.Context, passed *unsendable) (rows int, oldest time.Time, err error) {
 	const some = "SELECT batch, position FROM outbox LIMIT $1"
 	var first sql.NullInt64

@@ -8,28 +8,30 @@ import (
 	"omiappreg.org/keyrotation/internal/parallel"
 )
 
-// group is the requests of one service in a batch, and what became of them.
+// group is the requests of one service in a batch, and their outcomes.
 type group struct {
 	target   events.Target
 	was      service // before the outcomes
 	existed  bool
-	checked  bool // what the outcomes rest on was read from the database, all of it
+	checked  bool // everything that the outcomes rest on was read from the database
 	requests []incoming
-	limited  map[int]limited          // requests that are beyond a limit of the app, by their places
-	lost     map[events.PublicKey]int // keys that another service registers in this batch, and by which request of it
+	limited  map[int]limited // requests beyond a limit of the app, by their places
+	// keys that another service registers in this batch, and by which request of it
+	lost map[events.PublicKey]int
 
 	outcomes []outcome
-	asks     bool    // the outcomes rest on whether something was refused, and nobody has looked
+	asks     bool    // the outcomes depend on earlier refusals, which are not looked up yet
 	service  service // after the outcomes
 	details  newDetails
-	looks    int   // how many refusals may still be held against earlier keys,
-	lookBack int64 // and against those of how many sequences
+	looks    int   // how many refusals may still be compared with earlier keys,
+	lookBack int64 // and with the keys of how many sequences
 }
 
 // changed reports whether the group has anything to commit.
 func (g *group) changed() bool { return g.service.sequence != g.was.sequence }
 
-// restsOnState reports whether a request is answered without a commit, for another reason than what it says itself.
+// restsOnState reports whether a request is answered without a commit, for another reason than its
+// own content.
 func (g *group) restsOnState() bool {
 	for i := range g.outcomes {
 		if o := &g.outcomes[i]; o.verdict != committed && o.in.refusal == nil {
@@ -59,7 +61,8 @@ func (g *group) begin(s *service) {
 	}
 }
 
-// batch decides requests of many services: each service's in their order, the services side by side.
+// batch decides requests of many services: those of each service in their order, the services in
+// parallel.
 type batch struct {
 	policy Policy
 	key    events.SigningKey
@@ -67,7 +70,7 @@ type batch struct {
 	state  *state
 	groups []*group
 	at     time.Time  // the same as now, by the clock
-	held   []incoming // not decided: their services wait until the database has their last changes again
+	held   []incoming // not decided: the database lacks changes of their services
 
 	previous map[events.Target][]pastKey // of the services that unsettled named
 }
@@ -94,7 +97,7 @@ func (b *batch) decide() {
 	b.decideAll(b.groups)
 }
 
-// decideAll decides some of the groups, and all that depends on them.
+// decideAll decides some of the groups and every group that depends on them.
 func (b *batch) decideAll(groups []*group) {
 	for len(groups) > 0 {
 		parallel.Each(len(groups), 1, func(i int) { b.decideGroup(groups[i]) })
@@ -105,8 +108,8 @@ func (b *batch) decideAll(groups []*group) {
 	}
 }
 
-// findWeak looks for weak keys in all requests that nothing has stopped so far, together, since that costs least. It returns the groups
-// that have one: they are decided again.
+// findWeak checks the new keys of all requests that passed so far for weak ones. It checks them
+// together because that costs least. It returns the groups that have one, which are decided again.
 func (b *batch) findWeak() (again []*group) {
 	var keys []events.PublicKey
 	for _, g := range b.groups {
@@ -162,9 +165,10 @@ func (b *batch) decideGroup(g *group) {
 	g.service, g.details, g.asks = d.service, d.details, d.asks
 }
 
-// rival finds the first request of the batch, in the stream's order, that was let pass with a key which an earlier
-// request registered for another service, and returns its group with that key marked as lost. Deciding that group again
-// settles it; what comes before the request stands. One key names one service, whoever asks first.
+// rival finds the first request of the batch, in the order of the stream, that passed with a key
+// which an earlier request registered for another service. It marks that key as lost and returns
+// the request's group, which is then decided again; the requests before it stand. One key names one
+// service, and the first request gets it.
 func (b *batch) rival() *group {
 	registered := b.registered()
 	var loser *group
@@ -200,7 +204,7 @@ type registration struct {
 	index int
 }
 
-// registered returns the keys that the batch registers, as its groups see it.
+// registered returns the keys that the batch registers if its outcomes stand.
 func (b *batch) registered() map[events.PublicKey]registration {
 	first := map[events.PublicKey]registration{}
 	for _, g := range b.groups {
@@ -217,8 +221,8 @@ func (b *batch) registered() map[events.PublicKey]registration {
 	return first
 }
 
-// unsettled returns the services with a refusal whose reason may still become superseded_key, as far as looks may be
-// taken at their earlier keys, and at those of how many sequences.
+// unsettled returns the services with a refusal whose reason may still become superseded_key, and
+// how many sequences back to look for each, within the limits on looks.
 func (b *batch) unsettled(l *looks) (targets []events.Target, lookBack []int64) {
 	for _, g := range b.groups {
 		n := 0
@@ -237,8 +241,8 @@ func (b *batch) unsettled(l *looks) (targets []events.Target, lookBack []int64) 
 	return targets, lookBack
 }
 
-// answer makes the reasons final and signs the receipts of refusals. previous holds earlier keys of the services
-// that unsettled named.
+// answer makes the reasons final and signs the receipts of refusals. previous holds earlier keys of
+// the services that unsettled named.
 func (b *batch) answer(previous map[events.Target][]pastKey) {
 	nonces := newRefusalNonces(b.key)
 	parallel.Each(len(b.groups), 1, func(i int) {

@@ -9,10 +9,10 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// outboxPatience is how long a message may wait in the outbox before something must be wrong.
+// outboxPatience is how long a message may wait in the outbox before the check reports it.
 const outboxPatience = time.Minute
 
-// Violation is something in the database that must never be.
+// Violation is something in the database that must never happen.
 type Violation struct {
 	Target string `json:"target,omitzero"` // empty: not about one service
 	What   string `json:"what"`
@@ -23,17 +23,19 @@ type Report struct {
 	Services int `json:"services"`
 	Changes  int `json:"changes"`
 	Outbox   int `json:"outbox"` // changes whose messages wait to be published
-	// DeadLetters are requests that could not be decided, and wait for an operator. They are no violation.
+	// DeadLetters are requests that could not be decided and wait for an operator. They are not
+	// violations.
 	DeadLetters int         `json:"dead_letters"`
 	Violations  []Violation `json:"violations"`
 }
 
-// Check verifies what must always hold in the database (docs/reliability.md, Guarantees): each service's history has no
-// gap and no repeat, each change follows from the one before it, the present state is the last change, receipts
-// answer what was committed, and nothing waits in the outbox for long. It only reads, and may run beside registries:
-// it then looks at services as they were when it came to them.
+// Check verifies what must always hold in the database (docs/reliability.md, Guarantees): each
+// service's history has no gap and no repeat, each change follows from the one before it, the
+// present state is the last change, receipts answer what was committed, and nothing waits in the
+// outbox for long. It only reads, and may run while registries run: it then sees each service as it
+// was when the check came to it.
 //
-// With a trust in the registry's keys, the receipts' signatures are verified too.
+// With a trust in the registry's keys, it verifies the receipts' signatures too.
 func (s *Store) Check(ctx context.Context, trust *events.Trust, now time.Time) (Report, error) {
 	return s.check(ctx, &checker{trust: trust, report: Report{Violations: []Violation{}}}, now)
 }
@@ -54,7 +56,8 @@ func (s *Store) check(ctx context.Context, c *checker, now time.Time) (Report, e
 	return c.report, nil
 }
 
-// checkStep runs a step, anew and on what was found before it where [sqldb.DB.Read] does so.
+// checkStep runs a step. If [sqldb.DB.Read] repeats it, the step starts again from what was found
+// before it.
 func (s *Store) checkStep(ctx context.Context, c *checker, step func(context.Context, *checker) error) error {
 	before := *c
 	return s.db.Read(ctx, func() error {
@@ -70,11 +73,12 @@ type checker struct {
 	last   change // of the service at hand
 
 	// With the stream of events:
-	kept        map[events.Target]kept // what it has; nil: it is not looked at
-	perSubject  int64                  // messages that it keeps of each service
+	kept        map[events.Target]kept // what the stream has; nil: not compared
+	perSubject  int64                  // how many messages the stream keeps of each service
 	unpublished map[string]bool        // services with changes in the outbox
 	began       int64                  // seconds since the Unix epoch
-	committed   int64                  // the last sequence of the service at hand that was committed before
+	// the last sequence of the service at hand that was committed before the check began
+	committed int64
 }
 
 // change is one row of the history.
@@ -118,7 +122,7 @@ func (s *Store) checkHistory(ctx context.Context, c *checker) error {
 	return err
 }
 
-// follow holds a change against the one before it.
+// follow compares a change with the one before it.
 func (c *checker) follow(next *change) {
 	e, before := &next.event, &c.last.event
 	name := e.Target.String()
@@ -149,7 +153,7 @@ func (c *checker) follow(next *change) {
 	c.answered(next)
 }
 
-// answered holds the stored receipt against the change that it answers.
+// answered compares the stored receipt with the change that it answers.
 func (c *checker) answered(next *change) {
 	if c.trust == nil {
 		return
@@ -165,7 +169,8 @@ func (c *checker) answered(next *change) {
 	}
 }
 
-// checkServices holds each service's present state against the last change in its history, and the other way round.
+// checkServices compares each service's present state with the last change in its history, and the
+// history with the services.
 func (s *Store) checkServices(ctx context.Context, c *checker) error {
 	err := s.each(ctx, `SELECT s.target, s.status, s.sequence, s.public_key, s.changed_at, h.event, h.public_key, h.committed_at
 		FROM services s LEFT JOIN history h ON h.service = s.id AND h.sequence = s.sequence ORDER BY s.target`, nil,
@@ -176,7 +181,7 @@ func (s *Store) checkServices(ctx context.Context, c *checker) error {
 	if err != nil {
 		return err
 	}
-	// Grouped is what is wrong alone: SQLite keeps groups in memory.
+	// Only violations are grouped: SQLite keeps groups in memory.
 	return s.each(ctx, `SELECT COALESCE(s.target, ''), MAX(h.sequence) FROM history h LEFT JOIN services s ON s.id = h.service
 		WHERE s.sequence IS NULL OR h.sequence > s.sequence GROUP BY h.service, s.target ORDER BY s.target`, nil,
 		func(rows *sql.Rows) error {

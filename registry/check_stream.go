@@ -13,11 +13,12 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// CheckWithStream is [Store.Check], and holds the database and the stream of events against each other: the stream has
-// no event that the database lacks, none with another nonce, and of each service the last 64 events, as far as garbage or
-// repetitions on its subject have not pushed the oldest of them out. Of what is committed beside it, it says nothing.
+// CheckWithStream is [Store.Check], and also compares the database with the stream of events. The
+// stream must have no event that the database lacks, none with another nonce, and the last 64
+// events of each service, unless garbage or repetitions on its subject have pushed out the oldest
+// of them. The check ignores what is committed while it runs.
 //
-// It reads the stream from its start. It holds some 100 bytes for each service.
+// It reads the stream from its start. It needs some 100 bytes of memory for each service.
 func (s *Store) CheckWithStream(
 	ctx context.Context, js jetstream.JetStream, trust events.Trust, now time.Time, log *slog.Logger,
 ) (Report, error) {
@@ -40,8 +41,8 @@ func (s *Store) CheckWithStream(
 // kept is what the stream has of one service.
 type kept struct {
 	messages int64
-	last     int64  // the highest sequence of an event that the history has too
-	window   uint64 // of the 64 sequences up to it, which the stream has: bit 0 is the last
+	last     int64  // the highest sequence of an event that is in the history too
+	window   uint64 // which of the 64 sequences up to it the stream has: bit 0 is the last
 }
 
 const windowSize = 64
@@ -63,7 +64,7 @@ func (k *kept) add(sequence int64) {
 // first returns the lowest sequence that the stream has.
 func (k *kept) first() int64 { return k.last - int64(bits.Len64(k.window)) + 1 }
 
-// compared takes what holding a part of the stream against the history found.
+// compared takes the result of comparing a part of the stream with the history.
 func (c *checker) compared(_ context.Context, found compared, batch []streamMessage) error {
 	for _, m := range batch {
 		if t := m.target(); t != (events.Target{}) {
@@ -101,8 +102,8 @@ func (s *Store) loadUnpublished(ctx context.Context, c *checker) error {
 	return nil
 }
 
-// announced holds a service's history against what the stream has of it, once all of it went by. committed is the last
-// sequence that was committed before the check began.
+// announced compares a service's history with what the stream has of it, once all of the stream was
+// read. committed is the last sequence that was committed before the check began.
 func (c *checker) announced(t events.Target, committed int64) {
 	if c.kept == nil || committed == 0 || c.unpublished[t.String()] {
 		return
@@ -110,7 +111,7 @@ func (c *checker) announced(t events.Target, committed int64) {
 	k := c.kept[t]
 	from := max(1, committed-windowSize+1)
 	if c.perSubject > 0 && k.messages >= c.perSubject && k.window != 0 {
-		from = max(from, k.first()) // what came later has pushed the older ones out
+		from = max(from, k.first()) // later messages have pushed out the older ones
 	}
 	for sequence := from; sequence <= committed; sequence++ {
 		if !k.has(sequence) {

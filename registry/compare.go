@@ -32,20 +32,21 @@ type streamEvent struct {
 	signer events.PublicKey
 }
 
-// compared is what holding a part of the stream against the history found.
+// compared is the result of comparing a part of the stream with the history.
 type compared struct {
-	matched []changeID    // what the history has with the same nonce
-	lacking []streamEvent // what the history has not
-	twice   []streamEvent // of these the history has the sequence with another event: it was issued twice
-	refused int           // messages that are in no history, and that no key of the registry signed
-	ended   int           // the same, that one signed after its end
+	matched []changeID    // in the history with the same nonce
+	lacking []streamEvent // missing from the history
+	// missing, and the history has another event at their sequence: it was issued twice
+	twice   []streamEvent
+	refused int // messages that are in no history and that no key of the registry signed
+	ended   int // the same, but a key signed them after its end
 }
 
 // checksEach is how many messages are worth a goroutine to look at.
 const checksEach = 16
 
-// compare holds messages of the stream of invalidations against the history. What the history knows by its nonce is not
-// verified again; only what it does not know has to show who signed it.
+// compare compares messages of the stream of invalidations with the history. A message whose nonce
+// is in the history is not verified again; any other must show who signed it.
 func (s *Store) compare(ctx context.Context, trust events.Trust, messages []streamMessage) (compared, error) {
 	list := make([]claim, len(messages))
 	parallel.Each(len(messages), checksEach, func(i int) { list[i] = newClaim(messages[i]) })
@@ -89,7 +90,7 @@ func isEnded(err error) bool {
 	return errors.As(err, &refusal) && refusal.Reason == events.EndedRegistryKey
 }
 
-// claim is what a message says of itself.
+// claim is what a message says it is.
 type claim struct {
 	changeID
 	nonce   events.Nonce
@@ -114,8 +115,8 @@ func (m *streamMessage) target() events.Target {
 	return t
 }
 
-// noncesOf finds services by the unique index of services (target), and their changes by the primary
-// key of history (service, sequence).
+// noncesOf finds services by the unique index of services (target), and their changes by the
+// primary key of history (service, sequence).
 func noncesOf(e sqldb.Engine) string {
 	return `SELECT s.target, h.sequence, h.event_nonce FROM (%s) AS v ` + e.LookupJoin() + ` services s ON s.target = v.column1
 		` + e.LookupJoin() + ` history h ON h.service = s.id AND h.sequence = v.column2`
@@ -144,16 +145,16 @@ func (s *Store) nonces(ctx context.Context, list []claim) (map[changeID]events.N
 	return known, nil
 }
 
-// comparison reads a part of the stream of invalidations, and holds it against the history.
+// comparison reads a part of the stream of invalidations and compares it with the history.
 type comparison struct {
 	store *Store
 	trust events.Trust
 	log   *slog.Logger
 	each  func(ctx context.Context, c compared, batch []streamMessage) error
-	upTo  uint64 // what comes behind this place is passed over; 0: nothing is
+	upTo  uint64 // messages behind this place are ignored; 0: none are
 }
 
-// run compares what the stream has from a place on, up to its end.
+// run compares the stream from a place on, up to its end.
 func (c comparison) run(ctx context.Context, stream jetstream.Stream, from uint64) error {
 	info := stream.CachedInfo()
 	last, first := info.State.LastSeq, max(from, info.State.FirstSeq)

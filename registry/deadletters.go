@@ -17,23 +17,27 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// ErrNoDeadLetter means that no dead letter has this id: it was never there, or it is decided by now.
+// ErrNoDeadLetter means that no dead letter has this id: it never existed, or it is decided by now.
 var ErrNoDeadLetter = errors.New("there is no dead letter of this id")
 
-// DeadLetter is a request that could not be decided: the code panics on it, or fails while it decides others. It waits in
-// the database until an operator has it decided again.
+// DeadLetter is a request that could not be decided: the code panics on it, or fails on it while it
+// decides others. It waits in the database until an operator has it decided again.
 type DeadLetter struct {
-	ID              string `json:"id"`
-	Subject         string `json:"subject"`
-	StreamSequence  uint64 `json:"stream_sequence"`
-	StreamCreatedAt int64  `json:"stream_created_at,omitzero"` // of which stream, nanoseconds since the Unix epoch; 0: not known
-	StoredAt        int64  `json:"stored_at"`                  // by JetStream, seconds since the Unix epoch
-	Reason          string `json:"reason"`                     // panic or error
-	Detail          string `json:"detail"`
-	Tries           int    `json:"tries"`
-	SetAsideAt      int64  `json:"set_aside_at"` // or failed again, seconds since the Unix epoch
-	Retrying        bool   `json:"retrying"`     // a registry is asked to decide it again, and has not yet
-	Payload         []byte `json:"payload,omitzero"`
+	ID             string `json:"id"`
+	Subject        string `json:"subject"`
+	StreamSequence uint64 `json:"stream_sequence"`
+	// when the stream was created, nanoseconds since the Unix epoch; 0: not known
+	StreamCreatedAt int64 `json:"stream_created_at,omitzero"`
+	// by JetStream, seconds since the Unix epoch
+	StoredAt int64  `json:"stored_at"`
+	Reason   string `json:"reason"` // panic or error
+	Detail   string `json:"detail"`
+	Tries    int    `json:"tries"`
+	// or when it failed again, seconds since the Unix epoch
+	SetAsideAt int64 `json:"set_aside_at"`
+	// a registry was asked to decide it again, and has not done so yet
+	Retrying bool   `json:"retrying"`
+	Payload  []byte `json:"payload,omitzero"`
 }
 
 const (
@@ -41,9 +45,9 @@ const (
 	detailBytes = 1000 // of what a panic or an error says
 )
 
-// newDeadLetter returns what is kept of a message. Its id is a hash: the rows of a day spread over a cluster, a message
-// that is delivered again after it was set aside is the same row, and one of another stream, which counts from 1 too,
-// is not.
+// newDeadLetter returns what is kept of a message. Its id is a hash, so that the rows of a day
+// spread over a cluster. A message that is delivered again after it was set aside is the same row.
+// One at the same place of another stream is not.
 func newDeadLetter(m *consume.Message, why consume.Fault, now time.Time) DeadLetter {
 	name := fmt.Sprintf("%d %d %s ", m.Meta.Timestamp.UnixNano(), m.Meta.Sequence.Stream, m.Subject())
 	hash := sha256.Sum256(append([]byte(name), m.Data()...))
@@ -67,7 +71,7 @@ func detailOf(text string) string {
 	return printable.Text(text)
 }
 
-// putDeadLetter keeps a dead letter. One that is there already has failed again.
+// putDeadLetter keeps a dead letter. If it is there already, it has failed again.
 func (s *Store) putDeadLetter(ctx context.Context, l DeadLetter) error {
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO dead_letters
@@ -137,8 +141,9 @@ func (s *Store) countDeadLetters(ctx context.Context) (n int, err error) {
 	return n, nil
 }
 
-// RetryDeadLetters asks for dead letters to be decided again: a running registry does it within a second or two. It is
-// [ErrNoDeadLetter], and nothing is asked for, if one of the ids is not there.
+// RetryDeadLetters asks for dead letters to be decided again. A running registry does so within a
+// second or two. If one of the ids does not exist, it returns [ErrNoDeadLetter] and asks for
+// nothing.
 func (s *Store) RetryDeadLetters(ctx context.Context, ids []string, now time.Time) error {
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		for _, id := range ids {
@@ -158,7 +163,8 @@ func (s *Store) RetryDeadLetters(ctx context.Context, ids []string, now time.Tim
 	return nil
 }
 
-// RetryAllDeadLetters asks for all dead letters to be decided again, and returns their ids, the oldest first.
+// RetryAllDeadLetters asks for all dead letters to be decided again, and returns their ids, oldest
+// first.
 func (s *Store) RetryAllDeadLetters(ctx context.Context, now time.Time) ([]string, error) {
 	letters, err := s.updateLetters(ctx, `UPDATE dead_letters SET retry_at = COALESCE(retry_at, $1)
 		RETURNING `+letterColumns+`, NULL`, now.UnixMilli())
@@ -172,7 +178,8 @@ func (s *Store) RetryAllDeadLetters(ctx context.Context, now time.Time) ([]strin
 	return ids, nil
 }
 
-// retryAsked reports whether there is a dead letter to be decided again: a read, which costs nothing while all is well.
+// retryAsked reports whether a dead letter is to be decided again. It is a read, which costs little
+// while there is none.
 func (s *Store) retryAsked(ctx context.Context, now time.Time) (bool, error) {
 	var n int
 	err := s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM dead_letters WHERE retry_at <= $1", now.UnixMilli()).Scan(&n)
@@ -182,8 +189,8 @@ func (s *Store) retryAsked(ctx context.Context, now time.Time) (bool, error) {
 	return n > 0, nil
 }
 
-// claimDeadLetters leases up to limit dead letters that are to be decided again, oldest first. Two replicas never lease
-// the same one at a time, and to decide one twice would do no harm.
+// claimDeadLetters leases up to limit dead letters that are to be decided again, oldest first. Two
+// replicas never lease the same one at a time, though deciding one twice would do no harm.
 func (s *Store) claimDeadLetters(ctx context.Context, limit int, now time.Time, lease time.Duration) ([]DeadLetter, error) {
 	letters, err := s.updateLetters(ctx, `UPDATE dead_letters SET retry_at = $1 WHERE id IN
 		(SELECT id FROM dead_letters WHERE retry_at <= $2 ORDER BY stored_at, stream_sequence LIMIT $3)
@@ -194,7 +201,7 @@ func (s *Store) claimDeadLetters(ctx context.Context, limit int, now time.Time, 
 	return letters, nil
 }
 
-// updateLetters runs a statement that returns dead letters, and sorts them: the oldest first.
+// updateLetters runs a statement that returns dead letters, and sorts them, oldest first.
 func (s *Store) updateLetters(ctx context.Context, statement string, args ...any) ([]DeadLetter, error) {
 	var letters []DeadLetter
 	err := s.db.InTx(ctx, func(tx *sql.Tx) (err error) {
@@ -224,7 +231,7 @@ func (s *Store) updateLetters(ctx context.Context, statement string, args ...any
 	return letters, err
 }
 
-// deleteDeadLetters forgets dead letters that are decided.
+// deleteDeadLetters deletes dead letters that are decided.
 func (s *Store) deleteDeadLetters(ctx context.Context, ids ...any) error {
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
 		for part := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Text}, ids) {

@@ -16,17 +16,19 @@ type incoming struct {
 	request  *events.Request
 	refusal  *events.Refusal // of the first check, if it failed
 	payload  []byte
-	storedAt int64     // when JetStream stored it, seconds since the Unix epoch
-	stored   time.Time // the same, as precisely as the stream knows it: it tells messages of the same bytes apart
-	index    int       // its place in the batch
-	place    place     // in the stream; zero: not known
-	again    bool      // it was delivered before, so it may be answered
+	storedAt int64 // when JetStream stored it, seconds since the Unix epoch
+	// the same time, as precisely as the stream has it: it tells messages with the same bytes apart
+	stored time.Time
+	index  int   // its place in the batch
+	place  place // in the stream; zero: not known
+	again  bool  // it was delivered before, so it may have been answered
 
-	outproved bool // another service's request proves to have its new key, and this one has no proof
+	// another service's request proves that it has this new key, and this request doesn't
+	outproved bool
 }
 
-// decider decides the requests of one service, in their order. It holds the service's state and moves it, so that
-// each request sees what the one before it changed.
+// decider decides the requests of one service, in their order. It holds the service's state and
+// changes it, so that each request sees the changes of those before it.
 type decider struct {
 	policy Policy
 	key    events.SigningKey
@@ -35,24 +37,28 @@ type decider struct {
 	target    events.Target
 	service   service
 	details   newDetails
-	master    events.PublicKey // zero: the app is not known
+	master    events.PublicKey // zero: the app is unknown
 	committed func(events.Nonce) (prior, bool)
-	weak      map[events.PublicKey]bool                  // new keys, as far as they were looked at
-	taken     func(key events.PublicKey, index int) bool // by what came before this place in the batch
+	weak      map[events.PublicKey]bool // new keys that were checked, and whether they are weak
+	// taken reports whether a key was registered before this place in the batch
+	taken func(key events.PublicKey, index int) bool
 
-	claimed  []events.PublicKey      // keys that this batch registers for this service
-	before   []pastKey               // keys that were current earlier in this batch
-	answered []answered              // requests of this batch that were committed: few, so a list
-	refused  []events.Nonce          // requests by the Master Key in this batch that were not
-	recently func(events.Nonce) bool // the same of earlier batches
-	told     *told                   // what the stream of receipts has of the service; nil: nobody has looked
-	looked   bool
-	asks     bool // somebody should
-	limited  map[int]limited
+	claimed []events.PublicKey // keys that this batch registers for this service
+	before  []pastKey          // keys that were current earlier in this batch
+	// requests of this batch that were committed; a list, because they are few
+	answered []answered
+	refused  []events.Nonce          // requests by the Master Key in this batch that were refused
+	recently func(events.Nonce) bool // reports the same of earlier batches
+	// what the stream of receipts has of the service; nil: it was not read
+	told    *told
+	looked  bool
+	asks    bool // the stream of receipts should be read
+	limited map[int]limited
 }
 
-// decide runs the checks of docs/protocol.md §6, in their order, and returns what becomes of the request. before is what was
-// decided on another state, if it was: no signature is checked again with the same key.
+// decide runs the checks of docs/protocol.md §6 in their order, and returns the outcome of the
+// request. before is the outcome on another state, if there was one: a signature that was checked
+// with the same key is not checked again.
 func (d *decider) decide(in incoming, before *outcome) outcome {
 	r := in.request
 	if in.refusal != nil {
@@ -60,7 +66,8 @@ func (d *decider) decide(in incoming, before *outcome) outcome {
 	}
 	if r.NamesItsTarget() && r.IsFor(d.policy.Origin) {
 		if first, ok := d.answer(r.Nonce); ok && first.answers(r) {
-			// A resent request can't fail the checks that it passed before, whatever the policy is by now.
+			// A request that is sent again can't fail checks that it passed before, even if the
+			// policy has changed.
 			return outcome{in: in, verdict: duplicate, receiptNonce: first.receiptNonce, receiptBytes: first.receipt}
 		}
 	}
@@ -73,7 +80,7 @@ func (d *decider) decide(in incoming, before *outcome) outcome {
 	return o
 }
 
-// signed decides a request that nothing but its signatures, its key and its nonce may still stop.
+// signed decides a request that only its signatures, its key or its nonce may still stop.
 func (d *decider) signed(in incoming, signer events.PublicKey, whose string, before *outcome) outcome {
 	reason, detail, checked := before.authenticated(signer)
 	if !checked {
@@ -93,7 +100,7 @@ func (d *decider) signed(in incoming, signer events.PublicKey, whose string, bef
 	return d.commit(in)
 }
 
-// answer finds a request of this nonce that was committed before, or earlier in this batch.
+// answer finds a request with this nonce that was committed before, or earlier in this batch.
 func (d *decider) answer(nonce events.Nonce) (prior, bool) {
 	for i := range d.answered {
 		if d.answered[i].nonce == nonce {
@@ -103,7 +110,8 @@ func (d *decider) answer(nonce events.Nonce) (prior, bool) {
 	return d.committed(nonce)
 }
 
-// admit checks what needs no cryptography: form against policy, target, freshness, and whom it is about.
+// admit runs the checks that need no cryptography: the form that the policy asks for, target,
+// freshness, and the service's state.
 func (d *decider) admit(in incoming) (events.Reason, string) {
 	r := in.request
 	age, skew := in.storedAt-r.Timestamp, d.policy.skewSeconds()
@@ -132,14 +140,15 @@ func (d *decider) admit(in incoming) (events.Reason, string) {
 	return "", ""
 }
 
-// inOrder checks that a request by the Master Key comes after what was committed before it, in the order of the stream and in that of
-// the timestamps. Else whoever was told no is told yes by a copy of it that comes late, and the older of two keys may be the last.
+// inOrder checks that a request by the Master Key comes after everything that was committed before
+// it, in the order of the stream and in the order of timestamps. Otherwise a late copy of a refused
+// request could be accepted, or the older of two keys could win.
 func (d *decider) inOrder(in incoming) (events.Reason, string) {
 	const sameSecond = "It was signed in the same second as the last request by the Master Key that was committed for this service, "
 	r, s := in.request, &d.service
 	switch earlier := s.signedAt - r.Timestamp; {
-	// What was stored so long after that change is not what the place says: the stream has lost its last messages, and gives
-	// their places again.
+	// If a request was stored this long after the last change, its place says nothing: the stream
+	// has lost its last messages and gives their places again.
 	case in.place.before(s.place) && in.storedAt <= s.changedAt+d.policy.skewSeconds():
 		return events.OutOfOrder, "It was stored before a request that has changed the service since; " +
 			"requests by the Master Key take effect in the order in which they were stored. If it is still wanted, sign a new one."
@@ -153,7 +162,8 @@ func (d *decider) inOrder(in incoming) (events.Reason, string) {
 	return "", ""
 }
 
-// refusedBefore reports whether a request was refused, or may have been. That has to be asked for: it is known outside of the database.
+// refusedBefore reports whether a request was refused, or may have been. The database doesn't know
+// that: the stream of receipts does.
 func (d *decider) refusedBefore(r *events.Request) bool {
 	if slices.Contains(d.refused, r.Nonce) || d.recently(r.Nonce) {
 		return true
@@ -162,7 +172,7 @@ func (d *decider) refusedBefore(r *events.Request) bool {
 	return d.told.mayHaveRefused(r.Nonce, r.Timestamp, d.policy.skewSeconds())
 }
 
-// signer returns who has to have signed a request.
+// signer returns whose signature a request needs.
 func (d *decider) signer(r *events.Request) (key events.PublicKey, whose string) {
 	if r.Kind == events.Rotation {
 		return d.service.key, "the service's current key"
@@ -185,7 +195,8 @@ func (d *decider) authenticate(r *events.Request, signer events.PublicKey, whose
 	return "", ""
 }
 
-// register checks what may happen only once: a key, a nonce, a rotation too soon.
+// register checks what may happen only once: it refuses a used key, a used nonce, and a rotation
+// that comes too soon.
 func (d *decider) register(in incoming) (events.Reason, string) {
 	r := in.request
 	_, used := d.answer(r.Nonce)
@@ -206,8 +217,8 @@ func (d *decider) register(in incoming) (events.Reason, string) {
 	return why.reason, why.detail
 }
 
-// rotatesFrom returns the second from which the service of these rotations may rotate again: the limit is not reached by
-// a request that JetStream stores then. 0 means that no limit holds it up.
+// rotatesFrom returns the second from which a service with these rotations may rotate again: a
+// request that JetStream stores then is within the limit. 0 means that no limit delays it.
 func (p Policy) rotatesFrom(recent []int64) int64 {
 	if p.RotationsPerMinute <= 0 || len(recent) < p.RotationsPerMinute {
 		return 0
@@ -216,14 +227,14 @@ func (p Policy) rotatesFrom(recent []int64) int64 {
 	return times[len(times)-p.RotationsPerMinute] + rateWindow
 }
 
-// commit moves the service, and makes the event and the receipt that say so.
+// commit moves the service, and makes the event and the receipt that announce it.
 func (d *decider) commit(in incoming) outcome {
 	r := in.request
 	event := events.Invalidation{
 		Origin: d.policy.Origin, Target: d.target, Event: r.Kind.Event(),
 		OldKey: d.service.key, NewKey: r.NewKey,
-		// The clock of this replica may be behind the one that made the last change: time never runs backwards
-		// within one service.
+		// This replica's clock may be behind the clock that made the last change. Time never runs
+		// backwards within one service.
 		Timestamp: max(d.now, d.service.changedAt),
 		Nonce:     events.NewNonce(), Sequence: d.service.sequence + 1, EndEarlier: r.EndEarlier,
 	}
@@ -282,7 +293,8 @@ func (d *decider) move(in incoming, o *outcome) {
 	d.claimed = append(d.claimed, r.NewKey)
 }
 
-// counted returns the times of a minute's rotations with one more. Where there is no limit, nobody counts.
+// counted returns the times of a minute's rotations with one more. Without a limit, nothing is
+// counted.
 func (p Policy) counted(times []int64, at int64) []int64 {
 	if p.RotationsPerMinute < 0 {
 		return nil

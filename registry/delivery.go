@@ -10,19 +10,20 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// delivery is a message of the request stream that waits for its turn or is in hand. Whoever settles it makes room for
-// the next one of its lane.
+// delivery is a message of the request stream that waits for its turn or is in hand. When it is
+// settled, the next one of its lane may go on.
 type delivery struct {
 	jetstream.Msg
 	turns *turns
 	lane  *lane
 	meta  *jetstream.MsgMetadata
 	place uint64    // in the stream
-	since time.Time // when the broker last heard that it is ours
-	in    *incoming // nil: to parse it panics, which is for the handler to meet
-	paid  bool      // its answer was taken from the budget of garbage
+	since time.Time // when the broker last heard that we are at it
+	in    *incoming // nil: parsing it panics, which the handler will find out
+	paid  bool      // its answer was charged to the budget for garbage
 
-	follows bool // others of its service were in their lane when it was to be sorted; one of them may be the binding
+	// others of its service were in their lane when it was sorted; one of them may be the binding
+	follows bool
 }
 
 func newDelivery(t *turns, msg jetstream.Msg) (*delivery, error) {
@@ -41,11 +42,11 @@ func (d *delivery) parse(meta *jetstream.MsgMetadata) {
 	d.in = &in
 }
 
-// Metadata implements [jetstream.Msg]. The others read it from the reply subject each time.
+// Metadata implements [jetstream.Msg]. The others parse the reply subject on each call.
 func (d *delivery) Metadata() (*jetstream.MsgMetadata, error) { return d.meta, nil }
 
-// target returns the service whose lane the message waits in; zero where nobody waits for an answer, or it is not known
-// who does.
+// target returns the service whose lane the message waits in. It is zero for garbage, and if the
+// service is not known.
 func (d *delivery) target() events.Target {
 	if d.in == nil || d.in.request == nil || d.garbage() {
 		return events.Target{}
@@ -53,14 +54,15 @@ func (d *delivery) target() events.Target {
 	return d.in.request.Target
 }
 
-// stands returns the message's place, and whether it may have been answered: it was delivered before, or it was stored before this
-// durable was created, and another one may have delivered it.
+// stands returns the message's place, and whether it may have been answered: it was delivered
+// before, or it was stored before this durable was created, so that another durable may have
+// delivered it.
 func (d *delivery) stands() (at place, again bool) {
 	return place{d.turns.created, int64(d.place)}, d.meta.NumDelivered > 1 || d.meta.Timestamp.Before(d.turns.since)
 }
 
-// garbage reports whether the message is none that a client sent: it has no nonce by which its answer could be told from
-// others.
+// garbage reports whether no client can have sent the message: it has no nonce by which an answer
+// could be told from others.
 func (d *delivery) garbage() bool {
 	return d.in != nil && d.in.refusal != nil && d.in.request.Nonce.IsZero()
 }

@@ -19,7 +19,7 @@ func (l *Lookup) register(ctx context.Context, nc *nats.Conn) (*api.Registered, 
 	}, l.Endpoints()...)
 }
 
-// Endpoints are the registry's answers of §8, for an HTTP server too.
+// Endpoints are the registry's answers of docs/protocol.md §8, which an HTTP server can serve too.
 func (l *Lookup) Endpoints() []api.Endpoint {
 	const service = "/v1/apps/{app_id}/services/{service_id}"
 	return []api.Endpoint{
@@ -27,14 +27,16 @@ func (l *Lookup) Endpoints() []api.Endpoint {
 		{Name: "history", Subject: events.LookupHistorySubject, Pattern: "GET " + service + "/history", Handle: l.serveHistory},
 		{Name: "jwks", Pattern: "GET " + service + "/jwks.json", Handle: l.serveJWKS},
 		{Name: "registry", Subject: events.LookupRegistrySubject, Pattern: "GET /v1/registry", Handle: l.serveInfo},
-		{Name: "receipt", Subject: events.LookupReceiptSubject, Handle: l.serveReceipt}, // for who sent the request, and so not over HTTP
+		// only for the sender of the request, and so not over HTTP
+		{Name: "receipt", Subject: events.LookupReceiptSubject, Handle: l.serveReceipt},
 		{Name: "key", Subject: events.LookupKeySubject, Pattern: "GET /v1/keys/{public_key}", Handle: l.serveKey},
 	}
 }
 
 const (
-	// unboundASecond is how many answers a second are signed that a service was never bound: anybody may ask, of any name. It is
-	// some hundredths of a core; the rest go unsigned, and settle no doubt.
+	// unboundASecond is how many answers a second are signed that say that a service was never
+	// bound: anyone may ask, for any name. They cost some hundredths of a core. The rest are
+	// unsigned, and prove nothing.
 	unboundASecond = 1024
 	unboundBurst   = 2048
 )
@@ -50,7 +52,7 @@ func (l *Lookup) neverBound(t events.Target) error {
 	return api.UnknownService("The registry has never bound this service.", statement)
 }
 
-// lookUp answers a call about a service with what look finds.
+// lookUp answers a call about a service with the result of look.
 func lookUp[T any](ctx context.Context, l *Lookup, c api.Call, look func(context.Context, events.Target) (T, error)) (found T, err error) {
 	t, err := c.Target()
 	if err != nil {
@@ -63,7 +65,7 @@ func lookUp[T any](ctx context.Context, l *Lookup, c api.Call, look func(context
 	return found, toCaller(err)
 }
 
-// toCaller says to the caller why an answer can't be given now.
+// toCaller tells the caller why an answer can't be given now.
 func toCaller(err error) error {
 	switch {
 	case errors.Is(err, ErrBehind):
@@ -84,13 +86,14 @@ func (l *Lookup) serveService(ctx context.Context, c api.Call) (api.Answer, erro
 
 func (l *Lookup) serveInfo(context.Context, api.Call) (api.Answer, error) {
 	answer, err := api.JSON(l.Info())
-	answer.CacheControl = "no-cache" // to be asked for each time, by its ETag
+	answer.CacheControl = "no-cache" // to be validated by its ETag each time
 	return answer, err
 }
 
-// serveJWKS answers with the keys that are valid now. It may be kept for the policy's JWKSMaxAge in all, and not past the next
-// expiry. A set is kept twice on its way, in a cache and behind it, and a cache seldom tells how old its answer is: so each of the
-// two gets half of that, and less by the second that is lost where seconds are counted.
+// serveJWKS answers with the keys that are valid now. The answer may be kept for the policy's
+// JWKSMaxAge in total, and not past the next expiry. Two caches may keep it one after the other,
+// and a cache seldom tells how old its answer is. So each of the two gets half of that time, less
+// one second because ages are counted in whole seconds.
 func (l *Lookup) serveJWKS(ctx context.Context, c api.Call) (api.Answer, error) {
 	record, err := lookUp(ctx, l, c, l.keys)
 	if err != nil {
@@ -104,11 +107,12 @@ func (l *Lookup) serveJWKS(ctx context.Context, c api.Call) (api.Answer, error) 
 	}
 	left, now := l.policy.Load().jwksSeconds(), l.now()
 	if len(set.Keys) == 0 {
-		left = 0 // it was revoked: who binds it again wants it back at once
+		left = 0 // it was revoked: if it is bound again, it must be back at once
 	}
 	for _, key := range record.Grace {
 		set.Keys = append(set.Keys, keyformat.NewJSONWebKey(key.PublicKey))
-		left = min(left, int64(time.Unix(key.Expires, 0).Sub(now)/time.Second)) // and nothing of a second that has begun
+		// without the second that has begun
+		left = min(left, int64(time.Unix(key.Expires, 0).Sub(now)/time.Second))
 	}
 	answer, err := api.JSON(set)
 	answer.ContentType = "application/jwk-set+json"
