@@ -18,14 +18,17 @@ import (
 
 // Errors of a registry whose database may lack changes that it announced.
 var (
-	// ErrComparing means that the database is being held against the stream of events, and nothing is served before.
+	// ErrComparing means that the database is being compared with the stream of events, and nothing
+	// is served until that is done.
 	ErrComparing = errors.New("the registry compares its database with the stream of events")
-	// ErrBehind means that the database lacks the last changes of a service: it was restored from an older backup.
+	// ErrBehind means that the database lacks the last changes of a service: it was restored from
+	// an older backup.
 	ErrBehind = errors.New("the registry's database lacks this service's last change")
 )
 
 const (
-	lookEvery    = time.Second      // how often the position in the database is read while nobody asks
+	// how often the position in the database is read without a request
+	lookEvery    = time.Second
 	remindEvery  = 10 * time.Minute // how often the log says that services are still behind
 	comparePause = 2 * time.Second  // the longest between two tries of a comparison that fails
 )
@@ -33,24 +36,25 @@ const (
 // RecoverHint says how changes that the database lacks are brought back.
 const RecoverHint = "run `omi-registry recover` with this registry's --database-url, --nats-url and --signing-key"
 
-// need is what the history of a service must have before the service is served.
+// need is what the history of a service must contain before the service is served.
 type need struct {
 	sequence int64
-	place    uint64             // in the stream, of the first event that is lacking
+	place    uint64             // in the stream, of the first missing event
 	signer   events.PublicKey   // of that event
-	keys     []events.PublicKey // that the lacking events registered
+	keys     []events.PublicKey // that the missing events registered
 }
 
-// fence keeps a database that was restored from an older backup from issuing a sequence twice. The stream of events
-// tells what was issued: whatever is in it and not in the history was lost.
+// fence is the restore guard. It keeps a database that was restored from an older backup from
+// issuing a sequence twice. The stream of events shows what was issued: an event that is in the
+// stream but not in the history was lost.
 //
 //	             ┌── the database is older than it was, or lost rows ──┐
 //	             ▼                                                     │
 //	not compared ──▶ compare stream and history ──▶ compared ──────────┘
-//	nothing is served                               services that are behind are held, all others served
+//	nothing is served                               services that are behind are on hold, all others are served
 //
-// Until every event is in the history again, the position in the database stays below the first that is lacking, so that
-// whoever starts later, or serves beside us, finds it too.
+// Until every event is in the history again, the position in the database stays below the first
+// missing event, so that a replica that starts later, or runs at the same time, finds it too.
 type fence struct {
 	store *Store
 	js    jetstream.JetStream
@@ -58,13 +62,13 @@ type fence struct {
 	log   *slog.Logger
 	woken chan struct{}
 
-	mu       sync.Mutex // never held while the database or the broker is asked
+	mu       sync.Mutex // not held while the database or the broker is asked
 	compared bool
-	doubts   int      // how often there was reason to compare
-	era      int64    // of the sessions with the database, when it was compared
-	seen     position // of the database; it must never be found older
+	doubts   int      // the epoch: how often there was reason to compare
+	era      int64    // the era of the database sessions when it was compared
+	seen     position // the position of the database; it must never be found older
 	behind   map[events.Target]need
-	lost     map[events.PublicKey]struct{} // keys that lacking events registered
+	lost     map[events.PublicKey]struct{} // keys that missing events registered
 	reminded time.Time
 }
 
@@ -85,7 +89,7 @@ func newFence(cfg Config, js jetstream.JetStream) (*fence, error) {
 	return f, nil
 }
 
-// compare holds the database against the stream, for as long as it takes, unless ctx ends.
+// compare compares the database with the stream. It tries until it succeeds or ctx ends.
 func (f *fence) compare(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.MaxInterval = comparePause
@@ -157,7 +161,7 @@ func (f *fence) startOf(ctx context.Context, row position, created int64, last u
 			"stream", streams.Invalidations, "last", last, "expected", row.place)
 		return 1
 	case seen.created == created:
-		return min(row.place, seen.place) + 1 // a replica that knew less may have moved the row
+		return min(row.place, seen.place) + 1 // a replica that knew less may have changed the row
 	}
 	return row.place + 1
 }
@@ -179,7 +183,8 @@ func (f *fence) run(ctx context.Context) {
 	}
 }
 
-// look compares anew where the database became older, and opens the fence for services that are there again.
+// look compares again if the database became older, and takes services off hold whose changes are
+// there again.
 func (f *fence) look(ctx context.Context) error {
 	if err := f.check(ctx); err != nil && !errors.Is(err, ErrComparing) {
 		return err
@@ -207,7 +212,7 @@ func (f *fence) look(ctx context.Context) error {
 	return nil
 }
 
-// now returns how often there was reason to doubt the database, and whether it is complete: it was compared and lacks nothing.
+// now returns the epoch, and whether the database is complete: it was compared and lacks nothing.
 func (f *fence) now() (doubts int, complete bool) {
 	if f == nil {
 		return 0, true
@@ -217,8 +222,8 @@ func (f *fence) now() (doubts int, complete bool) {
 	return f.doubts, f.compared && len(f.behind) == 0
 }
 
-// same returns [ErrComparing] if there was reason to doubt the database since: it was compared anew, but what was read before
-// that may have been another one's.
+// same returns [ErrComparing] if the epoch has changed: the database was compared again since, so
+// what was read before may come from another one.
 func (f *fence) same(ctx context.Context, doubts int) error {
 	if f == nil {
 		return nil
@@ -232,8 +237,8 @@ func (f *fence) same(ctx context.Context, doubts int) error {
 	return nil
 }
 
-// check reads the position, and returns [ErrComparing] if the database may be an older one than before. Whoever decides
-// on what it read asks this after it has read.
+// check reads the position, and returns [ErrComparing] if the database may be older than it was. A
+// caller that decides on what it read calls check after it has read.
 func (f *fence) check(ctx context.Context) error {
 	f.mu.Lock()
 	compared, seen, era := f.compared, f.seen, f.era
@@ -272,7 +277,8 @@ func (f *fence) position() position {
 	return f.seen
 }
 
-// mayServe reports whether a service whose sequence this is in the database may be served: nothing newer of it is known.
+// mayServe reports whether a service may be served that has this sequence in the database: no newer
+// one is known.
 func (f *fence) mayServe(t events.Target, sequence int64) bool {
 	if f == nil {
 		return true
@@ -282,7 +288,7 @@ func (f *fence) mayServe(t events.Target, sequence int64) bool {
 	return f.reached(t, sequence)
 }
 
-// reached is mayServe for whoever holds the lock.
+// reached is mayServe for callers that hold the lock.
 func (f *fence) reached(t events.Target, sequence int64) bool {
 	n, ok := f.behind[t]
 	if !ok {
@@ -299,7 +305,7 @@ func (f *fence) reached(t events.Target, sequence int64) bool {
 	return true
 }
 
-// remind says now and then that services wait.
+// remind logs now and then that services are on hold.
 func (f *fence) remind() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -310,7 +316,7 @@ func (f *fence) remind() {
 	f.log.Error("services are held, since the database lacks their last changes", "services", len(f.behind), "do", RecoverHint)
 }
 
-// admit takes those requests out of a batch that have to wait, once it is loaded: their services are behind.
+// admit takes the requests of services on hold out of a batch that was loaded.
 func (f *fence) admit(ctx context.Context, st *state, todo []incoming) (admitted, held []incoming, err error) {
 	if f == nil {
 		return todo, nil, nil
@@ -320,7 +326,7 @@ func (f *fence) admit(ctx context.Context, st *state, todo []incoming) (admitted
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.doubts != st.doubts { // under the lock, since what was read opens the fence
+	if f.doubts != st.doubts { // under the lock, because what was read takes services off hold
 		return nil, nil, ErrComparing
 	}
 	for _, in := range todo {
@@ -341,7 +347,7 @@ func (f *fence) admit(ctx context.Context, st *state, todo []incoming) (admitted
 	return admitted, held, nil
 }
 
-// answers returns [ErrComparing] or [ErrBehind] if what the database says of a service may be older than what was
+// answers returns [ErrComparing] or [ErrBehind] if the database may know less of a service than was
 // announced.
 func (f *fence) answers(t events.Target, sequence int64) error {
 	if f == nil {
@@ -359,14 +365,14 @@ func (f *fence) answers(t events.Target, sequence int64) error {
 	return nil
 }
 
-// moving returns the position to move on from; false: it must stay where it is.
+// moving returns the position to move on from; false: it must not move.
 func (f *fence) moving() (from position, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.seen, f.compared && len(f.behind) == 0
 }
 
-// moved is told of the position that was written.
+// moved takes the position that was written.
 func (f *fence) moved(p position) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

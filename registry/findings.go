@@ -8,12 +8,13 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// findings is what a comparison finds, as it goes.
+// findings is what a comparison finds, as it goes on.
 type findings struct {
-	behind  map[events.Target]need
-	lost    map[events.PublicKey]struct{}
-	first   uint64                  // where in the stream the first event is that a service waits for; 0: none does
-	twice   map[events.Target]int64 // services with a sequence that was issued twice, and the last sequence in the stream
+	behind map[events.Target]need
+	lost   map[events.PublicKey]struct{}
+	first  uint64 // the place in the stream of the first event that a service waits for; 0: none
+	// services with a sequence that was issued twice, and the last sequence in the stream
+	twice   map[events.Target]int64
 	refused int
 	ended   int
 }
@@ -45,8 +46,8 @@ func (v *findings) add(_ context.Context, c compared, _ []streamMessage) error {
 	return nil
 }
 
-// conclude takes off the list what can't be waited for: a service with a sequence that was issued twice has two histories,
-// and the database can't have both.
+// conclude removes the services that waiting can't help: a service with a sequence that was issued
+// twice has two histories, and the database can't have both.
 func (v *findings) conclude() {
 	for t, sequence := range v.twice {
 		v.twice[t] = max(sequence, v.behind[t].sequence)
@@ -59,7 +60,7 @@ func (v *findings) conclude() {
 	}
 }
 
-// tell says in the log what an operator has to know.
+// tell logs what an operator must know.
 func (v *findings) tell(ctx context.Context, log *slog.Logger) {
 	if v.refused > 0 {
 		log.WarnContext(ctx, "the stream of events has messages that no key of this registry signed and the database does not know. "+
@@ -75,7 +76,7 @@ func (v *findings) tell(ctx context.Context, log *slog.Logger) {
 			"services", len(v.twice), "for_example", t.String(), "last_issued", sequence)
 		break
 	}
-	for t, n := range v.behind { // one of them
+	for t, n := range v.behind { // any one of them
 		log.ErrorContext(ctx, "the database lacks changes that were announced to everyone: it was restored from an older backup. "+
 			"The services concerned are held, so that no sequence is issued twice; all others are served",
 			"services", len(v.behind), "for_example", t.String(), "must_have_sequence", n.sequence, "do", RecoverHint, "signed_by", n.signer.String())
@@ -83,11 +84,13 @@ func (v *findings) tell(ctx context.Context, log *slog.Logger) {
 	}
 }
 
-// sequences reads at which sequence services are; one that the database does not have is not among them.
+// sequences reads the sequences of services. A service that the database does not have is not in
+// the result.
 func (s *Store) sequences(ctx context.Context, targets []events.Target) (map[events.Target]int64, error) {
 	st := newState()
 	w := newWantedServices(MaxBatch)
-	for _, t := range targets[:min(len(targets), MaxBatch)] { // the rest at another time: maps have no order
+	// the rest another time: maps have no order
+	for _, t := range targets[:min(len(targets), MaxBatch)] {
 		w.service(t)
 	}
 	if err := s.loadServices(ctx, w, st); err != nil {

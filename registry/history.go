@@ -17,16 +17,16 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// A history has a line for each key, anyone may ask for it, and each line has to be read and signed.
-// So all who ask share these bounds, and what a flood of them gets is some part of one core.
+// A history has a line for each key, anyone may ask for it, and each line must be read and signed.
+// All callers share these bounds, so a flood of them costs a part of one core.
 const (
 	linesASecond   = 25_000
 	linesBurst     = 8 * events.HistoryPart
-	historyWaits   = time.Second // for its turn, before the caller is told to come again
-	historyAtLeast = 32          // lines that each question counts for
+	historyWaits   = time.Second // for a turn, before the caller is told to come again
+	historyAtLeast = 32          // lines that each question counts as
 )
 
-// gate lets in who asks for a history.
+// gate bounds the questions for histories.
 type gate struct {
 	free  chan struct{} // holds a token for each history that is being read
 	lines *rate.Limiter
@@ -39,7 +39,7 @@ func newGate() *gate {
 	}
 }
 
-// enter waits briefly for its turn. What it returns is to be called afterwards.
+// enter waits briefly for a turn. The caller must call leave afterwards.
 func (g *gate) enter(ctx context.Context) (leave func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, historyWaits)
 	defer cancel()
@@ -67,8 +67,8 @@ func busy() error {
 	return p
 }
 
-// History returns keys that the service had (§8.4), or [ErrUnknownService], and fails as
-// [Lookup.Service] does. Only a part of a long history is ever read.
+// History returns keys that the service had (docs/protocol.md §8.4), or [ErrUnknownService]. It
+// fails as [Lookup.Service] does. Of a long history it reads a part.
 func (l *Lookup) History(
 	ctx context.Context, t events.Target, part events.HistoryRange,
 ) (events.ServiceHistory, error) {
@@ -76,7 +76,7 @@ func (l *Lookup) History(
 	if err := l.mayAnswer(err, t, func() int64 { return s.sequence }); err != nil {
 		return events.ServiceHistory{}, err
 	}
-	if !part.Part && s.sequence > 2*events.HistoryPart { // one change in two brings a key at least
+	if !part.Part && s.sequence > 2*events.HistoryPart { // at least one of two changes brings a key
 		return events.ServiceHistory{}, tooLong()
 	}
 	if err := l.histories.charge(ctx, min(s.sequence-part.After, part.Limit)); err != nil {
@@ -124,7 +124,8 @@ func (l *Lookup) serveHistory(ctx context.Context, c api.Call) (api.Answer, erro
 	return api.Answer{Body: history.Sign(l.key)}, nil
 }
 
-// historyQuestion returns §8.4's question: over HTTP it stands in the parameters of the address.
+// historyQuestion returns the question of docs/protocol.md §8.4. Over HTTP it is in the parameters
+// of the URL.
 func historyQuestion(c api.Call) ([]byte, error) {
 	var members []string
 	for _, name := range [...]string{"after", "limit"} {
@@ -144,21 +145,21 @@ func historyQuestion(c api.Call) ([]byte, error) {
 	return []byte("{" + strings.Join(members, ",") + "}"), nil
 }
 
-// fewChanges are read at a time where it is not known how many are needed.
+// fewChanges is how many changes are read at a time if it is not known how many are needed.
 const fewChanges = 64
 
-// lines returns the keys that a service had after a sequence, the oldest first, and whether it had
-// more. What changes meanwhile is not in it: a history only grows.
+// lines returns the keys that a service had after a sequence, oldest first, and whether it had
+// more. It ignores changes that come meanwhile: a history only grows.
 func (s *Store) lines(
 	ctx context.Context, one *service, after, most int64,
 ) (lines []events.HistoryKey, more bool, err error) {
-	// Of two changes, one brings a key at least: a revocation is followed by a binding.
+	// At least one of two changes brings a key: a revocation is followed by a binding.
 	end := min(one.sequence, after+max(most, 2))
 	changes, err := s.changes(ctx, one.id, after, end)
 	if err != nil {
 		return nil, false, err
 	}
-	// Whether the last of them brought a key to come, or ended what there was.
+	// It depends on whether the last of them brought a key or ended what there was.
 	more = one.sequence > end+1 || one.sequence == end+1 && one.active()
 	within := len(changes)
 	if changes, err = s.withEnds(ctx, one, changes, end); err != nil {
@@ -171,7 +172,7 @@ func (s *Store) lines(
 	return lines, more, nil
 }
 
-// withEnds adds the changes that may still end one of the keys that came before them: up to the first
+// withEnds adds the changes that may still end one of the keys before them: up to the first change
 // that ends all of them, or that came when all of them had ended.
 func (s *Store) withEnds(
 	ctx context.Context, one *service, changes []events.Invalidation, end int64,
@@ -201,10 +202,11 @@ func (s *Store) withEnds(
 	return changes, nil
 }
 
-// linesOf returns the lines of the first changes, which end as all of them say.
+// linesOf returns the lines of the first changes. Their ends come from all changes.
 func linesOf(changes []events.Invalidation, first int) []events.HistoryKey {
 	lines := make([]events.HistoryKey, 0, first)
-	end, cut := keyring.NoEnd, keyring.NoEnd // of the key that came before the one at hand; of all of them
+	// the end of the key before the one at hand, and of all keys
+	end, cut := keyring.NoEnd, keyring.NoEnd
 	for i := len(changes) - 1; i >= 0; i-- {
 		e := &changes[i]
 		if i < first && !e.NewKey.IsZero() {
@@ -237,14 +239,16 @@ func (s *Store) changes(ctx context.Context, id, after, upTo int64) ([]events.In
 	return list, err
 }
 
-// changesOf reads as many rows as there are sequences between the two, however the database goes about it.
+// changesOf reads no more rows than there are sequences between the two, whatever plan the database
+// chooses.
 const changesOf = `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at,
 	end_earlier FROM history WHERE service = $1 AND sequence > $2 AND sequence <= $3 ORDER BY sequence`
 
-// inGrace returns the keys that are in grace at now, the newest first, as the history was when the service
-// was read: it only grows, so a change in between does not mix into the answer. It goes back until a
-// change ended all before it, or until some in a row are too old for this grace period and none of them
-// has a key in grace: one that came under a longer grace period is found as long as its neighbours did.
+// inGrace returns the keys that are in grace at now, newest first, as the history was when the
+// service was read: it only grows, so a later change does not mix into the answer. It goes back
+// until a change ended all keys before it, or until several changes in a row are too old for this
+// grace period and none of them has a key in grace. A key that came under a longer grace period is
+// found as long as its neighbours are.
 func (s *Store) inGrace(ctx context.Context, one *service, now, grace int64) (keys []events.GraceKey, err error) {
 	for upTo := one.sequence; upTo > 0; upTo -= fewChanges {
 		changes, err := s.changes(ctx, one.id, max(0, upTo-fewChanges), upTo)

@@ -15,28 +15,33 @@ import (
 // parsesEach is how many messages are worth a goroutine to parse.
 const parsesEach = 32
 
-// intake takes batches of requests through load, decide and commit, and hands what is to be said to the relay.
+// intake takes batches of requests through load, decide and commit, and hands the messages to the
+// relay.
 type intake struct {
-	policy    Policy
-	key       events.SigningKey
-	trust     events.Trust        // in the registry's own keys
-	own       []events.TrustedKey // the same keys, which no one else gets
-	store     *Store
-	relay     *relay
-	fence     *fence
-	told      func(context.Context, []events.Target) (map[events.Target]*told, error) // what services were told; nil: nothing
+	policy Policy
+	key    events.SigningKey
+	trust  events.Trust        // in the registry's own keys
+	own    []events.TrustedKey // the same keys: no service gets one of them
+	store  *Store
+	relay  *relay
+	fence  *fence
+	// what services were told; nil: nothing
+	told      func(context.Context, []events.Target) (map[events.Target]*told, error)
 	committed func([]events.Invalidation)
 	log       *slog.Logger
 	metrics   *metrics
 	now       func() time.Time
 	looks     looks
 	memory    *memory
-	await     func(context.Context) error // until nothing is being committed; nil: nothing ever is
-	portion   int                         // how many requests are decided and committed together, see Config.Batch
-	inHand    *consume.InHand             // is told of the stages
+	// waits until nothing is being committed; nil: nothing ever is
+	await func(context.Context) error
+	// how many requests are decided and committed together, see Config.Batch
+	portion int
+	inHand  *consume.InHand // notes the stages
 }
 
-// The stages of a request's way through the intake, for the log where it hangs.
+// The stages of a request's way through the intake. The log names the stage in which a request
+// hangs.
 const (
 	stageLoad    = "load"
 	stageDecide  = "decide"
@@ -44,20 +49,21 @@ const (
 	stagePublish = "publish"
 )
 
-// handle is the consumer's handler. An error leaves the whole batch to be handled again; what of it was committed by
-// then is found as such.
+// handle is the consumer's handler. If it returns an error, the whole batch is handled again, and
+// finds the changes that were committed by then.
 func (in *intake) handle(ctx context.Context, messages []*consume.Message) (err error) {
 	w := &work{intake: in, messages: messages}
 	w.todo = in.unanswered(ctx, messages, in.parse(messages))
 	in.await = w.finish
 	defer func() { in.await = nil }()
-	defer func() { // also if something panics: nothing goes on behind the back of whoever handles the batch again
+	defer func() { // also after a panic: no commit may go on while the batch is handled again
 		err = errors.Join(err, w.finish(ctx))
 	}()
 	return w.run(ctx)
 }
 
-// parse runs the first check on each message. What names no service can't be answered: it is acknowledged with the batch.
+// parse runs the first check on each message. If a message's subject names no service, it can't be
+// answered; it is acknowledged with the batch.
 func (in *intake) parse(messages []*consume.Message) []incoming {
 	list := make([]incoming, len(messages))
 	parallel.Each(len(messages), parsesEach, func(i int) {
@@ -68,7 +74,7 @@ func (in *intake) parse(messages []*consume.Message) []incoming {
 		switch {
 		case one.request == nil:
 			in.metrics.requests.WithLabelValues("", unanswerable).Inc()
-		case !messages[one.index].Kept(): // or an earlier try settled it
+		case !messages[one.index].Kept(): // otherwise an earlier try settled it
 			todo = append(todo, one)
 		}
 	}
@@ -76,7 +82,7 @@ func (in *intake) parse(messages []*consume.Message) []incoming {
 	return todo
 }
 
-// parsed returns what a message says. It was read already where it waited for its turn.
+// parsed returns the request of a message. The fair queue has parsed it already, as a rule.
 func parsed(m *consume.Message, index int) incoming {
 	var one incoming
 	if d, ok := m.Msg.(*delivery); ok && d.in != nil {
@@ -87,7 +93,8 @@ func parsed(m *consume.Message, index int) incoming {
 	}
 	one.stored = m.Meta.Timestamp
 	one.place, one.again = stands(m)
-	one.again = one.again && one.refusal == nil // what no state has a say in is refused for the same reason each time
+	// a malformed request is refused for the same reason each time
+	one.again = one.again && one.refusal == nil
 	return one
 }
 
@@ -99,7 +106,7 @@ func stands(m *consume.Message) (at place, again bool) {
 	return place{}, false
 }
 
-// newIncoming parses a message. Its request is nil where the subject names no service.
+// newIncoming parses a message. Its request is nil if the subject names no service.
 func newIncoming(subject string, payload []byte, storedAt int64, index int) incoming {
 	one := incoming{payload: payload, storedAt: storedAt, index: index}
 	request, err := events.ParseRequest(subject, payload)
@@ -109,7 +116,8 @@ func newIncoming(subject string, payload []byte, storedAt int64, index int) inco
 	return one
 }
 
-// decide decides requests on the present state. Nothing of it is known to anybody until it is committed.
+// decide decides requests on the present state. It tells no one of the outcomes: that is for after
+// the commit.
 func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
 	in.metrics.batch.Observe(float64(len(todo)))
 	in.inHand.Stage(stageLoad)
@@ -117,7 +125,7 @@ func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
 	if err != nil {
 		return nil, err
 	}
-	todo, held, err := in.fence.admit(ctx, st, todo) // after everything was read
+	todo, held, err := in.fence.admit(ctx, st, todo) // last, after everything was read
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +143,7 @@ func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
 	return b, err
 }
 
-// settle acknowledges what is committed, and hands everything that is to be said to the relay.
+// settle acknowledges what is committed, and hands all messages to the relay.
 func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *batch, lost map[events.Target]bool) error {
 	most := requestsOf(b.groups)
 	p := publication{outbox: make([]signed, 0, 2*most)}
@@ -161,17 +169,17 @@ func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *ba
 				p.answers = append(p.answers, answer{o.messages()[0], m})
 				continue
 			}
-			m.Witness() // it is written: what fails now does so by itself
+			m.Witness() // its change is written: a later failure is not its fault
 			changes = append(changes, o.event)
 			p.outbox = append(p.outbox, o.messages()...)
 			done = append(done, m)
 		}
 	}
 	in.inHand.Stage(stagePublish)
-	err := in.relay.enqueue(ctx, p) // before all else: somebody waits for the event
+	err := in.relay.enqueue(ctx, p) // first of all, because subscribers wait for the event
 	for _, m := range done {
 		if err := m.Ack(); err != nil {
-			in.log.Debug("acknowledge", "error", err) // delivered again, it is found committed
+			in.log.Debug("acknowledge", "error", err) // it is delivered again and found committed
 		}
 	}
 	in.hold(b.held, messages)
@@ -188,17 +196,18 @@ func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *ba
 }
 
 const (
-	firstHold   = time.Second // then twice as long each time
+	firstHold   = time.Second // doubled each time
 	longestHold = 32 * time.Second
 )
 
-// hold gives back the requests of services that are behind, to come again later: they wait in the stream.
+// hold gives back the requests of services that are on hold. They wait in the stream and come again
+// later.
 func (in *intake) hold(held []incoming, messages []*consume.Message) {
 	for _, one := range held {
 		m := messages[one.index]
 		m.Keep()
 		delay := longestHold
-		if n := m.Meta.NumDelivered; n < 6 { // 2^5 s is the longest
+		if n := m.Meta.NumDelivered; n < 6 { // 2^5 s is the longest delay
 			delay = firstHold << max(0, int(n)-1)
 		}
 		if err := m.NakWithDelay(delay); err != nil {

@@ -11,22 +11,23 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// What the Master Key of an app may have: so many services, and so many changes a minute and a day. It is counted where
-// the changes are kept, so all replicas count alike, and only what is committed counts: nobody but the Master Key's
-// holder can use it up.
+// An app's Master Key may bind a number of services, and make a number of changes a minute and a
+// day. The counts are in the database, so all replicas share them. Only what is committed counts,
+// so only the holder of the Master Key can use them up.
 //
-//	first binding              counts as a service
-//	reset, binding again       counts as a change
-//	a service's first reset in a day, and since the Master Key was replaced, and each revocation:
-//	                           is always let through, and counts as nothing: recovery is never held up
+// 	first binding              counts as a service
+// 	reset, binding again       counts as a change
+// 	a service's first reset in a day, its first since the Master Key was replaced, and each revocation:
+// 	                           always allowed, counts as nothing: a limit never delays recovery
 //
-// A batch without such requests reads and writes nothing of this. Two replicas that decide at the same time may each let
-// the last one through.
+// A batch without such requests reads and writes none of this. Two replicas that decide at the same
+// time may each allow the last change.
 
 const (
 	minuteSeconds = 60
 	daySeconds    = 24 * 60 * 60
-	// recentChanges is how far back a reset is looked for. One that is further back in the history counts as none.
+	// recentChanges is how far back the history is searched for a reset. An older reset is not
+	// found.
 	recentChanges = 1024
 )
 
@@ -34,16 +35,17 @@ const (
 type appUse struct {
 	services, minute, minuteChanges, day, dayChanges int64
 
-	replacedAt int64 // when its Master Key was replaced last
+	replacedAt int64 // when its Master Key was last replaced
 }
 
-// limited is why a request of the batch is beyond a limit.
+// limited says why a request of the batch is beyond a limit.
 type limited struct {
 	reason events.Reason
 	detail string
 }
 
-// limit marks what is beyond an app's limits, and decides that again. It reports whether there was any.
+// limit marks requests beyond an app's limits, and decides them again. It reports whether there
+// were any.
 func (in *intake) limit(ctx context.Context, b *batch) (again bool, err error) {
 	wanted := b.toCount()
 	if len(wanted) == 0 {
@@ -83,7 +85,8 @@ func (b *batch) toCount() (list []toCount) {
 	return list
 }
 
-// usesOf reads what the apps have used. What is being committed counts too: near a limit, it waits for that.
+// usesOf reads what the apps have used. A commit that is under way counts too: near a limit, usesOf
+// waits for it.
 func (in *intake) usesOf(ctx context.Context, policy Policy, wanted []toCount) (map[events.AppID]*appUse, error) {
 	uses, err := in.store.uses(ctx, wanted)
 	if err != nil || in.await == nil || !policy.near(uses, wanted) {
@@ -95,7 +98,7 @@ func (in *intake) usesOf(ctx context.Context, policy Policy, wanted []toCount) (
 	return in.store.uses(ctx, wanted)
 }
 
-// near reports whether what two batches may have could pass a limit.
+// near reports whether two batches together could pass a limit.
 func (p Policy) near(uses map[events.AppID]*appUse, wanted []toCount) bool {
 	reaches := func(limit int, used int64) bool { return limit > 0 && used+2*MaxBatch > int64(limit) }
 	return slices.ContainsFunc(wanted, func(one toCount) bool {
@@ -110,7 +113,8 @@ func (p Policy) near(uses map[events.AppID]*appUse, wanted []toCount) bool {
 	})
 }
 
-// count says of each change whether it counts, and marks those that are beyond a limit. It returns their groups.
+// count notes for each change whether it counts, and marks those beyond a limit. It returns their
+// groups.
 func (b *batch) count(wanted []toCount, uses map[events.AppID]*appUse, resets map[*group]int64) (beyond []*group) {
 	for _, one := range wanted {
 		g, o := one.group, one.outcome
@@ -119,7 +123,7 @@ func (b *batch) count(wanted []toCount, uses map[events.AppID]*appUse, resets ma
 		}
 		use := uses[g.target.App]
 		if use == nil {
-			continue // the app has gone: the commit finds that out
+			continue // the app is gone: the commit will find that out
 		}
 		o.counts = false
 		if o.in.request.Kind == events.Reset {
@@ -174,8 +178,9 @@ func (u *appUse) take(p Policy, in *incoming, first bool) (why limited) {
 	return why
 }
 
-// mark has a request refused for being beyond a limit, unless it is refused for something else; and those of its kind that
-// come after it in the same minute, so that the group is not decided again for each of them.
+// mark has a request refused for being beyond a limit, unless it is refused for another reason. It
+// also marks the requests of its kind that follow in the same minute, so that the group is not
+// decided again for each of them.
 func (g *group) mark(in *incoming, why limited) {
 	if g.limited == nil {
 		g.limited = map[int]limited{}
@@ -216,7 +221,7 @@ func (s *Store) uses(ctx context.Context, wanted []toCount) (map[events.AppID]*a
 	return uses, nil
 }
 
-// lastResets reads when the services of these changes were reset last, as far as that is not long ago.
+// lastResets reads when the services of these changes were last reset, unless that was long ago.
 func (s *Store) lastResets(ctx context.Context, wanted []toCount) (map[*group]int64, error) {
 	resets := map[*group]int64{}
 	byID := map[int64]*group{}
@@ -257,7 +262,7 @@ func (s *Store) useApps(p *sqldb.Pipeline, groups []*group) {
 		}
 		for i := range g.outcomes {
 			if o := &g.outcomes[i]; o.verdict == committed && o.counts {
-				_ = of(g).take(Policy{}, &o.in, false) // it was let through
+				_ = of(g).take(Policy{}, &o.in, false) // it was allowed
 			}
 		}
 	}
@@ -265,7 +270,8 @@ func (s *Store) useApps(p *sqldb.Pipeline, groups []*group) {
 	for app := range uses {
 		apps = append(apps, app)
 	}
-	slices.SortFunc(apps, func(a, b events.AppID) int { return cmp.Compare(a.String(), b.String()) }) // the order of locks
+	// all writers lock in this order
+	slices.SortFunc(apps, func(a, b events.AppID) int { return cmp.Compare(a.String(), b.String()) })
 	values := make([]any, 0, 6*len(apps))
 	for _, app := range apps {
 		u := uses[app]

@@ -19,15 +19,15 @@ import (
 // ErrUnknownService means that the service was never bound.
 var ErrUnknownService = errors.New("unknown service")
 
-// Lookup answers what the registry knows (docs/protocol.md §8).
+// Lookup answers questions about what the registry knows (docs/protocol.md §8).
 type Lookup struct {
-	policy      *atomic.Pointer[Policy] // which another replica may change, but for its origin
+	policy      *atomic.Pointer[Policy] // another replica may change all of it except the origin
 	key         events.SigningKey
 	store       *Store
 	propagation *propagation
 	receipts    *receipts
 	fence       *fence
-	unbound     *rate.Limiter // of signed answers about services that were never bound
+	unbound     *rate.Limiter // limits the signed answers about services that were never bound
 	histories   *gate
 	log         *slog.Logger
 	now         func() time.Time
@@ -43,8 +43,8 @@ func newLookup(cfg Config, js jetstream.JetStream, f *fence) *Lookup {
 	}
 }
 
-// Service returns the service's record (§8.1), or [ErrUnknownService]; [ErrComparing] or [ErrBehind] where the database may
-// not have the last change.
+// Service returns the service's record (docs/protocol.md §8.1), or [ErrUnknownService]. If the
+// database may lack the last change, it returns [ErrComparing] or [ErrBehind].
 func (l *Lookup) Service(ctx context.Context, t events.Target) (events.ServiceRecord, error) {
 	record, err := l.keys(ctx, t)
 	if err == nil {
@@ -53,7 +53,7 @@ func (l *Lookup) Service(ctx context.Context, t events.Target) (events.ServiceRe
 	return record, err
 }
 
-// keys returns the record without what only the broker knows.
+// keys returns the record without the parts that only the broker knows.
 func (l *Lookup) keys(ctx context.Context, t events.Target) (events.ServiceRecord, error) {
 	s, err := l.store.service(ctx, t)
 	if err := l.mayAnswer(err, t, func() int64 { return s.sequence }); err != nil {
@@ -80,7 +80,7 @@ func (l *Lookup) keys(ctx context.Context, t events.Target) (events.ServiceRecor
 	return record, nil
 }
 
-// mayAnswer returns the error of a question to the database about a service, or why its answer is too old to be given.
+// mayAnswer returns the error of a query about a service, or why its answer may be out of date.
 func (l *Lookup) mayAnswer(err error, t events.Target, sequence func() int64) error {
 	switch {
 	case errors.Is(err, ErrUnknownService):
@@ -91,7 +91,7 @@ func (l *Lookup) mayAnswer(err error, t events.Target, sequence func() int64) er
 	return l.fence.answers(t, sequence())
 }
 
-// Info returns what the registry says of itself (§8).
+// Info returns what the registry says about itself (docs/protocol.md §8).
 func (l *Lookup) Info() events.RegistryInfo {
 	policy := l.policy.Load()
 	return events.RegistryInfo{
@@ -101,7 +101,7 @@ func (l *Lookup) Info() events.RegistryInfo {
 	}
 }
 
-// toldService is all that is kept of a service.
+// toldService is everything that the database keeps of a service.
 type toldService struct {
 	service
 	details

@@ -10,8 +10,8 @@ import (
 	"omiappreg.org/keyrotation/internal/api"
 )
 
-// Key returns whose key this is (§8.6), and fails as [Lookup.Service] does. It costs the same however long the
-// service's history is.
+// Key returns whose key this is (docs/protocol.md §8.6). It fails as [Lookup.Service] does. Its
+// cost doesn't depend on the length of the service's history.
 func (l *Lookup) Key(ctx context.Context, key events.PublicKey) (events.KeyRecord, error) {
 	record := events.KeyRecord{Origin: l.policy.Load().Origin, PublicKey: key, Timestamp: l.now().Unix()}
 	t, sequence, err := l.store.owner(ctx, key)
@@ -35,7 +35,8 @@ func (l *Lookup) Key(ctx context.Context, key events.PublicKey) (events.KeyRecor
 	return record, nil
 }
 
-// owner returns the service that has or had a key, and at which sequence it came, or [sql.ErrNoRows].
+// owner returns the service that has or had a key, and the sequence that brought the key, or
+// [sql.ErrNoRows].
 func (s *Store) owner(ctx context.Context, key events.PublicKey) (t events.Target, sequence int64, err error) {
 	const query = `SELECT s.target, h.sequence FROM history h JOIN services s ON s.id = h.service
 		WHERE h.public_key = $1`
@@ -60,7 +61,7 @@ func (l *Lookup) serveKey(ctx context.Context, c api.Call) (api.Answer, error) {
 	return api.Answer{Body: record.Sign(l.key)}, nil
 }
 
-// answersNoKey returns why it can't be said that a key was never registered; nil: it can.
+// answersNoKey returns why the registry can't say that a key was never registered; nil: it can.
 func (f *fence) answersNoKey(key events.PublicKey) error {
 	if f == nil {
 		return nil

@@ -15,16 +15,17 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// A Master Key that leaked or was lost is replaced by the operator:
+// The operator replaces a Master Key that leaked or was lost:
 //
-//	replace-master ──▶ apps: the new key; reserved_keys: the old one, for ever
-//	                        ▲
-//	decide: by the key that was read ──▶ commit: if it is still the app's ──▶ stands
-//	                                        └── else ──▶ decided again
+// 	replace-master ──▶ apps: the new key; reserved_keys: the old one, for ever
+// 	                        ▲
+// 	decide: by the key that was read ──▶ commit: if it is still the app's key ──▶ stands
+// 	                                        └── otherwise ──▶ decided again
 //
-// No registry keeps a Master Key in its memory, so the new one counts from the commit of its replacement on.
+// No registry remembers a Master Key between batches, so the new one counts from the commit of its
+// replacement on.
 
-// Errors of Master Keys, and of the registry's own.
+// Errors about Master Keys and the registry's own keys.
 var (
 	ErrUnknownApp     = errors.New("the registry does not know the app")
 	ErrReplacedMaster = errors.New("the Master Key of this app was replaced, and is never accepted again")
@@ -44,14 +45,16 @@ type EndedMaster struct {
 type AppRecord struct {
 	App
 	AddedAt int64         `json:"added_at"`
-	Ended   []EndedMaster `json:"ended_master_keys"` // the oldest first
+	Ended   []EndedMaster `json:"ended_master_keys"` // oldest first
 }
 
-// ReplaceMaster gives an app another Master Key. Whoever has the old one can't sign for the app any more, from the commit on. It
-// returns the old key; where the new one is the app's already, nothing changes, and it returns that.
+// ReplaceMaster gives an app another Master Key. From the commit on, the old key can't sign for the
+// app any more. It returns the old key. If the new key is the app's already, nothing changes, and
+// it returns that key.
 //
-// An app that is not known is [ErrUnknownApp]. A key that was a Master Key before, or is the registry's own, is [ErrReservedKey], one
-// that a service has [ErrMasterKey], a weak one [events.ErrWeakKey].
+// It returns [ErrUnknownApp] for an unknown app, [ErrReservedKey] for a key that was a Master Key
+// before or is the registry's own, [ErrMasterKey] for a key that a service has, and
+// [events.ErrWeakKey] for a weak key.
 func (s *Store) ReplaceMaster(ctx context.Context, app App, now int64) (old events.PublicKey, err error) {
 	if err := app.MasterPublicKey.CheckStrength(); err != nil {
 		return old, fmt.Errorf("replace the Master Key of %s: %w", app.AppID, err)
@@ -88,7 +91,7 @@ func master(ctx context.Context, tx *sql.Tx, app events.AppID) (key events.Publi
 	return key, nil
 }
 
-// mayBeMaster returns why a key can't become the app's Master Key, if so.
+// mayBeMaster returns an error if a key can't become the app's Master Key.
 func mayBeMaster(ctx context.Context, tx *sql.Tx, app App) error {
 	var services, own, reserved int
 	key := app.MasterPublicKey.Bytes()
@@ -122,7 +125,7 @@ func (s *Store) App(ctx context.Context, id events.AppID) (AppRecord, error) {
 	if err != nil {
 		return record, fmt.Errorf("read the app %s: %w", id, err)
 	}
-	// Of one second, each is followed by the one that replaced it.
+	// Of the keys of one second, each is followed by the one that replaced it.
 	slices.SortStableFunc(record.Ended, func(a, b EndedMaster) int {
 		switch {
 		case a.EndedAt != b.EndedAt:
@@ -137,7 +140,7 @@ func (s *Store) App(ctx context.Context, id events.AppID) (AppRecord, error) {
 	return record, nil
 }
 
-// endedMasters reads the Master Keys that were replaced: of one app, or of all.
+// endedMasters reads the Master Keys that were replaced, of these apps or of all.
 func (s *Store) endedMasters(ctx context.Context, only ...events.AppID) ([]EndedMaster, error) {
 	query, args := "SELECT app_id, public_key, replaced_by, ended_at FROM reserved_keys WHERE app_id <> ''", []any{}
 	if len(only) > 0 {
@@ -153,8 +156,9 @@ func (s *Store) endedMasters(ctx context.Context, only ...events.AppID) ([]Ended
 	return list, err
 }
 
-// replacedMasters returns the apps whose Master Key is no longer the one that signed changes of these groups. PostgreSQL keeps the
-// others as they are until the commit: else a replacement could be committed in between.
+// replacedMasters returns the apps whose Master Key is no longer the one that signed changes of
+// these groups. PostgreSQL locks the other apps' rows until the commit: otherwise a replacement
+// could be committed in between.
 func (s *Store) replacedMasters(ctx context.Context, tx *sql.Tx, groups []*group) (map[events.AppID]bool, error) {
 	signedBy := map[events.AppID]events.PublicKey{}
 	for g, o := range changes(groups) {
@@ -187,8 +191,8 @@ func (s *Store) replacedMasters(ctx context.Context, tx *sql.Tx, groups []*group
 	return replaced, nil
 }
 
-// reserveOwn notes the registry's own keys, so that no service and no developer gets one. [ErrSigningKey] means that the one that it
-// signs with is registered already.
+// reserveOwn reserves the registry's own keys, so that no service and no developer gets one.
+// [ErrSigningKey] means that its signing key is registered already.
 func (s *Store) reserveOwn(ctx context.Context, signing events.PublicKey, own []events.TrustedKey, log *slog.Logger) error {
 	return sqldb.Await(ctx, log, func() error {
 		return s.db.InTx(ctx, func(tx *sql.Tx) error {
@@ -216,8 +220,8 @@ func (s *Store) reserveOwn(ctx context.Context, signing events.PublicKey, own []
 	})
 }
 
-// followMasters tells of Master Keys that are replaced while this registry runs, in its log and by a notice to everybody, until ctx
-// ends. Nothing depends on either.
+// followMasters reports each Master Key that is replaced while this registry runs, in the log and
+// by a notice to all subscribers, until ctx ends. Nothing depends on either.
 func (r *Registry) followMasters(ctx context.Context) {
 	tick := time.NewTicker(policyEvery)
 	defer tick.Stop()
@@ -251,6 +255,6 @@ func (r *Registry) tellReplaced(one EndedMaster) {
 		OldKey: one.PublicKey, NewKey: one.ReplacedBy, Timestamp: one.EndedAt,
 	}
 	if err := r.cfg.Conn.PublishMsg(&nats.Msg{Subject: notice.Subject(), Data: notice.Sign(r.cfg.Key)}); err != nil {
-		r.cfg.Log.Debug("publish a notice", "error", err) // it is a hint
+		r.cfg.Log.Debug("publish a notice", "error", err) // it is only a hint
 	}
 }

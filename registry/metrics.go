@@ -9,7 +9,7 @@ import (
 	"omiappreg.org/keyrotation/internal/consume"
 )
 
-// metrics of one registry.
+// metrics is the metrics of one registry.
 type metrics struct {
 	requests  *prometheus.CounterVec
 	batch     prometheus.Histogram
@@ -20,7 +20,7 @@ type metrics struct {
 	sentBack  prometheus.Counter
 	space     *space
 	passed    *unsendable
-	turns     atomic.Pointer[turns] // where requests wait now; nil: none do
+	turns     atomic.Pointer[turns] // where requests wait; nil: none do
 }
 
 func newMetrics(r prometheus.Registerer, log *slog.Logger) *metrics {
@@ -55,7 +55,8 @@ func newMetrics(r prometheus.Registerer, log *slog.Logger) *metrics {
 		}),
 	}
 	for _, reason := range []string{consume.Panics, consume.Fails} {
-		m.letters.WithLabelValues(reason) // so that the first one is an increase, which an alert sees
+		// so that the first dead letter is an increase, which an alert sees
+		m.letters.WithLabelValues(reason)
 	}
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_requests_waiting_here", Help: "Requests that wait in this process for their turn.",

@@ -12,12 +12,13 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// ErrOrigin means that this registry has signed the last event of the stream under another domain name. Whoever reads the stream
-// believes one: under the new name all that came before would count for nothing, and what comes now, for those who know the old one.
+// ErrOrigin means that this registry has signed the last event of the stream under another domain
+// name. A reader of the stream believes one name. Under the new name all earlier events would count
+// for nothing, and readers that know the old name would ignore new ones.
 var ErrOrigin = errors.New("the stream of events is this registry's under another origin")
 
-// checkOrigin returns [ErrOrigin] if the last event shows that --origin is not what it was. What a stranger has put there says
-// nothing, else he could stop the registry.
+// checkOrigin returns [ErrOrigin] if the last event shows that --origin has changed. An event that
+// a stranger has put there says nothing: otherwise it could stop the registry.
 func checkOrigin(ctx context.Context, js jetstream.JetStream, trust events.Trust) error {
 	stream, err := js.Stream(ctx, streams.Invalidations)
 	if err != nil {
@@ -29,7 +30,7 @@ func checkOrigin(ctx context.Context, js jetstream.JetStream, trust events.Trust
 	}
 	last, err := stream.GetMsg(ctx, state.LastSeq)
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return nil // deleted
+		return nil // it was deleted
 	}
 	if err != nil {
 		return fmt.Errorf("look at the last event: %w", err)

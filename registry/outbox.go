@@ -15,13 +15,14 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// outboxPlace is where in the outbox a change is: what one commit has to say lies side by side, in its order.
+// outboxPlace is a change's place in the outbox. The changes of one commit lie together, in their
+// order.
 type outboxPlace struct {
 	batch    int64 // of the commit
 	position int64
 }
 
-// next returns the place behind it.
+// next returns the next place.
 func (p outboxPlace) next() outboxPlace { return outboxPlace{p.batch, p.position + 1} }
 
 func comparePlaces(a, b outboxPlace) int {
@@ -38,8 +39,9 @@ type waiting struct {
 // rowID names a row of the history.
 type rowID struct{ service, sequence int64 }
 
-// claimOutbox leases up to limit messages that nobody published in time, oldest first: a crash left them, or a broker
-// that was away. Two replicas never lease the same one at a time, and to publish one twice would do no harm.
+// claimOutbox leases up to limit messages that were not published in time, oldest first: a crash
+// left them, or the broker was away. Two replicas never lease the same message at a time, though
+// publishing one twice would do no harm.
 func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]signed, error) {
 	var messages []signed
 	condition, args := stale(now)
@@ -68,14 +70,14 @@ func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]si
 }
 
 // claimedOf finds changes by the primary key of history (service, sequence), and their services by
-// that of services (id).
+// the primary key of services (id).
 func claimedOf(e sqldb.Engine) string {
 	return `SELECT h.service, h.sequence, s.target, h.event_nonce, h.receipt_nonce, h.receipt FROM (%s) AS v
 		` + e.LookupJoin() + ` history h ON h.service = v.column1 AND h.sequence = v.column2 ` +
 		e.LookupJoin() + ` services s ON s.id = h.service`
 }
 
-// messages makes what was claimed into the messages that were committed, by what the history has.
+// messages makes claimed rows into the messages that were committed, with what the history has.
 func (w writer) messages(claimed []waiting) ([]signed, error) {
 	values := make([]any, 0, 2*len(claimed))
 	for _, one := range claimed {
@@ -114,7 +116,8 @@ func (w writer) messages(claimed []waiting) ([]signed, error) {
 	return messages, nil
 }
 
-// outboxStale reports whether there is a message to claim: a read, which costs nothing while all is well.
+// outboxStale reports whether there is a message to claim. It is a read, which costs little while
+// there is none.
 func (s *Store) outboxStale(ctx context.Context, now time.Time) (bool, error) {
 	var n int
 	condition, args := stale(now)
@@ -125,12 +128,14 @@ func (s *Store) outboxStale(ctx context.Context, now time.Time) (bool, error) {
 	return n > 0, nil
 }
 
-// errOlder means that the database is not the one that the messages were committed to: it was restored.
+// errOlder means that the database is not the one that the messages were committed to: it was
+// restored.
 var errOlder = errors.New("the database lacks what was written to it")
 
-// deleteOutbox forgets the changes of which the streams have every message, and the events of those of which they lack the
-// receipt: a broker that takes only events would be given them again and again. It moves the position from where it was seen
-// to place; 0: it stays. It returns the position by then, or [errOlder] if the database was restored meanwhile.
+// deleteOutbox deletes a change's row if the streams have all its messages. If they have the event
+// but not the receipt, it deletes the event from the row: otherwise a broker that takes only events
+// would be given it again and again. It moves the position from where it was seen to place; 0: it
+// stays. It returns the new position, or [errOlder] if the database was restored meanwhile.
 func (s *Store) deleteOutbox(ctx context.Context, published []signed, from position, place uint64) (now position, err error) {
 	var gone, older bool
 	places, half := placesOf(published)
@@ -169,8 +174,8 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 	return now, nil
 }
 
-// placesOf returns the places of those changes of which all messages are there, in their order, and the columns of the places
-// of those of which the event alone is.
+// placesOf returns the places of the changes with all their messages in the list, in their order,
+// and the columns of the places of those with the event alone.
 func placesOf(messages []signed) (whole []outboxPlace, half []any) {
 	whole = make([]outboxPlace, 0, len(messages)/2)
 	parts := make(map[outboxPlace]int, len(messages)/2)
@@ -190,7 +195,7 @@ func placesOf(messages []signed) (whole []outboxPlace, half []any) {
 
 func isEvent(m signed) bool { return strings.HasPrefix(m.subject, events.InvalidationSubject) }
 
-// runs yields the first and the last of places that lie side by side: most often all of them.
+// runs yields the first and the last of places that follow each other: usually of all of them.
 func runs(places []outboxPlace) iter.Seq2[outboxPlace, outboxPlace] {
 	return func(yield func(first, last outboxPlace) bool) {
 		for i := 0; i < len(places); {
@@ -206,8 +211,9 @@ func runs(places []outboxPlace) iter.Seq2[outboxPlace, outboxPlace] {
 	}
 }
 
-// committedAll returns [errOlder] if the history lacks one of these events. It is asked where outbox rows are gone: most
-// likely somebody else, who held this process for dead, has published the messages too.
+// committedAll returns [errOlder] if the history lacks one of these events. It is called if outbox
+// rows are gone. The likely cause is another replica that took this process for dead and has
+// published the messages too.
 func (s *Store) committedAll(ctx context.Context, published []signed) error {
 	var list []claim
 	for _, m := range published {

@@ -12,7 +12,7 @@ const (
 	duplicate
 )
 
-// outcome is what becomes of one request, down to the bytes that answer it.
+// outcome is the result of one request, including the bytes that answer it.
 type outcome struct {
 	in      incoming
 	verdict verdict
@@ -22,17 +22,18 @@ type outcome struct {
 
 	reason events.Reason // when rejected
 	detail string
-	// Where the signature did not verify: the service's sequence by then, and the keys that it had earlier in this
-	// batch. If one of them, or of those before the batch, made it, the reason is superseded_key.
+	// If the signature did not verify: the service's sequence at that point, and the keys that it
+	// had earlier in this batch. If one of these keys, or one from before the batch, made the
+	// signature, the reason is superseded_key.
 	sequence int64
 	earlier  []pastKey
-	signer   events.PublicKey // whose signature was checked; zero: it did not come to that
+	signer   events.PublicKey // whose signature was checked; zero: none was
 
 	receiptNonce events.Nonce
 	receiptBytes []byte      // nil for a refusal until [outcome.answer]
 	dropped      bool        // a refusal that is not answered
 	place        outboxPlace // when committed
-	counts       bool        // as a change by the app's Master Key
+	counts       bool        // it counts as a change by the app's Master Key
 }
 
 // reject refuses a request. Its receipt is signed last, when the reason is final.
@@ -43,12 +44,12 @@ func (d *decider) reject(in incoming, reason events.Reason, detail string) outco
 	return outcome{in: in, verdict: rejected, reason: reason, detail: detail}
 }
 
-// passedKeyCheck reports whether the request got as far as finding its new key unused.
+// passedKeyCheck reports whether the request got so far that its new key was found unused.
 func (o *outcome) passedKeyCheck() bool {
 	return o.verdict == committed || o.reason == events.NonceReused || o.reason == events.RateLimited || o.reason == events.TooManyServices
 }
 
-// authenticated returns what came of the signatures.
+// authenticated returns the result of checking the signatures.
 func (o *outcome) authenticated(by events.PublicKey) (reason events.Reason, detail string, checked bool) {
 	if o == nil || o.signer != by || by.IsZero() {
 		return "", "", false
@@ -60,32 +61,32 @@ func (o *outcome) authenticated(by events.PublicKey) (reason events.Reason, deta
 	return "", "", true
 }
 
-// mayBeSuperseded reports whether the reason is not final yet.
+// mayBeSuperseded reports whether the reason may still become superseded_key.
 func (o *outcome) mayBeSuperseded() bool {
 	return o.verdict == rejected && o.reason == events.InvalidSignature && o.in.request.Kind == events.Rotation
 }
 
-// A signature that the current key did not make may be an earlier one's, and its owner is told so. Each key that it is held
-// against costs a verification, which a stranger may ask for: so there are bounds, beyond which a reason stays
-// invalid_signature. The owner of a key that was replaced asks once.
+// A signature that the current key did not make may come from an earlier key, and its owner is told
+// so. Each key that is tried costs a verification, and strangers can cause them. So there are
+// bounds, beyond which the reason stays invalid_signature. The owner of a replaced key asks once.
 const (
-	newestKeys   = 8  // are looked at for each of looksASecond requests of a service, ...
-	looksASecond = 32 // ... a second
+	newestKeys   = 8  // are tried for each of looksASecond requests of a service,
+	looksASecond = 32 // each second
 	earlierKeys  = 256
-	// farLooksASecond is how many verifications a second may go beyond the newest keys, up to earlierKeys, for all services
-	// together: 0.1 s of a core.
+	// farLooksASecond is how many verifications a second may go beyond the newest keys, up to
+	// earlierKeys, for all services together. They cost 0.1 s of a core.
 	farLooksASecond = 2048
 )
 
-// looks counts them, for the second at hand.
+// looks counts verifications in the present second.
 type looks struct {
 	second int64
 	taken  map[events.Target]int
 	far    int
 }
 
-// take returns how many of n requests may still be held against earlier keys, and against those of how many sequences
-// before the current one.
+// take returns how many of n requests may still be compared with earlier keys, and how many
+// sequences before the current one to try.
 func (l *looks) take(second int64, target events.Target, n int, sequence int64) (requests int, keys int64) {
 	if l.taken == nil || l.second != second {
 		*l = looks{second: second, taken: map[events.Target]int{}}
@@ -100,7 +101,8 @@ func (l *looks) take(second int64, target events.Target, n int, sequence int64) 
 	return n, earlierKeys
 }
 
-// checkSuperseded looks for the signer among the keys that the service had before, of so many sequences.
+// checkSuperseded looks for the signer among the service's earlier keys, back to this many
+// sequences.
 func (o *outcome) checkSuperseded(previous []pastKey, sequences int64) {
 	r := o.in.request
 	for _, keys := range [...][]pastKey{o.earlier, previous} {
@@ -127,22 +129,22 @@ func (o *outcome) answer(origin string, now int64, key events.SigningKey, nonces
 	o.receiptNonce, o.receiptBytes = receipt.Nonce, receipt.Sign(key)
 }
 
-// signed is a message of the registry's, ready to be published.
+// signed is a message of the registry, ready to be published.
 type signed struct {
 	nonce   events.Nonce // its Nats-Msg-Id
 	subject string
 	payload []byte
 
-	// Of what is in the outbox: the place of its change there, and how many messages that has in all.
+	// For a message in the outbox: the place of its change, and how many messages the change has.
 	place outboxPlace
 	parts int
 }
 
-// committed reports whether it tells of a change that is in the database.
+// committed reports whether it announces a change that is in the database.
 func (m *signed) committed() bool { return m.parts > 0 }
 
-// messages returns what the outcome has to say: the event before the receipt, so that nobody hears of a change before
-// those who must act on it.
+// messages returns the messages of the outcome. The event comes before the receipt, so that no one
+// hears of a change before those who must act on it.
 func (o *outcome) messages() []signed {
 	receipt := signed{nonce: o.receiptNonce, subject: events.ReceiptSubject + o.in.request.Target.String(), payload: o.receiptBytes}
 	if o.verdict != committed {

@@ -10,8 +10,8 @@ import (
 	"omiappreg.org/keyrotation/internal/health"
 )
 
-// Parts are what the registry needs to do its work, each with a check, for GET /readyz. While one
-// fails, requests wait.
+// Parts are the parts that the registry needs, each with a check, for GET /readyz. While one fails,
+// requests wait.
 func (r *Registry) Parts() []health.Part {
 	return []health.Part{
 		health.Connection(r.cfg.Conn),
@@ -24,9 +24,9 @@ func (r *Registry) Parts() []health.Part {
 	}
 }
 
-// checkStreams fails while a stream is missing or sealed, or the broker has no space for what the
-// registry publishes. Of a broker that is away, another part says so. While the registry starts, it
-// says what for it waits.
+// checkStreams fails while a stream is missing or sealed, or while the broker has no space for what
+// the registry publishes. Another part reports a broker that is away. While the registry starts,
+// checkStreams says what it waits for.
 func (r *Registry) checkStreams(context.Context) error {
 	if !r.cfg.Conn.IsConnected() {
 		return nil
@@ -37,7 +37,7 @@ func (r *Registry) checkStreams(context.Context) error {
 	return r.watch.streamsErr()
 }
 
-// checkConsumer fails while no requests come, though the broker may be there.
+// checkConsumer fails while no requests come although the broker may be there.
 func (r *Registry) checkConsumer(context.Context) error {
 	if !r.cfg.Conn.IsConnected() {
 		return nil
@@ -45,8 +45,8 @@ func (r *Registry) checkConsumer(context.Context) error {
 	return cmp.Or(r.watch.consumerErr(), r.watch.deliveries.Err())
 }
 
-// checkFence fails while nothing is served, since the database may lack what was announced.
-// Services that are behind are held by themselves, and the others are served.
+// checkFence fails while nothing is served because the database may lack what was announced.
+// Services that are behind are on hold one by one, and the others are served.
 func (r *Registry) checkFence(context.Context) error {
 	r.fence.mu.Lock()
 	defer r.fence.mu.Unlock()
@@ -56,13 +56,13 @@ func (r *Registry) checkFence(context.Context) error {
 	return nil
 }
 
-// checkOutbox fails while what is committed is not published. Why not names services, so only the
-// log says it. Of a database that is away, another part says so.
+// checkOutbox fails while committed changes are not published. The cause names services, so only
+// the log has it. Another part reports a database that is away.
 func (r *Registry) checkOutbox(ctx context.Context) error {
 	late, err := r.backlog.check(ctx)
 	switch {
 	case err != nil && r.cfg.Store.Ping(ctx) != nil:
-		return nil //nolint:nilerr // another part says so
+		return nil //nolint:nilerr // another part reports it
 	case err != nil:
 		return health.Because(err, "the database does not say what is in the outbox")
 	case late > 0:
