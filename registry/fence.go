@@ -51,7 +51,7 @@ type need struct {
 //	             ┌── the database is older than it was, or lost rows ──┐
 //	             ▼                                                     │
 //	not compared ──▶ compare stream and history ──▶ compared ──────────┘
-//	nothing is served                               services that are behind are on hold, all others are served
+//	nothing is served                               services that are behind are on hold
 //
 // Until every event is in the history again, the position in the database stays below the first
 // missing event, so that a replica that starts later, or runs at the same time, finds it too.

@@ -15,10 +15,13 @@ import (
 // day. The counts are in the database, so all replicas share them. Only what is committed counts,
 // so only the holder of the Master Key can use them up.
 //
-// 	first binding              counts as a service
-// 	reset, binding again       counts as a change
-// 	a service's first reset in a day, its first since the Master Key was replaced, and each revocation:
-// 	                           always allowed, counts as nothing: a limit never delays recovery
+//	first binding              counts as a service
+//	reset, binding again       counts as a change
+//	first reset in a day       counts as nothing
+//	first reset since the Master Key was replaced, and each revocation
+//	                           counts as nothing
+//
+// What counts as nothing is always allowed: a limit never delays recovery.
 //
 // A batch without such requests reads and writes none of this. Two replicas that decide at the same
 // time may each allow the last change.
