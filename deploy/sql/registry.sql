@@ -24,6 +24,7 @@ REVOKE DELETE ON services FROM omi_registry;
 REVOKE DELETE ON app_use FROM omi_registry;
 -- The policy that all replicas share may be changed (--change-policy), and no part of it is ever missing.
 REVOKE DELETE ON policy FROM omi_registry;
--- The schema's version is the owner's to write.
+-- Whose database it is, and the schema's version, are the owner's to write.
+REVOKE INSERT, UPDATE, DELETE ON database_owner FROM omi_registry;
 REVOKE INSERT, UPDATE, DELETE ON goose_db_version FROM omi_registry;
 REVOKE INSERT, UPDATE, DELETE ON goose_lock FROM omi_registry;

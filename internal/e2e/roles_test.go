@@ -28,7 +28,7 @@ func registryPrivileges() map[string]string {
 	return map[string]string{
 		"apps": "SELECT INSERT UPDATE", "app_use": "SELECT INSERT UPDATE", "reserved_keys": grow, "history": grow, "services": "SELECT INSERT UPDATE", "outbox": all,
 		"dead_letters": all, "stream_positions": all, "policy": "SELECT INSERT UPDATE",
-		"goose_db_version": read, "goose_lock": read,
+		"database_owner": read, "goose_db_version": read, "goose_lock": read,
 	}
 }
 
@@ -318,7 +318,7 @@ func (r *roles) testForbidden() {
 		"omi_registry": {
 			"UPDATE history SET sequence = 9", "DELETE FROM history", "TRUNCATE history", "DROP TABLE history", "ALTER TABLE history DROP COLUMN receipt",
 			"DELETE FROM apps", "UPDATE reserved_keys SET app_id = ''", "DELETE FROM reserved_keys", "DELETE FROM services", "CREATE TABLE mine (n BIGINT)",
-			"DELETE FROM goose_db_version", "DROP TABLE outbox",
+			"DELETE FROM goose_db_version", "UPDATE database_owner SET owner = 'auth'", "DROP TABLE outbox",
 		},
 		"omi_registry_reader": {
 			"INSERT INTO later VALUES (2)", "UPDATE services SET sequence = 9", "DELETE FROM outbox", "CREATE TABLE mine (n BIGINT)", "TRUNCATE outbox",

@@ -76,7 +76,7 @@ func migrations(owner sqldb.Owner) fs.FS {
 	case sqldb.Auth:
 		return schema.Auth()
 	default:
-		return schema.Subscriber()
+		return schema.Billing()
 	}
 }
 

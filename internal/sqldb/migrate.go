@@ -16,15 +16,18 @@ import (
 	"github.com/pressly/goose/v3/lock"
 )
 
-// Migrate applies the migrations that the database doesn't have yet. fsys holds goose's SQL files in two folders,
-// "sqlite" and "postgres"; the latter is for CockroachDB too, but for files whose names end in [PostgresOnly].
+// Migrate applies the migrations that the database doesn't have yet. fsys holds goose's SQL files
+// in two folders, "sqlite" and "postgres". The latter is for PostgreSQL and CockroachDB, except for
+// files whose names end in "_on_postgresql.sql" or "_on_cockroachdb.sql", which are for one of
+// them.
 //
-// Another's database than the owner's gets [ErrURL], and nothing is changed in it. So does a role that may not change the schema,
-// where that is not complete.
+// If the database is not the owner's, Migrate returns [ErrURL] and changes nothing in it. It also
+// returns [ErrURL] if the schema is not complete and the role may not change it.
 //
-// Any number of processes may do this at once, and each returns when the schema is complete. A file says
-// "-- +goose NO TRANSACTION" and has one statement that does no harm when it is run twice, because a server's process
-// can die between the statement and the note that it was run. With SQLite all of it is one transaction.
+// Any number of processes may do this at once, and each returns when the schema is complete. A file
+// says "-- +goose NO TRANSACTION" and has one statement, which can be repeated, because a process
+// can die between the statement and the note that it was run. With SQLite all of it is one
+// transaction.
 func (db *DB) Migrate(ctx context.Context, owner Owner, fsys fs.FS) error {
 	files, want, err := db.migrations(fsys)
 	if err != nil {
@@ -37,7 +40,8 @@ func (db *DB) Migrate(ctx context.Context, owner Owner, fsys fs.FS) error {
 	if err != nil {
 		return fmt.Errorf("migrate the schema: %w", err)
 	}
-	// A start then takes no lock, and does not wait out the lease of a process that was killed while it held it.
+	// A start with a complete schema takes no lock: it doesn't wait for the lease of a killed
+	// process.
 	if len(want) > 0 && slices.Equal(have.applied, want) {
 		return nil
 	}
@@ -59,24 +63,52 @@ func (db *DB) Migrate(ctx context.Context, owner Owner, fsys fs.FS) error {
 	return nil
 }
 
-// PostgresOnly is how the name of a migration ends that is for PostgreSQL and not for CockroachDB: what it says is about how rows
-// lie on the disk, where the two have nothing in common.
-const PostgresOnly = "_on_postgresql.sql"
-
-// withoutPostgresOnly is a folder without the migrations that are for PostgreSQL alone.
-type withoutPostgresOnly struct{ fs.FS }
+// forEngine is a folder without the files that are for another server.
+type forEngine struct {
+	fs.FS
+	engine Engine
+}
 
 // ReadDir implements [fs.ReadDirFS].
-func (w withoutPostgresOnly) ReadDir(name string) ([]fs.DirEntry, error) {
-	entries, err := fs.ReadDir(w.FS, name)
-	return slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return strings.HasSuffix(e.Name(), PostgresOnly) }), err
+func (f forEngine) ReadDir(name string) ([]fs.DirEntry, error) {
+	entries, err := fs.ReadDir(f.FS, name)
+	return slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
+		return f.engine != Postgres && strings.HasSuffix(e.Name(), "_on_postgresql.sql") ||
+			f.engine != Cockroach && strings.HasSuffix(e.Name(), "_on_cockroachdb.sql")
+	}), err
+}
+
+// migrations returns the engine's files and their versions, in ascending order.
+func (db *DB) migrations(fsys fs.FS) (files fs.FS, versions []int64, err error) {
+	folder := "postgres"
+	if db.engine == SQLite {
+		folder = "sqlite"
+	}
+	if files, err = fs.Sub(fsys, folder); err != nil {
+		return nil, nil, err
+	}
+	files = forEngine{files, db.engine}
+	names, err := fs.Glob(files, "*.sql")
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, name := range names {
+		version, err := goose.NumericComponent(name)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", name, err)
+		}
+		versions = append(versions, version)
+	}
+	slices.Sort(versions)
+	return files, versions, nil
 }
 
 // insufficientPrivilege is a SQLSTATE.
 const insufficientPrivilege = "42501"
 
-// migrateFile keeps other processes out by the file's own write lock, held over goose's whole work by the one connection
-// of a pool made for it. If that connection is lost on the way, the pool's next one has no transaction, and COMMIT fails.
+// migrateFile keeps other processes out by the file's own write lock. The one connection of a pool
+// made for this holds it during goose's whole work. If that connection is lost, the pool's next one
+// has no transaction, and COMMIT fails.
 func (db *DB) migrateFile(ctx context.Context, owner Owner, files fs.FS) (_ []*goose.MigrationResult, err error) {
 	pool, err := openFileWriter(ctx, db.fault)
 	if err != nil {
@@ -89,7 +121,7 @@ func (db *DB) migrateFile(ctx context.Context, owner Owner, files fs.FS) (_ []*g
 	if err := again(ctx, begin); err != nil {
 		return nil, fmt.Errorf("wait for another process: %w", err)
 	}
-	if err := db.stillOf(ctx, owner, pool); err != nil {
+	if err := db.claim(ctx, owner, pool); err != nil {
 		return nil, err
 	}
 	applied, err := up(ctx, goose.DialectSQLite3, pool, files)
@@ -102,21 +134,22 @@ func (db *DB) migrateFile(ctx context.Context, owner Owner, files fs.FS) (_ []*g
 	return applied, nil
 }
 
-// migrateServer takes a lock that is a row with a lease, for CockroachDB has no advisory locks. It is taken around the
-// provider and not by it, because goose makes its table of versions before it locks.
+// migrateServer takes a lock that is a row with a lease, because CockroachDB has no advisory locks.
+// It takes the lock around goose's provider, which makes its table of versions before it locks.
 func (db *DB) migrateServer(ctx context.Context, owner Owner, files fs.FS) (_ []*goose.MigrationResult, err error) {
 	pool := db.Unhurried().writer
 	locker, err := db.migrationLock()
 	if err != nil {
 		return nil, err
 	}
-	// CockroachDB may answer 40001 to the rival of two that create the lock's table.
+	// If two processes create the lock's table at once, CockroachDB may answer 40001 to one of
+	// them.
 	if err := again(ctx, func() error { return locker.Lock(ctx, pool) }); err != nil {
 		return nil, fmt.Errorf("wait for another process: %w", err)
 	}
 	defer func() { err = errors.Join(err, locker.Unlock(ctx, pool)) }()
 
-	if err := db.stillOf(ctx, owner, pool); err != nil {
+	if err := db.claim(ctx, owner, pool); err != nil {
 		return nil, err
 	}
 	for _, statement := range versionTable() {
@@ -127,7 +160,20 @@ func (db *DB) migrateServer(ctx context.Context, owner Owner, files fs.FS) (_ []
 	return up(ctx, goose.DialectPostgres, pool, files)
 }
 
-// stillOf looks again under the lock: two processes that got the same new database by mistake may have found nobody's at once.
+// claim gives a new database its owner, under the lock. It looks again before it changes anything
+// and after that: several processes may have got the same new database by mistake.
+func (db *DB) claim(ctx context.Context, owner Owner, pool *sql.DB) error {
+	if err := db.stillOf(ctx, owner, pool); err != nil {
+		return err
+	}
+	for _, statement := range ownerRow(owner) {
+		if err := again(ctx, func() error { return run(ctx, pool, statement) }); err != nil {
+			return err
+		}
+	}
+	return db.stillOf(ctx, owner, pool)
+}
+
 func (db *DB) stillOf(ctx context.Context, owner Owner, q querier) error {
 	have, err := db.contents(ctx, q)
 	if err != nil {
@@ -136,9 +182,10 @@ func (db *DB) stillOf(ctx context.Context, owner Owner, q querier) error {
 	return have.mustBe(owner)
 }
 
-// versionTable makes goose's own table as goose does, but so that it can be repeated. Goose does it in one transaction,
-// which CockroachDB (from v25.1, autocommit_before_ddl) takes apart; a table without its first row, left by a process
-// that died there, would make goose fail for ever.
+// versionTable makes goose's own table as goose does, in statements that can be repeated. Goose
+// does it in one transaction, which CockroachDB takes apart (from v25.1, autocommit_before_ddl). A
+// process that dies there leaves a table without its first row, with which goose would fail for
+// ever.
 func versionTable() []string {
 	return []string{
 		`CREATE TABLE IF NOT EXISTS ` + goose.DefaultTablename + ` (
@@ -155,13 +202,15 @@ func versionTable() []string {
 func (db *DB) migrationLock() (lock.Locker, error) {
 	locker, err := lock.NewPostgresTableLocker(
 		lock.WithTableLogger(db.log),
-		// For so long the others wait for a process that was killed here; a living one renews its lease.
+		// The others wait this long for a process that was killed here. A living one renews its
+		// lease.
 		lock.WithTableLeaseDuration(15*time.Second),
 		lock.WithTableHeartbeatInterval(3*time.Second),
 		lock.WithTableLockTimeout(250*time.Millisecond, 1200), // 5 minutes
 		lock.WithTableUnlockTimeout(250*time.Millisecond, 20),
 		lock.WithTableRetryPolicy(func(err error) bool {
-			// A held lock is an error without a type; what the server says is final unless it passes by itself.
+			// A held lock is an error without a type. What the server says is final, unless it is
+			// transient.
 			var answer *pgconn.PgError
 			return !errors.As(err, &answer) || Transient(err)
 		}),
@@ -172,8 +221,9 @@ func (db *DB) migrationLock() (lock.Locker, error) {
 	return locker, nil
 }
 
-// up applies what is missing, also what is older than the newest: the two folders of Auth's schema are numbered as one, and either
-// can get a file. Isolated DDL keeps goose from beginning a transaction: with SQLite it runs in one.
+// up applies what is missing, in any order: subscribers have migrations from two folders with one
+// numbering, and either folder can get the next one. Isolated DDL keeps goose from beginning a
+// transaction: with SQLite it runs in one already.
 func up(ctx context.Context, dialect goose.Dialect, pool *sql.DB, files fs.FS) ([]*goose.MigrationResult, error) {
 	provider, err := goose.NewProvider(dialect, pool, files,
 		goose.WithIsolateDDL(true), goose.WithAllowOutofOrder(true), goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))

@@ -11,74 +11,82 @@ import (
 	"github.com/pressly/goose/v3"
 )
 
-// Owner says whose database it is. Each process has one of its own; their migrations count from 1 alike, so those of one would
-// do harm in another's.
+// Owner is the kind of process that a database belongs to. Each process has a database of its own.
+// Their migrations all count from 1, so those of one would do harm in another's database.
 type Owner string
 
-// The owners, as errors name them.
+// The owners, as the table database_owner names them.
 const (
-	Registry Owner = "the registry's"
-	Auth     Owner = "Auth's"
-	Billing  Owner = "Billing's"
+	Registry Owner = "registry"
+	Auth     Owner = "auth"
+	Billing  Owner = "billing"
 
-	nobody     Owner = ""                    // it is new
-	subscriber Owner = "Auth's or Billing's" // of a release in which the two did not differ
+	unowned Owner = "" // the database is new
 )
 
-// Tables by which a database tells its owner, in every version: the first that it gets, and one that keeps its name.
-const (
-	registryTable       = "apps"
-	subscriberTable     = "applied"
-	subscribersTableToo = "set_aside" // while applied is made anew
-)
+// String is what errors call the owner's database.
+func (o Owner) String() string {
+	switch o {
+	case Registry:
+		return "the registry's"
+	case Auth:
+		return "Auth's"
+	case Billing:
+		return "Billing's"
+	}
+	return fmt.Sprintf("another program's (%s)", string(o))
+}
 
-// onlyAuths is the first migration that Auth has and Billing has not. Those after it were made later.
-const onlyAuths = 13
+// ownerTable says whose database it is, in one row. It is there before the first migration.
+const ownerTable = "database_owner"
 
-// contents is what a database tells of itself before anything is done to it.
+// ownerRow returns the statements that give a new database its owner. Each can be repeated.
+func ownerRow(owner Owner) []string {
+	return []string{
+		`CREATE TABLE IF NOT EXISTS ` + ownerTable + ` (
+			id    BIGINT NOT NULL PRIMARY KEY CHECK (id = 1), -- there is one row
+			owner TEXT   NOT NULL
+		)`,
+		`INSERT INTO ` + ownerTable + ` (id, owner) VALUES (1, '` + string(owner) + `') ON CONFLICT DO NOTHING`,
+	}
+}
+
+// contents is what a database says of itself before anything is done to it.
 type contents struct {
 	owner   Owner
 	applied []int64 // its migrations, in ascending order
 }
 
-// querier is a pool, or one that is in a transaction.
+// querier is a pool, or a pool in a transaction.
 type querier interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
-func (db *DB) contents(ctx context.Context, q querier) (contents, error) {
+func (db *DB) contents(ctx context.Context, q querier) (have contents, err error) {
 	query := `SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema() AND table_name`
 	if db.engine == SQLite {
 		query = `SELECT name FROM sqlite_master WHERE type = 'table' AND name`
 	}
-	query += ` IN ('` + goose.DefaultTablename + `', '` + registryTable + `', '` + subscriberTable + `', '` + subscribersTableToo + `')`
-	tables, err := column[string](ctx, q, query)
+	tables, err := column[string](ctx, q, query+` IN ('`+ownerTable+`', '`+goose.DefaultTablename+`')`)
 	if err != nil {
 		return contents{}, fmt.Errorf("look whose database it is: %w", err)
 	}
-	if !slices.Contains(tables, goose.DefaultTablename) {
-		return contents{}, nil // what another program may have in there is not ours
+	if slices.Contains(tables, ownerTable) {
+		owners, err := column[Owner](ctx, q, `SELECT owner FROM `+ownerTable)
+		if err != nil {
+			return contents{}, fmt.Errorf("look whose database it is: %w", err)
+		}
+		if len(owners) > 0 { // a server may have stopped before the row was written
+			have.owner = owners[0]
+		}
 	}
-	const versions = `SELECT DISTINCT version_id FROM ` + goose.DefaultTablename + ` WHERE is_applied AND version_id > 0 ORDER BY version_id`
-	applied, err := column[int64](ctx, q, versions)
-	if err != nil {
-		return contents{}, fmt.Errorf("look which migrations the database has: %w", err)
+	if slices.Contains(tables, goose.DefaultTablename) {
+		const versions = `SELECT DISTINCT version_id FROM ` + goose.DefaultTablename + ` WHERE is_applied AND version_id > 0 ORDER BY version_id`
+		if have.applied, err = column[int64](ctx, q, versions); err != nil {
+			return contents{}, fmt.Errorf("look which migrations the database has: %w", err)
+		}
 	}
-	return contents{ownerOf(tables, applied), applied}, nil
-}
-
-func ownerOf(tables []string, applied []int64) Owner {
-	switch {
-	case slices.Contains(tables, registryTable):
-		return Registry
-	case !slices.Contains(tables, subscriberTable) && !slices.Contains(tables, subscribersTableToo):
-		return nobody
-	case slices.Contains(applied, onlyAuths):
-		return Auth
-	case len(applied) > 0 && applied[len(applied)-1] > onlyAuths:
-		return Billing
-	}
-	return subscriber
+	return have, nil
 }
 
 // column returns the one column that a query has.
@@ -98,17 +106,28 @@ func column[T any](ctx context.Context, q querier, query string) (list []T, err 
 	return list, rows.Err()
 }
 
-// mustBe returns [ErrURL] for another's database.
-func (c contents) mustBe(owner Owner) error {
+// objection completes the sentence "this database is ..." if the owner can't have it.
+func (c contents) objection(owner Owner) string {
 	switch {
-	case c.owner == owner, c.owner == nobody, c.owner == subscriber && owner != Registry:
-		return nil
+	case c.owner == unowned && len(c.applied) > 0:
+		return "from before the first release, or another program's"
+	case c.owner != unowned && c.owner != owner:
+		return fmt.Sprintf("%s, not %s", c.owner, owner)
 	}
-	return urlError(fmt.Sprintf("this database is %s, not %s; nothing was changed in it: name another, since each process has one of its own", c.owner, owner))
+	return ""
 }
 
-// Check returns [ErrURL] unless the database is the owner's, and has these migrations and no others. It changes nothing: it is
-// for commands that look into the database of a process, which may be running.
+// mustBe returns [ErrURL] unless the owner can have the database.
+func (c contents) mustBe(owner Owner) error {
+	if objection := c.objection(owner); objection != "" {
+		return urlError("this database is " + objection + "; nothing was changed in it: name a new one, since each process has one of its own")
+	}
+	return nil
+}
+
+// Check returns [ErrURL] unless the database is the owner's, and has these migrations and no
+// others. It changes nothing: it is for commands that read the database of a process, which may be
+// running.
 func (db *DB) Check(ctx context.Context, owner Owner, fsys fs.FS) error {
 	_, want, err := db.migrations(fsys)
 	if err != nil {
@@ -131,31 +150,4 @@ func (db *DB) Check(ctx context.Context, owner Owner, fsys fs.FS) error {
 		return urlError("its schema is newer than this program: use the program of the version that serves it")
 	}
 	return nil
-}
-
-// migrations returns the engine's files and their versions, in ascending order.
-func (db *DB) migrations(fsys fs.FS) (files fs.FS, versions []int64, err error) {
-	folder := "postgres"
-	if db.engine == SQLite {
-		folder = "sqlite"
-	}
-	if files, err = fs.Sub(fsys, folder); err != nil {
-		return nil, nil, err
-	}
-	if db.engine == Cockroach {
-		files = withoutPostgresOnly{files}
-	}
-	names, err := fs.Glob(files, "*.sql")
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, name := range names {
-		version, err := goose.NumericComponent(name)
-		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", name, err)
-		}
-		versions = append(versions, version)
-	}
-	slices.Sort(versions)
-	return files, versions, nil
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io/fs"
 	"path"
-	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -15,23 +14,22 @@ import (
 )
 
 func schemas() map[sqldb.Owner]fs.FS {
-	return map[sqldb.Owner]fs.FS{sqldb.Registry: schema.Registry(), sqldb.Auth: schema.Auth(), sqldb.Billing: schema.Subscriber()}
+	return map[sqldb.Owner]fs.FS{sqldb.Registry: schema.Registry(), sqldb.Auth: schema.Auth(), sqldb.Billing: schema.Billing()}
 }
 
-// before is a schema as it was when this was its last migration.
-func before(t *testing.T, all fs.FS, last string) fs.FS {
+// upTo is a schema without the migrations after last.
+func upTo(t *testing.T, last string, all fs.FS) fs.FS {
 	t.Helper()
 	files := fstest.MapFS{}
 	for _, folder := range []string{"sqlite", "postgres"} {
-		entries, err := fs.ReadDir(all, folder)
+		names, err := fs.Glob(all, folder+"/*.sql")
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, entry := range entries {
-			if entry.Name()[:len(last)] > last {
+		for _, name := range names {
+			if path.Base(name)[:len(last)] > last {
 				continue
 			}
-			name := path.Join(folder, entry.Name())
 			text, err := fs.ReadFile(all, name)
 			if err != nil {
 				t.Fatal(err)
@@ -42,8 +40,8 @@ func before(t *testing.T, all fs.FS, last string) fs.FS {
 	return files
 }
 
-// TestOwner: nobody migrates another's database, or looks into it, whichever version it is of; it stays as it is, and its owner goes
-// on with it.
+// TestOwner: a process migrates or reads no other process's database, not even one whose migrations
+// were interrupted. That stays as it is, and its owner goes on with it.
 func TestOwner(t *testing.T) {
 	t.Parallel()
 	for _, engine := range testenv.Engines() {
@@ -51,14 +49,14 @@ func TestOwner(t *testing.T) {
 			t.Parallel()
 			databases := testenv.Databases(t, engine)
 			for owner, all := range schemas() {
-				for _, version := range []string{"00001", "00008", "00012", "00014", "99999"} {
+				for _, last := range []string{"00001", "99999"} {
 					db := open(t, databases())
-					if err := db.Migrate(t.Context(), owner, before(t, all, version)); err != nil {
+					if err := db.Migrate(t.Context(), owner, upTo(t, last, all)); err != nil {
 						t.Fatal(err)
 					}
-					checkRefused(t, db, owner, version)
+					checkRefused(t, db, owner)
 					if err := db.Migrate(t.Context(), owner, all); err != nil {
-						t.Errorf("%s own database of %s: %v", owner, version, err)
+						t.Errorf("%s own database after %s: %v", owner, last, err)
 					}
 				}
 			}
@@ -66,26 +64,67 @@ func TestOwner(t *testing.T) {
 	}
 }
 
-func checkRefused(t *testing.T, db *sqldb.DB, owner sqldb.Owner, version string) {
+func checkRefused(t *testing.T, db *sqldb.DB, owner sqldb.Owner) {
 	t.Helper()
 	versions := number(t, db, "SELECT COUNT(*) FROM goose_db_version")
 	for other, theirs := range schemas() {
-		same := version <= "00012" && owner != sqldb.Registry && other != sqldb.Registry // Auth's and Billing's did not differ yet
-		if other == owner || same {
+		if other == owner {
 			continue
 		}
+		want := "this database is " + owner.String() + ", not " + other.String()
 		for _, err := range []error{db.Check(t.Context(), other, theirs), db.Migrate(t.Context(), other, theirs)} {
-			if !errors.Is(err, sqldb.ErrURL) || !strings.Contains(err.Error(), ", not "+string(other)) {
-				t.Errorf("%s database of %s as %s: %v", owner, version, other, err)
+			if !errors.Is(err, sqldb.ErrURL) || !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v, want %q", err, want)
 			}
 		}
 	}
 	if now := number(t, db, "SELECT COUNT(*) FROM goose_db_version"); now != versions {
-		t.Errorf("%s database of %s has %d versions in place of %d", owner, version, now, versions)
+		t.Errorf("%s database has %d versions, and had %d", owner, now, versions)
 	}
 }
 
-// TestOwnersAtOnce: two processes that get one new database by mistake, at once, don't both take it.
+// TestOwnerUnknown: a database with migrations and no note of its owner is from before the first
+// release, or another program's. It is refused and stays as it is.
+func TestOwnerUnknown(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		db := open(t, url)
+		if err := db.Migrate(t.Context(), sqldb.Billing, schema.Billing()); err != nil {
+			t.Fatal(err)
+		}
+		exec(t, db, "DROP TABLE database_owner")
+		for owner, files := range schemas() {
+			for _, err := range []error{db.Check(t.Context(), owner, files), db.Migrate(t.Context(), owner, files)} {
+				if !errors.Is(err, sqldb.ErrURL) || !strings.Contains(err.Error(), "from before the first release") {
+					t.Errorf("as %s: %v", owner, err)
+				}
+			}
+		}
+		if _, err := db.Writer().ExecContext(t.Context(), "SELECT owner FROM database_owner"); err == nil {
+			t.Error("it has an owner now")
+		}
+	})
+}
+
+// TestOwnerWithoutRow: a server can stop between the owner's table and its row.
+func TestOwnerWithoutRow(t *testing.T) {
+	t.Parallel()
+	testenv.EachEngine(t, func(t *testing.T, url string) {
+		db := open(t, url)
+		exec(t, db, "CREATE TABLE database_owner (id BIGINT NOT NULL PRIMARY KEY CHECK (id = 1), owner TEXT NOT NULL)")
+		if err := db.Check(t.Context(), sqldb.Auth, schema.Auth()); !errors.Is(err, sqldb.ErrURL) || !strings.Contains(err.Error(), "or it is empty") {
+			t.Errorf("got %v", err)
+		}
+		if err := db.Migrate(t.Context(), sqldb.Auth, schema.Auth()); err != nil {
+			t.Error(err)
+		}
+		if n := number(t, db, "SELECT count(*) FROM database_owner WHERE owner = 'auth'"); n != 1 {
+			t.Errorf("it has %d rows that say it is Auth's", n)
+		}
+	})
+}
+
+// TestOwnersAtOnce: if several processes get one new database by mistake, at once, one of them has it.
 func TestOwnersAtOnce(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
@@ -115,46 +154,27 @@ func TestOwnersAtOnce(t *testing.T) {
 	})
 }
 
-// TestCheck: who only looks migrates nothing, and takes no schema but this version's.
+// TestCheck: Check changes nothing, and accepts no schema but this version's.
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
 		db := open(t, url)
-		for _, version := range []string{"00000", "00009", "99999"} {
-			all := schema.Subscriber()
-			if err := db.Migrate(t.Context(), sqldb.Billing, before(t, all, version)); err != nil && version > "00000" {
+		for _, last := range []string{"00000", "00004", "99999"} {
+			all := schema.Billing()
+			if err := db.Migrate(t.Context(), sqldb.Billing, upTo(t, last, all)); err != nil && last > "00000" {
 				t.Fatal(err)
 			}
 			older := db.Check(t.Context(), sqldb.Billing, all)
-			if complete := version == "99999"; complete != (older == nil) || !complete && !errors.Is(older, sqldb.ErrURL) {
-				t.Errorf("a schema of %s: %v", version, older)
+			if complete := last == "99999"; complete != (older == nil) || !complete && !errors.Is(older, sqldb.ErrURL) {
+				t.Errorf("a schema up to %s: %v", last, older)
 			}
 		}
-		newer := db.Check(t.Context(), sqldb.Billing, before(t, schema.Subscriber(), "00028"))
+		newer := db.Check(t.Context(), sqldb.Billing, upTo(t, "00004", schema.Billing()))
 		if !errors.Is(newer, sqldb.ErrURL) || !strings.Contains(newer.Error(), "newer") {
 			t.Errorf("a newer schema: %v", newer)
 		}
-		if err := db.Check(t.Context(), sqldb.Billing, schema.Subscriber()); err != nil {
+		if err := db.Check(t.Context(), sqldb.Billing, schema.Billing()); err != nil {
 			t.Error(err)
 		}
 	})
-}
-
-// TestMarksOfOwners: what tells the owners apart is in their migrations as internal/sqldb takes it to be.
-func TestMarksOfOwners(t *testing.T) {
-	t.Parallel()
-	for _, engine := range []string{"sqlite", "postgres"} {
-		auths, err := fs.Glob(schema.Auth(), engine+"/*.sql")
-		if err != nil {
-			t.Fatal(err)
-		}
-		billings, err := fs.Glob(schema.Subscriber(), engine+"/*.sql")
-		if err != nil {
-			t.Fatal(err)
-		}
-		first := slices.IndexFunc(auths, func(name string) bool { return !slices.Contains(billings, name) })
-		if !strings.HasPrefix(auths[first], engine+"/00013_") || !slices.IsSorted(auths) {
-			t.Errorf("the first migration that only Auth has is %s", auths[first])
-		}
-	}
 }

@@ -213,11 +213,11 @@ func ofKind(ctx context.Context, db *DB, owner Owner, fsys fs.FS) error {
 	if err != nil {
 		return err
 	}
-	if have.owner == nobody {
+	switch objection := have.objection(owner); {
+	case objection != "":
+		return fmt.Errorf("%w: it is %s", ErrCopy, objection)
+	case have.owner == unowned:
 		return fmt.Errorf("%w: it is a SQLite database, but not %s", ErrCopy, owner)
-	}
-	if err := have.mustBe(owner); err != nil {
-		return fmt.Errorf("%w: it is %s, not %s", ErrCopy, have.owner, owner)
 	}
 	_, known, err := db.migrations(fsys)
 	if err != nil {

@@ -201,6 +201,12 @@ func TestRestoreRefuses(t *testing.T) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
+	early := registryFile(t, "early")
+	db = open(t, "sqlite:"+early)
+	exec(t, db, "DROP TABLE database_owner")
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
 	used := registryFile(t, "used")
 	serving := registryFile(t, "serving") // two, since to look at one ends the locks that this process has on it
 	open(t, "sqlite:"+used)
@@ -220,6 +226,7 @@ func TestRestoreRefuses(t *testing.T) {
 		"malformed":   {file("malformed", append(content[:8192:8192], make([]byte, len(content)-8192)...)), "malformed"},
 		"half a file": {file("half", content[:len(content)/2]), "malformed"},
 		"Auth's":      {auths, "it is Auth's, not the registry's"},
+		"early":       {early, "it is from before the first release"},
 		"newer":       {newer, "newer than this program"},
 		"in use":      {used, "has " + used + " open"},
 	} {

@@ -73,7 +73,7 @@ func openStore(
 	if err != nil {
 		return nil, fmt.Errorf("open the subscriber's database: %w", err)
 	}
-	migrations := schema.Subscriber()
+	migrations := schema.Billing()
 	if owner == sqldb.Auth {
 		migrations = schema.Auth()
 	}

@@ -1,11 +1,15 @@
 -- +goose NO TRANSACTION
 -- +goose Up
--- Signed messages that are committed and not yet known to be in their stream. A row lives for milliseconds: who
--- commits it publishes and deletes it. What a crash leaves is claimed by any replica once its lease has ended.
+-- The committed changes whose event and receipt may not be in their streams yet. A row lives for
+-- milliseconds: the process that commits it publishes both and deletes it. Any replica claims what
+-- a crash leaves, once its lease has ended. The rows of one commit are neighbours and are deleted
+-- as one range. The receipt is in history.
 CREATE TABLE IF NOT EXISTS outbox (
-    nonce       TEXT   NOT NULL PRIMARY KEY, -- the message's own, which is its Nats-Msg-Id
-    subject     TEXT   NOT NULL,
-    payload     BYTEA  NOT NULL,
-    position    BIGINT NOT NULL,             -- order of publication: nanoseconds since the Unix epoch at the commit
-    lease_until BIGINT NOT NULL              -- milliseconds since the Unix epoch
+    batch       BIGINT NOT NULL, -- of the commit, at random
+    position    BIGINT NOT NULL, -- order of publication: time of the commit in nanoseconds
+    service     BIGINT NOT NULL, -- which change in history
+    sequence    BIGINT NOT NULL,
+    event       BYTEA,           -- as it will be sent; NULL: it is published
+    lease_until BIGINT NOT NULL, -- milliseconds since the Unix epoch
+    PRIMARY KEY (batch, position)
 );

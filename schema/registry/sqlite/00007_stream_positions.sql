@@ -1,10 +1,10 @@
 -- +goose NO TRANSACTION
 -- +goose Up
--- Up to where the history is known to have every event of a stream. A database that was restored from a backup has an
--- older row too, so what it lacks is found from there on.
+-- Up to which sequence history is known to have every event of a stream. A database restored from a
+-- backup has an older row, so the search for what it lacks starts there.
 CREATE TABLE IF NOT EXISTS stream_positions (
     stream     TEXT   NOT NULL PRIMARY KEY,
-    created_at BIGINT NOT NULL, -- when the stream was made, nanoseconds since the Unix epoch: a new one counts from 1
-    position   BIGINT NOT NULL, -- every event up to this sequence of the stream is in the history
-    writes     BIGINT NOT NULL  -- counts what is written here: it never runs backwards, but in a database that was restored
+    created_at BIGINT NOT NULL, -- of the stream, in nanoseconds: a new one counts from 1
+    position   BIGINT NOT NULL, -- history has every event up to this sequence
+    writes     BIGINT NOT NULL  -- counts the writes to this row: less, and a backup was restored
 ) WITHOUT ROWID;

@@ -1,9 +1,9 @@
 -- +goose NO TRANSACTION
 -- +goose Up
--- Master resets and revocations: every key that came before `position` ends at `cut_time` at the latest.
+-- Master resets and revocations: every key from before `position` ends at `cut_time` at the latest.
 CREATE TABLE IF NOT EXISTS cutoffs (
-    target   TEXT   NOT NULL,
+    service  BIGINT NOT NULL, -- its id
     position BIGINT NOT NULL,
     cut_time BIGINT NOT NULL,
-    PRIMARY KEY (target, position, cut_time)
+    PRIMARY KEY (service, position, cut_time)
 );

@@ -1,6 +1,6 @@
 -- +goose NO TRANSACTION
 -- +goose Up
--- The newest messages that were well-formed and yet not to be applied, for an operator to look at.
+-- The newest messages that were not to be applied, for an operator to look at.
 CREATE TABLE IF NOT EXISTS set_aside (
     stream_sequence BIGINT NOT NULL PRIMARY KEY,
     subject         TEXT   NOT NULL,

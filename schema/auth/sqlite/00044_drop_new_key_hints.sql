@@ -1,3 +1,0 @@
--- +goose NO TRANSACTION
--- +goose Up
-DROP TABLE IF EXISTS new_key_hints;

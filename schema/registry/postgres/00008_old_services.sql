@@ -1,5 +1,0 @@
--- +goose NO TRANSACTION
--- +goose Up
--- The tables of before are put aside before they are copied: an older release that still runs can commit nothing from here
--- on, so nothing that it commits is left behind.
-ALTER TABLE IF EXISTS services RENAME TO old_services;

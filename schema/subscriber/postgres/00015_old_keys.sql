@@ -1,3 +1,0 @@
--- +goose NO TRANSACTION
--- +goose Up
-ALTER TABLE IF EXISTS keys RENAME TO old_keys;
