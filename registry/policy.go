@@ -12,34 +12,39 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// Policy is what an operator may choose of the registry's rules. The zero value of a member means its default.
+// Policy is the rules that an operator may choose. The zero value of a member means its default.
 type Policy struct {
-	// Origin is the registry's domain name, which its messages carry. Required.
+	// Origin is the registry's domain name, which all its messages carry. Required.
 	Origin string
-	// GracePeriod is how long an old key stays valid after a rotation, and the longest that a request may ask for.
-	// Whole seconds. Default 300 s.
+	// GracePeriod is how long an old key stays valid after a rotation, and the longest grace period
+	// that a request may ask for. Whole seconds. Default 300 s.
 	GracePeriod time.Duration
-	// MaxClockSkew is how far a request's timestamp may be from the time at which JetStream stored it. Whole seconds.
-	// Default 300 s.
+	// MaxClockSkew is the longest time between a request's timestamp and the time at which
+	// JetStream stored it. Whole seconds. Default 300 s.
 	MaxClockSkew time.Duration
-	// RequireProof refuses requests for a new key that don't prove that whoever asks has it. Default [events.ProofsOwn], so that
-	// the spec's own payload is served.
+	// RequireProof refuses requests for a new key that don't prove possession of that key. Default
+	// [events.ProofsOwn], so that the spec's own payload is served.
 	RequireProof events.Proofs
-	// RotationsPerMinute is how many rotations of one service are committed in a minute, counted by the time at which
-	// JetStream stored them. Default 10; negative: no limit.
+	// RotationsPerMinute is how many rotations of one service are committed in a minute, by the
+	// times at which JetStream stored them. Default 10; negative: no limit.
 	RotationsPerMinute int
-	// ServicesPerApp is how many services an app may bind in all, revoked ones included. Default 100,000; negative: no limit.
+	// ServicesPerApp is how many services an app may bind in total, including revoked ones. Default
+	// 100,000; negative: no limit.
 	ServicesPerApp int
-	// MasterChangesPerMinute and MasterChangesPerDay are how often the Master Key of an app may reset services, and bind them
-	// again, beside the first reset of each service in a day, in a minute and on a day (UTC), counted as rotations are. Default
-	// 300 and 5,000; negative: no limit.
+	// MasterChangesPerMinute and MasterChangesPerDay are how often the Master Key of an app may
+	// reset services or bind them again, in a minute and on a day (UTC), by the times at which
+	// JetStream stored the requests. The first reset of each service in a day doesn't count.
+	// Default 300 and 5,000; negative: no limit.
 	MasterChangesPerMinute, MasterChangesPerDay int
-	// JWKSMaxAge is how long a JWK Set may be kept before it is asked for again, in all: in a cache, and in what is behind it. A
-	// client whose keys are used that way signs with a new key only after that time (§5.4), so it is a third of GracePeriod at
-	// most. Whole seconds. Default 60 s, or that third where it is shorter; negative: no set may be kept.
+	// JWKSMaxAge is how long a JWK Set may be kept before it is asked for again, in all caches
+	// together. A client whose keys are verified by such sets signs with a new key only after that
+	// time (docs/protocol.md §5.4), so it is at most a third of GracePeriod. Whole seconds. Default
+	// 60 s, or a third of GracePeriod if that is shorter; negative: no set may be kept.
 	JWKSMaxAge time.Duration
-	// WaitFor names the durables for which a change waits (§8.1), besides those of Auth and Billing: anybody who may make a durable on
-	// the stream of events could hold up every change otherwise. NAME-* is every instance of NAME.
+	// WaitFor names further durables for which a change waits (docs/protocol.md §8.1), besides
+	// those of Auth and Billing. Other durables don't count: otherwise anyone who may create a
+	// durable on the stream of events could hold up every change. NAME-* means every instance of
+	// NAME.
 	WaitFor []string
 }
 
@@ -77,7 +82,7 @@ func (p Policy) WithDefaults() (Policy, error) {
 	if p.JWKSMaxAge == 0 {
 		p.JWKSMaxAge = min(DefaultJWKSMaxAge, p.longestJWKS())
 	}
-	if p.JWKSMaxAge <= 0 { // also where a third of the grace period is not a second
+	if p.JWKSMaxAge <= 0 { // also if a third of the grace period is less than a second
 		p.JWKSMaxAge = -time.Second
 	}
 	_, proofs := events.ParseProofs(string(p.RequireProof))
@@ -102,7 +107,7 @@ func (p Policy) WithDefaults() (Policy, error) {
 	return p, nil
 }
 
-// badDurable reports whether a text is neither the name of a durable nor, with -* at its end, of the durables of its instances.
+// badDurable reports whether a text is not the name of a durable, nor such a name followed by -*.
 func badDurable(name string) bool {
 	name = strings.TrimSuffix(name, "-*")
 	return name == "" || strings.ContainsAny(name, ".*>/\\") || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r > '~' })
@@ -116,15 +121,15 @@ func (p Policy) waitsFor(durable string) bool {
 	})
 }
 
-// recordedWaitFor is WaitFor as the database records it: in one order, each once.
+// recordedWaitFor returns WaitFor as the database records it: sorted, each name once.
 func (p Policy) recordedWaitFor() string {
 	return strings.Join(slices.Compact(slices.Sorted(slices.Values(p.WaitFor))), " ")
 }
 
-// recordedJWKS is JWKSMaxAge in seconds, and -1 for none: 0 would be the default.
+// recordedJWKS returns JWKSMaxAge in seconds, and -1 for none, because 0 would mean the default.
 func (p Policy) recordedJWKS() int64 { return max(-1, int64(p.JWKSMaxAge/time.Second)) }
 
-// longestJWKS is the highest JWKSMaxAge that fits the grace period.
+// longestJWKS returns the longest JWKSMaxAge that fits the grace period.
 func (p Policy) longestJWKS() time.Duration { return (p.GracePeriod / 3).Truncate(time.Second) }
 
 func (p Policy) graceSeconds() int64 { return int64(p.GracePeriod / time.Second) }

@@ -15,11 +15,12 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// ErrOtherPolicy means that the database records another [Policy] than this registry's: how long an old key lives would depend on
-// which replica takes a request. [Config.ChangePolicy] changes the record.
+// ErrOtherPolicy means that the database records another [Policy] than this registry's. If both
+// were used, the life of an old key would depend on which replica takes the request.
+// [Config.ChangePolicy] changes the record.
 var ErrOtherPolicy = errors.New("the registry's database records another policy")
 
-// policyEvery is how often a running replica looks whether another one has changed the policy.
+// policyEvery is how often a running replica checks whether another one has changed the policy.
 const policyEvery = 2 * time.Second
 
 // setting is one value of a policy, as the database records it.
@@ -27,7 +28,8 @@ type setting struct {
 	name, flag, value string
 }
 
-// settings are what all replicas on one database must share. A name never changes its meaning: other versions read it too.
+// settings returns what all replicas on one database must share. A name never changes its meaning,
+// because other versions read it too.
 func (p Policy) settings() []setting {
 	return []setting{
 		{"origin", "--origin", p.Origin},
@@ -43,7 +45,7 @@ func (p Policy) settings() []setting {
 	}
 }
 
-// recorded is the policy as the database records it.
+// recorded returns the policy as the database records it.
 func (p Policy) recorded() map[string]string {
 	values := map[string]string{}
 	for _, one := range p.settings() {
@@ -52,8 +54,8 @@ func (p Policy) recorded() map[string]string {
 	return values
 }
 
-// withSettings returns the policy with what the database records. What it does not record stays, and what another version records
-// besides is not this one's affair.
+// withSettings returns the policy with the recorded settings. A setting that is not recorded stays
+// as it is, and a setting that only another version knows is ignored.
 func (p Policy) withSettings(recorded map[string]string) (Policy, error) {
 	var errs []error
 	number := func(name string, now int64) int64 {
@@ -89,7 +91,7 @@ func (p Policy) withSettings(recorded map[string]string) (Policy, error) {
 	return p.WithDefaults()
 }
 
-// differences says for each setting that another policy has otherwise which value it has there and here.
+// differences describes each setting that differs from the recorded policy, with both values.
 func (p Policy) differences(recorded Policy) []string {
 	var list []string
 	there := recorded.settings()
@@ -106,8 +108,8 @@ func (p Policy) differences(recorded Policy) []string {
 	return list
 }
 
-// CheckPolicy returns [ErrOtherPolicy] if the database records another policy, and names each setting that differs. It changes
-// nothing, and a database without a record has no other policy.
+// CheckPolicy returns [ErrOtherPolicy] with each setting that differs if the database records
+// another policy. It changes nothing. A database without a record has no other policy.
 func (s *Store) CheckPolicy(ctx context.Context, p Policy) error {
 	p, err := p.WithDefaults()
 	if err != nil {
@@ -120,12 +122,13 @@ func (s *Store) CheckPolicy(ctx context.Context, p Policy) error {
 	return p.mustBe(recorded)
 }
 
-// AwaitPolicy is [Store.CheckPolicy] for a process that starts: it waits for a database that is away.
+// AwaitPolicy is [Store.CheckPolicy] for a process that starts: it waits while the database is
+// unavailable.
 func (s *Store) AwaitPolicy(ctx context.Context, p Policy, log *slog.Logger) error {
 	return sqldb.Await(ctx, log, func() error { return s.CheckPolicy(ctx, p) })
 }
 
-// mustBe returns [ErrOtherPolicy] unless this is what the database records.
+// mustBe returns [ErrOtherPolicy] unless the database records this policy.
 func (p Policy) mustBe(recorded map[string]string) error {
 	other, err := p.withSettings(recorded)
 	if err != nil {
@@ -138,7 +141,7 @@ func (p Policy) mustBe(recorded map[string]string) error {
 	return nil
 }
 
-// policy reads what the database records.
+// policy reads the recorded policy.
 func (s *Store) policy(ctx context.Context) (map[string]string, error) {
 	recorded := map[string]string{}
 	err := s.db.Read(ctx, func() error {
@@ -155,8 +158,8 @@ func (s *Store) policy(ctx context.Context) (map[string]string, error) {
 	return recorded, nil
 }
 
-// recordPolicy records what the database does not record yet, in one statement: of two replicas that start together, one is first.
-// With change, it records all.
+// recordPolicy records the settings that are not recorded yet, in one statement: if two replicas
+// start at once, one of them is first. With change, it records all settings.
 func (s *Store) recordPolicy(ctx context.Context, p Policy, change bool) error {
 	then := "NOTHING"
 	if change {
@@ -178,7 +181,8 @@ func (s *Store) recordPolicy(ctx context.Context, p Policy, change bool) error {
 	return nil
 }
 
-// agreeOnPolicy records the policy of the first registry on this database, and returns [ErrOtherPolicy] to one that has another.
+// agreeOnPolicy records this policy if it is the first on this database, and returns
+// [ErrOtherPolicy] if another one is recorded.
 func (r *Registry) agreeOnPolicy(ctx context.Context) error {
 	return sqldb.Await(ctx, r.cfg.Log, func() error {
 		if err := r.cfg.Store.recordPolicy(ctx, r.cfg.Policy, false); err != nil {
@@ -188,7 +192,7 @@ func (r *Registry) agreeOnPolicy(ctx context.Context) error {
 	})
 }
 
-// changePolicy records this registry's policy in place of another, and says what is otherwise now.
+// changePolicy replaces the recorded policy by this registry's, and logs the differences.
 func (r *Registry) changePolicy(ctx context.Context) error {
 	return sqldb.Await(ctx, r.cfg.Log, func() error {
 		recorded, err := r.cfg.Store.policy(ctx)
@@ -206,8 +210,8 @@ func (r *Registry) changePolicy(ctx context.Context) error {
 	})
 }
 
-// followPolicy goes by what another replica records, until ctx ends. It returns [ErrOtherPolicy] if that is another origin, under
-// which this one can't serve.
+// followPolicy adopts each policy that another replica records, until ctx ends. It returns
+// [ErrOtherPolicy] if the origin has changed, because this registry can't serve another origin.
 func (r *Registry) followPolicy(ctx context.Context) error {
 	tick := time.NewTicker(policyEvery)
 	defer tick.Stop()
@@ -240,7 +244,7 @@ func (r *Registry) followPolicy(ctx context.Context) error {
 	}
 }
 
-// goBy decides and answers by another policy from the next batch on.
+// goBy decides and answers by another policy, from the next batch on.
 func (r *Registry) goBy(p Policy) {
 	r.deciding.Lock()
 	defer r.deciding.Unlock()

@@ -9,24 +9,26 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// position is up to where the database is known to have every event of the stream of invalidations. Each event is
-// committed before it is published, and the row is written after, so what is true of the database is true of every
-// consistent backup of it.
+// position is how much of the stream of invalidations the database is known to have: every event up
+// to it. Each event is committed before it is published, and the row is written after that, so a
+// position that holds for the database also holds for every consistent backup of it.
 type position struct {
-	created int64  // when the stream was made, nanoseconds since the Unix epoch; another stream counts from 1 again
+	// when the stream was created, nanoseconds since the Unix epoch; another stream counts from 1
+	// again
+	created int64
 	place   uint64 // every event up to this sequence of the stream is in the history
-	writes  int64  // how often the row was written
+	writes  int64  // how often the row has been written
 }
 
-// olderThan reports whether a database at p can't be the one that was at seen before. A replica that finds that events
-// are lacking moves the place back too, so that all others look for themselves.
+// olderThan reports whether a database at p can't be the one that was at seen before. A replica
+// that finds missing events also moves the place back, so that all other replicas compare too.
 func (p position) olderThan(seen position) bool {
 	return p.created != seen.created || p.place < seen.place || p.writes < seen.writes
 }
 
 const selectPosition = "SELECT created_at, position, writes FROM stream_positions WHERE stream = $1"
 
-// position reads the row; false: there is none.
+// position reads the row; false: there is no row.
 func (s *Store) position(ctx context.Context) (position, bool, error) {
 	return scanPosition(s.db.Reader().QueryRowContext(ctx, selectPosition, streams.Invalidations))
 }
@@ -44,12 +46,12 @@ func scanPosition(row *sql.Row) (p position, exists bool, err error) {
 	return p, true, nil
 }
 
-// errMoved means that the row is older than it was when the comparison began, or is another stream's, or that the connection
-// to the database was lost meanwhile.
+// errMoved means that a comparison is void: the row is older than it was when the comparison began,
+// or belongs to another stream, or the connection to the database was lost meanwhile.
 var errMoved = errors.New("the database was away or restored, or the stream made anew, during the comparison")
 
-// setPosition writes what a comparison found that began at this row (the zero position: there was none): up to which
-// place of which stream nothing is lacking. It moves the row back only where it is told to.
+// setPosition writes the result of a comparison that began at this row (zero: there was none): up
+// to which place of which stream nothing is missing. It moves the row back only if back is set.
 func (s *Store) setPosition(ctx context.Context, began, found position, back bool) (position, error) {
 	var next position
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
@@ -76,8 +78,8 @@ func (s *Store) setPosition(ctx context.Context, began, found position, back boo
 	return next, nil
 }
 
-// move moves the row to place, if it is beyond, in the transaction that forgets what was published. It returns the row as
-// it is then; false if the database is not the one that was at seen.
+// move moves the row forward to place, in the transaction that deletes what was published. It
+// returns the new row, or false if this is not the database that was at p.
 func (p position) move(ctx context.Context, tx *sql.Tx, place uint64) (position, bool, error) {
 	next := position{created: p.created}
 	var at int64

@@ -16,43 +16,46 @@ import (
 )
 
 const (
-	// readersFor is how long the consumers' progress is remembered: a client that waits for its rotation asks again
-	// and again, and so do others at the same time.
+	// readersFor is how long the consumers' progress is remembered: a client that waits for its
+	// rotation asks again and again, and other clients ask at the same time.
 	readersFor      = 50 * time.Millisecond
 	propagateWithin = 2 * time.Second
-	// otherDurables is how many of the durables are told for which no change waits: anybody who may make one makes a record longer.
+	// otherDurables is how many of the durables are listed for which no change waits. Each makes
+	// the record longer, and anyone who may create a durable adds one.
 	otherDurables = 64
 )
 
-// propagation tells which durables of the invalidation stream have applied a service's last event (§8.1). Many may
-// ask at a time; the broker is asked once for all of them.
+// propagation tells which durables of the invalidation stream have applied a service's last event
+// (docs/protocol.md §8.1). Many callers may ask at once; the broker is asked once for all of them.
 type propagation struct {
 	js      jetstream.JetStream
 	trust   events.Trust // in the registry's own keys
 	flights singleflight.Group
 
-	mu      sync.Mutex // never held while the broker is asked
+	mu      sync.Mutex // not held while the broker is asked
 	stream  jetstream.Stream
 	readers map[string]reader // by durable
-	at      time.Time         // of the readers
+	at      time.Time         // when they were read
 }
 
-// reader is a durable: everything up to its floor is acknowledged, and what it says of itself.
+// reader is a durable: its acknowledgement floor, and what it reports about itself.
 type reader struct {
 	floor    uint64
 	metadata map[string]string
 }
 
-// lastEvent is where in the stream a service's last event is, and who signed it.
+// lastEvent is the place of a service's last event in the stream, and who signed it.
 type lastEvent struct {
 	place  uint64
 	stored time.Time
 	signer events.PublicKey
 }
 
-// of returns an entry for each durable for which a change waits, and others; while the broker can't tell, there is none.
+// of returns an entry for each durable for which a change waits, and entries for others. It returns
+// none while the broker doesn't answer.
 func (p *propagation) of(ctx context.Context, t events.Target, sequence int64, waitsFor func(string) bool) (known, others map[string]bool) {
-	// Others wait for the same answers: they don't end with the one who happened to ask first.
+	// Other callers wait for the same answer: it must not end with the caller that happened to ask
+	// first.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), propagateWithin)
 	defer cancel()
 	known = map[string]bool{}
@@ -77,7 +80,7 @@ func (p *propagation) of(ctx context.Context, t events.Target, sequence int64, w
 	return known, others
 }
 
-// invalidations finds the stream, once: that is a question to the broker too.
+// invalidations finds the stream once, because that asks the broker too.
 func (p *propagation) invalidations(ctx context.Context) jetstream.Stream {
 	p.mu.Lock()
 	stream := p.stream
@@ -96,8 +99,9 @@ func (p *propagation) invalidations(ctx context.Context) jetstream.Stream {
 	return stream
 }
 
-// lastEvent finds the service's event of this sequence. Only what the registry signed counts: others may be able to publish.
-// An earlier event may have come later, if the replica that committed it died before it was published.
+// lastEvent finds the service's event with this sequence. Only events that the registry signed
+// count: others may be able to publish. An earlier event may come later, if the replica that
+// committed it died before it was published.
 func (p *propagation) lastEvent(ctx context.Context, stream jetstream.Stream, t events.Target, sequence int64) (lastEvent, bool) {
 	subject := events.InvalidationSubject + t.String()
 	last, err := stream.GetLastMsgForSubject(ctx, subject)
@@ -124,7 +128,8 @@ func (p *propagation) lastEvent(ctx context.Context, stream jetstream.Stream, t 
 	return found, found.place > 0
 }
 
-// signed returns which of the registry's keys signed a message; false: none, or it is an earlier event.
+// signed returns which of the registry's keys signed a message; false: none did, or it is an
+// earlier event.
 func (p *propagation) signed(message *jetstream.RawStreamMsg, sequence int64) (events.PublicKey, bool) {
 	if events.SequenceOf(message.Data) < sequence {
 		return events.PublicKey{}, false
@@ -133,7 +138,7 @@ func (p *propagation) signed(message *jetstream.RawStreamMsg, sequence int64) (e
 	return signer, err == nil
 }
 
-// progress returns how far each durable is, as it was a moment ago at most.
+// progress returns how far each durable is. The answer is at most a moment old.
 func (p *propagation) progress(ctx context.Context, stream jetstream.Stream) map[string]reader {
 	p.mu.Lock()
 	readers, at := p.readers, p.at

@@ -17,10 +17,11 @@ import (
 )
 
 const (
-	publishWithin = 5 * time.Second // for the broker to say that it has messages
+	publishWithin = 5 * time.Second // for the broker to confirm that it has messages
 	// A broker writes an atomic batch to the disk at once. If it writes messages one by one (with
-	// `sync_interval: always`), a batch takes a tenth of the time. So many messages go in batches: at
-	// least batchFrom, because a batch has a price of its own, and at most batchMost, the broker's limit.
+	// `sync_interval: always`), a batch takes a tenth of the time. So many messages go in batches:
+	// at least batchFrom, because a batch has a price of its own, and at most batchMost, the
+	// broker's limit.
 	batchFrom = 64
 	batchMost = 1000
 )
@@ -30,17 +31,18 @@ type publisher struct {
 	js jetstream.JetStream
 }
 
-// fates is what became of messages that were sent, by their index.
+// fates is what became of messages that were sent, by their indexes.
 type fates struct {
 	stored  []bool        // their stream has them
-	lacking []bool        // the broker has refused them for lack of space
-	faults  map[int]error // they can't be sent as they are; nil: none
-	last    uint64        // the last place in the stream of invalidations that one of them has
-	err     error         // what is wrong with the others; of several, a lack of space
+	lacking []bool        // the broker refused them because it has no space
+	faults  map[int]error // the messages that can't be sent as they are; nil: none
+	last    uint64        // the last place in the stream of invalidations that one of them got
+	err     error         // what is wrong with the others; a lack of space is preferred
 }
 
-// send publishes messages and reports what became of them. A reconnect fails those that are pending, although they may have landed;
-// sending them again is safe, since every reader knows a message by its nonce.
+// send publishes messages and reports what became of them. A reconnect fails the pending ones,
+// although they may have been stored. Sending them again is safe, because every reader knows a
+// message by its nonce.
 func (p *publisher) send(ctx context.Context, messages []signed) *fates {
 	sent := &fates{stored: make([]bool, len(messages)), lacking: make([]bool, len(messages))}
 	ctx, cancel := context.WithTimeout(ctx, publishWithin)
@@ -55,17 +57,20 @@ func (p *publisher) send(ctx context.Context, messages []signed) *fates {
 	return sent
 }
 
-// tell publishes a receipt to those who wait for it, without a consumer. If it gets lost, they look for it. The registry does this
-// itself: the broker's own way (RePublish) costs three times as much, and passes over what the broker knows already.
+// tell publishes a receipt to those who wait for it, without a consumer. If it is lost, they look
+// for it. JetStream's RePublish would cost three times as much, and it skips messages that the
+// stream already has.
 func (p *publisher) tell(m signed) {
 	if target, ok := strings.CutPrefix(m.subject, events.ReceiptSubject); ok {
 		_ = p.js.Conn().Publish(events.AnswerSubject+target, m.payload)
 	}
 }
 
-// sendBatches publishes messages in atomic batches, each of one stream. What is not stored then is to be sent by itself: a batch is
-// refused whole for one message that the stream knows, and everything by a broker or stream that takes no batches. Nobody hears of
-// a change before those who must act on it, so no receipt goes before an event that is yet to be sent.
+// sendBatches publishes messages in atomic batches, each for one stream. The messages that are not
+// stored then must be sent one by one: the broker refuses a whole batch if the stream has one of
+// its messages already, and every batch if it or the stream takes none. No receipt is sent before
+// an event that is still to be sent, so that no one hears of a change before those who must act on
+// it.
 func (p *publisher) sendBatches(ctx context.Context, messages []signed, stored []bool) (last uint64) {
 	streams := map[bool][]int{} // by whether they are events
 	for i := range messages {
@@ -94,8 +99,8 @@ func (p *publisher) sendBatches(ctx context.Context, messages []signed, stored [
 	return last
 }
 
-// sendBatch publishes those of the messages whose indices these are in one atomic batch, and returns the last place in the stream
-// that one of them has.
+// sendBatch publishes the messages with these indexes in one atomic batch, and returns the last
+// place in the stream that one of them got.
 func (p *publisher) sendBatch(ctx context.Context, messages []signed, indices []int) (uint64, error) {
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
@@ -106,7 +111,8 @@ func (p *publisher) sendBatch(ctx context.Context, messages []signed, indices []
 	}
 	wait := jetstreamext.BatchFlowControl{AckFirst: true, AckTimeout: publishWithin}
 	if deadline, ok := ctx.Deadline(); ok {
-		wait.AckTimeout = time.Until(deadline) // else each batch waits anew for a broker that is silent
+		// otherwise each batch would wait the full time for a silent broker
+		wait.AckTimeout = time.Until(deadline)
 	}
 	ack, err := jetstreamext.PublishMsgBatch(ctx, p.js, list, wait)
 	if err != nil {
@@ -115,17 +121,19 @@ func (p *publisher) sendBatch(ctx context.Context, messages []signed, indices []
 	return ack.Sequence, nil
 }
 
-// sendEach publishes those messages that are not stored yet, all at once, and then waits for the broker.
+// sendEach publishes the messages that are not stored yet, all at once, and then waits for the
+// broker.
 //
-// A receipt of a committed change is told right behind it, which saves a trip to the broker: the change stands whatever becomes of
-// the receipt. A refusal is told once it is stored: until then the request may be decided again.
+// The receipt of a committed change is told right after it is sent, which saves a round trip: the
+// change stands whatever becomes of the receipt. A refusal is told once it is stored: until then
+// the request may be decided again.
 func (p *publisher) sendEach(ctx context.Context, messages []signed, sent *fates) {
 	futures := make([]jetstream.PubAckFuture, len(messages))
 	for i, m := range messages {
 		if !sent.stored[i] {
 			future, err := p.js.PublishMsgAsync(m.message())
 			if err != nil && !sent.refused(i, m.subject, err) {
-				break // it is not the message: the others would wait for the same
+				break // not this message's fault: the others would fail in the same way
 			}
 			futures[i] = future
 		}
@@ -152,7 +160,7 @@ func (p *publisher) sendEach(ctx context.Context, messages []signed, sent *fates
 	}
 }
 
-// outcomeOf waits for the broker's answer, unless ctx ends. One that is there by then counts.
+// outcomeOf waits for the broker's answer until ctx ends. An answer that is there by then counts.
 func outcomeOf(ctx context.Context, future jetstream.PubAckFuture) (*jetstream.PubAck, error) {
 	select {
 	case ack := <-future.Ok():
@@ -171,7 +179,7 @@ func outcomeOf(ctx context.Context, future jetstream.PubAckFuture) (*jetstream.P
 	}
 }
 
-// refused notes why a message was not stored, and reports whether that is its own fault.
+// refused notes why a message was not stored, and reports whether the message itself is at fault.
 func (s *fates) refused(i int, subject string, err error) bool {
 	switch s.lacking[i] = room.Lacks(err); {
 	case itsOwnFault(err):
@@ -186,7 +194,7 @@ func (s *fates) refused(i int, subject string, err error) bool {
 	return false
 }
 
-// message is what is sent.
+// message returns the NATS message to send.
 func (m *signed) message() *nats.Msg {
 	return &nats.Msg{Subject: m.subject, Data: m.payload, Header: nats.Header{jetstream.MsgIDHeader: {m.nonce.String()}}}
 }

@@ -13,14 +13,17 @@ import (
 	"omiappreg.org/keyrotation/internal/api"
 )
 
-// ErrNoReceipt means that no answer to the request is kept: it was never sent, is not decided yet, or was refused long ago.
+// ErrNoReceipt means that no answer to the request is kept: it was never sent, is not decided yet,
+// or was refused long ago.
 var ErrNoReceipt = errors.New("no receipt of this request")
 
-// errAskedTooOften means that a service's receipts were read as often this second as they may be.
+// errAskedTooOften means that a service's receipts were read as often as the limit for one second
+// allows.
 var errAskedTooOften = errors.New("receipts are asked for too often")
 
-// Receipt returns the answer to a request that was sent before, as it was published (§8.5), or [ErrNoReceipt]. What was committed
-// counts, whatever was refused before or after.
+// Receipt returns the answer to a request that was sent before, as it was published
+// (docs/protocol.md §8.5), or [ErrNoReceipt]. If the request was committed, it returns that
+// receipt, even if the request was refused before or after.
 func (l *Lookup) Receipt(ctx context.Context, t events.Target, q events.ReceiptQuery) ([]byte, error) {
 	receipt, err := l.store.receipt(ctx, t, q.RequestNonce)
 	if err == nil {
@@ -37,7 +40,7 @@ func (l *Lookup) Receipt(ctx context.Context, t events.Target, q events.ReceiptQ
 	if err != nil {
 		return nil, err
 	}
-	l.receipts.reads.take(now, t, len(one.list)) // it is known only now
+	l.receipts.reads.take(now, t, len(one.list)) // their number is known only now
 	if receipt = one.answer(q); receipt == nil {
 		return nil, ErrNoReceipt
 	}
@@ -57,8 +60,8 @@ func (s *Store) receipt(ctx context.Context, t events.Target, nonce events.Nonce
 	return receipt, nil
 }
 
-// believable returns the receipt of a committed request as readers believe it now: where the key that signed it has ended, its data
-// are signed again (§7.3).
+// believable returns the receipt of a committed request as readers believe it now: if the key that
+// signed it has ended, its data are signed again (docs/protocol.md §7.3).
 func believable(receipt []byte, t events.Target, trust events.Trust, key events.SigningKey) []byte {
 	if len(trust.PublicKeys()) == len(trust.TrustedKeys()) { // none has ended
 		return receipt
@@ -75,11 +78,13 @@ func believable(receipt []byte, t events.Target, trust events.Trust, key events.
 	return again
 }
 
-// answer returns what answers a question: a request that was committed, or else its first refusal.
+// answer returns the answer to a question: the receipt of a committed request, or else its first
+// refusal.
 func (one *told) answer(q events.ReceiptQuery) (refused []byte) {
 	nonce, hash, committed := []byte(q.RequestNonce.String()), []byte(q.RequestHash), []byte(events.RequestCommitted)
 	for _, m := range one.list {
-		// Few are worth a verification, also where a stranger has sent the nonce with other bytes.
+		// Few messages contain it, and only these are verified, even if a stranger has sent the
+		// nonce with other bytes.
 		if !bytes.Contains(m.Data, nonce) || !bytes.Contains(m.Data, hash) && !bytes.Contains(m.Data, committed) {
 			continue
 		}
@@ -95,14 +100,14 @@ func (one *told) answer(q events.ReceiptQuery) (refused []byte) {
 	return refused
 }
 
-// How many receipts are read a second, for all who ask about one service, and for all services. A client asks now and then, and
-// only for what was lost on its way.
+// How many receipts are read a second, for one service and for all services. A client asks now and
+// then, and only for receipts that were lost on their way.
 const (
 	readsOfOne = 4 * 64
 	readsOfAll = 16 << 10
 )
 
-// receiptReads counts them, for the second at hand.
+// receiptReads counts reads in the present second.
 type receiptReads struct {
 	mu     sync.Mutex
 	second int64
@@ -110,7 +115,7 @@ type receiptReads struct {
 	all    int
 }
 
-// take notes n reads for a service, and reports whether it had any left.
+// take counts n reads for a service, and reports whether they are within the limits.
 func (r *receiptReads) take(second int64, t events.Target, n int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -15,16 +15,18 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// Recovery says how changes are recovered that a database lacks. All members but DryRun and UpTo are required.
+// Recovery says how to recover changes that a database lacks. All members except DryRun and UpTo
+// are required.
 type Recovery struct {
 	JetStream jetstream.JetStream
-	// Trust is whose events and receipts are believed: the registry's own.
+	// Trust is whose events and receipts are believed: the registry's own keys.
 	Trust events.Trust
-	// Key signs receipts that stand in for those that are gone.
+	// Key signs stand-ins for receipts that are gone.
 	Key events.SigningKey
-	// DryRun reads and reports, and writes nothing.
+	// DryRun reads and reports, but writes nothing.
 	DryRun bool
-	// UpTo passes over what the stream of events has behind this place: what came since a dry run. 0: nothing is passed over.
+	// UpTo ignores what the stream of events has behind this place, such as events that came after
+	// a dry run. 0: nothing is ignored.
 	UpTo uint64
 	Log  *slog.Logger
 }
@@ -32,30 +34,32 @@ type Recovery struct {
 // Recovered is what [Store.Recover] did, and what it could not do.
 type Recovered struct {
 	DryRun   bool `json:"dry_run"`
-	Messages int  `json:"messages"` // of the stream, compared with the database
-	Changes  int  `json:"changes"`  // that the database lacked, and has now
-	Services int  `json:"services"` // whose changes these are
-	// WithoutReceipt is how many of the changes have a stand-in for their receipt and their request's nonce.
+	Messages int  `json:"messages"` // messages of the stream that were compared with the database
+	Changes  int  `json:"changes"`  // changes that the database lacked, and has now
+	Services int  `json:"services"` // the services of these changes
+	// WithoutReceipt is how many of the changes have a stand-in for their receipt and their
+	// request's nonce.
 	WithoutReceipt int `json:"without_receipt"`
-	// UpTo is the last place of the stream that was looked at.
+	// UpTo is the last place of the stream that was compared.
 	UpTo uint64 `json:"up_to"`
-	// Signers are on whose signatures the changes rest.
+	// Signers are the keys whose signatures the changes rest on.
 	Signers []Signer `json:"signers"`
 	// Refused is how many messages no trusted key signed.
 	Refused int `json:"refused"`
-	// AfterEnd is how many messages a key signed after its end. They count for nothing.
+	// AfterEnd is how many messages a key signed after its end. They don't count.
 	AfterEnd int `json:"after_end"`
-	// UnknownApps are apps of services with recovered changes that the database does not know.
+	// UnknownApps are apps that the database does not know although changes of their services were
+	// recovered.
 	UnknownApps []events.AppID `json:"unknown_apps"`
-	// Gaps are services whose next change is not in the stream any more.
+	// Gaps are services whose next change is no longer in the stream.
 	Gaps []Gap `json:"gaps"`
 	// Conflicts are changes that contradict the database.
 	Conflicts []Conflict `json:"conflicts"`
-	// IssuedTwice are sequences that the stream has with another event than the database.
+	// IssuedTwice are sequences for which the stream has another event than the database.
 	IssuedTwice []Conflict `json:"issued_twice"`
 }
 
-// Complete reports whether nothing remains to be done.
+// Complete reports whether nothing is left to do.
 func (r *Recovered) Complete() bool {
 	return len(r.Gaps)+len(r.Conflicts)+len(r.IssuedTwice)+r.Refused == 0
 }
@@ -64,24 +68,26 @@ func (r *Recovered) Complete() bool {
 type Gap struct {
 	Target string `json:"target"`
 	Has    int64  `json:"has"`  // the last sequence in the database
-	Next   int64  `json:"next"` // the first one after it that the stream has
-	Last   int64  `json:"last"` // and its last
+	Next   int64  `json:"next"` // the first one after it in the stream
+	Last   int64  `json:"last"` // the last one in the stream
 }
 
-// Conflict is an event that can't be made part of the history.
+// Conflict is an event that can't become part of the history.
 type Conflict struct {
 	Target   string `json:"target"`
 	Sequence int64  `json:"sequence"`
 	What     string `json:"what"`
 }
 
-// Recover brings changes back that the database lacks, from the stream of events and, where they are still kept, the
-// receipts. It may run beside registries, which hold the services concerned, and beside itself. Each batch is one
-// transaction; to run it again goes on where it was.
+// Recover restores changes that the database lacks, from the stream of events and, if they are
+// still kept, the receipts. It may run while registries run, which hold the services concerned, and
+// several may run at once. Each batch is one transaction; running it again continues where it
+// stopped.
 //
-// What the streams don't say gets a stand-in: a request's digest is unknown (a request with the same nonce, kind and key
-// counts as the same), a binding has no service_type and endpoint_url, a revocation no provider_receipt; and where the
-// receipt is gone, the event's nonce stands for the request's, and a receipt is signed anew.
+// Stand-ins replace what the streams don't have. A request's digest is unknown, so a request with
+// the same nonce, kind and key counts as the same. A binding has no service_type and endpoint_url,
+// a revocation no provider_receipt. If the receipt is gone, the event's nonce stands for the
+// request's nonce, and a new receipt is signed.
 func (s *Store) Recover(ctx context.Context, how Recovery) (Recovered, error) {
 	r := &recoverer{
 		store: s.unhurried(), how: how, waiting: map[events.Target][]streamEvent{}, touched: map[events.Target]*service{},
@@ -107,18 +113,19 @@ func (s *Store) Recover(ctx context.Context, how Recovery) (Recovered, error) {
 	return r.report, nil
 }
 
-// recoverer goes through the stream. Events mostly come in the order of their sequences; one that comes before its
-// predecessor waits for it.
+// recoverer goes through the stream. Events mostly come in the order of their sequences; an event
+// that comes before its predecessor waits for it.
 type recoverer struct {
 	store   *Store
 	how     Recovery
 	report  Recovered
 	waiting map[events.Target][]streamEvent
-	touched map[events.Target]*service // services with recovered changes; in a dry run as they would be, else nil
-	apps    map[events.AppID]bool      // of these
+	// services with recovered changes; in a dry run as they would be, otherwise nil
+	touched map[events.Target]*service
+	apps    map[events.AppID]bool // the apps of these services
 }
 
-// take recovers what a part of the stream has.
+// take recovers the changes in a part of the stream.
 func (r *recoverer) take(ctx context.Context, c compared, batch []streamMessage) error {
 	r.report.Messages += len(batch)
 	r.report.Refused += c.refused
@@ -144,13 +151,13 @@ func (r *recoverer) issuedTwice(e events.Invalidation) {
 	})
 }
 
-// chain is what continues the history of one service.
+// chain is the events that continue the history of one service.
 type chain struct {
 	group  *group
 	events []streamEvent
 }
 
-// write continues the histories of these services as far as the waiting events go.
+// write continues the histories of these services with the waiting events that fit.
 func (r *recoverer) write(ctx context.Context, targets []events.Target) error {
 	st := newState()
 	w := newWantedServices(MaxBatch)
@@ -176,7 +183,7 @@ func (r *recoverer) write(ctx context.Context, targets []events.Target) error {
 	return r.record(ctx, chains)
 }
 
-// owners returns the services that have the keys of the waiting events already.
+// owners returns the services that already have the keys of the waiting events.
 func (r *recoverer) owners(ctx context.Context, targets []events.Target) (map[events.PublicKey]events.Target, error) {
 	var keys []any
 	for _, t := range targets {
@@ -201,7 +208,7 @@ func (r *recoverer) owners(ctx context.Context, targets []events.Target) (map[ev
 	return owners, nil
 }
 
-// continueHistory takes those waiting events that follow upon the service's state, one upon the other.
+// continueHistory takes the waiting events that follow the service's state, one after the other.
 func (r *recoverer) continueHistory(t events.Target, have *service, owners map[events.PublicKey]events.Target) *chain {
 	g := &group{target: t}
 	if would := r.touched[t]; would != nil { // in a dry run
@@ -232,7 +239,7 @@ func (r *recoverer) continueHistory(t events.Target, have *service, owners map[e
 	return c
 }
 
-// follow moves a service as an event says. What the event does not say is left empty.
+// follow moves a service as an event says. Details that the event doesn't have stay empty.
 func (g *group) follow(e *events.Invalidation) {
 	s := &g.service
 	s.status, s.sequence, s.key, s.changedAt = events.Active, e.Sequence, e.NewKey, e.Timestamp
@@ -247,7 +254,7 @@ func (g *group) follow(e *events.Invalidation) {
 	}
 }
 
-// finish names what could not be recovered.
+// finish lists what could not be recovered.
 func (r *recoverer) finish(ctx context.Context) error {
 	for targets := range slices.Chunk(slices.SortedFunc(maps.Keys(r.waiting), compareTargets), MaxBatch) {
 		sequences, err := r.store.sequences(ctx, targets)
@@ -282,11 +289,11 @@ func (r *recoverer) finish(ctx context.Context) error {
 	return nil
 }
 
-// remains says why the events of a service still wait.
+// remains finds out why the events of a service still wait.
 func (r *recoverer) remains(t events.Target, has int64, owners map[events.PublicKey]events.Target) {
 	list := slices.DeleteFunc(r.waiting[t], func(e streamEvent) bool { return e.event.Sequence <= has })
 	if len(list) == 0 {
-		return // another process was quicker
+		return // another process was faster
 	}
 	first, last := &list[0].event, &list[len(list)-1].event
 	if first.Sequence > has+1 {
@@ -303,7 +310,7 @@ func (r *recoverer) remains(t events.Target, has int64, owners map[events.Public
 
 func compareTargets(a, b events.Target) int { return cmp.Compare(a.String(), b.String()) }
 
-// progress counts changes, and says now and then how many.
+// progress counts changes and logs the count now and then.
 func (r *recoverer) progress(changes int) {
 	before := r.report.Changes
 	r.report.Changes += changes

@@ -12,8 +12,8 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// record writes chains to the database, with their receipts: all in one transaction, or where they can't go in together,
-// each by itself.
+// record writes chains to the database, with their receipts: all in one transaction or, if they
+// don't fit together, each in its own.
 func (r *recoverer) record(ctx context.Context, chains []*chain) error {
 	receipts, err := r.receipts(ctx, chains)
 	if err != nil {
@@ -79,7 +79,8 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 	return nil
 }
 
-// continueHistories moves services by compare-and-swap, and appends to their histories; all, or [errTaken].
+// continueHistories moves services by compare-and-swap, and appends to their histories; all, or
+// [errTaken].
 func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []historyRow) error {
 	sortForLocks(groups)
 	err := s.write(ctx, func(tx *sql.Tx) error {
@@ -108,13 +109,14 @@ func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []h
 	return nil
 }
 
-// heardReceipt is a receipt as it was sent.
+// heardReceipt is a receipt as it was published.
 type heardReceipt struct {
 	receipt events.Receipt
 	payload []byte
 }
 
-// receipts reads the receipts of the chains' events, by the events' nonces, as far as their stream still has them.
+// receipts reads the receipts of the chains' events, by the events' nonces, if their stream still
+// has them.
 func (r *recoverer) receipts(ctx context.Context, chains []*chain) (map[events.Nonce]heardReceipt, error) {
 	heard := map[events.Nonce]heardReceipt{}
 	wanted := map[events.Nonce]*events.Invalidation{}
@@ -130,7 +132,7 @@ func (r *recoverer) receipts(ctx context.Context, chains []*chain) (map[events.N
 		return nil, fmt.Errorf("look at the stream %s: %w", streams.Receipts, err)
 	}
 	if stream.CachedInfo().State.Msgs == 0 {
-		return heard, nil // to ask for so many subjects is work for the broker
+		return heard, nil // asking for so many subjects is work for the broker
 	}
 	err = reading{stream: stream, filters: subjects, each: func(_ context.Context, batch []streamMessage) error {
 		for _, m := range batch {
@@ -150,7 +152,8 @@ func (r *recoverer) receipts(ctx context.Context, chains []*chain) (map[events.N
 	return heard, nil
 }
 
-// standIn makes a receipt for an event whose own is gone. The event's nonce stands for the request's: no request has it.
+// standIn makes a receipt for an event whose own receipt is gone. The event's nonce stands for the
+// request's: no request has it.
 func (r *recoverer) standIn(e *events.Invalidation) heardReceipt {
 	receipt := events.Receipt{
 		Origin: r.how.Trust.Origin(), Target: e.Target, Event: events.RequestCommitted,

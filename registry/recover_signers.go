@@ -7,17 +7,18 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// Signer is a key of the registry's on whose signature recovered changes rest.
+// Signer is a key of the registry whose signatures recovered changes rest on.
 type Signer struct {
 	PublicKey events.PublicKey `json:"public_key"`
-	// Earlier says that it is not the key with which the registry signs now. If that was stolen and given no end, they may be a thief's.
+	// Earlier means that the registry no longer signs with this key. If the key was stolen and
+	// given no end, the changes may be forged.
 	Earlier bool `json:"earlier"`
 	Changes int  `json:"changes"`
-	// Newest are those that the stream got last, so many at most.
+	// Newest are the last of these changes in the stream, up to a limit.
 	Newest []SignedChange `json:"newest"`
 }
 
-// SignedChange is a recovered change, and where the event is that says so.
+// SignedChange is a recovered change, and the place of its event.
 type SignedChange struct {
 	Target   string           `json:"target"`
 	Sequence int64            `json:"sequence"`
@@ -26,10 +27,11 @@ type SignedChange struct {
 	Place    uint64           `json:"stream_sequence"`
 }
 
-// newestOfSigner is how many changes are named of each key.
+// newestOfSigner is how many changes are listed for each key.
 const newestOfSigner = 1000
 
-// Earlier returns how many changes rest on the signatures of keys with which the registry signs no more.
+// Earlier returns how many changes rest on signatures of keys with which the registry no longer
+// signs.
 func (r *Recovered) Earlier() (n int) {
 	for _, s := range r.Signers {
 		if s.Earlier {
@@ -39,7 +41,7 @@ func (r *Recovered) Earlier() (n int) {
 	return n
 }
 
-// signed notes on whose signature a change rests.
+// signed notes whose signature a change rests on.
 func (r *recoverer) signed(e *streamEvent) {
 	list := &r.report.Signers
 	i := slices.IndexFunc(*list, func(s Signer) bool { return s.PublicKey == e.signer })
@@ -56,7 +58,7 @@ func (r *recoverer) signed(e *streamEvent) {
 	}
 }
 
-// trim leaves those that the stream got last.
+// trim keeps the last changes in the stream.
 func (s *Signer) trim() {
 	slices.SortStableFunc(s.Newest, func(a, b SignedChange) int { return a.StoredAt.Compare(b.StoredAt) })
 	s.Newest = s.Newest[max(0, len(s.Newest)-newestOfSigner):]

@@ -11,10 +11,11 @@ import (
 
 const nonceBytes = 16
 
-// refusalNonces gives each refused message the nonce of its receipt. A refusal is in no database, so a message whose
-// acknowledgement was lost is decided again, by this replica or another, and maybe on another state by then. The nonce is a
-// function of the message, so that it has one receipt all the same: the first that the stream took. The secret keeps those
-// who know the message from taking that nonce before us.
+// refusalNonces gives each refused message the nonce of its receipt. No database keeps refusals, so
+// a message whose acknowledgement was lost is decided again, by this replica or another, perhaps on
+// another state. The nonce is a function of the message, so the message still has one receipt: the
+// first that the stream took. Because the nonce depends on a secret, those who know the message
+// can't take it before the registry.
 type refusalNonces struct{ secret []byte }
 
 func newRefusalNonces(key events.SigningKey) refusalNonces {
@@ -31,7 +32,7 @@ func (n refusalNonces) of(in *incoming) events.Nonce {
 	mac.Write(in.payload)
 	nonce, err := events.ParseNonce(base64.RawURLEncoding.EncodeToString(mac.Sum(nil)[:nonceBytes]))
 	if err != nil {
-		panic("registry: base64url is no nonce: " + err.Error()) // the two have one alphabet
+		panic("registry: base64url is no nonce: " + err.Error()) // both use one alphabet
 	}
 	return nonce
 }

@@ -23,51 +23,56 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// Config says how a registry runs.
+// Config configures a registry.
 type Config struct {
-	// Policy is the rules that an operator may choose. All registries on one database share them: the first one that runs
-	// records them there, and Run returns [ErrOtherPolicy] to another that has others.
+	// Policy is the rules that an operator may choose. All registries on one database share them.
+	// The first one that runs records them there, and Run returns [ErrOtherPolicy] if another
+	// policy is recorded.
 	Policy Policy
-	// ChangePolicy records this Policy in place of another. Registries that are running go by it within seconds.
+	// ChangePolicy replaces the recorded policy by this one. Running registries adopt it within
+	// seconds.
 	ChangePolicy bool
 	// Key signs events, receipts and records. Required.
 	Key events.SigningKey
-	// Trust names earlier keys of this registry, so that events that they signed are still known as its own; up to its end, where
-	// one was stolen.
+	// Trust names earlier keys of this registry, so that the events that they signed still count as
+	// its own. A stolen key has an end.
 	Trust []events.TrustedKey
-	// Store is the database. Required; whoever opened it closes it, after Run.
+	// Store is the database. Required. The caller closes it after Run.
 	Store *Store
-	// Conn is the broker. Required. It should reconnect for ever.
+	// Conn is the connection to the broker. Required. It should reconnect for ever.
 	Conn *nats.Conn
-	// Batch is how many requests are decided together; up to an eighth more, where that keeps one service's together. Default 1024. In
-	// all they are [MaxBatch] at most.
+	// Batch is how many requests are decided together. A batch may be an eighth longer to keep the
+	// requests of one service together, but no longer than [MaxBatch]. Default 1024.
 	Batch int
-	// Replicas of the streams, where Run creates them. Default 1; 3 on a cluster.
+	// Replicas is the number of replicas of the streams that Run creates. Default 1; 3 on a
+	// cluster.
 	Replicas int
-	// Streams bounds the streams.
+	// Streams limits the size of the streams.
 	Streams StreamLimits
-	// Committed is told of the changes of each batch, once they are committed. It is never called concurrently. Nil:
-	// nobody asks.
+	// Committed is called with the changes of each batch after they are committed. It is never
+	// called concurrently. Nil disables the callback.
 	Committed func([]events.Invalidation)
-	// Metrics takes the registry's metrics. Default: nobody sees them.
+	// Metrics registers the registry's metrics. Default: a registry of its own, which nothing
+	// reads.
 	Metrics prometheus.Registerer
 	// Now is the clock. Default [time.Now].
 	Now func() time.Time
 	// Log is required.
 	Log *slog.Logger
 
-	hangsAfter time.Duration // of what is in hand; 0: the default
+	hangsAfter time.Duration // for a request in hand; 0: the default
 }
 
-// What a [Config] may say at most.
+// Upper bounds of a [Config].
 const (
-	MaxBatch    = 2048 // bounds a transaction, and the lists in one statement
+	MaxBatch    = 2048 // limits a transaction, and the lists in one statement
 	MaxReplicas = 5    // NATS's own limit
 )
 
 const (
-	defaultBatch      = 1024
-	portions          = 2 // batches that are handed over at a time: while one is committed, the next is decided
+	defaultBatch = 1024
+	// batches that are handed over at a time: the next is decided while one is committed
+	portions          = 2
 	maxPendingPublish = 2 * relayQueue * MaxBatch
 )
 
@@ -85,9 +90,11 @@ type Registry struct {
 	inHand  *consume.InHand
 	backlog *backlog
 
-	deciding sync.Mutex             // one batch at a time: what arrives, or a dead letter again
-	serving  atomic.Bool            // the streams are there, lookups are answered, requests are taken
-	refused  atomic.Pointer[string] // why it can't start at a broker that is there; nil: nothing is known
+	deciding sync.Mutex // one batch at a time: new requests, or a dead letter again
+	// the streams are there, lookups are answered, requests are taken
+	serving atomic.Bool
+	// why a broker that is there refuses the registry at the start; nil: not known
+	refused atomic.Pointer[string]
 }
 
 // New returns a registry that is ready to run.
@@ -141,12 +148,12 @@ func New(cfg Config) (*Registry, error) {
 	return r, nil
 }
 
-// Run serves until ctx ends: requests, the outbox and lookups over NATS. It waits for a broker that is not there, and
-// returns an error only for what waiting can't mend.
+// Run serves requests, the outbox and lookups over NATS until ctx ends. It waits for a broker that
+// is not there, and returns an error only if waiting can't help.
 func (r *Registry) Run(ctx context.Context) error {
 	if err := r.prepare(ctx); err != nil || ctx.Err() != nil {
 		if ctx.Err() != nil {
-			return nil // somebody wants to stop
+			return nil // ctx has ended: that is no error
 		}
 		return err
 	}
@@ -159,14 +166,15 @@ func (r *Registry) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var relaying, working sync.WaitGroup
-	// It ends with its queue, so that what was committed is published before a shutdown.
+	// The relay ends after its queue is empty, so that committed changes are published before a
+	// shutdown.
 	relaying.Go(func() { r.relay.run(context.WithoutCancel(ctx)) })
 	working.Go(func() { r.relay.leases.run(ctx) })
 	working.Go(func() { r.relay.recover(ctx) })
 	working.Go(func() { r.aside.run(ctx) })
 	working.Go(func() { r.fence.run(ctx) })
 	working.Go(func() { r.followMasters(ctx) })
-	var other, lost error // another policy or other streams, with which this registry can't go on
+	var other, lost error // another policy, or other streams: this registry can't go on with them
 	working.Go(func() {
 		if other = r.followPolicy(ctx); other != nil {
 			stop()
@@ -201,13 +209,14 @@ func (r *Registry) Run(ctx context.Context) error {
 		Log:      r.cfg.Log,
 	})
 	stop()
-	working.Wait() // dead letters are handed to the relay too
+	working.Wait() // first, because dead letters are handed to the relay too
 	r.relay.close()
 	relaying.Wait()
 	return cmp.Or(err, other, lost)
 }
 
-// prepare does what comes before anything is served. A policy is changed last: nobody shall go by that of a registry which can't start.
+// prepare runs everything that must come before the first request. It changes a recorded policy
+// last: no replica should adopt the policy of a registry that can't start.
 func (r *Registry) prepare(ctx context.Context) error {
 	if err := r.ensureStreams(ctx); err != nil || ctx.Err() != nil {
 		return err
@@ -226,7 +235,8 @@ func (r *Registry) prepare(ctx context.Context) error {
 	return r.changePolicy(ctx)
 }
 
-// serviceOf names the service that a request is about: what it brings may be what the next one is signed by.
+// serviceOf names the service that a request is about: the key that one request brings may sign the
+// next.
 func serviceOf(m *consume.Message) string {
 	for _, prefix := range []string{events.RotationSubject, events.BindingSubject, events.RevocationSubject} {
 		if target, ok := strings.CutPrefix(m.Subject(), prefix); ok {
@@ -236,7 +246,7 @@ func serviceOf(m *consume.Message) string {
 	return m.Subject()
 }
 
-// away reports whether an error says by itself that no request is to blame for it.
+// away reports whether an error itself says that no request is to blame for it.
 func away(err error) bool {
 	return errors.Is(err, ErrComparing) || errors.Is(err, errReceipts) || sqldb.Transient(err)
 }
@@ -247,11 +257,12 @@ func (r *Registry) handle(ctx context.Context, messages []*consume.Message) erro
 	return r.intake.handle(ctx, messages)
 }
 
-// ErrNotReady means that Run has not come so far yet that requests and lookups are served.
+// ErrNotReady means that Run does not serve requests and lookups yet.
 var ErrNotReady = errors.New("the registry is starting, and takes no requests yet")
 
-// Ready returns nil once requests and lookups are served, else [ErrNotReady]; and [ErrNoSpace]
-// while nothing can be published for lack of space. It stays nil while the broker is away.
+// Ready returns nil once requests and lookups are served, and [ErrNotReady] before. It returns
+// [ErrNoSpace] while nothing can be published because the broker has no space. It stays nil while
+// the broker is away.
 func (r *Registry) Ready() error {
 	if !r.serving.Load() {
 		if why := r.refused.Load(); why != nil {
@@ -262,7 +273,7 @@ func (r *Registry) Ready() error {
 	return r.relay.space.err()
 }
 
-// ensureStreams tries until the broker answers.
+// ensureStreams creates the streams. It tries until the broker answers.
 func (r *Registry) ensureStreams(ctx context.Context) error {
 	why := refusal.Teller{Log: r.cfg.Log}
 	wait := func(err error, _ time.Duration) {
