@@ -127,7 +127,10 @@ func New(cfg Config) (*Registry, error) {
 	}
 	r.watch = newWatch(cfg, js, r.fence)
 	r.inHand = consume.NewInHand("requests", cfg.Store.db.Place(), stageLoad, cfg.hangsAfter, cfg.Log)
-	cfg.Metrics.MustRegister(r.inHand.Gauge("omi_registry_oldest_in_hand_seconds", nil), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "omi_registry_oldest_in_hand_seconds",
+		Help: "For how long the oldest of the requests in hand has been worked on, while none was finished; 0: none is in hand.",
+	}, r.inHand.Seconds), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_requests_waiting", Help: "Requests that wait at the broker to be delivered to a registry, by its last answer.",
 	}, func() float64 { return float64(r.watch.deliveries.Waiting()) }))
 	if db := cfg.Store.db; db.Engine() == sqldb.SQLite {

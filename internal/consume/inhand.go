@@ -6,8 +6,6 @@ import (
 	"log/slog"
 	"sync"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 )
 
 const (
@@ -120,14 +118,10 @@ func (h *InHand) Check(context.Context) error {
 	return nil
 }
 
-// Gauge returns a metric of the age of the oldest message in hand.
-func (h *InHand) Gauge(name string, labels prometheus.Labels) prometheus.Collector {
-	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: name, ConstLabels: labels,
-		Help: "For how long the oldest of the " + h.what + " in hand has been worked on, while none was finished; 0: none is in hand.",
-	}, func() float64 {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		return h.age().Seconds()
-	})
+// Seconds returns for how long nothing of what is in hand was finished, for a metric. 0 means that
+// nothing is in hand.
+func (h *InHand) Seconds() float64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.age().Seconds()
 }

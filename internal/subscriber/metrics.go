@@ -54,7 +54,11 @@ func (s *Subscriber) register(r prometheus.Registerer) error {
 	}
 	labels := prometheus.Labels{"durable": s.cfg.Durable}
 	all := []prometheus.Collector{
-		s.metrics.events, s.metrics.latency, s.metrics.aside, s.inHand.Gauge("omi_subscriber_oldest_in_hand_seconds", labels),
+		s.metrics.events, s.metrics.latency, s.metrics.aside,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "omi_subscriber_oldest_in_hand_seconds", ConstLabels: labels,
+			Help: "For how long the oldest of the events in hand has been worked on, while none was finished; 0: none is in hand.",
+		}, s.inHand.Seconds),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "omi_subscriber_as_of_seconds", ConstLabels: labels,
 			Help: "The time up to which the subscriber knows the stream, in seconds since the Unix epoch.",
