@@ -13,25 +13,25 @@ import (
 )
 
 const (
-	// leaseFor is how long a process that committed or claimed an outbox row has it for itself.
-	// It renews the lease of what it still has in hand, so the lease ends only where the process
-	// has died or does not reach the database.
+	// leaseFor is how long a process owns an outbox row that it committed or claimed. It renews the
+	// lease of rows that it still has in hand, so a lease only ends if the process has died or
+	// can't reach the database.
 	leaseFor   = 5 * time.Second
 	renewAfter = leaseFor / 2
 	renewEvery = time.Second
 )
 
-// stale is the condition of a row that waits to be published: its lease has ended, or was given
-// by a clock that is far ahead of ours. That one would end too late, so it counts for nothing: a
-// message that is published twice does no harm. Clocks may differ by a lease before two replicas
-// take messages from each other.
+// stale is the condition of a row that waits to be published: its lease has ended, or was given by
+// a clock that is far ahead of ours. Such a lease would end too late, so it doesn't count;
+// publishing a message twice does no harm. Clocks may differ by the length of a lease before two
+// replicas take messages from each other.
 func stale(now time.Time) (condition string, args []any) {
 	return "(lease_until < $1 OR lease_until > $2)", []any{now.UnixMilli(), now.Add(2 * leaseFor).UnixMilli()}
 }
 
-// leases renews the leases of the outbox rows that this process has in hand: those that wait in
-// the relay's queue, are on their way to the broker, or are yet to be deleted. Without that, a
-// slow broker would be given each message by every replica.
+// leases renews the leases of the outbox rows that this process has in hand: rows that wait in the
+// relay's queue, are on their way to the broker, or are still to be deleted. Otherwise a slow
+// broker would get each message from every replica.
 type leases struct {
 	store  *Store
 	log    *slog.Logger
@@ -42,14 +42,13 @@ type leases struct {
 	held map[*lease]struct{}
 }
 
-// lease is on the rows of these messages.
+// lease is a lease on the rows of these messages.
 type lease struct {
 	messages []signed
 	from     time.Time // when it was given
 }
 
-// hold renews the lease of these messages from now on. The lease that they have was given at that
-// time.
+// hold renews the lease of these messages from now on. Their present lease was given at from.
 func (l *leases) hold(messages []signed, from time.Time) *lease {
 	one := &lease{messages, from}
 	l.mu.Lock()
@@ -58,7 +57,7 @@ func (l *leases) hold(messages []signed, from time.Time) *lease {
 	return one
 }
 
-// release ends that. The rows that are still there are anyone's once their lease has ended.
+// release ends that. Any replica may claim the remaining rows once their lease has ended.
 func (l *leases) release(list ...*lease) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

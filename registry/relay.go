@@ -14,26 +14,30 @@ import (
 )
 
 const (
-	relayQueue  = 8                // batches that may wait for the broker before intake waits too
-	claimEvery  = time.Second      // how often messages that a crash left are looked for, where that is quick
-	claimSeldom = 15 * time.Second // and where it is slow
-	claimAtMost = 512              // messages a time
-	// forgetAfter is how long the outbox keeps what its stream has. To delete it is a transaction that nobody waits for, but that
-	// would make everybody wait for the disk just when the subscribers commit the event.
+	relayQueue = 8 // batches that may wait for the broker before the intake waits too
+	// how often to look for messages that a crash left, if a look is quick
+	claimEvery  = time.Second
+	claimSeldom = 15 * time.Second // and if it is slow
+	claimAtMost = 512              // messages at a time
+	// forgetAfter is how long the outbox keeps what its stream has. Nothing waits for the
+	// transaction that deletes it, but that transaction would delay the subscribers at the disk
+	// just when they commit the event.
 	forgetAfter  = 100 * time.Millisecond
-	forgetAtMost = 2 * MaxBatch // messages that wait for that
-	// forgetWithin is how long the database may take for it. One that vanished without a word would hold up everything that is to be
-	// published, or a shutdown, for a quarter of an hour.
+	forgetAtMost = 2 * MaxBatch // messages that wait to be deleted
+	// forgetWithin is how long the database may take to delete them. A database that vanished
+	// without a word would otherwise hold up all publishing, or a shutdown, for a quarter of an
+	// hour.
 	forgetWithin = 15 * time.Second
-	retryAfter   = time.Second // a refusal whose receipt could not be published is decided again
+	// until a refusal whose receipt could not be published is decided again
+	retryAfter = time.Second
 )
 
-// publication is what a decided batch has to say. Its outbox messages are in the database, and are deleted from there
-// once the streams have them. Its answers are in no database: what they answer is acknowledged once the streams have
-// them, and not before.
+// publication is the messages of a decided batch. The outbox messages are in the database, and are
+// deleted there once the streams have them. The answers are in no database; the requests that they
+// answer are acknowledged once the streams have the answers.
 type publication struct {
 	outbox  []signed
-	lease   *lease // of outbox
+	lease   *lease // on the outbox messages
 	answers []answer
 }
 
@@ -42,7 +46,7 @@ type answer struct {
 	request *consume.Message
 }
 
-// relay publishes what was decided.
+// relay publishes the messages of decided batches.
 type relay struct {
 	publisher *publisher
 	store     *Store
@@ -54,8 +58,9 @@ type relay struct {
 	passed    *unsendable
 	leases    *leases
 	queue     chan publication
-	answers   chan publication // apart: what is committed does not wait behind refusals, which strangers make any number of
-	within    time.Duration    // forgetWithin
+	// apart, so that changes don't wait behind refusals, of which strangers can cause any number
+	answers chan publication
+	within  time.Duration // forgetWithin
 }
 
 func newRelay(js jetstream.JetStream, store *Store, f *fence, log *slog.Logger, m *metrics, now func() time.Time) *relay {
@@ -64,11 +69,11 @@ func newRelay(js jetstream.JetStream, store *Store, f *fence, log *slog.Logger, 
 		queue:  make(chan publication, relayQueue), answers: make(chan publication, relayQueue), within: forgetWithin}
 }
 
-// enqueue hands a batch over. It waits while the broker is behind; what it can't hand over because ctx ended is found
-// in the outbox, or delivered again.
+// enqueue hands a batch over. It waits while the broker is behind. If ctx ends first, the rest is
+// found in the outbox, or the request is delivered again.
 func (r *relay) enqueue(ctx context.Context, p publication) error {
 	if len(p.outbox) > 0 {
-		// A place begins with the time at which it was leased.
+		// A place starts with the time of its lease.
 		lease := r.leases.hold(p.outbox, time.Unix(0, p.outbox[0].place.position))
 		if err := hand(ctx, r.queue, publication{outbox: p.outbox, lease: lease}); err != nil {
 			r.leases.release(lease)
@@ -90,7 +95,7 @@ func hand(ctx context.Context, queue chan<- publication, p publication) error {
 	}
 }
 
-// run publishes until the relay is closed, and then what is left in it.
+// run publishes until the relay is closed, and then empties its queues.
 func (r *relay) run(ctx context.Context) {
 	var answers sync.WaitGroup
 	answers.Go(func() {
@@ -102,13 +107,13 @@ func (r *relay) run(ctx context.Context) {
 	answers.Wait()
 }
 
-// close lets run end. Nothing may be enqueued any more.
+// close lets run end. Nothing may be enqueued after it.
 func (r *relay) close() {
 	close(r.queue)
 	close(r.answers)
 }
 
-// runOutbox publishes what is in the outbox, and some time later deletes it from there.
+// runOutbox publishes messages of the outbox, and deletes them from there a little later.
 func (r *relay) runOutbox(ctx context.Context) {
 	var sent published
 	var held []*lease
@@ -140,18 +145,20 @@ func (r *relay) runOutbox(ctx context.Context) {
 	}
 }
 
-// published is messages of the outbox that their stream has, and the last place of an event among them.
+// published is the messages of the outbox that their stream has, and the last place that one of the
+// events got.
 type published struct {
 	messages []signed
 	last     uint64
-	err      error // why others are not in their stream, unless that is their own fault
+	// why other messages are not in their stream, unless they can't be sent as they are
+	err error
 }
 
 func (p *published) add(more published) {
 	p.messages, p.last = append(p.messages, more.messages...), max(p.last, more.last)
 }
 
-// publish publishes messages of the outbox, and passes over those that can't be sent as they are.
+// publish publishes messages of the outbox. It skips those that can't be sent as they are.
 func (r *relay) publish(ctx context.Context, messages []signed) published {
 	messages = r.passed.todo(messages, r.now())
 	if len(messages) == 0 {
@@ -170,8 +177,9 @@ func (r *relay) publish(ctx context.Context, messages []signed) published {
 	return sent
 }
 
-// answer publishes answers, and settles the requests that they answer. A refusal that the broker
-// has no space for is dropped: if it waited, it would keep the very space that is lacking. So is one that it refuses as it is.
+// answer publishes answers, and settles the requests that they answer. If the broker has no space
+// for a refusal, the refusal is dropped: waiting requests would keep the very space that is
+// missing. A refusal that can't be sent as it is is dropped too.
 func (r *relay) answer(ctx context.Context, answers []answer) {
 	messages := make([]signed, len(answers))
 	for i, a := range answers {
@@ -186,7 +194,8 @@ func (r *relay) answer(ctx context.Context, answers []answer) {
 		case fates.lacking[i], fates.faults[i] != nil:
 			r.space.drop()
 		default:
-			settle = func() error { return a.request.NakWithDelay(retryAfter) } // it is decided again
+			// it is decided again
+			settle = func() error { return a.request.NakWithDelay(retryAfter) }
 		}
 		if err := settle(); err != nil {
 			r.log.Debug("acknowledge", "error", err) // it is delivered again
@@ -194,8 +203,8 @@ func (r *relay) answer(ctx context.Context, answers []answer) {
 	}
 }
 
-// forget deletes the outbox rows of messages that their stream has, and moves the position in the database on to the last of
-// their places.
+// forget deletes the outbox rows of messages that their stream has, and moves the position in the
+// database to the last of their places.
 func (r *relay) forget(ctx context.Context, sent published) {
 	if len(sent.messages) == 0 {
 		return
@@ -239,19 +248,20 @@ func (r *relay) recover(ctx context.Context) {
 	}
 }
 
-// claimPause is the time until the next look at the outbox, after one that took so long. A look passes what is deleted and still kept,
-// which on CockroachDB is all of some hours. So it takes no more than a tenth of the time, as long as that is not too seldom.
+// claimPause is the time until the next look at the outbox, after a look that took this long. A
+// look passes rows that are deleted but still kept, which on CockroachDB are those of some hours.
+// So looks take no more than a tenth of the time, unless that would make them too rare.
 func claimPause(looked time.Duration) time.Duration {
 	return min(max(10*looked, claimEvery), claimSeldom)
 }
 
-// err returns why committed changes are not announced, nil while they are.
+// err returns why committed changes are not announced; nil: they are.
 func (r *relay) err() error { return r.space.unpublished() }
 
-// errUnpublished means that the broker did not take all messages; the log says why.
+// errUnpublished means that the broker did not take all messages. The log has the cause.
 var errUnpublished = errors.New("some messages were not published")
 
-// recoverOnce returns how long the last look took that found nothing, 0 if none did.
+// recoverOnce returns how long the last look took if it found nothing, and 0 otherwise.
 func (r *relay) recoverOnce(ctx context.Context) (looked time.Duration, err error) {
 	for {
 		began := time.Now()

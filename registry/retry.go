@@ -15,19 +15,21 @@ import (
 )
 
 const (
-	retryEvery  = time.Second      // how often dead letters that an operator wants decided are looked for
-	retryAtMost = 64               // a time
-	retryWithin = 15 * time.Second // for one to be decided and its receipt published, before another replica may try
+	retryEvery  = time.Second // how often to look for dead letters to retry
+	retryAtMost = 64          // dead letters at a time
+	// to decide one and publish its receipt, before another replica may try
+	retryWithin = 15 * time.Second
 )
 
-// deadLetters sets aside the requests that can't be decided, and has them decided again when an operator asks for it:
+// deadLetters sets aside the requests that can't be decided, and has them decided again when an
+// operator asks for it:
 //
-//	consume ──▶ setAside ──▶ dead_letters ──▶ run ──▶ the same handler ──▶ decided: forgotten
+//	consume ──▶ setAside ──▶ dead_letters ──▶ run ──▶ the same handler ──▶ decided: deleted
 //	                              ▲                        │
 //	                              └────────────────────────┘ failed again
 //
-// It does not publish them to the stream again, where they would be stored anew, and too old after the window of their
-// timestamp (docs/protocol.md §6).
+// It does not publish them to the stream again, because the stream would store them at a new time,
+// which may be outside the window of their timestamp (docs/protocol.md §6).
 type deadLetters struct {
 	store   *Store
 	handle  consume.Handler
@@ -36,7 +38,7 @@ type deadLetters struct {
 	now     func() time.Time
 }
 
-// setAside keeps a message that the consumer gives up.
+// setAside keeps a message that the consumer gives up on.
 func (d *deadLetters) setAside(ctx context.Context, m *consume.Message, why consume.Fault) error {
 	l := newDeadLetter(m, why, d.now())
 	if err := d.store.putDeadLetter(ctx, l); err != nil {
@@ -48,7 +50,7 @@ func (d *deadLetters) setAside(ctx context.Context, m *consume.Message, why cons
 	return nil
 }
 
-// run decides dead letters again, as an operator asks for it, until ctx ends.
+// run decides dead letters again when an operator asks for it, until ctx ends.
 func (d *deadLetters) run(ctx context.Context) {
 	ticker := time.NewTicker(retryEvery)
 	defer ticker.Stop()
@@ -84,7 +86,8 @@ func (d *deadLetters) retry(ctx context.Context) error {
 	}
 }
 
-// decide has one dead letter decided. Its error is a fault of ours: the letter's lease ends, and it is tried again.
+// decide has one dead letter decided. If it returns an error, the fault is the registry's: the
+// letter's lease ends, and it is tried again.
 func (d *deadLetters) decide(ctx context.Context, l DeadLetter) error {
 	ctx, cancel := context.WithTimeout(ctx, retryWithin)
 	defer cancel()
@@ -102,10 +105,11 @@ func (d *deadLetters) decide(ctx context.Context, l DeadLetter) error {
 	return d.store.putDeadLetter(ctx, l)
 }
 
-// errUnanswered means that the request was given back: its receipt, for one, could not be published.
+// errUnanswered means that the request was given back, for example because its receipt could not be
+// published.
 var errUnanswered = errors.New("it was given back")
 
-// try hands a dead letter to the handler, once, and waits until it is answered.
+// try hands a dead letter to the handler once, and waits until it is answered.
 func (d *deadLetters) try(ctx context.Context, again *letterMessage) (why consume.Fault, err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -124,7 +128,7 @@ func (d *deadLetters) try(ctx context.Context, again *letterMessage) (why consum
 		return consume.Fault{Reason: consume.Fails, Detail: err.Error(), Tries: 1}, err
 	}
 	if !m.Kept() {
-		return why, nil // nobody can be answered
+		return why, nil // there is no one to answer
 	}
 	select {
 	case answered := <-again.settled:
@@ -139,8 +143,8 @@ func (d *deadLetters) try(ctx context.Context, again *letterMessage) (why consum
 
 var errPanicked = errors.New("the handler panics")
 
-// letterMessage is a dead letter as the message that it was, so that it passes the same door as any other. Whoever settles
-// it tells that to settled.
+// letterMessage is a dead letter in the form of the message that it was, so that the same handler
+// takes it. Settling it is reported on settled.
 type letterMessage struct {
 	letter  DeadLetter
 	settled chan bool // true: it is done
@@ -148,12 +152,13 @@ type letterMessage struct {
 
 var _ jetstream.Msg = (*letterMessage)(nil)
 
-// Metadata implements [jetstream.Msg]: it is no delivery, so it has no place in the stream but its time.
+// Metadata implements [jetstream.Msg]. A dead letter is not delivered, so it has no place in the
+// stream, only its time.
 func (m *letterMessage) Metadata() (*jetstream.MsgMetadata, error) {
 	return &jetstream.MsgMetadata{Timestamp: time.Unix(m.letter.StoredAt, 0), NumDelivered: 1}, nil
 }
 
-// stands returns where the message stood in its stream. An earlier try may have answered it.
+// stands returns the message's place in its stream. An earlier try may have answered it.
 func (m *letterMessage) stands() (at place, again bool) {
 	return place{m.letter.StreamCreatedAt, int64(m.letter.StreamSequence)}, true
 }

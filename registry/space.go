@@ -13,37 +13,39 @@ import (
 	"omiappreg.org/keyrotation/internal/room"
 )
 
-// ErrUnpublished means that what is committed can't be announced. It waits in the outbox.
+// ErrUnpublished means that committed changes can't be announced. They wait in the outbox.
 var ErrUnpublished = errors.New("committed changes can't be published")
 
-// ErrNoSpace means that the broker takes no more events or receipts, since it has no space left.
+// ErrNoSpace means that the broker takes no more events or receipts because it has no space left.
 // Committed changes wait in the outbox.
 var ErrNoSpace = errors.New("can't publish: the broker has no space left for events or receipts; give its JetStream more, or look at what fills it (omi doctor)")
 
 const (
-	lackingFor = 30 * time.Second // after the last message that didn't fit, unless one does: what waits is tried more often
-	warnEach   = 10 * time.Second // one line of the log for all that fails in that time
+	// after the last message that didn't fit, unless one fits: waiting messages are tried more
+	// often
+	lackingFor = 30 * time.Second
+	warnEach   = 10 * time.Second // the log gets one line for all failures in this time
 )
 
-// space knows whether the broker has room for what the registry has to say.
+// space knows whether the broker has room for what the registry publishes.
 type space struct {
 	log      *slog.Logger
 	dropped  prometheus.Counter
 	warnings rate.Sometimes
 
 	mu      sync.Mutex
-	lacked  map[saying]time.Time // when it lacked last
+	lacked  map[saying]time.Time // when space was last missing
 	failed  failure              // of changes, at the last try
-	refused int                  // refusals that were dropped since the log was told
+	refused int                  // refusals that were dropped since the last line in the log
 }
 
-// failure is why something could not be published, and when; zero: it could.
+// failure is why something could not be published, and when. Zero: there was no failure.
 type failure struct {
 	err error
 	at  time.Time
 }
 
-// saying is what is published on a way of its own.
+// saying is a kind of message that is published separately.
 type saying int
 
 const (
@@ -71,7 +73,7 @@ func newSpace(log *slog.Logger, metrics prometheus.Registerer) *space {
 	return s
 }
 
-// err returns [ErrNoSpace] while there is none.
+// err returns [ErrNoSpace] while the broker has no space.
 func (s *space) err() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -83,7 +85,8 @@ func (s *space) err() error {
 	return nil
 }
 
-// unpublished returns why committed changes wait in the outbox: [ErrNoSpace], or [ErrUnpublished] with what the last try met.
+// unpublished returns why committed changes wait in the outbox: [ErrNoSpace], or [ErrUnpublished]
+// with the error of the last try.
 func (s *space) unpublished() error {
 	if err := s.err(); err != nil {
 		return err
@@ -96,7 +99,7 @@ func (s *space) unpublished() error {
 	return nil
 }
 
-// nothingWaits takes back a failure of a while ago: another replica has published what it was about.
+// nothingWaits clears an earlier failure: another replica has published the messages.
 func (s *space) nothingWaits() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -105,7 +108,7 @@ func (s *space) nothingWaits() {
 	}
 }
 
-// note takes in what became of a publication.
+// note takes the result of a publication.
 func (s *space) note(what saying, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -113,7 +116,7 @@ func (s *space) note(what saying, err error) {
 		s.failed = failure{err, time.Now()}
 	}
 	if err == nil {
-		if delete(s.lacked, what); what == sayChanges { // which have receipts too
+		if delete(s.lacked, what); what == sayChanges { // changes have receipts too
 			clear(s.lacked)
 		}
 		return

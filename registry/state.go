@@ -7,7 +7,8 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// service is the present state of one service, as far as a decision depends on it. The zero value is one that was never bound.
+// service is the present state of one service, as far as a decision depends on it. The zero value
+// is a service that was never bound.
 type service struct {
 	id        int64 // in the database; 0: it is not there yet
 	status    events.ServiceStatus
@@ -15,13 +16,17 @@ type service struct {
 	key       events.PublicKey // zero unless active
 	changedAt int64            // time of the last change
 	recent    []int64          // when JetStream stored the rotations of the last minute
-	place     place            // of the last change's request; never back within one stream
-	signedAt  int64            // timestamp of the last request by the Master Key that was committed; 0: not known
+	// of the last change's request; it never moves back within one stream
+	place place
+	// timestamp of the last request by the Master Key that was committed; 0: not known
+	signedAt int64
 }
 
-// place is where a request stands in the stream of requests. The zero value is not known.
+// place is a request's place in the stream of requests. The zero value is unknown.
 type place struct {
-	stream   int64 // when the stream was created, nanoseconds since the Unix epoch: another one counts from 1 again
+	// when the stream was created, nanoseconds since the Unix epoch; another stream counts from 1
+	// again
+	stream   int64
 	sequence int64
 }
 
@@ -30,7 +35,7 @@ func (p place) before(o place) bool {
 	return p.stream != 0 && p.stream == o.stream && p.sequence < o.sequence
 }
 
-// after returns the last of two places: of one stream the later one, else that of the stream that was created last.
+// after returns the later of two places: of two streams, the one that was created later counts.
 func (p place) after(o place) place {
 	if o.stream > p.stream || o.stream == p.stream && o.sequence > p.sequence {
 		return o
@@ -38,25 +43,25 @@ func (p place) after(o place) place {
 	return p
 }
 
-// equal reports whether two states are the same, so that the same would be decided on them.
+// equal reports whether two states lead to the same decisions.
 func (s *service) equal(o *service) bool {
 	return s.id == o.id && s.status == o.status && s.sequence == o.sequence && s.key == o.key && s.changedAt == o.changedAt &&
 		s.place == o.place && s.signedAt == o.signedAt && slices.Equal(s.recent, o.recent)
 }
 
-// details are what else is told of a service: no decision depends on it.
+// details are the rest of what is kept of a service. No decision depends on them.
 type details struct {
 	boundAt                                   int64
 	serviceType, endpointURL, providerReceipt string
 }
 
-// newDetails are the details that a change brings; nil: as before.
+// newDetails are the details that a change sets; nil: unchanged.
 type newDetails struct {
 	boundAt                                   *int64
 	serviceType, endpointURL, providerReceipt *string
 }
 
-// sequence returns at which sequence a service is; 0: it was never bound.
+// sequence returns a service's sequence; 0: it was never bound.
 func (st *state) sequence(t events.Target) int64 {
 	if one := st.services[t]; one != nil {
 		return one.sequence
@@ -75,18 +80,19 @@ type prior struct {
 	key          events.PublicKey
 }
 
-// answered is a request of the batch at hand that is committed with it.
+// answered is a request that is committed in the batch at hand.
 type answered struct {
 	nonce events.Nonce
 	prior
 }
 
-// unknownDigest stands for the digest of a request whose change was recovered from the stream of events, which doesn't have
-// it. No request has this digest.
+// unknownDigest stands for the digest of a request whose change was recovered from the stream of
+// events, which doesn't have it. No request has this digest.
 func unknownDigest() (zero [sha256.Size]byte) { return zero }
 
-// answers reports whether it was this request that was committed: the same nonce, which the caller has compared, and the
-// same data; or, where the data was lost, the same change to the same key.
+// answers reports whether this request was the one that was committed: it has the same nonce, which
+// the caller has compared, and the same data. If the data was lost, it must ask for the same change
+// to the same key.
 func (p *prior) answers(r *events.Request) bool {
 	if p.digest == unknownDigest() {
 		return p.event == r.Kind.Event() && p.key == r.NewKey
@@ -94,20 +100,22 @@ func (p *prior) answers(r *events.Request) bool {
 	return p.digest == r.Digest()
 }
 
-// state is what the decision about a batch depends on, beside the requests and the clock.
+// state is what the decision about a batch depends on, in addition to the requests and the clock.
 type state struct {
-	doubts int // the fence's, before anything was read
+	doubts int // the fence's epoch before anything was read
 	mode   mode
-	// If the mode is optimistic, these services are remembered, and no key and no nonce was looked for.
+	// If the mode is optimistic, these services are remembered, and no key and no nonce was looked
+	// for.
 	remembered map[events.Target]bool
 
-	services  map[events.Target]*service // nil: it was looked for and is not there
-	masters   map[events.AppID]events.PublicKey
-	takenKeys map[events.PublicKey]bool // of those that the batch wants: registered before, for any service or as a Master Key
-	weak      map[events.PublicKey]bool // new keys that were looked at, and whether they are weak
-	committed map[requestID]prior       // of those that the batch names
-	told      map[events.Target]*told   // of the services that [group.asks] was true of
-	refused   func(requestID) bool      // by this replica, not long ago; nil: none
+	services map[events.Target]*service // nil: it was read and does not exist
+	masters  map[events.AppID]events.PublicKey
+	// keys of the batch that were registered before, for any service or as a Master Key
+	takenKeys map[events.PublicKey]bool
+	weak      map[events.PublicKey]bool // new keys that were checked, and whether they are weak
+	committed map[requestID]prior       // requests of the batch that were committed before
+	told      map[events.Target]*told   // for the services for which [group.asks] was true
+	refused   func(requestID) bool      // reports recent refusals by this replica; nil: none
 }
 
 // requestID names a request of a service.

@@ -25,14 +25,16 @@ type Store struct {
 	db *sqldb.DB
 }
 
-// OpenStore opens the database that url names and brings its schema up to date. It waits for a server that is not up
-// yet. An unusable URL, or another's database than a registry's, is [sqldb.ErrURL].
+// OpenStore opens the database that url names and brings its schema up to date. It waits for a
+// server that is not up yet. An unusable URL, or a database that belongs to another process, is
+// [sqldb.ErrURL].
 func OpenStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
 	return prepared(ctx, url, log, (*sqldb.DB).Migrate)
 }
 
-// OpenExisting is OpenStore for whoever looks into the database of a registry, which may be running and of another version: it
-// changes no schema, and one that is not this version's is [sqldb.ErrURL] too.
+// OpenExisting is [OpenStore] for tools that look into the database of a registry, which may be
+// running and of another version. It doesn't change the schema. A schema of another version is
+// [sqldb.ErrURL].
 func OpenExisting(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
 	return prepared(ctx, url, log, (*sqldb.DB).Check)
 }
@@ -53,14 +55,14 @@ func prepared(
 // Close closes the database.
 func (s *Store) Close() error { return s.db.Close() }
 
-// Ping reports whether the database can be worked with now: it reads from each table that every
-// request needs.
+// Ping reports whether the database can be used now: it reads from each table that every request
+// needs.
 func (s *Store) Ping(ctx context.Context) error {
 	return s.db.Ping(ctx, "apps WHERE app_id = ''", "services WHERE id = 0", "history WHERE service = 0 AND sequence = 0",
 		"outbox WHERE batch = 0 AND position = 0", "stream_positions WHERE stream = '"+streams.Invalidations+"'")
 }
 
-// Errors of what an operator asks for.
+// Errors that an operator's command can return.
 var (
 	ErrAppExists = errors.New("the app is known with another Master Key, which omi-registry app replace-master replaces")
 	ErrMasterKey = errors.New("the key is a service's key; a developer's Master Key must be another one")
@@ -72,8 +74,9 @@ type App struct {
 	MasterPublicKey events.PublicKey `json:"master_public_key"`
 }
 
-// AddApps makes apps known, for a process that starts: it waits for a database that is away. Its errors are those of [Store.AddApp],
-// but for a Master Key that was replaced: a list that nobody has corrected must not keep the registry from starting.
+// AddApps adds apps for a process that starts: it waits while the database is unavailable. Its
+// errors are those of [Store.AddApp], but a replaced Master Key is no error: an outdated list must
+// not keep the registry from starting.
 func (s *Store) AddApps(ctx context.Context, apps []App, now int64, log *slog.Logger) error {
 	for _, app := range apps {
 		err := sqldb.Await(ctx, log, func() error { return s.AddApp(ctx, app, now) })
@@ -89,9 +92,10 @@ func (s *Store) AddApps(ctx context.Context, apps []App, now int64, log *slog.Lo
 	return nil
 }
 
-// AddApp makes an app known. To add it again with the same Master Key changes nothing; another Master Key is
-// [ErrAppExists], or [ErrReplacedMaster] if it was the app's before; a weak one is [events.ErrWeakKey], one that a service has
-// [ErrMasterKey], and another app's earlier one, or the registry's own, [ErrReservedKey].
+// AddApp adds an app. Adding it again with the same Master Key changes nothing. Another Master Key
+// is [ErrAppExists], or [ErrReplacedMaster] if it was the app's before. A weak key is
+// [events.ErrWeakKey], a service's key [ErrMasterKey], and another app's earlier key or the
+// registry's own key [ErrReservedKey].
 func (s *Store) AddApp(ctx context.Context, app App, now int64) error {
 	if err := app.MasterPublicKey.CheckStrength(); err != nil {
 		return fmt.Errorf("add app %s: %w", app.AppID, err)
@@ -118,7 +122,7 @@ func (s *Store) AddApp(ctx context.Context, app App, now int64) error {
 	return nil
 }
 
-// Apps returns the known apps, by id.
+// Apps returns the apps, sorted by id.
 func (s *Store) Apps(ctx context.Context) ([]App, error) {
 	var apps []App
 	err := s.each(ctx, "SELECT app_id, master_public_key FROM apps ORDER BY app_id", nil, func(rows *sql.Rows) error {
@@ -132,7 +136,7 @@ func (s *Store) Apps(ctx context.Context) ([]App, error) {
 	return apps, err
 }
 
-// unhurried is the store for work that reads whole tables.
+// unhurried returns the store for work that reads whole tables.
 func (s *Store) unhurried() *Store {
 	copied := *s
 	copied.db = s.db.Unhurried()
@@ -144,7 +148,7 @@ func (s *Store) each(ctx context.Context, query string, args []any, row func(*sq
 	return eachRow(ctx, s.db.Reader(), query, args, row)
 }
 
-// eachPart is each for a query with rows of these columns, which stand where it has a %s.
+// eachPart is each for a query over rows of these columns, which replace its %s.
 func (s *Store) eachPart(ctx context.Context, query string, types []sqldb.Type, values []any, row func(*sql.Rows) error) error {
 	for part := range s.db.Engine().Rows(1, types, values) {
 		if err := s.each(ctx, fmt.Sprintf(query, part.Query), part.Args, row); err != nil {
@@ -154,7 +158,8 @@ func (s *Store) eachPart(ctx context.Context, query string, types []sqldb.Type, 
 	return nil
 }
 
-// eachPartAgain is eachPart for what [sqldb.DB.Read] may run again: row finds the same once more.
+// eachPartAgain is eachPart for a query that [sqldb.DB.Read] may run again: row must accept the
+// same rows once more.
 func (s *Store) eachPartAgain(ctx context.Context, query string, types []sqldb.Type, values []any, row func(*sql.Rows) error) error {
 	return s.db.Read(ctx, func() error { return s.eachPart(ctx, query, types, values, row) })
 }
@@ -178,7 +183,7 @@ func eachRow(ctx context.Context, db querier, query string, args []any, row func
 	return rows.Err()
 }
 
-// keyColumn scans a public key, which is NULL where there is none.
+// keyColumn scans a public key. NULL is no key.
 type keyColumn struct{ key *events.PublicKey }
 
 // Scan implements sql.Scanner.
@@ -194,7 +199,7 @@ func (c keyColumn) Scan(v any) (err error) {
 	return err
 }
 
-// textColumn scans anything that has a text form.
+// textColumn scans a value that has a text form.
 type textColumn[T any] struct {
 	into  *T
 	parse func(string) (T, error)
@@ -220,15 +225,15 @@ func target(t *events.Target) sql.Scanner   { return textColumn[events.Target]{t
 func nonceText(n *events.Nonce) sql.Scanner { return textColumn[events.Nonce]{n, events.ParseNonce} }
 func times(list *[]int64) sql.Scanner       { return textColumn[[]int64]{list, parseTimes} }
 
-// nulAs stands in the database for U+0000, which a service_type could have in earlier versions and a TEXT of PostgreSQL can't. It
-// is a noncharacter, which no message may hold (§3).
+// nulAs stands in the database for U+0000, which a service_type could have in earlier versions and
+// a TEXT of PostgreSQL can't. It is a noncharacter, which no message may hold (§3).
 const nulAs = "\uffff"
 
 func withNUL(s *string) sql.Scanner {
 	return textColumn[string]{s, func(kept string) (string, error) { return strings.ReplaceAll(kept, nulAs, "\x00"), nil }}
 }
 
-// keyBytes returns what a key's column holds.
+// keyBytes returns the value of a key's column.
 func keyBytes(k events.PublicKey) any {
 	if k.IsZero() {
 		return nil
@@ -236,7 +241,7 @@ func keyBytes(k events.PublicKey) any {
 	return k.Bytes()
 }
 
-// parseTimes and formatTimes keep a few times in one column: numbers between blanks.
+// parseTimes and formatTimes keep a few times in one column, as numbers separated by spaces.
 func parseTimes(s string) ([]int64, error) {
 	var list []int64
 	for field := range strings.FieldsSeq(s) {
@@ -259,7 +264,7 @@ func formatTimes(list []int64) string {
 
 var errOtherType = errors.New("a value of another type stands there")
 
-// ReadApps reads a JSON array of apps from a file; no file, no apps.
+// ReadApps reads a JSON array of apps from a file. Without a path there are no apps.
 func ReadApps(path string) ([]App, error) {
 	if path == "" {
 		return nil, nil
@@ -270,7 +275,8 @@ func ReadApps(path string) ([]App, error) {
 	}
 	var apps []App
 	if err := json.Unmarshal(content, &apps, json.RejectUnknownMembers(true)); err != nil {
-		if semantic := (*json.SemanticError)(nil); errors.As(err, &semantic) { // without the names of Go's types
+		// without the names of Go types
+		if semantic := (*json.SemanticError)(nil); errors.As(err, &semantic) {
 			err = fmt.Errorf("%s: %w", cmp.Or(semantic.JSONPointer, "/"), cmp.Or(semantic.Err, errOtherType))
 		}
 		return nil, fmt.Errorf("%s is not a JSON array of {\"app_id\": …, \"master_public_key\": …}: %w", path, err)

@@ -14,37 +14,38 @@ import (
 )
 
 // A name that no service has costs nothing to invent, and a receipt for it would be kept for days.
-// So what comes for names that are not bound shares one lane and one budget with garbage; beyond
-// the budget it is acknowledged, counted and not answered. A binding is how a service gets its
-// name: if the app's Master Key signed it, the name counts as bound from there on, so what was
-// sent right behind it keeps its order.
+// So requests for unbound names share one lane and one budget with garbage. Beyond the budget they
+// are acknowledged, counted and not answered. A service gets its name by a binding: if the app's
+// Master Key signed one, the name counts as bound from there on, so the requests right behind the
+// binding keep their order.
 //
-//	take ──▶ known to be bound, or little waits ─────────────────────────────▶ the service's lane
-//	  └────▶ unsorted ──▶ sort: asks the database, many at a time ──▶ bound ──▶ the service's lane
-//	                                              ├── a binding by the app's Master Key ──▶ the service's lane
-//	                                              └── within the budget ──▶ the lane of garbage
+// 	take ──▶ known to be bound, or little waits ─────────────────────────────▶ the service's lane
+// 	  └────▶ unsorted ──▶ sort: asks the database, many at a time ──▶ bound ──▶ the service's lane
+// 	                                              ├── a binding by the app's Master Key ──▶ the service's lane
+// 	                                              └── within the budget ──▶ the lane of garbage
 
 const (
-	sortFrom    = 256    // messages that wait: with fewer it doesn't matter who they are for
-	knownAtMost = 65_536 // services of which it is remembered that they are bound; some 100 bytes each
+	sortFrom    = 256    // waiting messages: with fewer, it doesn't matter who they are for
+	knownAtMost = 65_536 // services that are remembered as bound; some 100 bytes each
 )
 
-// acquaintances remember which services are bound. It is safe for concurrent use.
+// acquaintances remembers which services are bound. It is safe for concurrent use.
 type acquaintances struct {
 	store *Store
 	seed  maphash.Seed
-	known *lru.Cache[uint64, struct{}] // hashes: where two are equal, a stranger has a lane of its own
+	// hashes: if two are equal, a stranger gets a lane of its own
+	known *lru.Cache[uint64, struct{}]
 }
 
 func newAcquaintances(store *Store) *acquaintances {
 	known, err := lru.New[uint64, struct{}](knownAtMost)
 	if err != nil {
-		panic("registry: " + err.Error()) // it refuses no size but those below 1
+		panic("registry: " + err.Error()) // it refuses only sizes below 1
 	}
 	return &acquaintances{store, maphash.MakeSeed(), known}
 }
 
-// knows reports whether a service is remembered as bound. Nil knows all of them.
+// knows reports whether a service is remembered as bound. A nil value knows all services.
 func (a *acquaintances) knows(t events.Target) bool {
 	if a == nil {
 		return true
@@ -62,8 +63,8 @@ func boundOf(e sqldb.Engine) string {
 	return "SELECT target FROM (%s) AS v " + e.LookupJoin() + " services ON target = v.column1"
 }
 
-// meet asks which of these messages are for bound services, and remembers those. masters are the
-// keys of the apps of the others' bindings.
+// meet asks the database which of these messages are for bound services, and remembers those.
+// masters are the Master Keys of the apps of the other messages that are bindings.
 func (a *acquaintances) meet(ctx context.Context, list []*delivery) (masters map[events.AppID]events.PublicKey, err error) {
 	st, w := newState(), newWantedServices(len(list))
 	apps := map[events.AppID]bool{}
@@ -94,8 +95,8 @@ func (a *acquaintances) meet(ctx context.Context, list []*delivery) (masters map
 // binds reports whether the message has the form of a binding.
 func (d *delivery) binds() bool { return d.in.refusal == nil && d.in.request.Kind == events.Binding }
 
-// setAside keeps a message that must be sorted first, and reports whether it did; or whether it is
-// a copy of what is here. Messages for one service stays in its order.
+// setAside keeps a message that must be sorted first, and reports whether it did. It also returns
+// true for a copy of a message that is here. The messages of one service keep their order.
 func (t *turns) setAside(d *delivery) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -114,7 +115,7 @@ func (t *turns) setAside(d *delivery) bool {
 	return true
 }
 
-// sort finds out who messages are for, until pull has ended.
+// sort finds out which services messages are for, until pull has ended.
 func (t *turns) sort() {
 	defer close(t.sorter)
 	warnings := rate.Sometimes{First: 1, Interval: warnEach}
@@ -173,12 +174,12 @@ func (t *turns) sorted(d *delivery, masters map[events.AppID]events.PublicKey, a
 	t.queue(d, lane, most)
 }
 
-// signedBy reports whether a binding is what it says: anybody can write what looks like one.
+// signedBy reports whether the Master Key signed a binding: anyone can write what looks like one.
 func signedBy(master events.PublicKey, r *events.Request) bool {
 	return !master.IsZero() && master.Verify(r.Signed, r.Signature)
 }
 
-// thin drops the refusals of requests for names that are not bound, beyond the budget.
+// thin drops the refusals of requests for unbound names beyond the budget.
 func (w *work) thin(b *batch) {
 	for _, g := range b.groups {
 		if g.existed || g.changed() {

@@ -15,18 +15,18 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// ErrStreamMeaning means that a stream or durable exists and means something else than docs/protocol.md §4: to change
-// it could lose messages, so a person decides.
+// ErrStreamMeaning means that a stream or durable exists and doesn't mean what docs/protocol.md §4
+// says. Changing it could lose messages, so a person must decide.
 var ErrStreamMeaning = errors.New("an existing stream has another meaning")
 
-// EnsureStreams creates the three streams of §4 where they are missing, and applies changed limits to those that
-// exist. What an operator chose beside the contract (replicas, placement, size) stays. replicas is for streams that
-// are created here; 0 means 1.
+// EnsureStreams creates the streams of docs/protocol.md §4 that are missing, and applies changed
+// limits to those that exist. Choices of the operator that the contract leaves open (replicas,
+// placement, size) stay. replicas is for streams that are created here; 0 means 1.
 func EnsureStreams(ctx context.Context, js jetstream.JetStream, replicas int) error {
 	return EnsureStreamsWithin(ctx, js, replicas, StreamLimits{})
 }
 
-// EnsureStreamsWithin is [EnsureStreams] with bounds of the operator's.
+// EnsureStreamsWithin is [EnsureStreams] with the operator's limits.
 func EnsureStreamsWithin(ctx context.Context, js jetstream.JetStream, replicas int, limits StreamLimits) error {
 	for _, want := range limits.streams() {
 		want.Replicas = max(1, replicas)
@@ -37,7 +37,7 @@ func EnsureStreamsWithin(ctx context.Context, js jetstream.JetStream, replicas i
 	return nil
 }
 
-// ensure creates a stream, or changes what is there.
+// ensure creates a stream, or updates the one that exists.
 func (b *boundedStream) ensure(ctx context.Context, js jetstream.JetStream) error {
 	stream, err := js.Stream(ctx, b.Name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -45,12 +45,12 @@ func (b *boundedStream) ensure(ctx context.Context, js jetstream.JetStream) erro
 		if !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			return err
 		}
-		stream, err = js.Stream(ctx, b.Name) // another replica was quicker
+		stream, err = js.Stream(ctx, b.Name) // another replica was faster
 	}
 	if err != nil {
 		return err
 	}
-	have := stream.CachedInfo().Config // -1 and 0 are no limit
+	have := stream.CachedInfo().Config // -1 and 0 mean no limit
 	have.MaxMsgSize, have.MaxMsgsPerSubject, have.MaxBytes = max(0, have.MaxMsgSize), max(0, have.MaxMsgsPerSubject), max(0, have.MaxBytes)
 	if err := sameMeaning(have, b.StreamConfig); err != nil {
 		return err
@@ -59,7 +59,7 @@ func (b *boundedStream) ensure(ctx context.Context, js jetstream.JetStream) erro
 	changed.MaxMsgSize, changed.MaxAge, changed.Discard = b.MaxMsgSize, b.MaxAge, b.Discard
 	changed.AllowDirect, changed.Duplicates, changed.AllowAtomicPublish = b.AllowDirect, b.Duplicates, b.AllowAtomicPublish
 	changed.DiscardNewPerSubject = b.DiscardNewPerSubject
-	if b.RePublish != nil { // else it is an operator's own
+	if b.RePublish != nil { // otherwise it is the operator's
 		changed.RePublish = b.RePublish
 	}
 	changed.Metadata = maps.Clone(have.Metadata)
@@ -100,24 +100,26 @@ func requestConsumer(ctx context.Context, js jetstream.JetStream) (consumer jets
 	switch info, err := stream.Info(ctx); {
 	case err != nil:
 		return nil, created, fmt.Errorf("look at the stream %s: %w", streams.Requests, err)
-	case !info.Created.Equal(created): // so the durable may be that of either
+	case !info.Created.Equal(created): // so the durable may belong to either
 		return nil, created, fmt.Errorf("the stream %s was deleted and created again meanwhile", streams.Requests)
 	}
 	return consumer, created, nil
 }
 
-// requestDurable makes the durable, and takes back what somebody set on it. The broker may set its own limits again.
+// requestDurable creates the durable, and resets what others have set on it. The broker may set its
+// own limits again.
 func requestDurable(ctx context.Context, js jetstream.JetStream) (jetstream.Consumer, error) {
 	want := streams.RegistryConsumer()
 	consumer, err := js.Consumer(ctx, streams.Requests, want.Durable)
 	if err == nil {
 		have := consumer.CachedInfo().Config
 		if have.DeliverPolicy != want.DeliverPolicy || have.AckPolicy != want.AckPolicy || have.FilterSubject != want.FilterSubject {
-			// Trying again can't mend it.
+			// Trying again can't help.
 			return nil, backoff.Permanent(fmt.Errorf("durable %s: %w: delete it, it is made again", want.Durable, ErrStreamMeaning))
 		}
-		want.PauseUntil = have.PauseUntil                                              // an operator's
-		if want.MaxWaiting = have.MaxWaiting; have.MaxWaiting < consume.LeastWaiting { // which the broker never changes
+		want.PauseUntil = have.PauseUntil // the operator's choice
+		// which the broker never changes
+		if want.MaxWaiting = have.MaxWaiting; have.MaxWaiting < consume.LeastWaiting {
 			if err := js.DeleteConsumer(ctx, streams.Requests, want.Durable); err != nil {
 				return nil, fmt.Errorf("durable %s: delete it, since it allows too few pulls at a time: %w", want.Durable, err)
 			}

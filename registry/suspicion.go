@@ -2,7 +2,7 @@ package registry
 
 import "context"
 
-// suspect has the database compared anew before anything is served.
+// suspect starts a new epoch: the database is compared again before anything is served.
 func (f *fence) suspect(why string) {
 	f.mu.Lock()
 	told := !f.compared
@@ -16,9 +16,9 @@ func (f *fence) suspect(why string) {
 	f.wake()
 }
 
-// doubt has the database compared anew after the connection to it failed. It may be a standby that
-// answers next, and lack what was committed last, while the position is no older than we saw it:
-// that is written after an event is published, and by others too.
+// doubt has the database compared again after the connection to it failed. The next server to
+// answer may be a standby that lacks the last commits although its position is not older than we
+// saw: the position is written after an event is published, and by others too.
 func (f *fence) doubt(ctx context.Context, err error) {
 	if ctx.Err() != nil || !f.store.db.Lost(err) {
 		return
@@ -26,7 +26,7 @@ func (f *fence) doubt(ctx context.Context, err error) {
 	f.elsewhere()
 }
 
-// elsewhere has the database compared anew, since another server may answer now.
+// elsewhere has the database compared again because another server may answer now.
 func (f *fence) elsewhere() {
 	f.mu.Lock()
 	f.compared = false
@@ -35,12 +35,12 @@ func (f *fence) elsewhere() {
 	f.wake()
 }
 
-// streamChanged has the database compared again, since the stream of events is not the one in which
-// this position was seen.
+// streamChanged has the database compared again because the stream of events is not the one in
+// which this position was seen.
 func (f *fence) streamChanged(seen position, why string) {
 	f.mu.Lock()
 	if !f.compared || f.seen.created != seen.created {
-		f.mu.Unlock() // that is under way, or done
+		f.mu.Unlock() // a comparison is under way, or done
 		return
 	}
 	f.compared = false
@@ -50,10 +50,10 @@ func (f *fence) streamChanged(seen position, why string) {
 	f.wake()
 }
 
-// wake has run look now.
+// wake makes look run now.
 func (f *fence) wake() {
 	select {
 	case f.woken <- struct{}{}:
-	default: // it is going to look anyway
+	default: // look is about to run anyway
 	}
 }

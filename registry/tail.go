@@ -12,14 +12,16 @@ import (
 )
 
 const (
-	readAtOnce     = 512              // messages of a stream that are worked on together
-	readWithin     = 5 * time.Second  // for the broker to send some of them
-	readerIdle     = 30 * time.Second // the broker forgets a reader after this; nobody is allowed to delete one (deploy/nats)
-	progressEvery  = 2 * time.Second  // how often long work says how far it is
-	silentProgress = 100_000          // messages that are read without a word
+	readAtOnce = 512             // messages of a stream that are handled together
+	readWithin = 5 * time.Second // for the broker to send some of them
+	// the broker drops an idle reader after this; clients may not delete one (deploy/nats)
+	readerIdle     = 30 * time.Second
+	progressEvery  = 2 * time.Second // how often long work logs its progress
+	silentProgress = 100_000         // messages that are read before the first such line
 )
 
-// errCut means that messages were lost on their way, or that the broker has them and doesn't send them.
+// errCut means that messages were lost on their way, or that the broker has them and doesn't send
+// them.
 var errCut = errors.New("the broker did not send all messages of the stream")
 
 // streamMessage is one message of a stream.
@@ -30,15 +32,16 @@ type streamMessage struct {
 	stored  time.Time
 }
 
-// reading says what of a stream is read, and what is done with it.
+// reading says which part of a stream to read, and what to do with the messages.
 type reading struct {
 	stream  jetstream.Stream
 	from    uint64   // the first sequence
-	filters []string // of subjects; none: all
+	filters []string // subjects; none: all
 	each    func(ctx context.Context, batch []streamMessage) error
 }
 
-// read hands over every message that the stream has from a place on, in its order, until it has no more.
+// read hands over every message that the stream has from a place on, in order, until there are no
+// more.
 func (r reading) read(ctx context.Context) error {
 	cfg := jetstream.ConsumerConfig{
 		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: max(1, r.from),
@@ -63,7 +66,7 @@ func (r reading) read(ctx context.Context) error {
 	return nil
 }
 
-// fetch takes what comes next, at least one message, and returns how many wait behind it.
+// fetch takes the next messages, at least one, and returns how many wait behind them.
 func fetch(ctx context.Context, consumer jetstream.Consumer, delivered *uint64) (batch []streamMessage, pending uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, readWithin)
 	defer cancel()

@@ -16,19 +16,23 @@ import (
 )
 
 const (
-	inHandEach    = 16   // requests of one service that are being worked on at a time
-	inHandGarbage = 32   // the same of all messages that nobody signed
-	pullAtMost    = 2048 // on their way from the broker; so that it, and not the way, is what a flood waits for
-	waitingEach   = 1024 // requests of one service that wait here for their turn; what is beyond goes back to the broker
-	waitingAll    = 4096 // of all services; beyond, nothing more is pulled. Times 16 KiB, it bounds the memory
+	inHandEach    = 16 // requests of one service that are in hand at a time
+	inHandGarbage = 32 // the same for all messages that no service signed
+	// on their way from the broker, so that a flood waits for the broker and not for the way
+	pullAtMost  = 2048
+	waitingEach = 1024 // requests of one service that wait here; more go back to the broker
+	// of all services; more are not pulled. Times 16 KiB, this limits the memory
+	waitingAll = 4096
 
-	garbageAnswers = 100         // receipts a second for messages without a readable nonce, and for names that are not bound
-	garbageBurst   = waitingEach // as much as may wait here
+	// receipts a second for messages without a readable nonce, and for unbound names
+	garbageAnswers = 100
+	garbageBurst   = waitingEach // as many as may wait here
 
 	extendEach = 2 * time.Second // well within the durable's wait for acknowledgements
 
-	// What went back to the broker comes again before all that is new, so it has to come thinly: so many a second, and
-	// together, since the broker looks through all that is pending whenever the time of one has come.
+	// The broker delivers messages that went back before all new ones, so they must return slowly:
+	// this many a second. They return in groups, because the broker searches everything that is
+	// pending each time one is due.
 	comeAgainRate  = 1000
 	comeAgainFirst = 2 * time.Second
 	comeAgainEach  = 500 * time.Millisecond
@@ -36,24 +40,26 @@ const (
 	giveBackWithin = 500 * time.Millisecond
 )
 
-// fairConsumer is the registry's durable, with its messages by turns: one of each service that has any. A service that
-// is flooded with requests, whoever sends them, waits for itself alone.
+// fairConsumer is the registry's durable with a fair queue: it hands over one message of each
+// service in turn. A service that is flooded with requests, by anyone, waits only for itself.
 //
 //	broker ──▶ pull ──▶ a lane for each service ──▶ Next, one of each lane in turn ──▶ consume
 //	             │                 ▲                                                      │
-//	             │                 └── no more than inHandEach of a lane until it settles ─┘
+//	             │                 └── no more than inHandEach of a lane until it settles ┘
 //	             ├── more than waitingEach of a service: back to the broker, for a while
 //	             ├── for a service that may not be bound: sorted first (strangers.go)
-//	             └── garbage beyond its budget, or whose subject names no service: acknowledged, counted, not answered
+//	             └── garbage beyond its budget, or a subject without a service: acknowledged and counted
 //
-// It pulls as fast as the broker delivers, since what an honest service waits for may be behind the flood in the stream.
+// It pulls as fast as the broker delivers, because an honest service's request may be behind the
+// flood in the stream.
 type fairConsumer struct {
 	jetstream.Consumer
-	ctx context.Context // Next ends with it: jetstream's options can't be read by others
+	// Next ends with it, because jetstream hides its options from other packages
+	ctx context.Context
 	// acquainted knows which services are bound; nil: all are.
 	acquainted *acquaintances
 
-	conn *nats.Conn // is asked why nothing comes; nil: nobody asks
+	conn *nats.Conn // tells why nothing comes; nil disables the question
 
 	created int64     // when the stream was created, nanoseconds since the Unix epoch
 	since   time.Time // when the durable was created
@@ -72,35 +78,36 @@ func (c *fairConsumer) Messages(opts ...jetstream.PullMessagesOpt) (jetstream.Me
 	return newTurns(c, consume.Patient(iterator, func() error { return pull.Refusal(c.conn, c.Consumer) })), nil
 }
 
-// turns is where requests wait for their turn. It implements [jetstream.MessagesContext].
+// turns is the fair queue. It implements [jetstream.MessagesContext].
 type turns struct {
 	*fairConsumer
 	iterator  jetstream.MessagesContext
 	ctx       context.Context
 	stop      context.CancelFunc
-	delivered uint64        // how many the durable had delivered by the last message
-	pulled    chan struct{} // closed when pull has ended, and has given back what it had
+	delivered uint64        // the durable's count of deliveries at the last message
+	pulled    chan struct{} // closed when pull has ended and has given back its messages
 
 	mu      sync.Mutex
-	changed sync.Cond // with mu: a lane is ready, there is room again, or it ends
+	changed sync.Cond // with mu: a lane is ready, there is room again, or the queue ends
 	lanes   map[events.Target]*lane
-	ready   []*lane              // those that Next may take from, each once, in turn
+	ready   []*lane              // lanes that Next may take from, each once, in turn
 	waiting int                  // in all lanes
-	known   map[uint64]*delivery // what waits or is in hand, by its place in the stream
-	dropped map[string]int       // garbage that was not answered, by why, since the log was told
-	again   time.Time            // when the last message that went back comes again
-	err     error                // of pull
+	known   map[uint64]*delivery // messages that wait or are in hand, by their places in the stream
+	// garbage that was not answered, by reason, since the last line in the log
+	dropped map[string]int
+	again   time.Time // when the last message that went back returns
+	err     error     // why pull ended
 
-	strangers []*delivery           // what is to be sorted
-	unsorted  int                   // these, and what is being sorted
-	sorting   map[events.Target]int // the same by service
+	strangers []*delivery           // messages to sort
+	unsorted  int                   // these, and those being sorted
+	sorting   map[events.Target]int // the same, by service
 	sorter    chan struct{}         // closed when sort has ended
 }
 
-// lane is the requests of one service; or all garbage, whose target is zero.
+// lane is the queue of one service. The lane with a zero target is for all garbage.
 type lane struct {
 	target  events.Target
-	most    int // in hand
+	most    int // limit of inHand
 	inHand  int
 	waiting []*delivery
 	ready   bool // it is in turns.ready
@@ -126,7 +133,7 @@ func newTurns(c *fairConsumer, iterator jetstream.MessagesContext) *turns {
 	return t
 }
 
-// count is how many requests wait here.
+// count returns how many requests wait here.
 func (t *turns) count() int {
 	if t == nil {
 		return 0
@@ -136,7 +143,8 @@ func (t *turns) count() int {
 	return t.waiting + t.unsorted
 }
 
-// Next returns the message whose turn it is. It waits for one until the consumer's context ends or pulling fails.
+// Next returns the next message in turn. It waits until there is one, the consumer's context ends,
+// or pulling fails.
 func (t *turns) Next(...jetstream.NextOpt) (jetstream.Msg, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -160,7 +168,7 @@ func (t *turns) Next(...jetstream.NextOpt) (jetstream.Msg, error) {
 	return d, nil
 }
 
-// rank puts a lane that may go on at the end of the line. With t.mu.
+// rank puts a lane that may go on at the end of the line. The caller holds t.mu.
 func (t *turns) rank(l *lane) {
 	switch {
 	case l.ready:
@@ -173,7 +181,7 @@ func (t *turns) rank(l *lane) {
 	}
 }
 
-// Drain gives everything back that was not handed over.
+// Drain gives back everything that was not handed over.
 func (t *turns) Drain() {
 	t.stop()
 	<-t.pulled
@@ -185,7 +193,7 @@ func (t *turns) Stop() {
 	t.iterator.Stop()
 }
 
-// pull takes what the broker delivers, until the context ends or the broker's iterator does.
+// pull takes what the broker delivers, until the context or the broker's iterator ends.
 func (t *turns) pull() {
 	defer close(t.pulled)
 	untilDone := jetstream.NextContext(t.ctx)
@@ -211,7 +219,8 @@ func (t *turns) room() {
 	}
 }
 
-// end lets Next return, and gives back what waits. Giving back is best effort: else the broker finds out by itself.
+// end lets Next return, and gives back what waits. Giving back is best effort: the broker finds out
+// anyway.
 func (t *turns) end(err error) {
 	t.mu.Lock()
 	t.err = err
@@ -242,14 +251,15 @@ func (t *turns) end(err error) {
 	}
 }
 
-// take puts a message into its lane, unless it is garbage beyond the budget, or has to be sorted.
+// take puts a message into its lane, unless it is garbage beyond the budget or must be sorted
+// first.
 func (t *turns) take(msg jetstream.Msg) error {
 	d, err := newDelivery(t, msg)
 	if err != nil {
 		return err
 	}
 	if d.meta.Sequence.Consumer <= t.delivered {
-		return errReplaced // the stream may be another one, too, and count from 1 again
+		return errReplaced // it may be another stream, which counts from 1 again
 	}
 	t.delivered = d.meta.Sequence.Consumer
 	target, most := d.target(), inHandEach
@@ -272,7 +282,7 @@ func (t *turns) take(msg jetstream.Msg) error {
 	return nil
 }
 
-// queue puts a message into a lane, unless that is full.
+// queue puts a message into a lane, unless the lane is full.
 func (t *turns) queue(d *delivery, target events.Target, most int) {
 	full, after := t.add(d, target, most)
 	switch {
@@ -280,18 +290,19 @@ func (t *turns) queue(d *delivery, target events.Target, most int) {
 		t.drop(d, unanswered)
 	case full:
 		t.metrics.sentBack.Inc()
-		_ = d.Msg.NakWithDelay(after) // else it comes again sooner
+		_ = d.Msg.NakWithDelay(after) // if this fails, it returns sooner
 	}
 }
 
-// add puts a message into its lane. If that is full, it returns after which time the message may come again.
+// add puts a message into its lane. If the lane is full, it returns after which time the message
+// may return.
 func (t *turns) add(d *delivery, target events.Target, most int) (full bool, after time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.known[d.place] != nil {
 		return false, 0 // a copy came meanwhile
 	}
-	if t.err != nil { // it ended meanwhile
+	if t.err != nil { // the queue ended meanwhile
 		_ = d.Msg.Nak() // as in end
 		return false, 0
 	}
@@ -310,7 +321,7 @@ func (t *turns) add(d *delivery, target events.Target, most int) (full bool, aft
 	return false, 0
 }
 
-// comesAgain returns when one more message that goes back may come again. With t.mu.
+// comesAgain returns the delay for one more message that goes back. The caller holds t.mu.
 func (t *turns) comesAgain(now time.Time) time.Duration {
 	if first := now.Add(comeAgainFirst); t.again.Before(first) {
 		t.again = first
@@ -319,15 +330,15 @@ func (t *turns) comesAgain(now time.Time) time.Duration {
 	return t.again.Truncate(comeAgainEach).Sub(now)
 }
 
-// Why garbage is dropped: results in the metric, and in the log.
+// Why garbage is dropped, in the metric and in the log.
 const (
-	unanswered   = "unanswered"   // more of it came than answers are signed for
-	unanswerable = "unanswerable" // its subject names no service, so nobody could read an answer
+	unanswered   = "unanswered"   // there is more than the budget for answers allows
+	unanswerable = "unanswerable" // its subject names no service that could read an answer
 )
 
-// drop acknowledges garbage that nobody answers.
+// drop acknowledges garbage that gets no answer.
 func (t *turns) drop(d *delivery, why string) {
-	_ = d.Msg.Ack() // else it comes again
+	_ = d.Msg.Ack() // if this fails, it is delivered again
 	t.countDropped(why)
 }
 
@@ -338,7 +349,8 @@ func (t *turns) countDropped(why string) {
 	t.dropped[why]++
 }
 
-// keep tells the broker in time that what waits or is in hand is still ours, and the log what was dropped.
+// keep tells the broker in time that waiting messages and those in hand are still ours, and logs
+// what was dropped.
 func (t *turns) keep() {
 	ticker := time.NewTicker(extendEach)
 	defer ticker.Stop()
@@ -359,7 +371,8 @@ func (t *turns) keep() {
 	}
 }
 
-// due returns what the broker has not heard of for a while, and how much was dropped since the last call.
+// due returns the messages that the broker has not heard of for a while, and what was dropped since
+// the last call.
 func (t *turns) due(now time.Time) (due []*delivery, dropped map[string]int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -373,7 +386,7 @@ func (t *turns) due(now time.Time) (due []*delivery, dropped map[string]int) {
 	return due, dropped
 }
 
-// settled lets the next message of the lane take the place of one that was in hand.
+// settled makes room in its lane after a message in hand was settled.
 func (t *turns) settled(d *delivery) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -16,14 +16,14 @@ import (
 
 const (
 	sendAgainEvery = time.Minute
-	faultsAtOnce   = 10          // lines of the log, since a setting may concern every message
-	faultsEach     = time.Minute // for one more
+	faultsAtOnce   = 10          // lines in the log: a setting may affect every message
+	faultsEach     = time.Minute // until one more line is allowed
 	// passedKept is how long a message is remembered that is not in the outbox any more, because
 	// another replica sent it.
 	passedKept = 5 * sendAgainEvery
 )
 
-// The codes of nats-server's errors (its server/errors.json) that are about one message.
+// The codes of nats-server's errors (server/errors.json) that are about a single message.
 const (
 	messageTooLarge jetstream.ErrorCode = 10054
 	headerTooLarge  jetstream.ErrorCode = 10097
@@ -38,13 +38,13 @@ func itsOwnFault(err error) bool {
 	return errors.As(err, &refused) && (refused.ErrorCode == messageTooLarge || refused.ErrorCode == headerTooLarge)
 }
 
-// unsendable knows the messages of the outbox that can't be sent as they are. They are passed
-// over, so that they hold up no other, and sent again every minute, and at a reconnect, since the
+// unsendable knows the messages of the outbox that can't be sent as they are. They are skipped, so
+// that they don't hold up others, and tried again every minute and after a reconnect, because the
 // broker's settings may have changed.
 //
-// A later event of the same service goes out before one that is passed over. No reader depends on
-// the order of events (docs/protocol.md §7.2), and a revocation must not wait for a rotation that
-// can't be sent.
+// A later event of the same service goes out before one that is skipped. No reader depends on the
+// order of events (docs/protocol.md §7.2), and a revocation must not wait for a rotation that can't
+// be sent.
 type unsendable struct {
 	log   *slog.Logger
 	lines rate.Sometimes
@@ -75,7 +75,7 @@ func (u *unsendable) count() int {
 	return len(u.changes)
 }
 
-// has reports whether this change is passed over.
+// has reports whether this change is skipped.
 func (u *unsendable) has(place outboxPlace) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -83,7 +83,7 @@ func (u *unsendable) has(place outboxPlace) bool {
 	return is
 }
 
-// todo returns those messages that are to be sent now.
+// todo returns the messages to send now.
 func (u *unsendable) todo(messages []signed, now time.Time) []signed {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -109,8 +109,8 @@ func (u *unsendable) todo(messages []signed, now time.Time) []signed {
 	return list
 }
 
-// note takes in what became of messages. It returns the receipts that were stored earlier, of
-// changes whose event is stored now.
+// note takes the fates of messages. It returns the receipts that were stored earlier, of changes
+// whose event is stored now.
 func (u *unsendable) note(messages []signed, sent *fates, now time.Time) (complete []signed) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -155,7 +155,7 @@ func (u *unsendable) tell(m *signed, err error) {
 	})
 }
 
-// again has all of them sent again at once.
+// again makes all of them due at once.
 func (u *unsendable) again() {
 	u.mu.Lock()
 	defer u.mu.Unlock()

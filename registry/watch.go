@@ -153,7 +153,8 @@ func (w *watch) look(ctx context.Context) error {
 // note remembers what is wrong, and tells the log of a change. A broker that is away says nothing
 // of what it has.
 func (w *watch) note(ctx context.Context, what *error, wrong error) {
-	if wrong != nil && !w.js.Conn().IsConnected() || errors.Is(wrong, context.Canceled) { // or it is to end
+	// or it is to end
+	if wrong != nil && !w.js.Conn().IsConnected() || errors.Is(wrong, context.Canceled) {
 		return
 	}
 	w.mu.Lock()

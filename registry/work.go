@@ -10,24 +10,24 @@ import (
 	"omiappreg.org/keyrotation/internal/consume"
 )
 
-// work is the requests that were handed over together, on their way through decide and commit: in portions, and while one is
-// committed, and waits for the disk, the next one is decided.
+// work is the requests that were handed over together, on their way through decide and commit. They
+// go in portions: while one portion is committed and waits for the disk, the next one is decided.
 //
 //	todo ──▶ portion ──▶ decide ──────────▶ commit ──▶ settle
-//	           ├── nobody that is in the portion being committed, and nobody who waits for that
-//	           └── all that a service asks, so that few are in two portions
+//	           ├── no service that is in the portion being committed, or waits for it
+//	           └── all requests of a service, so that few services are in two portions
 //
-// So two portions side by side have no service and no key in common, and each finds what it would find alone. Requests that
-// have are decided in the order of the stream, as always.
+// So two concurrent portions have no service and no key in common, and each finds what it would
+// find alone. Requests that have one in common are decided in the order of the stream.
 type work struct {
 	*intake
 	messages []*consume.Message
 	todo     []incoming // in the order of the stream
 	writing  *writing   // nil: nothing is being committed
-	futile   int        // commits in a row of which nothing stood
+	futile   int        // commits in a row in which nothing stood
 }
 
-// mostFutile is after how many such commits it is not rivals who are to blame.
+// mostFutile is the number of such commits that other replicas can't explain any more.
 const mostFutile = 10
 
 var errFutile = errors.New("the database refuses time and again what it was found to have room for: it may be damaged, as omi-registry check shows")
@@ -37,12 +37,13 @@ type writing struct {
 	*batch
 	done chan struct{}
 
-	lost   losses // when done: what has to be decided again
+	lost   losses // set when done: what must be decided again
 	err    error
 	panics any
 }
 
-// run brings all to its end, but for a commit that is under way when it fails: finish waits for that.
+// run finishes everything, except a commit that is under way when it fails: finish waits for that
+// one.
 func (w *work) run(ctx context.Context) error {
 	for w.more() {
 		if err := w.step(ctx); err != nil {
@@ -55,7 +56,7 @@ func (w *work) run(ctx context.Context) error {
 // more reports whether anything is left to do.
 func (w *work) more() bool { return len(w.todo) > 0 || w.writing != nil }
 
-// step decides the next portion while the one before is committed, and settles that one.
+// step decides the next portion while the one before is committed, and settles the latter.
 func (w *work) step(ctx context.Context) error {
 	portion := w.next()
 	if len(portion) == 0 { // all that is left waits for the commit
@@ -71,9 +72,10 @@ func (w *work) step(ctx context.Context) error {
 	return err
 }
 
-// next takes from what is to be done what may be decided now: as few services as fill a portion, each with all that it asks. So what is
-// left is other services', and may be decided while this is committed; and a service's rows change once. To have all that the last
-// one asks, a portion may be a little longer.
+// next takes the requests that may be decided now: as few services as fill a portion, each with all
+// its requests. So the rest belongs to other services and can be decided while this portion is
+// committed, and a service's row changes once. A portion may be a little longer, to include all
+// requests of its last service.
 func (w *work) next() (portion []incoming) {
 	busy := newParties(w.writing)
 	asks := make(map[events.Target]int, len(w.todo))
@@ -89,19 +91,19 @@ func (w *work) next() (portion []incoming) {
 		}
 		t := one.request.Target
 		if busy.include(&one) || room <= 0 && asks[t] > 0 {
-			busy.add(&one) // whoever has to do with this one waits for it
+			busy.add(&one) // requests that share something with this one wait for it
 			later = append(later, one)
 			continue
 		}
 		room -= asks[t]
-		asks[t] = 0 // from here on it is in the portion
+		asks[t] = 0 // from here on the service is in the portion
 		portion = append(portion, one)
 	}
 	w.todo = later
 	return portion
 }
 
-// begin commits a portion beside everything else.
+// begin commits a portion concurrently with everything else.
 func (w *work) begin(ctx context.Context, b *batch) {
 	c := &writing{batch: b, done: make(chan struct{})}
 	w.writing = c
@@ -112,7 +114,7 @@ func (w *work) begin(ctx context.Context, b *batch) {
 	}()
 }
 
-// finish waits for the commit under way, if there is one, and settles what was committed.
+// finish waits for the commit that is under way, if there is one, and settles it.
 func (w *work) finish(ctx context.Context) error {
 	c := w.writing
 	if c == nil {
@@ -139,7 +141,9 @@ func (w *work) finish(ctx context.Context) error {
 		w.futile = 0
 	}
 	if w.futile > mostFutile {
-		return errFutile // each is tried alone then, so that nobody waits for ever for the one that can't be committed
+		// each request is then tried alone, so that none waits for ever for one that can't be
+		// committed
+		return errFutile
 	}
 	if len(lost) > 0 {
 		w.todo = append(remaining(c.batch, lost), w.todo...)
@@ -169,7 +173,7 @@ func remaining(b *batch, lost map[events.Target]bool) []incoming {
 	return todo
 }
 
-// parties is whom requests are about, and with which keys.
+// parties is the services and keys of requests.
 type parties struct {
 	services map[events.Target]struct{}
 	keys     map[events.PublicKey]struct{}
