@@ -7,7 +7,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// service is the present state of one service, as far as a decision depends on it. The zero value
+// service is the part of a service's present state that a decision depends on. The zero value
 // is a service that was never bound.
 type service struct {
 	id        int64 // in the database; 0: it is not there yet

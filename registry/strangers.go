@@ -19,9 +19,9 @@ import (
 // Master Key signed one, the name counts as bound from there on, so the requests right behind the
 // binding keep their order.
 //
-// 	take ──▶ known to be bound, or little waits ─────────────────────────────▶ the service's lane
-// 	  └────▶ unsorted ──▶ sort: asks the database, many at a time ──▶ bound ──▶ the service's lane
-// 	                                              ├── a binding by the app's Master Key ──▶ the service's lane
+// 	take ──▶ known to be bound, or little waits ─────────────────────────────▶ its lane
+// 	  └────▶ unsorted ──▶ sort: asks the database, many at a time ──▶ bound ──▶ its lane
+// 	                                              ├── a binding by the app's Master Key ──▶ its lane
 // 	                                              └── within the budget ──▶ the lane of garbage
 
 const (

@@ -45,10 +45,10 @@ const (
 //
 //	broker ──▶ pull ──▶ a lane for each service ──▶ Next, one of each lane in turn ──▶ consume
 //	             │                 ▲                                                      │
-//	             │                 └── no more than inHandEach of a lane until it settles ┘
+//	             │                 └── no more than inHandEach of a lane until it settles ─┘
 //	             ├── more than waitingEach of a service: back to the broker, for a while
 //	             ├── for a service that may not be bound: sorted first (strangers.go)
-//	             └── garbage beyond its budget, or a subject without a service: acknowledged and counted
+//	             └── garbage beyond its budget, or no service: acknowledged and counted
 //
 // It pulls as fast as the broker delivers, because an honest service's request may be behind the
 // flood in the stream.

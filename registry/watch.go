@@ -31,7 +31,7 @@ const (
 // They may vanish while it runs: a broker comes back with an empty store, or someone deletes
 // them. The registry then does what it does at a start:
 //
-//	look ──▶ a stream is missing ──▶ make it, check the origin ──▶ another stream of events: the fence compares
+//	look ──▶ a stream is missing ──▶ make it, check the origin ──▶ other events: the fence compares
 //	     └─▶ the durable is missing or another one ──▶ the consumer is opened again
 //
 // Several replicas may do so at once, as at a start.
@@ -265,8 +265,8 @@ func (w *watch) lookAtDurable(ctx context.Context) {
 }
 
 // mayGoOn reports whether the durable delivers as it did when it was opened. It ends the pulling
-// from one that is missing, or another one; else that is noticed when no heartbeat has come for a
-// while.
+// from one that is missing, or another one. Otherwise that would be noticed only after a while
+// without a heartbeat.
 func (w *watch) mayGoOn(consumer jetstream.Consumer, err error) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
