@@ -36,8 +36,8 @@ const (
 	payload       = 72 << 10 // a question to Auth is 64 KiB at most (docs/protocol.md §8)
 )
 
-// Account is one party's account at the broker, with one user. What it may publish is all that it
-// can reach, because its account imports nothing else.
+// Account is one party's account at the broker, with one user. It can reach only the
+// subjects that it may publish to, because its account imports nothing else.
 type Account struct {
 	Name string
 	// NKey is the user's public key, U….

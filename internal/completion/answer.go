@@ -7,21 +7,22 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// Kind is what may stand at a place.
+// Kind says what may stand at a place.
 type Kind string
 
-// The kinds. Files and folders are for the shell to find.
+// The kinds. The shell itself finds files and folders.
 const (
 	Words   Kind = "words"
 	Files   Kind = "files"
 	Folders Kind = "folders"
 )
 
-// Candidate is a word that may stand at a place, and what it means.
+// Candidate is a word that may stand at a place, and its meaning.
 type Candidate struct{ Word, Help string }
 
-// Answer says what the last of the words after the program's name may become. A value of a flag is a file where its
-// placeholder begins with FILE, a folder where it is DIR, and else only what its enum lists: nobody can guess an id.
+// Answer says what the last of the words after the program's name may become. The value of a flag
+// is a file if its placeholder begins with FILE, a folder if it is DIR, and otherwise only what its
+// enum lists: IDs can't be guessed.
 func Answer(app *kong.Application, words []string) (Kind, []Candidate) {
 	if len(words) == 0 {
 		words = []string{""}
@@ -34,16 +35,17 @@ func Answer(app *kong.Application, words []string) (Kind, []Candidate) {
 	return p.complete(words[last])
 }
 
-// place is where in the grammar the words so far have led.
+// place is the place in the grammar to which the words so far have led.
 type place struct {
 	node      *kong.Node
 	given     map[string]bool // flags, by name
-	flag      *kong.Flag      // whose value is next
+	flag      *kong.Flag      // the flag whose value is next
 	arguments int             // seen
 	noFlags   bool            // after --
 }
 
-// pass goes on past a word. One that the grammar does not know is passed over: the program will say so.
+// pass goes on past a word. It ignores a word that the grammar does not know: the program will say
+// so.
 func (p *place) pass(word string) {
 	switch {
 	case p.flag != nil:
@@ -101,7 +103,8 @@ func (p *place) complete(word string) (Kind, []Candidate) {
 	return Words, found
 }
 
-// values is what a flag or an argument may be. What was typed before the value goes before each word.
+// values returns what a flag or an argument may be. The text before the value goes in front of each
+// word.
 func values(v *kong.Value, placeholder, begun, before string) (Kind, []Candidate) {
 	switch {
 	case strings.HasPrefix(placeholder, "FILE"):
@@ -120,7 +123,7 @@ func values(v *kong.Value, placeholder, begun, before string) (Kind, []Candidate
 	return Words, found
 }
 
-// child finds a command, by its name or another that it goes by.
+// child finds a command by its name or an alias.
 func (p *place) child(word string) *kong.Node {
 	for _, child := range p.node.Children {
 		if child.Name == word || slices.Contains(child.Aliases, word) {
@@ -130,8 +133,8 @@ func (p *place) child(word string) *kong.Node {
 	return nil
 }
 
-// visible are the flags that may stand here: those of the command, or of the default one of its commands, and of those
-// around it.
+// visible returns the flags that may stand here: those of the command, or of the default one of its
+// commands, and of the commands around it.
 func (p *place) visible() []*kong.Flag {
 	node := p.node
 	if node.DefaultCmd != nil {
@@ -149,7 +152,7 @@ func (p *place) find(written string) *kong.Flag {
 	return nil
 }
 
-// flags are those that begin like this and may be given, or given again.
+// flags returns the flags that begin like this and may be given, or given again.
 func (p *place) flags(begun string) []Candidate {
 	var found []Candidate
 	for _, flag := range p.visible() {

@@ -1,6 +1,6 @@
-// Package completion gives a program of kong's the command `completion`: it prints a script for bash, zsh or fish, which
-// asks the program itself, at each Tab, what may stand there. So the scripts are short, and say what the program at hand
-// knows.
+// Package completion gives a kong program the command `completion`. It prints a script for bash,
+// zsh or fish, which asks the program itself, at each Tab, what may stand there. So the scripts are
+// short, and match the installed version of the program.
 package completion
 
 import (
@@ -20,8 +20,8 @@ type Command struct {
 	Words []string `arg:"" optional:"" help:"What the script asks with, after --: the words of a command line. Print what the last of them may become."`
 }
 
-// Run prints the script of a shell; or what that script asks for: a line with a [Kind], and then the words, each with a
-// tab and its help.
+// Run prints the script of a shell, or the answer to that script's question: a line with a [Kind],
+// and then the words, each with a tab and its help.
 func (c *Command) Run(ctx *kong.Context) error {
 	if len(c.Words) > 0 {
 		kind, candidates := Answer(ctx.Model, c.Words)

@@ -5,8 +5,8 @@
 // any number of probes costs no more than one.
 //
 //	GET /readyz ──┐
-//	GET /readyz ──┼──▶ one run ──▶ broker · database · streams · consumer · fence · outbox · requests · caught_up
-//	the process ──┘       │
+//	GET /readyz ──┼──▶ one run ──▶ broker · database · streams · consumer · fence
+//	the process ──┘       │        outbox · requests · caught_up
 //	                      └──▶ the log: a line when a part starts to fail, and one when it is back
 package health
 
@@ -77,7 +77,7 @@ func problemOf(err error) Problem {
 	if p := (*Problem)(nil); errors.As(err, &p) {
 		return *p
 	}
-	return Problem{Text: strings.ReplaceAll(err.Error(), "\n", "; ")} // errors that were joined have several lines
+	return Problem{Text: strings.ReplaceAll(err.Error(), "\n", "; ")} // joined errors
 }
 
 const (

@@ -8,7 +8,7 @@ var _ prometheus.Collector = (*Checker)(nil)
 
 //nolint:gochecknoglobals // it never changes
 var readyDesc = prometheus.NewDesc("omi_ready",
-	"1 while this part of the process can do its work, as it was checked last, else 0 (GET /readyz says why).", []string{"part"}, nil)
+	"1 if this part of the process could do its work at the last check, otherwise 0 (GET /readyz says why).", []string{"part"}, nil)
 
 // Describe implements [prometheus.Collector].
 func (*Checker) Describe(ch chan<- *prometheus.Desc) { ch <- readyDesc }

@@ -19,7 +19,7 @@ var ErrOwner = errors.New("the key file belongs to another user")
 func checkOwner(path string, info fs.FileInfo) error {
 	has, known := ownerOf(info)
 	if euid := os.Geteuid(); known && has.uid != euid && has.uid != 0 && euid != 0 {
-		return fmt.Errorf("%s: %w: it is %s's, and this runs as %s: run it as %s, or let root give the file away, by chown %s %s",
+		return fmt.Errorf("%s: %w: it belongs to %s, and this runs as %s: run it as %s, or let root change its owner: chown %s %s",
 			path, ErrOwner, has, userName(euid), has, userArgument(euid), path)
 	}
 	return nil
@@ -38,7 +38,7 @@ func Foreign(paths ...string) string {
 			continue // reading it gives the error
 		}
 		if has, known := ownerOf(info); known && has.uid != 0 {
-			said = append(said, fmt.Sprintf("%s is %s's, who can read and replace it, and root uses it: run this as %s, or chown root %s",
+			said = append(said, fmt.Sprintf("%s belongs to %s, who can read and replace it, and root uses it: run this as %s, or chown root %s",
 				path, has, has, path))
 		}
 	}
@@ -61,7 +61,7 @@ func OpenFolders(paths ...string) string {
 			continue
 		}
 		folders = append(folders, folder)
-		said = append(said, fmt.Sprintf("all users may write in %s (mode %04o), and so take %s away or bring an older key back: "+
+		said = append(said, fmt.Sprintf("all users may write in %s (mode %04o), so they can remove %s or bring an older key back: "+
 			"chmod o-w %s, or keep the key in a folder of its own there", folder, info.Mode().Perm(), path, folder))
 	}
 	return strings.Join(said, "; ")

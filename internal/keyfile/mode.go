@@ -48,12 +48,12 @@ func closing(path string, has owner, known bool) string {
 	euid := os.Geteuid()
 	switch {
 	case readOnly(path) || managed(Real(path)):
-		return "that is how it is mounted: mount it so that others have no part in it, in Kubernetes by defaultMode: 0440 of the " +
+		return "that is how it is mounted: mount it closed to others, in Kubernetes by defaultMode: 0440 of the " +
 			"volume and the fsGroup of the pod; in Docker by the mode of the file on the host"
 	case !known || has.uid == euid || euid == 0:
 		return "chmod 600 " + path
 	default:
-		return fmt.Sprintf("it is %s's, who has to close it, by chmod 600 %s; or root gives it to whom this runs as, by chown %s %s",
+		return fmt.Sprintf("it belongs to %s, who must close it: chmod 600 %s; or root gives it to this user: chown %s %s",
 			has, path, userArgument(euid), path)
 	}
 }

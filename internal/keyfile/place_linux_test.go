@@ -187,7 +187,7 @@ func TestAnothersKey(t *testing.T) {
 	})
 	must(t, os.Chown(path, 0, 0))
 	testenv.AsUser(t, service, service, func() {
-		wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "the file is root's", "chown 23901")
+		wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "the file belongs to root", "chown 23901")
 	})
 	must(t, os.Chown(path, service, group))
 	testenv.AsUser(t, service, service, func() {
@@ -250,12 +250,12 @@ func TestModes(t *testing.T) {
 	must(t, os.Chmod(path, 0o444))
 	testenv.AsUser(t, service, group, func() {
 		_, err := keyfile.Read(path)
-		wantRefusal(t, err, keyfile.ErrOpen, "it is root's", "chown 23901 "+path)
+		wantRefusal(t, err, keyfile.ErrOpen, "it belongs to root", "chown 23901 "+path)
 	})
 	must(t, os.Chown(path, stranger, group), os.Chmod(path, 0o640))
 	testenv.AsUser(t, service, group, func() {
 		_, err := keyfile.Read(path)
-		wantRefusal(t, err, keyfile.ErrOpen, "it is user 23902's")
+		wantRefusal(t, err, keyfile.ErrOpen, "it belongs to user 23902")
 	})
 }
 
@@ -272,13 +272,13 @@ func TestAnotherOwner(t *testing.T) {
 	info, err := os.Stat(path)
 	must(t, err, keyfile.CheckMode(path, info))
 	testenv.AsUser(t, service, service, func() { // a capability, or a file system, may let it read the file
-		wantRefusal(t, keyfile.CheckMode(path, info), keyfile.ErrOwner, "it is user 23902's", "run it as user 23902", "chown 23901 "+path)
+		wantRefusal(t, keyfile.CheckMode(path, info), keyfile.ErrOwner, "it belongs to user 23902", "run it as user 23902", "chown 23901 "+path)
 		if said := keyfile.Foreign(path); said != "" {
 			t.Errorf("said %q to who is not root", said)
 		}
 	})
 	testenv.AsUser(t, stranger, stranger, func() { must(t, keyfile.CheckMode(path, info)) })
-	if said := keyfile.Foreign("", path+".none", path); !strings.Contains(said, "is user 23902's") || !strings.Contains(said, "chown root "+path) {
+	if said := keyfile.Foreign("", path+".none", path); !strings.Contains(said, "belongs to user 23902") || !strings.Contains(said, "chown root "+path) {
 		t.Errorf("root uses another's key, and is told %q", said)
 	}
 	must(t, os.Chown(path, 0, 0))

@@ -89,7 +89,7 @@ func enterable(path, folder string) error {
 	case errors.Is(err, syscall.EPERM):
 		return notReplaceable(path, folder+" can't be changed (chattr +i or +a)", "chattr -i -a "+folder)
 	}
-	whose := "who may"
+	whose := "a user who may"
 	if info, err := os.Stat(folder); err == nil {
 		if has, known := ownerOf(info); known && has.uid != os.Geteuid() {
 			whose = has.String()
@@ -106,8 +106,8 @@ func givable(path, folder string) error {
 	}
 	if euid := os.Geteuid(); euid != 0 && to.uid != euid {
 		me := userName(euid)
-		return notReplaceable(path, fmt.Sprintf("the file is %s's, to whom %s can't give a new one", to, me),
-			fmt.Sprintf("run this as %s; or let root give it away: chown %s %s", to, userArgument(euid), path))
+		return notReplaceable(path, fmt.Sprintf("the file belongs to %s, and %s can't give a new one to that user", to, me),
+			fmt.Sprintf("run this as %s; or let root change its owner: chown %s %s", to, userArgument(euid), path))
 	}
 	if tryGive(folder, to) == nil {
 		return nil

@@ -59,13 +59,13 @@ func Hint(content []byte) string {
 	case strings.Contains(text, `\n`) && strings.Contains(text, pemBegin):
 		return literalBreaks
 	case strings.Contains(text, pemBegin):
-		return "there is something before the key: give one key and nothing else, without quotes"
+		return "there is text before the key: give one key alone, without quotes"
 	}
 	return hintOfBase64(text)
 }
 
 const literalBreaks = `its line breaks are the two characters \ and n, as in JSON: (umask 077; printf '%b\n' "$(cat FILE)" > NEW), ` +
-	"and take quotes away"
+	"and remove quotes"
 
 // hintOfPEM says what is wrong with a text that begins like PEM.
 func hintOfPEM(text string) string {

@@ -48,7 +48,7 @@ func TestHints(t *testing.T) {
 		"literal breaks":      {strings.ReplaceAll(text, "\n", `\n`), `printf '%b\n'`},
 		"literal, quoted":     {`"` + strings.ReplaceAll(text, "\n", `\n`) + `"`, `printf '%b\n'`},
 		"quoted":              {`"` + text + `"`, "without quotes"},
-		"in YAML":             {"key: |\n  " + strings.Join(lines, "\n  "), "something before the key"},
+		"in YAML":             {"key: |\n  " + strings.Join(lines, "\n  "), "text before the key"},
 		"indented":            {"  " + strings.Join(lines, "\n  "), "sed 's/^"},
 		"indented by tabs":    {"\t" + strings.Join(lines, "\n\t"), "sed 's/^"},
 		"one line":            {strings.Join(lines, " "), "line breaks are gone"},
@@ -61,7 +61,7 @@ func TestHints(t *testing.T) {
 		"credentials":         {strings.ReplaceAll(text, "PRIVATE KEY", "NATS USER JWT"), "--nats-creds"},
 		"PGP":                 {strings.ReplaceAll(text, "PRIVATE KEY", "PGP PRIVATE KEY BLOCK"), "PGP"},
 		"PuTTY":               {"PuTTY-User-Key-File-3: ssh-ed25519\n" + secret, "puttygen"},
-		"a comment before it": {"# a comment\n" + text, "something before the key"},
+		"a comment before it": {"# a comment\n" + text, "text before the key"},
 	} {
 		_, strict := keyformat.ParsePrivate([]byte(c.content))
 		_, loose := keyformat.Parse([]byte(c.content))

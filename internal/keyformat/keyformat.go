@@ -33,7 +33,7 @@ var (
 	ErrLocked    = errors.New("the key is locked by a passphrase: unlock a copy of it first, " +
 		"with `ssh-keygen -p -f COPY` or `openssl pkey -in FILE -out COPY`")
 	ErrMismatch    = errors.New("the public half does not belong to the private half")
-	ErrMore        = errors.New("more than one key, or something else beside it: give one key and nothing else")
+	ErrMore        = errors.New("more than one key, or other text with it: give one key alone")
 	ErrPublicOnly  = errors.New("the form ed25519:… is for public keys only; a private key is written as pem, jwk, openssh or nkey")
 	errUnknownForm = errors.New("unknown form of a key")
 )

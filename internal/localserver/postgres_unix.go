@@ -144,7 +144,7 @@ func initPostgres(bin, folder, password string, as *syscall.Credential) error {
 		"-D", postgresData(folder), "-U", "postgres", "--pwfile", secret,
 		"-A", "scram-sha-256", "-E", "UTF8", "--locale=C", "--no-sync", "--no-instructions",
 	}
-	initdb := exec.Command(filepath.Join(bin, "initdb"), args...) //nolint:gosec // a program that this package found
+	initdb := exec.Command(filepath.Join(bin, "initdb"), args...) //nolint:gosec // found here
 	initdb.Dir = folder
 	initdb.SysProcAttr = &syscall.SysProcAttr{Credential: as}
 	if out, err := initdb.CombinedOutput(); err != nil {
@@ -171,6 +171,6 @@ func PostgresPrograms() (string, error) {
 
 // majorVersion returns the 15 of /usr/lib/postgresql/15/bin/initdb.
 func majorVersion(initdb string) int {
-	n, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(initdb)))) // an odd name comes last
+	n, _ := strconv.Atoi(filepath.Base(filepath.Dir(filepath.Dir(initdb)))) // 0 for an odd name
 	return n
 }

@@ -14,7 +14,8 @@ import (
 // NewStandby creates the data of another server, which is not started yet and will follow this
 // running one.
 func (p *Postgres) NewStandby() (*Postgres, error) {
-	initdb, err := filepath.EvalSymlinks(filepath.Join(p.bin, "initdb")) // PATH may have links to two of its programs alone
+	// PATH may have links to only two of its programs.
+	initdb, err := filepath.EvalSymlinks(filepath.Join(p.bin, "initdb"))
 	if err != nil {
 		return nil, fmt.Errorf("find PostgreSQL's programs: %w", err)
 	}
@@ -22,7 +23,7 @@ func (p *Postgres) NewStandby() (*Postgres, error) {
 	if s.folder, err = ownFolder(p.cfg.Parent, "omi-postgres-", p.as); err != nil {
 		return nil, err
 	}
-	backup := exec.Command(filepath.Join(filepath.Dir(initdb), "pg_basebackup"), //nolint:gosec // a program that this package found
+	backup := exec.Command(filepath.Join(filepath.Dir(initdb), "pg_basebackup"), //nolint:gosec // as initdb
 		"-D", postgresData(s.folder), "-d", p.URL().String(), "-c", "fast", "-X", "stream", "--no-sync")
 	backup.Dir = s.folder
 	backup.SysProcAttr = &syscall.SysProcAttr{Credential: p.as}

@@ -10,7 +10,8 @@ import (
 	"omiappreg.org/keyrotation/internal/printable"
 )
 
-// FuzzText: what comes out is text that a terminal shows and nothing else, and printable text comes out as it went in.
+// FuzzText: what comes out is text that a terminal shows and nothing else, and printable text comes
+// out as it went in.
 func FuzzText(f *testing.F) {
 	for _, s := range []string{
 		"omi.v1.invalidations.org.example.cms", "\x1b[2J", "\u009b2J", "\u202egpj.exe", "\x00", "\xff\xfe", "\u2028", "é\u200b", "\U000e0041", "日本",

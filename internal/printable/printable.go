@@ -1,5 +1,6 @@
-// Package printable makes what others have written fit to be shown: by a terminal, to a person, in a log. What could move a
-// cursor, turn the direction of writing, be a line of its own or not be seen at all becomes an escape that everybody sees.
+// Package printable makes texts of other parties fit to be shown: by a terminal, to a person, in a
+// log. A character that could move the cursor, turn the direction of writing, begin another line or
+// be invisible becomes a visible escape.
 package printable
 
 import (
@@ -12,7 +13,8 @@ import (
 	"unicode/utf8"
 )
 
-// shown says whether a character is seen as itself: letters of all languages, marks, digits, punctuation, symbols and the blank.
+// shown reports whether a character is shown as itself: letters of all languages, marks, digits,
+// punctuation, symbols and the blank.
 func shown(r rune) bool {
 	if r < utf8.RuneSelf {
 		return ' ' <= r && r < 0x7f
@@ -20,11 +22,13 @@ func shown(r rune) bool {
 	return unicode.IsPrint(r) && !unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
-// Text returns a string as one line. What isn't shown as itself is written as Go and JavaScript do (\x1b, \u202e), and so is a byte
-// that is no UTF-8 (\xff). Text that was made printable stays as it is.
+// Text returns a string as one line. Other characters are written as Go and JavaScript do (\x1b,
+// \u202e), and so are bytes that are not UTF-8 (\xff). Text that is already printable stays as it
+// is.
 func Text(s string) string { return escape(s, shown) }
 
-// Lines is [Text] that leaves line ends and tabs: for text that was composed of such parts.
+// Lines is like [Text], but keeps line ends and tabs: it is for text that was composed of such
+// parts.
 func Lines(s string) string {
 	return escape(s, func(r rune) bool { return r == '\n' || r == '\t' || shown(r) })
 }
@@ -51,8 +55,8 @@ func escape(s string, plain func(rune) bool) string {
 	return b.String()
 }
 
-// JSON returns JSON texts, with an escape of JSON's own in place of what isn't shown as itself. They mean what they meant. Line ends
-// stay, which are no part of a string there.
+// JSON returns JSON texts with JSON's own escapes for characters that aren't shown as themselves.
+// Their meaning stays. Line ends stay, too: they are not part of a string there.
 func JSON(text []byte) []byte {
 	var b []byte
 	done := 0
@@ -73,8 +77,8 @@ func JSON(text []byte) []byte {
 	return append(b, text[done:]...)
 }
 
-// Sprintf is [fmt.Sprintf] whose arguments are made printable, each as one line, but for what was composed by [Fprintf]: a
-// [*strings.Builder], or [Composed].
+// Sprintf is like [fmt.Sprintf], but makes its arguments printable, each as one line. The exception
+// is text that was composed by [Fprintf]: a [*strings.Builder], or [Composed].
 func Sprintf(format string, args ...any) string {
 	safe := make([]any, len(args))
 	for i, arg := range args {
@@ -83,7 +87,8 @@ func Sprintf(format string, args ...any) string {
 	return fmt.Sprintf(format, safe...)
 }
 
-// Fprintf writes what [Sprintf] returns. It is for what a person is told: where that fails, nobody is left to tell.
+// Fprintf writes what [Sprintf] returns. It is for messages to a person: if writing fails, no
+// message can be shown anyway.
 func Fprintf(w io.Writer, format string, args ...any) {
 	_, _ = io.WriteString(w, Sprintf(format, args...))
 }
@@ -107,7 +112,7 @@ func printable(arg any) any {
 	switch v := reflect.ValueOf(arg); v.Kind() {
 	case reflect.Bool, reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64, reflect.Uint, reflect.Uint8,
 		reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr, reflect.Float32, reflect.Float64:
-		return arg // its verb may be %d, and its text, if it has one, is the program's
+		return arg // its verb may be %d, and its text, if any, comes from the program
 	case reflect.String:
 		if _, named := arg.(fmt.Stringer); !named {
 			return Text(v.String())
@@ -116,7 +121,8 @@ func printable(arg any) any {
 	return Text(fmt.Sprint(arg))
 }
 
-// Writer writes what is made printable by [Lines], or by [JSON]. What is written at once is made printable on its own.
+// Writer writes text that it makes printable by [Lines], or by [JSON]. It treats the text of each
+// call on its own.
 type Writer struct {
 	W    io.Writer
 	JSON bool

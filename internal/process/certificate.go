@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// certificate is what a process serves TLS with. Its files are looked at in each handshake: whoever renews certificates replaces
-// the files, and nothing has to be restarted.
+// certificate is what a process serves TLS with. It looks at its files in each handshake: to renew
+// certificates, replace the files; no restart is needed.
 type certificate struct {
 	flags Web
 	log   *slog.Logger
@@ -20,13 +20,13 @@ type certificate struct {
 	config *tls.Config
 }
 
-// stamp says whether a file is another than it was.
+// stamp shows whether a file has changed.
 type stamp struct {
 	changed time.Time
 	size    int64
 }
 
-// certificate reads what the flags name; nil, if they name nothing.
+// certificate reads the files that the flags name; it returns nil if they name none.
 func (w Web) certificate(log *slog.Logger) (*certificate, error) {
 	switch {
 	case w.Cert == "" && w.Key == "" && w.ClientCA == "":
@@ -44,7 +44,7 @@ func (w Web) certificate(log *slog.Logger) (*certificate, error) {
 
 func (c *certificate) stamps() (all [3]stamp) {
 	for i, path := range []string{c.flags.Cert, c.flags.Key, c.flags.ClientCA} {
-		if info, err := os.Stat(path); err == nil { // reading it says what is wrong
+		if info, err := os.Stat(path); err == nil { // otherwise reading it gives the error
 			all[i] = stamp{info.ModTime(), info.Size()}
 		}
 	}
@@ -72,17 +72,17 @@ func (c *certificate) load() (*tls.Config, error) {
 		return nil, Usagef("--http-client-ca: %s holds no certificate in PEM", c.flags.ClientCA)
 	}
 	config.ClientAuth = tls.RequireAndVerifyClientCert
-	config.SessionTicketsDisabled = true // a session would outlive the authority that let its client in
+	config.SessionTicketsDisabled = true // sessions would outlive client authorities
 	return config, nil
 }
 
-// server is the configuration of a server.
+// server returns the configuration of a server.
 func (c *certificate) server() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.current(), nil }}
 }
 
-// current reads the files again if they have changed. What can't be used is tried once more at their next change: until then, what
-// was served before is served on.
+// current reads the files again if they have changed. If they can't be used, it tries again at
+// their next change, and serves the earlier ones until then.
 func (c *certificate) current() *tls.Config {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -29,7 +29,8 @@ const (
 	checkEach = 5 * time.Second
 )
 
-// Web is where a process serves HTTP, and to whom: flags for a kong grammar. The program gives the kong variable http_addr.
+// Web says where a process serves HTTP, and to whom: flags for a kong grammar. The program sets the
+// kong variable http_addr.
 type Web struct {
 	Addr     string `name:"http-addr" env:"OMI_HTTP_ADDR" default:"${http_addr}" placeholder:"HOST:PORT" help:"Where to answer over HTTP (${default})."`
 	Admin    string `name:"admin-addr" env:"OMI_ADMIN_ADDR" placeholder:"HOST:PORT" help:"Where to serve /metrics, /readyz and /livez, without TLS (default: at --http-addr)."`
@@ -38,31 +39,32 @@ type Web struct {
 	ClientCA string `name:"http-client-ca" env:"OMI_HTTP_CLIENT_CA" placeholder:"FILE" help:"Serve only clients with a certificate of these authorities, PEM."`
 }
 
-// HTTP serves a process's answers, its metrics and its health. It listens from the start, and says that it is starting
-// until the process is ready.
+// HTTP serves a process's answers, its metrics and its health. It listens from the start, and says
+// that the process is starting until it is ready.
 type HTTP struct {
 	Metrics *prometheus.Registry
-	// Remarks says what is worth knowing of a process that is healthy: lines for a person, below the answer of GET /readyz. It is
-	// set before Ready is called. Nil: nothing.
+	// Remarks returns lines for a person about a process that is healthy, shown below the answer of
+	// GET /readyz. Set it before Ready is called. Nil means that there are none.
 	Remarks func() string
 
-	listener, admin net.Listener // admin is nil where one address serves all
-	certificate     *certificate // nil: no TLS
+	listener, admin net.Listener // admin is nil if one address serves everything
+	certificate     *certificate // nil without TLS
 	log             *slog.Logger
 	ready           atomic.Pointer[served]
 	checks          chan *health.Checker // of a process that is ready, for Run
 }
 
-// served is what each address serves of a process that is ready. Where it has but one, both are the same.
+// served is what each address of a ready process serves. If there is only one address, both are the
+// same.
 type served struct{ public, admin http.Handler }
 
-// starting is what a process waits for that has no parts yet.
+// starting says what a process without parts is waiting for.
 const starting = "this process is starting: it waits for its database"
 
-// Listen takes an address, without TLS. Port 0 is a free one.
+// Listen opens an address, without TLS. Port 0 means a free one.
 func Listen(addr string, log *slog.Logger) (*HTTP, error) { return Web{Addr: addr}.Listen(log) }
 
-// Listen takes the addresses.
+// Listen opens the addresses.
 func (w Web) Listen(log *slog.Logger) (*HTTP, error) {
 	h := &HTTP{Metrics: prometheus.NewRegistry(), log: log, checks: make(chan *health.Checker, 1)}
 	h.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewBuildInfoCollector(),
@@ -84,10 +86,10 @@ func (w Web) Listen(log *slog.Logger) (*HTTP, error) {
 	return h, nil
 }
 
-// Addr is where it listens.
+// Addr returns the address on which it listens.
 func (h *HTTP) Addr() string { return h.listener.Addr().String() }
 
-// AdminAddr is where it serves metrics and health.
+// AdminAddr returns the address that serves metrics and health.
 func (h *HTTP) AdminAddr() string {
 	if h.admin == nil {
 		return h.Addr()
@@ -95,7 +97,7 @@ func (h *HTTP) AdminAddr() string {
 	return h.admin.Addr().String()
 }
 
-// Ready serves the endpoints from now on, and says by GET /readyz how these parts of the process are.
+// Ready serves the endpoints from now on, and shows the state of these parts at GET /readyz.
 func (h *HTTP) Ready(parts []health.Part, endpoints ...api.Endpoint) {
 	checker := health.New(h.log, parts...)
 	h.Metrics.MustRegister(checker)
@@ -109,7 +111,7 @@ func (h *HTTP) Ready(parts []health.Part, endpoints ...api.Endpoint) {
 	readyz := func(w http.ResponseWriter, r *http.Request) {
 		report, err := checker.Report(r.Context())
 		if err != nil {
-			return // who asked is gone
+			return // the client is gone
 		}
 		if h.Remarks != nil {
 			report.Remarks = strings.FieldsFunc(h.Remarks(), func(r rune) bool { return r == '\n' })
@@ -123,7 +125,7 @@ func (h *HTTP) Ready(parts []health.Part, endpoints ...api.Endpoint) {
 	h.checks <- checker
 }
 
-// watch checks the parts from when they are known on.
+// watch checks the parts as soon as they are known.
 func (h *HTTP) watch(ctx context.Context) {
 	select {
 	case checker := <-h.checks:
@@ -132,12 +134,12 @@ func (h *HTTP) watch(ctx context.Context) {
 	}
 }
 
-// Announce logs where it serves.
+// Announce logs the addresses.
 func (h *HTTP) Announce() {
 	h.log.Info("serving HTTP", "addr", h.Addr(), "tls", h.certificate != nil, "admin_addr", h.AdminAddr())
 }
 
-// ServeHTTP implements http.Handler: it is what the public address serves.
+// ServeHTTP implements http.Handler: the public address serves it.
 func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch s := h.ready.Load(); {
 	case s != nil:
@@ -149,7 +151,7 @@ func (h *HTTP) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// serveAdmin is what the address of metrics and health serves.
+// serveAdmin answers at the address of metrics and health.
 func (h *HTTP) serveAdmin(w http.ResponseWriter, r *http.Request) {
 	if s := h.ready.Load(); s != nil {
 		s.admin.ServeHTTP(w, r)
@@ -173,9 +175,9 @@ func serveStarting(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// Run serves until ctx ends, and then finishes what is under way. It is an [Actor].
+// Run serves until ctx ends, and then finishes the requests under way. It is an [Actor].
 func (h *HTTP) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx) // where one address fails, the other ends with it
+	ctx, cancel := context.WithCancel(ctx) // if one address fails, the other ends with it
 	defer cancel()
 	go h.watch(ctx)
 	admin := make(chan error, 1)
@@ -217,7 +219,8 @@ func (h *HTTP) runOn(ctx context.Context, listener net.Listener, handler http.Ha
 	return nil
 }
 
-// faults logs what net/http says. A handshake that fails is the doing of who called, and would let anyone fill the log.
+// faults logs the messages of net/http. It ignores failed handshakes: the client causes them, and
+// anyone could fill the log with them.
 type faults struct{ log *slog.Logger }
 
 // Write implements [io.Writer].

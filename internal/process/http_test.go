@@ -17,7 +17,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestHTTPStarting: a process that is not ready says so in the protocol's words (docs/protocol.md §8), and then answers.
+// TestHTTPStarting: a process that is not ready says so in the protocol's words (docs/protocol.md
+// §8), and then answers.
 func TestHTTPStarting(t *testing.T) {
 	t.Parallel()
 	h, err := process.Listen("127.0.0.1:0", slog.New(slog.DiscardHandler))

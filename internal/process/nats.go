@@ -29,7 +29,7 @@ const (
 	flushWithin     = 2 * time.Second
 )
 
-// NATS is how a process reaches the broker: flags for a kong grammar.
+// NATS says how a process reaches the broker: flags for a kong grammar.
 type NATS struct {
 	URL   string `name:"nats-url" env:"OMI_NATS_URL" default:"nats://127.0.0.1:4222" placeholder:"URL" help:"The NATS servers, separated by commas (${default})."`
 	Creds string `name:"nats-creds" env:"OMI_NATS_CREDS" placeholder:"FILE" help:"A NATS credentials file, mode 0600."`
@@ -37,8 +37,8 @@ type NATS struct {
 	CA    string `name:"nats-ca" env:"OMI_NATS_CA" placeholder:"FILE" help:"A PEM file with the authority of the servers' TLS certificates."`
 }
 
-// Connect connects a process that runs for long: a broker that is not up yet, that goes away, or that does not let it in, is
-// waited for, and the log says why.
+// Connect connects a process that runs for long. If the broker is not up yet, goes away, or does
+// not let the process in, Connect waits for it, and the log says why.
 func (n NATS) Connect(name string, log *slog.Logger) (*nats.Conn, error) {
 	TendKeys(log, n.NKey, n.Creds)
 	if open := n.exposed(); open != "" {
@@ -55,8 +55,8 @@ func (n NATS) Connect(name string, log *slog.Logger) (*nats.Conn, error) {
 	return nc, nil
 }
 
-// ConnectNow connects a command that a person waits for. A broker that goes away later is waited for, for as long as the
-// command does.
+// ConnectNow connects a command that a person waits for. If the broker goes away later, the command
+// waits for it as long as it runs.
 func (n NATS) ConnectNow(ctx context.Context, name string, log *slog.Logger) (*nats.Conn, error) {
 	if open := n.exposed(); open != "" {
 		printable.Fprintf(os.Stderr, "%s: %s\n", name, open)
@@ -78,7 +78,7 @@ func (n NATS) ConnectNow(ctx context.Context, name string, log *slog.Logger) (*n
 	return nil, n.notConnected(err)
 }
 
-// notConnected says why a command has no broker: it is there and wants something else, or nobody is.
+// notConnected says why a command has no broker: the broker refuses, or no broker is there.
 func (n NATS) notConnected(err error) error {
 	if r, refused := refusal.Of(err); refused {
 		return Usagef("the broker at %s %s (%w): %s", n.redacted(), r.What, err, r.Do)
@@ -125,8 +125,9 @@ func tellReconnected(log *slog.Logger, nc *nats.Conn) {
 	log.Info("connected to the broker again", "server", nc.ConnectedServerName())
 }
 
-// Check says what is wrong with the flags, before the process starts anything. Left to itself, nats.go waits for a server
-// whatever its URL, quotes the password in one that it can't read, and doesn't name the flags.
+// Check returns an error for wrong flags, before the process starts anything. Without it, nats.go
+// waits for a server whatever its URL, quotes the password of a URL that it can't read, and doesn't
+// name the flags.
 func (n NATS) Check() error {
 	for server := range strings.SplitSeq(n.URL, ",") {
 		if _, ok := parseServer(server); !ok {
@@ -148,7 +149,7 @@ func (n NATS) Check() error {
 			return Usagef("%s: %s holds no %s", file.flag, file.path, file.want)
 		}
 	}
-	if n.Creds != "" { // there is a private key in them
+	if n.Creds != "" { // they contain a private key
 		if err := checkMode("--nats-creds", n.Creds); err != nil {
 			return err
 		}
@@ -163,8 +164,8 @@ func (n NATS) Check() error {
 	return err
 }
 
-// TendKeys closes the files of a process's private keys to their group, where a mount has let it in, and logs who else has a hand
-// on them.
+// TendKeys closes the files of a process's private keys to their group, if a mount has opened them,
+// and logs who else can reach them.
 func TendKeys(log *slog.Logger, paths ...string) {
 	if done := keyfile.Tighten(paths...); done != "" {
 		log.Warn("a private key was readable by its group", "done", done)
@@ -176,7 +177,7 @@ func TendKeys(log *slog.Logger, paths ...string) {
 	}
 }
 
-// checkMode refuses a flag's file that others can read.
+// checkMode refuses a flag's file that other users can read.
 func checkMode(flag, path string) error {
 	info, err := os.Stat(path)
 	if err == nil {
@@ -188,7 +189,7 @@ func checkMode(flag, path string) error {
 	return nil
 }
 
-// key reads the user's nkey. Any form of a key will do, since a user's nkey is an Ed25519 key.
+// key reads the user's nkey. It accepts any form of a key, because a user's nkey is an Ed25519 key.
 func (n NATS) key() (events.SigningKey, error) {
 	if err := checkMode("--nats-nkey", n.NKey); err != nil {
 		return events.SigningKey{}, err
@@ -231,8 +232,9 @@ func parseServer(server string) (*url.URL, bool) {
 	return u, host != "" && (!strings.Contains(host, ":") || strings.HasPrefix(u.Host, "["))
 }
 
-// exposed says what is to fear of credentials for a broker on another machine that is named without TLS; nothing, if all is well.
-// Such a server may still ask for TLS, but whoever is on the way can have the client do without.
+// exposed says what can happen to credentials for a broker on another machine that is named without
+// TLS. It returns an empty text if all is well. Such a server may still ask for TLS, but an
+// attacker on the way can make the client do without.
 func (n NATS) exposed() string {
 	for server := range strings.SplitSeq(n.URL, ",") {
 		u, ok := parseServer(server)
@@ -245,20 +247,22 @@ func (n NATS) exposed() string {
 	return ""
 }
 
-// isHere says whether a host is this machine, by its loopback address. Nobody is asked what a name means.
+// isHere reports whether a host is this machine, by its loopback address. It does not resolve
+// names.
 func isHere(host string) bool {
 	ip := net.ParseIP(host)
 	return strings.EqualFold(host, "localhost") || ip != nil && (ip.IsLoopback() || ip.IsUnspecified())
 }
 
-// redacted is the URL as it may be shown.
+// redacted returns the URL without its secrets.
 func (n NATS) redacted() string {
 	servers := strings.Split(n.URL, ",")
 	for i, server := range servers {
-		servers[i] = "(not a URL)" // there may be a password in it, and behind the host too if a slash came before it
+		// there may be a password in it, even behind the host if a slash came before it
+		servers[i] = "(not a URL)"
 		if u, _ := parseServer(server); u != nil && !strings.Contains(u.Opaque+u.Path+u.RawQuery+u.Fragment, "@") {
 			if _, password := u.User.Password(); u.User != nil && !password {
-				u.User = url.User("xxxxx") // a token, of which there is nothing else
+				u.User = url.User("xxxxx") // a token, which is the whole user part
 			}
 			servers[i] = u.Redacted()
 		}
@@ -266,7 +270,7 @@ func (n NATS) redacted() string {
 	return strings.Join(servers, ",")
 }
 
-// Close sends what is under way, such as acknowledgements, and closes the connection.
+// Close sends pending messages, such as acknowledgements, and closes the connection.
 func Close(nc *nats.Conn, log *slog.Logger) {
 	if nc.IsConnected() {
 		if err := nc.FlushTimeout(flushWithin); err != nil {

@@ -18,7 +18,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestWaitingSaysWhy: a process that has no broker says why, once for each reason however often it tries; and that it has one.
+// TestWaitingSaysWhy: a process that has no broker says why, once for each reason however often it
+// tries; and that it has one.
 func TestWaitingSaysWhy(t *testing.T) {
 	t.Parallel()
 	addr := testenv.FreeAddrs(t, 1)[0]
@@ -85,7 +86,8 @@ func serveBroker(t *testing.T, addr, password string) (stop func()) {
 	return stop
 }
 
-// TestWaitingNamesTheFlag: whatever a broker that is there wants otherwise, the log names the flag for it.
+// TestWaitingNamesTheFlag: whatever a broker that is there wants otherwise, the log names the flag
+// for it.
 func TestWaitingNamesTheFlag(t *testing.T) {
 	t.Parallel()
 	secured := testenv.NewSecuredBroker(t, func(func(string) string) string { return "" })
@@ -116,7 +118,8 @@ func TestWaitingNamesTheFlag(t *testing.T) {
 	}
 }
 
-// TestUnencryptedCredentials: credentials that go to another machine without TLS are told of, once, and without a password.
+// TestUnencryptedCredentials: credentials that go to another machine without TLS are told of, once,
+// and without a password.
 func TestUnencryptedCredentials(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()

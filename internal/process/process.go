@@ -1,5 +1,5 @@
-// Package process is what the project's processes have in common: how they log, stop, reach the broker, serve HTTP
-// and end with an exit code.
+// Package process holds what the project's processes have in common: how they log, stop, reach the
+// broker, serve HTTP and end with an exit code.
 package process
 
 import (
@@ -32,7 +32,7 @@ import (
 // Exit codes.
 const (
 	ExitDone        = 0
-	ExitRefused     = 1 // the registry said no, or something failed
+	ExitRefused     = 1 // the registry refused, or something failed
 	ExitUsage       = 2 // a flag, URL, file or key is wrong
 	ExitUnreachable = 3
 )
@@ -45,20 +45,20 @@ type codedError struct {
 
 func (e codedError) Unwrap() error { return e.error }
 
-// Usage marks an error as one that the person at the shell can mend: the process ends with code 2.
+// Usage marks an error that the person at the shell can fix: the process ends with code 2.
 func Usage(err error) error { return codedError{err, ExitUsage} }
 
-// Usagef is [Usage] of a formatted error: one line that says what is wrong and how to mend it.
+// Usagef is [Usage] of a formatted error: one line that says what is wrong and how to fix it.
 func Usagef(format string, args ...any) error { return Usage(fmt.Errorf(format, args...)) }
 
-// Unreachable marks an error as "nobody answers": the process ends with code 3.
+// Unreachable marks an error that means "no answer": the process ends with code 3.
 func Unreachable(err error) error { return codedError{err, ExitUnreachable} }
 
-// Refused marks an error as the registry's no: the process ends with code 1.
+// Refused marks an error as a refusal by the registry: the process ends with code 1.
 func Refused(err error) error { return codedError{err, ExitRefused} }
 
-// Main parses the command line into cli, a kong grammar, runs the chosen command's Run method with the bound values,
-// and returns the exit code.
+// Main parses the command line into cli, a kong grammar, runs the chosen command's Run method with
+// the bound values, and returns the exit code.
 func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int {
 	parser, err := kong.New(cli, append([]kong.Option{
 		kong.TypeMapper(reflect.TypeFor[time.Duration](), kong.MapperFunc(decodeDuration)),
@@ -77,10 +77,10 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 	}
 	command, err := parser.Parse(args)
 	if err != nil {
-		if keyformat.LooksPrivate(err.Error()) { // it quotes what a variable holds
+		if keyformat.LooksPrivate(err.Error()) { // it quotes a variable's value
 			return report(stderr, name, errKeyGiven)
 		}
-		if unwritten := (*fs.PathError)(nil); errors.As(err, &unwritten) && unwritten.Op == "write" { // the help that was asked for
+		if unwritten := (*fs.PathError)(nil); errors.As(err, &unwritten) && unwritten.Op == "write" { // of --help
 			return report(stderr, name, fmt.Errorf("print: %w", err))
 		}
 		what, _, _ := strings.Cut(err.Error(), "\n")
@@ -94,11 +94,11 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 	return report(stderr, name, command.Run())
 }
 
-// errKeyGiven is the answer to a private key in place of its file's name. Errors quote such names, so it goes no further: others
-// read what is printed.
-var errKeyGiven = Usagef("a private key is never an argument, nor the value of a variable: give the name of its file, or its public half where that is asked for")
+// errKeyGiven is the answer to a private key instead of its file's name. Other errors quote such
+// names, and others can read what is printed. So the key goes no further.
+var errKeyGiven = Usagef("a private key is never an argument or the value of a variable: give the name of its file, or its public half if that is wanted")
 
-// checkVariables refuses a variable that holds a private key, where it was to name its file.
+// checkVariables refuses a variable that holds a private key instead of the name of its file.
 func checkVariables(flags []*kong.Flag) error {
 	for _, flag := range flags {
 		for _, name := range flag.Envs {
@@ -110,8 +110,8 @@ func checkVariables(flags []*kong.Flag) error {
 	return nil
 }
 
-// commandOf is the command that the arguments name, as far as they could be read: its help is the one to read.
-// A word that is no command is not taken for an argument of the command that is run without a name.
+// commandOf returns the command that the arguments name, as much as could be read: its help is the
+// one to read. It doesn't take a word that is no command for an argument of the default command.
 func commandOf(err error, name string, args []string) string {
 	wrong := (*kong.ParseError)(nil)
 	if !errors.As(err, &wrong) || wrong.Context.Selected() == nil {
@@ -124,7 +124,8 @@ func commandOf(err error, name string, args []string) string {
 	return command.FullPath()
 }
 
-// decodeDuration reads a duration with its unit, or whole seconds, as the protocol counts them.
+// decodeDuration reads a duration with a unit, or a number of whole seconds, as the protocol counts
+// them.
 func decodeDuration(ctx *kong.DecodeContext, target reflect.Value) error {
 	var s string
 	if err := ctx.Scan.PopValueInto("duration", &s); err != nil {
@@ -141,17 +142,17 @@ func decodeDuration(ctx *kong.DecodeContext, target reflect.Value) error {
 	return nil
 }
 
-// report prints an error in one line, and returns the exit code that belongs to it.
+// report prints an error in one line, and returns its exit code.
 func report(stderr io.Writer, name string, err error) int {
 	if err == nil {
 		return ExitDone
 	}
-	// Errors that were joined, and some of the libraries', have several lines.
+	// Joined errors, and some of the libraries', have several lines.
 	printable.Fprintf(stderr, "%s: %s\n", name, strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; "))
 	return ExitCode(err)
 }
 
-// ExitCode is the exit code that belongs to an error.
+// ExitCode returns the exit code of an error.
 func ExitCode(err error) int {
 	if err == nil {
 		return ExitDone
@@ -162,7 +163,8 @@ func ExitCode(err error) int {
 	return ExitRefused
 }
 
-// PrintJSON prints one value on one line of the standard output, at once: whoever reads lines sees none in part.
+// PrintJSON prints one value on one line of the standard output, in one write: a reader of lines
+// never sees a part of one.
 func PrintJSON(v any) error {
 	line, err := json.Marshal(v, json.Deterministic(true), jsontext.SpaceAfterComma(true), jsontext.SpaceAfterColon(true))
 	if err != nil {
@@ -174,8 +176,9 @@ func PrintJSON(v any) error {
 	return nil
 }
 
-// Print prints to the standard output what a command is run for. Where that can't be written, it is not done. The arguments may be
-// what others have written: each is made one printable line, unless it was composed of such ([printable.Sprintf]).
+// Print prints the result of a command to the standard output. If that can't be written, the
+// command has failed. The arguments may come from other parties: each becomes one printable line,
+// unless it was composed of such lines ([printable.Sprintf]).
 func Print(format string, args ...any) error {
 	if _, err := os.Stdout.WriteString(printable.Sprintf(format, args...)); err != nil {
 		return fmt.Errorf("print: %w", err)
@@ -183,7 +186,7 @@ func Print(format string, args ...any) error {
 	return nil
 }
 
-// NewLog logs text to a terminal and JSON to everything else, both printable whatever is logged.
+// NewLog logs text to a terminal and JSON otherwise, both printable whatever is logged.
 func NewLog(w *os.File, level slog.Level) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
 	if isatty.IsTerminal(w.Fd()) {
@@ -195,8 +198,8 @@ func NewLog(w *os.File, level slog.Level) *slog.Logger {
 // Actor is one part of a process. It runs until its context ends, or until it can't go on.
 type Actor func(ctx context.Context) error
 
-// StopSignals are those that end a process cleanly. SIGHUP says that its terminal is gone, and is none of them where whoever
-// started the process has it ignored, as nohup does.
+// StopSignals returns the signals that end a process cleanly. SIGHUP says that its terminal is
+// gone. It is not among them if the parent process has set it to be ignored, as nohup does.
 func StopSignals() []os.Signal {
 	stop := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) {
@@ -205,8 +208,8 @@ func StopSignals() []os.Signal {
 	return stop
 }
 
-// Run runs the actors until one of [StopSignals] comes or the first of them ends, stops all the others, and waits for
-// them. A signal is no error.
+// Run runs the actors until one of [StopSignals] comes or the first actor ends. Then it stops all
+// the others, and waits for them. A signal is no error.
 func Run(log *slog.Logger, actors ...Actor) error {
 	var group run.Group
 	group.Add(run.SignalHandler(context.Background(), StopSignals()...))

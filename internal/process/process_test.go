@@ -29,7 +29,8 @@ func TestStopSignals(t *testing.T) {
 	}
 }
 
-// TestLogIsPrintable: whatever is logged, and in whichever form, no terminal obeys it; and a program reads what it was.
+// TestLogIsPrintable: whatever is logged, and in whichever form, no terminal obeys it; and a
+// program reads what it was.
 func TestLogIsPrintable(t *testing.T) {
 	t.Parallel()
 	const hostile = "x\x1b[2J\x7f\u009b2J\n\u202e\u3164\U000e0041"

@@ -13,14 +13,13 @@ import (
 	"omiappreg.org/keyrotation/schema"
 )
 
-// Restore is the grammar of the command that puts a copy of a process's SQLite database in its
-// place.
+// Restore is the grammar of the command that replaces a process's SQLite database by a copy.
 type Restore struct {
 	From string `required:"" placeholder:"FILE" help:"The copy, which is only read: of SQLite's .backup or VACUUM INTO, or a snapshot of the file with its -wal."`
 	JSON bool   `help:"Print one JSON object."`
 }
 
-// Help is what --help says in addition to the flags.
+// Help returns the text that --help shows in addition to the flags.
 func (c Restore) Help() string {
 	return `Stop the process first, and every other one that uses the same file: the command refuses while one has it open.
 

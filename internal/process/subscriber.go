@@ -21,46 +21,46 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// Subscriber is a core service's process: the grammar of its command line. The program gives the kong variables
+// Subscriber is the grammar of a core service's command line. The program sets the kong variables
 // durable, database_url and http_addr, which are its defaults.
 type Subscriber struct {
 	Serve    serveSubscriber   `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
-	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why: nobody trusted signed them, they are about another service than their subject, or they are no message of this version. The newest 1,000 of each kind are kept."`
+	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why: no trusted key signed them, their subject names another service, or this version can't read them. The newest 1,000 of each kind are kept."`
 	Restore  restoreSubscriber `cmd:"" help:"Put a copy of this process's SQLite database in its place, which must be done by this command."`
 
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }
 
-// Instances is [Subscriber] for a core service of which each process hears every event: the program gives the kong variable
-// forget_after too.
+// Instances is a [Subscriber] for a core service whose processes each hear every event. The program
+// also sets the kong variable forget_after.
 type Instances struct {
 	Serve    serveInstance     `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
-	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why: nobody trusted signed them, they are about another service than their subject, or they are no message of this version. The newest 1,000 are kept."`
+	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why: no trusted key signed them, their subject names another service, or this version can't read them. The newest 1,000 are kept."`
 	Restore  restoreSubscriber `cmd:"" help:"Put a copy of this process's SQLite database in its place, which must be done by this command."`
 
 	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
 }
 
-// Service is what such a process runs.
+// Service is the service that such a process runs.
 type Service interface {
 	Run(ctx context.Context) error
-	// Parts are what GET /readyz names.
+	// Parts returns the parts for GET /readyz.
 	Parts() []health.Part
-	// Remarks says what is worth knowing, lines for a person.
+	// Remarks returns lines for a person.
 	Remarks() string
-	// SetTrust has it believe others from soon on.
+	// SetTrust changes whom it believes, soon after the call.
 	SetTrust(trust events.Trust)
 	Close() error
 	Endpoints() []api.Endpoint
 }
 
-// OpenService makes the service. Its database may not be up yet: it is waited for until ctx ends.
+// OpenService creates the service. If its database is not up yet, it waits until ctx ends.
 type OpenService func(ctx context.Context, cfg SubscriberConfig) (Service, error)
 
-// OpenExistingStore opens the service's database alone, as it is.
+// OpenExistingStore opens only the service's database, as it is.
 type OpenExistingStore func(ctx context.Context, url string, log *slog.Logger) (*subscriber.Store, error)
 
-// SubscriberConfig is what the command line and the environment say.
+// SubscriberConfig holds the settings of the command line and the environment.
 type SubscriberConfig struct {
 	JetStream   jetstream.JetStream
 	DatabaseURL string
@@ -88,10 +88,10 @@ type serveSubscriber struct {
 // Run serves until a signal comes.
 func (c *serveSubscriber) Run(open OpenService) error { return c.run(open, instance{}) }
 
-// instance is what a process of [Instances] adds.
+// instance holds the additional settings of a process of [Instances].
 type instance struct {
-	Instance    string        `env:"OMI_INSTANCE" placeholder:"NAME" help:"Names this process, whose durable is DURABLE-NAME (default: this host's name). No two processes have the same."`
-	ForgetAfter time.Duration `name:"forget-after" env:"OMI_FORGET_AFTER" default:"${forget_after}" placeholder:"DURATION" help:"After which time without this process the broker deletes its durable (${default}). Until then, one that is gone for good holds up rotations."`
+	Instance    string        `env:"OMI_INSTANCE" placeholder:"NAME" help:"Name of this process, whose durable is DURABLE-NAME (default: this host's name). It must be unique."`
+	ForgetAfter time.Duration `name:"forget-after" env:"OMI_FORGET_AFTER" default:"${forget_after}" placeholder:"DURATION" help:"How long after this process is gone the broker deletes its durable (${default}). Until then, a durable without a process holds up rotations."`
 }
 
 type serveInstance struct {
@@ -173,7 +173,7 @@ func (c *serveSubscriber) serve(
 	return err
 }
 
-// CheckDurable refuses what can't be the name of a durable.
+// CheckDurable refuses a text that can't be the name of a durable.
 func CheckDurable(name string) error {
 	if strings.ContainsAny(name, " \t\r\n.*>/\\") || name == "" {
 		return Usagef("--durable: the name of a durable has no blanks and none of . * > / \\, as in %s-2", streams.AuthDurable)
@@ -187,7 +187,7 @@ type listSetAside struct {
 	JSON     bool               `help:"Print a JSON array, payloads in base64."`
 }
 
-// Run lists what was set aside.
+// Run lists the messages that were set aside.
 func (c *listSetAside) Run(open OpenExistingStore) error {
 	if c.Limit < 1 {
 		return Usagef("--limit: want 1 or more")

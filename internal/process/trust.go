@@ -14,7 +14,7 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// Trust is whom a process believes: flags for a kong grammar.
+// Trust says whom a process believes: flags for a kong grammar.
 type Trust struct {
 	Origin string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
 	Keys   []string `name:"trust" env:"OMI_TRUST" placeholder:"ed25519:…" help:"A public key of the registry; repeatable. One that was stolen ends: KEY@TIME."`
@@ -24,7 +24,8 @@ type Trust struct {
 // Load returns the trust that the flags describe.
 func (t Trust) Load() (events.Trust, error) {
 	var keys []events.TrustedKey
-	for _, s := range strings.Fields(strings.Join(t.Keys, " ")) { // a variable that is made of a file has a line for each
+	// a variable made from a file has one key per line
+	for _, s := range strings.Fields(strings.Join(t.Keys, " ")) {
 		key, err := events.ParseTrustedKey(s)
 		if err != nil {
 			return events.Trust{}, Usagef("--trust: %w", err)
@@ -55,7 +56,7 @@ func (t Trust) Load() (events.Trust, error) {
 	return trust, nil
 }
 
-// OpenDatabase marks an unusable URL as the person's to mend.
+// OpenDatabase marks an unusable URL as an error that the person at the shell can fix.
 func OpenDatabase[T any](open func() (T, error)) (T, error) {
 	db, err := open()
 	if errors.Is(err, sqldb.ErrURL) {
@@ -64,7 +65,7 @@ func OpenDatabase[T any](open func() (T, error)) (T, error) {
 	return db, err
 }
 
-// CheckDatabase refuses a URL that can't be used whatever is there, before the process starts anything.
+// CheckDatabase refuses a URL that can never be used, before the process starts anything.
 func CheckDatabase(url string) error {
 	if err := sqldb.CheckURL(url); err != nil {
 		return Usagef("--database-url: %w", err)
@@ -75,9 +76,9 @@ func CheckDatabase(url string) error {
 // answersWithin is how long a command that a person waits for tries to reach the database.
 const answersWithin = 10 * time.Second
 
-// OpenExisting is [OpenDatabase] for a command that asks about a process's database, and that a person waits for. A file that
-// is not there is refused: the command, run in another folder, would make an empty one. A server that doesn't answer is
-// [Unreachable].
+// OpenExisting is [OpenDatabase] for a command that looks into a process's database, and that a
+// person waits for. It refuses a file that does not exist: in the wrong folder, the command would
+// create an empty one. A server that doesn't answer is [Unreachable].
 func OpenExisting[T any](ctx context.Context, url string, open func(context.Context) (T, error)) (db T, err error) {
 	if err := CheckDatabase(url); err != nil {
 		return db, err

@@ -12,13 +12,14 @@ import (
 	"omiappreg.org/keyrotation/internal/keyfile"
 )
 
-// trustFileEvery is how often the file is read. It is used once it has been the same twice: half a file may be a good one too.
+// trustFileEvery is how often the file is read. It is used once it has been the same twice: half a
+// file may be valid, too.
 const trustFileEvery = time.Second
 
 var errNoKeys = errors.New("it names no key")
 
-// Follow reads the file of --trust-file again and again until ctx ends, and gives another trust than now to use. A file that
-// is no good changes nothing, and is told of once.
+// Follow reads the file of --trust-file repeatedly until ctx ends, and passes a trust that differs
+// from now to use. A file that can't be used changes nothing, and is logged once.
 func (t Trust) Follow(ctx context.Context, log *slog.Logger, now events.Trust, use func(events.Trust)) {
 	if t.File == "" {
 		return

@@ -16,8 +16,9 @@ type variables struct {
 	empty map[string]bool // set, to nothing or to white space
 }
 
-// trimVariables takes the white space from the ends of what the program's variables hold: a Secret that is made of a file brings its
-// last newline along. Those that are empty then are taken away, so that no flag is parsed from nothing; check judges them.
+// trimVariables takes the white space from the ends of what the program's variables hold: a Secret
+// that is made of a file brings its last newline along. Those that are empty then are taken away,
+// so that no flag is parsed from nothing; check judges them.
 func trimVariables(parser *kong.Kong) (variables, error) {
 	v := variables{empty: map[string]bool{}}
 	err := kong.Visit(parser.Model, func(node kong.Visitable, next kong.Next) error {
@@ -33,7 +34,8 @@ func trimVariables(parser *kong.Kong) (variables, error) {
 	return v, err
 }
 
-// brokerVariable stays as it is where it is empty: commands that need a broker refuse it, and to the others it is nothing.
+// brokerVariable stays as it is where it is empty: commands that need a broker refuse it, and to
+// the others it is nothing.
 const brokerVariable = "OMI_NATS_URL"
 
 func (v variables) trim(name string) error {
@@ -49,8 +51,8 @@ func (v variables) trim(name string) error {
 	return os.Unsetenv(name)
 }
 
-// check refuses a variable, or a flag without a default, that is there and empty. A script whose own variable is not set would
-// trust any registry, or go without the certificates that it names.
+// check refuses a variable, or a flag without a default, that is there and empty. A script whose
+// own variable is not set would trust any registry, or go without the certificates that it names.
 func (v variables) check(command *kong.Context) error {
 	given := map[*kong.Flag]bool{}
 	for _, step := range command.Path {
@@ -72,7 +74,8 @@ func (v variables) check(command *kong.Context) error {
 	return nil
 }
 
-// mustHaveValue reports whether a variable is not as good as unset where it is empty. Without the exceptions, no less is checked.
+// mustHaveValue reports whether a variable is not as good as unset where it is empty. Without the
+// exceptions, no less is checked.
 func mustHaveValue(name string) bool {
 	switch name {
 	case "OMI_APP_ID", "OMI_SERVICE_ID", "OMI_LOG_LEVEL":
@@ -97,7 +100,8 @@ func emptyValue(v reflect.Value) bool {
 	}
 }
 
-// plainWords says in a person's words what kong says of a value that begins with a hyphen, such as -1.
+// plainWords says in a person's words what kong says of a value that begins with a hyphen, such as
+// -1.
 func plainWords(err string) string {
 	flag := regexp.MustCompile(`^(--[a-z-]+): expected .* value but got "(-[^"]*)" \((?:short|long) flag`).FindStringSubmatch(err)
 	if flag == nil {

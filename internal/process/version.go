@@ -13,7 +13,8 @@ type versionFlags struct {
 	Version versionFlag `help:"Print the version and exit."`
 }
 
-// versionFlag prints the version of the program. Unlike kong's own flag, it reports a failure to print.
+// versionFlag prints the version of the program. Unlike kong's own flag, it reports a failure to
+// print.
 type versionFlag bool
 
 // BeforeReset implements kong's hook. It runs before kong looks for missing flags.
@@ -33,8 +34,8 @@ func version() string {
 	return fmt.Sprintf("%s, %s, %s/%s", source(info), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
-// source names the code that a program was built from: its version, which Go takes from the module or the tag, and the
-// commit if the program was built in a clone.
+// source names the code that a program was built from: its version, which Go takes from the module
+// or the tag, and the commit if the program was built in a clone.
 func source(info *debug.BuildInfo) string {
 	what := info.Main.Version
 	if what == "" {

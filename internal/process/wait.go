@@ -12,8 +12,8 @@ import (
 	"omiappreg.org/keyrotation/internal/refusal"
 )
 
-// wait tells the log why a process has no broker, and what a broker that it has does not permit: each reason once until
-// it is connected again, and now and then while it lasts.
+// wait tells the log why a process has no broker, and what a broker that it has does not permit:
+// each reason once until it is connected again, and now and then while it lasts.
 type wait struct {
 	nats NATS
 	log  *slog.Logger
@@ -28,7 +28,8 @@ func (w *wait) options() []nats.Option {
 			w.conn.Store(nc)
 			w.tell(err)
 		}),
-		// Of a broker that answers, and does not let us in, nats.go tells nobody before it was connected once. It has the error here.
+		// If a broker answers, and does not let us in, nats.go reports that only after a first
+		// connection. Before that, the error is only here.
 		nats.CustomReconnectDelay(func(int) time.Duration {
 			if nc := w.conn.Load(); nc != nil {
 				w.tell(nc.LastError())
@@ -56,7 +57,7 @@ func (w *wait) options() []nats.Option {
 }
 
 func (w *wait) tell(err error) {
-	if err == nil || errors.Is(err, nats.ErrNoServers) { // which says of several that none is there: the next try says why
+	if err == nil || errors.Is(err, nats.ErrNoServers) { // the next try says more
 		return
 	}
 	w.why.Tell(err, "url", w.nats.redacted())

@@ -29,7 +29,8 @@ func newAuthority(t *testing.T) authority {
 	return a
 }
 
-// client trusts the authority, and shows a certificate if it is given one. Each of its requests is a new handshake.
+// client trusts the authority, and shows a certificate if it is given one. Each of its requests is
+// a new handshake.
 func (a authority) client(t *testing.T, most uint16, show ...authority) *http.Client {
 	t.Helper()
 	text, err := os.ReadFile(a.ca)
@@ -85,7 +86,8 @@ func status(t *testing.T, c *http.Client, url string) int {
 	return response.StatusCode
 }
 
-// TestAdminAddr: with an address of their own, metrics and health are served there and nowhere else, and nothing else is.
+// TestAdminAddr: with an address of their own, metrics and health are served there and nowhere
+// else, and nothing else is.
 func TestAdminAddr(t *testing.T) {
 	t.Parallel()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
@@ -102,8 +104,9 @@ func TestAdminAddr(t *testing.T) {
 	}
 }
 
-// TestHTTPS: the public address speaks TLS 1.2 or newer and nothing else, metrics and health need none, and a certificate that is
-// replaced is served from the next handshake on; one that can't be used is not.
+// TestHTTPS: the public address speaks TLS 1.2 or newer and nothing else, metrics and health need
+// none, and a certificate that is replaced is served from the next handshake on; one that can't be
+// used is not.
 func TestHTTPS(t *testing.T) {
 	t.Parallel()
 	a, b := newAuthority(t), newAuthority(t)
@@ -143,8 +146,8 @@ func TestHTTPS(t *testing.T) {
 	}
 }
 
-// TestMutualTLS: with a client authority, only its clients are answered; and when it is replaced, those of the one before are not,
-// whatever session they have.
+// TestMutualTLS: with a client authority, only its clients are answered; and when it is replaced,
+// those of the one before are not, whatever session they have.
 func TestMutualTLS(t *testing.T) {
 	t.Parallel()
 	server, a, b := newAuthority(t), newAuthority(t), newAuthority(t)
@@ -160,7 +163,8 @@ func TestMutualTLS(t *testing.T) {
 	}
 }
 
-// TestCertificateFlags: what can't be served with is refused before anything listens, in words that name the flag.
+// TestCertificateFlags: what can't be served with is refused before anything listens, in words that
+// name the flag.
 func TestCertificateFlags(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t)

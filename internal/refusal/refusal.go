@@ -68,9 +68,10 @@ func ofUser(err error) Reason {
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked),
 		errors.Is(err, nats.ErrAccountAuthExpired):
-		return Reason{"does not let this user in", "give --nats-nkey or --nats-creds FILE, or nats://USER:PASSWORD@HOST:PORT by --nats-url"}
+		return Reason{"does not let this user in", "give --nats-nkey or --nats-creds FILE, " +
+			"or nats://USER:PASSWORD@HOST:PORT by --nats-url"}
 	case errors.Is(err, nats.ErrNkeysNotSupported):
-		return Reason{"knows its users by something else than nkeys", "leave out --nats-nkey"}
+		return Reason{"does not know its users by nkeys", "leave out --nats-nkey"}
 	case errors.As(err, new(*tls.CertificateVerificationError)):
 		return Reason{"has a certificate that is not trusted", "name its authority by --nats-ca FILE"}
 	case errors.Is(err, nats.ErrSecureConnWanted):
@@ -89,13 +90,13 @@ func ofUser(err error) Reason {
 func ofServer(err error) Reason {
 	switch {
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled):
-		return Reason{"has JetStream off", "start nats-server with -js; where it was started so, its disk is full " +
+		return Reason{"has JetStream off", "start nats-server with -js; if it was, its disk is full " +
 			"or can't be written: see its log, make room, and restart it"}
 	case errors.Is(err, nats.ErrHeadersNotSupported):
-		return Reason{"has headers turned off", "take no_header_support out of its configuration, and restart it"}
+		return Reason{"has headers turned off", "remove no_header_support from its configuration, and restart it"}
 	}
 	if errors.Is(err, ErrPayload) || errors.Is(err, nats.ErrMaxPayload) {
-		return Reason{"takes no message of the size that is needed", fmt.Sprintf("let max_payload be %d or more, of the server and of the account", events.MaxMessage)}
+		return Reason{"takes no messages of the size that is needed", fmt.Sprintf("let max_payload be %d or more, of the server and of the account", events.MaxMessage)}
 	}
 	var refused *jetstream.APIError
 	if !errors.As(err, &refused) || refused.ErrorCode == noPeers {
@@ -107,7 +108,7 @@ func ofServer(err error) Reason {
 	}
 	if room.Lacks(err) {
 		return Reason{"has no space left", "give its JetStream more (max_file_store, or the account's limit), " +
-			"or take away what doesn't belong there: nats stream ls"}
+			"or delete what doesn't belong there: nats stream ls"}
 	}
 	return Reason{}
 }

@@ -47,7 +47,7 @@ func (s Sender) listen(target events.Target, m Message) (*waiting, error) {
 	w.again = w.conn.StatusChanged(nats.CONNECTED, nats.CLOSED)
 	w.ended = func() {
 		w.conn.RemoveStatusListener(w.again)
-		_ = subscription.Unsubscribe() // fails if the connection is closed, and the subscription with it
+		_ = subscription.Unsubscribe() // fails only on a closed connection
 	}
 	return w, nil
 }

@@ -57,12 +57,12 @@ func (s Sender) publish(ctx context.Context, m Message, withID bool) (known bool
 func noRoom(err error) string {
 	switch {
 	case room.TooMany(err):
-		return "more messages come to it than it can store; somebody floods it (omi doctor)"
+		return "more messages come to it than it can store; someone floods it (omi doctor)"
 	case !room.OfStream(err):
-		return "its store is full; its operator has to give JetStream more, or to look at what fills it (omi doctor)"
+		return "its store is full; its operator must give JetStream more, or look at what fills it (omi doctor)"
 	case strings.Contains(err.Error(), "per subject"):
 		return "as many requests as may wait for this service wait already; " +
-			"the registry is away or behind, or somebody floods this service (omi doctor)"
+			"the registry is away or behind, or someone floods this service (omi doctor)"
 	}
-	return "the stream of requests is full; the registry is away or behind, or somebody floods it (omi doctor)"
+	return "the stream of requests is full; the registry is away or behind, or someone floods it (omi doctor)"
 }

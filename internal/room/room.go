@@ -13,9 +13,9 @@ const (
 	noPeers         jetstream.ErrorCode = 10005 // a cluster without a server that has the space
 	insufficient    jetstream.ErrorCode = 10023 // the broker's whole store is full
 	memoryExceeded  jetstream.ErrorCode = 10028
-	storageExceeded jetstream.ErrorCode = 10047 // the account's limit, or what streams have reserved
-	storeFailed     jetstream.ErrorCode = 10077 // the stream's own limit: of bytes, or of messages of a subject
-	streamExceeded  jetstream.ErrorCode = 10122 // the account's limit of what one stream may reserve
+	storageExceeded jetstream.ErrorCode = 10047 // the account's limit, or reserved
+	storeFailed     jetstream.ErrorCode = 10077 // the stream's own limits
+	streamExceeded  jetstream.ErrorCode = 10122 // the account's limit for a stream
 	// more messages arrive at the stream than it can store
 	tooMany jetstream.ErrorCode = 10167
 )

@@ -180,7 +180,7 @@ type RequestCase struct {
 	Payload
 	Place
 	Expect         string `json:"expect"`
-	ExpectGrace    *int64 `json:"expect_grace"`    // grace_period_expiry - timestamp; nil: not checked
+	ExpectGrace    *int64 `json:"expect_grace"`    // expiry - timestamp; nil: not checked
 	ExpectEvent    string `json:"expect_event"`    // "": not said
 	ExpectSequence int64  `json:"expect_sequence"` // 0: not checked
 	RequireProof   Proofs `json:"require_proof"`   // "": the state's
