@@ -161,7 +161,7 @@ func (in *intake) unanswered(ctx context.Context, messages []*consume.Message, t
 	}
 	found := map[events.Target]*told{}
 	if err := in.lookUp(ctx, found, targets); err != nil {
-		in.log.Warn("can't tell what was answered before, requests that were delivered before wait", "error", err)
+		in.log.Warn("can't tell which requests were answered before; requests that were delivered before wait", "error", err)
 	}
 	nonces := newRefusalNonces(in.key)
 	var held []incoming
@@ -189,7 +189,7 @@ func (in *intake) unanswered(ctx context.Context, messages []*consume.Message, t
 
 // errReceipts means that the broker doesn't tell what a service was told. No request is to blame
 // for that.
-var errReceipts = errors.New("what services were told can't be read")
+var errReceipts = errors.New("the receipts of services can't be read")
 
 // lookUp reads what services were told. If it fails, into has the services for which the answer is
 // known.

@@ -41,7 +41,7 @@ func newBacklog(cfg Config, passed *unsendable) *backlog {
 	cfg.Metrics.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "omi_registry_outbox_rows",
-			Help: "Changes in the outbox that are not published yet; 10000 stands for as many or more.",
+			Help: "Changes in the outbox that are not published yet; 10000 means that many or more.",
 		}, func() float64 {
 			b.mu.Lock()
 			defer b.mu.Unlock()
@@ -49,7 +49,7 @@ func newBacklog(cfg Config, passed *unsendable) *backlog {
 		}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "omi_registry_outbox_oldest_seconds",
-			Help: "How long ago the oldest change in the outbox was committed, without those that can't be sent as they are; 0: there is none.",
+			Help: "Age of the oldest change in the outbox, not counting those that can't be sent as they are; 0: there is none.",
 		}, func() float64 { return b.age().Seconds() }),
 	)
 	return b

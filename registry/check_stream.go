@@ -115,7 +115,7 @@ func (c *checker) announced(t events.Target, committed int64) {
 	}
 	for sequence := from; sequence <= committed; sequence++ {
 		if !k.has(sequence) {
-			c.violation(t.String(), "the stream lacks the event of sequence %d: who starts to listen now will not know of it", sequence)
+			c.violation(t.String(), "the stream lacks the event of sequence %d: a subscriber that starts now will not know of it", sequence)
 			return // one is enough
 		}
 	}

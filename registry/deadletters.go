@@ -18,7 +18,7 @@ import (
 )
 
 // ErrNoDeadLetter means that no dead letter has this id: it never existed, or it is decided by now.
-var ErrNoDeadLetter = errors.New("there is no dead letter of this id")
+var ErrNoDeadLetter = errors.New("there is no dead letter with this id")
 
 // DeadLetter is a request that could not be decided: the code panics on it, or fails on it while it
 // decides others. It waits in the database until an operator has it decided again.
@@ -242,7 +242,7 @@ func (s *Store) deleteDeadLetters(ctx context.Context, ids ...any) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("delete what is decided from the dead letters: %w", err)
+		return fmt.Errorf("delete decided dead letters: %w", err)
 	}
 	return nil
 }

@@ -157,7 +157,7 @@ func (d *decider) inOrder(in incoming) (events.Reason, string) {
 		return events.TimestampOutOfOrder, fmt.Sprintf("By its timestamp it was signed %d s before the last request by the Master Key "+
 			"that was committed for this service. If it is still wanted, sign a new one; if it is new, one signer's clock is wrong.", earlier)
 	case earlier == 0 && d.refusedBefore(r):
-		return events.TimestampOutOfOrder, sameSecond + "and it was refused before, or nobody can tell any more. If it is still wanted, sign a new one."
+		return events.TimestampOutOfOrder, sameSecond + "and it was refused before, or that can't be told any more. If it is still wanted, sign a new one."
 	}
 	return "", ""
 }

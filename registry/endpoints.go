@@ -69,7 +69,7 @@ func lookUp[T any](ctx context.Context, l *Lookup, c api.Call, look func(context
 func toCaller(err error) error {
 	switch {
 	case errors.Is(err, ErrBehind):
-		err = api.Unavailable("The registry's database lacks this service's last change, and an older key is no answer; its operator recovers it. Try again.")
+		err = api.Unavailable("The registry's database lacks this service's last change, and an older key would be a wrong answer. The registry's operator must recover the change; try again then.")
 	case errors.Is(err, ErrComparing):
 		err = api.Unavailable("The registry is comparing its database with the stream of events; try again.")
 	}

@@ -20,7 +20,7 @@ import (
 var (
 	// ErrComparing means that the database is being compared with the stream of events, and nothing
 	// is served until that is done.
-	ErrComparing = errors.New("the registry compares its database with the stream of events")
+	ErrComparing = errors.New("the registry is comparing its database with the stream of events")
 	// ErrBehind means that the database lacks the last changes of a service: it was restored from
 	// an older backup.
 	ErrBehind = errors.New("the registry's database lacks this service's last change")
@@ -80,7 +80,7 @@ func newFence(cfg Config, js jetstream.JetStream) (*fence, error) {
 	f := &fence{store: cfg.Store, js: js, trust: trust, log: cfg.Log, woken: make(chan struct{}, 1)}
 	cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_services_behind",
-		Help: "Services whose last changes the database lacks: it was restored from an older backup, and they wait for omi-registry recover.",
+		Help: "Services on hold because the database, restored from an older backup, lacks their last changes; omi-registry recover restores them.",
 	}, func() float64 {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -152,7 +152,7 @@ func (f *fence) startOf(ctx context.Context, row position, created int64, last u
 	case row == position{}:
 		return 1
 	case row.created != created:
-		f.log.WarnContext(ctx, "the stream of events was made anew: all of it is compared with the database. "+
+		f.log.WarnContext(ctx, "the stream of events was created again: all of it is compared with the database. "+
 			"Subscribers that start from nothing know of a service only what the new stream holds", "stream", streams.Invalidations)
 		return 1
 	case last < row.place:
@@ -301,7 +301,7 @@ func (f *fence) reached(t events.Target, sequence int64) bool {
 	for _, key := range n.keys {
 		delete(f.lost, key)
 	}
-	f.log.Info("the database has the service's last change again: it is served", "service", t.String(), "sequence", sequence, "still_behind", len(f.behind))
+	f.log.Info("the database has the service's last change again; the service is served", "service", t.String(), "sequence", sequence, "still_behind", len(f.behind))
 	return true
 }
 
@@ -313,7 +313,7 @@ func (f *fence) remind() {
 		return
 	}
 	f.reminded = time.Now()
-	f.log.Error("services are held, since the database lacks their last changes", "services", len(f.behind), "do", RecoverHint)
+	f.log.Error("services are on hold because the database lacks their last changes", "services", len(f.behind), "do", RecoverHint)
 }
 
 // admit takes the requests of services on hold out of a batch that was loaded.

@@ -64,21 +64,21 @@ func (v *findings) conclude() {
 func (v *findings) tell(ctx context.Context, log *slog.Logger) {
 	if v.refused > 0 {
 		log.WarnContext(ctx, "the stream of events has messages that no key of this registry signed and the database does not know. "+
-			"If the signing key was changed, name the earlier one by --trust", "messages", v.refused)
+			"If the signing key has changed, name the earlier key with --trust", "messages", v.refused)
 	}
 	if v.ended > 0 {
-		log.WarnContext(ctx, "the stream of events has messages that an earlier key of this registry signed after its end. They count for nothing: "+
-			"see who may publish at the broker", "messages", v.ended)
+		log.WarnContext(ctx, "the stream of events has messages that an earlier key of this registry signed after its end. They don't count: "+
+			"check who may publish at the broker", "messages", v.ended)
 	}
 	for t, sequence := range v.twice {
-		log.ErrorContext(ctx, "a sequence was issued twice, with different events, and that can't be undone: subscribers may take either key for the service's. "+
-			"Have its developer do Master Resets (omi reset) until its sequence is beyond the last one that was issued",
+		log.ErrorContext(ctx, "a sequence was issued twice, with different events, and that can't be undone: a subscriber may take either key for the service's. "+
+			"Its developer must do Master Resets (omi reset) until its sequence is beyond the last one that was issued",
 			"services", len(v.twice), "for_example", t.String(), "last_issued", sequence)
 		break
 	}
 	for t, n := range v.behind { // any one of them
 		log.ErrorContext(ctx, "the database lacks changes that were announced to everyone: it was restored from an older backup. "+
-			"The services concerned are held, so that no sequence is issued twice; all others are served",
+			"These services are on hold so that no sequence is issued twice; all others are served",
 			"services", len(v.behind), "for_example", t.String(), "must_have_sequence", n.sequence, "do", RecoverHint, "signed_by", n.signer.String())
 		break
 	}

@@ -98,7 +98,7 @@ func (l *Lookup) History(
 
 func tooLong() error {
 	return api.TooLarge("The service had more than " + strconv.Itoa(events.HistoryPart) +
-		" keys. Ask for its history in parts: the first is that after 0.")
+		" keys. Ask for its history in parts; the first part is the one after 0.")
 }
 
 func (l *Lookup) serveHistory(ctx context.Context, c api.Call) (api.Answer, error) {

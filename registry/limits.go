@@ -173,7 +173,7 @@ func (u *appUse) take(p Policy, in *incoming, first bool) (why limited) {
 	}
 	if wait > 0 {
 		return limited{events.RateLimited, fmt.Sprintf("The app's Master Key may reset and bind again %d times a minute and %d times a day, "+
-			"beside the first reset of each service in a day, and has done so; try again in %d s.",
+			"not counting the first reset of each service in a day, and has done so; try again in %d s.",
 			p.MasterChangesPerMinute, p.MasterChangesPerDay, wait)}
 	}
 	u.minuteChanges++

@@ -30,7 +30,7 @@ var (
 	ErrUnknownApp     = errors.New("the registry does not know the app")
 	ErrReplacedMaster = errors.New("the Master Key of this app was replaced, and is never accepted again")
 	ErrReservedKey    = errors.New("the key was a Master Key before or is the registry's own; a developer's Master Key must be another one")
-	ErrSigningKey     = errors.New("the registry's signing key is registered as another's: whoever has that could speak as the registry, or the registry as him")
+	ErrSigningKey     = errors.New("the registry's signing key is registered for someone else, who could then speak as the registry, or the registry as them")
 )
 
 // EndedMaster is a Master Key that was replaced.
@@ -205,14 +205,14 @@ func (s *Store) reserveOwn(ctx context.Context, signing events.PublicKey, own []
 				}
 				switch {
 				case taken > 0 && k.PublicKey == signing:
-					return fmt.Errorf("%w: %s is or was a service's key or a Master Key. Make another one with `omi-registry keygen`, and have it trusted", ErrSigningKey, signing)
+					return fmt.Errorf("%w: %s is or was a service's key or a Master Key. Make another key with `omi-registry keygen`, and have it trusted", ErrSigningKey, signing)
 				case taken > 0:
 					log.WarnContext(ctx, "an earlier key of this registry is or was a service's key, or a Master Key", "public_key", k.PublicKey.String())
 					continue
 				}
 				if _, err := tx.ExecContext(ctx, "INSERT INTO reserved_keys (public_key, app_id, ended_at) VALUES ($1, '', 0) ON CONFLICT DO NOTHING",
 					k.PublicKey.Bytes()); err != nil {
-					return fmt.Errorf("note the registry's own keys: %w", err)
+					return fmt.Errorf("reserve the registry's own keys: %w", err)
 				}
 			}
 			return nil

@@ -29,19 +29,19 @@ func newMetrics(r prometheus.Registerer, log *slog.Logger) *metrics {
 		passed: newUnsendable(log, r),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "omi_registry_requests_total",
-			Help: "Requests answered, by kind and result: committed, duplicate, answered_before, unanswerable, unanswered, or the reason of the refusal.",
+			Help: "Requests, by kind and result: committed, duplicate, answered_before, unanswerable, unanswered, or the reason of the refusal.",
 		}, []string{"kind", "result"}),
 		batch: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "omi_registry_batch_requests", Help: "Requests in a batch.", Buckets: prometheus.ExponentialBuckets(1, 2, 11),
 		}),
 		decided: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "omi_registry_stored_to_decided_seconds",
-			Help:    "From the time at which JetStream stored a request to its commit or refusal.",
+			Help:    "Time from when JetStream stored a request to its commit or refusal.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 18),
 		}),
 		lost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "omi_registry_lost_races_total",
-			Help: "Services of a batch that another replica moved first, or that came with a key or nonce that was used before; they were decided again.",
+			Help: "Services of a batch that were in conflict and were decided again: another replica changed them first, or a key or nonce was used before.",
 		}),
 		published: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "omi_registry_published_total", Help: "Events and receipts of the outbox that their stream has.",
@@ -51,7 +51,7 @@ func newMetrics(r prometheus.Registerer, log *slog.Logger) *metrics {
 			Help: "Requests that could not be decided and were set aside, by reason: panic or error. See omi-registry deadletters.",
 		}, []string{"reason"}),
 		sentBack: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "omi_registry_sent_back_total", Help: "Requests that the broker delivers later, since too many of their service wait.",
+			Name: "omi_registry_sent_back_total", Help: "Requests that were sent back to be delivered later because too many of their service wait.",
 		}),
 	}
 	for _, reason := range []string{consume.Panics, consume.Fails} {

@@ -15,7 +15,7 @@ import (
 // ErrOrigin means that this registry has signed the last event of the stream under another domain
 // name. A reader of the stream believes one name. Under the new name all earlier events would count
 // for nothing, and readers that know the old name would ignore new ones.
-var ErrOrigin = errors.New("the stream of events is this registry's under another origin")
+var ErrOrigin = errors.New("the stream of events belongs to this registry under another origin")
 
 // checkOrigin returns [ErrOrigin] if the last event shows that --origin has changed. An event that
 // a stranger has put there says nothing: otherwise it could stop the registry.
@@ -48,6 +48,6 @@ func checkOrigin(ctx context.Context, js jetstream.JetStream, trust events.Trust
 	if err := json.Unmarshal(last.Data, &message); err != nil {
 		return fmt.Errorf("read the last event: %w", err)
 	}
-	return fmt.Errorf("%w: %q in place of %q: give that by --origin, or use another broker account and another database",
+	return fmt.Errorf("%w: %q instead of %q; set it with --origin, or use another broker account and another database",
 		ErrOrigin, message.Data.Origin, trust.Origin())
 }

@@ -130,7 +130,7 @@ func (s *Store) outboxStale(ctx context.Context, now time.Time) (bool, error) {
 
 // errOlder means that the database is not the one that the messages were committed to: it was
 // restored.
-var errOlder = errors.New("the database lacks what was written to it")
+var errOlder = errors.New("the database lacks rows that were written to it")
 
 // deleteOutbox deletes a change's row if the streams have all its messages. If they have the event
 // but not the receipt, it deletes the event from the row: otherwise a broker that takes only events

@@ -51,7 +51,7 @@ func (r *Registry) checkFence(context.Context) error {
 	r.fence.mu.Lock()
 	defer r.fence.mu.Unlock()
 	if !r.fence.compared {
-		return errors.New("the database is being compared with the stream of events, and nothing is served before that is done")
+		return errors.New("the database is being compared with the stream of events, and nothing is served until that is done")
 	}
 	return nil
 }
@@ -64,12 +64,12 @@ func (r *Registry) checkOutbox(ctx context.Context) error {
 	case err != nil && r.cfg.Store.Ping(ctx) != nil:
 		return nil //nolint:nilerr // another part reports it
 	case err != nil:
-		return health.Because(err, "the database does not say what is in the outbox")
+		return health.Because(err, "the database doesn't tell what is in the outbox")
 	case late > 0:
-		return health.Because(r.relay.err(), fmt.Sprintf("changes are committed and not published, the oldest for %v", late.Round(time.Second)))
+		return health.Because(r.relay.err(), fmt.Sprintf("changes are committed but not published, the oldest for %v", late.Round(time.Second)))
 	}
 	if n := r.relay.passed.count(); n > 0 {
-		return health.AsRemark(fmt.Errorf("%d changes can't be announced, since the broker refuses a message as it is: see the log", n))
+		return health.AsRemark(fmt.Errorf("%d changes can't be announced because the broker refuses a message as it is: see the log", n))
 	}
 	return nil
 }

@@ -94,7 +94,7 @@ func (p Policy) WithDefaults() (Policy, error) {
 	case p.GracePeriod < time.Second || p.GracePeriod%time.Second != 0:
 		return p, fmt.Errorf("%w: the grace period is whole seconds, 1 s or more, not %s", ErrPolicy, p.GracePeriod)
 	case slices.ContainsFunc(p.WaitFor, badDurable):
-		return p, fmt.Errorf("%w: %q is no name of a durable to wait for: that has no blanks and none of . * > / \\, and NAME-* is every "+
+		return p, fmt.Errorf("%w: %q is not the name of a durable to wait for: it must not contain blanks or any of . * > / \\, and NAME-* is every "+
 			"instance of NAME", ErrPolicy, p.WaitFor[slices.IndexFunc(p.WaitFor, badDurable)])
 	case p.MaxClockSkew < time.Second || p.MaxClockSkew%time.Second != 0:
 		return p, fmt.Errorf("%w: the clock skew is whole seconds, 1 s or more, not %s", ErrPolicy, p.MaxClockSkew)

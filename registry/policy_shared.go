@@ -132,10 +132,10 @@ func (s *Store) AwaitPolicy(ctx context.Context, p Policy, log *slog.Logger) err
 func (p Policy) mustBe(recorded map[string]string) error {
 	other, err := p.withSettings(recorded)
 	if err != nil {
-		return fmt.Errorf("%w, which can't be read (%w): record this one's by --change-policy", ErrOtherPolicy, err)
+		return fmt.Errorf("%w, which can't be read (%w): record this registry's policy with --change-policy", ErrOtherPolicy, err)
 	}
 	if differences := p.differences(other); len(differences) > 0 {
-		return fmt.Errorf("%w: %s: give what is recorded, or change it for every replica by --change-policy",
+		return fmt.Errorf("%w: %s: use the recorded values, or change them for every replica with --change-policy",
 			ErrOtherPolicy, strings.Join(differences, ", "))
 	}
 	return nil
@@ -203,7 +203,7 @@ func (r *Registry) changePolicy(ctx context.Context) error {
 			return err
 		}
 		if r.cfg.Policy.mustBe(recorded) != nil {
-			r.cfg.Log.WarnContext(ctx, "changed the recorded policy: every registry on this database goes by this one's from now on",
+			r.cfg.Log.WarnContext(ctx, "changed the recorded policy: every registry on this database follows it from now on",
 				"before", recorded, "now", r.cfg.Policy.recorded())
 		}
 		return nil
@@ -232,11 +232,11 @@ func (r *Registry) followPolicy(ctx context.Context) error {
 		next, err := now.withSettings(recorded)
 		switch {
 		case err != nil:
-			r.cfg.Log.Error("the recorded policy can't be used; this registry goes on with its own", "error", err)
+			r.cfg.Log.Error("the recorded policy can't be used; this registry continues with its own", "error", err)
 		case next.Origin != now.Origin:
 			return now.mustBe(recorded)
 		case len(now.differences(next)) > 0:
-			r.cfg.Log.Warn("another registry changed the recorded policy, and this one goes by it from now on; it does not start again with its own settings",
+			r.cfg.Log.Warn("another registry changed the recorded policy, and this one follows it from now on; it won't start again with its own settings",
 				"before", now.recorded(), "now", recorded)
 			r.goBy(next)
 			now = next

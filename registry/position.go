@@ -48,7 +48,7 @@ func scanPosition(row *sql.Row) (p position, exists bool, err error) {
 
 // errMoved means that a comparison is void: the row is older than it was when the comparison began,
 // or belongs to another stream, or the connection to the database was lost meanwhile.
-var errMoved = errors.New("the database was away or restored, or the stream made anew, during the comparison")
+var errMoved = errors.New("the database was away or restored, or the stream was created again, during the comparison")
 
 // setPosition writes the result of a comparison that began at this row (zero: there was none): up
 // to which place of which stream nothing is missing. It moves the row back only if back is set.

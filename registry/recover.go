@@ -147,7 +147,7 @@ func (r *recoverer) take(ctx context.Context, c compared, batch []streamMessage)
 func (r *recoverer) issuedTwice(e events.Invalidation) {
 	r.report.IssuedTwice = append(r.report.IssuedTwice, Conflict{
 		e.Target.String(), e.Sequence,
-		"the stream has another event of this sequence than the database; Master Resets (omi reset) beyond the last one that was issued end the doubt",
+		"the stream has another event of this sequence than the database; Master Resets (omi reset) beyond the last sequence that was issued resolve it",
 	})
 }
 
@@ -300,8 +300,8 @@ func (r *recoverer) remains(t events.Target, has int64, owners map[events.Public
 		r.report.Gaps = append(r.report.Gaps, Gap{t.String(), has, first.Sequence, last.Sequence})
 		return
 	}
-	what := fmt.Sprintf("it does not follow from what the database has, which went on otherwise; "+
-		"Master Resets (omi reset) until the sequence is beyond %d end the doubt", last.Sequence)
+	what := fmt.Sprintf("it does not follow from the database's history, which has continued differently; "+
+		"Master Resets (omi reset) until the sequence is beyond %d resolve it", last.Sequence)
 	if owner, ok := owners[first.NewKey]; ok {
 		what = fmt.Sprintf("its key is registered for %s in the database", owner)
 	}

@@ -29,7 +29,7 @@ func (r *recoverer) record(ctx context.Context, chains []*chain) error {
 		if errors.Is(err, errTaken) {
 			r.report.Conflicts = append(r.report.Conflicts, Conflict{
 				c.group.target.String(), c.events[0].event.Sequence,
-				"the database has moved meanwhile, or has this request's nonce with another change; run it again",
+				"the database has changed meanwhile, or has this request's nonce with another change; run it again",
 			})
 			continue
 		}

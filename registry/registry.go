@@ -129,13 +129,13 @@ func New(cfg Config) (*Registry, error) {
 	r.inHand = consume.NewInHand("requests", cfg.Store.db.Place(), stageLoad, cfg.hangsAfter, cfg.Log)
 	cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_oldest_in_hand_seconds",
-		Help: "For how long the oldest of the requests in hand has been worked on, while none was finished; 0: none is in hand.",
+		Help: "How long the oldest request in hand has been worked on while none was finished; 0: none is in hand.",
 	}, r.inHand.Seconds), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "omi_registry_requests_waiting", Help: "Requests that wait at the broker to be delivered to a registry, by its last answer.",
+		Name: "omi_registry_requests_waiting", Help: "Requests that wait at the broker to be delivered to a registry, according to its last answer.",
 	}, func() float64 { return float64(r.watch.deliveries.Waiting()) }))
 	if db := cfg.Store.db; db.Engine() == sqldb.SQLite {
 		cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "omi_registry_sqlite_log_bytes", Help: "The size of SQLite's log, the file of the database with -wal at its end.",
+			Name: "omi_registry_sqlite_log_bytes", Help: "Size of SQLite's log, the file next to the database whose name ends in -wal.",
 		}, func() float64 { return float64(db.LogBytes()) }))
 	}
 	r.backlog = newBacklog(cfg, m.passed)
@@ -261,7 +261,7 @@ func (r *Registry) handle(ctx context.Context, messages []*consume.Message) erro
 }
 
 // ErrNotReady means that Run does not serve requests and lookups yet.
-var ErrNotReady = errors.New("the registry is starting, and takes no requests yet")
+var ErrNotReady = errors.New("the registry is starting and takes no requests yet")
 
 // Ready returns nil once requests and lookups are served, and [ErrNotReady] before. It returns
 // [ErrNoSpace] while nothing can be published because the broker has no space. It stays nil while

@@ -219,7 +219,7 @@ func (r *relay) forget(ctx context.Context, sent published) {
 	now, err := r.store.deleteOutbox(within, sent.messages, from, last)
 	switch {
 	case errors.Is(err, errOlder):
-		r.fence.suspect("messages that were to be published are gone from the outbox, or the position went back")
+		r.fence.suspect("messages to be published are gone from the outbox, or the position went back")
 	case err != nil:
 		r.fence.doubt(ctx, err)
 		r.log.Warn("published messages stay in the outbox for now and will be published again", "error", err)

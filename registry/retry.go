@@ -45,7 +45,7 @@ func (d *deadLetters) setAside(ctx context.Context, m *consume.Message, why cons
 		return err
 	}
 	d.metrics.letters.WithLabelValues(l.Reason).Inc()
-	d.log.Error("a request can't be decided, it waits as a dead letter", "id", l.ID, "subject", l.Subject, "reason", l.Reason,
+	d.log.Error("a request can't be decided; it waits as a dead letter", "id", l.ID, "subject", l.Subject, "reason", l.Reason,
 		"detail", l.Detail, "see", "omi-registry deadletters show "+l.ID, "then", "omi-registry deadletters retry "+l.ID)
 	return nil
 }

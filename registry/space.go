@@ -18,7 +18,7 @@ var ErrUnpublished = errors.New("committed changes can't be published")
 
 // ErrNoSpace means that the broker takes no more events or receipts because it has no space left.
 // Committed changes wait in the outbox.
-var ErrNoSpace = errors.New("can't publish: the broker has no space left for events or receipts; give its JetStream more, or look at what fills it (omi doctor)")
+var ErrNoSpace = errors.New("can't publish: the broker has no space left for events or receipts; give its JetStream more space, or find out what fills it (omi doctor)")
 
 const (
 	// after the last message that didn't fit, unless one fits: waiting messages are tried more
@@ -58,12 +58,12 @@ func newSpace(log *slog.Logger, metrics prometheus.Registerer) *space {
 		log: log, lacked: map[saying]time.Time{}, warnings: rate.Sometimes{First: 1, Interval: warnEach},
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "omi_registry_unpublished_refusals_total",
-			Help: "Requests that were refused and got no receipt, since the broker had no space for it, or refused it as it was.",
+			Help: "Refused requests without a receipt because the broker had no space for it, or refused it as it was.",
 		}),
 	}
 	metrics.MustRegister(s.dropped, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_cannot_publish",
-		Help: "1 while the broker has no space for events or receipts; what is committed waits in the outbox.",
+		Help: "1 while the broker has no space for events or receipts; committed changes wait in the outbox.",
 	}, func() float64 {
 		if s.err() != nil {
 			return 1
@@ -128,11 +128,11 @@ func (s *space) note(what saying, err error) {
 	s.warnings.Do(func() {
 		if lacks {
 			s.log.Warn("can't publish: the broker has no space left for events or receipts", "error", err, "refusals_dropped", s.refused,
-				"do", "give its JetStream more, or look at what fills it (omi doctor)")
+				"do", "give its JetStream more space, or find out what fills it (omi doctor)")
 			s.refused = 0
 			return
 		}
-		s.log.Warn("publishing failed, it will be tried again", "error", err)
+		s.log.Warn("publishing failed, trying again", "error", err)
 	})
 }
 

@@ -81,7 +81,7 @@ func (s *Store) AddApps(ctx context.Context, apps []App, now int64, log *slog.Lo
 	for _, app := range apps {
 		err := sqldb.Await(ctx, log, func() error { return s.AddApp(ctx, app, now) })
 		if errors.Is(err, ErrReplacedMaster) {
-			log.WarnContext(ctx, "the list of apps names a Master Key that was replaced, and is passed over: correct the list",
+			log.WarnContext(ctx, "the list of apps names a Master Key that was replaced; this entry is ignored: correct the list",
 				"app_id", app.AppID.String(), "public_key", app.MasterPublicKey.String())
 			continue
 		}
@@ -262,7 +262,7 @@ func formatTimes(list []int64) string {
 	return string(b)
 }
 
-var errOtherType = errors.New("a value of another type stands there")
+var errOtherType = errors.New("the value has another type")
 
 // ReadApps reads a JSON array of apps from a file. Without a path there are no apps.
 func ReadApps(path string) ([]App, error) {

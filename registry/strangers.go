@@ -137,7 +137,7 @@ func (t *turns) sort() {
 		masters, err := t.acquainted.meet(t.ctx, list)
 		if err != nil && t.ctx.Err() == nil {
 			warnings.Do(func() {
-				t.log.Warn("requests for services that may not be bound have turns of their own", "error", err)
+				t.log.Warn("can't tell which services are bound; requests that may be for unbound names get queues of their own", "error", err)
 			})
 		}
 		for _, d := range list {

@@ -117,7 +117,7 @@ func (b *boundedStream) put(ctx context.Context, js jetstream.JetStream, cfg, ha
 	}
 	_, err := js.CreateOrUpdateStream(ctx, cfg)
 	if b.bytes > 0 && room.Lacks(err) {
-		return fmt.Errorf("%w: a bound of %d bytes; give its JetStream more, or this stream less: %w", ErrStreamRoom, cfg.MaxBytes, err)
+		return fmt.Errorf("%w: %d bytes; give its JetStream more space, or this stream a lower limit: %w", ErrStreamRoom, cfg.MaxBytes, err)
 	}
 	return err
 }
@@ -139,7 +139,7 @@ func (b *boundedStream) fit(ctx context.Context, js jetstream.JetStream, cfg jet
 	}
 	_, err := js.CreateOrUpdateStream(ctx, cfg)
 	if room.Lacks(err) {
-		return fmt.Errorf("the broker can't even reserve %d bytes; give its JetStream more: %w", cfg.MaxBytes, err)
+		return fmt.Errorf("the broker can't even reserve %d bytes; give its JetStream more space: %w", cfg.MaxBytes, err)
 	}
 	return err
 }

@@ -115,13 +115,13 @@ func requestDurable(ctx context.Context, js jetstream.JetStream) (jetstream.Cons
 		have := consumer.CachedInfo().Config
 		if have.DeliverPolicy != want.DeliverPolicy || have.AckPolicy != want.AckPolicy || have.FilterSubject != want.FilterSubject {
 			// Trying again can't help.
-			return nil, backoff.Permanent(fmt.Errorf("durable %s: %w: delete it, it is made again", want.Durable, ErrStreamMeaning))
+			return nil, backoff.Permanent(fmt.Errorf("durable %s: %w: delete it; the registry creates it again", want.Durable, ErrStreamMeaning))
 		}
 		want.PauseUntil = have.PauseUntil // the operator's choice
 		// which the broker never changes
 		if want.MaxWaiting = have.MaxWaiting; have.MaxWaiting < consume.LeastWaiting {
 			if err := js.DeleteConsumer(ctx, streams.Requests, want.Durable); err != nil {
-				return nil, fmt.Errorf("durable %s: delete it, since it allows too few pulls at a time: %w", want.Durable, err)
+				return nil, fmt.Errorf("durable %s: delete it, because it allows too few pulls at a time: %w", want.Durable, err)
 			}
 			want.MaxWaiting = 0
 		}

@@ -364,7 +364,7 @@ func (t *turns) keep() {
 				_ = d.InProgress() // it may have been settled just now
 			}
 			if len(dropped) > 0 {
-				t.log.Warn("garbage dropped: more of it came than the registry signs answers for (no nonce, or no such service), or its subject names no service",
+				t.log.Warn("dropped garbage: it has no nonce or is for an unknown service and exceeds the budget for answers, or its subject names no service",
 					unanswered, dropped[unanswered], unanswerable, dropped[unanswerable])
 			}
 		}

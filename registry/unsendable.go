@@ -64,7 +64,7 @@ func newUnsendable(log *slog.Logger, metrics prometheus.Registerer) *unsendable 
 	u := &unsendable{log: log, changes: map[outboxPlace]*passed{}, lines: rate.Sometimes{First: faultsAtOnce, Interval: faultsEach}}
 	metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_unsendable_changes",
-		Help: "Committed changes with an event or receipt that the broker refuses as it is; they are tried again every minute.",
+		Help: "Committed changes with an event or receipt that the broker refuses as it is; the registry retries them every minute.",
 	}, func() float64 { return float64(u.count()) }))
 	return u
 }
@@ -149,9 +149,9 @@ func (u *unsendable) note(messages []signed, sent *fates, now time.Time) (comple
 func (u *unsendable) tell(m *signed, err error) {
 	sequence, _ := events.NamesOf(m.payload)
 	u.lines.Do(func() {
-		u.log.Error("a committed change can't be announced: the broker refuses a message as it is. It is passed over, and tried again every minute",
+		u.log.Error("a committed change can't be announced: the broker refuses a message as it is. It is skipped, and tried again every minute",
 			"subject", m.subject, "sequence", sequence, "bytes", len(m.payload), "error", err,
-			"do", "let the broker take larger messages: max_payload of its configuration, max_msg_size of the stream")
+			"do", "allow larger messages: max_payload in the broker's configuration, max_msg_size of the stream")
 	})
 }
 

@@ -65,7 +65,7 @@ type opened struct {
 // Errors of what the registry needs at the broker.
 var (
 	// ErrSealed means that a stream takes no messages any more.
-	ErrSealed = errors.New("the stream is sealed: it takes no messages, and that can't be undone; back its messages up, delete it, and the registry makes it again")
+	ErrSealed = errors.New("the stream is sealed: it takes no messages, and that can't be undone; back up its messages and delete it, and the registry creates it again")
 	// ErrPaused means that the durable delivers nothing until a time that an operator gave.
 	ErrPaused = errors.New("the durable is paused")
 
@@ -136,9 +136,9 @@ func (w *watch) look(ctx context.Context) error {
 	}
 	var err error
 	if len(missing) > 0 {
-		w.log.WarnContext(ctx, "streams are missing at the broker: they are made again, as at a start", "streams", strings.Join(missing, " "))
+		w.log.WarnContext(ctx, "streams are missing at the broker; the registry creates them again, as at a start", "streams", strings.Join(missing, " "))
 		if err = makeStreams(ctx, w.js, w.replicas, w.limits, w.fence.trust); err != nil {
-			wrong = fmt.Errorf("make the missing streams %s: %w", strings.Join(missing, " "), err)
+			wrong = fmt.Errorf("create the missing streams %s: %w", strings.Join(missing, " "), err)
 			err = wrong
 		} else {
 			_, wrong = w.examine(ctx)
@@ -219,7 +219,7 @@ func (w *watch) eventsAre(seen position, info *jetstream.StreamInfo) {
 	case seen == position{}:
 		return // it is yet to be compared
 	case seen.created != info.Created.UnixNano():
-		w.fence.streamChanged(seen, "the stream of events was made again")
+		w.fence.streamChanged(seen, "the stream of events was created again")
 	case info.State.LastSeq >= seen.place:
 		w.short = 0
 		return
@@ -251,11 +251,11 @@ func (w *watch) lookAtDurable(ctx context.Context) {
 	if w.mayGoOn(consumer, err) {
 		return
 	}
-	w.log.WarnContext(ctx, "someone changed the limits of the durable: they are taken back", "durable", streams.RegistryDurable,
+	w.log.WarnContext(ctx, "someone changed the limits of the durable; the registry resets them", "durable", streams.RegistryDurable,
 		"found", fmt.Sprintf("%+v", consume.LimitsOf(consumer.CachedInfo().Config)))
 	consumer, err = requestDurable(ctx, w.js)
 	if err != nil {
-		w.log.WarnContext(ctx, "taking back the limits of the durable failed, trying again", "error", err)
+		w.log.WarnContext(ctx, "resetting the limits of the durable failed, trying again", "error", err)
 		return
 	}
 	// The broker may have set limits of its own, which stay.

@@ -30,7 +30,7 @@ type work struct {
 // mostFutile is the number of such commits that other replicas can't explain any more.
 const mostFutile = 10
 
-var errFutile = errors.New("the database refuses time and again what it was found to have room for: it may be damaged, as omi-registry check shows")
+var errFutile = errors.New("the database refuses changes again and again that don't conflict with its content; it may be damaged: run omi-registry check")
 
 // writing is a portion that is being committed.
 type writing struct {

@@ -43,6 +43,6 @@ func (d *doctor) examineTrust(name, durable string, metadata map[string]string) 
 			"look again; where this stays, at the log of its process")
 	case aside.From > 0:
 		d.warn(name, fmt.Sprintf("%s has set aside what looks like events, from sequence %d of the stream on: no key that it trusts signed them", durable, aside.From),
-			list+"; if the registry has or had that key, "+give+"; else see who may publish at the broker")
+			list+"; if the registry has or had that key, "+give+"; else check who may publish at the broker")
 	}
 }

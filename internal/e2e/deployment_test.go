@@ -405,7 +405,7 @@ func (d *deployment) checkNoAlarm() {
 		if err != nil {
 			d.t.Fatal(err)
 		}
-		for _, alarm := range []string{"restored from a", "issued twice", "made anew"} {
+		for _, alarm := range []string{"restored from a", "issued twice", "created again"} {
 			if bytes.Contains(log, []byte(alarm)) {
 				d.t.Errorf("%s says: %s", p.name, alarm)
 			}

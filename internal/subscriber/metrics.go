@@ -71,7 +71,7 @@ func (s *Subscriber) register(r prometheus.Registerer) error {
 	if db := s.cfg.Store.db; db.Engine() == sqldb.SQLite {
 		all = append(all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "omi_subscriber_sqlite_log_bytes", ConstLabels: labels,
-			Help: "The size of SQLite's log, the file of the database with -wal at its end.",
+			Help: "Size of SQLite's log, the file next to the database whose name ends in -wal.",
 		}, func() float64 { return float64(db.LogBytes()) }))
 	}
 	for _, c := range all {

@@ -51,7 +51,7 @@ func (s *Subscriber) restoreLimits(ctx context.Context, found jetstream.Consumer
 	if limits == nil || consume.LimitsOf(found) == *limits {
 		return
 	}
-	s.cfg.Log.WarnContext(ctx, "someone changed the limits of the durable: they are taken back", "durable", s.cfg.Durable,
+	s.cfg.Log.WarnContext(ctx, "someone changed the limits of the durable; the registry resets them", "durable", s.cfg.Durable,
 		"found", fmt.Sprintf("%+v", consume.LimitsOf(found)))
 	s.telling.Lock() // which would write the limits that it has read
 	defer s.telling.Unlock()
@@ -65,7 +65,7 @@ func (s *Subscriber) restoreLimits(ctx context.Context, found jetstream.Consumer
 		s.limits.Store(&given)
 	}
 	if err != nil {
-		s.cfg.Log.WarnContext(ctx, "taking back the limits of the durable failed, trying again", "durable", s.cfg.Durable, "error", err)
+		s.cfg.Log.WarnContext(ctx, "resetting the limits of the durable failed, trying again", "durable", s.cfg.Durable, "error", err)
 	}
 }
 
