@@ -22,10 +22,10 @@ func (s *Store) settleKnown(ctx context.Context, to, written Place, batch []even
 	if s.db.Engine() != sqldb.Postgres || len(batch) == 0 || len(batch) > knownAtOnce || len(aside) > 0 {
 		return nil, errOtherwise
 	}
-	first := firstOf(batch, make(map[string]bool, len(batch)))
+	first := firstOf(batch)
 	effects, rounds := effectsOf(batch)
 	ids := s.remembered(rounds[0])
-	if s.untimed || len(first) < len(batch) || len(rounds) > 1 || len(ids) < len(rounds[0]) || !s.noneElsewhere(first) {
+	if len(first) < len(batch) || len(rounds) > 1 || len(ids) < len(rounds[0]) {
 		return nil, errOtherwise
 	}
 	err := s.db.InTx(ctx, func(tx *sql.Tx) error {

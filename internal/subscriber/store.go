@@ -24,9 +24,6 @@ type Store struct {
 	db   *sqldb.DB
 	part int64 // of the position in the stream, which this process writes
 
-	untimed bool // it has nonces from before there was a timestamp beside them, see dropOld
-	recent  *recent
-
 	known        *lru.Cache[string, int64] // the ids of services, by their names
 	serviceHints *hints                    // nil: not SQLite
 	keyHints     *hints                    // nil: not SQLite, or a database of an Auth Provider
@@ -84,12 +81,6 @@ func openStore(
 	}
 	if err == nil && db.Engine() == sqldb.SQLite {
 		s.useHints(owner)
-	}
-	if err == nil {
-		err = sqldb.Await(ctx, log, func() error { return s.lookForUntimed(ctx) })
-	}
-	if err == nil {
-		err = sqldb.Await(ctx, log, func() error { return s.readRecent(ctx) })
 	}
 	if err != nil {
 		_ = db.Close() // the first error says more

@@ -128,35 +128,46 @@ func TestApplyOnce(t *testing.T) {
 	})
 }
 
-// TestOtherEventWithTheNonce: an event whose nonce was applied has no effect, whatever else it says: in one batch, in a later
-// one, and after a restart.
-func TestOtherEventWithTheNonce(t *testing.T) {
+// TestIdentity: an event is known by its nonce and timestamp. What else it says makes no other event of it: in one batch, in a
+// later one, and after a restart. The same nonce at another timestamp does.
+func TestIdentity(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
 		store, s := openStore(t, url), subtest.NewService(t, "s")
 		s.Bind(start)
 		s.Rotate(start+10, 300)
-		again := func(nonce events.Nonce, sequence int64) events.Invalidation {
-			e := s.Events[0]
-			e.Nonce, e.Timestamp, e.Sequence, e.NewKey = nonce, start+20+sequence, sequence, events.GenerateSigningKey().Public()
+		again := func(e events.Invalidation, sequence int64) events.Invalidation {
+			e.Sequence, e.NewKey = sequence, events.GenerateSigningKey().Public()
 			return e
 		}
-		if fresh := apply(t, store, s.Events[0], again(s.Events[0].Nonce, 7)); len(fresh) != 1 || fresh[0].Sequence != 1 {
+		if fresh := apply(t, store, s.Events[0], again(s.Events[0], 7)); len(fresh) != 1 || fresh[0].Sequence != 1 {
 			t.Errorf("in one batch: %+v", fresh)
 		}
-		if fresh := apply(t, store, again(s.Events[0].Nonce, 8), s.Events[1]); len(fresh) != 1 || fresh[0].Sequence != 2 {
+		if fresh := apply(t, store, again(s.Events[0], 8), s.Events[1]); len(fresh) != 1 || fresh[0].Sequence != 2 {
 			t.Errorf("in a later batch: %+v", fresh)
 		}
-		if fresh := apply(t, store, again(s.Events[1].Nonce, 11)); len(fresh) != 0 {
+		if fresh := apply(t, store, again(s.Events[1], 11)); len(fresh) != 0 {
 			t.Errorf("alone, of a service that is remembered: %+v", fresh)
 		}
 		later := openStore(t, url)
-		if fresh := apply(t, later, s.Events[1], again(s.Events[1].Nonce, 9), again(s.Events[0].Nonce, 10), s.Events[0]); len(fresh) != 0 {
+		if fresh := apply(t, later, s.Events[1], again(s.Events[1], 9), again(s.Events[0], 10), s.Events[0]); len(fresh) != 0 {
 			t.Errorf("after a restart: %+v", fresh)
 		}
 		got := all(t, later)[s.Target]
 		if diff := diffKeyrings(s.Keyring(), got.Keyring); diff != "" || got.Gap || got.Sequence != 2 {
 			t.Errorf("sequence %d, gap %t:\n%s", got.Sequence, got.Gap, diff)
+		}
+		s.Rotate(start+20, 300)
+		third := &s.Events[2]
+		third.Nonce = s.Events[1].Nonce
+		if fresh := apply(t, later, s.Events[1], *third); len(fresh) != 1 || fresh[0].Sequence != 3 {
+			t.Errorf("the nonce at another timestamp: %+v", fresh)
+		}
+		if applied, err := later.HasApplied(t.Context(), third); err != nil || !applied {
+			t.Errorf("the nonce at another timestamp is applied: %t, %v", applied, err)
+		}
+		if diff := diffKeyrings(s.Keyring(), all(t, later)[s.Target].Keyring); diff != "" {
+			t.Error(diff)
 		}
 	})
 }
