@@ -16,8 +16,8 @@ var scripts embed.FS
 
 // Command is a command for a grammar: Completion completion.Command `cmd:"" help:"…"`.
 type Command struct {
-	Shell string   `arg:"" enum:"bash,zsh,fish" help:"bash, zsh or fish: print its script, which says in its first lines how to install it."`
-	Words []string `arg:"" optional:"" help:"What the script asks with, after --: the words of a command line. Print what the last of them may become."`
+	Shell string   `arg:"" enum:"bash,zsh,fish" help:"The shell: bash, zsh or fish."`
+	Words []string `arg:"" optional:"" help:"The script's question: the words of a command line, after --."`
 }
 
 // Run prints the script of a shell, or the answer to that script's question: a line with a [Kind],

@@ -33,7 +33,7 @@ const (
 // kong variable http_addr.
 type Web struct {
 	Addr     string `name:"http-addr" env:"OMI_HTTP_ADDR" default:"${http_addr}" placeholder:"HOST:PORT" help:"Where to answer over HTTP (${default})."`
-	Admin    string `name:"admin-addr" env:"OMI_ADMIN_ADDR" placeholder:"HOST:PORT" help:"Where to serve /metrics, /readyz and /livez, without TLS (default: at --http-addr)."`
+	Admin    string `name:"admin-addr" env:"OMI_ADMIN_ADDR" placeholder:"HOST:PORT" help:"Where to serve /metrics, /readyz and /livez, without TLS (at --http-addr)."`
 	Cert     string `name:"http-cert" env:"OMI_HTTP_CERT" placeholder:"FILE" help:"Serve HTTPS at --http-addr with this certificate and its chain, PEM."`
 	Key      string `name:"http-key" env:"OMI_HTTP_KEY" placeholder:"FILE" help:"The certificate's private key, PEM, mode 0600."`
 	ClientCA string `name:"http-client-ca" env:"OMI_HTTP_CLIENT_CA" placeholder:"FILE" help:"Serve only clients with a certificate of these authorities, PEM."`

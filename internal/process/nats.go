@@ -33,7 +33,7 @@ const (
 type NATS struct {
 	URL   string `name:"nats-url" env:"OMI_NATS_URL" default:"nats://127.0.0.1:4222" placeholder:"URL" help:"The NATS servers, separated by commas (${default})."`
 	Creds string `name:"nats-creds" env:"OMI_NATS_CREDS" placeholder:"FILE" help:"A NATS credentials file, mode 0600."`
-	NKey  string `name:"nats-nkey" env:"OMI_NATS_NKEY" placeholder:"FILE" help:"The nkey of a NATS user: a private key that omi keygen --format nkey made, mode 0600."`
+	NKey  string `name:"nats-nkey" env:"OMI_NATS_NKEY" placeholder:"FILE" help:"The nkey of a NATS user, from omi keygen --format nkey, mode 0600."`
 	CA    string `name:"nats-ca" env:"OMI_NATS_CA" placeholder:"FILE" help:"A PEM file with the authority of the servers' TLS certificates."`
 }
 

@@ -15,23 +15,25 @@ import (
 
 // Restore is the grammar of the command that replaces a process's SQLite database by a copy.
 type Restore struct {
-	From string `required:"" placeholder:"FILE" help:"The copy, which is only read: of SQLite's .backup or VACUUM INTO, or a snapshot of the file with its -wal."`
+	From string `required:"" placeholder:"FILE" help:"A copy of the database, which is only read."`
 	JSON bool   `help:"Print one JSON object."`
 }
 
 // Help returns the text that --help shows in addition to the flags.
 func (c Restore) Help() string {
-	return `Stop the process first, and every other one that uses the same file: the command refuses while one has it open.
+	return `The copy is a file made by SQLite's .backup or VACUUM INTO, or a snapshot of the file with its -wal.
 
-The copy is checked: that SQLite finds it sound, and that it is a database of this kind of process. Then it takes the place of the
-database. The old one is kept next to it, as FILE.before-restore-TIME: remove it when the restored one serves.
+First stop the process, and every other one that uses the same file: the command refuses while a process has it open.
 
-Don't copy a backup over the file by hand. After a crash, SQLite's log (FILE-wal) lies next to it; SQLite would replay that into the
-copy, which makes a mix of both. Each start looks for that, and refuses it with exit code 2.
+The command checks that SQLite finds the copy sound, and that it is a database of this kind of process. Then the copy
+replaces the database. The old one is kept next to it, as FILE.before-restore-TIME: remove it when the restored one serves.
 
-A server's database (PostgreSQL, CockroachDB) is restored with the server's own tools.
+Don't copy a backup over the file by hand. After a crash, SQLite's log (FILE-wal) lies next to the file, and SQLite would
+replay it into the copy, which makes a mix of both. Each start looks for that, and refuses it with exit code 2.
 
-Exit codes: 0 restored, 1 failed, 2 there is something to change first: the copy, the URL, or a process that runs.`
+Restore a server's database (PostgreSQL, CockroachDB) with the server's own tools.
+
+Exit codes: 0 restored, 1 failed, 2 change something first: the copy, the URL, or a process that runs.`
 }
 
 // Run restores the database of an owner.
@@ -51,7 +53,7 @@ func (c Restore) Run(url string, owner sqldb.Owner) error {
 	}
 	text := printable.Sprintf("Restored: %s is the copy now.\n", done.File)
 	if done.Kept != "" {
-		text += printable.Sprintf("The old database is kept as %s. Remove it, and what begins with its name, when the restored one serves.\n", done.Kept)
+		text += printable.Sprintf("The old database is kept as %s. Remove it, and the files whose names begin with it, when the restored one serves.\n", done.Kept)
 	}
 	return Print("%s", printable.Composed(text))
 }

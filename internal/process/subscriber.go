@@ -25,20 +25,20 @@ import (
 // durable, database_url and http_addr, which are its defaults.
 type Subscriber struct {
 	Serve    serveSubscriber   `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
-	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why: no trusted key signed them, their subject names another service, or this version can't read them. The newest 1,000 of each kind are kept."`
-	Restore  restoreSubscriber `cmd:"" help:"Put a copy of this process's SQLite database in its place, which must be done by this command."`
+	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why."`
+	Restore  restoreSubscriber `cmd:"" help:"Replace this process's SQLite database by a copy."`
 
-	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
+	Completion completion.Command `cmd:"" help:"Print a completion script for bash, zsh or fish."`
 }
 
 // Instances is a [Subscriber] for a core service whose processes each hear every event. The program
 // also sets the kong variable forget_after.
 type Instances struct {
 	Serve    serveInstance     `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
-	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why: no trusted key signed them, their subject names another service, or this version can't read them. The newest 1,000 are kept."`
-	Restore  restoreSubscriber `cmd:"" help:"Put a copy of this process's SQLite database in its place, which must be done by this command."`
+	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why."`
+	Restore  restoreSubscriber `cmd:"" help:"Replace this process's SQLite database by a copy."`
 
-	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
+	Completion completion.Command `cmd:"" help:"Print a completion script for bash, zsh or fish."`
 }
 
 // Service is the service that such a process runs.
@@ -73,7 +73,7 @@ type SubscriberConfig struct {
 }
 
 type subscriberDatabase struct {
-	URL string `name:"database-url" env:"OMI_DATABASE_URL" default:"${database_url}" placeholder:"URL" help:"This process's own database: sqlite:PATH, or postgres://… for PostgreSQL and CockroachDB (${default})."`
+	URL string `name:"database-url" env:"OMI_DATABASE_URL" default:"${database_url}" placeholder:"URL" help:"This process's database: sqlite:PATH or postgres://… (${default})."`
 }
 
 type serveSubscriber struct {
@@ -90,8 +90,8 @@ func (c *serveSubscriber) Run(open OpenService) error { return c.run(open, insta
 
 // instance holds the additional settings of a process of [Instances].
 type instance struct {
-	Instance    string        `env:"OMI_INSTANCE" placeholder:"NAME" help:"Name of this process, whose durable is DURABLE-NAME (default: this host's name). It must be unique."`
-	ForgetAfter time.Duration `name:"forget-after" env:"OMI_FORGET_AFTER" default:"${forget_after}" placeholder:"DURATION" help:"How long after this process is gone the broker deletes its durable (${default}). Until then, a durable without a process holds up rotations."`
+	Instance    string        `env:"OMI_INSTANCE" placeholder:"NAME" help:"Unique name of this process; its durable is DURABLE-NAME (the host's name)."`
+	ForgetAfter time.Duration `name:"forget-after" env:"OMI_FORGET_AFTER" default:"${forget_after}" placeholder:"DURATION" help:"How long the broker keeps the durable without this process (${default})."`
 }
 
 type serveInstance struct {
@@ -183,8 +183,14 @@ func CheckDurable(name string) error {
 
 type listSetAside struct {
 	Database subscriberDatabase `embed:""`
-	Limit    int                `default:"50" help:"The newest so many (${default})."`
+	Limit    int                `default:"50" help:"How many to list, the newest first (${default})."`
 	JSON     bool               `help:"Print a JSON array, payloads in base64."`
+}
+
+// Help returns the text that --help shows in addition to the flags.
+func (listSetAside) Help() string {
+	return `A message is not applied if no trusted key signed it, if its subject names another service, if this version can't read
+it, or if it can't be handled. The newest 1,000 of each of three kinds are kept.`
 }
 
 // Run lists the messages that were set aside.

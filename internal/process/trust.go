@@ -17,8 +17,8 @@ import (
 // Trust says whom a process believes: flags for a kong grammar.
 type Trust struct {
 	Origin string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
-	Keys   []string `name:"trust" env:"OMI_TRUST" placeholder:"ed25519:…" help:"A public key of the registry; repeatable. One that was stolen ends: KEY@TIME."`
-	File   string   `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with public keys of the registry, one a line, as for --trust."`
+	Keys   []string `name:"trust" env:"OMI_TRUST" placeholder:"ed25519:…" help:"A public key of the registry, repeatable; a stolen one ends: KEY@TIME."`
+	File   string   `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with public keys of the registry, one per line, as for --trust."`
 }
 
 // Load returns the trust that the flags describe.
@@ -44,7 +44,7 @@ func (t Trust) Load() (events.Trust, error) {
 	}
 	trust, err := events.NewTrustUntil(t.Origin, keys...)
 	if errors.Is(err, events.ErrNoTrust) {
-		return trust, Usagef("whom to trust is missing: give --trust ed25519:… with the registry's public key, or --trust-file")
+		return trust, Usagef("the registry's public key is missing: give --trust ed25519:…, or --trust-file")
 	}
 	if err != nil {
 		return trust, Usagef("--trust: %w", err)
