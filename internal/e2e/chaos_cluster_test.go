@@ -32,7 +32,7 @@ type cluster struct {
 type node struct {
 	*daemon
 	addr string           // where clients connect
-	ways []*testenv.Proxy // of the routes to it and from it
+	ways []*testenv.Proxy // of the routes to it and from it; none: a node of CockroachDB
 }
 
 // portsOfCluster is how many addresses a cluster needs: of each node one for clients, and one for the other nodes.
@@ -70,7 +70,7 @@ cluster: { name: "chaos", listen: %q, advertise: "127.0.0.1:1", no_advertise: tr
 			t.Fatal(err)
 		}
 	}
-	t.Cleanup(c.close)
+	t.Cleanup(func() { closeNodes(t, c.nodes) })
 	for _, n := range c.nodes {
 		if err := n.start(); err != nil {
 			t.Fatal(err)
@@ -117,13 +117,14 @@ func (c *cluster) awaitUp() {
 	}
 }
 
-// close ends the nodes, and shows the end of what they said if the test has failed.
-func (c *cluster) close() {
+// closeNodes ends nodes, and shows the end of what they said if the test has failed.
+func closeNodes(t *testing.T, nodes []*node) {
+	t.Helper()
 	const tail = 4 << 10
-	for _, n := range c.nodes {
+	for _, n := range nodes {
 		n.stop()
-		if log, err := os.ReadFile(n.log()); err == nil && c.t.Failed() {
-			c.t.Logf("%s said at last:\n%s", n.name, log[max(0, len(log)-tail):])
+		if log, err := os.ReadFile(n.log()); err == nil && t.Failed() {
+			t.Logf("%s said at last:\n%s", n.name, log[max(0, len(log)-tail):])
 		}
 	}
 }

@@ -59,21 +59,14 @@ func newHavoc(s *stand, dice *rand.Rand, answers *atomic.Int64) *havoc {
 }
 
 func (h *havoc) faults() []fault {
-	noServer := ""
-	if h.postgres == nil {
-		noServer = "SQLite has no server"
-	}
 	return []fault{
 		{"kill -9 of a process", "", longFault, h.kill},
 		{"SIGSTOP of a process", noPause, longPause, h.stop},
 		{"clock step of a registry", "", longPause, h.stepClock},
 		{"full disk of a subscriber", noFullDisk, longFault, h.fill},
-		{"crash of the database", noServer, longFault, func() (string, func() error, error) {
-			return h.endPostgres((*testenv.PostgresServer).Crash)
-		}},
-		{"restart of the database", noServer, longFault, func() (string, func() error, error) {
-			return h.endPostgres((*testenv.PostgresServer).Halt)
-		}},
+		h.ofServer(crashOfServer, longFault),
+		h.ofServer(restartOfServer, longFault),
+		h.ofServer(lossOfQuorum, longPause),
 		{"kill -9 of a broker node", "", longFault, func() (string, func() error, error) { return h.killNode(h.anyNode()) }},
 		{"kill -9 of a stream's leader", "", longFault, func() (string, func() error, error) { return h.killNode(h.anyLeader()) }},
 		{"SIGSTOP of a broker node", noPause, longPause, h.stopNode},
@@ -220,13 +213,26 @@ func (h *havoc) fill() (string, func() error, error) {
 	return what, mend, err
 }
 
-func (h *havoc) endPostgres(end func(*testenv.PostgresServer) error) (string, func() error, error) {
-	name := func(*testenv.PostgresServer) string { return "postgres" }
-	server, what, err := take(h, []*testenv.PostgresServer{h.postgres}, name)
-	if err != nil {
-		return what, nil, err
+// ofServer is a fault of the databases' server. It has one at a time.
+func (h *havoc) ofServer(name string, longest time.Duration) fault {
+	f := fault{name: name, longest: longest}
+	if h.server == nil {
+		f.missing = "SQLite has no server"
+		return f
 	}
-	return what, h.restartPostgres, end(server)
+	end := h.server.ends()[name]
+	if end == nil {
+		f.missing = "one server has none"
+	}
+	f.begin = func() (string, func() error, error) {
+		_, what, err := take(h, []sqlServer{h.server}, func(sqlServer) string { return "the database" })
+		if err != nil {
+			return what, nil, err
+		}
+		start, err := end(h.dice)
+		return what, start, err
+	}
+	return f
 }
 
 func (h *havoc) anyNode() []*node { return h.cluster.nodes }

@@ -20,16 +20,15 @@ type party struct {
 	*daemon
 	database string
 	clock    string           // of a registry: the file that moves it
-	ways     []*testenv.Proxy // to each node of the cluster, and to the database's server if there is one
+	ways     []*testenv.Proxy // to each node of the cluster, and of the database's server if there is one
 	broker   string           // the URL of the cluster, by these ways
 }
 
 // stand is everything that TestChaos breaks: the cluster, several processes of each kind, and the databases' server.
 type stand struct {
 	*deployment
-	cluster    *cluster
-	postgres   *testenv.PostgresServer // nil: SQLite
-	toPostgres []*testenv.Proxy        // every way to it
+	cluster *cluster
+	server  sqlServer // nil: SQLite
 
 	registries, auths, billings []*party
 	services                    *party // the test's own process, in which the services live: it has ways, and no daemon
@@ -37,10 +36,10 @@ type stand struct {
 
 func newStand(t *testing.T, engine string, addrs []string) *stand {
 	t.Helper()
-	s := &stand{cluster: newCluster(t, addrs)}
+	s := &stand{server: newServer(t, engine, addrs[portsOfCluster:]), cluster: newCluster(t, addrs[:portsOfCluster])}
 	registries := 2
-	if engine == testenv.Postgres {
-		s.postgres, registries = testenv.NewPostgresServer(t), 3
+	if s.server != nil {
+		registries = 3
 	}
 	registry, billing := s.newDatabase("registry"), s.newDatabase("billing")
 	s.deployment = prepare(t, registry, s.cluster.direct)
@@ -82,16 +81,11 @@ func (s *stand) parties() []*party {
 
 // newDatabase returns the URL by which the test itself reaches a new database.
 func (s *stand) newDatabase(name string) string {
-	if s.postgres == nil {
+	if s.server == nil {
 		return "sqlite:" + name + ".db"
 	}
-	return s.postgres.CreateDatabase(name, s.wayToPostgres().Addr())
-}
-
-func (s *stand) wayToPostgres() *testenv.Proxy {
-	way := testenv.NewProxy(s.cluster.t, s.postgres.Addr())
-	s.toPostgres = append(s.toPostgres, way)
-	return way
+	host, _ := s.server.way()
+	return s.server.create(name, host)
 }
 
 // connect gives a party ways of its own to the cluster.
@@ -110,9 +104,9 @@ func (s *stand) add(name, database string, command ...string) *party {
 	p := &party{database: database}
 	s.connect(p)
 	if u, err := url.Parse(database); err == nil && u.Scheme == "postgres" {
-		way := s.wayToPostgres()
-		u.Host = way.Addr()
-		p.ways, database = append(p.ways, way), u.String()
+		host, ways := s.server.way()
+		u.Host = host
+		p.ways, database = append(p.ways, ways...), u.String()
 	}
 	p.daemon = &daemon{name: name, folder: s.folder, command: command, env: []string{
 		"OMI_NATS_URL=" + p.broker, "OMI_DATABASE_URL=" + database, "OMI_HTTP_ADDR=127.0.0.1:0",
@@ -120,17 +114,6 @@ func (s *stand) add(name, database string, command ...string) *party {
 	}}
 	s.processes = append(s.processes, p.daemon)
 	return p
-}
-
-// restartPostgres starts the server again, wherever it listens now.
-func (s *stand) restartPostgres() error {
-	if err := s.postgres.Start(); err != nil {
-		return err
-	}
-	for _, way := range s.toPostgres {
-		way.Retarget(s.postgres.Addr())
-	}
-	return nil
 }
 
 // moveClock puts a registry's clock so far beside the machine's.

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,6 +27,7 @@ import (
 // ./... no other package would know them; there the environment's OMI_CHAOS_DURATION says it.
 var (
 	chaosDuration = flag.Duration("chaos.duration", 0, "how long TestChaos breaks things (OMI_CHAOS_DURATION, or 10s)")
+	chaosEngines  = flag.String("chaos.engines", "", "comma-separated databases that TestChaos needs: sqlite, postgres, cockroach (default: sqlite, and postgres where it is installed)")
 	chaosSeed     = flag.Uint64("chaos.seed", rand.Uint64(), "of TestChaos's dice, as -seed is of TestKillNine's")
 )
 
@@ -42,20 +44,44 @@ func TestChaos(t *testing.T) {
 	t.Parallel()
 	useSources(t)
 	duration := chaosFor(t)
+	engines, asked, err := enginesOf(*chaosEngines)
+	if err != nil {
+		t.Fatal(err)
+	}
 	build := exec.Command("go", "build", "-buildvcs=false", "-tags", "faults",
 		"-o", filepath.Join(binaries, faultsFolder)+string(filepath.Separator),
 		"omiappreg.org/keyrotation/cmd/omi-registry", "github.com/nats-io/nats-server/v2")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build what can be broken: %v\n%s", err, out)
 	}
-	engines := []string{testenv.SQLite, testenv.Postgres} // of the registries
-	addrs := testenv.FreeAddrs(t, len(engines)*portsOfCluster)
+	const ports = portsOfCluster + nodesOfCockroach
+	addrs := testenv.FreeAddrs(t, len(engines)*ports)
 	for i, engine := range engines {
 		t.Run(engine, func(t *testing.T) {
 			t.Parallel()
-			chaos(t, engine, addrs[i*portsOfCluster:][:portsOfCluster], uint64(i), duration)
+			t.Cleanup(func() {
+				if asked && t.Skipped() {
+					t.Errorf("-chaos.engines asks for %s, which this machine does not have", engine)
+				}
+			})
+			chaos(t, engine, addrs[i*ports:][:ports], uint64(i), duration)
 		})
 	}
+}
+
+// enginesOf returns the engines that a list names, and whether it names any. It must not be that a
+// test passes which has skipped one of them.
+func enginesOf(list string) (engines []string, asked bool, err error) {
+	if list == "" {
+		return []string{testenv.SQLite, testenv.Postgres}, false, nil
+	}
+	for engine := range strings.SplitSeq(list, ",") {
+		if !slices.Contains(testenv.Engines(), engine) || slices.Contains(engines, engine) {
+			return nil, false, fmt.Errorf("-chaos.engines=%s: want each of %s once at most, separated by commas", list, strings.Join(testenv.Engines(), ","))
+		}
+		engines = append(engines, engine)
+	}
+	return engines, true, nil
 }
 
 // chaosFor is how long things break.

@@ -22,7 +22,7 @@ const (
 // daemon is a program that runs in the background, and that can be killed and started again.
 type daemon struct {
 	name    string
-	command []string // the program and its arguments
+	command []string // the program, which is one of binaries or has its whole path, and its arguments
 	env     []string // and nothing of the test's own environment
 	folder  string   // its working directory, with NAME.out and NAME.log for what it says
 
@@ -48,7 +48,10 @@ func (d *daemon) start() error {
 		return err
 	}
 	defer func() { _ = log.Close() }()
-	program := filepath.Join(binaries, d.command[0])
+	program := d.command[0]
+	if !filepath.IsAbs(program) {
+		program = filepath.Join(binaries, program)
+	}
 	cmd := exec.Command(program, d.command[1:]...)
 	cmd.Args[0] = d.command[0] // as a shell that finds it on PATH
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = d.folder, append([]string{}, d.env...), out, log
