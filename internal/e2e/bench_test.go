@@ -18,6 +18,7 @@ import (
 // TestBenchOnPostgres measures on a server that is there, and on one that `omi bench` starts.
 func TestBenchOnPostgres(t *testing.T) {
 	t.Parallel()
+	testenv.Long(t)
 	useSources(t)
 	const itsOwn = "one of its own"
 	server := testenv.Database(t, testenv.Postgres)

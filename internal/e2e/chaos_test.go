@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -42,8 +43,12 @@ const (
 // ways between any two, disks and clocks. When all is mended and quiet, nothing was lost and nothing happened twice.
 func TestChaos(t *testing.T) {
 	t.Parallel()
-	useSources(t)
 	duration := chaosFor(t)
+	if duration == 0 && *chaosEngines == "" {
+		testenv.Long(t)
+	}
+	duration = cmp.Or(duration, shortChaos)
+	useSources(t)
 	engines, asked, err := enginesOf(*chaosEngines)
 	if err != nil {
 		t.Fatal(err)
@@ -84,7 +89,7 @@ func enginesOf(list string) (engines []string, asked bool, err error) {
 	return engines, true, nil
 }
 
-// chaosFor is how long things break.
+// chaosFor is how long things are to break; 0: nothing says it.
 func chaosFor(t *testing.T) time.Duration {
 	t.Helper()
 	duration := *chaosDuration
@@ -93,9 +98,6 @@ func chaosFor(t *testing.T) time.Duration {
 		if duration, err = time.ParseDuration(text); err != nil {
 			t.Fatalf("OMI_CHAOS_DURATION: %v", err)
 		}
-	}
-	if duration == 0 {
-		duration = shortChaos
 	}
 	if deadline, ok := t.Deadline(); ok && duration > shortChaos && time.Until(deadline) < duration+aroundChaos {
 		t.Fatalf("%v of chaos and what is around it don't fit into go test's -timeout: give it -timeout %v, or 0",

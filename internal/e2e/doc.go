@@ -14,8 +14,8 @@
 //	go test ./internal/e2e -run Chaos -chaos.duration=1h -timeout 0 -v -artifacts -outputdir DIR
 //
 // -chaos.engines=sqlite,postgres,cockroach names the databases. For cockroach the program of that
-// name must be on PATH: the test starts a cluster of three nodes with it, kills nodes, and takes the
-// quorum away. An engine that is named and not installed fails the test.
+// name must be on PATH: the test starts a cluster of three nodes with it, kills nodes, and takes
+// the quorum away. An engine that is named and not installed fails the test.
 //
 // OMI_CHAOS_DURATION sets the duration for go test ./..., whose other packages don't know the flag.
 package e2e

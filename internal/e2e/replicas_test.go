@@ -28,6 +28,7 @@ const (
 // sign all the time through 20 rotations by schedule, while the four are restarted one by one, and nothing is refused.
 func TestReplicas(t *testing.T) {
 	t.Parallel()
+	testenv.Long(t)
 	useSources(t)
 	s := newDomain(t, newDeployment(t, testenv.Database(t, testenv.SQLite)), "replicas")
 	s.bind()

@@ -77,9 +77,12 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// condition says what this user may do: root may give files away, and mounts takes who may have some of its own.
+// condition says whether all tests run in full, and what this user may do: root may give files away,
+// and mounts needs a user who may have mounts of its own.
 func condition(name string) (bool, error) {
 	switch name {
+	case "long":
+		return testenv.Whole(true, false), nil
 	case "root":
 		return os.Geteuid() == 0, nil
 	case "mounts":

@@ -39,6 +39,7 @@ const (
 //
 // It takes all that the machine has, so it does not run beside the other tests of this package.
 func TestNobodyNotices(t *testing.T) {
+	testenv.Long(t)
 	useSources(t)
 	for name, heldBack := range map[string]bool{"killed": false, "killed-and-held-back": true} {
 		t.Run(name, func(t *testing.T) { nobodyNotices(t, heldBack) })

@@ -103,7 +103,7 @@ func Databases(t testing.TB, engine string) func() (url string) {
 }
 
 // Missing ends a test that needs what isn't there, an engine or a program: it is skipped, or fails where OMI_TEST_REQUIRE
-// names it. No other test skips.
+// names it. Otherwise only [Long] skips tests.
 func Missing(t testing.TB, what string, err error) {
 	t.Helper()
 	if slices.Contains(strings.Split(os.Getenv("OMI_TEST_REQUIRE"), ","), what) {

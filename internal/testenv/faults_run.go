@@ -19,6 +19,7 @@ const (
 	faultsEnv    = "OMI_TEST_FAULTS" // "all", or the number of a step
 	faultSlots   = 16                // runs at a time: most of them wait
 	faultSample  = 32                // runs of a test, unless all are asked for
+	shortSample  = 8                 // and in its short form
 	faultTimeout = 2 * time.Minute   // of a run: what was lost is not coming any more, and JetStream knows an id no longer
 )
 
@@ -93,7 +94,7 @@ func chooseFaults(t *testing.T, steps []string) []Fault {
 		t.Fatalf("%s=%s is neither \"all\" nor the number of one of %d steps", faultsEnv, only, len(steps))
 	}
 	if only == "" {
-		total = min(total, faultSample)
+		total = min(total, Whole(faultSample, shortSample))
 	}
 	return draw(kinds, total)
 }

@@ -24,11 +24,13 @@ import (
 // time, which is the default on two cores, internal/e2e takes twice as long and uses a third of the CPU.
 const atOnce = 6
 
-// Main runs the tests and then stops the servers that they started, and removes their files. It sets the default of -parallel.
+// Main runs the tests and then stops the servers that they started, and removes their files. It sets
+// the defaults of -parallel and -rapid.checks.
 func Main(m *testing.M) int {
 	if !raced {
 		_ = flag.Set("test.parallel", strconv.Itoa(max(atOnce, runtime.GOMAXPROCS(0)))) // a flag that is given is read later, and counts
 	}
+	fewerChecks()
 	code := m.Run()
 	servers.stop()
 	return code
