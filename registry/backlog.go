@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 const (
@@ -108,7 +110,7 @@ func (s *Store) backlog(ctx context.Context, passed *unsendable) (rows int, olde
 	if passed.count() == 0 {
 		err = s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*), MIN(position) FROM ("+some+") AS waiting", outboxAtMost).Scan(&rows, &first)
 	} else {
-		err = s.each(ctx, some, []any{outboxAtMost}, func(row *sql.Rows) error {
+		err = s.each(ctx, some, []any{outboxAtMost}, func(row sqldb.Row) error {
 			var place outboxPlace
 			err := row.Scan(&place.batch, &place.position)
 			if rows++; !passed.has(place) && (!first.Valid || place.position < first.Int64) {

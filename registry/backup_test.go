@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -24,17 +25,15 @@ var backedUp = []string{"apps", "services", "history", "outbox", "stream_positio
 func takeBackup(t *testing.T, store *Store) backup {
 	t.Helper()
 	b := backup{}
-	err := store.db.InTx(t.Context(), func(tx *sql.Tx) error {
-		for _, table := range backedUp {
-			var err error
-			if b[table], err = copyTable(t.Context(), tx, table); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	tx, err := store.db.Reader().BeginTx(t.Context(), &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
 		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback() }() // it only read
+	for _, table := range backedUp {
+		if b[table], err = copyTable(t.Context(), tx, table); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return b
 }
@@ -68,13 +67,13 @@ func params(n int) string {
 
 func (b backup) restore(t *testing.T, store *Store) {
 	t.Helper()
-	err := store.db.InTx(context.WithoutCancel(t.Context()), func(tx *sql.Tx) error {
+	err := store.db.InTx(context.WithoutCancel(t.Context()), func(tx *sqldb.Tx) error {
 		for _, table := range backedUp {
-			if _, err := tx.ExecContext(t.Context(), "DELETE FROM "+table); err != nil {
+			if _, err := tx.Exec(t.Context(), "DELETE FROM "+table); err != nil {
 				return err
 			}
 			for _, row := range b[table] {
-				if _, err := tx.ExecContext(t.Context(), "INSERT INTO "+table+" VALUES "+params(len(row)), row...); err != nil {
+				if _, err := tx.Exec(t.Context(), "INSERT INTO "+table+" VALUES "+params(len(row)), row...); err != nil {
 					return err
 				}
 			}

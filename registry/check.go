@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // outboxPatience is how long a message may wait in the outbox before the check reports it.
@@ -95,11 +96,11 @@ func (c *checker) violation(target, what string, args ...any) {
 func (s *Store) checkHistory(ctx context.Context, c *checker) error {
 	err := s.each(ctx, `SELECT s.target, h.sequence, h.event, h.old_public_key, h.public_key, h.grace_period_expiry,
 		h.committed_at, h.event_nonce, h.request_nonce, h.receipt, h.end_earlier FROM history h JOIN services s ON s.id = h.service
-		ORDER BY s.target, h.sequence`, nil, func(rows *sql.Rows) error {
+		ORDER BY s.target, h.sequence`, nil, func(row sqldb.Row) error {
 		var next change
 		e := &next.event
 		var endEarlier int64
-		if err := rows.Scan(target(&e.Target), &e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
+		if err := row.Scan(target(&e.Target), &e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
 			&e.GracePeriodExpiry, &e.Timestamp, nonceText(&e.Nonce), nonceText(&next.requestNonce), &next.receipt, &endEarlier); err != nil {
 			return err
 		}
@@ -174,9 +175,9 @@ func (c *checker) answered(next *change) {
 func (s *Store) checkServices(ctx context.Context, c *checker) error {
 	err := s.each(ctx, `SELECT s.target, s.status, s.sequence, s.public_key, s.changed_at, h.event, h.public_key, h.committed_at
 		FROM services s LEFT JOIN history h ON h.service = s.id AND h.sequence = s.sequence ORDER BY s.target`, nil,
-		func(rows *sql.Rows) error {
+		func(row sqldb.Row) error {
 			c.report.Services++
-			return c.present(rows)
+			return c.present(row)
 		})
 	if err != nil {
 		return err
@@ -184,22 +185,22 @@ func (s *Store) checkServices(ctx context.Context, c *checker) error {
 	// Only violations are grouped: SQLite keeps groups in memory.
 	return s.each(ctx, `SELECT COALESCE(s.target, ''), MAX(h.sequence) FROM history h LEFT JOIN services s ON s.id = h.service
 		WHERE s.sequence IS NULL OR h.sequence > s.sequence GROUP BY h.service, s.target ORDER BY s.target`, nil,
-		func(rows *sql.Rows) error {
+		func(row sqldb.Row) error {
 			var name string
 			var sequence int64
-			err := rows.Scan(&name, &sequence)
+			err := row.Scan(&name, &sequence)
 			c.violation(name, "the history goes on to sequence %d, past the service's present state", sequence)
 			return err
 		})
 }
 
-func (c *checker) present(rows *sql.Rows) error {
+func (c *checker) present(row sqldb.Row) error {
 	var t events.Target
 	var one service
 	var event sql.NullString
 	var key events.PublicKey
 	var committedAt sql.NullInt64
-	if err := rows.Scan(target(&t), &one.status, &one.sequence, keyColumn{&one.key}, &one.changedAt, &event, keyColumn{&key}, &committedAt); err != nil {
+	if err := row.Scan(target(&t), &one.status, &one.sequence, keyColumn{&one.key}, &one.changedAt, &event, keyColumn{&key}, &committedAt); err != nil {
 		return err
 	}
 	revoked := event.String == string(events.ServiceRevocation)
@@ -216,9 +217,9 @@ func (s *Store) checkMasterKeys(ctx context.Context, c *checker) error {
 	return s.each(ctx, `SELECT s.target, a.app_id FROM apps a JOIN history h ON h.public_key = a.master_public_key
 		JOIN services s ON s.id = h.service UNION ALL SELECT s.target, r.app_id FROM reserved_keys r JOIN history h ON h.public_key = r.public_key
 		JOIN services s ON s.id = h.service`, nil,
-		func(rows *sql.Rows) error {
+		func(row sqldb.Row) error {
 			var name, app string
-			err := rows.Scan(&name, &app)
+			err := row.Scan(&name, &app)
 			if app == "" {
 				c.violation(name, "the service has a key of the registry's own")
 			} else {

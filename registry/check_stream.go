@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"log/slog"
 	"math/bits"
@@ -11,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // CheckWithStream is [Store.Check], and also compares the database with the stream of events. The
@@ -90,9 +90,9 @@ func (c *checker) compared(_ context.Context, found compared, batch []streamMess
 // loadUnpublished reads which services have events that wait to be published.
 func (s *Store) loadUnpublished(ctx context.Context, c *checker) error {
 	c.unpublished = map[string]bool{}
-	err := s.each(ctx, "SELECT s.target FROM outbox o JOIN services s ON s.id = o.service", nil, func(rows *sql.Rows) error {
+	err := s.each(ctx, "SELECT s.target FROM outbox o JOIN services s ON s.id = o.service", nil, func(row sqldb.Row) error {
 		var name string
-		err := rows.Scan(&name)
+		err := row.Scan(&name)
 		c.unpublished[name] = true
 		return err
 	})

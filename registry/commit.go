@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"database/sql"
 	"errors"
 	"fmt"
 	"iter"
@@ -73,7 +72,7 @@ func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) e
 		g.service.id = g.was.id
 	}
 	known, _ := rowsOfServices(groups)
-	return s.write(ctx, func(tx *sql.Tx) error {
+	return s.write(ctx, func(tx *sqldb.Tx) error {
 		if replaced, err := s.replacedMasters(ctx, tx, groups); err != nil || len(replaced) > 0 {
 			return cmp.Or(err, errRival)
 		}
@@ -82,20 +81,20 @@ func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) e
 		s.appendHistory(&p, historyOf(groups), unlessReserved)
 		s.fillOutbox(&p, groups, now)
 		s.useApps(&p, groups)
-		return s.db.RunAtCommit(ctx, tx, &p)
+		return tx.RunAtCommit(ctx, &p)
 	})
 }
 
 // commitWhatStands writes the services that are as they were, and names the others.
 func (s *Store) commitWhatStands(ctx context.Context, groups []*group, now time.Time, lost map[events.Target]bool) error {
-	return s.write(ctx, func(tx *sql.Tx) error {
+	return s.write(ctx, func(tx *sqldb.Tx) error {
 		clear(lost)
 		replaced, err := s.replacedMasters(ctx, tx, groups)
 		if err != nil {
 			return err
 		}
 		left := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return replaced[g.target.App] && g.byMaster() })
-		if err := (writer{ctx, tx, s.db.Engine()}).moveServices(left, lost); err != nil {
+		if err := s.moveServices(ctx, tx, left, lost); err != nil {
 			return err
 		}
 		for _, g := range groups {
@@ -108,12 +107,12 @@ func (s *Store) commitWhatStands(ctx context.Context, groups []*group, now time.
 		s.appendHistory(&p, historyOf(won), unlessReserved)
 		s.fillOutbox(&p, won, now)
 		s.useApps(&p, won)
-		return s.db.RunAtCommit(ctx, tx, &p)
+		return tx.RunAtCommit(ctx, &p)
 	})
 }
 
 // write runs a transaction that writes a batch. A row that has a unique key of another is [errTaken].
-func (s *Store) write(ctx context.Context, fn func(*sql.Tx) error) error {
+func (s *Store) write(ctx context.Context, fn func(*sqldb.Tx) error) error {
 	err := s.db.InTx(ctx, fn)
 	if sqldb.Duplicate(err) {
 		return errTaken
@@ -189,25 +188,18 @@ func orZero[T any](v *T) any {
 	return *v
 }
 
-// writer runs statements over many rows whose answers are read.
-type writer struct {
-	ctx    context.Context
-	tx     *sql.Tx
-	engine sqldb.Engine
-}
-
 // moveServices brings each service to its new state, if it is still as it was, and tells which are not. What moved is known by
 // its name: two may be remembered by one id, if the database was restored meanwhile.
-func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error {
+func (s *Store) moveServices(ctx context.Context, tx *sqldb.Tx, groups []*group, lost map[events.Target]bool) error {
 	byName := make(map[string]*group, len(groups))
 	for _, g := range groups {
 		lost[g.target] = true
 		byName[g.target.String()] = g
 	}
-	moved := func(rows *sql.Rows) error {
+	moved := func(row sqldb.Row) error {
 		var id int64
 		var name string
-		err := rows.Scan(&id, &name)
+		err := row.Scan(&id, &name)
 		if g := byName[name]; g != nil {
 			g.service.id = id
 			delete(lost, g.target)
@@ -215,27 +207,24 @@ func (w writer) moveServices(groups []*group, lost map[events.Target]bool) error
 		return err
 	}
 	known, born := rowsOfServices(groups)
-	if err := w.each(updateServices+" RETURNING services.id, services.target", updateTypes(), known, moved); err != nil {
-		return fmt.Errorf("update services: %w", err)
-	}
-	if err := w.insertServices(born, moved); err != nil {
-		return fmt.Errorf("insert services: %w", err)
-	}
-	return nil
+	var p sqldb.Pipeline
+	s.query(&p, "update services", updateServices+" RETURNING services.id, services.target", updateTypes(), known, moved)
+	s.insertServices(&p, born, moved)
+	return tx.Run(ctx, &p)
 }
 
 // insertServices writes services that have no id yet.
 //
 // A conflict may be about the id too: a server that took over by logical replication begins to count anew. Who is decided again
 // gets another.
-func (w writer) insertServices(born []any, moved func(*sql.Rows) error) error {
+func (s *Store) insertServices(p *sqldb.Pipeline, born []any, moved func(sqldb.Row) error) {
 	id, types := "", insertTypes()
-	if w.engine == sqldb.Cockroach {
+	if s.db.Engine() == sqldb.Cockroach {
 		id, types, born = "id, ", append([]sqldb.Type{sqldb.Int}, types...), withIDs(born, len(types))
 	}
 	insert := `INSERT INTO services (` + id + `target, status, sequence, public_key, changed_at, recent_rotations,
 		stream_created_at, stream_sequence, master_signed_at, bound_at, service_type, endpoint_url, provider_receipt) %s ON CONFLICT DO NOTHING RETURNING id, target`
-	return w.each(insert, types, born, moved)
+	s.query(p, "insert services", insert, types, born, moved)
 }
 
 // withIDs puts ids before rows of so many columns, which follow each other from a random one on. CockroachDB's sequence is one
@@ -248,16 +237,6 @@ func withIDs(rows []any, width int) []any {
 		id++
 	}
 	return list
-}
-
-// each runs a statement over rows of these columns, which stand where it has a %s, and reads what it returns.
-func (w writer) each(statement string, types []sqldb.Type, values []any, row func(*sql.Rows) error) error {
-	for part := range w.engine.Rows(1, types, values) {
-		if err := eachRow(w.ctx, w.tx, fmt.Sprintf(statement, part.Query), part.Args, row); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // historyRow is what is kept of a change for ever.

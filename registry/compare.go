@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -132,10 +131,10 @@ func (s *Store) nonces(ctx context.Context, list []claim) (map[changeID]events.N
 		}
 	}
 	query := noncesOf(s.db.Engine())
-	err := s.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, args, func(rows *sql.Rows) error {
+	err := s.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, args, func(row sqldb.Row) error {
 		var at changeID
 		var nonce events.Nonce
-		err := rows.Scan(target(&at.target), &at.sequence, nonceText(&nonce))
+		err := row.Scan(target(&at.target), &at.sequence, nonceText(&nonce))
 		known[at] = nonce
 		return err
 	})

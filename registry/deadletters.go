@@ -73,8 +73,8 @@ func detailOf(text string) string {
 
 // putDeadLetter keeps a dead letter. If it is there already, it has failed again.
 func (s *Store) putDeadLetter(ctx context.Context, l DeadLetter) error {
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO dead_letters
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO dead_letters
 			(id, stream_sequence, stored_at, reason, detail, tries, set_aside_at, subject, payload, stream_created_at)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 			ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, detail = excluded.detail,
@@ -107,8 +107,8 @@ func scanLetter(row interface{ Scan(...any) error }, more ...any) (DeadLetter, e
 func (s *Store) DeadLetters(ctx context.Context, limit int) ([]DeadLetter, error) {
 	list := []DeadLetter{}
 	err := s.each(ctx, "SELECT "+letterColumns+" FROM dead_letters ORDER BY stored_at, stream_sequence LIMIT $1", []any{limit},
-		func(rows *sql.Rows) error {
-			l, err := scanLetter(rows)
+		func(row sqldb.Row) error {
+			l, err := scanLetter(row)
 			list = append(list, l)
 			return err
 		})
@@ -145,14 +145,14 @@ func (s *Store) countDeadLetters(ctx context.Context) (n int, err error) {
 // second or two. If one of the ids does not exist, it returns [ErrNoDeadLetter] and asks for
 // nothing.
 func (s *Store) RetryDeadLetters(ctx context.Context, ids []string, now time.Time) error {
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		for _, id := range ids {
-			result, err := tx.ExecContext(ctx, "UPDATE dead_letters SET retry_at = COALESCE(retry_at, $1) WHERE id = $2", now.UnixMilli(), id)
+			changed, err := tx.Exec(ctx, "UPDATE dead_letters SET retry_at = COALESCE(retry_at, $1) WHERE id = $2", now.UnixMilli(), id)
 			if err != nil {
 				return err
 			}
-			if n, err := result.RowsAffected(); err != nil || n == 0 {
-				return errors.Join(fmt.Errorf("dead letter %s: %w", id, ErrNoDeadLetter), err)
+			if changed == 0 {
+				return fmt.Errorf("dead letter %s: %w", id, ErrNoDeadLetter)
 			}
 		}
 		return nil
@@ -204,23 +204,17 @@ func (s *Store) claimDeadLetters(ctx context.Context, limit int, now time.Time, 
 // updateLetters runs a statement that returns dead letters, and sorts them, oldest first.
 func (s *Store) updateLetters(ctx context.Context, statement string, args ...any) ([]DeadLetter, error) {
 	var letters []DeadLetter
-	err := s.db.InTx(ctx, func(tx *sql.Tx) (err error) {
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		letters = letters[:0]
-		rows, err := tx.QueryContext(ctx, statement, args...)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, rows.Close()) }()
-		for rows.Next() {
+		var p sqldb.Pipeline
+		p.Query("update", statement, args, func(row sqldb.Row) error {
 			var payload []byte
-			l, err := scanLetter(rows, &payload)
-			if err != nil {
-				return err
-			}
+			l, err := scanLetter(row, &payload)
 			l.Payload = payload
 			letters = append(letters, l)
-		}
-		return rows.Err()
+			return err
+		})
+		return tx.Run(ctx, &p)
 	})
 	slices.SortFunc(letters, func(a, b DeadLetter) int {
 		if a.StoredAt != b.StoredAt {
@@ -233,9 +227,9 @@ func (s *Store) updateLetters(ctx context.Context, statement string, args ...any
 
 // deleteDeadLetters deletes dead letters that are decided.
 func (s *Store) deleteDeadLetters(ctx context.Context, ids ...any) error {
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		for part := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Text}, ids) {
-			if _, err := tx.ExecContext(ctx, "DELETE FROM dead_letters WHERE id IN ("+part.Query+")", part.Args...); err != nil {
+			if _, err := tx.Exec(ctx, "DELETE FROM dead_letters WHERE id IN ("+part.Query+")", part.Args...); err != nil {
 				return err
 			}
 		}

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"database/sql"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -312,19 +313,19 @@ func byLot(column string) bool {
 
 func rowsOf(rt *rapid.T, t *testing.T, store *Store, query string) (list []string) {
 	t.Helper()
-	err := store.each(t.Context(), query, nil, func(rows *sql.Rows) error {
-		columns, err := rows.Columns()
-		if err != nil {
-			return err
-		}
+	rows, err := store.db.Reader().QueryContext(t.Context(), query)
+	if err != nil {
+		rt.Fatal(err)
+	}
+	defer func() { _ = rows.Close() }()
+	columns, err := rows.Columns()
+	for err == nil && rows.Next() {
 		row := map[string]sql.NullString{}
 		values, into := make([]sql.NullString, len(columns)), make([]any, len(columns))
 		for i := range values {
 			into[i] = &values[i]
 		}
-		if err := rows.Scan(into...); err != nil {
-			return err
-		}
+		err = rows.Scan(into...)
 		for i, column := range columns {
 			if !byLot(column) {
 				row[column] = values[i]
@@ -335,9 +336,8 @@ func rowsOf(rt *rapid.T, t *testing.T, store *Store, query string) (list []strin
 			line = append(line, fmt.Sprintf("%s=%q,%t", column, row[column].String, row[column].Valid))
 		}
 		list = append(list, strings.Join(line, " "))
-		return nil
-	})
-	if err != nil {
+	}
+	if err := errors.Join(err, rows.Err()); err != nil {
 		rt.Fatal(err)
 	}
 	return list

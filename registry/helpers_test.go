@@ -3,7 +3,6 @@ package registry
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // testLog writes to the test's own output.
@@ -132,10 +132,10 @@ func (d *developer) next(kind events.RequestKind, by events.SigningKey) request 
 func (s *Store) history(ctx context.Context, t events.Target) ([]events.Invalidation, error) {
 	var list []events.Invalidation
 	err := s.each(ctx, `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at, event_nonce, end_earlier
-		FROM history WHERE service = (SELECT id FROM services WHERE target = $1) ORDER BY sequence`, []any{t.String()}, func(rows *sql.Rows) error {
+		FROM history WHERE service = (SELECT id FROM services WHERE target = $1) ORDER BY sequence`, []any{t.String()}, func(row sqldb.Row) error {
 		e := events.Invalidation{Target: t}
 		var endEarlier int64
-		err := rows.Scan(&e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
+		err := row.Scan(&e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
 			&e.GracePeriodExpiry, &e.Timestamp, nonceText(&e.Nonce), &endEarlier)
 		e.EndEarlier = endEarlier == 1
 		list = append(list, e)

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"runtime"
 	"slices"
@@ -14,6 +13,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/keyring"
 )
 
@@ -227,10 +227,10 @@ func linesOf(changes []events.Invalidation, first int) []events.HistoryKey {
 // changes reads the changes of a service after one sequence, up to another, in their order.
 func (s *Store) changes(ctx context.Context, id, after, upTo int64) ([]events.Invalidation, error) {
 	list := make([]events.Invalidation, 0, max(0, upTo-after))
-	err := s.each(ctx, changesOf, []any{id, after, upTo}, func(rows *sql.Rows) error {
+	err := s.each(ctx, changesOf, []any{id, after, upTo}, func(row sqldb.Row) error {
 		var e events.Invalidation
 		var endEarlier int64
-		err := rows.Scan(&e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
+		err := row.Scan(&e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
 			&e.GracePeriodExpiry, &e.Timestamp, &endEarlier)
 		e.EndEarlier = endEarlier == 1
 		list = append(list, e)

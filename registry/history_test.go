@@ -2,7 +2,6 @@ package registry
 
 import (
 	"crypto/rand"
-	"database/sql"
 	"errors"
 	"fmt"
 	"net/http"
@@ -40,9 +39,9 @@ func put(t testing.TB, store *Store, list []events.Invalidation) *service {
 	if last.NewKey.IsZero() {
 		one.status = events.Revoked
 	}
-	err := store.db.InTx(t.Context(), func(tx *sql.Tx) error {
+	err := store.db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 		g := &group{target: last.Target, service: *one}
-		if err := (writer{t.Context(), tx, store.db.Engine()}).moveServices([]*group{g}, map[events.Target]bool{}); err != nil {
+		if err := store.moveServices(t.Context(), tx, []*group{g}, map[events.Target]bool{}); err != nil {
 			return err
 		}
 		one.id = g.service.id
@@ -55,7 +54,7 @@ func put(t testing.TB, store *Store, list []events.Invalidation) *service {
 			}
 			var p sqldb.Pipeline
 			store.appendHistory(&p, rows, "%s")
-			if err := store.db.Run(t.Context(), tx, &p); err != nil {
+			if err := tx.Run(t.Context(), &p); err != nil {
 				return err
 			}
 		}
@@ -219,22 +218,21 @@ func TestHistoryPlan(t *testing.T) {
 func planOf(t *testing.T, store *Store, query string, args []any) string {
 	t.Helper()
 	var plan strings.Builder
-	err := store.each(t.Context(), query, args, func(rows *sql.Rows) error {
-		columns, err := rows.Columns()
-		if err != nil {
-			return err
-		}
+	rows, err := store.db.Reader().QueryContext(t.Context(), query, args...)
+	if err != nil {
+		t.Fatalf("%s\n%v", query, err)
+	}
+	defer func() { _ = rows.Close() }()
+	columns, err := rows.Columns()
+	for err == nil && rows.Next() {
 		line := make([]any, len(columns))
 		for i := range line {
 			line[i] = new(any)
 		}
-		if err := rows.Scan(line...); err != nil {
-			return err
-		}
+		err = rows.Scan(line...)
 		fmt.Fprintln(&plan, *line[len(line)-1].(*any))
-		return nil
-	})
-	if err != nil {
+	}
+	if err := errors.Join(err, rows.Err()); err != nil {
 		t.Fatalf("%s\n%v", query, err)
 	}
 	return plan.String()

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -107,13 +106,13 @@ func (l *leases) renew(ctx context.Context) {
 
 // renewLeases gives the rows at these places, which are sorted, a new lease.
 func (s *Store) renewLeases(ctx context.Context, places []outboxPlace, now time.Time) error {
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		var p sqldb.Pipeline
 		for first, last := range runs(places) {
 			const text = "UPDATE outbox SET lease_until = $1 WHERE batch = $2 AND position >= $3 AND position <= $4"
 			p.Exec("renew", text, []any{now.Add(leaseFor).UnixMilli(), first.batch, first.position, last.position}, nil)
 		}
-		return s.db.Run(ctx, tx, &p)
+		return tx.Run(ctx, &p)
 	})
 	if err != nil {
 		return fmt.Errorf("renew leases in the outbox: %w", err)

@@ -3,7 +3,6 @@ package registry
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"fmt"
 	"slices"
 
@@ -211,10 +210,10 @@ func (s *Store) uses(ctx context.Context, wanted []toCount) (map[events.AppID]*a
 		COALESCE(u.day, 0), COALESCE(u.day_changes, 0),
 		COALESCE((SELECT MAX(r.ended_at) FROM reserved_keys r WHERE r.app_id = a.app_id), 0)
 		FROM (%s) AS v JOIN apps a ON a.app_id = v.column1 LEFT JOIN app_use u ON u.app_id = a.app_id`
-	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text}, names, func(rows *sql.Rows) error {
+	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text}, names, func(row sqldb.Row) error {
 		var app events.AppID
 		use := &appUse{}
-		err := rows.Scan(text(&app), &use.services, &use.minute, &use.minuteChanges, &use.day, &use.dayChanges, &use.replacedAt)
+		err := row.Scan(text(&app), &use.services, &use.minute, &use.minuteChanges, &use.day, &use.dayChanges, &use.replacedAt)
 		uses[app] = use
 		return err
 	})
@@ -238,9 +237,9 @@ func (s *Store) lastResets(ctx context.Context, wanted []toCount) (map[*group]in
 	}
 	const query = `SELECT v.column1, COALESCE((SELECT h.committed_at FROM history h WHERE h.service = v.column1
 		AND h.sequence > v.column2 AND h.event = 'MASTER_RESET' ORDER BY h.sequence DESC LIMIT 1), 0) FROM (%s) AS v`
-	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Int, sqldb.Int}, values, func(rows *sql.Rows) error {
+	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Int, sqldb.Int}, values, func(row sqldb.Row) error {
 		var id, at int64
-		err := rows.Scan(&id, &at)
+		err := row.Scan(&id, &at)
 		resets[byID[id]] = at
 		return err
 	})

@@ -3,35 +3,38 @@ package registry
 import (
 	"context"
 	"crypto/sha256"
-	"database/sql"
 	"fmt"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// load reads what the decision about these requests depends on, and st has not: a query for each kind of thing. Keys and
-// nonces only if they are asked for.
+// load reads what the decision about these requests depends on and st lacks, in two round trips to a
+// server: the nonces need the ids of their services. It reads keys and nonces only if used is true.
 //
-// The order matters, since another replica may commit a copy of a request between two queries. Keys are read first, and
-// nonces last: if a request's key is found, then so are its service and its nonce, and it is answered as a duplicate. In the
-// other order, it would be refused with key_in_use.
+// The order matters, because another replica may commit a copy of a request between two queries. Keys
+// come first and nonces last: if a request's key is found, then so are its service and its nonce, and
+// it is answered as a duplicate. In the other order, it would be refused with key_in_use.
 func (s *Store) load(ctx context.Context, requests []incoming, st *state, used bool) error {
 	want := newWanted(requests, st, used)
-	for _, step := range []struct {
-		what string
-		read func(context.Context, *wanted, *state) error
-	}{
-		{"keys", s.loadKeys},
-		{"services", s.loadServices},
-		{"apps", s.loadApps},
-		{"nonces", s.loadNonces}, // of the services that were found
-	} {
-		if err := step.read(ctx, want, st); err != nil {
-			return fmt.Errorf("load %s: %w", step.what, err)
-		}
+	err := s.read(ctx, func(p *sqldb.Pipeline) {
+		s.queryKeys(p, want, st)
+		s.queryServices(p, want, st)
+		s.queryApps(p, want, st)
+	})
+	if err != nil {
+		return err
 	}
-	return nil
+	return s.read(ctx, func(p *sqldb.Pipeline) { s.queryNonces(p, want, st) })
+}
+
+// read runs queries together, and again as [sqldb.DB.Read] does. Their functions find the same then.
+func (s *Store) read(ctx context.Context, add func(p *sqldb.Pipeline)) error {
+	return s.db.Read(ctx, func() error {
+		var p sqldb.Pipeline
+		add(&p)
+		return s.db.Run(ctx, &p)
+	})
 }
 
 // wanted is what a batch touches and is not known, each thing once. Requests that failed the first check touch nothing.
@@ -110,14 +113,18 @@ func servicesNamed(e sqldb.Engine) string {
 }
 
 func (s *Store) loadServices(ctx context.Context, w *wanted, st *state) error {
+	return s.read(ctx, func(p *sqldb.Pipeline) { s.queryServices(p, w, st) })
+}
+
+func (s *Store) queryServices(p *sqldb.Pipeline, w *wanted, st *state) {
 	for _, t := range w.targets {
 		st.services[t] = nil
 	}
 	var name string
 	query := servicesNamed(s.db.Engine())
-	return s.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(rows *sql.Rows) error {
+	s.query(p, "load services", query, []sqldb.Type{sqldb.Text}, w.names, func(row sqldb.Row) error {
 		one := &service{}
-		err := rows.Scan(append([]any{&name}, one.columns()...)...)
+		err := row.Scan(append([]any{&name}, one.columns()...)...)
 		st.services[w.targets[name]] = one
 		return err
 	})
@@ -133,10 +140,14 @@ func (s *service) columns() []any {
 }
 
 func (s *Store) loadApps(ctx context.Context, w *wanted, st *state) error {
+	return s.read(ctx, func(p *sqldb.Pipeline) { s.queryApps(p, w, st) })
+}
+
+func (s *Store) queryApps(p *sqldb.Pipeline, w *wanted, st *state) {
 	const query = "SELECT app_id, master_public_key FROM apps WHERE app_id IN (%s)"
-	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Text}, w.apps, func(rows *sql.Rows) error {
+	s.query(p, "load apps", query, []sqldb.Type{sqldb.Text}, w.apps, func(row sqldb.Row) error {
 		var app App
-		if err := rows.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey}); err != nil {
+		if err := row.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey}); err != nil {
 			return err
 		}
 		st.masters[app.AppID] = app.MasterPublicKey
@@ -152,11 +163,11 @@ func takenOf(e sqldb.Engine) string {
 		UNION ALL SELECT public_key FROM (%[1]s) AS v ` + e.LookupJoin() + ` reserved_keys ON public_key = v.column1`
 }
 
-func (s *Store) loadKeys(ctx context.Context, w *wanted, st *state) error {
+func (s *Store) queryKeys(p *sqldb.Pipeline, w *wanted, st *state) {
 	query := takenOf(s.db.Engine())
-	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Bytes}, w.keys, func(rows *sql.Rows) error {
+	s.query(p, "load keys", query, []sqldb.Type{sqldb.Bytes}, w.keys, func(row sqldb.Row) error {
 		var key events.PublicKey
-		if err := rows.Scan(keyColumn{&key}); err != nil {
+		if err := row.Scan(keyColumn{&key}); err != nil {
 			return err
 		}
 		st.takenKeys[key] = true
@@ -170,7 +181,7 @@ func priorOf(e sqldb.Engine) string {
 		FROM (%s) AS v ` + e.LookupJoin() + ` history ON service = v.column1 AND request_nonce = v.column2`
 }
 
-func (s *Store) loadNonces(ctx context.Context, w *wanted, st *state) error {
+func (s *Store) queryNonces(p *sqldb.Pipeline, w *wanted, st *state) {
 	values := make([]any, 0, 2*len(w.nonces))
 	targets := make(map[int64]events.Target, len(w.nonces))
 	for _, id := range w.nonces {
@@ -180,17 +191,17 @@ func (s *Store) loadNonces(ctx context.Context, w *wanted, st *state) error {
 		}
 	}
 	query := priorOf(s.db.Engine())
-	return s.eachPart(ctx, query, []sqldb.Type{sqldb.Int, sqldb.Text}, values, func(rows *sql.Rows) error {
-		return scanPrior(rows, targets, st)
+	s.query(p, "load nonces", query, []sqldb.Type{sqldb.Int, sqldb.Text}, values, func(row sqldb.Row) error {
+		return scanPrior(row, targets, st)
 	})
 }
 
-func scanPrior(rows *sql.Rows, targets map[int64]events.Target, st *state) error {
+func scanPrior(row sqldb.Row, targets map[int64]events.Target, st *state) error {
 	var service int64
 	var id requestID
 	var p prior
 	var digest []byte
-	if err := rows.Scan(&service, nonceText(&id.nonce), &digest, nonceText(&p.receiptNonce), &p.receipt,
+	if err := row.Scan(&service, nonceText(&id.nonce), &digest, nonceText(&p.receiptNonce), &p.receipt,
 		&p.event, keyColumn{&p.key}); err != nil {
 		return err
 	}
@@ -223,10 +234,10 @@ func (s *Store) previous(ctx context.Context, targets []events.Target, sequences
 		values = append(values, t.String(), sequences[i])
 	}
 	query := earlierOf(s.db.Engine())
-	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, values, func(rows *sql.Rows) error {
+	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, values, func(row sqldb.Row) error {
 		var t events.Target
 		var past pastKey
-		if err := rows.Scan(target(&t), keyColumn{&past.key}, &past.sequence); err != nil {
+		if err := row.Scan(target(&t), keyColumn{&past.key}, &past.sequence); err != nil {
 			return err
 		}
 		found[t] = append(found[t], past)

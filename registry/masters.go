@@ -59,18 +59,18 @@ func (s *Store) ReplaceMaster(ctx context.Context, app App, now int64) (old even
 	if err := app.MasterPublicKey.CheckStrength(); err != nil {
 		return old, fmt.Errorf("replace the Master Key of %s: %w", app.AppID, err)
 	}
-	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
+	err = s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		if old, err = master(ctx, tx, app.AppID); err != nil || old == app.MasterPublicKey {
 			return err
 		}
 		if err := mayBeMaster(ctx, tx, app); err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, "INSERT INTO reserved_keys (public_key, app_id, replaced_by, ended_at) VALUES ($1, $2, $3, $4)",
+		if _, err := tx.Exec(ctx, "INSERT INTO reserved_keys (public_key, app_id, replaced_by, ended_at) VALUES ($1, $2, $3, $4)",
 			old.Bytes(), app.AppID.String(), app.MasterPublicKey.Bytes(), now); err != nil {
 			return fmt.Errorf("end the old key: %w", err)
 		}
-		_, err = tx.ExecContext(ctx, "UPDATE apps SET master_public_key = $1 WHERE app_id = $2", app.MasterPublicKey.Bytes(), app.AppID.String())
+		_, err = tx.Exec(ctx, "UPDATE apps SET master_public_key = $1 WHERE app_id = $2", app.MasterPublicKey.Bytes(), app.AppID.String())
 		return err
 	})
 	if err != nil {
@@ -80,8 +80,8 @@ func (s *Store) ReplaceMaster(ctx context.Context, app App, now int64) (old even
 }
 
 // master reads an app's Master Key, or returns [ErrUnknownApp].
-func master(ctx context.Context, tx *sql.Tx, app events.AppID) (key events.PublicKey, err error) {
-	err = tx.QueryRowContext(ctx, "SELECT master_public_key FROM apps WHERE app_id = $1", app.String()).Scan(keyColumn{&key})
+func master(ctx context.Context, tx *sqldb.Tx, app events.AppID) (key events.PublicKey, err error) {
+	err = tx.QueryRow(ctx, "SELECT master_public_key FROM apps WHERE app_id = $1", app.String()).Scan(keyColumn{&key})
 	if errors.Is(err, sql.ErrNoRows) {
 		return key, ErrUnknownApp
 	}
@@ -92,10 +92,10 @@ func master(ctx context.Context, tx *sql.Tx, app events.AppID) (key events.Publi
 }
 
 // mayBeMaster returns an error if a key can't become the app's Master Key.
-func mayBeMaster(ctx context.Context, tx *sql.Tx, app App) error {
+func mayBeMaster(ctx context.Context, tx *sqldb.Tx, app App) error {
 	var services, own, reserved int
 	key := app.MasterPublicKey.Bytes()
-	if err := tx.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM history WHERE public_key = $1),
+	if err := tx.QueryRow(ctx, `SELECT (SELECT COUNT(*) FROM history WHERE public_key = $1),
 		(SELECT COUNT(*) FROM reserved_keys WHERE public_key = $1 AND app_id = $2),
 		(SELECT COUNT(*) FROM reserved_keys WHERE public_key = $1)`, key, app.AppID.String()).Scan(&services, &own, &reserved); err != nil {
 		return fmt.Errorf("look for the Master Key: %w", err)
@@ -147,9 +147,9 @@ func (s *Store) endedMasters(ctx context.Context, only ...events.AppID) ([]Ended
 		query, args = query+" AND app_id = $1", []any{only[0].String()}
 	}
 	list := []EndedMaster{}
-	err := s.each(ctx, query, args, func(rows *sql.Rows) error {
+	err := s.each(ctx, query, args, func(row sqldb.Row) error {
 		var one EndedMaster
-		err := rows.Scan(text(&one.App), keyColumn{&one.PublicKey}, keyColumn{&one.ReplacedBy}, &one.EndedAt)
+		err := row.Scan(text(&one.App), keyColumn{&one.PublicKey}, keyColumn{&one.ReplacedBy}, &one.EndedAt)
 		list = append(list, one)
 		return err
 	})
@@ -159,7 +159,7 @@ func (s *Store) endedMasters(ctx context.Context, only ...events.AppID) ([]Ended
 // replacedMasters returns the apps whose Master Key is no longer the one that signed changes of
 // these groups. PostgreSQL locks the other apps' rows until the commit: otherwise a replacement
 // could be committed in between.
-func (s *Store) replacedMasters(ctx context.Context, tx *sql.Tx, groups []*group) (map[events.AppID]bool, error) {
+func (s *Store) replacedMasters(ctx context.Context, tx *sqldb.Tx, groups []*group) (map[events.AppID]bool, error) {
 	signedBy := map[events.AppID]events.PublicKey{}
 	for g, o := range changes(groups) {
 		if o.in.request.Kind.ByMasterKey() {
@@ -177,28 +177,26 @@ func (s *Store) replacedMasters(ctx context.Context, tx *sql.Tx, groups []*group
 	for app := range signedBy {
 		replaced[app], names = true, append(names, app.String())
 	}
-	err := (writer{ctx, tx, s.db.Engine()}).each(query, []sqldb.Type{sqldb.Text}, names, func(rows *sql.Rows) error {
+	var p sqldb.Pipeline
+	s.query(&p, "read the Master Keys again", query, []sqldb.Type{sqldb.Text}, names, func(row sqldb.Row) error {
 		var app App
-		err := rows.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey})
+		err := row.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey})
 		if signedBy[app.AppID] == app.MasterPublicKey {
 			delete(replaced, app.AppID)
 		}
 		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("read the Master Keys again: %w", err)
-	}
-	return replaced, nil
+	return replaced, tx.Run(ctx, &p)
 }
 
 // reserveOwn reserves the registry's own keys, so that no service and no developer gets one.
 // [ErrSigningKey] means that its signing key is registered already.
 func (s *Store) reserveOwn(ctx context.Context, signing events.PublicKey, own []events.TrustedKey, log *slog.Logger) error {
 	return sqldb.Await(ctx, log, func() error {
-		return s.db.InTx(ctx, func(tx *sql.Tx) error {
+		return s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 			for _, k := range own {
 				var taken int
-				if err := tx.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM history WHERE public_key = $1) +
+				if err := tx.QueryRow(ctx, `SELECT (SELECT COUNT(*) FROM history WHERE public_key = $1) +
 					(SELECT COUNT(*) FROM apps WHERE master_public_key = $1) + (SELECT COUNT(*) FROM reserved_keys WHERE public_key = $1 AND app_id <> '')`,
 					k.PublicKey.Bytes()).Scan(&taken); err != nil {
 					return fmt.Errorf("look for the registry's own keys: %w", err)
@@ -210,7 +208,7 @@ func (s *Store) reserveOwn(ctx context.Context, signing events.PublicKey, own []
 					log.WarnContext(ctx, "an earlier key of this registry is or was a service's key, or a Master Key", "public_key", k.PublicKey.String())
 					continue
 				}
-				if _, err := tx.ExecContext(ctx, "INSERT INTO reserved_keys (public_key, app_id, ended_at) VALUES ($1, '', 0) ON CONFLICT DO NOTHING",
+				if _, err := tx.Exec(ctx, "INSERT INTO reserved_keys (public_key, app_id, ended_at) VALUES ($1, '', 0) ON CONFLICT DO NOTHING",
 					k.PublicKey.Bytes()); err != nil {
 					return fmt.Errorf("reserve the registry's own keys: %w", err)
 				}

@@ -3,7 +3,6 @@ package registry
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"iter"
@@ -48,19 +47,21 @@ func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]si
 	query := `UPDATE outbox SET lease_until = $4 WHERE (batch, position) IN
 		(SELECT batch, position FROM outbox WHERE ` + condition + ` ORDER BY position LIMIT $3)
 		RETURNING batch, position, service, sequence, event`
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		var claimed []waiting
-		err := eachRow(ctx, tx, query, append(args, (limit+1)/2, now.Add(leaseFor).UnixMilli()), func(rows *sql.Rows) error {
+		var p sqldb.Pipeline
+		p.Query("lease", query, append(args, (limit+1)/2, now.Add(leaseFor).UnixMilli()), func(row sqldb.Row) error {
 			var one waiting
-			err := rows.Scan(&one.place.batch, &one.place.position, &one.service, &one.sequence, &one.event)
+			err := row.Scan(&one.place.batch, &one.place.position, &one.service, &one.sequence, &one.event)
 			claimed = append(claimed, one)
 			return err
 		})
-		if err != nil {
+		if err := tx.Run(ctx, &p); err != nil {
 			return err
 		}
 		slices.SortFunc(claimed, func(a, b waiting) int { return comparePlaces(a.place, b.place) })
-		messages, err = writer{ctx, tx, s.db.Engine()}.messages(claimed)
+		var err error
+		messages, err = s.messages(ctx, tx, claimed)
 		return err
 	})
 	if err != nil {
@@ -78,23 +79,24 @@ func claimedOf(e sqldb.Engine) string {
 }
 
 // messages makes claimed rows into the messages that were committed, with what the history has.
-func (w writer) messages(claimed []waiting) ([]signed, error) {
+func (s *Store) messages(ctx context.Context, tx *sqldb.Tx, claimed []waiting) ([]signed, error) {
 	values := make([]any, 0, 2*len(claimed))
 	for _, one := range claimed {
 		values = append(values, one.service, one.sequence)
 	}
 	type pair struct{ event, receipt signed }
 	found := make(map[rowID]pair, len(claimed))
-	err := w.each(claimedOf(w.engine), []sqldb.Type{sqldb.Int, sqldb.Int}, values, func(rows *sql.Rows) error {
+	var p sqldb.Pipeline
+	s.query(&p, "read the history", claimedOf(s.db.Engine()), []sqldb.Type{sqldb.Int, sqldb.Int}, values, func(row sqldb.Row) error {
 		var id rowID
 		var name string
-		var p pair
-		err := rows.Scan(&id.service, &id.sequence, &name, nonceText(&p.event.nonce), nonceText(&p.receipt.nonce), &p.receipt.payload)
-		p.event.subject, p.receipt.subject = events.InvalidationSubject+name, events.ReceiptSubject+name
-		found[id] = p
+		var one pair
+		err := row.Scan(&id.service, &id.sequence, &name, nonceText(&one.event.nonce), nonceText(&one.receipt.nonce), &one.receipt.payload)
+		one.event.subject, one.receipt.subject = events.InvalidationSubject+name, events.ReceiptSubject+name
+		found[id] = one
 		return err
 	})
-	if err != nil {
+	if err := tx.Run(ctx, &p); err != nil {
 		return nil, err
 	}
 	messages := make([]signed, 0, 2*len(claimed))
@@ -141,7 +143,7 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 	places, half := placesOf(published)
 	const announced = `UPDATE outbox SET event = NULL FROM (%s) AS v
 		WHERE outbox.batch = v.column1 AND outbox.position = v.column2`
-	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
+	err = s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		deleted := int64(0)
 		var p sqldb.Pipeline
 		for first, last := range runs(places) {
@@ -152,7 +154,7 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 			})
 		}
 		s.all(&p, "forget the events", announced, []sqldb.Type{sqldb.Int, sqldb.Int}, half, nil)
-		if err := s.db.Run(ctx, tx, &p); err != nil {
+		if err := tx.Run(ctx, &p); err != nil {
 			return err
 		}
 		now, older = from, false

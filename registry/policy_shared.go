@@ -3,7 +3,6 @@ package registry
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -145,9 +144,9 @@ func (p Policy) mustBe(recorded map[string]string) error {
 func (s *Store) policy(ctx context.Context) (map[string]string, error) {
 	recorded := map[string]string{}
 	err := s.db.Read(ctx, func() error {
-		return s.each(ctx, "SELECT name, value FROM policy", nil, func(rows *sql.Rows) error {
+		return s.each(ctx, "SELECT name, value FROM policy", nil, func(row sqldb.Row) error {
 			var name, value string
-			err := rows.Scan(&name, &value)
+			err := row.Scan(&name, &value)
 			recorded[name] = value
 			return err
 		})
@@ -172,8 +171,8 @@ func (s *Store) recordPolicy(ctx context.Context, p Policy, change bool) error {
 		values = append(values, one.name, one.value)
 	}
 	query := "INSERT INTO policy (name, value) VALUES " + strings.Join(places, ", ") + " ON CONFLICT (name) DO " + then
-	if err := s.db.InTx(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, query, values...)
+	if err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
+		_, err := tx.Exec(ctx, query, values...)
 		return err
 	}); err != nil {
 		return fmt.Errorf("record the policy: %w", err)

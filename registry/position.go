@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -33,7 +34,7 @@ func (s *Store) position(ctx context.Context) (position, bool, error) {
 	return scanPosition(s.db.Reader().QueryRowContext(ctx, selectPosition, streams.Invalidations))
 }
 
-func scanPosition(row *sql.Row) (p position, exists bool, err error) {
+func scanPosition(row sqldb.Row) (p position, exists bool, err error) {
 	var place int64
 	err = row.Scan(&p.created, &place, &p.writes)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -54,8 +55,8 @@ var errMoved = errors.New("the database was away or restored, or the stream was 
 // to which place of which stream nothing is missing. It moves the row back only if back is set.
 func (s *Store) setPosition(ctx context.Context, began, found position, back bool) (position, error) {
 	var next position
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
-		now, exists, err := scanPosition(tx.QueryRowContext(ctx, selectPosition, streams.Invalidations))
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
+		now, exists, err := scanPosition(tx.QueryRow(ctx, selectPosition, streams.Invalidations))
 		if err != nil {
 			return err
 		}
@@ -67,7 +68,7 @@ func (s *Store) setPosition(ctx context.Context, began, found position, back boo
 		if exists && now.created == found.created && !back {
 			next.place = max(next.place, now.place)
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO stream_positions (stream, created_at, position, writes) VALUES ($1, $2, $3, $4)
+		_, err = tx.Exec(ctx, `INSERT INTO stream_positions (stream, created_at, position, writes) VALUES ($1, $2, $3, $4)
 			ON CONFLICT (stream) DO UPDATE SET created_at = excluded.created_at, position = excluded.position, writes = excluded.writes`,
 			streams.Invalidations, next.created, int64(next.place), next.writes)
 		return err
@@ -80,10 +81,10 @@ func (s *Store) setPosition(ctx context.Context, began, found position, back boo
 
 // move moves the row forward to place, in the transaction that deletes what was published. It
 // returns the new row, or false if this is not the database that was at p.
-func (p position) move(ctx context.Context, tx *sql.Tx, place uint64) (position, bool, error) {
+func (p position) move(ctx context.Context, tx *sqldb.Tx, place uint64) (position, bool, error) {
 	next := position{created: p.created}
 	var at int64
-	err := tx.QueryRowContext(ctx, `UPDATE stream_positions SET writes = writes + 1,
+	err := tx.QueryRow(ctx, `UPDATE stream_positions SET writes = writes + 1,
 		position = CASE WHEN position < CAST($1 AS BIGINT) THEN CAST($1 AS BIGINT) ELSE position END
 		WHERE stream = $2 AND created_at = $3 AND position >= $4 AND writes >= $5 RETURNING position, writes`,
 		int64(place), streams.Invalidations, p.created, int64(p.place), p.writes).Scan(&at, &next.writes)

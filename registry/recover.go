@@ -3,7 +3,6 @@ package registry
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -165,7 +164,7 @@ func (r *recoverer) write(ctx context.Context, targets []events.Target) error {
 		w.service(t)
 	}
 	if err := r.store.loadServices(ctx, w, st); err != nil {
-		return fmt.Errorf("load services: %w", err)
+		return err
 	}
 	owners, err := r.owners(ctx, targets)
 	if err != nil {
@@ -195,10 +194,10 @@ func (r *recoverer) owners(ctx context.Context, targets []events.Target) (map[ev
 	}
 	owners := map[events.PublicKey]events.Target{}
 	const query = "SELECT h.public_key, s.target FROM history h JOIN services s ON s.id = h.service WHERE h.public_key IN (%s)"
-	err := r.store.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Bytes}, keys, func(rows *sql.Rows) error {
+	err := r.store.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Bytes}, keys, func(row sqldb.Row) error {
 		var key events.PublicKey
 		var owner events.Target
-		err := rows.Scan(keyColumn{&key}, target(&owner))
+		err := row.Scan(keyColumn{&key}, target(&owner))
 		owners[key] = owner
 		return err
 	})

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"slices"
@@ -83,9 +82,9 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 // [errTaken].
 func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []historyRow) error {
 	sortForLocks(groups)
-	err := s.write(ctx, func(tx *sql.Tx) error {
+	err := s.write(ctx, func(tx *sqldb.Tx) error {
 		lost := make(map[events.Target]bool, len(groups))
-		if err := (writer{ctx, tx, s.db.Engine()}).moveServices(groups, lost); err != nil {
+		if err := s.moveServices(ctx, tx, groups, lost); err != nil {
 			return err
 		}
 		if len(lost) > 0 {
@@ -101,7 +100,7 @@ func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []h
 		var p sqldb.Pipeline
 		s.appendHistory(&p, rows, "%s")
 		s.useApps(&p, groups)
-		return s.db.RunAtCommit(ctx, tx, &p)
+		return tx.RunAtCommit(ctx, &p)
 	})
 	if err != nil {
 		return fmt.Errorf("write recovered changes: %w", err)

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"database/sql"
 	"errors"
 	"fmt"
 	"testing"
@@ -43,8 +42,8 @@ func TestHangingCommit(t *testing.T) {
 	go func() {
 		var err error
 		for err == nil { // the server takes its settings in its own time
-			err = w.store.db.InTx(t.Context(), func(tx *sql.Tx) error {
-				_, err := tx.ExecContext(t.Context(), "UPDATE apps SET added_at = added_at")
+			err = w.store.db.InTx(t.Context(), func(tx *sqldb.Tx) error {
+				_, err := tx.Exec(t.Context(), "UPDATE apps SET added_at = added_at")
 				return err
 			})
 		}

@@ -100,7 +100,7 @@ func (s *Store) AddApp(ctx context.Context, app App, now int64) error {
 	if err := app.MasterPublicKey.CheckStrength(); err != nil {
 		return fmt.Errorf("add app %s: %w", app.AppID, err)
 	}
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		have, err := master(ctx, tx, app.AppID)
 		if err != nil && !errors.Is(err, ErrUnknownApp) || have == app.MasterPublicKey {
 			return err
@@ -112,7 +112,7 @@ func (s *Store) AddApp(ctx context.Context, app App, now int64) error {
 		if !unknown {
 			return ErrAppExists
 		}
-		_, err = tx.ExecContext(ctx, "INSERT INTO apps (app_id, master_public_key, added_at) VALUES ($1, $2, $3)",
+		_, err = tx.Exec(ctx, "INSERT INTO apps (app_id, master_public_key, added_at) VALUES ($1, $2, $3)",
 			app.AppID.String(), app.MasterPublicKey.Bytes(), now)
 		return err
 	})
@@ -125,9 +125,9 @@ func (s *Store) AddApp(ctx context.Context, app App, now int64) error {
 // Apps returns the apps, sorted by id.
 func (s *Store) Apps(ctx context.Context) ([]App, error) {
 	var apps []App
-	err := s.each(ctx, "SELECT app_id, master_public_key FROM apps ORDER BY app_id", nil, func(rows *sql.Rows) error {
+	err := s.each(ctx, "SELECT app_id, master_public_key FROM apps ORDER BY app_id", nil, func(row sqldb.Row) error {
 		var app App
-		if err := rows.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey}); err != nil {
+		if err := row.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey}); err != nil {
 			return err
 		}
 		apps = append(apps, app)
@@ -144,43 +144,30 @@ func (s *Store) unhurried() *Store {
 }
 
 // each runs a query outside a transaction, row by row.
-func (s *Store) each(ctx context.Context, query string, args []any, row func(*sql.Rows) error) error {
-	return eachRow(ctx, s.db.Reader(), query, args, row)
+func (s *Store) each(ctx context.Context, query string, args []any, row func(sqldb.Row) error) error {
+	var p sqldb.Pipeline
+	p.Query("query", query, args, row)
+	return s.db.Run(ctx, &p)
 }
 
 // eachPart is each for a query over rows of these columns, which replace its %s.
-func (s *Store) eachPart(ctx context.Context, query string, types []sqldb.Type, values []any, row func(*sql.Rows) error) error {
+func (s *Store) eachPart(ctx context.Context, query string, types []sqldb.Type, values []any, row func(sqldb.Row) error) error {
+	var p sqldb.Pipeline
+	s.query(&p, "query", query, types, values, row)
+	return s.db.Run(ctx, &p)
+}
+
+// query adds such a query to a pipeline.
+func (s *Store) query(p *sqldb.Pipeline, what, query string, types []sqldb.Type, values []any, row func(sqldb.Row) error) {
 	for part := range s.db.Engine().Rows(1, types, values) {
-		if err := s.each(ctx, fmt.Sprintf(query, part.Query), part.Args, row); err != nil {
-			return err
-		}
+		p.Query(what, fmt.Sprintf(query, part.Query), part.Args, row)
 	}
-	return nil
 }
 
 // eachPartAgain is eachPart for a query that [sqldb.DB.Read] may run again: row must accept the
 // same rows once more.
-func (s *Store) eachPartAgain(ctx context.Context, query string, types []sqldb.Type, values []any, row func(*sql.Rows) error) error {
+func (s *Store) eachPartAgain(ctx context.Context, query string, types []sqldb.Type, values []any, row func(sqldb.Row) error) error {
 	return s.db.Read(ctx, func() error { return s.eachPart(ctx, query, types, values, row) })
-}
-
-// querier is a pool or a transaction.
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
-func eachRow(ctx context.Context, db querier, query string, args []any, row func(*sql.Rows) error) (err error) {
-	rows, err := db.QueryContext(ctx, query, args...)
-	if err != nil {
-		return fmt.Errorf("query: %w", err)
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		if err := row(rows); err != nil {
-			return fmt.Errorf("read a row: %w", err)
-		}
-	}
-	return rows.Err()
 }
 
 // keyColumn scans a public key. NULL is no key.

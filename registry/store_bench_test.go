@@ -5,7 +5,6 @@ package registry
 import (
 	"bytes"
 	"crypto/sha256"
-	"database/sql"
 	"errors"
 	"flag"
 	"fmt"
@@ -241,9 +240,9 @@ func serverCPU(b *testing.B, w *storeWorld) (used time.Duration) {
 	if err := w.store.db.Reader().QueryRowContext(b.Context(), "SELECT current_database()").Scan(&name); err != nil {
 		b.Fatal(err)
 	}
-	err := w.store.each(b.Context(), "SELECT pid FROM pg_stat_activity WHERE datname = $1", []any{name}, func(rows *sql.Rows) error {
+	err := w.store.each(b.Context(), "SELECT pid FROM pg_stat_activity WHERE datname = $1", []any{name}, func(row sqldb.Row) error {
 		var pid int
-		err := rows.Scan(&pid)
+		err := row.Scan(&pid)
 		used += cpuOf(strconv.Itoa(pid))
 		return err
 	})

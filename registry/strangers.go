@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"hash/maphash"
 
@@ -72,9 +71,9 @@ func (a *acquaintances) meet(ctx context.Context, list []*delivery) (masters map
 		w.service(d.in.request.Target)
 	}
 	query := boundOf(a.store.db.Engine())
-	err = a.store.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(rows *sql.Rows) error {
+	err = a.store.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(row sqldb.Row) error {
 		var name string
-		err := rows.Scan(&name)
+		err := row.Scan(&name)
 		a.learn(w.targets[name])
 		return err
 	})

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"database/sql"
 	"encoding/hex"
 	"fmt"
 	"testing"
@@ -13,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/internal/vectors"
 )
@@ -134,10 +134,10 @@ func dump(t *testing.T, store *Store) contents {
 		}
 		c[table] = n
 	}
-	err := store.each(t.Context(), `SELECT target, status, sequence, recent_rotations, provider_receipt FROM services`, nil, func(rows *sql.Rows) error {
+	err := store.each(t.Context(), `SELECT target, status, sequence, recent_rotations, provider_receipt FROM services`, nil, func(row sqldb.Row) error {
 		var target, status, recent, receipt string
 		var sequence int
-		err := rows.Scan(&target, &status, &sequence, &recent, &receipt)
+		err := row.Scan(&target, &status, &sequence, &recent, &receipt)
 		c[fmt.Sprint(target, status, recent, receipt)] = sequence
 		return err
 	})

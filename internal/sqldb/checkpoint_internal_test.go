@@ -2,7 +2,6 @@ package sqldb
 
 import (
 	"bytes"
-	"database/sql"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -29,8 +28,8 @@ func TestStuckLog(t *testing.T) {
 
 	fill := func(pages int) {
 		t.Helper()
-		err := db.InTx(t.Context(), func(tx *sql.Tx) error {
-			_, err := tx.ExecContext(t.Context(), "INSERT INTO t VALUES (zeroblob($1 * 4096))", pages)
+		err := db.InTx(t.Context(), func(tx *Tx) error {
+			_, err := tx.Exec(t.Context(), "INSERT INTO t VALUES (zeroblob($1 * 4096))", pages)
 			return err
 		})
 		if err != nil {

@@ -1,7 +1,6 @@
 package sqldb_test
 
 import (
-	"database/sql"
 	"errors"
 	"testing"
 
@@ -31,8 +30,8 @@ func TestDuplicate(t *testing.T) {
 		if n := number(t, db, "SELECT count(*) FROM t"); n != 1 {
 			t.Errorf("%d rows: a statement that failed has left some", n)
 		}
-		err := db.InTx(t.Context(), func(tx *sql.Tx) error {
-			if _, err := tx.ExecContext(t.Context(), "INSERT INTO t VALUES (6, 6, 'f'), (7, 7, 'c')"); !sqldb.Duplicate(err) {
+		err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
+			if _, err := tx.Exec(t.Context(), "INSERT INTO t VALUES (6, 6, 'f'), (7, 7, 'c')"); !sqldb.Duplicate(err) {
 				t.Errorf("in a transaction: %v", err)
 			}
 			return nil

@@ -3,7 +3,6 @@ package sqldb_test
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"errors"
 	"log/slog"
 	"os"
@@ -31,7 +30,7 @@ func openLogged(t *testing.T, path string) (*sqldb.DB, *testenv.Log) {
 // inTx runs a statement in a transaction.
 func inTx(t *testing.T, db *sqldb.DB, statement string) error {
 	t.Helper()
-	return db.InTx(t.Context(), func(tx *sql.Tx) error { return execTx(t.Context(), tx, statement) })
+	return db.InTx(t.Context(), func(tx *sqldb.Tx) error { return execTx(t.Context(), tx, statement) })
 }
 
 // faulty checks that nothing is done with the database any more, and that this was logged once.
@@ -71,7 +70,7 @@ func TestReplacedFile(t *testing.T) {
 				path := filepath.Join(t.TempDir(), "test.db")
 				db, log := openLogged(t, path)
 				exec(t, db, "CREATE TABLE t (n BIGINT)")
-				err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+				err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 					if !idle {
 						replace(t, path)
 					}
@@ -83,8 +82,8 @@ func TestReplacedFile(t *testing.T) {
 				if idle {
 					replace(t, path)
 					testenv.Eventually(t, time.Minute, "the fault is noticed", func() error {
-						if db.Fault() == nil {
-							return errors.New("no fault")
+						if db.Fault() == nil || log.String() == "" {
+							return errors.New("no fault, or it is not logged yet")
 						}
 						return nil
 					})

@@ -1,7 +1,6 @@
 package sqldb_test
 
 import (
-	"database/sql"
 	"errors"
 	"strings"
 	"testing"
@@ -46,10 +45,10 @@ func TestLimits(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if err := execTx(t.Context(), holder, "LOCK TABLE "+table+" IN ACCESS EXCLUSIVE MODE"); err != nil {
+				if _, err := holder.ExecContext(t.Context(), "LOCK TABLE "+table+" IN ACCESS EXCLUSIVE MODE"); err != nil {
 					t.Fatal(err)
 				}
-				insert := func(tx *sql.Tx) error { return execTx(t.Context(), tx, "INSERT INTO "+table+" VALUES (1)") }
+				insert := func(tx *sqldb.Tx) error { return execTx(t.Context(), tx, "INSERT INTO "+table+" VALUES (1)") }
 				for _, err := range []error{
 					tt.db.InTx(t.Context(), insert),
 					tt.db.Reader().QueryRowContext(t.Context(), "SELECT n FROM "+table).Scan(new(int64)),
@@ -59,7 +58,7 @@ func TestLimits(t *testing.T) {
 						t.Errorf("%s: got %v", tt.what, err)
 					}
 				}
-				if err := execTx(t.Context(), holder, "SELECT pg_sleep(0.2)"); err != nil {
+				if _, err := holder.ExecContext(t.Context(), "SELECT pg_sleep(0.2)"); err != nil {
 					t.Errorf("%s: work without limits: %v", tt.what, err)
 				}
 				if err := holder.Rollback(); err != nil {
@@ -81,7 +80,7 @@ func TestNoAnswer(t *testing.T) {
 	exec(t, db, "CREATE TABLE t (n BIGINT)")
 	exec(t, db, "DELETE FROM t") // the driver looks at a connection before it is used for the second time
 	proxy.Stall()
-	err := db.InTx(t.Context(), func(tx *sql.Tx) error { return execTx(t.Context(), tx, "INSERT INTO t VALUES (1)") })
+	err := db.InTx(t.Context(), func(tx *sqldb.Tx) error { return execTx(t.Context(), tx, "INSERT INTO t VALUES (1)") })
 	if err == nil || !strings.Contains(err.Error(), "does not answer") || !sqldb.Transient(err) {
 		t.Errorf("got %v", err)
 	}
@@ -106,10 +105,10 @@ func TestReadOnly(t *testing.T) {
 			db := open(t, through+attrs)
 			exec(t, db, "CREATE TABLE t (n BIGINT)")
 			insert := func() error {
-				return db.InTx(t.Context(), func(tx *sql.Tx) error {
+				return db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 					var p sqldb.Pipeline
 					p.Exec("insert", "INSERT INTO t VALUES (1)", nil, nil)
-					return db.RunAtCommit(t.Context(), tx, &p)
+					return tx.RunAtCommit(t.Context(), &p)
 				})
 			}
 			const end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"

@@ -2,7 +2,6 @@ package sqldb_test
 
 import (
 	"context"
-	"database/sql"
 	"log/slog"
 	"os"
 	"testing"
@@ -12,6 +11,16 @@ import (
 )
 
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+
+// openTables opens a database that has no tables of ours, and the function that Migrate makes.
+func openTables(t testing.TB, url string) *sqldb.DB {
+	t.Helper()
+	db := open(t, url)
+	if db.Engine() == sqldb.Postgres {
+		exec(t, db, sqldb.MustChange)
+	}
+	return db
+}
 
 func discard() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
@@ -44,7 +53,7 @@ func number(t *testing.T, db *sqldb.DB, query string, args ...any) (n int64) {
 	return n
 }
 
-func execTx(ctx context.Context, tx *sql.Tx, statement string, args ...any) error {
-	_, err := tx.ExecContext(ctx, statement, args...)
+func execTx(ctx context.Context, tx *sqldb.Tx, statement string, args ...any) error {
+	_, err := tx.Exec(ctx, statement, args...)
 	return err
 }

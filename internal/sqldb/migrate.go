@@ -152,7 +152,11 @@ func (db *DB) migrateServer(ctx context.Context, owner Owner, files fs.FS) (_ []
 	if err := db.claim(ctx, owner, pool); err != nil {
 		return nil, err
 	}
-	for _, statement := range versionTable() {
+	own := versionTable()
+	if db.engine == Postgres {
+		own = append(own, mustChange)
+	}
+	for _, statement := range own {
 		if err := again(ctx, func() error { return run(ctx, pool, statement) }); err != nil {
 			return nil, err
 		}

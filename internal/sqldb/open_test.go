@@ -235,7 +235,7 @@ func TestSQLiteReadersDoNotWaitForTheWriter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := execTx(t.Context(), tx, "INSERT INTO t VALUES (1)"); err != nil {
+	if _, err := tx.ExecContext(t.Context(), "INSERT INTO t VALUES (1)"); err != nil {
 		t.Fatal(err)
 	}
 	if n := number(t, db, "SELECT count(*) FROM t"); n != 0 {

@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
@@ -40,7 +38,7 @@ func TestPipeline(t *testing.T) {
 		for name, url := range urls {
 			db := open(t, url)
 			exec(t, db, "CREATE TABLE "+name+" (k TEXT PRIMARY KEY, n BIGINT, b BYTEA)")
-			err := db.InTx(t.Context(), func(tx *sql.Tx) error { return writeAndRead(t.Context(), db, tx, name) })
+			err := db.InTx(t.Context(), func(tx *sqldb.Tx) error { return writeAndRead(t.Context(), db, tx, name) })
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
@@ -52,7 +50,7 @@ func TestPipeline(t *testing.T) {
 					return row.Scan(&keys[len(keys)-1])
 				})
 			}
-			if err := db.Run(t.Context(), db.Reader(), &read); err != nil {
+			if err := db.Run(t.Context(), &read); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 			if want := []string{"a", "b", "c", "a", "b", "c"}; !slices.Equal(keys, want) {
@@ -63,7 +61,7 @@ func TestPipeline(t *testing.T) {
 }
 
 // writeAndRead does so in one pipeline, with a last statement for the COMMIT.
-func writeAndRead(ctx context.Context, db *sqldb.DB, tx *sql.Tx, table string) error {
+func writeAndRead(ctx context.Context, db *sqldb.DB, tx *sqldb.Tx, table string) error {
 	var p, last sqldb.Pipeline
 	insert := "INSERT INTO " + table + " (k, n, b) "
 	var changed int64
@@ -94,7 +92,7 @@ func writeAndRead(ctx context.Context, db *sqldb.DB, tx *sql.Tx, table string) e
 		return err
 	})
 	last.Exec("insert another", insert+"VALUES ($1, 2, NULL)", []any{"c"}, nil)
-	err := errors.Join(db.Run(ctx, tx, &p), db.RunAtCommit(ctx, tx, &last))
+	err := errors.Join(tx.Run(ctx, &p), tx.RunAtCommit(ctx, &last))
 	want := []any{
 		"a", sql.NullInt64{Int64: -1, Valid: true}, "\x00\xff", false, "a", int64(-1), "\x00\xff",
 		"b", sql.NullInt64{}, "", true, "b", nil, nil,
@@ -135,14 +133,14 @@ func TestPipelineEndsAtAnError(t *testing.T) {
 			}, func(err error) bool { return errors.Is(err, ours) }},
 		} {
 			for _, first := range []bool{true, false} {
-				err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+				err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 					var p sqldb.Pipeline
 					if !first {
 						p.Exec("before", insert, []any{10}, nil)
 					}
 					tt.fill(&p)
 					p.Exec("after", insert, []any{11}, never)
-					return db.Run(t.Context(), tx, &p)
+					return tx.Run(t.Context(), &p)
 				})
 				if err == nil || !tt.is(err) || errors.Is(err, sqldb.ErrUnknownOutcome) || err.Error()[:6] != "fail: " {
 					t.Errorf("%s, first %t: %v", name, first, err)
@@ -163,7 +161,7 @@ func TestRunAtCommitFails(t *testing.T) {
 		db := open(t, url)
 		exec(t, db, "CREATE TABLE t (n BIGINT PRIMARY KEY)")
 		for _, before := range []bool{true, false} {
-			err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+			err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 				if before {
 					if err := execTx(t.Context(), tx, "INSERT INTO t VALUES (1)"); err != nil {
 						return err
@@ -173,7 +171,7 @@ func TestRunAtCommitFails(t *testing.T) {
 				for range 2 {
 					p.Exec("fail", "INSERT INTO t VALUES ($1)", []any{2}, nil)
 				}
-				return db.RunAtCommit(t.Context(), tx, &p)
+				return tx.RunAtCommit(t.Context(), &p)
 			})
 			if !sqldb.Duplicate(err) || errors.Is(err, sqldb.ErrUnknownOutcome) {
 				t.Errorf("%v", err)
@@ -182,10 +180,10 @@ func TestRunAtCommitFails(t *testing.T) {
 				t.Errorf("%d rows", n)
 			}
 		}
-		err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+		err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 			var p sqldb.Pipeline
 			p.Exec("look", "INSERT INTO t VALUES (1)", nil, func(int64) error { return nil })
-			return db.RunAtCommit(t.Context(), tx, &p)
+			return tx.RunAtCommit(t.Context(), &p)
 		})
 		if err == nil {
 			t.Error("a function was taken")
@@ -195,7 +193,7 @@ func TestRunAtCommitFails(t *testing.T) {
 
 // TestMust: a statement that changes another number of rows than it must has nothing committed, and InTx says which error that is,
 // whether its answer is waited for or it goes with the COMMIT, and whoever sends it. That is no other error than the one that was
-// given: not even one of the division by which PostgreSQL makes it.
+// given.
 func TestMust(t *testing.T) {
 	t.Parallel()
 	ours, never := errors.New("ours"), errors.New("never")
@@ -206,25 +204,25 @@ func TestMust(t *testing.T) {
 			urls["described"] = pooler(t, url, "cache_describe")
 		}
 		for name, url := range urls {
-			db := open(t, url)
+			db := openTables(t, url)
 			exec(t, db, "CREATE TABLE "+name+" (k BIGINT PRIMARY KEY, n BIGINT)")
 			exec(t, db, "INSERT INTO "+name+" VALUES (1, 0), (2, 0), (3, 0)")
 			update := "UPDATE " + name + " SET n = n + 1 WHERE k >= $1"
-			for run, send := range map[string]func(context.Context, *sql.Tx, *sqldb.Pipeline) error{
-				"awaited":   func(ctx context.Context, tx *sql.Tx, p *sqldb.Pipeline) error { return db.Run(ctx, tx, p) },
-				"at commit": db.RunAtCommit,
+			for run, send := range map[string]func(*sqldb.Tx, context.Context, *sqldb.Pipeline) error{
+				"awaited":   (*sqldb.Tx).Run,
+				"at commit": (*sqldb.Tx).RunAtCommit,
 			} {
 				for _, tt := range []struct {
 					from, rows int64
 					want       error
 				}{{2, 2, nil}, {2, 1, ours}, {2, 3, ours}, {4, 0, nil}, {4, 1, ours}} {
 					was := number(t, db, "SELECT SUM(n) FROM "+name)
-					err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+					err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 						var p sqldb.Pipeline
 						p.Must("before", "INSERT INTO "+name+" VALUES ($1, $2) ON CONFLICT DO NOTHING", []any{1, 5}, 0, never)
 						p.Must("count", update, []any{tt.from}, tt.rows, ours)
 						p.Must("after", "DELETE FROM "+name+" WHERE k = $1", []any{9}, 0, never)
-						return send(t.Context(), tx, &p)
+						return send(tx, t.Context(), &p)
 					})
 					if !errors.Is(err, tt.want) || err != nil && err.Error() != "count: ours" {
 						t.Errorf("%s, %s, %d rows from %d on: %v", name, run, tt.rows, tt.from, err)
@@ -243,7 +241,16 @@ func TestMust(t *testing.T) {
 // was skipped; the same one of the COMMIT leaves the outcome open. The connection stays.
 func TestOutcomeAtCommit(t *testing.T) {
 	t.Parallel()
-	db := open(t, testenv.Database(t, testenv.Postgres))
+	for name, opened := range map[string]func(url string) *sqldb.DB{
+		"postgres":            func(url string) *sqldb.DB { return open(t, url) },
+		"taken for cockroach": func(url string) *sqldb.DB { return takenForCockroach(t, url) },
+	} {
+		checkOutcomeAtCommit(t, name, opened(testenv.Database(t, testenv.Postgres)))
+	}
+}
+
+func checkOutcomeAtCommit(t *testing.T, name string, db *sqldb.DB) {
+	t.Helper()
 	exec(t, db, "CREATE TABLE t (n BIGINT)")
 	exec(t, db, `CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
 		'BEGIN RAISE EXCEPTION USING ERRCODE = ''53100''; END'`)
@@ -257,12 +264,12 @@ func TestOutcomeAtCommit(t *testing.T) {
 		timing := map[bool]string{true: "DEFERRABLE INITIALLY DEFERRED"}[tt.unknown]
 		exec(t, db, "CREATE "+tt.trigger+" ON t "+timing+" FOR EACH ROW EXECUTE FUNCTION full_disk()")
 		before := number(t, db, "SELECT pg_backend_pid()")
-		err := db.InTx(t.Context(), func(tx *sql.Tx) error { return db.RunAtCommit(t.Context(), tx, twoInserts()) })
+		err := db.InTx(t.Context(), func(tx *sqldb.Tx) error { return tx.RunAtCommit(t.Context(), twoInserts()) })
 		if errors.Is(err, sqldb.ErrUnknownOutcome) != tt.unknown || !sqldb.Transient(err) {
-			t.Errorf("%s: %v", tt.trigger, err)
+			t.Errorf("%s, %s: %v", name, tt.trigger, err)
 		}
 		if after := number(t, db, "SELECT pg_backend_pid()"); after != before {
-			t.Errorf("%s: the connection is given up", tt.trigger)
+			t.Errorf("%s, %s: the connection is given up", name, tt.trigger)
 		}
 		exec(t, db, "DROP TRIGGER full_disk ON t")
 	}
@@ -273,29 +280,31 @@ func TestLateBegin(t *testing.T) {
 	t.Parallel()
 	db := open(t, testenv.Database(t, testenv.Postgres))
 	exec(t, db, "CREATE TABLE t (n BIGINT)")
-	for name, first := range map[string]func(tx *sql.Tx) error{
-		"failed":   func(tx *sql.Tx) error { return execTx(t.Context(), tx, "SELECT 1/0") },
-		"unknown":  func(tx *sql.Tx) error { return execTx(t.Context(), tx, "SELECT nothing") },
-		"argument": func(tx *sql.Tx) error { return execTx(t.Context(), tx, "SELECT $1::BIGINT", "x") },
+	for name, first := range map[string]func(tx *sqldb.Tx) error{
+		"failed":   func(tx *sqldb.Tx) error { return execTx(t.Context(), tx, "SELECT 1/0") },
+		"unknown":  func(tx *sqldb.Tx) error { return execTx(t.Context(), tx, "SELECT nothing") },
+		"argument": func(tx *sqldb.Tx) error { return execTx(t.Context(), tx, "SELECT $1::BIGINT", "x") },
 	} {
-		err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+		err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 			if first(tx) == nil {
 				return errors.New("no error")
 			}
 			_ = execTx(t.Context(), tx, "INSERT INTO t VALUES (1)")
-			_ = execPrepared(t.Context(), tx, "INSERT INTO t VALUES (2)")
+			var p sqldb.Pipeline
+			p.Exec("", "INSERT INTO t VALUES (2)", nil, nil)
+			_ = tx.RunAtCommit(t.Context(), &p)
 			return nil
 		})
-		if !errors.Is(err, pgx.ErrTxCommitRollback) || errors.Is(err, sqldb.ErrUnknownOutcome) {
+		if err == nil || errors.Is(err, sqldb.ErrUnknownOutcome) || sqldb.Transient(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if n := number(t, db, "SELECT COUNT(*) FROM t"); n != 0 {
 			t.Errorf("%s: %d rows", name, n)
 		}
 	}
-	err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+	err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 		level := ""
-		err := tx.QueryRowContext(t.Context(), "SHOW transaction_isolation").Scan(&level)
+		err := tx.QueryRow(t.Context(), "SHOW transaction_isolation").Scan(&level)
 		if level != "serializable" {
 			t.Errorf("the level is %q", level)
 		}
@@ -304,19 +313,9 @@ func TestLateBegin(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	if err := db.InTx(t.Context(), func(*sql.Tx) error { return nil }); err != nil {
+	if err := db.InTx(t.Context(), func(*sqldb.Tx) error { return nil }); err != nil {
 		t.Errorf("a transaction of nothing: %v", err)
 	}
-}
-
-func execPrepared(ctx context.Context, tx *sql.Tx, statement string) error {
-	stmt, err := tx.PrepareContext(ctx, statement)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = stmt.Close() }()
-	_, err = stmt.ExecContext(ctx)
-	return err
 }
 
 // TestPipelineEndsWithItsContext: the transaction is gone, and the next finds a connection.
@@ -326,11 +325,11 @@ func TestPipelineEndsWithItsContext(t *testing.T) {
 	exec(t, db, "CREATE TABLE t (n BIGINT)")
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	err := db.InTx(ctx, func(tx *sql.Tx) error {
+	err := db.InTx(ctx, func(tx *sqldb.Tx) error {
 		var p sqldb.Pipeline
 		p.Exec("insert", "INSERT INTO t VALUES (1)", nil, nil)
 		p.Exec("wait", "SELECT pg_sleep(60)", nil, nil)
-		return db.Run(ctx, tx, &p)
+		return tx.Run(ctx, &p)
 	})
 	if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, sqldb.ErrUnknownOutcome) {
 		t.Errorf("%v", err)
@@ -347,37 +346,37 @@ func TestRoundTrips(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			url, trips := countTrips(t, testenv.Database(t, testenv.Postgres), mode)
-			db := open(t, url)
+			db := openTables(t, url)
 			exec(t, db, "CREATE TABLE t (n BIGINT)")
 			for _, tt := range []struct {
 				what string
 				want int64
 				do   func() error
 			}{
-				{"nothing", 0, func() error { return db.InTx(t.Context(), func(*sql.Tx) error { return nil }) }},
+				{"nothing", 0, func() error { return db.InTx(t.Context(), func(*sqldb.Tx) error { return nil }) }},
 				{"BEGIN with a statement, and COMMIT", 2, func() error {
-					return db.InTx(t.Context(), func(tx *sql.Tx) error { return execTx(t.Context(), tx, "INSERT INTO t VALUES ($1)", 1) })
+					return db.InTx(t.Context(), func(tx *sqldb.Tx) error { return execTx(t.Context(), tx, "INSERT INTO t VALUES ($1)", 1) })
 				}},
 				{"BEGIN with two statements, two with COMMIT", 2, func() error {
-					return db.InTx(t.Context(), func(tx *sql.Tx) error {
-						return errors.Join(db.Run(t.Context(), tx, twoInserts()), db.RunAtCommit(t.Context(), tx, twoInserts()))
+					return db.InTx(t.Context(), func(tx *sqldb.Tx) error {
+						return errors.Join(tx.Run(t.Context(), twoInserts()), tx.RunAtCommit(t.Context(), twoInserts()))
 					})
 				}},
 				{"all with COMMIT", 1, func() error {
-					return db.InTx(t.Context(), func(tx *sql.Tx) error { return db.RunAtCommit(t.Context(), tx, twoInserts()) })
+					return db.InTx(t.Context(), func(tx *sqldb.Tx) error { return tx.RunAtCommit(t.Context(), twoInserts()) })
 				}},
 				{"all with COMMIT, and counted", 1, func() error {
-					return db.InTx(t.Context(), func(tx *sql.Tx) error {
+					return db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 						p := twoInserts()
 						p.Must("update", "UPDATE t SET n = n WHERE n = $1", []any{0}, 0, errors.New("there is no such row"))
-						return db.RunAtCommit(t.Context(), tx, p)
+						return tx.RunAtCommit(t.Context(), p)
 					})
 				}},
 				{"two reads", 1, func() error {
 					var p sqldb.Pipeline
 					p.Query("count", "SELECT COUNT(*) FROM t", nil, func(sqldb.Row) error { return nil })
 					p.Query("read", "SELECT n FROM t", nil, func(sqldb.Row) error { return nil })
-					return db.Run(t.Context(), db.Reader(), &p)
+					return db.Run(t.Context(), &p)
 				}},
 			} {
 				var before int64
@@ -400,7 +399,7 @@ func TestRoundTripsAfterALoss(t *testing.T) {
 	t.Parallel()
 	ours := errors.New("ours")
 	direct := testenv.Database(t, testenv.Postgres)
-	exec(t, open(t, direct), `CREATE TABLE t (n BIGINT)`)
+	exec(t, openTables(t, direct), `CREATE TABLE t (n BIGINT)`)
 	exec(t, open(t, direct), `CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS
 		'BEGIN IF NEW.n = 40001 AND nextval(''tries'') % 2 = 1 THEN RAISE EXCEPTION USING ERRCODE = ''40001''; END IF; RETURN NEW; END'`)
 	exec(t, open(t, direct), `CREATE SEQUENCE tries`)
@@ -419,11 +418,11 @@ func TestRoundTripsAfterALoss(t *testing.T) {
 			{"a conflict, and another try", 40001, 0, nil, 3}, {"nobody lost", 1, 0, nil, 1},
 		} {
 			before := trips.Load()
-			err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+			err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 				var p sqldb.Pipeline
 				p.Exec("insert", "INSERT INTO t VALUES ($1)", []any{tt.insert}, nil)
 				p.Must("update", "UPDATE t SET n = n WHERE n = $1", []any{0}, tt.rows, ours)
-				return db.RunAtCommit(t.Context(), tx, &p)
+				return tx.RunAtCommit(t.Context(), &p)
 			})
 			if !errors.Is(err, tt.want) {
 				t.Fatalf("%s, %s: %v", mode, tt.what, err)

@@ -4,26 +4,97 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"io"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// queryTold runs a query outside of a transaction, after what the session is told for this one
-// alone, in one round trip: the server takes both for one transaction.
-func (c *serverConn) queryTold(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	conn := c.Conn.Conn()
+// pooledSession is a session behind a pooler, which may give the next transaction another session of
+// the server. So each transaction is told the settings, in the same round trip. A query without a
+// transaction is one, too.
+type pooledSession struct {
+	*session
+	told string
+}
+
+// BeginTx begins a transaction, for database/sql.
+func (s *pooledSession) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	tx, err := s.session.BeginTx(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.session.ExecContext(ctx, s.told, nil); err != nil {
+		return nil, errors.Join(err, tx.Rollback())
+	}
+	return tx, nil
+}
+
+// Batch implements [Batcher].
+func (s *pooledSession) Batch(ctx context.Context, batch *pgx.Batch, read func(int, pgx.BatchResults) error) (done int, err error) {
+	if s.inTx() {
+		return s.session.Batch(ctx, batch, read)
+	}
+	at := 0
+	if batch.QueuedQueries[0].SQL == begin {
+		at = 1
+	}
+	told := pgx.Batch{QueuedQueries: slices.Insert(slices.Clone(batch.QueuedQueries), at, &pgx.QueuedQuery{SQL: s.told})}
+	done, err = s.session.Batch(ctx, &told, func(i int, results pgx.BatchResults) error {
+		switch {
+		case i < at:
+			return read(i, results)
+		case i > at:
+			return read(i-1, results)
+		}
+		if _, err := results.Exec(); err != nil {
+			return fmt.Errorf("set what the session relies on: %w", err)
+		}
+		return nil
+	})
+	if done > at {
+		done--
+	}
+	return done, err
+}
+
+// ExecContext runs a statement.
+func (s *pooledSession) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	if s.inTx() {
+		return s.session.ExecContext(ctx, query, args)
+	}
+	var batch pgx.Batch
+	batch.Queue(query, valuesOf(args)...)
+	var changed int64
+	done, err := s.Batch(ctx, &batch, func(_ int, results pgx.BatchResults) error {
+		tag, err := results.Exec()
+		changed = tag.RowsAffected()
+		return err
+	})
+	if done == 0 && pgconn.SafeToRetry(err) {
+		return nil, driver.ErrBadConn
+	}
+	return driver.RowsAffected(changed), err
+}
+
+// QueryContext runs a query.
+func (s *pooledSession) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	if s.inTx() {
+		return s.session.QueryContext(ctx, query, args)
+	}
+	conn := s.Conn.Conn()
 	if conn.IsClosed() {
 		return nil, driver.ErrBadConn
 	}
-	ctx, cancel := c.within(ctx)
+	ctx, cancel := s.within(ctx)
 	var batch pgx.Batch
-	batch.Queue(c.told)
+	batch.Queue(s.told)
 	batch.Queue(query, valuesOf(args)...)
 	r := &toldRows{results: conn.SendBatch(ctx, &batch), done: cancel}
 	if err := r.open(); err != nil {
-		err = c.judge(ctx, err)
+		err = s.judge(ctx, err)
 		_ = r.Close() // it says the same
 		if pgconn.SafeToRetry(err) {
 			return nil, driver.ErrBadConn
@@ -31,6 +102,14 @@ func (c *serverConn) queryTold(ctx context.Context, query string, args []driver.
 		return nil, err
 	}
 	return r, nil
+}
+
+func valuesOf(args []driver.NamedValue) []any {
+	values := make([]any, len(args))
+	for i := range args {
+		values[i] = args[i].Value
+	}
+	return values
 }
 
 // toldRows are the rows of such a query.

@@ -2,7 +2,6 @@ package sqldb_test
 
 import (
 	"bytes"
-	"database/sql"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -77,7 +76,7 @@ func TestCockroachBehindAPooler(t *testing.T) {
 		t.Error("it was told to plan as PostgreSQL")
 	}
 	exec(t, db, "CREATE TABLE t (n BIGINT)")
-	if err := db.InTx(t.Context(), func(tx *sql.Tx) error { return db.RunAtCommit(t.Context(), tx, twoInserts()) }); err != nil {
+	if err := db.InTx(t.Context(), func(tx *sqldb.Tx) error { return tx.RunAtCommit(t.Context(), twoInserts()) }); err != nil {
 		t.Error(err)
 	}
 	if n := number(t, db, "SELECT COUNT(*) FROM t"); n != 2 {
@@ -219,7 +218,7 @@ func TestPoolerLosesTheServer(t *testing.T) {
 	exec(t, db, "CREATE TABLE t (n BIGINT)")
 	exec(t, db, "DELETE FROM t") // the driver looks at a connection before it is used for the second time
 	lost.Store(true)
-	err := db.InTx(t.Context(), func(tx *sql.Tx) error { return db.RunAtCommit(t.Context(), tx, twoInserts()) })
+	err := db.InTx(t.Context(), func(tx *sqldb.Tx) error { return tx.RunAtCommit(t.Context(), twoInserts()) })
 	if !errors.Is(err, sqldb.ErrUnknownOutcome) || !sqldb.Transient(err) {
 		t.Errorf("got %v", err)
 	}

@@ -30,7 +30,7 @@ func (c preparedConnector) Connect(ctx context.Context) (driver.Conn, error) {
 		_ = conn.Close()
 		return nil, fmt.Errorf("the SQLite driver's %T has not all the methods expected", conn)
 	}
-	kept, err := simplelru.NewLRU[statement, *prepared](preparedEach, nil)
+	kept, err := simplelru.NewLRU[preparedName, *prepared](preparedEach, nil)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
@@ -60,13 +60,13 @@ type sqliteStmt interface {
 // preparedConn is a connection, used by one goroutine at a time as database/sql does it.
 type preparedConn struct {
 	sqliteConn
-	kept   *simplelru.LRU[statement, *prepared]
+	kept   *simplelru.LRU[preparedName, *prepared]
 	within bool // a transaction
 	failed bool // a statement of it did
 }
 
-// statement is what a prepared statement is known by.
-type statement struct {
+// preparedName is what a prepared statement is known by.
+type preparedName struct {
 	query  string
 	within bool // a transaction, see orFail
 }
@@ -158,7 +158,7 @@ func (c *preparedConn) PrepareContext(ctx context.Context, query string) (driver
 
 // take returns a statement, which is nobody else's until it is given back.
 func (c *preparedConn) take(ctx context.Context, query string, args []driver.NamedValue) (*prepared, error) {
-	name := statement{query, c.within}
+	name := preparedName{query, c.within}
 	old, ok := c.kept.Get(name)
 	if ok && !old.busy && old.args == len(args) {
 		old.busy = true
@@ -191,7 +191,7 @@ func (c *preparedConn) take(ctx context.Context, query string, args []driver.Nam
 }
 
 // keep keeps a statement for the next time, in place of the one with its text, or of that which was used least lately.
-func (c *preparedConn) keep(name statement, one *prepared) error {
+func (c *preparedConn) keep(name preparedName, one *prepared) error {
 	old, ok := c.kept.Peek(name)
 	if !ok && c.kept.Len() == preparedEach {
 		_, old, ok = c.kept.RemoveOldest()

@@ -52,7 +52,7 @@ func TestPreparedInUse(t *testing.T) {
 	t.Parallel()
 	db := openTest(t)
 	before := kept(t, db)
-	err := db.InTx(t.Context(), func(tx *sql.Tx) error { return countDown(t.Context(), tx, 5) })
+	err := db.InTx(t.Context(), func(tx *Tx) error { return countDown(t.Context(), tx, 5) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,28 +62,24 @@ func TestPreparedInUse(t *testing.T) {
 }
 
 // countDown runs one statement inside itself.
-func countDown(ctx context.Context, tx *sql.Tx, n int) error {
+func countDown(ctx context.Context, tx *Tx, n int) error {
 	if n == 0 {
 		return nil
 	}
-	rows, err := tx.QueryContext(ctx, "SELECT $2 - 0 UNION ALL SELECT $1", -1, n)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = rows.Close() }()
-	for _, want := range []int{n, -1} {
+	want := []int{n, -1}
+	var p Pipeline
+	p.Query("", "SELECT $2 - 0 UNION ALL SELECT $1", []any{-1, n}, func(row Row) error {
 		var got int
-		if !rows.Next() {
-			return errors.Join(errors.New("a row is lacking"), rows.Err())
-		}
-		if err := rows.Scan(&got); err != nil || got != want {
+		if err := row.Scan(&got); err != nil || len(want) == 0 || got != want[0] {
 			return fmt.Errorf("got %d, want %d: %w", got, want, err)
 		}
-		if err := countDown(ctx, tx, n-1); err != nil {
-			return err
-		}
+		want = want[1:]
+		return countDown(ctx, tx, n-1)
+	})
+	if err := tx.Run(ctx, &p); err != nil || len(want) > 0 {
+		return errors.Join(fmt.Errorf("%d rows are lacking", len(want)), err)
 	}
-	return rows.Close()
+	return nil
 }
 
 // TestPreparedSchemaChange: a statement that is kept sees a table as it is by now, and does not keep it from being changed.
@@ -152,18 +148,16 @@ func TestPreparedAfterFailure(t *testing.T) {
 			}
 		}
 		left, cancel := context.WithCancel(t.Context())
-		err := db.InTx(left, func(tx *sql.Tx) error { // the one connection of the writer's
-			if _, err := tx.ExecContext(left, insert, 1000+i, "rolled back"); err != nil {
+		err := db.InTx(left, func(tx *Tx) error { // the one connection of the writer's
+			if _, err := tx.Exec(left, insert, 1000+i, "rolled back"); err != nil {
 				return err
 			}
-			rows, err := tx.QueryContext(left, all, "")
-			if err != nil {
-				return err
-			}
-			defer func() { _ = rows.Close() }()
-			rows.Next()
-			cancel()
-			return rows.Err()
+			var p Pipeline
+			p.Query("", all, []any{""}, func(Row) error {
+				cancel()
+				return left.Err()
+			})
+			return tx.Run(left, &p)
 		})
 		if !errors.Is(err, context.Canceled) {
 			t.Fatal(err)

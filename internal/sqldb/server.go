@@ -76,7 +76,7 @@ func (s *server) look(ctx context.Context, log *slog.Logger) error {
 		seen.Store(&one)
 		return err
 	}))
-	first := poolOf(ctx, serverConnector{Connector: connector, sessions: s.session, limits: usual()})
+	first := poolOf(ctx, sessionConnector{Connector: connector, sessions: s.session, limits: usual()})
 	err := Await(ctx, log, func() (err error) {
 		s.engine, err = askServer(ctx, first)
 		return err
@@ -125,7 +125,7 @@ func (s *server) checkPooler(path string) error {
 // pool makes a pool of connections whose sessions have these limits, and are told what this package relies on, see settings.
 func (s *server) pool(ctx context.Context, l limits) *sql.DB {
 	cfg := s.cfg.Copy()
-	connector := serverConnector{engine: s.engine, sessions: s.session, limits: l}
+	connector := sessionConnector{sessions: s.session, limits: l}
 	wanted := l.wanted(s.engine, s.chosen, cfg.RuntimeParams["options"])
 	if s.pooled && s.engine == Postgres {
 		connector.told = told(s.engine, wanted, true)
@@ -136,7 +136,7 @@ func (s *server) pool(ctx context.Context, l limits) *sql.DB {
 	return poolOf(ctx, connector)
 }
 
-func poolOf(ctx context.Context, connector serverConnector) *sql.DB {
+func poolOf(ctx context.Context, connector sessionConnector) *sql.DB {
 	pool := sql.OpenDB(wrapped(ctx, connector))
 	pool.SetMaxOpenConns(maxConns)
 	pool.SetMaxIdleConns(maxConns)

@@ -178,6 +178,33 @@ type sessions struct{ era atomic.Int64 }
 // end has all sessions replaced that were there in an era.
 func (s *sessions) end(era int64) { s.era.CompareAndSwap(era, era+1) }
 
+// sessionConnector makes sessions.
+type sessionConnector struct {
+	driver.Connector
+
+	sessions *sessions
+	limits   limits
+	told     string // what each transaction is told, see settings; "": the session is
+}
+
+// Connect opens a connection.
+func (c sessionConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	era := c.sessions.era.Load()
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	inner, ok := conn.(*stdlib.Conn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("the PostgreSQL driver's connection is a %T", conn), conn.Close())
+	}
+	one := &session{Conn: inner, all: c.sessions, era: era, answer: c.limits.answer}
+	if c.told != "" {
+		return &pooledSession{one, c.told}, nil
+	}
+	return one, nil
+}
+
 // session is one of them.
 type session struct {
 	*stdlib.Conn
@@ -248,7 +275,11 @@ func (s *session) within(ctx context.Context) (context.Context, context.CancelFu
 	return context.WithTimeoutCause(ctx, s.answer, errNoAnswer)
 }
 
-func (s *session) inTx() bool { return s.Conn.Conn().PgConn().TxStatus() != idle }
+// inTx says whether the server is in a transaction.
+func (s *session) inTx() bool {
+	const idle = 'I'
+	return s.Conn.Conn().PgConn().TxStatus() != idle
+}
 
 // judge looks at the error of a statement. If the server is not the one to write to, stops or is
 // gone, all sessions to it are replaced. Nothing is tried again here: another server may lack what

@@ -2,7 +2,6 @@ package sqldb_test
 
 import (
 	"bytes"
-	"database/sql"
 	"errors"
 	"strings"
 	"testing"
@@ -29,7 +28,7 @@ func TestHostileSettings(t *testing.T) {
 			exec(t, db, "CREATE TABLE t (k TEXT, b BYTEA, at TIMESTAMPTZ)")
 			const text = `\'a' \\ "ö" ` + "\n"
 			moment := time.Unix(1_705_412_600, 0)
-			err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+			err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 				if err := execTx(t.Context(), tx, "INSERT INTO t VALUES ($1, $2, $3)", text, []byte(text), moment); err != nil {
 					return err
 				}
@@ -38,27 +37,19 @@ func TestHostileSettings(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			read := func(from sqldb.Runner) {
+			read := func(row sqldb.Row) {
 				var gotText string
 				var gotBytes []byte
 				var at time.Time
-				rows, err := from.QueryContext(t.Context(), "SELECT k, b, at FROM t WHERE k = $1", text)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer func() { _ = rows.Close() }()
-				for rows.Next() {
-					if err := rows.Scan(&gotText, &gotBytes, &at); err != nil {
-						t.Error(err)
-					}
-				}
-				if rows.Err() != nil || gotText != text || !bytes.Equal(gotBytes, []byte(text)) || !at.Equal(moment) {
-					t.Errorf("read %q, %q, %s: %v", gotText, gotBytes, at, rows.Err())
+				err := row.Scan(&gotText, &gotBytes, &at)
+				if err != nil || gotText != text || !bytes.Equal(gotBytes, []byte(text)) || !at.Equal(moment) {
+					t.Errorf("read %q, %q, %s: %v", gotText, gotBytes, at, err)
 				}
 			}
-			read(db.Reader())
-			read(db.Unhurried().Reader())
-			if err := db.InTx(t.Context(), func(tx *sql.Tx) error { read(tx); return nil }); err != nil {
+			const query = "SELECT k, b, at FROM t WHERE k = $1"
+			read(db.Reader().QueryRowContext(t.Context(), query, text))
+			read(db.Unhurried().Reader().QueryRowContext(t.Context(), query, text))
+			if err := db.InTx(t.Context(), func(tx *sqldb.Tx) error { read(tx.QueryRow(t.Context(), query, text)); return nil }); err != nil {
 				t.Error(err)
 			}
 			if err := db.Ping(t.Context()); err != nil {

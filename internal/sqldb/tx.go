@@ -6,31 +6,107 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-
-	"github.com/cockroachdb/cockroach-go/v2/crdb"
 )
 
-// InTx runs fn in a SERIALIZABLE transaction and commits it. A transaction that lost a race against another one is run
-// again, from its start and while ctx lives, so fn may run several times: it starts from nothing each time, changes
-// nothing but the database, and wraps errors with %w so that the loss is seen. An error or a panic of fn rolls back.
+// Tx is a transaction that [DB.InTx] runs. It is for one goroutine.
+type Tx struct {
+	on executor
+}
+
+// executor runs the statements of a transaction the way its engine does it best.
+type executor interface {
+	// run runs statements, and returns the first error.
+	run(ctx context.Context, statements []statement) error
+	// runAtCommit may leave statements, and their errors, to the commit.
+	runAtCommit(ctx context.Context, statements []statement) error
+}
+
+// Run runs statements, and returns the first error. After an error, discard what was read: some of
+// the functions may have been called.
+func (tx *Tx) Run(ctx context.Context, p *Pipeline) error {
+	if len(p.statements) == 0 {
+		return nil
+	}
+	return tx.on.run(ctx, p.statements)
+}
+
+// RunAtCommit runs the last statements of a transaction. A server gets them together with the
+// COMMIT if it can check [Pipeline.Must] by itself; InTx then returns their errors. They have no
+// functions that look at their results, and nothing that follows may depend on their success.
+func (tx *Tx) RunAtCommit(ctx context.Context, p *Pipeline) error {
+	for i := range p.statements {
+		s := &p.statements[i]
+		if s.row != nil || s.affected != nil && s.must == nil {
+			return s.failed(errors.New("its result can't be looked at before the COMMIT"))
+		}
+	}
+	return tx.on.runAtCommit(ctx, p.statements)
+}
+
+// Exec runs a statement, and returns how many rows it has changed.
+func (tx *Tx) Exec(ctx context.Context, query string, args ...any) (changed int64, err error) {
+	one := statement{query: query, args: args, affected: func(n int64) error {
+		changed = n
+		return nil
+	}}
+	err = tx.on.run(ctx, []statement{one})
+	return changed, err
+}
+
+// QueryRow returns the first row of a query's answer. Scan runs the query. If the answer has no
+// rows, the error is [sql.ErrNoRows].
+func (tx *Tx) QueryRow(ctx context.Context, query string, args ...any) Row {
+	return firstRow(func(dest []any) error {
+		found := false
+		one := statement{query: query, args: args, row: func(row Row) error {
+			if found {
+				return nil
+			}
+			found = true
+			return row.Scan(dest...)
+		}}
+		if err := tx.on.run(ctx, []statement{one}); err != nil {
+			return err
+		}
+		if !found {
+			return sql.ErrNoRows
+		}
+		return nil
+	})
+}
+
+type firstRow func(dest []any) error
+
+// Scan implements [Row].
+func (scan firstRow) Scan(dest ...any) error { return scan(dest) }
+
+// InTx runs fn in a SERIALIZABLE transaction and commits it. If the transaction loses a race against
+// another one, InTx runs it again from its start while ctx lives. So fn may run several times: it
+// starts from nothing each time, changes nothing but the database, and wraps errors with %w so that
+// InTx sees the loss. An error or a panic of fn rolls back.
 //
-// A nil error means that the transaction is committed; any other that it is not, but for ErrUnknownOutcome, which is
-// never retried here, because only the caller can find out whether its change is there.
-func (db *DB) InTx(ctx context.Context, fn func(*sql.Tx) error) error {
+// If the error is nil, the transaction is committed. If it is ErrUnknownOutcome, the transaction may
+// be committed: InTx never retries this, because only the caller can find out whether its change is
+// there. After any other error, the transaction is not committed.
+func (db *DB) InTx(ctx context.Context, fn func(*Tx) error) error {
 	if err := db.Fault(); err != nil {
 		return err
 	}
-	work := func(tx *sql.Tx) error {
+	work := func(tx *Tx) error {
 		if err := fn(tx); err != nil {
 			return err
 		}
 		// The last moment to give up for sure. A cancellation of the COMMIT would leave its outcome unknown.
 		return ctx.Err()
 	}
-	if db.engine == Cockroach {
+	switch db.engine {
+	case Cockroach:
 		return db.cockroachTx(ctx, work)
+	case Postgres:
+		return again(ctx, func() error { return db.postgresTx(ctx, work) })
+	default:
+		return again(ctx, func() error { return db.fileTx(ctx, work) })
 	}
-	return again(ctx, func() error { return db.tryTx(ctx, work) })
 }
 
 // Read runs read, which reads outside of InTx, again where CockroachDB ends it by a conflict, from its start and while ctx lives: it
@@ -44,8 +120,8 @@ func (db *DB) Read(ctx context.Context, read func() error) error {
 	return again(ctx, read)
 }
 
-// tryTx runs one transaction. With SQLite it begins by taking the write lock, see openFileWriter.
-func (db *DB) tryTx(ctx context.Context, fn func(*sql.Tx) error) error {
+// fileTx runs a transaction on SQLite. It begins by taking the write lock, see openFileWriter.
+func (db *DB) fileTx(ctx context.Context, fn func(*Tx) error) error {
 	tx, err := db.writer.BeginTx(ctx, serializable())
 	if err != nil {
 		return fmt.Errorf("begin a transaction: %w", err)
@@ -53,38 +129,34 @@ func (db *DB) tryTx(ctx context.Context, fn func(*sql.Tx) error) error {
 	// For an error, a panic, and runtime.Goexit. After the commit it does nothing.
 	defer func() { _ = tx.Rollback() }()
 
-	if err := fn(tx); err != nil {
+	if err := fn(&Tx{fileTx{tx}}); err != nil {
 		return err
 	}
-	if err := tx.Commit(); err != nil {
-		return db.commitError(ctx, err)
-	}
-	return nil
+	return db.commitError(ctx, tx.Commit())
 }
 
-// cockroachTx leaves retrying to cockroach-go, which does it inside one transaction by savepoints: CockroachDB then
-// raises the priority of the transaction with every attempt. This is for CockroachDB alone: ExecuteTx takes RELEASE
-// SAVEPOINT for the commit and drops the error of the real one, where PostgreSQL reports serialization failures.
-func (db *DB) cockroachTx(ctx context.Context, fn func(*sql.Tx) error) error {
-	const whileContextLives = 0
-	err := crdb.ExecuteTx(crdb.WithMaxRetries(ctx, whileContextLives), db.writer, serializable(), fn)
-	var release *crdb.AmbiguousCommitError // every error of RELEASE but a conflict, definite or not
-	if errors.As(err, &release) {
-		return db.commitError(ctx, release.Unwrap())
-	}
-	return err
+// fileTx is a transaction on SQLite, where a statement has no way to go.
+type fileTx struct{ tx *sql.Tx }
+
+func (f fileTx) run(ctx context.Context, statements []statement) error {
+	return runEach(ctx, f.tx, statements)
 }
 
-// commitError tells apart the commits that failed from those of which nobody knows.
+func (f fileTx) runAtCommit(ctx context.Context, statements []statement) error {
+	return runEach(ctx, f.tx, statements)
+}
+
+// commitError tells failed commits from those whose outcome is unknown.
 func (db *DB) commitError(ctx context.Context, err error) error {
-	if errors.Is(err, sql.ErrTxDone) {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, sql.ErrTxDone):
 		// database/sql had rolled back already, because ctx ended.
 		return fmt.Errorf("commit: %w", cmp.Or(ctx.Err(), err))
-	}
-	if errors.As(err, new(notCommitted)) {
+	case errors.As(err, new(notCommitted)):
 		return err
-	}
-	if db.engine.unknownOutcome(err) {
+	case db.engine.unknownOutcome(err):
 		return fmt.Errorf("commit: %w: %w", ErrUnknownOutcome, err)
 	}
 	return fmt.Errorf("commit: %w", err)

@@ -2,7 +2,6 @@ package sqldb_test
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -19,7 +18,7 @@ func TestInTxCommitsOrRollsBack(t *testing.T) {
 		db := open(t, url)
 		exec(t, db, "CREATE TABLE t (n BIGINT PRIMARY KEY)")
 		insert := func(ctx context.Context, n int, then func() error) error {
-			return db.InTx(ctx, func(tx *sql.Tx) error {
+			return db.InTx(ctx, func(tx *sqldb.Tx) error {
 				if err := execTx(ctx, tx, "INSERT INTO t VALUES ($1)", n); err != nil {
 					return err
 				}
@@ -85,9 +84,9 @@ func TestInTxLosesNoIncrement(t *testing.T) {
 }
 
 func increment(ctx context.Context, db *sqldb.DB, afterRead func()) error {
-	return db.InTx(ctx, func(tx *sql.Tx) error {
+	return db.InTx(ctx, func(tx *sqldb.Tx) error {
 		var n int64
-		if err := tx.QueryRowContext(ctx, "SELECT n FROM t").Scan(&n); err != nil {
+		if err := tx.QueryRow(ctx, "SELECT n FROM t").Scan(&n); err != nil {
 			return err
 		}
 		afterRead()
@@ -151,18 +150,18 @@ func TestInTxReportsAndRetriesAFailedCommit(t *testing.T) {
 // lastWrites are the ways in which a transaction's last statement can be run.
 func lastWrites() map[string]writing {
 	return map[string]writing{
-		"before the COMMIT": func(ctx context.Context, _ *sqldb.DB, tx *sql.Tx, statement string, args ...any) error {
+		"before the COMMIT": func(ctx context.Context, _ *sqldb.DB, tx *sqldb.Tx, statement string, args ...any) error {
 			return execTx(ctx, tx, statement, args...)
 		},
-		"with the COMMIT": func(ctx context.Context, db *sqldb.DB, tx *sql.Tx, statement string, args ...any) error {
+		"with the COMMIT": func(ctx context.Context, db *sqldb.DB, tx *sqldb.Tx, statement string, args ...any) error {
 			var p sqldb.Pipeline
 			p.Exec("write", statement, args, nil)
-			return db.RunAtCommit(ctx, tx, &p)
+			return tx.RunAtCommit(ctx, &p)
 		},
 	}
 }
 
-type writing func(ctx context.Context, db *sqldb.DB, tx *sql.Tx, statement string, args ...any) error
+type writing func(ctx context.Context, db *sqldb.DB, tx *sqldb.Tx, statement string, args ...any) error
 
 func checkWriteSkew(t *testing.T, write writing) {
 	t.Helper()
@@ -171,9 +170,9 @@ func checkWriteSkew(t *testing.T, write writing) {
 	exec(t, db, "INSERT INTO t VALUES ('a', 1), ('b', 1)")
 	read, wrote := newMeeting(), newMeeting()
 	leave := func(name string) error {
-		return db.InTx(t.Context(), func(tx *sql.Tx) error {
+		return db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 			var n int64
-			if err := tx.QueryRowContext(t.Context(), "SELECT sum(on_call) FROM t").Scan(&n); err != nil {
+			if err := tx.QueryRow(t.Context(), "SELECT sum(on_call) FROM t").Scan(&n); err != nil {
 				return err
 			}
 			read.arrive()
@@ -203,7 +202,7 @@ func checkWriteSkew(t *testing.T, write writing) {
 func TestInTxReportsACommitOfADeadTransaction(t *testing.T) {
 	t.Parallel()
 	db := open(t, testenv.Database(t, testenv.Postgres))
-	err := db.InTx(t.Context(), func(tx *sql.Tx) error {
+	err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 		_ = execTx(t.Context(), tx, "SELECT 1/0")
 		return nil
 	})
@@ -251,17 +250,21 @@ func TestInTxUnknownOutcome(t *testing.T) {
 	for name, write := range lastWrites() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			checkUnknownOutcome(t, write)
+			checkUnknownOutcome(t, write, func(url string) *sqldb.DB { return open(t, url) })
+		})
+		t.Run(name+", taken for CockroachDB", func(t *testing.T) {
+			t.Parallel()
+			checkUnknownOutcome(t, write, func(url string) *sqldb.DB { return takenForCockroach(t, url) })
 		})
 	}
 }
 
-func checkUnknownOutcome(t *testing.T, write writing) {
+func checkUnknownOutcome(t *testing.T, write writing, opened func(url string) *sqldb.DB) {
 	t.Helper()
 	url := testenv.Database(t, testenv.Postgres)
 	direct := open(t, url)
 	proxy, behind := through(t, url)
-	db := open(t, behind)
+	db := opened(behind)
 
 	exec(t, direct, "CREATE TABLE t (n BIGINT)")
 	exec(t, direct, `CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS
@@ -272,13 +275,13 @@ func checkUnknownOutcome(t *testing.T, write writing) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := execTx(t.Context(), holder, "SELECT pg_advisory_xact_lock(1)"); err != nil {
+	if _, err := holder.ExecContext(t.Context(), "SELECT pg_advisory_xact_lock(1)"); err != nil {
 		t.Fatal(err)
 	}
 
 	var runs atomic.Int64
 	insert := func(n int) error {
-		return db.InTx(t.Context(), func(tx *sql.Tx) error {
+		return db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 			runs.Add(1)
 			return write(t.Context(), db, tx, "INSERT INTO t VALUES ($1)", n)
 		})

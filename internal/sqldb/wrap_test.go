@@ -1,7 +1,6 @@
 package sqldb_test
 
 import (
-	"database/sql"
 	"errors"
 	"slices"
 	"testing"
@@ -33,7 +32,7 @@ func TestWrap(t *testing.T) {
 			}
 			faults.Arm()
 			change := func() error {
-				return db.InTx(t.Context(), func(tx *sql.Tx) error {
+				return db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 					return execTx(t.Context(), tx, "INSERT INTO t VALUES ($1)", n)
 				})
 			}
@@ -73,7 +72,7 @@ func transactionSteps(t *testing.T, url string) []string {
 		t.Fatal(err)
 	}
 	faults.Arm()
-	err = db.InTx(t.Context(), func(tx *sql.Tx) error { return execTx(t.Context(), tx, "INSERT INTO t VALUES (-1)") })
+	err = db.InTx(t.Context(), func(tx *sqldb.Tx) error { return execTx(t.Context(), tx, "INSERT INTO t VALUES (-1)") })
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}

@@ -3,7 +3,6 @@ package subscriber
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"fmt"
 	"iter"
 	"slices"
@@ -23,12 +22,12 @@ type eventID struct {
 func idOf(e *events.Invalidation) eventID { return eventID{e.Timestamp, e.Nonce.String()} }
 
 // claim writes the ids of a batch and returns the events whose id was not there, each once.
-func (s *Store) claim(ctx context.Context, tx *sql.Tx, batch []events.Invalidation) ([]events.Invalidation, error) {
+func (s *Store) claim(ctx context.Context, tx *sqldb.Tx, batch []events.Invalidation) ([]events.Invalidation, error) {
 	first := firstOf(batch)
 	claimed := make(map[eventID]bool, len(first))
 	var p sqldb.Pipeline
 	s.writeIDs(&p, first, func(id eventID) { claimed[id] = true })
-	if err := s.db.Run(ctx, tx, &p); err != nil {
+	if err := tx.Run(ctx, &p); err != nil {
 		return nil, err
 	}
 	fresh := make([]events.Invalidation, 0, len(first))

@@ -65,12 +65,12 @@ func (s *Store) takeBack(ctx context.Context, places []uint64) error {
 	for i, place := range places {
 		values[i] = int64(place)
 	}
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		var p sqldb.Pipeline
 		for rows := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Int}, values) {
 			p.Exec("", `DELETE FROM set_aside WHERE stream_sequence IN (`+rows.Query+`)`, rows.Args, nil)
 		}
-		return s.db.Run(ctx, tx, &p)
+		return tx.Run(ctx, &p)
 	})
 	if err != nil {
 		return fmt.Errorf("take back what was set aside: %w", err)
@@ -95,7 +95,7 @@ func (s *Store) countAside(ctx context.Context) (byReason map[string]int64, upTo
 		upTo = max(upTo, uint64(place))
 		return nil
 	})
-	return byReason, upTo, s.db.Run(ctx, s.db.Reader(), &p)
+	return byReason, upTo, s.db.Run(ctx, &p)
 }
 
 // lowestUnbelieved returns from where on messages were set aside that others than those who did so may believe, where that was
@@ -126,7 +126,7 @@ func (s *Store) failedPlaces(ctx context.Context) (places []uint64, err error) {
 		places = append(places, uint64(place))
 		return err
 	})
-	return places, s.db.Run(ctx, s.db.Reader(), &p)
+	return places, s.db.Run(ctx, &p)
 }
 
 // ListSetAside returns up to limit messages that were set aside, the newest first.

@@ -3,17 +3,17 @@ package subscriber
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"slices"
 	"strings"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/keyring"
 )
 
 // writeEvents writes what events that were not applied before say of their services, and returns what else they say, and the
 // services' ids.
-func (s *Store) writeEvents(ctx context.Context, tx *sql.Tx, fresh []events.Invalidation) (*rows, map[string]int64, error) {
+func (s *Store) writeEvents(ctx context.Context, tx *sqldb.Tx, fresh []events.Invalidation) (*rows, map[string]int64, error) {
 	if len(fresh) == 0 {
 		return &rows{}, nil, nil
 	}

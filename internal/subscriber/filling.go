@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/keyring"
 )
 
@@ -37,12 +38,12 @@ func (s *Store) FillPart(ctx context.Context, target events.Target, part keyring
 func (s *Store) fill(ctx context.Context, one service, part keyring.Keyring, then string, args ...any) error {
 	effects := rows{keys: make([]keyRow, 0, len(part.Keys))}
 	effects.add(one.target, part)
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		ids, err := s.writeServices(ctx, tx, []service{one}, joinHistory)
 		if err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, then, append([]any{ids[one.target]}, args...)...); err != nil {
+		if _, err := tx.Exec(ctx, then, append([]any{ids[one.target]}, args...)...); err != nil {
 			return err
 		}
 		return s.writeKeyrings(ctx, tx, ids, &effects)

@@ -3,19 +3,20 @@ package subscriber
 import (
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"fmt"
+
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // ID returns the random id of this database, which the first process that asks for it writes. A copy has the same.
 func (s *Store) ID(ctx context.Context) (id string, err error) {
 	const insert = `INSERT INTO identity (name, value) VALUES ('database', $1) ON CONFLICT (name) DO NOTHING`
 	const query = `SELECT value FROM identity WHERE name = 'database'`
-	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, insert, rand.Text()); err != nil {
+	err = s.db.InTx(ctx, func(tx *sqldb.Tx) error {
+		if _, err := tx.Exec(ctx, insert, rand.Text()); err != nil {
 			return err
 		}
-		return tx.QueryRowContext(ctx, query).Scan(&id)
+		return tx.QueryRow(ctx, query).Scan(&id)
 	})
 	if err != nil {
 		return "", fmt.Errorf("read the id of the database: %w", err)
@@ -25,8 +26,8 @@ func (s *Store) ID(ctx context.Context) (id string, err error) {
 
 // mark leaves a mark for other processes on this database, until it is wiped.
 func (s *Store) mark(ctx context.Context, name string) (wipe func(), err error) {
-	err = s.db.InTx(ctx, func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO identity (name, value) VALUES ($1, '') ON CONFLICT (name) DO NOTHING`, markPrefix+name)
+	err = s.db.InTx(ctx, func(tx *sqldb.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO identity (name, value) VALUES ($1, '') ON CONFLICT (name) DO NOTHING`, markPrefix+name)
 		return err
 	})
 	if err != nil {
@@ -34,8 +35,8 @@ func (s *Store) mark(ctx context.Context, name string) (wipe func(), err error) 
 	}
 	return func() {
 		ctx := context.WithoutCancel(ctx)
-		_ = s.db.InTx(ctx, func(tx *sql.Tx) error { // one that stays does no harm
-			_, err := tx.ExecContext(ctx, `DELETE FROM identity WHERE name = $1`, markPrefix+name)
+		_ = s.db.InTx(ctx, func(tx *sqldb.Tx) error { // one that stays does no harm
+			_, err := tx.Exec(ctx, `DELETE FROM identity WHERE name = $1`, markPrefix+name)
 			return err
 		})
 	}, nil

@@ -2,7 +2,6 @@ package subscriber
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 
 	"omiappreg.org/keyrotation/events"
@@ -15,11 +14,11 @@ var errOtherwise = errors.New("some event of the batch is not new, or its servic
 // knownAtOnce is the largest batch that settleKnown takes: of a larger one, the ways to the server and back are a small part.
 const knownAtOnce = 64
 
-// settleKnown is [Store.Settle] in one round trip to PostgreSQL, for what a subscriber does nearly always: a few events that are
-// new, of services that it knows. PostgreSQL finds out by itself whether that is so, and where it is otherwise rolls all back:
-// errOtherwise.
+// settleKnown is [Store.Settle] in one round trip to PostgreSQL, or two to CockroachDB, for the usual
+// case: a few new events of known services. If the server finds that this is not the case, the
+// transaction is rolled back, and the error is errOtherwise.
 func (s *Store) settleKnown(ctx context.Context, to, written Place, batch []events.Invalidation, aside []SetAside) ([]events.Invalidation, error) {
-	if s.db.Engine() != sqldb.Postgres || len(batch) == 0 || len(batch) > knownAtOnce || len(aside) > 0 {
+	if s.db.Engine() == sqldb.SQLite || len(batch) == 0 || len(batch) > knownAtOnce || len(aside) > 0 {
 		return nil, errOtherwise
 	}
 	first := firstOf(batch)
@@ -28,7 +27,7 @@ func (s *Store) settleKnown(ctx context.Context, to, written Place, batch []even
 	if len(first) < len(batch) || len(rounds) > 1 || len(ids) < len(rounds[0]) {
 		return nil, errOtherwise
 	}
-	err := s.db.InTx(ctx, func(tx *sql.Tx) error {
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		var p sqldb.Pipeline
 		for insert := range s.claims(first) {
 			p.Must(claim, insert.Query, insert.Args, int64(insert.Len), errOtherwise)
@@ -37,7 +36,7 @@ func (s *Store) settleKnown(ctx context.Context, to, written Place, batch []even
 			p.Must("update the services", update.Query, update.Args, int64(update.Len), errOtherwise)
 		}
 		s.movePosition(&p, to, written)
-		if err := s.db.RunAtCommit(ctx, tx, &p); err != nil {
+		if err := tx.RunAtCommit(ctx, &p); err != nil {
 			return err
 		}
 		return s.writeKeyrings(ctx, tx, ids, effects)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"database/sql"
 	"slices"
 
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -79,7 +78,7 @@ func (r *rows) cutoffValues() []any {
 
 // writeKeyrings joins keyrings of services with these ids to those in the database, at the end of a transaction. The statements are
 // [keyring.Key.Join] in SQL.
-func (s *Store) writeKeyrings(ctx context.Context, tx *sql.Tx, ids map[string]int64, r *rows) error {
+func (s *Store) writeKeyrings(ctx context.Context, tx *sqldb.Tx, ids map[string]int64, r *rows) error {
 	r.identify(ids)
 	const keysInto = `INSERT INTO keys (service, public_key, position, from_time, end_time) `
 	const keysJoin = ` ON CONFLICT (service, public_key) DO UPDATE SET
@@ -93,5 +92,5 @@ func (s *Store) writeKeyrings(ctx context.Context, tx *sql.Tx, ids map[string]in
 	const cutoffsInto = `INSERT INTO cutoffs (service, position, cut_time) `
 	const cutoffsJoin = ` ON CONFLICT (service, position, cut_time) DO NOTHING`
 	s.insert(&p, "cutoffs", cutoffsInto, cutoffsJoin, r.cutoffValues(), sqldb.Int, sqldb.Int, sqldb.Int)
-	return s.db.RunAtCommit(ctx, tx, &p)
+	return tx.RunAtCommit(ctx, &p)
 }

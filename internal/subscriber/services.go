@@ -3,7 +3,6 @@ package subscriber
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"fmt"
 	"iter"
 	"math/rand/v2"
@@ -40,7 +39,7 @@ func serviceColumns() []sqldb.Type {
 //
 // An id that is remembered is a guess: the row must have the name too. So it does no harm if it is of a transaction that was rolled
 // back, or of a database that was replaced.
-func (s *Store) writeServices(ctx context.Context, tx *sql.Tx, list []service, merge string) (map[string]int64, error) {
+func (s *Store) writeServices(ctx context.Context, tx *sqldb.Tx, list []service, merge string) (map[string]int64, error) {
 	ids := s.remembered(list)
 	rest, err := s.writeKnown(ctx, tx, list, merge, ids)
 	if err == nil && len(rest) > 0 {
@@ -71,7 +70,7 @@ func (s *Store) remembered(list []service) map[string]int64 {
 }
 
 // writeKnown writes those that have an id, and returns the others. An id that is another one's is removed.
-func (s *Store) writeKnown(ctx context.Context, tx *sql.Tx, list []service, merge string, ids map[string]int64) ([]service, error) {
+func (s *Store) writeKnown(ctx context.Context, tx *sqldb.Tx, list []service, merge string, ids map[string]int64) ([]service, error) {
 	var rest []service
 	known := make([]service, 0, len(list))
 	for i := range list {
@@ -89,7 +88,7 @@ func (s *Store) writeKnown(ctx context.Context, tx *sql.Tx, list []service, merg
 			return nil
 		})
 	}
-	if err := s.db.Run(ctx, tx, &p); err != nil {
+	if err := tx.Run(ctx, &p); err != nil {
 		return nil, err
 	}
 	if missing == 0 {
@@ -131,7 +130,7 @@ func (s *Store) updates(list []service, merge string, ids map[string]int64) iter
 }
 
 // writeNamed writes those whose id is not known, and which may be new. It is for servers, where names have an index.
-func (s *Store) writeNamed(ctx context.Context, tx *sql.Tx, list []service, merge string, ids map[string]int64) error {
+func (s *Store) writeNamed(ctx context.Context, tx *sqldb.Tx, list []service, merge string, ids map[string]int64) error {
 	// A sequence would be a privilege of its own, and begin anew on one that took over; and nobody meets a number of 62 bits twice.
 	first := rand.Int64N(1 << 62) //nolint:gosec // it only tells services apart
 	for i := range list {
@@ -149,7 +148,7 @@ func (s *Store) writeNamed(ctx context.Context, tx *sql.Tx, list []service, merg
 
 // writeHinted is writeNamed for SQLite, where names have hints. Nobody else writes until this transaction ends, so what is not found
 // is new.
-func (s *Store) writeHinted(ctx context.Context, tx *sql.Tx, list []service, merge string, ids map[string]int64) error {
+func (s *Store) writeHinted(ctx context.Context, tx *sqldb.Tx, list []service, merge string, ids map[string]int64) error {
 	hints := make([]any, 0, 2*len(list))
 	for i := range list {
 		hints = append(hints, list[i].target, sqldb.Hint(list[i].target))
@@ -168,7 +167,7 @@ func (s *Store) writeHinted(ctx context.Context, tx *sql.Tx, list []service, mer
 		return err
 	}
 	var last int64
-	if err := tx.QueryRowContext(ctx, `SELECT COALESCE(max(id), 0) FROM services`).Scan(&last); err != nil {
+	if err := tx.QueryRow(ctx, `SELECT COALESCE(max(id), 0) FROM services`).Scan(&last); err != nil {
 		return err
 	}
 	hints = hints[:0]
@@ -183,22 +182,17 @@ func (s *Store) writeHinted(ctx context.Context, tx *sql.Tx, list []service, mer
 	s.insert(&p, "hints to new services", `INSERT INTO new_service_hints (hint, service) `, ` ON CONFLICT DO NOTHING`,
 		hints, sqldb.Bytes, sqldb.Int)
 	s.serviceHints.move(&p, len(list))
-	return s.db.Run(ctx, tx, &p)
+	return tx.Run(ctx, &p)
 }
 
-func eachID(ctx context.Context, tx *sql.Tx, text string, args []any, ids map[string]int64) error {
-	rows, err := tx.QueryContext(ctx, text, args...)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
+func eachID(ctx context.Context, tx *sqldb.Tx, text string, args []any, ids map[string]int64) error {
+	var p sqldb.Pipeline
+	p.Query("", text, args, func(row sqldb.Row) error {
 		var id int64
 		var target string
-		if err := rows.Scan(&id, &target); err != nil {
-			return err
-		}
+		err := row.Scan(&id, &target)
 		ids[target] = id
-	}
-	return rows.Err()
+		return err
+	})
+	return tx.Run(ctx, &p)
 }

@@ -2,7 +2,6 @@ package subscriber
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -124,7 +123,7 @@ func (s *Store) Settle(ctx context.Context, to, written Place, batch []events.In
 	}
 	fresh, err := s.settleKnown(ctx, to, written, batch, aside)
 	if errors.Is(err, errOtherwise) {
-		err = s.db.InTx(ctx, func(tx *sql.Tx) (err error) {
+		err = s.db.InTx(ctx, func(tx *sqldb.Tx) (err error) {
 			fresh, err = s.settle(ctx, tx, to, written, batch, aside)
 			return err
 		})
@@ -137,7 +136,7 @@ func (s *Store) Settle(ctx context.Context, to, written Place, batch []events.In
 
 // settle is Settle in a transaction.
 func (s *Store) settle(
-	ctx context.Context, tx *sql.Tx, to, written Place, batch []events.Invalidation, aside []SetAside,
+	ctx context.Context, tx *sqldb.Tx, to, written Place, batch []events.Invalidation, aside []SetAside,
 ) ([]events.Invalidation, error) {
 	fresh, err := s.claim(ctx, tx, batch)
 	if err != nil {
@@ -150,7 +149,7 @@ func (s *Store) settle(
 	var p sqldb.Pipeline
 	s.writeAside(&p, aside)
 	s.movePosition(&p, to, written)
-	if err := s.db.Run(ctx, tx, &p); err != nil {
+	if err := tx.Run(ctx, &p); err != nil {
 		return nil, err
 	}
 	return fresh, s.writeKeyrings(ctx, tx, ids, effects)

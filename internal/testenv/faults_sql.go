@@ -8,13 +8,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"iter"
 	"net"
 	"strings"
 	"sync"
 	"syscall"
 	"testing/fstest"
 
+	"github.com/jackc/pgx/v5"
 	"modernc.org/sqlite"
 	"modernc.org/sqlite/vfs"
 )
@@ -72,6 +72,11 @@ type sqlConn interface {
 	driver.SessionResetter
 }
 
+// batcher is what the connections to a server implement, too: sqldb.Batcher, which imports no tests.
+type batcher interface {
+	Batch(ctx context.Context, batch *pgx.Batch, read func(int, pgx.BatchResults) error) (done int, err error)
+}
+
 // faultyConn is a connection, used by one goroutine at a time as database/sql does it.
 type faultyConn struct {
 	sqlConn
@@ -92,21 +97,6 @@ func (c *faultyConn) step(what string) (isLost bool, err error) {
 	default:
 		return false, nil
 	}
-}
-
-// steps counts the statement, or those of a sqldb.Pipeline.
-func (c *faultyConn) steps(query string, args []driver.NamedValue) (isLost bool, err error) {
-	if len(args) == 1 {
-		if several, ok := args[0].Value.(interface{ Statements() iter.Seq[string] }); ok {
-			for one := range several.Statements() {
-				if isLost, err := c.step(statement(one)); err != nil {
-					return isLost, err
-				}
-			}
-			return false, nil
-		}
-	}
-	return c.step(statement(query))
 }
 
 // failure is what the driver says. Of the ways in which a step can fail undone, the step's number chooses.
@@ -161,10 +151,41 @@ func (c *faultyConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver
 	return &faultyTx{tx, c}, nil
 }
 
-// ExecContext runs a statement, or several that go to the server together, each of which is a step. If one of these is not done,
-// none is, since what was done before is undone when the connection is lost.
+// Batch sends statements together, each of which is a step. Those before the one that fails are done.
+func (c *faultyConn) Batch(ctx context.Context, batch *pgx.Batch, read func(int, pgx.BatchResults) error) (done int, err error) {
+	inner, ok := c.sqlConn.(batcher)
+	if !ok {
+		return 0, fmt.Errorf("the driver's %T sends no batches", c.sqlConn)
+	}
+	for i, q := range batch.QueuedQueries {
+		isLost, fault := c.step(statement(q.SQL))
+		if fault == nil {
+			continue
+		}
+		before := batch.QueuedQueries[:i]
+		if isLost {
+			before = batch.QueuedQueries[:i+1]
+		}
+		if len(before) > 0 {
+			if done, err := inner.Batch(ctx, &pgx.Batch{QueuedQueries: before}, read); err != nil {
+				return done, err
+			}
+		}
+		c.lose()
+		return 0, fault
+	}
+	return inner.Batch(ctx, batch, read)
+}
+
+// ExecContext runs a statement. A ROLLBACK is no step: a server also does it if it can't be told.
 func (c *faultyConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	isLost, fault := c.steps(query, args)
+	if query == "ROLLBACK" {
+		if c.broken {
+			return nil, driver.ErrBadConn
+		}
+		return c.sqlConn.ExecContext(ctx, query, args)
+	}
+	isLost, fault := c.step(statement(query))
 	if fault != nil && !isLost {
 		c.lose()
 		return nil, fault
@@ -218,8 +239,10 @@ func (c *faultyConn) IsValid() bool {
 
 // statement names a step after the statement's first words.
 func statement(query string) string {
-	words := strings.Fields(query)
+	words := strings.Fields(strings.TrimPrefix(query, "WITH changed AS (")) // sqldb counts the rows of such a statement
 	switch {
+	case len(words) > 0 && words[0] == "BEGIN":
+		words = words[:1]
 	case len(words) > 2 && (words[0] == "INSERT" || words[0] == "DELETE"):
 		words = words[:3]
 	case len(words) > 1 && words[0] == "UPDATE":
