@@ -1,4 +1,5 @@
-// A client of one deployment (docs/protocol.md): it publishes requests and reads what the registry answers, over NATS.
+// A client of one deployment (docs/protocol.md): it publishes requests and reads what the registry
+// answers, over NATS.
 /** @import {Members, Request, Target} from './requests.js' */
 /** @import {NatsConnection} from '@nats-io/transport-node' */
 import {setTimeout as pause} from 'node:timers/promises';
@@ -10,7 +11,7 @@ import {DOCUMENT, parse, Refusal} from './json.js';
 import {answers, dotted, hashOf} from './requests.js';
 import {Trust} from './trust.js';
 
-/** Nobody answers: no broker, no registry, or not in time. */
+/** There is no answer: no broker, no registry, or not in time. */
 export class Unreachable extends Error {}
 
 /** The other side's no to a question: a problem document (§8). */
@@ -59,7 +60,8 @@ export class Client {
   }
 
   /**
-   * Learns who the registry is (§8). Its answer is not signed: without keys and a name from elsewhere it is believed.
+   * Learns who the registry is (§8). Its answer is not signed: without keys and a name from
+   * elsewhere it is believed.
    * @param {string[]} trusted its public keys
    * @param {string} [expected] its origin, which requests are signed for
    */
@@ -79,7 +81,7 @@ export class Client {
   }
 
   /**
-   * Whether the registry has never bound a service. Unless it has signed that, nobody knows (§8.1).
+   * Whether the registry has never bound a service. Unless it has signed that, the answer is unknown (§8.1).
    * @param {Target} target
    */
   async neverBound(target) {
@@ -113,8 +115,9 @@ export class Client {
   }
 
   /**
-   * Publishes a request and waits for its answer. If JetStream has had its Nats-Msg-Id just now, the message
-   * that had it may have been a stranger's: unless the answer comes soon, the request goes without an id (§4).
+   * Publishes a request and waits for its answer. If JetStream has had its Nats-Msg-Id just now,
+   * the message that had it may have been a stranger's: unless the answer comes soon, the request
+   * goes without an id (§4).
    * @param {Target} target
    * @param {Request} request
    * @returns {Promise<Answer>}
@@ -131,9 +134,9 @@ export class Client {
   }
 
   /**
-   * Publishes a request (§4), and reports whether JetStream did not store it, since it has had one of the same
-   * Nats-Msg-Id in the last second. Without an id it stores each, and the registry itself has to know what
-   * it has had before.
+   * Publishes a request (§4), and reports whether JetStream did not store it, since it has had one
+   * of the same Nats-Msg-Id in the last second. Without an id it stores each, and the registry
+   * itself must know what it had before.
    * @param {Request} request
    */
   async publish({subject, nonce, payload}, {withId = true} = {}) {
@@ -146,9 +149,10 @@ export class Client {
   }
 
   /**
-   * Waits for the answer to a request: its data, and its bytes as the registry sent them. It listens first and then looks for an
-   * answer that came before (§7.3); and looks again now and then, since what is published is lost where a connection breaks. What can't
-   * be believed says nothing: it is passed over.
+   * Waits for the answer to a request: its data, and its bytes as the registry sent them. It
+   * listens first and then looks for an answer that came before (§7.3); and looks again now and
+   * then, because a published message is lost if the connection breaks. A message that can't
+   * be believed says nothing, and is ignored.
    * @param {Target} target
    * @param {Request} request
    * @param {number} timeout in ms
@@ -185,7 +189,8 @@ export class Client {
   }
 
   /**
-   * Looks for the answer to a request: the last receipt that the stream has of the service, and then what the registry finds (§8.5).
+   * Looks for the answer to a request: the last receipt that the stream has of the service, and
+   * then what the registry finds (§8.5).
    * @param {Target} target
    * @param {Request} request
    * @param {string} subject of the service's receipts
@@ -197,12 +202,13 @@ export class Client {
     try {
       take(await this.#answer(`omi.v1.lookup.receipt.${dotted(target)}`, {request_nonce: nonce, request_hash: hashOf(payload)}));
     } catch (error) {
-      if (!(error instanceof Problem || error instanceof Unreachable)) throw error; // there is no answer yet, or nobody to ask
+      if (!(error instanceof Problem || error instanceof Unreachable)) throw error; // there is no answer yet, or no one to ask
     }
   }
 
   /**
-   * Reads the events that are kept of a service, oldest first, until it has the one of this nonce (§7.1).
+   * Reads the events that are kept of a service, oldest first, until it has the one of this nonce
+   * (§7.1).
    * @param {Target} target
    * @param {string} nonce
    */
@@ -214,8 +220,8 @@ export class Client {
   }
 
   /**
-   * Reads what a stream keeps of one subject, from its first message on, and then what comes, until it has what is wanted. What
-   * open refuses says nothing: it is passed over.
+   * Reads what a stream keeps of one subject, from its first message on, and then what comes, until
+   * it has what is wanted. A message that open refuses says nothing, and is ignored.
    * @param {string} stream
    * @param {string} subject
    * @param {(subject: string, payload: Buffer) => Members} open

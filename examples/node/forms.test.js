@@ -1,4 +1,5 @@
-// What the vectors don't reach: the reader's limits, who is answered, and the registry's receipts and records.
+// Tests what the vectors don't reach: the reader's limits, whose answer a receipt is, and the
+// registry's receipts and records.
 import assert from 'node:assert/strict';
 import {createHash} from 'node:crypto';
 import {test} from 'node:test';
@@ -14,7 +15,7 @@ const trust = new Trust('example.org', [registry.publicKey]);
 const read = (/** @type {string} */ text, limits = undefined) => parse(Buffer.from(text), limits);
 const refused = (/** @type {string} */ reason) => ({reason});
 
-/** What the registry publishes, or somebody else who signs like it. */
+/** Returns a message as the registry publishes it, or another signer that signs like it. */
 function signed(/** @type {object} */ data, by = registry) {
   return Buffer.from(JSON.stringify({version: '1.0', data, signature: by.sign(canonical(data))}));
 }

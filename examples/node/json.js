@@ -1,7 +1,9 @@
-// JSON as docs/protocol.md §3 has it: I-JSON (RFC 7493), within limits; and its canonical form (§2, RFC 8785).
+// JSON as docs/protocol.md §3 has it: I-JSON (RFC 7493), within limits; and its canonical form (§2,
+// RFC 8785).
 //
-// JSON.parse is no reader for what gets signed: of two members with one name it keeps the last, it rounds integers, and
-// it lets half a surrogate pass. Two readers could then see two messages under one signature.
+// JSON.parse is no reader for what gets signed: of two members with one name it keeps the last, it
+// rounds integers, and it lets half a surrogate pass. Two readers could then see two messages under
+// one signature.
 import canonicalize from 'canonicalize';
 
 /** §3's limits: of every message. */
@@ -26,8 +28,8 @@ const NUMBER = String.raw`-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?`;
 const TOKEN = new RegExp(String.raw`[ \t\r\n]*([{}[\]:,]|${STRING}|${NUMBER}|true|false|null|$)`, 'y');
 
 /**
- * Reads one JSON object, strictly. Its objects have no prototype, so a member that is absent is undefined whatever it is
- * called.
+ * Reads one JSON object, strictly. Its objects have no prototype, so a member that is absent is
+ * undefined whatever it is called.
  * @param {Uint8Array} bytes
  * @returns {Record<string, any>}
  * @throws {Refusal} malformed_message, or invalid_field for a number beyond §3's bounds

@@ -43,7 +43,8 @@ export class SigningKey {
 }
 
 /**
- * Reports whether a key made this signature of these bytes. Both texts are known to be of their form.
+ * Reports whether a key made this signature of these bytes. Both texts are known to be of their
+ * form.
  * @param {string} publicKey
  * @param {Uint8Array} bytes
  * @param {string} signature
@@ -64,8 +65,9 @@ export function isSignature(text) {
 }
 
 /**
- * Reports whether text is unpadded base64url of so many bytes. Node's decoder takes anything, so what it decoded is encoded
- * again: padding, white space, another alphabet or trailing bits don't come back (§2, strict decoding).
+ * Reports whether text is unpadded base64url of so many bytes. Node's decoder takes anything, so
+ * what it decoded is encoded again: padding, white space, another alphabet or trailing bits don't
+ * come back (§2, strict decoding).
  * @param {string} text
  * @param {number} length
  */

@@ -1,5 +1,6 @@
 #!/usr/bin/env node
-// The command line of the example: flags, what a person reads, exit codes. The story itself is in rotate.js.
+// The command line of the example: flags, what a person reads, exit codes. The story itself is in
+// rotate.js.
 import {randomBytes} from 'node:crypto';
 import {parseArgs} from 'node:util';
 
@@ -78,7 +79,7 @@ function readFlags() {
 }
 
 /**
- * What the flags mean, before anybody is asked.
+ * Returns what the flags mean, without asking anyone.
  * @param {ReturnType<typeof readFlags>} flags
  */
 function checked(flags) {
@@ -104,7 +105,7 @@ main().catch((error) => {
 });
 
 /**
- * What others have written, as a line that a terminal shows and does not obey.
+ * Returns text from others as a line that a terminal shows and does not obey.
  * @param {string} text
  */
 function printable(text) {
@@ -112,7 +113,7 @@ function printable(text) {
 }
 
 /**
- * An error's exit code, and what to say of it beside its message.
+ * Returns an error's exit code, and what to say in addition to its message.
  * @param {Error} error
  * @returns {[code: number, more: string]}
  */

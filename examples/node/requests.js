@@ -41,7 +41,8 @@ export function dotted({app_id, service_id}) {
 }
 
 /**
- * Binds a service to its first key (§5.2), at the registry of this origin and, if it is given, at no other.
+ * Binds a service to its first key (§5.2), at the registry of this origin and, if it is given, at
+ * no other.
  * @param {Target} target
  * @param {{origin?: string, masterKey: SigningKey, newKey: SigningKey, timestamp?: number, nonce?: string}} by
  */
@@ -51,8 +52,8 @@ export function bindingRequest(target, {origin, masterKey, newKey, timestamp = n
 }
 
 /**
- * Gives a service a new key (§5.1), at the registry of this origin and, if it is given, at no other. The grace period is the
- * registry's own.
+ * Gives a service a new key (§5.1), at the registry of this origin and, if it is given, at no
+ * other. The grace period is the registry's own.
  * @param {Target} target
  * @param {{origin?: string, currentKey: SigningKey, newKey: SigningKey, timestamp?: number, nonce?: string}} by
  */
@@ -77,7 +78,8 @@ function now() {
 }
 
 /**
- * Puts data into its envelope (§3). What is signed is data's canonical form; the text around it may be any.
+ * Puts data into its envelope (§3). What is signed is data's canonical form; the text around it may
+ * be any.
  * @param {string} subject
  * @param {{nonce: string}} data
  * @param {SigningKey} signer
@@ -91,8 +93,9 @@ function request(subject, data, signer, newKey) {
 }
 
 /**
- * Reports whether a receipt answers a request (§7.3). Anybody can send a request with our nonce. So a commit counts only if
- * it is of the key that we asked for, and a refusal only if it is of our very bytes.
+ * Reports whether a receipt answers a request (§7.3). Anyone can send a request with our nonce. So
+ * a commit counts only if it is of the key that we asked for, and a refusal only if it is of our
+ * very bytes.
  * @param {Members} receipt
  * @param {Request} sent
  */

@@ -1,5 +1,6 @@
-// The life of a service's key, seen from the service: bound, used, rotated, and what must not rotate it. Every answer is
-// held against docs/protocol.md, and the first that is not as that page says ends the story.
+// The life of a service's key, seen from the service: bound, used, rotated, and what must not
+// rotate it. Every answer is checked against docs/protocol.md, and the first that differs from that
+// page ends the story.
 /** @import {Answer, Client} from './client.js' */
 /** @import {Members, Request, Target} from './requests.js' */
 import {setTimeout as pause} from 'node:timers/promises';
@@ -20,7 +21,8 @@ export class Story {
   #target;
   #origin;
   #say;
-  // A service that is to stay has each new key on its disk before it asks for it (§5.4). These end with the program.
+  // A real service has each new key on its disk before it asks for it (§5.4). These end with the
+  // program.
   #first = SigningKey.generate();
   #second = SigningKey.generate();
   #accepted = 0; // signatures, by Auth
@@ -59,7 +61,8 @@ export class Story {
   }
 
   /**
-   * Binding (§5.2). There is no old key to go on with: the first one is used once everybody knows it.
+   * Binding (§5.2). There is no old key to go on with: the first one is used once everybody knows
+   * it.
    * @param {SigningKey} masterKey
    */
   async bind(masterKey) {
@@ -86,7 +89,8 @@ export class Story {
   }
 
   /**
-   * Goes on with the old key, which is in grace, until everybody knows the new one or half of the grace is over (§5.4).
+   * Goes on with the old key, which is in grace, until everybody knows the new one or half of the
+   * grace is over (§5.4).
    * @param {Members} receipt
    */
   async switchKeys(receipt) {
@@ -98,7 +102,8 @@ export class Story {
   }
 
   /**
-   * The same bytes again are the same request, however often they come (§6): the answer is the first one.
+   * The same bytes again are the same request, however often they come (§6): the answer is the
+   * first one.
    * @param {Request} request
    * @param {Answer} first
    */
@@ -109,8 +114,8 @@ export class Story {
   }
 
   /**
-   * A stranger's request is refused. Its refusal has the nonce of our own request, and still is no answer to it (§7.3): asked for
-   * the answer to our own, the registry gives the first one.
+   * A stranger's request is refused. Its refusal has the nonce of our own request, and still is no
+   * answer to it (§7.3): asked for the answer to our own, the registry gives the first one.
    * @param {Request} request
    * @param {Answer} first
    */
@@ -151,7 +156,8 @@ export class Story {
   }
 
   /**
-   * Signs something, and asks Auth whether that is good now (§8.2). It must be, in the way that want says.
+   * Signs something, and asks Auth whether that is good now (§8.2). It must be, in the way that
+   * want says.
    * @param {SigningKey} key
    * @param {Members} want
    */
@@ -178,7 +184,8 @@ export class Story {
   }
 
   /**
-   * Reads the events up to the one that a receipt names: each signed by the registry, in sequence without a gap (§7.1).
+   * Reads the events up to the one that a receipt names: each signed by the registry, in sequence
+   * without a gap (§7.1).
    * @param {Members} receipt
    * @param {Members} want of the event
    */
@@ -190,7 +197,8 @@ export class Story {
   }
 
   /**
-   * Waits until every durable has applied a receipt's change (§8.1), and reports whether they did in time.
+   * Waits until every durable has applied a receipt's change (§8.1), and reports whether they did
+   * in time.
    * @param {number} most in ms
    * @param {Members} receipt
    * @param {() => Promise<unknown>} meanwhile is done before each look

@@ -1,11 +1,12 @@
-// The registry's messages (docs/protocol.md §7, §8.1): what enters this program as the registry's word enters it here.
+// The registry's messages (docs/protocol.md §7, §8.1): everything that this program believes of the
+// registry enters it here.
 /** @import {Members, Target} from './requests.js' */
 import {canonical, DOCUMENT, isInteger, isObject, MESSAGE, parse, Refusal} from './json.js';
 import {isPublicKey, isSignature, verifies} from './keys.js';
 import {dotted, isTarget} from './requests.js';
 
 /**
- * Reads an envelope of version 1.0 (§3), whoever signed it.
+ * Reads an envelope of version 1.0 (§3). It does not verify the signature.
  * @param {Uint8Array} bytes
  */
 export function open(bytes, limits = MESSAGE) {
@@ -86,7 +87,8 @@ export class Trust {
   }
 
   /**
-   * The data of an envelope that a trusted key signed (§7.2). key_id is but a hint, and a few keys need none.
+   * The data of an envelope that a trusted key signed (§7.2). key_id is but a hint, and a few keys
+   * need none.
    * @param {Uint8Array} bytes
    */
   #data(bytes, limits = MESSAGE) {
@@ -114,7 +116,8 @@ const isSequence = (value) => isInteger(value) && value > 0;
 const isNonce = text(/^[A-Za-z0-9_-]{8,64}$/);
 const isString = text(/./);
 
-// The members of §7.1, §7.3 and §8.1. Others are passed over: what the registry sends may gain members (§3).
+// The members of §7.1, §7.3 and §8.1. Others are ignored: the registry's messages may gain members
+// (§3).
 const EVENT = {
   grace_period_expiry: isInteger, timestamp: isInteger, nonce: isNonce, sequence: optional(isSequence), end_earlier: absent,
 };
@@ -166,7 +169,8 @@ function invalid(name) {
 }
 
 /**
- * A message's target is the one in its subject (§4), and a record's the one that was asked about (§8.1).
+ * A message's target is the one in its subject (§4), and a record's the one that was asked about
+ * (§8.1).
  * @param {string} outside
  * @param {string} inside
  */

@@ -1,4 +1,5 @@
-// Holds the example against testdata/vectors, which another implementation made: canonical form, keys, signatures, events.
+// Holds the example against testdata/vectors, which another implementation made: canonical form,
+// keys, signatures, events.
 import assert from 'node:assert/strict';
 import {createHash, createPrivateKey} from 'node:crypto';
 import {readdirSync, readFileSync} from 'node:fs';
@@ -66,7 +67,8 @@ function checkEvent(c, {origin, trusted_registry_keys}) {
 }
 
 /**
- * What a client can tell of a request: whether it is one, and who signed it. The rest depends on what the registry knows.
+ * What a client can tell of a request: whether it is one, and who signed it. The rest depends on
+ * what the registry knows.
  * @param {Case} c
  * @param {Case} file
  */
@@ -83,7 +85,8 @@ function checkRequest(c, {state}) {
   if (c.expect === 'invalid_signature') return assert.equal(signer, undefined);
   if (c.expect === 'superseded_key') return assert.ok(before.includes(signer ?? ''));
   assert.ok(signer === current || c.expect === 'duplicate', `signed by ${signer}`);
-  // Ed25519 is deterministic: whoever signs the same data with the same key gets the same signature.
+  // Ed25519 is deterministic: signing the same data with the same key always gives the same
+  // signature.
   const [, {seed}] = keys.find(([, key]) => key.public_key === signer) ?? assert.fail('the signer is not among the keys');
   assert.equal(fromSeed(seed).sign(canonical(data)), signature);
   if (others.new_key_signature === undefined) return undefined;
@@ -102,7 +105,8 @@ function checkField(c, reason) {
 }
 
 /**
- * The keys that may sign a request (§5), and those that once might: the service's for a rotation, else the developer's.
+ * The keys that may sign a request (§5), and those that once might: the service's for a rotation,
+ * else the developer's.
  * @param {string} subject
  * @param {Case} state
  * @returns {{current: string, before: string[]}}
