@@ -10,39 +10,42 @@ import (
 	"time"
 )
 
-// A checkpoint copies the pages of SQLite's log into the file. SQLite does it in the commit that finds
-// the log long enough: that commit, and all that wait behind it, wait until thousands of pages are
-// written all over the file and synced, which takes some hundred milliseconds. The checkpointer does it
-// earlier, on a connection of its own, while commits go on. If it doesn't keep up, a commit still does it.
+// A checkpoint copies the pages of SQLite's log into the file. SQLite does it in the commit that
+// finds the log long enough: that commit, and all that wait behind it, wait until thousands of
+// pages are written all over the file and synced, which takes some hundred milliseconds. The
+// checkpointer does it earlier, on a connection of its own, while commits go on. If it doesn't keep
+// up, a commit still does it.
 //
 // SQLite starts the log again from its beginning only after a checkpoint that got to its end; until
 // then the log grows. Commits add pages while a checkpoint runs, so further passes copy those too.
 
 const (
 	checkpointEvery  = time.Second
-	checkpointFrom   = 4000 // pages that the log has, 16 MB
-	checkpointRest   = 4000 // pages that may have come while others were folded: of two large commits
+	checkpointFrom   = 4000 // pages in the log from which it is checkpointed, 16 MB
+	checkpointRest   = 4000 // pages that a further pass copies at most: those of two large commits
 	checkpointPasses = 5
-	// stuckLooks is how many looks have to find a long log that can't be folded, before that is warned of.
+	// stuckLooks is how many looks in a row must find a long log that can't be checkpointed before
+	// the checkpointer warns.
 	stuckLooks = 5
-	// logKept is how many bytes the log's file keeps once it was folded. It is more than the log has under load.
+	// logKept is how many bytes the log's file keeps after a checkpoint. The log is shorter than
+	// that under load.
 	logKept = 64 << 20
 )
 
-// checkpointer folds the log of a database, until it is stopped. It looks after the files meanwhile.
+// checkpointer checkpoints the log of a database, and watches its files, until it is stopped.
 type checkpointer struct {
 	pool  *sql.DB
 	fault *fault
 	stop  context.CancelFunc
 	done  chan struct{}
 
-	folded   int // pages, as the last look found them
-	stuck    int // looks since then that found no more, though many wait
-	warnedAt int // pages of the log; 0: not warned
+	folded   int // pages that were copied when the last look ended
+	stuck    int // looks since then that copied none although many wait
+	warnedAt int // pages in the log at the last warning; 0: there was none
 }
 
-// startCheckpointer opens the files. As long as its one connection is open, SQLite removes neither the log nor its index: if they
-// change, somebody else has done it.
+// startCheckpointer opens the files. While its one connection is open, SQLite removes neither the
+// log nor its index: if they change, another process has changed them.
 func startCheckpointer(ctx context.Context, f *fault) (*checkpointer, error) {
 	c, err := newCheckpointer(ctx, f)
 	if err != nil {
@@ -55,7 +58,7 @@ func startCheckpointer(ctx context.Context, f *fault) (*checkpointer, error) {
 }
 
 func newCheckpointer(ctx context.Context, f *fault) (*checkpointer, error) {
-	// mode: a file that is gone by then must not be made again.
+	// mode: a file that is gone by then must not be created again.
 	connector, err := fileConnector(f.file, url.Values{"mode": {"rw"}, "_pragma": {"busy_timeout(0)", "synchronous(FULL)"}})
 	if err != nil {
 		return nil, err
@@ -82,17 +85,18 @@ func (c *checkpointer) run(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		if c.fault.look(ctx) != nil { // a file that nothing may be written to, or none
+		if c.fault.look(ctx) != nil { // the file is gone, or must not be written to
 			return
 		}
 		if err := c.look(ctx); err != nil && ctx.Err() == nil && time.Since(warned) >= warnEvery {
 			warned = time.Now()
-			c.fault.log.WarnContext(ctx, "SQLite's log can't be folded into its file now, and grows", "file", c.fault.file, "error", err)
+			c.fault.log.WarnContext(ctx, "SQLite's log can't be checkpointed now, and grows", "file", c.fault.file, "error", err)
 		}
 	}
 }
 
-// look folds a long log, and warns of one that can't be folded, when it was so for some looks, and each time that it has doubled.
+// look checkpoints a long log. If the log could not be checkpointed for some looks in a row, it
+// warns, and warns again each time that the log has doubled.
 func (c *checkpointer) look(ctx context.Context) error {
 	waiting, all, err := c.fold(ctx)
 	if err != nil {
@@ -107,13 +111,13 @@ func (c *checkpointer) look(ctx context.Context) error {
 		return nil
 	}
 	c.warnedAt = all
-	c.fault.log.WarnContext(ctx, "SQLite's log can't be folded into its file, and grows: somebody has been reading for long. Look for another "+
-		"process with an open read transaction, as a shell (sqlite3) or a backup has it; `fuser FILE` lists those that have the file open",
+	c.fault.log.WarnContext(ctx, "SQLite's log can't be checkpointed, and grows, because of a long read transaction. Look for another "+
+		"process that has one open, such as a shell (sqlite3) or a backup; `fuser FILE` lists the processes that have the file open",
 		"file", c.fault.file, "log_bytes", logBytes(c.fault.file))
 	return nil
 }
 
-// logBytes is the size of a file's log.
+// logBytes returns the size of a database file's log.
 func logBytes(file string) int64 {
 	info, err := os.Stat(realPath(file) + "-wal")
 	if err != nil {
@@ -122,7 +126,8 @@ func logBytes(file string) int64 {
 	return info.Size()
 }
 
-// LogBytes is the size of SQLite's log, which is not yet in the file or was before; 0 with a server.
+// LogBytes returns the size of the file of SQLite's log, including pages that are checkpointed
+// already; 0 for a server.
 func (db *DB) LogBytes() int64 {
 	if db.engine != SQLite {
 		return 0
@@ -130,8 +135,9 @@ func (db *DB) LogBytes() int64 {
 	return logBytes(db.file)
 }
 
-// fold folds a long log, to its end if it can. Where very many pages come meanwhile, it would hardly get there: they are for the next
-// look, since much of it is the same pages again. It returns what checkpoint has found last.
+// fold checkpoints a long log, to its end if it can. If too many pages come meanwhile, it leaves
+// them to the next look, because many will be the same pages again. It returns the result of the
+// last checkpoint.
 func (c *checkpointer) fold(ctx context.Context) (waiting, all int, err error) {
 	for pass := range checkpointPasses {
 		waiting, all, err = c.checkpoint(ctx, "NOOP")
@@ -145,10 +151,11 @@ func (c *checkpointer) fold(ctx context.Context) (waiting, all int, err error) {
 	return waiting, all, nil
 }
 
-// checkpoint does a checkpoint of a kind that never waits for anybody, and returns how many pages are only in the log then, and how
-// many the log has, but for those that were committed while it was at it: NOOP knows of all.
+// checkpoint runs a checkpoint of a kind that never waits for another connection. It returns how
+// many pages are only in the log then, and how many the log has. PASSIVE doesn't count pages that
+// were committed while it ran; NOOP, which copies nothing, counts all.
 func (c *checkpointer) checkpoint(ctx context.Context, kind string) (waiting, all int, err error) {
-	var busy, folded int // busy: another is at it
+	var busy, folded int // busy: another connection is checkpointing
 	if err := c.pool.QueryRowContext(ctx, "PRAGMA wal_checkpoint("+kind+")").Scan(&busy, &all, &folded); err != nil {
 		return 0, 0, fmt.Errorf("checkpoint: %w", err)
 	}

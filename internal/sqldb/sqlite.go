@@ -18,18 +18,21 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// How a SQLite connection is set up, beyond what the driver does by itself.
+// How a SQLite connection is set up, beyond the driver's defaults.
 //
-//   - WAL: readers and the writer don't wait for each other. FULL: a commit is on the disk when it returns, since the
-//     message that it answers is acknowledged next.
-//   - busy_timeout: another process may write to the same file; wait for it before giving up with SQLITE_BUSY.
-//   - wal_autocheckpoint: a commit folds the log into the file from 20,000 pages on (80 MB), not 1,000: a batch of rotations
-//     touches pages all over the file, and each checkpoint writes and syncs them all again. It is done beside the commits as a
-//     rule, and sooner, see checkpointer.
-//   - journal_size_limit: where something kept the log from being folded for long, it gives the space back afterwards.
-//   - cache_size: 64 MB a connection, of which the driver lends one what others leave. temp_store: what a statement keeps for
-//     itself, to sort or to be undone (see orFail), stays in memory, and is not written to a file.
-//   - _dqs=0: a misspelt column in double quotes is an error, not a string. _error_rc=1: no stale text in errors.
+//   - WAL: readers and the writer don't wait for each other. FULL: a commit is on the disk when
+//     it returns, because the message that it answers is acknowledged next.
+//   - busy_timeout: another process may write to the same file; wait for it before giving up
+//     with SQLITE_BUSY.
+//   - wal_autocheckpoint: a commit runs a checkpoint from 20,000 pages on (80 MB), not 1,000: a
+//     batch of rotations touches pages all over the file, and each checkpoint writes and syncs
+//     them all again. As a rule the checkpointer is earlier.
+//   - journal_size_limit: if the log could not be checkpointed for long, the space is given
+//     back afterwards.
+//   - cache_size: 64 MB for a connection; the driver lends it what others leave. temp_store:
+//     what a statement stores temporarily stays in memory, and is not written to a file.
+//   - _dqs=0: a misspelt column in double quotes is an error, not a string. _error_rc=1: no
+//     stale text in errors.
 func fileParams() url.Values {
 	return url.Values{
 		"_pragma": {
@@ -60,7 +63,8 @@ func openFileNow(ctx context.Context, path string, log *slog.Logger) (*DB, error
 	if err := checkLog(ctx, path, log); err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	// As every distribution's SQLite does it: a commit doesn't wait for the journal of the file's time of change.
+	// Distributions build SQLite the same way: a commit doesn't wait until the file's modification
+	// time is on the disk.
 	if _, err := sqlite.Fdatasync(true); err != nil && !errors.Is(err, sqlite.ErrFdatasyncUnavailable) {
 		return nil, fmt.Errorf("have SQLite use fdatasync: %w", err)
 	}
@@ -75,7 +79,7 @@ func openFileNow(ctx context.Context, path string, log *slog.Logger) (*DB, error
 	if db.reader, err = openFileReader(ctx, db.fault); err != nil {
 		return nil, errors.Join(err, db.writer.Close())
 	}
-	// Turning WAL on can fail with SQLITE_BUSY whatever the busy_timeout, if two processes do it at once.
+	// If two processes turn WAL on at once, one can get SQLITE_BUSY whatever its busy_timeout.
 	err = again(ctx, func() error { return db.Ping(ctx) })
 	switch code, _ := sqliteCode(err); code {
 	case sqlite3.SQLITE_NOTADB:
@@ -88,7 +92,8 @@ func openFileNow(ctx context.Context, path string, log *slog.Logger) (*DB, error
 	}
 	if err == nil {
 		if after, _ := os.Stat(path); !os.SameFile(before, after) {
-			err = fmt.Errorf("the file was replaced meanwhile: %w", syscall.ESTALE) // which may pass: it is opened again
+			// may pass: it is opened again
+			err = fmt.Errorf("the file was replaced meanwhile: %w", syscall.ESTALE)
 		}
 	}
 	if err != nil {
@@ -97,8 +102,9 @@ func openFileNow(ctx context.Context, path string, log *slog.Logger) (*DB, error
 	return db, nil
 }
 
-// openFileWriter opens a pool of one connection that takes the write lock as it begins a transaction. A transaction that
-// began by reading and wants to write later gets SQLITE_BUSY_SNAPSHOT if anyone wrote in between.
+// openFileWriter opens a pool of one connection whose transactions take the write lock at their
+// beginning. A transaction that began by reading and then wants to write gets SQLITE_BUSY_SNAPSHOT
+// if another wrote in between.
 func openFileWriter(ctx context.Context, f *fault) (*sql.DB, error) {
 	params := fileParams()
 	params.Set("_txlock", "immediate")
@@ -117,7 +123,7 @@ func openPool(ctx context.Context, f *fault, params url.Values, conns int) (*sql
 		return nil, err
 	}
 	pool := sql.OpenDB(wrapped(ctx, guardedConnector{preparedConnector{connector}, f, params.Has("_txlock")}))
-	// Opening a connection costs a read of the schema and the settings above: keep them all.
+	// A new connection reads the schema and applies the settings above, so all are kept.
 	pool.SetMaxOpenConns(conns)
 	pool.SetMaxIdleConns(conns)
 	return pool, nil
