@@ -15,21 +15,25 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// errTaken means that one of the batch's keys or nonces was used: by another replica in between, or before, and nobody had looked.
+// errTaken means that one of the batch's keys or nonces was used before, by another replica
+// meanwhile or earlier.
 var errTaken = errors.New("a key or nonce was used before")
 
-// errRival means that a service is not as it was read or remembered, or an app has another Master Key.
+// errRival means that a service is no longer in the state that was read or remembered, or that an
+// app has another Master Key.
 var errRival = errors.New("a service was moved by another replica")
 
-// losses is what a commit has not written, and has to be decided again.
+// losses are the conflicts of a commit: it has not written these services, and they must be decided
+// again.
 type losses struct {
 	services map[events.Target]bool
-	taken    bool // a key or a nonce was used before, or a sequence: nobody knows whose
+	taken    bool // a key, a nonce or a sequence was used before; the database doesn't tell whose
 }
 
-// commit writes the groups that changed in one transaction. The services that are not as they were read or remembered are lost:
-// nothing of theirs is written, and their requests must be decided again. The other groups stand. Where a key or a nonce was used
-// before, all that changed is lost.
+// commit writes the groups that changed in one transaction. A service that is no longer in the
+// state that was read or remembered is in conflict: nothing of it is written, and its requests must
+// be decided again. The other groups stand. If a key or a nonce was used before, all groups that
+// changed are in conflict.
 func (s *Store) commit(ctx context.Context, groups []*group, now time.Time) (losses, error) {
 	changed := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return !g.changed() })
 	if len(changed) == 0 {
@@ -53,7 +57,7 @@ func (s *Store) commit(ctx context.Context, groups []*group, now time.Time) (los
 	return losses{lost, false}, nil
 }
 
-// sortForLocks puts groups in the one order in which all replicas write them.
+// sortForLocks sorts groups in the one order in which all replicas write them.
 func sortForLocks(groups []*group) {
 	slices.SortFunc(groups, func(a, b *group) int {
 		if a.was.id != 0 && b.was.id != 0 {
@@ -63,11 +67,11 @@ func sortForLocks(groups []*group) {
 	})
 }
 
-// commitAll writes services that have an id, all of them: else it returns [errRival].
+// commitAll writes all groups, or returns [errRival]. Each service must have an id.
 func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) error {
 	for _, g := range groups {
 		if !g.existed {
-			return errRival // its id has to be asked for
+			return errRival // a new service: its id must be read
 		}
 		g.service.id = g.was.id
 	}
@@ -85,7 +89,7 @@ func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) e
 	})
 }
 
-// commitWhatStands writes the services that are as they were, and names the others.
+// commitWhatStands writes the services that are in their expected state, and names the others.
 func (s *Store) commitWhatStands(ctx context.Context, groups []*group, now time.Time, lost map[events.Target]bool) error {
 	return s.write(ctx, func(tx *sqldb.Tx) error {
 		clear(lost)
@@ -111,7 +115,8 @@ func (s *Store) commitWhatStands(ctx context.Context, groups []*group, now time.
 	})
 }
 
-// write runs a transaction that writes a batch. A row that has a unique key of another is [errTaken].
+// write runs a transaction that writes a batch. If a row has a unique key that exists already, it
+// returns [errTaken].
 func (s *Store) write(ctx context.Context, fn func(*sqldb.Tx) error) error {
 	err := s.db.InTx(ctx, fn)
 	if sqldb.Duplicate(err) {
@@ -120,8 +125,9 @@ func (s *Store) write(ctx context.Context, fn func(*sqldb.Tx) error) error {
 	return err
 }
 
-// all adds a statement over rows of these columns, which stand where it has a %s, to those that write a batch. If it writes
-// fewer rows the transaction fails with that error; nil: it may.
+// all adds a statement over rows of these columns, which replace its %s, to those that write a
+// batch. If it writes fewer rows, the transaction fails with the error fewer; nil: fewer rows are
+// allowed.
 func (s *Store) all(p *sqldb.Pipeline, what, query string, types []sqldb.Type, values []any, fewer error) {
 	for part := range s.db.Engine().Rows(1, types, values) {
 		text := fmt.Sprintf(query, part.Query)
@@ -133,9 +139,11 @@ func (s *Store) all(p *sqldb.Pipeline, what, query string, types []sqldb.Type, v
 	}
 }
 
-// A service moves if it is as it was read or remembered: what its decision rests on is compared, but the times of the last
-// minute and where the last change's request stands, which move with the sequence. The name too, since in a database that was restored meanwhile the id may be another's. Its details are written
-// where the change brings any.
+// A service moves if it is in the state that was read or remembered. The statement compares
+// everything that the decision rests on, except the times of the last minute and the place of the
+// last change's request, which move with the sequence. It compares the name too, because the id may
+// be another service's if the database was restored meanwhile. Details are written if the change
+// sets them.
 const updateServices = `UPDATE services SET status = v.column3, sequence = v.column4, public_key = v.column5,
 	changed_at = v.column6, recent_rotations = v.column7, stream_created_at = v.column8, stream_sequence = v.column9,
 	master_signed_at = v.column10, bound_at = COALESCE(v.column11, services.bound_at),
@@ -144,7 +152,7 @@ const updateServices = `UPDATE services SET status = v.column3, sequence = v.col
 	WHERE services.id = v.column1 AND services.target = v.column2 AND services.status = v.column15 AND services.sequence = v.column16
 	AND services.public_key IS NOT DISTINCT FROM v.column17 AND services.changed_at = v.column18`
 
-// Types of the columns of a service's row.
+// updateTypes and insertTypes are the types of the columns of a service's row.
 func updateTypes() []sqldb.Type {
 	return slices.Concat([]sqldb.Type{sqldb.Int}, insertTypes(), []sqldb.Type{sqldb.Text, sqldb.Int, sqldb.Bytes, sqldb.Int})
 }
@@ -156,7 +164,8 @@ func insertTypes() []sqldb.Type {
 	}
 }
 
-// rowsOfServices returns the values of the rows of services that are in the database, and of those that are not.
+// rowsOfServices returns the values of the rows of services that are in the database, and of new
+// services.
 func rowsOfServices(groups []*group) (known, born []any) {
 	known = make([]any, 0, len(groups)*len(updateTypes()))
 	for _, g := range groups {
@@ -188,8 +197,9 @@ func orZero[T any](v *T) any {
 	return *v
 }
 
-// moveServices brings each service to its new state, if it is still as it was, and tells which are not. What moved is known by
-// its name: two may be remembered by one id, if the database was restored meanwhile.
+// moveServices moves each service to its new state if it is in its expected state, and names the
+// others. It knows the services that moved by their names: two may be remembered with one id, if
+// the database was restored meanwhile.
 func (s *Store) moveServices(ctx context.Context, tx *sqldb.Tx, groups []*group, lost map[events.Target]bool) error {
 	byName := make(map[string]*group, len(groups))
 	for _, g := range groups {
@@ -213,10 +223,10 @@ func (s *Store) moveServices(ctx context.Context, tx *sqldb.Tx, groups []*group,
 	return tx.Run(ctx, &p)
 }
 
-// insertServices writes services that have no id yet.
+// insertServices writes new services.
 //
-// A conflict may be about the id too: a server that took over by logical replication begins to count anew. Who is decided again
-// gets another.
+// A conflict may be about the id too: after logical replication, a server that takes over starts
+// its sequence again. The service is then decided again and gets a new id.
 func (s *Store) insertServices(p *sqldb.Pipeline, born []any, moved func(sqldb.Row) error) {
 	id, types := "", insertTypes()
 	if s.db.Engine() == sqldb.Cockroach {
@@ -227,8 +237,9 @@ func (s *Store) insertServices(p *sqldb.Pipeline, born []any, moved func(sqldb.R
 	s.query(p, "insert services", insert, types, born, moved)
 }
 
-// withIDs puts ids before rows of so many columns, which follow each other from a random one on. CockroachDB's sequence is one
-// row of the whole cluster, written for each id, and its ids would have all new services go to one node.
+// withIDs puts ids before rows of so many columns. The ids are consecutive and start at a random
+// number. CockroachDB's own sequence is one row of the whole cluster that is written for each id,
+// and it would send all new services to one node.
 func withIDs(rows []any, width int) []any {
 	id := rand.Int64N(1 << 62) //nolint:gosec // it only tells services apart
 	list := make([]any, 0, len(rows)+len(rows)/width)
@@ -244,7 +255,7 @@ type historyRow struct {
 	service      int64 // its id
 	event        events.Invalidation
 	requestNonce events.Nonce
-	digest       [sha256.Size]byte // of the request; unknownDigest where it can't be known
+	digest       [sha256.Size]byte // of the request; unknownDigest if it can't be known
 	receiptNonce events.Nonce
 	receipt      []byte
 }
@@ -259,12 +270,13 @@ func historyOf(groups []*group) []historyRow {
 	return rows
 }
 
-// unlessReserved leaves out the rows of services' keys that are or were a developer's Master Key, or are the registry's own: no unique
-// key says that.
+// unlessReserved leaves out rows whose key is or was a developer's Master Key, or is the registry's
+// own: no unique index says that.
 const unlessReserved = `SELECT * FROM (%s) AS h WHERE NOT EXISTS (SELECT 1 FROM apps WHERE master_public_key = h.column5)
 	AND NOT EXISTS (SELECT 1 FROM reserved_keys WHERE public_key = h.column5)`
 
-// appendHistory writes a row for each change. Its unique keys are the last word on keys and nonces.
+// appendHistory writes a row for each change. Its unique indexes have the last word on keys and
+// nonces.
 func (s *Store) appendHistory(p *sqldb.Pipeline, rows []historyRow, from string) {
 	args := make([]any, 0, 13*len(rows))
 	for i := range rows {
@@ -283,7 +295,7 @@ func (s *Store) appendHistory(p *sqldb.Pipeline, rows []historyRow, from string)
 	}, args, errTaken)
 }
 
-// numberOf is how a column says yes or no, on every engine alike.
+// numberOf returns a boolean as a column holds it on every engine.
 func numberOf(yes bool) int64 {
 	if yes {
 		return 1
@@ -291,10 +303,12 @@ func numberOf(yes bool) int64 {
 	return 0
 }
 
-// fillOutbox keeps each change's messages until their streams have them, in the order in which they are to be published.
+// fillOutbox keeps each change's messages until their streams have them, in the order in which they
+// must be published.
 func (s *Store) fillOutbox(p *sqldb.Pipeline, groups []*group, now time.Time) {
 	args := make([]any, 0, 6*len(groups))
-	place, lease := outboxPlace{rand.Int64(), now.UnixNano()}, now.Add(leaseFor).UnixMilli() //nolint:gosec // it only tells commits apart
+	// it only tells commits apart
+	place, lease := outboxPlace{rand.Int64(), now.UnixNano()}, now.Add(leaseFor).UnixMilli() //nolint:gosec
 	for g, o := range changes(groups) {
 		o.place = place
 		args = append(args, place.batch, place.position, g.service.id, o.event.Sequence, o.eventBytes, lease)

@@ -9,12 +9,14 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// load reads what the decision about these requests depends on and st lacks, in two round trips to a
-// server: the nonces need the ids of their services. It reads keys and nonces only if used is true.
+// load reads what the decision about these requests depends on and st lacks, in two round trips to
+// a server: the nonces need the ids of their services. It reads keys and nonces only if used is
+// true.
 //
-// The order matters, because another replica may commit a copy of a request between two queries. Keys
-// come first and nonces last: if a request's key is found, then so are its service and its nonce, and
-// it is answered as a duplicate. In the other order, it would be refused with key_in_use.
+// The order matters, because another replica may commit a copy of a request between two queries.
+// Keys come first and nonces last: if a request's key is found, then so are its service and its
+// nonce, and it is answered as a duplicate. In the other order, it would be refused with
+// key_in_use.
 func (s *Store) load(ctx context.Context, requests []incoming, st *state, used bool) error {
 	want := newWanted(requests, st, used)
 	err := s.read(ctx, func(p *sqldb.Pipeline) {
@@ -28,7 +30,8 @@ func (s *Store) load(ctx context.Context, requests []incoming, st *state, used b
 	return s.read(ctx, func(p *sqldb.Pipeline) { s.queryNonces(p, want, st) })
 }
 
-// read runs queries together, and again as [sqldb.DB.Read] does. Their functions find the same then.
+// read runs queries together, and again as [sqldb.DB.Read] does. Their functions find the same
+// then.
 func (s *Store) read(ctx context.Context, add func(p *sqldb.Pipeline)) error {
 	return s.db.Read(ctx, func() error {
 		var p sqldb.Pipeline
@@ -37,7 +40,8 @@ func (s *Store) read(ctx context.Context, add func(p *sqldb.Pipeline)) error {
 	})
 }
 
-// wanted is what a batch touches and is not known, each thing once. Requests that failed the first check touch nothing.
+// wanted is what a batch needs and is not known yet, each thing once. Requests that failed the
+// first check need nothing.
 type wanted struct {
 	names   []any                    // of the targets
 	targets map[string]events.Target // by their names
@@ -67,7 +71,7 @@ func newWanted(requests []incoming, st *state, used bool) *wanted {
 	return w
 }
 
-// used wants to know which keys and nonces of the requests were used before.
+// used adds the keys and nonces of the requests, to find out which were used before.
 func (w *wanted) used(requests []incoming) {
 	keys := make(map[events.PublicKey]bool, len(requests))
 	nonces := make(map[requestID]bool, len(requests))
@@ -85,7 +89,7 @@ func (w *wanted) used(requests []incoming) {
 	}
 }
 
-// newWantedServices wants nothing yet but is ready for services.
+// newWantedServices returns an empty list with room for n services.
 func newWantedServices(n int) *wanted {
 	return &wanted{targets: make(map[string]events.Target, n)}
 }
@@ -98,7 +102,7 @@ func (w *wanted) service(t events.Target) {
 	}
 }
 
-// once reports whether it is asked about key for the first time.
+// once reports whether key is seen for the first time.
 func once[K comparable](seen map[K]bool, key K) bool {
 	if seen[key] {
 		return false
@@ -185,7 +189,7 @@ func (s *Store) queryNonces(p *sqldb.Pipeline, w *wanted, st *state) {
 	values := make([]any, 0, 2*len(w.nonces))
 	targets := make(map[int64]events.Target, len(w.nonces))
 	for _, id := range w.nonces {
-		if one := st.services[id.target]; one != nil { // else it has no history
+		if one := st.services[id.target]; one != nil { // otherwise it has no history
 			targets[one.id] = id.target
 			values = append(values, one.id, id.nonce.String())
 		}
@@ -214,8 +218,8 @@ func scanPrior(row sqldb.Row, targets map[int64]events.Target, st *state) error 
 	return nil
 }
 
-// earlierOf finds services by the unique index of services (target), and their changes by the primary
-// key of history (service, sequence).
+// earlierOf finds services by the unique index of services (target), and their changes by the
+// primary key of history (service, sequence).
 func earlierOf(e sqldb.Engine) string {
 	from := `services s JOIN (%s) AS v ON s.target = v.column1`
 	if e == sqldb.Cockroach { // it joins in this order
@@ -226,7 +230,8 @@ func earlierOf(e sqldb.Engine) string {
 		WHERE h.public_key IS NOT NULL ORDER BY h.sequence DESC`
 }
 
-// previous returns the earlier keys of each service, without its current one, of so many sequences; the newest first.
+// previous returns the earlier keys of each service without the current one, going back this many
+// sequences, newest first.
 func (s *Store) previous(ctx context.Context, targets []events.Target, sequences []int64) (map[events.Target][]pastKey, error) {
 	found := map[events.Target][]pastKey{}
 	values := make([]any, 0, 2*len(targets))
