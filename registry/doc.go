@@ -19,7 +19,7 @@
 //  2. Load. The decision needs the service's current key, its sequence and its recent rotations,
 //     and it must know whether the new key or the nonce was used before. The load is optimistic:
 //     services that this replica changed last come from memory, and keys and nonces count as
-//     unused. The rest is read from the database, with one query for each table (optimistic.go,
+//     unused. The rest is read from the database, in two round trips at most (optimistic.go,
 //     load.go).
 //  3. Admit. If the database was restored from an older backup, it may lack changes that were
 //     announced. The restore guard puts the requests of such services on hold (fence.go).
