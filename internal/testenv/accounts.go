@@ -9,14 +9,14 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// Accounts is a broker that is as good as many: each account has streams of its own, whatever their names, and costs next
-// to nothing.
+// Accounts is one broker that serves as many: each account has its own streams, so their names
+// don't collide, and an account costs next to nothing.
 type Accounts struct {
 	server *server.Server
 	url    *url.URL
 }
 
-// NewAccounts starts a broker without accounts; it stops when the test ends.
+// NewAccounts starts a broker without accounts. It stops when the test ends.
 func NewAccounts(t testing.TB) *Accounts {
 	t.Helper()
 	a := &Accounts{}
@@ -42,7 +42,7 @@ func NewAccounts(t testing.TB) *Accounts {
 	return a
 }
 
-// Account makes an account, and returns the URL by which clients connect to it.
+// Account creates an account, and returns the URL at which clients connect to it.
 func (a *Accounts) Account(name string) (string, error) {
 	account, _ := a.server.LookupOrRegisterAccount(name)
 	if err := account.EnableJetStream(nil, nil); err != nil {
@@ -53,7 +53,7 @@ func (a *Accounts) Account(name string) (string, error) {
 	return own.String(), nil
 }
 
-// Check puts a client into the account that its user name names. It is for nats-server, which calls it.
+// Check puts a client into the account that has the client's user name. nats-server calls it.
 func (a *Accounts) Check(c server.ClientAuthentication) bool {
 	account, err := a.server.LookupAccount(c.GetOpts().Username)
 	if err != nil {

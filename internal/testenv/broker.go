@@ -14,7 +14,8 @@ import (
 	"omiappreg.org/keyrotation/internal/localserver"
 )
 
-// Broker is a broker that a test can stop and start again, on the same port and with the same streams.
+// Broker is a broker that a test can stop and start again, on the same port and with the same
+// streams.
 type Broker struct {
 	t      testing.TB
 	cfg    broker.Config
@@ -22,13 +23,13 @@ type Broker struct {
 	server *broker.Server // nil while stopped
 }
 
-// NewBroker starts a broker with an empty store; it stops when the test ends.
+// NewBroker starts a broker with an empty store. It stops when the test ends.
 func NewBroker(t testing.TB) *Broker {
 	t.Helper()
 	return NewSmallBroker(t, 0)
 }
 
-// NewSmallBroker is [NewBroker] with so many bytes for the streams; 0: what the disk has.
+// NewSmallBroker is [NewBroker] with a limit in bytes for all streams; 0: no limit but the disk.
 func NewSmallBroker(t testing.TB, bytes int64) *Broker {
 	t.Helper()
 	b := &Broker{t: t, cfg: broker.Config{
@@ -40,7 +41,7 @@ func NewSmallBroker(t testing.TB, bytes int64) *Broker {
 	return b
 }
 
-// FreeAddrs is [localserver.FreeAddrs], for whatever is stopped and started again on its port.
+// FreeAddrs is [localserver.FreeAddrs]. It is for servers that stop, and start again on their port.
 func FreeAddrs(t testing.TB, n int) []string {
 	t.Helper()
 	addrs, err := localserver.FreeAddrs(n)
@@ -50,10 +51,10 @@ func FreeAddrs(t testing.TB, n int) []string {
 	return addrs
 }
 
-// URL is what clients connect to, also while the broker is stopped.
+// URL is what clients connect to. It stays the same while the broker is stopped.
 func (b *Broker) URL() string { return b.url }
 
-// Stop stops the broker; what clients have not got an acknowledgement for may be lost.
+// Stop stops the broker. Messages that it has not acknowledged may be lost.
 func (b *Broker) Stop() {
 	if b.server != nil {
 		b.server.Shutdown()
@@ -61,7 +62,7 @@ func (b *Broker) Stop() {
 	}
 }
 
-// Empty stops the broker, removes all that it has stored, and starts it again.
+// Empty stops the broker, removes everything that it has stored, and starts it again.
 func (b *Broker) Empty() {
 	b.t.Helper()
 	b.Stop()
@@ -77,7 +78,7 @@ func (b *Broker) Start() {
 	if b.server != nil {
 		return
 	}
-	// While it was stopped, another test may have drawn its port.
+	// Another test may have taken its port while it was stopped.
 	Eventually(b.t, time.Minute, "start the broker", func() (err error) {
 		b.server, err = broker.Start(b.cfg)
 		return err
@@ -89,12 +90,13 @@ func Connect(t testing.TB, url string) *nats.Conn {
 	t.Helper()
 	return connect(t, url,
 		nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(10*time.Millisecond, 0),
-		// Without handlers nats.go prints errors; an outage is what these tests are about.
+		// Without a handler nats.go prints errors, and these tests cause outages on purpose.
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 }
 
-// connect tries for a minute: the two seconds that nats.go gives itself may be over on a busy machine. A longer timeout would
-// hold for reconnects too, where a way that swallows everything is what a test may be about.
+// connect tries for a minute, because the two seconds of nats.go are not always enough on a busy
+// machine. A longer timeout in nats.go would apply to reconnects too, and some tests are about a
+// connection that swallows everything.
 func connect(t testing.TB, url string, options ...nats.Option) (nc *nats.Conn) {
 	t.Helper()
 	Eventually(t, time.Minute, "connect to the broker", func() (err error) {
@@ -105,7 +107,7 @@ func connect(t testing.TB, url string, options ...nats.Option) (nc *nats.Conn) {
 	return nc
 }
 
-// ServeConfig starts a broker with a configuration file; it stops when the test ends.
+// ServeConfig starts a broker with a configuration file. It stops when the test ends.
 func ServeConfig(t testing.TB, file string) *server.Server {
 	t.Helper()
 	opts, err := server.ProcessConfigFile(file)
@@ -115,7 +117,8 @@ func ServeConfig(t testing.TB, file string) *server.Server {
 	return serve(t, opts)
 }
 
-// ServeText starts a broker with the text of a configuration, on a free port and with an empty store, and returns its URL.
+// ServeText starts a broker with the text of a configuration, on a free port and with an empty
+// store. It returns the URL.
 func ServeText(t testing.TB, config string) (url string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "nats-server.conf")
@@ -129,13 +132,13 @@ func ServeText(t testing.TB, config string) (url string) {
 	return ServeOptions(t, opts)
 }
 
-// NewBrokerOf is [NewBroker] with the text of a configuration. It can't be stopped.
+// NewBrokerOf is [NewBroker] with the text of a configuration. Stop has no effect on it.
 func NewBrokerOf(t testing.TB, config string) *Broker {
 	t.Helper()
 	return &Broker{t: t, url: ServeText(t, config)}
 }
 
-// ServeOptions is [ServeText] with the options that a configuration stands for.
+// ServeOptions is [ServeText] with options instead of a text.
 func ServeOptions(t testing.TB, opts *server.Options) (url string) {
 	t.Helper()
 	opts.Host, opts.Port, opts.StoreDir = "127.0.0.1", server.RANDOM_PORT, t.TempDir()

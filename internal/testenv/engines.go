@@ -20,14 +20,14 @@ import (
 	"omiappreg.org/keyrotation/internal/localserver"
 )
 
-// The engines, by the names that subtests and OMI_TEST_REQUIRE have.
+// The names of the engines, in subtests and in OMI_TEST_REQUIRE.
 const (
 	SQLite    = "sqlite"
 	Postgres  = "postgres"
 	Cockroach = "cockroach"
 )
 
-// The programs and packages that some tests need, by the names that OMI_TEST_REQUIRE has for them.
+// The names, in OMI_TEST_REQUIRE, of the programs and packages that some tests need.
 const (
 	OpenSSL   = "openssl"
 	Nginx     = "nginx"
@@ -38,7 +38,8 @@ const (
 // Engines returns the names of the engines.
 func Engines() []string { return []string{SQLite, Postgres, Cockroach} }
 
-// EachEngine runs test once for every engine, as parallel subtests, each with the URL of a fresh and empty database.
+// EachEngine runs test once for every engine, as parallel subtests, each with the URL of an empty
+// database.
 func EachEngine(t *testing.T, test func(t *testing.T, url string)) {
 	t.Helper()
 	for _, engine := range Engines() {
@@ -49,7 +50,8 @@ func EachEngine(t *testing.T, test func(t *testing.T, url string)) {
 	}
 }
 
-// Database returns the URL of a fresh and empty database of one engine. It is dropped when the test ends.
+// Database returns the URL of a new, empty database of one engine. It is dropped when the test
+// ends.
 func Database(t testing.TB, engine string) string {
 	t.Helper()
 	if engine == SQLite {
@@ -64,7 +66,7 @@ func Database(t testing.TB, engine string) string {
 		t.Fatalf("create a database on %s: %v", engine, err)
 	}
 	t.Cleanup(func() {
-		drop := "DROP DATABASE " + name + " WITH (FORCE)" // also under connections that a test has left open
+		drop := "DROP DATABASE " + name + " WITH (FORCE)" // even if connections are open
 		if engine == Cockroach {
 			drop = "DROP DATABASE " + name + " CASCADE"
 		}
@@ -77,8 +79,9 @@ func Database(t testing.TB, engine string) string {
 	return fresh.String()
 }
 
-// Databases returns what makes any number of fresh and empty databases of one engine, at little cost: on PostgreSQL they are
-// the schemas of one database, which CockroachDB would check all together at each change of one. They go when t ends.
+// Databases returns a function that makes any number of empty databases of one engine, at little
+// cost. On PostgreSQL they are schemas of one database. On CockroachDB they are not, because it
+// would check all of them at each change of one. They are dropped when t ends.
 func Databases(t testing.TB, engine string) func() (url string) {
 	t.Helper()
 	if engine != Postgres {
@@ -102,8 +105,9 @@ func Databases(t testing.TB, engine string) func() (url string) {
 	}
 }
 
-// Missing ends a test that needs what isn't there, an engine or a program: it is skipped, or fails where OMI_TEST_REQUIRE
-// names it. Otherwise only [Long] skips tests.
+// Missing ends a test that needs an engine or a program which is not installed. The test is
+// skipped, or fails if OMI_TEST_REQUIRE names what is missing. Apart from this, only [Long] skips
+// tests.
 func Missing(t testing.TB, what string, err error) {
 	t.Helper()
 	if slices.Contains(strings.Split(os.Getenv("OMI_TEST_REQUIRE"), ","), what) {
@@ -113,7 +117,8 @@ func Missing(t testing.TB, what string, err error) {
 }
 
 func execute(server *url.URL, statement string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute) // CockroachDB drops a database table by table
+	// CockroachDB drops a database table by table.
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, server.String())
 	if err != nil {
@@ -126,8 +131,9 @@ func execute(server *url.URL, statement string) error {
 	return nil
 }
 
-// servers are the database servers of this process. A variable of the package, because a test process has exactly one
-// such set, whichever of its tests needs it first, and TestMain, which stops them, shares nothing else with the tests.
+// servers are the database servers of this process. It is a variable of the package, because a test
+// process has exactly one such set, and TestMain, which stops the servers, shares nothing else with
+// the tests.
 //
 //nolint:gochecknoglobals // see above
 var servers = serverSet{
@@ -135,8 +141,9 @@ var servers = serverSet{
 	Cockroach: {env: "OMI_TEST_COCKROACH_URL", start: localserver.StartCockroach, settings: cockroachSettings()},
 }
 
-// cockroachSettings are what CockroachDB's documentation advises for tests (Test Your Application Locally): changes of a
-// schema, which are most of what it does for these, are quicker, and leave less behind.
+// cockroachSettings are the settings that CockroachDB's documentation advises for tests (Test Your
+// Application Locally). They make changes of a schema quicker, which are most of the work here, and
+// let them leave less behind.
 func cockroachSettings() []string {
 	return []string{
 		"SET CLUSTER SETTING kv.range_merge.queue_interval = '50ms'",
@@ -150,14 +157,15 @@ func cockroachSettings() []string {
 	}
 }
 
-// startPostgres starts one that keeps nothing: speed over durability.
+// startPostgres starts a server that keeps nothing, because speed matters more here.
 func startPostgres() (*localserver.Server, error) {
 	return localserver.StartPostgres(localserver.PostgresConfig{})
 }
 
 type serverSet map[string]*sharedServer
 
-// sharedServer is a server that the environment names, or that is started by the first test that needs it.
+// sharedServer is a server that the environment names, or that the first test which needs it
+// starts.
 type sharedServer struct {
 	env      string
 	start    func() (*localserver.Server, error)
@@ -165,7 +173,7 @@ type sharedServer struct {
 
 	once  sync.Once
 	admin *url.URL
-	local *localserver.Server // nil: not ours
+	local *localserver.Server // nil: this process did not start it
 	err   error
 }
 
@@ -193,12 +201,13 @@ func (s *sharedServer) open() {
 	}
 }
 
-// set executes what the server lets this user set: the rest only makes it quicker.
+// set executes the settings. It ignores those that the server does not let this user change,
+// because they only make it quicker.
 func set(server *url.URL, settings []string) {
 	for _, statement := range settings {
 		err := execute(server, statement)
 		if refused := (*pgconn.PgError)(nil); err != nil && !errors.As(err, &refused) {
-			return // it is away, which the first database will tell
+			return // the server is unavailable, as the first test will say
 		}
 	}
 }

@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// TestSettingsRefused: PostgreSQL knows none of CockroachDB's settings, and a server that refuses one gets the others.
+// TestSettingsRefused: PostgreSQL knows none of CockroachDB's settings, and a server that refuses
+// one gets the others.
 func TestSettingsRefused(t *testing.T) {
 	t.Parallel()
 	database, err := url.Parse(Database(t, Postgres))

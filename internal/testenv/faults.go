@@ -9,11 +9,12 @@ import (
 
 // Fault is what goes wrong at one I/O step of a program, and what that does to it.
 type Fault struct {
-	// Step is which step, counted from 1 on in the order in which the program takes them; 0: none.
+	// Step is the number of the step, in the order in which the program takes them. The first is 1;
+	// 0 means that nothing fails.
 	Step int
-	// Done says that the step is done and only its answer is lost. Else it isn't done.
+	// Done says that the step is done and only its answer is lost. Otherwise the step is not done.
 	Done bool
-	// Dies says that the program takes no further step, as if it had been killed there.
+	// Dies says that the program takes no further step, as if it were killed at this one.
 	Dies bool
 }
 
@@ -29,13 +30,14 @@ func (f Fault) String() string {
 	return fmt.Sprintf("step %d: %s", f.Step, what)
 }
 
-// Faults stands between one instance of a program and its I/O: its database ([Faults.Connector]) and its broker
-// ([Faults.Dial]). It counts each operation as one step, and lets the fault strike at its step. The program itself knows
-// nothing of it.
+// Faults stands between one instance of a program and its I/O: its database ([Faults.Connector])
+// and its broker ([Faults.Dial]). It counts each operation as one step, and the fault strikes at
+// its step. The program does not notice Faults.
 type Faults struct {
-	// Log is for the program to write to: it is shown if the test fails.
+	// Log is where the program logs. It is shown if the test fails.
 	Log *slog.Logger
-	// Before is called before each step, with its name. Nil: nothing is. Set it before the program starts.
+	// Before is called before each step, with its name; nil disables the callback. Set it before
+	// the program starts.
 	Before func(step string)
 
 	fault Fault
@@ -44,40 +46,41 @@ type Faults struct {
 	mu     sync.Mutex
 	armed  bool
 	taken  []string // the steps so far
-	struck string   // the one that the fault struck; empty: none
+	struck string   // the step that the fault struck; empty: none
 	dead   bool
-	lines  map[*faultyLine]struct{} // to the broker
+	lines  map[*faultyLine]struct{} // connections to the broker
 }
 
-// NewFaults returns what lets one fault strike.
+// NewFaults returns a Faults with one fault.
 func NewFaults(fault Fault) *Faults {
 	f := &Faults{fault: fault, lines: map[*faultyLine]struct{}{}}
 	f.Log = slog.New(slog.NewTextHandler(&f.log, nil))
 	return f
 }
 
-// Arm begins to count: what a program does to start is none of the steps that a test is about.
+// Arm starts the count of steps. What a program does while it starts is not counted.
 func (f *Faults) Arm() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.armed = true
 }
 
-// Disarm ends what Arm began: a test that is satisfied stops counting, and no fault strikes any more.
+// Disarm ends the count of steps. No fault strikes after that.
 func (f *Faults) Disarm() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.armed = false
 }
 
-// Struck returns what the fault struck, such as "COMMIT" or "PUB omi.v1.receipts"; empty: nothing yet.
+// Struck returns the step that the fault struck, such as "COMMIT" or "PUB omi.v1.receipts". It is
+// empty until then.
 func (f *Faults) Struck() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.struck
 }
 
-// Steps returns what was done so far, step by step.
+// Steps returns the steps that were counted so far.
 func (f *Faults) Steps() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -91,16 +94,16 @@ func (f *Faults) Dead() bool {
 	return f.dead
 }
 
-// verdict is what becomes of a step.
+// verdict says what happens to a step.
 type verdict int
 
 const (
 	passed  verdict = iota
 	notDone         // it fails, and nothing has happened
-	lost            // it happens, and fails
+	lost            // it happens, and its answer is lost
 )
 
-// step counts an operation, and says what becomes of it.
+// step counts an operation, and says what happens to it.
 func (f *Faults) step(what string) verdict {
 	if f.Before != nil {
 		f.Before(what)
@@ -121,7 +124,7 @@ func (f *Faults) step(what string) verdict {
 	if f.fault.Dies {
 		f.dead = true
 		for line := range f.lines {
-			go line.cut() // not here and now: this step may be on its way through it
+			go line.cut() // in the background, because this step may hold the line
 		}
 	}
 	if f.fault.Done {
@@ -130,7 +133,8 @@ func (f *Faults) step(what string) verdict {
 	return notDone
 }
 
-// hold registers a connection that ends when the program dies.
+// hold registers a connection, which ends when the program dies. It returns false if the program is
+// dead.
 func (f *Faults) hold(line *faultyLine) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -146,7 +150,7 @@ func (f *Faults) drop(line *faultyLine) {
 	delete(f.lines, line)
 }
 
-// lockedBuffer is a log that is read while it may still be written.
+// lockedBuffer is a log that can be read while it is written.
 type lockedBuffer struct {
 	mu   sync.Mutex
 	text bytes.Buffer

@@ -17,14 +17,16 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Connect connects to a broker through the faults, as a program that runs for long does.
+// Connect connects to a broker through the faults, with the options of a program that runs for
+// long.
 func (f *Faults) Connect(url string) (*nats.Conn, error) {
 	return nats.Connect(url, nats.SetCustomDialer(f), nats.MaxReconnects(-1), nats.Timeout(faultTimeout),
 		nats.ReconnectWait(5*time.Millisecond), nats.ReconnectJitter(5*time.Millisecond, 0),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 }
 
-// Hasten makes the broker send again soon what a durable has not acknowledged. A durable that isn't there is left alone.
+// Hasten makes the broker soon send again what a durable has not acknowledged. It does nothing if
+// the durable does not exist.
 func Hasten(ctx context.Context, js jetstream.JetStream, stream, durable string) error {
 	const soon = 250 * time.Millisecond
 	consumer, err := js.Consumer(ctx, stream, durable)
@@ -45,9 +47,10 @@ func Hasten(ctx context.Context, js jetstream.JetStream, stream, durable string)
 	return nil
 }
 
-// Dial connects to a broker through the faults, as nats.SetCustomDialer takes it. A step is a message that the client
-// publishes (a question to JetStream, a pull, an acknowledgement, …) or a subscription. A step that fails breaks the
-// connection: with what the client wrote up to that step, or with that step too, but before any answer to it arrives.
+// Dial connects to a broker through the faults; it is a nats.CustomDialer. A step is a message that
+// the client publishes (a request to JetStream, a pull, an acknowledgement, …) or a subscription. A
+// step that fails breaks the connection. The broker gets what the client wrote before that step, or
+// that step too. The client gets no answer to it.
 func (f *Faults) Dial(network, address string) (net.Conn, error) {
 	if f.Dead() {
 		return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ECONNREFUSED}
@@ -68,19 +71,20 @@ func (f *Faults) Dial(network, address string) (net.Conn, error) {
 	return faulty, nil
 }
 
-// faultyLine is a connection to a broker. It understands just so much of NATS' protocol that it can tell one operation from
-// the next: nats.go writes many at once.
+// faultyLine is a connection to a broker. It understands just enough of NATS' protocol to tell one
+// operation from the next, because nats.go writes many at once.
 type faultyLine struct {
 	*net.TCPConn
 	faults *Faults
 
 	mu     sync.Mutex
-	begun  []byte // an operation whose end was not written yet
+	begun  []byte // an operation that is not complete yet
 	broken bool
 }
 
-// Write passes on operations that are whole, up to the one that the fault strikes. The client learns from the broken
-// connection, as it would if the kernel had taken its bytes.
+// Write passes on complete operations, up to the one that the fault strikes. It returns no error
+// for that one: as with a real connection, the kernel has taken the bytes, and the client notices
+// later.
 func (l *faultyLine) Write(p []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -113,7 +117,8 @@ func (l *faultyLine) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-// Read gives nothing more to the client once the connection is broken, and waits until the broker has closed its end.
+// Read returns nothing more once the connection is broken, and waits until the broker has closed
+// its end.
 func (l *faultyLine) Read(p []byte) (int, error) {
 	n, err := l.TCPConn.Read(p)
 	for l.isBroken() {
@@ -125,13 +130,13 @@ func (l *faultyLine) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// cut breaks the connection: the broker reads what was written, and then the end.
+// cut breaks the connection. The broker reads what was written, and then the end.
 func (l *faultyLine) cut() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.broken {
 		l.broken = true
-		_ = l.CloseWrite() // fails only if it is gone
+		_ = l.CloseWrite() // fails only if the connection is gone
 	}
 }
 
@@ -147,8 +152,8 @@ func (l *faultyLine) Close() error {
 	return l.TCPConn.Close()
 }
 
-// operation returns the length of the operation with which these bytes begin, 0 if it isn't whole, and what it is; empty: no
-// step of the program's own doing.
+// operation returns the length of the first operation in b, or 0 if it is not complete, and the
+// name of the step. The name is empty if the operation is not a step.
 func operation(b []byte) (n int, what string) {
 	line, _, found := bytes.Cut(b, []byte("\r\n"))
 	if !found {
@@ -167,7 +172,7 @@ func operation(b []byte) (n int, what string) {
 		}
 		return n, "PUB " + family(fields[1])
 	case "SUB":
-		if strings.HasPrefix(fields[1], "$SRV.") { // the discovery of micro services, a dozen for each service
+		if strings.HasPrefix(fields[1], "$SRV.") { // discovery of micro services
 			return n, ""
 		}
 		return n, "SUB " + family(fields[1])
@@ -176,13 +181,13 @@ func operation(b []byte) (n int, what string) {
 	}
 }
 
-// family is the part of a subject that says what it is for, without whom.
+// family is the part of a subject that says what a message is for, without the service.
 func family(subject string) string {
 	tokens := strings.Split(subject, ".")
 	keep := 3 // omi.v1.receipts
 	switch tokens[0] {
 	case "$JS":
-		if keep = 4; len(tokens) > 1 && tokens[1] == "ACK" { // $JS.API.CONSUMER.MSG, which is a pull
+		if keep = 4; len(tokens) > 1 && tokens[1] == "ACK" { // $JS.API.CONSUMER.MSG, a pull
 			keep = 2
 		}
 	case "_INBOX":

@@ -10,18 +10,18 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Program is one that a fault may strike.
+// Program is a program that a fault may strike.
 type Program struct {
 	Run   func(context.Context) error // until the context ends
-	Close func() error                // nil: it has nothing to close
+	Close func() error                // nil: there is nothing to close
 }
 
-// Heirs run a program on a broker, and where it dies of its fault, another one in its place. They live for one run of
-// [EveryStep].
+// Heirs run a program on a broker. If it dies of its fault, another one takes over. They live for
+// one run of [EveryStep].
 type Heirs struct {
 	// JetStream is the test's own, without faults.
 	JetStream jetstream.JetStream
-	// Open makes a program with a connection to the broker. Its steps are counted from when it runs.
+	// Open makes a program with a connection to the broker. Its steps are counted once it runs.
 	Open func(conn *nats.Conn, faults *Faults) (Program, error)
 	// Stream and Durable are what the program consumes.
 	Stream, Durable string
@@ -32,7 +32,7 @@ type Heirs struct {
 	first, second *heir
 }
 
-// heir is a program that runs.
+// heir is a running program.
 type heir struct {
 	Program
 	conn  *nats.Conn
@@ -58,7 +58,7 @@ func NewHeirs(accounts *Accounts, account string, faults *Faults) (*Heirs, error
 	return &Heirs{JetStream: js, broker: url, faults: faults, own: conn}, nil
 }
 
-// Start runs the first program, which the fault is for.
+// Start runs the first program, which the fault may strike.
 func (h *Heirs) Start(ctx context.Context) (err error) {
 	h.first, err = h.start(ctx, h.faults)
 	return err
@@ -75,14 +75,14 @@ func (h *Heirs) start(ctx context.Context, faults *Faults) (*heir, error) {
 		return nil, err
 	}
 	faults.Arm()
-	// Without the run's deadline: nats.go would wait for each answer until then, and not for 5 s.
+	// It has no deadline. With one, nats.go would wait that long for each answer, instead of 5 s.
 	ctx, one.stop = context.WithCancel(context.WithoutCancel(ctx))
 	go func() { one.ended <- one.Run(ctx) }()
 	return one, nil
 }
 
-// Nurse does what happens in the world after a fault: a dead program is replaced, and time passes, until the broker sends
-// again what nobody acknowledged.
+// Nurse does what happens in the world after a fault: it replaces a dead program, and makes time
+// pass until the broker sends again what was not acknowledged.
 func (h *Heirs) Nurse(ctx context.Context) (err error) {
 	if h.faults.Struck() == "" {
 		return nil
@@ -97,7 +97,7 @@ func (h *Heirs) Nurse(ctx context.Context) (err error) {
 	return Hasten(ctx, h.JetStream, h.Stream, h.Durable)
 }
 
-// Quiet waits until nothing is left to do, which quiet returns, and nurses meanwhile.
+// Quiet calls Nurse until quiet says that nothing is left to do.
 func (h *Heirs) Quiet(ctx context.Context, quiet func() (bool, error)) error {
 	const pollEvery = 5 * time.Millisecond
 	for {
@@ -116,7 +116,7 @@ func (h *Heirs) Quiet(ctx context.Context, quiet func() (bool, error)) error {
 	}
 }
 
-// End stops what runs, and returns what the programs ended with.
+// End stops the programs, and returns the errors with which they ended.
 func (h *Heirs) End() error {
 	defer h.own.Close()
 	return errors.Join(h.first.end(), h.second.end())

@@ -17,20 +17,22 @@ import (
 
 const (
 	faultsEnv    = "OMI_TEST_FAULTS" // "all", or the number of a step
-	faultSlots   = 16                // runs at a time: most of them wait
-	faultSample  = 32                // runs of a test, unless all are asked for
-	shortSample  = 8                 // and in its short form
-	faultTimeout = 2 * time.Minute   // of a run: what was lost is not coming any more, and JetStream knows an id no longer
+	faultSlots   = 16                // runs at a time; most of them wait
+	faultSample  = 32                // runs of a test, unless OMI_TEST_FAULTS says otherwise
+	shortSample  = 8                 // the same in the short form
+	faultTimeout = 2 * time.Minute   // of a run; JetStream forgets ids by then
 )
 
-// EveryStep takes a program through the same history again and again, each time with one of its I/O steps failing, in each of
-// the ways of [Fault]; without a fault first, which tells how many steps there are. must are steps that have to be among them.
+// EveryStep takes a program through the same history again and again. Each time one of its I/O
+// steps fails, in each of the ways of [Fault]. The first run is without a fault, and shows how many
+// steps there are. The steps in must have to be among them.
 //
-// open makes a place to run in, such as an empty database. What it returns runs the history once, in a goroutine that is not
-// the test's, and returns what is not as it should be at the end; then it is run again.
+// open makes a place to run in, such as an empty database. The function that it returns runs the
+// history once, in its own goroutine, and returns an error if the end is not as it should be. It is
+// called many times.
 //
-// The ordinary run takes a sample that differs each time. OMI_TEST_FAULTS=all takes every step, and OMI_TEST_FAULTS=17 the
-// 17th alone.
+// By default EveryStep takes a sample, which differs each time. OMI_TEST_FAULTS=all takes every
+// step, and OMI_TEST_FAULTS=17 only step 17.
 func EveryStep(t *testing.T, must []string, open func(t *testing.T) func(context.Context, *Faults) error) {
 	t.Helper()
 	places := []func(context.Context, *Faults) error{open(t)}
@@ -86,7 +88,7 @@ func chooseFaults(t *testing.T, steps []string) []Fault {
 		if only != "" && only != "all" && only != strconv.Itoa(step) {
 			continue
 		}
-		// To die before a step is to die after the one before it.
+		// Dying before a step is the same as dying after the step before it.
 		kinds[kind] = append(kinds[kind], Fault{Step: step}, Fault{Step: step, Done: true}, Fault{Step: step, Done: true, Dies: true})
 		total += 3
 	}
@@ -99,7 +101,8 @@ func chooseFaults(t *testing.T, steps []string) []Fault {
 	return draw(kinds, total)
 }
 
-// draw takes so many faults at random, from each kind of step in turn: there are many SELECTs and few COMMITs.
+// draw takes count faults at random, from each kind of step in turn, because there are many SELECTs
+// and few COMMITs.
 func draw(kinds map[string][]Fault, count int) []Fault {
 	names := slices.Collect(maps.Keys(kinds)) // in no order
 	var drawn []Fault
@@ -117,7 +120,7 @@ func draw(kinds map[string][]Fault, count int) []Fault {
 	return drawn
 }
 
-// tally counts steps of one name.
+// tally counts the steps of each name.
 func tally(steps []string) string {
 	count := map[string]int{}
 	for _, step := range steps {

@@ -19,13 +19,14 @@ import (
 	"modernc.org/sqlite/vfs"
 )
 
-// Connector makes the connections of a driver pass through the faults: a step is a BEGIN, a statement, or a COMMIT. It is
-// what sqldb.Wrap takes. A step that fails is answered as the driver answers it:
+// Connector makes the connections of a driver pass through the faults; it is an argument for
+// sqldb.Wrap. A step is a BEGIN, a statement, or a COMMIT. A step fails with an error that the
+// driver itself returns:
 //
-//   - by a server's driver, as when the connection breaks: before the statement is sent, or while its answer is waited for.
-//     The connection is gone, and with it a transaction that was not committed;
-//   - by SQLite, as when the disk is full or broken. The connection stays; a COMMIT that fails has rolled back, or, where it
-//     was done, is found by who looks.
+//   - For a server, it is the error of a broken connection, before the statement is sent or while its
+//     answer is on the way. The connection is lost, and so is a transaction that was not committed.
+//   - For SQLite, it is the error of a full or broken disk. The connection stays. A COMMIT that fails
+//     has rolled back, unless the fault says that it was done.
 func (f *Faults) Connector(inner driver.Connector) driver.Connector {
 	_, file := inner.Driver().(*sqlite.Driver)
 	return faultyConnector{inner, f, file}
@@ -34,10 +35,10 @@ func (f *Faults) Connector(inner driver.Connector) driver.Connector {
 type faultyConnector struct {
 	driver.Connector
 	faults *Faults
-	file   bool // SQLite, and no server
+	file   bool // SQLite, not a server
 }
 
-// Connect opens a connection. It is no step: when a pool does so is its own affair.
+// Connect opens a connection. That is not a step, because the pool decides when to do it.
 func (c faultyConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	if c.faults.Dead() {
 		return nil, c.refused()
@@ -53,7 +54,7 @@ func (c faultyConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	return &faultyConn{sqlConn: inner, connector: c}, nil
 }
 
-// refused is the answer to who is dead.
+// refused is the answer to a program that is dead.
 func (c faultyConnector) refused() error {
 	if c.file {
 		return sqliteErrors().broken
@@ -72,19 +73,21 @@ type sqlConn interface {
 	driver.SessionResetter
 }
 
-// batcher is what the connections to a server implement, too: sqldb.Batcher, which imports no tests.
+// batcher is what connections to a server implement too. It is sqldb.Batcher; sqldb's tests import
+// this package, so this package does not import sqldb.
 type batcher interface {
 	Batch(ctx context.Context, batch *pgx.Batch, read func(int, pgx.BatchResults) error) (done int, err error)
 }
 
-// faultyConn is a connection, used by one goroutine at a time as database/sql does it.
+// faultyConn is a connection. As database/sql guarantees, one goroutine at a time uses it.
 type faultyConn struct {
 	sqlConn
 	connector faultyConnector
 	broken    bool
 }
 
-// step counts an operation. It returns nil if that is to be done; lost: done, and then failed by the error.
+// step counts an operation. If it returns an error, the operation fails with it: after it was done
+// if isLost, and otherwise without it.
 func (c *faultyConn) step(what string) (isLost bool, err error) {
 	if c.broken {
 		return false, driver.ErrBadConn
@@ -99,7 +102,8 @@ func (c *faultyConn) step(what string) (isLost bool, err error) {
 	}
 }
 
-// failure is what the driver says. Of the ways in which a step can fail undone, the step's number chooses.
+// failure is the error of a step that fails. A step can fail undone in two ways; its number chooses
+// one.
 func (c *faultyConn) failure(done bool) error {
 	odd := c.connector.faults.fault.Step%2 == 1
 	switch {
@@ -110,17 +114,17 @@ func (c *faultyConn) failure(done bool) error {
 	case done:
 		return fmt.Errorf("receive message failed: %w", io.ErrUnexpectedEOF)
 	case odd:
-		return driver.ErrBadConn // pgx: nothing was sent. Outside of a transaction database/sql then tries again itself
+		return driver.ErrBadConn // nothing was sent; outside a transaction, database/sql retries
 	default:
 		return fmt.Errorf("write failed: %w", &net.OpError{Op: "write", Net: "tcp", Err: syscall.ECONNRESET})
 	}
 }
 
-// lose breaks the connection to a server, whose transaction ends with it.
+// lose breaks the connection to a server, and so ends its transaction.
 func (c *faultyConn) lose() {
 	if !c.connector.file && !c.broken {
 		c.broken = true
-		_ = c.sqlConn.Close() // it is gone
+		_ = c.sqlConn.Close() // the error changes nothing
 	}
 }
 
@@ -151,7 +155,8 @@ func (c *faultyConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver
 	return &faultyTx{tx, c}, nil
 }
 
-// Batch sends statements together, each of which is a step. Those before the one that fails are done.
+// Batch sends statements together, each of which is a step. Those before the one that fails are
+// done.
 func (c *faultyConn) Batch(ctx context.Context, batch *pgx.Batch, read func(int, pgx.BatchResults) error) (done int, err error) {
 	inner, ok := c.sqlConn.(batcher)
 	if !ok {
@@ -177,7 +182,7 @@ func (c *faultyConn) Batch(ctx context.Context, batch *pgx.Batch, read func(int,
 	return inner.Batch(ctx, batch, read)
 }
 
-// ExecContext runs a statement. A ROLLBACK is no step: a server also does it if it can't be told.
+// ExecContext runs a statement. A ROLLBACK is not a step, see [faultyTx.Rollback].
 func (c *faultyConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	if query == "ROLLBACK" {
 		if c.broken {
@@ -198,7 +203,7 @@ func (c *faultyConn) ExecContext(ctx context.Context, query string, args []drive
 	return result, err
 }
 
-// QueryContext runs a query. Where its answer is lost, that is noticed after the first row.
+// QueryContext runs a query. If the fault loses the answer, it does so after the first row.
 func (c *faultyConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	isLost, fault := c.step(statement(query))
 	if fault != nil && !isLost {
@@ -212,7 +217,7 @@ func (c *faultyConn) QueryContext(ctx context.Context, query string, args []driv
 	return rows, err
 }
 
-// CheckNamedValue passes on what the driver makes of an argument.
+// CheckNamedValue converts an argument as the driver does.
 func (c *faultyConn) CheckNamedValue(v *driver.NamedValue) error {
 	if checker, ok := c.sqlConn.(driver.NamedValueChecker); ok {
 		return checker.CheckNamedValue(v)
@@ -237,7 +242,7 @@ func (c *faultyConn) IsValid() bool {
 	return !ok || inner.IsValid()
 }
 
-// statement names a step after the statement's first words.
+// statement returns the name of a step: the first words of the statement.
 func statement(query string) string {
 	words := strings.Fields(strings.TrimPrefix(query, "WITH changed AS (")) // sqldb counts the rows of such a statement
 	switch {
@@ -270,20 +275,21 @@ func (t *faultyTx) Commit() error {
 	switch {
 	case fault == nil:
 		return t.Tx.Commit()
-	case t.conn.broken: // before the COMMIT
+	case t.conn.broken: // it broke before the COMMIT
 		return fault
 	case isLost:
 		if err := t.Tx.Commit(); err != nil {
 			return err
 		}
 	default:
-		_ = t.Tx.Rollback() // as the server does without its client, and SQLite by itself
+		_ = t.Tx.Rollback() // as a server does when it loses its client, and as SQLite does
 	}
 	t.conn.lose()
 	return fault
 }
 
-// Rollback rolls back. It is no step: a server does it too when it can't be told, and SQLite when the process ends.
+// Rollback rolls back. That is not a step: a server rolls back even if the client can't reach it,
+// and SQLite does when the process ends.
 func (t *faultyTx) Rollback() error {
 	if t.conn.broken {
 		return driver.ErrBadConn
@@ -291,7 +297,7 @@ func (t *faultyTx) Rollback() error {
 	return t.Tx.Rollback()
 }
 
-// lostRows are an answer whose first row comes through.
+// lostRows is an answer of which only the first row arrives.
 type lostRows struct {
 	driver.Rows
 	conn  *faultyConn
@@ -299,7 +305,7 @@ type lostRows struct {
 	given bool
 }
 
-// Next gives the first row, and then the fault.
+// Next returns the first row, and then the fault.
 func (r *lostRows) Next(dest []driver.Value) error {
 	if !r.given {
 		r.given = true
@@ -323,10 +329,10 @@ type sqliteFailures struct {
 	broken error // SQLITE_IOERR
 }
 
-// sqliteErrors makes SQLite say what it says when the disk is full, and when it can't be read: its driver's errors can't be
-// made by others.
+// sqliteErrors makes SQLite fail as on a full disk, and as on a disk that can't be read. Other code
+// can't construct the errors of its driver.
 //
-//nolint:gochecknoglobals // made once, and never changed
+//nolint:gochecknoglobals // it is set once, and never changes
 var sqliteErrors = sync.OnceValue(func() sqliteFailures {
 	name, broken, err := vfs.New(brokenDisk{fstest.MapFS{"db": {Data: make([]byte, 4096)}}})
 	if err != nil {
@@ -340,7 +346,7 @@ var sqliteErrors = sync.OnceValue(func() sqliteFailures {
 	return failures
 })
 
-// sqliteError returns the error that ends these statements.
+// sqliteError returns the error with which one of these statements fails.
 func sqliteError(dsn string, statements ...string) error {
 	db, err := sql.Open("sqlite", dsn)
 	if err != nil {
@@ -356,7 +362,7 @@ func sqliteError(dsn string, statements ...string) error {
 	panic("SQLite takes " + strings.Join(statements, "; "))
 }
 
-// brokenDisk is one file, by whatever name, that can't be read: SQLite needs a file that it can seek in.
+// brokenDisk is one file with any name. SQLite can't read it, because it can't seek in it.
 type brokenDisk struct{ fstest.MapFS }
 
 // Open opens the file.

@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// Flood calls ask so many times a second, each time without waiting for the call before, until it
-// is stopped.
+// Flood calls ask at this rate per second until stop is called. No call waits for an earlier one.
 func Flood(b *testing.B, rate int, ask func()) (stop func()) {
 	b.Helper()
 	if rate == 0 {
@@ -29,7 +28,7 @@ func Flood(b *testing.B, rate int, ask func()) (stop func()) {
 	return func() { close(done); asking.Wait(); tick.Stop() }
 }
 
-// Paced reports how long it takes to call what next returns, which it does once in every period.
+// Paced calls what next returns, once per period, and reports how long these calls take.
 func Paced(b *testing.B, period time.Duration, next func() func()) {
 	b.Helper()
 	tick := time.NewTicker(period)

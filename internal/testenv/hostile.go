@@ -10,8 +10,8 @@ import (
 	"omiappreg.org/keyrotation/internal/localserver"
 )
 
-// Hostile are settings of PostgreSQL that a role, a database or a server may have for each session,
-// and that change what a program finds there.
+// Hostile returns settings of PostgreSQL that a role, a database or a server may have for each
+// session, and that change the results that a program gets.
 func Hostile() map[string]string {
 	return map[string]string{
 		"bytea_output": "escape", "DateStyle": "SQL, DMY", "IntervalStyle": "sql_standard", "TimeZone": "Asia/Kathmandu",
@@ -23,9 +23,9 @@ func Hostile() map[string]string {
 	}
 }
 
-// HostileURLs returns the URLs of databases whose owner is told all those settings, by the way in
-// which they are reached: each mode of the driver that leaves nothing in a session, by itself and
-// behind PgBouncer in transaction mode.
+// HostileURLs returns the URLs of databases whose owner has the settings of [Hostile]. The keys say
+// how a database is reached: in each mode of the driver that leaves nothing in a session, directly
+// and behind PgBouncer in transaction mode.
 func HostileURLs(t testing.TB) map[string]string {
 	t.Helper()
 	urls := map[string]string{}
@@ -44,8 +44,8 @@ func withMode(text, mode string) string {
 	return text + "&default_query_exec_mode=" + mode
 }
 
-// Owned returns the URL of a fresh and empty database of PostgreSQL and of its owner, a role that
-// has no other rights, and for whom these settings are made.
+// Owned returns the URL of an empty PostgreSQL database, with its owner as the user. The owner is a
+// role that has these settings, and no other rights.
 func Owned(t testing.TB, settings map[string]string) string {
 	t.Helper()
 	database, err := url.Parse(Database(t, Postgres))
@@ -69,7 +69,7 @@ func Owned(t testing.TB, settings map[string]string) string {
 	return owned.String()
 }
 
-// literal is the value of a setting in SQL: some are lists.
+// literal is the value of a setting in SQL. Some are lists, which have no quotes.
 func literal(setting, value string) string {
 	if setting == "DateStyle" || setting == "search_path" {
 		return value
@@ -77,7 +77,8 @@ func literal(setting, value string) string {
 	return "'" + value + "'"
 }
 
-// AsAdmin runs statements on a database, as who owns the server. The URL may be another role's.
+// AsAdmin runs statements on a database as the superuser of the server. The URL may name another
+// role.
 func AsAdmin(t testing.TB, database, statements string) {
 	t.Helper()
 	u, err := url.Parse(database)
@@ -95,8 +96,8 @@ func AsAdmin(t testing.TB, database, statements string) {
 	}
 }
 
-// Pooled returns the URL of a database behind PgBouncer in transaction mode, with so many sessions
-// to the server.
+// Pooled returns the URL of a database behind PgBouncer in transaction mode. PgBouncer uses this
+// many sessions with the server.
 func Pooled(t testing.TB, database string, sessions int) string {
 	t.Helper()
 	u, err := url.Parse(database)

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Log is where a process under test logs to, and where the test reads it meanwhile. It is safe for
+// Log is the log of a process under test, which the test can read at any time. It is safe for
 // concurrent use, and its zero value is empty.
 type Log struct {
 	mu   sync.Mutex
@@ -29,10 +29,10 @@ func (l *Log) String() string {
 	return l.text.String()
 }
 
-// Count is how often the log has a text.
+// Count is how often a text occurs in the log.
 func (l *Log) Count(text string) int { return strings.Count(l.String(), text) }
 
-// Await waits until the log has a text.
+// Await waits until a text occurs in the log.
 func (l *Log) Await(t testing.TB, text string) {
 	t.Helper()
 	Eventually(t, time.Minute, "the log says "+text, func() error {

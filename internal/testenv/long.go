@@ -25,7 +25,7 @@ func Long(t testing.TB) {
 	}
 }
 
-// Whole returns whole where all tests run in full, and a smaller value of the same kind otherwise.
+// Whole returns whole if all tests run in full, and short otherwise.
 func Whole[T any](whole, short T) T {
 	if long() {
 		return whole
@@ -33,9 +33,9 @@ func Whole[T any](whole, short T) T {
 	return short
 }
 
-// fewerChecks shortens the property tests of a package that has some.
+// fewerChecks shortens the property tests, if the package has any.
 func fewerChecks() {
 	if !long() && flag.Lookup("rapid.checks") != nil {
-		_ = flag.Set("rapid.checks", shortChecks) // a flag that is given is read later, and counts
+		_ = flag.Set("rapid.checks", shortChecks) // one that is given still wins
 	}
 }

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// NewServerWithoutTLS returns the address of something that answers PostgreSQL's question for TLS
-// with no, and says nothing else.
+// NewServerWithoutTLS returns the address of a server that refuses PostgreSQL's request for TLS,
+// and then closes the connection.
 func NewServerWithoutTLS(t testing.TB) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

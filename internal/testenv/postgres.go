@@ -13,14 +13,15 @@ import (
 	"omiappreg.org/keyrotation/internal/localserver"
 )
 
-// PostgresServer is a PostgreSQL server of one test, which can stop it and start it again. What it has said to be committed
-// survives every such stop; it would not survive a power cut, as nothing is synced.
+// PostgresServer is a PostgreSQL server of one test, which can stop it and start it again. Commits
+// survive that. They would not survive a power cut, because nothing is synced.
 type PostgresServer struct {
 	*localserver.Postgres
 	t testing.TB
 }
 
-// NewPostgresServer starts a server that ends with the test, and skips the test where there is no PostgreSQL.
+// NewPostgresServer starts a server that ends with the test. It skips the test if PostgreSQL is not
+// installed.
 func NewPostgresServer(t testing.TB) *PostgresServer {
 	t.Helper()
 	p, err := localserver.NewPostgres(localserver.PostgresConfig{Restarts: true})
@@ -36,7 +37,7 @@ func started(t testing.TB, p *localserver.Postgres) *PostgresServer {
 		if p.Server != nil {
 			p.Stop()
 		}
-		_ = p.Remove() // its guard has, unless it was halted
+		_ = p.Remove() // its guard has removed the files, unless the server was halted
 	})
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
@@ -54,7 +55,8 @@ func (p *PostgresServer) NewStandby() *PostgresServer {
 	return started(p.t, standby)
 }
 
-// SwitchTo stops the server, has its standby take over, and starts it again as a standby of that one.
+// SwitchTo stops the server, has its standby take over, and starts it again as a standby of that
+// one.
 func (p *PostgresServer) SwitchTo(standby *PostgresServer) {
 	p.t.Helper()
 	if err := p.Halt(); err != nil {
@@ -69,7 +71,7 @@ func (p *PostgresServer) SwitchTo(standby *PostgresServer) {
 	}
 }
 
-// Execute runs a statement as the one who owns the server.
+// Execute runs a statement as the superuser of the server.
 func (p *PostgresServer) Execute(statement string) {
 	p.t.Helper()
 	if err := execute(p.URL(), statement); err != nil {
@@ -77,11 +79,12 @@ func (p *PostgresServer) Execute(statement string) {
 	}
 }
 
-// Addr is where the server listens now: on another port after each start, since its old one may be taken by then. A [Proxy]
-// gives it an address that stays.
+// Addr is where the server listens now. After each start it is another port, because the old one
+// may be taken. A [Proxy] gives the server an address that stays.
 func (p *PostgresServer) Addr() string { return p.URL().Host }
 
-// CreateDatabase makes an empty database, and returns its URL, with addr in place of the server's own address.
+// CreateDatabase creates an empty database, and returns its URL, with addr instead of the server's
+// own address.
 func (p *PostgresServer) CreateDatabase(name, addr string) string {
 	p.t.Helper()
 	if err := execute(p.URL(), "CREATE DATABASE "+name); err != nil {
@@ -90,8 +93,8 @@ func (p *PostgresServer) CreateDatabase(name, addr string) string {
 	return (&url.URL{Scheme: "postgres", User: p.URL().User, Host: addr, Path: "/" + name}).String()
 }
 
-// Lock keeps everyone from reading or writing a table of PostgreSQL's until unlock is called. They get
-// no error, as from a range of CockroachDB that has lost its quorum.
+// Lock keeps all other sessions from reading or writing a PostgreSQL table until unlock is called.
+// They wait and get no error, as with a range of CockroachDB that has lost its quorum.
 func Lock(t testing.TB, url, table string) (unlock func()) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())

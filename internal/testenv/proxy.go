@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Proxy passes TCP connections on to a server, until a test puts a fault between the two.
+// Proxy passes TCP connections on to a server, until a test puts a fault between the two sides.
 type Proxy struct {
 	listener net.Listener
 	running  sync.WaitGroup
@@ -16,26 +16,27 @@ type Proxy struct {
 	mu      sync.Mutex
 	target  string
 	way     way
-	delay   time.Duration // of each piece, where the way is slow
-	breaks  int           // after so many bytes from the target the next connection breaks, where it is fragile
+	delay   time.Duration // of each piece, if the way is slow
+	breaks  int           // bytes from the target until the next connection breaks; 0: never
 	changed chan struct{} // closed when the way changes
 	conns   map[net.Conn]struct{}
 }
 
-// way is what becomes of connections.
+// way says what happens to connections.
 type way int
 
 const (
 	open    way = iota
 	slow        // each piece waits
-	stalled     // taken, and not passed on
+	stalled     // accepted, and not passed on
 	severed     // reset
 )
 
-// piece is the most bytes that are passed on at a time: with a delay of each, it is the rate of a slow way too.
+// piece is how many bytes are passed on at a time, at most. With the delay of each piece, it sets
+// the rate of a slow way.
 const piece = 4 << 10
 
-// NewProxy starts a proxy to the address target; it ends with the test.
+// NewProxy starts a proxy to the address target. It ends with the test.
 func NewProxy(t testing.TB, target string) *Proxy {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -55,15 +56,15 @@ func NewProxy(t testing.TB, target string) *Proxy {
 // Addr is the host:port to connect to instead of the target.
 func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 
-// Retarget passes connections that are made from now on to another address.
+// Retarget passes new connections on to another address.
 func (p *Proxy) Retarget(target string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.target = target
 }
 
-// Cut drops all connections, and each new one as soon as it is made. The port stays taken, so that no one else gets it
-// before Restore.
+// Cut drops all connections, and each new one at once. The proxy keeps its port, so no other
+// program gets it before Restore.
 func (p *Proxy) Cut() {
 	p.set(severed, 0)
 	p.mu.Lock()
@@ -74,21 +75,22 @@ func (p *Proxy) Cut() {
 	clear(p.conns)
 }
 
-// Stall is a black hole: connections are taken and stay, and nothing passes. What was under way comes after Restore.
+// Stall is a black hole: connections are accepted and stay open, and nothing passes. Pieces that
+// wait arrive after Restore.
 func (p *Proxy) Stall() { p.set(stalled, 0) }
 
-// Slow lets every 4 KiB, or less, wait for so long in either direction.
+// Slow delays every piece of up to 4 KiB, in either direction.
 func (p *Proxy) Slow(delay time.Duration) { p.set(slow, delay) }
 
-// Fragile resets the next connection once so many bytes came over it from the target, the one after it when twice as many did, and
-// so on: each step of what the two say to each other is the last one once.
+// Fragile resets the next connection after this many bytes from the target, the one after it after
+// twice as many, and so on. So connections break at each step of the protocol.
 func (p *Proxy) Fragile(first int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.breaks = first
 }
 
-// breaksAfter is when a new connection breaks; 0: it does not.
+// breaksAfter says after how many bytes a new connection breaks; 0: it does not.
 func (p *Proxy) breaksAfter() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -96,7 +98,7 @@ func (p *Proxy) breaksAfter() int {
 	return p.breaks
 }
 
-// Restore lets connections through again, as quick as they are.
+// Restore lets connections through again, without delay.
 func (p *Proxy) Restore() { p.set(open, 0) }
 
 func (p *Proxy) set(w way, delay time.Duration) {
@@ -107,7 +109,7 @@ func (p *Proxy) set(w way, delay time.Duration) {
 	p.changed = make(chan struct{})
 }
 
-// pass waits until a piece may go on, and says whether it ever may.
+// pass waits until a piece may go on. It returns false if it never may.
 func (p *Proxy) pass() bool {
 	for {
 		p.mu.Lock()
@@ -156,7 +158,7 @@ func (p *Proxy) serve(client net.Conn) {
 	if _, ok := p.hold(server); !ok {
 		return
 	}
-	// When one direction ends, both do: no protocol here uses half-closed connections.
+	// When one direction ends, both do. No protocol here uses half-closed connections.
 	var pumps sync.WaitGroup
 	back := io.Reader(server)
 	if n := p.breaksAfter(); n > 0 {
@@ -189,7 +191,8 @@ func (p *Proxy) pump(to, from net.Conn, reader io.Reader) {
 	}
 }
 
-// hold registers a connection to be cut, unless all are cut already, and returns where it goes.
+// hold registers a connection, so that Cut ends it, and returns its target. It returns false if the
+// way is cut already.
 func (p *Proxy) hold(conn net.Conn) (target string, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -207,7 +210,7 @@ func (p *Proxy) drop(conn net.Conn) {
 	reset(conn)
 }
 
-// reset closes a connection so that the peer sees it broken, not ended in order.
+// reset closes a connection so that the peer sees a broken connection, not an orderly end.
 func reset(conn net.Conn) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0)

@@ -2,6 +2,6 @@
 
 package testenv
 
-// raced: the race detector makes the tests busy, so more of them at a time only hold one another
-// up.
+// raced says that the race detector is on. It keeps the tests busy, so running more of them at a
+// time only slows each of them down.
 const raced = true

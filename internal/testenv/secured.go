@@ -35,15 +35,16 @@ type SecuredBroker struct {
 	server *server.Server
 }
 
-// NewSecuredBroker starts a broker with deploy/nats/nats-server.conf as it is. accounts writes the accounts beside the core's, as
-// `omi-registry nats` does; nkey makes a user of any name, and returns the public key.
+// NewSecuredBroker starts a broker with deploy/nats/nats-server.conf as it is. accounts returns the
+// configuration of further accounts, as `omi-registry nats` prints it; nkey creates a user with a
+// name, and returns its public key.
 func NewSecuredBroker(t testing.TB, accounts func(nkey func(user string) string) string) *SecuredBroker {
 	t.Helper()
 	return NewSmallSecuredBroker(t, "", accounts)
 }
 
-// NewSmallSecuredBroker is [NewSecuredBroker] with so much room for the streams, such as "64MB". Empty:
-// what the disk has.
+// NewSmallSecuredBroker is [NewSecuredBroker] with a limit for all streams, such as "64MB". Empty:
+// no limit but the disk.
 func NewSmallSecuredBroker(t testing.TB, store string, accounts func(nkey func(user string) string) string) *SecuredBroker {
 	t.Helper()
 	b := &SecuredBroker{t: t, folder: t.TempDir()}
@@ -70,7 +71,8 @@ func NewSmallSecuredBroker(t testing.TB, store string, accounts func(nkey func(u
 	return b
 }
 
-// AddAccount appends an account to accounts.conf, with a user whose public nkey it gets. [SecuredBroker.Reload] makes it count.
+// AddAccount creates a user, and appends an account to accounts.conf. account gets the user's
+// public nkey. [SecuredBroker.Reload] puts the account into effect.
 func (b *SecuredBroker) AddAccount(user string, account func(nkey string) string) {
 	b.t.Helper()
 	have, err := os.ReadFile(b.file("accounts.conf"))
@@ -94,7 +96,7 @@ func (b *SecuredBroker) URL() string { return "tls://" + b.Addr() }
 // Addr is its host:port.
 func (b *SecuredBroker) Addr() string { return b.server.Addr().String() }
 
-// CA is the file of the authority of its certificate.
+// CA is the file of the authority that signed its certificate.
 func (b *SecuredBroker) CA() string { return b.file("ca.pem") }
 
 // Seed is the file of a user's private nkey.
@@ -102,7 +104,8 @@ func (b *SecuredBroker) Seed(user string) string {
 	return b.file(strings.NewReplacer("/", "_").Replace(user) + ".nk")
 }
 
-// Connect connects as a user. What the broker does not permit goes to denied.
+// Connect connects as a user. denied gets the error of each operation that the broker does not
+// permit.
 func (b *SecuredBroker) Connect(user string, denied func(error)) *nats.Conn {
 	b.t.Helper()
 	nkey, err := nats.NkeyOptionFromSeed(b.Seed(user))
@@ -113,7 +116,7 @@ func (b *SecuredBroker) Connect(user string, denied func(error)) *nats.Conn {
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { denied(err) }))
 }
 
-// TryConnect connects as a user, or says why not.
+// TryConnect connects as a user, or returns the reason why it can't.
 func (b *SecuredBroker) TryConnect(user string) (*nats.Conn, error) {
 	b.t.Helper()
 	nkey, err := nats.NkeyOptionFromSeed(b.Seed(user))
@@ -127,12 +130,12 @@ func (b *SecuredBroker) file(name string) string { return filepath.Join(b.folder
 
 func (b *SecuredBroker) write(name, content string) {
 	b.t.Helper()
-	if err := os.WriteFile(b.file(name), []byte(content), 0o600); err != nil { //nolint:gosec // a name of this file's, in the test's folder
+	if err := os.WriteFile(b.file(name), []byte(content), 0o600); err != nil { //nolint:gosec // a file of the test
 		b.t.Fatal(err)
 	}
 }
 
-// newUser makes a user's nkey, and returns its public half.
+// newUser creates the nkey of a user, and returns the public key.
 func (b *SecuredBroker) newUser(name string) string {
 	b.t.Helper()
 	key := events.GenerateSigningKey()
@@ -150,7 +153,7 @@ func (b *SecuredBroker) newUser(name string) string {
 	return strings.TrimSpace(string(public))
 }
 
-// moduleRoot is where go.mod is: tests run in the folder of their package.
+// moduleRoot is the folder of go.mod. Tests run in the folder of their package, which is below it.
 func moduleRoot(t testing.TB) string {
 	t.Helper()
 	folder, err := os.Getwd()
@@ -169,7 +172,7 @@ func moduleRoot(t testing.TB) string {
 	}
 }
 
-// Certify makes an authority, and a certificate of the loopback address that it signs.
+// Certify creates an authority, and a certificate for the loopback address that it signs.
 func Certify(t testing.TB, caFile, certFile, keyFile string) {
 	t.Helper()
 	authority, caKey := template("test authority"), newKey(t)

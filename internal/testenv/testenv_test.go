@@ -158,7 +158,8 @@ func TestProxyHoldsBack(t *testing.T) {
 	}
 }
 
-// dialRoundTrip makes a new connection and uses it: while the proxy is cut, either step may be the one that sees it.
+// dialRoundTrip makes a new connection and uses it: while the proxy is cut, either step may be the
+// one that sees it.
 func dialRoundTrip(t *testing.T, p *testenv.Proxy) error {
 	t.Helper()
 	conn, err := dial(t, p)

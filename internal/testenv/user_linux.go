@@ -12,11 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mountsEnv names the test that runs in a process of its own.
+// mountsEnv is a variable that names the test which runs in its own process.
 const mountsEnv = "OMI_TEST_MOUNTS"
 
-// OwnMounts runs the calling test once more, alone, in a process whose mounts are nobody else's: there it returns true. Where
-// this user may not have such a process, the test says so and ends.
+// OwnMounts runs the calling test once more, alone, in a process that shares its mounts with no
+// other. In that process it returns true. If this user may not have such a process, the log says
+// so.
 func OwnMounts(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(mountsEnv) == t.Name() {
@@ -42,7 +43,7 @@ func OwnMounts(t *testing.T) bool {
 	return false
 }
 
-// Bind mounts a file or a folder at another, in a process of [OwnMounts]; read-only if that is asked for.
+// Bind mounts a file or a folder over another one, in a process of [OwnMounts].
 func Bind(t *testing.T, from, to string, readOnly bool) {
 	t.Helper()
 	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
@@ -56,7 +57,8 @@ func Bind(t *testing.T, from, to string, readOnly bool) {
 	}
 }
 
-// AsUser does something as another user, in one group; where we are not root, it reports false and does nothing.
+// AsUser calls do as another user in one group. If this process is not root's, it returns false and
+// does nothing.
 func AsUser(t *testing.T, uid, gid int, do func()) bool {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -65,13 +67,15 @@ func AsUser(t *testing.T, uid, gid int, do func()) bool {
 	done := make(chan error)
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with this, and is nobody's again
+		// The thread is never unlocked, so it ends with this goroutine. The system calls below are
+		// for this thread only.
+		runtime.LockOSThread()
 		for _, call := range [][4]uintptr{
 			{unix.SYS_SETGROUPS, 0, 0, 0},
 			{unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid)},
 			{unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)},
 		} {
-			if _, _, errno := unix.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 { // of this thread alone
+			if _, _, errno := unix.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
 				done <- errno
 				return
 			}
