@@ -15,16 +15,16 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
-// attack is one thing that somebody should not be able to do.
+// attack is one thing that a user must not be able to do.
 type attack struct {
 	name string
 	user string
 	do   func(a *attacker)
-	// harmless says that it does no harm at a broker without permissions either, and why.
+	// harmless says why the attack does no harm at a broker without permissions either.
 	harmless string
 }
 
-// hearing reports whether it is by hearing what others do, and does nothing itself.
+// hearing reports whether the attack only listens to others, and does nothing itself.
 func (a attack) hearing() bool { return strings.HasPrefix(a.name, "hears") }
 
 // say is an attack by one message.
@@ -83,8 +83,8 @@ func attacks() []attack {
 	return all
 }
 
-// speakForOthers: nobody but the registry publishes events and receipts, and nobody asks for
-// another's change.
+// speakForOthers: only the registry publishes events and receipts, and no user asks for another's
+// change.
 func speakForOthers(user string) []attack {
 	return []attack{
 		say(user, event+blog, "", "{}"), say(user, event+cms, "", "{}"), say(user, receipt+blog, "", "{}"), say(user, receipt+cms, "", "{}"),
@@ -101,7 +101,7 @@ func requestsOfOthers() []attack {
 	}
 }
 
-// fillStreams: what one account may have waiting leaves room for others.
+// fillStreams: the messages that one account may have waiting leave room for others.
 func fillStreams() []attack {
 	return []attack{{
 		name: "fills the stream of requests", user: "cms", harmless: "its subject has a bound, and the stream has one",
@@ -142,7 +142,7 @@ func meddle(user string) []attack {
 	}
 }
 
-// listen: what others say to one another, and the answers that they get.
+// listen: messages between other parties, and the answers that they get.
 func listen(user string) []attack {
 	all := []attack{
 		hear(user, ">"), hear(user, "omi.>"), hear(user, "_INBOX.>"), hear(user, rotation+">"), hear(user, receipt+blog), hear(user, event+">"), hear(user, events.ChangeSubject+blog), hear(user, events.ChangeSubject+"*.*.*.*"),
@@ -152,7 +152,7 @@ func listen(user string) []attack {
 	if user != "AUTHSUB" {
 		all = append(all, hear(user, events.AuthVerifySubject))
 	}
-	if user != "developer" { // whose service that is
+	if user != "developer" { // the service is the developer's
 		all = append(all, hear(user, events.AnswerSubject+blog))
 	}
 	return all
@@ -188,7 +188,7 @@ func readOthers() []attack {
 		read("receiver", "a consumer", "OMI_RECEIPTS.x.omi.v1.receipts."+blog, `"name": "x", `+of(blog)),
 		read("AUTHSUB", "a consumer", "OMI_RECEIPTS.x.omi.v1.receipts."+blog, `"name": "x", `+of(blog)),
 	}
-	// What the subject allows, with a body that says something else: JetStream compares them.
+	// An allowed subject, with a body that says something different: JetStream compares them.
 	for how, config := range map[string]string{
 		"another filter in the body": of(blog), "two filters in the body": both, "none in the body": `"description": "all"`,
 	} {
@@ -228,7 +228,7 @@ func answersElsewhere() (all []attack) {
 	}})
 }
 
-// touchDurables: each subscriber has its own, and a receiver none.
+// touchDurables: each subscriber has its own, and a receiver has none.
 func touchDurables() (all []attack) {
 	const stream = "OMI_INVALIDATIONS"
 	config := func(durable, more string) string {
@@ -248,7 +248,7 @@ func touchDurables() (all []attack) {
 			say(user, "$JS.ACK."+stream+"."+durable+".1.2.2.1.7", "", ""),
 		)
 	}
-	for _, user := range []string{"cms", "developer", "receiver", "BILLINGSUB"} { // a durable that nobody reads may delay every change
+	for _, user := range []string{"cms", "developer", "receiver", "BILLINGSUB"} { // it could delay every change
 		for _, name := range []string{"audit", "authsub-ghost", "billingsub-ghost"} {
 			all = append(all, ask(user, jsAPI+"CONSUMER.CREATE."+stream+"."+name, config(name, "")),
 				ask(user, jsAPI+"CONSUMER.DURABLE.CREATE."+stream+"."+name, config(name, "")))
@@ -291,8 +291,8 @@ func TestForbidden(t *testing.T) {
 	}
 }
 
-// TestHarm: each of these attacks does harm at a broker without permissions. One that does none
-// would show nothing.
+// TestHarm: each of these attacks does harm at a broker without permissions. An attack that does
+// none would show nothing.
 func TestHarm(t *testing.T) {
 	t.Parallel()
 	tried := map[string]bool{}

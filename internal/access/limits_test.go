@@ -13,9 +13,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestLimits: one account can have so many connections, subscriptions and so large messages, and no
-// more. So it can't take the broker's memory. The broker tells its clients the last, and closes the
-// connection of one that doesn't listen.
+// TestLimits: an account's connections, subscriptions and size of messages are limited, so it can't
+// take the broker's memory. The broker tells its clients the largest size, and closes the
+// connection of a client that ignores it.
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	const connections, subscriptions = 3, 1000

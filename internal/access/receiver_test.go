@@ -11,8 +11,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestReceiver: a receiver's processes read the events by the names that its account has, and
-// nothing of it is refused.
+// TestReceiver: a receiver's processes read the events by the names of their account, and nothing
+// that they do is refused.
 func TestReceiver(t *testing.T) {
 	t.Parallel()
 	w, _ := securedWorld(t)

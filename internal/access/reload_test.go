@@ -9,11 +9,11 @@ import (
 	"omiappreg.org/keyrotation/internal/access"
 )
 
-// reloads is how many deploy/nats/README.md says.
+// reloads is the number that deploy/nats/README.md gives.
 const reloads = 2
 
 // TestAddService: a service that deploy/nats/README.md adds to a running broker reaches the
-// registry, with as many reloads as it says; whoever was there before goes on.
+// registry, with as many reloads as it says. Clients that were connected before go on.
 func TestAddService(t *testing.T) {
 	t.Parallel()
 	w, b := securedWorld(t)

@@ -21,7 +21,7 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestWhoGetsIn: by TLS, with an nkey that the broker knows, and not otherwise.
+// TestWhoGetsIn: only a client with TLS and an nkey that the broker knows gets in.
 func TestWhoGetsIn(t *testing.T) {
 	t.Parallel()
 	_, b := securedWorld(t)
@@ -87,8 +87,7 @@ func TestWhoGetsIn(t *testing.T) {
 
 func refused(err error) bool { return errors.Is(err, nats.ErrAuthorization) }
 
-// TestPlainText: who speaks without TLS hears what the broker says at first to everybody, and
-// nothing more.
+// TestPlainText: a client without TLS gets only the broker's first message to every client.
 func TestPlainText(t *testing.T) {
 	t.Parallel()
 	_, b := securedWorld(t)
@@ -102,7 +101,7 @@ func TestPlainText(t *testing.T) {
 	}
 	var said strings.Builder
 	buffer := make([]byte, 1<<12)
-	for err == nil { // until it ends the connection
+	for err == nil { // until the broker ends the connection
 		var n int
 		n, err = conn.Read(buffer)
 		said.Write(buffer[:n])
@@ -144,8 +143,8 @@ func TestExample(t *testing.T) {
 	}
 }
 
-// TestLargestRequest: what the broker notes of a message on its way between accounts is not counted
-// into its size.
+// TestLargestRequest: what the broker adds to a message on its way between accounts does not count
+// for its size.
 func TestLargestRequest(t *testing.T) {
 	t.Parallel()
 	w, _ := securedWorld(t)

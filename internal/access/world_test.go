@@ -32,12 +32,12 @@ const (
 	blog = "org.example.shop.blog"
 	till = "org.example.bank.till" // of another developer
 
-	deeper = "org.example.shop.more.till" // of a third one: an app's name may begin as another's
+	deeper = "org.example.shop.more.till" // of a third one: an app's name may begin like another's
 
 	authDurable = "authsub-web-1" // a name that no permission knows
 )
 
-// world is a broker with something of everybody's in its streams, a registry that answers lookups,
+// world is a broker with messages of every party in its streams, a registry that answers lookups,
 // and the durables.
 type world struct {
 	t       *testing.T
@@ -62,7 +62,7 @@ func securedWorld(t *testing.T) (*world, *testenv.SecuredBroker) {
 	return w, b
 }
 
-// openWorld is the same without any permissions: an attack that does no harm there is none.
+// openWorld is the same without any permissions: an attack that does no harm there is no attack.
 func openWorld(t *testing.T) *world {
 	t.Helper()
 	url := testenv.NewBroker(t).URL()
@@ -84,8 +84,8 @@ func target(t testing.TB, text string) events.Target {
 	return parsed
 }
 
-// furnish makes streams, durables and messages, each as who has to make it: so it tries what
-// everybody needs, too.
+// furnish makes streams, durables and messages, each as the party that must make it. So it also
+// tries what every party needs.
 func (w *world) furnish() {
 	ctx := w.t.Context()
 	none := func(err error) { w.t.Errorf("somebody lacks a permission: %v", err) }
@@ -128,7 +128,7 @@ func (w *world) furnish() {
 	for _, user := range []string{"cms", "developer"} {
 		w.findReceipts(w.connect(user, none))
 	}
-	for _, service := range []string{till, blog, deeper} { // the last ones, to whoever asks for more than he may
+	for _, service := range []string{till, blog, deeper} { // the last receipts, of others
 		w.publish(w.js, events.ReceiptSubject+service)
 	}
 }
@@ -140,7 +140,7 @@ func (w *world) tell(service string) {
 	w.must(w.registry.Publish(events.AnswerSubject+service, []byte("of "+service)))
 }
 
-// findReceipts does what it takes to get an answer: to hear it, or to find it later.
+// findReceipts gets an answer: it hears it, or finds it later.
 func (w *world) findReceipts(nc *nats.Conn) {
 	w.t.Helper()
 	heard, err := nc.SubscribeSync(events.AnswerSubject + cms)
@@ -158,7 +158,7 @@ func (w *world) findReceipts(nc *nats.Conn) {
 	}
 }
 
-// calm is a consumer that delivers nothing again by itself while a test runs.
+// calm is a consumer that delivers nothing again during a test.
 func calm(cfg jetstream.ConsumerConfig) jetstream.ConsumerConfig {
 	cfg.AckWait = time.Hour
 	return cfg
@@ -192,7 +192,8 @@ func (w *world) take(consumer jetstream.Consumer) jetstream.Msg {
 	return msg
 }
 
-// state is all that an attack could change: what is in the streams, and how far the durables are.
+// state is everything that an attack could change: the contents of the streams, and the progress of
+// the durables.
 func (w *world) state() string {
 	ctx := context.WithoutCancel(w.t.Context())
 	var b strings.Builder
@@ -231,12 +232,12 @@ func line(t testing.TB, v any) string {
 	return string(text)
 }
 
-// attacker is a user who tries what he should not.
+// attacker is a user who tries forbidden things.
 type attacker struct {
 	*world
 	nc     *nats.Conn
 	denied chan error
-	leaked string // what he got to know
+	leaked string // what the attacker has seen
 }
 
 func (w *world) attacker(user string) *attacker {
@@ -252,8 +253,8 @@ func (a *attacker) say(subject, reply, body string) {
 	a.must(a.nc.Flush())
 }
 
-// ask asks, and returns the answer; nothing where nobody answers, or where the broker lets nobody
-// ask.
+// ask asks, and returns the answer. It returns nothing if no answer comes, or if the broker doesn't
+// permit the question.
 func (a *attacker) ask(subject, body string) string {
 	a.t.Helper()
 	for len(a.denied) > 0 {
@@ -284,7 +285,7 @@ func (a *attacker) ask(subject, body string) string {
 	}
 }
 
-// hear subscribes, while others are busy, and notes what is not for him.
+// hear subscribes, while others are busy, and notes messages that are not for this user.
 func (a *attacker) hear(subject string) {
 	a.t.Helper()
 	heard, err := a.nc.SubscribeSync(subject)
@@ -298,7 +299,7 @@ func (a *attacker) hear(subject string) {
 	a.must(err)
 	a.must(a.take(consumer).DoubleAck(a.t.Context()))
 	for _, subject := range []string{events.LookupRegistrySubject, events.AuthVerifySubject} {
-		ctx, cancel := context.WithTimeout(a.t.Context(), 200*time.Millisecond) // nobody may be there to answer
+		ctx, cancel := context.WithTimeout(a.t.Context(), 200*time.Millisecond) // there may be no answer
 		_, _ = victim.RequestWithContext(ctx, subject, nil)
 		cancel()
 	}
@@ -312,7 +313,7 @@ func (a *attacker) hear(subject string) {
 	}
 }
 
-// read makes a consumer of receipts by one way or another, and reads what it has.
+// read makes a consumer of receipts in different ways, and reads its messages.
 func (a *attacker) read(create, config string) {
 	a.t.Helper()
 	body := fmt.Sprintf(`{"stream_name": "OMI_RECEIPTS", "config": {"ack_policy": "none", "deliver_policy": "all", "mem_storage": true, %s}}`, config)
@@ -326,8 +327,8 @@ func (a *attacker) read(create, config string) {
 	}
 }
 
-// push has all events delivered to a subject. JetStream pushes where somebody listens, so everybody
-// listens where he may.
+// push has all events delivered to a subject. JetStream pushes to a subject that has a subscriber,
+// so every party subscribes where it may.
 func (a *attacker) push(victim string) {
 	a.t.Helper()
 	for _, user := range []string{"cms", "blog", "developer", "OPERATOR", "REGISTRY", "AUTHSUB"} {
@@ -338,8 +339,8 @@ func (a *attacker) push(victim string) {
 		}
 		a.must(nc.Flush())
 	}
-	// What is pushed to a subject that the registry does hear comes: by then the other has come,
-	// too.
+	// A message that is pushed to a subject of the registry does arrive. By then, the other has
+	// arrived, too.
 	heard, err := a.registry.SubscribeSync(a.registry.NewInbox())
 	a.must(err)
 	a.must(a.registry.Flush())
@@ -352,14 +353,14 @@ func (a *attacker) push(victim string) {
 	a.must(err)
 }
 
-// peek notes an answer that is about somebody else.
+// peek notes an answer that is about another party.
 func (a *attacker) peek(answer string) {
 	if !strings.Contains(answer, `"error"`) && (strings.Contains(answer, blog) || strings.Contains(answer, till) || strings.Contains(answer, deeper) || strings.Contains(answer, "b2Yg")) {
 		a.leaked = answer
 	}
 }
 
-// harm says what an attack has done.
+// harm returns what an attack has done.
 func (a *attacker) harm(before string) error {
 	if a.leaked != "" {
 		return errors.New("he has got " + a.leaked)

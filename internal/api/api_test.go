@@ -104,7 +104,7 @@ func over(t *testing.T) map[string]func(path, subject, body string) (int, []byte
 		"nats": func(_, subject, body string) (int, []byte) {
 			wait := patience
 			if body == "panic" {
-				wait = 50 * time.Millisecond // nobody answers
+				wait = 50 * time.Millisecond // no answer comes
 			}
 			reply, err := nc.Request(subject, []byte(body), wait)
 			if err != nil {
@@ -139,7 +139,7 @@ func TestBothWays(t *testing.T) {
 			{"/ask", "test.ask", strings.Repeat("x", events.MaxQuery+1), 413, `"reason":"malformed_message"`},
 			{"/ask", "test.ask", "fail", 503, "try again"},
 			{"/ask", "test.ask", "panic", 0, ""},
-			{"/ask", "test.ask", "please", 200, `"yes"`}, // and it goes on
+			{"/ask", "test.ask", "please", 200, `"yes"`}, // and the service still answers
 		} {
 			status, body := ask(c.path, c.subject, c.body)
 			if status != c.status || !strings.Contains(string(body), c.want) {
@@ -152,8 +152,8 @@ func TestBothWays(t *testing.T) {
 	}
 }
 
-// TestStats: `nats micro` finds the service, by its own subjects, and what it shows of an endpoint
-// is what became of its calls.
+// TestStats: `nats micro` finds the service by its own subjects, and shows the results of an
+// endpoint's calls.
 func TestStats(t *testing.T) {
 	t.Parallel()
 	nc := testenv.Connect(t, testenv.NewBroker(t).URL())
@@ -221,7 +221,7 @@ func asked(t *testing.T, nc *nats.Conn, subject string, into any) {
 	}
 }
 
-// TestAnswerTooLarge: whoever asks for more than a message may hold is told so.
+// TestAnswerTooLarge: a caller who asks for more than a message may hold is told so.
 func TestAnswerTooLarge(t *testing.T) {
 	t.Parallel()
 	nc := testenv.Connect(t, testenv.NewBroker(t).URL())
@@ -239,7 +239,7 @@ func TestAnswerTooLarge(t *testing.T) {
 	}
 }
 
-// TestManyProblems is for the race detector: what answers a request runs beside what counts it.
+// TestManyProblems is for the race detector: answering and counting run concurrently.
 func TestManyProblems(t *testing.T) {
 	t.Parallel()
 	ask := over(t)["nats"]
@@ -268,7 +268,7 @@ func TestHTTPLimits(t *testing.T) {
 }
 
 // TestNoAnswerElsewhere: a caller names the subject of the answer, which is published with the
-// rights of who answers. It must not be one that means something.
+// rights of the answering party. The subject must not have a meaning of its own.
 func TestNoAnswerElsewhere(t *testing.T) {
 	t.Parallel()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
@@ -300,8 +300,8 @@ func TestNoAnswerElsewhere(t *testing.T) {
 	}
 }
 
-// TestKept: what may be kept is asked for again by its tag; what may not has none. Pages of any
-// origin may read what a GET brings.
+// TestKept: an answer that may be kept has a tag, by which it can be asked for again; other answers
+// have none. Pages of any origin may read the answer to a GET.
 func TestKept(t *testing.T) {
 	t.Parallel()
 	mux := http.NewServeMux()
@@ -338,8 +338,8 @@ func TestKept(t *testing.T) {
 	}
 }
 
-// TestProblems: what no endpoint takes has a problem document too, and paths that are served with
-// another spelling are found.
+// TestProblems: a path without an endpoint has a problem document, too, and paths that are served
+// with another spelling are found.
 func TestProblems(t *testing.T) {
 	t.Parallel()
 	mux := http.NewServeMux()

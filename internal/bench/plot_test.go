@@ -38,7 +38,7 @@ func TestPlot(t *testing.T) {
 	}
 }
 
-// TestPlotGrowth: also where all is the same, or nothing was quick enough to be measured.
+// TestPlotGrowth: it also works if all values are the same, or too small to be measured.
 func TestPlotGrowth(t *testing.T) {
 	t.Parallel()
 	for name, points := range map[string][]bench.Point{

@@ -8,8 +8,8 @@ import (
 	"omiappreg.org/keyrotation/internal/bench"
 )
 
-// TestSettle: what can't be written to the disk is an error, also in a folder of the folder; what
-// is gone, as the broker's may be at any time, is none.
+// TestSettle: data that can't be written to the disk is an error, even in a folder of the folder. A
+// file that is gone, as the broker's may be at any time, is no error.
 func TestSettle(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
@@ -27,7 +27,7 @@ func TestSettle(t *testing.T) {
 		t.Error(err)
 	}
 	if os.Getuid() == 0 {
-		return // who may do everything
+		return // root may do everything
 	}
 	if err := os.Chmod(filepath.Join(inner, "1.blk"), 0); err != nil {
 		t.Fatal(err)

@@ -107,8 +107,8 @@ func TestAnswer(t *testing.T) {
 	}
 }
 
-// TestAnswerGoesOn: whatever words came before, the answer goes on with the word that was begun,
-// and comes to an end.
+// TestAnswerGoesOn: whatever words came before, the answer continues the word that was begun, and
+// comes to an end.
 func TestAnswerGoesOn(t *testing.T) {
 	t.Parallel()
 	words := rapid.SliceOf(rapid.OneOf(rapid.String(), rapid.SampledFrom([]string{

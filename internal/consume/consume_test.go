@@ -20,7 +20,7 @@ import (
 
 const patience = time.Minute
 
-// queue is a work queue with one durable, and what its handler has seen.
+// queue is a work queue with one durable, and a record of its handler's calls.
 type queue struct {
 	t      *testing.T
 	broker *testenv.Broker
@@ -151,7 +151,7 @@ func TestAcknowledgesInOrder(t *testing.T) {
 	}
 }
 
-// TestErrorTriesAgain: what the handler needs is away; the same batch is tried until it is back,
+// TestErrorTriesAgain: what the handler needs is away. The same batch is tried until it is back,
 // and nothing is lost or overtaken.
 func TestErrorTriesAgain(t *testing.T) {
 	t.Parallel()
@@ -207,8 +207,8 @@ func TestPoison(t *testing.T) {
 	}
 }
 
-// TestShutdownGivesBack: what was pulled and not handled goes to the next consumer at once, long
-// before the acknowledgement's deadline; the batch under way is finished.
+// TestShutdownGivesBack: messages that were pulled and not handled go to the next consumer at once,
+// long before the acknowledgement's deadline. The batch under way is finished.
 func TestShutdownGivesBack(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -225,7 +225,7 @@ func TestShutdownGivesBack(t *testing.T) {
 	close(leave)
 	for open := true; open; {
 		select {
-		case <-entered: // a batch that began before the shutdown did
+		case <-entered: // a batch that began before the shutdown
 		case <-stopped:
 			open = false
 		}
@@ -258,8 +258,8 @@ func TestLostDurableAndBroker(t *testing.T) {
 	}
 }
 
-// TestWaitedTooLong: messages that wait for long in our own queue are sent again by the broker. The
-// copies are not handled, neither in a later batch nor beside what they are copies of.
+// TestWaitedTooLong: the broker sends messages that wait for long in our own queue again. The
+// copies are not handled, neither in a later batch nor together with their originals.
 func TestWaitedTooLong(t *testing.T) {
 	t.Parallel()
 	for _, batch := range []int{2, 32} {
@@ -272,7 +272,7 @@ func TestWaitedTooLong(t *testing.T) {
 
 func waitedTooLong(t *testing.T, size int) {
 	q := newQueue(t)
-	q.ackWait = time.Second // what is handled has to be acknowledged within it
+	q.ackWait = time.Second // messages must be acknowledged within it
 	q.publish("0")
 	q.run(consume.Config{Batch: size}, func(batch []string) error {
 		if batch[0] != "0" {
@@ -340,8 +340,8 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// TestKeptThroughAShutdown: what the handler took over stays its own, also where the rest of its
-// batch is given back.
+// TestKeptThroughAShutdown: messages that the handler took over stay its own, even if the rest of
+// their batch is given back.
 func TestKeptThroughAShutdown(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)

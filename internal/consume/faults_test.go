@@ -17,9 +17,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestFailBetweenAnyTwoSteps: whichever I/O step of a consumer fails, not done or done and not
-// known to be, and whether the process goes on or dies there and another takes over: each message
-// is handled, poison is set aside, all are acknowledged.
+// TestFailBetweenAnyTwoSteps: any I/O step of a consumer may fail, be done without an answer, or be
+// the last before the process dies and another one takes over. Each message is handled, poison is
+// set aside, and all messages are acknowledged.
 func TestFailBetweenAnyTwoSteps(t *testing.T) {
 	t.Parallel()
 	accounts := testenv.NewAccounts(t)
@@ -41,7 +41,7 @@ func TestFailBetweenAnyTwoSteps(t *testing.T) {
 	})
 }
 
-// faultRun is a queue of messages that are consumed.
+// faultRun is a queue whose messages are consumed.
 type faultRun struct {
 	ctx   context.Context
 	heirs *testenv.Heirs

@@ -12,9 +12,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// TestInHand: the log tells of work that hangs after 5 s and then each minute, by its number, stage
-// and database. After 10 s Check fails, until something was finished. What fails since something is
-// away goes on to count; what fails for a reason of its own doesn't.
+// TestInHand: the log warns of work that hangs after 5 s and then each minute, with its number,
+// stage and database. After 10 s Check fails, until some work is finished. Work that fails because
+// something is away still counts; work that fails for a reason of its own doesn't.
 func TestInHand(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -77,7 +77,7 @@ func TestInHand(t *testing.T) {
 	})
 }
 
-// TestDeliveries: what waits at the broker and doesn't come is told of.
+// TestDeliveries: messages that wait at the broker and don't come are reported.
 func TestDeliveries(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -14,8 +14,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestSmallPulls: a durable that allows small and short pulls only delivers all the same. Where
-// that comes while it runs, the log has the broker's own words, and the durable is opened again.
+// TestSmallPulls: a durable that allows only small and short pulls still delivers. If that changes
+// while it runs, the log has the broker's own words, and the durable is opened again.
 func TestSmallPulls(t *testing.T) {
 	t.Parallel()
 	const messages = 20
@@ -83,7 +83,8 @@ func TestSmallPulls(t *testing.T) {
 	}
 }
 
-// TestRefusal: the broker's words, and none where it only has nothing to deliver.
+// TestRefusal: it returns the broker's words, and nothing if the broker only has no message to
+// deliver.
 func TestRefusal(t *testing.T) {
 	t.Parallel()
 	conn := testenv.Connect(t, testenv.NewBroker(t).URL())
@@ -138,7 +139,7 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
-// TestPutAfterARestart: a durable that outlived a restart of the broker is known by its own time,
+// TestPutAfterARestart: a durable that outlived a restart of the broker has its own creation time,
 // and is not taken for another one.
 func TestPutAfterARestart(t *testing.T) {
 	t.Parallel()

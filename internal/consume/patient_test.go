@@ -12,7 +12,7 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// lonely tells whenever it has heard nothing, not even a heartbeat, before anybody else knows.
+// lonely reports that it has heard nothing, not even a heartbeat, before anything else does.
 type lonely struct {
 	jetstream.MessagesContext
 	tell func()
@@ -27,8 +27,8 @@ func (l lonely) Next(opts ...jetstream.NextOpt) (jetstream.Msg, error) {
 	return msg, err
 }
 
-// TestPatient: who hears nothing pulls once more, and gets what has come since; who still hears
-// nothing says so.
+// TestPatient: after silence, the iterator pulls once more, and gets what has come since. After
+// more silence, it says so.
 func TestPatient(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)

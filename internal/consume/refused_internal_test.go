@@ -11,8 +11,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// TestRefusedIsToldOnce: a broker that refuses to open the durable is no consumer that is
-// interrupted, again and again.
+// TestRefusedIsToldOnce: a broker that refuses to open the durable is not logged as an interrupted
+// consumer, again and again.
 func TestRefusedIsToldOnce(t *testing.T) {
 	t.Parallel()
 	ctx, stop := context.WithCancel(t.Context())

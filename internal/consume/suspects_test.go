@@ -22,7 +22,7 @@ const fast = 8 * time.Millisecond
 
 var errFails = errors.New("it can't be written")
 
-// aside is what was set aside.
+// aside records what was set aside.
 type aside struct {
 	mu   sync.Mutex
 	list []string
@@ -71,7 +71,7 @@ func (q *queue) alone(payload string) int {
 	return n
 }
 
-// triedAlone waits until a message was tried so often by itself.
+// triedAlone waits until a message was tried by itself so many times.
 func (q *queue) triedAlone(payload string, times int) {
 	q.t.Helper()
 	testenv.Eventually(q.t, patience, payload+" is tried alone", func() error {
@@ -82,8 +82,8 @@ func (q *queue) triedAlone(payload string, times int) {
 	})
 }
 
-// TestFailsWhileOthersPass: messages that fail for ever are set aside while others pass, and those
-// are all handled.
+// TestFailsWhileOthersPass: messages that always fail are set aside while others pass, and all of
+// those are handled.
 func TestFailsWhileOthersPass(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -121,8 +121,8 @@ func TestFailsWhileOthersPass(t *testing.T) {
 	}
 }
 
-// TestNothingGivenUp: all that needs the database fails for long, while garbage, which needs
-// nothing, passes. Nothing is set aside, and afterwards all is handled, in its order.
+// TestNothingGivenUp: all messages that need the database fail for long, while garbage, which needs
+// nothing, passes. Nothing is set aside, and afterwards everything is handled, in its order.
 func TestNothingGivenUp(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -131,7 +131,7 @@ func TestNothingGivenUp(t *testing.T) {
 	q.proves = func(p string) bool { return p != "garbage" }
 	q.publish(numbers(20)...)
 	q.run(consume.Config{Batch: 32, MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
-		if len(batch) > 1 && slices.Contains(batch, "20") { // it comes with the end of the outage
+		if len(batch) > 1 && slices.Contains(batch, "20") { // it comes at the end of the outage
 			back.Store(true)
 		}
 		if !back.Load() && slices.ContainsFunc(batch, func(p string) bool { return p != "garbage" }) {
@@ -170,8 +170,8 @@ func TestMoreFailThanAreKept(t *testing.T) {
 		if len(batch) > 8 {
 			t.Errorf("a batch of %d", len(batch))
 		}
-		// It ends between two rounds: where it ends while messages are tried one by one, those
-		// after it pass those before.
+		// It ends between two rounds: if it ended while messages are tried one by one, later
+		// messages would pass earlier ones.
 		if back = back || len(batch) > 1 && ends.Load(); !back {
 			return errFails
 		}
@@ -190,9 +190,9 @@ func TestMoreFailThanAreKept(t *testing.T) {
 	}
 }
 
-// TestMorePoisonThanAreKept: more messages fail for ever than there may be suspects, and stand
-// before all others. By their errors nothing is away, so the others are tried too, and those are
-// handled.
+// TestMorePoisonThanAreKept: there are more messages that always fail than there may be suspects, and
+// they come before all others. Their errors don't say that something is away, so the others are tried,
+// too, and handled.
 func TestMorePoisonThanAreKept(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -213,7 +213,7 @@ func TestMorePoisonThanAreKept(t *testing.T) {
 	})
 }
 
-// TestBlocksNobody: with one message that fails for ever, and no evidence against it, others are
+// TestBlocksNobody: while one message always fails, and there is no evidence against it, others are
 // handled as they come.
 func TestBlocksNobody(t *testing.T) {
 	t.Parallel()
@@ -274,12 +274,12 @@ func TestSuspectAtShutdown(t *testing.T) {
 	q.triedAlone("suspect", 7)
 	stop()
 	q.run(consume.Config{}, func([]string) error { return nil })
-	q.handled("suspect") // long before the minute in which it is to be acknowledged
+	q.handled("suspect") // long before its acknowledgement is due, in a minute
 	q.empty()
 }
 
-// TestSuspectStaysOurs: the broker is told again and again that a suspect is still ours. A copy
-// that it sends nevertheless is not handled.
+// TestSuspectStaysOurs: the broker is told repeatedly that a suspect is still ours. If it sends a
+// copy nevertheless, the copy is not handled.
 func TestSuspectStaysOurs(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -393,14 +393,14 @@ func TestPanicsAmongMany(t *testing.T) {
 	}
 }
 
-// TestNobodyOvertakes: what comes back while messages are tried one by one lets none pass that
-// follows one which has failed: not one by one, and not in a part of a large batch.
+// TestNobodyOvertakes: a database that is back while messages are tried one by one lets no message
+// pass that follows a failed one, neither one by one nor in a part of a large batch.
 func TestNobodyOvertakes(t *testing.T) {
 	t.Parallel()
 	const size = 200
 	q := newQueue(t)
 	q.publish(numbers(size)...)
-	about := func(m *consume.Message) string { return string(m.Data()[len(m.Data())-1:]) } // ten services, in turns
+	about := func(m *consume.Message) string { return string(m.Data()[len(m.Data())-1:]) } // ten services
 	var failed bool
 	var order []string
 	q.run(consume.Config{Batch: size, MaxBackoff: fast, About: about}, func(batch []string) error {
@@ -428,8 +428,8 @@ func TestNobodyOvertakes(t *testing.T) {
 	}
 }
 
-// TestPoisonInALargeBatch: one message at fault does not make of a large batch as many small ones,
-// each with a transaction of its own.
+// TestPoisonInALargeBatch: one message at fault does not turn a large batch into as many small
+// ones, each with a transaction of its own.
 func TestPoisonInALargeBatch(t *testing.T) {
 	t.Parallel()
 	const size = 900 // of 1,000 that the broker gives out

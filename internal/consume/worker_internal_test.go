@@ -8,9 +8,9 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// TestCopiesInABatch: a copy of what is in the batch or a suspect is passed over, whichever of the
-// two was delivered when, and only that: what was delivered before may be with us for the first
-// time.
+// TestCopiesInABatch: a copy of a message in the batch, or of a suspect, is ignored, in whichever
+// order the two were delivered. Nothing else is ignored: a message that was delivered before may be
+// here for the first time.
 func TestCopiesInABatch(t *testing.T) {
 	t.Parallel()
 	settled, err := lru.New[uint64, struct{}](8)
@@ -25,7 +25,7 @@ func TestCopiesInABatch(t *testing.T) {
 	arrived := make(chan *Message, 20)
 	w := newWorker(Config{Batch: 20}.withDefaults(), arrived, nil, 0)
 	w.suspect(message(9, 1))
-	for range 2 { // what was in the last batch doesn't count
+	for range 2 { // the last batch doesn't count
 		for _, m := range [][2]uint64{{1, 2}, {1, 3}, {2, 1}, {2, 2}, {9, 2}, {1, 4}, {3, 7}, {3, 8}, {4, 1}} {
 			arrived <- message(m[0], m[1])
 		}

@@ -23,8 +23,8 @@ func report(t *testing.T, c *health.Checker) health.Report {
 	return r
 }
 
-// TestHanging: a check that hangs is named within its deadline and holds up no other one; it is not
-// begun again before it has returned, and counts again afterwards.
+// TestHanging: a check that hangs is named within its deadline and holds up no other check. It does
+// not begin again before it has returned, and counts again afterwards.
 func TestHanging(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -33,7 +33,7 @@ func TestHanging(t *testing.T) {
 		c := health.New(slog.New(slog.DiscardHandler),
 			health.Part{Name: health.Database, Check: func(context.Context) error {
 				begun.Add(1)
-				<-release // it doesn't look at its context
+				<-release // it ignores its context
 				return nil
 			}},
 			health.Part{Name: health.Broker, Check: func(context.Context) error { return errors.New("the broker is away") }},
@@ -53,8 +53,8 @@ func TestHanging(t *testing.T) {
 	})
 }
 
-// TestShared: many callers at a time, and right after each other, share a run; one that goes away
-// ends it for nobody.
+// TestShared: many callers share a run, at the same time and right after each other. A caller that
+// goes away does not end the run for the others.
 func TestShared(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -95,9 +95,9 @@ func TestShared(t *testing.T) {
 	})
 }
 
-// TestLog: the log has a line when a part starts to fail and one when it is back, however often and
-// whoever asks; none for a part that is merely starting. The cause is in the log, and not in the
-// answer.
+// TestLog: the log has one line when a part starts to fail and one when it is back, however many
+// callers there are, and none for a part that is merely starting. The cause is in the log, and not
+// in the answer.
 func TestLog(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -134,7 +134,7 @@ msg="a part of this process works again" part=database failed_for=4.75s
 	})
 }
 
-// TestNeverReady: a part that fails from the start is told of, after a while.
+// TestNeverReady: a part that fails from the start is logged after a while.
 func TestNeverReady(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

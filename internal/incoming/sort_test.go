@@ -47,7 +47,7 @@ func deliveries(tb testing.TB, n int) []incoming.Delivery {
 	return batch
 }
 
-// misSign changes the signature of a message into one that nobody made.
+// misSign replaces the signature of a message by an invalid one.
 func misSign(d *incoming.Delivery) {
 	start := bytes.Index(d.Payload, []byte(`"signature":"`)) + len(`"signature":"`)
 	if first := &d.Payload[start]; *first == 'A' {
@@ -57,8 +57,7 @@ func misSign(d *incoming.Delivery) {
 	}
 }
 
-// TestSort: each message of a batch of any size is told apart by what it is itself, and the order
-// stays.
+// TestSort: each message of a batch of any size is judged by itself, and the order stays.
 func TestSort(t *testing.T) {
 	t.Parallel()
 	trust := someTrust(t)
@@ -99,15 +98,15 @@ func TestSort(t *testing.T) {
 	}
 }
 
-// BenchmarkSort is what a subscriber does with a batch before it applies it: one event of an idle
-// system, and a backlog's.
+// BenchmarkSort measures what a subscriber does with a batch before it applies it: one event of an
+// idle system, and those of a backlog.
 func BenchmarkSort(b *testing.B) {
 	for _, n := range []int{1, 4, 16, 64, 256} {
 		batch, trust := deliveries(b, n), someTrust(b)
 		benchmarkSort(b, fmt.Sprintf("good/%d", n), trust, batch)
 	}
-	// The worst that one who may publish can do: a bad signature among all that are checked
-	// together.
+	// The worst case that a party with the right to publish can cause: one bad signature among all
+	// that are checked together.
 	batch, trust := deliveries(b, 256), someTrust(b)
 	for i := 63; i < len(batch); i += 64 {
 		misSign(&batch[i])

@@ -11,8 +11,8 @@ import (
 	"omiappreg.org/keyrotation/internal/keyformat"
 )
 
-// FuzzRead: no file makes it panic, no error says more than the file's name, and a key that is read
-// is written as one that is read again.
+// FuzzRead: no file makes it panic, no error says more than the file's name, and a key that was
+// read can be written and read again.
 func FuzzRead(f *testing.F) {
 	const secret = "SECRETSECRETSECRETSECRET"
 	private, err := keyformat.EncodePrivate(events.GenerateSigningKey(), keyformat.PEM)

@@ -68,8 +68,8 @@ func TestBadFiles(t *testing.T) {
 	}
 }
 
-// TestMoreThanAKey: a rotation can't delete what else is in a key's file, since such a file is no
-// key's.
+// TestMoreThanAKey: a file with more than a key is refused, so a rotation can't delete the rest of
+// it.
 func TestMoreThanAKey(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "key.pem")
@@ -133,7 +133,7 @@ func TestReadPublicKeys(t *testing.T) {
 	}
 }
 
-// TestWritable: what may be written is known without writing it.
+// TestWritable: Writable answers without leaving a trace.
 func TestWritable(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
@@ -141,7 +141,7 @@ func TestWritable(t *testing.T) {
 		t.Errorf("an own folder: %v", err)
 	}
 	if runtime.GOOS == "windows" || os.Geteuid() == 0 {
-		return // there only trying tells; and root may do anything
+		return // elsewhere only writing shows it; and root may do anything
 	}
 	if err := os.Chmod(folder, 0o500); err != nil {
 		t.Fatal(err)

@@ -14,7 +14,7 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// Users and a group that nobody is.
+// Users and a group that don't exist.
 const (
 	service, stranger, group = 23901, 23902, 23903
 )
@@ -47,7 +47,7 @@ func must(t *testing.T, errs ...error) {
 	}
 }
 
-// wantRefusal wants an error that says each of these.
+// wantRefusal expects an error that contains each of these texts.
 func wantRefusal(t *testing.T, err, want error, says ...string) {
 	t.Helper()
 	if !errors.Is(err, want) {
@@ -61,7 +61,7 @@ func wantRefusal(t *testing.T, err, want error, says ...string) {
 	}
 }
 
-// wantFile wants a file of this owner, group and mode.
+// wantFile expects a file of this owner, group and mode.
 func wantFile(t *testing.T, path string, uid, gid uint32, mode fs.FileMode) {
 	t.Helper()
 	info, err := os.Stat(path)
@@ -74,7 +74,7 @@ func wantFile(t *testing.T, path string, uid, gid uint32, mode fs.FileMode) {
 	}
 }
 
-// TestMounts: a key that no other can take the place of is told before anything depends on it.
+// TestMounts: a key that can't be replaced is reported before anything depends on it.
 func TestMounts(t *testing.T) {
 	if !testenv.OwnMounts(t) {
 		return
@@ -96,7 +96,7 @@ func TestMounts(t *testing.T) {
 	wantRefusal(t, keyfile.Replaceable(in("read/new.pem")), keyfile.ErrNotReplaceable, "mounted read-only")
 	testenv.Bind(t, in("host"), in("whole"), false)
 	must(t, keyfile.Replaceable(in("whole/key.pem")))
-	// What can't be done is not advised.
+	// It does not advise what can't be done.
 	must(t, os.Chmod(in("host/key.pem"), 0o644))
 	testenv.Bind(t, in("host"), in("whole"), true)
 	_, err := keyfile.Read(in("whole/key.pem"))
@@ -106,7 +106,7 @@ func TestMounts(t *testing.T) {
 	}
 }
 
-// TestSecretVolume: Kubernetes replaces such a folder whole, and a key in it.
+// TestSecretVolume: Kubernetes replaces such a folder as a whole, with the key in it.
 func TestSecretVolume(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
@@ -130,11 +130,11 @@ func TestHardLink(t *testing.T) {
 	wantRefusal(t, keyfile.Replaceable(path+".folder"), keyfile.ErrNotReplaceable, "not a regular file")
 }
 
-// TestRootWritesForTheOwner: what root writes is of whom it works for.
+// TestRootWritesForTheOwner: files that root writes belong to the user for whom it works.
 func TestRootWritesForTheOwner(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
-		return // who gives nothing away
+		return // only root can give files away
 	}
 	folder := passable(t)
 	store := filepath.Join(folder, "store")
@@ -157,7 +157,7 @@ func TestRootWritesForTheOwner(t *testing.T) {
 	must(t, os.Mkdir(shared, 0o700), os.Chown(shared, service, group), os.Chmod(shared, 0o777|os.ModeSticky))
 	newKey(t, filepath.Join(shared, "key.pem"))
 	wantFile(t, filepath.Join(shared, "key.pem"), 0, 0, 0o600)
-	// A link that its owner has put there does not make root give anything else away.
+	// A link that the owner has put there does not make root give any other file away.
 	must(t, os.WriteFile(filepath.Join(folder, "roots"), nil, 0o600), os.Symlink("../roots", filepath.Join(store, "link")))
 	if err := keyfile.Touch(filepath.Join(store, "link"), path); err == nil {
 		t.Error("touched what a link leads to")
@@ -165,8 +165,8 @@ func TestRootWritesForTheOwner(t *testing.T) {
 	wantFile(t, filepath.Join(folder, "roots"), 0, 0, 0o600)
 }
 
-// TestAnothersKey: who can't leave the new key to whose the old one is does not replace it, and is
-// told who can.
+// TestAnothersKey: a user who can't give the new key to the owner of the old one does not replace
+// it, and is told who can.
 func TestAnothersKey(t *testing.T) {
 	t.Parallel()
 	folder := passable(t)
@@ -204,13 +204,13 @@ func TestAnothersKey(t *testing.T) {
 	})
 }
 
-// TestModes: who may read a private key, as mounts have it, and what to do about others.
+// TestModes: who may read a private key in a mount, and what to do about others.
 func TestModes(t *testing.T) {
 	t.Parallel()
 	folder := passable(t)
 	path := filepath.Join(folder, "key.pem")
 	newKey(t, path)
-	// Ours, and of the folder's group: what fsGroup makes of it.
+	// Ours, with the folder's group: the result of fsGroup.
 	must(t, os.Chmod(path, 0o660))
 	if _, err := keyfile.Read(path); err != nil {
 		t.Errorf("as fsGroup has it: %v", err)
@@ -235,7 +235,7 @@ func TestModes(t *testing.T) {
 	if os.Geteuid() != 0 {
 		return // the rest takes two users
 	}
-	// A Secret: root's, and its group may read it.
+	// A Secret: it belongs to root, and its group may read it.
 	must(t, os.Chown(path, 0, group), os.Chmod(path, 0o440))
 	testenv.AsUser(t, service, group, func() {
 		if _, err := keyfile.Read(path); err != nil {
@@ -246,7 +246,7 @@ func TestModes(t *testing.T) {
 		}
 	})
 	_, err := keyfile.Read(path)
-	wantRefusal(t, err, keyfile.ErrOpen, "chmod 600 "+path) // root itself is in another group, and may mend it
+	wantRefusal(t, err, keyfile.ErrOpen, "chmod 600 "+path) // root may
 	must(t, os.Chmod(path, 0o444))
 	testenv.AsUser(t, service, group, func() {
 		_, err := keyfile.Read(path)
@@ -259,8 +259,8 @@ func TestModes(t *testing.T) {
 	})
 }
 
-// TestAnotherOwner: a private key is ours or root's, however it comes that we can read another's.
-// Root works for any user, and is told of the keys that are not its own.
+// TestAnotherOwner: a private key must belong to us or to root, even if we can read another user's.
+// Root works for any user, and is told which keys are not its own.
 func TestAnotherOwner(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
@@ -287,7 +287,7 @@ func TestAnotherOwner(t *testing.T) {
 	}
 }
 
-// TestOpenFolders: where all users may write, they can take a key away; where the sticky bit is
+// TestOpenFolders: if all users may write in a folder, they can remove a key; if the sticky bit is
 // set, they can't.
 func TestOpenFolders(t *testing.T) {
 	t.Parallel()

@@ -8,7 +8,7 @@ import (
 	"omiappreg.org/keyrotation/internal/keyfile"
 )
 
-// TestReal: a file is where its links lead, also where nothing is there yet.
+// TestReal: a file is where its links lead, even if nothing is there yet.
 func TestReal(t *testing.T) {
 	t.Parallel()
 	folder, err := filepath.EvalSymlinks(t.TempDir()) // on some systems it is behind a link itself

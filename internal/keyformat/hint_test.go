@@ -29,8 +29,8 @@ func utf16Text(text string) string {
 	return string(b)
 }
 
-// TestHints: a key that an editor, a shell or a tool has changed is refused with what happened to
-// it, and never quoted.
+// TestHints: a key that an editor, a shell or a tool has changed is refused with a text that says
+// what happened to it, and never quotes it.
 func TestHints(t *testing.T) {
 	t.Parallel()
 	key := events.GenerateSigningKey()
@@ -78,7 +78,7 @@ func TestHints(t *testing.T) {
 	}
 }
 
-// TestParsePrivate: one block of PKCS #8, and nothing else but white space.
+// TestParsePrivate: it accepts one block of PKCS #8 with white space around it, and nothing more.
 func TestParsePrivate(t *testing.T) {
 	t.Parallel()
 	key := events.GenerateSigningKey()

@@ -99,8 +99,8 @@ func checkPublic(t failer, what string, got keyformat.Key, want events.PublicKey
 	}
 }
 
-// TestOtherTools: what openssl and ssh-keygen wrote is read, and written just as they do it. The
-// files in testdata are theirs (OpenSSL 3.0, OpenSSH 9.2):
+// TestOtherTools: keys that openssl and ssh-keygen wrote are read, and written exactly as they do
+// it. The files in testdata are theirs (OpenSSL 3.0, OpenSSH 9.2):
 //
 //	openssl genpkey -algorithm ed25519 -out openssl.pem
 //	openssl pkey -in openssl.pem -pubout -out openssl-public.pem
@@ -200,8 +200,8 @@ func TestStandards(t *testing.T) {
 	}
 }
 
-// FuzzParse: nothing makes the parser panic, no error quotes what it refuses, and what is read is
-// the same key in every other form.
+// FuzzParse: no text makes the parser panic, no error quotes what it refuses, and a key that is
+// read is the same key in every other form.
 func FuzzParse(f *testing.F) {
 	for _, c := range refused(f) {
 		f.Add([]byte(c.content))
@@ -251,7 +251,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// checkOtherParser reads a private key in PEM with a parser of others: what we take, they take, as
+// checkOtherParser reads a private key in PEM with other parsers: they accept what we accept, as
 // the same key.
 func checkOtherParser(t *testing.T, content []byte, got events.SigningKey) {
 	t.Helper()
@@ -271,7 +271,7 @@ func checkOtherParser(t *testing.T, content []byte, got events.SigningKey) {
 	}
 }
 
-// checkSilent fails if an error holds anything of the key that was refused.
+// checkSilent fails if an error contains anything of the refused key.
 func checkSilent(t *testing.T, what string, err error, content []byte) {
 	t.Helper()
 	for _, word := range regexp.MustCompile(`[A-Za-z0-9+/_=-]{8,}`).FindAllString(err.Error(), -1) {

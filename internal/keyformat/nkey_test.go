@@ -10,7 +10,7 @@ import (
 	"omiappreg.org/keyrotation/internal/keyformat"
 )
 
-// TestNKeys: what NATS's own library makes is read, and only a user's key.
+// TestNKeys: keys that NATS's own library makes are read, but only users' keys.
 func TestNKeys(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

@@ -11,8 +11,8 @@ import (
 	"omiappreg.org/keyrotation/internal/keyformat"
 )
 
-// TestLooksPrivate: a private key is noticed in each form, whole, in part and among other words,
-// and nothing else is taken for one.
+// TestLooksPrivate: a private key is recognised in each form, whole, in part and among other words,
+// and no other text is taken for one.
 func TestLooksPrivate(t *testing.T) {
 	t.Parallel()
 	private := func(form keyformat.Format) string { return string(must(keyformat.EncodePrivate(testKey(), form))) }
@@ -54,7 +54,7 @@ func TestLooksPrivate(t *testing.T) {
 	}
 }
 
-// FuzzLooksPrivate: whatever stands around a private key, it is noticed; and no public key is taken
+// FuzzLooksPrivate: a private key is recognised whatever is around it, and no public key is taken
 // for one.
 func FuzzLooksPrivate(f *testing.F) {
 	f.Add([]byte("seed"), "stat ", ": no such file")

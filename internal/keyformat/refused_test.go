@@ -25,8 +25,8 @@ type refusal struct {
 	want    error
 }
 
-// TestRefused: what is not one sound Ed25519 key is refused with the reason, and without a word of
-// what is in it.
+// TestRefused: anything that is not one sound Ed25519 key is refused with the reason, and without a
+// word of its content.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	for name, c := range refused(t) {
@@ -200,8 +200,8 @@ func refusedJWK() map[string]refusal {
 func refusedOpenSSH(t testing.TB) map[string]refusal {
 	file := fixture(t, "ssh")
 	block, _ := pem.Decode(file)
-	// Where the file states the public key: before the part that could be locked, in it, and after
-	// the seed.
+	// The file states the public key in three places: before the part that could be locked, in that
+	// part, and after the seed.
 	const (
 		outer = len("openssh-key-v1\x00") + 4 + len("none") + 4 + len("none") + 4 + 4 + 4 + 4 + len("ssh-ed25519") + 4
 		inner = outer + 32 + 4 + 8 + 4 + len("ssh-ed25519") + 4

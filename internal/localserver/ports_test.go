@@ -8,8 +8,7 @@ import (
 	"omiappreg.org/keyrotation/internal/localserver"
 )
 
-// TestFreeAddrs: each has another port, which whoever listens on port 0 won't get, and which is
-// free.
+// TestFreeAddrs: each has another port, which is free, and which a listener on port 0 doesn't get.
 func TestFreeAddrs(t *testing.T) {
 	t.Parallel()
 	addrs, err := localserver.FreeAddrs(500)

@@ -135,8 +135,8 @@ func TestRegistry(t *testing.T) {
 	}
 }
 
-// TestNeverBoundIsSigned: who may answer at the broker may say of any service that it was never
-// bound. Unless the registry has signed that, of this service and now, nobody knows.
+// TestNeverBoundIsSigned: any party that may answer at the broker may say of any service that it
+// was never bound. That counts only if the registry has signed it, about this service and now.
 func TestNeverBoundIsSigned(t *testing.T) {
 	t.Parallel()
 	conn := testenv.Connect(t, testenv.NewBroker(t).URL())
@@ -181,7 +181,7 @@ func TestNeverBoundIsSigned(t *testing.T) {
 }
 
 // TestLongHistory: a history that is too large for a message comes in parts, which are put
-// together; from the start where the service changes meanwhile.
+// together. If the service changes meanwhile, reading starts again.
 func TestLongHistory(t *testing.T) {
 	t.Parallel()
 	conn := testenv.Connect(t, testenv.NewBroker(t).URL())
@@ -229,8 +229,8 @@ func TestLongHistory(t *testing.T) {
 	}
 }
 
-// TestReadingGoesOn: a history that changes while each of its parts is told is told to its end all
-// the same, with each key's end as it is at last, and what has ended is read once.
+// TestReadingGoesOn: a history that changes while its parts are read is still read to its end, with
+// the final end of each key. Keys that have ended are read once.
 func TestReadingGoesOn(t *testing.T) {
 	t.Parallel()
 	s := subtest.NewService(t, "busy")
@@ -274,8 +274,8 @@ func TestReadingGoesOn(t *testing.T) {
 	}
 }
 
-// TestTrusted: only a registry that names none of the trusted keys, or another origin, is known not
-// to be trusted.
+// TestTrusted: a registry is known to be untrusted only if it names none of the trusted keys, or
+// another origin.
 func TestTrusted(t *testing.T) {
 	t.Parallel()
 	conn := testenv.Connect(t, testenv.NewBroker(t).URL())

@@ -10,8 +10,7 @@ import (
 	"omiappreg.org/keyrotation/internal/printable"
 )
 
-// FuzzText: what comes out is text that a terminal shows and nothing else, and printable text comes
-// out as it went in.
+// FuzzText: the result is text that a terminal merely shows, and printable text stays as it is.
 func FuzzText(f *testing.F) {
 	for _, s := range []string{
 		"omi.v1.invalidations.org.example.cms", "\x1b[2J", "\u009b2J", "\u202egpj.exe", "\x00", "\xff\xfe", "\u2028", "é\u200b", "\U000e0041", "日本",
@@ -39,7 +38,7 @@ func FuzzText(f *testing.F) {
 	})
 }
 
-// FuzzJSON: a JSON text means what it meant, and a terminal shows it and nothing else.
+// FuzzJSON: a JSON text keeps its meaning, and a terminal merely shows it.
 func FuzzJSON(f *testing.F) {
 	for _, s := range []string{"x\x7f\u009b2J\u202e", "\U000e0041", "\u3164\n\t", "é日本\U0001f511"} {
 		f.Add(s)

@@ -15,8 +15,8 @@ type named string
 // String implements [fmt.Stringer].
 func (n named) String() string { return "<" + string(n) + ">" }
 
-// TestSprintf: whatever is formatted is one line that shows all of itself, but for what was
-// composed of such lines.
+// TestSprintf: each argument becomes one line that shows all of it, except text that was composed
+// of such lines.
 func TestSprintf(t *testing.T) {
 	t.Parallel()
 	const hostile = "x\x1b[2J\n  current    \u202e\u009b\xff"

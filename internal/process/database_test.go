@@ -12,8 +12,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestServerWithoutTLS: a URL that asks for TLS where the server has none is the person's to
-// change, also for a command that would otherwise say that no server answers.
+// TestServerWithoutTLS: if a URL asks for TLS and the server has none, the person must change it.
+// This holds even for a command that would otherwise say that no server answers.
 func TestServerWithoutTLS(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)

@@ -7,7 +7,7 @@ import (
 )
 
 // FuzzNATSURL: no --nats-url makes us panic, and none is printed with its password, whether it is
-// taken or not.
+// accepted or not.
 func FuzzNATSURL(f *testing.F) {
 	for _, text := range []string{
 		"nats://127.0.0.1:4222", "127.0.0.1", "nats://a:1,tls://b:2", "nats://user:s3cr3t-word@h:4222", "user:s3cr3t-word@h", "nats://u:s3cr3t-word@h:port",

@@ -18,8 +18,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestWaitingSaysWhy: a process that has no broker says why, once for each reason however often it
-// tries; and that it has one.
+// TestWaitingSaysWhy: a process that has no broker logs why, once for each reason however often it
+// tries; and then that it has one.
 func TestWaitingSaysWhy(t *testing.T) {
 	t.Parallel()
 	addr := testenv.FreeAddrs(t, 1)[0]
@@ -56,7 +56,7 @@ func TestWaitingSaysWhy(t *testing.T) {
 	})
 }
 
-// serveBroker runs a broker that lets in whoever has the password.
+// serveBroker runs a broker that lets in every client with the password.
 func serveBroker(t *testing.T, addr, password string) (stop func()) {
 	t.Helper()
 	host, port, err := net.SplitHostPort(addr)
@@ -86,8 +86,7 @@ func serveBroker(t *testing.T, addr, password string) (stop func()) {
 	return stop
 }
 
-// TestWaitingNamesTheFlag: whatever a broker that is there wants otherwise, the log names the flag
-// for it.
+// TestWaitingNamesTheFlag: whatever a broker requires, the log names the flag for it.
 func TestWaitingNamesTheFlag(t *testing.T) {
 	t.Parallel()
 	secured := testenv.NewSecuredBroker(t, func(func(string) string) string { return "" })
@@ -118,8 +117,8 @@ func TestWaitingNamesTheFlag(t *testing.T) {
 	}
 }
 
-// TestUnencryptedCredentials: credentials that go to another machine without TLS are told of, once,
-// and without a password.
+// TestUnencryptedCredentials: credentials that go to another machine without TLS are logged once,
+// without the password.
 func TestUnencryptedCredentials(t *testing.T) {
 	t.Parallel()
 	folder := t.TempDir()
@@ -158,7 +157,7 @@ func TestUnencryptedCredentials(t *testing.T) {
 	}
 }
 
-// anotherAddress is one of this machine's, and not the loopback; nobody listens there.
+// anotherAddress is an address of this machine, not the loopback, on which no process listens.
 func anotherAddress(t *testing.T) string {
 	t.Helper()
 	addrs, err := net.InterfaceAddrs()
@@ -170,5 +169,5 @@ func anotherAddress(t *testing.T) string {
 			return net.JoinHostPort(network.IP.String(), "1")
 		}
 	}
-	return "192.0.2.1:1" // for documentation: nobody has it
+	return "192.0.2.1:1" // reserved for documentation: no machine has it
 }

@@ -18,7 +18,7 @@ import (
 
 // TestStopSignals: a terminal that is gone ends a process, unless nohup started it.
 func TestStopSignals(t *testing.T) {
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // the tests themselves may run under nohup
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // as under nohup
 	if !slices.Contains(process.StopSignals(), os.Signal(syscall.SIGHUP)) {
 		t.Error("SIGHUP would end it as a crash does")
 	}
@@ -30,7 +30,7 @@ func TestStopSignals(t *testing.T) {
 }
 
 // TestLogIsPrintable: whatever is logged, and in whichever form, no terminal obeys it; and a
-// program reads what it was.
+// program can read the original text.
 func TestLogIsPrintable(t *testing.T) {
 	t.Parallel()
 	const hostile = "x\x1b[2J\x7f\u009b2J\n\u202e\u3164\U000e0041"

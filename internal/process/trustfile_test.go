@@ -14,8 +14,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestTrustFile: a trust file that changes is used, one that is no good or empty changes nothing,
-// and each is told of once.
+// TestTrustFile: a trust file that changes is used, one that is invalid or empty changes nothing,
+// and each is logged once.
 func TestTrustFile(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "trusted.txt")

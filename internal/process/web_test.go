@@ -18,7 +18,7 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// authority is a certificate of the loopback address, its key, and who signed it.
+// authority is a certificate of the loopback address, its key, and the authority that signed it.
 type authority struct{ ca, cert, key string }
 
 func newAuthority(t *testing.T) authority {
@@ -70,7 +70,7 @@ func serving(t *testing.T, web process.Web, log *slog.Logger) *process.HTTP {
 	return h
 }
 
-// status returns an answer's status, 0 where there is none.
+// status returns an answer's status, or 0 if there is none.
 func status(t *testing.T, c *http.Client, url string) int {
 	t.Helper()
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
@@ -86,8 +86,8 @@ func status(t *testing.T, c *http.Client, url string) int {
 	return response.StatusCode
 }
 
-// TestAdminAddr: with an address of their own, metrics and health are served there and nowhere
-// else, and nothing else is.
+// TestAdminAddr: metrics and health with an address of their own are served only there, and nothing
+// more is.
 func TestAdminAddr(t *testing.T) {
 	t.Parallel()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
@@ -104,9 +104,8 @@ func TestAdminAddr(t *testing.T) {
 	}
 }
 
-// TestHTTPS: the public address speaks TLS 1.2 or newer and nothing else, metrics and health need
-// none, and a certificate that is replaced is served from the next handshake on; one that can't be
-// used is not.
+// TestHTTPS: the public address speaks only TLS 1.2 or newer, metrics and health need none. A
+// certificate that is replaced is used from the next handshake on, unless it can't be used.
 func TestHTTPS(t *testing.T) {
 	t.Parallel()
 	a, b := newAuthority(t), newAuthority(t)
@@ -131,7 +130,7 @@ func TestHTTPS(t *testing.T) {
 		t.Errorf("strangers have filled the log with %d lines", n)
 	}
 
-	replace(t, b.cert, a.cert) // by half: the key is another's
+	replace(t, b.cert, a.cert) // halfway: the key is another's
 	for range 2 {
 		if got := status(t, ofA, url); got != 200 {
 			t.Errorf("while one of two files is replaced: %d", got)
@@ -146,8 +145,8 @@ func TestHTTPS(t *testing.T) {
 	}
 }
 
-// TestMutualTLS: with a client authority, only its clients are answered; and when it is replaced,
-// those of the one before are not, whatever session they have.
+// TestMutualTLS: with a client authority, only its clients are answered. When it is replaced,
+// clients of the earlier one are not, whatever session they have.
 func TestMutualTLS(t *testing.T) {
 	t.Parallel()
 	server, a, b := newAuthority(t), newAuthority(t), newAuthority(t)
@@ -163,8 +162,8 @@ func TestMutualTLS(t *testing.T) {
 	}
 }
 
-// TestCertificateFlags: what can't be served with is refused before anything listens, in words that
-// name the flag.
+// TestCertificateFlags: certificates that can't be used are refused before anything listens, in
+// words that name the flag.
 func TestCertificateFlags(t *testing.T) {
 	t.Parallel()
 	a := newAuthority(t)
@@ -194,7 +193,7 @@ func TestCertificateFlags(t *testing.T) {
 	}
 }
 
-// replace puts a copy of a file in another's place, as whoever renews certificates does.
+// replace replaces a file by a copy of another, as a renewal of certificates does.
 func replace(t *testing.T, from, to string) {
 	t.Helper()
 	content, err := os.ReadFile(from)

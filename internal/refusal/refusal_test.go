@@ -42,8 +42,8 @@ func account(jetStream string) string {
 	return "no_auth_user: a, accounts { A { " + jetStream + ", users: [{ user: a, password: b }] } }\n"
 }
 
-// TestRefusals: what a broker that is there refuses is told as that, and not as a broker that is
-// waited for.
+// TestRefusals: the refusals of a broker that answers are reported as such, and not as waiting for
+// the broker.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	limits := func(_ context.Context, nc *nats.Conn, _ jetstream.JetStream) error { return refusal.Limits(nc) }
@@ -85,7 +85,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestTeller: a reason is told once, by a headline of its own, and again after all was well.
+// TestTeller: a reason is logged once, with a headline of its own, and again after all was well.
 func TestTeller(t *testing.T) {
 	t.Parallel()
 	var said bytes.Buffer

@@ -18,7 +18,7 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// requests reads what the stream of requests has.
+// requests returns the messages of the stream of requests.
 func (w *world) requests(t *testing.T) (list []string) {
 	t.Helper()
 	stream, err := w.js.Stream(t.Context(), streams.Requests)
@@ -33,8 +33,8 @@ func (w *world) requests(t *testing.T) (list []string) {
 	return list
 }
 
-// TestSendWhereItsIDIsTaken: a stranger publishes with the id of our request first, so the broker
-// takes ours for a copy of that. It is stored all the same.
+// TestSendWhereItsIDIsTaken: a stranger publishes with the ID of our request first, so the broker
+// takes ours for a copy of that message. Ours is stored all the same.
 func TestSendWhereItsIDIsTaken(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -53,8 +53,8 @@ func TestSendWhereItsIDIsTaken(t *testing.T) {
 	}
 }
 
-// TestSendSentBefore: the broker has the message already, since its word of it was lost. The answer
-// to that one is awaited, and nothing is sent a second time.
+// TestSendSentBefore: the broker has the message already, but its confirmation was lost. Send waits
+// for the answer to that message, and sends nothing a second time.
 func TestSendSentBefore(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -68,8 +68,8 @@ func TestSendSentBefore(t *testing.T) {
 	}
 }
 
-// TestSendWhereTooMuchComes: the broker refuses what comes faster than it can store it. The request
-// is published again and again, and the error says why it is not stored.
+// TestSendWhereTooMuchComes: the broker refuses messages that come faster than it can store them.
+// The request is published again and again, and the error says why it is not stored.
 func TestSendWhereTooMuchComes(t *testing.T) {
 	t.Parallel()
 	w := newWorldAt(t, floodedBroker(t))
@@ -106,8 +106,8 @@ func floodedBroker(t *testing.T) (url string) {
 	return s.ClientURL()
 }
 
-// TestSendWhereThereIsNoRoom: as many requests wait as may. The error says so, and what is sent
-// then is stored as soon as there is room.
+// TestSendWhereThereIsNoRoom: the largest number of requests is waiting. The error says so, and a
+// message that is sent then is stored as soon as there is room.
 func TestSendWhereThereIsNoRoom(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -112,7 +112,7 @@ func (w *world) publish(t *testing.T, r events.Receipt, by events.SigningKey) {
 	}
 }
 
-// publishOthers publishes what answers another request, or is nobody's answer.
+// publishOthers publishes answers to another request, and messages that answer nothing.
 func (w *world) publishOthers(t *testing.T) {
 	t.Helper()
 	stranger := events.GenerateSigningKey()
@@ -132,8 +132,8 @@ func (w *world) publishOthers(t *testing.T) {
 	}
 }
 
-// TestSendBelievesItsOwnAnswer: of all that may come on the subject, only one message answers the
-// request; and of all that is stored or told by whoever answers lookups.
+// TestSendBelievesItsOwnAnswer: among all messages that may come on the subject, only one answers
+// the request. The same holds for stored receipts, and for answers to lookups.
 func TestSendBelievesItsOwnAnswer(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -158,7 +158,7 @@ func TestSendBelievesItsOwnAnswer(t *testing.T) {
 		t.Errorf("got %+v, %v; want the answer", receipt, err)
 	}
 
-	// Without a stream there is no telling whether anything is stored.
+	// Without a stream, nothing shows whether the message is stored.
 	if err := w.js.DeleteStream(t.Context(), streams.Requests); err != nil {
 		t.Fatal(err)
 	}
@@ -167,9 +167,10 @@ func TestSendBelievesItsOwnAnswer(t *testing.T) {
 	}
 }
 
-// TestSendLooksFirst: what is answered is not sent again. A refusal may have been for a passing
-// reason, and whoever believes it would not know that the same bytes stand now. It is the last
-// receipt of the service, or the registry still knows it.
+// TestSendLooksFirst: a request that is answered is not sent again. A refusal may have had a
+// passing reason; sent again, the same bytes could be committed, and a sender who believes the
+// refusal would not know. The answer is the last receipt of the service, or the registry still
+// knows it.
 func TestSendLooksFirst(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -195,7 +196,7 @@ func TestSendLooksFirst(t *testing.T) {
 	look(1)
 }
 
-// TestSendCostsNoConsumer: of which a stream has 1,000.
+// TestSendCostsNoConsumer: a stream can have only 1,000 consumers.
 func TestSendCostsNoConsumer(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -212,9 +213,9 @@ func TestSendCostsNoConsumer(t *testing.T) {
 	}
 }
 
-// TestSendInFlood: refusals on the subject, as many as there may be, keep nobody from his answer.
-// They are more than may wait to be read, so that it may be lost among them; then the registry is
-// asked.
+// TestSendInFlood: refusals on the subject, as many as there may be, don't keep a sender from its
+// answer. They are more than may wait to be read, so the answer may be lost among them; then the
+// sender asks the registry.
 func TestSendInFlood(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -22,7 +22,7 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// TestNothingIsPassedOver: what Read does not understand is an error, since nobody would test it.
+// TestNothingIsPassedOver: what Read does not understand is an error, because no test would use it.
 func TestNothingIsPassedOver(t *testing.T) {
 	t.Parallel()
 	const request = `"name":"a","subject":"s","stored_at":1,"expect":"committed"`
@@ -51,8 +51,7 @@ func TestNothingIsPassedOver(t *testing.T) {
 	}
 }
 
-// TestEveryKindIsThere: a kind whose last file is gone would leave its tests green with nothing to
-// do.
+// TestEveryKindIsThere: if a kind's last file were gone, its tests would pass and do nothing.
 func TestEveryKindIsThere(t *testing.T) {
 	t.Parallel()
 	files := map[string]string{

@@ -11,9 +11,9 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// TestFloodOfBadSignatures: however many signatures come that no known key made, of a service that
-// had very many keys, those of long ago are read only as often as they can be tried, and the
-// registry is asked once.
+// TestFloodOfBadSignatures: a service had very many keys, and many signatures come that no known
+// key made. Its old keys are read only as often as they can be tried, and the registry is asked
+// once.
 func TestFloodOfBadSignatures(t *testing.T) {
 	t.Parallel()
 	const keys, flood = 100_000, 2000
@@ -37,7 +37,7 @@ func TestFloodOfBadSignatures(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Load(s.Target, s.Keyring(), keys) // which is all that a Memory needs to know of the others
+	m.Load(s.Target, s.Keyring(), keys) // a Memory needs to know no more of the others
 	q, old := query(s, events.GenerateSigningKey()), query(s, s.Keys[0])
 	for range flood {
 		if answer, _ := m.Verify(t.Context(), q); answer.Reason != string(events.InvalidSignature) {
@@ -56,8 +56,8 @@ func TestFloodOfBadSignatures(t *testing.T) {
 	}
 }
 
-// BenchmarkBadSignature is what a signature costs that no key made, of a service that had more keys
-// than are remembered.
+// BenchmarkBadSignature measures a signature that no key made, of a service that had more keys than
+// are remembered.
 func BenchmarkBadSignature(b *testing.B) {
 	s := subtest.NewService(b, "many")
 	s.Bind(start)

@@ -13,9 +13,9 @@ import (
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 )
 
-// TestVerifySaysWhatTheKeyringSays: whatever has happened to a service, in whichever order it is
-// heard of, and whatever the clock says, the answer is that of a look at each key of the whole
-// keyring, the current one like any other. Where that is sure, nobody is asked.
+// TestVerifySaysWhatTheKeyringSays: whatever has happened to a service, in whichever order its
+// events come, and whatever the clock says, the answer is that of a look at each key of the whole
+// keyring, including the current one. If that is sure, the registry is not asked.
 func TestVerifySaysWhatTheKeyringSays(t *testing.T) {
 	t.Parallel()
 	target, keys := subtest.NewService(t, "any").Target, make([]events.SigningKey, 5)
@@ -59,7 +59,7 @@ func TestVerifySaysWhatTheKeyringSays(t *testing.T) {
 	})
 }
 
-// anyEvent draws an event that a trusted registry could send, whether or not anything else fits it.
+// anyEvent draws an event that a trusted registry could send, whether or not it fits the others.
 func anyEvent(
 	rt *rapid.T, target events.Target, public func(string) events.PublicKey, around func(string) int64,
 ) events.Invalidation {

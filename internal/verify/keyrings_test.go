@@ -16,9 +16,9 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// TestKeyringsHoldWhatTheyWereGiven: services of several apps, few enough shards that each has
-// many, any keyrings, loaded or brought by events: what is found is what package keyring makes of
-// them.
+// TestKeyringsHoldWhatTheyWereGiven: for services of several apps, with few enough shards that each
+// has many, and for any keyrings, loaded or brought by events, find returns what package keyring
+// makes of them.
 func TestKeyringsHoldWhatTheyWereGiven(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
@@ -92,7 +92,7 @@ func drawKeyring(rt *rapid.T) (k keyring.Keyring) {
 }
 
 // TestKeyringsReadWhileWritten is for the race detector: enough services that many share a shard,
-// read all the time while they are added and changed.
+// read all the time while others are added and changed.
 func TestKeyringsReadWhileWritten(t *testing.T) {
 	t.Parallel()
 	k, key := newKeyrings(1024), events.GenerateSigningKey()

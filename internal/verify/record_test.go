@@ -10,8 +10,8 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// TestFollow: a rotation that follows makes of a record what package keyring makes of the keyring,
-// and is taken for one where it is one. Few values of everything: they meet.
+// TestFollow: for a rotation that follows, follow makes the record that package keyring makes, and
+// it recognises such a rotation. All values are few, so that they meet.
 func TestFollow(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {

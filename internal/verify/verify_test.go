@@ -52,7 +52,7 @@ func query(s *subtest.Service, key events.SigningKey) events.VerifyQuery {
 	return events.VerifyQuery{Target: s.Target, Message: message, Signature: key.Sign(message)}
 }
 
-// TestSettled: an answer is settled but where the registry might have contradicted it, and gave no
+// TestSettled: an answer is settled unless the registry might have contradicted it and gave no
 // answer.
 func TestSettled(t *testing.T) {
 	t.Parallel()
@@ -87,7 +87,7 @@ func TestSettled(t *testing.T) {
 	}
 }
 
-// meanwhile is a registry whose answer takes so long that something happens.
+// meanwhile is a registry that takes so long that something happens before its answer.
 type meanwhile struct {
 	registry
 	happens func()
@@ -104,7 +104,7 @@ func TestEventDuringLookup(t *testing.T) {
 	t.Parallel()
 	ask := &meanwhile{}
 	m, s := newMemory(t, ask)
-	s.Rotate(start+15, 300) // which has not come
+	s.Rotate(start+15, 300) // this event has not come
 	ask.record = s.Record(start + 15)
 	ask.happens = func() {
 		s.Reset(start + 20)
@@ -125,8 +125,8 @@ func TestEventDuringLookup(t *testing.T) {
 	}
 }
 
-// TestKnownKeys: about a signature that a key made which is accepted, and about one that has ended,
-// nobody is asked.
+// TestKnownKeys: the registry is not asked about a signature by an accepted key, nor about one by a
+// key that has ended.
 func TestKnownKeys(t *testing.T) {
 	t.Parallel()
 	ask := &meanwhile{happens: func() { t.Error("the registry was asked") }}
@@ -142,7 +142,7 @@ func TestKnownKeys(t *testing.T) {
 	}
 }
 
-// TestVerifyAllocatesNothing holds for the path of a good signature by the current key.
+// TestVerifyAllocatesNothing is about the path of a good signature by the current key.
 func TestVerifyAllocatesNothing(t *testing.T) {
 	m, s := newMemory(t, &registry{})
 	q, ctx := query(s, s.Current()), t.Context()
@@ -156,8 +156,8 @@ func TestVerifyAllocatesNothing(t *testing.T) {
 	}
 }
 
-// BenchmarkVerify is the path of a good signature by the current key; BenchmarkEd25519 is the part
-// of it that is not ours.
+// BenchmarkVerify measures the path of a good signature by the current key, and BenchmarkEd25519
+// the part of it that is not ours.
 func BenchmarkVerify(b *testing.B) {
 	m, s := newMemory(b, &registry{})
 	q := query(s, s.Current())
@@ -181,10 +181,10 @@ func BenchmarkEd25519(b *testing.B) {
 	}
 }
 
-// BenchmarkAround is all of Verify but the arithmetic of Ed25519, for a good signature: by the
-// current key of one of many services, a thousand of which are busy, or all of them; and by a key
-// in grace, beyond the current one. Each alone, and while 10,000 rotations a second are applied,
-// whose own allocations are counted too.
+// BenchmarkAround measures everything in Verify except the arithmetic of Ed25519, for a good
+// signature: by the current key of one of many services, a thousand of which are busy, or all of
+// them; and by a key in grace, after the current one. Each runs alone, and while 10,000 rotations a
+// second are applied, whose own allocations count, too.
 func BenchmarkAround(b *testing.B) {
 	const services, busy = 100_000, 1000
 	m, s := newMemory(b, &registry{})
@@ -196,8 +196,8 @@ func BenchmarkAround(b *testing.B) {
 		last[i].Target = must(events.ParseTarget(fmt.Sprintf("%s.cms-article-%d", s.Target.App, i)))
 		m.Load(last[i].Target, keyring.Of(&last[i]), 2)
 	}
-	// In other bytes than those that are kept, and in the order in which they are asked about, as
-	// if each had just been decoded.
+	// In other bytes than those that are kept, and in the order of the questions, as if each had
+	// just been decoded.
 	var names strings.Builder
 	order := rand.Perm(services)
 	for _, i := range order {
@@ -255,7 +255,7 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// follow makes an event the rotation that follows on it.
+// follow turns an event into the rotation that follows it.
 func follow(e *events.Invalidation) {
 	e.Sequence++
 	e.OldKey = e.NewKey
@@ -264,13 +264,13 @@ func follow(e *events.Invalidation) {
 	e.NewKey = must(events.PublicKeyFromBytes(b))
 }
 
-// acceptsCurrent is what Verify does around the one check of a signature by the current key.
+// acceptsCurrent does what Verify does around the one check of a signature by the current key.
 func (m *Memory) acceptsCurrent(target events.Target) bool {
 	answer, ok := m.keyrings.find(target).accepted()
 	return ok && answer.Key == events.KeyCurrent
 }
 
-// acceptsGrace is what it does beyond, around the check of the next key.
+// acceptsGrace does what Verify does in addition, around the check of the next key.
 func (m *Memory) acceptsGrace(target events.Target) bool {
 	var room room
 	have := m.keyrings.find(target).unpack(&room)
@@ -279,8 +279,8 @@ func (m *Memory) acceptsGrace(target events.Target) bool {
 	return have.keyring.At(*key, now) == keyring.InGrace && have.accepted(key).Key == events.KeyGrace
 }
 
-// BenchmarkApply is what a rotation costs beside the database, of a service with so many keys,
-// among 100,000 others, or a few.
+// BenchmarkApply measures a rotation without the database, of a service with so many keys, among
+// 100,000 other services, or a few.
 func BenchmarkApply(b *testing.B) {
 	for _, services := range []int{1, 100_000} {
 		for _, keys := range []int{2, 10, 60} {
