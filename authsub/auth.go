@@ -8,7 +8,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"log/slog"
+	"net/http"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -196,7 +198,7 @@ func (a *Auth) Run(ctx context.Context) error {
 	}
 	service, err := api.Register(ctx, a.conn, a.log, api.Service{
 		Name: "omi-auth", Version: "1.0.0", Description: "The Auth Provider: is this signature good now?",
-	}, a.Endpoints()...)
+	}, a.endpoints()...)
 	if err != nil {
 		return fmt.Errorf("answer over NATS: %w", err)
 	}
@@ -217,9 +219,24 @@ func (a *Auth) SetTrust(trust events.Trust) { a.subscriber.SetTrust(trust) }
 // Remarks says what is set aside, lines for a person.
 func (a *Auth) Remarks() string { return a.subscriber.Remarks() }
 
-// Parts are what GET /readyz names. That the database or the broker is away is a remark: answers come from memory, and grow older.
-// To be taken out of service for that would end them, and who is started again needs the database.
-func (a *Auth) Parts() []health.Part { return a.subscriber.PartsFromMemory() }
+// Errors of [Auth.Checks], for [errors.Is].
+var (
+	// ErrDegraded means that Auth answers in spite of the error.
+	ErrDegraded = health.ErrDegraded
+	// ErrRestart means that only a restart of the process helps.
+	ErrRestart = health.ErrRestart
+)
+
+// Checks returns the names of what Auth needs, each with a check, for a readiness probe. While the
+// database or the broker is unavailable the error is [ErrDegraded]: Auth answers from memory, and
+// its answers grow older. Don't take it out of service for that, which would end the answers, nor
+// restart it, because a process that starts needs the database.
+//
+// A check runs until it knows, or its context ends, so give it a deadline. The text of an error is
+// fit for strangers.
+func (a *Auth) Checks() iter.Seq2[string, func(context.Context) error] {
+	return health.Checks(a.subscriber.PartsFromMemory())
+}
 
 // Verify says whether a signature is good now (docs/protocol.md §8.2).
 func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAnswer {
@@ -229,8 +246,11 @@ func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAn
 	return answer
 }
 
-// Endpoints returns the question of docs/protocol.md §8.2.
-func (a *Auth) Endpoints() []api.Endpoint {
+// Routes returns the handler of POST /v1/verify (docs/protocol.md §8.2), by its pattern for
+// [http.ServeMux].
+func (a *Auth) Routes() map[string]http.Handler { return api.Routes(a.log, a.endpoints()...) }
+
+func (a *Auth) endpoints() []api.Endpoint {
 	return []api.Endpoint{{
 		Name: "verify", Subject: events.AuthVerifySubject, Pattern: "POST /v1/verify",
 		Handle: func(ctx context.Context, c api.Call) (api.Answer, error) {

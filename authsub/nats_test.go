@@ -65,7 +65,7 @@ func TestOverNATS(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = service.Stop() })
 	mux := http.NewServeMux()
-	api.Mount(mux, slog.New(slog.DiscardHandler), auth.Endpoints()...)
+	api.Mount(mux, auth.Routes())
 
 	for _, c := range []struct {
 		service *subtest.Service

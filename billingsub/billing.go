@@ -13,7 +13,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"iter"
 	"log/slog"
+	"net/http"
 	"sync"
 	"time"
 
@@ -124,7 +126,7 @@ func (b *Billing) Run(ctx context.Context) error {
 	}
 	service, err := api.Register(ctx, b.conn, b.log, api.Service{
 		Name: "omi-billing", Version: "1.0.0", Description: "The Billing Service: whose key was this then?",
-	}, b.Endpoints()...)
+	}, b.endpoints()...)
 	if err != nil {
 		return fmt.Errorf("answer over NATS: %w", err)
 	}
@@ -153,11 +155,28 @@ func (b *Billing) SetTrust(trust events.Trust) {
 // Remarks says what is set aside, lines for a person.
 func (b *Billing) Remarks() string { return b.subscriber.Remarks() }
 
-// Parts are what GET /readyz names: the database too, which is asked each question. That the broker is away is a remark.
-func (b *Billing) Parts() []health.Part { return b.subscriber.Parts() }
+// Errors of [Billing.Checks], for [errors.Is].
+var (
+	// ErrDegraded means that Billing answers in spite of the error.
+	ErrDegraded = health.ErrDegraded
+	// ErrRestart means that only a restart of the process helps.
+	ErrRestart = health.ErrRestart
+)
 
-// Endpoints returns the question of docs/protocol.md §8.3.
-func (b *Billing) Endpoints() []api.Endpoint {
+// Checks returns the names of what Billing needs, each with a check, for a readiness probe. While
+// the broker is unavailable the error is [ErrDegraded]: Billing answers from its database.
+//
+// A check runs until it knows, or its context ends, so give it a deadline. The text of an error is
+// fit for strangers.
+func (b *Billing) Checks() iter.Seq2[string, func(context.Context) error] {
+	return health.Checks(b.subscriber.Parts())
+}
+
+// Routes returns the handler of POST /v1/attribute (docs/protocol.md §8.3), by its pattern for
+// [http.ServeMux].
+func (b *Billing) Routes() map[string]http.Handler { return api.Routes(b.log, b.endpoints()...) }
+
+func (b *Billing) endpoints() []api.Endpoint {
 	return []api.Endpoint{{
 		Name: "attribute", Subject: events.BillingAttributeSubject, Pattern: "POST /v1/attribute",
 		Handle: func(ctx context.Context, c api.Call) (api.Answer, error) {

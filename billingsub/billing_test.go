@@ -374,7 +374,7 @@ func TestHealthy(t *testing.T) {
 	healthy := func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), within)
 		defer cancel()
-		report, err := health.New(slog.New(slog.DiscardHandler), w.billing.Parts()...).Report(ctx)
+		report, err := health.New(slog.New(slog.DiscardHandler), health.Parts(w.billing.Checks())...).Report(ctx)
 		if err != nil || report.Ready {
 			return err
 		}

@@ -65,8 +65,13 @@ var (
 // Nothing is sent to it, since its answer could not be believed. Open the client with the right Trust.
 var ErrUntrusted = lookup.ErrUntrusted
 
-// RefusedError is the registry's no, with its receipt.
-type RefusedError = request.Refused
+// RefusedError means that the registry refused a request. Its receipt says why.
+type RefusedError struct{ Receipt events.Receipt }
+
+// Error implements error.
+func (r *RefusedError) Error() string {
+	return fmt.Sprintf("refused: %s: %s", r.Receipt.Reason, r.Receipt.Detail)
+}
 
 // Client keeps the key of one service.
 //

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -16,11 +17,14 @@ import (
 func (l *Lookup) register(ctx context.Context, nc *nats.Conn) (*api.Registered, error) {
 	return api.Register(ctx, nc, l.log, api.Service{
 		Name: "omi-registry", Version: "1.0.0", Description: "The App Registry's lookup: keys of services, now and ever.",
-	}, l.Endpoints()...)
+	}, l.endpoints()...)
 }
 
-// Endpoints are the registry's answers of docs/protocol.md §8, which an HTTP server can serve too.
-func (l *Lookup) Endpoints() []api.Endpoint {
+// Routes returns the handlers of the registry's HTTP API (docs/protocol.md §8), by their patterns
+// for [http.ServeMux].
+func (l *Lookup) Routes() map[string]http.Handler { return api.Routes(l.log, l.endpoints()...) }
+
+func (l *Lookup) endpoints() []api.Endpoint {
 	const service = "/v1/apps/{app_id}/services/{service_id}"
 	return []api.Endpoint{
 		{Name: "service", Subject: events.LookupServiceSubject, Pattern: "GET " + service, Handle: l.serveService},

@@ -56,7 +56,7 @@ func openLookups(f testing.TB) *lookupDoor {
 	if err != nil {
 		f.Fatal(err)
 	}
-	return &lookupDoor{apitest.Open(f, conn, r.Lookup.Endpoints()...), trust, d.target, gone.target, requests[0].draft.Nonce}
+	return &lookupDoor{apitest.Open(f, conn, r.Lookup.endpoints()...), trust, d.target, gone.target, requests[0].draft.Nonce}
 }
 
 // check reads an answer back: it is one of the five, about one of the two services.

@@ -249,7 +249,7 @@ func TestHistoryOverHTTP(t *testing.T) {
 		Policy: Policy{Origin: testOrigin}, Key: testKey, Store: store, Log: testLog(t), Now: time.Now,
 	}, nil, nil)
 	mux := http.NewServeMux()
-	api.Mount(mux, testLog(t), lookup.Endpoints()...)
+	api.Mount(mux, lookup.Routes())
 	trust, err := events.NewTrust(testOrigin, testKey.Public())
 	if err != nil {
 		t.Fatal(err)

@@ -5,15 +5,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"time"
 
 	"omiappreg.org/keyrotation/internal/health"
 )
 
-// Parts are the parts that the registry needs, each with a check, for GET /readyz. While one fails,
-// requests wait.
-func (r *Registry) Parts() []health.Part {
-	return []health.Part{
+// Errors of [Registry.Checks], for [errors.Is].
+var (
+	// ErrDegraded means that the registry goes on with its work in spite of the error.
+	ErrDegraded = health.ErrDegraded
+	// ErrRestart means that only a restart of the process helps.
+	ErrRestart = health.ErrRestart
+)
+
+// Checks returns the names of what the registry needs, each with a check, for a readiness probe.
+// While a check fails, requests wait, unless the error is [ErrDegraded]. A check runs until it
+// knows, or its context ends, so give it a deadline. The text of an error is fit for strangers.
+func (r *Registry) Checks() iter.Seq2[string, func(context.Context) error] {
+	return health.Checks([]health.Part{
 		health.Connection(r.cfg.Conn),
 		health.Pinged(r.cfg.Store),
 		{Name: health.Streams, Check: r.checkStreams},
@@ -21,7 +31,7 @@ func (r *Registry) Parts() []health.Part {
 		{Name: health.Fence, Check: r.checkFence},
 		{Name: health.Outbox, Check: r.checkOutbox},
 		{Name: health.Requests, Check: r.inHand.Check},
-	}
+	})
 }
 
 // checkStreams fails while a stream is missing or sealed, or while the broker has no space for what

@@ -22,7 +22,7 @@ import (
 // readiness asks the replica that was started last how its parts are.
 func (w *world) readiness() string {
 	w.t.Helper()
-	report, err := health.New(slog.New(slog.DiscardHandler), w.registry.Parts()...).Report(w.t.Context())
+	report, err := health.New(slog.New(slog.DiscardHandler), health.Parts(w.registry.Checks())...).Report(w.t.Context())
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func TestReadyWithFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.says("database: the database can't be used any more: its file was removed or replaced")
-	report, err := health.New(slog.New(slog.DiscardHandler), w.registry.Parts()...).Report(t.Context())
+	report, err := health.New(slog.New(slog.DiscardHandler), health.Parts(w.registry.Checks())...).Report(t.Context())
 	if err != nil || report.Live {
 		t.Errorf("it is live: %+v, %v", report, err)
 	}

@@ -55,7 +55,7 @@ func TestManyUnderWay(t *testing.T) {
 				var receipt events.Receipt
 				receipt, err = sender.Send(ctx, d.target, m, isStored)
 				if err == nil && receipt.Event != events.RequestCommitted {
-					err = &sending.Refused{Receipt: receipt}
+					err = fmt.Errorf("refused: %s", receipt.Reason)
 				}
 			}
 			errs <- err

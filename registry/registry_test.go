@@ -103,7 +103,7 @@ func TestLookupHTTP(t *testing.T) {
 		w.answer(r)
 	}
 	mux := http.NewServeMux()
-	api.Mount(mux, testLog(t), w.lookup.Endpoints()...)
+	api.Mount(mux, w.lookup.Routes())
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
 	const service = "/v1/apps/org.omiappreg.alice/services/"
@@ -155,7 +155,7 @@ func TestLookupHTTP(t *testing.T) {
 	for left, want := range map[time.Duration]string{9050 * time.Millisecond: "3", 4 * time.Second: "1", 4*time.Second - 1: "0"} {
 		late.now = func() time.Time { return time.Unix(record.Grace[0].Expires, 0).Add(-left) }
 		mux, response := http.NewServeMux(), httptest.NewRecorder()
-		api.Mount(mux, testLog(t), late.Endpoints()...)
+		api.Mount(mux, late.Routes())
 		mux.ServeHTTP(response, httptest.NewRequest(http.MethodGet, service+"cms/jwks.json", http.NoBody))
 		if cache := response.Header().Get("Cache-Control"); cache != "public, max-age="+want {
 			t.Errorf("%v before a key's end, the JWK Set's Cache-Control is %q", left, cache)

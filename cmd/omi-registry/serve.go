@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -139,7 +140,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 	if err != nil {
 		return err
 	}
-	web.Ready(r.Parts(), r.Lookup.Endpoints()...)
+	web.Ready(health.Parts(r.Checks()), r.Lookup.Routes())
 	web.Announce()
 	return usage(r.Run(ctx))
 }

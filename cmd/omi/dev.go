@@ -84,7 +84,7 @@ func (c *devCmd) Run() error {
 		return err
 	}
 	defer s.Close()
-	web.Ready(s.parts(), s.endpoints()...)
+	web.Ready(s.parts(), s.registry.Lookup.Routes(), s.auth.Routes(), s.billing.Routes())
 	return process.Run(log, append(s.actors(), web.Run, func(ctx context.Context) error {
 		if s.awaitHealthy(ctx) == nil {
 			if err := c.print(c.greeting(s, web)); err != nil {

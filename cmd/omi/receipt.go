@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"strings"
 
+	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
-	"omiappreg.org/keyrotation/internal/request"
 )
 
 // answer prints a receipt. A refusal is an error with its reason.
@@ -20,7 +20,7 @@ func answer(c connection, receipt events.Receipt, done string) error {
 		printed = process.Print("%s", receiptText(receipt, done))
 	}
 	if refused { // which says as much as what was to be printed
-		return process.Refused(&request.Refused{Receipt: receipt})
+		return process.Refused(&client.RefusedError{Receipt: receipt})
 	}
 	return unsaid(done, printed)
 }

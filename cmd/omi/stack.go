@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -16,7 +17,6 @@ import (
 	"omiappreg.org/keyrotation/authsub"
 	"omiappreg.org/keyrotation/billingsub"
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/bench"
 	"omiappreg.org/keyrotation/internal/broker"
 	"omiappreg.org/keyrotation/internal/health"
@@ -243,21 +243,15 @@ func (s *stack) actors() []process.Actor {
 	return []process.Actor{s.registry.Run, s.auth.Run, s.billing.Run}
 }
 
-// endpoints are §8's, all of them.
-func (s *stack) endpoints() []api.Endpoint {
-	return append(append(s.registry.Lookup.Endpoints(), s.auth.Endpoints()...), s.billing.Endpoints()...)
-}
-
 // parts are those of all three, each with the name of whose it is before its own.
 func (s *stack) parts() []health.Part {
 	var all []health.Part
 	for _, one := range []struct {
-		of    string
-		parts []health.Part
-	}{{partRegistry, s.registry.Parts()}, {partAuth, s.auth.Parts()}, {partBilling, s.billing.Parts()}} {
-		for _, p := range one.parts {
-			p.Name = one.of + "/" + p.Name
-			all = append(all, p)
+		of     string
+		checks iter.Seq2[string, func(context.Context) error]
+	}{{partRegistry, s.registry.Checks()}, {partAuth, s.auth.Checks()}, {partBilling, s.billing.Checks()}} {
+		for name, check := range one.checks {
+			all = append(all, health.Part{Name: one.of + "/" + name, Check: check})
 		}
 	}
 	return all

@@ -71,7 +71,7 @@ func over(t *testing.T) map[string]func(path, subject, body string) (int, []byte
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	mux := http.NewServeMux()
-	api.Mount(mux, log, endpoints()...)
+	api.Mount(mux, api.Routes(log, endpoints()...))
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
 	nc := testenv.Connect(t, testenv.NewBroker(t).URL())
@@ -305,11 +305,11 @@ func TestNoAnswerElsewhere(t *testing.T) {
 func TestKept(t *testing.T) {
 	t.Parallel()
 	mux := http.NewServeMux()
-	api.Mount(mux, slog.New(slog.DiscardHandler), append(endpoints(), api.Endpoint{
+	api.Mount(mux, api.Routes(slog.New(slog.DiscardHandler), append(endpoints(), api.Endpoint{
 		Name: "kept", Pattern: "GET /kept", Handle: func(context.Context, api.Call) (api.Answer, error) {
 			return api.Answer{Body: []byte(`"kept"`), CacheControl: "public, max-age=3"}, nil
 		},
-	})...)
+	})...))
 	do := func(method, path, known string) *httptest.ResponseRecorder {
 		w, r := httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), method, path, strings.NewReader("please"))
 		if known != "" {
@@ -343,7 +343,7 @@ func TestKept(t *testing.T) {
 func TestProblems(t *testing.T) {
 	t.Parallel()
 	mux := http.NewServeMux()
-	api.Mount(mux, slog.New(slog.DiscardHandler), endpoints()...)
+	api.Mount(mux, api.Routes(slog.New(slog.DiscardHandler), endpoints()...))
 	for _, c := range []struct {
 		method, path string
 		status       int

@@ -15,34 +15,46 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// Mount serves the endpoints on mux.
-func Mount(mux *http.ServeMux, log *slog.Logger, endpoints ...Endpoint) {
+// Routes returns the handlers of endpoints that HTTP serves, by their patterns for [http.ServeMux].
+func Routes(log *slog.Logger, endpoints ...Endpoint) map[string]http.Handler {
+	routes := map[string]http.Handler{}
 	for _, e := range endpoints {
-		if e.Pattern == "" {
-			continue
+		if e.Pattern != "" {
+			routes[e.Pattern] = handler(log, e)
 		}
-		public := strings.HasPrefix(e.Pattern, http.MethodGet+" ")
-		mux.HandleFunc(e.Pattern, func(w http.ResponseWriter, r *http.Request) {
-			if public { // pages of any origin may read it, and problem documents, too
-				w.Header().Set("Access-Control-Allow-Origin", "*")
-			}
-			call := Call{
-				AppID: r.PathValue("app_id"), ServiceID: r.PathValue("service_id"),
-				PublicKey: r.PathValue("public_key"), Parameters: r.URL.Query(),
-			}
-			var err error
-			if call.Body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, events.MaxQuery)); err != nil {
-				WriteProblem(w, bodyProblem(err))
-				return
-			}
-			answer, err := e.Handle(r.Context(), call)
-			if err != nil {
-				logFault(r.Context(), log, e.Name, err)
-				WriteProblem(w, problemOf(err))
-				return
-			}
-			writeAnswer(w, r, answer)
-		})
+	}
+	return routes
+}
+
+// Mount serves routes on mux.
+func Mount(mux *http.ServeMux, routes map[string]http.Handler) {
+	for pattern, handler := range routes {
+		mux.Handle(pattern, handler)
+	}
+}
+
+func handler(log *slog.Logger, e Endpoint) http.HandlerFunc {
+	public := strings.HasPrefix(e.Pattern, http.MethodGet+" ")
+	return func(w http.ResponseWriter, r *http.Request) {
+		if public { // pages of any origin may read it, and problem documents, too
+			w.Header().Set("Access-Control-Allow-Origin", "*")
+		}
+		call := Call{
+			AppID: r.PathValue("app_id"), ServiceID: r.PathValue("service_id"),
+			PublicKey: r.PathValue("public_key"), Parameters: r.URL.Query(),
+		}
+		var err error
+		if call.Body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, events.MaxQuery)); err != nil {
+			WriteProblem(w, bodyProblem(err))
+			return
+		}
+		answer, err := e.Handle(r.Context(), call)
+		if err != nil {
+			logFault(r.Context(), log, e.Name, err)
+			WriteProblem(w, problemOf(err))
+			return
+		}
+		writeAnswer(w, r, answer)
 	}
 }
 

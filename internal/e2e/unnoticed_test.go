@@ -196,7 +196,7 @@ func (d *deployment) strictAuth() string {
 	ended := make(chan error, 1)
 	go func() { ended <- auth.Run(ctx) }()
 	mux := http.NewServeMux()
-	api.Mount(mux, log, auth.Endpoints()...)
+	api.Mount(mux, auth.Routes())
 	server := httptest.NewServer(mux)
 	d.t.Cleanup(func() {
 		server.Close()

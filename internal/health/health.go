@@ -11,10 +11,10 @@
 package health
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"strings"
 	"sync"
@@ -39,9 +39,32 @@ type Part struct {
 	// Check returns nil while the part works. Callers see the error's text, and a caller may be a
 	// stranger. Use the cause of a [Problem] for details that only the log should have.
 	Check func(context.Context) error
-	// Within limits the check's time. The default is 2 s.
-	Within time.Duration
 }
+
+// Checks returns parts in the form in which packages that other modules import show them.
+func Checks(parts []Part) iter.Seq2[string, func(context.Context) error] {
+	return func(yield func(string, func(context.Context) error) bool) {
+		for _, p := range parts {
+			if !yield(p.Name, p.Check) {
+				return
+			}
+		}
+	}
+}
+
+// Parts is the inverse of [Checks].
+func Parts(checks iter.Seq2[string, func(context.Context) error]) (parts []Part) {
+	for name, check := range checks {
+		parts = append(parts, Part{Name: name, Check: check})
+	}
+	return parts
+}
+
+// Errors of a check say more of a [Problem].
+var (
+	ErrDegraded = errors.New("the process works without it")
+	ErrRestart  = errors.New("a restart is the remedy")
+)
 
 // Problem says what is wrong with a part.
 type Problem struct {
@@ -56,6 +79,11 @@ type Problem struct {
 
 // Error implements error.
 func (p *Problem) Error() string { return p.Text }
+
+// Is reports whether the target says of the problem what its fields say.
+func (p *Problem) Is(target error) bool {
+	return target == ErrDegraded && p.Remark || target == ErrRestart && p.Restart
+}
 
 // Unwrap returns the cause.
 func (p *Problem) Unwrap() error { return p.Cause }
@@ -122,7 +150,6 @@ type part struct {
 func New(log *slog.Logger, parts ...Part) *Checker {
 	c := &Checker{log: log, last: Report{Live: true}, started: time.Now()}
 	for _, p := range parts {
-		p.Within = cmp.Or(p.Within, checkWithin)
 		c.parts = append(c.parts, &part{Part: p})
 	}
 	return c
@@ -202,14 +229,14 @@ func (p *part) ask(ctx context.Context) *Problem {
 	}
 	asked, answered := p.asked, p.answered
 	p.mu.Unlock()
-	deadline := time.NewTimer(time.Until(asked.Add(p.Within)))
+	deadline := time.NewTimer(time.Until(asked.Add(checkWithin)))
 	defer deadline.Stop()
 	select {
 	case err := <-answered:
 		switch {
 		case err == nil:
 			return nil
-		case time.Since(asked) >= p.Within && errors.Is(err, context.DeadlineExceeded) && !errors.As(err, new(*Problem)):
+		case time.Since(asked) >= checkWithin && errors.Is(err, context.DeadlineExceeded) && !errors.As(err, new(*Problem)):
 			return p.silent(asked)
 		}
 		problem := problemOf(err)
@@ -220,11 +247,11 @@ func (p *part) ask(ctx context.Context) *Problem {
 }
 
 func (p *part) silent(asked time.Time) *Problem {
-	return &Problem{Text: fmt.Sprintf("no answer within %v", max(p.Within, time.Since(asked).Truncate(time.Second)))}
+	return &Problem{Text: fmt.Sprintf("no answer within %v", max(checkWithin, time.Since(asked).Truncate(time.Second)))}
 }
 
 func (p *part) check(ctx context.Context, answered chan<- error) {
-	ctx, cancel := context.WithTimeout(ctx, p.Within)
+	ctx, cancel := context.WithTimeout(ctx, checkWithin)
 	defer cancel()
 	err := p.Check(ctx)
 	p.mu.Lock()

@@ -97,12 +97,14 @@ func (h *HTTP) AdminAddr() string {
 	return h.admin.Addr().String()
 }
 
-// Ready serves the endpoints from now on, and shows the state of these parts at GET /readyz.
-func (h *HTTP) Ready(parts []health.Part, endpoints ...api.Endpoint) {
+// Ready serves the routes from now on, and shows the state of these parts at GET /readyz.
+func (h *HTTP) Ready(parts []health.Part, routes ...map[string]http.Handler) {
 	checker := health.New(h.log, parts...)
 	h.Metrics.MustRegister(checker)
 	mux := http.NewServeMux()
-	api.Mount(mux, h.log, endpoints...)
+	for _, some := range routes {
+		api.Mount(mux, some)
+	}
 	admin := mux
 	if h.admin != nil {
 		admin = http.NewServeMux()

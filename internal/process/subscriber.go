@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
+	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -13,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/completion"
 	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/printable"
@@ -44,14 +45,14 @@ type Instances struct {
 // Service is the service that such a process runs.
 type Service interface {
 	Run(ctx context.Context) error
-	// Parts returns the parts for GET /readyz.
-	Parts() []health.Part
+	// Checks returns the checks for GET /readyz.
+	Checks() iter.Seq2[string, func(context.Context) error]
 	// Remarks returns lines for a person.
 	Remarks() string
 	// SetTrust changes whom it believes, soon after the call.
 	SetTrust(trust events.Trust)
 	Close() error
-	Endpoints() []api.Endpoint
+	Routes() map[string]http.Handler
 }
 
 // OpenService creates the service. If its database is not up yet, it waits until ctx ends.
@@ -163,7 +164,7 @@ func (c *serveSubscriber) serve(
 		}
 	}()
 	web.Remarks = service.Remarks
-	web.Ready(service.Parts(), service.Endpoints()...)
+	web.Ready(health.Parts(service.Checks()), service.Routes())
 	web.Announce()
 	go c.Trust.Follow(ctx, log, trust, service.SetTrust)
 	err = service.Run(ctx)

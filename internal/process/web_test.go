@@ -55,9 +55,9 @@ func serving(t *testing.T, web process.Web, log *slog.Logger) *process.HTTP {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.Ready(nil, api.Endpoint{
+	h.Ready(nil, api.Routes(log, api.Endpoint{
 		Name: "thing", Pattern: "GET /thing", Handle: func(context.Context, api.Call) (api.Answer, error) { return api.JSON("yes") },
-	})
+	}))
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- h.Run(ctx) }()

@@ -23,14 +23,6 @@ var (
 	ErrNoAnswer = errors.New("the request is stored, but the registry has not answered yet")
 )
 
-// Refused is a refusal by the registry.
-type Refused struct{ Receipt events.Receipt }
-
-// Error implements error.
-func (r *Refused) Error() string {
-	return fmt.Sprintf("refused: %s: %s", r.Receipt.Reason, r.Receipt.Detail)
-}
-
 // Message is a signed request in the form that is published, and published again after a crash.
 type Message struct {
 	Subject string       `json:"subject"`

@@ -56,7 +56,7 @@ func Open(t testing.TB, conn *nats.Conn, endpoints ...api.Endpoint) *Door {
 	if err != nil {
 		t.Fatalf("serve over HTTP: %v", err)
 	}
-	served.Ready(nil, endpoints...)
+	served.Ready(nil, api.Routes(log, endpoints...))
 	d.handler = served
 	return d
 }
