@@ -112,7 +112,7 @@ func (s *Store) service(ctx context.Context, t events.Target) (*toldService, err
 	var one toldService
 	const query = "SELECT " + serviceColumns + ", bound_at, service_type, endpoint_url, provider_receipt FROM services WHERE target = $1"
 	err := s.db.Reader().QueryRowContext(ctx, query, t.String()).
-		Scan(append(one.columns(), &one.boundAt, withNUL(&one.serviceType), &one.endpointURL, &one.providerReceipt)...)
+		Scan(append(one.columns(), &one.boundAt, &one.serviceType, &one.endpointURL, &one.providerReceipt)...)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, ErrUnknownService
 	}

@@ -212,14 +212,6 @@ func target(t *events.Target) sql.Scanner   { return textColumn[events.Target]{t
 func nonceText(n *events.Nonce) sql.Scanner { return textColumn[events.Nonce]{n, events.ParseNonce} }
 func times(list *[]int64) sql.Scanner       { return textColumn[[]int64]{list, parseTimes} }
 
-// nulAs stands in the database for U+0000, which a service_type could have in earlier versions and
-// a TEXT of PostgreSQL can't. It is a noncharacter, which no message may hold (§3).
-const nulAs = "\uffff"
-
-func withNUL(s *string) sql.Scanner {
-	return textColumn[string]{s, func(kept string) (string, error) { return strings.ReplaceAll(kept, nulAs, "\x00"), nil }}
-}
-
 // keyBytes returns the value of a key's column.
 func keyBytes(k events.PublicKey) any {
 	if k.IsZero() {
