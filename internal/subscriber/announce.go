@@ -171,20 +171,10 @@ func (s *Subscriber) introduce(ctx context.Context, consumer jetstream.Consumer)
 		return err
 	}
 	own := s.Trust().Announcement()
-	info := consumer.CachedInfo()
-	var before unbelieved // of a release that noted it nowhere
-	if _, announced := (said{info.Config.Metadata}).trusts(); !announced && info.Delivered.Consumer > 0 {
-		lowest, err := s.cfg.Store.lowestUnbelieved(ctx)
-		if err != nil {
-			return err
-		}
-		before.from = lowest
-	}
 	return s.tell(ctx, func(d said) {
 		if _, announced := d.trusts(); !announced {
 			d.setTrusts(nil)
 		}
-		d.add(unbelievedMetadata, before)
 		d.narrow(own)
 		d.widen(own)
 		s.rereading.Store(d.behind(own)) // as_of says nothing until that is tried

@@ -3,7 +3,6 @@ package subscriber
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"iter"
 	"slices"
 
@@ -88,13 +87,4 @@ func (s *Store) claims(list []*events.Invalidation) iter.Seq[sqldb.Rows] {
 			}
 		}
 	}
-}
-
-// HasApplied says whether an event has taken effect.
-func (s *Store) HasApplied(ctx context.Context, e *events.Invalidation) (applied bool, err error) {
-	const query = `SELECT count(*) > 0 FROM applied WHERE nonce = $1 AND timestamp = $2`
-	if err := s.db.Reader().QueryRowContext(ctx, query, e.Nonce.String(), e.Timestamp).Scan(&applied); err != nil {
-		return false, fmt.Errorf("look for the nonce of an event: %w", err)
-	}
-	return applied, nil
 }

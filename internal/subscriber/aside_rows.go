@@ -2,7 +2,6 @@ package subscriber
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"maps"
 	"slices"
@@ -96,24 +95,6 @@ func (s *Store) countAside(ctx context.Context) (byReason map[string]int64, upTo
 		return nil
 	})
 	return byReason, upTo, s.db.Run(ctx, &p)
-}
-
-// lowestUnbelieved returns from where on messages were set aside that others than those who did so may believe, where that was
-// not noted: the lowest place of any such row, or the start of the stream, where rows may have been pushed out; 0: nowhere.
-func (s *Store) lowestUnbelieved(ctx context.Context) (uint64, error) {
-	const query = `SELECT min(stream_sequence), (SELECT count(*) FROM set_aside) FROM set_aside WHERE reason IN ($1, $2, $3)`
-	var (
-		lowest sql.NullInt64
-		all    int64
-	)
-	err := s.db.Reader().QueryRowContext(ctx, query, string(events.UntrustedSignature), unknownKey, string(events.WrongOrigin)).Scan(&lowest, &all)
-	switch {
-	case err != nil:
-		return 0, fmt.Errorf("look for messages that were not believed: %w", err)
-	case all >= keptAside:
-		return 1, nil
-	}
-	return uint64(lowest.Int64), nil
 }
 
 // failedPlaces returns the places in the stream of the messages that could not be handled.

@@ -30,14 +30,8 @@ func (s *Subscriber) adopt(
 	if err != nil {
 		return nil, err
 	}
-	has := s.hasLast
-	if known {
-		has = func(ctx context.Context, stream jetstream.Stream, floor uint64) (bool, error) {
-			return nothingBetween(ctx, stream, settled, floor)
-		}
-	}
-	if !s.otherDatabase(before.Config.Metadata) {
-		if same, err := has(ctx, stream, info.AckFloor.Stream); err != nil || same {
+	if known && !s.otherDatabase(before.Config.Metadata) {
+		if same, err := nothingBetween(ctx, stream, settled, info.AckFloor.Stream); err != nil || same {
 			return consumer, err
 		}
 	}
@@ -69,32 +63,6 @@ func nothingBetween(ctx context.Context, stream jetstream.Stream, settled, floor
 		return false, fmt.Errorf("look for messages that the database lacks: %w", err)
 	}
 	return next.Sequence > floor, nil
-}
-
-// hasLast says whether a database of before there were positions has the last event that was acknowledged. Where that
-// can't be told, the answer is no: to read the stream again costs time, and nothing else. If it has, the position is
-// written, so that this is asked once.
-func (s *Subscriber) hasLast(ctx context.Context, stream jetstream.Stream, floor uint64) (bool, error) {
-	msg, err := stream.GetMsg(ctx, floor)
-	if errors.Is(err, jetstream.ErrMsgNotFound) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("look at the last message that was acknowledged: %w", err)
-	}
-	event, err := s.Trust().At(msg.Time, msg.Sequence).Invalidation(msg.Subject, msg.Data)
-	if refusal := (*events.Refusal)(nil); errors.As(err, &refusal) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("read the last message that was acknowledged: %w", err)
-	}
-	same, err := s.cfg.Store.HasApplied(ctx, &event)
-	if err != nil || !same {
-		return false, err
-	}
-	_, err = s.settle(ctx, floor, nil, nil)
-	return true, err
 }
 
 func (s *Subscriber) deleteDurable(ctx context.Context) error {

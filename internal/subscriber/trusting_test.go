@@ -207,14 +207,13 @@ func TestTrustTakenBack(t *testing.T) {
 	h.says(t, h.old)
 }
 
-// TestTrustOfBefore: a durable of a release that said nothing of trust, and one whose process crashed while it read the stream
-// again. What others keep in the metadata stays.
-func TestTrustOfBefore(t *testing.T) {
+// TestTrustAfterCrash: a durable whose process crashed while it read the stream again, and one whose
+// metadata can't be read. What others keep in the metadata stays.
+func TestTrustAfterCrash(t *testing.T) {
 	t.Parallel()
 	for name, metadata := range map[string]map[string]string{
-		"older release": {},
-		"crash":         {events.TrustMetadata: "", "omi-reread": "2"},
-		"unreadable":    {events.TrustMetadata: "", "omi-unbelieved": "x"},
+		"crash":      {events.TrustMetadata: "", "omi-reread": "2"},
+		"unreadable": {events.TrustMetadata: "", "omi-unbelieved": "x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
