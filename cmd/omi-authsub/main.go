@@ -1,5 +1,5 @@
-// Omi-authsub is the Auth Provider's process: it applies the registry's events, and answers whether a signature is good
-// now.
+// Omi-authsub is the Auth Provider's process: it applies the registry's events, and answers whether
+// a signature is good now.
 package main
 
 import (
@@ -15,12 +15,13 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-const description = `The Auth Provider's subscriber of OMI key rotation: who may pass now.
+const description = `The Auth Provider of OMI key rotation: is this signature good now?
 
-A first start:
-  omi-authsub --trust ed25519:...    the registry's public key, which omi-registry keygen printed
-Any number of them can be started so, on one database or each with its own: each hears every event. On one host, each takes
-another --instance.
+A first start, with the registry's public key, which omi-registry keygen printed:
+  omi-authsub --trust ed25519:...
+
+You can start any number of processes, on one database or each with its own. Each hears every event.
+On one host, give each another --instance.
 
 Exit codes: 0 done, 1 failed, 2 usage.`
 
@@ -28,7 +29,7 @@ func main() {
 	os.Exit(process.Main(&process.Instances{}, os.Args[1:], os.Stderr,
 		kong.Name("omi-authsub"), kong.Description(description),
 		kong.Vars{
-			"durable": streams.AuthDurable, "durable_help": "How the names of the durables on the stream of invalidations begin (authsub).",
+			"durable": streams.AuthDurable, "durable_help": "How the names of the durables begin (authsub).",
 			"forget_after": "10m", "database_url": "sqlite:omi-authsub.db", "http_addr": "127.0.0.1:8082",
 		},
 		kong.Bind(sqldb.Auth, process.OpenService(open), process.OpenExistingStore(subscriber.OpenExistingAuth)),

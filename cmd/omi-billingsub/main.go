@@ -1,5 +1,5 @@
-// Omi-billingsub is the Billing Service's process: it applies the registry's events, and answers whose key a key was at
-// some time.
+// Omi-billingsub is the Billing Service's process: it applies the registry's events, and answers
+// whose key it was at a given time.
 package main
 
 import (
@@ -15,10 +15,13 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-const description = `The Billing Service's subscriber of OMI key rotation: whose key was this then.
+const description = `The Billing Service of OMI key rotation: whose key was this then?
 
-A first start:
-  omi-billingsub --trust ed25519:...    the registry's public key, which omi-registry keygen printed
+A first start, with the registry's public key, which omi-registry keygen printed:
+  omi-billingsub --trust ed25519:...
+
+You can start any number of processes on one database; they share one durable. A process with
+another database needs another --durable.
 
 Exit codes: 0 done, 1 failed, 2 usage.`
 
@@ -27,7 +30,7 @@ func main() {
 		kong.Name("omi-billingsub"), kong.Description(description),
 		kong.Vars{
 			"durable":      streams.BillingDurable,
-			"durable_help": "The durable on the stream of invalidations (billingsub). Processes on one database share it; one with another database takes another name.",
+			"durable_help": "The durable (billingsub); one for each database.",
 			"database_url": "sqlite:omi-billingsub.db", "http_addr": "127.0.0.1:8083",
 		},
 		kong.Bind(sqldb.Billing, process.OpenService(open), process.OpenExistingStore(subscriber.OpenExisting)),

@@ -27,11 +27,11 @@ func (c *migrateCmd) Run() error {
 }
 
 type appCmd struct {
-	Add  appAddCmd  `cmd:"" help:"Make a developer's app known."`
-	List appListCmd `cmd:"" help:"List the known apps."`
+	Add  appAddCmd  `cmd:"" help:"Add a developer's app."`
+	List appListCmd `cmd:"" help:"List the apps."`
 	Show appShowCmd `cmd:"" help:"Show an app with all Master Keys that it ever had."`
 
-	ReplaceMaster appReplaceCmd `cmd:"" name:"replace-master" help:"Give an app another Master Key, when the old one leaked or was lost."`
+	ReplaceMaster appReplaceCmd `cmd:"" name:"replace-master" help:"Replace an app's Master Key that leaked or was lost."`
 }
 
 type appAddCmd struct {
@@ -140,9 +140,10 @@ type appReplaceCmd struct {
 
 // Help is what --help says beside the flags.
 func (c *appReplaceCmd) Help() string {
-	return `From then on, every registry on this database refuses what the old key signs, also what waits in the stream. The old key is never
-a Master Key or a service's key again. Services keep their keys: whoever has the old Master Key may have changed them, so
-their developer resets each service with the new one (omi reset).`
+	return `From then on, every registry on this database refuses what the old key signs, including
+requests that wait in the stream. The old key can never be a Master Key or a service's key again.
+Services keep their keys. If the old key leaked, the thief may have changed them: their developer
+then resets each service with the new Master Key (omi reset).`
 }
 
 // Run replaces an app's Master Key.
@@ -174,10 +175,10 @@ func (c *appReplaceCmd) Run() error {
 type checkCmd struct {
 	process.NATS `embed:""`
 	Database     database `embed:""`
-	Stream       bool     `help:"Hold the database against the stream of events too; it needs --trust and the broker at --nats-url."`
+	Stream       bool     `help:"Compare with the stream of events too; needs --trust and the broker."`
 	Origin       string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
 	Trust        []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"The registry's public keys, to verify the stored receipts' signatures too."`
-	TrustFile    string   `env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with those keys, one a line."`
+	TrustFile    string   `env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with such keys, one on each line."`
 	JSON         bool     `help:"Print one JSON object."`
 }
 

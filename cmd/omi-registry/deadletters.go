@@ -19,15 +19,16 @@ const pollEvery = 100 * time.Millisecond
 type deadLettersCmd struct {
 	List  deadLettersListCmd  `cmd:"" help:"List the requests that could not be decided, the oldest first."`
 	Show  deadLettersShowCmd  `cmd:"" help:"Show one of them, with the request as it came."`
-	Retry deadLettersRetryCmd `cmd:"" help:"Have them decided again, by a running registry."`
+	Retry deadLettersRetryCmd `cmd:"" help:"Ask a running registry to decide them again."`
 }
 
 // Help is shown by --help.
 func (*deadLettersCmd) Help() string {
-	return `A request that makes the registry panic, or fail again and again while it commits others, is set aside: it holds up
-nobody, is not answered, and is not lost. The registry's log says ERROR with its id, and omi_registry_dead_letters_total
-counts it. Look at it, mend the cause (its detail and the log name it), and have it decided again: it is judged as one that
-came when it was first stored, and the service gets its receipt as ever.
+	return `If a request makes the registry panic, or fails again and again while others are committed,
+it is set aside as a dead letter. It delays no other request, is not answered, and is not lost. The
+registry logs an ERROR with its id, and omi_registry_dead_letters_total counts it. Look at it, fix
+the cause (its detail and the log name it), and let a registry decide it again. It is judged as if
+it had just been stored for the first time at its original moment, and the service gets its receipt.
 
   omi-registry deadletters list
   omi-registry deadletters show 5f0c8e2b9a417d36
@@ -36,7 +37,7 @@ came when it was first stored, and the service gets its receipt as ever.
 
 type deadLettersListCmd struct {
 	Database database `embed:""`
-	Limit    int      `default:"50" help:"The oldest so many (${default})."`
+	Limit    int      `default:"50" help:"How many to list, from the oldest (${default})."`
 	JSON     bool     `help:"Print a JSON array."`
 }
 
@@ -110,9 +111,9 @@ func gone(err error) error {
 type deadLettersRetryCmd struct {
 	Database database      `embed:""`
 	IDs      []string      `arg:"" optional:"" name:"id" help:"Their ids, as list shows them."`
-	All      bool          `help:"All that there are."`
-	Wait     time.Duration `default:"10s" help:"How long to wait until a registry has decided them (${default}); 0s: only ask for it."`
-	JSON     bool          `help:"Print a JSON array: what became of each."`
+	All      bool          `help:"Every dead letter."`
+	Wait     time.Duration `default:"10s" help:"How long to wait for the decisions (${default}); 0s: don't wait."`
+	JSON     bool          `help:"Print a JSON array with the result of each."`
 }
 
 // retried is what became of one dead letter: decided, failed again, or waiting for a registry.

@@ -16,17 +16,19 @@ import (
 const publicMode = 0o644
 
 type keygenCmd struct {
-	Out       string `required:"" placeholder:"FILE" help:"The new key's file; it gets mode 0600, and must not exist yet."`
-	PublicOut string `name:"public-out" placeholder:"FILE" help:"Write the public key to this file too, as the subscribers' --trust-file takes it."`
-	IfMissing bool   `name:"if-missing" help:"Keep the key that --out has, if there is one. It is refused where --public-out has the half of another key."`
+	Out       string `required:"" placeholder:"FILE" help:"The new key's file, mode 0600; it must not exist yet."`
+	PublicOut string `name:"public-out" placeholder:"FILE" help:"Write the public key to this file, for --trust-file of the subscribers."`
+	IfMissing bool   `name:"if-missing" help:"If --out has a key already, keep it."`
 	JSON      bool   `help:"Print one JSON object."`
 }
 
 // Help is what --help says beside the flags.
 func (c *keygenCmd) Help() string {
-	return `Every subscriber trusts this key, and what it signed stands for ever: keep the file. Another key never takes its place by accident.
-Where --public-out has the public half of another key, nothing is made, with --if-missing too: a private key that is gone with its
-disk has to be restored. To change the registry's key on purpose, give the new one and its public half files of their own.`
+	return `Every subscriber trusts this key, and events that it signed are kept for ever, so keep the
+file. Another key never replaces it by accident: if --public-out has the public half of another key,
+the command makes no key, even with --if-missing, because a private key that was lost with its disk
+must be restored. To change the registry's key on purpose, use new files for the key and its public
+half.`
 }
 
 // Run makes a key.

@@ -1,5 +1,5 @@
-// Omi-registry is the App Registry's process: it serves rotation, binding and revocation requests, and keeps the
-// registry's database.
+// Omi-registry is the App Registry's process: it serves rotation, binding and revocation requests,
+// and keeps the registry's database.
 package main
 
 import (
@@ -13,17 +13,17 @@ import (
 
 type cli struct {
 	Serve   serveCmd   `cmd:"" default:"withargs" help:"Serve requests and lookups (the default)."`
-	Migrate migrateCmd `cmd:"" help:"Bring the database's schema up to date, and end. Serve does so too."`
+	Migrate migrateCmd `cmd:"" help:"Bring the database's schema up to date. Serve does so too."`
 	Keygen  keygenCmd  `cmd:"" help:"Make the registry's signing key."`
-	App     appCmd     `cmd:"" help:"The developers' apps: who may bind services."`
-	NATS    natsCmd    `cmd:"" name:"nats" help:"Accounts at the broker: what each party may do there."`
-	Check   checkCmd   `cmd:"" help:"Verify what must always hold in the database. Exit code 1: something is wrong."`
+	App     appCmd     `cmd:"" help:"Manage the developers' apps, which may bind services."`
+	NATS    natsCmd    `cmd:"" name:"nats" help:"Print accounts for the broker: what each party may do there."`
+	Check   checkCmd   `cmd:"" help:"Verify the database. Exit code 1: something is wrong."`
 
-	DeadLetters deadLettersCmd `cmd:"" name:"deadletters" help:"Requests that could not be decided: list, show, and have them decided again."`
-	Recover     recoverCmd     `cmd:"" help:"Bring back from the streams what a database lacks that was restored from an older backup. Exit code 1: something remains to be done."`
-	Restore     restoreCmd     `cmd:"" help:"Put a copy of the registry's SQLite database in its place, which must be done by this command."`
+	DeadLetters deadLettersCmd `cmd:"" name:"deadletters" help:"List and show requests that could not be decided, and retry them."`
+	Recover     recoverCmd     `cmd:"" help:"Recover the changes that a restored database lacks from the streams."`
+	Restore     restoreCmd     `cmd:"" help:"Restore the registry's SQLite database from a copy."`
 
-	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
+	Completion completion.Command `cmd:"" help:"Print a completion script for bash, zsh or fish."`
 }
 
 const description = `The App Registry of OMI key rotation.

@@ -12,18 +12,21 @@ import (
 )
 
 type natsCmd struct {
-	Service   natsServiceCmd   `cmd:"" help:"A service: it rotates its own key, reads its own receipts, and looks others up."`
-	Developer natsDeveloperCmd `cmd:"" help:"A developer: binding, reset and revocation of an app's services."`
-	Receiver  natsReceiverCmd  `cmd:"" help:"A receiver that reads the events and checks signatures itself (client.Verifier)."`
+	Service   natsServiceCmd   `cmd:"" help:"A service: rotates its key, reads its receipts, looks others up."`
+	Developer natsDeveloperCmd `cmd:"" help:"A developer: binds, resets and revokes an app's services."`
+	Receiver  natsReceiverCmd  `cmd:"" help:"A receiver that verifies signatures itself (client.Verifier)."`
 }
 
 // Help teaches.
 func (*natsCmd) Help() string {
-	return `Prints one party's account for the broker of deploy/nats: append it to accounts.conf, and let the broker read that again.
+	return `Prints one party's account for the broker of deploy/nats. Append it to accounts.conf, and
+let the broker reload that file.
 
-  omi keygen --format nkey --out cms.nk                                      by the service's owner: prints its U…
+  # the service's owner; prints U…
+  omi keygen --format nkey --out cms.nk
   omi-registry nats service --app-id org.example.shop --service-id cms --nkey U… >> accounts.conf
-  nats-server --signal reload         twice, one after the other: a new account's imports count from the second on`
+  # run this twice: a new account's imports count from the second reload on
+  nats-server --signal reload`
 }
 
 // userKey is the flag that says who the account's user is.
@@ -86,9 +89,15 @@ func (c *natsDeveloperCmd) Run() error {
 }
 
 type natsReceiverCmd struct {
-	Name      string `required:"" placeholder:"NAME" help:"What it is called: lower case letters, digits, hyphens and underscores. Its program sets it as client.VerifierConfig.Receiver."`
-	Consumers int    `default:"8" help:"How many consumers it may have: one for each of its processes, and some more for restarts (${default})."`
+	Name      string `required:"" placeholder:"NAME" help:"The receiver's name, as in client.VerifierConfig.Receiver."`
+	Consumers int    `default:"8" help:"How many consumers it may have (${default}): one a process, some for restarts."`
 	userKey   `embed:""`
+}
+
+// Help is shown by --help.
+func (*natsReceiverCmd) Help() string {
+	return `The name has lower case letters, digits, hyphens and underscores. Each process of the
+receiver needs one consumer, and some more are needed for restarts.`
 }
 
 // Run prints the account.

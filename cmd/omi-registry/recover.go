@@ -23,28 +23,34 @@ const connectWithin = 10 * time.Second
 type recoverCmd struct {
 	process.NATS `embed:""`
 	Database     database `embed:""`
-	SigningKey   string   `name:"signing-key" env:"OMI_SIGNING_KEY" required:"" placeholder:"FILE" help:"The registry's private key: what it signed is believed, and receipts that are gone get a stand-in that it signs."`
+	SigningKey   string   `name:"signing-key" env:"OMI_SIGNING_KEY" required:"" placeholder:"FILE" help:"The registry's private key."`
 	Origin       string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
-	Trust        []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"Earlier public keys of this registry, if its signing key was changed. One that was stolen ends: KEY@TIME."`
-	TrustFile    string   `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with those keys, one a line."`
-	DryRun       bool     `name:"dry-run" help:"Say what would be recovered, and on whose signature it rests, and write nothing."`
-	Yes          bool     `help:"Write changes that rest on the signatures of earlier keys, too."`
+	Trust        []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"Earlier public keys of this registry; KEY@TIME for one that was stolen."`
+	TrustFile    string   `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with such keys, one on each line."`
+	DryRun       bool     `name:"dry-run" help:"Show what would be recovered, and which keys signed it; write nothing."`
+	Yes          bool     `help:"Also write changes that only earlier keys have signed."`
 	JSON         bool     `help:"Print one JSON object."`
 }
 
 // Help is what --help says beside the flags.
 func (c *recoverCmd) Help() string {
-	return `After the registry's database was restored from a backup, the streams know of changes that it does not. The registry
-notices, holds the services concerned, and serves the others. This command brings the changes back: from the signed events
-in OMI_INVALIDATIONS, which keeps the last 64 of each service for ever, and the receipts in OMI_RECEIPTS, which are kept
-for 7 days. It may run beside registries, which then serve the services again, and as often as one likes.
+	return `After the registry's database was restored from a backup, the streams know of changes that
+the database lacks. The registry notices, puts the services concerned on hold, and serves the
+others. This command brings the changes back: from the signed events in OMI_INVALIDATIONS, which
+keeps the last 64 of each service for ever, and from the receipts in OMI_RECEIPTS, which are kept
+for 7 days. Lost receipts get a stand-in, signed with --signing-key. The command may run while
+registries run, which then serve the services again, and it can be repeated.
 
-Before it writes, it says on whose signature the changes rest. Those that rest on an earlier key of the registry are written only
-with --yes: look at them first. Whoever has stolen such a key can sign events, too. Then give the key an end, as in
---trust ed25519:…@2026-12-01T10:00:00Z: what the stream got since is passed over.
+Before it writes, it shows which keys have signed the changes. Changes that an earlier key of the
+registry has signed are written only with --yes: look at them first, because a thief of such a key
+can sign events, too. If a key was stolen, give it an end, as in --trust
+ed25519:…@2026-12-01T10:00:00Z: events that the stream stored since then are skipped.
 
-A change that was committed and never published, since the outbox was lost with the database, can't be recovered: nobody
-has heard of it, and its service goes on with the key that it had, or needs a Master Reset.`
+A change that was committed and never published can't be recovered if the outbox was lost with the
+database. No other party has heard of it: its service keeps the key that it had, or needs a Master
+Reset.
+
+Exit code 1 says that something remains to be done.`
 }
 
 // Run recovers.

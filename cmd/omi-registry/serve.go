@@ -38,25 +38,44 @@ type serveCmd struct {
 	Streams      streamFlags `embed:""`
 	Web          process.Web `embed:""`
 
-	SigningKey string   `name:"signing-key" env:"OMI_SIGNING_KEY" required:"" placeholder:"FILE" help:"The registry's private key, PKCS #8 PEM of mode 0600 (omi-registry keygen makes one)."`
-	Trust      []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"Earlier public keys of this registry, if its signing key was changed: the events that they signed are its own. One that was stolen ends: KEY@TIME."`
-	TrustFile  string   `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with those keys, one a line."`
+	SigningKey string   `name:"signing-key" env:"OMI_SIGNING_KEY" required:"" placeholder:"FILE" help:"The registry's private key, as omi-registry keygen makes it."`
+	Trust      []string `env:"OMI_TRUST" placeholder:"ed25519:…" help:"Earlier public keys of this registry; KEY@TIME for one that was stolen."`
+	TrustFile  string   `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with such keys, one on each line."`
 	Origin     string   `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name, which its messages carry (${default})."`
-	Apps       string   `env:"OMI_APPS" placeholder:"FILE" help:"Apps to make known: a JSON array of {\"app_id\": …, \"master_public_key\": …}."`
+	Apps       string   `env:"OMI_APPS" placeholder:"FILE" help:"Apps to add: a JSON array of {\"app_id\": …, \"master_public_key\": …}."`
 
 	GracePeriod    time.Duration  `env:"OMI_GRACE_PERIOD" default:"300s" help:"How long an old key stays valid (${default})."`
 	MaxClockSkew   time.Duration  `env:"OMI_MAX_CLOCK_SKEW" default:"300s" help:"How far a request's timestamp may be off (${default})."`
-	RequireProof   string         `env:"OMI_REQUIRE_PROOF" default:"own" placeholder:"WHICH" help:"Which requests must prove that they have their new key: none, own (bindings and resets) or all (${default})."`
-	ServicesPerApp int            `env:"OMI_SERVICES_PER_APP" default:"100000" help:"Services of one app in all (${default}); -1: no limit."`
-	MasterRate     int            `name:"master-rate-limit" env:"OMI_MASTER_RATE_LIMIT" default:"300" help:"Resets and bindings again of one app a minute (${default}); -1: no limit."`
-	MasterQuota    int            `env:"OMI_MASTER_QUOTA" default:"5000" help:"The same a day (${default}); -1: no limit."`
+	RequireProof   string         `env:"OMI_REQUIRE_PROOF" default:"own" placeholder:"WHICH" help:"Requests that must prove their new key: none, own or all (${default})."`
+	ServicesPerApp int            `env:"OMI_SERVICES_PER_APP" default:"100000" help:"Most services of one app (${default}); -1: no limit."`
+	MasterRate     int            `name:"master-rate-limit" env:"OMI_MASTER_RATE_LIMIT" default:"300" help:"Resets and rebindings of one app a minute (${default}); -1: no limit."`
+	MasterQuota    int            `env:"OMI_MASTER_QUOTA" default:"5000" help:"Resets and rebindings of one app a day (${default}); -1: no limit."`
 	RateLimit      int            `env:"OMI_RATE_LIMIT" default:"10" help:"Rotations of one service a minute (${default}); --rate-limit=-1: no limit."`
-	JWKSMaxAge     *time.Duration `name:"jwks-max-age" env:"OMI_JWKS_MAX_AGE" placeholder:"60s" help:"How long a JWK Set may be kept in all (60s, or a third of --grace-period where that is shorter, which is the most; 0s: not at all)."`
-	WaitFor        []string       `name:"wait-for" env:"OMI_WAIT_FOR" placeholder:"DURABLE" help:"A durable of your own that a new key waits for, besides those of Auth and Billing; repeatable. NAME-* is every instance of NAME."`
-	ChangePolicy   bool           `name:"change-policy" env:"OMI_CHANGE_POLICY" help:"Record these settings in place of those that the database records: every registry on it goes by them."`
-	Batch          int            `env:"OMI_BATCH" default:"1024" help:"How many requests are decided together (${default}, at most 2048); a few more, to keep one service's together."`
+	JWKSMaxAge     *time.Duration `name:"jwks-max-age" env:"OMI_JWKS_MAX_AGE" placeholder:"60s" help:"How long caches may keep a JWK Set (60s; at most --grace-period / 3)."`
+	WaitFor        []string       `name:"wait-for" env:"OMI_WAIT_FOR" placeholder:"DURABLE" help:"Another durable that a new key waits for, or NAME-*; repeatable."`
+	ChangePolicy   bool           `name:"change-policy" env:"OMI_CHANGE_POLICY" help:"Record these settings for every registry on this database."`
+	Batch          int            `env:"OMI_BATCH" default:"1024" help:"How many requests are decided together (${default}; at most 2048)."`
 	StreamReplicas int            `env:"OMI_STREAM_REPLICAS" default:"1" help:"Replicas of the streams that this start creates (${default}; 3 on a cluster)."`
 	LogLevel       slog.Level     `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
+}
+
+// Help is shown by --help.
+func (*serveCmd) Help() string {
+	return `The flags from --grace-period to --wait-for are the policy. The database records it, and
+every registry on that database must have the same; --change-policy records this one instead.
+
+  --trust           if the signing key was changed, the earlier keys: events that they signed are
+                    the registry's own. Give a stolen key its end: KEY@TIME
+  --require-proof   own: bindings and resets; all: rotations too
+  --master-…        limit Master Resets, and bindings of revoked services
+  --jwks-max-age    0s: caches keep no set; at most, and by default if it is less than 60s, a third
+                    of --grace-period
+  --wait-for        a new key also waits for this durable, besides those of Auth and Billing.
+                    NAME-* is every instance of NAME
+  --batch           a batch may have a few requests more, to keep those of one service together
+  --max-…-bytes     a small broker gets smaller streams
+
+docs/operations.md explains each setting.`
 }
 
 // Run serves until a signal comes.

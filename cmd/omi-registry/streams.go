@@ -11,8 +11,8 @@ import (
 type streamFlags struct {
 	MaxWaiting      int64     `env:"OMI_MAX_WAITING" placeholder:"128" help:"How many requests of one kind may wait for one service (128)."`
 	MaxRequestBytes streamLen `env:"OMI_MAX_REQUEST_BYTES" placeholder:"1GiB" help:"Size of the stream of requests (1GiB, or less at a small broker)."`
-	MaxReceiptBytes streamLen `env:"OMI_MAX_RECEIPT_BYTES" placeholder:"1GiB" help:"Size of the stream of receipts, of which the oldest go (the same)."`
-	MaxEventBytes   streamLen `env:"OMI_MAX_EVENT_BYTES" placeholder:"64GiB" help:"Size of the stream of events (no bound but the broker's)."`
+	MaxReceiptBytes streamLen `env:"OMI_MAX_RECEIPT_BYTES" placeholder:"1GiB" help:"Size of the stream of receipts; the oldest are deleted (the same)."`
+	MaxEventBytes   streamLen `env:"OMI_MAX_EVENT_BYTES" placeholder:"64GiB" help:"Size of the stream of events (only the broker's own limit)."`
 }
 
 // streamLen is a number of bytes, such as 64MiB.

@@ -35,41 +35,47 @@ const (
 )
 
 type benchCmd struct {
-	Services  int           `default:"1000" placeholder:"N" help:"Services that take turns at rotating (${default})."`
+	Services  int           `default:"1000" placeholder:"N" help:"Services that rotate, one after the other (${default})."`
 	Rotations int           `placeholder:"N" help:"Rotations in all (30,000; with --rate, 10 s of them)."`
-	Preload   []int         `placeholder:"N" help:"Services that exist beside these, and do not rotate. Several numbers: a run with each, and how the cost grows."`
-	InFlight  int           `placeholder:"N" help:"Closed loop: a rotation is published when one of N before it is applied."`
-	Rate      float64       `placeholder:"N" help:"Open loop: so many rotations a second are published, whatever becomes of them."`
-	Duration  time.Duration `placeholder:"TIME" help:"With --rate, in place of --rotations: for how long."`
+	Preload   []int         `placeholder:"N" help:"Idle services that exist too; several numbers: one run with each."`
+	InFlight  int           `placeholder:"N" help:"Closed loop: keep N rotations under way."`
+	Rate      float64       `placeholder:"N" help:"Open loop: publish N rotations a second, at fixed times."`
+	Duration  time.Duration `placeholder:"TIME" help:"How long to load, with --rate instead of --rotations."`
 
-	Store       string `enum:"sqlite,postgres," default:"" placeholder:"sqlite|postgres" help:"Where registry, Auth and Billing keep their state: sqlite or postgres (sqlite; with --database-url, what is there)."`
-	DatabaseURL string `name:"database-url" placeholder:"URL" help:"A PostgreSQL or CockroachDB to use, by a user who may create databases; they are dropped at the end."`
-	NATSURL     string `name:"nats-url" placeholder:"URL" help:"A broker to use, in an account without streams; those made are deleted at the end. Default: one in this process."`
-	SyncAlways  bool   `help:"The broker writes each message to the disk before it says that it has it: its sync_interval is \"always\". Else it is NATS's own, two minutes."`
-	Data        string `placeholder:"DIR" help:"Where databases and streams are made for as long as it runs. Default: the folder for temporary files."`
+	Store       string `enum:"sqlite,postgres," default:"" placeholder:"sqlite|postgres" help:"The databases: sqlite or postgres (sqlite, or that of --database-url)."`
+	DatabaseURL string `name:"database-url" placeholder:"URL" help:"A server to use; the user must be allowed to create databases."`
+	NATSURL     string `name:"nats-url" placeholder:"URL" help:"A broker to use, with an account without streams (one in this process)."`
+	SyncAlways  bool   `help:"Let the broker sync each message to disk: sync_interval \"always\"."`
+	Data        string `placeholder:"DIR" help:"Where to make databases and streams (the folder for temporary files)."`
 
-	Plot       string `placeholder:"FILE" help:"Draw latency and throughput over time, or the cost over the number of services (SVG)."`
-	CPUProfile string `name:"cpu-profile" placeholder:"FILE" help:"Write the CPU profile of what is measured, for go tool pprof."`
-	JSON       bool   `help:"Print one JSON object at the end, and nothing else."`
+	Plot       string `placeholder:"FILE" help:"Draw latency and throughput, or the cost of idle services (SVG)."`
+	CPUProfile string `name:"cpu-profile" placeholder:"FILE" help:"Write a CPU profile of the measurement, for go tool pprof."`
+	JSON       bool   `help:"Print only one JSON object, at the end."`
 }
 
 // Help teaches.
 func (*benchCmd) Help() string {
-	return `Broker, registry, Auth and Billing run in this process as delivered: file streams, synchronous=FULL or fsync, real TCP
-connections. The services are bound before, and the requests signed: the spec's own payloads, each signed by the key that
-the one before it brought.
+	return `Broker, registry, Auth and Billing run in this process as delivered: file streams,
+synchronous=FULL or fsync, real TCP connections. The services are bound and the requests signed
+beforehand: the spec's own payloads, each signed by the key that the request before it brought.
 
 Three ways to load it:
-  a backlog (default)  all requests are in the stream when the registry starts: its throughput. Latencies count from there.
-  --in-flight N        a closed loop: a rotation is published when one of N before it is applied.
-  --rate N             an open loop: rotations are published evenly, N a second. Latencies count from when a request was to be
-                       published, so a system that falls behind can't hide it.
+  a backlog (default)  all requests are in the stream when the registry starts. It measures
+                       throughput, and latencies count from that start.
+  --in-flight N        a closed loop: when a rotation is applied, the next one is published.
+  --rate N             an open loop: N rotations a second are published, at fixed times. Latencies
+                       count from the time when a request was due, so a system that falls behind
+                       can't hide it.
 
-What is measured begins when the streams that were made before are on the disk, and PostgreSQL has vacuumed what was made, and ends
-when both subscribers have applied all. The Ed25519 limit is how many rotations a second all cores could do if they did nothing but
-three verifications and two signatures for each, with the standard library; it is measured in the same run, just before. CPU is that
-of the whole process, and on Linux of a PostgreSQL that it started. Catching up is each subscriber by itself, from nothing, while
-nothing else goes on. Exit code 1 if anything was lost, or applied twice.
+The measurement begins when the streams are on the disk and PostgreSQL has vacuumed, and ends when
+both subscribers have applied everything. The Ed25519 limit is how many rotations a second all cores
+could do if they did only three verifications and two signatures for each, with the standard
+library; the same run measures it beforehand. CPU is that of the whole process and, on Linux, of a
+PostgreSQL that it started. Catching up is each subscriber alone, from an empty database. Exit code
+1: an event was lost, or applied twice.
+
+Databases and streams that the command makes are deleted at the end, also on a server or a broker
+that you name. Without --sync-always, the broker has NATS's own sync_interval, two minutes.
 
   omi bench
   omi bench --services 20000 --rotations 100000

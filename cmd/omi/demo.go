@@ -36,13 +36,13 @@ const (
 )
 
 type demoCmd struct {
-	JSON bool `help:"Print one JSON object at the end, and nothing else."`
+	JSON bool `help:"Print only one JSON object, at the end."`
 }
 
 // Help teaches.
 func (*demoCmd) Help() string {
-	return `Takes five seconds, and leaves nothing behind. Exit code 1 if anybody was refused who should pass, or passed who should
-be refused.
+	return `Takes five seconds, and leaves nothing behind. Exit code 1: a signature was refused that
+should pass, or passed that should be refused.
 
   omi demo`
 }

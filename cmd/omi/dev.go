@@ -29,15 +29,15 @@ type devCmd struct {
 	HTTPAddr    string        `name:"http-addr" env:"OMI_HTTP_ADDR" default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Where lookups, verify, attribute, /metrics and /readyz are served (${default})."`
 	GracePeriod time.Duration `env:"OMI_GRACE_PERIOD" default:"300s" help:"How long an old key stays valid (${default})."`
 	Origin      string        `env:"OMI_ORIGIN" default:"omiappreg.org" help:"The registry's domain name (${default})."`
-	Apps        string        `env:"OMI_APPS" placeholder:"FILE" help:"More apps to make known: a JSON array of {\"app_id\": …, \"master_public_key\": …}."`
+	Apps        string        `env:"OMI_APPS" placeholder:"FILE" help:"Apps to add: a JSON array of {\"app_id\": …, \"master_public_key\": …}."`
 	LogLevel    slog.Level    `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
 	JSON        bool          `help:"Print one JSON object once everything serves: where it is, and what to try."`
 }
 
 // Help teaches.
 func (*devCmd) Help() string {
-	return `Until Ctrl-C; the next start goes on with the state. The app org.example.dev is known already, and its Master Key is in
-the folder of --data. Port 0 is a free one.
+	return `Runs until Ctrl-C, and the next start continues with the same state. The app org.example.dev
+is known from the start; its Master Key is in the folder of --data. Port 0 is a free port.
 
   omi dev
   omi dev --data /tmp/omi --nats-addr 127.0.0.1:0 --http-addr 127.0.0.1:0 --json`

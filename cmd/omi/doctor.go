@@ -22,21 +22,23 @@ import (
 type doctorCmd struct {
 	connection     `embed:""`
 	optionalTarget `embed:""`
-	Key            string `env:"OMI_KEY" placeholder:"FILE" help:"A service's key, to look at its file and at what the registry says of it."`
-	MasterKey      string `env:"OMI_MASTER_KEY" placeholder:"FILE" help:"A developer's Master Key, to look at its file, and at whether this account may bind and revoke."`
+	Key            string `env:"OMI_KEY" placeholder:"FILE" help:"A service's key: check its file, and what the registry says of it."`
+	MasterKey      string `env:"OMI_MASTER_KEY" placeholder:"FILE" help:"A developer's Master Key: check its file, and whether it may bind."`
 }
 
 // Help teaches.
 func (*doctorCmd) Help() string {
-	return `Looks at the broker, its streams and their consumers, the registry, Auth and Billing, the clock and what this account may
-do, and with --app-id, --service-id and --key at one service and its key. It changes nothing. Each line is ok, a warning, or
-wrong; exit code 1 if anything is wrong, 3 if there is no broker.
+	return `Checks the broker, its streams and their consumers, the registry, Auth and Billing, the
+clock and what this account may do. With --app-id, --service-id and --key it also checks one service
+and its key. Each line is ok, a warning, or wrong. Exit code 1: something is wrong. Exit code 3:
+there is no broker.
 
   omi doctor --trust ed25519:…
   omi doctor --trust ed25519:… --app-id org.example.dev --service-id cms --key cms.pem
 
-It leaves nothing behind. Whether the broker can store is tried with one message in a stream of its own, which it deletes; what
-an account may publish, with messages that the stream refuses.`
+It leaves nothing behind. To see whether the broker can store, it makes a stream of its own, stores
+one message and deletes the stream. To see what an account may publish, it sends messages that the
+stream refuses.`
 }
 
 // checkState is how a check ended.

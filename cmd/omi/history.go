@@ -19,12 +19,12 @@ type historyCmd struct {
 
 // Help teaches.
 func (*historyCmd) Help() string {
-	return `By which event each came, and from when until when it is accepted. A key without an end is the current one. The registry
-signs the list, and only that signature is believed.
+	return `Shows which event brought each key, and from when until when it is accepted. A key without
+an end is the current one. The registry signs the list, and only that signature is believed.
 
   omi history --app-id org.example.dev --service-id cms
 
-omi pin tells whether all of it was asked for by you.`
+omi pin says whether you asked for all of it.`
 }
 
 // Run shows a service's history.

@@ -1,5 +1,6 @@
-// Omi is the tool for people: it shows key rotation at work (demo), runs the whole stack on one machine (dev), and
-// does what a service's developer needs: keys, binding, rotation, reset, revocation, and a look at what happens.
+// Omi is the tool for people. It shows key rotation at work (demo), runs the whole stack on one
+// machine (dev), and does what the developer of a service needs: keys, binding, rotation, reset,
+// revocation, and a look at what happens.
 package main
 
 import (
@@ -12,30 +13,30 @@ import (
 )
 
 type cli struct {
-	Demo    demoCmd    `cmd:"" help:"See a key rotate while clients sign without a pause: everything in one process, nothing to install."`
-	Dev     devCmd     `cmd:"" help:"Run broker, registry, Auth and Billing on this machine, and keep their state."`
+	Demo    demoCmd    `cmd:"" help:"See a key rotate while clients keep signing; there is nothing to install."`
+	Dev     devCmd     `cmd:"" help:"Run broker, registry, Auth and Billing here, and keep their state."`
 	Keygen  keygenCmd  `cmd:"" help:"Make a key, for a service or as a developer's Master Key, or convert one."`
 	Bind    bindCmd    `cmd:"" help:"Bind a service to its first key, signed by the developer's Master Key."`
 	Rotate  rotateCmd  `cmd:"" help:"Give a service a new key, signed by its current one."`
 	Reset   resetCmd   `cmd:"" help:"Master Reset: replace a lost or compromised key, signed by the Master Key."`
 	Revoke  revokeCmd  `cmd:"" help:"Decommission a service: all its keys end at once."`
-	Status  statusCmd  `cmd:"" help:"Show a service's current key, its keys in grace, and who has heard of the last change."`
+	Status  statusCmd  `cmd:"" help:"Show a service's keys, and who has applied the last change."`
 	History historyCmd `cmd:"" help:"Show every key that a service ever had."`
 	Watch   watchCmd   `cmd:"" help:"Show events and receipts as they come."`
 	Sign    signCmd    `cmd:"" help:"Sign a message with a service's key."`
 	Verify  verifyCmd  `cmd:"" help:"Ask whether a signature is good now."`
-	Pin     pinCmd     `cmd:"" help:"Remember a service's keys, and hear of changes that you did not ask for."`
-	Doctor  doctorCmd  `cmd:"" help:"Look for what is wrong with a deployment, an account or a key file, and say how to fix it."`
+	Pin     pinCmd     `cmd:"" help:"Remember a service's keys, and detect changes that are not yours."`
+	Doctor  doctorCmd  `cmd:"" help:"Find what is wrong with a deployment or a key, and how to fix it."`
 	Bench   benchCmd   `cmd:"" help:"Measure throughput, latency and CPU of the whole path, on real parts."`
 
-	Completion completion.Command `cmd:"" help:"Print a script by which bash, zsh or fish complete commands, flags and files."`
+	Completion completion.Command `cmd:"" help:"Print a completion script for bash, zsh or fish."`
 }
 
 const description = `OMI key rotation, for people.
 
 Start with:
   omi demo        see it happen, in a few seconds
-  omi dev         the same stack to stay; it prints what to try next
+  omi dev         keep the same stack running; it prints what to try next
 
 Exit codes: 0 done, 1 refused (with the receipt's reason) or failed, 2 usage, 3 unreachable.`
 

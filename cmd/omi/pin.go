@@ -14,21 +14,23 @@ import (
 )
 
 type pinCmd struct {
-	Add    pinAddCmd    `cmd:"" default:"withargs" help:"Remember a service as it is now, and accept what happened to it since it was pinned."`
-	Check  pinCheckCmd  `cmd:"" help:"Say what happened to pinned services that their owner did not ask for: exit code 1."`
-	List   pinListCmd   `cmd:"" help:"Show what is remembered."`
+	Add    pinAddCmd    `cmd:"" default:"withargs" help:"Remember a service as it is now; a new pin accepts its changes."`
+	Check  pinCheckCmd  `cmd:"" help:"Report changes that you did not ask for; exit code 1 if there are any."`
+	List   pinListCmd   `cmd:"" help:"Show the pins."`
 	Remove pinRemoveCmd `cmd:"" help:"Forget a service."`
 }
 
 // Help teaches.
 func (*pinCmd) Help() string {
-	return `Whoever copies your key can rotate it, and the registry can't tell that it was not you. You can: a pin remembers where
-your service's keys were, and omi pin check says what came after that.
+	return `Anyone who copies your key can rotate it, and the registry can't tell that it was not you.
+You can: a pin remembers your service's keys, and omi pin check reports what happened since.
 
-  omi pin --app-id org.example.dev --service-id cms      once
-  omi pin check                                          from then on, by cron for example
+  # once
+  omi pin --app-id org.example.dev --service-id cms
+  # regularly, for example from cron
+  omi pin check
 
-What omi bind, rotate, reset and revoke do moves a pin along, if they know the same file of pins.`
+omi bind, rotate, reset and revoke update a pin, if they use the same file of pins.`
 }
 
 type pinAddCmd struct {
@@ -39,8 +41,8 @@ type pinAddCmd struct {
 
 // Help teaches.
 func (*pinAddCmd) Help() string {
-	return `Take --trust with the registry's public key from whoever runs it. Without it, the registry at the broker is believed
-the first time, and from then on the pin remembers its key too.
+	return `Get the registry's public key for --trust from its operator. Without it, the registry at the
+broker is believed the first time, and the pin remembers its key.
 
   omi pin add --app-id org.example.dev --service-id cms --trust ed25519:…`
 }
@@ -132,7 +134,7 @@ type pinListCmd struct {
 
 // Help teaches.
 func (*pinListCmd) Help() string {
-	return `The registry is not asked: omi pin check does that.
+	return `Shows the file of pins; omi pin check asks the registry.
 
   omi pin list`
 }
@@ -167,12 +169,13 @@ func (c *pinListCmd) Run() error {
 type pinRemoveCmd struct {
 	targetFlags `embed:""`
 	pinsFlag    `embed:""`
-	JSON        bool `help:"Print one JSON object: the pin that is gone."`
+	JSON        bool `help:"Print one JSON object: the removed pin."`
 }
 
 // Help teaches.
 func (*pinRemoveCmd) Help() string {
-	return `Changes of it are no more asked about. To accept a change, pin it anew instead: omi pin add.
+	return `omi pin check then no longer reports changes of the service. To accept a change, use omi pin
+add instead.
 
   omi pin remove --app-id org.example.dev --service-id cms`
 }

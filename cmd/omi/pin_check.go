@@ -19,18 +19,18 @@ type pinCheckCmd struct {
 	connection     `embed:""`
 	optionalTarget `embed:""`
 	pinsFlag       `embed:""`
-	Key            []string `env:"OMI_KEY" sep:"none" placeholder:"FILE" help:"A service's key that you hold, repeatable: changes that led to it were yours, and the pin follows them."`
+	Key            []string `env:"OMI_KEY" sep:"none" placeholder:"FILE" help:"A key that you hold: changes that led to it are yours. Repeatable."`
 }
 
 // Help teaches.
 func (*pinCheckCmd) Help() string {
-	return `Compares the registry's signed history with what was pinned: all services, or the one that is named. Exit code 0: as it
-was, or changed by the holder of --key; 1: something happened that needs you to look.
+	return `Compares the registry's signed history with the pin, for all pinned services or for one.
+Exit code 0: nothing changed, or the holder of --key changed it. Exit code 1: look at what happened.
 
   omi pin check --app-id org.example.dev --service-id cms --key cms.pem
 
-A rotation is signed by the key before it. So if the current key is yours, all rotations that led to it from your last
-binding or Master Reset were, too.`
+The key before signs each rotation. So if the current key is yours, all rotations since your last
+binding or Master Reset are yours, too, and the pin follows them.`
 }
 
 // Run checks pins.

@@ -41,7 +41,7 @@ func (p pin) whole() bool {
 
 // pinsFlag is where pins are kept.
 type pinsFlag struct {
-	Pins string `env:"OMI_PINS" placeholder:"FILE" help:"Where pins are kept; without it, omi/pins.json in the folder of your configuration."`
+	Pins string `env:"OMI_PINS" placeholder:"FILE" help:"The file of pins (omi/pins.json in your configuration folder)."`
 }
 
 func (f pinsFlag) file() (pinFile, error) {

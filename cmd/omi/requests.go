@@ -62,8 +62,8 @@ func readKey(flag, path, origin string) (events.SigningKey, error) {
 
 // describeFlags are what a binding may say of a service.
 type describeFlags struct {
-	ServiceType string `placeholder:"TYPE" help:"What kind of service it is, for example cms-article."`
-	EndpointURL string `name:"endpoint-url" placeholder:"URL" help:"Where the service is reached: an absolute http or https URL."`
+	ServiceType string `placeholder:"TYPE" help:"The kind of service, for example cms-article."`
+	EndpointURL string `name:"endpoint-url" placeholder:"URL" help:"The service's address: an absolute http or https URL."`
 }
 
 // developerFlags name a service, and the developer's key that signs for it.
@@ -97,15 +97,16 @@ func remark(said string) {
 type bindCmd struct {
 	connection     `embed:""`
 	developerFlags `embed:""`
-	Key            string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The service's first key, or the folder of its key store; it is made if it does not exist."`
+	Key            string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The first key's file, or the folder of its key store; made if missing."`
 
 	Describe describeFlags `embed:""`
 }
 
 // Help teaches.
 func (*bindCmd) Help() string {
-	return `The registry has to know the app and its Master Key: its operator adds it. A --key that ends in a slash is a folder, the
-key store of a service that uses package client. Run again because its answer was lost, it says the same.
+	return `The registry must know the app and its Master Key: its operator adds it. A --key that ends
+in a slash is a folder, the key store of a service that uses package client. If the answer was lost,
+run the command again: it says the same.
 
   omi bind --app-id org.example.shop --service-id cms --master-key master.pem --key cms.pem
   omi bind --app-id org.example.shop --service-id cms --master-key master.pem --key /var/lib/cms/keys/`
@@ -200,13 +201,14 @@ func (s *session) madeBefore(ctx context.Context, d events.Draft, refused events
 type revokeCmd struct {
 	connection      `embed:""`
 	developerFlags  `embed:""`
-	ProviderReceipt string `placeholder:"FILE" help:"A JSON object that is kept with the record, as it is."`
+	ProviderReceipt string `placeholder:"FILE" help:"A JSON object to keep with the record, unchanged."`
 }
 
 // Help teaches.
 func (*revokeCmd) Help() string {
-	return `Nothing that the service signs is accepted any more, and no key of it can change that. Its developer can bind it again,
-with a key that was never used. Who verifies by its JWK Set may have kept that: docs/jwks.md says for how long.
+	return `Nothing that the service signs is accepted any more, and no key of the service can change
+that. The developer can bind it again, with a key that was never used. Verifiers that use its JWK
+Set may have a copy: docs/jwks.md says for how long.
 
   omi revoke --app-id org.example.shop --service-id cms --master-key master.pem`
 }

@@ -22,14 +22,16 @@ type resetCmd struct {
 
 // Help teaches.
 func (*resetCmd) Help() string {
-	return `All earlier keys of the service end at once, so that whoever has one of them has nothing. The new key is made in --key,
-which need not exist; if it does, it holds a key of this service, and no other's is overwritten. After a crash, the same
-command goes on where it was. Only who verifies by the service's JWK Set goes on accepting an earlier key for as long as a
-set may be kept, 60 s unless the registry is set otherwise (docs/jwks.md).
+	return `All earlier keys of the service end at once, so a thief has nothing. The new key is made in
+--key, which need not exist. If it exists, it must hold a key of this service; a key of another
+service is never overwritten. After a crash, run the same command again. Only verifiers that use the
+service's JWK Set still accept an earlier key, for as long as they may keep a set: 60 s by default
+(docs/jwks.md).
 
   omi reset --app-id org.example.shop --service-id cms --master-key master.pem --key cms.pem
 
-A key that is kept elsewhere has to be there before anything is sent: --new-key and --before-send are as those of omi rotate.`
+A key that is kept elsewhere must be saved before anything is sent: see --new-key and --before-send
+in omi rotate --help.`
 }
 
 // Run resets a service. After a crash, the same command goes on where it was.

@@ -28,14 +28,14 @@ const (
 
 // storeFlags name the key store of a service whose key changes.
 type storeFlags struct {
-	Key  string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The service's key, or the folder of its key store; it holds the new key afterwards."`
-	Wait string `enum:"committed,propagated" default:"committed" help:"committed: until the registry has answered. propagated: until every core service has applied it, each shown as it does, or half of the grace period is over (2 s, where the old key ends at once); the file holds the old key until then."`
+	Key  string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The key's file, or the folder of its key store; gets the new key."`
+	Wait string `enum:"committed,propagated" default:"committed" help:"Wait until the change is committed (the default) or propagated."`
 }
 
 // savedFlags are for a new key that is saved elsewhere before anything is sent.
 type savedFlags struct {
 	NewKey     string `placeholder:"FILE" help:"Change to the key in FILE, which you made and saved beforehand."`
-	BeforeSend string `placeholder:"CMD" help:"Run by sh -c before anything is sent, to save the new key in $OMI_NEW_KEY_FILE."`
+	BeforeSend string `placeholder:"CMD" help:"Command that saves $OMI_NEW_KEY_FILE before anything is sent (sh -c)."`
 }
 
 type rotateCmd struct {
@@ -43,33 +43,44 @@ type rotateCmd struct {
 	targetFlags `embed:""`
 	storeFlags  `embed:""`
 	savedFlags  `embed:""`
-	GracePeriod *time.Duration `xor:"grace" placeholder:"300s" help:"How long the old key stays valid; whole seconds, at most the registry's own period, which is the default. 0s ends the old key alone: keys that are in grace stay so."`
-	Emergency   bool           `xor:"grace" help:"The key may be in other hands: end it at once, and every earlier key too, also those in grace."`
-	JWKS        bool           `name:"jwks" help:"Others verify the service by its JWK Set: with --wait propagated, the file also holds the old key until no cache has an older set."`
+	GracePeriod *time.Duration `xor:"grace" placeholder:"300s" help:"How long the old key stays valid, at most the registry's own period."`
+	Emergency   bool           `xor:"grace" help:"The key may be stolen: end it and every earlier key at once."`
+	JWKS        bool           `name:"jwks" help:"With --wait propagated: wait until no cache has an older JWK Set."`
 	DryRun      bool           `help:"Check everything; send nothing and write nothing."`
 }
 
 // Help is shown by --help.
 func (*rotateCmd) Help() string {
-	return `The new key is on the disk before anybody hears of it, and the request before it is sent. After a crash, the same
-command goes on where it was: the same bytes are sent again, and the registry gives the same answer.
+	return `The new key and the request are on the disk before anything is sent. After a crash, run the
+same command again: it sends the same bytes, and the registry gives the same answer.
 
   omi rotate --app-id org.example.shop --service-id cms --key cms.pem
-  omi rotate --app-id org.example.shop --service-id cms --key cms.pem --wait propagated    and see it get about
-  omi rotate --app-id org.example.shop --service-id cms --key cms.pem --dry-run            would it succeed?
-  omi rotate --app-id org.example.shop --service-id cms --key cms.pem --wait propagated --jwks    and others read its jwks.json
+  omi rotate --app-id org.example.shop --service-id cms --key cms.pem --wait propagated
+  omi rotate --app-id org.example.shop --service-id cms --key cms.pem --dry-run
 
-While a service has its key store open, it rotates by itself (package client);
-this command is refused then.
+  --wait            propagated: until every core service has applied the change, and each is shown
+                    when it has, or until half of the grace period is over (2 s if the old key ends
+                    at once). The file holds the old key until then
+  --jwks            for a service that others verify by its JWK Set: the file also holds the old key
+                    until no cache has an older set
+  --grace-period    whole seconds; the default is the registry's own period. 0s ends the old key
+                    alone, and keys in grace stay so
+  --emergency       ends keys in grace, too
 
-Keys that are kept elsewhere, in a Secret or a vault, have to be there before anything is sent: a job can end at any time.
+While a service (package client) has its key store open, it rotates by itself, and this command
+refuses.
+
+A key that is kept in a Secret or a vault must be saved there before anything is sent, because a job
+can end at any time:
 
   omi keygen --out next.pem && save next.pem
-  omi rotate … --key cms.pem --new-key next.pem             again after a crash: it says that it is done, and rotates no more
+  # may be repeated: it then says that it is done, and does not rotate again
+  omi rotate … --key cms.pem --new-key next.pem
   omi rotate … --key cms.pem --before-send 'save "$OMI_NEW_KEY_FILE"'
 
---before-send has the file's name in OMI_NEW_KEY_FILE, and its key in OMI_NEW_PUBLIC_KEY, OMI_APP_ID and OMI_SERVICE_ID. What it
-prints goes to the standard error. If it fails, nothing is sent, and the exit code is 1; run again, it gets the same key.`
+The command of --before-send gets the file's name in OMI_NEW_KEY_FILE, and also OMI_NEW_PUBLIC_KEY,
+OMI_APP_ID and OMI_SERVICE_ID. Its output goes to the standard error. If it fails, nothing is sent,
+and the exit code is 1. The next run gives it the same key.`
 }
 
 // Run rotates a service's key.

@@ -25,11 +25,11 @@ import (
 // connection is the flags of every command that talks to a deployment.
 type connection struct {
 	process.NATS `embed:""`
-	Trust        []string      `env:"OMI_TRUST" placeholder:"ed25519:…" help:"The registry's public key, repeatable. Without it, the registry at the broker is asked and believed."`
-	TrustFile    string        `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with public keys of the registry, one a line."`
-	Origin       string        `env:"OMI_ORIGIN" placeholder:"DOMAIN" help:"The registry's domain name, which requests are signed for. Without it, the registry at the broker is asked and believed."`
+	Trust        []string      `env:"OMI_TRUST" placeholder:"ed25519:…" help:"The registry's public key, repeatable; without it, the registry is believed."`
+	TrustFile    string        `name:"trust-file" env:"OMI_TRUST_FILE" placeholder:"FILE" help:"A file with public keys of the registry, one on each line."`
+	Origin       string        `env:"OMI_ORIGIN" placeholder:"DOMAIN" help:"The registry's domain name; without it, the registry is believed."`
 	Timeout      time.Duration `default:"10s" help:"How long to wait for an answer (${default})."`
-	JSON         bool          `help:"Print one JSON object; one a line where it goes on."`
+	JSON         bool          `help:"Print JSON (one object per line when streaming)."`
 }
 
 // targetFlags name a service.

@@ -39,7 +39,7 @@ func (f optionalTarget) target() (t events.Target, given bool, err error) {
 // messageFlag is where the bytes of a message are read. They are never an argument: arguments are for everybody on the
 // machine to see, and a shell changes them.
 type messageFlag struct {
-	In string `default:"-" placeholder:"FILE" help:"The message; - is the standard input, which is the default."`
+	In string `default:"-" placeholder:"FILE" help:"The message; - is the standard input (the default)."`
 }
 
 func (f messageFlag) read() ([]byte, error) {
@@ -64,18 +64,25 @@ type signCmd struct {
 	optionalTarget `embed:""`
 	messageFlag    `embed:""`
 	Key            string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The key that signs, or the folder of its key store."`
-	JSON           bool   `help:"Print the question for Auth, ready for POST /v1/verify and for omi verify --query; it needs --app-id and --service-id."`
+	JSON           bool   `help:"Print the question for Auth, as omi verify --query takes it."`
 }
 
 // Help teaches.
 func (*signCmd) Help() string {
-	return `The signature is over the bytes as they are: a newline at the end counts. Nobody is asked, nothing is sent.
-What can be read as a request to the registry is refused, and so is what begins as the signature base of an HTTP message:
-whoever has that signature could give the service another key, or send a message in its name.
+	return `Signs the bytes as they are: a newline at the end counts. No broker is needed, and nothing
+is sent.
+
+The command refuses a text that can be read as a request to the registry, or that begins as the
+signature base of an HTTP message: anyone who has that signature could give the service another key,
+or send a message in its name.
 
   printf %s 'hello' | omi sign --key cms.pem
   omi sign --key cms.pem --in invoice.pdf > invoice.sig
-  printf %s 'hello' | omi sign --key cms.pem --app-id org.example.dev --service-id cms --json | omi verify --query -`
+
+--json prints the question for Auth, also for POST /v1/verify. It needs --app-id and --service-id:
+
+  printf %s 'hello' | omi sign --key cms.pem --app-id org.example.dev --service-id cms --json |
+    omi verify --query -`
 }
 
 // Run signs a message.

@@ -19,17 +19,19 @@ import (
 type statusCmd struct {
 	connection  `embed:""`
 	targetFlags `embed:""`
-	Watch       bool `help:"Keep showing it, until Ctrl-C: on a terminal always as it is now, elsewhere each change."`
+	Watch       bool `help:"Keep showing it until Ctrl-C."`
 }
 
 // Help teaches.
 func (*statusCmd) Help() string {
-	return `The registry signs what it says of a service, and only that signature is believed.
+	return `The registry signs its answer about a service, and only that signature is believed.
 
   omi status --app-id org.example.dev --service-id cms
-  omi status --app-id org.example.dev --service-id cms --watch --json    one object for each change
+  # one object for each change
+  omi status --app-id org.example.dev --service-id cms --watch --json
 
-"has applied the last change" is what the broker and the core services say: a new key is safe to use when all have.`
+"has applied the last change" is what the broker and the core services say. When all of them have, a
+new key is safe to use. --watch updates the text on a terminal; elsewhere it prints each change.`
 }
 
 // Run shows a service's record.

@@ -20,15 +20,16 @@ type verifyCmd struct {
 	optionalTarget `embed:""`
 	messageFlag    `embed:""`
 	Signature      signatureFlag `placeholder:"SIG" help:"The signature, as omi sign prints it."`
-	Query          string        `placeholder:"FILE" help:"Message, signature and service as omi sign --json printed them; - is the standard input."`
-	Registry       bool          `help:"Ask the registry, and check the signature here by what it signs, instead of believing Auth."`
-	PublicKey      string        `placeholder:"ed25519:…" help:"Check against this key and no other, without asking anybody."`
+	Query          string        `placeholder:"FILE" help:"What omi sign --json printed; - is the standard input."`
+	Registry       bool          `help:"Ask the registry instead of Auth, and check the signature here."`
+	PublicKey      string        `placeholder:"ed25519:…" help:"Check against this key alone, without a broker."`
 }
 
 // Help teaches.
 func (*verifyCmd) Help() string {
-	return `The answer is accepted (by the current key, or by one in grace and until when), or refused with a reason and exit code 1.
-Auth is asked, as everybody asks who serves the application's users.
+	return `The answer is accepted (by the current key, or by one in grace and until when), or refused
+with a reason and exit code 1. The command asks Auth, as the application's servers do. With
+--registry it asks the registry, whose answer is signed, and checks the signature itself.
 
   printf %s 'hello' | omi verify --app-id org.example.dev --service-id cms --signature SIG
   printf %s 'hello' | omi verify --app-id org.example.dev --service-id cms --signature SIG --registry

@@ -17,20 +17,24 @@ import (
 
 type watchCmd struct {
 	connection `embed:""`
-	AppID      string `name:"app-id" env:"OMI_APP_ID" placeholder:"ID" help:"Only this app's services; all where it is absent."`
+	AppID      string `name:"app-id" env:"OMI_APP_ID" placeholder:"ID" help:"Only this app's services (all apps)."`
 	ServiceID  string `name:"service-id" env:"OMI_SERVICE_ID" placeholder:"ID" help:"Only this service."`
-	All        bool   `help:"Begin with what the streams hold, not with what comes next."`
+	All        bool   `help:"Begin with the messages that the streams hold."`
 }
 
 // Help teaches.
 func (*watchCmd) Help() string {
-	return `Until Ctrl-C. A broker that goes away is waited for, and what came meanwhile is shown then. What the registry did not sign
-is shown as untrusted: anybody may publish where the broker lets them. A Master Key that is replaced is shown as it happens, as
-a notice of its app; omi-registry app show knows of earlier ones.
+	return `Runs until Ctrl-C. If the broker goes away, the command waits for it, and then shows the
+messages that came meanwhile. A message that the registry did not sign is shown as untrusted,
+because anyone may publish where the broker lets them. A replaced Master Key is shown when it
+happens, as a notice of its app; omi-registry app show lists earlier ones.
 
-  omi watch                                       what comes, of all services
-  omi watch --all --app-id org.example.dev        what the streams hold of one app, and then what comes
-  omi watch --json                                one object for each message`
+  # new messages of all services
+  omi watch
+  # one app: first what the streams hold, and then new messages
+  omi watch --all --app-id org.example.dev
+  # one object for each message
+  omi watch --json`
 }
 
 // Run shows events and receipts until a signal comes.
