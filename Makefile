@@ -20,8 +20,9 @@ dev: ## Run broker, registry, Auth and Billing on this machine until Ctrl-C
 build: ## Build the four programs into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/ ./cmd/...
 
-test: ## Run the tests
+test: ## Run the tests, the long ones in a short form (OMI_TEST_LONG=1: in full)
 	go test ./...
+	@[ -n "$$OMI_TEST_LONG" ] || echo 'Long tests ran in a short form or were skipped; OMI_TEST_LONG=1 runs them in full.'
 
 lint: ## Run the linters
 	$(TOOL) golangci-lint run
@@ -38,8 +39,9 @@ ci: ## Check a change as CI does: all tests in full, -race, linters, other langu
 fuzz: ## Fuzz every target for TIME=30s; PATTERN='FuzzIDs' selects targets
 	.ci/fuzz $(or $(TIME),30s) '$(or $(PATTERN),.)'
 
-chaos: ## Break real processes for TIME=10m, and count what is lost (nothing)
-	go test ./internal/e2e -run 'TestChaos$$' -chaos.duration=$(or $(TIME),10m) -timeout 0 -v
+chaos: ## Break real processes for TIME=10m and count losses; ENGINES=sqlite,postgres,cockroach
+	go test ./internal/e2e -run 'TestChaos$$' -chaos.duration=$(or $(TIME),10m) -timeout 0 -v \
+		$(if $(ENGINES),-chaos.engines=$(ENGINES))
 
 bench: ## Measure the whole path; ARGS='--store postgres' are flags of `omi bench`
 	go run ./cmd/omi bench $(ARGS)
