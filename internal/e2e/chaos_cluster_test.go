@@ -20,8 +20,9 @@ import (
 
 const nodesOfCluster = 3
 
-// cluster is three nats-server processes with JetStream. The ways between them go through proxies, one for each
-// direction, and so does every way of a client: the nodes tell nobody where they really are.
+// cluster is three nats-server processes with JetStream. The ways between them go through proxies,
+// one for each direction, and so does every way of a client: the nodes tell nobody where they
+// really are.
 type cluster struct {
 	t      *testing.T
 	nodes  []*node
@@ -35,7 +36,8 @@ type node struct {
 	ways []*testenv.Proxy // of the routes to it and from it; none: a node of CockroachDB
 }
 
-// portsOfCluster is how many addresses a cluster needs: of each node one for clients, and one for the other nodes.
+// portsOfCluster is how many addresses a cluster needs: of each node one for clients, and one for
+// the other nodes.
 const portsOfCluster = 2 * nodesOfCluster
 
 // newCluster starts a cluster that listens at these addresses.
@@ -91,8 +93,8 @@ cluster: { name: "chaos", listen: %q, advertise: "127.0.0.1:1", no_advertise: tr
 	return c
 }
 
-// up waits until a node that was started serves clients. While it was down, somebody may have drawn its port: then it ends, and is
-// started again.
+// up waits until a node that was started serves clients. While it was down, somebody may have drawn
+// its port: then it ends, and is started again.
 func (n *node) up() error {
 	return eventually(func() error {
 		conn, err := net.DialTimeout("tcp", n.addr, time.Second)
@@ -151,7 +153,7 @@ func (c *cluster) whole(streams ...string) {
 	c.t.Helper()
 	for _, name := range streams {
 		testenv.Eventually(c.t, patience, "every node has all of "+name, func() error {
-			ctx, cancel := context.WithTimeout(c.t.Context(), patience/12) // an answer may be lost with a leader
+			ctx, cancel := context.WithTimeout(c.t.Context(), patience/12) // an answer may get lost
 			defer cancel()
 			s, err := c.js.Stream(ctx, name)
 			if err != nil {
@@ -171,8 +173,8 @@ func (c *cluster) whole(streams ...string) {
 	}
 }
 
-// each hands over every message that a stream holds, in its order. Any node may be asked for any of them, so they must be
-// whole.
+// each hands over every message that a stream holds, in its order. Any node may be asked for any of
+// them, so they must be whole.
 func (c *cluster) each(stream string, do func(subject string, payload []byte)) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), 10*patience)

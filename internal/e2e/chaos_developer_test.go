@@ -17,15 +17,15 @@ import (
 )
 
 const (
-	// requestsEach leaves room in the 64 messages of a service that the streams keep: what was published or refused
-	// twice counts there too, and the test reads all of it at the end.
+	// requestsEach leaves room in the 64 messages of a service that the streams keep: what was
+	// published or refused twice counts there too, and the test reads all of it at the end.
 	requestsEach = 24
 	mostTry      = 3 * time.Second       // until an impatient developer sends again
 	lookEach     = 30 * time.Millisecond // how often a patient one looks for the answer
 )
 
-// developer has one service after the other, and changes the keys of each without a pause. Everything that can be asked for
-// is asked for, what must be refused too, and some of it again.
+// developer has one service after the other, and changes the keys of each without a pause.
+// Everything that can be asked for is asked for, what must be refused too, and some of it again.
 type developer struct {
 	name    string
 	patient bool // sends nothing again once the broker has it: the registries must see to the answer
@@ -41,14 +41,15 @@ type developer struct {
 	committed map[events.Nonce]events.Target
 	refused   map[string]events.Target // by the hash of the message
 	resent    map[string]bool          // of these, what the stream may have more than once
-	again     int                      // messages that were sent more than once, on purpose or since nobody answered
+	again     int                      // messages sent more than once, on purpose or for want of an answer
 	longest   time.Duration            // until an answer
 }
 
 // errWrong is an answer that must not be.
 var errWrong = errors.New("a wrong answer")
 
-// run works until working ends, and then brings what is under way to its end, unless ctx ends first.
+// run works until working ends, and then brings what is under way to its end, unless ctx ends
+// first.
 func (d *developer) run(ctx, working context.Context) error {
 	for working.Err() == nil {
 		id, err := events.ParseServiceID(fmt.Sprintf("%s-%d", d.name, len(d.services)+1))
@@ -111,7 +112,7 @@ func (d *developer) reset(ctx context.Context, s *service) error {
 	return d.change(ctx, s, d.draft(s, events.Reset), d.master)
 }
 
-// revoke takes the service out of use and, but for the last time, binds it again.
+// revoke takes the service out of use, and binds it again.
 func (d *developer) revoke(ctx context.Context, s *service) error {
 	if err := d.change(ctx, s, d.draft(s, events.Revocation), d.master); err != nil {
 		return err
@@ -140,7 +141,7 @@ func (d *developer) change(ctx context.Context, s *service, draft events.Draft, 
 	if d.dice.IntN(6) > 0 {
 		return nil
 	}
-	d.again++ // without its id, by which JetStream would know it: nobody waits for the first receipt, which comes again
+	d.again++ // without its id, by which JetStream would know it
 	if err := d.publish(ctx, m, ""); err != nil && ctx.Err() != nil {
 		return err
 	}
@@ -161,7 +162,7 @@ func (d *developer) refuse(ctx context.Context, s *service) error {
 	case 2: // signed an hour ago
 		rotation.Timestamp -= 3600
 		return d.mustRefuse(ctx, s, rotation, current, events.TimestampOutOfWindow)
-	case 3: // a key that somebody has
+	case 3: // a key that is in use
 		rotation.NewKey = current
 		return d.mustRefuse(ctx, s, rotation, current, events.KeyInUse)
 	case 4: // bound already
@@ -172,7 +173,7 @@ func (d *developer) refuse(ctx context.Context, s *service) error {
 		if err != nil {
 			return err
 		}
-		return d.mustRefuseMessage(ctx, s, m, "", events.NonceReused) // with its id JetStream would keep it for itself
+		return d.mustRefuseMessage(ctx, s, m, "", events.NonceReused) // JetStream would drop a known id
 	case 6: // for another service
 		elsewhere := rotation
 		elsewhere.Target.Service, _ = events.ParseServiceID("elsewhere")
@@ -219,7 +220,8 @@ func message(draft events.Draft, by events.SigningKey) (request.Message, error) 
 	return request.Sign(draft, by.Private(), draft.NewKey.Private())
 }
 
-// ask sends a message until the broker has it, and waits for its receipt. Without an id the broker knows it from no other.
+// ask sends a message until the broker has it, and waits for its receipt. Without an id the broker
+// knows it from no other.
 func (d *developer) ask(
 	ctx context.Context, target events.Target, m request.Message, id string,
 ) (receipt events.Receipt, err error) {
@@ -262,7 +264,8 @@ func (d *developer) askAgain(ctx context.Context, target events.Target, m reques
 	}
 }
 
-// askOnce publishes until the broker says that it has the message, and from then on only looks for the answer.
+// askOnce publishes until the broker says that it has the message, and from then on only looks for
+// the answer.
 func (d *developer) askOnce(
 	ctx context.Context, target events.Target, m request.Message, id string,
 ) (events.Receipt, error) {
@@ -288,7 +291,8 @@ func (d *developer) askOnce(
 	return events.Receipt{}, fmt.Errorf("the broker has it: %w", ctx.Err())
 }
 
-// receiptFrom returns the first receipt of a service that has this place in the stream, or a later one.
+// receiptFrom returns the first receipt of a service that has this place in the stream, or a later
+// one.
 func (d *developer) receiptFrom(ctx context.Context, target events.Target, place uint64) (events.Receipt, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, mostTry)
 	defer cancel()

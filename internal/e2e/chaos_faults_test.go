@@ -27,22 +27,23 @@ const (
 	longPause    = 6 * time.Second // longer than the broker waits for an acknowledgement
 	mostDelay    = 120 * time.Millisecond
 	mostStep     = 5 * time.Minute  // of a clock
-	enough       = 30               // requests that are answered between two faults that don't overlap
-	mostHeld     = 20 * time.Second // or so long: an election of the broker takes up to 9 s, and more on a busy machine
+	enough       = 30               // answers between two faults that don't overlap
+	mostHeld     = 20 * time.Second // or this long: an election of the broker takes up to 9 s
 )
 
-// errBusy means that whatever the fault is for has one already.
+// errBusy means that everything which the fault could strike has a fault already.
 var errBusy = errors.New("everything that it could meet has a fault")
 
-// fault is one kind. Its begin breaks something that no other fault holds now, says what, and returns how it is mended.
+// fault is one kind. Its begin breaks something that no other fault holds now, says what, and
+// returns how it is fixed.
 type fault struct {
 	name    string
-	missing string // why it can't be made here; empty: it can
+	missing string // why it is not possible here; empty: it is
 	longest time.Duration
 	begin   func() (what string, mend func() error, err error)
 }
 
-// havoc breaks things and mends them again.
+// havoc breaks things, and repairs them again.
 type havoc struct {
 	*stand
 	dice    *rand.Rand
@@ -80,7 +81,8 @@ func (h *havoc) faults() []fault {
 	}
 }
 
-// run makes one fault of each kind, in an order of the dice, again and again until ctx ends. Then everything is mended.
+// run makes one fault of each kind, in an order of the dice, again and again until ctx ends. Then
+// everything is fixed.
 func (h *havoc) run(ctx context.Context) error {
 	var mending sync.WaitGroup
 	slots := make(chan struct{}, faultsAtOnce)
@@ -88,7 +90,8 @@ func (h *havoc) run(ctx context.Context) error {
 		kinds := h.faults()
 		h.dice.Shuffle(len(kinds), func(i, j int) { kinds[i], kinds[j] = kinds[j], kinds[i] })
 		for _, f := range kinds {
-			// The dice are thrown whether or not the fault can be made, so that a seed stands for the same faults.
+			// The dice are thrown whether or not the fault can be made, so that a seed stands for
+			// the same faults.
 			lasts, calm, overlaps := h.upTo(f.longest), h.upTo(mostCalm), h.dice.IntN(2) == 0
 			if f.missing != "" || ctx.Err() != nil {
 				continue
@@ -128,7 +131,8 @@ func (h *havoc) run(ctx context.Context) error {
 	return errors.Join(h.errs...)
 }
 
-// recover waits until work goes on: faults that come faster than a broker elects its leaders would show nothing.
+// recover waits until work goes on: faults that come faster than a broker elects its leaders would
+// show nothing.
 func (h *havoc) recover(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, mostHeld)
 	defer cancel()
@@ -150,7 +154,7 @@ func (h *havoc) upTo(most time.Duration) time.Duration {
 	return shortFault + time.Duration(h.dice.Int64N(int64(most-shortFault)))
 }
 
-// take chooses one that has no fault yet.
+// take chooses an element that has no fault yet.
 func take[T any](h *havoc, from []T, name func(T) string) (T, string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -258,7 +262,8 @@ func (h *havoc) stopNode() (string, func() error, error) {
 	return what, n.resume, n.pause()
 }
 
-// isolate cuts one node off from the others, or lets what they say vanish; its clients still reach it.
+// isolate cuts one node off from the others, or lets what they say vanish; its clients still reach
+// it.
 func (h *havoc) isolate() (string, func() error, error) {
 	vanishes := h.dice.IntN(2) == 0
 	n, what, err := take(h, h.cluster.nodes, nameOfNode)
@@ -280,7 +285,7 @@ func (h *havoc) isolate() (string, func() error, error) {
 	}, nil
 }
 
-// spoil puts the same fault on one way of a party, or on all of them.
+// spoil puts the same fault on one of a party's ways, or on all of them.
 func (h *havoc) spoil(how func(*testenv.Proxy)) (string, func() error, error) {
 	all, which := h.dice.IntN(2) == 0, h.dice.IntN(1<<16)
 	p, what, err := take(h, append(h.parties(), h.services), func(p *party) string {
@@ -307,7 +312,7 @@ func (h *havoc) spoil(how func(*testenv.Proxy)) (string, func() error, error) {
 	}, nil
 }
 
-// skipped says which faults can't be made here.
+// skipped logs which faults are not possible here.
 func (h *havoc) skipped(t *testing.T) {
 	for _, f := range h.faults() {
 		if f.missing != "" {

@@ -36,7 +36,7 @@ type sqlServer interface {
 	ends() map[string]func(*rand.Rand) (start func() error, err error)
 }
 
-// newServer starts the server that an engine needs; nil: it needs none.
+// newServer starts the server of an engine. It returns nil if the engine has none.
 func newServer(t *testing.T, engine string, addrs []string) sqlServer {
 	t.Helper()
 	switch engine {
@@ -89,11 +89,11 @@ type cockroach struct {
 	made  int // ways
 }
 
-// nodesOfCockroach is how many addresses such a cluster needs, too.
+// nodesOfCockroach is the number of nodes, and of the addresses that they need.
 const nodesOfCockroach = 3
 
-// newCockroach starts a cluster that listens at these addresses. It is for a machine whose PATH has
-// the program cockroach.
+// newCockroach starts a cluster that listens at these addresses, with the program cockroach on
+// PATH.
 func newCockroach(t *testing.T, addrs []string) *cockroach {
 	t.Helper()
 	program, err := exec.LookPath("cockroach")
@@ -155,7 +155,7 @@ func cockroachURL(host, name string) string {
 	return (&url.URL{Scheme: "postgres", User: url.User("root"), Host: host, Path: "/" + name, RawQuery: "sslmode=disable"}).String()
 }
 
-// way leads to all nodes, to another one first each time.
+// way leads to all nodes. Each way begins with another node.
 func (c *cockroach) way() (string, []*testenv.Proxy) {
 	var hosts []string
 	var proxies []*testenv.Proxy
@@ -190,7 +190,7 @@ func (c *cockroach) end(dice *rand.Rand, count int, how func(*daemon) error) (fu
 	return func() error { return c.start(chosen) }, errors.Join(errs...)
 }
 
-// TestChaosEngines: a list names each engine once, and none that there is not.
+// TestChaosEngines: a list names known engines only, and each of them once.
 func TestChaosEngines(t *testing.T) {
 	t.Parallel()
 	for list, want := range map[string][]string{

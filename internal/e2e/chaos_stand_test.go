@@ -20,18 +20,19 @@ type party struct {
 	*daemon
 	database string
 	clock    string           // of a registry: the file that moves it
-	ways     []*testenv.Proxy // to each node of the cluster, and of the database's server if there is one
+	ways     []*testenv.Proxy // to each node of the cluster, and of the server if there is one
 	broker   string           // the URL of the cluster, by these ways
 }
 
-// stand is everything that TestChaos breaks: the cluster, several processes of each kind, and the databases' server.
+// stand is everything that TestChaos breaks: the cluster, several processes of each kind, and the
+// databases' server.
 type stand struct {
 	*deployment
 	cluster *cluster
 	server  sqlServer // nil: SQLite
 
 	registries, auths, billings []*party
-	services                    *party // the test's own process, in which the services live: it has ways, and no daemon
+	services                    *party // those in the test's own process: ways without a daemon
 }
 
 func newStand(t *testing.T, engine string, addrs []string) *stand {
@@ -116,7 +117,7 @@ func (s *stand) add(name, database string, command ...string) *party {
 	return p
 }
 
-// moveClock puts a registry's clock so far beside the machine's.
+// moveClock moves a registry's clock away from the machine's.
 func (p *party) moveClock(offset string) error {
 	if err := os.WriteFile(p.clock+".new", []byte(offset), 0o600); err != nil {
 		return err

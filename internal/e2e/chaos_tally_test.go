@@ -13,8 +13,8 @@ import (
 type tally struct {
 	services  int
 	committed map[events.Nonce]map[events.Nonce]int // requests that stood, and their receipts
-	refused   map[string]map[events.Nonce]int       // messages that did not, by their hash, and their receipts
-	resent    map[string]bool                       // of these, what was published more than once, and has a receipt for each
+	refused   map[string]map[events.Nonce]int       // messages that did not, by hash, and their receipts
+	resent    map[string]bool                       // messages of these that have several receipts
 	events    map[events.Target]map[int64][]events.Nonce
 	strange   []events.Receipt // that answer nothing that was sent
 
@@ -63,7 +63,7 @@ func (y *tally) event(e *events.Invalidation) {
 	}
 	for _, nonce := range published[e.Sequence] {
 		if nonce == e.Nonce {
-			return // published again, after the two minutes in which JetStream knows it: whoever reads it knows it too
+			return // published again, after the two minutes in which JetStream knows it
 		}
 	}
 	published[e.Sequence] = append(published[e.Sequence], e.Nonce)

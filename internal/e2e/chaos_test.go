@@ -24,8 +24,9 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// The flags are those of this package alone: go test ./internal/e2e -run Chaos -chaos.duration=1h -timeout 0 -v. With
-// ./... no other package would know them; there the environment's OMI_CHAOS_DURATION says it.
+// The flags are those of this package alone: go test ./internal/e2e -run Chaos -chaos.duration=1h
+// -timeout 0 -v. With ./... no other package would know them; there the environment's
+// OMI_CHAOS_DURATION says it.
 var (
 	chaosDuration = flag.Duration("chaos.duration", 0, "how long TestChaos breaks things (OMI_CHAOS_DURATION, or 10s)")
 	chaosEngines  = flag.String("chaos.engines", "", "comma-separated databases that TestChaos needs: sqlite, postgres, cockroach (default: sqlite, and postgres where it is installed)")
@@ -35,12 +36,13 @@ var (
 const (
 	shortChaos = 10 * time.Second
 	developers = 8
-	// aroundChaos is the time that the test takes beside the faults, on a busy machine.
+	// aroundChaos is how long the test takes without its faults, on a busy machine.
 	aroundChaos = 4 * time.Minute
 )
 
-// TestChaos breaks everything that can break, a little at a time, while keys rotate: processes, databases, broker nodes, the
-// ways between any two, disks and clocks. When all is mended and quiet, nothing was lost and nothing happened twice.
+// TestChaos breaks everything that can break, a little at a time, while keys rotate: processes,
+// databases, broker nodes, the ways between any two, disks and clocks. When all is fixed and
+// quiet, nothing was lost and nothing happened twice.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	duration := chaosFor(t)
@@ -74,8 +76,8 @@ func TestChaos(t *testing.T) {
 	}
 }
 
-// enginesOf returns the engines that a list names, and whether it names any. It must not be that a
-// test passes which has skipped one of them.
+// enginesOf returns the engines that a list names, and whether it names any. If it does, the test
+// must not skip one of them.
 func enginesOf(list string) (engines []string, asked bool, err error) {
 	if list == "" {
 		return []string{testenv.SQLite, testenv.Postgres}, false, nil
@@ -210,7 +212,7 @@ func (s *stand) checkSubscribers(services []*service, changes int) {
 	}
 	s.interrupt(s.auths)
 	s.interrupt(s.billings)
-	for _, p := range slices.Concat(s.auths, s.billings[:1]) { // Billing's processes have one database
+	for _, p := range slices.Concat(s.auths, s.billings[:1]) { // Billing has one database
 		s.checkSetAside(p.command[0], p.database)
 		s.checkApplied(p.database, changes)
 	}

@@ -27,7 +27,7 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// world is what one script has to do with.
+// world is what one script works with.
 type world struct {
 	t       testing.TB
 	broker  *testenv.Broker
@@ -97,7 +97,7 @@ func (w *world) http(ts *testscript.TestScript, args []string) {
 		body = args[3]
 	}
 	d := w.get(ts, args[1])
-	ts.Check(eventually(func() error { // a process says where it serves beside all else that it says at its start
+	ts.Check(eventually(func() error { // a process says where it serves while it starts
 		if err := d.running(); err != nil {
 			return err
 		}
@@ -211,7 +211,8 @@ func (w *world) publish(ts *testscript.TestScript, args []string) {
 	ts.Check(err)
 }
 
-// requests keeps requests from the registry, which goes on answering lookups: JetStream delivers none of them until release.
+// requests keeps requests from the registry, which goes on answering lookups: JetStream delivers
+// none of them until release.
 func (w *world) requests(ts *testscript.TestScript, args []string) {
 	js, err := jetstream.New(testenv.Connect(w.t, w.broker.URL()))
 	ts.Check(err)
@@ -226,7 +227,8 @@ func (w *world) requests(ts *testscript.TestScript, args []string) {
 	ts.Check(err)
 }
 
-// streams takes the broker's memory away: without it, nobody can tell that a registry's database is an old one.
+// streams takes the broker's memory away: without it, nobody can tell that a registry's database is
+// an old one.
 func (w *world) streams(ts *testscript.TestScript, args []string) {
 	if args[0] != "lost" {
 		ts.Fatalf("streams lost")

@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	// changesEach is less than the 64 messages of a service that the streams keep: the test counts them at the end.
+	// changesEach is less than the 64 messages of a service that the streams keep: the test counts
+	// them at the end.
 	changesEach = 40
 	resendAfter = 300 * time.Millisecond
 )
@@ -21,7 +22,7 @@ const (
 // customer binds one service after the other, and changes the keys of each without a pause.
 type customer struct {
 	name     string
-	patient  bool // sends nothing twice: the registry alone must see to it that each request is answered
+	patient  bool // sends nothing twice: the registry must answer each request
 	dice     *rand.Rand
 	master   events.SigningKey
 	app      events.AppID
@@ -122,7 +123,7 @@ func (c *customer) publish(subject string, payload []byte, id string) error {
 	if id != "" {
 		msg.Header.Set(jetstream.MsgIDHeader, id)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience) // not the test's: what is under way is finished
+	ctx, cancel := context.WithTimeout(context.Background(), patience) // to finish its request
 	defer cancel()
 	if _, err := c.js.PublishMsg(ctx, msg); err != nil {
 		return fmt.Errorf("the broker, which nobody kills, took no request: %w", err)

@@ -22,7 +22,7 @@ const (
 // daemon is a program that runs in the background, and that can be killed and started again.
 type daemon struct {
 	name    string
-	command []string // the program, which is one of binaries or has its whole path, and its arguments
+	command []string // a program of binaries, or its whole path; and its arguments
 	env     []string // and nothing of the test's own environment
 	folder  string   // its working directory, with NAME.out and NAME.log for what it says
 
@@ -125,7 +125,8 @@ func (d *daemon) running() error {
 	}
 }
 
-// servesHTTP is how a process says where it listens: in its log, or, omi dev, to the person who started it.
+// servesHTTP is how a process says where it listens: in its log, or, omi dev, to the person who
+// started it.
 var servesHTTP = regexp.MustCompile(`"msg":"serving HTTP","addr":"([^"]+)"|(?m)^HTTP +http://(\S+)|"http_url": "http://([^"]+)"`)
 
 // addr returns where the present run serves HTTP.
@@ -179,13 +180,13 @@ func (d *daemon) do(method, path, body string) (*http.Response, error) {
 	return client.Do(request)
 }
 
-// fatal is an error that waiting can't mend.
+// fatal is an error that does not pass by waiting.
 type fatal struct{ error }
 
 func (f fatal) Unwrap() error { return f.error }
 
-// eventually waits until condition returns nil. It is for scripts, which have their own way to fail; a test uses
-// testenv.Eventually.
+// eventually waits until condition returns nil. It is for scripts, which have their own way to
+// fail; a test uses testenv.Eventually.
 func eventually(condition func() error) error {
 	deadline := time.After(patience)
 	tick := time.NewTicker(pollEach)

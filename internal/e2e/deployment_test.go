@@ -130,7 +130,7 @@ func (d *deployment) command(args ...string) []byte {
 	return out
 }
 
-// output is command, but for what becomes of an error.
+// output is command, but it returns the error.
 func (d *deployment) output(args ...string) ([]byte, error) {
 	command := exec.Command(filepath.Join(binaries, "omi-registry"), args...)
 	command.Dir, command.Env = d.folder, []string{}
@@ -153,7 +153,8 @@ func (d *deployment) registryKey() events.PublicKey {
 	return key.Public()
 }
 
-// settle waits until no message is left: not in the streams, not in the outbox. From then on nothing moves.
+// settle waits until no message is left: not in the streams, not in the outbox. From then on
+// nothing moves.
 func (d *deployment) settle() {
 	d.t.Helper()
 	d.awaitReady()
@@ -175,7 +176,8 @@ func (d *deployment) settle() {
 				if info.NumPending > 0 || info.NumAckPending > 0 {
 					return fmt.Errorf("%d messages wait, %d are under way", info.NumPending, info.NumAckPending)
 				}
-				if state.Msgs > 0 && info.AckFloor.Stream < state.LastSeq { // the broker tells consumers of a message a little later
+				// The broker tells consumers of a message a little later.
+				if state.Msgs > 0 && info.AckFloor.Stream < state.LastSeq {
 					return fmt.Errorf("acknowledged up to %d of %d", info.AckFloor.Stream, state.LastSeq)
 				}
 				return nil
@@ -202,8 +204,8 @@ type report struct {
 	Violations []any `json:"violations"`
 }
 
-// onlyOutbox reports whether nothing is wrong but that a message has waited in the outbox for long. What a registry commits whose clock
-// is behind looks so at once.
+// onlyOutbox reports whether nothing is wrong but that a message has waited in the outbox for long.
+// What a registry commits whose clock is behind looks so at once.
 func (r report) onlyOutbox() bool {
 	return len(r.Violations) == 1 && strings.Contains(fmt.Sprint(r.Violations), "wait in the outbox")
 }
@@ -231,7 +233,7 @@ func (d *deployment) checkRegistry(services, changes int) {
 // checkStream holds the stream of events against the receipts: each change has its event, once.
 func (d *deployment) checkStream(services []*service) {
 	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.t.Context(), 10*patience) // without any, each question has five seconds
+	ctx, cancel := context.WithTimeout(d.t.Context(), 10*patience) // by default 5 s
 	defer cancel()
 	stream, err := d.js.Stream(ctx, streams.Invalidations)
 	if err != nil {
@@ -275,8 +277,8 @@ func (s *service) checkEvents(t *testing.T, published map[int64][]events.Nonce) 
 	}
 }
 
-// checkAuth asks Auth about a signature of each service's newest keys. The registry is stopped first, for Auth would ask
-// it about what it does not know itself.
+// checkAuth asks Auth about a signature of each service's newest keys. The registry is stopped
+// first, for Auth would ask it about what it does not know itself.
 func (d *deployment) checkAuth(services []*service) {
 	d.t.Helper()
 	if err := d.registry.interrupt(); err != nil {
@@ -327,7 +329,8 @@ func (d *deployment) checkVerify(auth *daemon, s *service, l life) {
 	}
 }
 
-// checkBilling asks Billing about every key that there ever was, at the first and at the last second of its life.
+// checkBilling asks Billing about every key that there ever was, at the first and at the last
+// second of its life.
 func (d *deployment) checkBilling(services []*service) {
 	d.t.Helper()
 	d.checkAttributing(d.billing, services)
@@ -376,8 +379,9 @@ func (d *deployment) stop() {
 	}
 }
 
-// checkApplied holds the nonces that a subscriber has applied against the number of changes. Its answers alone would not
-// show a lost event: Billing asks the registry to fill a gap, and Auth needs no more than the newest.
+// checkApplied holds the nonces that a subscriber has applied against the number of changes. Its
+// answers alone would not show a lost event: Billing asks the registry to fill a gap, and Auth
+// needs no more than the newest.
 func (d *deployment) checkApplied(url string, changes int) {
 	d.t.Helper()
 	if file, ok := strings.CutPrefix(url, "sqlite:"); ok {

@@ -16,8 +16,8 @@ import (
 // errFault is what a faulty store says.
 var errFault = errors.New("the disk is on fire")
 
-// faulty is a key store that works until one of its steps, and from then on is as if its process were dead: nothing that
-// it is asked to do is done.
+// faulty is a key store that works until one of its steps, and from then on is as if its process
+// were dead: nothing that it is asked to do is done.
 type faulty struct {
 	*client.Folder
 	failAt int  // the step that fails
@@ -63,8 +63,9 @@ func (f *faulty) Save(ctx context.Context, text []byte) error {
 	return f.at(func() error { return f.Folder.Save(ctx, text) })
 }
 
-// killedBetweenSteps lets a rotation die at each step that writes to the disk, before it and after it, and starts again.
-// The service signs with an accepted key throughout, and the next rotation stands.
+// killedBetweenSteps lets a rotation die at each step that writes to the disk, before it and after
+// it, and starts again. The service signs with an accepted key throughout, and the next rotation
+// stands.
 func killedBetweenSteps(s *domain) {
 	s.bind()
 	sequence := int64(1)
@@ -128,8 +129,8 @@ func settleOrDie(ctx context.Context, c *client.Client, f *faulty) error {
 	return c.Settle(ctx)
 }
 
-// TestClientDoesNotSwitchEarly: the new key signs once every durable has applied the event, or half of the grace period is
-// over, and not before.
+// TestClientDoesNotSwitchEarly: the new key signs once every durable has applied the event, or half
+// of the grace period is over, and not before.
 func TestClientDoesNotSwitchEarly(t *testing.T) {
 	t.Parallel()
 	useSources(t)
@@ -178,7 +179,8 @@ func TestClientDoesNotSwitchEarly(t *testing.T) {
 	}
 	s.settled(c, receipt.Sequence)
 	promoted := last(s.told.of(client.Promoted))
-	// By the registry's clock, which is this machine's, and in whole seconds. When the client heard of the commit is another matter.
+	// By the registry's clock, which is this machine's, and in whole seconds. When the client heard
+	// of the commit is another matter.
 	if waited := promoted.At.Sub(time.Unix(receipt.Timestamp, 0)); waited < (grace-time.Second)/2 {
 		t.Errorf("the new key signed %v after the commit, though half of the grace period is %v", waited, grace/2)
 	}

@@ -87,7 +87,8 @@ func (s *domain) close(store *client.Folder) {
 
 func (s *domain) sender() request.Sender { return request.Sender{JetStream: s.js, Trust: s.trust} }
 
-// bind binds the service to its current key, as the developer does, and waits until both subscribers know it.
+// bind binds the service to its current key, as the developer does, and waits until both
+// subscribers know it.
 func (s *domain) bind() {
 	s.t.Helper()
 	store := s.store()
@@ -268,7 +269,8 @@ func resetsLostKey(s *domain) {
 	s.settled(c, 2)
 }
 
-// emergencyHolds: the old key ends with the commit, so nobody signs until there is a key that is accepted.
+// emergencyHolds: the old key ends with the commit, so nobody signs until there is a key that is
+// accepted.
 func emergencyHolds(s *domain) {
 	s.bind()
 	store := s.store()
@@ -298,7 +300,8 @@ func emergencyHolds(s *domain) {
 	}
 }
 
-// refusedThenReplayed: a request was refused for a passing reason, and is committed when somebody else sends it again.
+// refusedThenReplayed: a request was refused for a passing reason, and is committed when somebody
+// else sends it again.
 func refusedThenReplayed(s *domain) {
 	store := s.store()
 	defer s.close(store)
@@ -318,7 +321,7 @@ func refusedThenReplayed(s *domain) {
 	c.Close()
 	s.close(store)
 	s.bind()
-	if _, err := s.js.Publish(s.t.Context(), sent.Subject, sent.Data); err != nil { // without the id of the first
+	if _, err := s.js.Publish(s.t.Context(), sent.Subject, sent.Data); err != nil { // without its id
 		s.t.Fatal(err)
 	}
 	testenv.Eventually(s.t, patience, "the replay is committed", func() error {
@@ -394,7 +397,8 @@ func autoRotates(s *domain) {
 	}
 }
 
-// oneProcess: a tool that changes a key does not follow another process, but says that it has the store.
+// oneProcess: a tool that changes a key does not follow another process, but says that it has the
+// store.
 func oneProcess(s *domain) {
 	s.bind()
 	store := s.store()
@@ -412,7 +416,8 @@ func oneProcess(s *domain) {
 	second.Close()
 }
 
-// rotateWhileUnderWay: those who ask while a rotation is under way get its receipt, and an emergency gets its own.
+// rotateWhileUnderWay: those who ask while a rotation is under way get its receipt, and an
+// emergency gets its own.
 func rotateWhileUnderWay(s *domain) {
 	s.bind()
 	store := s.store()

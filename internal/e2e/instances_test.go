@@ -20,8 +20,8 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// TestInstances starts several processes of Auth, each on its own database or all on one, and two of Billing. Each Auth hears
-// every event; and who would take events from another does not start.
+// TestInstances starts several processes of Auth, each on its own database or all on one, and two
+// of Billing. Each Auth hears every event; and who would take events from another does not start.
 func TestInstances(t *testing.T) {
 	t.Parallel()
 	useSources(t)
@@ -64,7 +64,8 @@ func (s *instances) another(name, instance, database string, command ...string) 
 	return p
 }
 
-// refused starts one that must not run, and end with code 2 and an error that names the process that it would disturb.
+// refused starts one that must not run, and end with code 2 and an error that names the process
+// that it would disturb.
 func (s *instances) refused(name, instance, database, program string, holder *daemon) {
 	s.t.Helper()
 	p := s.another(name, instance, database, program)
@@ -140,7 +141,8 @@ func (s *instances) bound(c *customer, n int) *service {
 	return one
 }
 
-// propagated waits until the registry's record says of exactly these durables that they have applied the last change.
+// propagated waits until the registry's record says of exactly these durables that they have
+// applied the last change.
 func (s *instances) propagated(one *service, durables ...string) {
 	s.t.Helper()
 	want := map[string]bool{}

@@ -23,7 +23,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// The registry's settings in this test: a set may be kept for 6 s in all, so each of the two that keep it may for 2 s.
+// The registry's settings in this test: a set may be kept for 6 s in all, so each of the two that
+// keep it may for 2 s.
 const (
 	jwksGrace  = "20s"
 	jwksMaxAge = "6s"
@@ -31,8 +32,9 @@ const (
 	jwksSigned = 50 * time.Millisecond // between two tokens
 )
 
-// TestJWKSConsumers: a service rotates its key, and those who verify its tokens by its JWK Set refuse none: jose, which keeps the set
-// itself, at the registry and behind a cache, nginx, that obeys Cache-Control.
+// TestJWKSConsumers: a service rotates its key, and those who verify its tokens by its JWK Set
+// refuse none: jose, which keeps the set itself, at the registry and behind a cache, nginx, that
+// obeys Cache-Control.
 func TestJWKSConsumers(t *testing.T) {
 	t.Parallel()
 	nginx, err := findNginx()
@@ -71,7 +73,7 @@ func TestJWKSConsumers(t *testing.T) {
 		"at the registry":  startJose(t, example, "http://"+registry+set),
 		"behind the cache": startJose(t, example, "http://"+cache.addr+set),
 	}
-	go keepAsking(t.Context(), "http://"+cache.addr+set) // so that the cache always has a set, of whatever age
+	go keepAsking(t.Context(), "http://"+cache.addr+set) // the cache always has a set
 	for range 3 {
 		rotateAndVerify(t, c, verifiers)
 	}
@@ -80,7 +82,8 @@ func TestJWKSConsumers(t *testing.T) {
 	}
 }
 
-// rotateAndVerify rotates the key while tokens are signed and verified all the time, and returns after some of the new key's.
+// rotateAndVerify rotates the key while tokens are signed and verified all the time, and returns
+// after some of the new key's.
 func rotateAndVerify(t *testing.T, c *client.Client, verifiers map[string]*joseProcess) {
 	t.Helper()
 	_, before := c.Signer().Key()
@@ -221,7 +224,7 @@ type nginxProcess struct {
 func findNginx() (string, error) {
 	path, err := exec.LookPath("nginx")
 	if err != nil {
-		path, err = exec.LookPath("/usr/sbin/nginx") // where Debian has it, and an ordinary user's PATH does not lead
+		path, err = exec.LookPath("/usr/sbin/nginx") // Debian's, which is not on PATH
 	}
 	return path, err
 }

@@ -24,12 +24,14 @@ const (
 	mostStart    = 150 * time.Millisecond
 )
 
-// TestKillNine kills the registry, Auth and Billing in turn while keys rotate, each at some moment of its work or of its
-// start, and starts it again. When all is quiet, nothing was lost and nothing happened twice.
+// TestKillNine kills the registry, Auth and Billing in turn while keys rotate, each at some moment
+// of its work or of its start, and starts it again. When all is quiet, nothing was lost and nothing
+// happened twice.
 func TestKillNine(t *testing.T) {
 	t.Parallel()
 	useSources(t)
-	for _, engine := range testenv.Whole([]string{testenv.SQLite, testenv.Postgres}, []string{testenv.SQLite}) { // the registry's
+	engines := testenv.Whole([]string{testenv.SQLite, testenv.Postgres}, []string{testenv.SQLite})
+	for _, engine := range engines { // the registry's
 		t.Run(engine, func(t *testing.T) {
 			t.Parallel()
 			killNine(t, testenv.Database(t, engine))
@@ -91,7 +93,8 @@ func killNine(t *testing.T, url string) {
 	d.checkNoAlarm()
 }
 
-// killInTurn kills one process after the other, and returns how many it killed again while they started.
+// killInTurn kills one process after the other, and returns how many it killed again while they
+// started.
 func killInTurn(t *testing.T, d *deployment, inbox *receipts) (twice int) {
 	dice := rand.New(rand.NewPCG(*seed, customers))
 	pause := func(most time.Duration) { <-time.After(rand.N(most)) } // any moment will do

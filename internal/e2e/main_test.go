@@ -46,12 +46,13 @@ func run(m *testing.M) int {
 	return testenv.Main(m)
 }
 
-// useSources tells go test what the programs are built from, which it can't see: it notes each folder that a test lists,
-// and does not answer from its cache once a file there has changed.
+// useSources tells go test what the programs are built from, which it can't see: it notes each
+// folder that a test lists, and does not answer from its cache once a file there has changed.
 func useSources(t *testing.T) {
 	t.Helper()
 	err := filepath.WalkDir(filepath.Join("..", ".."), func(_ string, entry fs.DirEntry, err error) error {
-		if err == nil && entry.IsDir() && entry.Name() == ".git" { // in a worktree it is a file, and SkipDir would skip all the rest
+		// In a worktree .git is a file, and SkipDir would skip all the rest.
+		if err == nil && entry.IsDir() && entry.Name() == ".git" {
 			return fs.SkipDir
 		}
 		return err

@@ -12,7 +12,8 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// receipts reads the stream of receipts as it grows: it keeps no more than the last 64 of a service.
+// receipts reads the stream of receipts as it grows: it keeps no more than the last 64 of a
+// service.
 type receipts struct {
 	mu       sync.Mutex
 	distinct map[events.Nonce]map[events.Nonce]struct{} // the receipts of each request
@@ -85,8 +86,8 @@ func (r *receipts) count() int {
 	return r.answered
 }
 
-// check holds what came against the requests that JetStream had acknowledged: each has one receipt, however often it was
-// sent, and nothing else has.
+// check holds what came against the requests that JetStream had acknowledged: each has one receipt,
+// however often it was sent, and nothing else has.
 func (r *receipts) check(acknowledged map[events.Nonce]struct{}) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()

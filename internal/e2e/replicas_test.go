@@ -24,8 +24,9 @@ const (
 	mustRotate   = 20
 )
 
-// TestReplicas runs a service as four processes on one key store and two more on a copy of it that is a second behind. They
-// sign all the time through 20 rotations by schedule, while the four are restarted one by one, and nothing is refused.
+// TestReplicas runs a service as four processes on one key store and two more on a copy of it that
+// is a second behind. They sign all the time through 20 rotations by schedule, while the four are
+// restarted one by one, and nothing is refused.
 func TestReplicas(t *testing.T) {
 	t.Parallel()
 	testenv.Long(t)
@@ -77,7 +78,8 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
-// copyHears: a replica has a copy of the key that nobody synchronises. It learns of a rotation by the event of its own service.
+// copyHears: a replica has a copy of the key that nobody synchronises. It learns of a rotation by
+// the event of its own service.
 func copyHears(s *domain) {
 	s.bind()
 	folder := filepath.Join(s.t.TempDir(), "copy")

@@ -21,8 +21,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// registryPrivileges is what the registry's serving role may do with each table. A new table has to be thought of: here, and
-// in deploy/sql/registry.sql if it is not to be written like any other.
+// registryPrivileges is what the registry's serving role may do with each table. A new table has to
+// be thought of: here, and in deploy/sql/registry.sql if it is not to be written like any other.
 func registryPrivileges() map[string]string {
 	const all, grow, read = "SELECT INSERT UPDATE DELETE", "SELECT INSERT", "SELECT"
 	return map[string]string{
@@ -43,7 +43,8 @@ type roles struct {
 	password  string
 }
 
-// TestRoles sets up the databases as deploy/sql says, runs the registry with them, and tries what is not for its roles.
+// TestRoles sets up the databases as deploy/sql says, runs the registry with them, and tries what
+// is not for its roles.
 func TestRoles(t *testing.T) {
 	t.Parallel()
 	useSources(t)
@@ -69,7 +70,8 @@ func newRoles(t *testing.T, engine string) *roles {
 		r.databases[name] = testenv.Database(t, engine)
 		_, database, _ := strings.Cut(pathOf(t, r.databases[name]), "/")
 		rename = append(rename, "DATABASE "+name, "DATABASE "+database)
-		r.must(r.databases[name], "GRANT CREATE ON SCHEMA public TO PUBLIC") // PostgreSQL from 15 on is delivered without
+		// PostgreSQL has no such grant by default, since version 15.
+		r.must(r.databases[name], "GRANT CREATE ON SCHEMA public TO PUBLIC")
 	}
 	r.renamed = strings.NewReplacer(append(rename, "omi_", r.prefix)...)
 	r.admin = r.databases["registry"]
@@ -137,7 +139,8 @@ func (r *roles) script(name string) string {
 	return r.renamed.Replace(b.String())
 }
 
-// run runs a file of deploy/sql as psql does: one statement after the other, each in the database that the last \connect names.
+// run runs a file of deploy/sql as psql does: one statement after the other, each in the database
+// that the last \connect names.
 func (r *roles) run(name string) {
 	r.t.Helper()
 	first, rest, _ := strings.Cut(r.script(name), `\connect `)
@@ -165,7 +168,7 @@ func (r *roles) as(role, database string) string {
 	}
 	u.User = url.UserPassword(r.renamed.Replace(role), r.password)
 	query := u.Query()
-	for _, administrators := range []string{"sslcert", "sslkey"} { // CockroachDB takes nobody's certificate but the role's own
+	for _, administrators := range []string{"sslcert", "sslkey"} {
 		query.Del(administrators)
 	}
 	u.RawQuery = query.Encode()
@@ -191,7 +194,8 @@ func (r *roles) must(database, statements string) {
 	}
 }
 
-// omiRegistry runs the program as a role, with an exit code that must be this, and returns all that it says.
+// omiRegistry runs the program as a role, with an exit code that must be this, and returns all that
+// it says.
 func (r *roles) omiRegistry(code int, role string, args ...string) string {
 	r.t.Helper()
 	cmd := exec.Command(filepath.Join(binaries, "omi-registry"), args...)
@@ -297,7 +301,8 @@ func (r *roles) may(conn *pgx.Conn, kind, role, name string, privileges ...strin
 	var may []string
 	for _, privilege := range privileges {
 		var has bool
-		// CockroachDB has a function for each combination of types, and wants to know which is meant.
+		// CockroachDB has a function for each combination of types, and wants to know which is
+		// meant.
 		query := "SELECT has_" + kind + "_privilege($1::TEXT, $2::TEXT, $3::TEXT)"
 		if err := conn.QueryRow(r.t.Context(), query, r.renamed.Replace(role), name, privilege).Scan(&has); err != nil {
 			r.t.Fatalf("%s on %s: %v", privilege, name, err)

@@ -12,27 +12,30 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestScripts runs testdata/script. Each script has a broker of its own, whose URL is in $OMI_NATS_URL, the programs on
-// its PATH, two addresses where nobody listens, $FREE_ADDR and $ANOTHER_ADDR, and beside testscript's commands these:
+// TestScripts runs testdata/script. Each script has its own broker, whose URL is in $OMI_NATS_URL.
+// The programs are on its PATH, and $FREE_ADDR and $ANOTHER_ADDR are two addresses that are not in
+// use. These commands are added to testscript's own:
 //
-//	daemon NAME [VAR=VALUE…] PROGRAM [ARG…]   starts a program in the background; it writes NAME.out and NAME.log
-//	waitready NAME [TEXT]                     waits until its /readyz says ok, and this text too
-//	kill9 NAME                                kills it, at once
-//	restart NAME                              starts it again, as before
-//	interrupt NAME [CODE]                     SIGINT: it must stop, with exit code 0 or this one
-//	hangup NAME [CODE]                        SIGHUP: the same
-//	http METHOD NAME PATH [BODY]              asks it over HTTP; stdout is the answer: status, headers, body
-//	waitfor REGEXP PROGRAM [ARG…]             runs a program until it succeeds and its stdout matches
-//	repeat REGEXP PROGRAM [ARG…] -- PROGRAM [ARG…]   runs the second until the first's stdout matches; each succeeds
-//	sql FILE STATEMENT                        changes a SQLite database behind its process's back
-//	exits CODE PROGRAM [ARG…]                 runs a program that ends with this code
-//	usage TEXT PROGRAM [ARG…]                 runs a program that ends with code 2, and says TEXT in its one line on stderr
-//	capture VAR FILE REGEXP                   sets a variable to what the first group matches; FILE may be stdout or stderr
-//	sign KEYFILE TEXT                         sets $MESSAGE and $SIGNATURE, for POST /v1/verify
-//	publish SUBJECT FILE                      publishes a file's content to JetStream
-//	requests hold|release                     keeps requests from the registry, which goes on answering lookups
-//	streams lost                              the broker has none of them any more
-//	broker stop|start                         the broker goes away, and comes back with its streams
+//	daemon NAME [VAR=VALUE…] PROGRAM [ARG…]
+//	                               starts a program in the background; it writes NAME.out and NAME.log
+//	waitready NAME [TEXT]          waits until its /readyz says ok, and contains the text
+//	kill9 NAME                     kills it with SIGKILL
+//	restart NAME                   starts it again, as before
+//	interrupt NAME [CODE]          SIGINT: it must stop, with exit code 0 or this one
+//	hangup NAME [CODE]             SIGHUP: the same
+//	http METHOD NAME PATH [BODY]   sends an HTTP request; stdout is the status, headers and body
+//	waitfor REGEXP PROGRAM [ARG…]  runs a program until it succeeds and its stdout matches
+//	repeat REGEXP PROGRAM [ARG…] -- PROGRAM [ARG…]
+//	                               runs both, again and again, until the stdout of the first matches
+//	sql FILE STATEMENT             changes a SQLite database without its process
+//	exits CODE PROGRAM [ARG…]      runs a program that ends with this code
+//	usage TEXT PROGRAM [ARG…]      runs a program that ends with code 2, and one line on stderr with TEXT
+//	capture VAR FILE REGEXP        sets a variable to the first group; FILE may be stdout or stderr
+//	sign KEYFILE TEXT              sets $MESSAGE and $SIGNATURE, for POST /v1/verify
+//	publish SUBJECT FILE           publishes a file's content to JetStream
+//	requests hold|release          keeps requests from the registry, which still answers lookups
+//	streams lost                   deletes the streams of the broker
+//	broker stop|start              stops the broker, and starts it again with its streams
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	useSources(t)
@@ -77,8 +80,8 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// condition says whether all tests run in full, and what this user may do: root may give files away,
-// and mounts needs a user who may have mounts of its own.
+// condition says whether all tests run in full, and what this user may do: root may give files
+// away, and mounts needs a user who may have mounts of its own.
 func condition(name string) (bool, error) {
 	switch name {
 	case "long":

@@ -17,7 +17,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// secured is a deployment on the broker of deploy/nats, where everybody has an nkey and the rights of one role.
+// secured is a deployment on the broker of deploy/nats, where everybody has an nkey and the rights
+// of one role.
 type secured struct {
 	t      *testing.T
 	folder string
@@ -25,7 +26,8 @@ type secured struct {
 	env    []string // of everybody
 }
 
-// run runs a program as a user of the broker, with an exit code that must be this, and returns what it prints.
+// run runs a program as a user of the broker, with an exit code that must be this, and returns what
+// it prints.
 func (s *secured) run(code int, user, program string, args ...string) string {
 	s.t.Helper()
 	cmd := exec.Command(filepath.Join(binaries, program), args...)
@@ -70,8 +72,8 @@ func (s *secured) expect(text string, patterns ...string) {
 	}
 }
 
-// TestSecured runs the real programs with the configuration of deploy/nats and the accounts that omi-registry prints. What it
-// forbids is tried in internal/access.
+// TestSecured runs the real programs with the configuration of deploy/nats and the accounts that
+// omi-registry prints. What it forbids is tried in internal/access.
 func TestSecured(t *testing.T) {
 	t.Parallel()
 	useSources(t)
@@ -149,7 +151,7 @@ func TestSecured(t *testing.T) {
 		}
 		return err
 	})
-	// A subscriber whose database is lost may do all that it needs to read the stream anew.
+	// A subscriber whose database is lost may do all that it needs to read the stream again.
 	for _, p := range processes[1:] {
 		if err := p.interrupt(); err != nil {
 			t.Fatal(err)
@@ -176,8 +178,8 @@ func lastLine(text string) string {
 	return lines[len(lines)-1]
 }
 
-// TestTrial makes a broker's configuration as deploy/nats says, by its script, and looks whether a server takes it, and the
-// example of a node's settings with it.
+// TestTrial makes a broker's configuration as deploy/nats says, by its script, and looks whether a
+// server takes it, and the example of a node's settings with it.
 func TestTrial(t *testing.T) {
 	t.Parallel()
 	useSources(t)

@@ -29,7 +29,7 @@ const serviceEnv = "OMI_E2E_SERVICE"
 const (
 	signers      = 8
 	tallyEach    = 20 * time.Millisecond
-	serviceGrace = time.Minute // of its rotations: half of it is longer than any pause of a busy machine
+	serviceGrace = time.Minute // half of it is longer than any pause of a busy machine
 )
 
 // serviceConfig says what a service needs to know.
@@ -40,13 +40,15 @@ type serviceConfig struct {
 	Origin  string
 	Trust   events.PublicKey
 	Signing []string // where its signatures are checked: URLs of POST /v1/verify
-	// Replica is one of many: it signs from one goroutine and pauses in between, and rotates by a schedule, if at all.
+	// Replica is one of many: it signs from one goroutine and pauses in between, and rotates by a
+	// schedule, if at all.
 	Replica      bool
 	RotateEachMS int64
 }
 
-// serviceProcess is a Domain Service as its developers write it: it signs from many goroutines, and rotates all the time. It says
-// one line at a time on its standard output, which a kill can't take back:
+// serviceProcess is a Domain Service as its developers write it: it signs from many goroutines, and
+// rotates all the time. It says one line at a time on its standard output, which a kill can't take
+// back:
 //
 //	verified N   signatures accepted so far
 //	refused …    one was refused: this must not happen

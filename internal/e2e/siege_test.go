@@ -42,9 +42,9 @@ const (
 	siegeWithin = 30 * time.Second // for a rotation to be answered, whatever goes on
 )
 
-// TestSiege is the deployment of deploy/nats with a small store. One account after the other, each that a
-// stranger may hold, does the worst that it may, while honest services rotate. None of them loses
-// anything, and afterwards all is as before, without an operator. With -siege.quiet=10s
+// TestSiege is the deployment of deploy/nats with a small store. One account after the other, each
+// that a stranger may hold, does the worst that it may, while honest services rotate. None of them
+// loses anything, and afterwards all is as before, without an operator. With -siege.quiet=10s
 // -siege.attack=20s -siege.flood=2000 -v it prints what they notice.
 func TestSiege(t *testing.T) {
 	t.Parallel()

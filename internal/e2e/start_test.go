@@ -10,8 +10,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestStartWhileTheDatabaseRestarts: each process starts though its connections to the database break at each step: in the
-// handshake, while the schema is made, and in what the process reads then. None ends.
+// TestStartWhileTheDatabaseRestarts: each process starts though its connections to the database
+// break at each step: in the handshake, while the schema is made, and in what the process reads
+// then. None ends.
 func TestStartWhileTheDatabaseRestarts(t *testing.T) {
 	t.Parallel()
 	useSources(t)

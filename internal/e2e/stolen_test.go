@@ -17,9 +17,10 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// TestStolenRegistryKey: the registry's key was stolen, and changed. Its thief resets a service by an event of his own. Auth and the
-// registry know where the key has ended: Auth sets the event aside, the registry serves the service, and recover passes the event
-// over. Where recover is not told of the end, it says whose signature the change rests on, and writes nothing.
+// TestStolenRegistryKey: the registry's key was stolen, and changed. Its thief resets a service by
+// an event of his own. Auth and the registry know where the key has ended: Auth sets the event
+// aside, the registry serves the service, and recover passes the event over. Where recover is not
+// told of the end, it says whose signature the change rests on, and writes nothing.
 func TestStolenRegistryKey(t *testing.T) {
 	t.Parallel()
 	useSources(t)

@@ -16,9 +16,10 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// TestTrustComesLater: the registry gets another signing key before its subscribers are told. What it signs then is not called
-// applied, and no client switches to a key that Auth refuses; a flood of foreign messages comes on top. Auth is told by its trust
-// file while it runs, and Billing by a restart: each applies what it had set aside, and then the client switches.
+// TestTrustComesLater: the registry gets another signing key before its subscribers are told. What
+// it signs then is not called applied, and no client switches to a key that Auth refuses; a flood
+// of foreign messages comes on top. Auth is told by its trust file while it runs, and Billing by a
+// restart: each applies what it had set aside, and then the client switches.
 func TestTrustComesLater(t *testing.T) {
 	t.Parallel()
 	useSources(t)
@@ -90,7 +91,8 @@ func TestTrustComesLater(t *testing.T) {
 	}
 }
 
-// flood publishes more messages than subscribers keep of what they set aside: events that a stranger signed.
+// flood publishes more messages than subscribers keep of what they set aside: events that a
+// stranger signed.
 func flood(t *testing.T, d *deployment, stranger events.SigningKey) {
 	t.Helper()
 	for i := range 22 {
@@ -105,7 +107,8 @@ func flood(t *testing.T, d *deployment, stranger events.SigningKey) {
 	<-d.js.PublishAsyncComplete()
 }
 
-// setAside waits until a subscriber says how many events it has set aside, and why. It stays healthy.
+// setAside waits until a subscriber says how many events it has set aside, and why. It stays
+// healthy.
 func (d *deployment) setAside(t *testing.T, p *daemon, many string) {
 	t.Helper()
 	testenv.Eventually(t, patience, p.name+" says what it has set aside", func() error {

@@ -33,11 +33,13 @@ const (
 	mostHeldBack       = 400 * time.Millisecond
 )
 
-// TestNobodyNotices: a service signs without a pause from eight goroutines while its key rotates 50 times and it is killed
-// with -9 again and again. Auth refuses nothing. Two Auth Providers are asked: the real process, and one that never asks the
-// registry about a key that it does not know, so that a service which signs with its new key too early is refused.
+// TestNobodyNotices: a service signs without a pause from eight goroutines while its key rotates 50
+// times and it is killed with -9 again and again. Auth refuses nothing. Two Auth Providers are
+// asked: the real process, and one that never asks the registry about a key that it does not know,
+// so that a service which signs with its new key too early is refused.
 //
-// It takes all that the machine has, so it does not run beside the other tests of this package.
+// It uses the whole machine, so it runs alone, not in parallel with the other tests of this
+// package.
 func TestNobodyNotices(t *testing.T) {
 	testenv.Long(t)
 	useSources(t)
@@ -133,7 +135,8 @@ func (s *domain) serviceProcess(name string, cfg *serviceConfig) *daemon {
 	return p
 }
 
-// said is what a service process has said from a place on: how many signatures were accepted, and what was refused.
+// said is what a service process has said from a place on: how many signatures were accepted, and
+// what was refused.
 func (s *domain) said(p *daemon, from int64) (verified int64, refused []string) {
 	s.t.Helper()
 	content, err := os.ReadFile(p.out())
@@ -177,7 +180,8 @@ func (nobodyKnows) ServiceRecord(context.Context, events.Target) (events.Service
 	return events.ServiceRecord{}, authsub.ErrUnknownService
 }
 
-// strictAuth starts an Auth Provider that knows what the events say, and nothing else. It returns its URL.
+// strictAuth starts an Auth Provider that knows what the events say, and nothing else. It returns
+// its URL.
 func (d *deployment) strictAuth() string {
 	d.t.Helper()
 	log := slog.New(slog.DiscardHandler)

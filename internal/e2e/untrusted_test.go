@@ -15,8 +15,8 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// TestRegistryKeyChanged: the registry signs with another key now, and a client that trusts the earlier one alone sends it
-// nothing. It says why, also about a request that was under way.
+// TestRegistryKeyChanged: the registry signs with another key now, and a client that trusts the
+// earlier one alone sends it nothing. It says why, also about a request that was under way.
 func TestRegistryKeyChanged(t *testing.T) {
 	t.Parallel()
 	useSources(t)
@@ -83,7 +83,8 @@ func TestRegistryKeyChanged(t *testing.T) {
 	}
 }
 
-// changeRegistryKey starts the registry again with another signing key, and returns a trust in both.
+// changeRegistryKey starts the registry again with another signing key, and returns a trust in
+// both.
 func (d *deployment) changeRegistryKey() events.Trust {
 	d.t.Helper()
 	old := d.registryKey()
@@ -121,7 +122,8 @@ func (d *deployment) requestsStored() uint64 {
 	return stream.CachedInfo().State.LastSeq
 }
 
-// holdRequests keeps requests from the registry, which goes on answering lookups, until releaseRequests.
+// holdRequests keeps requests from the registry, which goes on answering lookups, until
+// releaseRequests.
 func (d *deployment) holdRequests() {
 	d.t.Helper()
 	if _, err := d.js.PauseConsumer(d.t.Context(), streams.Requests, streams.RegistryDurable, time.Now().Add(time.Hour)); err != nil {
