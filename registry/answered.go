@@ -47,7 +47,7 @@ func (r *receipts) of(ctx context.Context, t events.Target) (*told, error) {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
 	list, err := r.read(ctx, events.ReceiptSubject+t.String())
-	// the library also reports a missing responder so
+	// The library also reports a missing responder so.
 	if errors.Is(err, jetstreamext.ErrBatchUnsupported) {
 		if _, missing := r.js.Stream(ctx, streams.Receipts); errors.Is(missing, jetstream.ErrStreamNotFound) {
 			return &told{since: math.MaxInt64}, nil
@@ -111,7 +111,7 @@ func (one *told) refusal(text string, meant func(*events.Receipt, time.Time) boo
 		return false
 	}
 	for _, m := range one.list {
-		// few do, and only those are worth a verification
+		// Few messages contain it, and only those are verified.
 		if !bytes.Contains(m.Data, []byte(text)) {
 			continue
 		}

@@ -16,7 +16,7 @@ type group struct {
 	checked  bool // everything that the outcomes rest on was read from the database
 	requests []incoming
 	limited  map[int]limited // requests beyond a limit of the app, by their places
-	// keys that another service registers in this batch, and by which request of it
+	// lost: keys that another service registers in this batch, and by which request of it.
 	lost map[events.PublicKey]int
 
 	outcomes []outcome

@@ -78,7 +78,8 @@ type checker struct {
 	perSubject  int64                  // how many messages the stream keeps of each service
 	unpublished map[string]bool        // services with changes in the outbox
 	began       int64                  // seconds since the Unix epoch
-	// the last sequence of the service at hand that was committed before the check began
+	// committed: the last sequence of the service at hand that was committed before the check
+	// began.
 	committed int64
 }
 

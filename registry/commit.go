@@ -307,7 +307,7 @@ func numberOf(yes bool) int64 {
 // must be published.
 func (s *Store) fillOutbox(p *sqldb.Pipeline, groups []*group, now time.Time) {
 	args := make([]any, 0, 6*len(groups))
-	// it only tells commits apart
+	// The random number only tells commits apart.
 	place, lease := outboxPlace{rand.Int64(), now.UnixNano()}, now.Add(leaseFor).UnixMilli() //nolint:gosec
 	for g, o := range changes(groups) {
 		o.place = place

@@ -35,7 +35,7 @@ type streamEvent struct {
 type compared struct {
 	matched []changeID    // in the history with the same nonce
 	lacking []streamEvent // missing from the history
-	// missing, and the history has another event at their sequence: it was issued twice
+	// twice: missing, and the history has another event at their sequence: it was issued twice.
 	twice   []streamEvent
 	refused int // messages that are in no history and that no key of the registry signed
 	ended   int // the same, but a key signed them after its end

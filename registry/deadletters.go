@@ -26,16 +26,17 @@ type DeadLetter struct {
 	ID             string `json:"id"`
 	Subject        string `json:"subject"`
 	StreamSequence uint64 `json:"stream_sequence"`
-	// when the stream was created, nanoseconds since the Unix epoch; 0: not known
+	// StreamCreatedAt is when the stream was created, nanoseconds since the Unix epoch; 0: not
+	// known.
 	StreamCreatedAt int64 `json:"stream_created_at,omitzero"`
-	// by JetStream, seconds since the Unix epoch
+	// StoredAt is when JetStream stored it, seconds since the Unix epoch.
 	StoredAt int64  `json:"stored_at"`
 	Reason   string `json:"reason"` // panic or error
 	Detail   string `json:"detail"`
 	Tries    int    `json:"tries"`
-	// or when it failed again, seconds since the Unix epoch
+	// SetAsideAt is when it was set aside or failed again, seconds since the Unix epoch.
 	SetAsideAt int64 `json:"set_aside_at"`
-	// a registry was asked to decide it again, and has not done so yet
+	// Retrying means that a registry was asked to decide it again, and has not done so yet.
 	Retrying bool   `json:"retrying"`
 	Payload  []byte `json:"payload,omitzero"`
 }

@@ -17,13 +17,15 @@ type incoming struct {
 	refusal  *events.Refusal // of the first check, if it failed
 	payload  []byte
 	storedAt int64 // when JetStream stored it, seconds since the Unix epoch
-	// the same time, as precisely as the stream has it: it tells messages with the same bytes apart
+	// stored: the same time, as precisely as the stream has it: it tells messages with the same
+	// bytes apart.
 	stored time.Time
 	index  int   // its place in the batch
 	place  place // in the stream; zero: not known
 	again  bool  // it was delivered before, so it may have been answered
 
-	// another service's request proves that it has this new key, and this request doesn't
+	// outproved: another service's request proves that it has this new key, and this request
+	// doesn't.
 	outproved bool
 }
 
@@ -40,16 +42,16 @@ type decider struct {
 	master    events.PublicKey // zero: the app is unknown
 	committed func(events.Nonce) (prior, bool)
 	weak      map[events.PublicKey]bool // new keys that were checked, and whether they are weak
-	// taken reports whether a key was registered before this place in the batch
+	// taken reports whether a key was registered before this place in the batch.
 	taken func(key events.PublicKey, index int) bool
 
 	claimed []events.PublicKey // keys that this batch registers for this service
 	before  []pastKey          // keys that were current earlier in this batch
-	// requests of this batch that were committed; a list, because they are few
+	// answered: requests of this batch that were committed; a list, because they are few.
 	answered []answered
 	refused  []events.Nonce          // requests by the Master Key in this batch that were refused
 	recently func(events.Nonce) bool // reports the same of earlier batches
-	// what the stream of receipts has of the service; nil: it was not read
+	// told: what the stream of receipts has of the service; nil: it was not read.
 	told    *told
 	looked  bool
 	asks    bool // the stream of receipts should be read

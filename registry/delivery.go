@@ -22,7 +22,8 @@ type delivery struct {
 	in    *incoming // nil: parsing it panics, which the handler will find out
 	paid  bool      // its answer was charged to the budget for garbage
 
-	// others of its service were in their lane when it was sorted; one of them may be the binding
+	// follows: others of its service were in their lane when it was sorted; one of them may be the
+	// binding.
 	follows bool
 }
 

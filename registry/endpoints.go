@@ -31,7 +31,7 @@ func (l *Lookup) endpoints() []api.Endpoint {
 		{Name: "history", Subject: events.LookupHistorySubject, Pattern: "GET " + service + "/history", Handle: l.serveHistory},
 		{Name: "jwks", Pattern: "GET " + service + "/jwks.json", Handle: l.serveJWKS},
 		{Name: "registry", Subject: events.LookupRegistrySubject, Pattern: "GET /v1/registry", Handle: l.serveInfo},
-		// only for the sender of the request, and so not over HTTP
+		// receipt is only for the sender of the request, and so not over HTTP.
 		{Name: "receipt", Subject: events.LookupReceiptSubject, Handle: l.serveReceipt},
 		{Name: "key", Subject: events.LookupKeySubject, Pattern: "GET /v1/keys/{public_key}", Handle: l.serveKey},
 	}
@@ -115,7 +115,7 @@ func (l *Lookup) serveJWKS(ctx context.Context, c api.Call) (api.Answer, error) 
 	}
 	for _, key := range record.Grace {
 		set.Keys = append(set.Keys, keyformat.NewJSONWebKey(key.PublicKey))
-		// without the second that has begun
+		// The second that has begun does not count.
 		left = min(left, int64(time.Unix(key.Expires, 0).Sub(now)/time.Second))
 	}
 	answer, err := api.JSON(set)

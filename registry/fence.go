@@ -27,7 +27,7 @@ var (
 )
 
 const (
-	// how often the position in the database is read without a request
+	// lookEvery is how often the position in the database is read without a request.
 	lookEvery    = time.Second
 	remindEvery  = 10 * time.Minute // how often the log says that services are still behind
 	comparePause = 2 * time.Second  // the longest between two tries of a comparison that fails

@@ -13,7 +13,7 @@ type findings struct {
 	behind map[events.Target]need
 	lost   map[events.PublicKey]struct{}
 	first  uint64 // the place in the stream of the first event that a service waits for; 0: none
-	// services with a sequence that was issued twice, and the last sequence in the stream
+	// twice: services with a sequence that was issued twice, and the last sequence in the stream.
 	twice   map[events.Target]int64
 	refused int
 	ended   int
@@ -89,7 +89,7 @@ func (v *findings) tell(ctx context.Context, log *slog.Logger) {
 func (s *Store) sequences(ctx context.Context, targets []events.Target) (map[events.Target]int64, error) {
 	st := newState()
 	w := newWantedServices(MaxBatch)
-	// the rest another time: maps have no order
+	// The rest is looked up another time: maps have no order.
 	for _, t := range targets[:min(len(targets), MaxBatch)] {
 		w.service(t)
 	}

@@ -205,7 +205,7 @@ func (s *Store) withEnds(
 // linesOf returns the lines of the first changes. Their ends come from all changes.
 func linesOf(changes []events.Invalidation, first int) []events.HistoryKey {
 	lines := make([]events.HistoryKey, 0, first)
-	// the end of the key before the one at hand, and of all keys
+	// The end of the key before the one at hand, and of all keys.
 	end, cut := keyring.NoEnd, keyring.NoEnd
 	for i := len(changes) - 1; i >= 0; i-- {
 		e := &changes[i]

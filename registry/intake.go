@@ -25,7 +25,7 @@ type intake struct {
 	store  *Store
 	relay  *relay
 	fence  *fence
-	// what services were told; nil: nothing
+	// told: what services were told; nil: nothing.
 	told      func(context.Context, []events.Target) (map[events.Target]*told, error)
 	committed func([]events.Invalidation)
 	log       *slog.Logger
@@ -33,9 +33,9 @@ type intake struct {
 	now       func() time.Time
 	looks     looks
 	memory    *memory
-	// waits until nothing is being committed; nil: nothing ever is
+	// await: waits until nothing is being committed; nil: nothing ever is.
 	await func(context.Context) error
-	// how many requests are decided and committed together, see Config.Batch
+	// portion: how many requests are decided and committed together, see Config.Batch.
 	portion int
 	inHand  *consume.InHand // notes the stages
 }
@@ -93,7 +93,7 @@ func parsed(m *consume.Message, index int) incoming {
 	}
 	one.stored = m.Meta.Timestamp
 	one.place, one.again = stands(m)
-	// a malformed request is refused for the same reason each time
+	// A malformed request is refused for the same reason each time.
 	one.again = one.again && one.refusal == nil
 	return one
 }

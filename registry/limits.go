@@ -272,7 +272,7 @@ func (s *Store) useApps(p *sqldb.Pipeline, groups []*group) {
 	for app := range uses {
 		apps = append(apps, app)
 	}
-	// all writers lock in this order
+	// All writers lock in this order.
 	slices.SortFunc(apps, func(a, b events.AppID) int { return cmp.Compare(a.String(), b.String()) })
 	values := make([]any, 0, 6*len(apps))
 	for _, app := range apps {

@@ -11,7 +11,8 @@ import (
 const (
 	rememberAtMost = 65_536 // services; some 450 bytes each
 	rememberRecent = 64     // rotations of a minute; a service with more is not remembered
-	// requests by the Master Key, until their receipts are in the stream and long after
+	// rememberRefused: requests by the Master Key, until their receipts are in the stream and long
+	// after.
 	rememberRefused = 4096
 	// pessimisticFor is how long batches are pessimistic after remembered state cost a batch, and
 	// how long a service is read after its own remembered state was stale. A client that sends used

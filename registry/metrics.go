@@ -55,7 +55,7 @@ func newMetrics(r prometheus.Registerer, log *slog.Logger) *metrics {
 		}),
 	}
 	for _, reason := range []string{consume.Panics, consume.Fails} {
-		// so that the first dead letter is an increase, which an alert sees
+		// It starts at 0, so that the first dead letter is an increase, which an alert sees.
 		m.letters.WithLabelValues(reason)
 	}
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{

@@ -14,8 +14,8 @@ import (
 // to it. Each event is committed before it is published, and the row is written after that, so a
 // position that holds for the database also holds for every consistent backup of it.
 type position struct {
-	// when the stream was created, nanoseconds since the Unix epoch; another stream counts from 1
-	// again
+	// created: when the stream was created, nanoseconds since the Unix epoch; another stream counts
+	// from 1 again.
 	created int64
 	place   uint64 // every event up to this sequence of the stream is in the history
 	writes  int64  // how often the row has been written

@@ -111,7 +111,7 @@ func (p *publisher) sendBatch(ctx context.Context, messages []signed, indices []
 	}
 	wait := jetstreamext.BatchFlowControl{AckFirst: true, AckTimeout: publishWithin}
 	if deadline, ok := ctx.Deadline(); ok {
-		// otherwise each batch would wait the full time for a silent broker
+		// Otherwise each batch would wait the full time for a silent broker.
 		wait.AckTimeout = time.Until(deadline)
 	}
 	ack, err := jetstreamext.PublishMsgBatch(ctx, p.js, list, wait)

@@ -119,7 +119,7 @@ type recoverer struct {
 	how     Recovery
 	report  Recovered
 	waiting map[events.Target][]streamEvent
-	// services with recovered changes; in a dry run as they would be, otherwise nil
+	// touched: services with recovered changes; in a dry run as they would be, otherwise nil.
 	touched map[events.Target]*service
 	apps    map[events.AppID]bool // the apps of these services
 }

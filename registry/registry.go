@@ -71,7 +71,8 @@ const (
 
 const (
 	defaultBatch = 1024
-	// batches that are handed over at a time: the next is decided while one is committed
+	// portions is how many batches are handed over at a time: the next is decided while one is
+	// committed.
 	portions          = 2
 	maxPendingPublish = 2 * relayQueue * MaxBatch
 )
@@ -91,9 +92,9 @@ type Registry struct {
 	backlog *backlog
 
 	deciding sync.Mutex // one batch at a time: new requests, or a dead letter again
-	// the streams are there, lookups are answered, requests are taken
+	// serving: the streams are there, lookups are answered, requests are taken.
 	serving atomic.Bool
-	// why a broker that is there refuses the registry at the start; nil: not known
+	// refused: why a broker that is there refuses the registry at the start; nil: not known.
 	refused atomic.Pointer[string]
 }
 

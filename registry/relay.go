@@ -15,7 +15,7 @@ import (
 
 const (
 	relayQueue = 8 // batches that may wait for the broker before the intake waits too
-	// how often to look for messages that a crash left, if a look is quick
+	// claimEvery is how often to look for messages that a crash left, if a look is quick.
 	claimEvery  = time.Second
 	claimSeldom = 15 * time.Second // and if it is slow
 	claimAtMost = 512              // messages at a time
@@ -28,7 +28,7 @@ const (
 	// without a word would otherwise hold up all publishing, or a shutdown, for a quarter of an
 	// hour.
 	forgetWithin = 15 * time.Second
-	// until a refusal whose receipt could not be published is decided again
+	// retryAfter is how long a refusal whose receipt could not be published waits for the next try.
 	retryAfter = time.Second
 )
 
@@ -58,7 +58,8 @@ type relay struct {
 	passed    *unsendable
 	leases    *leases
 	queue     chan publication
-	// apart, so that changes don't wait behind refusals, of which strangers can cause any number
+	// answers: apart, so that changes don't wait behind refusals, of which strangers can cause any
+	// number.
 	answers chan publication
 	within  time.Duration // forgetWithin
 }
@@ -150,7 +151,7 @@ func (r *relay) runOutbox(ctx context.Context) {
 type published struct {
 	messages []signed
 	last     uint64
-	// why other messages are not in their stream, unless they can't be sent as they are
+	// err: why other messages are not in their stream, unless they can't be sent as they are.
 	err error
 }
 
@@ -194,7 +195,7 @@ func (r *relay) answer(ctx context.Context, answers []answer) {
 		case fates.lacking[i], fates.faults[i] != nil:
 			r.space.drop()
 		default:
-			// it is decided again
+			// It is decided again.
 			settle = func() error { return a.request.NakWithDelay(retryAfter) }
 		}
 		if err := settle(); err != nil {

@@ -17,7 +17,8 @@ import (
 const (
 	retryEvery  = time.Second // how often to look for dead letters to retry
 	retryAtMost = 64          // dead letters at a time
-	// to decide one and publish its receipt, before another replica may try
+	// retryWithin is the time to decide one and publish its receipt, before another replica may
+	// try.
 	retryWithin = 15 * time.Second
 )
 

@@ -21,8 +21,8 @@ var ErrUnpublished = errors.New("committed changes can't be published")
 var ErrNoSpace = errors.New("can't publish: the broker has no space left for events or receipts; give its JetStream more space, or find out what fills it (omi doctor)")
 
 const (
-	// after the last message that didn't fit, unless one fits: waiting messages are tried more
-	// often
+	// lackingFor is how long space counts as missing after the last message that didn't fit, unless
+	// one fits: waiting messages are tried more often.
 	lackingFor = 30 * time.Second
 	warnEach   = 10 * time.Second // the log gets one line for all failures in this time
 )

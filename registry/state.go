@@ -16,16 +16,16 @@ type service struct {
 	key       events.PublicKey // zero unless active
 	changedAt int64            // time of the last change
 	recent    []int64          // when JetStream stored the rotations of the last minute
-	// of the last change's request; it never moves back within one stream
+	// place: of the last change's request; it never moves back within one stream.
 	place place
-	// timestamp of the last request by the Master Key that was committed; 0: not known
+	// signedAt: timestamp of the last request by the Master Key that was committed; 0: not known.
 	signedAt int64
 }
 
 // place is a request's place in the stream of requests. The zero value is unknown.
 type place struct {
-	// when the stream was created, nanoseconds since the Unix epoch; another stream counts from 1
-	// again
+	// stream: when the stream was created, nanoseconds since the Unix epoch; another stream counts
+	// from 1 again.
 	stream   int64
 	sequence int64
 }
@@ -110,7 +110,7 @@ type state struct {
 
 	services map[events.Target]*service // nil: it was read and does not exist
 	masters  map[events.AppID]events.PublicKey
-	// keys of the batch that were registered before, for any service or as a Master Key
+	// takenKeys: keys of the batch that were registered before, for any service or as a Master Key.
 	takenKeys map[events.PublicKey]bool
 	weak      map[events.PublicKey]bool // new keys that were checked, and whether they are weak
 	committed map[requestID]prior       // requests of the batch that were committed before

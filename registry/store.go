@@ -254,7 +254,7 @@ func ReadApps(path string) ([]App, error) {
 	}
 	var apps []App
 	if err := json.Unmarshal(content, &apps, json.RejectUnknownMembers(true)); err != nil {
-		// without the names of Go types
+		// Its own text names Go types.
 		if semantic := (*json.SemanticError)(nil); errors.As(err, &semantic) {
 			err = fmt.Errorf("%s: %w", cmp.Or(semantic.JSONPointer, "/"), cmp.Or(semantic.Err, errOtherType))
 		}

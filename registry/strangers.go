@@ -32,7 +32,7 @@ const (
 type acquaintances struct {
 	store *Store
 	seed  maphash.Seed
-	// hashes: if two are equal, a stranger gets a lane of its own
+	// known: hashes: if two are equal, a stranger gets a lane of its own.
 	known *lru.Cache[uint64, struct{}]
 }
 

@@ -118,7 +118,7 @@ func requestDurable(ctx context.Context, js jetstream.JetStream) (jetstream.Cons
 			return nil, backoff.Permanent(fmt.Errorf("durable %s: %w: delete it; the registry creates it again", want.Durable, ErrStreamMeaning))
 		}
 		want.PauseUntil = have.PauseUntil // the operator's choice
-		// which the broker never changes
+		// The broker never changes it.
 		if want.MaxWaiting = have.MaxWaiting; have.MaxWaiting < consume.LeastWaiting {
 			if err := js.DeleteConsumer(ctx, streams.Requests, want.Durable); err != nil {
 				return nil, fmt.Errorf("durable %s: delete it, because it allows too few pulls at a time: %w", want.Durable, err)

@@ -14,7 +14,8 @@ import (
 const (
 	readAtOnce = 512             // messages of a stream that are handled together
 	readWithin = 5 * time.Second // for the broker to send some of them
-	// the broker drops an idle reader after this; clients may not delete one (deploy/nats)
+	// readerIdle is after which time the broker drops an idle reader; clients may not delete one
+	// (deploy/nats).
 	readerIdle     = 30 * time.Second
 	progressEvery  = 2 * time.Second // how often long work logs its progress
 	silentProgress = 100_000         // messages that are read before the first such line

@@ -18,13 +18,16 @@ import (
 const (
 	inHandEach    = 16 // requests of one service that are in hand at a time
 	inHandGarbage = 32 // the same for all messages that no service signed
-	// on their way from the broker, so that a flood waits for the broker and not for the way
+	// pullAtMost is how many messages may be on their way from the broker, so that a flood waits
+	// for the broker and not for the way.
 	pullAtMost  = 2048
 	waitingEach = 1024 // requests of one service that wait here; more go back to the broker
-	// of all services; more are not pulled. Times 16 KiB, this limits the memory
+	// waitingAll is the same for all services; more are not pulled. Times 16 KiB, this limits the
+	// memory.
 	waitingAll = 4096
 
-	// receipts a second for messages without a readable nonce, and for unbound names
+	// garbageAnswers is how many receipts a second are sent for messages without a readable nonce,
+	// and for unbound names.
 	garbageAnswers = 100
 	garbageBurst   = waitingEach // as many as may wait here
 
@@ -93,7 +96,7 @@ type turns struct {
 	ready   []*lane              // lanes that Next may take from, each once, in turn
 	waiting int                  // in all lanes
 	known   map[uint64]*delivery // messages that wait or are in hand, by their places in the stream
-	// garbage that was not answered, by reason, since the last line in the log
+	// dropped: garbage that was not answered, by reason, since the last line in the log.
 	dropped map[string]int
 	again   time.Time // when the last message that went back returns
 	err     error     // why pull ended

@@ -153,7 +153,7 @@ func (w *watch) look(ctx context.Context) error {
 // note remembers what is wrong, and tells the log of a change. A broker that is away says nothing
 // of what it has.
 func (w *watch) note(ctx context.Context, what *error, wrong error) {
-	// or it is to end
+	// The broker is away, or the registry ends.
 	if wrong != nil && !w.js.Conn().IsConnected() || errors.Is(wrong, context.Canceled) {
 		return
 	}

@@ -141,8 +141,8 @@ func (w *work) finish(ctx context.Context) error {
 		w.futile = 0
 	}
 	if w.futile > mostFutile {
-		// each request is then tried alone, so that none waits for ever for one that can't be
-		// committed
+		// Each request is then tried alone, so that none waits for ever for one that can't be
+		// committed.
 		return errFutile
 	}
 	if len(lost) > 0 {

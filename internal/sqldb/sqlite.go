@@ -92,7 +92,7 @@ func openFileNow(ctx context.Context, path string, log *slog.Logger) (*DB, error
 	}
 	if err == nil {
 		if after, _ := os.Stat(path); !os.SameFile(before, after) {
-			// may pass: it is opened again
+			// This may pass: it is opened again.
 			err = fmt.Errorf("the file was replaced meanwhile: %w", syscall.ESTALE)
 		}
 	}
