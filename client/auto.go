@@ -16,9 +16,10 @@ const (
 	defaultJitter = 0.1
 	retryFirst    = time.Second
 	retryLast     = 5 * time.Minute
-	// lookAgainAfter is how often a client looks that is due, and follows one that rotates.
+	// lookAgainAfter is how often a client checks whether a rotation is due while it follows one
+	// that rotates.
 	lookAgainAfter = 5 * time.Second
-	// foreignPause is the least that is waited before a key that was superseded is tried again.
+	// foreignPause is the least pause before a superseded key is tried again.
 	foreignPause = 90 * time.Second
 )
 
@@ -26,21 +27,22 @@ const (
 type Schedule struct {
 	// Every is the age at which a key is replaced. Required.
 	Every time.Duration
-	// Jitter spreads that over Every ± this share of it, so that services that began together don't rotate together: 0 to
-	// 1. Default 0.1.
+	// Jitter spreads the age over Every ± this share of it, so that services that started together
+	// don't rotate together: 0 to 1. Default 0.1.
 	Jitter float64
 }
 
 // ErrSchedule means that a [Schedule] makes no sense.
 var ErrSchedule = errors.New("a schedule needs Every above 0, and Jitter from 0 to 1")
 
-// AutoRotate rotates the key by a schedule until ctx ends, and then returns nil, or [ErrClosed]. The age of a key is the
-// registry's word, by its clock, so a restart changes nothing, and a [Client.Rotate] on demand begins it anew. What fails is
-// told as [Retrying], and tried again after a second to five minutes, and after a minute at the earliest if the key is not
-// the registry's current one any more.
+// AutoRotate rotates the key by a schedule until ctx ends, and then returns nil, or [ErrClosed].
+// The registry says how old a key is, by its clock, so a restart changes nothing, and a
+// [Client.Rotate] on demand starts the age again. It reports a failure as [Retrying], and tries
+// again after a second to five minutes, or after a minute at the earliest if the key is no longer
+// the registry's current one.
 //
-// Every replica of a service may run it. Of those that share a store, the one that leads rotates. Of stores that are copies
-// of one another, let the replicas of one only.
+// Every replica of a service may run it. Of replicas that share a store, the leader rotates. If
+// stores are copies of one another, run it only on the replicas of one of them.
 func (c *Client) AutoRotate(ctx context.Context, s Schedule) error {
 	if s.Jitter == 0 {
 		s.Jitter = defaultJitter
@@ -65,11 +67,11 @@ func (c *Client) AutoRotate(ctx context.Context, s Schedule) error {
 			}
 		}
 		switch {
-		case err == nil: // and look again then: somebody may have rotated meanwhile
+		case err == nil: // and look again then: the key may have been rotated meanwhile
 			pause = max(pause, time.Second)
 		case errors.Is(err, ErrClosed):
 			return err
-		case errors.Is(err, ErrLocked): // who leads rotates, as soon as its own jitter says
+		case errors.Is(err, ErrLocked): // the leader rotates, as soon as its own jitter says
 			pause = jittered(lookAgainAfter)
 		default:
 			c.retrying(ctx, fmt.Errorf("rotate by schedule: %w", err))
@@ -85,7 +87,8 @@ func (c *Client) AutoRotate(ctx context.Context, s Schedule) error {
 	return nil
 }
 
-// rotateInTurn rotates, unless the key is known not to be the registry's: that request would be refused.
+// rotateInTurn rotates, unless the key is known to be not the registry's: that request would be
+// refused.
 func (c *Client) rotateInTurn(ctx context.Context) error {
 	if err := c.Health(); err != nil {
 		return err
@@ -102,7 +105,7 @@ func refusedForGood(err error) bool {
 	return errors.Is(err, ErrForeignKey)
 }
 
-// sleep returns when it is time or ctx has ended, or else [ErrClosed].
+// sleep returns when the time has come or ctx has ended, or returns [ErrClosed].
 func (c *Client) sleep(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
@@ -114,8 +117,9 @@ func (c *Client) sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// age is how old the present key gets.
+// age is how old the present key may get.
 func (s Schedule) age() time.Duration {
 	spread := float64(s.Every) * s.Jitter
-	return s.Every + time.Duration(spread*(2*rand.Float64()-1)) //nolint:gosec // jitter is no secret
+	spread *= 2*rand.Float64() - 1 //nolint:gosec // jitter is no secret
+	return s.Every + time.Duration(spread)
 }

@@ -10,12 +10,13 @@ import (
 	"omiappreg.org/keyrotation/internal/lookup"
 )
 
-// ErrShortGrace means that a grace period ends too soon for [Config.JWKS]: the new key could not sign before a JWK Set of before
-// is out of every cache.
+// ErrShortGrace means that a grace period ends too soon for [Config.JWKS]: the new key could not
+// sign before the earlier JWK Set is out of every cache.
 var ErrShortGrace = errors.New("the grace period is too short for a service whose keys are used as a JWK Set")
 
-// cachesEnd returns how long the old key goes on although everyone has applied the change: where others verify by the registry's
-// JWK Set, until none may be kept any more that was fetched before the commit. That is never after until.
+// cachesEnd returns how long the old key signs although everyone has applied the change. If others
+// verify by the registry's JWK Set, that is until no set may be kept that was fetched before the
+// commit. It is never after until.
 func (c *Client) cachesEnd(ctx context.Context, r *events.ServiceRecord, until deadline) deadline {
 	made := c.entry.Committed
 	if made.grace() == 0 || !c.cfg.JWKS && made.JWKSMaxAge == nil {
@@ -33,7 +34,8 @@ func (c *Client) cachesEnd(ctx context.Context, r *events.ServiceRecord, until d
 		}
 	}
 	since := time.Since(c.entry.heard)
-	if c.entry.late { // by the clock that made the receipt, and by no more than is certain: it counts whole seconds
+	// By the clock that made the receipt, and no more than is certain: it counts whole seconds.
+	if c.entry.late {
 		since = ofSeconds(r.Timestamp-made.Timestamp) - time.Second
 	}
 	end := deadlineAt(time.Now().Add(ofSeconds(*made.JWKSMaxAge+events.JWKSMargin) - since))
@@ -43,7 +45,8 @@ func (c *Client) cachesEnd(ctx context.Context, r *events.ServiceRecord, until d
 	return until
 }
 
-// fitsCaches returns [ErrShortGrace] for a rotation whose own grace period would be half over while a JWK Set of before may be kept.
+// fitsCaches returns [ErrShortGrace] for a rotation whose own grace period would be half over while
+// an earlier JWK Set may be kept.
 func (c *Client) fitsCaches(ctx context.Context, d *events.Draft) error {
 	if !c.cfg.JWKS || d.GracePeriod == nil || *d.GracePeriod == 0 {
 		return nil

@@ -10,21 +10,21 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// Why a [Guard] refuses a message, beside [events.TimestampOutOfWindow], [events.NonceReused] and the reasons of the
-// Auth Provider (docs/protocol.md §8.2).
+// Why a [Guard] refuses a message, in addition to [events.TimestampOutOfWindow],
+// [events.NonceReused] and the reasons of the Auth Provider (docs/protocol.md §8.2).
 const (
 	Unsigned            events.Reason = "unsigned"
 	MalformedSignature  events.Reason = "malformed_signature"
 	IncompleteSignature events.Reason = "incomplete_signature" // it leaves out what must be covered
 	DigestMismatch      events.Reason = "digest_mismatch"
-	Misdirected         events.Reason = "misdirected" // signed for somebody else
+	Misdirected         events.Reason = "misdirected" // signed for another receiver
 )
 
 func refusal(reason events.Reason, format string, args ...any) *events.Refusal {
 	return &events.Refusal{Reason: reason, Detail: fmt.Sprintf(format, args...)}
 }
 
-// claim is what a signature says, before anyone has checked it.
+// claim is what a signature says, before anything is checked.
 type claim struct {
 	query            events.VerifyQuery // who it says it is, the signature base, the signature
 	nonce            events.Nonce
@@ -32,8 +32,8 @@ type claim struct {
 	digest           []byte
 }
 
-// claim reads the message's signature, or returns an [*events.Refusal]. Where the message has the named fields, they must
-// be covered.
+// claim reads the message's signature, or returns an [*events.Refusal]. If the message has the
+// named fields, they must be covered.
 func (c *covered) claim(fields []string) (claim, error) {
 	label, list, err := c.find()
 	if err != nil {
@@ -56,7 +56,8 @@ func (c *covered) claim(fields []string) (claim, error) {
 	return k, err
 }
 
-// find returns the signature that carries our tag. Others may stand beside it: a gateway's, for instance.
+// find returns the signature that carries our tag. A message may have others, a gateway's for
+// instance.
 func (c *covered) find() (label string, list httpsfv.InnerList, err error) {
 	inputs, err := c.dictionary(sigInputField)
 	if err != nil {
@@ -105,7 +106,8 @@ func (c *covered) dictionary(name string) (*httpsfv.Dictionary, error) {
 	return d, nil
 }
 
-// complete says what a signature should cover and does not: whatever it leaves out, somebody on the way could change.
+// complete returns what a signature should cover and does not: anyone on the way could change what
+// it leaves out.
 func (c *covered) complete(list httpsfv.InnerList, fields []string) error {
 	covers := make(map[string]bool, len(list.Items))
 	for _, item := range list.Items {
@@ -200,7 +202,7 @@ func byteSequence(d *httpsfv.Dictionary, name string) []byte {
 	return b
 }
 
-// checkDigest says whether this is the body that was signed. One that is empty needs no digest.
+// checkDigest checks that this is the body that was signed. An empty body needs no digest.
 func (k *claim) checkDigest(body []byte) error {
 	if k.digest == nil {
 		if len(body) == 0 {
@@ -214,7 +216,7 @@ func (k *claim) checkDigest(body []byte) error {
 	return nil
 }
 
-// refusedByAuth says more than Auth's reason, to whoever has to mend it.
+// refusedByAuth adds to Auth's reason what the caller can do about it.
 func refusedByAuth(answer events.VerifyAnswer) *events.Refusal {
 	detail := "The signature is refused."
 	switch answer.Reason {

@@ -1,36 +1,40 @@
-// Package client is what a Domain Service imports: a key store that can't lose a key, a rotation that survives a kill at
-// any instruction, and a [Signer] that always signs with the key that will be accepted.
+// Package client is what a Domain Service imports: a key store that can't lose a key, a rotation
+// that survives a kill at any instruction, and a [Signer] that always signs with the key that will
+// be accepted.
 //
 //	store, err := client.OpenFolder("/var/lib/cms/keys")
 //	c, err := client.Open(ctx, client.Config{Target: target, Store: store, Conn: nc, Trust: trust})
-//	signer := c.Signer()              // signs, and never notices a rotation; Transport and SignMsg use it
-//	receipt, err := c.Rotate(ctx)     // now; or c.AutoRotate(ctx, client.Schedule{Every: 24 * time.Hour})
+//	signer := c.Signer()           // never notices a rotation; Transport and SignMsg use it
+//	receipt, err := c.Rotate(ctx)  // or c.AutoRotate(ctx, client.Schedule{Every: 24 * time.Hour})
 //
 // # The life of a change
 //
-// A service that loses the new private key after the registry committed it is locked out, and one that signs with the new
-// key before everyone has heard of it is refused. So a change goes through these states, each on the disk before the next
-// step is taken:
+// A service that loses the new private key after the registry committed it is locked out, and a
+// service that signs with the new key before everyone has heard of it is refused. So a change goes
+// through these states, each on the disk before the next step is taken:
 //
-//	         new key written           same bytes, until answered              promoted: one rename
-//	idle ───────────────────▶ requested ─────────────────────────▶ committed ──────────────────────▶ idle
-//	 ▲     pending, then journal   │                                   │ signs with the old key, in grace,
-//	 └────────── refused ──────────┘                                   │ until every durable has applied the event,
-//	        the key stays pending                                      └ or half of the grace period is over
+//	        new key written           same bytes, until answered        promoted: one rename
+//	idle ──────────────────▶ requested ─────────────────────────▶ committed ──────────────▶ idle
+//	 ▲    pending, then journal   │                                   │
+//	 └───────── refused ──────────┘            signs with the old key, in grace,
+//	       the key stays pending               until every durable has applied the event,
+//	                                           or half of the grace period is over
 //
 // What is true of each:
 //
-//   - requested: the pending key and the signed request are on the disk before anybody hears of either. After a crash the
-//     same bytes are sent again, and the registry answers with the first receipt.
-//   - committed: the receipt is in the journal. The old key still signs: the registry's record says which core services
-//     have applied the event (docs/protocol.md §8.1).
-//   - refused: whoever saw the request can publish it once more, and what was refused for a passing reason may stand then.
-//     So the pending key is kept and used by the next request: whichever of them is committed, the key is ours.
+//   - requested: the pending key and the signed request are on the disk before either is published.
+//     After a crash the same bytes are sent again, and the registry answers with the first receipt.
+//   - committed: the receipt is in the journal. The old key still signs. The registry's record says
+//     which core services have applied the event (docs/protocol.md §8.1).
+//   - refused: anyone who saw the request can publish it once more, and a request that was refused
+//     for a passing reason may stand then. So the pending key is kept and used by the next request:
+//     whichever of them is committed, the key is ours.
 //
-// Several processes may open one store: one leads, which does all this, and the others follow (see [Open]). [Client.Health]
-// says whether the key that signs is still the registry's.
+// Several processes may open one store: one leads and does all this, and the others follow (see
+// [Open]). [Client.Health] reports whether the key that signs is still the registry's.
 //
-// A change that ends the old key at once (an emergency rotation, a Master Reset) leaves no key that is surely accepted
-// between the commit and its receipt: meanwhile Sign waits, for two seconds at most. It waits as long when the process
-// starts with an unanswered request, until it is known which key is the current one.
+// A change that ends the old key at once (an emergency rotation, a Master Reset) leaves no key that
+// is surely accepted between the commit and its receipt: meanwhile Sign waits, for two seconds at
+// most. It waits as long when the process starts with an unanswered request, until the current key
+// is known.
 package client

@@ -15,23 +15,29 @@ type EventKind string
 const (
 	Requested EventKind = "requested" // the request is on the disk, and goes out
 	Stored    EventKind = "stored"    // the broker has it
-	Resumed   EventKind = "resumed"   // a request was found under way at the start, and goes out again
+	Resumed   EventKind = "resumed"   // a request was under way at the start, and goes out again
 	Committed EventKind = "committed" // the registry's answer is there; the old key still signs
 	Applied   EventKind = "applied"   // a core service, Durable, has applied the change
-	Promoted  EventKind = "promoted"  // the new key signs from now on; Sequence is 0 where another process promoted it
-	Refused   EventKind = "refused"   // the registry said no; Err says why
-	Retrying  EventKind = "retrying"  // something failed, Err; it is tried again
-	Tightened EventKind = "tightened" // a group could read the key's files, Err says which; their mode is 0600 again
-	// Exposed means that all users of this machine may put other files in the key store's folder; Err says which, and what to do. The
-	// key signs all the same.
+	// Promoted means that the new key signs from now on. Sequence is 0 if another process promoted
+	// it.
+	Promoted EventKind = "promoted"
+	Refused  EventKind = "refused"  // the registry said no; Err says why
+	Retrying EventKind = "retrying" // something failed, Err; it is tried again
+	// Tightened means that a group could read the key's files, Err says which. Their mode is 0600
+	// again.
+	Tightened EventKind = "tightened"
+	// Exposed means that all users of this machine may put other files in the key store's folder.
+	// Err says which folder, and what to do. The key still signs.
 	Exposed EventKind = "exposed"
-	// Redated means that the registry refused the time in the request; Err is ErrClock, and says how far this machine's clock
-	// is from the registry's. The request goes out once more, dated by the registry's time.
+	// Redated means that the registry refused the time in the request. Err is ErrClock, and says
+	// how far this machine's clock is from the registry's. The request goes out once more, dated by
+	// the registry's time.
 	Redated EventKind = "redated"
-	// Foreign means that the registry's current key is not in the key store; Err is ErrForeignKey, and says more. It is told
-	// once for each key.
+	// Foreign means that the registry's current key is not in the key store. Err is ErrForeignKey,
+	// and says more. It is reported once for each key.
 	Foreign EventKind = "foreign"
-	Leads   EventKind = "leads"   // this process changes the keys from now on: the one that did has ended
+	// Leads means that this process changes the keys from now on: the earlier leader has ended.
+	Leads   EventKind = "leads"
 	Follows EventKind = "follows" // another process changes the keys, and this one follows it
 )
 
@@ -39,8 +45,8 @@ const (
 type Event struct {
 	Kind     EventKind
 	At       time.Time
-	Key      events.PublicKey // the key that it is about; zero where there is none
-	Sequence int64            // of the change; 0 where it is not known
+	Key      events.PublicKey // the key that it is about; zero if there is none
+	Sequence int64            // of the change; 0 if it is not known
 	Durable  string           // of Applied
 	Err      error            // of Refused, Retrying, Redated, Foreign, Tightened and Exposed
 }

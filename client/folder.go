@@ -33,19 +33,21 @@ const (
 //	FILE.journal  that request, and its answer
 //	FILE.lock     locked by the process that changes the keys
 //
-// Where FILE is a symbolic link, or stands behind one, they are where it leads, as it did when the store was opened.
+// If FILE is a symbolic link, or is behind one, the files are where the link led when the store was
+// opened.
 type Folder struct {
-	file string // where it really is
+	file string // with links followed
 
 	locking sync.Mutex
 	lock    *flock.Flock // nil: not held
 }
 
-// errKeyGiven is the answer to a private key in place of a path, which errors would quote.
+// errKeyGiven is the answer to a private key instead of a path, which other errors would quote.
 var errKeyGiven = errors.New("open the key store: this is a private key itself, not the name of its file or folder")
 
-// OpenFolder opens the key store in a folder, where FILE is key.pem, and makes the folder if it is not there. Any number of
-// processes may have it open: the [Client] of one of them locks it, and changes the keys. It fails as [OpenFile] does.
+// OpenFolder opens the key store in a folder, where FILE is key.pem, and makes the folder if it is
+// missing. Any number of processes may have it open: the [Client] of one of them locks it, and
+// changes the keys. It fails as [OpenFile] does.
 func OpenFolder(path string) (*Folder, error) {
 	if keyformat.LooksPrivate(path) {
 		return nil, errKeyGiven
@@ -56,8 +58,9 @@ func OpenFolder(path string) (*Folder, error) {
 	return OpenFile(filepath.Join(path, folderKey))
 }
 
-// OpenFile opens the key store that stands next to the key in a file. A path that is a folder means its key.pem. It fails with
-// [ErrNotReplaceable] where no rotation could put a new key in place of the current one.
+// OpenFile opens the key store next to the key in a file. If the path is a folder, its key.pem is
+// meant. It fails with [ErrNotReplaceable] if no rotation could replace the current key by a new
+// one.
 func OpenFile(path string) (*Folder, error) {
 	if keyformat.LooksPrivate(path) {
 		return nil, errKeyGiven
@@ -92,7 +95,8 @@ func (f *Folder) TryLock(context.Context) (release func() error, err error) {
 
 // tightener is a store in files, or one that has a [Folder] in it.
 type tightener interface {
-	// tighten makes the files nobody else's to read, where a mount has let a group in, and returns what to say of it.
+	// tighten takes the files away from other readers, if a mount has let a group in, and returns a
+	// sentence about it.
 	tighten() string
 	// exposed says who may put other files in their place.
 	exposed() string
@@ -104,8 +108,8 @@ func (f *Folder) tighten() string {
 
 func (f *Folder) exposed() string { return keyfile.OpenFolders(f.file) }
 
-// KeyFile returns the file of the current key: the path itself or, where that is a folder, its key.pem; where a symbolic link
-// leads elsewhere, the file there.
+// KeyFile returns the file of the current key: the path itself, or its key.pem if the path is a
+// folder. It follows a symbolic link.
 func KeyFile(path string) string {
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		path = filepath.Join(path, folderKey)
@@ -113,16 +117,16 @@ func KeyFile(path string) string {
 	return keyfile.Real(path)
 }
 
-// PendingFile returns the file that stands beside a key's file, or in a folder, for the key that is asked for.
+// PendingFile returns the file of the requested key, which is next to a key's file, or in a folder.
 func PendingFile(path string) string { return KeyFile(path) + pendingSuffix }
 
-// JournalFile returns the file that is there while a change is under way.
+// JournalFile returns the file that exists while a change is under way.
 func JournalFile(path string) string { return KeyFile(path) + journalSuffix }
 
-// LockFile returns the file that the process locks that changes the keys.
+// LockFile returns the file that is locked by the process that changes the keys.
 func LockFile(path string) string { return KeyFile(path) + lockSuffix }
 
-// Close ends the lock, if it is held. Close the [Client] first.
+// Close releases the lock, if it is held. Close the [Client] first.
 func (f *Folder) Close() error {
 	f.locking.Lock()
 	defer f.locking.Unlock()

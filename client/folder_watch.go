@@ -11,14 +11,15 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// lookEvery is how often the key file is read: a network file system does not tell what another machine does there.
+// lookEvery is how often the key file is read: a network file system does not report changes by
+// another machine.
 const lookEvery = 900 * time.Millisecond
 
-// watch returns a channel that says that the file of the current key may have changed, until ctx ends: at once where the
-// system tells, and within a second elsewhere.
+// watch returns a channel that reports, until ctx ends, that the file of the current key may have
+// changed: at once if the system reports it, and within a second otherwise.
 func (f *Folder) watch(ctx context.Context) <-chan struct{} {
 	changed := make(chan struct{}, 1)
-	last := f.digest() // before anybody reads the key, so that no change is missed
+	last := f.digest() // before the key is read, so that no change is missed
 	go func() {
 		var told <-chan fsnotify.Event
 		var faults <-chan error
@@ -27,7 +28,7 @@ func (f *Folder) watch(ctx context.Context) <-chan struct{} {
 			defer func() { _ = watcher.Close() }()
 			err = watcher.Add(filepath.Dir(f.file))
 		}
-		if err == nil { // else the system has no more watches to give: looking is enough
+		if err == nil { // otherwise the system has no more watches to give, and looking is enough
 			told, faults = watcher.Events, watcher.Errors
 		}
 		look := time.NewTicker(lookEvery)

@@ -12,10 +12,10 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// leadAgainAfter is how often a client that follows tries to take the lock.
+// leadAgainAfter is how often a following client tries to take the lock.
 const leadAgainAfter = 900 * time.Millisecond
 
-// lead takes the lock of the store, if it has one. A client that does not get it follows.
+// lead takes the lock of the store, if the store has one. A client that does not get it follows.
 func (c *Client) lead(ctx context.Context) error {
 	c.unlock = func() error { return nil }
 	store, ok := c.cfg.Store.(Locker)
@@ -35,7 +35,7 @@ func (c *Client) lead(ctx context.Context) error {
 	return nil
 }
 
-// takeOver tries to lead, and goes on with what the process left that led before.
+// takeOver tries to lead, and goes on with what the earlier leader left.
 func (c *Client) takeOver(ctx context.Context) {
 	err := c.lead(ctx)
 	if err == nil && c.following {
@@ -54,7 +54,8 @@ func (c *Client) takeOver(ctx context.Context) {
 	c.retrying(ctx, fmt.Errorf("take over the key store: %w", err))
 }
 
-// reread looks whether another process, or who synchronises the store, has changed the current key.
+// reread checks whether another process, or the store's synchronisation, has changed the current
+// key.
 func (c *Client) reread(ctx context.Context) {
 	stored, err := c.cfg.Store.Signer(ctx, Current)
 	if err != nil {
@@ -66,7 +67,8 @@ func (c *Client) reread(ctx context.Context) {
 	if err != nil || public == now.public || public == c.outdated {
 		return
 	}
-	// An old key may have come back, from a backup for example. While the registry can't be asked, the store is right.
+	// An old key may have come back, from a backup for example. While the registry can't be asked,
+	// the store is right.
 	if record, err := c.record(ctx); err == nil && now.key != nil && standing(&record, now.public) > standing(&record, public) {
 		c.outdated = public
 		c.retrying(ctx, fmt.Errorf("the key store holds %s now, which is older than the key that signs and goes on signing, %s: "+
@@ -76,7 +78,7 @@ func (c *Client) reread(ctx context.Context) {
 	c.switchTo(stored)
 }
 
-// standing is how long a key is accepted yet, by the registry's record.
+// standing is how much longer a key is accepted, by the registry's record.
 func standing(r *events.ServiceRecord, key events.PublicKey) int64 {
 	if r.Current.PublicKey == key {
 		return math.MaxInt64
@@ -89,16 +91,16 @@ func standing(r *events.ServiceRecord, key events.PublicKey) int64 {
 	return 0
 }
 
-// switchTo makes a key the one that signs that another process has put into the store.
+// switchTo signs with a key that another process has put into the store.
 func (c *Client) switchTo(key crypto.Signer) {
 	c.use(key)
 	c.outdated = events.PublicKey{}
-	c.ours() // as far as is known: it is asked now
+	c.ours() // until the registry is asked, which is now
 	c.tell(Event{Kind: Promoted, Key: c.signing.Load().public})
 	c.checkBy(time.Now())
 }
 
-// watchStore returns a channel that says that the store may have changed; nil, if it can't tell.
+// watchStore returns a channel that reports that the store may have changed; nil if it can't tell.
 func (c *Client) watchStore(ctx context.Context) <-chan struct{} {
 	store, ok := c.cfg.Store.(interface {
 		watch(ctx context.Context) <-chan struct{}
@@ -109,7 +111,8 @@ func (c *Client) watchStore(ctx context.Context) <-chan struct{} {
 	return store.watch(ctx)
 }
 
-// jittered is up to a quarter less than d, so that replicas that began together don't go on together.
+// jittered is up to a quarter less than d, so that replicas that started together don't go on
+// together.
 func jittered(d time.Duration) time.Duration {
 	return d - time.Duration(rand.Int64N(int64(d/4))) //nolint:gosec // jitter is no secret
 }

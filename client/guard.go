@@ -12,7 +12,8 @@ import (
 	"omiappreg.org/keyrotation/internal/api"
 )
 
-// Checker says whether a signature is good now (docs/protocol.md §8.2). An error means that this can't be known.
+// Checker reports whether a signature is good now (docs/protocol.md §8.2). An error means that this
+// can't be known.
 type Checker interface {
 	Verify(ctx context.Context, q events.VerifyQuery) (events.VerifyAnswer, error)
 }
@@ -23,35 +24,38 @@ const (
 	defaultMaxNonces = 1 << 16
 )
 
-// GuardConfig says whom a [Guard] asks, and how much it takes. Checker is required.
+// GuardConfig says whom a [Guard] asks, and what its limits are. Checker is required.
 type GuardConfig struct {
 	Checker Checker
-	// MaxSkew is how far a signature's time may be from ours, both ways; in whole seconds. It is also how long a captured
-	// request could be sent to another replica, which knows nothing of the nonces here. Default 60 s: enough for a clock
-	// that nobody keeps and an upload that is slow. The protocol's 300 s are for requests that wait in a stream.
+	// MaxSkew is how far a signature's time may be from ours, both ways, in whole seconds. For as
+	// long, a captured request could be sent to another replica, which does not know the nonces
+	// here. Default 60 s: enough for a clock that is not synchronised and a slow upload. The
+	// protocol's 300 s are for requests that wait in a stream.
 	MaxSkew time.Duration
-	// MaxBody bounds the body of a request, which is held in memory until it is known to be the signed one, in bytes.
-	// Default 16 MiB.
+	// MaxBody is the limit for the body of a request, in bytes. The body is held in memory until it
+	// is known to be the signed one. Default 16 MiB.
 	MaxBody int64
-	// MaxNonces bounds what is remembered of one caller. Whoever sends more within MaxSkew must be quicker: the oldest are
-	// forgotten, and requests of that age refused. Default 65,536.
+	// MaxNonces is how many nonces are remembered of one caller. If a caller sends more within
+	// MaxSkew, the oldest are forgotten, and requests of that age are refused. Default 65,536.
 	MaxNonces int
-	// Fields are the names of header fields that must be covered where a message has them, beside Content-Type and
-	// Content-Digest: those on which the handlers rely.
+	// Fields are the names of header fields that must be covered if a message has them, in addition
+	// to Content-Type and Content-Digest: those on which the handlers rely.
 	Fields []string
-	// Log is told when a signature could not be checked. Nil: nobody is.
+	// Log gets a line when a signature could not be checked. Nil disables it.
 	Log *slog.Logger
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
 }
 
-// Guard lets pass what a service has signed (docs/signing.md): each request once, and none that it can't check.
+// Guard lets pass what a service has signed (docs/signing.md): each request once, and none that it
+// can't check.
 type Guard struct {
 	cfg    GuardConfig
 	nonces *nonces
 }
 
-// NewGuard returns a Guard. One is enough for a process: what it shares is the memory of nonces.
+// NewGuard returns a Guard. One is enough for a process: what requests share is the memory of
+// nonces.
 func NewGuard(cfg GuardConfig) *Guard {
 	cfg.MaxSkew = cmp.Or(cfg.MaxSkew, defaultMaxSkew)
 	cfg.MaxBody = cmp.Or(cfg.MaxBody, defaultMaxBody)
@@ -67,26 +71,29 @@ func NewGuard(cfg GuardConfig) *Guard {
 
 func seconds(d time.Duration) int64 { return int64(d / time.Second) }
 
-// Caller is who signed a message that passed.
+// Caller is the service that signed a message that passed.
 type Caller struct {
 	Target events.Target
 	Answer events.VerifyAnswer // by which key, and whether that is in grace
-	// Nonce is of this message alone, as far as this process remembers. A handler whose effect must not come twice, also
-	// after a restart or by another replica, stores Target and Nonce in the transaction of that effect.
+	// Nonce is of this message alone, to the extent that this process remembers. If a handler's
+	// effect must not come twice, also after a restart or by another replica, the handler stores
+	// Target and Nonce in the transaction of that effect.
 	Nonce   events.Nonce
 	Created time.Time
 }
 
 type callerKey struct{}
 
-// CallerFrom returns who signed the request that is being handled; false where no [Guard] let it pass.
+// CallerFrom returns the signer of the request that is being handled; false if no [Guard] let it
+// pass.
 func CallerFrom(ctx context.Context) (Caller, bool) {
 	c, ok := ctx.Value(callerKey{}).(Caller)
 	return c, ok
 }
 
-// check lets a message pass, or returns an [*events.Refusal]; another error means that it can't be known. The body is
-// read only for a caller whose signature is good, and the nonce is used up only by the body that was signed with it.
+// check lets a message pass, or returns an [*events.Refusal]. Another error means that the answer
+// can't be known. The body is read only for a caller whose signature is good, and the nonce is used
+// up only by the body that was signed with it.
 func (g *Guard) check(ctx context.Context, m *covered, body func() ([]byte, error)) (Caller, []byte, error) {
 	k, err := m.claim(g.cfg.Fields)
 	if err != nil {
@@ -129,7 +136,7 @@ func (g *Guard) timely(k *claim, now int64) error {
 	return nil
 }
 
-// problem says what a caller is told about an error: nothing of our insides.
+// problem is what a caller is told about an error: no internal details.
 func (g *Guard) problem(ctx context.Context, err error) *api.Problem {
 	if p := (*api.Problem)(nil); errors.As(err, &p) {
 		return p

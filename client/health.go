@@ -12,36 +12,41 @@ import (
 	"omiappreg.org/keyrotation/internal/request"
 )
 
-// ErrForeignKey means that the registry's current key is not in the key store. Another copy of the store has rotated, the
-// developer has reset the service elsewhere, or an old key has come back. What the client signs is accepted until its key's
-// grace period is over, at the longest.
+// ErrForeignKey means that the registry's current key is not in the key store. Another copy of the
+// store has rotated, the developer has reset the service elsewhere, or an old key has come back.
+// The client's signatures are accepted at most until its key's grace period is over.
 var ErrForeignKey = errors.New("the registry's current key is not in the key store")
 
 const (
-	// foreignAfter is how long a key may be missing before it is called foreign: a store may be synchronised later.
+	// foreignAfter is how long a key may be missing before it is called foreign: a store may be
+	// synchronised later.
 	foreignAfter = 3 * time.Second
 	// recheckAfter is how often the registry is asked meanwhile.
 	recheckAfter = 500 * time.Millisecond
 	// checkAtLeast is how often the registry is asked in any case, less some jitter.
 	checkAtLeast = time.Minute
-	// checkEvery is how often it is asked about a refused key, while its request could still be replayed, and after a fault.
+	// checkEvery is how often the registry is asked about a refused key while its request could
+	// still be replayed, and after a fault.
 	checkEvery = 15 * time.Second
-	// replayable is how long after its timestamp that is, with the widest window that is usual and some more.
+	// replayable is how long after its timestamp a request could be replayed, with the widest usual
+	// window and some margin.
 	replayable = 15 * time.Minute
-	// settleFresh is how old the registry's word may be that Settle returns.
+	// settleFresh is how old the registry's answer may be that Settle returns.
 	settleFresh = time.Second
 )
 
-// Health says whether what the client signs is accepted, as far as is known. It asks nobody and waits for nothing, so it may
-// be called as often as a readiness probe likes. It returns:
+// Health reports whether the client's signatures are accepted, to the extent that this is known. It
+// asks no other party and waits for nothing, so a readiness probe may call it at any rate. It
+// returns:
 //
-//   - nil while the key is the registry's current one, or a change is under way, or the registry can't be asked: signing
-//     needs neither registry nor broker;
-//   - [ErrForeignKey], with the registry's key, since the registry's current key is not in the key store;
+//   - nil while the key is the registry's current one, or a change is under way, or the registry
+//     can't be asked: signing needs neither registry nor broker;
+//   - [ErrForeignKey], with the registry's key, if the registry's current key is not in the key
+//     store;
 //   - [ErrNoKey] while there is no key to sign with (Config.KeyMayBeMissing);
 //   - [ErrClosed] after [Client.Close].
 //
-// The registry's word is at most a minute old while it can be asked.
+// The registry's answer is at most a minute old while it can be asked.
 func (c *Client) Health() error {
 	select {
 	case <-c.stopped:
@@ -57,8 +62,9 @@ func (c *Client) Health() error {
 	return nil
 }
 
-// check asks the registry whether its current key is one of ours. A pending key that is current was committed by a
-// request of ours that somebody else sent again, or whose answer never came: it is adopted.
+// check asks the registry whether its current key is one of ours. A pending key that is current was
+// committed by a request of ours that another party sent again, or whose answer never came: it is
+// adopted.
 func (c *Client) check(ctx context.Context) (adopted bool, err error) {
 	record, err := c.record(ctx)
 	if errors.Is(err, lookup.ErrUnknownService) {
@@ -72,7 +78,8 @@ func (c *Client) check(ctx context.Context) (adopted bool, err error) {
 		c.ours()
 		return false, nil
 	}
-	pending, err := c.slot(ctx, Pending) // first: what is promoted meanwhile is current
+	// First, because a key that is promoted meanwhile is current.
+	pending, err := c.slot(ctx, Pending)
 	if err != nil {
 		return false, err
 	}
@@ -85,7 +92,7 @@ func (c *Client) check(ctx context.Context) (adopted bool, err error) {
 		c.switchTo(stored)
 	case !holds(pending, current):
 		c.missing(&record)
-	case c.following: // who leads promotes it
+	case c.following: // the leader promotes it
 		c.ours()
 	default:
 		c.ours()
@@ -111,7 +118,8 @@ func (c *Client) ours() {
 	c.lost.Store(nil)
 }
 
-// missing notes that the registry's current key is not in the store, and says so if it stays missing.
+// missing notes that the registry's current key is not in the store, and reports it if it stays
+// missing.
 func (c *Client) missing(r *events.ServiceRecord) {
 	now, current := time.Now(), r.Current.PublicKey
 	c.checkedAt = now
@@ -129,16 +137,17 @@ func (c *Client) missing(r *events.ServiceRecord) {
 	c.tell(Event{Kind: Foreign, Key: current, Sequence: r.Sequence, Err: err})
 }
 
-// suspecting reports whether the registry's current key is missing, and may come yet.
+// suspecting reports whether the registry's current key is missing, and may still come.
 func (c *Client) suspecting() bool {
 	return !c.foreign.IsZero() && c.lost.Load() == nil && time.Since(c.missingSince) < foreignAfter
 }
 
-// inspect checks, and says when the next check is due.
+// inspect checks, and sets the time of the next check.
 func (c *Client) inspect(ctx context.Context) {
 	adopted, err := c.check(ctx)
 	if err == nil && !adopted {
-		answer(&c.waiting, result{err: errNotCurrent}) // only Resume waits while no change is under way
+		// Only Resume waits while no change is under way.
+		answer(&c.waiting, result{err: errNotCurrent})
 	}
 	if err != nil {
 		c.retrying(ctx, err)
@@ -148,7 +157,7 @@ func (c *Client) inspect(ctx context.Context) {
 	c.checkLater(err)
 }
 
-// checkLater says when the next check is due after one that ended with err.
+// checkLater sets the time of the next check after one that ended with err.
 func (c *Client) checkLater(err error) {
 	now := time.Now()
 	switch {
@@ -161,7 +170,7 @@ func (c *Client) checkLater(err error) {
 	}
 }
 
-// checkBy has the registry asked at a time, if it isn't sooner in any case.
+// checkBy has the registry asked at a time, unless it is asked sooner anyway.
 func (c *Client) checkBy(at time.Time) {
 	if c.checkNext.IsZero() || at.Before(c.checkNext) {
 		c.checkNext = at

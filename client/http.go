@@ -13,34 +13,39 @@ import (
 	"time"
 )
 
-// ErrBodySize means that a request has a body that can be read only once, and is larger than [Transport.MaxBody].
+// ErrBodySize means that a request has a body that can be read only once, and is larger than
+// [Transport.MaxBody].
 var ErrBodySize = errors.New(
 	"the body is too large to be held in memory until it is signed: raise MaxBody, or give the request a GetBody")
 
-// Transport is an [http.RoundTripper] that signs every request as a service (docs/signing.md), each time with the key that
-// is to be used then. Signer is required.
+// Transport is an [http.RoundTripper] that signs every request as a service (docs/signing.md), each
+// time with the key to use at that time. Signer is required.
 //
-// A redirect is a new request, with a signature of its own, but only within the authority that was first asked: no other
-// can make a service sign a request to a third. As net/http does with Authorization, it sends such a request without.
+// A redirect is a new request, with a signature of its own, but only within the authority that was
+// first asked: no other can make a service sign a request to a third party. As net/http does with
+// Authorization, Transport sends such a request without a signature.
 //
-// The body's digest comes before the body. A body with a GetBody (http.NewRequest sets it for strings, bytes and buffers)
-// is read twice, any other is held in memory.
+// The body's digest comes before the body. A body with a GetBody (http.NewRequest sets it for
+// strings, bytes and buffers) is read twice, any other is held in memory.
 //
-// Put it around [http.Transport] itself, inside any other RoundTripper. Only there it sees when net/http sends a request
-// again by itself, and signs it anew; elsewhere the request goes out with the nonce that it had, and may be refused.
+// Put it around [http.Transport] itself, inside any other RoundTripper. Only there it sees when
+// net/http sends a request again by itself, and signs it again. Elsewhere the request goes out with
+// its first nonce, and may be refused.
 type Transport struct {
 	Signer Identity
 	Base   http.RoundTripper // nil: http.DefaultTransport
-	// Fields are the names of header fields to cover where a request has them, beside Content-Type and Content-Digest.
+	// Fields are the names of header fields to cover if a request has them, in addition to
+	// Content-Type and Content-Digest.
 	Fields []string
-	// MaxBody bounds a body that has no GetBody, in bytes. Default 16 MiB, which is what a [Guard] takes.
+	// MaxBody is the limit for a body that has no GetBody, in bytes. Default 16 MiB, as in a
+	// [Guard].
 	MaxBody int64
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
 }
 
-// RoundTrip implements [http.RoundTripper]. It fails where the request can't be signed: [ErrBodySize], a URL or a field
-// that is not ASCII, a key that can't be reached.
+// RoundTrip implements [http.RoundTripper]. It fails if the request can't be signed: [ErrBodySize],
+// a URL or a field that is not ASCII, a key that can't be reached.
 func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	base := t.Base
 	if base == nil {
@@ -52,7 +57,7 @@ func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	out, err := t.signed(r, base)
 	if err != nil {
 		if r.Body != nil {
-			_ = r.Body.Close() // whatever happens, a RoundTripper closes it
+			_ = r.Body.Close() // in any case, a RoundTripper closes it
 		}
 		return nil, fmt.Errorf("sign the request: %w", err)
 	}
@@ -96,9 +101,10 @@ func (t *Transport) signed(r *http.Request, base http.RoundTripper) (*http.Reque
 	return out, sign()
 }
 
-// signAgain signs once more each time that net/http looks for a connection for the same request. It does so when one that
-// was kept alive breaks: the request may have been received, and its nonce used. Where it can't be signed, it goes as it
-// was. http.Transport does this in turn, so nobody reads the header meanwhile.
+// signAgain signs once more each time that net/http looks for a connection for the same request. It
+// does so when a kept-alive connection breaks: the request may have been received, and its nonce
+// used. If the request can't be signed, it goes as it was. http.Transport does this in sequence, so
+// the header is not read meanwhile.
 func signAgain(sign func() error) *httptrace.ClientTrace {
 	first := true
 	return &httptrace.ClientTrace{GetConn: func(string) {
@@ -116,7 +122,8 @@ func (t *Transport) now() time.Time {
 	return time.Now()
 }
 
-// digest reads the body of our copy of the request, and sets Content-Digest and a body that can be sent.
+// digest reads the body of our copy of the request, and sets Content-Digest and a body that can be
+// sent.
 func (t *Transport) digest(r *http.Request) error {
 	dropField(r.Header, digestField)
 	if r.Body == nil || r.Body == http.NoBody {
@@ -177,8 +184,9 @@ func (t *Transport) hold(r *http.Request) (sum [sha256.Size]byte, size int64, er
 	return sha256.Sum256(body), size, err
 }
 
-// componentsOf returns what every signature of a request covers (RFC 9421 §2.2): where it goes, and what for. The scheme
-// is not there, since behind a proxy nobody knows it. requestURI is the path and query as they are sent, byte for byte.
+// componentsOf returns what every signature of a request covers (RFC 9421 §2.2): its destination
+// and its purpose. The scheme is not covered, because it is unknown behind a proxy. requestURI is
+// the path and query as they are sent, byte for byte.
 func componentsOf(method, authority, requestURI string) ([]component, error) {
 	if !strings.HasPrefix(requestURI, "/") {
 		return nil, fmt.Errorf("%w: its target is not a path", errSigBase)
@@ -187,8 +195,8 @@ func componentsOf(method, authority, requestURI string) ([]component, error) {
 	return []component{{"@method", method}, {"@authority", authority}, {"@path", path}, {"@query", "?" + query}}, nil
 }
 
-// authorityOf returns the host that an outgoing request is for, in the form of RFC 9421 §2.2.3: in lower case, without the
-// scheme's own port.
+// authorityOf returns the host that an outgoing request is for, in the form of RFC 9421 §2.2.3: in
+// lower case, without the scheme's own port.
 func authorityOf(r *http.Request) string {
 	port := ":80"
 	if strings.EqualFold(r.URL.Scheme, "https") {

@@ -22,29 +22,36 @@ type entry struct {
 	Kind   events.RequestKind `json:"kind"`
 	AtOnce bool               `json:"at_once,omitzero"` // it ends the old key with the commit
 	// EndEarlier says that it ends the keys that are in grace too.
-	EndEarlier bool            `json:"end_earlier,omitzero"`
-	Redated    bool            `json:"redated,omitzero"` // its date is the registry's word: it isn't dated again
-	Request    request.Message `json:"request"`
+	EndEarlier bool `json:"end_earlier,omitzero"`
+	// Redated says that it is dated by the registry's time: it isn't dated again.
+	Redated bool            `json:"redated,omitzero"`
+	Request request.Message `json:"request"`
 	// Committed is the registry's answer, once it is there.
 	Committed *commitment `json:"committed,omitzero"`
 
-	by      crypto.Signer // the Master Key that signed it; nil: the service's own key did, or it was found in the journal
-	resumed bool          // it was found in the journal at the start
-	late    bool          // how long ago it was committed is the registry's word, not ours
-	heard   time.Time     // when we learnt that it was committed; zero: before this start
+	// by is the Master Key that signed it. Nil: the service's own key signed it, or it was found in
+	// the journal.
+	by      crypto.Signer
+	resumed bool      // it was found in the journal at the start
+	late    bool      // the registry said how long ago it was committed
+	heard   time.Time // when we learnt that it was committed; zero: before this start
 }
 
-// commitment is what a service needs to know of a receipt, or of a record that shows the change.
+// commitment is what a service must know of a receipt, or of a record that shows the change.
 type commitment struct {
-	Sequence          int64        `json:"sequence"`
-	Timestamp         int64        `json:"timestamp"`           // of the registry
-	GracePeriodExpiry int64        `json:"grace_period_expiry"` // of the old key, by the registry's clock
+	Sequence  int64 `json:"sequence"`
+	Timestamp int64 `json:"timestamp"` // of the registry
+	// GracePeriodExpiry is of the old key, by the registry's clock.
+	GracePeriodExpiry int64        `json:"grace_period_expiry"`
 	EventNonce        events.Nonce `json:"event_nonce,omitzero"`
-	PromoteAt         int64        `json:"promote_at"`            // milliseconds since the Unix epoch, by our own clock
-	JWKSMaxAge        *int64       `json:"jwks_max_age,omitzero"` // seconds, as the registry announced it; nil: nobody waits for that
+	// PromoteAt is in milliseconds since the Unix epoch, by our own clock.
+	PromoteAt int64 `json:"promote_at"`
+	// JWKSMaxAge is in seconds, as the registry announced it. Nil: no caches are waited for.
+	JWKSMaxAge *int64 `json:"jwks_max_age,omitzero"`
 }
 
-// ofSeconds is a time on the registry's clock, which counts up to 2^53-1: more than a Duration can hold. A century is for ever.
+// ofSeconds is a time on the registry's clock, which counts up to 2^53-1: more than a Duration can
+// hold. A century counts as for ever.
 func ofSeconds(n int64) time.Duration {
 	const century = 100 * 365 * 24 * 3600
 	return time.Duration(max(-century, min(n, century))) * time.Second
@@ -55,7 +62,8 @@ func (m *commitment) grace() time.Duration {
 	return ofSeconds(max(0, m.GracePeriodExpiry-m.Timestamp))
 }
 
-// half is half of that, and a little less: the registry counts whole seconds, so up to one is over when it begins.
+// half is half of that, and a little less: the registry counts whole seconds, so up to one second
+// is over when the grace period begins.
 func (m *commitment) half() time.Duration { return max(0, m.grace()-time.Second) / 2 }
 
 // receipt is the answer to a change that is committed.
@@ -86,7 +94,8 @@ func (c *Client) load(ctx context.Context) (*entry, error) {
 	return e, nil
 }
 
-// whole reports whether the entry holds a request of this service, and a commitment that a registry could have made.
+// whole reports whether the entry holds a request of this service, and a commitment that a registry
+// could have made.
 func (e *entry) whole(target events.Target) bool {
 	m := &e.Request
 	r, err := events.ParseRequest(m.Subject, []byte(m.Payload))
@@ -97,7 +106,7 @@ func (e *entry) whole(target events.Target) bool {
 	return c == nil || c.Sequence > 0 && c.Timestamp >= 0 && c.GracePeriodExpiry >= 0 && (c.JWKSMaxAge == nil || *c.JWKSMaxAge >= 0)
 }
 
-// save writes the journal; nil ends it.
+// save writes the journal; nil removes it.
 func (c *Client) save(ctx context.Context, e *entry) error {
 	var text []byte
 	if e != nil {

@@ -13,15 +13,16 @@ import (
 	"omiappreg.org/keyrotation/internal/api"
 )
 
-// RequireSignature lets pass the HTTP requests that a service has signed for one of these authorities: the host, with its
-// port unless that is 80 or 443, under which callers know this server. [CallerFrom] says who it was.
+// RequireSignature lets pass the HTTP requests that a service has signed for one of these
+// authorities: the host by which callers know this server, with its port unless that is 80 or 443.
+// [CallerFrom] returns the signer.
 //
-// Without the name, a request that was signed for another server could be sent on to this one by whoever received it
-// there. So a proxy in front must pass on the Host, the path and the query as they came. The signature is checked before
-// the body is read, and the body before the handler sees it.
+// Without the name, the receiver of a request that was signed for another server could send it on
+// to this one. So a proxy in front must pass on the Host, the path and the query as they came. The
+// signature is checked before the body is read, and the body before the handler sees it.
 //
-// Others get a problem document (RFC 9457): 401 with the reason, 413 for a body over MaxBody, 421 for another authority,
-// 503 where the signature can't be checked.
+// Other requests get a problem document (RFC 9457): 401 with the reason, 413 for a body over
+// MaxBody, 421 for another authority, 503 if the signature can't be checked.
 func (g *Guard) RequireSignature(authority string, others ...string) func(http.Handler) http.Handler {
 	authorities := []string{bareAuthority(authority)}
 	for _, other := range others {
@@ -41,7 +42,7 @@ func (g *Guard) RequireSignature(authority string, others ...string) func(http.H
 	}
 }
 
-// bareAuthority is [authorityOf] where the scheme is not known: a port of either is left out.
+// bareAuthority is [authorityOf] for an unknown scheme: the port of either scheme is left out.
 func bareAuthority(host string) string {
 	host = strings.ToLower(host)
 	return strings.TrimSuffix(strings.TrimSuffix(host, ":443"), ":80")
@@ -60,7 +61,8 @@ func (g *Guard) checkRequest(w http.ResponseWriter, r *http.Request, authorities
 	return g.check(r.Context(), m, func() ([]byte, error) { return g.readBody(w, r) })
 }
 
-// originalURI returns the path and query as they came: a handler around this one may have taken a prefix off r.URL.
+// originalURI returns the path and query as they came: an outer handler may have taken a prefix off
+// r.URL.
 func originalURI(r *http.Request) string {
 	if strings.HasPrefix(r.RequestURI, "/") {
 		return r.RequestURI
@@ -93,7 +95,8 @@ func (g *Guard) writeProblem(w http.ResponseWriter, r *http.Request, err error) 
 	p := g.problem(r.Context(), err)
 	switch p.Status {
 	case http.StatusUnauthorized:
-		w.Header().Set("WWW-Authenticate", "Signature") // RFC 9110 wants a challenge; the next field says what is wanted
+		// RFC 9110 wants a challenge; the next field says what is wanted.
+		w.Header().Set("WWW-Authenticate", "Signature")
 		w.Header().Set("Accept-Signature", acceptSignature)
 	case http.StatusServiceUnavailable:
 		w.Header().Set("Retry-After", "1")

@@ -12,9 +12,9 @@ import (
 	"omiappreg.org/keyrotation/internal/api"
 )
 
-// SignMsg signs a NATS message as a service (docs/signing.md), and sets its header. It covers the subject, the payload,
-// the content type, and the named fields where the message has them. Sign what is published once, and publish it at once:
-// to send it again, sign it again.
+// SignMsg signs a NATS message as a service (docs/signing.md), and sets its header. It covers the
+// subject, the payload, the content type, and the named fields if the message has them. Sign a
+// message that is published once, and publish it at once. To send it again, sign it again.
 //
 // The reply subject is not covered: NATS rewrites it between accounts and at leaf nodes.
 func SignMsg(id Identity, m *nats.Msg, fields ...string) error {
@@ -28,17 +28,18 @@ func SignMsg(id Identity, m *nats.Msg, fields ...string) error {
 	return nil
 }
 
-// coveredMsg lets "@subject", which RFC 9421 does not know, stand for where a message goes.
+// coveredMsg uses "@subject", which RFC 9421 does not know, for the destination of a message.
 func coveredMsg(subject string, header map[string][]string) *covered {
 	return &covered{tag: messageTag, derived: []component{{"@subject", subject}}, header: header}
 }
 
-// VerifyMsg returns who signed a message. An [*events.Refusal] says why it must not count; another error, that this can't
-// be known.
+// VerifyMsg returns the signer of a message. An [*events.Refusal] says why it must not count.
+// Another error means that this can't be known.
 //
-// It is for messages that are answered at once. One that waits in a stream grows too old, and is not taken twice where it
-// is delivered twice. Where NATS maps the subject on the way, or an account imports it under another name, give VerifyMsg
-// a message with the subject to which it was published.
+// It is for messages that are answered at once. A message that waits in a stream grows too old, and
+// is not accepted twice if it is delivered twice. If NATS maps the subject on the way, or an
+// account imports it under another name, give VerifyMsg a message with the subject to which it was
+// published.
 func (g *Guard) VerifyMsg(ctx context.Context, m *nats.Msg) (Caller, error) {
 	return g.verifyMsg(ctx, m.Subject, m.Header, m.Data)
 }
@@ -48,8 +49,9 @@ func (g *Guard) verifyMsg(ctx context.Context, subject string, header map[string
 	return caller, err
 }
 
-// RequireSignedMsg lets pass the requests to a micro service that a service has signed, one at a time as micro does;
-// [CallerFrom] says who it was. Others get the problem document that they would get over HTTP, and the error headers.
+// RequireSignedMsg lets pass the requests to a micro service that a service has signed, one at a
+// time as micro does. [CallerFrom] returns the signer. Others get the problem document that they
+// would get over HTTP, and the error headers.
 func (g *Guard) RequireSignedMsg(ctx context.Context, next func(context.Context, micro.Request)) micro.Handler {
 	return micro.HandlerFunc(func(r micro.Request) {
 		caller, err := g.verifyMsg(ctx, r.Subject(), r.Headers(), r.Data())

@@ -8,11 +8,13 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// nonces remembers which nonces were used, for as long as the signatures that carry them are of an acceptable age. Only
-// what a caller has signed gets in, and each caller has a memory of its own: a flood of one costs nobody else anything.
+// nonces remembers which nonces were used, for as long as the signatures that carry them are of an
+// acceptable age. Only the nonces of valid signatures are kept, and each caller has a memory of its
+// own: a flood by one costs the others nothing.
 //
-// A memory that is full must not forget what could come again. So it forgets whole seconds, the oldest first, and takes
-// nothing more of those: the more a caller sends, the quicker it must arrive.
+// A full memory must not forget what could come again. So it forgets whole seconds, the oldest
+// first, and accepts nothing more of those: the more a caller sends, the faster its requests must
+// arrive.
 type nonces struct {
 	limit  int
 	window int64 // seconds
@@ -35,8 +37,9 @@ func newNonces(limit int, window int64, now func() time.Time) *nonces {
 	return &nonces{limit: limit, window: window, now: now, callers: make(map[events.Target]*usedNonces)}
 }
 
-// use returns an [*events.Refusal] where the caller has used the nonce before, or may have: what has grown too old since
-// it came in, slowly, may be forgotten already. So the clock is read here, where nobody else forgets.
+// use returns an [*events.Refusal] if the caller has used the nonce before, or may have. A nonce
+// that has grown too old since a slow request came in may be forgotten already. So the clock is
+// read here, under the lock that forgetting needs.
 func (n *nonces) use(caller events.Target, nonce events.Nonce, created int64) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -69,7 +72,7 @@ func (n *nonces) use(caller events.Target, nonce events.Nonce, created int64) er
 	return nil
 }
 
-// sweep forgets, once per window, the callers of whom nothing is left to remember.
+// sweep forgets, once per window, the callers that have nothing left to remember.
 func (n *nonces) sweep(now int64) {
 	if now-n.swept < n.window {
 		return
@@ -82,7 +85,7 @@ func (n *nonces) sweep(now int64) {
 	}
 }
 
-// sweep forgets, once per second, what is too old to come again.
+// sweep forgets, once per second, the nonces that are too old to come again.
 func (u *usedNonces) sweep(oldest, now int64) {
 	if u.swept == now {
 		return

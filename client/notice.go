@@ -9,13 +9,14 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// noticeWithin bounds how long a client waits after a change before it asks what has changed: all replicas hear of it at
-// the same moment, and the one that leads may need it to promote its key.
+// noticeWithin bounds how long a client waits after a change before it asks what has changed. All
+// replicas hear of it at the same moment, and the leader may need it to promote its key.
 const noticeWithin = time.Second
 
-// notices returns a channel that says that the registry has changed the service (docs/protocol.md §4), until ctx ends. It
-// is a hint, which anybody may have sent: what is believed is the registry's signed record. Where the broker doesn't let
-// this account listen, the client asks for that once a minute in any case. A tool doesn't listen: it ends soon.
+// notices returns a channel that reports, until ctx ends, that the registry has changed the service
+// (docs/protocol.md §4). It is a hint, which anyone may have sent: only the registry's signed
+// record is believed. If the broker doesn't let this account listen, the client still asks once a
+// minute. A tool doesn't listen, because it ends soon.
 func (c *Client) notices(ctx context.Context) <-chan struct{} {
 	noticed := make(chan struct{}, 1)
 	if c.cfg.Exclusive {

@@ -11,15 +11,16 @@ import (
 	"omiappreg.org/keyrotation/internal/request"
 )
 
-// ErrClock means that the registry did not accept the time in a request: this machine's clock is wrong, or the request was
-// sent late.
+// ErrClock means that the registry did not accept the time in a request: this machine's clock is
+// wrong, or the request was sent late.
 var ErrClock = errors.New("the registry does not accept this machine's time")
 
-// synchronised is how far two clocks are apart at most that are set by NTP.
+// synchronised is the largest difference between two clocks that are set by NTP.
 const synchronised = 5 * time.Second
 
-// redate makes the request under way again, dated by the registry's signed time, if its date was all that was refused. It
-// does so once for a change, so that clocks that nobody can follow end in the registry's refusal.
+// redate makes the request under way again, dated by the registry's signed time, if its date was
+// the only reason for the refusal. It does so once for a change, so that clocks that can't be
+// followed end in the registry's refusal.
 func (c *Client) redate(ctx context.Context, r *events.Receipt) (redated bool, err error) {
 	e := c.entry
 	if r.Reason != events.TimestampOutOfWindow || e.Redated {
@@ -29,10 +30,10 @@ func (c *Client) redate(ctx context.Context, r *events.Receipt) (redated bool, e
 	if by == nil && e.Kind == events.Rotation {
 		by = c.signing.Load().key
 	}
-	if by == nil { // a reset that was found at the start: the Master Key is not at hand
+	if by == nil { // a reset that was found at the start: the Master Key is not available
 		return false, nil
 	}
-	theirs := r.Timestamp // or later, where the receipt was found at the start
+	theirs := r.Timestamp // or later, if the receipt was found at the start
 	if record, err := c.record(ctx); err == nil {
 		if record.Current.PublicKey == e.Request.NewKey {
 			return false, nil // it is committed

@@ -15,16 +15,16 @@ import (
 )
 
 const (
-	// resendAfter is how long an answer is waited for before the same bytes are sent again. Once they
-	// are stored it is twice as long each time, up to resendSeldom: while the registry is away, each
-	// would be one more copy in the stream, and the answer is looked for all the time.
+	// resendAfter is how long an answer is waited for before the same bytes are sent again. Once
+	// they are stored it is twice as long each time, up to resendSeldom: while the registry is
+	// away, each would be one more copy in the stream, and the answer is looked for all the time.
 	resendAfter  = 5 * time.Second
 	resendSeldom = time.Hour
 	// askTimeout bounds one question to the registry.
 	askTimeout = 2 * time.Second
 )
 
-// run does one state after the other until ctx ends.
+// run executes one state after another until ctx ends.
 func (c *Client) run(ctx context.Context) {
 	if c.following {
 		c.tell(Event{Kind: Follows})
@@ -112,7 +112,8 @@ func (c *Client) begin(ctx context.Context, cmd *command) {
 	case err != nil:
 		cmd.done <- result{err: err}
 	case e == nil && cmd.draft.Kind == events.Rotation && !cmd.draft.EndEarlier && (!cmd.atOnce() || c.entry.Committed.grace() == 0):
-		c.waiting = append(c.waiting, cmd) // a pending key has turned out to be the current one: what is asked for was done
+		// A pending key has turned out to be the current one: the request is fulfilled.
+		c.waiting = append(c.waiting, cmd)
 	case e == nil: // that change is settled first
 		c.queue = append([]*command{cmd}, c.queue...)
 	default:
@@ -141,7 +142,8 @@ func (c *Client) prepare(ctx context.Context, cmd *command) (*entry, error) {
 	case errors.Is(err, ErrNoKey):
 		pending, err = c.cfg.Store.Generate(ctx, Pending)
 	case err == nil:
-		// It was refused, or never sent. Whoever saw its request may have had it committed since.
+		// It was refused, or never sent. Anyone who saw its request may have had it committed
+		// since.
 		adopted, err := c.check(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrNotBegun, err)
@@ -171,8 +173,8 @@ func (c *Client) prepare(ctx context.Context, cmd *command) (*entry, error) {
 	return e, c.save(ctx, e)
 }
 
-// trusted returns [ErrUntrusted] if a registry answers whose receipt could not be believed. Where none answers, that is no
-// reason not to send: the request waits in the stream.
+// trusted returns [ErrUntrusted] if a registry answers whose receipt could not be believed. If none
+// answers, that is no reason not to send: the request waits in the stream.
 func (c *Client) trusted(ctx context.Context) error {
 	if !c.cfg.Conn.IsConnected() {
 		return nil
@@ -214,7 +216,8 @@ func (c *Client) request(ctx context.Context) {
 		case receipt := <-answers:
 			c.answered(ctx, &receipt, since)
 			return
-		case err := <-untrusted: // the change goes on when the right registry is back; who waits for it must know
+		// The change goes on when the right registry is back, and its caller must know.
+		case err := <-untrusted:
 			answer(&c.waiting, result{err: fmt.Errorf("%w: %w", c.unanswered(), err)})
 		case <-release.C:
 			c.unhold()
@@ -224,7 +227,8 @@ func (c *Client) request(ctx context.Context) {
 	}
 }
 
-// join lets a command wait for the change that is under way, if that is what it asks for, or for its turn.
+// join lets a command wait for the change that is under way, if that is what it asks for, or for
+// its turn.
 func (c *Client) join(cmd *command) {
 	for _, list := range []*[]*command{&c.waiting, &c.queue, &c.settling} { // an outage may be long
 		*list = slices.DeleteFunc(*list, (*command).abandoned)
@@ -250,7 +254,7 @@ func (c *Client) unanswered() error {
 
 func (c *Client) sendUntilAnswered(ctx context.Context, e *entry, answers chan<- events.Receipt, untrusted chan<- error) {
 	m, sender := e.Request, c.sender
-	if e.resumed { // else prepare has just asked, and nothing was sent
+	if e.resumed { // otherwise prepare has just asked, and nothing was sent
 		sender.Allowed, sender.Again = c.trusted, true
 	}
 	pause := backoff.NewExponentialBackOff()
@@ -292,7 +296,8 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// answered takes the registry's answer to the request under way, which was waited for since some time.
+// answered handles the registry's answer to the request under way, which was waited for since some
+// time.
 func (c *Client) answered(ctx context.Context, r *events.Receipt, since time.Time) {
 	if r.Event == events.RequestCommitted {
 		c.commit(ctx, c.commitmentTo(r, since))
@@ -317,12 +322,14 @@ func (c *Client) answered(ctx context.Context, r *events.Receipt, since time.Tim
 		answer(&c.waiting, result{receipt: *r, err: refused})
 	case endEarlier: // its key is current by an earlier request, which has ended no other
 		c.queue, c.waiting = slices.Concat(c.waiting, c.queue), nil
-	default: // the very key that was asked for is current, so what was asked for was done
+	// The very key that was asked for is current, so the request is fulfilled.
+	default:
 	}
 }
 
-// drop ends a refused request, unless its key turns out to be the current one. The key stays pending, and is used again:
-// see the package comment. Only a key that can never be ours is replaced.
+// drop ends a refused request, unless its key turns out to be the current one. The key stays
+// pending, and is used again: see the package comment. Only a key that can never be ours is
+// replaced.
 func (c *Client) drop(ctx context.Context, why events.Reason) (adopted bool, err error) {
 	if adopted, err = c.check(ctx); adopted {
 		return true, nil

@@ -18,8 +18,9 @@ const (
 	askLast  = 2 * time.Second
 )
 
-// commitmentTo notes a receipt that was waited for since some time. Half of the grace period is counted from now on our own
-// clock, unless the receipt may be an old one: then from its timestamp, until the registry's record says better.
+// commitmentTo notes a receipt that was waited for since some time. Half of the grace period is
+// counted from now on our own clock, unless the receipt may be an old one: then from its timestamp,
+// until the registry's record says better.
 func (c *Client) commitmentTo(r *events.Receipt, since time.Time) *commitment {
 	made := &commitment{
 		Sequence: r.Sequence, Timestamp: r.Timestamp, GracePeriodExpiry: r.GracePeriodExpiry, EventNonce: r.EventNonce,
@@ -32,8 +33,8 @@ func (c *Client) commitmentTo(r *events.Receipt, since time.Time) *commitment {
 	return made
 }
 
-// commitmentOf notes a change that only the registry's record tells of. By the record's own clock, half of what is left
-// of the old key's grace period is waited.
+// commitmentOf notes a change that only the registry's record shows. The wait is half of what is
+// left of the old key's grace period, by the record's own clock.
 func (c *Client) commitmentOf(r *events.ServiceRecord) *commitment {
 	made := &commitment{Sequence: r.Sequence, Timestamp: r.Timestamp, GracePeriodExpiry: r.Timestamp}
 	for _, key := range r.Grace {
@@ -45,8 +46,8 @@ func (c *Client) commitmentOf(r *events.ServiceRecord) *commitment {
 	return made
 }
 
-// deadline is a time by the wall's clock and by the process's own: whichever comes first counts. The one stands still while
-// the machine sleeps, the other may be set back.
+// deadline is a time by the wall's clock and by the process's own: whichever comes first counts.
+// The process's clock stands still while the machine sleeps, and the wall's may be set back.
 type deadline struct{ wall, own time.Time }
 
 func deadlineAt(t time.Time) deadline {
@@ -57,18 +58,20 @@ func (d deadline) left() time.Duration {
 	return min(time.Until(d.own), d.wall.Sub(time.Now().Round(0)))
 }
 
-// settle goes on with the old key until every durable has applied the change and no cache has an older JWK Set, if that matters, or
-// half of its grace period is over, and then promotes the new one.
+// settle goes on with the old key until every durable has applied the change and no cache has an
+// older JWK Set, if that matters, or until half of its grace period is over. Then it promotes the
+// new key.
 func (c *Client) settle(ctx context.Context) {
 	made := c.entry.Committed
 	answer(&c.waiting, result{receipt: c.entry.receipt(c.cfg.Target, c.cfg.Trust.Origin())})
 	applied := map[string]bool{}
-	rest := min(time.Until(time.UnixMilli(made.PromoteAt)), made.half()) // also if the clock was set back
+	// Also if the clock was set back.
+	rest := min(time.Until(time.UnixMilli(made.PromoteAt)), made.half())
 	until := deadlineAt(time.Now().Add(rest))
 	held := c.signing.Load().wait != nil
 	switch {
 	case made.grace() == 0 && held:
-		until = deadlineAt(c.release) // nobody signs: time enough to let everyone hear of the new key
+		until = deadlineAt(c.release) // Sign waits: time enough to let everyone hear of the new key
 	case c.entry.late && made.half() > 0 && until.left() <= 0: // by our clock, which may be ahead
 		until = c.ask(ctx, min(askTimeout, made.half()), until, applied)
 	}
@@ -96,13 +99,14 @@ func (c *Client) settle(ctx context.Context) {
 	}
 }
 
-// urgent reports whether somebody can't wait for the change to settle.
+// urgent reports whether a caller can't wait for the change to settle.
 func (c *Client) urgent() bool {
 	return slices.ContainsFunc(c.queue, func(cmd *command) bool { return cmd.atOnce() && !cmd.abandoned() }) ||
 		slices.ContainsFunc(c.settling, func(cmd *command) bool { return cmd.op == opPromote && !cmd.abandoned() })
 }
 
-// ask asks the registry who has applied the change, and returns until when to wait for the rest.
+// ask asks the registry which durables have applied the change, and returns until when to wait for
+// the rest.
 func (c *Client) ask(ctx context.Context, within time.Duration, until deadline, applied map[string]bool) deadline {
 	asking, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -128,8 +132,8 @@ func (c *Client) ask(ctx context.Context, within time.Duration, until deadline, 
 	}
 }
 
-// everyone reports whether every durable has applied the change, and tells of those that newly have. Where no durable is
-// known, nobody has.
+// everyone reports whether every durable has applied the change, and reports those that newly have.
+// If no durable is known, the answer is no.
 func (c *Client) everyone(r *events.ServiceRecord, applied map[string]bool) bool {
 	everyone := len(r.Propagation) > 0
 	for _, durable := range slices.Sorted(maps.Keys(r.Propagation)) {
@@ -144,8 +148,8 @@ func (c *Client) everyone(r *events.ServiceRecord, applied map[string]bool) bool
 	return everyone
 }
 
-// promote makes the new key the one that signs, and ends the change. What fails is tried again; the new key signs from the
-// pending slot meanwhile, which is as durable.
+// promote makes the new key the one that signs, and ends the change. A step that fails is tried
+// again. The new key signs from the pending slot meanwhile, which is as durable.
 func (c *Client) promote(ctx context.Context) {
 	key, err := c.promoted(ctx)
 	if err != nil {
@@ -165,7 +169,8 @@ func (c *Client) promote(ctx context.Context) {
 	c.entry = nil
 }
 
-// promoted returns the new key out of the current slot. It may be there from a try that failed halfway.
+// promoted returns the new key out of the current slot. An attempt that failed halfway may have put
+// it there.
 func (c *Client) promoted(ctx context.Context) (crypto.Signer, error) {
 	key, err := c.cfg.Store.Signer(ctx, Current)
 	if err != nil && !errors.Is(err, ErrNoKey) || holds(key, c.entry.Request.NewKey) {

@@ -19,14 +19,15 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// Identity is who signs, and with what: a [*Signer]. Its Sign gets the whole message and crypto.Hash(0) (Ed25519), and may
-// use another key each time.
+// Identity is a signer and its service: a [*Signer]. Its Sign gets the whole message and
+// crypto.Hash(0) (Ed25519), and may use another key each time.
 type Identity interface {
 	crypto.Signer
 	Target() events.Target
 }
 
-// ownSigner is a [*Signer], or what embeds one: it signs a signature base for this package alone.
+// ownSigner is a [*Signer], or a type that embeds one: it signs a signature base for this package
+// alone.
 type ownSigner interface {
 	signOwn(rand io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error)
 }
@@ -42,16 +43,19 @@ const (
 	mediaTypeField = "content-type"
 	digestName     = "sha-256"
 
-	// maxSigBase keeps a signature base within what Auth takes as a question (events.MaxQuery), in base64url.
+	// maxSigBase keeps a signature base within what Auth takes as a question (events.MaxQuery), in
+	// base64url.
 	maxSigBase = 32 << 10
-	// maxSigFields bounds what a stranger makes us parse, in bytes of Signature-Input and of Signature.
+	// maxSigFields bounds what a stranger can make us parse, in bytes of Signature-Input and of
+	// Signature.
 	maxSigFields = 8 << 10
 )
 
-// covered is a message as its signature sees it (docs/signing.md): components of RFC 9421, each a name and a value.
+// covered is a message as its signature sees it (docs/signing.md): components of RFC 9421, each a
+// name and a value.
 type covered struct {
 	tag     string
-	derived []component // what every signature of such a message covers, beside its fields
+	derived []component // what every signature of such a message covers, in addition to its fields
 	header  map[string][]string
 }
 
@@ -60,8 +64,8 @@ type component struct{ name, value string }
 // errSigBase says why there is no signature base of a message.
 var errSigBase = errors.New("the message can't be signed as it is")
 
-// sign puts the fields Signature-Input and Signature into the header. Of the named fields those that are there are
-// covered.
+// sign puts the fields Signature-Input and Signature into the header. It covers those of the named
+// fields that are present.
 func (c *covered) sign(id Identity, fields []string, now time.Time) error {
 	list := httpsfv.InnerList{Params: httpsfv.NewParams()}
 	for _, d := range c.derived {
@@ -101,7 +105,8 @@ func (c *covered) sign(id Identity, fields []string, now time.Time) error {
 	return nil
 }
 
-// base returns the signature base of these components (RFC 9421 §2.5), and the parameters as they stand in it.
+// base returns the signature base of these components (RFC 9421 §2.5), and the parameters as they
+// stand in it.
 func (c *covered) base(list httpsfv.InnerList) (base []byte, params string, err error) {
 	if params, err = httpsfv.Marshal(list); err != nil {
 		return nil, "", fmt.Errorf("%w: %w", errSigBase, err)
@@ -129,7 +134,8 @@ func (c *covered) base(list httpsfv.InnerList) (base []byte, params string, err 
 	return base, params, nil
 }
 
-// value returns what a component is worth. No value ends its line: who could write a line of the base could write all.
+// value returns the value of a component. No value ends its line: a sender who could write a line
+// of the base could write all of it.
 func (c *covered) value(name string) (string, error) {
 	var value string
 	if at := slices.IndexFunc(c.derived, func(d component) bool { return d.name == name }); at >= 0 {
@@ -155,7 +161,8 @@ func (c *covered) value(name string) (string, error) {
 	return value, nil
 }
 
-// mustCover returns the names of the fields that a signature covers where a message has them, each once.
+// mustCover returns the names of the fields that a signature covers if a message has them, each
+// once.
 func mustCover(fields []string) []string {
 	names := append(make([]string, 0, 2+len(fields)), digestField, mediaTypeField)
 	for _, name := range fields {
@@ -166,8 +173,8 @@ func mustCover(fields []string) []string {
 	return names
 }
 
-// fieldValues returns the values of a field, trimmed, in their order. NATS tells fields of other case apart, and a
-// signature does not: a name in two of them has no order.
+// fieldValues returns the values of a field, trimmed, in their order. NATS tells fields apart by
+// their case, and a signature does not: a name in two spellings has no order.
 func fieldValues(header map[string][]string, name string) (values []string, err error) {
 	for key, lines := range header {
 		if !strings.EqualFold(key, name) {
@@ -184,7 +191,7 @@ func fieldValues(header map[string][]string, name string) (values []string, err 
 	return values, nil
 }
 
-// setField gives a field one value, in place of any that it has in any spelling.
+// setField gives a field one value, and removes any other that it has in any spelling.
 func setField(header map[string][]string, name, value string) {
 	dropField(header, name)
 	header[textproto.CanonicalMIMEHeaderKey(name)] = []string{value}

@@ -10,18 +10,21 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// ErrOptions means that a [Signer] was asked for something other than pure Ed25519 over the message itself.
+// ErrOptions means that a [Signer] was asked for something other than pure Ed25519 over the message
+// itself.
 var ErrOptions = errors.New("the key signs messages, not digests: give crypto.Hash(0)")
 
-// ErrReserved means that a [Signer] was asked to sign what is not signed for others: a request to the registry, or what begins as
-// the signature base of an HTTP message (docs/signing.md). Whoever has that signature could give the service another key.
+// ErrReserved means that a [Signer] was asked to sign what it does not sign for others: a request
+// to the registry, or a text that begins as the signature base of an HTTP message does
+// (docs/signing.md). The holder of such a signature could give the service another key.
 var ErrReserved = events.ErrReserved
 
-// Signer signs with the key that will be accepted: the old one until everyone has heard of the new one, then the new one.
-// It is a [crypto.Signer] of pure Ed25519 (RFC 8032). Any number of goroutines may use it; a rotation costs them nothing.
+// Signer signs with the key that will be accepted: the old one until everyone has heard of the new
+// one, then the new one. It is a [crypto.Signer] of pure Ed25519 (RFC 8032). Any number of
+// goroutines may use it; a rotation costs them nothing.
 //
-// Its Public and Sign may meet two different keys, one before and one after a switch. Who needs a pair that belongs
-// together takes [Signer.Key].
+// Its Public and Sign may use two different keys, one before and one after a switch. If you need a
+// pair that belongs together, call [Signer.Key].
 type Signer struct{ client *Client }
 
 var _ Identity = (*Signer)(nil)
@@ -30,15 +33,15 @@ var _ Identity = (*Signer)(nil)
 type signing struct {
 	key    crypto.Signer
 	public events.PublicKey
-	wait   chan struct{} // nil: don't; else closed when there is another signing to look at
+	wait   chan struct{} // nil: no wait; otherwise closed when there is another signing to look at
 	until  time.Time     // no longer than this, whatever keeps run from ending the wait
 }
 
 // Target returns the service that it signs for.
 func (s *Signer) Target() events.Target { return s.client.cfg.Target }
 
-// Key returns the key that is to be used now. Use it for one message: the next may need another. The key itself signs anything: what
-// others hand to the service is for [Signer.Sign].
+// Key returns the key to use now. Use it for one message: the next may need another. The key itself
+// signs anything: use [Signer.Sign] for bytes that others hand to the service.
 func (s *Signer) Key() (key crypto.Signer, public events.PublicKey) {
 	var enough <-chan time.Time
 	for {
@@ -63,8 +66,9 @@ func (s *Signer) Public() crypto.PublicKey {
 	return ed25519.PublicKey(public.Bytes())
 }
 
-// Sign signs a message. opts must be crypto.Hash(0); rand is not used. It fails where the key is missing or, being elsewhere, can't
-// be reached; and with [ErrReserved], so that nobody has the service sign more than it knows of.
+// Sign signs a message. opts must be crypto.Hash(0); rand is not used. It fails if the key is
+// missing or, being elsewhere, can't be reached. It fails with [ErrReserved] so that no one can
+// have the service sign more than it knows of.
 func (s *Signer) Sign(rand io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if err := events.CheckMessage(message); err != nil {
 		return nil, err
@@ -72,7 +76,7 @@ func (s *Signer) Sign(rand io.Reader, message []byte, opts crypto.SignerOpts) ([
 	return s.signOwn(rand, message, opts)
 }
 
-// signOwn is Sign for what this package has put together.
+// signOwn is Sign for texts that this package has put together.
 func (s *Signer) signOwn(rand io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if opts != nil && opts.HashFunc() != 0 {
 		return nil, ErrOptions

@@ -16,57 +16,64 @@ import (
 	"omiappreg.org/keyrotation/internal/verify"
 )
 
-// Why a question could not be answered. None of them says anything about the signature: the caller is to be told to try
-// again, and not that it was refused.
+// Why a question could not be answered. None of them says anything about the signature: tell the
+// caller to try again, and not that the signature was refused.
 var (
-	// ErrStale means that what is known is too old to answer from.
+	// ErrStale means that the receiver's knowledge is too old to answer from.
 	ErrStale = errors.New("what is known of the services' keys is too old to answer from: is the broker away?")
 	// ErrNotReady means that the invalidations were not yet read to their end as of the start.
 	ErrNotReady = errors.New("the invalidations are not yet read to their end as of the start: try again in a moment")
 )
 
 const (
-	// defaultMaxAge outlasts a broker's restart and the choice of a new leader, which take seconds. A key that was ended
-	// at once, by a Master Reset, is accepted for no longer than this by a receiver that can't hear of it.
+	// defaultMaxAge outlasts a broker's restart and the choice of a new leader, which take seconds.
+	// A key that was ended at once, by a Master Reset, is accepted for no longer than this by a
+	// receiver that can't hear of it.
 	defaultMaxAge = time.Minute
-	// freshFor is how old knowledge may be to deny that somebody has a newer key. While the broker is there it is at
-	// most askEvery old and what the question takes.
+	// freshFor is how old knowledge may be to deny that a service has a newer key. While the broker
+	// is there, knowledge is at most askEvery old plus the time of the question.
 	freshFor = 5 * time.Second
 )
 
-// VerifierConfig says whom a Verifier believes, and about whom it answers. Conn and Trust are required.
+// VerifierConfig says whom a Verifier believes, and for which services it answers. Conn and Trust
+// are required.
 type VerifierConfig struct {
-	// Conn is the connection to the broker. It must be one that reconnects for ever ([nats.MaxReconnects] of -1): when it
-	// is closed, Run ends.
+	// Conn is the connection to the broker. It must be one that reconnects for ever
+	// ([nats.MaxReconnects] of -1): when it is closed, Run ends.
 	Conn *nats.Conn
-	// Trust is the registry's domain name and its public keys. They come from where your configuration comes from, not
-	// from the broker.
+	// Trust is the registry's domain name and its public keys. Take them from the same place as
+	// your configuration, not from the broker.
 	Trust events.Trust
-	// Peers are the services that may call. Only their events are read. Any other is refused as an unknown service,
-	// whatever the registry says of it. Empty: all services. The broker filters by their names, so it should be
-	// hundreds of them at most.
+	// Peers are the services that may call. Only their events are read. Any other service is
+	// refused as unknown, whatever the registry says of it. Empty: all services. The broker filters
+	// by their names, so name hundreds of them at most.
 	Peers []events.Target
-	// Receiver is the name under which the broker knows this receiver, where its account may use no other names for its consumers
-	// (omi-registry nats receiver --name). All its processes have the same. Empty: any names.
+	// Receiver is the name by which the broker knows this receiver, if its account may use no other
+	// names for its consumers (omi-registry nats receiver --name). All its processes have the same.
+	// Empty: any names.
 	Receiver string
-	// MaxAge is how old knowledge may be to be answered from; beyond it the answer is ErrStale. It bounds for how long a
-	// receiver that is cut off from the broker accepts a key that was ended meanwhile. At least 5 s; default 1 minute.
+	// MaxAge is how old knowledge may be to answer from; beyond it the answer is ErrStale. A
+	// receiver that is cut off from the broker accepts a key that was ended meanwhile for as long.
+	// At least 5 s; default 1 minute.
 	MaxAge time.Duration
-	// Log is told of interruptions, and of messages that are not to be believed. Nil: nobody is.
+	// Log gets a line about interruptions, and about messages that can't be believed. Nil disables
+	// it.
 	Log *slog.Logger
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
 }
 
-// Verifier says whether a signature is good now (docs/protocol.md §8.2), as the Auth Provider does, in the receiver's
-// own process: it follows the registry's invalidations and keeps the keys in memory. It believes what the registry's key
-// signed and nobody else, and asks nobody about a key that it knows.
+// Verifier reports whether a signature is good now (docs/protocol.md §8.2), as the Auth Provider
+// does, in the receiver's own process: it follows the registry's invalidations and keeps the keys
+// in memory. It believes only what the registry's key signed, and asks no other party about a key
+// that it knows.
 //
-// A service may be quicker than the event of its new key. So a signature that no known key made is taken to the
-// registry's record of the service; to one question per service and second, a few at a time.
+// A service may be quicker than the event of its new key. So a signature that no known key made is
+// checked against the registry's record of the service: one question per service and second, a few
+// at a time.
 //
-// Events are signed, silence is not. A broker can't make a Verifier believe anything, but it can withhold an event, and
-// no reader could tell.
+// Events are signed, silence is not. A broker can't make a Verifier believe anything, but it can
+// withhold an event, and no reader could tell.
 type Verifier struct {
 	cfg      VerifierConfig
 	started  time.Time
@@ -121,8 +128,8 @@ func (v *Verifier) setUp() error {
 	return nil
 }
 
-// Run follows the invalidations until ctx ends, and then returns nil. A broker or a stream that is away is waited for;
-// only a connection that was closed ends it with an error. It is to be called once.
+// Run follows the invalidations until ctx ends, and then returns nil. It waits for a broker or a
+// stream that is away. Only a closed connection ends it with an error. Call it once.
 func (v *Verifier) Run(ctx context.Context) error {
 	if err := v.follower.run(ctx); err != nil {
 		return fmt.Errorf("follow the invalidations: %w", err)
@@ -130,8 +137,9 @@ func (v *Verifier) Run(ctx context.Context) error {
 	return nil
 }
 
-// Ready returns nil once the stream has been read to its end as of the start, else [ErrNotReady]. It stays nil while the
-// broker is away: what is known then grows older, as [Verifier.AsOf] says, until Verify answers no more.
+// Ready returns nil once the stream has been read to its end as of the start, and [ErrNotReady]
+// before. It stays nil while the broker is away: the knowledge then grows older, as [Verifier.AsOf]
+// says, until Verify no longer answers.
 func (v *Verifier) Ready() error {
 	if v.AsOf().Before(v.started) {
 		return ErrNotReady
@@ -139,17 +147,18 @@ func (v *Verifier) Ready() error {
 	return nil
 }
 
-// AsOf returns the time up to which the stream is known, the zero time before that is known. While the broker is away
-// it stays where it was.
+// AsOf returns the time up to which the stream is known, and the zero time before that is known.
+// While the broker is away it stays where it was.
 func (v *Verifier) AsOf() time.Time { return v.follower.asOf() }
 
-// Ignored returns how many messages of the stream were not to be believed: what nobody trusted has signed, or is about
-// another service than its subject's. They have no effect. The log names them.
+// Ignored returns how many messages of the stream could not be believed: signed by an untrusted
+// key, or about another service than its subject's. They have no effect. The log names them.
 func (v *Verifier) Ignored() uint64 { return v.follower.ignored.Load() }
 
-// Verify says whether a signature is good now, with the answers and reasons of §8.2; any number of goroutines may call
-// it. It fails with [ErrNotReady], or with [ErrStale]: beyond MaxAge; or earlier, where no known key made the signature
-// and a newer one may exist that neither the stream nor the registry could tell of for some seconds.
+// Verify reports whether a signature is good now, with the answers and reasons of §8.2. Any number
+// of goroutines may call it. It fails with [ErrNotReady], or with [ErrStale]: beyond MaxAge; or
+// earlier, if no known key made the signature and there may be a newer one of which neither the
+// stream nor the registry could tell for some seconds.
 func (v *Verifier) Verify(ctx context.Context, q events.VerifyQuery) (events.VerifyAnswer, error) {
 	asOf := v.AsOf() // before the keys are looked at: they are at least as new
 	if _, ok := v.peers[q.Target]; !ok && v.peers != nil {
@@ -171,13 +180,13 @@ func (v *Verifier) Verify(ctx context.Context, q events.VerifyQuery) (events.Ver
 	return answer, nil
 }
 
-// knownFor is what has passed since then by either clock: the monotonic one stands still while a machine sleeps, the wall
-// clock can be set back.
+// knownFor is the time that has passed since then, by either clock: the monotonic one stands still
+// while a machine sleeps, and the wall clock can be set back.
 func knownFor(then, now time.Time) time.Duration {
 	return max(now.Sub(then), now.Round(0).Sub(then.Round(0)))
 }
 
-// unixSeconds is a time as the protocol has it; 0: not known.
+// unixSeconds is a time in the protocol's form; 0: not known.
 func unixSeconds(t time.Time) int64 {
 	if t.IsZero() {
 		return 0

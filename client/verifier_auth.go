@@ -18,24 +18,27 @@ var ErrNoAuth = errors.New("the broker answers, but no Auth does: is omi-authsub
 
 const defaultAuthTimeout = 2 * time.Second
 
-// AuthVerifier says whether a signature is good now by asking the Auth Provider over NATS (docs/protocol.md §8.2): a
-// receiver that does so keeps nothing and runs nothing, and depends on Auth for every request.
+// AuthVerifier reports whether a signature is good now by asking the Auth Provider over NATS
+// (docs/protocol.md §8.2). A receiver that uses it keeps nothing and runs nothing, and depends on
+// Auth for every request.
 //
-// Nobody signs Auth's answers. Whoever may answer on omi.v1.auth.verify decides who passes: here it is the broker's
-// permissions that are trusted. A [Verifier] trusts the registry's key.
+// Auth's answers are not signed. Any party that may answer on omi.v1.auth.verify decides who
+// passes, so this trusts the broker's permissions. A [Verifier] trusts the registry's key.
 type AuthVerifier struct {
 	// Conn is the connection to the broker, required.
 	Conn *nats.Conn
 	// Timeout bounds one question. Default 2 s.
 	Timeout time.Duration
-	// MaxAge is how old Auth's knowledge may be; an answer from older knowledge is ErrStale. Default 1 minute.
+	// MaxAge is how old Auth's knowledge may be; an answer from older knowledge is ErrStale.
+	// Default 1 minute.
 	MaxAge time.Duration
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
 }
 
-// Verify asks Auth; any number of goroutines may call it. It fails with [ErrNoAuth], with [ErrNotReady] or [ErrStale]
-// where Auth's own knowledge is wanting, with ctx's error, or with what is wrong with the question or the answer.
+// Verify asks Auth. Any number of goroutines may call it. It fails with [ErrNoAuth], with
+// [ErrNotReady] or [ErrStale] if Auth's own knowledge is not enough, with ctx's error, or with what
+// is wrong with the question or the answer.
 func (a AuthVerifier) Verify(ctx context.Context, q events.VerifyQuery) (events.VerifyAnswer, error) {
 	answer, err := a.ask(ctx, q)
 	if err != nil {
@@ -73,7 +76,7 @@ func (a AuthVerifier) ask(ctx context.Context, q events.VerifyQuery) (events.Ver
 	return answer, nil
 }
 
-// check holds an answer against the question and the clock. It finds mistakes, not liars.
+// check compares an answer with the question and the clock. It finds mistakes, not liars.
 func (a AuthVerifier) check(q *events.VerifyQuery, answer *events.VerifyAnswer) error {
 	if answer.Result == events.Accepted && !answer.PublicKey.Verify(q.Message, q.Signature) {
 		return errors.New("its answer: it accepts the signature as that of a key that did not make it")

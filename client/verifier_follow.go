@@ -22,19 +22,20 @@ import (
 const (
 	// askEvery is how often the broker is asked whether anything waits for us.
 	askEvery = time.Second
-	// streamPoll is how often a stream that isn't there yet is looked for.
+	// streamPoll is how often it looks for a stream that isn't there yet.
 	streamPoll = 250 * time.Millisecond
-	// forgottenAfter is when the broker drops a consumer that nobody pulls from.
+	// forgottenAfter is when the broker drops a consumer without a pull.
 	forgottenAfter = 30 * time.Second
 )
 
-// follower reads the stream of invalidations in its order, and leaves nothing behind at the broker: its consumer has no
-// acknowledgements, lives in the broker's memory, and is made anew whenever it is lost. It then goes on after the
-// last message that was worked off; or from the start, where the stream is another one.
+// follower reads the stream of invalidations in its order, and leaves nothing behind at the broker:
+// its consumer has no acknowledgements, lives in the broker's memory, and is made again whenever it
+// is lost. The follower then goes on after the last message that was worked off, or from the start
+// if the stream is another one.
 //
 //	OMI_INVALIDATIONS ──▶ ordered consumer ──▶ batch ──▶ verify ──▶ memory
-//	                                                        │
-//	                                                        └── not to be believed: counted, logged
+//	                                                       │
+//	                                                       └── not to be believed: counted, logged
 type follower struct {
 	js      jetstream.JetStream
 	trust   events.Trust
@@ -46,7 +47,7 @@ type follower struct {
 
 	progress streamProgress
 	current  atomic.Pointer[orderedConsumer] // nil until the stream is there
-	opened   chan struct{}                   // tells watch of a new consumer
+	opened   chan struct{}                   // signals a new consumer to watch
 	ignored  atomic.Uint64
 }
 
@@ -112,15 +113,16 @@ func (f *follower) open(ctx context.Context) (jetstream.Consumer, error) {
 	}
 }
 
-// create makes a consumer whose first message is the last one that was worked off, so that it shows whether the stream
-// is the same. A broker that was restored, or lost its last messages with its power, counts on from where it is.
+// create makes a consumer whose first message is the last one that was worked off, so that it shows
+// whether the stream is the same. A broker that was restored, or lost its last messages in a power
+// cut, counts on from where it is.
 func (f *follower) create(ctx context.Context) (*orderedConsumer, error) {
 	last := f.progress.place()
 	consumer, err := f.createAt(ctx, last)
 	if err != nil || last.sequence == 0 || consumer.CachedInfo().NumPending > 0 {
 		return consumer, err
 	}
-	f.progress.forget() // nothing is there from that message on, not even itself
+	f.progress.forget() // nothing is left from that message on, not even itself
 	return f.createAt(ctx, streamPlace{})
 }
 
@@ -143,7 +145,7 @@ func (f *follower) createAt(ctx context.Context, first streamPlace) (*orderedCon
 	return &orderedConsumer{Consumer: consumer, first: first, anotherStream: f.progress.forget}, nil
 }
 
-// handle applies a batch. It can't fail: all that it needs is memory.
+// handle applies a batch. It can't fail: it needs only memory.
 func (f *follower) handle(ctx context.Context, batch []*consume.Message) error {
 	sorted := incoming.Sort(f.trust, incoming.Batch(batch))
 	f.apply(sorted.Events)
@@ -178,7 +180,8 @@ func (f *follower) watch(ctx context.Context) {
 	}
 }
 
-// askBroker raises the time up to which the stream is known, and gives up a consumer that brings nothing more.
+// askBroker raises the time up to which the stream is known, and gives up a consumer that brings
+// nothing more.
 func (f *follower) askBroker(ctx context.Context, ticked bool) {
 	consumer := f.current.Load()
 	if consumer == nil {
@@ -191,7 +194,7 @@ func (f *follower) askBroker(ctx context.Context, ticked bool) {
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrStreamNotFound):
 		consumer.giveUp(errForgotten)
-	case err != nil: // the broker is away: the consumer's loop meets the same, and tells of it
+	case err != nil: // the broker is away: the consumer's loop meets the same error, and logs it
 	case f.progress.answered(info, asked):
 	case ticked && f.progress.stalled():
 		consumer.giveUp(errStalled)

@@ -7,7 +7,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// Why a consumer is made anew.
+// Why a consumer is made again.
 var (
 	errForgotten     = errors.New("the broker has forgotten our place in the stream")
 	errStalled       = errors.New("the broker holds messages for us that don't come")
@@ -15,12 +15,13 @@ var (
 	errAnotherStream = errors.New("the stream is not the one that was read before: it is read from its start")
 )
 
-// orderedConsumer is a consumer without acknowledgements whose messages come in order and without a gap, or not at all.
-// That of nats.go goes on by itself after what it takes for a reconnect: it would pass over the start of a stream that
-// was made anew, and nobody would know.
+// orderedConsumer is a consumer without acknowledgements whose messages come in order and without a
+// gap, or not at all. The one of nats.go goes on by itself after what it takes for a reconnect: it
+// would skip the start of a stream that was made again, and the reader would not notice.
 type orderedConsumer struct {
 	jetstream.Consumer
-	first         streamPlace // the message that comes first if the stream is still the same; zero: any
+	// first is the message that comes first if the stream is still the same; zero: any.
+	first         streamPlace
 	anotherStream func()
 
 	mu       sync.Mutex
@@ -90,8 +91,8 @@ func (m *orderedMessages) Next(opts ...jetstream.NextOpt) (jetstream.Msg, error)
 	return unacknowledged{msg}, nil
 }
 
-// unacknowledged is a message that nobody waits for an acknowledgement of: none is sent, so that a receiver needs no
-// permission to.
+// unacknowledged is a message without an acknowledgement: none is sent, so a receiver needs no
+// permission to send one.
 type unacknowledged struct{ jetstream.Msg }
 
 // Ack implements [jetstream.Msg].

@@ -10,9 +10,9 @@ import (
 
 // streamProgress is how far the stream was read, and up to what time it is known.
 //
-// Messages come in the stream's order and without a gap. So when the broker is asked at some time how many it has
-// delivered to us and how many wait, the stream is known up to that time once so many were worked off: at once on a
-// quiet stream, and a little later on one that never rests.
+// Messages come in the stream's order and without a gap. So when the broker is asked how many it
+// has delivered to us and how many wait, the stream is known up to the time of the question once
+// that many were worked off: at once on a quiet stream, and a little later on one that never rests.
 type streamProgress struct {
 	known atomic.Pointer[time.Time] // nil: not yet
 
@@ -25,21 +25,21 @@ type streamProgress struct {
 	before   uint64      // seen, at the last of them
 }
 
-// streamPlace is where a message stands in the stream. Both together tell it from the message of that sequence in another
-// one.
+// streamPlace is where a message stands in the stream. Both together tell it from the message of
+// that sequence in another stream.
 type streamPlace struct {
 	sequence  uint64
 	published time.Time
 }
 
-// streamGoal is an earlier question: when so many were seen, the stream is known up to then.
+// streamGoal is an earlier question: when that many were seen, the stream is known up to its time.
 type streamGoal struct {
 	seen  uint64
 	asked time.Time
 }
 
-// stallsAllowed is how many questions in a row may find a message missing before it is taken for lost: it may be on its
-// way, and this machine slow.
+// stallsAllowed is how many questions in a row may find a message missing before it counts as lost:
+// it may be on its way, and this machine slow.
 const stallsAllowed = 3
 
 func (p *streamProgress) asOf() time.Time {
@@ -49,7 +49,7 @@ func (p *streamProgress) asOf() time.Time {
 	return time.Time{}
 }
 
-// raise never lowers: what was known once stays known.
+// raise never lowers: a time that was known once stays known.
 func (p *streamProgress) raise(t time.Time) {
 	if t.After(p.asOf()) {
 		p.known.Store(&t)
@@ -77,7 +77,7 @@ func (p *streamProgress) forget() {
 	p.last = streamPlace{}
 }
 
-// workedOff takes the last message of a batch that has had its effect.
+// workedOff notes the last message of a batch that has had its effect.
 func (p *streamProgress) workedOff(m *jetstream.MsgMetadata) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -88,7 +88,8 @@ func (p *streamProgress) workedOff(m *jetstream.MsgMetadata) {
 	}
 }
 
-// answered takes the broker's answer to a question, and says whether all that it had then was worked off.
+// answered notes the broker's answer to a question, and reports whether all that it had then was
+// worked off.
 func (p *streamProgress) answered(info *jetstream.ConsumerInfo, asked time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -100,13 +101,15 @@ func (p *streamProgress) answered(info *jetstream.ConsumerInfo, asked time.Time)
 		p.raise(asked)
 		p.goal, p.stalls = streamGoal{}, 0
 		return true
-	case p.goal == streamGoal{}: // an earlier one is kept until it is reached, else a busy stream would never reach any
+	// An earlier goal is kept until it is reached. Otherwise a busy stream would never reach any.
+	case p.goal == streamGoal{}:
 		p.goal = streamGoal{total, asked}
 	}
 	return false
 }
 
-// stalled is for a question that found something missing. It says whether that has been so for too long.
+// stalled notes a question that found something missing. It reports whether that has been so for
+// too long.
 func (p *streamProgress) stalled() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
