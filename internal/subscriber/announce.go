@@ -14,29 +14,30 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// What a message is worth depends on whom its reader trusts. One that can't be believed is acknowledged all the same: held back, a
-// single foreign message would hold up everybody's rotation, and a flood of them the real events. So the durable's metadata says
-// what the acknowledgements don't: whom this subscriber trusts, and what it failed on (docs/protocol.md §8.1). The
-// metadata also remembers from where on the stream has to be read again once more is trusted. There, it ends with the durable:
-// a new one reads all of the stream anyway.
+// What a message is worth depends on whom its reader trusts. A message that can't be believed is
+// acknowledged all the same: if it were held back, a single foreign message would delay everybody's
+// rotation, and a flood of them would delay the real events. So the durable's metadata says what
+// the acknowledgements don't: whom this subscriber trusts, and what it failed on (docs/protocol.md
+// §8.1). The metadata also says from which place the stream must be read again once the subscriber
+// trusts more. That ends with the durable, because a new durable reads the whole stream anyway.
 //
-// It is always written first: what is lost by a crash in between is done again.
+// The metadata is always written first. After a crash in between, the work is done again.
 
 const (
-	// unbelievedMetadata has the lowest place in the stream of an event that was set aside since no trusted key signed it, and
-	// whom those who did so trusted.
+	// unbelievedMetadata has the lowest place in the stream of an event that was set aside because
+	// no trusted key signed it, and whom the processes that set such events aside trusted.
 	unbelievedMetadata = "omi-unbelieved"
-	// rereadMetadata has the same for what is being read again.
+	// rereadMetadata has the same for the events that are being read again.
 	rereadMetadata = "omi-reread"
 
-	// failedAtMost is how many places are named, before there are too many.
+	// failedAtMost is how many places the metadata names. If there are more, it says only that.
 	failedAtMost = 128
 )
 
-// said is what the metadata of a durable says. It passes over what others keep there.
+// said is what the metadata of a durable says. It leaves other entries alone.
 type said struct{ metadata map[string]string }
 
-// trusts returns whom the durable's subscriber trusts; false: it says nothing of that.
+// trusts returns whom the durable's subscriber trusts, or false if the metadata doesn't say.
 func (s said) trusts() ([]string, bool) {
 	text, ok := s.metadata[events.TrustMetadata]
 	return strings.Fields(text), ok
@@ -46,19 +47,20 @@ func (s said) setTrusts(words []string) {
 	s.metadata[events.TrustMetadata] = strings.Join(slices.Sorted(slices.Values(words)), " ")
 }
 
-// narrow takes back the trust in those whom own is not.
+// narrow removes the trust in everyone who is not in own.
 func (s said) narrow(own []string) {
 	if words, announced := s.trusts(); announced {
 		s.setTrusts(common(words, own))
 	}
 }
 
-// behind says whether events were set aside that own may believe, so that the stream is to be read again.
+// behind says whether the stream must be read again, because own may believe events that were set
+// aside.
 func (s said) behind(own []string) bool {
 	return s.unbelieved(unbelievedMetadata).healedBy(own) || s.unbelieved(rereadMetadata).from > 0
 }
 
-// widen adds those whom own is, unless it is behind. A process with which this one shares its durable may trust others.
+// widen adds own, unless the durable is behind. Another process on this durable may trust others.
 func (s said) widen(own []string) {
 	if s.behind(own) {
 		return
@@ -67,13 +69,14 @@ func (s said) widen(own []string) {
 	s.setTrusts(slices.Compact(slices.Sorted(slices.Values(slices.Concat(words, own)))))
 }
 
-// unbelieved is from where on the stream is to be read again by those who trust others than these.
+// unbelieved says from which place on a process must read the stream again if it trusts anyone who
+// is not in trusts.
 type unbelieved struct {
 	from   uint64
 	trusts []string
 }
 
-// healedBy says whether this trust may believe what was not believed.
+// healedBy says whether a process with this trust may believe events that were not believed.
 func (u unbelieved) healedBy(own []string) bool {
 	return u.from > 0 && len(common(own, u.trusts)) < len(own)
 }
@@ -82,12 +85,12 @@ func (s said) unbelieved(key string) (u unbelieved) {
 	if words := strings.Fields(s.metadata[key]); len(words) > 0 {
 		u.from, _ = strconv.ParseUint(words[0], 10, 64)
 		u.trusts = words[1:]
-		u.from = max(u.from, 1) // what can't be read is of the whole stream
+		u.from = max(u.from, 1) // if it can't be read, it means the whole stream
 	}
 	return u
 }
 
-// add notes that more was not believed.
+// add notes that more events were not believed.
 func (s said) add(key string, more unbelieved) {
 	if more.from == 0 {
 		return
@@ -98,7 +101,8 @@ func (s said) add(key string, more unbelieved) {
 	s.metadata[key] = strings.Join(append([]string{strconv.FormatUint(more.from, 10)}, more.trusts...), " ")
 }
 
-// failed returns the places of what could not be handled; many: there are too many to be named.
+// failed returns the places of the events that could not be handled, or many if there are too many
+// to name.
 func (s said) failed() (places []uint64, many bool) {
 	for _, word := range strings.Fields(s.metadata[events.FailedMetadata]) {
 		place, err := strconv.ParseUint(word, 10, 64)
@@ -133,12 +137,12 @@ func (s said) addFailed(place uint64) {
 	}
 }
 
-// common returns the words of a that b has too.
+// common returns the words of a that are also in b.
 func common(a, b []string) []string {
 	return slices.DeleteFunc(slices.Clone(a), func(word string) bool { return !slices.Contains(b, word) })
 }
 
-// tell changes what the durable's metadata says, if that is a change.
+// tell changes the durable's metadata, unless the change has no effect.
 func (s *Subscriber) tell(ctx context.Context, change func(said)) error {
 	s.telling.Lock()
 	defer s.telling.Unlock()
@@ -148,7 +152,7 @@ func (s *Subscriber) tell(ctx context.Context, change func(said)) error {
 	}
 	config := consumer.CachedInfo().Config
 	if _, is := s.foreign(config.Metadata); is {
-		return errDoubtful // which watch looks into
+		return errDoubtful // watch looks into that
 	}
 	next := said{maps.Clone(config.Metadata)}
 	if next.metadata == nil {
@@ -165,7 +169,8 @@ func (s *Subscriber) tell(ctx context.Context, change func(said)) error {
 	return nil
 }
 
-// introduce has a durable that was opened say whom this process trusts, before anything is read by it.
+// introduce makes a durable that was just opened say whom this process trusts, before the process
+// reads anything.
 func (s *Subscriber) introduce(ctx context.Context, consumer jetstream.Consumer) error {
 	if err := s.countAside(ctx); err != nil {
 		return err
@@ -177,18 +182,18 @@ func (s *Subscriber) introduce(ctx context.Context, consumer jetstream.Consumer)
 		}
 		d.narrow(own)
 		d.widen(own)
-		s.rereading.Store(d.behind(own)) // as_of says nothing until that is tried
+		s.rereading.Store(d.behind(own)) // as_of stays unknown until that is tried
 	})
 }
 
-// Aside is what the metadata of a subscriber's durable say that it has set aside.
+// Aside is what the metadata of a subscriber's durable says about messages that were set aside.
 type Aside struct {
-	From      uint64 // of what looks like events that no trusted key signed, the lowest place in the stream; 0: none
-	Rereading bool   // some of that is believed by now, and the stream is being read again
-	Failed    string // the places of events that could not be handled, or [events.FailedMany]; empty: none
+	From      uint64 // the lowest place of an event that no trusted key signed; 0: none
+	Rereading bool   // the stream is being read again, because some of it is believed now
+	Failed    string // the places of failed events, or [events.FailedMany]; empty: none
 }
 
-// AsideOf reads it; false: nothing is set aside.
+// AsideOf reads it from the metadata, or returns false if nothing is set aside.
 func AsideOf(metadata map[string]string) (Aside, bool) {
 	d := said{metadata}
 	a := Aside{

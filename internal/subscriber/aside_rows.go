@@ -12,7 +12,7 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// keptAside bounds the table, no matter who floods the stream: so many of each class are kept.
+// keptAside bounds the table: it keeps this many messages of each class, so a flood can't fill it.
 const keptAside = 1000
 
 func (s *Store) writeAside(p *sqldb.Pipeline, aside []SetAside) {
@@ -30,7 +30,7 @@ func (s *Store) writeAside(p *sqldb.Pipeline, aside []SetAside) {
 		a := last[sequence]
 		args = append(args, int64(a.StreamSequence), printable.Text(a.Subject), a.Reason, printable.Text(a.Detail), orEmpty(a.Payload), a.At)
 	}
-	// A stream that was made anew counts from 1 again: the newer message is the one to look at.
+	// A stream that was recreated counts from 1 again. The newer message is the one to look at.
 	const into = `INSERT INTO set_aside (stream_sequence, subject, reason, detail, payload, set_aside_at) `
 	const merge = ` ON CONFLICT (stream_sequence) DO UPDATE SET subject = excluded.subject, reason = excluded.reason,
 		detail = excluded.detail, payload = excluded.payload, set_aside_at = excluded.set_aside_at`
@@ -43,7 +43,7 @@ func (s *Store) writeAside(p *sqldb.Pipeline, aside []SetAside) {
 	}
 }
 
-// sql is the condition by which a row is of the class, as [classOf] has it.
+// sql is the condition for rows of the class, the same as in [classOf].
 func (c class) sql() string {
 	const (
 		failed     = `reason IN ('` + consume.Panics + `', '` + consume.Fails + `')`
@@ -58,7 +58,7 @@ func (c class) sql() string {
 	return `NOT ` + failed + ` AND NOT ` + unbelieved
 }
 
-// takeBack deletes the messages at these places of the stream, which come in order, from what is set aside.
+// takeBack deletes the messages at these ascending places from what is set aside.
 func (s *Store) takeBack(ctx context.Context, places []uint64) error {
 	values := make([]any, len(places))
 	for i, place := range places {
@@ -77,7 +77,8 @@ func (s *Store) takeBack(ctx context.Context, places []uint64) error {
 	return nil
 }
 
-// countAside counts what is set aside, by reason, and returns the last place in the stream of any.
+// countAside counts the messages that are set aside by reason, and returns the last of their
+// places.
 func (s *Store) countAside(ctx context.Context) (byReason map[string]int64, upTo uint64, err error) {
 	byReason = map[string]int64{}
 	const query = `SELECT reason, count(*), max(stream_sequence) FROM set_aside GROUP BY reason`

@@ -13,7 +13,8 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// asides is what is set aside now, as far as this process knows: it looks at its database once in a while.
+// asides is what this process knows of the messages that are set aside. It looks at its database
+// now and then.
 type asides struct {
 	mu       sync.Mutex
 	byReason map[string]int64
@@ -30,7 +31,7 @@ func (a *asides) added(place uint64) {
 	a.upTo, a.due = max(a.upTo, place), time.Time{}
 }
 
-// changed has the database looked at soon.
+// changed makes the next look due.
 func (a *asides) changed() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -44,7 +45,7 @@ func (a *asides) mayHave(place uint64) bool {
 	return place <= a.upTo
 }
 
-// isDue says whether it is time to look, and puts the next time off.
+// isDue says whether it is time to look. If it is, the next look is put off.
 func (a *asides) isDue(now time.Time) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -55,7 +56,7 @@ func (a *asides) isDue(now time.Time) bool {
 	return true
 }
 
-// take has what was counted.
+// take stores what was counted.
 func (a *asides) take(byReason map[string]int64, upTo uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -68,7 +69,7 @@ func (a *asides) counts() map[string]int64 {
 	return maps.Clone(a.byReason)
 }
 
-// countAside counts what is set aside, where that is due.
+// countAside counts what is set aside, if that is due.
 func (s *Subscriber) countAside(ctx context.Context) error {
 	if !s.asides.isDue(time.Now()) {
 		return nil
@@ -83,7 +84,8 @@ func (s *Subscriber) countAside(ctx context.Context) error {
 	return nil
 }
 
-// Remarks says what is set aside, for a person who asks how the process is: a line for each reason, or nothing.
+// Remarks says what is set aside, with a line for each reason, for a person who asks how the
+// process is.
 func (s *Subscriber) Remarks() string {
 	counts := s.asides.counts()
 	var text strings.Builder
@@ -97,7 +99,7 @@ func (s *Subscriber) Remarks() string {
 	return text.String()
 }
 
-// remark says what a reason means, and what is to be done.
+// remark says what a reason means and what to do about it.
 func remark(reason string) string {
 	switch classOf(reason) {
 	case ofFailed:

@@ -9,13 +9,14 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// cutoffs are those of all services in the order of their ids, packed: each of a million services may have been reset or
-// revoked. Each is the service's id, the order, and the time.
+// cutoffs are the cutoffs of all services in the order of their ids, packed, because each of a
+// million services may have been reset or revoked. Each has the service's id, the order, and the
+// time.
 type cutoffs struct{ chunks [][]byte }
 
 const cutoffChunk = 1 << 16
 
-// readCutoffs reads those of all services.
+// readCutoffs reads the cutoffs of all services.
 func readCutoffs(ctx context.Context, tx *sql.Tx) (*cutoffs, error) {
 	rows, err := tx.QueryContext(ctx, `SELECT service, position, cut_time FROM cutoffs ORDER BY service`)
 	if err != nil {
@@ -43,7 +44,7 @@ func (c *cutoffs) add(service int64, cutoff keyring.Cutoff) {
 	c.chunks[last] = binary.AppendVarint(binary.AppendVarint(b, cutoff.Order), cutoff.Time)
 }
 
-// take returns those of a service, which are asked for in the order in which they are here. They are then gone.
+// take removes and returns the cutoffs of a service. Services must come in the order of their ids.
 func (c *cutoffs) take(service int64) (list []keyring.Cutoff) {
 	for len(c.chunks) > 0 {
 		have, rest := nextNumber(c.chunks[0])
@@ -67,7 +68,8 @@ func nextNumber(b []byte) (number int64, rest []byte) {
 	return number, b[n:]
 }
 
-// allTaken fails where some were not asked for, or not in their order: without them, a key that was reset would look good.
+// allTaken fails if some cutoffs were not taken, because their services are missing or out of
+// order. Without its cutoffs, a key that was reset would look good.
 func (c *cutoffs) allTaken() error {
 	if len(c.chunks) == 0 {
 		return nil

@@ -13,14 +13,14 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// ErrDurable means that the durable exists and means something else than a subscriber's: it would miss events, or
-// share them with others. Somebody has to look, and to delete it or to choose another name.
+// ErrDurable means that the durable exists and is not a subscriber's: it would miss events, or
+// share them with others. An operator must look, and delete it or choose another name.
 var ErrDurable = errors.New("the durable consumer exists, and is not one that delivers every invalidation and waits for acknowledgements")
 
-// streamPoll is how often a stream that isn't there yet is looked for.
+// streamPoll is the pause between two looks for a stream that isn't there yet.
 const streamPoll = 250 * time.Millisecond
 
-// open finds or makes the durable, and waits for the stream if need be.
+// open finds or creates the durable. It waits for the stream if need be.
 func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
 	stream, err := s.awaitStream(ctx)
 	if err != nil {
@@ -50,19 +50,19 @@ func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
 	s.poke()
 	select {
 	case s.opened <- struct{}{}:
-	default: // it has not seen the last one yet
+	default: // watch has not seen the last one yet
 	}
 	return consumer, nil
 }
 
-// config is what the durable is to be.
+// config is the configuration that the durable must have.
 func (s *Subscriber) config() jetstream.ConsumerConfig {
 	want := streams.SubscriberConsumer(s.cfg.Durable)
 	want.InactiveThreshold, want.Metadata = s.cfg.ForgetAfter, s.metadata()
 	return want
 }
 
-// claim makes the durable, or writes into the one that is there that it is ours.
+// claim creates the durable, or writes into the existing one that it is ours.
 func (s *Subscriber) claim(ctx context.Context, stream jetstream.Stream) (jetstream.Consumer, error) {
 	want := s.config()
 	consumer, err := s.cfg.JetStream.Consumer(ctx, streams.Invalidations, s.cfg.Durable)
@@ -84,11 +84,12 @@ func (s *Subscriber) claim(ctx context.Context, stream jetstream.Stream) (jetstr
 		return nil, err
 	}
 	if few := before.Config.MaxWaiting; few > 0 && few < consume.LeastWaiting {
-		s.cfg.Log.WarnContext(ctx, "the durable allows too few pulls at a time, which can't be changed: it is made again, and the stream read from its start",
+		s.cfg.Log.WarnContext(ctx, "the durable allows too few pulls at a time, which can't be changed: it is recreated, and the stream read from its start",
 			"durable", s.cfg.Durable, "max_waiting", few)
 		return s.remake(ctx, want)
 	}
-	if !consumer.CachedInfo().Created.Equal(before.Created) { // another process made it meanwhile, and may have heard of events
+	// Another process may have created it meanwhile, and may have heard of events.
+	if !consumer.CachedInfo().Created.Equal(before.Created) {
 		return s.remake(ctx, want)
 	}
 	return s.adopt(ctx, stream, consumer, before, want)
@@ -124,8 +125,8 @@ func (s *Subscriber) awaitStream(ctx context.Context) (jetstream.Stream, error) 
 	}
 }
 
-// reconcile refuses a durable of another meaning, and sets the limits and the owner of one that has ours. What an operator may
-// have chosen (replicas, other metadata) stays.
+// reconcile refuses a durable of another kind. In one of ours it sets the limits and the owner, and
+// keeps what an operator may have chosen (replicas, other metadata).
 func (s *Subscriber) reconcile(ctx context.Context, consumer jetstream.Consumer, want jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 	have := consumer.CachedInfo().Config
 	switch {
@@ -151,8 +152,8 @@ func (s *Subscriber) reconcile(ctx context.Context, consumer jetstream.Consumer,
 	return updated, nil
 }
 
-// withOurLimits returns the configuration of a durable with the limits that it is to have. The broker
-// may set its own again in place of none.
+// withOurLimits returns the configuration of a durable with the limits that it must have. If we set
+// none, the broker may set its own again.
 func (s *Subscriber) withOurLimits(next jetstream.ConsumerConfig) jetstream.ConsumerConfig {
 	want := s.config()
 	next.AckWait, next.BackOff, next.MaxDeliver, next.MaxAckPending = want.AckWait, nil, want.MaxDeliver, want.MaxAckPending

@@ -11,14 +11,14 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// writeEvents writes what events that were not applied before say of their services, and returns what else they say, and the
-// services' ids.
+// writeEvents writes what new events say of their services. It returns the rest of what they say,
+// and the services' ids.
 func (s *Store) writeEvents(ctx context.Context, tx *sqldb.Tx, fresh []events.Invalidation) (*rows, map[string]int64, error) {
 	if len(fresh) == 0 {
 		return &rows{}, nil, nil
 	}
 	effects, rounds := effectsOf(fresh)
-	ids, err := s.writeServices(ctx, tx, rounds[0], joinRuns) // it has every service
+	ids, err := s.writeServices(ctx, tx, rounds[0], joinRuns) // the first round has every service
 	if err != nil {
 		return nil, nil, err
 	}
@@ -36,8 +36,9 @@ type named struct {
 	*events.Invalidation
 }
 
-// effectsOf takes events apart into rows of keys and cutoffs, and into runs. One statement may not touch a row twice, so the
-// second run of a service is in a second round, and so on: nearly always there is one.
+// effectsOf splits events into rows of keys and cutoffs, and into runs. One statement may not touch
+// a row twice, so the second run of a service goes into a second round, and so on. Usually there is
+// one.
 func effectsOf(fresh []events.Invalidation) (*rows, [][]service) {
 	order := make([]named, len(fresh))
 	for i := range fresh {
@@ -69,9 +70,10 @@ func effectsOf(fresh []events.Invalidation) (*rows, [][]service) {
 	return effects, rounds
 }
 
-// extend adds an event to a run, if it follows: events of one service whose sequences follow each other without a gap, or that
-// have none. A row of services takes them at once: the number of those beyond any sequence is known from the last and the number
-// of all.
+// extend adds an event to a run if it follows: the events of a run are of one service, and their
+// sequences have no gap between them, or they have no sequences. A row of services takes a run at
+// once: the last sequence and the length of the run tell how many of its events are beyond any
+// sequence.
 func (s *service) extend(e *events.Invalidation) bool {
 	if e.Sequence > 0 && s.sequenced > 0 && e.Sequence != s.maxSequence+1 {
 		return false
@@ -83,8 +85,8 @@ func (s *service) extend(e *events.Invalidation) bool {
 	return true
 }
 
-// joinRuns joins runs to the rows of their services. An event that the registry's history already stands in for is not
-// counted: see services in the schema.
+// joinRuns joins runs to the rows of their services. It doesn't count an event that the registry's
+// history already stands in for: see services in the schema.
 const joinRuns = `head = CASE WHEN excluded.head > services.head THEN excluded.head ELSE services.head END,
 	max_sequence = CASE WHEN excluded.max_sequence > services.max_sequence
 		THEN excluded.max_sequence ELSE services.max_sequence END,

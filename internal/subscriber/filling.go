@@ -11,7 +11,7 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// joinHistory joins the registry's account of a service to its row.
+// joinHistory joins the registry's account of a service to the service's row.
 const joinHistory = `
 	head = CASE WHEN excluded.head > services.head THEN excluded.head ELSE services.head END,
 	max_sequence = CASE WHEN excluded.max_sequence > services.max_sequence
@@ -19,16 +19,16 @@ const joinHistory = `
 	filled = CASE WHEN excluded.filled >= services.max_sequence THEN excluded.filled ELSE services.filled END,
 	sequenced = CASE WHEN excluded.filled >= services.max_sequence THEN 0 ELSE services.sequenced END`
 
-// Fill joins the registry's own account of a service, [keyring.OfHistory], or the last part of it, which
-// closes the gap in its events. An account that is older than an event of the service closes nothing: the
-// gap may lie between the two.
+// Fill joins the registry's own account of a service, [keyring.OfHistory], or the last part of it.
+// That closes the gap in the service's events, unless the account is older than one of the events:
+// then the gap may lie between the two.
 func (s *Store) Fill(ctx context.Context, target events.Target, history keyring.Keyring) error {
 	one := service{target.String(), history.Head, history.Head, history.Head, 0}
 	return s.fill(ctx, one, history, `DELETE FROM filling WHERE service = $1`)
 }
 
-// FillPart joins a part of the registry's account that does not close the gap yet, and remembers that all up
-// to a sequence is there.
+// FillPart joins a part of the registry's account that doesn't close the gap yet, and remembers
+// that everything up to a sequence is there.
 func (s *Store) FillPart(ctx context.Context, target events.Target, part keyring.Keyring, kept int64) error {
 	const remember = `INSERT INTO filling (service, kept) VALUES ($1, $2)
 		ON CONFLICT (service) DO UPDATE SET kept = excluded.kept`
@@ -54,7 +54,8 @@ func (s *Store) fill(ctx context.Context, one service, part keyring.Keyring, the
 	return nil
 }
 
-// Filled returns up to which sequence parts of the registry's account of a service are there for good.
+// Filled returns up to which sequence parts of the registry's account of a service are there for
+// good.
 func (s *Store) Filled(ctx context.Context, target events.Target) (kept int64, err error) {
 	id, _, err := s.idOf(ctx, target)
 	if err == nil && id != 0 {

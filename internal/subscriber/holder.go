@@ -20,44 +20,48 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// A durable belongs to one state: to one process of Auth, which keeps all keyrings in its memory, or to one database of
-// Billing, whose processes share it. Two that took it from each other would each miss what the other heard.
+// A durable belongs to one state: to one process of Auth, which keeps all keyrings in memory, or to
+// one database of Billing, whose processes share it. If two states shared a durable, each would
+// miss the events that the other got.
 //
-// Whether it is in use is asked of the process that has it, on [holderSubject]: the broker itself answers that nobody is
-// there as soon as the connection of that process is gone, so one that crashed can start again at once. The consumer's
-// metadata say who has it. What two write there who start at the same moment, or while they don't reach each other, is what the
-// later one wrote: whoever finds another's name there has lost it, and stops.
+// A process asks on [holderSubject] whether the durable is in use, and the process that has it
+// answers. If that process is gone, the broker itself answers that there is no listener as soon as
+// the connection ends, so a process that crashed can start again at once. The consumer's metadata
+// says who has it. If two processes start at the same moment, or don't reach each other, the later
+// one overwrites the metadata: the process that finds another name there has lost the durable, and
+// stops.
 
-// ErrInUse means that another process has the durable, or another database.
+// ErrInUse means that another process or another database has the durable.
 var ErrInUse = errors.New("the durable is in use")
 
-// The metadata of a consumer that say whose it is.
+// The entries in a consumer's metadata that say whose it is.
 const (
 	metaInstance = streams.InstanceMetadata
-	metaProcess  = "omi-process"  // the process that has it, where it is one alone
-	metaDatabase = "omi-database" // the id of the database that has what was acknowledged
+	metaProcess  = "omi-process"  // the process that has it, if it is for one process alone
+	metaDatabase = "omi-database" // the id of the database that has the acknowledged events
 )
 
 const (
-	holderSubject = "omi.v1.instance." // and the consumer's name
+	holderSubject = "omi.v1.instance." // followed by the consumer's name
 	holderWithin  = 2 * time.Second
 	doubtFor      = time.Second / 2
 )
 
-// holderWaits are how long an answer is waited for. A process that is there answers within milliseconds; the broker may have handed
-// the first question to one that was killed just then. One that hangs, or whose host is gone, holds its durable until the broker
-// gives its connection up.
+// holderWaits are the waits for an answer. A process that is there answers within milliseconds. The
+// first question may go to a process that was killed just then. A process that hangs, or whose host
+// is gone, holds its durable until the broker gives up its connection.
 func holderWaits() []time.Duration {
 	return []time.Duration{200 * time.Millisecond, time.Second, 4 * time.Second}
 }
 
-// holder is a process, as it tells others of itself.
+// holder is what a process tells others about itself.
 type holder struct {
 	ID    string `json:"id"`
 	Host  string `json:"host"`
 	PID   int    `json:"pid"`
 	Since int64  `json:"since"` // seconds since the Unix epoch
-	// Same says whether it has the very database of who asks: it finds his mark there.
+	// Same says whether it has the same database as the process that asks, whose mark it finds
+	// there.
 	Same bool `json:"same"`
 }
 
@@ -69,12 +73,13 @@ func newHolder(since int64) holder {
 	return holder{ID: rand.Text(), Host: host, PID: os.Getpid(), Since: since}
 }
 
-// String is what people read, in errors and in the consumer's metadata. It is unique.
+// String is for people: errors and the consumer's metadata have it. It is unique.
 func (h holder) String() string {
 	return fmt.Sprintf("process %d on host %s, started at %s (%s)", h.PID, h.Host, time.Unix(h.Since, 0).UTC().Format(time.RFC3339), h.ID)
 }
 
-// HostInstance is the name of this host, made into the name of an instance: lower-case, with hyphens for all that can't be in one.
+// HostInstance turns the name of this host into the name of an instance: in lower case, with
+// hyphens for all characters that an instance's name can't have.
 func HostInstance() (string, error) {
 	host, err := os.Hostname()
 	if err != nil {
@@ -93,7 +98,7 @@ func HostInstance() (string, error) {
 // instanceMost is the longest name of an instance, in bytes.
 const instanceMost = 128
 
-// CheckInstance refuses what can't be the name of an instance.
+// CheckInstance returns an error for a text that can't be the name of an instance.
 func CheckInstance(name string) error {
 	if name == "" || len(name) > instanceMost || strings.ContainsFunc(name, func(r rune) bool { return !instanceRune(r) }) {
 		return fmt.Errorf("the name of an instance has letters, digits, hyphens and underscores, %d at most, not %.150q", instanceMost, name)
@@ -108,7 +113,7 @@ func instanceRune(r rune) bool {
 // alone says whether the durable is for this process alone.
 func (s *Subscriber) alone() bool { return s.cfg.Instance != "" }
 
-// metadata says that the durable is ours.
+// metadata is what says that the durable is ours.
 func (s *Subscriber) metadata() map[string]string {
 	own := map[string]string{metaDatabase: s.database}
 	if s.alone() {
@@ -126,22 +131,22 @@ func (s *Subscriber) foreign(have map[string]string) (whose string, is bool) {
 	return "a process with another database (" + have[metaDatabase] + ")", s.otherDatabase(have)
 }
 
-// otherDatabase says whether what was acknowledged is in another database.
+// otherDatabase says whether another database has the events that were acknowledged.
 func (s *Subscriber) otherDatabase(have map[string]string) bool {
 	return have[metaDatabase] != "" && have[metaDatabase] != s.database
 }
 
-// doubt is since when another's name is in the metadata of a durable that was ours.
+// doubt is since when the metadata of our durable has had another name.
 type doubt struct {
 	mu    sync.Mutex
 	since time.Time
 }
 
-// errDoubtful is not yet [ErrInUse].
+// errDoubtful may become [ErrInUse].
 var errDoubtful = errors.New("the durable seems to be in use by another process")
 
-// stillOurs fails once a durable that was ours is another's. In a cluster, the word of a new leader may be an old one: it has to say
-// so for a while.
+// stillOurs fails once another process has our durable. In a cluster, a new leader may repeat an
+// old state, so it must say so for a while.
 func (s *Subscriber) stillOurs(have map[string]string) error {
 	whose, is := s.foreign(have)
 	s.doubt.mu.Lock()
@@ -159,7 +164,7 @@ func (s *Subscriber) stillOurs(have map[string]string) error {
 	return s.inUse(whose)
 }
 
-// withMetadata adds ours to what others have written there.
+// withMetadata adds our entries to those of others.
 func (s *Subscriber) withMetadata(have map[string]string) map[string]string {
 	all := map[string]string{}
 	maps.Copy(all, have)
@@ -167,8 +172,9 @@ func (s *Subscriber) withMetadata(have map[string]string) map[string]string {
 	return all
 }
 
-// Hold asks whether the durable is free, which is [ErrInUse] if not, before this process answers anything: what it knows may not be
-// what it should. A broker or a database that is away is waited for until ctx ends.
+// Hold makes sure that the durable is free, and returns [ErrInUse] otherwise. A process calls it
+// before it answers anything, because its state may lack events that another process got. Hold
+// waits for a broker or a database that is unavailable, until ctx ends.
 func (s *Subscriber) Hold(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.MaxInterval = holderWithin
@@ -184,7 +190,8 @@ func (s *Subscriber) Hold(ctx context.Context) error {
 	return err
 }
 
-// hold asks whether the durable is free, and answers others from then on. It does nothing where it is ours already.
+// hold makes sure that the durable is free, and answers other processes from then on. It does
+// nothing if the durable is ours already.
 func (s *Subscriber) hold(ctx context.Context) error {
 	if s.answers != nil {
 		return nil
@@ -203,7 +210,8 @@ func (s *Subscriber) hold(ctx context.Context) error {
 	return nil
 }
 
-// identify reads the database's id, once: whoever asks the broker of a durable that was opened before reads it without a lock.
+// identify reads the database's id once. After that, code that asks the broker about an open
+// durable can read it without a lock.
 func (s *Subscriber) identify(ctx context.Context) (err error) {
 	if s.database == "" {
 		s.database, err = s.cfg.Store.ID(ctx)
@@ -219,8 +227,9 @@ func (s *Subscriber) release() {
 	}
 }
 
-// askHolder asks the process that has the durable about itself. Nothing but the broker's own word that nobody is there says that
-// it is free; for processes that share it, the word of another one too that has the same database.
+// askHolder asks the process that has the durable about itself. The durable is free only if the
+// broker says that there is no listener. For processes that share a durable, an answer from a
+// process with the same database is as good.
 func (s *Subscriber) askHolder(ctx context.Context) error {
 	question := s.self
 	if !s.alone() {
@@ -253,7 +262,8 @@ func (s *Subscriber) request(ctx context.Context, nc *nats.Conn, body []byte, wi
 	return nc.RequestWithContext(ctx, holderSubject+s.cfg.Durable, body)
 }
 
-// listens fails where a question without an answer says nothing, since it did not get through the broker.
+// listens fails if the question may not have got through the broker: then a missing answer means
+// nothing.
 func (s *Subscriber) listens(ctx context.Context, nc *nats.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, holderWithin)
 	defer cancel()
@@ -299,7 +309,8 @@ func (s *Subscriber) inUse(whose string) error {
 	return fmt.Errorf("%w: %s belongs to %s. %s", ErrInUse, s.cfg.Durable, printable.Text(whose), advice)
 }
 
-// answer tells another process who we are. Where that can't be told, an answer without an id has it ask again.
+// answer tells another process who we are. If we can't tell, an answer without an id makes it ask
+// again.
 func (s *Subscriber) answer(msg *nats.Msg) {
 	var asks holder
 	if json.Unmarshal(msg.Data, &asks) != nil || asks.ID == "" || asks.ID == s.self.ID {
@@ -324,8 +335,9 @@ func (s *Subscriber) answer(msg *nats.Msg) {
 	}
 }
 
-// giveBack is for a process that has lost its durable to another: what it has heard meanwhile, the other has not. Made again, the
-// durable gives that one all events.
+// giveBack is for a process that has lost its durable to another one, which lacks the events that
+// this process got meanwhile. It deletes the durable: a new one delivers all events to the other
+// process.
 func (s *Subscriber) giveBack(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), holderWithin)
 	defer cancel()

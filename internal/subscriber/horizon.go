@@ -12,28 +12,30 @@ import (
 	"omiappreg.org/keyrotation/internal/incoming"
 )
 
-// AsOf returns the time up to which this subscriber knows the stream, in seconds since the Unix epoch; 0: it doesn't
-// know yet. While the broker is away it stays where it was.
+// AsOf returns the time up to which this subscriber knows the stream, in seconds since the Unix
+// epoch, or 0 if it doesn't know that yet. While the broker is unavailable, the time doesn't move.
 func (s *Subscriber) AsOf() int64 { return s.horizon.time.Load() }
 
-// horizon is the time up to which all that is in the stream was applied.
+// horizon is the time up to which every event in the stream was applied.
 //
-// That a batch was applied does not show it: an earlier message may be with a predecessor that crashed, and come
-// again later. Only the broker knows what is not acknowledged, so it is asked. If nothing is open, the horizon is the
-// time of the question; on a busy stream something always is, and the horizon is the newest message of which the
-// broker says that it and all before it are acknowledged.
+// An applied batch doesn't prove that: a process that crashed may have had an earlier message,
+// which comes again later. Only the broker knows what is not acknowledged, so the subscriber asks
+// it. If nothing is open, the horizon is the time of the question. On a busy stream something
+// always is, and the horizon is the newest message of which the broker says that it and all before
+// it are acknowledged.
 type horizon struct {
 	time atomic.Int64
 
 	mu        sync.Mutex
-	latest    incoming.Delivery // the newest that was applied
-	candidate incoming.Delivery // one that was the newest at an earlier question
+	latest    incoming.Delivery // the newest message that was applied
+	candidate incoming.Delivery // the newest message at an earlier question
 }
 
 // askEvery is the precision of as_of, which has whole seconds.
 const askEvery = time.Second
 
-// watch asks the broker at once and then every second, until ctx ends. It stops the subscriber once the durable is another's.
+// watch asks the broker at once and then every second, until ctx ends. It stops the subscriber if
+// another process has the durable.
 func (s *Subscriber) watch(ctx context.Context, stop func()) {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
@@ -54,7 +56,7 @@ func (s *Subscriber) watch(ctx context.Context, stop func()) {
 	}
 }
 
-// ask fails if the durable is another's.
+// ask fails if another process has the durable.
 func (s *Subscriber) ask(ctx context.Context, consumer jetstream.Consumer) error {
 	ctx, cancel := context.WithTimeout(ctx, askEvery)
 	defer cancel()
@@ -62,7 +64,7 @@ func (s *Subscriber) ask(ctx context.Context, consumer jetstream.Consumer) error
 	info, err := consumer.Info(ctx)
 	s.notice(ctx, info, err)
 	if err != nil {
-		return nil // the consumer loop meets the same fault, and tells of it
+		return nil // the consumer loop meets the same fault, and logs it
 	}
 	err = s.stillOurs(info.Config.Metadata)
 	if errors.Is(err, ErrInUse) {
@@ -77,7 +79,7 @@ func (s *Subscriber) ask(ctx context.Context, consumer jetstream.Consumer) error
 	return nil
 }
 
-// restart forgets places in the stream: one that was made anew counts from 1 again.
+// restart forgets places in the stream: a recreated stream counts from 1 again.
 func (h *horizon) restart() {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -38,6 +38,6 @@ func TestHorizonOnABusyStream(t *testing.T) {
 
 	h.restart()
 	batch(1, 500)
-	ask("the stream was made anew", 510, 0, 1, 400)
+	ask("the stream was recreated", 510, 0, 1, 400)
 	ask("its first message is acknowledged", 520, 1, 1, 500)
 }

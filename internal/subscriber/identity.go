@@ -8,7 +8,8 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// ID returns the random id of this database, which the first process that asks for it writes. A copy has the same.
+// ID returns the random id of this database. The first process that asks for it writes it. A copy
+// of the database has the same id.
 func (s *Store) ID(ctx context.Context) (id string, err error) {
 	const insert = `INSERT INTO identity (name, value) VALUES ('database', $1) ON CONFLICT (name) DO NOTHING`
 	const query = `SELECT value FROM identity WHERE name = 'database'`
@@ -24,7 +25,7 @@ func (s *Store) ID(ctx context.Context) (id string, err error) {
 	return id, nil
 }
 
-// mark leaves a mark for other processes on this database, until it is wiped.
+// mark leaves a mark for other processes on this database. wipe removes it.
 func (s *Store) mark(ctx context.Context, name string) (wipe func(), err error) {
 	err = s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO identity (name, value) VALUES ($1, '') ON CONFLICT (name) DO NOTHING`, markPrefix+name)
@@ -35,14 +36,14 @@ func (s *Store) mark(ctx context.Context, name string) (wipe func(), err error) 
 	}
 	return func() {
 		ctx := context.WithoutCancel(ctx)
-		_ = s.db.InTx(ctx, func(tx *sqldb.Tx) error { // one that stays does no harm
+		_ = s.db.InTx(ctx, func(tx *sqldb.Tx) error { // a mark that stays does no harm
 			_, err := tx.Exec(ctx, `DELETE FROM identity WHERE name = $1`, markPrefix+name)
 			return err
 		})
 	}, nil
 }
 
-// hasMark says whether a process on this very database has left a mark.
+// hasMark says whether another process on this very database has left this mark.
 func (s *Store) hasMark(ctx context.Context, name string) (has bool, err error) {
 	const query = `SELECT count(*) > 0 FROM identity WHERE name = $1`
 	if err := s.db.Reader().QueryRowContext(ctx, query, markPrefix+name).Scan(&has); err != nil {

@@ -8,10 +8,11 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// errOtherwise means that a batch is not what settleKnown took it for.
+// errOtherwise means that a batch is not the usual case that settleKnown is for.
 var errOtherwise = errors.New("some event of the batch is not new, or its service not where it was")
 
-// knownAtOnce is the largest batch that settleKnown takes: of a larger one, the ways to the server and back are a small part.
+// knownAtOnce is the largest batch that settleKnown takes. Round trips are a small part of the cost
+// of a larger one.
 const knownAtOnce = 64
 
 // settleKnown is [Store.Settle] in one round trip to PostgreSQL, or two to CockroachDB, for the usual

@@ -13,7 +13,7 @@ import (
 // The values of the label "result".
 const (
 	resultApplied  = "applied"
-	resultRepeated = "repeated" // applied before: a redelivery
+	resultRepeated = "repeated" // applied earlier: a redelivery
 	resultSetAside = "set_aside"
 )
 
@@ -42,12 +42,12 @@ func newMetrics(durable string) *metrics {
 	}
 	m.setAside(nil)
 	for _, result := range []string{resultApplied, resultRepeated} {
-		m.events.WithLabelValues(result, "") // from 0 on: a rate needs a start
+		m.events.WithLabelValues(result, "") // a rate needs a start at 0
 	}
 	return m
 }
 
-// register shows the metrics.
+// register registers the metrics.
 func (s *Subscriber) register(r prometheus.Registerer) error {
 	if r == nil {
 		return nil
@@ -82,7 +82,7 @@ func (s *Subscriber) register(r prometheus.Registerer) error {
 	return nil
 }
 
-// setAside shows what is set aside now. What an operator should be told of is there from the start, as 0.
+// setAside shows what is set aside now. Reasons that an operator should hear of start at 0.
 func (m *metrics) setAside(byReason map[string]int64) {
 	m.aside.Reset()
 	for _, reason := range []string{unknownKey, string(events.EndedRegistryKey), consume.Panics, consume.Fails} {

@@ -9,13 +9,13 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// remarkWithin is how long a check may take of which the answer is no more than a remark: who asks
-// may not wait for long.
+// remarkWithin limits a check whose result is only a remark, because the client may not wait for
+// long.
 const remarkWithin = 800 * time.Millisecond
 
 // Parts are what a subscriber needs to apply events and to answer from its database, each with a
-// check, for GET /readyz. While the broker is away it goes on answering what it is asked over HTTP:
-// taken out of service it would answer nobody.
+// check, for GET /readyz. While the broker is unavailable, it still answers over HTTP: if it were
+// taken out of service, no one would answer.
 func (s *Subscriber) Parts() []health.Part {
 	return []health.Part{
 		withoutIt(health.Connection(s.cfg.JetStream.Conn())),
@@ -26,8 +26,9 @@ func (s *Subscriber) Parts() []health.Part {
 	}
 }
 
-// PartsFromMemory is [Subscriber.Parts] for one that answers from its memory. It goes on while its
-// database is away, too: started again it would not answer before that is back.
+// PartsFromMemory is [Subscriber.Parts] for a process that answers from its memory. It also goes on
+// while its database is unavailable. If it were restarted, it could not answer before the database
+// is back.
 func (s *Subscriber) PartsFromMemory() []health.Part {
 	parts := s.Parts()
 	for i := range parts {
@@ -41,8 +42,7 @@ func (s *Subscriber) PartsFromMemory() []health.Part {
 	return parts
 }
 
-// withoutIt is a part without which a process does its work all the same, unless it can't come
-// back.
+// withoutIt is a part that a process can do without, unless it can't come back.
 func withoutIt(p health.Part) health.Part {
 	check := p.Check
 	p.Check = func(ctx context.Context) error {
@@ -57,8 +57,8 @@ func withoutIt(p health.Part) health.Part {
 	return p
 }
 
-// checkInHand fails while events hang though the database answers. While it doesn't, that is all
-// that there is to say.
+// checkInHand fails while events hang though the database answers. If the database doesn't answer,
+// that is the fault to report.
 func (s *Subscriber) checkInHand(ctx context.Context) error {
 	err := s.inHand.Check(ctx)
 	if err == nil {

@@ -10,21 +10,22 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// ErrRestored means that the database is not the one that this process has written to: it was restored from a backup, or
-// replaced.
+// ErrRestored means that the database lacks what this process has written: it was restored from a
+// backup, or replaced.
 var ErrRestored = errors.New("the database lacks what this process has written to it")
 
-// positionParts is among how many rows processes on one database spread: two that write one row at the same time make one
-// of them begin its transaction again.
+// positionParts is how many rows the processes on one database spread over. If two wrote one row at
+// the same time, one of them would begin its transaction again.
 const positionParts = 64
 
 // Place is a place in a stream. The zero value is none.
 type Place struct {
-	Created  int64  // when the stream was made, nanoseconds since the Unix epoch
+	Created  int64  // of the stream, nanoseconds since the Unix epoch
 	Sequence uint64 // in the stream
 }
 
-// Position returns up to which place of the stream that was made then this database has settled messages; false: none.
+// Position returns up to which place of the stream that was created then this database has settled
+// messages, or false if it has settled none.
 func (s *Store) Position(ctx context.Context, created int64) (sequence uint64, known bool, err error) {
 	const query = `SELECT max(position) FROM stream_positions WHERE stream = $1 AND created_at = $2`
 	var highest sql.NullInt64
@@ -34,8 +35,8 @@ func (s *Store) Position(ctx context.Context, created int64) (sequence uint64, k
 	return uint64(highest.Int64), highest.Valid, nil
 }
 
-// movePosition has the position moved on to a place, unless that is none. written is what this process wrote last; a
-// database that has less is [ErrRestored].
+// movePosition adds the statement that moves the position to a place, unless the place is zero.
+// written is what this process wrote last; if the database has less, the error is [ErrRestored].
 func (s *Store) movePosition(p *sqldb.Pipeline, to, written Place) {
 	if to == (Place{}) {
 		return

@@ -18,22 +18,24 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// The table of what is set aside is bounded, so a flood of foreign messages can push real ones out of it. The stream has them
-// all, and what was applied already has no second effect: so it is read once more, apart from the durable.
+// The table of messages set aside is bounded, so a flood of foreign messages can push real ones out
+// of it. The stream has them all, and an event that was applied has no second effect. So the stream
+// is read again, independently of the durable.
 
 const (
 	rereadAtOnce = 1024
 	rereadBytes  = 4 << 20
 	rereadWithin = 30 * time.Second // for one batch
-	// behindTries is how often a broker that has less of the stream than its leader is asked again.
+	// behindTries is how often a broker is asked again if it has less of the stream than its
+	// leader.
 	behindTries = 50
 	behindPause = 200 * time.Millisecond
 )
 
 var errBehind = errors.New("the broker does not return messages that the stream has")
 
-// readAgain applies what is believed now of the stream from a place on, and returns how many events had their effect now, and
-// what is left to be read again by those who trust others.
+// readAgain applies the events from a place on that are believed now. It returns how many of them
+// were new, and what must be read again by processes that trust others.
 func (s *Subscriber) readAgain(ctx context.Context, from uint64) (applied int, left unbelieved, err error) {
 	stream, err := s.cfg.JetStream.Stream(ctx, streams.Invalidations)
 	if err != nil {
@@ -103,7 +105,8 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// applyAgain applies what is believed of a batch. What can't be handled is looked for by halves, and set aside by itself.
+// applyAgain applies the events of a batch that are believed. If something can't be handled, it
+// halves the batch until it finds that message, and sets it aside.
 func (s *Subscriber) applyAgain(ctx context.Context, batch []incoming.Delivery) (applied int, left unbelieved, err error) {
 	applied, left, err = s.applyOnce(ctx, batch)
 	if err == nil || ctx.Err() != nil || sqldb.Transient(err) {
@@ -150,7 +153,7 @@ func (s *Subscriber) applyOnce(ctx context.Context, batch []incoming.Delivery) (
 		}
 	}()
 	sorted, left := s.sort(batch)
-	fresh, err := s.cfg.Store.Apply(ctx, sorted.Events, nil) // the place is the durable's, which is further on
+	fresh, err := s.cfg.Store.Apply(ctx, sorted.Events, nil) // the place is that of the durable, which is further on
 	if err != nil {
 		return 0, left, err
 	}
@@ -158,7 +161,8 @@ func (s *Subscriber) applyOnce(ctx context.Context, batch []incoming.Delivery) (
 	return len(fresh), left, s.applied(ctx, batch, &sorted, fresh)
 }
 
-// retryFailed tries once more what could not be handled: this may be another release, or the cause is gone.
+// retryFailed tries the events again that could not be handled: this may be another version, or the
+// cause may be gone.
 func (s *Subscriber) retryFailed(ctx context.Context) error {
 	stream, err := s.cfg.JetStream.Stream(ctx, streams.Invalidations)
 	if err != nil {
@@ -179,7 +183,7 @@ func (s *Subscriber) retryFailed(ctx context.Context) error {
 	for _, place := range places {
 		m, err := stream.GetMsg(ctx, place)
 		if errors.Is(err, jetstream.ErrMsgNotFound) {
-			gone[place] = true // the stream has forgotten it, or is another one
+			gone[place] = true // the stream has dropped it, or is another one
 			continue
 		}
 		if err == nil {
@@ -189,7 +193,7 @@ func (s *Subscriber) retryFailed(ctx context.Context) error {
 			return fmt.Errorf("try what could not be handled: %w", err)
 		}
 	}
-	s.working.Lock() // nothing is given up meanwhile
+	s.working.Lock() // nothing is set aside meanwhile
 	defer s.working.Unlock()
 	left, err := s.cfg.Store.failedPlaces(ctx)
 	if err != nil {

@@ -12,18 +12,20 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// The durable remembers what was acknowledged, the database what was settled, in the transaction with its effects and
-// before it was acknowledged. So if the durable is ahead, it was another database that settled it: this one is new, or
-// was restored from an older backup. The durable is then made anew, and the stream read from its start; what the database
-// has already takes effect no second time.
+// The durable remembers what was acknowledged. The database remembers what was settled, in the
+// transaction with its effects and before the acknowledgement. So if the durable is ahead, another
+// database settled it: this database is new, or was restored from an older backup. Then the durable
+// is recreated, and the stream read from its start. Events that the database has take no effect
+// again.
 
-// adopt makes the durable anew if the database has not what it has acknowledged. before is how it was found.
+// adopt recreates the durable if the database lacks events that it has acknowledged. before is the
+// state in which it was found.
 func (s *Subscriber) adopt(
 	ctx context.Context, stream jetstream.Stream, consumer jetstream.Consumer, before *jetstream.ConsumerInfo, want jetstream.ConsumerConfig,
 ) (jetstream.Consumer, error) {
 	info := consumer.CachedInfo()
 	if info.AckFloor.Consumer == 0 {
-		return consumer, nil // nothing was acknowledged: a new durable has a floor too, just before the first message
+		return consumer, nil // nothing was acknowledged: even a new durable has a floor, just before the first message
 	}
 	created := stream.CachedInfo().Created.UnixNano()
 	settled, known, err := s.cfg.Store.Position(ctx, created)
@@ -36,12 +38,12 @@ func (s *Subscriber) adopt(
 		}
 	}
 	s.cfg.Log.WarnContext(ctx, "the durable has acknowledged what this database does not have: the database is new, or was restored from an older backup. "+
-		"The durable is made anew, and the stream read from its start",
+		"The durable is recreated, and the stream read from its start",
 		"durable", s.cfg.Durable, "acknowledged", info.AckFloor.Stream, "in_database", settled)
 	return s.remake(ctx, want)
 }
 
-// remake has the stream read from its start.
+// remake recreates the durable, so that the stream is read from its start.
 func (s *Subscriber) remake(ctx context.Context, want jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 	if err := s.deleteDurable(ctx); err != nil {
 		return nil, err
@@ -49,8 +51,9 @@ func (s *Subscriber) remake(ctx context.Context, want jetstream.ConsumerConfig) 
 	return s.create(ctx, want)
 }
 
-// nothingBetween says whether the stream has no message beyond what is settled and up to the floor. Where it has forgotten
-// messages, the floor is not the last that was acknowledged: it lies just before the next that is on its way.
+// nothingBetween says whether the stream has no message after settled and up to the floor. If the
+// stream has dropped messages, the floor is not the last acknowledged one: it lies just before the
+// next message to be delivered.
 func nothingBetween(ctx context.Context, stream jetstream.Stream, settled, floor uint64) (bool, error) {
 	if settled >= floor {
 		return true, nil
@@ -73,8 +76,8 @@ func (s *Subscriber) deleteDurable(ctx context.Context) error {
 	return nil
 }
 
-// settle applies a batch whose last message is at this place of the stream, see [Store.Settle]. A database that was
-// replaced under this process makes it read the stream from its start.
+// settle applies a batch whose last message is at this place of the stream, see [Store.Settle]. If
+// the database was replaced under this process, the stream is read from its start.
 func (s *Subscriber) settle(ctx context.Context, last uint64, batch []events.Invalidation, aside []SetAside) ([]events.Invalidation, error) {
 	var to Place
 	if s.created != 0 {
@@ -82,9 +85,9 @@ func (s *Subscriber) settle(ctx context.Context, last uint64, batch []events.Inv
 	}
 	fresh, err := s.cfg.Store.Settle(ctx, to, s.written, batch, aside)
 	if errors.Is(err, ErrRestored) {
-		s.cfg.Log.WarnContext(ctx, "the database was replaced, or restored from a backup: the durable is made anew, and the stream read from its start",
+		s.cfg.Log.WarnContext(ctx, "the database was replaced, or restored from a backup: the durable is recreated, and the stream read from its start",
 			"durable", s.cfg.Durable)
-		if err := s.deleteDurable(ctx); err != nil { // which ends the consumer, and a new one is opened
+		if err := s.deleteDurable(ctx); err != nil { // that ends the consumer, and a new one is opened
 			return nil, err
 		}
 		s.written = Place{}

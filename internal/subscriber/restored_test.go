@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	readAgain    = "The durable is made anew, and the stream read from its start"
+	readAgain    = "The durable is recreated, and the stream read from its start"
 	readReplaced = "the database was replaced, or restored from a backup"
 )
 

@@ -12,8 +12,8 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// Keyrings streams all services, as they are at one time. It ends after the first error. A million of them are never held
-// together, nor sorted: all three tables have this order.
+// Keyrings streams all services as they are at one time. It ends after the first error. It neither
+// holds all services at once nor sorts them: all three tables have this order.
 func (s *Store) Keyrings(ctx context.Context) iter.Seq2[Service, error] {
 	return func(yield func(Service, error) bool) {
 		if err := s.scan(ctx, func(service Service) bool { return yield(service, nil) }); err != nil {
@@ -22,7 +22,7 @@ func (s *Store) Keyrings(ctx context.Context) iter.Seq2[Service, error] {
 	}
 }
 
-// Read runs read, which goes through [Store.Keyrings], as [sqldb.DB.Read] does.
+// Read runs read, which iterates over [Store.Keyrings], as [sqldb.DB.Read] does.
 func (s *Store) Read(ctx context.Context, read func() error) error { return s.db.Read(ctx, read) }
 
 // scan calls yield with each service, until it returns false.
@@ -33,7 +33,8 @@ func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
 	}
 	defer func() { _ = conn.Close() }()
 	if s.db.Engine() == sqldb.SQLite {
-		// It reads each page of the file once, and keeping them would take more than 100 MB. The connection is not for others.
+		// The scan reads each page of the file once, and keeping them all would take more than 100
+		// MB. This connection serves only the scan.
 		if _, err := conn.ExecContext(ctx, "PRAGMA cache_size = -4096"); err != nil {
 			return err
 		}
@@ -77,13 +78,13 @@ func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
 	return nil
 }
 
-// scanned is the service whose rows come by.
+// scanned is the service whose rows are being read.
 type scanned struct {
 	cutoffs *cutoffs
 	any     bool // there is a service
 	id      int64
 	service Service
-	before  Service // the one that is done
+	before  Service // the service before it, which is complete
 
 	row struct {
 		target, public              sql.RawBytes
@@ -92,7 +93,7 @@ type scanned struct {
 	}
 }
 
-// number is a column of integers, 0 where it is NULL. It spares database/sql the reflection.
+// number is a column of integers, 0 for NULL. It spares database/sql reflection.
 type number int64
 
 // Scan implements [sql.Scanner].
@@ -108,7 +109,7 @@ func (n *number) Scan(value any) error {
 	return nil
 }
 
-// next takes a row, and says whether the service before it is done.
+// next reads a row, and says whether the service before it is complete.
 func (s *scanned) next(rows *sql.Rows) (done bool, err error) {
 	r := &s.row
 	if err := rows.Scan(&r.id, &r.target, &r.head, &r.sequence, &r.seen, &r.public, &r.position, &r.fromTime, &r.endTime); err != nil {
@@ -126,7 +127,7 @@ func (s *scanned) next(rows *sql.Rows) (done bool, err error) {
 		s.service = Service{Target: target, Sequence: int64(r.sequence), Gap: r.sequence > r.seen}
 		s.service.Keyring = keyring.Keyring{Head: int64(r.head), Cutoffs: s.cutoffs.take(s.id)}
 	}
-	if r.public == nil { // all that is known of it is that it was revoked
+	if r.public == nil { // all that is known of the service is that it was revoked
 		return done, nil
 	}
 	key, err := events.PublicKeyFromBytes(r.public)

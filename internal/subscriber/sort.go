@@ -10,13 +10,14 @@ import (
 	"omiappreg.org/keyrotation/internal/printable"
 )
 
-// unknownKey is the reason of what is an event of the expected registry in all but its signature, which is of a key that is not
-// trusted. It may be believed when more is trusted.
+// unknownKey is the reason for an event of the expected registry that is signed by a key which is
+// not trusted. It may be believed once more is trusted.
 const unknownKey = "unknown_registry_key"
 
 const unknownKeyDetail = "It is an event of this registry, but by a key that is not trusted"
 
-// sort tells a batch apart, and says what of it may be believed by those who trust others.
+// sort splits a batch into what is to be applied and what is not, and says which events processes
+// that trust others may believe.
 func (s *Subscriber) sort(batch []incoming.Delivery) (incoming.Sorted, unbelieved) {
 	trust := s.Trust()
 	sorted := incoming.Sort(trust, batch)
@@ -44,16 +45,17 @@ func (s *Subscriber) sort(batch []incoming.Delivery) (incoming.Sorted, unbelieve
 	return sorted, u
 }
 
-// classes of what is set aside: so many of each are kept, and a flood of one does not push out another.
+// class is a class of messages that are set aside. The table keeps the same number of each class,
+// so a flood of one class doesn't push out another.
 type class int
 
 const (
-	ofGarbage    class = iota // no trust makes an event of it
+	ofGarbage    class = iota // it is no event under any trust
 	ofUnbelieved              // an event of a registry that is not trusted
 	ofFailed                  // an event that could not be handled
 )
 
-// classOf tells by the reason.
+// classOf returns the class of a reason.
 func classOf(reason string) class {
 	switch reason {
 	case unknownKey, string(events.EndedRegistryKey), string(events.WrongOrigin):
@@ -64,7 +66,8 @@ func classOf(reason string) class {
 	return ofGarbage
 }
 
-// toSetAside returns the messages that an operator is to see: of a flood, the newest of each class.
+// toSetAside returns the messages that an operator should see. Of a flood, these are the newest of
+// each class.
 func (s *Subscriber) toSetAside(refused []incoming.Refused) []SetAside {
 	var list []SetAside
 	kept := map[class]int{}
@@ -83,7 +86,7 @@ func (s *Subscriber) aside(d incoming.Delivery, reason, detail string) SetAside 
 	return SetAside{d.Sequence, d.Subject, reason, detail, d.Payload, s.cfg.Now().Unix()}
 }
 
-// report counts and logs a batch, once it is committed: a batch that is tried again counts once.
+// report counts and logs a batch once it is committed, so a batch that is retried counts once.
 func (s *Subscriber) report(ctx context.Context, batch *incoming.Sorted, fresh []events.Invalidation) {
 	now := s.cfg.Now()
 	// fresh is a subsequence of the batch's events.
@@ -101,7 +104,8 @@ func (s *Subscriber) report(ctx context.Context, batch *incoming.Sorted, fresh [
 	}
 }
 
-// takeBack takes off the list of what is set aside what was applied now: more is trusted by now, or a cause is gone.
+// takeBack removes messages from the list of what is set aside if they were applied now, because
+// more is trusted or a cause is gone.
 func (s *Subscriber) takeBack(ctx context.Context, batch []incoming.Delivery, refused []incoming.Refused) error {
 	still := make(map[uint64]bool, len(refused))
 	for _, r := range refused {

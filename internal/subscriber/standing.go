@@ -17,7 +17,7 @@ import (
 // ErrPaused means that the durable delivers nothing until a time that an operator gave.
 var ErrPaused = errors.New("the durable is paused")
 
-// standing is how the durable is, as the broker said last.
+// standing is the state of the durable, as the broker reported it last.
 type standing struct {
 	deliveries consume.Deliveries
 
@@ -25,27 +25,27 @@ type standing struct {
 	err error
 }
 
-// DurableErr returns why the durable delivers nothing: it or its stream is missing, or it is
-// paused. While the broker is away, it is what was known last.
+// DurableErr says why the durable delivers nothing: it or its stream is missing, or it is paused.
+// While the broker is unavailable, that is the last known state.
 func (s *Subscriber) DurableErr() error {
 	s.standing.mu.Lock()
 	defer s.standing.mu.Unlock()
 	return s.standing.err
 }
 
-// checkConsumer fails while no events come, though the broker may be there.
+// checkConsumer fails if no events come although the broker may be there.
 func (s *Subscriber) checkConsumer(context.Context) error {
 	switch {
 	case !s.cfg.JetStream.Conn().IsConnected():
-		return nil // another part says so
+		return nil // another part reports that
 	case s.consumer.Load() == nil:
-		return fmt.Errorf("the durable %s is not open yet: the broker or the stream %s is waited for", s.cfg.Durable, streams.Invalidations)
+		return fmt.Errorf("the durable %s is not open yet: waiting for the broker or the stream %s", s.cfg.Durable, streams.Invalidations)
 	}
 	return cmp.Or(s.DurableErr(), s.standing.deliveries.Err())
 }
 
-// restoreLimits sets the limits of the durable to what they were when it was opened, if someone
-// has changed them.
+// restoreLimits resets the limits of the durable to those with which it was opened, if they were
+// changed.
 func (s *Subscriber) restoreLimits(ctx context.Context, found jetstream.ConsumerConfig) {
 	limits := s.limits.Load()
 	if limits == nil || consume.LimitsOf(found) == *limits {
@@ -53,7 +53,7 @@ func (s *Subscriber) restoreLimits(ctx context.Context, found jetstream.Consumer
 	}
 	s.cfg.Log.WarnContext(ctx, "someone changed the limits of the durable; the registry resets them", "durable", s.cfg.Durable,
 		"found", fmt.Sprintf("%+v", consume.LimitsOf(found)))
-	s.telling.Lock() // which would write the limits that it has read
+	s.telling.Lock() // tell would write the limits that it has read
 	defer s.telling.Unlock()
 	consumer, err := s.cfg.JetStream.Consumer(ctx, streams.Invalidations, s.cfg.Durable)
 	if err == nil {
@@ -69,16 +69,15 @@ func (s *Subscriber) restoreLimits(ctx context.Context, found jetstream.Consumer
 	}
 }
 
-// notice takes in the broker's answer to a question about the durable, and tells the log of a
-// change.
+// notice stores the broker's answer about the durable, and logs a change.
 func (s *Subscriber) notice(ctx context.Context, info *jetstream.ConsumerInfo, err error) {
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		err = fmt.Errorf("the broker has no stream %s; the registry makes it", streams.Invalidations)
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
-		err = fmt.Errorf("the broker has no durable %s; it is made again", s.cfg.Durable)
+		err = fmt.Errorf("the broker has no durable %s; it is created again", s.cfg.Durable)
 	case err != nil:
-		return // it says nothing of the durable
+		return // it says nothing about the durable
 	case info.Paused:
 		err = fmt.Errorf("%w until %s: nats consumer resume %s %s", ErrPaused, info.Config.PauseUntil.Format(time.RFC3339),
 			streams.Invalidations, s.cfg.Durable)

@@ -1,12 +1,13 @@
-// Package subscriber is what all core services share: a durable consumer on the stream of invalidations, and a
-// database that holds what the events said (docs/protocol.md §7.2).
+// Package subscriber is what all core services share: a durable consumer on the stream of events,
+// and a database that holds what the events said (docs/protocol.md §7.2).
 //
-//	OMI_INVALIDATIONS ──▶ batch ──▶ verify ──▶ one transaction: nonces and effects ──▶ memory ──▶ acknowledge
+//	OMI_INVALIDATIONS ──▶ batch ──▶ verify ──▶ one transaction: ids and effects ──▶ memory ──▶ acknowledge
 //	                                  │                     ▲
 //	                                  └── not to be applied ┘ set aside, for an operator to look at
 //
-// Each step may be repeated, and a crash between any two of them does no harm: until the acknowledgement the batch
-// comes again, its nonces say which events have taken effect, and a keyring that is joined twice is the same.
+// Each step can be repeated, and a crash between any two of them does no harm: the batch comes
+// again until it is acknowledged, the ids of its events say which of them have taken effect, and a
+// keyring that is joined twice stays the same.
 package subscriber
 
 import (
@@ -29,34 +30,37 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// Config says what a subscriber listens to and what it does with it. JetStream, Durable, Trust, Store and Log are
-// required.
+// Config says what a subscriber reads and what it does with it. JetStream, Durable, Trust, Store
+// and Log are required.
 type Config struct {
 	JetStream jetstream.JetStream
-	// Durable names the consumer on the stream. Each state has one of its own: another process with the same name is
-	// [ErrInUse], unless it has the same database, and none of them has an Instance.
+	// Durable names the consumer on the stream. Each state has one of its own. A process gets
+	// [ErrInUse] if another one uses the name, unless both have the same database and neither has
+	// an Instance.
 	Durable string
-	// Instance says that the durable is for one process alone, which keeps a state in its memory, and names that process.
+	// Instance says that the durable is for one process alone, which keeps its state in memory, and
+	// names that process.
 	Instance string
-	// ForgetAfter is after which time without a connected process the broker deletes the durable. Zero: never.
+	// ForgetAfter is how long the broker keeps the durable without a connected process. Zero: for
+	// ever.
 	ForgetAfter time.Duration
 	Trust       events.Trust
 	Store       *Store
-	// Applied is told of each batch once its effects are committed, and before it is acknowledged: of all its events, and of those
-	// among them that had their effect now. The others the database had already, which this process may not have known; or it
-	// had another event with the nonce, and only the database knows its effect. After an error the batch comes again. It is
-	// never called concurrently.
+	// Applied gets each batch once its effects are committed, and before it is acknowledged: all its
+	// events, and those that were new to the database. For the others, the database had an event with
+	// the same id, whose effect this process may not know. After an error the batch comes again. Applied
+	// is never called concurrently.
 	Applied func(ctx context.Context, batch, fresh []events.Invalidation) error
 	Log     *slog.Logger
-	// Metrics is where the subscriber's metrics are registered. Nil: nowhere.
+	// Metrics is where the subscriber registers its metrics. Nil: nowhere.
 	Metrics prometheus.Registerer
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
 
-	hangsAfter time.Duration // of what is in hand; 0: the default
+	hangsAfter time.Duration // of work in hand; 0: the default
 }
 
-// ErrNotReady means that the stream has not been read yet up to the time at which this process started.
+// ErrNotReady means that the subscriber has not read the stream up to the time at which it started.
 var ErrNotReady = errors.New("the invalidations are not yet read up to the start of this process")
 
 // Subscriber applies events to its store until it is stopped.
@@ -69,21 +73,21 @@ type Subscriber struct {
 	limits   atomic.Pointer[consume.Limits] // of the durable, as it was opened
 	inHand   *consume.InHand
 	consumer atomic.Pointer[jetstream.Consumer] // nil until the stream is there
-	opened   chan struct{}                      // tells watch of a new consumer
+	opened   chan struct{}                      // tells watch about a new consumer
 	self     holder
 	doubt    doubt
 	lost     chan error // why the durable is no longer ours
 
-	trust     atomic.Pointer[events.Trust] // whom messages are believed from
-	wanted    atomic.Pointer[events.Trust] // whom they are to be believed from
-	poked     chan struct{}                // tells keep of a new consumer, and of another trust
+	trust     atomic.Pointer[events.Trust] // whose messages are believed
+	wanted    atomic.Pointer[events.Trust] // whose messages are to be believed soon
+	poked     chan struct{}                // tells keep about a new consumer or another trust
 	rereading atomic.Bool                  // the stream is being read again, or is to be
-	telling   sync.Mutex                   // held while the durable's metadata is changed
+	telling   sync.Mutex                   // held while the durable's metadata changes
 	asides    asides
 
-	// What follows is only touched where messages are worked on and consumers opened, one after the other.
+	// The code that works on messages and opens consumers, one after the other, owns the rest.
 	working sync.Mutex // held while messages are worked on, as they come and as they are read again
-	created int64      // when the stream was made, nanoseconds since the Unix epoch; 0: it is not known yet
+	created int64      // of the stream, nanoseconds since the Unix epoch; 0: unknown yet
 	written Place      // the position in the database, as this process left it
 
 	database string             // its id
@@ -91,8 +95,9 @@ type Subscriber struct {
 	held     bool               // it was ours
 }
 
-// batchSize is the largest batch. A database has a page written once for a batch, so a subscriber that has a stream before it gets
-// on the better, the larger they are. Twice as many may wait for an acknowledgement ([streams.SubscriberConsumer]).
+// batchSize is the largest batch. A database writes a page once for a batch, so larger batches make
+// a subscriber faster that has much of the stream to read. Twice as many messages may wait for an
+// acknowledgement ([streams.SubscriberConsumer]).
 const batchSize = 4096
 
 // New returns a subscriber that does nothing yet.
@@ -117,8 +122,8 @@ func New(cfg Config) (*Subscriber, error) {
 	return s, nil
 }
 
-// Run applies events until ctx ends, and then returns nil. A stream that isn't there yet, a broker or a database that
-// is away are waited for; [ErrDurable] and [ErrInUse] end it.
+// Run applies events until ctx ends, and then returns nil. It waits for a stream, a broker or a
+// database that is unavailable. [ErrDurable] and [ErrInUse] end it.
 func (s *Subscriber) Run(ctx context.Context) error {
 	defer s.release()
 	err := s.consume(ctx)
@@ -159,8 +164,9 @@ func (s *Subscriber) consume(ctx context.Context) error {
 	return err
 }
 
-// Ready returns nil once the stream has been read up to the time at which this process started, else [ErrNotReady].
-// It stays nil while the broker is away: what is known then grows older, as [Subscriber.AsOf] says.
+// Ready returns nil once the subscriber has read the stream up to the time at which it started, and
+// [ErrNotReady] before. It stays nil while the broker is unavailable: the state then grows older,
+// as [Subscriber.AsOf] says.
 func (s *Subscriber) Ready() error {
 	if s.AsOf() < s.started {
 		return ErrNotReady
@@ -170,25 +176,26 @@ func (s *Subscriber) Ready() error {
 
 func (s *Subscriber) handle(ctx context.Context, batch []*consume.Message) error {
 	fresh, err := s.receive(ctx, incoming.Batch(batch))
-	if fresh > 0 { // what is refused or repeated may write nothing
+	if fresh > 0 { // refused or repeated events may write nothing
 		batch[0].Witness()
 	}
 	return err
 }
 
-// The stages of a batch's way, for the log where it hangs.
+// The stages of a batch, for the log if it hangs.
 const (
 	stageTell   = "tell" // the broker what is not believed
 	stageCommit = "commit"
 )
 
-// Receive applies a batch: when it returns nil, each message has had its effect or was set aside, for good.
+// Receive applies a batch. When it returns nil, each message has had its effect or is set aside,
+// for good.
 func (s *Subscriber) Receive(ctx context.Context, batch []incoming.Delivery) error {
 	_, err := s.receive(ctx, batch)
 	return err
 }
 
-// receive returns how many events had their effect now.
+// receive returns how many events were new.
 func (s *Subscriber) receive(ctx context.Context, batch []incoming.Delivery) (int, error) {
 	s.working.Lock()
 	defer s.working.Unlock()
@@ -212,7 +219,8 @@ func (s *Subscriber) receive(ctx context.Context, batch []incoming.Delivery) (in
 	return len(fresh), nil
 }
 
-// applied tells of a batch that is committed, and takes off the list what was set aside before.
+// applied reports a batch that is committed, and removes its events from the list of what is set
+// aside.
 func (s *Subscriber) applied(ctx context.Context, batch []incoming.Delivery, sorted *incoming.Sorted, fresh []events.Invalidation) error {
 	if err := s.cfg.Applied(ctx, sorted.Events, fresh); err != nil {
 		return err
@@ -220,8 +228,8 @@ func (s *Subscriber) applied(ctx context.Context, batch []incoming.Delivery, sor
 	return s.takeBack(ctx, batch, sorted.Refused)
 }
 
-// setPoisonAside keeps a message that makes the code above panic, or fail while it applies others. The event stays in the
-// stream, and is tried again when the process is started again.
+// setPoisonAside keeps a message that makes the code above panic, or fail while it applies others.
+// The event stays in the stream, and is tried again when the process restarts.
 func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Message, why consume.Fault) error {
 	s.working.Lock()
 	defer s.working.Unlock()

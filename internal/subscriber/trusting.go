@@ -11,11 +11,12 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// Trust is whom messages are believed from now.
+// Trust is whose messages the subscriber believes now.
 func (s *Subscriber) Trust() events.Trust { return *s.trust.Load() }
 
-// SetTrust has messages believed from others, from soon on. Who trusts more applies what it had set aside, and says then that it
-// trusts more; who trusts less says so first. What was applied before stays applied.
+// SetTrust changes whose messages are believed, soon. With more trust, the subscriber first applies
+// what it had set aside, and then says that it trusts more. With less trust, it says so first.
+// Events that were applied stay applied.
 func (s *Subscriber) SetTrust(trust events.Trust) {
 	s.wanted.Store(&trust)
 	s.poke()
@@ -24,18 +25,18 @@ func (s *Subscriber) SetTrust(trust events.Trust) {
 func (s *Subscriber) poke() {
 	select {
 	case s.poked <- struct{}{}:
-	default: // it is going to look anyway
+	default: // it will look anyway
 	}
 }
 
 const (
 	keepEvery = time.Second
-	// remindEvery is how often an error that lasts is told of.
+	// remindEvery is the pause between two reports of an error that lasts.
 	remindEvery = time.Minute
 )
 
-// keep has the durable say whom this process trusts, and reads the stream again where more of it is believed by now, until ctx
-// ends.
+// keep makes the durable say whom this process trusts, and reads the stream again if more of it is
+// believed now, until ctx ends.
 func (s *Subscriber) keep(ctx context.Context) {
 	tick := time.NewTicker(keepEvery)
 	defer tick.Stop()
@@ -49,7 +50,7 @@ func (s *Subscriber) keep(ctx context.Context) {
 			}
 			err = errors.Join(err, s.catchUp(ctx))
 		}
-		s.rereading.Store(false) // what can't be read again now must not keep as_of where it is for good
+		s.rereading.Store(false) // a failed attempt must not stop as_of for good
 		if err != nil && ctx.Err() == nil && time.Since(told) > remindEvery {
 			told = time.Now()
 			s.cfg.Log.WarnContext(ctx, "what was set aside can't be looked after, trying again", "durable", s.cfg.Durable, "error", err)
@@ -63,7 +64,7 @@ func (s *Subscriber) keep(ctx context.Context) {
 	}
 }
 
-// useTrust takes over the trust that is wanted. Where that is less in some, the durable says so before.
+// useTrust starts to use the wanted trust. If that is less in some, the durable says so before.
 func (s *Subscriber) useTrust(ctx context.Context) error {
 	wanted, now := s.wanted.Load(), s.trust.Load()
 	if wanted == now {
@@ -72,7 +73,8 @@ func (s *Subscriber) useTrust(ctx context.Context) error {
 	own := wanted.Announcement()
 	if s.consumer.Load() != nil {
 		err := s.tell(ctx, func(d said) { d.narrow(own) })
-		if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) { // a new one says it before anything is read by it
+		// A new durable says it before anything is read from it.
+		if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 			return err
 		}
 	}
@@ -83,7 +85,7 @@ func (s *Subscriber) useTrust(ctx context.Context) error {
 	return nil
 }
 
-// catchUp reads again what this trust may believe, and then has the durable say whom it trusts.
+// catchUp reads again what this trust may believe, and then makes the durable say whom it trusts.
 func (s *Subscriber) catchUp(ctx context.Context) error {
 	own := s.Trust().Announcement()
 	info, err := (*s.consumer.Load()).Info(ctx)
@@ -98,7 +100,7 @@ func (s *Subscriber) catchUp(ctx context.Context) error {
 		return s.tell(ctx, func(d said) { d.widen(own) })
 	}
 	s.rereading.Store(true)
-	// What others set aside from here on, and this process itself, is noted by itself.
+	// Events that this process or others set aside from here on are noted separately.
 	var from uint64
 	err = s.tell(ctx, func(d said) {
 		d.add(rereadMetadata, d.unbelieved(unbelievedMetadata))
