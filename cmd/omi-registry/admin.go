@@ -58,7 +58,7 @@ func (c *appAddCmd) Run() error {
 	})
 }
 
-// parseAppAndKey reads what --app-id and --master-key say.
+// parseAppAndKey parses --app-id and --master-key.
 func parseAppAndKey(id, master string) (app registry.App, err error) {
 	if app.AppID, err = events.ParseAppID(id); err != nil {
 		return app, process.Usagef("--app-id: %w", err)
@@ -138,7 +138,7 @@ type appReplaceCmd struct {
 	JSON      bool     `help:"Print one JSON object."`
 }
 
-// Help is what --help says beside the flags.
+// Help is shown by --help.
 func (c *appReplaceCmd) Help() string {
 	return `From then on, every registry on this database refuses what the old key signs, including
 requests that wait in the stream. The old key can never be a Master Key or a service's key again.
@@ -238,8 +238,8 @@ func printReport(r registry.Report) error {
 	return process.Print("%s", &text)
 }
 
-// withExisting is withStore for a command that asks about the database of a registry: it has to be there, and its schema is left
-// as it is.
+// withExisting is withStore for a command that reads a registry's database: it must exist, and its
+// schema is left as it is.
 func withExisting(d database, do func(context.Context, *registry.Store) error) error {
 	return with(d.openExisting, do)
 }
@@ -249,7 +249,7 @@ func withStore(d database, do func(context.Context, *registry.Store) error) erro
 	return with(d.open, do)
 }
 
-// with runs one command. A signal ends it, and is an error unless the command was done.
+// with runs one command. A signal ends it, and is an error unless the command is done.
 func with(open func(context.Context, *slog.Logger) (*registry.Store, error), do func(context.Context, *registry.Store) error) error {
 	log := process.NewLog(os.Stderr, slog.LevelWarn)
 	done := false

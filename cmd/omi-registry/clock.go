@@ -4,5 +4,6 @@ package main
 
 import "time"
 
-// clock is the registry's: the machine's. What internal/e2e builds with the tag faults has another, that a test can move.
+// clock returns the machine's clock. A program that is built with the tag faults has a clock that a
+// test can move.
 func clock() func() time.Time { return time.Now }

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// clock is the machine's, moved by what the file OMI_FAULTS_CLOCK holds now: a duration, or nothing at all.
+// clock returns the machine's clock, moved by the duration that the file OMI_FAULTS_CLOCK holds
+// now, if any.
 func clock() func() time.Time {
 	file := os.Getenv("OMI_FAULTS_CLOCK")
 	return func() time.Time {
@@ -20,6 +21,7 @@ func clock() func() time.Time {
 		if err != nil {
 			return time.Now()
 		}
-		return time.Now().Add(offset).Round(0) // a step of the wall clock moves no monotonic one
+		// A step of the wall clock does not move a monotonic one.
+		return time.Now().Add(offset).Round(0)
 	}
 }

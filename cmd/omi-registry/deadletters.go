@@ -13,7 +13,7 @@ import (
 	"omiappreg.org/keyrotation/registry"
 )
 
-// pollEvery is how often retry looks what has become of dead letters.
+// pollEvery is how often retry checks the dead letters.
 const pollEvery = 100 * time.Millisecond
 
 type deadLettersCmd struct {
@@ -47,7 +47,7 @@ func (c *deadLettersListCmd) Run() error {
 		return process.Usagef("--limit: want 1 or more")
 	}
 	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
-		list, err := store.DeadLetters(ctx, c.Limit+1) // one more says that there are more
+		list, err := store.DeadLetters(ctx, c.Limit+1) // one more shows whether there are more
 		if err != nil {
 			return err
 		}
@@ -100,7 +100,7 @@ func (c *deadLettersShowCmd) Run() error {
 	})
 }
 
-// gone says what to do about an id that is not there.
+// gone says what to do about an unknown id.
 func gone(err error) error {
 	if errors.Is(err, registry.ErrNoDeadLetter) {
 		return process.Refused(fmt.Errorf("%w; omi-registry deadletters list shows those that wait", err))
@@ -116,7 +116,7 @@ type deadLettersRetryCmd struct {
 	JSON     bool          `help:"Print a JSON array with the result of each."`
 }
 
-// retried is what became of one dead letter: decided, failed again, or waiting for a registry.
+// retried is the result for one dead letter: decided, failed again, or waiting for a registry.
 type retried struct {
 	ID     string `json:"id"`
 	Result string `json:"result"`
@@ -130,7 +130,7 @@ const (
 	resultWaiting = "waiting"
 )
 
-// Run has dead letters decided again.
+// Run asks for dead letters to be decided again.
 func (c *deadLettersRetryCmd) Run() error {
 	if c.All == (len(c.IDs) > 0) {
 		return process.Usagef("name the dead letters by their ids, or all of them by --all")
@@ -212,7 +212,7 @@ func retriedText(results []retried) printable.Composed {
 	return printable.Composed(text.String())
 }
 
-// verdict returns the error that the exit code is of.
+// verdict returns the error with the exit code.
 func (c *deadLettersRetryCmd) verdict(results []retried) error {
 	count := map[string]int{}
 	for _, r := range results {

@@ -12,7 +12,7 @@ import (
 	"omiappreg.org/keyrotation/internal/process"
 )
 
-// publicMode is of files that anyone may read.
+// publicMode is the mode of files that anyone may read.
 const publicMode = 0o644
 
 type keygenCmd struct {
@@ -22,7 +22,7 @@ type keygenCmd struct {
 	JSON      bool   `help:"Print one JSON object."`
 }
 
-// Help is what --help says beside the flags.
+// Help is shown by --help.
 func (c *keygenCmd) Help() string {
 	return `Every subscriber trusts this key, and events that it signed are kept for ever, so keep the
 file. Another key never replaces it by accident: if --public-out has the public half of another key,
@@ -50,8 +50,9 @@ func (c *keygenCmd) Run() error {
 	return process.Print("The registry's private key is in %s (mode 0600).\nIts public key, which subscribers --trust:\n%s\n", c.Out, key.Public())
 }
 
-// public returns the key that --public-out has; the zero key: none. It refuses a file that holds something else than a public key,
-// such as a private one, and one that can't be read: whose key it has is not known. A device or a pipe holds nothing.
+// public returns the key in --public-out, or the zero key if there is none. It refuses a file that
+// holds anything other than a public key, such as a private one, and a file that it can't read,
+// because that may hold another key. A device or a pipe holds nothing.
 func (c *keygenCmd) public() (key events.PublicKey, err error) {
 	switch c.PublicOut {
 	case "":
@@ -72,7 +73,7 @@ func (c *keygenCmd) public() (key events.PublicKey, err error) {
 		return key, nil
 	case err != nil:
 		return key, process.Usagef("--public-out: %w", err)
-	case !info.Mode().IsRegular() || info.Size() == 0: // what can't be written, writing says
+	case !info.Mode().IsRegular() || info.Size() == 0: // if it can't be written, writing fails
 		return key, nil
 	}
 	keys, err := keyfile.ReadPublicKeys(c.PublicOut)
@@ -85,7 +86,8 @@ func (c *keygenCmd) public() (key events.PublicKey, err error) {
 	return keys[0], nil
 }
 
-// writePublic writes the public key, unless it is there: then the file, which may be read-only, stays as it is.
+// writePublic writes the public key, unless it is there: then the file, which may be read-only,
+// stays as it is.
 func (c *keygenCmd) writePublic(key events.PublicKey) error {
 	if c.PublicOut == "" {
 		return nil
@@ -100,8 +102,9 @@ func (c *keygenCmd) writePublic(key events.PublicKey) error {
 	return createPublic(c.PublicOut, []byte(key.String()+"\n"))
 }
 
-// createPublic writes a file that is not there, or that is empty, or a device. It makes none where a link leads: whoever may put links
-// into the folder would choose which file this user makes.
+// createPublic writes a file that is missing, or that is empty, or a device. It creates none
+// through a link: anyone who may put links into the folder could otherwise choose which file this
+// user creates.
 func createPublic(path string, content []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, publicMode)
 	if errors.Is(err, fs.ErrExist) {
@@ -117,7 +120,7 @@ func createPublic(path string, content []byte) error {
 	return nil
 }
 
-// openEmpty opens what is there: a device, a pipe, or an empty file of this very name.
+// openEmpty opens an existing device, pipe, or empty file of exactly this name.
 func openEmpty(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {
@@ -135,7 +138,7 @@ func openEmpty(path string) (*os.File, error) {
 	return f, nil
 }
 
-// mayReplace refuses to have subscribers trust another key than they do.
+// mayReplace refuses to let subscribers trust another key than they do.
 func (c *keygenCmd) mayReplace(has, key events.PublicKey) error {
 	if has.IsZero() || has == key {
 		return nil
@@ -144,7 +147,8 @@ func (c *keygenCmd) mayReplace(has, key events.PublicKey) error {
 		"name the public file of this key, or restore its private key", c.PublicOut, c.Out)
 }
 
-// key returns the key that is there, or makes one. Where public is the half of a key that is gone, it makes none.
+// key returns the existing key, or makes one. If public is the half of a key that is gone, it makes
+// none.
 func (c *keygenCmd) key(public events.PublicKey) (events.SigningKey, error) {
 	key, err := keyfile.Read(c.Out)
 	switch {

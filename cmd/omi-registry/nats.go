@@ -17,7 +17,7 @@ type natsCmd struct {
 	Receiver  natsReceiverCmd  `cmd:"" help:"A receiver that verifies signatures itself (client.Verifier)."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*natsCmd) Help() string {
 	return `Prints one party's account for the broker of deploy/nats. Append it to accounts.conf, and
 let the broker reload that file.
@@ -29,12 +29,12 @@ let the broker reload that file.
   nats-server --signal reload`
 }
 
-// userKey is the flag that says who the account's user is.
+// userKey is the flag with the account's user.
 type userKey struct {
 	NKey string `name:"nkey" required:"" placeholder:"U…" help:"The public nkey of the user, which omi keygen --format nkey printed."`
 }
 
-// public returns the key as the broker's configuration has it.
+// public returns the key in the form of the broker's configuration.
 func (k userKey) public() (string, error) {
 	key, err := keyformat.Parse([]byte(k.NKey))
 	if err != nil {
@@ -102,7 +102,7 @@ receiver needs one consumer, and some more are needed for restarts.`
 
 // Run prints the account.
 func (c *natsReceiverCmd) Run() error {
-	if _, err := events.ParseServiceID(c.Name); err != nil { // one label, as those are
+	if _, err := events.ParseServiceID(c.Name); err != nil { // one label, as a service id is
 		return process.Usagef("--name: lower case letters, digits, hyphens and underscores, not %q", c.Name)
 	}
 	if c.Consumers < 1 || c.Consumers > streams.ReceiverConsumers {

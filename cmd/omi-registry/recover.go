@@ -32,7 +32,7 @@ type recoverCmd struct {
 	JSON         bool     `help:"Print one JSON object."`
 }
 
-// Help is what --help says beside the flags.
+// Help is shown by --help.
 func (c *recoverCmd) Help() string {
 	return `After the registry's database was restored from a backup, the streams know of changes that
 the database lacks. The registry notices, puts the services concerned on hold, and serves the
@@ -67,7 +67,7 @@ func (c *recoverCmd) Run() error {
 		return err
 	}
 	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
-		log := process.NewLog(os.Stderr, slog.LevelInfo) // long work says how far it is
+		log := process.NewLog(os.Stderr, slog.LevelInfo) // long work reports its progress
 		js, done, err := openStreams(ctx, c.NATS, log)
 		if err != nil {
 			return err
@@ -77,7 +77,8 @@ func (c *recoverCmd) Run() error {
 	})
 }
 
-// recover says on whose signature the changes rest, and then writes what it has said, and nothing that came since.
+// recover says which keys have signed the changes. Then it writes exactly those changes, and none
+// that came since.
 func (c *recoverCmd) recover(ctx context.Context, store *registry.Store, how registry.Recovery) error {
 	report, err := store.Recover(ctx, how)
 	if err == nil && !c.JSON {
@@ -87,7 +88,8 @@ func (c *recoverCmd) recover(ctx context.Context, store *registry.Store, how reg
 		return err
 	}
 	refused := c.mayWrite(&report)
-	if !c.DryRun && refused == nil && report.UpTo > 0 { // else the stream had nothing, and what came since was not shown
+	// With 0, the stream was empty, and what came since was not shown.
+	if !c.DryRun && refused == nil && report.UpTo > 0 {
 		how.DryRun, how.UpTo = false, report.UpTo
 		if report, err = store.Recover(ctx, how); err != nil {
 			return err
@@ -104,7 +106,7 @@ func (c *recoverCmd) recover(ctx context.Context, store *registry.Store, how reg
 	return err
 }
 
-// mayWrite refuses to write on the signature of an earlier key what nobody has agreed to.
+// mayWrite refuses to write changes that only an earlier key has signed, unless --yes agrees to it.
 func (c *recoverCmd) mayWrite(r *registry.Recovered) error {
 	if c.Yes || c.DryRun || r.Earlier() == 0 {
 		return nil
@@ -113,7 +115,7 @@ func (c *recoverCmd) mayWrite(r *registry.Recovered) error {
 		"as in --trust KEY@TIME; if not, --yes recovers them", r.Earlier())
 }
 
-// signersText says on whose signatures changes rest, and names those of earlier keys.
+// signersText says which keys have signed the changes, and lists those of earlier keys.
 func signersText(r *registry.Recovered) printable.Composed {
 	var text strings.Builder
 	for _, s := range r.Signers {

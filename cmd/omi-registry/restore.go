@@ -10,7 +10,7 @@ type restoreCmd struct {
 	Database        database `embed:""`
 }
 
-// Help is what --help says in addition to the flags.
+// Help is shown by --help.
 func (c *restoreCmd) Help() string {
 	return c.Restore.Help() + `
 

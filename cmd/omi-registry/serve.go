@@ -17,7 +17,7 @@ import (
 	"omiappreg.org/keyrotation/registry"
 )
 
-// database is the flag of every command that opens it.
+// database is the flag of every command that opens the database.
 type database struct {
 	URL string `name:"database-url" env:"OMI_DATABASE_URL" default:"sqlite:omi-registry.db" placeholder:"URL" help:"sqlite:PATH, or postgres://… for PostgreSQL and CockroachDB (${default})."`
 }
@@ -164,7 +164,7 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 	return usage(r.Run(ctx))
 }
 
-// addApps makes the apps known, unless this registry may not serve the database at all.
+// addApps adds the apps, unless this registry may not serve the database at all.
 func (c *serveCmd) addApps(ctx context.Context, log *slog.Logger, store *registry.Store, policy registry.Policy, apps []registry.App) error {
 	if !c.ChangePolicy {
 		if err := store.AwaitPolicy(ctx, policy, log); err != nil {
@@ -174,7 +174,7 @@ func (c *serveCmd) addApps(ctx context.Context, log *slog.Logger, store *registr
 	return store.AddApps(ctx, apps, time.Now().Unix(), log)
 }
 
-// usage gives exit code 2 to what a person has to change.
+// usage gives exit code 2 to errors that a person must fix.
 func usage(err error) error {
 	for _, target := range []error{
 		registry.ErrOrigin, registry.ErrOtherPolicy, registry.ErrAppExists, registry.ErrMasterKey, registry.ErrReservedKey, registry.ErrReplacedMaster, registry.ErrSigningKey, events.ErrWeakKey, sqldb.ErrURL,
@@ -187,7 +187,8 @@ func usage(err error) error {
 	return err
 }
 
-// jwksMaxAge is the policy's: there, 0 means the default, and none is negative.
+// jwksMaxAge converts the flag for the policy, where 0 means the default and a negative value means
+// none.
 func (c *serveCmd) jwksMaxAge() time.Duration {
 	switch {
 	case c.JWKSMaxAge == nil:
@@ -210,7 +211,8 @@ func signingKey(path string) (events.SigningKey, error) {
 	return key, nil
 }
 
-// ownTrust is the trust in a registry's own keys: the one that it signs with, and earlier ones that are named.
+// ownTrust is the trust in a registry's own keys: the one that it signs with, and earlier ones that
+// the flags name.
 func ownTrust(origin string, key events.SigningKey, earlier []string, file string) (events.Trust, error) {
 	trust, err := process.Trust{Origin: origin, Keys: append([]string{key.Public().String()}, earlier...), File: file}.Load()
 	if err == nil && !slices.Contains(trust.PublicKeys(), key.Public()) {

@@ -7,7 +7,7 @@ import (
 	"omiappreg.org/keyrotation/registry"
 )
 
-// streamFlags say what the streams may hold.
+// streamFlags limit the streams.
 type streamFlags struct {
 	MaxWaiting      int64     `env:"OMI_MAX_WAITING" placeholder:"128" help:"How many requests of one kind may wait for one service (128)."`
 	MaxRequestBytes streamLen `env:"OMI_MAX_REQUEST_BYTES" placeholder:"1GiB" help:"Size of the stream of requests (1GiB, or less at a small broker)."`
@@ -18,7 +18,7 @@ type streamFlags struct {
 // streamLen is a number of bytes, such as 64MiB.
 type streamLen int64
 
-// leastStream is what a few messages of any size fit in.
+// leastStream is enough for a few messages of any size.
 const leastStream = 1 << 20
 
 // UnmarshalText implements encoding.TextUnmarshaler.
@@ -31,7 +31,7 @@ func (l *streamLen) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// check refuses what NATS would.
+// check refuses what NATS would refuse.
 func (f *streamFlags) check() error {
 	if f.MaxWaiting < 0 {
 		return process.Usagef("--max-waiting is 1 or more requests")

@@ -29,8 +29,8 @@ const (
 	benchRotations = 30_000
 	benchDuration  = 10 * time.Second
 	benchMaxRate   = 1_000_000
-	// keptEvents is how many events of a service the stream keeps: a backlog has no more of one service, or a subscriber
-	// that is behind could miss some.
+	// keptEvents is how many events of a service the stream keeps. A backlog has at most that many
+	// of one service, because a subscriber that is behind could miss earlier ones.
 	keptEvents = 64
 )
 
@@ -53,7 +53,7 @@ type benchCmd struct {
 	JSON       bool   `help:"Print only one JSON object, at the end."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*benchCmd) Help() string {
 	return `Broker, registry, Auth and Billing run in this process as delivered: file streams,
 synchronous=FULL or fsync, real TCP connections. The services are bound and the requests signed
@@ -84,11 +84,11 @@ that you name. Without --sync-always, the broker has NATS's own sync_interval, t
   omi bench --preload 0,10000,100000,1000000 --plot growth.svg`
 }
 
-// Processes is how many processes of their own it stands for: registry, Auth and Billing. So the heap that they share may grow as
-// theirs would together, before it is collected.
+// Processes returns the number of processes that it stands for: registry, Auth and Billing. The
+// heap that they share may grow as much as their three heaps would before it is collected.
 func (*benchCmd) Processes() int { return 3 }
 
-// AfterApply refuses what was given and would count as if it was not.
+// AfterApply refuses flags that would have no effect.
 func (c *benchCmd) AfterApply(given *kong.Context) error {
 	nothing := map[string]bool{"rate": c.Rate == 0, "in-flight": c.InFlight == 0, "rotations": c.Rotations == 0, "duration": c.Duration == 0}
 	instead := map[string]string{"rotations": fmt.Sprintf("%d, or %s of them with --rate", benchRotations, benchDuration), "duration": benchDuration.String()}
@@ -100,12 +100,13 @@ func (c *benchCmd) AfterApply(given *kong.Context) error {
 	return nil
 }
 
-// Run measures, and fails if anything was lost or doubled.
+// Run measures. It fails if anything was lost or applied twice.
 func (c *benchCmd) Run() error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	signal.Ignore(syscall.SIGPIPE) // whoever reads what is printed may leave: there are folders to take away
+	// The reader of the output may leave, and there are folders to remove.
+	signal.Ignore(syscall.SIGPIPE)
 	var runs []*benchRun
 	for _, preload := range c.Preload {
 		b, err := c.measure(preload)
@@ -119,10 +120,11 @@ func (c *benchCmd) Run() error {
 			}
 		}
 	}
-	return errors.Join(c.print(runs), c.write(runs), verdictOf(runs)) // minutes went into it: what can be had is
+	// The measurement took minutes: give what there is.
+	return errors.Join(c.print(runs), c.write(runs), verdictOf(runs))
 }
 
-// verdictOf is an error if anything was lost or doubled.
+// verdictOf returns an error if anything was lost or applied twice.
 func verdictOf(runs []*benchRun) error {
 	for _, b := range runs {
 		if r := &b.result; r.Lost+r.Doubled > 0 {
@@ -132,7 +134,7 @@ func verdictOf(runs []*benchRun) error {
 	return nil
 }
 
-// measure does one run, in a folder of its own.
+// measure does one run in a folder of its own.
 func (c *benchCmd) measure(preload int) (*benchRun, error) {
 	folder, err := os.MkdirTemp(c.Data, "omi-bench-")
 	if err != nil {
@@ -154,7 +156,7 @@ func (c *benchCmd) measure(preload int) (*benchRun, error) {
 	return b, plain(err)
 }
 
-// check refuses what can't be measured, and fills in what depends on the rest.
+// check refuses what can't be measured, and sets the defaults that depend on other flags.
 func (c *benchCmd) check() error {
 	switch {
 	case c.Services < 1:
@@ -228,7 +230,7 @@ func (c *benchCmd) mode() string {
 	return benchBacklog
 }
 
-// canBeWritten says why a file can't be written once all is measured, as far as that is known before.
+// canBeWritten returns why a file can't be written, if that is known before the measurement.
 func canBeWritten(path string) error {
 	if path == "" {
 		return nil
@@ -246,7 +248,7 @@ func canBeWritten(path string) error {
 	return f.Close()
 }
 
-// write writes the files that were asked for.
+// write writes the files that the flags name.
 func (c *benchCmd) write(runs []*benchRun) error {
 	last := runs[len(runs)-1]
 	for _, file := range []struct {
@@ -259,14 +261,15 @@ func (c *benchCmd) write(runs []*benchRun) error {
 		if file.path == "" {
 			continue
 		}
-		if err := os.WriteFile(file.path, file.content(), 0o644); err != nil { //nolint:gosec // to be shown around
+		// To be shown around.
+		if err := os.WriteFile(file.path, file.content(), 0o644); err != nil { //nolint:gosec
 			return fmt.Errorf("%s: %w", file.flag, err)
 		}
 	}
 	return nil
 }
 
-// print prints the results: one object, or with several runs a list.
+// print prints the results: one object, or a list for several runs.
 func (c *benchCmd) print(runs []*benchRun) error {
 	last := runs[len(runs)-1]
 	switch {

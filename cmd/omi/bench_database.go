@@ -24,16 +24,17 @@ const (
 	benchCockroach = "cockroach"
 )
 
-// How long statements on a server may take: those that make and drop databases, and what follows upon some million new rows.
+// Timeouts of statements on a server: those that create and drop databases, and those that clean up
+// after some million new rows.
 const (
 	benchStatement = time.Minute
 	benchVacuum    = 10 * time.Minute
 )
 
-// benchServer is the part of the CPU that a database server used which this process started.
+// benchServer is the part of the CPU that a database server used, if this process started it.
 const benchServer = "database_server"
 
-// openDatabases gives each part a database of its own, and returns what takes them away again.
+// openDatabases gives each part a database of its own. The returned function removes them.
 func (b *benchRun) openDatabases(ctx context.Context) (closes func(), err error) {
 	if b.cmd.Store != benchPostgres {
 		return func() {}, nil // files in the folder
@@ -51,14 +52,15 @@ func (b *benchRun) openDatabases(ctx context.Context) (closes func(), err error)
 		server.Stop()
 		return nil, err
 	}
-	return server.Stop, nil // the databases go with it
+	return server.Stop, nil // the databases go with the server
 }
 
 // createDatabases makes a database for each part.
 func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func(), err error) {
 	whole, err := url.Parse(text)
 	if err != nil {
-		return nil, process.Usagef("--database-url is not a URL") // the error would quote a password
+		// The error would quote a password.
+		return nil, process.Usagef("--database-url is not a URL")
 	}
 	prefix := "omi_bench_" + strings.ToLower(rand.Text()) + "_"
 	b.cfg.Database = func(part string) string {
@@ -67,7 +69,7 @@ func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func
 		return one.String()
 	}
 	var version string
-	how := " WITH (FORCE)" // also under connections that are on their way out
+	how := " WITH (FORCE)" // also if connections are still being closed
 	drops = func() {
 		ctx := context.WithoutCancel(ctx)
 		for _, part := range benchDatabases() {
@@ -96,11 +98,12 @@ func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func
 	return drops, nil
 }
 
-// benchDatabases are the databases, as the stack calls them.
+// benchDatabases are the databases, named as in the stack.
 func benchDatabases() []string { return []string{"registry", "authsub", "billingsub"} }
 
-// settleDatabases has PostgreSQL do now what would follow upon the making of the services, and go on beside what is measured. Where
-// they have been for a while, that is done.
+// settleDatabases lets PostgreSQL vacuum and analyze now. Otherwise it would do so during the
+// measurement, as a consequence of the new services. A database that has existed for a while is
+// past that.
 func (b *benchRun) settleDatabases(ctx context.Context) error {
 	if b.store != benchPostgres {
 		return nil
@@ -112,7 +115,7 @@ func (b *benchRun) settleDatabases(ctx context.Context) error {
 	}
 	err := runOn(ctx, b.cfg.Database(benchDatabases()[0]), benchVacuum, "CHECKPOINT")
 	if refused := (*pgconn.PgError)(nil); errors.As(err, &refused) && refused.Code == insufficientPrivilege {
-		return nil // it comes when it comes
+		return nil // the server does it in its own time
 	}
 	return err
 }
@@ -130,7 +133,7 @@ func runOn(ctx context.Context, text string, within time.Duration, statement str
 	})
 }
 
-// onServer connects to a database server for a few statements, which may take so long.
+// onServer connects to a database server for a few statements, within this time.
 func onServer(ctx context.Context, text string, within time.Duration, do func(context.Context, *pgx.Conn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -149,7 +152,7 @@ func onServer(ctx context.Context, text string, within time.Duration, do func(co
 	}
 }
 
-// serverCPU is what a database server that this process started has used.
+// serverCPU returns the CPU time of a database server that this process started.
 func (b *benchRun) serverCPU() time.Duration {
 	if b.server == nil {
 		return 0

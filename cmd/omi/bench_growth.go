@@ -7,7 +7,7 @@ import (
 	"omiappreg.org/keyrotation/internal/printable"
 )
 
-// plotted draws one run over time, or several over their numbers of services.
+// plotted draws one run over time, or several runs over their numbers of services.
 func plotted(runs []*benchRun) []byte {
 	first := runs[0]
 	if len(runs) == 1 {
@@ -26,7 +26,7 @@ func plotted(runs []*benchRun) []byte {
 	return bench.PlotGrowth(alone.loadText(), points)
 }
 
-// growthText is what changes with the number of services, for people.
+// growthText says, for people, what changes with the number of services.
 func growthText(runs []*benchRun) string {
 	var s strings.Builder
 	printable.Fprintf(&s, "%12s  %12s  %12s  %10s  %10s  %12s  %10s\n", "services", "rotations/s", "CPU (µs)", "p50 (ms)", "p99 (ms)", "share", "memory (MB)")

@@ -17,7 +17,8 @@ import (
 // bindingsAtOnce is how many bindings are in memory at a time.
 const bindingsAtOnce = 8192
 
-// publishBindings fills the stream of events with a binding for each service, signed by the registry's key.
+// publishBindings fills the stream of events with one binding for each service, signed by the
+// registry's key.
 func (b *benchRun) publishBindings(ctx context.Context, key events.SigningKey) error {
 	n := b.load.Bindings()
 	b.progress.phase("binding services", n)
@@ -41,7 +42,7 @@ func message(subject, id string, payload []byte) *nats.Msg {
 	return &nats.Msg{Subject: subject, Data: payload, Header: nats.Header{jetstream.MsgIDHeader: {id}}}
 }
 
-// confirmed waits until the broker has confirmed all that was published.
+// confirmed waits until the broker has confirmed every publication.
 func (b *benchRun) confirmed(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -72,7 +73,7 @@ func (b *benchRun) sign(ctx context.Context) ([]bench.Request, error) {
 	return requests, err
 }
 
-// due is when a rotation is to be published, from the beginning on.
+// due returns when a rotation is to be published, counted from the start.
 func (b *benchRun) due(rotation int) time.Duration {
 	if b.cmd.Rate == 0 {
 		return 0
@@ -80,7 +81,7 @@ func (b *benchRun) due(rotation int) time.Duration {
 	return time.Duration(float64(rotation) / b.cmd.Rate * float64(time.Second))
 }
 
-// publish hands a message to the broker. It waits while that has too many unconfirmed ones.
+// publish gives a message to the broker. It waits while too many messages are unconfirmed.
 func (b *benchRun) publish(m *nats.Msg) error {
 	if _, err := b.js.PublishMsgAsync(m, jetstream.WithStallWait(benchStalled)); err != nil {
 		return fmt.Errorf("publish: %w", err)
@@ -92,7 +93,7 @@ func (b *benchRun) publishRequest(r *bench.Request) error {
 	return b.publish(message(r.Subject, r.MsgID, r.Payload))
 }
 
-// publishAll makes the backlog.
+// publishAll publishes the backlog.
 func (b *benchRun) publishAll(ctx context.Context, requests []bench.Request) error {
 	for i := range requests {
 		if err := b.publishRequest(&requests[i]); err != nil {
@@ -108,8 +109,8 @@ func (b *benchRun) publishAll(ctx context.Context, requests []bench.Request) err
 	return b.confirmed(ctx)
 }
 
-// drive publishes requests as the loop wants it (none: they are there), and waits until both subscribers have applied all,
-// or nothing moves any more.
+// drive publishes requests as the loop demands (a backlog is published already), and waits until
+// both subscribers have applied everything, or nothing moves any more.
 func (b *benchRun) drive(ctx context.Context, began time.Time, requests []bench.Request) error {
 	published := make(chan error, 1)
 	b.parts.Go(func() { published <- b.generate(ctx, began, requests) })
@@ -129,7 +130,7 @@ func (b *benchRun) drive(ctx context.Context, began time.Time, requests []bench.
 			moved, last = time.Now(), now
 		}
 		if time.Since(moved) > benchStalled {
-			return nil // what is missing is lost
+			return nil // the missing ones count as lost
 		}
 		if err := b.look(ctx, benchLook, b.recorder.Applied); err != nil {
 			return err
@@ -152,8 +153,9 @@ func (b *benchRun) generate(ctx context.Context, began time.Time, requests []ben
 	return nil
 }
 
-// turn waits until it is a rotation's turn, and returns from when its latency counts. In an open loop that is when it was
-// due, and not when the generator got to it: a system that holds up its load would look quick.
+// turn waits until a rotation may be published, and returns the time from which its latency counts.
+// In an open loop that is the time when it was due, and not when the generator got to it: otherwise
+// a system that holds up its load would look quick.
 func (b *benchRun) turn(ctx context.Context, began time.Time, rotation int) (time.Time, error) {
 	if b.cmd.mode() == benchClosed {
 		select {

@@ -8,17 +8,17 @@ import (
 	"github.com/schollz/progressbar/v3"
 )
 
-// benchProgress shows a person at a terminal how far it is; to all others it shows nothing.
+// benchProgress shows the progress to a person at a terminal, and nothing to others.
 type benchProgress struct {
 	terminal bool
-	bar      *progressbar.ProgressBar // nil: none is shown
+	bar      *progressbar.ProgressBar // nil: no bar is shown
 }
 
 func newBenchProgress() *benchProgress {
 	return &benchProgress{terminal: isatty.IsTerminal(os.Stderr.Fd())}
 }
 
-// phase ends the bar of what was done before, and shows one for what is done next; total -1: nobody knows how much it is.
+// phase ends the bar of the phase before, and shows one for this phase. A total of -1 is unknown.
 func (p *benchProgress) phase(what string, total int) {
 	p.end()
 	if !p.terminal {
@@ -30,10 +30,10 @@ func (p *benchProgress) phase(what string, total int) {
 		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionSetPredictTime(true))
 }
 
-// set says how much is done.
+// set shows how much is done.
 func (p *benchProgress) set(done int64) {
 	if p.bar != nil {
-		_ = p.bar.Set64(done) // a terminal that went away is no reason to stop
+		_ = p.bar.Set64(done) // a lost terminal is no reason to stop
 	}
 }
 

@@ -16,29 +16,33 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// benchResult is what was measured, for programs.
+// benchResult is the result for programs.
 type benchResult struct {
-	RotationsPerS      float64        `json:"rotations_per_s"`
-	PublishToApplied   benchLatencies `json:"publish_to_applied_ms"`
-	CPUPerRotation     float64        `json:"cpu_us_per_rotation"` // µs, of all parts and of a database server that was started
-	Ed25519Limit       float64        `json:"ed25519_limit_per_s"` // rotations
-	ShareOfLimit       float64        `json:"share_of_limit"`      // of 1
-	Lost               int            `json:"lost"`
-	Doubled            int            `json:"doubled"`
-	RSS                float64        `json:"rss_mb"` // the most while measuring, of this process, 10^6 bytes
-	Store              string         `json:"store"`
-	Mode               string         `json:"mode"`
-	SyncAlways         bool           `json:"sync_always,omitzero"`
-	Rate               float64        `json:"rate_per_s,omitzero"`
-	InFlight           int            `json:"in_flight,omitzero"`
-	Services           int            `json:"services"`
-	Preloaded          int            `json:"preloaded"`
-	Rotations          int            `json:"rotations"`
-	Seconds            float64        `json:"seconds"`
-	Cores              int            `json:"cores"`
-	RotationsPerMinute int            `json:"rotations_per_minute,omitzero"` // the registry's limit for each service; absent: off
-	CatchUp            float64        `json:"catch_up_events_per_s"`         // of the slower one of Auth and Billing, from nothing and alone
-	// CPUByStage is µs a rotation, by the part of the process and by what for.
+	RotationsPerS    float64        `json:"rotations_per_s"`
+	PublishToApplied benchLatencies `json:"publish_to_applied_ms"`
+	// µs, of all parts and of a database server that this process started
+	CPUPerRotation float64 `json:"cpu_us_per_rotation"`
+	Ed25519Limit   float64 `json:"ed25519_limit_per_s"` // rotations
+	ShareOfLimit   float64 `json:"share_of_limit"`      // of 1
+	Lost           int     `json:"lost"`
+	Doubled        int     `json:"doubled"`
+	// the highest while measuring, of this process, 10^6 bytes
+	RSS        float64 `json:"rss_mb"`
+	Store      string  `json:"store"`
+	Mode       string  `json:"mode"`
+	SyncAlways bool    `json:"sync_always,omitzero"`
+	Rate       float64 `json:"rate_per_s,omitzero"`
+	InFlight   int     `json:"in_flight,omitzero"`
+	Services   int     `json:"services"`
+	Preloaded  int     `json:"preloaded"`
+	Rotations  int     `json:"rotations"`
+	Seconds    float64 `json:"seconds"`
+	Cores      int     `json:"cores"`
+	// the registry's limit for each service; absent: off
+	RotationsPerMinute int `json:"rotations_per_minute,omitzero"`
+	// of the slower one of Auth and Billing, alone and from an empty database
+	CatchUp float64 `json:"catch_up_events_per_s"`
+	// CPUByStage is µs for each rotation, by part of the process and by purpose.
 	CPUByStage map[string]map[string]float64 `json:"cpu_us_by_stage"`
 }
 
@@ -55,7 +59,7 @@ func (b *benchRun) conclude(ctx context.Context, limit, caughtUp float64, m meas
 	if err := b.settle(ctx); err != nil {
 		return err
 	}
-	for _, stop := range b.stops { // what they told is complete
+	for _, stop := range b.stops { // their reports are complete
 		stop()
 	}
 	b.samples = b.recorder.Samples(m.began)
@@ -85,11 +89,12 @@ func (b *benchRun) conclude(ctx context.Context, limit, caughtUp float64, m meas
 }
 
 func (b *benchRun) rateLimit() int {
-	policy, _ := b.cfg.Policy.WithDefaults() // it was served
+	policy, _ := b.cfg.Policy.WithDefaults() // it was valid when it was served
 	return policy.RotationsPerMinute
 }
 
-// settle waits until the subscribers have acknowledged everything, so that what comes twice has come.
+// settle waits until the subscribers have acknowledged everything, so that every repetition has
+// arrived.
 func (b *benchRun) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, benchSettle)
 	defer cancel()
@@ -110,8 +115,8 @@ func (b *benchRun) settle(ctx context.Context) error {
 	return nil
 }
 
-// doubled counts what happened more than once: events of one rotation, as the parties told and as the stream counts, and
-// effects, as the subscribers' databases counted them.
+// doubled counts what happened more than once: events of one rotation, as the parties reported and
+// as the stream counts them, and effects, as the subscribers' databases counted them.
 func (b *benchRun) doubled(ctx context.Context) (int, error) {
 	stream, err := b.js.Stream(ctx, streams.Invalidations)
 	if err != nil {
@@ -129,7 +134,7 @@ func (b *benchRun) doubled(ctx context.Context) (int, error) {
 	return doubled, nil
 }
 
-// refusals says what the registry refused, and why.
+// refusals says which requests the registry refused, and why.
 func (b *benchRun) refusals() string {
 	results, err := b.counted("omi_registry_requests_total", "result", "", "")
 	if err != nil {
@@ -142,7 +147,8 @@ func (b *benchRun) refusals() string {
 	return fmt.Sprintf("; the registry answered %v", results)
 }
 
-// counted reads a counter by one of its labels, of those where another has a value; an empty name: of all.
+// counted reads a counter by one of its labels, restricted to one value of another label unless its
+// name is empty.
 func (b *benchRun) counted(name, by, where, value string) (map[string]int, error) {
 	families, err := b.metrics.Gather()
 	if err != nil {
@@ -183,7 +189,7 @@ func (b *benchRun) stages(process, server float64) (map[string]map[string]float6
 	return stages, nil
 }
 
-// latencies are the quantiles of samples.
+// latencies returns the quantiles of samples.
 func latencies(samples []bench.Sample) benchLatencies {
 	sorted := make([]time.Duration, len(samples))
 	for i, s := range samples {
@@ -196,13 +202,13 @@ func latencies(samples []bench.Sample) benchLatencies {
 	return benchLatencies{at(0.50), at(0.90), at(0.99), at(1)}
 }
 
-// round leaves so many digits after the point.
+// round keeps this many digits after the point.
 func round(x float64, digits int) float64 {
 	scale := math.Pow10(digits)
 	return math.Round(x*scale) / scale
 }
 
-// text is the result for people.
+// text returns the result for people.
 func (r *benchResult) text() string {
 	var s strings.Builder
 	line := func(name, format string, args ...any) {
@@ -261,7 +267,7 @@ func total(kinds map[string]float64) float64 {
 	return sum
 }
 
-// byTotal returns the names of a map, that of the most first.
+// byTotal returns the names in a map, ordered by their totals, the largest first.
 func byTotal[V any](m map[string]V, of func(V) float64) []string {
 	return slices.SortedFunc(maps.Keys(m), func(a, b string) int {
 		return cmp.Or(cmp.Compare(of(m[b]), of(m[a])), cmp.Compare(a, b))

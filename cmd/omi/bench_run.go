@@ -24,22 +24,23 @@ import (
 )
 
 const (
-	benchOrigin       = "omiappreg.org"
-	benchLimitSpan    = 1500 * time.Millisecond
-	benchLook         = 100 * time.Millisecond // how often it is looked how far things are
-	benchCatchUpLook  = 5 * time.Millisecond   // the same, where that ends what is measured
-	benchStalled      = 30 * time.Second       // without progress, what is missing counts as lost
+	benchOrigin      = "omiappreg.org"
+	benchLimitSpan   = 1500 * time.Millisecond
+	benchLook        = 100 * time.Millisecond // how often progress is checked
+	benchCatchUpLook = 5 * time.Millisecond   // the same, if the check ends the measurement
+	// After this time without progress, missing rotations count as lost.
+	benchStalled      = 30 * time.Second
 	benchSettle       = 10 * time.Second
 	benchRequestBytes = 64 << 20
 	benchUnconfirmed  = 4096 // publications that the broker has not confirmed yet
-	// benchSkew lets a request that was signed long before it is published pass.
+	// benchSkew lets a request pass that was signed long before it is published.
 	benchSkew = time.Hour
 )
 
 // benchRun is one run.
 type benchRun struct {
 	cmd      *benchCmd
-	preload  int // services that do not rotate
+	preload  int // idle services
 	folder   string
 	log      *slog.Logger
 	cfg      stackConfig
@@ -52,7 +53,7 @@ type benchRun struct {
 	store    string
 	server   *localserver.Server // nil: none was started
 	js       jetstream.JetStream // the load generator's
-	unstored atomic.Int64        // publications that failed
+	unstored atomic.Int64        // failed publications
 
 	parts sync.WaitGroup
 	stops []func() // the parts
@@ -61,7 +62,7 @@ type benchRun struct {
 	samples []bench.Sample
 	profile []byte
 	result  benchResult
-	why     string // anything was lost
+	why     string // why anything was lost
 }
 
 func newBenchRun(c *benchCmd, preload int, folder string, log *slog.Logger) *benchRun {
@@ -71,19 +72,19 @@ func newBenchRun(c *benchCmd, preload int, folder string, log *slog.Logger) *ben
 	}
 }
 
-// setUp makes the load, and says how the parts run.
+// setUp makes the load, and configures the parts.
 func (b *benchRun) setUp() {
 	c := b.cmd
 	b.load = bench.NewLoad(c.Services, b.preload, c.Rotations)
 	b.recorder = bench.NewRecorder(b.load, c.InFlight)
 	policy := registry.Policy{Origin: benchOrigin, MaxClockSkew: benchSkew, ServicesPerApp: -1}
 	if c.mode() == benchOpen || c.Rotations > registry.DefaultRotationsPerMinute*c.Services {
-		policy.RotationsPerMinute = -1 // the limit as delivered would refuse some
+		policy.RotationsPerMinute = -1 // the default limit would refuse some
 	}
 	app, _ := events.ParseAppID(bench.App)
 	b.cfg = stackConfig{
 		Folder: b.folder, NATSAddr: "127.0.0.1:0", SyncAlways: c.SyncAlways, NATS: process.NATS{URL: c.NATSURL}, Policy: policy,
-		// All requests may have to wait, those of one service too.
+		// All requests may have to wait, also those of one service.
 		Streams: registry.StreamLimits{Waiting: int64(c.Rotations), RequestBytes: max(benchRequestBytes, int64(c.Rotations)*2048)},
 		Apps:    []registry.App{{AppID: app, MasterPublicKey: events.GenerateSigningKey().Public()}},
 		Metrics: b.metrics, Log: b.log,
@@ -95,14 +96,14 @@ func (b *benchRun) setUp() {
 	}
 }
 
-// run makes everything ready, measures, and cleans up.
+// run prepares everything, measures, and cleans up.
 func (b *benchRun) run(ctx context.Context) (err error) {
 	ctx, b.fail = context.WithCancelCause(ctx)
 	defer func() {
 		b.fail(nil)
 		b.parts.Wait()
 		if cause := context.Cause(ctx); err != nil && !errors.Is(cause, context.Canceled) {
-			err = cause // of which err is only the consequence
+			err = cause // err is only its consequence
 		}
 	}()
 	if err := b.unused(ctx); err != nil {
@@ -142,7 +143,8 @@ func (b *benchRun) run(ctx context.Context) (err error) {
 	return b.conclude(ctx, limit, caughtUp, measured)
 }
 
-// start runs a part until the returned function stops it, or ctx ends. A part that can't go on ends the run.
+// start runs a part until the returned function stops it, or ctx ends. A part that fails ends the
+// run.
 func (b *benchRun) start(ctx context.Context, part string, run process.Actor) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
@@ -176,7 +178,7 @@ func (b *benchRun) openStreams(ctx context.Context, s *stack) error {
 	return registry.EnsureStreamsWithin(ctx, b.js, 1, b.cfg.Streams)
 }
 
-// unreachable says of an error that the broker went away, where it did.
+// unreachable adds to an error that the broker went away, if it did.
 func (b *benchRun) unreachable(err error) error {
 	if err == nil || b.js.Conn().IsConnected() {
 		return err
@@ -184,7 +186,7 @@ func (b *benchRun) unreachable(err error) error {
 	return process.Unreachable(fmt.Errorf("the broker went away, so nothing was measured: %w", plain(err)))
 }
 
-// deleteStreams deletes the streams where the broker is somebody's.
+// deleteStreams deletes the streams, if the broker is not ours.
 func (b *benchRun) deleteStreams(ctx context.Context) {
 	if b.cmd.NATSURL == "" {
 		return // they go with the folder
@@ -202,7 +204,8 @@ func benchStreams() []string {
 	return []string{streams.Requests, streams.Invalidations, streams.Receipts}
 }
 
-// unused refuses a broker that has streams of a registry: what this one publishes must not reach anybody.
+// unused refuses a broker that has streams of a registry: the messages of this run must not reach
+// its users.
 func (b *benchRun) unused(ctx context.Context) error {
 	if b.cmd.NATSURL == "" {
 		return nil
@@ -230,12 +233,13 @@ func (b *benchRun) unused(ctx context.Context) error {
 	return nil
 }
 
-// bindBefore publishes the bindings with a broker that is stopped before the stack's is started on its streams. They are services
-// that exist already: for two minutes after its last message, nats-server keeps in its heap what subjects each of its files has,
-// which would be marked for everybody's garbage until then.
+// bindBefore publishes the bindings with a broker that is stopped before the stack's starts on its
+// streams. So the services look as if they had existed for a while: for two minutes after its last
+// message, nats-server keeps the subjects of each of its files on its heap, and the garbage
+// collector of the whole process would mark them.
 func (b *benchRun) bindBefore(ctx context.Context) error {
 	if b.cmd.NATSURL != "" {
-		return nil // it is somebody else's
+		return nil // the broker is not ours
 	}
 	key, err := readOrCreate(b.folder, registryKeyFile)
 	if err != nil {
@@ -252,9 +256,9 @@ func (b *benchRun) bindBefore(ctx context.Context) error {
 	return b.publishBindings(ctx, key)
 }
 
-// bind gives all services their first keys: the events are published, unless they are there, the registry takes them into its
-// database as after the loss of one, and the subscribers read them as new ones do, one after the other. It returns how many events
-// a second the slower one applied.
+// bind gives all services their first keys. It publishes the events, unless they are there. The
+// registry takes them into its database as after the loss of one, and the subscribers read them as
+// new ones do, one after the other. It returns how many events a second the slower one applied.
 func (b *benchRun) bind(ctx context.Context) (caughtUp float64, err error) {
 	if b.cmd.NATSURL != "" {
 		if err := b.publishBindings(ctx, b.stack.key); err != nil {
@@ -297,7 +301,7 @@ func (b *benchRun) bind(ctx context.Context) (caughtUp float64, err error) {
 	return caughtUp, b.warmUp(ctx)
 }
 
-// look waits a little, and shows how far it is.
+// look waits a little, and shows the progress.
 func (b *benchRun) look(ctx context.Context, after time.Duration, done func() int64) error {
 	select {
 	case <-ctx.Done():
@@ -308,7 +312,8 @@ func (b *benchRun) look(ctx context.Context, after time.Duration, done func() in
 	}
 }
 
-// warmUp runs a registry once without requests, since the first one compares its database with the stream of events.
+// warmUp runs a registry once without requests, because its first start compares its database with
+// the stream of events.
 func (b *benchRun) warmUp(ctx context.Context) error {
 	b.progress.phase("the registry compares database and stream", -1)
 	cfg := b.cfg
@@ -332,7 +337,7 @@ func (b *benchRun) await(ctx context.Context, ready func() error) error {
 	return nil
 }
 
-// measured is what is known when both subscribers have applied all.
+// measured is what is known once both subscribers have applied everything.
 type measured struct {
 	began  time.Time
 	cpu    time.Duration // of this process
@@ -340,7 +345,7 @@ type measured struct {
 	peak   int64         // bytes of memory
 }
 
-// measure loads the system, and returns when all is applied, or nothing moves any more.
+// measure loads the system, and returns when everything is applied, or nothing moves any more.
 func (b *benchRun) measure(ctx context.Context) (measured, error) {
 	requests, err := b.sign(ctx)
 	if err != nil {
@@ -359,15 +364,17 @@ func (b *benchRun) measure(ctx context.Context) (measured, error) {
 			return measured{}, err
 		}
 	}
-	// Hundreds of MB, of a million services. Of a system that has run for a while, the disk has that.
+	// A million services make hundreds of MB. A system that has run for a while has them on the
+	// disk.
 	b.progress.phase("writing to the disk what is left", -1)
-	if err := bench.Settle(filepath.Join(b.folder, brokerFolder)); err != nil { // databases sync theirs
+	// The databases sync theirs.
+	if err := bench.Settle(filepath.Join(b.folder, brokerFolder)); err != nil {
 		return measured{}, err
 	}
 	if err := b.settleDatabases(ctx); err != nil {
 		return measured{}, err
 	}
-	debug.FreeOSMemory() // what was needed to get here is no part of what is measured
+	debug.FreeOSMemory() // memory of the preparation does not count
 	b.progress.phase("rotations applied by both", b.load.Rotations)
 	before, err := b.meter.Read()
 	if err != nil {

@@ -39,7 +39,7 @@ type demoCmd struct {
 	JSON bool `help:"Print only one JSON object, at the end."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*demoCmd) Help() string {
 	return `Takes five seconds, and leaves nothing behind. Exit code 1: a signature was refused that
 should pass, or passed that should be refused.
@@ -47,14 +47,16 @@ should pass, or passed that should be refused.
   omi demo`
 }
 
-// Run shows the whole path, and fails if anybody was refused who should pass, or passed who should be refused.
+// Run shows the whole path. It fails if a signature was refused that should pass, or passed that
+// should be refused.
 func (c *demoCmd) Run() error {
 	folder, err := os.MkdirTemp("", "omi-demo-")
 	if err != nil {
 		return process.Usagef("make a temporary folder: %w: name another place by TMPDIR", err)
 	}
 	defer func() { _ = os.RemoveAll(folder) }()
-	signal.Ignore(syscall.SIGPIPE) // whoever reads what is shown may leave: there are keys to take away
+	// The reader of the output may leave, and there are keys to remove.
+	signal.Ignore(syscall.SIGPIPE)
 	out := &output{w: os.Stdout}
 	if c.JSON {
 		out.w = io.Discard
@@ -92,7 +94,7 @@ func (c *demoCmd) Run() error {
 	return err
 }
 
-// output remembers that nobody could be shown something: then there is no more to show.
+// output remembers that writing failed: then there is nothing more to show.
 type output struct {
 	w   io.Writer
 	err error
@@ -123,8 +125,8 @@ type demo struct {
 
 	store     *client.Folder // of the service
 	client    *client.Client
-	heard     atomic.Int64       // durables that the client knows to have applied the last change
-	overheard *nats.Subscription // what anybody may hear
+	heard     atomic.Int64       // durables that have applied the last change, as the client knows
+	overheard *nats.Subscription // what anyone may hear
 
 	sequence  int64
 	rotations int
@@ -168,7 +170,7 @@ func (d *demo) stop() {
 		d.client.Close()
 	}
 	if d.store != nil {
-		_ = d.store.Close() // its folder goes next
+		_ = d.store.Close() // its folder is removed next
 	}
 	d.stack.Close()
 }
@@ -251,7 +253,8 @@ func (d *demo) startClients(ctx context.Context) error {
 	return d.pause(ctx)
 }
 
-// rotate changes the key as a service does: its client goes on with the old one until everyone knows the new one.
+// rotate changes the key as a service does: its client signs with the old key until all durables
+// know the new one.
 func (d *demo) rotate(ctx context.Context) error {
 	_, err := d.rotateFrom(ctx)
 	return err
@@ -309,8 +312,9 @@ func (d *demo) masterReset(ctx context.Context) error {
 	return d.replaceAtOnce(ctx, func(ctx context.Context) (events.Receipt, error) { return d.client.Reset(ctx, d.master.Private()) })
 }
 
-// replaceAtOnce makes a change that ends the old key with the commit. The service's client signs nothing meanwhile, but what
-// was signed before and is checked after is refused, as it should be: so the clients have nothing under way.
+// replaceAtOnce makes a change that ends the old key with the commit. The service's client signs
+// nothing meanwhile. A signature that was made before and is checked after is refused, as it should
+// be, so the clients have nothing under way.
 func (d *demo) replaceAtOnce(ctx context.Context, ask func(context.Context) (events.Receipt, error)) error {
 	d.clients.hold()
 	began := time.Now()
@@ -327,7 +331,7 @@ func (d *demo) replaceAtOnce(ctx context.Context, ask func(context.Context) (eve
 	return d.pause(ctx)
 }
 
-// check lets the operator's checker look at what the demo left.
+// check runs the operator's checker on the demo's database.
 func (d *demo) check(ctx context.Context) error {
 	trust := d.session.trust
 	report, err := d.stack.store.Check(ctx, &trust, time.Now())

@@ -33,7 +33,7 @@ const stepsOfAChange = 7
 // mark says that something happened to a change.
 type mark struct {
 	what     string
-	sequence int64 // 0: the one that is under way
+	sequence int64 // 0: the change that is under way
 	at       time.Time
 	receipt  events.Receipt // of a receipt
 }
@@ -47,7 +47,7 @@ func (d *demo) marker(what string) func([]events.Invalidation) {
 	}
 }
 
-// told marks what the service's client tells.
+// told marks what the service's client reports.
 func (d *demo) told(e client.Event) {
 	switch e.Kind {
 	case client.Requested:
@@ -59,8 +59,8 @@ func (d *demo) told(e client.Event) {
 	}
 }
 
-// observe marks events and receipts as they pass, over a connection that does nothing else, and keeps rotations for
-// someone who replays them.
+// observe marks events and receipts as they pass, over a connection of its own, and keeps rotations
+// for the replay.
 func (d *demo) observe() error {
 	nc, _, err := d.stack.connect("omi-demo-observer", d.log)
 	if err != nil {
@@ -90,7 +90,7 @@ func (d *demo) observe() error {
 	return nc.Flush()
 }
 
-// change makes a change, and shows what happened to it until both subscribers have applied it.
+// change makes a change, and shows its steps until both subscribers have applied it.
 func (d *demo) change(ctx context.Context, ask func(context.Context) (events.Receipt, error)) (events.Receipt, error) {
 	d.sequence++
 	d.heard.Store(0)
@@ -101,7 +101,8 @@ func (d *demo) change(ctx context.Context, ask func(context.Context) (events.Rec
 	return receipt, d.follow(ctx)
 }
 
-// follow waits for the marks of the present change, and shows them in the order in which they happened.
+// follow waits for the marks of the present change, and shows them in the order in which they
+// happened.
 func (d *demo) follow(ctx context.Context) error {
 	seen := map[string]mark{}
 	for len(seen) < stepsOfAChange {
@@ -131,7 +132,7 @@ func (d *demo) step(began, at time.Time, what string) {
 	printable.Fprintf(d.out, "%7.3f s    +%6.2f ms  %s\n", at.Sub(d.began).Seconds(), float64(at.Sub(began).Microseconds())/1000, what)
 }
 
-// changeKey makes a change of the service's key, and returns the key before it, once the new one signs.
+// changeKey changes the service's key, and returns the previous key once the new one signs.
 func (d *demo) changeKey(ctx context.Context, ask func(context.Context) (events.Receipt, error)) (old crypto.Signer, err error) {
 	if old, err = d.store.Signer(ctx, client.Current); err != nil {
 		return nil, err
@@ -147,7 +148,7 @@ func (d *demo) changeKey(ctx context.Context, ask func(context.Context) (events.
 	return old, nil
 }
 
-// badRequests sends what must be refused, and a replay, which must change nothing.
+// badRequests sends requests that must be refused, and a replay, which must change nothing.
 func (d *demo) badRequests(ctx context.Context) error {
 	fmt.Fprint(d.out, "\nRequests that must not stand\n")
 	current, _ := d.client.Signer().Key()
@@ -182,8 +183,8 @@ func (d *demo) badRequests(ctx context.Context) error {
 	return d.sendBad(ctx, "replayed: the last rotation, byte for byte", again)
 }
 
-// overhear returns the last rotation, as anybody who may read the requests can send it again: for another service, and as
-// it was.
+// overhear returns the last rotation in two forms, as anyone who may read the requests can send it
+// again: for another service, and unchanged.
 func (d *demo) overhear(ctx context.Context) (elsewhere, again request.Message, err error) {
 	for range d.rotations {
 		msg, err := d.overheard.NextMsgWithContext(ctx)
@@ -203,7 +204,8 @@ func (d *demo) overhear(ctx context.Context) (elsewhere, again request.Message, 
 	return elsewhere, again, err
 }
 
-// sendBad publishes a message as an attacker would, without the id by which the broker knows a repetition.
+// sendBad publishes a message as an attacker would, without the id by which the broker recognises a
+// repetition.
 func (d *demo) sendBad(ctx context.Context, what string, m request.Message) error {
 	began := time.Now()
 	if _, err := d.session.js.Publish(ctx, m.Subject, []byte(m.Payload)); err != nil {

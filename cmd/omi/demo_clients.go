@@ -18,11 +18,11 @@ const (
 	clientPause = time.Millisecond
 )
 
-// tally counts what Auth said to whom.
+// tally counts Auth's answers.
 type tally struct {
-	verified, refused               atomic.Int64 // as it should be
+	verified, refused               atomic.Int64 // as they should be
 	wronglyRefused, wronglyAccepted atomic.Int64
-	first                           atomic.Pointer[string] // what went wrong first
+	first                           atomic.Pointer[string] // the first failure
 }
 
 func (t *tally) wrong(n *atomic.Int64, what string) {
@@ -37,7 +37,8 @@ func (t *tally) example() string {
 	return "none"
 }
 
-// clients are callers of the service that sign as it does, and an intruder who tries keys that must not pass.
+// clients are callers of the service that sign as it does, and an intruder who tries keys that must
+// not pass.
 type clients struct {
 	tally  *tally
 	signer crypto.Signer // the service's
@@ -52,7 +53,7 @@ type clients struct {
 	ended []endedKey
 }
 
-// endedKey is a key that must be refused from a time on.
+// endedKey is a key that must be refused from this time on.
 type endedKey struct {
 	key  crypto.Signer
 	from int64
@@ -90,7 +91,7 @@ func (c *clients) loop(ctx context.Context, once func(context.Context)) {
 	}
 }
 
-// signOnce is one request of an honest client: it must pass.
+// signOnce is one request of an honest client, which must pass.
 func (c *clients) signOnce(ctx context.Context) {
 	c.underWay.RLock()
 	defer c.underWay.RUnlock()
@@ -105,7 +106,7 @@ func (c *clients) signOnce(ctx context.Context) {
 	}
 }
 
-// intrudeOnce is one request of the intruder: it must not pass.
+// intrudeOnce is one request of the intruder, which must not pass.
 func (c *clients) intrudeOnce(ctx context.Context) {
 	key := c.pickBad()
 	switch answer, err := c.verify(ctx, key); {
@@ -117,7 +118,7 @@ func (c *clients) intrudeOnce(ctx context.Context) {
 	}
 }
 
-// pickBad returns one of the keys that have ended, or one that nobody registered.
+// pickBad returns a key that has ended, or one that was never registered.
 func (c *clients) pickBad() crypto.Signer {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -129,12 +130,13 @@ func (c *clients) pickBad() crypto.Signer {
 	return events.GenerateSigningKey().Private()
 }
 
-// hold waits until no request is under way, and keeps the clients from making another until release.
+// hold waits until no request is under way, and keeps the clients from sending another until
+// release.
 func (c *clients) hold() { c.underWay.Lock() }
 
 func (c *clients) release() { c.underWay.Unlock() }
 
-// endsAt lets the intruder try a key, from its end on.
+// endsAt lets the intruder try a key from its end on.
 func (c *clients) endsAt(key crypto.Signer, from int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -152,5 +154,6 @@ func askAuth(ctx context.Context, s *session, t events.Target, key crypto.Signer
 	if q.Signature, err = events.SignatureFromBytes(signature); err != nil {
 		return events.VerifyAnswer{}, err
 	}
-	return client.AuthVerifier{Conn: s.nc, Timeout: demoTimeout}.Verify(ctx, q) // a slow machine refuses nobody
+	// A slow machine must not fail the demo.
+	return client.AuthVerifier{Conn: s.nc, Timeout: demoTimeout}.Verify(ctx, q)
 }

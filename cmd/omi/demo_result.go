@@ -8,7 +8,7 @@ import (
 	"omiappreg.org/keyrotation/internal/printable"
 )
 
-// demoResult is what the demo measured, for programs.
+// demoResult is the demo's result for programs.
 type demoResult struct {
 	Rotations        int            `json:"rotations"`
 	MasterResets     int            `json:"master_resets"`

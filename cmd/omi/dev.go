@@ -18,7 +18,8 @@ import (
 	"omiappreg.org/keyrotation/registry"
 )
 
-// devApp is the app that `omi dev` makes known with a Master Key of its own, so that there is something to bind.
+// devApp is the app that `omi dev` adds with a Master Key of its own, so that there is something to
+// bind.
 const devApp = "org.example.dev"
 
 const masterKeyFile = "master.pem"
@@ -34,7 +35,7 @@ type devCmd struct {
 	JSON        bool          `help:"Print one JSON object once everything serves: where it is, and what to try."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*devCmd) Help() string {
 	return `Runs until Ctrl-C, and the next start continues with the same state. The app org.example.dev
 is known from the start; its Master Key is in the folder of --data. Port 0 is a free port.
@@ -68,7 +69,7 @@ func (c *devCmd) Run() error {
 	if !locked {
 		return process.Usagef("--data: another omi dev uses %s: stop that one, or name another folder", c.Data)
 	}
-	defer func() { _ = lock.Unlock() }() // it ends with the process
+	defer func() { _ = lock.Unlock() }() // the process ends with it
 	app, err := c.ownApp()
 	if err != nil {
 		return err
@@ -107,16 +108,16 @@ func (c *devCmd) ownApp() (registry.App, error) {
 
 func (c *devCmd) masterFile() string { return filepath.Join(c.Data, masterKeyFile) }
 
-// greeting is where everything is, and what to try.
+// greeting says where everything is, and what to try.
 type greeting struct {
 	NATSURL           string           `json:"nats_url"`
 	HTTPURL           string           `json:"http_url"`
 	RegistryPublicKey events.PublicKey `json:"registry_public_key"`
 	Origin            string           `json:"origin"`
 	Data              string           `json:"data"`
-	AppID             string           `json:"app_id"`     // that is known, whose Master Key is in
-	MasterKey         string           `json:"master_key"` // this file
-	TryNext           []string         `json:"try_next"`   // commands for a shell
+	AppID             string           `json:"app_id"`     // the app that is known
+	MasterKey         string           `json:"master_key"` // the file of its Master Key
+	TryNext           []string         `json:"try_next"`   // shell commands
 }
 
 func (c *devCmd) greeting(s *stack, web *process.HTTP) greeting {
@@ -153,7 +154,7 @@ Ctrl-C stops everything; the state is there when you start again.
 `, g.NATSURL, g.HTTPURL, g.RegistryPublicKey, g.Data, printable.Composed(strings.Join(g.TryNext, "\n  ")))
 }
 
-// quote makes a word for the shell of it. What needs no quotes gets none, for a person to read.
+// quote quotes a word for the shell, if it needs quotes.
 func quote(word string) string {
 	if word != "" && !strings.ContainsFunc(word, func(r rune) bool {
 		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("/._-+:@%,=", r)
@@ -163,7 +164,7 @@ func quote(word string) string {
 	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }
 
-// invocation is how this program was started.
+// invocation returns the command line that started this program.
 func invocation() string {
 	if strings.Contains(os.Args[0], "go-build") {
 		return "go run ./cmd/omi"

@@ -26,7 +26,7 @@ type doctorCmd struct {
 	MasterKey      string `env:"OMI_MASTER_KEY" placeholder:"FILE" help:"A developer's Master Key: check its file, and whether it may bind."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*doctorCmd) Help() string {
 	return `Checks the broker, its streams and their consumers, the registry, Auth and Billing, the
 clock and what this account may do. With --app-id, --service-id and --key it also checks one service
@@ -41,7 +41,7 @@ one message and deletes the stream. To see what an account may publish, it sends
 stream refuses.`
 }
 
-// checkState is how a check ended.
+// checkState is the result of a check.
 type checkState string
 
 const (
@@ -50,7 +50,7 @@ const (
 	checkWrong   checkState = "wrong"
 )
 
-// check is one thing that was looked at.
+// check is one finding.
 type check struct {
 	Name   string     `json:"name"`
 	State  checkState `json:"state"`
@@ -58,23 +58,24 @@ type check struct {
 	Fix    string     `json:"fix,omitzero"`
 }
 
-// doctor looks at things, one after the other, and notes what it sees.
+// doctor makes checks, one after the other, and notes the findings.
 type doctor struct {
 	cmd    *doctorCmd
 	target events.Target
-	named  bool // target is one
-	dry    bool // nothing is stored
+	named  bool // there is a target
+	dry    bool // store nothing
 
-	session // without trust, until the registry has answered
+	session // without trust until the registry has answered
 	denials denials
 	info    events.RegistryInfo
-	streams map[string]jetstream.Stream        // those that are there
+	streams map[string]jetstream.Stream        // the streams that exist
 	readers map[string]*jetstream.ConsumerInfo // the durables of the stream of events
-	answers map[string]error                   // what became of a question to each process, by its program
+	// The result of a question to each process, by its program.
+	answers map[string]error
 	clock   clockReading
-	service events.ServiceRecord // of target; zero: it was not told
-	swept   time.Duration        // the age of probes of the storage that a doctor left behind
-	saved   *savedKeys           // of omi rotate --dry-run --new-key; nil: that was not given
+	service events.ServiceRecord // of target; zero: not known
+	swept   time.Duration        // the age of storage probes that a killed doctor left behind
+	saved   *savedKeys           // of omi rotate --dry-run --new-key; nil: the flag was not given
 	checks  []check
 }
 
@@ -82,7 +83,7 @@ func newDoctor(c *doctorCmd, t events.Target, named bool) *doctor {
 	return &doctor{cmd: c, target: t, named: named, swept: abandoned, streams: map[string]jetstream.Stream{}}
 }
 
-// Run looks at everything.
+// Run makes every check.
 func (c *doctorCmd) Run() error {
 	t, named, err := c.target()
 	if err != nil {
@@ -101,8 +102,8 @@ func (c *doctorCmd) Run() error {
 	return nil
 }
 
-// run looks at everything, and then at what more there is, and prints it, unless a signal comes before. An error means that
-// there is no broker.
+// run makes every check, then those that more adds, and prints the findings, unless a signal comes
+// first. An error means that there is no broker.
 func (d *doctor) run(more func()) error {
 	ctx, stop := signal.NotifyContext(context.Background(), process.StopSignals()...)
 	defer stop()
@@ -116,7 +117,7 @@ func (d *doctor) run(more func()) error {
 	return cmp.Or(d.cmd.print(d.checks), unreachable)
 }
 
-// examine looks at what can be looked at. An error means that there is no broker.
+// examine makes the checks that are possible. An error means that there is no broker.
 func (d *doctor) examine(ctx context.Context) error {
 	key := d.examineKeyFiles()
 	log := process.NewLog(os.Stderr, slog.LevelError)

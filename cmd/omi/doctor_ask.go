@@ -14,7 +14,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// denials hears what the broker does not permit. It says so beside the request, whose answer would be waited for in vain.
+// denials receives the broker's permission errors. They don't answer the request, which would wait
+// in vain.
 type denials struct {
 	mu     sync.Mutex
 	about  string
@@ -27,7 +28,8 @@ func (d *denials) expect(about string, cancel context.CancelCauseFunc) {
 	d.about, d.cancel = about, cancel
 }
 
-// heard ends the question under way, if the denial is of it: one of an earlier question may come late.
+// heard ends the question under way if the denial belongs to it: a denial of an earlier question
+// may come late.
 func (d *denials) heard(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -36,8 +38,8 @@ func (d *denials) heard(err error) {
 	}
 }
 
-// within asks something, and waits no longer than --timeout, nor for what is not permitted. about is in the subject that
-// is asked, and in none of a question before.
+// within asks a question, and waits at most --timeout, or until the broker denies it. about is a
+// part of the subject that no earlier question had.
 func (d *doctor) within(ctx context.Context, about string, ask func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, d.cmd.Timeout)
 	defer cancel()
@@ -51,21 +53,22 @@ func (d *doctor) within(ctx context.Context, about string, ask func(context.Cont
 	return plain(err)
 }
 
-// denied says whether an error is the broker's "this account may not".
+// denied reports whether an error is the broker's "this account may not".
 func denied(err error) bool { return errors.Is(err, nats.ErrPermissionViolation) }
 
-// denial is the broker's own words of what an account may not.
+// denial is the broker's text about a missing permission.
 func denial(err error) string {
 	return strings.TrimPrefix(err.Error(), nats.ErrPermissionViolation.Error()+": ")
 }
 
-// impossibleSequence is one that no stream reaches, and which the broker can read.
+// impossibleSequence is a sequence that no stream reaches, and that the broker can read.
 const impossibleSequence = math.MaxInt64
 
 var errProbe = errors.New("the stream's answer is not the refusal that was to come")
 
-// mayPublish tries whether this account may publish on a subject of a stream. The message demands to come after one that
-// does not exist. The broker looks at permissions first, and then the stream refuses it: nothing is ever stored.
+// mayPublish finds out whether this account may publish on a subject of a stream. The message
+// demands to follow a message that does not exist. The broker checks permissions first, and then
+// the stream refuses it, so nothing is ever stored.
 func (d *doctor) mayPublish(ctx context.Context, subject, stream string) (may bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cmd.Timeout)
 	defer cancel()
@@ -77,7 +80,7 @@ func (d *doctor) mayPublish(ctx context.Context, subject, stream string) (may bo
 	probe := &nats.Msg{Subject: subject, Reply: answers.Subject, Header: nats.Header{}}
 	probe.Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(impossibleSequence, 10))
 	probe.Header.Set(jetstream.ExpectedStreamHeader, stream)
-	// The broker's no comes before its answer to the flush.
+	// A denial comes before the answer to the flush.
 	if err := errors.Join(d.nc.PublishMsg(probe), d.nc.FlushWithContext(ctx)); err != nil {
 		return false, plain(err)
 	}

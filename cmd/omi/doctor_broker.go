@@ -17,7 +17,7 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// examineBroker says whether answers can reach us.
+// examineBroker checks whether answers can reach us.
 func (d *doctor) examineBroker() bool {
 	rtt, err := d.nc.RTT()
 	if err != nil {
@@ -54,7 +54,7 @@ func (d *doctor) examineBroker() bool {
 	return true
 }
 
-// local says whether a server is this very machine, where nobody is in between.
+// local reports whether a server is this machine, so that there is no network in between.
 func local(server string) bool {
 	u, err := url.Parse(server)
 	if err != nil {
@@ -64,7 +64,7 @@ func local(server string) bool {
 	return u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// examineJetStream says whether there is any sense in asking for streams.
+// examineJetStream checks whether it makes sense to ask for streams.
 func (d *doctor) examineJetStream(ctx context.Context) bool {
 	const name, subject = "jetstream", "$JS.API.INFO"
 	var account *jetstream.AccountInfo
@@ -155,7 +155,7 @@ func (d *doctor) examineStream(name string, info *jetstream.StreamInfo, want jet
 	}
 }
 
-// nearly reports whether so much is most of a limit, if there is one.
+// nearly reports whether a value is most of a limit, if there is a limit.
 func nearly(have uint64, limit int64) bool { return limit > 0 && have > uint64(limit)/5*4 }
 
 // fullStream says what to do about a stream that is nearly full.
@@ -166,7 +166,7 @@ func fullStream(name string) string {
 	return "restart omi-registry with a larger --max-event-bytes, or take max_msgs off"
 }
 
-// streamMeaning returns what can't be changed without losing messages.
+// streamMeaning returns the settings that can't be changed without losing messages.
 func streamMeaning(have, want jetstream.StreamConfig) []string {
 	return differences([]difference{
 		{"subjects", slices.Sorted(slices.Values(have.Subjects)), slices.Sorted(slices.Values(want.Subjects))},
@@ -179,8 +179,8 @@ func streamMeaning(have, want jetstream.StreamConfig) []string {
 	})
 }
 
-// streamLimits returns what the registry sets when it starts. The broker says -1 for no limit, and our configurations
-// have none by 0.
+// streamLimits returns the settings that the registry makes when it starts. The broker reports -1
+// for no limit, and our configurations have 0.
 func streamLimits(have, want jetstream.StreamConfig) []string {
 	return differences([]difference{
 		{"largest message", max(0, have.MaxMsgSize), want.MaxMsgSize},
@@ -195,8 +195,8 @@ func streamLimits(have, want jetstream.StreamConfig) []string {
 	})
 }
 
-// perSubject is how many messages of a subject are kept. How many requests may wait is the
-// operator's to say.
+// perSubject is how many messages of a subject are kept. The operator decides how many requests may
+// wait.
 func perSubject(have, want jetstream.StreamConfig) int64 {
 	if want.DiscardNewPerSubject && have.MaxMsgsPerSubject > 0 {
 		return want.MaxMsgsPerSubject
@@ -204,7 +204,7 @@ func perSubject(have, want jetstream.StreamConfig) int64 {
 	return max(0, have.MaxMsgsPerSubject)
 }
 
-// bounded says whether a stream that strangers can fill has a bound.
+// bounded reports whether a stream that strangers can fill has a limit.
 func bounded(have, want jetstream.StreamConfig) string {
 	if want.Name != streams.Invalidations && have.MaxBytes <= 0 {
 		return "none"
@@ -212,7 +212,7 @@ func bounded(have, want jetstream.StreamConfig) string {
 	return "some"
 }
 
-// republished is where a stream's messages are published again, if anybody needs that.
+// republished returns where a stream's messages are published again, if any party needs that.
 func republished(have, want jetstream.StreamConfig) string {
 	if have.RePublish == nil || want.RePublish == nil {
 		return "none"
@@ -235,16 +235,17 @@ func differences(members []difference) (different []string) {
 	return different
 }
 
-// clockReading is how far this machine's clock is from the broker's; or from the registry's, where the broker tells its own to no
-// one but an operator.
+// clockReading is the difference between this machine's clock and the broker's, or the registry's,
+// because the broker tells its time only to an operator.
 type clockReading struct {
 	known  bool
 	whose  string
-	ahead  time.Duration // this machine, of that one
-	within time.Duration // how exactly that is known: half the way there and back
+	ahead  time.Duration // this machine's clock minus the other
+	within time.Duration // the precision: half of the round trip
 }
 
-// readRegistry takes the registry's time, in seconds, from an answer. The broker's is better, since that one counts.
+// readRegistry takes the registry's time, in seconds, from an answer. The broker's time is better,
+// because requests are judged by it.
 func (c *clockReading) readRegistry(asked, answered time.Time, seconds int64) {
 	if c.known {
 		return
@@ -253,7 +254,7 @@ func (c *clockReading) readRegistry(asked, answered time.Time, seconds int64) {
 	c.whose, c.within = "the registry's", c.within+time.Second/2
 }
 
-// read takes the broker's time from an answer. The one that came soonest says it best.
+// read takes the broker's time from an answer. The fastest answer is the most precise.
 func (c *clockReading) read(asked, answered, theirs time.Time) {
 	half := answered.Sub(asked) / 2
 	if theirs.IsZero() || c.known && c.within <= half {
@@ -262,11 +263,11 @@ func (c *clockReading) read(asked, answered, theirs time.Time) {
 	*c = clockReading{true, "the broker's", asked.Add(half).Sub(theirs), half}
 }
 
-// clockTolerance is what synchronised clocks are apart at most.
+// clockTolerance is the largest difference between synchronised clocks.
 const clockTolerance = 5 * time.Second
 
-// judge says what a difference means. skew is the registry's max_clock_skew, 0 if it is not known: a request whose time
-// is further from the broker's is refused.
+// judge says what a difference means. skew is the registry's max_clock_skew, 0 if it is not known:
+// a request whose time is further from the broker's is refused.
 func (c *clockReading) judge(skew time.Duration) check {
 	const name, fix = "clock", "synchronise it by NTP (timedatectl, chronyc tracking)"
 	if !c.known {
@@ -295,7 +296,7 @@ func (c *clockReading) judge(skew time.Duration) check {
 	return check{Name: name, State: checkOK, Detail: detail}
 }
 
-// registrySkew is a registry's max_clock_skew unless it is configured (§6).
+// registrySkew is a registry's default max_clock_skew (§6).
 const registrySkew = 300 * time.Second
 
 func (d *doctor) examineClock() {

@@ -15,10 +15,10 @@ import (
 	"omiappreg.org/keyrotation/internal/lookup"
 )
 
-// keyFiles is the key in a file, and those that may stand beside it. Where there is none, it is zero.
+// keyFiles are the key in a file, and those that may be next to it. A missing key is zero.
 type keyFiles struct{ current, pending events.PublicKey }
 
-// examineKeyFiles looks at files on this machine, for which no broker is needed.
+// examineKeyFiles checks files on this machine, for which no broker is needed.
 func (d *doctor) examineKeyFiles() (k keyFiles) {
 	if d.cmd.MasterKey != "" {
 		d.examineKeyFile("master key file", d.cmd.MasterKey,
@@ -49,7 +49,7 @@ func (d *doctor) examineKeyFiles() (k keyFiles) {
 	return k
 }
 
-// examineKeyFile says whether a key is there, and only its owner's.
+// examineKeyFile checks whether a key exists, and whether only its owner can read it.
 func (d *doctor) examineKeyFile(name, path, missing string) events.PublicKey {
 	key, err := keyfile.Read(path)
 	switch {
@@ -70,7 +70,8 @@ func (d *doctor) examineKeyFile(name, path, missing string) events.PublicKey {
 	return key.Public()
 }
 
-// examineFolder says whether others can put their file in place of ours. Where the sticky bit is set, as for /tmp, they can't.
+// examineFolder checks whether others can replace our file by theirs. The sticky bit, as on /tmp,
+// prevents that.
 func (d *doctor) examineFolder(name, path string) (open bool) {
 	const groupWrites, othersWrite = 0o020, 0o002
 	folder := filepath.Dir(keyfile.Real(path))
@@ -82,7 +83,7 @@ func (d *doctor) examineFolder(name, path string) (open bool) {
 	switch {
 	case mode&othersWrite != 0, mode&groupWrites != 0 && info.Mode()&fs.ModeSetgid == 0:
 		d.wrong(name, fmt.Sprintf("%s: others may replace the key: they can write in its folder (mode %04o)", path, mode), "chmod go-w "+folder)
-	case mode&groupWrites != 0: // Kubernetes makes it so for the fsGroup of a pod, at each start
+	case mode&groupWrites != 0: // Kubernetes sets this mode for the fsGroup of a pod, at each start
 		d.warn(name, fmt.Sprintf("%s: the group of its folder may replace the key (mode %04o)", path, mode),
 			"nothing, if only this service is in that group, such as the fsGroup of its pod; otherwise chmod g-w "+folder)
 	default:
@@ -91,7 +92,7 @@ func (d *doctor) examineFolder(name, path string) (open bool) {
 	return true
 }
 
-// beside reads a key that may stand beside a file.
+// beside reads a key that may be next to a file.
 func (d *doctor) beside(name, path string) events.PublicKey {
 	key, err := keyfile.Read(path)
 	if errors.Is(err, keyfile.ErrMissing) {
@@ -128,7 +129,7 @@ func (d *doctor) examineKey(ctx context.Context, k keyFiles) {
 	d.checks = append(d.checks, judgeKey(name, d.cmd.Key, k, history))
 }
 
-// examineNewKey says whether the registry would take the key of --new-key, and returns it.
+// examineNewKey checks whether the registry would accept the key of --new-key, and returns it.
 func (d *doctor) examineNewKey(h events.ServiceHistory) events.PublicKey {
 	const name = "new key"
 	key := d.saved.new.Public()
@@ -145,7 +146,7 @@ func (d *doctor) examineNewKey(h events.ServiceHistory) events.PublicKey {
 	return key
 }
 
-// judgeKey holds a key against the history of the service that it is to be of.
+// judgeKey compares a key with the history of the service that it is meant for.
 func judgeKey(name, path string, k keyFiles, h events.ServiceHistory) check {
 	var mine *events.HistoryKey
 	var current events.PublicKey

@@ -10,7 +10,8 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// nobodysTarget stands where no service is named: a target that no one binds, and on which nothing is stored.
+// nobodysTarget replaces the target if no service is named. No service has it, and nothing is
+// stored on it.
 const nobodysTarget = "omi.doctor.probe"
 
 // examinePermissions tries what this account may do at the broker.
@@ -19,7 +20,8 @@ func (d *doctor) examinePermissions(ctx context.Context) {
 	if d.named {
 		target = d.target.String()
 		asDeveloper := d.cmd.MasterKey != ""
-		// A developer's account has no need to rotate, nor has an operator's, who sees the streams; and a service's none to bind.
+		// The accounts of developers, and of operators, who see the streams, need not rotate; a
+		// service's need not bind.
 		asService := d.cmd.Key != "" || !asDeveloper && len(d.streams) == 0
 		d.mayRequest(ctx, "rotation", events.RotationSubject+target, asService)
 		d.mayRequest(ctx, "binding", events.BindingSubject+target, asDeveloper)
@@ -45,7 +47,8 @@ func (d *doctor) mayRequest(ctx context.Context, class, subject string, needed b
 	}
 }
 
-// mayRead tries to get receipts, as a command does that waits for its answer: to hear them, and to look for one that it missed.
+// mayRead tries to get receipts as a command does that waits for its answer: by listening, and by
+// asking for one that it missed.
 func (d *doctor) mayRead(ctx context.Context, needed bool) {
 	const name = "read receipts"
 	hears, last := events.AnswerSubject+d.target.String(), request.LastReceiptSubject+d.target.String()
@@ -75,7 +78,7 @@ func (d *doctor) mayRead(ctx context.Context, needed bool) {
 	}
 }
 
-// mayForge tries what the registry alone should be able to do.
+// mayForge tries what only the registry should be able to do.
 func (d *doctor) mayForge(ctx context.Context, class, subject, stream string) {
 	name := "publish " + class
 	may, err := d.mayPublish(ctx, subject, stream)

@@ -19,7 +19,7 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// examineDurables looks at who reads the streams, and how far each is.
+// examineDurables checks which durables read the streams, and how far each has come.
 func (d *doctor) examineDurables(ctx context.Context) {
 	for _, s := range []struct {
 		stream string
@@ -69,7 +69,7 @@ func (d *doctor) examineDurables(ctx context.Context) {
 	}
 }
 
-// exists says whether there is a durable of that name, or one of an instance.
+// exists reports whether there is a durable of that name, or of an instance of it.
 func exists(found map[string]*jetstream.ConsumerInfo, name string) bool {
 	for have, info := range found {
 		instance := info.Config.Metadata[streams.InstanceMetadata]
@@ -82,7 +82,7 @@ func exists(found map[string]*jetstream.ConsumerInfo, name string) bool {
 
 func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 	have := info.Config
-	want := streams.SubscriberConsumer(have.Durable) // the registry's is alike
+	want := streams.SubscriberConsumer(have.Durable) // the registry's has the same settings
 	if different := differences([]difference{
 		{"deliver policy", have.DeliverPolicy, want.DeliverPolicy},
 		{"acknowledge policy", have.AckPolicy, want.AckPolicy},
@@ -111,7 +111,7 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 		start, gone = d.startAgain(registryProgram), ""
 		held = ": services that a restored database lacks changes of are held until omi-registry recover has run (omi_registry_services_behind)"
 	}
-	if most := have.MaxRequestBatch; most > 0 { // which may be the broker's own limit
+	if most := have.MaxRequestBatch; most > 0 { // this may be the broker's own limit
 		detail += fmt.Sprintf(", at most %d messages a pull", most)
 	}
 	if info.NumWaiting == 0 {
@@ -133,15 +133,16 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 	}
 }
 
-// The programs, by which doctor remembers who answers.
+// The programs whose answers doctor remembers.
 const (
 	registryProgram = "omi-registry"
 	authProgram     = "omi-authsub"
 	billingProgram  = "omi-billingsub"
 )
 
-// askProcesses asks each process something, before anything is said: what to do about a stream depends on who runs. Auth and Billing get an
-// empty question. To say what is missing in it, they have to be there.
+// askProcesses asks each process a question before any finding, because the advice about a stream
+// depends on which processes run. Auth and Billing get an empty question: a process that says what
+// is missing in it is there.
 func (d *doctor) askProcesses(ctx context.Context) {
 	d.answers = map[string]error{
 		registryProgram: d.within(ctx, events.LookupRegistrySubject, func(ctx context.Context) (err error) {
@@ -175,7 +176,7 @@ func (d *doctor) startAgain(program string) string {
 	return "start " + program
 }
 
-// madeBy says what to do about a stream or durable that is missing.
+// madeBy says what to do about a missing stream or durable.
 func (d *doctor) madeBy(program string) string {
 	if d.runs(program) {
 		return program + " runs, and makes it again within some seconds: look again; if it stays away, look at the log of " + program
@@ -183,7 +184,8 @@ func (d *doctor) madeBy(program string) string {
 	return "start " + program + ", which makes it"
 }
 
-// examineRegistry looks at what the registry says of itself, and says who is believed from here on.
+// examineRegistry checks what the registry says of itself, and decides which keys are believed from
+// here on.
 func (d *doctor) examineRegistry() {
 	const name = "registry"
 	err := d.answers[registryProgram]
@@ -235,7 +237,7 @@ func keyList(keys []events.PublicKey) string {
 	return strings.Join(texts, ", ")
 }
 
-// examineServices says whether Auth and Billing answer.
+// examineServices checks whether Auth and Billing answer.
 func (d *doctor) examineServices() {
 	for _, one := range []struct{ name, subject, program string }{
 		{"auth", events.AuthVerifySubject, authProgram},
@@ -255,11 +257,11 @@ func (d *doctor) examineServices() {
 	}
 }
 
-// examineService looks at the one service that is named.
+// examineService checks the service that the flags name.
 func (d *doctor) examineService(ctx context.Context) {
 	const name = "service"
 	if !d.named || d.info.Origin == "" {
-		return // nobody answers
+		return // there is no answer
 	}
 	var record events.ServiceRecord
 	err := d.within(ctx, events.LookupServiceSubject, func(ctx context.Context) (err error) {

@@ -33,8 +33,8 @@ const (
 	bytesRequired jetstream.ErrorCode = 10113
 )
 
-// examineStorage stores a message, and removes it. That the disk is full, or a limit reached, shows
-// nowhere else: an idle broker answers every question.
+// examineStorage stores a message and removes it. Nothing else shows that the disk is full or a
+// limit is reached: an idle broker answers every question.
 func (d *doctor) examineStorage(ctx context.Context) {
 	const name = "storage"
 	if err := refusal.Limits(d.nc); err != nil {
@@ -77,7 +77,7 @@ type leftError struct {
 	error
 }
 
-// storeProbe stores a message of the largest size in a stream like ours. took is how long the
+// storeProbe stores a message of the largest size in a stream like ours. took is the time that the
 // broker needs for the message.
 func (d *doctor) storeProbe(ctx context.Context) (took time.Duration, err error) {
 	id := rand.Text()
@@ -89,7 +89,7 @@ func (d *doctor) storeProbe(ctx context.Context) (took time.Duration, err error)
 	for _, stream := range d.streams {
 		config.Replicas = max(config.Replicas, stream.CachedInfo().Config.Replicas)
 	}
-	// An account that may not delete the stream makes none.
+	// An account that may not delete the stream does not create one.
 	if err := d.removeProbe(ctx, config.Name); !errors.Is(err, jetstream.ErrStreamNotFound) {
 		return 0, err
 	}
@@ -120,7 +120,7 @@ func (d *doctor) removeProbe(ctx context.Context, stream string) error {
 	return d.within(ctx, stream, func(ctx context.Context) error { return d.js.DeleteStream(ctx, stream) })
 }
 
-// sweepProbes removes what doctors left that were killed. Where it can't, the next one tries.
+// sweepProbes removes the probes of doctors that were killed. If it fails, the next doctor tries.
 func (d *doctor) sweepProbes(ctx context.Context) {
 	var left []string
 	_ = d.within(ctx, "$JS.API.STREAM.LIST", func(ctx context.Context) error {

@@ -11,8 +11,8 @@ import (
 	"omiappreg.org/keyrotation/internal/subscriber"
 )
 
-// examineTrusts looks at what the durables of the stream of events say of themselves: whom their processes trust, and what they
-// have set aside.
+// examineTrusts checks what the durables of the stream of events say of themselves: which keys
+// their processes trust, and what they have set aside.
 func (d *doctor) examineTrusts() {
 	for _, durable := range slices.Sorted(maps.Keys(d.readers)) {
 		d.examineTrust("trust of "+durable, durable, d.readers[durable].Config.Metadata)
@@ -28,7 +28,7 @@ func (d *doctor) examineTrust(name, durable string, metadata map[string]string) 
 	}
 	trusted, announced := metadata[events.TrustMetadata]
 	if !announced {
-		return // another program's
+		return // of another program
 	}
 	words := strings.Fields(trusted)
 	untrusted := slices.DeleteFunc(slices.Clone(d.info.PublicKeys), func(key events.PublicKey) bool {

@@ -15,8 +15,8 @@ import (
 	"omiappreg.org/keyrotation/internal/request"
 )
 
-// dryRun looks at all that a rotation needs, as omi doctor does, and makes the request with a new key that nobody keeps.
-// It sends nothing and writes nothing.
+// dryRun checks everything that a rotation needs, as omi doctor does, and makes the request with a
+// new key that it does not keep. It sends nothing and writes nothing.
 func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
 	if err := errors.Join(c.check(), c.readable()); err != nil {
 		return err
@@ -42,7 +42,7 @@ func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
 	return nil
 }
 
-// examineStore says whether the key store can be written. What it opens is there already, so nothing is made.
+// examineStore checks whether the key store can be written. It opens only existing files, so it creates nothing.
 func (d *doctor) examineStore(path string) {
 	const name = "key store"
 	if d.saved != nil && d.saved.folder == nil {
@@ -51,7 +51,7 @@ func (d *doctor) examineStore(path string) {
 	}
 	file := client.KeyFile(path)
 	if keyfile.Replaceable(file) != nil {
-		return // which examineKeyFiles has said
+		return // examineKeyFiles has reported it
 	}
 	folder := filepath.Dir(file)
 	if err := keyfile.Writable(folder); err != nil {
@@ -80,11 +80,11 @@ func lockable(ctx context.Context, path string) error {
 	return release()
 }
 
-// examineRequest makes the request, and holds its grace period against the registry's.
+// examineRequest makes the request, and compares its grace period with the registry's.
 func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 	const name = "request"
 	if _, err := os.Lstat(client.JournalFile(c.Key)); err == nil {
-		return // that one would be sent again, and is on a line of its own
+		return // a rotation would send that one again; it has a line of its own
 	}
 	by, err := readServiceKey(c.Key)
 	if err != nil {
@@ -126,8 +126,9 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 	d.ok(name, "%d bytes to %s; %s", len(m.Payload), m.Subject, graceOf(&d.service, period, c.Emergency))
 }
 
-// refusedFor says why the registry would refuse a rotation that is signed by a key now, as far as the service's record
-// tells, and what to do. Where that is not known, it says nothing: another line does.
+// refusedFor says why the registry would now refuse a rotation that this key signs, by
+// the service's record, and what to do. It says nothing if the record is not known, because another
+// line does.
 func refusedFor(r *events.ServiceRecord, by events.PublicKey) (detail, fix string) {
 	current := r.Current.PublicKey
 	switch {

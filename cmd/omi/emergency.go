@@ -12,14 +12,14 @@ import (
 	"omiappreg.org/keyrotation/internal/printable"
 )
 
-// leavesGrace reports whether the service has keys in grace, as far as is known.
+// leavesGrace reports whether the service has keys in grace, if that is known.
 func (c *keyChange) leavesGrace(ctx context.Context, s *session) bool {
 	record, err := s.record(ctx, c.target)
 	return err != nil || len(record.Grace) > 0
 }
 
-// inGrace returns the keys that are accepted still, after a change that has ended the old one at once. Of another change, the receipt
-// says so. nil: it is not known, which is told.
+// inGrace returns the keys that are still accepted after a change that has ended the old key at
+// once. (Any other change's receipt says so itself.) nil: not known, which it reports.
 func (c *keyChange) inGrace(ctx context.Context, s *session) []events.GraceKey {
 	if !c.atOnce {
 		return nil
@@ -34,7 +34,7 @@ func (c *keyChange) inGrace(ctx context.Context, s *session) []events.GraceKey {
 	return record.Grace
 }
 
-// stillAccepted tells of keys in grace.
+// stillAccepted names the keys in grace.
 func stillAccepted(grace []events.GraceKey) string {
 	var text strings.Builder
 	for _, key := range grace {
@@ -46,7 +46,7 @@ func stillAccepted(grace []events.GraceKey) string {
 	return text.String()
 }
 
-// graceOf says which keys would be accepted still.
+// graceOf says which keys would still be accepted.
 func graceOf(r *events.ServiceRecord, period time.Duration, emergency bool) string {
 	text, earlier := fmt.Sprintf("the old key would be in grace for %s", period), len(r.Grace)
 	switch {

@@ -17,7 +17,7 @@ type historyCmd struct {
 	targetFlags `embed:""`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*historyCmd) Help() string {
 	return `Shows which event brought each key, and from when until when it is accepted. A key without
 an end is the current one. The registry signs the list, and only that signature is believed.
@@ -64,9 +64,9 @@ func printHistory(w io.Writer, h events.ServiceHistory) error {
 	return nil
 }
 
-// changesOf returns every change of a service's keys. A revocation brings no key, so it has no line in a history (§8.4):
-// it is where a sequence is missing, and came when the key before it ended. A service that is revoked is not revoked
-// again, so one is all that can be missing in one place.
+// changesOf returns every change of a service's keys. A revocation brings no key, so a history has
+// no line for it (§8.4): it is where a sequence is missing, and it came when the key before it
+// ended. A revoked service is not revoked again, so at most one is missing in one place.
 func changesOf(h events.ServiceHistory) []events.HistoryKey {
 	var changes []events.HistoryKey
 	upTo := func(sequence int64) {

@@ -18,7 +18,7 @@ import (
 	"omiappreg.org/keyrotation/internal/process"
 )
 
-// publicMode is of files that anyone may read.
+// publicMode is the mode of files that anyone may read.
 const publicMode = 0o644
 
 type keygenCmd struct {
@@ -29,7 +29,7 @@ type keygenCmd struct {
 	JSON   bool              `help:"Print one JSON object."`
 }
 
-// Help teaches by example.
+// Help is shown by --help.
 func (c *keygenCmd) Help() string {
 	return `A private key is written to a file (--out), never printed, and never taken as an argument.
 --from recognises the form of a key: PEM (PKCS #8 or SPKI), JWK, OpenSSH, a NATS user's nkey or
@@ -78,7 +78,7 @@ func (c *keygenCmd) generate() error {
 	return c.write(keyformat.Key{Public: private.Public(), Private: private})
 }
 
-// form is what is written to a file.
+// form is the form that is written to a file.
 func (c *keygenCmd) form() keyformat.Format {
 	if c.Format == nil {
 		return keyformat.PEM
@@ -86,7 +86,7 @@ func (c *keygenCmd) form() keyformat.Format {
 	return *c.Format
 }
 
-// write writes the private half to --out, or the public one where there is no other.
+// write writes the private half to --out, or the public one if there is no private one.
 func (c *keygenCmd) write(key keyformat.Key) (err error) {
 	done := "Wrote a private key to %s (mode 0600). Its public key:\n%s\n"
 	if key.Private.IsZero() {
@@ -100,7 +100,7 @@ func (c *keygenCmd) write(key keyformat.Key) (err error) {
 	}
 	view := map[string]string{"file": c.Out, "public_key": key.Public.String()}
 	public := view["public_key"]
-	if c.form() == keyformat.NKey { // the broker knows its users by nothing else
+	if c.form() == keyformat.NKey { // the broker knows its users only by their nkeys
 		nkey, err := keyformat.EncodePublic(key.Public, keyformat.NKey)
 		if err != nil {
 			return err
@@ -142,13 +142,13 @@ func createPublic(path string, key events.PublicKey, form keyformat.Format) erro
 	}
 	_, err = f.Write(content)
 	if err := errors.Join(err, f.Close()); err != nil {
-		_ = os.Remove(path) // half of a key is of no use
+		_ = os.Remove(path) // half a key is useless
 		return fmt.Errorf("write the public key: %w", err)
 	}
 	return nil
 }
 
-// print prints the public half: in the form that was asked for, or in each.
+// print prints the public half, in the form that was asked for or in every form.
 func (c *keygenCmd) print(key keyformat.Key) error {
 	switch {
 	case c.Format == nil:
@@ -204,11 +204,12 @@ func printForms(key events.PublicKey, asJSON bool) error {
 		forms.PublicKey, printable.Composed(forms.JWK), forms.KeyID, forms.OpenSSH, forms.NKey, printable.Composed(forms.PEM))
 }
 
-// keySource is where a key comes from: a file, - or the text of a public key. Its errors don't repeat it unless it is a
-// file's name, since it could be a private key by mistake.
+// keySource is where a key comes from: a file, - or the text of a public key. Its errors repeat it
+// only if it is a file's name, because it could be a private key by mistake.
 type keySource string
 
-// Decode implements kong.MapperValue: kong's own error would quote what begins with a hyphen, as PEM does.
+// Decode implements kong.MapperValue: kong's own error would quote a value that begins with a
+// hyphen, as PEM does.
 func (s *keySource) Decode(ctx *kong.DecodeContext) error {
 	text, ok := ctx.Scan.Pop().Value.(string)
 	if !ok || text == "" || text != "-" && strings.HasPrefix(text, "-") {
@@ -239,7 +240,8 @@ func (s keySource) read() (keyformat.Key, error) {
 	return readAnyKey(f)
 }
 
-// readAnyKey reads a key in any form. Where it is private and in a file, nobody else may read that.
+// readAnyKey reads a key in any form. If it is private and in a file, only its owner may be able to
+// read the file.
 func readAnyKey(f *os.File) (keyformat.Key, error) {
 	info, err := f.Stat()
 	if err != nil {

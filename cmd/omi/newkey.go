@@ -16,12 +16,13 @@ import (
 	"omiappreg.org/keyrotation/internal/process"
 )
 
-// savedKeys is the key store of a rotation to a key that was made and saved beforehand (--new-key). It needs no disk: the
-// same command, run again, learns from the registry what became of it. The file of the old key gets the new key, if it can
-// be replaced; that of a Secret can't, and is only read.
+// savedKeys is the key store of a rotation to a key that was made and saved beforehand (--new-key).
+// It needs no disk: the same command, run again, learns from the registry what happened to it. The
+// file of the old key gets the new key, if it can be replaced; a mounted Secret can't, and is only
+// read.
 type savedKeys struct {
-	folder   *client.Folder // of the old key; nil: it is only read
-	readOnly string         // why
+	folder   *client.Folder // of the old key; nil: the key is only read
+	readOnly string         // the reason
 	file     string         // of the old key
 	next     string         // the file of the new key
 	old, new events.SigningKey
@@ -29,8 +30,8 @@ type savedKeys struct {
 	underWay []byte
 }
 
-// savedKey returns the store for --new-key, where file is that of the old key; nil: --new-key was not given. A reset doesn't need
-// the old key.
+// savedKey returns the store for --new-key, or nil without that flag. file is that of the old key,
+// which a reset doesn't need.
 func (f *savedFlags) savedKey(file string, kind events.RequestKind) (*savedKeys, error) {
 	if f.NewKey == "" {
 		return nil, nil
@@ -84,7 +85,7 @@ func (k *savedKeys) Signer(_ context.Context, slot client.Slot) (crypto.Signer, 
 
 var errOnlyThatKey = errors.New("only the key of --new-key may be asked for")
 
-// Generate implements [client.Keys]: no other key is made.
+// Generate implements [client.Keys]: it makes no other key.
 func (*savedKeys) Generate(context.Context, client.Slot) (crypto.Signer, error) {
 	return nil, errOnlyThatKey
 }
@@ -125,7 +126,7 @@ func (c *keyChange) place() string {
 	return client.KeyFile(c.Key)
 }
 
-// note is what there is to say of the old key's file.
+// note says what happens to the old key's file.
 func (c *keyChange) note() string {
 	if c.saved != nil && c.saved.folder == nil {
 		return fmt.Sprintf("  %s was only read, and holds the old key: %s\n", c.saved.file, c.saved.readOnly)
@@ -133,12 +134,13 @@ func (c *keyChange) note() string {
 	return ""
 }
 
-// sameKey reports whether --key and --new-key hold one key.
+// sameKey reports whether --key and --new-key hold the same key.
 func (k *savedKeys) sameKey() bool {
 	return k != nil && !k.old.IsZero() && k.old.Public() == k.new.Public()
 }
 
-// already ends a command that was run again after it had replaced the old key's file: both files hold the new key.
+// already ends a command that was run again after it had replaced the old key's file, so that both
+// files hold the new key.
 func (c *keyChange) already(ctx context.Context, s *session) error {
 	asking, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
@@ -167,10 +169,11 @@ func (c *keyChange) already(ctx context.Context, s *session) error {
 	return c.report(ctx, s, receipt)
 }
 
-// savesKey reports whether the new key is one that is saved elsewhere.
+// savesKey reports whether the new key is saved elsewhere.
 func (c *keyChange) savesKey() bool { return c.saved != nil || c.beforeSend != "" }
 
-// alreadyReset ends a reset that was run again after it had been committed: the saved key is the current one, and a reset made it so.
+// alreadyReset ends a reset that was run again after it had been committed: the saved key is the
+// current one, and a reset made it so.
 func (c *keyChange) alreadyReset(ctx context.Context, s *session) error {
 	history, err := s.history(ctx, c.target)
 	if err != nil {
@@ -198,7 +201,8 @@ func (c *keyChange) tellCurrent() {
 // heldStore is a key store whose lock this process has.
 type heldStore struct{ client.KeyStore }
 
-// save has --before-send save the new key, which is on the disk by then, while no other process changes the keys.
+// save runs --before-send. The new key is on the disk by then, and no other process changes the
+// keys.
 func (c *keyChange) save(ctx context.Context, store client.KeyStore) (held client.KeyStore, release func() error, err error) {
 	release = func() error { return nil }
 	if lock, ok := store.(client.Locker); ok {
@@ -237,10 +241,12 @@ func (c *keyChange) runBeforeSend(ctx context.Context, key crypto.Signer) error 
 	if err != nil {
 		return fmt.Errorf("--before-send: %w", err)
 	}
-	command := exec.CommandContext(ctx, "sh", "-c", c.beforeSend) //nolint:gosec // it is for the user to say what is run
+	// It is for the user to say what is run.
+	command := exec.CommandContext(ctx, "sh", "-c", c.beforeSend) //nolint:gosec
 	command.Env = append(os.Environ(), "OMI_NEW_KEY_FILE="+path, "OMI_NEW_PUBLIC_KEY="+public.String(),
 		"OMI_APP_ID="+c.target.App.String(), "OMI_SERVICE_ID="+c.target.Service.String())
-	command.Stdout, command.Stderr = os.Stderr, os.Stderr // the standard output is this command's own
+	// The standard output belongs to this command.
+	command.Stdout, command.Stderr = os.Stderr, os.Stderr
 	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) }
 	command.WaitDelay = endBeforeSend
 	err = command.Run()

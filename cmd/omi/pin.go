@@ -20,7 +20,7 @@ type pinCmd struct {
 	Remove pinRemoveCmd `cmd:"" help:"Forget a service."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*pinCmd) Help() string {
 	return `Anyone who copies your key can rotate it, and the registry can't tell that it was not you.
 You can: a pin remembers your service's keys, and omi pin check reports what happened since.
@@ -39,7 +39,7 @@ type pinAddCmd struct {
 	pinsFlag    `embed:""`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*pinAddCmd) Help() string {
 	return `Get the registry's public key for --trust from its operator. Without it, the registry at the
 broker is believed the first time, and the pin remembers its key.
@@ -80,8 +80,8 @@ func (c *pinAddCmd) Run() error {
 	})
 }
 
-// look returns what a pin remembers. Who is pinned already is not believed on first sight once more: without --trust,
-// the registry is the one of the pin.
+// look returns what a pin remembers. If the service is pinned already, the registry is not believed
+// on first sight once more: without --trust, it is that of the pin.
 func (c *pinAddCmd) look(ctx context.Context, s *session, t events.Target, was *pin) (pin, error) {
 	pinned := was != nil && !c.trusts()
 	if pinned {
@@ -104,7 +104,7 @@ func (c *pinAddCmd) look(ctx context.Context, s *session, t events.Target, was *
 	}, nil
 }
 
-// asPinned returns a session that trusts the registry of a pin, and no other.
+// asPinned returns a session that trusts only the registry of a pin.
 func (s *session) asPinned(p *pin) (*session, error) {
 	trust, err := events.NewTrust(p.Origin, p.RegistryPublicKeys...)
 	if err != nil {
@@ -132,7 +132,7 @@ type pinListCmd struct {
 	JSON     bool `help:"Print one JSON array."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*pinListCmd) Help() string {
 	return `Shows the file of pins; omi pin check asks the registry.
 
@@ -172,7 +172,7 @@ type pinRemoveCmd struct {
 	JSON        bool `help:"Print one JSON object: the removed pin."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*pinRemoveCmd) Help() string {
 	return `omi pin check then no longer reports changes of the service. To accept a change, use omi pin
 add instead.
@@ -182,7 +182,7 @@ add instead.
 
 var errNotPinned = errors.New("is not pinned")
 
-// Run forgets a pin.
+// Run removes a pin.
 func (c *pinRemoveCmd) Run() error {
 	t, err := c.target()
 	if err != nil {

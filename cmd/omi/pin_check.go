@@ -22,7 +22,7 @@ type pinCheckCmd struct {
 	Key            []string `env:"OMI_KEY" sep:"none" placeholder:"FILE" help:"A key that you hold: changes that led to it are yours. Repeatable."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*pinCheckCmd) Help() string {
 	return `Compares the registry's signed history with the pin, for all pinned services or for one.
 Exit code 0: nothing changed, or the holder of --key changed it. Exit code 1: look at what happened.
@@ -71,7 +71,7 @@ func (c *pinCheckCmd) Run() error {
 	})
 }
 
-// pins returns those that are to be checked.
+// pins returns the pins to check.
 func (c *pinCheckCmd) pins() (pinFile, []pin, error) {
 	t, named, err := c.target()
 	if err != nil {
@@ -94,8 +94,9 @@ func (c *pinCheckCmd) pins() (pinFile, []pin, error) {
 	return file, pins[i : i+1], nil
 }
 
-// ownKeys returns the keys that the owner holds. Beside a key's file stand, after a crash or a refusal, those that the
-// registry may have committed nevertheless. A key names one service for ever, so it can't be mistaken for another's.
+// ownKeys returns the keys that the owner holds. After a crash or a refusal, a key's file has keys
+// next to it that the registry may have committed nevertheless. A key names one service for ever,
+// so it can't be mistaken for another's.
 func (c *pinCheckCmd) ownKeys() ([]events.PublicKey, error) {
 	var keys []events.PublicKey
 	for _, path := range c.Key {
@@ -113,7 +114,7 @@ func (c *pinCheckCmd) ownKeys() ([]events.PublicKey, error) {
 	return keys, nil
 }
 
-// print shows what was found.
+// print shows the findings.
 func (c *pinCheckCmd) print(findings []finding) error {
 	if c.JSON {
 		return process.PrintJSON(struct {

@@ -10,17 +10,19 @@ import (
 	"omiappreg.org/keyrotation/internal/lookup"
 )
 
-// pinState is what became of a pinned service.
+// pinState says what happened to a pinned service.
 type pinState string
 
 const (
-	pinUnchanged       pinState = "unchanged"
-	pinMoved           pinState = "moved"            // by the owner
-	pinChanged         pinState = "changed"          // not by the owner, as far as we know
-	pinWentBack        pinState = "went_back"        // the registry knows less than was pinned
-	pinContradicted    pinState = "contradicted"     // another key stands at the pinned sequence
-	pinRegistryChanged pinState = "registry_changed" // another key signs, or another registry answers
-	pinUnchecked       pinState = "unchecked"        // there was no answer
+	pinUnchanged pinState = "unchanged"
+	pinMoved     pinState = "moved" // by the owner
+	// Not by the owner, if what we know is complete.
+	pinChanged      pinState = "changed"
+	pinWentBack     pinState = "went_back"    // the registry knows less than the pin
+	pinContradicted pinState = "contradicted" // the pinned sequence has another key
+	// Another key signs, or another registry answers.
+	pinRegistryChanged pinState = "registry_changed"
+	pinUnchecked       pinState = "unchecked" // there was no answer
 )
 
 // change is one event of a service, for programs.
@@ -31,18 +33,19 @@ type change struct {
 	PublicKey events.PublicKey `json:"public_key,omitzero"`
 }
 
-// finding is what a check says of one service.
+// finding is the result for one service.
 type finding struct {
 	AppID          events.AppID     `json:"app_id"`
 	ServiceID      events.ServiceID `json:"service_id"`
 	State          pinState         `json:"state"`
 	Detail         string           `json:"detail"`
 	PinnedSequence int64            `json:"pinned_sequence"`
-	Sequence       int64            `json:"sequence,omitzero"` // that the registry shows
-	Changes        []change         `json:"changes"`           // after the pin, that nobody known asked for
-	Fix            []string         `json:"fix,omitzero"`
+	Sequence       int64            `json:"sequence,omitzero"` // as the registry shows it
+	// since the pin, and not known to be the owner's
+	Changes []change `json:"changes"`
+	Fix     []string `json:"fix,omitzero"`
 
-	publicKey events.PublicKey // that is current now
+	publicKey events.PublicKey // the current one
 }
 
 func (f finding) target() events.Target { return events.Target{App: f.AppID, Service: f.ServiceID} }
@@ -78,7 +81,7 @@ func (s *session) checkPin(ctx context.Context, p pin, mine []events.PublicKey) 
 	return none, err
 }
 
-// compare holds a history against a pin. mine are keys that only the owner holds.
+// compare compares a history with a pin. mine are keys that only the owner holds.
 func (p *pin) compare(h events.ServiceHistory, mine []events.PublicKey) finding {
 	f := finding{AppID: p.AppID, ServiceID: p.ServiceID, PinnedSequence: p.Sequence, Sequence: h.Sequence, Changes: []change{}}
 	all := changesOf(h)
@@ -118,9 +121,9 @@ func (p *pin) compare(h events.ServiceHistory, mine []events.PublicKey) finding 
 	return f
 }
 
-// unproven returns the changes that the owner's keys say nothing of. Each rotation was signed by the key before it, so
-// whoever holds a key made all that led to it, back to the last binding or Master Reset. Those are the Master Key's: what
-// stood before them, it replaced, whosever that was.
+// unproven returns the changes that the owner's keys don't prove. The key before it signs each
+// rotation, so the holder of a key made all the rotations that led to it, back to the last binding
+// or Master Reset. The Master Key made those, and they replaced any earlier key.
 func unproven(changes []events.HistoryKey, mine []events.PublicKey) []events.HistoryKey {
 	newest := len(changes) - 1
 	for newest >= 0 && !slices.Contains(mine, changes[newest].PublicKey) {
@@ -134,7 +137,7 @@ func unproven(changes []events.HistoryKey, mine []events.PublicKey) []events.His
 	return changes[newest+1:]
 }
 
-// fixChanges says what to do about changes that nobody known asked for.
+// fixChanges says what to do about changes that the owner is not known to have asked for.
 func fixChanges(t events.Target, unknown []events.HistoryKey, held bool) []string {
 	accept := "It was you, with another tool or on another machine: omi pin add " + flagsOf(t) + " accepts it."
 	switch {

@@ -21,25 +21,27 @@ import (
 	"omiappreg.org/keyrotation/internal/process"
 )
 
-// pin is what was known of a service when somebody last looked and found it right.
+// pin is what was known of a service when its owner last accepted it.
 type pin struct {
 	AppID              events.AppID       `json:"app_id"`
 	ServiceID          events.ServiceID   `json:"service_id"`
 	Origin             string             `json:"origin"`               // of the registry
-	RegistryPublicKeys []events.PublicKey `json:"registry_public_keys"` // trusted then
+	RegistryPublicKeys []events.PublicKey `json:"registry_public_keys"` // trusted at that time
 	Sequence           int64              `json:"sequence"`
-	PublicKey          events.PublicKey   `json:"public_key,omitzero"` // current then; absent: it was revoked
-	PinnedAt           int64              `json:"pinned_at"`           // seconds since the Unix epoch
+	// current at that time; absent: it was revoked
+	PublicKey events.PublicKey `json:"public_key,omitzero"`
+	// seconds since the Unix epoch
+	PinnedAt int64 `json:"pinned_at"`
 }
 
 func (p pin) target() events.Target { return events.Target{App: p.AppID, Service: p.ServiceID} }
 
-// whole says whether the pin has all that omi pin gives one.
+// whole reports whether the pin has everything that omi pin writes.
 func (p pin) whole() bool {
 	return !p.AppID.IsZero() && !p.ServiceID.IsZero() && p.Origin != "" && len(p.RegistryPublicKeys) > 0 && p.Sequence > 0
 }
 
-// pinsFlag is where pins are kept.
+// pinsFlag names the file of pins.
 type pinsFlag struct {
 	Pins string `env:"OMI_PINS" placeholder:"FILE" help:"The file of pins (omi/pins.json in your configuration folder)."`
 }
@@ -55,7 +57,7 @@ func (f pinsFlag) file() (pinFile, error) {
 	return pinFile{filepath.Join(folder, "omi", "pins.json")}, nil
 }
 
-// load reads what is there, before anybody is waited for.
+// load reads the file before the command waits for the broker.
 func (f pinsFlag) load() (file pinFile, pins []pin, err error) {
 	if file, err = f.file(); err == nil {
 		pins, err = file.load()
@@ -63,14 +65,14 @@ func (f pinsFlag) load() (file pinFile, pins []pin, err error) {
 	return file, pins, err
 }
 
-// pinFile is a file of pins. Whoever reads it sees all of one state or all of the next: it is replaced by a rename.
-// Whoever changes it holds a lock from its reading to its writing, and no longer, so that of two processes neither
-// writes over what the other has just added.
+// pinFile is a file of pins. It is replaced by a rename, so a reader sees all of one state or all
+// of the next. A writer holds a lock from its reading to its writing, and no longer, so that no
+// process overwrites what another has just added.
 type pinFile struct{ path string }
 
 const (
 	pinVersion = 1
-	lockWithin = 5 * time.Second // for what takes milliseconds
+	lockWithin = 5 * time.Second // for work that takes milliseconds
 	lockEach   = 10 * time.Millisecond
 )
 
@@ -79,7 +81,7 @@ type pinDocument struct {
 	Pins    []pin `json:"pins"`
 }
 
-// load reads the pins; a file that is not there holds none.
+// load reads the pins. A missing file holds none.
 func (f pinFile) load() ([]pin, error) {
 	content, err := os.ReadFile(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -101,12 +103,12 @@ func (f pinFile) load() ([]pin, error) {
 	return d.Pins, nil
 }
 
-// update changes the pins while nobody else does. What change returns is written, unless it is an error.
+// update changes the pins under the lock. It writes what change returns, unless that is an error.
 func (f pinFile) update(change func([]pin) ([]pin, error)) (err error) {
 	if err := os.MkdirAll(filepath.Dir(f.path), 0o700); err != nil {
 		return process.Usagef("--pins: %w", err)
 	}
-	lock := flock.New(f.path + ".lock") // another file, since this one is replaced
+	lock := flock.New(f.path + ".lock") // another file, because this one is replaced
 	ctx, cancel := context.WithTimeout(context.Background(), lockWithin)
 	defer cancel()
 	if _, err := lock.TryLockContext(ctx, lockEach); err != nil {
@@ -131,7 +133,8 @@ func (f pinFile) update(change func([]pin) ([]pin, error)) (err error) {
 	return nil
 }
 
-// set puts a pin in place of the one that was read. Where that one has changed meanwhile, another process knows better.
+// set replaces the pin that was read. If another process has changed that pin meanwhile, the
+// other's stays.
 func (f pinFile) set(was, next pin) error {
 	return f.update(func(pins []pin) ([]pin, error) {
 		if i := indexOf(pins, next.target()); i >= 0 && pins[i].Sequence == was.Sequence && pins[i].PublicKey == was.PublicKey {
@@ -141,13 +144,14 @@ func (f pinFile) set(was, next pin) error {
 	})
 }
 
-// indexOf returns where the pin of a service is, or -1.
+// indexOf returns the index of a service's pin, or -1.
 func indexOf(pins []pin, t events.Target) int {
 	return slices.IndexFunc(pins, func(p pin) bool { return p.target() == t })
 }
 
-// pinnedHere refuses a request for another registry than that of the service's pin: it would be signed for that one. Where there is no
-// pin, nothing is remembered. Without --origin, the registry itself has said who it is, and that is not signed.
+// pinnedHere refuses a request if the service's pin names another registry: it would be signed for
+// that one. Without a pin, nothing is remembered. Without --origin, the registry itself has said
+// which one it is, and that is not signed.
 func pinnedHere(t events.Target, origin string) error {
 	file, err := pinsFlag{os.Getenv("OMI_PINS")}.file()
 	if err != nil {
@@ -161,15 +165,16 @@ func pinnedHere(t events.Target, origin string) error {
 	return err
 }
 
-// advancePin moves the pin of a service forward over a change that this very tool asked for, so that omi pin check does
-// not ask whose it was. It does so only if the pin was at the sequence just before: a change in between is nobody's that
-// we know of. Where there is no pin, it does nothing. It is the best that can be done and not more: a command that ends
-// between its receipt and this, or a file that can't be written, leaves a pin that asks once too often, and never once
-// too little. So a fault is told on the standard error, and fails no command that is done.
+// advancePin moves the pin of a service forward over a change that this tool asked for, so that omi
+// pin check does not report it. It does so only if the pin was at the sequence just before, because
+// a change in between is not known to be ours. Without a pin, it does nothing. It is a best effort:
+// if a command ends between its receipt and this, or the file can't be written, the pin reports a
+// change too many, and never one too few. So a failure is printed on the standard error, and fails
+// no command that is done.
 func advancePin(t events.Target, r events.Receipt) {
 	file, err := pinsFlag{os.Getenv("OMI_PINS")}.file()
 	if err != nil || r.Event != events.RequestCommitted {
-		return // nowhere to keep pins: there are none
+		return // there is no place for pins, so there are none
 	}
 	pins, err := file.load()
 	i := indexOf(pins, t)

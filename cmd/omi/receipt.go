@@ -19,13 +19,13 @@ func answer(c connection, receipt events.Receipt, done string) error {
 	} else if !refused {
 		printed = process.Print("%s", receiptText(receipt, done))
 	}
-	if refused { // which says as much as what was to be printed
+	if refused { // it says as much as what was to be printed
 		return process.Refused(&client.RefusedError{Receipt: receipt})
 	}
 	return unsaid(done, printed)
 }
 
-// unsaid is the error of a change that is committed, and could not be printed.
+// unsaid is the error of a change that is committed and could not be printed.
 func unsaid(done string, err error) error {
 	if err != nil {
 		err = fmt.Errorf("%s, and that could not be printed: %w", done, err)
@@ -59,7 +59,8 @@ type receiptJSON struct {
 	Reason            events.Reason      `json:"reason,omitzero"`
 	Detail            string             `json:"detail,omitzero"`
 
-	StillAccepted []events.GraceKey `json:"still_accepted,omitzero"` // after a change that ended the old key at once
+	// after a change that ended the old key at once
+	StillAccepted []events.GraceKey `json:"still_accepted,omitzero"`
 }
 
 func receiptView(r events.Receipt) receiptJSON {

@@ -18,7 +18,7 @@ import (
 	"omiappreg.org/keyrotation/internal/request"
 )
 
-// newDraft returns a request that is made now. The session says for which registry.
+// newDraft returns a request that is made now. The session says for which registry it is.
 func newDraft(kind events.RequestKind, t events.Target) events.Draft {
 	return events.Draft{Kind: kind, Target: t, Timestamp: time.Now().Unix(), Nonce: events.NewNonce()}
 }
@@ -31,7 +31,7 @@ func newMessage(d events.Draft, by events.SigningKey) (request.Message, error) {
 	return request.Sign(d, by.Private(), d.NewKey.Private())
 }
 
-// unanswered is an error of a request that nobody waits for any more.
+// unanswered is the error of a request whose answer is not waited for any more.
 func unanswered(err error) error {
 	next := fmt.Sprintf("%v; run the same command again", err)
 	if errors.Is(err, request.ErrNoAnswer) {
@@ -48,7 +48,7 @@ func readServiceKey(path string) (events.SigningKey, error) {
 	return readKey("--key", client.KeyFile(path), "omi bind makes a service's first one, and omi reset replaces one that is lost")
 }
 
-// readKey reads a key's file, and says where one comes from if it is not there.
+// readKey reads a key's file. If the file is missing, the error says how to get one.
 func readKey(flag, path, origin string) (events.SigningKey, error) {
 	key, err := keyfile.Read(path)
 	if errors.Is(err, keyfile.ErrMissing) {
@@ -60,7 +60,7 @@ func readKey(flag, path, origin string) (events.SigningKey, error) {
 	return key, nil
 }
 
-// describeFlags are what a binding may say of a service.
+// describeFlags describe a service in its binding.
 type describeFlags struct {
 	ServiceType string `placeholder:"TYPE" help:"The kind of service, for example cms-article."`
 	EndpointURL string `name:"endpoint-url" placeholder:"URL" help:"The service's address: an absolute http or https URL."`
@@ -80,14 +80,14 @@ func (f *developerFlags) read() (t events.Target, master events.SigningKey, err 
 	return t, master, err
 }
 
-// tighten makes the files of private keys nobody else's to read, where a mount has let a group in, and says so; and who may put other
-// files in their place.
+// tighten restores mode 0600 of private keys' files, if a mount has let a group in, and says so. It
+// also says who may replace the files.
 func tighten(paths ...string) {
 	remark(keyfile.Tighten(paths...))
 	remark(keyfile.OpenFolders(paths...))
 }
 
-// remark tells what is no error, if there is anything.
+// remark prints a remark that is no error, if there is one.
 func remark(said string) {
 	if said != "" {
 		printable.Fprintf(os.Stderr, "omi: %s\n", said)
@@ -102,7 +102,7 @@ type bindCmd struct {
 	Describe describeFlags `embed:""`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*bindCmd) Help() string {
 	return `The registry must know the app and its Master Key: its operator adds it. A --key that ends
 in a slash is a folder, the key store of a service that uses package client. If the answer was lost,
@@ -134,7 +134,8 @@ func (c *bindCmd) Run() error {
 	return sendOnce(c.connection, draft, master, "is bound")
 }
 
-// firstKey makes a service's first key, unless it is there. A path that ends in a slash is a folder to be.
+// firstKey makes a service's first key, unless it exists. A path that ends in a slash is a folder
+// to create.
 func firstKey(path string) (file string, err error) {
 	if strings.HasSuffix(path, "/") {
 		if err := keyfile.MakeFolder(path); err != nil {
@@ -150,9 +151,9 @@ func firstKey(path string) (file string, err error) {
 	return file, nil
 }
 
-// sendOnce sends a request that needs nothing kept beside it, and prints its answer.
+// sendOnce sends a request that needs no state, and prints the answer.
 func sendOnce(c connection, draft events.Draft, by events.SigningKey, done string) error {
-	if _, err := newMessage(draft, by); err != nil { // before anybody is waited for
+	if _, err := newMessage(draft, by); err != nil { // before the command waits for the broker
 		return process.Usage(err)
 	}
 	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
@@ -180,8 +181,8 @@ func sendOnce(c connection, draft events.Draft, by events.SigningKey, done strin
 	})
 }
 
-// madeBefore returns the change that was asked for, if it is the service's last one: a request that is sent again because its
-// answer was lost is another request, and refused.
+// madeBefore returns the change that was asked for, if it is the service's last one: a request that
+// is sent again because its answer was lost is another request, and is refused.
 func (s *session) madeBefore(ctx context.Context, d events.Draft, refused events.Reason) (made events.HistoryKey) {
 	if refused != events.AlreadyBound && (refused != events.UnknownService || d.Kind != events.Revocation) {
 		return made
@@ -204,7 +205,7 @@ type revokeCmd struct {
 	ProviderReceipt string `placeholder:"FILE" help:"A JSON object to keep with the record, unchanged."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*revokeCmd) Help() string {
 	return `Nothing that the service signs is accepted any more, and no key of the service can change
 that. The developer can bind it again, with a key that was never used. Verifiers that use its JWK

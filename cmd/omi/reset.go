@@ -20,7 +20,7 @@ type resetCmd struct {
 	savedFlags     `embed:""`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*resetCmd) Help() string {
 	return `All earlier keys of the service end at once, so a thief has nothing. The new key is made in
 --key, which need not exist. If it exists, it must hold a key of this service; a key of another
@@ -34,7 +34,7 @@ A key that is kept elsewhere must be saved before anything is sent: see --new-ke
 in omi rotate --help.`
 }
 
-// Run resets a service. After a crash, the same command goes on where it was.
+// Run resets a service. After a crash, the same command continues.
 func (c *resetCmd) Run() error {
 	t, master, err := c.read()
 	if err != nil {
@@ -70,8 +70,8 @@ func (c *resetCmd) Run() error {
 	})
 }
 
-// replaced returns the key that the new one takes the place of, if there is one. What can't be read may be anybody's key in
-// another form.
+// replaced returns the key that the new one replaces, if there is one. A file that can't be read
+// may be a key in another form.
 func (c *resetCmd) replaced(master events.SigningKey) (old events.PublicKey, err error) {
 	key, err := keyfile.Read(client.KeyFile(c.Key))
 	switch {
@@ -85,7 +85,7 @@ func (c *resetCmd) replaced(master events.SigningKey) (old events.PublicKey, err
 	return key.Public(), notMaster(c.Key, key, master)
 }
 
-// owned refuses to put the new key in place of another service's, the registry's or a developer's.
+// owned refuses to replace the key of another service, of the registry or of a developer.
 func (c *resetCmd) owned(ctx context.Context, s *session, t events.Target, old events.PublicKey) error {
 	asking, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
@@ -103,7 +103,7 @@ func (c *resetCmd) owned(ctx context.Context, s *session, t events.Target, old e
 	return nil
 }
 
-// notMaster refuses a service's key that is the developer's own.
+// notMaster refuses the developer's own key as a service's key.
 func notMaster(path string, key, master events.SigningKey) error {
 	if key.Public() == master.Public() {
 		return process.Usagef("--key: %s holds the Master Key itself: name another file, which need not exist yet", client.KeyFile(path))

@@ -20,7 +20,7 @@ import (
 	"omiappreg.org/keyrotation/internal/process"
 )
 
-// What --wait waits for.
+// The values of --wait.
 const (
 	waitCommitted  = "committed"
 	waitPropagated = "propagated"
@@ -124,7 +124,7 @@ func (c *rotateCmd) Run() error {
 	return changeKey(change)
 }
 
-// isZero says whether a grace period is asked for, and is none.
+// isZero reports whether a grace period is given and is 0.
 func isZero(grace *time.Duration) bool { return grace != nil && *grace == 0 }
 
 func (c *rotateCmd) grace() (*time.Duration, error) {
@@ -137,16 +137,17 @@ func (c *rotateCmd) grace() (*time.Duration, error) {
 	return c.GracePeriod, nil
 }
 
-// readable says what is wrong with the key before anybody is waited for.
+// readable says what is wrong with the key, before the command waits for the broker.
 func (f *storeFlags) readable() error {
 	if _, err := os.Lstat(client.JournalFile(f.Key)); err == nil {
-		return nil // a change goes on, and may have made the key
+		return nil // a change that continues may have made the key
 	}
 	_, err := readServiceKey(f.Key)
 	return err
 }
 
-// replaceable says why the new key could not take the place of the old one, before anybody is waited for.
+// replaceable says why the new key could not replace the old one, before the command waits for the
+// broker.
 func (f *storeFlags) replaceable() error {
 	if err := keyfile.Replaceable(client.KeyFile(f.Key)); err != nil {
 		return process.Usagef("--key: %w", err)
@@ -160,30 +161,33 @@ type keyChange struct {
 	storeFlags
 	target events.Target
 	kind   events.RequestKind
-	grace  *time.Duration // that is asked for; nil: the registry's own
+	grace  *time.Duration // the one asked for; nil: the registry's own
 	atOnce bool
 	// emergency ends the keys that are in grace too.
 	emergency bool
-	jwks      bool                                  // caches of the JWK Set are waited for
-	saved     *savedKeys                            // of --new-key; nil: a new key is made
-	fits      func(context.Context, *session) error // says why the key store may not be used, if it may not; nil: the registry does
-	done      string                                // to the service
-	ended     string                                // what has, where the old key ends at once
-	ask       func(context.Context, *client.Client) (events.Receipt, error)
+	jwks      bool       // wait for caches of the JWK Set
+	saved     *savedKeys // of --new-key; nil: make a new key
+	// Returns why the key store may not be used; nil: the registry decides.
+	fits func(context.Context, *session) error
+	done string // what happened to the service
+	// Which keys have ended, if the old key ends at once.
+	ended string
+	ask   func(context.Context, *client.Client) (events.Receipt, error)
 
 	beforeSend string // a command
 
 	began     time.Time
-	applied   map[string]float64 // milliseconds from the beginning, by durable
-	committed float64            // the same; 0: it was before this command
+	applied   map[string]float64 // milliseconds from the start, by durable
+	committed float64            // the same; 0: committed before this command
 	sent      bool               // by this command
-	settling  atomic.Bool        // the answer is there, and the new key is to take its place
+	settling  atomic.Bool        // the answer is there, and the new key is about to take its place
 }
 
-// changeKey opens the key store, goes on with what was under way there, makes the change unless that was it, and waits for
-// what --wait says.
+// changeKey opens the key store, continues what was under way there, makes the change unless that
+// was it, and waits as --wait says.
 func changeKey(c *keyChange) error {
-	// Who reads what is printed may leave: that must not end a change halfway. What --before-send runs doesn't inherit this.
+	// The reader of the output may leave; that must not end a change halfway. The command of
+	// --before-send doesn't inherit this.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	return c.withSession(0, func(ctx context.Context, s *session) error {
 		store, err := c.store()
@@ -233,7 +237,8 @@ func changeKey(c *keyChange) error {
 	})
 }
 
-// settle waits until the new key has taken its place: as soon as it can, or when everybody has heard of it.
+// settle waits until the new key has taken its place: as soon as possible, or when every durable
+// has applied the change.
 func (c *keyChange) settle(ctx context.Context, k *client.Client) error {
 	c.settling.Store(true)
 	settle, bounded := k.Settle, ctx
@@ -250,10 +255,10 @@ func (c *keyChange) settle(ctx context.Context, k *client.Client) error {
 	if ctx.Err() != nil {
 		return process.Unreachable(fmt.Errorf("interrupted: "+next, client.KeyFile(c.Key)))
 	}
-	return process.Refused(fmt.Errorf(next, client.KeyFile(c.Key))) // what failed was told
+	return process.Refused(fmt.Errorf(next, client.KeyFile(c.Key))) // the failure was reported
 }
 
-// change returns the receipt of what was asked for: of the change that was under way, if it was that.
+// change returns the receipt of what was asked for, which may be the change that was under way.
 func (c *keyChange) change(ctx context.Context, s *session, k *client.Client) (events.Receipt, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
@@ -263,12 +268,14 @@ func (c *keyChange) change(ctx context.Context, s *session, k *client.Client) (e
 	}
 	atOnce := receipt.GracePeriodExpiry <= receipt.Timestamp
 	switch {
-	case errors.As(err, new(*client.RefusedError)): // it is over, and the new request asks for the same key
+	case errors.As(err, new(*client.RefusedError)):
+		// It is over, and the new request asks for the same key.
 	case err != nil:
 		return receipt, err
-	case kind == c.kind && c.emergency && c.leavesGrace(ctx, s): // as what was asked for then does
+	case kind == c.kind && c.emergency && c.leavesGrace(ctx, s):
+		// As the request that was under way does.
 	case c.kind == events.Reset && c.savesKey() && kind != "" && receipt.RequestNonce.IsZero():
-		// The saved key is the current one. A client takes that for a rotation.
+		// The saved key is the current one, which a client takes for a rotation.
 		return receipt, c.alreadyReset(ctx, s)
 	case kind == c.kind && receipt.RequestNonce.IsZero() && (atOnce || !c.atOnce):
 		c.tellCurrent()
@@ -280,7 +287,8 @@ func (c *keyChange) change(ctx context.Context, s *session, k *client.Client) (e
 	return c.ask(ctx, k)
 }
 
-// tellGrace says of the change that was under way that its old key stays valid for as long as was asked for then.
+// tellGrace says that the old key of the change that was under way stays valid for as long as that
+// change asked for.
 func (c *keyChange) tellGrace(receipt events.Receipt) {
 	has := time.Duration(receipt.GracePeriodExpiry-receipt.Timestamp) * time.Second
 	if c.grace != nil && has != *c.grace && !c.JSON {
@@ -288,7 +296,7 @@ func (c *keyChange) tellGrace(receipt events.Receipt) {
 	}
 }
 
-// tell shows what happens, as it happens. The client tells one thing after the other.
+// tell shows each step as it happens. The client reports one after the other.
 func (c *keyChange) tell(e client.Event) {
 	after := float64(e.At.Sub(c.began).Microseconds()) / 1000
 	switch e.Kind {
@@ -300,7 +308,7 @@ func (c *keyChange) tell(e client.Event) {
 			say("Going on with the request that was under way.\n")
 		}
 	case client.Committed:
-		if !c.sent { // it was before this command
+		if !c.sent { // sent before this command
 			return
 		}
 		c.committed = after
@@ -311,7 +319,7 @@ func (c *keyChange) tell(e client.Event) {
 	case client.Tightened, client.Exposed, client.Redated:
 		printable.Fprintf(os.Stderr, "omi: %v\n", e.Err)
 	case client.Retrying:
-		if c.settling.Load() { // before, it is the error if it stays so
+		if c.settling.Load() { // before, it is the command's error if it stays so
 			printable.Fprintf(os.Stderr, "omi: trying again: %v\n", plain(e.Err))
 		}
 	}
@@ -323,7 +331,8 @@ func (c *keyChange) line(after float64, what string) {
 	}
 }
 
-// say tells how far a change is. It goes on whoever hears of it: what came of it is printed at the end, or its error is.
+// say reports progress, and ignores write errors: the command's result is printed at the end, or
+// its error is.
 func say(format string, args ...any) { _ = process.Print(format, args...) }
 
 // failed gives a client's error its exit code.
@@ -335,7 +344,8 @@ func (c *keyChange) failed(receipt events.Receipt, err error) error {
 		}
 		return err
 	}
-	if errors.Is(err, client.ErrUntrusted) { // its key was changed just now: withSession has asked, too
+	// The key was changed just now: withSession has asked, too.
+	if errors.Is(err, client.ErrUntrusted) {
 		return process.Refused(err)
 	}
 	if errors.Is(err, client.ErrShortGrace) {
@@ -349,15 +359,16 @@ func (c *keyChange) failed(receipt events.Receipt, err error) error {
 	return process.Usagef("--key: nothing was sent: %w", err)
 }
 
-// propagatedJSON is a receipt, and how long it took to be applied.
+// propagatedJSON is a receipt with the times until the change was applied.
 type propagatedJSON struct {
 	receiptJSON `json:",inline"`
-	CommittedMS float64            `json:"committed_ms,omitzero"` // absent: it was before this command
+	// absent: committed before this command
+	CommittedMS float64            `json:"committed_ms,omitzero"`
 	AppliedMS   map[string]float64 `json:"applied_ms"`
 	Propagated  bool               `json:"propagated"`
 }
 
-// report prints the receipt and, where it was waited for, whom the change has not reached.
+// report prints the receipt and, if the command waited, which durables have not applied the change.
 func (c *keyChange) report(ctx context.Context, s *session, receipt events.Receipt) error {
 	done := fmt.Sprintf("%s is %s; its new key is in %s", c.target, c.done, c.place())
 	var late []string

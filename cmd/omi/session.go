@@ -22,7 +22,7 @@ import (
 	"omiappreg.org/keyrotation/internal/request"
 )
 
-// connection is the flags of every command that talks to a deployment.
+// connection has the flags of every command that talks to a deployment.
 type connection struct {
 	process.NATS `embed:""`
 	Trust        []string      `env:"OMI_TRUST" placeholder:"ed25519:…" help:"The registry's public key, repeatable; without it, the registry is believed."`
@@ -61,17 +61,17 @@ type session struct {
 // keptJWKS is how long a JWK Set may be kept.
 func (s *session) keptJWKS() time.Duration { return time.Duration(s.info.JWKSMaxAge) * time.Second }
 
-// trusts reports whether the flags say which registry is believed.
+// trusts reports whether the flags name the registry's keys.
 func (c connection) trusts() bool { return len(c.Trust) > 0 || c.TrustFile != "" }
 
 func (c connection) trusted() process.Trust {
 	return process.Trust{Origin: c.Origin, Keys: c.Trust, File: c.TrustFile}
 }
 
-// check says what is wrong with the flags, before anybody is waited for.
+// check says what is wrong with the flags, before the command waits for the broker.
 func (c connection) check() error {
 	if trust := c.trusted(); c.trusts() {
-		trust.Origin = cmp.Or(c.Origin, "any.example") // the registry's own turns out later
+		trust.Origin = cmp.Or(c.Origin, "any.example") // the registry's own is known later
 		if _, err := trust.Load(); err != nil {
 			return err
 		}
@@ -85,7 +85,8 @@ func (c connection) check() error {
 	return c.Check()
 }
 
-// withSession runs a command that ends by itself, by its timeout or by a signal. timeout 0 means none.
+// withSession runs a command that ends by itself, by its timeout or by a signal. A timeout of 0
+// means none.
 func (c connection) withSession(timeout time.Duration, do func(context.Context, *session) error) error {
 	return c.withBroker(func(ctx context.Context, s *session) error {
 		opening, cancel := context.WithTimeout(ctx, c.Timeout)
@@ -103,7 +104,7 @@ func (c connection) withSession(timeout time.Duration, do func(context.Context, 
 	})
 }
 
-// withBroker is for questions that need no registry: nobody is trusted.
+// withBroker is for questions that need no registry, and trusts none.
 func (c connection) withBroker(do func(context.Context, *session) error) error {
 	if err := c.check(); err != nil {
 		return err
@@ -130,15 +131,17 @@ func (c connection) withBroker(do func(context.Context, *session) error) error {
 	return plain(err)
 }
 
-// notAllowed says why no answer came to an account that may not ask: nothing that comes later changes that.
+// notAllowed says why an account that may not ask got no answer: waiting longer would not change
+// that.
 func notAllowed(err, last error) error {
-	if waiting := (worded{}); errors.As(err, &waiting) { // what to do about an answer that may still come
+	// It says what to do about an answer that may still come.
+	if waiting := (worded{}); errors.As(err, &waiting) {
 		err = waiting.error
 	}
 	return process.Usage(worded{fmt.Sprintf("%v; the broker says: %s; omi doctor says what this account lacks", plain(err), denial(last)), err})
 }
 
-// worded is an error in other words.
+// worded is an error with another text.
 type worded struct {
 	text string
 	error
@@ -151,7 +154,7 @@ func waitedInVain(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout)
 }
 
-// plain says of who waited in vain what a person understands: Go says "context deadline exceeded".
+// plain replaces Go's "context deadline exceeded" by words that a person understands.
 func plain(err error) error {
 	if !waitedInVain(err) && !errors.Is(err, context.Canceled) {
 		return err
@@ -161,8 +164,8 @@ func plain(err error) error {
 	return process.Unreachable(worded{words.Replace(err.Error()), err})
 }
 
-// openSession asks the registry who it is. One that --trust does not name is asked nothing else, and sent nothing: its
-// answers would not be believed.
+// openSession asks the registry for its identity. It asks and sends nothing more if --trust does
+// not name the registry's key, because the answers would not be believed.
 func openSession(ctx context.Context, nc *nats.Conn, trusted process.Trust) (*session, error) {
 	js, err := jetstream.New(nc)
 	if err != nil {
@@ -214,7 +217,8 @@ func (s *session) history(ctx context.Context, t events.Target) (events.ServiceH
 	return history, coded(err)
 }
 
-// coded gives an error of a lookup its exit code: the other side's no, an answer that can't be believed, or nobody there.
+// coded gives an error of a lookup its exit code: a refusal, an answer that can't be believed, or
+// no answer.
 func coded(err error) error {
 	switch {
 	case err == nil:

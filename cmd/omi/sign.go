@@ -15,13 +15,14 @@ import (
 	"omiappreg.org/keyrotation/internal/process"
 )
 
-// optionalTarget names a service where one may be named.
+// optionalTarget may name a service.
 type optionalTarget struct {
 	AppID     string `name:"app-id" env:"OMI_APP_ID" placeholder:"ID" help:"The app, for example org.example.dev."`
 	ServiceID string `name:"service-id" env:"OMI_SERVICE_ID" placeholder:"ID" help:"The service, for example cms."`
 }
 
-// target returns the service that the flags name. A variable alone, which is set for other commands, names none.
+// target returns the service that the flags name. A variable alone, which may be set for other
+// commands, names none.
 func (f optionalTarget) target() (t events.Target, given bool, err error) {
 	if (f.AppID == "") != (f.ServiceID == "") {
 		if f.AppID == os.Getenv("OMI_APP_ID") && f.ServiceID == os.Getenv("OMI_SERVICE_ID") {
@@ -36,8 +37,8 @@ func (f optionalTarget) target() (t events.Target, given bool, err error) {
 	return t, true, err
 }
 
-// messageFlag is where the bytes of a message are read. They are never an argument: arguments are for everybody on the
-// machine to see, and a shell changes them.
+// messageFlag says where the bytes of a message are read. They are never an argument, because every
+// user of the machine can see arguments, and a shell changes them.
 type messageFlag struct {
 	In string `default:"-" placeholder:"FILE" help:"The message; - is the standard input (the default)."`
 }
@@ -67,7 +68,7 @@ type signCmd struct {
 	JSON           bool   `help:"Print the question for Auth, as omi verify --query takes it."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*signCmd) Help() string {
 	return `Signs the bytes as they are: a newline at the end counts. No broker is needed, and nothing
 is sent.
@@ -117,7 +118,7 @@ func (c *signCmd) Run() error {
 	return process.PrintJSON(query)
 }
 
-// queryJSON is §8.2's question.
+// queryJSON is the question of §8.2.
 type queryJSON struct {
 	AppID     events.AppID     `json:"app_id"`
 	ServiceID events.ServiceID `json:"service_id"`
@@ -129,7 +130,7 @@ func newQuery(q events.VerifyQuery) queryJSON {
 	return queryJSON{q.Target.App, q.Target.Service, base64.RawURLEncoding.EncodeToString(q.Message), q.Signature}
 }
 
-// fits returns what is wrong with a question that Auth would not take.
+// fits returns why Auth would not accept a question.
 func (q queryJSON) fits() error {
 	body, err := json.Marshal(q)
 	if err != nil {

@@ -38,31 +38,35 @@ const (
 	partBilling  = bench.Billing
 )
 
-// What a stack has in its folder: the streams of the broker that it starts, and the registry's key.
+// The contents of a stack's folder: the streams of the broker that it starts, and the registry's
+// key.
 const (
 	brokerFolder    = "jetstream"
 	registryKeyFile = "registry.pem"
 )
 
-// stackConfig says what one machine's whole deployment is.
+// stackConfig configures a whole deployment on one machine.
 type stackConfig struct {
 	Folder     string // of keys, databases and streams
 	NATSAddr   string
-	SyncAlways bool                                     // of a broker that is started
-	NATS       process.NATS                             // a broker that is there; without a URL, one is started in the process
-	Database   func(part string) string                 // the URL of a part's database; nil: SQLite in Folder
-	As         func(part string, do func() error) error // runs what belongs to a part; nil: as it is
-	Policy     registry.Policy
-	Streams    registry.StreamLimits
-	Apps       []registry.App
-	Metrics    prometheus.Registerer
-	Log        *slog.Logger
+	SyncAlways bool // of a broker that the stack starts
+	// An existing broker; without a URL, the stack starts one in the process.
+	NATS process.NATS
+	// The URL of a part's database; nil: SQLite in Folder.
+	Database func(part string) string
+	// Runs the work of a part; nil: call it directly.
+	As      func(part string, do func() error) error
+	Policy  registry.Policy
+	Streams registry.StreamLimits
+	Apps    []registry.App
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
 
-	Committed, AuthApplied, BillingApplied func([]events.Invalidation) // nil: nobody asks
+	Committed, AuthApplied, BillingApplied func([]events.Invalidation) // nil disables the callback
 }
 
-// stack is broker, registry, Auth and Billing in one process. Each has a connection and a database of its own, as if
-// it were a process of its own: they share nothing but the broker.
+// stack is broker, registry, Auth and Billing in one process. Each has a connection and a database
+// of its own, as if it were a process of its own: they share only the broker.
 type stack struct {
 	key      events.SigningKey
 	broker   *broker.Server
@@ -76,9 +80,9 @@ type stack struct {
 	closers []func()
 }
 
-// newStack starts the broker and opens the databases; nothing is served before [stack.actors] run.
+// newStack starts the broker and opens the databases. Nothing is served before [stack.actors] run.
 func newStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
-	s := &stack{nats: cfg.NATS} // not the result, which an error sets to nil
+	s := &stack{nats: cfg.NATS} // not the result, which is nil after an error
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -139,15 +143,16 @@ func (s *stack) openRegistry(ctx context.Context, cfg stackConfig) (err error) {
 	return err
 }
 
-// newRegistry returns a registry on the stack's broker and database that does not run yet. It is the only one there: its policy is
-// whatever this start says, and its log says what is otherwise than before.
+// newRegistry returns a registry on the stack's broker and database that does not run yet. There is
+// no other registry: its policy is the one of this start, and its log says what differs from the
+// last start.
 func (s *stack) newRegistry(cfg stackConfig) (*registry.Registry, error) {
 	return registry.New(registry.Config{
 		Policy: cfg.Policy, ChangePolicy: true, Streams: cfg.Streams, Key: s.key, Store: s.store, Conn: s.conn, Committed: cfg.Committed, Metrics: cfg.Metrics, Log: cfg.Log.With("part", "registry"),
 	})
 }
 
-// trust believes the stack's registry.
+// trust trusts the stack's registry.
 func (s *stack) trust(cfg stackConfig) (events.Trust, error) {
 	trust, err := events.NewTrust(cfg.Policy.Origin, s.key.Public())
 	if err != nil {
@@ -156,7 +161,7 @@ func (s *stack) trust(cfg stackConfig) (events.Trust, error) {
 	return trust, nil
 }
 
-// stackInstance names the Auth of a stack, of which there is one.
+// stackInstance names the only Auth of a stack.
 const stackInstance = "dev"
 
 // stackAuthDurable is its durable.
@@ -230,7 +235,7 @@ func (s *stack) closeLater(what string, closes func() error, log *slog.Logger) {
 	})
 }
 
-// Close closes what newStack opened, last first.
+// Close closes what newStack opened, in reverse order.
 func (s *stack) Close() {
 	for i := len(s.closers) - 1; i >= 0; i-- {
 		s.closers[i]()
@@ -243,7 +248,7 @@ func (s *stack) actors() []process.Actor {
 	return []process.Actor{s.registry.Run, s.auth.Run, s.billing.Run}
 }
 
-// parts are those of all three, each with the name of whose it is before its own.
+// parts returns the parts of all three, each with the program's name before its own.
 func (s *stack) parts() []health.Part {
 	var all []health.Part
 	for _, one := range []struct {
@@ -257,12 +262,12 @@ func (s *stack) parts() []health.Part {
 	return all
 }
 
-// healthy reports what does not serve yet.
+// healthy says what does not serve yet.
 func (s *stack) healthy() error {
 	return errors.Join(s.registry.Ready(), s.auth.Ready(), s.billing.Ready())
 }
 
-// awaitHealthy waits until every part serves, or says what does not when ctx ends.
+// awaitHealthy waits until every part serves. If ctx ends before, the error says what does not.
 func (s *stack) awaitHealthy(ctx context.Context) error {
 	for {
 		err := s.healthy()
@@ -277,8 +282,8 @@ func (s *stack) awaitHealthy(ctx context.Context) error {
 	}
 }
 
-// readOrCreate reads a key of a folder, or makes it where there is none. Where the folder has something that was made with one, the key
-// is gone: another one would not be believed.
+// readOrCreate reads a key of a folder, or makes it if it is missing. If the folder has something
+// that was made with a key, and the key is gone, it makes none: another key would not be believed.
 func readOrCreate(folder, name string, made ...string) (events.SigningKey, error) {
 	path := filepath.Join(folder, name)
 	key, err := keyfile.Read(path)

@@ -22,7 +22,7 @@ type statusCmd struct {
 	Watch       bool `help:"Keep showing it until Ctrl-C."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*statusCmd) Help() string {
 	return `The registry signs its answer about a service, and only that signature is believed.
 
@@ -57,7 +57,7 @@ func (c *statusCmd) Run() error {
 	})
 }
 
-// drawable says whether the standard output is a terminal that can be drawn on.
+// drawable reports whether the standard output is a terminal that can be drawn on.
 func drawable() bool { return isatty.IsTerminal(os.Stdout.Fd()) && os.Getenv("TERM") != "dumb" }
 
 func recordText(r events.ServiceRecord) printable.Composed {
@@ -67,7 +67,7 @@ func recordText(r events.ServiceRecord) printable.Composed {
 		printable.Fprintf(&w, "  current    %s  since %s\n", r.Current.PublicKey, date(r.Current.Since))
 	}
 	for _, key := range r.Grace {
-		// By the registry's clock, which is the one that ends keys.
+		// The registry's clock counts, because it ends keys.
 		left := time.Duration(key.Expires-r.Timestamp) * time.Second
 		printable.Fprintf(&w, "  in grace   %s  %s left, until %s\n", key.PublicKey, left, date(key.Expires))
 	}
@@ -99,10 +99,10 @@ func heard(w *strings.Builder, width int, durables map[string]bool, note string)
 	}
 }
 
-// today is how far off a time is at most that needs no date beside it.
+// today is the largest distance of a time that is shown without its date.
 const today = 12 * time.Hour
 
-// date is a time for people: that of today without its day.
+// date is a time for people, without its day if it is near.
 func date(seconds int64) string {
 	at := time.Unix(seconds, 0)
 	return at.Format(cmp.Or(map[bool]string{true: time.TimeOnly}[time.Since(at).Abs() < today], time.DateTime))

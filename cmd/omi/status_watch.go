@@ -21,15 +21,18 @@ import (
 )
 
 const (
-	// watchEach is how often a watched service is asked about: propagation and the end of a grace period make no event.
+	// watchEach is how often the command asks about a watched service, because propagation and the
+	// end of a grace period make no event.
 	watchEach = time.Second
-	// watchPatience is after how long a watched registry counts as away, until it answers again.
+	// watchPatience is the time after which a registry that does not answer counts as away.
 	watchPatience = 2 * time.Second
 )
 
-// watch shows a service's record until a signal comes. The broker or the registry may go away and come back meanwhile.
+// watch shows a service's record until a signal comes. The broker or the registry may go away and
+// come back meanwhile.
 func (c *statusCmd) watch(ctx context.Context, s *session, t events.Target, view *statusView) error {
-	// An event is a reason to ask at once. Whoever sent it: what is shown is the registry's signed answer.
+	// An event is a reason to ask at once, even a forged one: the command shows only the registry's
+	// signed answer.
 	news := make(chan struct{}, 1)
 	subscription, err := s.nc.Subscribe(events.InvalidationSubject+t.String(), func(*nats.Msg) {
 		select {
@@ -68,8 +71,8 @@ func (c *statusCmd) watch(ctx context.Context, s *session, t events.Target, view
 	}
 }
 
-// passing says whether an answer that did not come may come later. What the registry refuses, or what it did not sign,
-// stays so.
+// passing reports whether a missing answer may come later. A refusal, or an answer that the
+// registry did not sign, stays so.
 func passing(err error) bool {
 	if refused := (*api.Problem)(nil); errors.As(err, &refused) {
 		return refused.Status == http.StatusServiceUnavailable
@@ -77,20 +80,20 @@ func passing(err error) bool {
 	return !errors.Is(err, lookup.ErrUnknownService) && !errors.As(err, new(*events.Refusal))
 }
 
-// statusView is where a watched record is shown.
+// statusView shows a watched record.
 type statusView struct {
 	w        io.Writer
-	terminal bool // show what is, in place; else print what changes
+	terminal bool // update the text in place; otherwise print each change
 	json     bool
 
-	shown []byte // the record that was shown last, but for its time
+	shown []byte // the last record that was shown, without its time
 	away  bool
 }
 
 // show shows a record.
 func (v *statusView) show(r events.ServiceRecord) error {
 	content := r
-	content.Timestamp = 0 // moves on while nothing changes
+	content.Timestamp = 0 // it changes without any other change
 	state, err := json.Marshal(content, json.Deterministic(true))
 	if err != nil {
 		return fmt.Errorf("compare the registry's answers: %w", err)
@@ -117,14 +120,14 @@ func (v *statusView) show(r events.ServiceRecord) error {
 	return nil
 }
 
-// draw puts a record in place of what is on the screen. Lines may be wider than it, so the cursor goes to its corner:
-// nobody knows how many lines up the last record began.
+// draw replaces the text on the screen. Lines may be wider than the screen, so it is not known
+// where the last record began: the cursor goes to the corner.
 func (v *statusView) draw(r events.ServiceRecord) error {
 	const home, eraseBelow = "\x1b[H", "\x1b[J"
 	return v.print("%s%s\nAs of %s. Ctrl-C ends this.\n", home+eraseBelow, recordText(r), time.Unix(r.Timestamp, 0).Format(time.TimeOnly))
 }
 
-// print writes all at once, so that it does not flicker.
+// print writes everything at once, so that it does not flicker.
 func (v *statusView) print(format string, args ...any) error {
 	if _, err := fmt.Fprintf(v.w, format, args...); err != nil {
 		return fmt.Errorf("print: %w", err)
@@ -132,7 +135,7 @@ func (v *statusView) print(format string, args ...any) error {
 	return nil
 }
 
-// miss says once that no answer came. What was shown stays.
+// miss says once that no answer came. The shown record stays.
 func (v *statusView) miss(err error) {
 	if !v.away {
 		v.away = true
@@ -140,7 +143,7 @@ func (v *statusView) miss(err error) {
 	}
 }
 
-// tell is for the person who watches; the standard output is records and no more.
+// tell is for the person who watches: the standard output has only records.
 func tell(what string) {
 	printable.Fprintf(os.Stderr, "omi: %s  %s\n", time.Now().Format(time.TimeOnly), what)
 }

@@ -25,7 +25,7 @@ type verifyCmd struct {
 	PublicKey      string        `placeholder:"ed25519:…" help:"Check against this key alone, without a broker."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*verifyCmd) Help() string {
 	return `The answer is accepted (by the current key, or by one in grace and until when), or refused
 with a reason and exit code 1. The command asks Auth, as the application's servers do. With
@@ -36,17 +36,17 @@ with a reason and exit code 1. The command asks Auth, as the application's serve
   omi verify --public-key ed25519:… --signature SIG --in invoice.pdf`
 }
 
-// signatureFlag takes a signature as it is: one in 64 begins with a hyphen, as a flag does.
+// signatureFlag accepts any signature: one in 64 begins with a hyphen, as a flag does.
 type signatureFlag struct{ events.Signature }
 
 // Decode implements kong.MapperValue.
 func (f *signatureFlag) Decode(ctx *kong.DecodeContext) (err error) {
-	text, _ := ctx.Scan.Pop().Value.(string) // at the end there is none
+	text, _ := ctx.Scan.Pop().Value.(string) // at the end of the line there is none
 	f.Signature, err = events.ParseSignature(text)
 	return err
 }
 
-// verdict is what omi verify says. Beside what §8.2 has, it says who judged.
+// verdict is the result of omi verify: the answer of §8.2, and who judged.
 type verdict struct {
 	Result    string           `json:"result"`
 	Reason    string           `json:"reason,omitzero"`
@@ -91,7 +91,7 @@ func (c *verifyCmd) Run() error {
 	return c.print(v)
 }
 
-// question is what the flags ask, before anybody is waited for.
+// question is what the flags ask, made before the command waits for the broker.
 func (c *verifyCmd) question() (key events.PublicKey, q events.VerifyQuery, err error) {
 	if c.PublicKey != "" {
 		if c.Registry {
@@ -145,7 +145,7 @@ func (c *verifyCmd) readQuery() (q events.VerifyQuery, err error) {
 	return q, nil
 }
 
-// askAuth asks whichever Auth Provider answers first. The registry may be away meanwhile.
+// askAuth asks the Auth Provider that answers first. The registry may be away meanwhile.
 func (c *verifyCmd) askAuth(q events.VerifyQuery) (v verdict, err error) {
 	if err := newQuery(q).fits(); err != nil {
 		return v, err
@@ -168,8 +168,8 @@ func (c *verifyCmd) askAuth(q events.VerifyQuery) (v verdict, err error) {
 	return v, err
 }
 
-// judge answers §8.2's question from what the registry signs. Its record names every key that is accepted; what ended,
-// and so the reason of a refusal, is in the history.
+// judge answers §8.2's question from what the registry signs. Its record names every key that is
+// accepted. Keys that have ended, and so the reason of a refusal, are in the history.
 func (s *session) judge(ctx context.Context, q events.VerifyQuery) (verdict, error) {
 	record, err := s.record(ctx, q.Target)
 	if errors.Is(err, lookup.ErrUnknownService) {
@@ -206,7 +206,7 @@ func (s *session) judge(ctx context.Context, q events.VerifyQuery) (verdict, err
 	return v, nil
 }
 
-// print says a verdict. A refusal is an error with its reason.
+// print prints a verdict. A refusal is an error with its reason.
 func (c *verifyCmd) print(v verdict) error {
 	if c.JSON {
 		if err := process.PrintJSON(v); err != nil {

@@ -22,7 +22,7 @@ type watchCmd struct {
 	All        bool   `help:"Begin with the messages that the streams hold."`
 }
 
-// Help teaches.
+// Help is shown by --help.
 func (*watchCmd) Help() string {
 	return `Runs until Ctrl-C. If the broker goes away, the command waits for it, and then shows the
 messages that came meanwhile. A message that the registry did not sign is shown as untrusted,
@@ -48,7 +48,7 @@ func (c *watchCmd) Run() error {
 		defer cancel()
 		s.nc.SetDisconnectErrHandler(func(*nats.Conn, error) { tell("the broker is gone, waiting for it") })
 		s.nc.SetReconnectHandler(func(*nats.Conn) { tell("the broker is back") })
-		defer s.nc.SetDisconnectErrHandler(nil) // when this ends, it goes on purpose
+		defer s.nc.SetDisconnectErrHandler(nil) // after this, the command disconnects on purpose
 		lines, ended := make(chan line), make(chan error, 3)
 		for stream, subject := range map[string]string{
 			streams.Invalidations: events.InvalidationSubject, streams.Receipts: events.ReceiptSubject,
@@ -91,7 +91,7 @@ func (c *watchCmd) filter() (string, error) {
 type line struct {
 	At      time.Time `json:"at"`     // when the broker stored it
 	Kind    string    `json:"kind"`   // event, receipt, notice or untrusted
-	Target  string    `json:"target"` // of a notice, its app
+	Target  string    `json:"target"` // for a notice, the app
 	What    string    `json:"what"`
 	Message any       `json:"message,omitzero"`
 }
@@ -126,7 +126,7 @@ func (c *watchCmd) follow(ctx context.Context, s *session, stream, subject strin
 	}
 }
 
-// describe says what a message means, if it is the registry's.
+// describe says what a message means, if the registry signed it.
 func (s *session) describe(stream string, msg jetstream.Msg) line {
 	l, trust := line{At: time.Now().UTC()}, s.trust
 	if meta, err := msg.Metadata(); err == nil {

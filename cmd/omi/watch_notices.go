@@ -12,11 +12,12 @@ import (
 	"omiappreg.org/keyrotation/internal/process"
 )
 
-// noticesAtOnce is how many notices may wait. They are few, and each replica of the registry publishes the same one.
+// noticesAtOnce is how many notices may wait. They are few, and each replica of the registry
+// publishes the same ones.
 const noticesAtOnce = 64
 
-// followNotices hears what the registry tells of apps. No stream has that: what was said before, or while the broker was away, is in
-// `omi-registry app show`.
+// followNotices receives the registry's notices about apps. No stream has them: `omi-registry app
+// show` has what was said earlier, or while the broker was away.
 func (c *watchCmd) followNotices(ctx context.Context, s *session, lines chan<- line) error {
 	of := ">"
 	if c.AppID != "" {
@@ -34,7 +35,7 @@ func (c *watchCmd) followNotices(ctx context.Context, s *session, lines chan<- l
 		case m := <-heard:
 			sum := sha256.Sum256(m.Data)
 			if sum == last {
-				continue // by another replica
+				continue // from another replica
 			}
 			last = sum
 			select {
