@@ -18,51 +18,58 @@ import (
 	"omiappreg.org/keyrotation/internal/request"
 )
 
-// Config says which service's key a [Client] keeps. Target, Store, Conn and Trust are required.
+// Config configures a [Client], which keeps the key of one service. Target, Store, Conn and Trust
+// are required.
 type Config struct {
 	Target events.Target
-	// Store holds the keys, and what is under way. One store belongs to one service.
+	// Store holds the keys, and the change that is under way. One store belongs to one service.
 	Store KeyStore
-	// Conn is the connection to the broker. Signing needs none; give it nats.MaxReconnects(-1), so that changes go on
-	// after an outage.
+	// Conn is the connection to the broker. Signing needs none. Give it nats.MaxReconnects(-1), so
+	// that changes go on after an outage.
 	Conn *nats.Conn
 	// Trust is the registry's public key and domain name.
 	Trust events.Trust
-	// KeyMayBeMissing lets a client open whose key is lost, for a Master Reset. Its Signer fails with ErrNoKey until then.
+	// KeyMayBeMissing lets a client open although its key is lost, for a Master Reset. Its Signer
+	// fails with ErrNoKey until then.
 	KeyMayBeMissing bool
-	// Exclusive makes Open fail with ErrLocked if another process changes the keys of the store, where it would follow that
-	// process otherwise. It is for tools that change a key and end.
+	// Exclusive makes Open fail with ErrLocked if another process changes the keys of the store.
+	// Without it, the client would follow that process. It is for tools that change a key and end.
 	Exclusive bool
-	// JWKS says that others verify what the service signs by its JWK Set at the registry (docs/jwks.md), and not only by Auth. They
-	// may keep a set for as long as the registry announces, 60 s unless it is set otherwise: so long the old key goes on signing
-	// after a rotation. A change that ends the old key at once is waited for by nobody.
+	// JWKS says that others verify the service's signatures by its JWK Set at the registry
+	// (docs/jwks.md), and not only by Auth. They may keep a set for as long as the registry
+	// announces, 60 s by default, and the old key goes on signing for that long after a rotation. A
+	// change that ends the old key at once does not wait.
 	JWKS bool
-	// Notify is told what happens, one event after the other. It must not call the client, nor block for long. Nil:
-	// nobody asks.
+	// Notify is called with each event, one after the other. It must not call the client, nor block
+	// for long. Nil disables it.
 	Notify func(Event)
-	// HoldAtMost bounds how long Sign waits while it is not known which key is accepted: in a change that ends the old
-	// key at once, and at a start with an unanswered request. Default 2 s.
+	// HoldAtMost bounds how long Sign waits while the accepted key is unknown: in a change that
+	// ends the old key at once, and at a start with an unanswered request. Default 2 s.
 	HoldAtMost time.Duration
 }
 
-// ErrConfig means that a [Config] lacks what is required.
+// ErrConfig means that a [Config] lacks a required member.
 var ErrConfig = errors.New("a client needs Target, Store, Conn and Trust")
 
-// ErrClosed means that the client was closed. What is under way goes on when it is opened again.
+// ErrClosed means that the client was closed. A change that is under way goes on when the store is
+// opened again.
 var ErrClosed = errors.New("the client is closed")
 
-// The errors of a change that nobody waits for any more. With the first two it goes on, and after a restart too.
+// The errors of a change whose caller has stopped waiting. With the first two the change goes on,
+// and after a restart too.
 var (
 	// ErrNotStored means that the broker has not confirmed the request.
 	ErrNotStored = request.ErrNotStored
 	// ErrNoAnswer means that the broker has the request, and the registry has not answered it yet.
 	ErrNoAnswer = request.ErrNoAnswer
-	// ErrNotBegun means that nothing was sent: an earlier change has not settled, or the registry can't be asked.
+	// ErrNotBegun means that nothing was sent: an earlier change has not settled, or the registry
+	// can't be asked.
 	ErrNotBegun = errors.New("the change has not begun")
 )
 
-// ErrUntrusted means that the registry that answers is not the one of [Config.Trust]: another one, or its key was changed.
-// Nothing is sent to it, since its answer could not be believed. Open the client with the right Trust.
+// ErrUntrusted means that the registry that answers is not the one of [Config.Trust]: it is another
+// one, or its key was changed. Nothing is sent to it, because its answer could not be believed.
+// Open the client with the right Trust.
 var ErrUntrusted = lookup.ErrUntrusted
 
 // RefusedError means that the registry refused a request. Its receipt says why.
@@ -75,7 +82,7 @@ func (r *RefusedError) Error() string {
 
 // Client keeps the key of one service.
 //
-// One goroutine, run, does all that changes anything; the methods send it commands and wait.
+// One goroutine, run, makes all changes; the methods send it commands and wait.
 type Client struct {
 	cfg    Config
 	lookup lookup.Registry
@@ -86,15 +93,19 @@ type Client struct {
 	stop     context.CancelFunc
 	stopped  chan struct{} // closed when run has ended
 
-	told      sync.Mutex            // events come one after the other; held by Notify, so nobody else waits for it
-	lastFault atomic.Pointer[error] // of the background, since the last step that succeeded; nil: none
-	stored    atomic.Bool           // the broker has the request that is under way
+	// told lets events come one after the other. Only tell holds it, also while Notify runs.
+	told sync.Mutex
+	// lastFault is of the background, since the last step that succeeded; nil: none.
+	lastFault atomic.Pointer[error]
+	stored    atomic.Bool // the broker has the request that is under way
 
-	lost atomic.Pointer[error] // ErrForeignKey; nil: not as far as is known
+	// lost is ErrForeignKey; nil if it is not known to be.
+	lost atomic.Pointer[error]
 
-	found *command // waits for the change that was under way at the start; nil: there was none
+	// found waits for the change that was under way at the start; nil: there was none.
+	found *command
 
-	// What follows belongs to run.
+	// The fields below belong to run.
 	entry    *entry // nil: no change is under way
 	release  time.Time
 	waiting  []*command // for the answer to the request that is under way
@@ -108,21 +119,24 @@ type Client struct {
 	noticed   <-chan struct{}  // says that the registry has changed the service
 	outdated  events.PublicKey // came into the store, and is older than the key that signs
 
-	checkNext    time.Time // when the registry is asked which key is current
-	checkTill    time.Time // it is asked often until then
-	checkedAt    time.Time
-	checked      bool             // the registry was asked at the start: a pending key may be the current one already
+	checkNext time.Time // when the registry is asked which key is current
+	checkTill time.Time // it is asked often until then
+	checkedAt time.Time
+	// checked says that the registry was asked at the start: a pending key may be the current one
+	// already.
+	checked      bool
 	foreign      events.PublicKey // the registry's current key, if it is not in the store
 	missingSince time.Time        // and since when
 }
 
 const defaultHold = 2 * time.Second
 
-// Open reads the key store, and goes on with what was under way. It needs no broker: until one answers, the [Signer] signs
-// with the key that the store holds. ctx bounds the opening only.
+// Open reads the key store, and continues a change that was under way. It needs no broker: until
+// one answers, the [Signer] signs with the key that the store holds. ctx bounds the opening only.
 //
-// If another process has the store ([Locker]), the client follows it: it signs with the store's current key, switches when
-// that process has promoted another, fails changes with [ErrLocked], and takes over when the lock is free.
+// If another process has the store ([Locker]), the client follows it: it signs with the store's
+// current key, switches when that process has promoted another, fails changes with [ErrLocked], and
+// takes over when the lock is free.
 func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if cfg.Conn == nil || cfg.Store == nil || cfg.Target == (events.Target{}) || cfg.Trust.Origin() == "" {
 		return nil, ErrConfig
@@ -171,17 +185,18 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// Close stops the client, and lets another process change the keys of the store. The [Signer] goes on with the key that it
-// has.
+// Close stops the client, and lets another process change the keys of the store. The [Signer] keeps
+// the key that it has.
 func (c *Client) Close() {
 	c.stop()
 	<-c.stopped
 }
 
-// Signer returns what the service signs with.
+// Signer returns the signer of the service.
 func (c *Client) Signer() *Signer { return &Signer{c} }
 
-// recover reads the store and, where this process leads, brings a change to its end that was promoted and not noted as such.
+// recover reads the store. If this process leads, it completes a change that was promoted and not
+// noted as such.
 func (c *Client) recover(ctx context.Context) error {
 	var e *entry
 	var err error
@@ -209,8 +224,8 @@ func (c *Client) recover(ctx context.Context) error {
 	return nil
 }
 
-// find notes what [Client.Resume] waits for: the answer to the request under way, or whether a pending key without one is
-// the registry's current key.
+// find notes what [Client.Resume] waits for: the answer to the request under way, or whether a
+// pending key without a request is the registry's current key.
 func (c *Client) find(ctx context.Context) error {
 	pending, err := c.slot(ctx, Pending)
 	if pending == nil || err != nil {
@@ -238,7 +253,8 @@ func (c *Client) underWay(ctx context.Context) (*entry, error) {
 	if err != nil || holds(pending, e.Request.NewKey) {
 		return e, err
 	}
-	return nil, c.save(ctx, nil) // it was promoted, or somebody took it away: then the request is of no use
+	// It was promoted, or removed: then the request is of no use.
+	return nil, c.save(ctx, nil)
 }
 
 func holds(key crypto.Signer, public events.PublicKey) bool {
@@ -249,7 +265,7 @@ func holds(key crypto.Signer, public events.PublicKey) bool {
 	return err == nil && have == public
 }
 
-// use makes a key the one that signs, and ends a wait.
+// use signs with a key from now on, and ends a wait.
 func (c *Client) use(key crypto.Signer) {
 	next := &signing{key: key}
 	if key != nil {
@@ -261,7 +277,7 @@ func (c *Client) use(key crypto.Signer) {
 	c.release = time.Time{}
 }
 
-// hold lets Sign wait until use or unhold, HoldAtMost from now at the latest.
+// hold makes Sign wait until use or unhold, HoldAtMost from now at the latest.
 func (c *Client) hold() {
 	now := c.signing.Load()
 	if now.wait == nil {
@@ -287,7 +303,7 @@ func (c *Client) tell(e Event) {
 	c.cfg.Notify(e)
 }
 
-// retrying tells of what will be tried again, unless nobody tries any more.
+// retrying reports an error after which the client tries again, unless it is closing.
 func (c *Client) retrying(ctx context.Context, err error) {
 	if ctx.Err() == nil {
 		c.tell(Event{Kind: Retrying, Err: err})
