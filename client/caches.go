@@ -58,7 +58,7 @@ func (c *Client) fitsCaches(ctx context.Context, d *events.Draft) error {
 		return fmt.Errorf("%w: ask how long a JWK Set may be kept: %w", ErrNotBegun, err)
 	}
 	if *d.GracePeriod < info.JWKSGrace() {
-		return fmt.Errorf("%w: caches may keep the set of before for %s, and half of %s is over by then; ask for %s or more, "+
+		return fmt.Errorf("%w: caches may keep the earlier set for %s, and half of %s is over by then; ask for %s or more, "+
 			"or for the registry's own by asking for none", ErrShortGrace, ofSeconds(info.JWKSMaxAge), ofSeconds(*d.GracePeriod), ofSeconds(info.JWKSGrace()))
 	}
 	return nil
