@@ -80,7 +80,8 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 		if keyformat.LooksPrivate(err.Error()) { // it quotes a variable's value
 			return report(stderr, name, errKeyGiven)
 		}
-		if unwritten := (*fs.PathError)(nil); errors.As(err, &unwritten) && unwritten.Op == "write" { // of --help
+		// The text of --help could not be written.
+		if unwritten := (*fs.PathError)(nil); errors.As(err, &unwritten) && unwritten.Op == "write" {
 			return report(stderr, name, fmt.Errorf("print: %w", err))
 		}
 		what, _, _ := strings.Cut(err.Error(), "\n")

@@ -1,5 +1,5 @@
-// Package apitest knocks at a process's door as strangers do: any HTTP request, any NATS subject and payload. It holds the
-// answers against docs/protocol.md §8. For tests only.
+// Package apitest calls a process as strangers do: with any HTTP request, and any NATS subject and
+// payload. It compares the answers with docs/protocol.md §8. It is for tests only.
 package apitest
 
 import (
@@ -30,7 +30,7 @@ import (
 
 const patience = 20 * time.Second
 
-// Door is a process's endpoints, over HTTP as the process serves it and over NATS.
+// Door holds a process's endpoints, over HTTP as the process serves it and over NATS.
 type Door struct {
 	handler http.Handler
 	conn    *nats.Conn
@@ -61,7 +61,7 @@ func Open(t testing.TB, conn *nats.Conn, endpoints ...api.Endpoint) *Door {
 	return d
 }
 
-// OfTheProcess reports whether a path is served in addition to the endpoints, for those who run the process.
+// OfTheProcess reports whether a path is served for the operator, in addition to the endpoints.
 func OfTheProcess(target string) bool {
 	path, _, _ := strings.Cut(target, "?")
 	switch path {
@@ -71,14 +71,15 @@ func OfTheProcess(target string) bool {
 	return false
 }
 
-// Answer is what came back. Status is 200 where NATS has no error.
+// Answer is an answer. Its status is 200 if NATS has no error.
 type Answer struct {
 	Status int
 	Body   []byte
 }
 
-// BothWays asks over HTTP, and the first endpoint over NATS. What is asked by POST at path has the same answer both ways,
-// as told says it; right holds an answer that NATS has no error for against its question.
+// BothWays asks over HTTP, and the first endpoint over NATS. A POST at path must get the same
+// answer both ways: the same status, and the same result of told. right compares a successful
+// answer over NATS with its question.
 func (d *Door) BothWays(
 	t *testing.T, path, method, target, header string, body []byte,
 	right func(t *testing.T, question []byte, a Answer), told func(Answer) string,
@@ -97,8 +98,9 @@ func (d *Door) BothWays(
 	}
 }
 
-// HTTP sends a request whose first line and header are text, or returns false where net/http can't read them. The answer is
-// a problem document, or one that the protocol documents; it is never a fault of the process's.
+// HTTP sends a request whose first line and header are text. It returns false if net/http can't
+// read them. The answer is a problem document, or one that the protocol documents; it is never a
+// fault of the process.
 func (d *Door) HTTP(t *testing.T, method, target, header string, body []byte) (a Answer, ok bool) {
 	t.Helper()
 	text := method + " " + target + " HTTP/1.1\r\nHost: registry.example\r\n" + header + "\r\n\r\n"
@@ -132,8 +134,8 @@ func (d *Door) HTTP(t *testing.T, method, target, header string, body []byte) (a
 	return a, true
 }
 
-// NATS asks the endpoint of that number, with this text for the end of its subject, or returns false where no such subject
-// can be sent.
+// NATS asks the endpoint of that number, with this text as the end of its subject. It returns false
+// if no such subject can be sent.
 func (d *Door) NATS(t *testing.T, endpoint uint8, tail string, payload []byte) (a Answer, ok bool) {
 	t.Helper()
 	subject := d.prefix[int(endpoint)%len(d.prefix)]
@@ -164,7 +166,7 @@ func (d *Door) NATS(t *testing.T, endpoint uint8, tail string, payload []byte) (
 	return a, true
 }
 
-// sendable says whether a NATS server takes a message on this subject.
+// sendable reports whether a NATS server accepts a message on this subject.
 func sendable(subject string) bool {
 	bad := strings.ContainsFunc(subject, func(r rune) bool { return r <= ' ' || r == 0x7f })
 	return !bad && len(subject) < 2048 && !strings.Contains(subject, "..") && !strings.HasSuffix(subject, ".")
@@ -178,7 +180,7 @@ func (a Answer) checkProblem(t *testing.T, asked, mediaType string) {
 		t.Errorf("%q: %d %s with no such problem document: %s (%v)", asked, a.Status, mediaType, a.Body, err)
 	}
 	reasoned := a.Status == http.StatusBadRequest || a.Status == http.StatusNotFound && strings.HasPrefix(asked, "omi.")
-	if reasoned && p.Reason == "" { // a path of HTTP may be unknown too
+	if reasoned && p.Reason == "" { // a path of HTTP may be unknown, too
 		t.Errorf("%q: a problem document without its reason: %s", asked, a.Body)
 	}
 	if a.Status >= http.StatusInternalServerError {
