@@ -132,7 +132,7 @@ func (c *Client) missing(r *events.ServiceRecord) {
 		return
 	}
 	err := fmt.Errorf("%w: it is %s, of sequence %d, and this client has %s: synchronise the key stores of all replicas, and let one "+
-		"of them rotate; if the key is lost or somebody else's, reset the service (omi reset)", ErrForeignKey, current, r.Sequence, c.signing.Load().public)
+		"of them rotate; if the key is lost or in other hands, reset the service (omi reset)", ErrForeignKey, current, r.Sequence, c.signing.Load().public)
 	c.lost.Store(&err)
 	c.tell(Event{Kind: Foreign, Key: current, Sequence: r.Sequence, Err: err})
 }
