@@ -116,7 +116,7 @@ func TestReadyWithBroker(t *testing.T) {
 	_, err = w.js.ResumeConsumer(ctx, streams.Requests, streams.RegistryDurable)
 	must(err)
 	w.says("streams: can't publish: the broker has no space left")
-	w.says("outbox: changes are committed and not published, the oldest for ")
+	w.says("outbox: changes are committed but not published, the oldest for ")
 	must(filler.Purge(ctx))
 	if receipt := w.answer(waits); receipt.Event != events.RequestCommitted {
 		t.Fatalf("%+v", receipt)
