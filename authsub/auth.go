@@ -1,7 +1,3 @@
-// Package authsub is the Auth Provider's side of key rotation: who may pass now (docs/protocol.md §8.2).
-//
-// It applies the registry's invalidations as they come, keeps what they say in a database of its own, and the keyrings
-// that they make in memory, from which [Auth.Verify] answers (internal/verify).
 package authsub
 
 import (
@@ -27,50 +23,66 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// ErrUnknownService is what a [Registry] returns for a service that was never bound.
+// ErrUnknownService is the error that a [Registry] returns for a service that was never bound.
 var ErrUnknownService = lookup.ErrUnknownService
 
-// Registry is asked about a service whose newest event may not have come yet.
+// Errors of New and Run that an operator must correct.
+var (
+	// ErrURL means that the database URL can't be used, or that the database belongs to another
+	// process.
+	ErrURL = sqldb.ErrURL
+	// ErrInUse means that another process, or another database, has the durable.
+	ErrInUse = subscriber.ErrInUse
+	// ErrDurable means that the durable exists and was made for another purpose.
+	ErrDurable = subscriber.ErrDurable
+)
+
+// Registry answers questions about a service whose newest event may not have arrived yet.
 type Registry interface {
-	// ServiceRecord returns what the registry knows of a service now, or ErrUnknownService.
+	// ServiceRecord returns what the registry knows about a service now, or [ErrUnknownService].
 	ServiceRecord(ctx context.Context, target events.Target) (events.ServiceRecord, error)
 }
 
-// Config says what an Auth Provider listens to. JetStream, DatabaseURL, Trust and Log are required.
+// Config configures an Auth Provider. JetStream, DatabaseURL, Trust and Log are required.
 type Config struct {
 	JetStream jetstream.JetStream
-	// DatabaseURL names the database, as internal/sqldb takes it: sqlite:PATH, or postgres://…
+	// DatabaseURL names the database: sqlite:PATH, or postgres://… for PostgreSQL and CockroachDB.
 	DatabaseURL string
-	// Durable and Instance name the consumer on the invalidation stream, <durable>-<instance>. Each Auth process has one of its
-	// own, since each keeps all keyrings in its memory; they may share a database. A second process with the same name ends
-	// with an error. Default "authsub", and the host's name.
+	// Durable and Instance name the consumer on the invalidation stream, <durable>-<instance>. Each
+	// Auth process needs its own, because each keeps all keyrings in memory; several processes may
+	// share a database. If a second process uses the same name, Run returns [ErrInUse]. Defaults:
+	// "authsub", and the name of the host.
 	Durable, Instance string
-	// ForgetAfter is after which time without a connected process the broker deletes the consumer: one that is gone for good
-	// holds up the rotations of all services until then. Default 10 minutes.
+	// ForgetAfter is the time without a connected process after which the broker deletes the
+	// consumer. A process that never returns delays the rotations of all services until then.
+	// Default 10 minutes.
 	ForgetAfter time.Duration
 	Trust       events.Trust
-	// Registry is asked about unknown keys. Default: the registry itself, over the connection of JetStream.
+	// Registry answers questions about unknown keys. Default: the registry itself, over the
+	// connection of JetStream.
 	Registry Registry
-	// LookupTimeout bounds one question to the registry, and so how long Verify may take. Default 1 s.
+	// LookupTimeout limits one question to the registry, and so the time that Verify may take.
+	// Default 1 s.
 	LookupTimeout time.Duration
-	// LookupMemory is for how long the registry's answer about a service, or that there is none, is not asked for
-	// again. Default 1 s.
+	// LookupMemory is how long Auth remembers the registry's answer about a service, including the
+	// answer that there is none. Default 1 s.
 	LookupMemory time.Duration
-	// LookupMemorySize is how many such answers are kept. Default 65,536.
+	// LookupMemorySize is the number of such answers that Auth remembers. Default 65,536.
 	LookupMemorySize int
-	// LookupsInFlight is how many questions to the registry are open at a time; beyond that, Verify answers from what
-	// is known. Default 32.
+	// LookupsInFlight is the number of questions that may be open at the registry at a time. Beyond
+	// that, Verify answers from what it knows. Default 32.
 	LookupsInFlight int
-	// Applied is told of each batch of events once they count: committed, and in memory. Nil: nobody asks.
+	// Applied is called with each batch of events after the batch is committed and in memory. Nil
+	// disables the callback.
 	Applied func([]events.Invalidation)
 	Log     *slog.Logger
-	// Metrics is where metrics are registered. Nil: nowhere.
+	// Metrics is where Auth registers its metrics. Nil: nowhere.
 	Metrics prometheus.Registerer
-	// Now is the clock. Default time.Now.
+	// Now is the clock. Default [time.Now].
 	Now func() time.Time
 }
 
-// DefaultForgetAfter is [Config.ForgetAfter] where none is given.
+// DefaultForgetAfter is the default of [Config.ForgetAfter].
 const DefaultForgetAfter = 10 * time.Minute
 
 func (c Config) withDefaults() (Config, error) {
@@ -95,7 +107,7 @@ func (c Config) withDefaults() (Config, error) {
 	return c, subscriber.CheckInstance(c.Instance)
 }
 
-// Auth is an Auth Provider.
+// Auth is an Auth Provider. Its methods may be called concurrently, except for Close.
 type Auth struct {
 	conn       *nats.Conn
 	log        *slog.Logger
@@ -105,7 +117,8 @@ type Auth struct {
 	memory     *verify.Memory
 }
 
-// New opens the database, and loads the keyrings of all services into memory.
+// New opens the database and loads the keyrings of all services into memory. It waits for a
+// database server that is not up yet, until ctx ends.
 func New(ctx context.Context, cfg Config) (*Auth, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -146,7 +159,7 @@ func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 	began := cfg.Now()
 	var services int
 	err = sqldb.Await(ctx, cfg.Log, func() error {
-		return a.store.Read(ctx, func() (err error) { // what is loaded twice is as it was the last time
+		return a.store.Read(ctx, func() (err error) { // a repeated read gives the same keyrings
 			services, err = a.load(ctx)
 			return err
 		})
@@ -158,10 +171,11 @@ func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 	return nil
 }
 
-// loadedAtOnce is how many services go from the one that reads them to the one that keeps them.
+// loadedAtOnce is the number of services that the reader hands over at a time.
 const loadedAtOnce = 1024
 
-// load takes all keyrings into memory, and returns how many there are. One core reads them, another one packs them.
+// load reads all keyrings into memory and returns their number. One core reads them, and another
+// one packs them.
 func (a *Auth) load(ctx context.Context) (services int, err error) {
 	read := make(chan []subscriber.Service, 2)
 	go func() {
@@ -187,8 +201,9 @@ func (a *Auth) load(ctx context.Context) (services int, err error) {
 	return services, err
 }
 
-// Run applies invalidations and answers over NATS until ctx ends, and then returns nil. While the broker or the database
-// is away it waits; Verify goes on answering.
+// Run applies invalidations and answers over NATS until ctx ends, and then returns nil. It waits
+// while the broker or the database is unavailable, and Verify goes on answering. It returns an
+// error only if waiting can't help.
 func (a *Auth) Run(ctx context.Context) error {
 	if err := a.subscriber.Hold(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -206,17 +221,18 @@ func (a *Auth) Run(ctx context.Context) error {
 	return a.subscriber.Run(ctx)
 }
 
-// Close closes the database, after Run has returned.
+// Close closes the database. Call it after Run has returned.
 func (a *Auth) Close() error { return a.store.Close() }
 
-// Ready returns nil once the stream has been read up to the time at which this process started. It stays nil while the
-// broker is away: answers then grow older, as their AsOf says.
+// Ready returns nil once Auth has read the stream up to the time at which the process started. It
+// stays nil while the broker is unavailable; answers then grow older, as their AsOf says.
 func (a *Auth) Ready() error { return a.subscriber.Ready() }
 
-// SetTrust has it believe the registry by these keys, from soon on: it first applies what it had set aside and believes now.
+// SetTrust changes the keys by which Auth believes the registry. The change takes effect soon after
+// the call: Auth first applies the messages that it had set aside and that are trusted now.
 func (a *Auth) SetTrust(trust events.Trust) { a.subscriber.SetTrust(trust) }
 
-// Remarks says what is set aside, lines for a person.
+// Remarks describes the messages that were set aside, in lines for a person.
 func (a *Auth) Remarks() string { return a.subscriber.Remarks() }
 
 // Errors of [Auth.Checks], for [errors.Is].
@@ -238,9 +254,10 @@ func (a *Auth) Checks() iter.Seq2[string, func(context.Context) error] {
 	return health.Checks(a.subscriber.PartsFromMemory())
 }
 
-// Verify says whether a signature is good now (docs/protocol.md §8.2).
+// Verify says whether a signature is good now (docs/protocol.md §8.2). It takes LookupTimeout at
+// most.
 func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAnswer {
-	asOf := a.subscriber.AsOf() // before the keys are looked at: they are at least as new
+	asOf := a.subscriber.AsOf() // read before the keys, which are at least as new
 	answer, _ := a.memory.Verify(ctx, q)
 	answer.AsOf = asOf
 	return answer
@@ -263,11 +280,12 @@ func (a *Auth) endpoints() []api.Endpoint {
 	}}
 }
 
-// applied joins a committed batch to the memory. What had no effect now, and says something new all the same, is no authority:
-// another event with its nonce may have had one. The database knows.
+// applied joins a committed batch to the memory. If an event had no effect now and still says
+// something new, it proves nothing, because another event with its nonce may have had an effect.
+// Then the database decides.
 func (a *Auth) applied(ctx context.Context, batch, fresh []events.Invalidation) error {
 	a.memory.Apply(fresh)
-	next := 0 // of fresh, which has the batch's order
+	next := 0 // index into fresh, which has the order of batch
 	for i := range batch {
 		e := &batch[i]
 		if next < len(fresh) && fresh[next].Nonce == e.Nonce {

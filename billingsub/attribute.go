@@ -15,9 +15,13 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// Attribute says whose key this was at a time (docs/protocol.md §8.3). A key is valid in [from, until). While
-// a gap in the history could touch the answer, the registry is asked about this key; if it can't be, the
-// answer is an [*api.Problem] with status 503.
+// ErrUnavailable means that a gap in the history of keys could change the answer, and that the
+// registry can't be asked now. Try again later.
+var ErrUnavailable = errors.New("the history of keys has a gap, and the registry can't be asked")
+
+// Attribute says whose key this was at a time (docs/protocol.md §8.3). A key is valid in [from,
+// until). If a gap in the history could change the answer, Attribute asks the registry about the
+// key. If the registry can't answer, the error is [ErrUnavailable].
 func (b *Billing) Attribute(ctx context.Context, q events.AttributeQuery) (events.AttributeAnswer, error) {
 	owner, found, err := b.store.FindKey(ctx, q.PublicKey)
 	if err != nil {
@@ -49,7 +53,8 @@ func (b *Billing) Attribute(ctx context.Context, q events.AttributeQuery) (event
 	return events.AttributeAnswer{Result: events.Invalid, Reason: events.UnknownKey}, nil
 }
 
-// endOf returns the end of a key that the registry was asked about: an event that ends it may have come first.
+// endOf returns the end of a key that the registry was asked about. An event that ends the key may
+// have arrived before the registry's answer.
 func endOf(record *events.KeyRecord, owner *subscriber.Service) int64 {
 	end := keyring.NoEnd
 	if record.Until != nil {
@@ -62,11 +67,11 @@ func endOf(record *events.KeyRecord, owner *subscriber.Service) int64 {
 }
 
 const (
-	asksASecond  = 1000 // which a flood of unknown keys may have of the registry
+	asksASecond  = 1000 // the most that a flood of unknown keys costs the registry
 	asksInFlight = 32
 )
 
-// asking bounds what questions about keys may cost the registry.
+// asking limits what questions about keys cost the registry.
 type asking struct {
 	registry Registry
 	timeout  time.Duration
@@ -93,13 +98,14 @@ func (a *asking) about(ctx context.Context, key events.PublicKey) (events.KeyRec
 	return a.registry.Key(ctx, key)
 }
 
-// unavailable tells the caller to try again, and the log why.
+// unavailable tells the caller to try again, and tells the log why.
 func unavailable(cause error) error {
-	return errors.Join(api.Unavailable("Part of the history of keys is being fetched from the registry; try again."), cause)
+	return errors.Join(api.Unavailable("Part of the history of keys is being fetched from the registry; try again."),
+		fmt.Errorf("%w: %w", ErrUnavailable, cause))
 }
 
-// settled says whether no event that is missing can change what is known of the key. The current key is the one of
-// the highest event, and only a later event could end it.
+// settled reports whether no missing event can change what is known about the key. The current key
+// is the key of the highest event, and only a later event could end it.
 func settled(owner *subscriber.Service) bool {
 	key := owner.Keyring.Keys[0]
 	switch {
@@ -108,11 +114,11 @@ func settled(owner *subscriber.Service) bool {
 	case owner.Keyring.Until(key) == keyring.NoEnd:
 		return key.Position == owner.Keyring.Head
 	default:
-		return !owner.Gap // else the missing event may be one that ends it earlier
+		return !owner.Gap // in a gap, a missing event may end it earlier
 	}
 }
 
-// answer is that of §8.3 about a key of which all is known.
+// answer is the answer of §8.3 about a key of which everything is known.
 func answer(target events.Target, from, until, at int64) events.AttributeAnswer {
 	a := events.AttributeAnswer{Result: events.Valid, AppID: target.App, ServiceID: target.Service, From: from}
 	if until != keyring.NoEnd {

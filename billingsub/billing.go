@@ -1,12 +1,3 @@
-// Package billingsub is the Billing Service's side of key rotation: whose key was this then (docs/protocol.md §8.3).
-//
-// It applies the registry's invalidations as they come, and keeps every key's interval of validity for ever. A usage
-// record that was signed before a rotation and arrives after it belongs to the same service; one that was signed with a
-// key after that key's end belongs to nobody.
-//
-// The stream keeps the last 64 events of each service. Who was away for longer, or is new, has a gap in what it knows
-// of that service, and fills it from the registry's history (§7.2). Until it is filled, a question that it could touch
-// is not answered by a guess: the caller is told to try again.
 package billingsub
 
 import (
@@ -27,37 +18,54 @@ import (
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/streams"
 )
 
-// Registry is asked for what the stream no longer holds.
+// Errors of New and Run that an operator must correct.
+var (
+	// ErrURL means that the database URL can't be used, or that the database belongs to another
+	// process.
+	ErrURL = sqldb.ErrURL
+	// ErrInUse means that another process, or another database, has the durable.
+	ErrInUse = subscriber.ErrInUse
+	// ErrDurable means that the durable exists and was made for another purpose.
+	ErrDurable = subscriber.ErrDurable
+)
+
+// Registry answers questions about what the stream no longer holds.
 type Registry interface {
-	// HistoryPart returns the keys that a service had after a sequence, as many as come at once.
+	// HistoryPart returns the keys that a service had after a sequence, as many as fit into one
+	// answer.
 	HistoryPart(ctx context.Context, target events.Target, after int64) (events.ServiceHistory, error)
-	// Key returns whose key this is.
+	// Key returns the service that a key belongs to.
 	Key(ctx context.Context, key events.PublicKey) (events.KeyRecord, error)
 }
 
-// Config says what a Billing Service listens to. JetStream, DatabaseURL, Trust and Log are required.
+// Config configures a Billing Service. JetStream, DatabaseURL, Trust and Log are required.
 type Config struct {
 	JetStream jetstream.JetStream
-	// DatabaseURL names the database, as internal/sqldb takes it: sqlite:PATH, or postgres://…
+	// DatabaseURL names the database: sqlite:PATH, or postgres://… for PostgreSQL and CockroachDB.
 	DatabaseURL string
-	// Durable names the consumer on the invalidation stream. Processes that share a database share a durable; one with another
-	// database ends with an error, and needs a durable of its own. Default "billingsub".
+	// Durable names the consumer on the invalidation stream. Processes that share a database share
+	// a durable. If a process with another database uses the same durable, Run returns [ErrInUse].
+	// Default "billingsub".
 	Durable string
 	Trust   events.Trust
-	// Registry is asked for histories, and about keys that a gap may hold. Default: the registry itself, over the connection of JetStream.
+	// Registry answers questions about histories, and about keys that a gap may hold. Default: the
+	// registry itself, over the connection of JetStream.
 	Registry Registry
-	// LookupTimeout bounds one question to the registry, and so how long Attribute may wait for one. Default 2 s.
+	// LookupTimeout limits one question to the registry, and so the time that Attribute may wait
+	// for one. Default 2 s.
 	LookupTimeout time.Duration
-	// Applied is told of each batch of events once they are committed. Nil: nobody asks.
+	// Applied is called with each batch of events after the batch is committed. Nil disables the
+	// callback.
 	Applied func([]events.Invalidation)
 	Log     *slog.Logger
-	// Metrics is where metrics are registered. Nil: nowhere.
+	// Metrics is where Billing registers its metrics. Nil: nowhere.
 	Metrics prometheus.Registerer
-	// Now is the clock. Default time.Now.
+	// Now is the clock. Default [time.Now].
 	Now func() time.Time
 }
 
@@ -78,7 +86,7 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Billing is a Billing Service.
+// Billing is a Billing Service. Its methods may be called concurrently, except for Close.
 type Billing struct {
 	conn       *nats.Conn
 	log        *slog.Logger
@@ -88,7 +96,7 @@ type Billing struct {
 	asking     asking
 }
 
-// New opens the database.
+// New opens the database. It waits for a database server that is not up yet, until ctx ends.
 func New(ctx context.Context, cfg Config) (*Billing, error) {
 	cfg = cfg.withDefaults()
 	store, err := subscriber.OpenStore(ctx, cfg.DatabaseURL, cfg.Log)
@@ -115,8 +123,9 @@ func New(ctx context.Context, cfg Config) (*Billing, error) {
 	return b, nil
 }
 
-// Run applies invalidations, fills gaps and answers over NATS until ctx ends, and then returns nil. While the broker, the
-// database or the registry is away it waits.
+// Run applies invalidations, fills gaps and answers over NATS until ctx ends, and then returns nil.
+// It waits while the broker, the database or the registry is unavailable. It returns an error only
+// if waiting can't help.
 func (b *Billing) Run(ctx context.Context) error {
 	if err := b.subscriber.Hold(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -140,19 +149,21 @@ func (b *Billing) Run(ctx context.Context) error {
 	return err
 }
 
-// Close closes the database, after Run has returned.
+// Close closes the database. Call it after Run has returned.
 func (b *Billing) Close() error { return b.store.Close() }
 
-// Ready returns nil once the stream has been read up to the time at which this process started.
+// Ready returns nil once Billing has read the stream up to the time at which the process started.
 func (b *Billing) Ready() error { return b.subscriber.Ready() }
 
-// SetTrust has it believe the registry by these keys, from soon on: it first applies what it had set aside and believes now.
+// SetTrust changes the keys by which Billing believes the registry. The change takes effect soon
+// after the call: Billing first applies the messages that it had set aside and that are trusted
+// now.
 func (b *Billing) SetTrust(trust events.Trust) {
 	b.subscriber.SetTrust(trust)
 	b.filler.wake()
 }
 
-// Remarks says what is set aside, lines for a person.
+// Remarks describes the messages that were set aside, in lines for a person.
 func (b *Billing) Remarks() string { return b.subscriber.Remarks() }
 
 // Errors of [Billing.Checks], for [errors.Is].

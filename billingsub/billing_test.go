@@ -277,7 +277,7 @@ func TestGap(t *testing.T) {
 			t.Helper()
 			for what, key := range unsure {
 				_, err := w.billing.Attribute(t.Context(), events.AttributeQuery{PublicKey: key.Public(), At: start + 150})
-				if problem := (*api.Problem)(nil); !errors.As(err, &problem) || problem.Status != 503 {
+				if problem := (*api.Problem)(nil); !errors.As(err, &problem) || problem.Status != 503 || !errors.Is(err, billingsub.ErrUnavailable) {
 					t.Errorf("%s, %s: got %v, want a 503", step, what, err)
 				}
 			}

@@ -18,20 +18,21 @@ import (
 
 const (
 	gapsAtOnce    = 256 // read from the database
-	fillsInFlight = 8   // a registry that comes back is not run over
-	partsAtOnce   = 8   // of one service's history
+	fillsInFlight = 8   // spares a registry that has just come back
+	partsAtOnce   = 8   // of the history of one service
 	firstPause    = 200 * time.Millisecond
 	longestPause  = 30 * time.Second
 	storeTimeout  = 10 * time.Second
 )
 
-// errUnfinished means that there are more parts, which the next look reads.
+// errUnfinished means that there are more parts. The next sweep reads them.
 var errUnfinished = errors.New("the registry's history has more parts")
 
 // errStillOpen means that the registry's history is older than the newest event that was applied.
 var errStillOpen = errors.New("the registry's history ends before the newest event")
 
-// filler closes the gaps in the services' histories, as soon as they show, for as long as it takes.
+// filler closes gaps in the histories of services. It starts as soon as a gap shows, and tries
+// until the gap is closed.
 type filler struct {
 	store    *subscriber.Store
 	registry Registry
@@ -52,13 +53,13 @@ func newFiller(store *subscriber.Store, cfg Config) *filler {
 func (f *filler) wake() {
 	select {
 	case f.woken <- struct{}{}:
-	default: // it is going to look anyway
+	default: // it will look anyway
 	}
 }
 
-// run looks for gaps at once, and whenever it is woken. What it can't fill it tries again, with growing pauses; a batch
-// of events wakes it in the middle of a pause only if the last look found nothing, since a busy stream must not turn
-// the pauses into none.
+// run looks for gaps at once and whenever it is woken. If it can't fill a gap, it tries again after
+// pauses that grow. A batch of events interrupts a pause only if the last sweep found nothing:
+// otherwise a busy stream would leave no pauses.
 func (f *filler) run(ctx context.Context) {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = firstPause, longestPause
@@ -89,8 +90,8 @@ func (f *filler) run(ctx context.Context) {
 	}
 }
 
-// sweep tries to fill every gap once. It returns how many are left, and the error of one of them:
-// errUnfinished, if that is one.
+// sweep tries to fill every gap once. It returns the number of gaps that are left and the error of
+// one of them: errUnfinished if any of them has that error.
 func (f *filler) sweep(ctx context.Context) (left int, err error) {
 	var after events.Target
 	for {
@@ -107,7 +108,8 @@ func (f *filler) sweep(ctx context.Context) (left int, err error) {
 	}
 }
 
-// fillAll fills these gaps, some at a time, and returns how many are left and the error of one of them.
+// fillAll fills these gaps, several at a time. It returns the number of gaps that are left and the
+// error of one of them.
 func (f *filler) fillAll(ctx context.Context, gaps []events.Target) (failed int, err error) {
 	failures := make([]error, len(gaps))
 	var group errgroup.Group
@@ -115,7 +117,7 @@ func (f *filler) fillAll(ctx context.Context, gaps []events.Target) (failed int,
 	for i, target := range gaps {
 		group.Go(func() error {
 			failures[i] = f.fill(ctx, target)
-			return nil // one that fails does not hold up the others
+			return nil // a failure does not hold up the others
 		})
 	}
 	_ = group.Wait()
@@ -128,7 +130,8 @@ func (f *filler) fillAll(ctx context.Context, gaps []events.Target) (failed int,
 	return failed, err
 }
 
-// worse returns one of two errors: errUnfinished, so that the next look comes at once, else the last.
+// worse returns one of two errors: errUnfinished, so that the next sweep follows at once, or
+// otherwise the last one.
 func worse(err, next error) error {
 	if next == nil || errors.Is(err, errUnfinished) {
 		return err
@@ -136,9 +139,10 @@ func worse(err, next error) error {
 	return next
 }
 
-// fill closes the gap of one service, if the registry answers: part by part, each in its own time. What came
-// is kept, whatever becomes of the next one. Of a long history only some parts are read at once, so that
-// it does not hold up the other services: errUnfinished.
+// fill closes the gap of one service if the registry answers. It reads part by part, each with its
+// own timeout, and keeps each part, whatever happens to the next. Of a long history it reads only
+// some parts at once, so that the service does not hold up the others; then it returns
+// errUnfinished.
 func (f *filler) fill(ctx context.Context, target events.Target) error {
 	kept, err := f.store.Filled(ctx, target)
 	if err != nil {

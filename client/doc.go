@@ -37,4 +37,23 @@
 // is surely accepted between the commit and its receipt: meanwhile Sign waits, for two seconds at
 // most. It waits as long when the process starts with an unanswered request, until the current key
 // is known.
+//
+// # Requests from other services
+//
+// A [Verifier] follows the stream of events and knows the keys of the other services. A [Guard] lets
+// only requests pass that a service has signed: over HTTP by [Guard.RequireSignature], and over NATS
+// by [Guard.VerifyMsg].
+//
+// # Concurrency
+//
+// Any number of goroutines may use a [Client], a [Signer], a [Verifier] and a [Guard]. Methods that
+// take a context wait until it ends, and a change that has begun goes on without its caller.
+//
+// # Compatibility
+//
+// The package follows semantic versioning: within a major version, exported identifiers keep their
+// meaning, and structs only gain optional fields. Interfaces that you may implement, such as
+// [KeyStore], keep their methods. The files of a key store stay readable: a newer version continues
+// a change that an older one began. The package imports no database, no broker and no metrics
+// library. Error texts and log messages may change in any version.
 package client

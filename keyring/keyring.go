@@ -1,20 +1,3 @@
-// Package keyring is the keys of one service over time: what a subscriber knows once it has seen
-// some of the service's events, in any order, each any number of times (docs/protocol.md §7.2). It
-// does no I/O.
-//
-// A [Keyring] is a join-semilattice. Each event is itself a small keyring ([Of]), and
-// [Keyring.Join] merges two in a way that is commutative, associative and idempotent. So the state
-// of a subscriber is a function of the set of events that it has seen, and of nothing else: no
-// order, no repetition and no restart can change it.
-//
-// A key's life, as the events tell it:
-//
-//	        event brings it           KEY_ROTATION replaces it        its grace period expires
-//	unknown ──────────────▶ current ─────────────────────────▶ grace ─────────────────────────▶ ended
-//	                           │                                 │                                ▲
-//	                           └── MASTER_RESET, SERVICE_REVOCATION of a higher sequence: at once ┘
-//
-// A KEY_ROTATION with end_earlier ends earlier keys as a MASTER_RESET does.
 package keyring
 
 import (
@@ -29,23 +12,24 @@ import (
 // NoEnd is the end of a key that no event has ended.
 const NoEnd int64 = math.MaxInt64
 
-// Key is what is known of one key.
+// Key is what is known about one key.
 type Key struct {
 	PublicKey events.PublicKey
-	// Position is the order of the event that brought the key, if it is positive. If it is
-	// negative, that event was not seen: the key is known only as the old key of the event of order
-	// -Position, so it came before that event.
+	// Position tells where the key stands among the keys of its service. If it is positive, it is
+	// the order of the event that brought the key. If it is negative, that event has not been seen:
+	// the key is known only as the old key of the event of order -Position, so it came before that
+	// event.
 	Position int64
-	// From is when the key became current, in seconds since the Unix epoch; 0 if Position is
-	// negative.
+	// From is the time at which the key became current, in seconds since the Unix epoch. It is 0 if
+	// Position is negative.
 	From int64
 	// End is the earliest end that an event gave to this key by name, in seconds since the Unix
-	// epoch, or NoEnd. A [Cutoff] may end it earlier: ask [Keyring.Until].
+	// epoch, or [NoEnd]. A [Cutoff] may end the key earlier: [Keyring.Until] takes both into
+	// account.
 	End int64
 }
 
-// before returns an order that the key came at or before for certain, and that no earlier cutoff
-// reaches.
+// before returns an order that the key came at or before, and that no earlier cutoff reaches.
 func (k Key) before() int64 {
 	if k.Position < 0 {
 		return -k.Position - 1
@@ -53,10 +37,10 @@ func (k Key) before() int64 {
 	return k.Position
 }
 
-// Join merges what two sources know of the same key. The higher position wins: having seen the
-// event that brought the key says more than having seen only that it was replaced, and of two
-// replacements the earlier says more. Two events of one position that bring the same key differ
-// only if a registry has lost its memory: the earlier time counts.
+// Join merges what two sources know about the same key. The higher position wins: a source that saw
+// the event that brought the key knows more than one that only saw the key replaced, and the
+// earlier of two replacements says more than the later. If two events of one position bring the
+// same key, they differ only because a registry has lost its memory; the earlier time counts.
 func (k Key) Join(other Key) Key {
 	if other.Position > k.Position || other.Position == k.Position && other.From < k.From {
 		k.Position, k.From = other.Position, other.From
@@ -65,24 +49,26 @@ func (k Key) Join(other Key) Key {
 	return k
 }
 
-// Cutoff is a MASTER_RESET, a SERVICE_REVOCATION or a KEY_ROTATION with end_earlier: every key that
-// came before Order ends at Time at the latest.
+// Cutoff comes from a MASTER_RESET, a SERVICE_REVOCATION, or a KEY_ROTATION with end_earlier. Every
+// key that came before Order ends at Time or earlier.
 type Cutoff struct {
 	Order int64
-	Time  int64 // seconds since the Unix epoch
+	Time  int64 // in seconds since the Unix epoch
 }
 
-// Keyring is the keys of one service, to the extent that its events are known. It is immutable:
-// Join, Apply and Recent return another one, which may share its slices, so readers need no lock.
-// The zero value knows nothing.
+// Keyring holds the keys of one service, as far as its events are known. The zero value knows
+// nothing.
+//
+// A Keyring is immutable, except for [Keyring.Sort]. Join, Apply and Recent return a new one, which
+// may share slices with the old one. Any number of goroutines may read it without a lock.
 type Keyring struct {
 	Head    int64 // the highest order of any event seen; 0: none
-	Keys    []Key // by Position, highest first
+	Keys    []Key // sorted by Position, highest first
 	Cutoffs []Cutoff
 }
 
-// Order returns the place of an event among its service's: its sequence or, if the registry sends
-// none, its timestamp (§7.2).
+// Order returns an event's place among the events of its service. It is the sequence or, if the
+// registry sends none, the timestamp (docs/protocol.md §7.2).
 func Order(e *events.Invalidation) int64 {
 	if e.Sequence > 0 {
 		return e.Sequence
@@ -90,7 +76,7 @@ func Order(e *events.Invalidation) int64 {
 	return e.Timestamp
 }
 
-// Of returns the keyring after this one event.
+// Of returns the keyring that one event makes.
 func Of(e *events.Invalidation) Keyring {
 	order := Order(e)
 	k := Keyring{Head: order}
@@ -102,7 +88,7 @@ func Of(e *events.Invalidation) Keyring {
 	}
 	switch {
 	case e.Event == events.ServiceRevocation:
-		// It brings no key, so what it ends includes a key of its own order (a tie of timestamps).
+		// The event brings no key, so a key of its own order ends too (timestamps can be equal).
 		k.Cutoffs = []Cutoff{{Order: order + 1, Time: e.Timestamp}}
 	case e.EndsEarlierKeys():
 		k.Cutoffs = []Cutoff{{Order: order, Time: e.Timestamp}}
@@ -110,8 +96,8 @@ func Of(e *events.Invalidation) Keyring {
 	return k
 }
 
-// Collect returns the keyring after these events. The result is the same as applying one after the
-// other, in time that does not grow with the square of their number.
+// Collect returns the keyring that these events make together. The result is the same as applying
+// them one after another, but the time doesn't grow with the square of their number.
 func Collect(list []events.Invalidation) Keyring {
 	var k Keyring
 	keys := make(map[events.PublicKey]Key, len(list))
@@ -132,8 +118,8 @@ func Collect(list []events.Invalidation) Keyring {
 	return k
 }
 
-// OfHistory returns the keyring of the registry's own account of a service (§8): it fills a gap in
-// the events.
+// OfHistory returns the keyring that the registry's own account of a service makes
+// (docs/protocol.md §8). Join it to fill a gap in the events.
 func OfHistory(h *events.ServiceHistory) Keyring {
 	k := Keyring{Head: h.Sequence}
 	for _, key := range h.Keys {
@@ -147,10 +133,10 @@ func OfHistory(h *events.ServiceHistory) Keyring {
 	return k
 }
 
-// Apply returns the keyring after this event too.
+// Apply returns the keyring with one more event.
 func (k Keyring) Apply(e *events.Invalidation) Keyring { return k.Join(Of(e)) }
 
-// Join returns the keyring after all events that either has seen.
+// Join returns the keyring that knows what either of the two knows.
 func (k Keyring) Join(other Keyring) Keyring {
 	joined := Keyring{
 		Head:    max(k.Head, other.Head),
@@ -172,16 +158,16 @@ func (k Keyring) Join(other Keyring) Keyring {
 	return joined
 }
 
-// Sort puts keys and cutoffs, each of which is there once, into the order of a keyring, in place.
-// It is for a keyring that its caller has just put together: another keyring may share the slices
-// of one that came from elsewhere. Joining as many one by one takes time that grows with the square
-// of their number.
+// Sort brings Keys and Cutoffs into the order of a keyring, in place. Use it after you have put
+// them together yourself, each of them once. Don't use it on a keyring from elsewhere, because
+// other keyrings may share its slices. Joining as many keys one by one would take time that grows
+// with the square of their number.
 func (k *Keyring) Sort() {
 	sortKeys(k.Keys)
 	k.Cutoffs = sortCutoffs(k.Cutoffs)
 }
 
-// sortCutoffs sorts in place, and drops duplicates.
+// sortCutoffs sorts in place and drops repetitions.
 func sortCutoffs(cutoffs []Cutoff) []Cutoff {
 	slices.SortFunc(cutoffs, func(a, b Cutoff) int {
 		return cmp.Or(cmp.Compare(b.Order, a.Order), cmp.Compare(a.Time, b.Time))
@@ -200,7 +186,7 @@ func (k Keyring) index(key events.PublicKey) int {
 }
 
 // Until returns the end of one of the keyring's keys: the earliest that any event gives it, or
-// NoEnd.
+// [NoEnd].
 func (k Keyring) Until(key Key) int64 {
 	until := key.End
 	for _, c := range k.Cutoffs {
@@ -215,8 +201,8 @@ func (k Keyring) Until(key Key) int64 {
 // service.
 func (k Keyring) Current() (Key, bool) {
 	for _, key := range k.Keys {
-		// Two keys of one order are possible only if the registry sends no sequence; the one that
-		// was not replaced is current.
+		// Two keys have one order only if a registry sends no sequence; the one that is not
+		// replaced is current.
 		if key.Position == k.Head && k.Until(key) == NoEnd {
 			return key, true
 		}
@@ -224,20 +210,20 @@ func (k Keyring) Current() (Key, bool) {
 	return Key{}, false
 }
 
-// State is what a key may be used for at some time.
+// State says how far a key is accepted at some time.
 type State int
 
 // The states of a key.
 const (
 	Unknown  State = iota // not a key of this service
-	Current               // signs and authorises changes
-	InGrace               // still accepted, until its end
+	Current               // signs and authorizes changes
+	InGrace               // still accepted until its end
 	Ended                 // was a key of this service
-	Replaced              // no longer current; until when it is in grace is not known yet
+	Replaced              // no longer current, but the event that ends its grace period is missing
 )
 
 // At returns the state of one of the keyring's keys at time t, in seconds since the Unix epoch.
-// Only Current and InGrace are accepted (§7.2).
+// Accept a signature only if the state is [Current] or [InGrace] (docs/protocol.md §7.2).
 func (k Keyring) At(key Key, t int64) State {
 	switch until := k.Until(key); {
 	case t >= until && until != NoEnd:
@@ -246,12 +232,12 @@ func (k Keyring) At(key Key, t int64) State {
 		return InGrace
 	case until == NoEnd && key.Position == k.Head:
 		return Current
-	default: // a cutoff that is still to come says only until when at most
+	default: // a future cutoff only bounds the end
 		return Replaced
 	}
 }
 
-// Find returns what is known of a key.
+// Find returns what is known about a key.
 func (k Keyring) Find(key events.PublicKey) (Key, bool) {
 	if i := k.index(key); i >= 0 {
 		return k.Keys[i], true
@@ -259,11 +245,12 @@ func (k Keyring) Find(key events.PublicKey) (Key, bool) {
 	return Key{}, false
 }
 
-// Recent returns enough to answer "who may pass now?" from t on, in bounded memory: a keyring
-// without the keys that ended before t, except for the newest `ended` of them. A key that is left
-// out is never accepted again: only the event that ended it could have given it a later end, and if
-// the event that brought it comes late, the key is [Replaced]. Of the cutoffs before t one is left,
-// which ends every key that they end. If nothing is left out, the result has the slices of k.
+// Recent returns a keyring that takes bounded memory and can still tell which keys are accepted
+// from t on. It leaves out the keys that ended before t, except for the newest ones, of which it
+// keeps as many as ended says. A key that is left out is never accepted again: only the event that
+// ended it could have given it a later end, and if the event that brought it arrives late, the key
+// is [Replaced]. Of the cutoffs before t, Recent keeps one, which ends every key that they end. If
+// it leaves nothing out, it returns the slices of k.
 func (k Keyring) Recent(t int64, ended int) Keyring {
 	k.Cutoffs = recentCutoffs(k.Cutoffs, t)
 	isOut := func(key Key) bool {
@@ -273,8 +260,7 @@ func (k Keyring) Recent(t int64, ended int) Keyring {
 		}
 		return false
 	}
-	// Otherwise they stay as and where they are.
-	if first := slices.IndexFunc(k.Keys, isOut); first >= 0 {
+	if first := slices.IndexFunc(k.Keys, isOut); first >= 0 { // otherwise they stay where they are
 		kept := append(make([]Key, 0, len(k.Keys)-1), k.Keys[:first]...)
 		for _, key := range k.Keys[first+1:] {
 			if !isOut(key) {
@@ -286,15 +272,15 @@ func (k Keyring) Recent(t int64, ended int) Keyring {
 	return k
 }
 
-// recentCutoffs joins the cutoffs that are past: to the highest order, and to the earliest time, so
-// that no clock that is set back revives a key.
+// recentCutoffs joins the cutoffs that are past into one with the highest order and the earliest
+// time, so that no clock that is set back revives a key.
 func recentCutoffs(cutoffs []Cutoff, t int64) []Cutoff {
 	isPast := func(c Cutoff) bool { return c.Time <= t }
 	first := slices.IndexFunc(cutoffs, isPast)
 	if first < 0 || !slices.ContainsFunc(cutoffs[first+1:], isPast) {
 		return cutoffs // nearly always
 	}
-	past := cutoffs[first] // it has the highest order
+	past := cutoffs[first] // the first has the highest order
 	kept := slices.Clone(cutoffs[:first+1])
 	for _, c := range cutoffs[first+1:] {
 		if isPast(c) {

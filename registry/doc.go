@@ -65,4 +65,18 @@
 // When it starts, and whenever the database is found to be older than it was, the registry compares
 // the database with the stream of events (fence.go, compare.go). Services whose changes the
 // database lacks stay on hold until [Store.Recover] has brought the changes back.
+//
+// # Use in another program
+//
+// The program omi-registry is this package with flags, metrics and TLS. Another program opens the
+// database with [OpenStore], adds the apps with [Store.AddApp], makes a [Registry] with [New], and
+// calls [Registry.Run]. [Lookup.Routes] serves the HTTP API, and [Registry.Checks] a readiness
+// probe. Several registries, in one process or in many, may share a database and a broker.
+//
+// # Compatibility
+//
+// The package follows semantic versioning: within a major version, exported identifiers keep their
+// meaning, and [Config] and [Policy] only gain optional fields. The database belongs to the
+// package. A newer version migrates it when it opens it; an older version refuses it. Error texts,
+// log messages and the layout of the database may change in any version.
 package registry

@@ -25,16 +25,19 @@ type Store struct {
 	db *sqldb.DB
 }
 
+// ErrURL means that a database URL can't be used, or that the database belongs to another process.
+var ErrURL = sqldb.ErrURL
+
 // OpenStore opens the database that url names and brings its schema up to date. It waits for a
 // server that is not up yet. An unusable URL, or a database that belongs to another process, is
-// [sqldb.ErrURL].
+// [ErrURL].
 func OpenStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
 	return prepared(ctx, url, log, (*sqldb.DB).Migrate)
 }
 
 // OpenExisting is [OpenStore] for tools that look into the database of a registry, which may be
 // running and of another version. It doesn't change the schema. A schema of another version is
-// [sqldb.ErrURL].
+// [ErrURL].
 func OpenExisting(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
 	return prepared(ctx, url, log, (*sqldb.DB).Check)
 }

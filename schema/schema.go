@@ -1,5 +1,6 @@
 // Package schema holds the schemas of the three databases as migrations, once for SQLite and once
-// for PostgreSQL and CockroachDB. Package internal/sqldb applies them.
+// for PostgreSQL and CockroachDB. The registry, Auth and Billing apply them when they open their
+// databases. Use this package to review the statements, or to apply them with a tool of your own.
 //
 //	registry/{sqlite,postgres}    the registry's database
 //	subscriber/{sqlite,postgres}  what Auth's and Billing's databases share
@@ -10,6 +11,12 @@
 //
 // The folder messages and asyncapi.yaml, which describe the protocol for tools, are not part of any
 // program.
+//
+// # Compatibility
+//
+// A released migration never changes; a change of the schema is a new migration with the next
+// number. Tables, columns and indexes may change in any version, so don't rely on them in other
+// programs. JSON Schemas and AsyncAPI describe the protocol and change only with it.
 package schema
 
 import (
