@@ -14,8 +14,8 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// TestAsyncAPI: the document is YAML, every $ref leads somewhere, every schema of a message is used, and the addresses are the
-// subjects of the contract.
+// TestAsyncAPI: the document is YAML, every $ref leads somewhere, every schema of a message is
+// used, and the addresses are the subjects of the contract.
 func TestAsyncAPI(t *testing.T) {
 	t.Parallel()
 	content, err := os.ReadFile("asyncapi.yaml")

@@ -19,10 +19,10 @@ import (
 	"omiappreg.org/keyrotation/internal/vectors"
 )
 
-// messages are the compiled schemas, by their files' names without the ending.
+// messages are the compiled schemas, by the names of their files without the ending.
 type messages map[string]*jsonschema.Schema
 
-// compile reads every schema. The compiler holds each against the schema of schemas.
+// compile reads every schema. The compiler checks each against the schema of schemas.
 func compile(t testing.TB) messages {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join("messages", "*.json"))
@@ -31,7 +31,7 @@ func compile(t testing.TB) messages {
 	}
 	all := messages{}
 	for _, file := range files {
-		compiler := jsonschema.NewCompiler() // for each: what it refers to is found by its id
+		compiler := jsonschema.NewCompiler() // one for each: it finds other schemas by their ids
 		compiler.UseLoader(byID{t})
 		compiled, err := compiler.Compile(schemaBase + filepath.Base(file))
 		if err != nil {
@@ -45,7 +45,7 @@ func compile(t testing.TB) messages {
 	return all
 }
 
-// schemaBase is what every schema's id begins with.
+// schemaBase is the beginning of every schema's id.
 const schemaBase = "https://omiappreg.org/keyrotation/schema/messages/"
 
 // byID loads a schema by its id, and by nothing else.
@@ -64,7 +64,7 @@ func (l byID) Load(id string) (any, error) {
 	return document, nil
 }
 
-// check returns nil where the text is a message of that name.
+// check returns nil if the text is a message of that name.
 func (m messages) check(name string, text []byte) error {
 	schema, ok := m[name]
 	if !ok {
@@ -89,8 +89,8 @@ func ofSubject(subject string) string {
 	return ""
 }
 
-// TestVectorRequests: what passes the contract's checks of form validates; what is refused for its form does not, unless it is
-// one of those that no schema can tell.
+// TestVectorRequests: a request that passes the contract's checks of form validates. A request that
+// is refused for its form doesn't, unless no schema can tell.
 func TestVectorRequests(t *testing.T) {
 	t.Parallel()
 	schemas := compile(t)
@@ -110,7 +110,7 @@ func TestVectorRequests(t *testing.T) {
 	checkUntold(t, untold, "duplicate-member", "duplicate-member-in-data", "timestamp-as-1e9-form", "too-large")
 }
 
-// TestVectorEvents is the same for invalidations.
+// TestVectorEvents is the same for events.
 func TestVectorEvents(t *testing.T) {
 	t.Parallel()
 	schemas := compile(t)
@@ -135,7 +135,8 @@ func TestVectorEvents(t *testing.T) {
 	checkUntold(t, untold, "duplicate-member", "end-earlier-with-grace")
 }
 
-// checkUntold holds what validates, and is refused for its form, against the list of what no schema can tell.
+// checkUntold compares the messages that validate and are refused for their form with the list of
+// those that no schema can tell.
 func checkUntold(t *testing.T, got map[string]bool, want ...string) {
 	t.Helper()
 	if names := slices.Sorted(maps.Keys(got)); !slices.Equal(names, want) {
@@ -178,7 +179,7 @@ func TestWhatWeSend(t *testing.T) {
 			if err := schemas.check(what, text); err != nil {
 				t.Errorf("%s: %s: %v", what, text, err)
 			}
-			if what == "jwks" { // its members are others', who may add to them
+			if what == "jwks" { // others may add members
 				continue
 			}
 			for _, spoilt := range [][]byte{spoil(t, text), []byte("[]")} {
@@ -195,7 +196,7 @@ func TestWhatWeSend(t *testing.T) {
 	}
 }
 
-// spoil takes away one member of the top object that a message can't be without.
+// spoil removes one member of the top object that a message must have.
 func spoil(t *testing.T, text []byte) []byte {
 	t.Helper()
 	var members map[string]any
@@ -336,8 +337,8 @@ func sent(t testing.TB) map[string][][]byte {
 	}
 }
 
-// FuzzRequestSchema: every request that the parser takes validates too. Not the other way round: how a number is written, and
-// what no JSON text may hold at all, a schema can't see.
+// FuzzRequestSchema: every request that the parser accepts validates. The reverse doesn't hold: a
+// schema doesn't see how a number is written, or what no JSON text may contain.
 func FuzzRequestSchema(f *testing.F) {
 	schemas := compile(f)
 	for _, file := range vectors.Load(f).Requests {

@@ -1,4 +1,5 @@
-// Compiles every schema of ../messages with ajv in strict mode: alone, with what it refers to fetched by id, and all in any order.
+// Compiles every schema of ../messages with ajv in strict mode: each alone, with the schemas that it
+// refers to loaded by id, and all of them in any order.
 import assert from 'node:assert/strict';
 import {readdirSync, readFileSync} from 'node:fs';
 import {test} from 'node:test';
