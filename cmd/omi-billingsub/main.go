@@ -26,6 +26,7 @@ another database needs another --durable.
 Exit codes: 0 done, 1 failed, 2 usage.`
 
 func main() {
+	process.RelaxGC()
 	os.Exit(process.Main(&process.Subscriber{}, os.Args[1:], os.Stderr,
 		kong.Name("omi-billingsub"), kong.Description(description),
 		kong.Vars{

@@ -36,6 +36,7 @@ A first start:
 Exit codes: 0 done, 1 refused or failed, 2 usage, 3 unreachable.`
 
 func main() {
+	process.RelaxGC()
 	os.Exit(process.Main(&cli{}, os.Args[1:], os.Stderr, kong.Name("omi-registry"), kong.Description(description),
 		kong.Vars{"http_addr": "127.0.0.1:8081"}))
 }

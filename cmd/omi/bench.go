@@ -84,10 +84,6 @@ that you name. Without --sync-always, the broker has NATS's own sync_interval, t
   omi bench --preload 0,10000,100000,1000000 --plot growth.svg`
 }
 
-// Processes returns the number of processes that it stands for: registry, Auth and Billing. The
-// heap that they share may grow as much as their three heaps would before it is collected.
-func (*benchCmd) Processes() int { return 3 }
-
 // AfterApply refuses flags that would have no effect.
 func (c *benchCmd) AfterApply(given *kong.Context) error {
 	nothing := map[string]bool{"rate": c.Rate == 0, "in-flight": c.InFlight == 0, "rotations": c.Rotations == 0, "duration": c.Duration == 0}

@@ -41,5 +41,6 @@ Start with:
 Exit codes: 0 done, 1 refused (with the receipt's reason) or failed, 2 usage, 3 unreachable.`
 
 func main() {
+	process.RelaxGC()
 	os.Exit(process.Main(&cli{}, os.Args[1:], os.Stderr, kong.Name("omi"), kong.Description(description)))
 }

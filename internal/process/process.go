@@ -91,7 +91,6 @@ func Main(cli any, args []string, stderr io.Writer, options ...kong.Option) int 
 	if err := cmp.Or(checkVariables(command.Flags()), found.check(command)); err != nil {
 		return report(stderr, name, err)
 	}
-	paceCollections(processesIn(command))
 	return report(stderr, name, command.Run())
 }
 
