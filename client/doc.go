@@ -46,8 +46,9 @@
 //
 // # Concurrency
 //
-// Any number of goroutines may use a [Client], a [Signer], a [Verifier] and a [Guard]. Methods that
-// take a context wait until it ends, and a change that has begun goes on without its caller.
+// Any number of goroutines may use a [Client], a [Signer], a [Verifier] and a [Guard]. A method that
+// takes a context returns when the context ends, and a change that has begun goes on without its
+// caller.
 //
 // # Compatibility
 //

@@ -7,17 +7,21 @@ import (
 	"time"
 )
 
-// What a subscriber says of itself in the metadata of its durable (§8.1). The values are words, separated by blanks.
+// Metadata by which a subscriber's durable tells the registry about the subscriber (§8.1). Values
+// are words, separated by blanks.
 const (
-	// TrustMetadata names the registry keys that it trusts: origin/key_id each, and behind it the end of one that has an end.
+	// TrustMetadata names the registry keys that the subscriber trusts, as origin/key_id. A key
+	// that has an end is followed by it.
 	TrustMetadata = "omi-trust"
-	// FailedMetadata names the places in the stream of events that it has acknowledged and could not apply, or is [FailedMany].
+	// FailedMetadata names the places in the stream of events that the subscriber acknowledged and
+	// could not apply, or is [FailedMany].
 	FailedMetadata = "omi-failed"
-	// FailedMany means that they are too many to be named.
+	// FailedMany means that there are too many such places to name them.
 	FailedMany = "*"
 )
 
-// TrustedBy is the word by which a subscriber says that it trusts this key of the registry at origin.
+// TrustedBy returns the word by which a subscriber says that it trusts this key of the registry at
+// origin.
 func TrustedBy(origin string, key PublicKey) string { return origin + "/" + key.KeyID() }
 
 // Announcement returns the words of [TrustMetadata] for this trust, sorted.
@@ -30,8 +34,9 @@ func (t Trust) Announcement() []string {
 	return slices.Compact(words)
 }
 
-// Trusts says whether a subscriber whose [TrustMetadata] has these words believes what this key signed and JetStream stored then,
-// at this place of the stream. The zero time is now.
+// Trusts reports whether a subscriber whose [TrustMetadata] has these words believes a message that
+// this key signed and that JetStream stored at this time and place of the stream. The zero time
+// means now.
 func Trusts(words []string, origin string, signer PublicKey, stored time.Time, place uint64) bool {
 	return slices.ContainsFunc(words, func(word string) bool {
 		name, text, ends := strings.Cut(word, "@")
@@ -43,8 +48,9 @@ func Trusts(words []string, origin string, signer PublicKey, stored time.Time, p
 	})
 }
 
-// MayHaveApplied says whether a durable with this metadata can have applied the event that was stored then, at this place of the
-// stream, once it has acknowledged it: it trusts the key that signed the event, and did not fail on it. One that announces nothing can.
+// MayHaveApplied reports whether a durable with this metadata, once it has acknowledged the event
+// that was stored at this time and place of the stream, can have applied it. It can if it trusts
+// the key that signed the event and did not fail on it, or if it announces nothing.
 func MayHaveApplied(metadata map[string]string, origin string, signer PublicKey, stored time.Time, place uint64) bool {
 	if trusted, announced := metadata[TrustMetadata]; announced && !Trusts(strings.Fields(trusted), origin, signer, stored, place) {
 		return false
@@ -53,10 +59,11 @@ func MayHaveApplied(metadata map[string]string, origin string, signer PublicKey,
 	return !slices.Contains(failed, FailedMany) && !slices.Contains(failed, strconv.FormatUint(place, 10))
 }
 
-// OfUnknownKey says whether a message that [Trust.Invalidation] refuses as [UntrustedSignature] is in all other respects an
-// event of this registry about the service in its subject, and names no key that is trusted: as it looks when the registry's
-// key was changed, and this trust was not told. It returns the key_id that the message names, if any. All who may publish can
-// make such a message.
+// OfUnknownKey examines a message that [Trust.Invalidation] refuses as [UntrustedSignature]. It
+// reports whether the message is in all other respects an event of this registry about the service
+// in its subject, and names no trusted key. That is how events look if the registry's key was
+// changed and this trust wasn't. It returns the key_id that the message names, if any. Anyone who
+// may publish can make such a message.
 func (t Trust) OfUnknownKey(subject string, payload []byte) (keyID string, looks bool) {
 	m, err := readMessage(payload)
 	if err != nil || t.hinted(m) >= 0 {

@@ -10,34 +10,37 @@ import (
 )
 
 const (
-	// together is the largest number of signatures that one equation checks. Beyond it little is gained for each, and a bad
-	// one makes the work on so many in vain.
+	// together is the largest number of signatures that one equation checks. A larger number gains
+	// little for each signature, and a bad signature wastes the work on all of them.
 	together = 64
-	// worthwhile is the smallest number. Below it the standard library is as quick.
+	// worthwhile is the smallest such number. Below it the standard library is as fast.
 	worthwhile = 2
 
 	randomizer = 16 // bytes
 )
 
-// Published is a message as it was published: its bytes, and on which subject; and when JetStream stored it, and where.
+// Published is a message as it was published, with its subject, and the time and place at which
+// JetStream stored it.
 type Published struct {
 	Subject string
 	Payload []byte
 	Stored  time.Time // zero: now
-	Place   uint64    // 0: not known
+	Place   uint64    // in the stream; 0: not known
 }
 
 func (p *Published) moment() moment { return moment{p.Stored, p.Place} }
 
-// Verdict is what [Trust.Invalidation] says of a message, [Trust.At] the time at which it was stored.
+// Verdict is the result of [Trust.Invalidation] for a message, with [Trust.At] set to the time at
+// which it was stored.
 type Verdict struct {
-	Event Invalidation // zero where there is an error
+	Event Invalidation // zero if there is an error
 	Err   error        // a [*Refusal]
 }
 
-// Invalidations reads messages of the invalidation stream, and says of each what [Trust.Invalidation] does, in their order.
-// Signatures are checked up to 64 together, which takes a quarter of the time. Where one of them is bad, each is checked by
-// itself: so a bad one in 64 makes all of them dearer by a quarter than one by one, and more bad ones no dearer than that.
+// Invalidations reads messages of the invalidation stream. The results are those of
+// [Trust.Invalidation], in the order of the messages. It checks up to 64 signatures together, which
+// takes a quarter of the time. If one of them is bad, it checks each one alone: one or more bad
+// signatures among 64 make all of them a quarter more expensive than checking them one by one.
 func (t Trust) Invalidations(batch []Published) []Verdict {
 	verdicts := make([]Verdict, len(batch))
 	n := min(len(batch), together)
@@ -52,11 +55,12 @@ func (t Trust) Invalidations(batch []Published) []Verdict {
 	return verdicts
 }
 
-// part is so many messages as are checked together, and the memory for that, which serves for one part after the other.
+// part is a number of messages that are checked together, and the memory for that, which is used
+// again for the next part.
 type part struct {
 	Trust
 	messages []reading
-	signedBy [][]int // by the key that each names, the places of messages
+	signedBy [][]int // places of messages, by the key that they name
 	sum      *sum
 }
 
@@ -94,19 +98,21 @@ func (p *part) judge(batch []Published, verdicts []Verdict) {
 	}
 }
 
-// madeAll reports whether the key made the signatures of all the messages at these places. Where it says no, one of them is
-// bad, or they are fewer than are worth it: [PublicKey.Verify] is to tell.
+// madeAll reports whether the key made the signatures of all the messages at these places. False
+// means that one of them is bad, or that they are too few to be worth it; then [PublicKey.Verify]
+// must tell.
 //
-// The signatures (Rᵢ, Sᵢ) are good if 8·(Σ zᵢ·Sᵢ·B - Σ zᵢ·Rᵢ - (Σ zᵢ·kᵢ)·A) is the neutral point, with a random zᵢ of 128
-// bits for each: what is wrong with one can't cancel what is wrong with another, but by guessing them. Since all are of one
-// signer, A is multiplied but once.
+// The signatures (Rᵢ, Sᵢ) are good if 8·(Σ zᵢ·Sᵢ·B - Σ zᵢ·Rᵢ - (Σ zᵢ·kᵢ)·A) is the neutral point,
+// with a random zᵢ of 128 bits for each. An error in one can't cancel an error in another, except
+// by guessing the random numbers. Since one signer made all of them, A is multiplied only once.
 //
-// What [PublicKey.Verify] takes, this takes. The other way round they differ in one thing, because of the factor 8: the
-// standard library refuses an R with a component of small order. Whoever has the private key can make such a signature on
-// purpose, and nobody else: S proves the key, and answers a hash of R, so R can't be changed afterwards. So the registry
-// could sign a message that is believed in a batch and refused alone, which gives it nothing that it couldn't have by signing
-// two messages. What services and developers sign is never checked here, but by the standard library's one exact rule: they
-// have reasons to let two readers disagree.
+// Every signature that [PublicKey.Verify] accepts is accepted here. The reverse has one exception,
+// because of the factor 8: the standard library refuses an R with a component of small order. Only
+// the holder of the private key can make such a signature, on purpose: S proves the key and depends
+// on a hash of R, so R can't be changed afterwards. So the registry could sign a message that is
+// believed in a batch and refused alone, which gives it nothing that it couldn't have by signing
+// two messages. Signatures of services and developers are never checked here, but by the standard
+// library's one exact rule, because they have reasons to make two readers disagree.
 func (k *trustedKey) madeAll(sum *sum, messages []reading, places []int) bool {
 	if len(places) < worthwhile {
 		return false
@@ -128,16 +134,17 @@ func (k *trustedKey) madeAll(sum *sum, messages []reading, places []int) bool {
 	return sum.isNeutral(k.points)
 }
 
-// sum is the left side of the equation. It serves for one equation after the other, each with [sum.begin].
+// sum is the left side of the equation. It is used for one equation after another, each started by
+// [sum.begin].
 type sum struct {
 	ofB, ofA scalar.Scalar // Σ zᵢ·Sᵢ and Σ zᵢ·kᵢ
 	ofR      []*scalar.Scalar
 	points   []*curve.EdwardsPoint // the Rᵢ
 	random   []byte
-	n        int // how many signatures there are in this equation
+	n        int // the number of signatures in this equation
 }
 
-// newSum returns a sum for so many signatures at most.
+// newSum returns a sum for up to this number of signatures.
 func newSum(most int) *sum {
 	scalars, points := make([]scalar.Scalar, most), make([]curve.EdwardsPoint, most)
 	s := &sum{ofR: make([]*scalar.Scalar, most), points: make([]*curve.EdwardsPoint, most), random: make([]byte, most*randomizer)}
@@ -147,15 +154,16 @@ func newSum(most int) *sum {
 	return s
 }
 
-// begin makes room for n signatures, with other random numbers than any equation had before.
+// begin makes room for n signatures, with new random numbers.
 func (s *sum) begin(n int) {
 	s.n = n
 	s.ofB.Zero()
 	s.ofA.Zero()
-	_, _ = rand.Read(s.random[:n*randomizer]) // crypto/rand.Read never fails: it ends the process instead
+	_, _ = rand.Read(s.random[:n*randomizer]) // never fails: it ends the process instead
 }
 
-// add adds the nth signature, unless R or S isn't in its one form: the standard library refuses those, whoever made them.
+// add adds the nth signature, unless R or S isn't in its one form: the standard library refuses
+// those, whatever their origin.
 func (s *sum) add(n int, r, answer, digest []byte) bool {
 	var bytes [scalar.ScalarSize]byte
 	copy(bytes[:], s.random[n*randomizer:][:randomizer])
@@ -180,14 +188,14 @@ func (s *sum) add(n int, r, answer, digest []byte) bool {
 
 // isNeutral takes B and A.
 func (s *sum) isNeutral(fixed []*curve.ExpandedEdwardsPoint) bool {
-	s.ofB.Neg(&s.ofB) // of all signs the other: one negation instead of many
+	s.ofB.Neg(&s.ofB) // the opposite of all signs: one negation instead of many
 	var total curve.EdwardsPoint
 	total.ExpandedMultiscalarMulVartime([]*scalar.Scalar{&s.ofB, &s.ofA}, fixed, s.ofR[:s.n], s.points[:s.n])
 	return total.IsSmallOrder()
 }
 
-// decode sets p to the point that these 32 bytes encode, and reports whether there is one that is written so: with y below
-// 2²⁵⁵-19, and no sign where x is 0.
+// decode sets p to the point that these 32 bytes encode. It reports whether they are the one
+// encoding of a point: y is below 2²⁵⁵-19, and there is no sign if x is 0.
 func decode(p *curve.EdwardsPoint, b []byte) bool {
 	text := curve.CompressedEdwardsY(b)
 	if !text.IsCanonicalVartime() {

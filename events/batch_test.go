@@ -58,8 +58,8 @@ func TestTogetherGood(t *testing.T) {
 	}
 }
 
-// TestTogetherBad: what is no signature by the standard library's rule spoils the batch, wherever it stands, and whatever
-// somebody made of it who has not the private key.
+// TestTogetherBad: what is no signature by the standard library's rule spoils the batch, wherever
+// it stands, and whatever somebody made of it who has not the private key.
 func TestTogetherBad(t *testing.T) {
 	t.Parallel()
 	key, stranger := testKey(0), testKey(9)
@@ -110,8 +110,8 @@ func TestTogetherBad(t *testing.T) {
 	}
 }
 
-// TestTogetherCancels: two signatures that are wrong by the same amount, one too much and one too little, are two wrong
-// ones, though their sum is right.
+// TestTogetherCancels: two signatures that are wrong by the same amount, one too much and one too
+// little, are two wrong ones, though their sum is right.
 func TestTogetherCancels(t *testing.T) {
 	t.Parallel()
 	key := testKey(0)
@@ -133,8 +133,9 @@ func TestTogetherCancels(t *testing.T) {
 	}
 }
 
-// TestTogetherDiffers is all that a batch takes and the standard library doesn't: what the holder of the private key
-// made so on purpose. What the standard library takes, a batch always takes, also of a key with a component of small order.
+// TestTogetherDiffers is all that a batch takes and the standard library doesn't: what the holder
+// of the private key made so on purpose. What the standard library takes, a batch always takes,
+// also of a key with a component of small order.
 func TestTogetherDiffers(t *testing.T) {
 	t.Parallel()
 	key := testKey(0)
@@ -169,7 +170,8 @@ func TestTogetherDiffers(t *testing.T) {
 	}
 }
 
-// TestWeakKeyIsNoTrust: of a key of small order everybody can make signatures, so no batch is asked about one.
+// TestWeakKeyIsNoTrust: of a key of small order everybody can make signatures, so no batch is asked
+// about one.
 func TestWeakKeyIsNoTrust(t *testing.T) {
 	t.Parallel()
 	for _, b := range smallOrder(t) {
@@ -217,7 +219,8 @@ func TestInvalidations(t *testing.T) {
 	}
 }
 
-// TestInvalidationsTogether shows by the one thing that only a batch takes that messages are checked in one.
+// TestInvalidationsTogether shows by the one thing that only a batch takes that messages are
+// checked in one.
 func TestInvalidationsTogether(t *testing.T) {
 	t.Parallel()
 	i, key := someInvalidation(events.KeyRotation), testKey(0)
@@ -264,7 +267,8 @@ func TestVectorEventsTogether(t *testing.T) {
 	}
 }
 
-// TestVectorEventsAfterAnother: nothing of a message is left in its memory for the next one that is read there.
+// TestVectorEventsAfterAnother: nothing of a message is left in its memory for the next one that is
+// read there.
 func TestVectorEventsAfterAnother(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(5, 6))
@@ -386,7 +390,8 @@ func mixedKey(t *testing.T, key events.SigningKey, eighth int) (events.PublicKey
 	return public, func(message []byte) events.Signature { return signWithTorsion(t, key, public, message, 0) }
 }
 
-// signWithTorsion is how the holder of the key gets such an R into a signature: before it is hashed.
+// signWithTorsion is how the holder of the key gets such an R into a signature: before it is
+// hashed.
 func signWithTorsion(t *testing.T, key events.SigningKey, public events.PublicKey, message []byte, eighth int) events.Signature {
 	t.Helper()
 	secret := sha512.Sum512(append(key.Private().Seed(), message...))
@@ -395,7 +400,8 @@ func signWithTorsion(t *testing.T, key events.SigningKey, public events.PublicKe
 	return signAs(t, key, public, message, r, point.Add(point, eighths(t, eighth)).Bytes())
 }
 
-// signAs answers the hash of R as it is written, which belongs to r but for a component of small order.
+// signAs answers the hash of R as it is written, which belongs to r but for a component of small
+// order.
 func signAs(
 	t *testing.T, key events.SigningKey, public events.PublicKey, message []byte, r *edwards25519.Scalar, written []byte,
 ) events.Signature {

@@ -20,7 +20,8 @@ func BenchmarkParseRequest(b *testing.B) {
 	}
 }
 
-// BenchmarkInvalidation is what a subscriber does with an event before it applies it, its signature included.
+// BenchmarkInvalidation is what a subscriber does with an event before it applies it, its signature
+// included.
 func BenchmarkInvalidation(b *testing.B) {
 	i := someInvalidation(events.KeyRotation)
 	subject, message, trust := i.Subject(), i.Sign(testKey(0)), someTrust()

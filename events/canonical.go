@@ -9,23 +9,23 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// errNoCanonical means that a text has a number that RFC 8785 has no form for.
+// errNoCanonical means that a text has a number for which RFC 8785 has no form.
 var errNoCanonical = errors.New("a number is beyond the range of a binary64")
 
-// Canonical returns the RFC 8785 (JCS) form of one JSON value: what is signed.
+// Canonical returns the RFC 8785 (JCS) form of one JSON value. Signatures cover this form.
 func Canonical(value []byte) ([]byte, error) {
 	v := jsontext.Value(bytes.Clone(value))
 	if err := v.Canonicalize(); err != nil {
 		return nil, err
 	}
-	// What is beyond the largest number has become that number.
+	// A number beyond the largest one has become the largest one.
 	if bytes.Contains(v, []byte("1.7976931348623157e+308")) && hasInfinity(value) {
 		return nil, errNoCanonical
 	}
 	return v, nil
 }
 
-// hasInfinity reports whether some number of a well-formed text is beyond the range of a binary64.
+// hasInfinity reports whether any number of a well-formed text is beyond the range of a binary64.
 func hasInfinity(value []byte) bool {
 	dec := jsontext.NewDecoder(bytes.NewBuffer(value))
 	for {
@@ -41,9 +41,9 @@ func hasInfinity(value []byte) bool {
 	}
 }
 
-// canonicalObject returns what [Canonical] returns of an object whose members were read, in the memory of room where that has
-// enough. As a rule they need nothing but their order: a string without an escape and an integer stand there in their canonical
-// form.
+// canonicalObject returns the [Canonical] form of an object whose members were read. It uses the
+// memory of room if that suffices. Usually the members only need sorting: a string without an
+// escape, and an integer, are already canonical.
 func canonicalObject(room []byte, object jsontext.Value, members []member) ([]byte, error) {
 	var places [dataMembers]member
 	sorted := append(places[:0], members...)
@@ -74,7 +74,8 @@ func canonicalObject(room []byte, object jsontext.Value, members []member) ([]by
 	return append(out, '}'), nil
 }
 
-// isPlainName reports whether a name is written without an escape, and sorts by its bytes as by its UTF-16 code units.
+// isPlainName reports whether a name is written without an escape, and sorts the same by bytes as
+// by UTF-16 code units.
 func isPlainName(name []byte) bool {
 	for _, c := range name {
 		if c < ' ' || c == '"' || c == '\\' || c >= 0x80 {
@@ -84,7 +85,7 @@ func isPlainName(name []byte) bool {
 	return true
 }
 
-// isPlain reports whether a value stands in its canonical form, as far as that is seen at once.
+// isPlain reports whether a value is obviously in its canonical form.
 func isPlain(value jsontext.Value) bool {
 	switch value.Kind() {
 	case '"':

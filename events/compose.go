@@ -7,26 +7,28 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// Draft is a request before it is signed: what a service (rotation) or a developer (the others) asks for.
+// Draft is a request before it is signed. A service asks for a rotation, and a developer for the
+// other kinds.
 type Draft struct {
 	Kind        RequestKind
 	Target      Target
 	Timestamp   int64      // seconds since the Unix epoch
-	Nonce       Nonce      // [NewNonce]
-	Origin      string     // of the registry that it is for; another one refuses it. Empty: any registry takes it
-	NewKey      SigningKey // the new key, which proves that its holder has it; none in a revocation
+	Nonce       Nonce      // see [NewNonce]
+	Origin      string     // of the one registry that may take it; empty: any
+	NewKey      SigningKey // also signs the proof; zero in a revocation
 	GracePeriod *int64     // seconds, rotation only; nil: the registry's own
-	EndEarlier  bool       // rotation with a grace period of 0 only: it ends the keys that are in grace too
+	EndEarlier  bool       // rotation with a grace period of 0: also end keys in grace
 	ServiceType string     // binding and reset only, optional
 	EndpointURL string     // binding and reset only, optional
 
 	ProviderReceipt jsontext.Value // revocation only, optional: a JSON object
 }
 
-// The members of data in the order in which the spec prints them.
+// The members of data, in the order in which the spec prints them.
 type (
 	rotationData struct {
-		NewPublicKey      PublicKey   `json:"new_public_key,omitzero"` // absent, it is refused as missing
+		// if absent, refused as missing
+		NewPublicKey      PublicKey   `json:"new_public_key,omitzero"`
 		RotationTimestamp int64       `json:"rotation_timestamp"`
 		Nonce             Nonce       `json:"nonce"`
 		Context           RequestKind `json:"context"`
@@ -39,7 +41,7 @@ type (
 	bindingData struct {
 		AppID       AppID       `json:"app_id"`
 		ServiceID   ServiceID   `json:"service_id"`
-		PublicKey   PublicKey   `json:"public_key,omitzero"` // absent, it is refused as missing
+		PublicKey   PublicKey   `json:"public_key,omitzero"` // if absent, refused as missing
 		Timestamp   int64       `json:"timestamp"`
 		Nonce       Nonce       `json:"nonce"`
 		Context     RequestKind `json:"context"`
@@ -58,7 +60,7 @@ type (
 	}
 )
 
-// envelope is §3's, with the one more member that its kind of message may have.
+// envelope is the envelope of §3, with the one more member that a kind of message may have.
 type envelope struct {
 	Version         string         `json:"version"`
 	Data            jsontext.Value `json:"data"`
@@ -67,7 +69,7 @@ type envelope struct {
 	KeyID           string         `json:"key_id,omitzero"`
 }
 
-// Subject returns where the request is published (§4).
+// Subject returns the subject on which to publish the request (§4).
 func (d Draft) Subject() string {
 	switch d.Kind {
 	case Rotation:
@@ -82,11 +84,13 @@ func (d Draft) Subject() string {
 // MsgID returns the request's `Nats-Msg-Id` (§4).
 func (d Draft) MsgID() string { return RequestMsgID(d.Subject(), d.Nonce) }
 
-// RequestMsgID returns the `Nats-Msg-Id` of a request with this nonce, published on this subject (§4).
+// RequestMsgID returns the `Nats-Msg-Id` of a request with this nonce, published on this subject
+// (§4).
 func RequestMsgID(subject string, nonce Nonce) string { return subject + "/" + nonce.String() }
 
-// Sign returns the message to publish, signed by the service's current key (rotation) or the developer's Master
-// Key (the others), and with the new key's proof. What it returns passes [ParseRequest], or it returns why not.
+// Sign returns the message to publish, with the new key's proof. The service's current key signs a
+// rotation, and the developer's Master Key the other kinds. If the message would not pass
+// [ParseRequest], Sign returns the reason.
 func (d Draft) Sign(by SigningKey) ([]byte, error) {
 	if d.NewKey.IsZero() {
 		return d.SignWith(by.Private(), nil)
@@ -94,8 +98,8 @@ func (d Draft) Sign(by SigningKey) ([]byte, error) {
 	return d.SignWith(by.Private(), d.NewKey.Private())
 }
 
-// SignWith is [Draft.Sign] with Ed25519 keys that may live elsewhere, in a KMS or an HSM. newKey takes the place of
-// d.NewKey; it is nil in a revocation.
+// SignWith is [Draft.Sign] with Ed25519 keys that may be kept elsewhere, such as in a KMS or an
+// HSM. newKey replaces d.NewKey; it is nil in a revocation.
 func (d Draft) SignWith(by, newKey crypto.Signer) ([]byte, error) {
 	var public PublicKey
 	if newKey != nil {
@@ -138,7 +142,8 @@ func (d Draft) data(newKey PublicKey) any {
 	}
 }
 
-// marshalData returns data as it is sent, in the spec's order of members, and as it is signed.
+// marshalData returns data in the form that is sent, with the spec's order of members, and in the
+// form that is signed.
 func marshalData(v any) (data jsontext.Value, canonical []byte, err error) {
 	if data, err = json.Marshal(v); err != nil {
 		return nil, nil, err
@@ -147,8 +152,8 @@ func marshalData(v any) (data jsontext.Value, canonical []byte, err error) {
 	return data, canonical, err
 }
 
-// signByRegistry returns the envelope of an answer of the registry's to a lookup. Its types always have a JSON form:
-// an error here is a mistake in this package.
+// signByRegistry returns the envelope of the registry's answer to a lookup. The types of answers
+// always have a JSON form, so an error here is a mistake in this package.
 func signByRegistry(v any, key SigningKey) []byte {
 	data, canonical, err := marshalData(v)
 	if err != nil {

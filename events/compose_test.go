@@ -30,7 +30,8 @@ func drafts() map[events.RequestKind]events.Draft {
 	return list
 }
 
-// TestDraft: what a draft says is what the registry reads, and the signatures are over what it reads.
+// TestDraft: what a draft says is what the registry reads, and the signatures are over what it
+// reads.
 func TestDraft(t *testing.T) {
 	t.Parallel()
 	by := testKey(1)
@@ -67,8 +68,8 @@ func TestDraft(t *testing.T) {
 	}
 }
 
-// TestDraftOrder: members come in the order in which the contract prints them (docs/protocol.md §5). Nobody depends
-// on it but the people who read messages.
+// TestDraftOrder: members come in the order in which the contract prints them (docs/protocol.md
+// §5). Nobody depends on it but the people who read messages.
 func TestDraftOrder(t *testing.T) {
 	t.Parallel()
 	target := `"app_id":"` + appText + `","service_id":"cms-article-77"`
@@ -130,7 +131,8 @@ func objectOf(n int) jsontext.Value {
 	return jsontext.Value(fmt.Sprintf(`{"a":"%0*d"}`, n-len(frame), 0))
 }
 
-// TestVectorsAreWhatWeSend: our own messages are the vectors' to the byte, where the same thing is said.
+// TestVectorsAreWhatWeSend: our own messages are the vectors' to the byte, where the same thing is
+// said.
 func TestVectorsAreWhatWeSend(t *testing.T) {
 	t.Parallel()
 	set := vectors.Load(t)

@@ -17,8 +17,9 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// TestDetailQuotesNothing: whatever is wrong with a message, the sentence about it repeats none of its values, nor
-// key material in the place of a name. Receipts are public, and somebody will paste a private key one day.
+// TestDetailQuotesNothing: whatever is wrong with a message, the sentence about it repeats none of
+// its values, nor key material in the place of a name. Receipts are public, and somebody will paste
+// a private key one day.
 func TestDetailQuotesNothing(t *testing.T) {
 	t.Parallel()
 	refused := map[events.Reason]int{}
@@ -95,7 +96,8 @@ func TestDetailOfEachMember(t *testing.T) {
 	}
 }
 
-// TestDetailOfSyntax: the decoder's own errors tell the path to what is wrong, which whoever wrote the text chose.
+// TestDetailOfSyntax: the decoder's own errors tell the path to what is wrong, which whoever wrote
+// the text chose.
 func TestDetailOfSyntax(t *testing.T) {
 	t.Parallel()
 	secret := hex.EncodeToString(testKey(3).Private().Seed())
@@ -154,7 +156,8 @@ func drawGood(t *rapid.T) spoilt {
 	return m
 }
 
-// change puts a value in the place of a member, or adds one. It leaves what is no JSON object as it is.
+// change puts a value in the place of a member, or adds one. It leaves what is no JSON object as it
+// is.
 func (m *spoilt) change(t *rapid.T) {
 	var envelope, data map[string]jsontext.Value
 	if json.Unmarshal(m.text, &envelope) != nil {

@@ -6,17 +6,19 @@
 // with [Draft]:
 //
 //	trust, err := events.NewTrust("omiappreg.org", registryKey)
-//	event, err := trust.Invalidation(subject, payload)   // or *events.Refusal
+//	event, err := trust.Invalidation(subject, payload) // or *events.Refusal
 //
-//	draft := events.Draft{Kind: events.Rotation, Target: target, NewKey: next, Timestamp: now, Nonce: events.NewNonce()}
-//	payload, err := draft.Sign(current)                  // publish it on draft.Subject()
+//	draft := events.Draft{
+//		Kind: events.Rotation, Target: target, NewKey: next, Timestamp: now, Nonce: events.NewNonce(),
+//	}
+//	payload, err := draft.Sign(current) // publish it on draft.Subject()
 //
 // # The life of a message
 //
 // Bytes arrive with the subject on which they were published. One step turns them into a value of
 // this package, or into a [*Refusal] with the reason code of the protocol:
 //
-//	bytes ── I-JSON text? ── envelope? ── members, types, forms? ──▶ Request | Invalidation | Receipt | …
+//	bytes ── I-JSON text? ── envelope? ── members, types, forms? ──▶ Request | Invalidation | …
 //	             │               │                  │
 //	     malformed_message  unsupported_version  invalid_field
 //

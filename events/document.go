@@ -36,7 +36,7 @@ func (t Trust) openDocument(document []byte, into any) error {
 	return nil
 }
 
-// decodeAnswer decodes an answer that nobody signs.
+// decodeAnswer decodes an answer that is not signed.
 func decodeAnswer(answer []byte, into any) error {
 	if err := checkText(answer); err != nil {
 		return err
@@ -47,11 +47,11 @@ func decodeAnswer(answer []byte, into any) error {
 	return nil
 }
 
-// checkText holds an answer to our own question against the rules of §3, but for the limits of size and depth, which protect
-// a stream from strangers.
+// checkText checks an answer to our own question against the rules of §3, except for the limits of
+// size and depth, which protect a stream from strangers.
 func checkText(b []byte) error {
 	var f fields
-	t := text{top: &f, depth: math.MaxInt} // the decoder has a limit of its own
+	t := text{top: &f, depth: math.MaxInt} // the decoder has its own limit
 	if err := t.read(b); err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ var inForm = json.WithUnmarshalers(json.JoinUnmarshalers(
 		if dec.PeekKind() == 'n' {
 			return errForm
 		}
-		return errors.ErrUnsupported // the usual way
+		return errors.ErrUnsupported // the decoder's default
 	}),
 ))
 

@@ -55,7 +55,8 @@ func TestEndEarlier(t *testing.T) {
 	}
 }
 
-// TestEmergencyEvent: end_earlier stands in a rotation without a grace period, and in no other event.
+// TestEmergencyEvent: end_earlier stands in a rotation without a grace period, and in no other
+// event.
 func TestEmergencyEvent(t *testing.T) {
 	t.Parallel()
 	want := someEmergency()

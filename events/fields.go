@@ -9,8 +9,8 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// fields takes an object's members one by one, each by the form it must have. The first failure sticks, and names
-// the member; what follows returns zero values.
+// fields takes the members of an object one by one, and checks the form of each. The first failure
+// stays, and names the member. After it, all members are zero values.
 type fields struct {
 	members []member
 	err     *Refusal
@@ -28,7 +28,7 @@ func (f *fields) take(name string) (jsontext.Value, bool) {
 	return nil, false
 }
 
-// peek returns a string member, and leaves it where it is; nothing where it is absent or wrong.
+// peek returns a string member without removing it, or nil if it is absent or wrong.
 func (f *fields) peek(name string) []byte {
 	for _, m := range f.members {
 		if string(m.name) == name && m.value.Kind() == '"' {
@@ -45,7 +45,7 @@ func (f *fields) fail(detail string) {
 	}
 }
 
-// end refuses members that nobody took: a misspelt option must not pass for its default (§3).
+// end refuses members that were not taken: a misspelled option must not pass for its default (§3).
 func (f *fields) end() error {
 	if f.err == nil && len(f.members) > 0 {
 		f.fail("The member " + quoteName(string(f.members[0].name)) + " is not one that this message can have.")
@@ -53,7 +53,7 @@ func (f *fields) end() error {
 	return f.done()
 }
 
-// done returns the first failure, and passes over members that nobody took.
+// done returns the first failure, and ignores members that were not taken.
 func (f *fields) done() error {
 	if f.err == nil {
 		return nil // not a nil *Refusal in a non-nil error
@@ -61,13 +61,13 @@ func (f *fields) done() error {
 	return f.err
 }
 
-// str takes a string member. ok is false where it is absent or wrong.
+// str takes a string member. ok is false if it is absent or wrong.
 func (f *fields) str(name string, required bool) (s string, ok bool) {
 	text, ok := f.text(name, required)
 	return string(text), ok
 }
 
-// text is str without a copy: what it returns may be a slice of the message.
+// text is str without a copy. The result may be a slice of the message.
 func (f *fields) text(name string, required bool) (text []byte, ok bool) {
 	value, found := f.take(name)
 	switch {
@@ -103,12 +103,13 @@ func parsed[T any](f *fields, name string, required bool, parse func([]byte) (T,
 	return v
 }
 
-// kept makes a parser of what is kept, and so copied, one of what is read.
+// kept turns a parser of strings into a parser of bytes, which copies them because the result is
+// kept.
 func kept[T any](parse func(string) (T, error)) func([]byte) (T, error) {
 	return func(text []byte) (T, error) { return parse(string(text)) }
 }
 
-// oneOf returns the kind that a text names; "" where it is none of these.
+// oneOf returns the kind that a text names, or "" if it names none of these.
 func oneOf[T ~string](text []byte, kinds ...T) T {
 	for _, kind := range kinds {
 		if string(text) == string(kind) {
@@ -138,7 +139,7 @@ func (f *fields) signature(name string, required bool) Signature {
 	return parsed(f, name, required, signatureOf)
 }
 
-// integer takes a member that is an integer from 0 to 2^53-1, written as one: no fraction, no exponent.
+// integer takes a member that is an integer from 0 to 2^53-1, without a fraction or an exponent.
 func (f *fields) integer(name string, required bool) (n int64, ok bool) {
 	value, found := f.take(name)
 	if !found {
@@ -167,7 +168,8 @@ func (f *fields) time(name string) int64 {
 	return n
 }
 
-// yes takes an optional member that is true where it is there. To leave it out is the only way to say no.
+// yes takes an optional member that must be true if it is present. The only way to say no is to
+// leave it out.
 func (f *fields) yes(name string) bool {
 	value, found := f.take(name)
 	if found && value.Kind() != 't' {
@@ -182,7 +184,7 @@ func (f *fields) origin(name string) string {
 	return parsed(f, name, false, kept(func(s string) (string, error) { return s, CheckOrigin(s) }))
 }
 
-// object takes an optional JSON object as it came.
+// object takes an optional JSON object and leaves it unchanged.
 func (f *fields) object(name string) jsontext.Value {
 	value, found := f.take(name)
 	if found && value.Kind() != '{' {
@@ -192,7 +194,8 @@ func (f *fields) object(name string) jsontext.Value {
 	return value
 }
 
-// shown takes an optional string that people are shown: it has no control characters, which a terminal would obey.
+// shown takes an optional string that people will see: it must have no control characters, which a
+// terminal would obey.
 func (f *fields) shown(name string) (s string, ok bool) {
 	s, ok = f.str(name, false)
 	if ok && strings.ContainsFunc(s, unicode.IsControl) {
@@ -216,7 +219,8 @@ func (f *fields) endpoint(name string) string {
 	return s
 }
 
-// quoteName quotes a member's name, unless it could hold something that should not be repeated.
+// quoteName quotes a member's name, unless the name could hold something that should not be
+// repeated.
 func quoteName(name string) string {
 	if len(name) > 32 {
 		return "(a long name)"

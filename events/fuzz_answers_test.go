@@ -15,7 +15,8 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// alike compares what was parsed with what its own text parses to. A JSON object that is passed on may be spelt anew.
+// alike compares what was parsed with what its own text parses to. A JSON object that is passed on
+// may be spelt anew.
 var alike = cmp.Options{
 	exact, cmpopts.EquateEmpty(),
 	cmp.FilterPath(func(p cmp.Path) bool { return p.Last().Type() == reflect.TypeFor[jsontext.Value]() },
@@ -43,7 +44,8 @@ func checkAgain[T any](t *testing.T, got T, text []byte, parse func([]byte) (T, 
 	}
 }
 
-// FuzzReceipt: what is not signed is not believed, and what is signed and read is wholly in the value that comes out.
+// FuzzReceipt: what is not signed is not believed, and what is signed and read is wholly in the
+// value that comes out.
 func FuzzReceipt(f *testing.F) {
 	for _, r := range []events.Receipt{someReceipt(events.RequestCommitted), someReceipt(events.RequestRejected)} {
 		f.Add(r.Subject(), r.Sign(testKey(0)))
@@ -79,7 +81,8 @@ func someReceipt(kind events.ReceiptKind) events.Receipt {
 	return r
 }
 
-// FuzzDocuments: the two signed answers of §8, read by someone who asked about the service that they name.
+// FuzzDocuments: the two signed answers of §8, read by someone who asked about the service that
+// they name.
 func FuzzDocuments(f *testing.F) {
 	f.Add(someRecord().Sign(testKey(0)))
 	f.Add(someHistory().Sign(testKey(0)))

@@ -28,14 +28,15 @@ var (
 	isServiceID = regexp.MustCompile(`\A` + labelForm + `\z`)
 	isTarget    = regexp.MustCompile(`\A` + targetForm + `\z`)
 	isNonce     = regexp.MustCompile(`\A[A-Za-z0-9_-]{8,64}\z`)
-	// The last character of 43 carries four bits of the 32 bytes, that of 86 two bits of the 64: the others are zero.
+	// The last character of 43 carries four bits of the 32 bytes, that of 86 two bits of the 64:
+	// the others are zero.
 	isPublicKey = regexp.MustCompile(`\Aed25519:[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]\z`)
 	isSignature = regexp.MustCompile(`\A[A-Za-z0-9_-]{85}[AQgw]\z`)
 	isRequestOn = regexp.MustCompile(`\Aomi\.v1\.requests\.(?:rotation|binding|revocation)\.` + targetForm + `\z`)
 )
 
-// FuzzIDs: each form takes what its grammar takes, and nothing else; what it takes it prints back; what it refuses is
-// absent, with the form's own error.
+// FuzzIDs: each form takes what its grammar takes, and nothing else; what it takes it prints back;
+// what it refuses is absent, with the form's own error.
 func FuzzIDs(f *testing.F) {
 	f.Add(appText)
 	f.Add(someTarget().String())
@@ -97,7 +98,8 @@ func checkID[T id](t *testing.T, s string, want bool, wantErr error, parse func(
 	}
 }
 
-// FuzzSubject: a request's subject is one of §4's or none, and says whose request it is, whatever the message holds.
+// FuzzSubject: a request's subject is one of §4's or none, and says whose request it is, whatever
+// the message holds.
 func FuzzSubject(f *testing.F) {
 	for _, prefix := range []string{events.RotationSubject, events.BindingSubject, events.RevocationSubject, events.ReceiptSubject} {
 		f.Add(prefix + someTarget().String())
@@ -128,7 +130,8 @@ func FuzzSubject(f *testing.F) {
 	})
 }
 
-// FuzzKeyStrength holds the check for weak keys (§2) against the curve's equation in plain arithmetic.
+// FuzzKeyStrength holds the check for weak keys (§2) against the curve's equation in plain
+// arithmetic.
 func FuzzKeyStrength(f *testing.F) {
 	f.Add(make([]byte, 32))
 	for n := range byte(4) {
@@ -145,7 +148,8 @@ func FuzzKeyStrength(f *testing.F) {
 	})
 }
 
-// weak decodes a point as RFC 8032 §5.1.3 says (-x² + y² = 1 + d x² y²), and says whether its order is another than L.
+// weak decodes a point as RFC 8032 §5.1.3 says (-x² + y² = 1 + d x² y²), and says whether its order
+// is another than L.
 func weak(b []byte) bool {
 	one := big.NewInt(1)
 	p := new(big.Int).Sub(new(big.Int).Lsh(one, 255), big.NewInt(19))
@@ -166,7 +170,8 @@ func weak(b []byte) bool {
 	if xx.Sign() == 0 || big.Jacobi(xx, p) != 1 {
 		return true // no point has this y, or one of order 1 or 2
 	}
-	// The order is asked of another implementation of the curve: L-1 times a point is its negative if L is its order.
+	// The order is asked of another implementation of the curve: L-1 times a point is its negative
+	// if L is its order.
 	point, err := new(edwards25519.Point).SetBytes(b)
 	if err != nil {
 		return true

@@ -17,8 +17,9 @@ import (
 	"omiappreg.org/keyrotation/internal/vectors"
 )
 
-// FuzzParseRequest: nothing makes the parser panic, every refusal is one of the contract's, and what parses is
-// wholly in the value that comes out: written from that value, it parses to the same one.
+// FuzzParseRequest: nothing makes the parser panic, every refusal is one of the contract's, and
+// what parses is wholly in the value that comes out: written from that value, it parses to the same
+// one.
 func FuzzParseRequest(f *testing.F) {
 	for _, file := range vectors.Load(f).Requests {
 		for _, c := range file.Cases {
@@ -119,8 +120,9 @@ func written(t *testing.T, r *events.Request) []byte {
 	return message
 }
 
-// FuzzInvalidation: nothing makes the parser panic; what is not signed is not believed, and spoils nothing for what
-// stands beside it; and what is signed and read is wholly in the value that comes out.
+// FuzzInvalidation: nothing makes the parser panic; what is not signed is not believed, and spoils
+// nothing for what stands beside it; and what is signed and read is wholly in the value that comes
+// out.
 func FuzzInvalidation(f *testing.F) {
 	for _, file := range vectors.Load(f).Events {
 		for _, c := range file.Events {
@@ -167,7 +169,8 @@ func FuzzInvalidation(f *testing.F) {
 	})
 }
 
-// signedAnew puts a signature that counts on whatever the fuzzer made, so that it gets past the first door.
+// signedAnew puts a signature that counts on whatever the fuzzer made, so that it gets past the
+// first door.
 func signedAnew(message []byte) ([]byte, bool) {
 	var members map[string]jsontext.Value
 	if json.Unmarshal(message, &members) != nil || members == nil {
@@ -182,8 +185,8 @@ func signedAnew(message []byte) ([]byte, bool) {
 	return signed, err == nil
 }
 
-// FuzzCanonical: a canonical form is its own, says what the text says, and is what another implementation of RFC 8785
-// makes of the text.
+// FuzzCanonical: a canonical form is its own, says what the text says, and is what another
+// implementation of RFC 8785 makes of the text.
 func FuzzCanonical(f *testing.F) {
 	set := vectors.Load(f)
 	for _, file := range set.Canonical {
@@ -223,7 +226,8 @@ func FuzzCanonical(f *testing.F) {
 	})
 }
 
-// FuzzCanonicalNumber: every binary64, however it is written, becomes what ECMAScript prints for it.
+// FuzzCanonicalNumber: every binary64, however it is written, becomes what ECMAScript prints for
+// it.
 func FuzzCanonicalNumber(f *testing.F) {
 	for _, n := range []float64{0, math.Copysign(0, -1), 1e21, 1e-7, 333333333.33333329, 5e-324, math.MaxFloat64, 1 << 53} {
 		f.Add(math.Float64bits(n), byte('g'), 17)

@@ -52,7 +52,8 @@ func someNonce() events.Nonce { return must(events.ParseNonce(someHash)) }
 // someTrust trusts testKey(0) at origin.
 func someTrust() events.Trust { return must(events.NewTrust(origin, testKey(0).Public())) }
 
-// reasonOf returns the reason code of a refusal, "" for no error, and the error's text for any other error.
+// reasonOf returns the reason code of a refusal, "" for no error, and the error's text for any
+// other error.
 func reasonOf(err error) events.Reason {
 	if refusal := (*events.Refusal)(nil); errors.As(err, &refusal) {
 		return refusal.Reason

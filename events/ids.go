@@ -18,7 +18,8 @@ const (
 	maxNonce     = 64
 )
 
-// Errors of the identifiers' forms (§1). They say what is accepted, since their readers are people at a shell.
+// Errors of the forms of identifiers (§1). They say which form is accepted, because their readers
+// are people at a shell.
 var (
 	ErrAppID     = errors.New("an app id is 2 to 16 labels joined by dots, 200 bytes at most, each label lower-case letters, digits, '_' and '-' (for example org.omiappreg.alice.shop.7f8a9d)")
 	ErrServiceID = errors.New("a service id is one label of 1 to 63 lower-case letters, digits, '_' and '-', with a letter or digit at both ends (for example cms-article-77)")
@@ -26,7 +27,8 @@ var (
 	ErrNonce     = errors.New("a nonce is 8 to 64 characters of A-Z, a-z, 0-9, '_' and '-'")
 )
 
-// CheckOrigin returns nil for a domain name, else [ErrOrigin]. It is for who chooses an origin: in a message, it is only compared.
+// CheckOrigin returns nil for a domain name, and otherwise [ErrOrigin]. Use it where an origin is
+// chosen; in a message, the origin is only compared.
 func CheckOrigin(s string) error {
 	if len(s) > maxOrigin || strings.Contains(s, "_") {
 		return ErrOrigin
@@ -39,8 +41,8 @@ func CheckOrigin(s string) error {
 	return nil
 }
 
-// AppID names an application: reversed registry domain, namespace, project slug and hash (§1). The zero value
-// means "absent".
+// AppID names an application: reversed registry domain, namespace, project slug and hash (§1). The
+// zero value means "absent".
 type AppID struct{ s string }
 
 // ParseAppID returns s as an app id, or [ErrAppID].
@@ -98,8 +100,8 @@ func (s *ServiceID) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
-// Target is one service of one app: `<app_id>.<service_id>`, the last tokens of every subject (§4). It is
-// comparable, and its text form is one to one, since a service id has no dot.
+// Target is one service of one app, `<app_id>.<service_id>`: the last tokens of every subject (§4).
+// It is comparable. Two targets never have the same text, because a service id has no dot.
 type Target struct {
 	App     AppID
 	Service ServiceID
@@ -128,13 +130,13 @@ func (t Target) String() string { return t.App.s + "." + t.Service.s }
 // IsZero reports whether the target is absent.
 func (t Target) IsZero() bool { return t == Target{} }
 
-// Nonce names a message once (§1). The zero value means "absent".
+// Nonce names one message (§1). The zero value means "absent".
 type Nonce struct{ s string }
 
 // NewNonce returns 128 random bits in base64url: 22 characters.
 func NewNonce() Nonce {
 	var b [16]byte
-	_, _ = rand.Read(b[:]) // crypto/rand.Read never fails: it ends the process instead
+	_, _ = rand.Read(b[:]) // never fails: it ends the process instead
 	return Nonce{base64.RawURLEncoding.EncodeToString(b[:])}
 }
 

@@ -1,6 +1,6 @@
 package events
 
-// EventKind is what happened to a service's keys (§7.1).
+// EventKind says what happened to the keys of a service (§7.1).
 type EventKind string
 
 // The events of §7.1.
@@ -25,27 +25,27 @@ func (k RequestKind) Event() EventKind {
 	}
 }
 
-// Invalidation is one committed change to a service's keys (§7.1). [Trust.Invalidation] makes it from a message;
-// its members fit its event.
+// Invalidation is one committed change to the keys of a service (§7.1). [Trust.Invalidation] makes
+// it from a message, and checks that its members fit its event.
 type Invalidation struct {
 	Origin            string
 	Target            Target
 	Event             EventKind
 	OldKey            PublicKey // zero in a SERVICE_BINDING
 	NewKey            PublicKey // zero in a SERVICE_REVOCATION
-	GracePeriodExpiry int64     // seconds since the Unix epoch: from then on OldKey is not accepted
+	GracePeriodExpiry int64     // seconds since the Unix epoch: OldKey is refused from then on
 	Timestamp         int64     // of the commit, seconds since the Unix epoch
 	Nonce             Nonce
-	Sequence          int64 // the event's place in the service's history, from 1; 0 where the registry sends none
-	EndEarlier        bool  // of a KEY_ROTATION that ends every earlier key at once, as a MASTER_RESET does
+	Sequence          int64 // place in the service's history, from 1; 0 if the registry sends none
+	EndEarlier        bool  // a KEY_ROTATION that ends earlier keys as a MASTER_RESET does
 }
 
-// EndsEarlierKeys reports whether the event ends every key that the service had before it, at once.
+// EndsEarlierKeys reports whether the event at once ends every key that the service had before it.
 func (i *Invalidation) EndsEarlierKeys() bool {
 	return i.EndEarlier || i.Event == MasterReset || i.Event == ServiceRevocation
 }
 
-// Subject returns where the event is published (§4).
+// Subject returns the subject on which the event is published (§4).
 func (i *Invalidation) Subject() string { return InvalidationSubject + i.Target.String() }
 
 // Sign returns the message to publish.
@@ -69,7 +69,7 @@ func (i *Invalidation) Sign(key SigningKey) []byte {
 	return s.sign(key)
 }
 
-// readInvalidation reads data whose signature is known to be the registry's.
+// readInvalidation reads data that the registry is known to have signed.
 func readInvalidation(f *fields) (Invalidation, error) {
 	event, _ := f.text("event", true)
 	i := Invalidation{Event: oneOf(event, ServiceBinding, KeyRotation, MasterReset, ServiceRevocation)}
@@ -90,7 +90,7 @@ func readInvalidation(f *fields) (Invalidation, error) {
 	return i, f.done()
 }
 
-// checkMembers holds the event against the table of §7.1.
+// checkMembers checks the event against the table of §7.1.
 func (i *Invalidation) checkMembers(f *fields, hasSequence bool) {
 	switch {
 	case f.err != nil:
@@ -108,15 +108,16 @@ func (i *Invalidation) checkMembers(f *fields, hasSequence bool) {
 	}
 }
 
-// SequenceOf returns the sequence of an event's message without checking who signed it, for whoever put it there; 0
-// where there is none.
+// SequenceOf returns the sequence of an event's message, or 0 if it has none. It doesn't check the
+// signature: use it only on messages that you published yourself.
 func SequenceOf(payload []byte) int64 {
 	sequence, _ := NamesOf(payload)
 	return sequence
 }
 
-// NamesOf returns the sequence and the nonce of an event's message without checking who signed it, for whoever knows
-// already which nonce a trusted event of this sequence has; zero where there is none.
+// NamesOf returns the sequence and the nonce of an event's message, or zero if it has none. It
+// doesn't check the signature: use it only if you know which nonce the trusted event of this
+// sequence has.
 func NamesOf(payload []byte) (sequence int64, nonce Nonce) {
 	m, err := readMessage(payload)
 	if err != nil {

@@ -19,8 +19,8 @@ const (
 	keyIDLen     = 16
 )
 
-// strict64 refuses non-zero trailing bits. It still skips CR and LF, which every caller rules out by length or
-// by looking for them.
+// strict64 refuses non-zero trailing bits. It still skips CR and LF, which every caller rules out
+// by the length or by looking for them.
 //
 //nolint:gochecknoglobals // a constant, of a type that has none
 var strict64 = base64.RawURLEncoding.Strict()
@@ -34,12 +34,12 @@ var (
 	ErrWeakKey    = errors.New("the public key is not the canonical encoding of a curve point, or a point of small order, or of mixed order")
 )
 
-// PublicKey is an Ed25519 public key (RFC 8032) of the right form. It is comparable. The zero value means
-// "absent": its 32 zero bytes are a point of small order, which no service may register.
+// PublicKey is an Ed25519 public key (RFC 8032) of the right form. It is comparable. The zero value
+// means "absent": its 32 zero bytes are a point of small order, which no service may register.
 type PublicKey struct{ b [ed25519.PublicKeySize]byte }
 
-// ParsePublicKey decodes the text form of §2 strictly, or returns [ErrPublicKey]. A key may have the right form
-// and still be weak: see [PublicKey.CheckStrength].
+// ParsePublicKey decodes the text form of §2 strictly, or returns [ErrPublicKey]. A key of the
+// right form can still be weak: see [PublicKey.CheckStrength].
 func ParsePublicKey(s string) (PublicKey, error) { return publicKeyOf([]byte(s)) }
 
 func publicKeyOf(s []byte) (PublicKey, error) {
@@ -53,7 +53,8 @@ func publicKeyOf(s []byte) (PublicKey, error) {
 	return k, nil
 }
 
-// PublicKeyFromBytes returns the key with these 32 bytes, as a database keeps them, or [ErrPublicKey].
+// PublicKeyFromBytes returns the key with these 32 bytes, the form for a database, or
+// [ErrPublicKey].
 func PublicKeyFromBytes(b []byte) (PublicKey, error) {
 	if len(b) != ed25519.PublicKeySize {
 		return PublicKey{}, ErrPublicKey
@@ -91,12 +92,13 @@ func (k *PublicKey) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
-// Verify reports whether the key made this signature of message: the standard library's rule, and no other.
+// Verify reports whether the key made this signature of message, by exactly the rule of the
+// standard library.
 func (k PublicKey) Verify(message []byte, s Signature) bool {
 	return ed25519.Verify(k.b[:], message, s.b[:])
 }
 
-// CheckStrength returns [ErrWeakKey] when the key must not be registered (§2).
+// CheckStrength returns [ErrWeakKey] if the key must not be registered (§2).
 func (k PublicKey) CheckStrength() error {
 	point, err := k.point()
 	if err == nil && !point.IsTorsionFree() {
@@ -105,7 +107,7 @@ func (k PublicKey) CheckStrength() error {
 	return err
 }
 
-// point returns what the key encodes, unless it must not be registered.
+// point returns the point that the key encodes, unless the key must not be registered.
 func (k PublicKey) point() (point curve.EdwardsPoint, err error) {
 	if !decode(&point, k.b[:]) || point.IsSmallOrder() {
 		return point, ErrWeakKey
@@ -113,15 +115,15 @@ func (k PublicKey) point() (point curve.EdwardsPoint, err error) {
 	return point, nil
 }
 
-// KeyID is the hint that the registry's messages carry to choose among trusted keys: the first 16 characters of
-// the base64url SHA-256 of the key's text form (§7.1).
+// KeyID returns the hint by which the registry's messages choose among trusted keys: the first 16
+// characters of the base64url SHA-256 of the key's text form (§7.1).
 func (k PublicKey) KeyID() string {
 	sum := sha256.Sum256([]byte(k.String()))
 	return base64.RawURLEncoding.EncodeToString(sum[:])[:keyIDLen]
 }
 
-// Signature is an Ed25519 signature of the right form. The zero value means "absent", which 64 zero bytes do not:
-// a proof that is there is always checked.
+// Signature is an Ed25519 signature of the right form. The zero value means "absent". 64 zero bytes
+// are not absent: a proof that is present is always checked.
 type Signature struct {
 	b       [ed25519.SignatureSize]byte
 	present bool
@@ -164,8 +166,9 @@ func (s *Signature) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
-// SignWith signs message with an Ed25519 key that may be kept elsewhere, and checks what came back: a KMS that signs with
-// another key than it names is found here, not by whoever refuses the message.
+// SignWith signs message with an Ed25519 key that may be kept elsewhere, and checks the result. If
+// a KMS signs with a key other than the one it names, SignWith finds out before the message is
+// refused.
 func SignWith(key crypto.Signer, message []byte) (Signature, error) {
 	public, err := PublicKeyOf(key)
 	if err != nil {
@@ -182,20 +185,22 @@ func SignWith(key crypto.Signer, message []byte) (Signature, error) {
 	return s, nil
 }
 
-// SigningKey is an Ed25519 private key. It prints as its public key, so it can't reach a log by accident.
+// SigningKey is an Ed25519 private key. It prints as its public key, so it can't reach a log by
+// accident.
 type SigningKey struct {
-	// A function, since fmt prints no more of one than its address. In a field that is not exported, and with a
-	// verb like %d, it passes over String, and prints slices and even what pointers point at.
+	// private is a function because fmt prints only the address of one. In an unexported field, and
+	// with a verb like %d, fmt ignores String, and prints slices and even the targets of pointers.
 	private func() ed25519.PrivateKey
 	public  PublicKey
-	id      string // the public half's [PublicKey.KeyID]
+	id      string // [PublicKey.KeyID] of the public half
 }
 
-// GenerateSigningKey makes a new key from the system's randomness.
+// GenerateSigningKey makes a new key from the system's random numbers.
 func GenerateSigningKey() SigningKey {
 	_, private, err := ed25519.GenerateKey(nil)
 	if err != nil {
-		panic("events: the system's randomness failed: " + err.Error()) // documented never to happen
+		// documented never to happen
+		panic("events: the system's randomness failed: " + err.Error())
 	}
 	return NewSigningKey(private)
 }
@@ -209,7 +214,7 @@ func NewSigningKey(private ed25519.PrivateKey) SigningKey {
 // Public returns the public half.
 func (k SigningKey) Public() PublicKey { return k.public }
 
-// Private returns the key itself, for the one who writes it to its file; nil where there is none.
+// Private returns the key itself, so that it can be written to a file, or nil if there is none.
 func (k SigningKey) Private() ed25519.PrivateKey {
 	if k.IsZero() {
 		return nil
@@ -220,8 +225,9 @@ func (k SigningKey) Private() ed25519.PrivateKey {
 // IsZero reports whether there is no key.
 func (k SigningKey) IsZero() bool { return k.private == nil }
 
-// Sign signs message. The bytes are the standard library's, made in half the time where the processor has AVX2: Ed25519 leaves
-// a signer no choice (RFC 8032 §5.1.6). What is signed here is verified by [PublicKey.Verify], or by our own equation.
+// Sign signs message. The result is the same as the standard library's, because Ed25519 leaves a
+// signer no choice (RFC 8032 §5.1.6), in half the time if the processor has AVX2.
+// [PublicKey.Verify] or our own equation verifies it.
 func (k SigningKey) Sign(message []byte) Signature {
 	return Signature{[ed25519.SignatureSize]byte(voi.Sign(voi.PrivateKey(k.private()), message)), true}
 }

@@ -60,7 +60,8 @@ func TestPublicKeyForms(t *testing.T) {
 	})
 }
 
-// TestWeakKeys: the eight points of small order, and encodings that name no point or name one a second time.
+// TestWeakKeys: the eight points of small order, and encodings that name no point or name one a
+// second time.
 func TestWeakKeys(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{
@@ -95,10 +96,10 @@ func TestWeakKeys(t *testing.T) {
 	}
 }
 
-// TestKeyStrength: every form that is not the only one, and what is around it, against the curve's equation in plain
-// arithmetic: all y from 20 below the field's end to the last that 255 bits hold, the first ones, and points of small order,
-// each with both signs; bytes at random, most of which are points of mixed order; honest keys, and what they are with each point
-// of small order added.
+// TestKeyStrength: every form that is not the only one, and what is around it, against the curve's
+// equation in plain arithmetic: all y from 20 below the field's end to the last that 255 bits hold,
+// the first ones, and points of small order, each with both signs; bytes at random, most of which
+// are points of mixed order; honest keys, and what they are with each point of small order added.
 func TestKeyStrength(t *testing.T) {
 	t.Parallel()
 	list := smallOrder(t)
@@ -158,7 +159,8 @@ func TestParseSignature(t *testing.T) {
 	}
 }
 
-// TestZeroSignatureIsThere: 64 zero bytes are a signature, a bad one. A proof of them must be checked, and fail.
+// TestZeroSignatureIsThere: 64 zero bytes are a signature, a bad one. A proof of them must be
+// checked, and fail.
 func TestZeroSignatureIsThere(t *testing.T) {
 	t.Parallel()
 	zeros := strings.Repeat("A", 86)
@@ -199,7 +201,8 @@ func TestSign(t *testing.T) {
 	}
 }
 
-// TestSigningKeyIsNotPrinted: not by fmt, whatever the verb and wherever the key sits, and not by slog or JSON.
+// TestSigningKeyIsNotPrinted: not by fmt, whatever the verb and wherever the key sits, and not by
+// slog or JSON.
 func TestSigningKeyIsNotPrinted(t *testing.T) {
 	t.Parallel()
 	key := events.NewSigningKey(ed25519.NewKeyFromSeed([]byte("0123456789abcdef0123456789abcdef")))
@@ -243,7 +246,8 @@ func TestSigningKeyIsNotPrinted(t *testing.T) {
 	}
 }
 
-// TestWeakKeysTogether: keys of mixed order are found among any number of others, one by one and by sums.
+// TestWeakKeysTogether: keys of mixed order are found among any number of others, one by one and by
+// sums.
 func TestWeakKeysTogether(t *testing.T) {
 	t.Parallel()
 	var honest []events.PublicKey

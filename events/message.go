@@ -22,13 +22,14 @@ const (
 	version  = "1.0"
 )
 
-// member is one name and its value of a JSON object. Both are slices of the message, but for a name with an escape.
+// member is one name and its value of a JSON object. Both are slices of the message, except for a
+// name with an escape.
 type member struct {
 	name  []byte
 	value jsontext.Value
 }
 
-// message is a text that passed §3: an I-JSON object in an envelope of version 1.0.
+// message is a text that follows §3: an I-JSON object in an envelope of version 1.0.
 type message struct {
 	envelope  fields
 	data      fields
@@ -36,13 +37,14 @@ type message struct {
 	signature Signature
 }
 
-// The members that an ordinary message has at most.
+// The largest numbers of members of an ordinary message.
 const (
 	envelopeMembers = 5
 	dataMembers     = 12
 )
 
-// reading is a message and all that it takes to read it, in one piece of memory, which may serve for one message after the other.
+// reading is a message and all the memory that reading it takes. It can be used for one message
+// after another.
 type reading struct {
 	message
 	text
@@ -50,15 +52,15 @@ type reading struct {
 	room    []byte // for the canonical form
 }
 
-// readMessage turns bytes into an envelope. As far as it gets with a bad one, data is filled, so that a refusal
-// can still name the request's nonce.
+// readMessage turns bytes into an envelope. Even if the message is bad, it fills data
+// with the members that it could read, so that a refusal can still name the request's nonce.
 func readMessage(b []byte) (*message, error) {
 	var r reading
 	err := r.take(b)
 	return &r.message, err
 }
 
-// take reads a message. What it read before is no longer valid.
+// take reads a message. The previous message is then no longer valid.
 func (r *reading) take(b []byte) error {
 	r.message, r.text = message{}, text{}
 	if len(b) > MaxMessage {
@@ -108,11 +110,11 @@ func (m *message) checkVersion() error {
 type text struct {
 	bytes []byte
 	top   *fields // takes the object's members
-	data  *fields // where there is one: takes the members of the object's member "data", if that is an object
-	depth int     // how deep it may be nested
+	data  *fields // if not nil, takes the members of the member "data", if it is an object
+	depth int     // the deepest nesting allowed
 
-	dataText  jsontext.Value // what data was read from
-	badNumber bool           // reported only once the whole text is known to be well-formed
+	dataText  jsontext.Value // the text of data
+	badNumber bool           // reported only after the whole text is known to be well-formed
 
 	wide    bool // some string may hold a noncharacter
 	dec     *jsontext.Decoder
@@ -120,7 +122,7 @@ type text struct {
 	err     error
 }
 
-// read reads the text. The decoder is lent by the JSON library, with the memory that it has from texts before.
+// read reads the text. The JSON library lends a decoder that has the memory of earlier texts.
 func (t *text) read(b []byte) error {
 	t.bytes, t.wide = b, mayBeWide(b)
 	err := json.Unmarshal(b, t)
@@ -136,7 +138,7 @@ func (t *text) read(b []byte) error {
 	}
 }
 
-// UnmarshalJSONFrom is for the JSON library to call.
+// UnmarshalJSONFrom is called by the JSON library.
 func (t *text) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	if dec.PeekKind() != '{' {
 		return errForm
@@ -146,8 +148,8 @@ func (t *text) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	return t.err
 }
 
-// mayBeWide reports whether a text may have a noncharacter, as it is or by an escape. The first byte of U+FDD0 and of all that
-// comes later is 0xEF or more.
+// mayBeWide reports whether a text may contain a noncharacter, directly or as an escape. The first
+// byte of U+FDD0 and of all later characters is 0xEF or more.
 func mayBeWide(b []byte) bool {
 	for _, c := range b {
 		if c >= 0xEF {
@@ -157,12 +159,13 @@ func mayBeWide(b []byte) bool {
 	return bytes.Contains(b, []byte(`\u`))
 }
 
-// isNoncharacter reports whether Unicode has set the code point apart for ever; I-JSON has no such strings (RFC 7493 §2.1).
+// isNoncharacter reports whether Unicode has reserved the code point as a noncharacter. I-JSON has
+// no such strings (RFC 7493 §2.1).
 func isNoncharacter(r rune) bool {
 	return r >= 0xFDD0 && r <= 0xFDEF || r&0xFFFE == 0xFFFE
 }
 
-// readToken reads the next token, and returns the bytes that it stands in. The decoder leaves noncharacters to us.
+// readToken reads the next token and returns its bytes. The decoder leaves noncharacters to us.
 func (t *text) readToken() (jsontext.Value, error) {
 	start := t.dec.InputOffset()
 	if _, err := t.dec.ReadToken(); err != nil {
@@ -177,7 +180,8 @@ func (t *text) readToken() (jsontext.Value, error) {
 	return token, nil
 }
 
-// since returns what was read from start on, without the comma or colon and the white space before it.
+// since returns the text that was read from start on, without the comma or colon and the white
+// space before it.
 func (t *text) since(start int64) jsontext.Value {
 	b := t.bytes[start:t.dec.InputOffset()]
 	for b[0] == ',' || b[0] == ':' || b[0] <= ' ' {
@@ -186,7 +190,8 @@ func (t *text) since(start int64) jsontext.Value {
 	return b
 }
 
-// readObject collects the members of the object that comes next, and, if data is there, those of its member of that name.
+// readObject collects the members of the next object and, if data is not nil, those of its member
+// "data".
 func (t *text) readObject(into, data *fields) error {
 	if _, err := t.readToken(); err != nil {
 		return err
@@ -238,8 +243,8 @@ func (t *text) readValue() (jsontext.Value, error) {
 	}
 }
 
-// safeNumber reports whether every reader understands the number alike: an integer within ±(2^53-1), or a
-// fraction or exponent form that a binary64 can hold.
+// safeNumber reports whether every reader understands the number alike: it is an integer within
+// ±(2^53-1), or a fraction or exponent form that a binary64 can hold.
 func safeNumber(number []byte) bool {
 	if isPlainInteger(number) {
 		return true
@@ -251,7 +256,7 @@ func safeNumber(number []byte) bool {
 	return err == nil && !math.IsInf(f, 0) && !isIntegerText(number)
 }
 
-// isPlainInteger reports whether a number is written in no more than 15 digits, and nothing else.
+// isPlainInteger reports whether a number has at most 15 digits and nothing more.
 func isPlainInteger(number []byte) bool {
 	return len(number) <= 15 && number[0] != '-' && isIntegerText(number)
 }
@@ -272,7 +277,7 @@ func asRefusal(err error) *Refusal {
 	return refuse(MalformedMessage, "The message is not an I-JSON text: "+syntaxDetail(err)+".")
 }
 
-// syntaxDetail names what is wrong without quoting the message.
+// syntaxDetail says what is wrong without quoting the message.
 func syntaxDetail(err error) string {
 	switch {
 	case errors.Is(err, jsontext.ErrDuplicateName):
@@ -286,8 +291,8 @@ func syntaxDetail(err error) string {
 	return "it can't be read"
 }
 
-// unquote returns the string that a JSON string stands for: a slice of it, where it has no escape. The decoder has checked
-// its form.
+// unquote returns the string that a JSON string stands for, as a slice of it if it has no escape.
+// The decoder has checked its form.
 func unquote(v jsontext.Value) ([]byte, error) {
 	if text := v[1 : len(v)-1]; bytes.IndexByte(text, '\\') < 0 {
 		return text, nil

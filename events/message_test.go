@@ -12,8 +12,8 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// The members of a request of each class that its parser takes, and a signature that it takes too: whether it
-// verifies is not the parser's question.
+// The members of a request of each class that its parser takes, and a signature that it takes too:
+// whether it verifies is not the parser's question.
 var (
 	someSignature = strings.Repeat("A", 86)
 	rotationText  = `"new_public_key":"` + testKey(2).Public().String() + `","nonce":"` + someHash + `","context":"key_rotation"`
@@ -56,7 +56,8 @@ func nested(depth int) string {
 	return s
 }
 
-// TestNoncharacters: I-JSON has none (RFC 7493 §2.1), however they are written, in names and in values.
+// TestNoncharacters: I-JSON has none (RFC 7493 §2.1), however they are written, in names and in
+// values.
 func TestNoncharacters(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]events.Reason{
@@ -146,8 +147,8 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-// TestNumbersThatNobodyReads: a reader of another language would see another number than ours, so would sign
-// another one.
+// TestNumbersThatNobodyReads: a reader of another language would see another number than ours, so
+// would sign another one.
 func TestNumbersThatNobodyReads(t *testing.T) {
 	t.Parallel()
 	for number, want := range map[string]events.Reason{
@@ -169,7 +170,8 @@ func TestNumbersThatNobodyReads(t *testing.T) {
 			}
 		}
 	}
-	// A text that is no text at all is that first, and another version is that before its numbers are looked at.
+	// A text that is no text at all is that first, and another version is that before its numbers
+	// are looked at.
 	for message, want := range map[string]events.Reason{
 		`{"a":1e400,`:                               events.MalformedMessage,
 		`{"a":1e400,"a":1}`:                         events.MalformedMessage,
@@ -229,7 +231,8 @@ func TestTexts(t *testing.T) {
 	}
 }
 
-// TestNulls: null is a value, and no member's form allows it. It is not the same as leaving the member out.
+// TestNulls: null is a value, and no member's form allows it. It is not the same as leaving the
+// member out.
 func TestNulls(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ subject, data string }{
@@ -271,7 +274,8 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
-// TestKindIsOurs: the kind of a refused request is one of the four, or none: it becomes a metric's label.
+// TestKindIsOurs: the kind of a refused request is one of the four, or none: it becomes a metric's
+// label.
 func TestKindIsOurs(t *testing.T) {
 	t.Parallel()
 	for _, data := range []string{
@@ -300,7 +304,8 @@ func TestContexts(t *testing.T) {
 	}
 }
 
-// TestNonceOfRefused: a receipt of what can't be read still names the request, where there is a nonce to read.
+// TestNonceOfRefused: a receipt of what can't be read still names the request, where there is a
+// nonce to read.
 func TestNonceOfRefused(t *testing.T) {
 	t.Parallel()
 	for message, want := range map[string]string{
@@ -343,7 +348,8 @@ func TestSignedAsReceived(t *testing.T) {
 	}
 }
 
-// TestSignedMembers: what is signed is the canonical form of all members, whatever they hold and however it is written.
+// TestSignedMembers: what is signed is the canonical form of all members, whatever they hold and
+// however it is written.
 func TestSignedMembers(t *testing.T) {
 	t.Parallel()
 	i := someInvalidation(events.KeyRotation)

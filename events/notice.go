@@ -2,16 +2,18 @@ package events
 
 import "strings"
 
-// NoticeSubject is where the registry tells people what has happened to an app; the app follows it.
+// NoticeSubject is where the registry tells people what has happened to an app. The id of the app
+// follows it.
 const NoticeSubject = "omi.v1.notices."
 
-// NoticeKind is what a [Notice] tells of (§7.4).
+// NoticeKind is the subject matter of a [Notice] (§7.4).
 type NoticeKind string
 
-// MasterKeyReplaced means that an app has another Master Key from now on.
+// MasterKeyReplaced means that an app has a new Master Key from now on.
 const MasterKeyReplaced NoticeKind = "MASTER_KEY_REPLACED"
 
-// Notice tells people of a change of an app (§7.4). It is stored nowhere, and no program depends on it.
+// Notice tells people about a change to an app (§7.4). It is not stored, and no program depends on
+// it.
 type Notice struct {
 	Origin    string
 	App       AppID
@@ -21,10 +23,10 @@ type Notice struct {
 	Timestamp int64 // of the change, seconds since the Unix epoch
 }
 
-// Subject returns where the notice is published.
+// Subject returns the subject on which the notice is published.
 func (n *Notice) Subject() string { return NoticeSubject + n.App.s }
 
-// Sign returns the message to publish. Every replica of a registry makes the same one.
+// Sign returns the message to publish. Every replica of a registry makes the same message.
 func (n *Notice) Sign(key SigningKey) []byte {
 	s := newStatement(len(n.Origin) + len(n.App.s))
 	s.str("origin", n.Origin)
@@ -36,7 +38,8 @@ func (n *Notice) Sign(key SigningKey) []byte {
 	return s.sign(key)
 }
 
-// Notice reads a notice of the registry's, or says why it can't be believed ([*Refusal]).
+// Notice reads a notice of the registry, or returns a [*Refusal] that says why it can't be
+// believed.
 func (t Trust) Notice(subject string, payload []byte) (Notice, error) {
 	m, err := t.open(payload)
 	if err == nil {

@@ -31,7 +31,8 @@ type VerifyAnswer struct {
 	AsOf      int64     `json:"as_of"` // the time up to which this Auth Provider knows the stream
 }
 
-// The values of [VerifyAnswer] and [AttributeAnswer], and what the registry says to a [ReceiptQuery] that it has no answer to.
+// The values of [VerifyAnswer] and [AttributeAnswer], and the registry's reason when it has no
+// answer to a [ReceiptQuery].
 const (
 	Accepted   = "accepted"
 	Refused    = "refused"
@@ -48,7 +49,7 @@ const (
 	UnknownRequest = "unknown_request" // of a problem document (§8.5)
 )
 
-// AttributeQuery asks whose key this was then (§8.3).
+// AttributeQuery asks whose key this was at some time (§8.3).
 type AttributeQuery struct {
 	PublicKey PublicKey
 	At        int64 // seconds since the Unix epoch
@@ -64,7 +65,7 @@ type AttributeAnswer struct {
 	Until     *int64    `json:"until,omitzero"` // absent while the key is current
 }
 
-// ParseVerifyQuery reads §8.2's question under the rules of §3, or returns a [*Refusal].
+// ParseVerifyQuery reads the question of §8.2 under the rules of §3, or returns a [*Refusal].
 func ParseVerifyQuery(b []byte) (VerifyQuery, error) {
 	f, err := readQuery(b)
 	if err != nil {
@@ -78,7 +79,8 @@ func ParseVerifyQuery(b []byte) (VerifyQuery, error) {
 	return q, f.end()
 }
 
-// Encode returns the question as §8.2 has it. What it returns passes [ParseVerifyQuery], or it returns why not.
+// Encode returns the question in the form of §8.2. If it would not pass [ParseVerifyQuery], Encode
+// returns the reason.
 func (q VerifyQuery) Encode() ([]byte, error) {
 	b, err := json.Marshal(struct {
 		AppID     AppID     `json:"app_id"`
@@ -93,8 +95,8 @@ func (q VerifyQuery) Encode() ([]byte, error) {
 	return b, err
 }
 
-// ParseVerifyAnswer reads §8.2's answer, or returns a [*Refusal] where it is not one. Nobody signs an answer: it is worth
-// what the way is worth on which it came.
+// ParseVerifyAnswer reads the answer of §8.2, or returns a [*Refusal] if it is not one. The answer
+// is not signed: it deserves the same trust as the connection that it came over.
 func ParseVerifyAnswer(b []byte) (VerifyAnswer, error) {
 	var a VerifyAnswer
 	if err := decodeAnswer(b, &a); err != nil {
@@ -110,7 +112,7 @@ func ParseVerifyAnswer(b []byte) (VerifyAnswer, error) {
 	return a, nil
 }
 
-// ParseAttributeQuery reads §8.3's question under the rules of §3, or returns a [*Refusal].
+// ParseAttributeQuery reads the question of §8.3 under the rules of §3, or returns a [*Refusal].
 func ParseAttributeQuery(b []byte) (AttributeQuery, error) {
 	f, err := readQuery(b)
 	if err != nil {
@@ -120,14 +122,15 @@ func ParseAttributeQuery(b []byte) (AttributeQuery, error) {
 	return q, f.end()
 }
 
-// HistoryRange says which keys of a history are asked for (§8.4): those after a sequence, the oldest
-// first, so many at most. Where it is no part, all are asked for, and more are no answer.
+// HistoryRange says which keys of a history are asked for (§8.4): the keys after a sequence, oldest
+// first, and at most how many. If it is not a part, it asks for all keys, and a longer history has
+// no answer.
 type HistoryRange struct {
 	After, Limit int64
 	Part         bool
 }
 
-// ParseHistoryQuery reads §8.4's question, or returns a [*Refusal].
+// ParseHistoryQuery reads the question of §8.4, or returns a [*Refusal].
 func ParseHistoryQuery(b []byte) (HistoryRange, error) {
 	q := HistoryRange{Limit: HistoryPart}
 	if len(b) == 0 {
@@ -147,12 +150,12 @@ func ParseHistoryQuery(b []byte) (HistoryRange, error) {
 	return q, f.end()
 }
 
-// HistoryQuery is the question for the part of a history that follows a sequence (§8.4).
+// HistoryQuery returns the question for the part of a history that follows a sequence (§8.4).
 func HistoryQuery(after int64) []byte {
 	return fmt.Appendf(nil, `{"after":%d}`, after)
 }
 
-// ParseKeyQuery reads §8.6's question, or returns a [*Refusal].
+// ParseKeyQuery reads the question of §8.6, or returns a [*Refusal].
 func ParseKeyQuery(b []byte) (PublicKey, error) {
 	f, err := readQuery(b)
 	if err != nil {
@@ -162,7 +165,7 @@ func ParseKeyQuery(b []byte) (PublicKey, error) {
 	return key, f.end()
 }
 
-// KeyQuery is the question whose key this is (§8.6).
+// KeyQuery returns the question which service has or had this key (§8.6).
 func KeyQuery(key PublicKey) []byte { return fmt.Appendf(nil, `{"public_key":%q}`, key) }
 
 func readQuery(b []byte) (fields, error) {
@@ -193,14 +196,15 @@ func decodeBytes(s string) ([]byte, error) {
 	return b, nil
 }
 
-// ReceiptQuery asks for the answer to a request that was sent before (§8.5).
+// ReceiptQuery asks for the answer to an earlier request (§8.5).
 type ReceiptQuery struct {
 	RequestNonce Nonce
-	// RequestHash is the [RequestHash] of the request's bytes; empty: a refusal of any bytes with this nonce will do.
+	// RequestHash is the [RequestHash] of the request's bytes. If it is empty, a refusal of any
+	// bytes with this nonce is an answer.
 	RequestHash string
 }
 
-// ParseReceiptQuery reads §8.5's question under the rules of §3, or returns a [*Refusal].
+// ParseReceiptQuery reads the question of §8.5 under the rules of §3, or returns a [*Refusal].
 func ParseReceiptQuery(b []byte) (ReceiptQuery, error) {
 	f, err := readQuery(b)
 	if err != nil {
@@ -219,7 +223,7 @@ func requestHash(s string) (string, error) {
 
 var errHash = errors.New("a request's hash is the base64url SHA-256 of its bytes, without padding")
 
-// Encode returns the question as §8.5 has it.
+// Encode returns the question in the form of §8.5.
 func (q ReceiptQuery) Encode() []byte {
 	if q.RequestHash == "" {
 		return fmt.Appendf(nil, `{"request_nonce":%q}`, q.RequestNonce)
@@ -227,8 +231,8 @@ func (q ReceiptQuery) Encode() []byte {
 	return fmt.Appendf(nil, `{"request_nonce":%q,"request_hash":%q}`, q.RequestNonce, q.RequestHash)
 }
 
-// AnsweredBy reports whether a receipt is what is asked for. A service commits one request of a nonce, and refuses any number:
-// anybody can send the nonce with other bytes.
+// AnsweredBy reports whether a receipt answers the question. A service commits one request of a
+// nonce and may have any number of refusals, because anyone can send the nonce with other bytes.
 func (q ReceiptQuery) AnsweredBy(r *Receipt) bool {
 	return r.RequestNonce == q.RequestNonce && (r.Event == RequestCommitted || q.RequestHash == "" || r.RequestHash == q.RequestHash)
 }

@@ -1,7 +1,7 @@
 package events
 
-// Reason is a code of docs/protocol.md §6: why a request was refused. It is what a receipt carries, a metric is
-// labelled with and a test vector expects.
+// Reason is a code of docs/protocol.md §6 that says why a request was refused. Receipts carry it,
+// metrics use it as a label, and test vectors expect it.
 type Reason string
 
 // The reasons of §6, in the order in which the registry checks them.
@@ -26,16 +26,18 @@ const (
 	TooManyServices      Reason = "too_many_services"
 )
 
-// Why a subscriber sets a message of the registry's streams aside (§7.2), beside the first four above.
+// Reasons why a subscriber sets a message of the registry's streams aside (§7.2), in addition to
+// the first four above.
 const (
 	UntrustedSignature Reason = "untrusted_signature" // no trusted registry key signed it
-	EndedRegistryKey   Reason = "ended_registry_key"  // a key signed it that is trusted for what was stored before
-	WrongOrigin        Reason = "wrong_origin"        // another registry's
-	UnknownEvent       Reason = "unknown_event"       // signed, but from a later version of the contract
+	// the key that signed it is trusted only for earlier messages
+	EndedRegistryKey Reason = "ended_registry_key"
+	WrongOrigin      Reason = "wrong_origin"  // from another registry
+	UnknownEvent     Reason = "unknown_event" // signed, but from a later version of the protocol
 )
 
-// Refusal says why a message is refused: a code for programs and one sentence for a person, which never quotes
-// key material back.
+// Refusal says why a message is refused: a code for programs and one sentence for a person. It
+// never quotes key material.
 type Refusal struct {
 	Reason Reason
 	Detail string

@@ -19,31 +19,32 @@ type Receipt struct {
 	Origin       string
 	Target       Target
 	Event        ReceiptKind
-	RequestNonce Nonce // zero where the request had none that could be read
+	RequestNonce Nonce // zero if it could not be read
 	Timestamp    int64
 	Nonce        Nonce
 
-	// When committed.
+	// Sequence, PublicKey, GracePeriodExpiry and EventNonce are those of a committed request.
 	Sequence          int64
 	PublicKey         PublicKey // the current key from now on; zero after a revocation
 	GracePeriodExpiry int64     // of the key before it
-	EventNonce        Nonce     // the invalidation's
+	EventNonce        Nonce     // of the invalidation
 
-	// When rejected.
+	// Reason, Detail and RequestHash are those of a rejected request.
 	Reason      Reason
 	Detail      string
-	RequestHash string // [RequestHash] of the message that was refused: a nonce can be copied by anyone
+	RequestHash string // [RequestHash] of the refused message: anyone can copy a nonce
 }
 
-// RequestHash names a request's message, byte for byte: the base64url SHA-256 of what was published. A service believes
-// a refusal only if it is of the bytes that it sent itself.
+// RequestHash names a request's message, byte for byte: it is the base64url SHA-256 of the
+// published bytes. A service believes a refusal only if it is about the bytes that the service
+// sent.
 func RequestHash(payload []byte) string {
 	sum := sha256.Sum256(payload)
 	return base64.RawURLEncoding.EncodeToString(sum[:])
 }
 
-// RequestNonceOf returns the nonce of the request that a receipt's message answers, without checking who signed it: most of what
-// comes in a flood can be passed over by it. Zero where there is none.
+// RequestNonceOf returns the nonce of the request that a receipt's message answers, or the zero
+// nonce. It doesn't check the signature. A service can pass over most messages of a flood by it.
 func RequestNonceOf(payload []byte) Nonce {
 	m, err := readMessage(payload)
 	if err != nil {
@@ -52,7 +53,7 @@ func RequestNonceOf(payload []byte) Nonce {
 	return m.data.nonce("request_nonce", false)
 }
 
-// Subject returns where the receipt is published (§4).
+// Subject returns the subject on which the receipt is published (§4).
 func (r *Receipt) Subject() string { return ReceiptSubject + r.Target.String() }
 
 // Sign returns the message to publish.
@@ -88,8 +89,8 @@ func (r *Receipt) Sign(key SigningKey) []byte {
 	return s.sign(key)
 }
 
-// SignReceiptAgain returns a receipt that the registry has kept as key signs it; its data stay as they are. The signature that it
-// has is not checked.
+// SignReceiptAgain returns a receipt that the registry has kept, signed by key. Its data stay
+// unchanged, and its old signature is not checked.
 func SignReceiptAgain(payload []byte, key SigningKey) ([]byte, error) {
 	m, err := readMessage(payload)
 	if err != nil {
@@ -106,7 +107,7 @@ func SignReceiptAgain(payload []byte, key SigningKey) ([]byte, error) {
 	return r.Sign(key), nil
 }
 
-// readReceipt reads data whose signature is known to be the registry's.
+// readReceipt reads data that the registry is known to have signed.
 func readReceipt(f *fields) (Receipt, error) {
 	event, _ := f.str("event", true)
 	r := Receipt{Event: ReceiptKind(event)}

@@ -4,46 +4,48 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// MaxDocument is the size of the largest signed answer to a lookup that a reader takes, in bytes. A history has a
-// line for every key that a service ever had, so it may be longer than a message.
+// MaxDocument is the size of the largest signed answer to a lookup that a reader takes, in bytes. A
+// history has a line for every key that a service ever had, so it can be longer than a message.
 const MaxDocument = 16 << 20
 
-// ServiceStatus is whether a service may act (§8.1).
+// ServiceStatus says whether a service may act (§8.1).
 type ServiceStatus string
 
-// The statuses of a service that was ever bound.
+// The statuses of a service that was bound at least once.
 const (
 	Active  ServiceStatus = "active"
 	Revoked ServiceStatus = "revoked"
 )
 
-// ServiceRecord is what the registry knows of a service now (§8.1).
+// ServiceRecord is what the registry knows about a service now (§8.1).
 type ServiceRecord struct {
-	Origin          string          `json:"origin"`
-	AppID           AppID           `json:"app_id"`
-	ServiceID       ServiceID       `json:"service_id"`
-	Record          string          `json:"record"` // "SERVICE"
-	Status          ServiceStatus   `json:"status"`
-	Sequence        int64           `json:"sequence"`
-	BoundAt         int64           `json:"bound_at"`
-	Current         CurrentKey      `json:"current,omitzero"`
-	Grace           []GraceKey      `json:"grace"`
-	Propagation     map[string]bool `json:"propagation"`             // by durable of the invalidation stream for which a change waits
-	OtherDurables   map[string]bool `json:"other_durables,omitzero"` // (+) by durable for which none does
+	Origin      string          `json:"origin"`
+	AppID       AppID           `json:"app_id"`
+	ServiceID   ServiceID       `json:"service_id"`
+	Record      string          `json:"record"` // "SERVICE"
+	Status      ServiceStatus   `json:"status"`
+	Sequence    int64           `json:"sequence"`
+	BoundAt     int64           `json:"bound_at"`
+	Current     CurrentKey      `json:"current,omitzero"`
+	Grace       []GraceKey      `json:"grace"`
+	Propagation map[string]bool `json:"propagation"` // by durable for which a change waits
+	// (+) by durable for which it doesn't
+	OtherDurables   map[string]bool `json:"other_durables,omitzero"`
 	ServiceType     string          `json:"service_type,omitzero"`
 	EndpointURL     string          `json:"endpoint_url,omitzero"`
-	ProviderReceipt jsontext.Value  `json:"provider_receipt,omitzero"` // of a revocation, as it came
-	NextRotationAt  int64           `json:"next_rotation_at,omitzero"` // before it, a rotation is rate_limited
-	Timestamp       int64           `json:"timestamp"`
+	ProviderReceipt jsontext.Value  `json:"provider_receipt,omitzero"` // of a revocation, unchanged
+	// a rotation before it is rate_limited
+	NextRotationAt int64 `json:"next_rotation_at,omitzero"`
+	Timestamp      int64 `json:"timestamp"`
 }
 
-// CurrentKey is the key that authorises changes, and since when it is current.
+// CurrentKey is the key that authorizes changes, and the time at which it became current.
 type CurrentKey struct {
 	PublicKey PublicKey `json:"public_key"`
 	Since     int64     `json:"since"`
 }
 
-// GraceKey is an earlier key that is still accepted, and until when.
+// GraceKey is an earlier key that is still accepted, and the end of its grace period.
 type GraceKey struct {
 	PublicKey PublicKey `json:"public_key"`
 	Expires   int64     `json:"expires"`
@@ -57,15 +59,17 @@ type ServiceHistory struct {
 	Record    string       `json:"record"` // "HISTORY"
 	Sequence  int64        `json:"sequence"`
 	Keys      []HistoryKey `json:"keys"`
-	More      bool         `json:"more,omitzero"` // it is a part of the history, and after it come others
-	Timestamp int64        `json:"timestamp"`
+	// this is a part of the history, and others follow
+	More      bool  `json:"more,omitzero"`
+	Timestamp int64 `json:"timestamp"`
 }
 
-// HistoryPart is how many keys a part of a history has at most: some 400 KB, where a NATS message may
-// have 1 MB.
+// HistoryPart is the largest number of keys in a part of a history. It is about 400 KB, and a NATS
+// message may have 1 MB.
 const HistoryPart = 2048
 
-// HistoryKey is one key's life: it came with the event at Sequence, and is accepted in [From, Until).
+// HistoryKey is the life of one key: the event at Sequence brought it, and it is accepted in [From,
+// Until).
 type HistoryKey struct {
 	PublicKey PublicKey `json:"public_key"`
 	Event     EventKind `json:"event"`
@@ -74,8 +78,8 @@ type HistoryKey struct {
 	Until     *int64    `json:"until,omitzero"` // absent while it is current
 }
 
-// RegistryInfo is what a registry says of itself (§8). Nobody signs it: it names the keys, trust in them comes
-// from elsewhere.
+// RegistryInfo is what a registry says about itself (§8). It is not signed: it names keys, and
+// trust in them must come from elsewhere.
 type RegistryInfo struct {
 	Origin       string      `json:"origin"`
 	PublicKeys   []PublicKey `json:"public_keys"`
@@ -86,16 +90,20 @@ type RegistryInfo struct {
 }
 
 const (
-	// DefaultJWKSMaxAge is what holds where a registry does not say how long its JWK Sets may be kept, in seconds.
+	// DefaultJWKSMaxAge applies if a registry doesn't say how long its JWK Sets may be kept, in
+	// seconds.
 	DefaultJWKSMaxAge = 60
-	// JWKSMargin is waited besides (§5.4), in seconds: a set may be on its way to a cache when a change is committed.
+	// JWKSMargin is an additional wait (§5.4), in seconds: a set may be on its way to a cache when
+	// a change is committed.
 	JWKSMargin = 2
 )
 
-// JWKSGrace is the shortest grace period, in seconds, half of which is enough for every cache to lose a JWK Set of before.
+// JWKSGrace returns the shortest grace period, in seconds, of which half is enough for every cache
+// to lose an outdated JWK Set.
 func (i RegistryInfo) JWKSGrace() int64 { return 2*(i.JWKSMaxAge+JWKSMargin) + 1 }
 
-// ParseRegistryInfo reads what a registry says of itself (§8), or returns a [*Refusal] where it is not that.
+// ParseRegistryInfo reads what a registry says about itself (§8), or returns a [*Refusal] if the
+// answer is something else.
 func ParseRegistryInfo(b []byte) (RegistryInfo, error) {
 	info := RegistryInfo{JWKSMaxAge: DefaultJWKSMaxAge}
 	if err := decodeAnswer(b, &info); err != nil {
@@ -110,7 +118,7 @@ func ParseRegistryInfo(b []byte) (RegistryInfo, error) {
 	return info, nil
 }
 
-// Unbound is the registry's word that it has never bound a service, as of a time (§8.1).
+// Unbound is the registry's statement that it had never bound a service at a time (§8.1).
 type Unbound struct {
 	Origin    string    `json:"origin"`
 	AppID     AppID     `json:"app_id"`
@@ -119,12 +127,12 @@ type Unbound struct {
 	Timestamp int64     `json:"timestamp"`
 }
 
-// MaxUnboundAge is how far the time of an [Unbound] may be from its reader's, in seconds: an old one says nothing of a service
-// that was bound since.
+// MaxUnboundAge is how far the time of an [Unbound] may be from its reader's time, in seconds. The
+// service may have been bound since an older one.
 const MaxUnboundAge = 300
 
-// KeyRecord is the registry's word on whose key this is (§8.6), as of a time. Where it names no service, the
-// key was never registered.
+// KeyRecord is the registry's statement which service a key belongs to, at a time (§8.6). If it
+// names no service, the key was never registered.
 type KeyRecord struct {
 	Origin    string    `json:"origin"`
 	Record    string    `json:"record"` // "KEY"
@@ -172,7 +180,8 @@ func (k KeyRecord) Sign(key SigningKey) []byte {
 	return signByRegistry(k, key)
 }
 
-// ServiceRecord reads a record of target that the registry signed, or says why it can't be believed ([*Refusal]).
+// ServiceRecord reads a record of target that the registry signed, or returns a [*Refusal] that
+// says why it can't be believed.
 func (t Trust) ServiceRecord(target Target, document []byte) (ServiceRecord, error) {
 	var r ServiceRecord
 	if err := t.openDocument(document, &r); err != nil {
@@ -181,7 +190,8 @@ func (t Trust) ServiceRecord(target Target, document []byte) (ServiceRecord, err
 	return r, checkDocument(t, r.Origin, r.Record, serviceRecord, Target{r.AppID, r.ServiceID}, target)
 }
 
-// ServiceHistory reads a history of target that the registry signed, or says why it can't be believed ([*Refusal]).
+// ServiceHistory reads a history of target that the registry signed, or returns a [*Refusal] that
+// says why it can't be believed.
 func (t Trust) ServiceHistory(target Target, document []byte) (ServiceHistory, error) {
 	var h ServiceHistory
 	if err := t.openDocument(document, &h); err != nil {
@@ -190,7 +200,8 @@ func (t Trust) ServiceHistory(target Target, document []byte) (ServiceHistory, e
 	return h, checkDocument(t, h.Origin, h.Record, historyRecord, Target{h.AppID, h.ServiceID}, target)
 }
 
-// Unbound reads the registry's statement that target was never bound, or says why it can't be believed at now ([*Refusal]).
+// Unbound reads the registry's statement that target was never bound, or returns a [*Refusal] that
+// says why it can't be believed at the time now.
 func (t Trust) Unbound(target Target, document []byte, now int64) error {
 	var u Unbound
 	if err := t.openDocument(document, &u); err != nil {
@@ -202,8 +213,8 @@ func (t Trust) Unbound(target Target, document []byte, now int64) error {
 	return checkAge(u.Timestamp, now)
 }
 
-// KeyRecord reads whose key this is, as the registry signed it, or says why it can't be believed at now
-// ([*Refusal]).
+// KeyRecord reads the registry's statement which service a key belongs to, or returns a [*Refusal]
+// that says why it can't be believed at the time now.
 func (t Trust) KeyRecord(key PublicKey, document []byte, now int64) (KeyRecord, error) {
 	var k KeyRecord
 	if err := t.openDocument(document, &k); err != nil {
@@ -218,7 +229,8 @@ func (t Trust) KeyRecord(key PublicKey, document []byte, now int64) (KeyRecord, 
 	return k, checkAge(k.Timestamp, now)
 }
 
-// checkAge refuses a statement that is too old, or of a time to come: it says nothing of now.
+// checkAge refuses a statement that is too old or from the future, because it says nothing about
+// now.
 func checkAge(at, now int64) error {
 	if at < now-MaxUnboundAge || at > now+MaxUnboundAge {
 		return refuse(TimestampOutOfWindow, "The statement is of another time: it is an old one, or a clock is wrong.")

@@ -89,7 +89,8 @@ func TestDocumentOrder(t *testing.T) {
 	}
 }
 
-// TestDocumentsThatNobodyBelieves: each is refused for its own reason, whichever of the two is asked for.
+// TestDocumentsThatNobodyBelieves: each is refused for its own reason, whichever of the two is
+// asked for.
 func TestDocumentsThatNobodyBelieves(t *testing.T) {
 	t.Parallel()
 	record, history := string(someRecord().Sign(testKey(0))), string(someHistory().Sign(testKey(0)))
@@ -158,8 +159,8 @@ func TestDocumentsThatNobodyBelieves(t *testing.T) {
 	}
 }
 
-// TestRecordBeyondAMessage: a document may be longer and more deeply nested than a message, as it answers our own
-// question.
+// TestRecordBeyondAMessage: a document may be longer and more deeply nested than a message, as it
+// answers our own question.
 func TestRecordBeyondAMessage(t *testing.T) {
 	t.Parallel()
 	h := someHistory()

@@ -6,7 +6,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// RequestKind is what a request asks for. Its text is the request's `context` on the wire (§5).
+// RequestKind says what a request asks for. Its text is the request's `context` on the wire (§5).
 type RequestKind string
 
 // The four requests of §5.
@@ -17,50 +17,55 @@ const (
 	Revocation RequestKind = "decommission"
 )
 
-// ByMasterKey reports whether the developer's Master Key signs such a request, and not the service's own key.
+// ByMasterKey reports whether the developer's Master Key signs such a request. The service's own
+// key signs a rotation.
 func (k RequestKind) ByMasterKey() bool { return k != Rotation }
 
-// Request is a request that passed the first check of §6: every member has its type and its form, and there is no
-// other. [ParseRequest] makes it. Whether it stands is the registry's decision.
+// Request is a request that passed the first check of §6: every member has its type and its form,
+// and there are no others. [ParseRequest] makes it. The registry decides whether it stands.
 type Request struct {
 	Kind      RequestKind
-	Target    Target // the one in the subject, which is the message's
+	Target    Target // the one in the subject
 	Nonce     Nonce
 	Timestamp int64 // seconds since the Unix epoch, as signed
 
-	// Origin is the registry that the signed data names; empty where it names none.
+	// Origin is the registry that the signed data names, or empty if it names none.
 	Origin string
-	// App and Service are the target that the signed data names; zero where a rotation leaves one out.
+	// App and Service are the target that the signed data names. They are zero if a rotation leaves
+	// them out.
 	App     AppID
 	Service ServiceID
 
 	NewKey          PublicKey // zero in a revocation
-	GracePeriod     int64     // seconds; what a rotation asks for, if HasGracePeriod
+	GracePeriod     int64     // seconds that a rotation asks for, if HasGracePeriod
 	HasGracePeriod  bool
-	EndEarlier      bool           // a rotation ends every earlier key, those in grace too; its grace period is 0
+	EndEarlier      bool           // a rotation ends earlier keys at once, those in grace too
 	ServiceType     string         // of a binding or reset, optional
 	EndpointURL     string         // of a binding or reset, optional: an absolute URL
-	ProviderReceipt jsontext.Value // of a revocation, optional: an object, as it came
+	ProviderReceipt jsontext.Value // of a revocation, optional: an object, unchanged
 
-	Signed    []byte    // the canonical form of data: what the signatures cover
+	Signed    []byte    // the canonical form of data, which the signatures cover
 	Signature Signature // by the service's current key, or by the Master Key
-	Proof     Signature // `new_key_signature`, zero where absent
+	Proof     Signature // `new_key_signature`, zero if absent
 }
 
-// Digest names the request's data: two requests with the same digest ask for the same thing.
+// Digest returns a digest of the request's data. Two requests with the same digest ask for the same
+// thing.
 func (r *Request) Digest() [sha256.Size]byte { return sha256.Sum256(r.Signed) }
 
-// NamesItsTarget reports whether `app_id` and `service_id` inside, where present, equal those of the subject.
+// NamesItsTarget reports whether the data's `app_id` and `service_id`, if present, equal those of
+// the subject.
 func (r *Request) NamesItsTarget() bool {
 	return (r.App.IsZero() || r.App == r.Target.App) && (r.Service.IsZero() || r.Service == r.Target.Service)
 }
 
-// IsFor reports whether the request is for the registry of this origin: it names that one, or none.
+// IsFor reports whether the request is for the registry of this origin: it names that registry or
+// none.
 func (r *Request) IsFor(origin string) bool { return r.Origin == "" || r.Origin == origin }
 
-// ParseRequest reads one message of the request stream. Where it returns a [*Refusal], the request still tells its
-// target and, as far as they could be read, its kind and its nonce: a receipt names them. Where it returns
-// [ErrSubject], nobody can be answered: the subject names no service.
+// ParseRequest reads one message of the request stream. With a [*Refusal] it still returns the
+// target and, if they could be read, the kind and the nonce of the request, because a receipt names
+// them. With [ErrSubject] there is no one to answer, because the subject names no service.
 func ParseRequest(subject string, payload []byte) (*Request, error) {
 	class, target, err := parseRequestSubject(subject)
 	if err != nil {
@@ -82,13 +87,14 @@ func ParseRequest(subject string, payload []byte) (*Request, error) {
 	return r, err
 }
 
-// readableNonce returns the nonce of a request, if there is one to read.
+// readableNonce returns the nonce of a request if it can be read.
 func readableNonce(m *message) Nonce {
 	nonce, _ := ParseNonce(string(m.data.peek("nonce")))
 	return nonce
 }
 
-// readData leaves Kind empty unless it is one of ours: it goes into metrics, and a stranger chooses the text.
+// readData leaves Kind empty unless it is one of ours: it becomes the label of a metric, and a
+// stranger chooses the text.
 func (r *Request) readData(class string, f *fields) error {
 	r.Nonce = f.nonce("nonce", true)
 	r.Origin = f.origin("origin")

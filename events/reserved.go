@@ -11,15 +11,17 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// ErrReserved means that a text is not to be signed for others: its signature would be good for something else, too.
+// ErrReserved means that a text must not be signed for others, because its signature would also be
+// good for something else.
 var ErrReserved = errors.New("this is not signed for others")
 
-// CheckMessage returns [ErrReserved] for a text that a service does not sign on somebody's behalf (§5.1): what is, or could pass for, a
-// request to the registry, and what begins as the signature base of an HTTP or NATS message does (RFC 9421). Whoever has a
-// signature of such a text could give the service another key, or send a message in its name.
+// CheckMessage returns [ErrReserved] for a text that a service must not sign on behalf of others
+// (§5.1). These are texts that are, or could pass for, a request to the registry, and texts that
+// begin like the signature base of an HTTP or NATS message (RFC 9421). Anyone with a signature of
+// such a text could give the service another key, or send a message in its name.
 //
-// A registry verifies canonical JSON alone, so only a text that is canonical is dangerous. All the same the same request is refused in
-// any other dress, so that it does not matter who reads it how.
+// A registry verifies only canonical JSON, so only canonical text is dangerous. CheckMessage
+// refuses the same request in any other form too, so that differences between readers don't matter.
 func CheckMessage(text []byte) error {
 	text = bytes.TrimLeftFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) || r == '\uFEFF' })
 	if context := contextOf(text); context != "" {
@@ -33,8 +35,9 @@ func CheckMessage(text []byte) error {
 	return nil
 }
 
-// contextOf returns the context of a request, if the text can be read as one or as its data: the member of a JSON object, or of the
-// object in its member "data". It reads over everything that is no string and no bracket, so no mistake in the text stops it.
+// contextOf returns the context of a request if the text can be read as a request or as its data:
+// the member of a JSON object, or of the object in its member "data". It ignores everything that is
+// neither a string nor a bracket, so no syntax error in the text stops it.
 func contextOf(text []byte) RequestKind {
 	if len(text) == 0 || text[0] != '{' {
 		return ""
@@ -61,7 +64,8 @@ func contextOf(text []byte) RequestKind {
 			own := text[i : i+lengthOfString(text[i:])]
 			i += len(own) - 1
 			switch {
-			case depth > 2 || depth == 2 && !inData: // what is there means nothing, and an invoice may have very much of it
+			// deeper members mean nothing, and an invoice may have very many
+			case depth > 2 || depth == 2 && !inData:
 			case !isValue:
 				name = unquoted(own)
 			case isName(name, "context"):
@@ -74,7 +78,7 @@ func contextOf(text []byte) RequestKind {
 	return ""
 }
 
-// lengthOfString returns how long a JSON string at the beginning of a text is there.
+// lengthOfString returns the length of the JSON string at the beginning of a text.
 func lengthOfString(text []byte) (length int) {
 	for length = 1; length < len(text) && text[length] != '"'; length++ {
 		if text[length] == '\\' {
@@ -84,7 +88,7 @@ func lengthOfString(text []byte) (length int) {
 	return min(length+1, len(text))
 }
 
-// unquoted returns what a JSON string stands for.
+// unquoted returns the string that a JSON string stands for.
 func unquoted(text []byte) string {
 	if s, err := jsontext.AppendUnquote(nil, text); err == nil {
 		return string(s)
@@ -102,8 +106,9 @@ func kindNamed(s string) RequestKind {
 	return ""
 }
 
-// beginsAsBase reports whether a text begins with a line of a signature base: a component's name in quotes, such as "@method" or
-// "content-digest", perhaps its parameters, a colon, a blank and its value.
+// beginsAsBase reports whether a text begins with a line of a signature base: a component's name in
+// quotes, such as "@method" or "content-digest", perhaps its parameters, a colon, a blank and its
+// value.
 func beginsAsBase(text []byte) bool {
 	rest, ok := bytes.CutPrefix(text, []byte{'"'})
 	if !ok {
@@ -117,7 +122,7 @@ func beginsAsBase(text []byte) bool {
 	return bytes.HasPrefix(line, []byte(": ")) || bytes.HasPrefix(line, []byte{';'}) && bytes.Contains(line, []byte(": "))
 }
 
-// notInName reports whether a byte is in no name of a field, in lower case (RFC 9110 §5.1).
+// notInName reports whether a byte can't be part of a lower-case field name (RFC 9110 §5.1).
 func notInName(b byte) bool {
 	return (b < 'a' || b > 'z') && (b < '0' || b > '9') && !strings.ContainsRune("!#$%&'*+-.^_`|~", rune(b))
 }

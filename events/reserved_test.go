@@ -11,7 +11,8 @@ import (
 	"omiappreg.org/keyrotation/internal/vectors"
 )
 
-// TestRequestsAreReserved: what a registry would take for a request's data is not signed for others, in whatever dress.
+// TestRequestsAreReserved: what a registry would take for a request's data is not signed for
+// others, in whatever dress.
 func TestRequestsAreReserved(t *testing.T) {
 	t.Parallel()
 	all := drafts()
@@ -58,8 +59,8 @@ func escapedText(s string) string {
 	return text.String()
 }
 
-// TestVectorsAreReserved: no request that another implementation made either. The few that have no readable context are refused by
-// every registry.
+// TestVectorsAreReserved: no request that another implementation made either. The few that have no
+// readable context are refused by every registry.
 func TestVectorsAreReserved(t *testing.T) {
 	t.Parallel()
 	n := 0
@@ -138,7 +139,8 @@ func FuzzCheckMessage(f *testing.F) {
 	})
 }
 
-// TestCheckingCostsLittle: a long invoice is looked through without a copy of each of its strings, so that to sign it costs little more.
+// TestCheckingCostsLittle: a long invoice is looked through without a copy of each of its strings,
+// so that to sign it costs little more.
 func TestCheckingCostsLittle(t *testing.T) {
 	t.Parallel()
 	invoice := []byte(`{"context":"invoice","lines":[` + strings.Repeat(`{"article":"7f8a9d","name":"caf\u00e9","pieces":12},`, 1000) + `{}]}`)

@@ -8,16 +8,17 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// statement is the data of a message that the registry signs for each rotation, an event or a receipt. Each member is
-// written once, in the order in which the spec prints them; what is signed is the same members in their canonical order.
-// The JSON library would encode it, read it again to sort it, and read it once more to put it into its envelope.
+// statement is the data of a message that the registry signs for each rotation: an event or a
+// receipt. Each member is written once, in the order in which the spec prints them, and the same
+// members are signed in their canonical order. The JSON library would encode it, read it again to
+// sort it, and read it once more to put it into its envelope.
 type statement struct {
-	text    []byte // what is there of the envelope, up to the last member and the comma behind it
+	text    []byte // the envelope so far, including the last member and the comma after it
 	members [statementMembers]written
 	count   int // of members
 }
 
-// written is where a member stands, without the comma behind it.
+// written tells where a member is, without the comma after it.
 type written struct {
 	name     string
 	from, to int
@@ -25,11 +26,11 @@ type written struct {
 
 const (
 	statementMembers = 16
-	statementLen     = 464 // of an event or a receipt of a committed request, but for its texts; beyond it, it grows
+	statementLen     = 464 // an event or receipt without its texts; a longer one grows
 	envelopeStart    = `{"version":"` + version + `","data":`
 )
 
-// newStatement returns a statement with room for texts of so many bytes.
+// newStatement returns a statement with room for texts of this number of bytes.
 func newStatement(texts int) statement {
 	return statement{text: append(append(make([]byte, 0, statementLen+texts), envelopeStart...), '{')}
 }
@@ -52,7 +53,8 @@ func (s *statement) str(name, value string) {
 	s.end()
 }
 
-// integer writes a number. Within ±[MaxSafeInteger], which no reader goes beyond, this is its canonical form.
+// integer writes a number. Within ±[MaxSafeInteger], the limit of every reader, this is its
+// canonical form.
 func (s *statement) integer(name string, value int64) {
 	s.begin(name)
 	s.text = strconv.AppendInt(s.text, value, 10)
@@ -88,7 +90,8 @@ func (s *statement) end() {
 	s.text = append(s.text, ',')
 }
 
-// canonical appends the members in the order of RFC 8785. All names are ASCII: they sort by their bytes.
+// canonical appends the members in the order of RFC 8785. All names are ASCII, so they sort by
+// bytes.
 func (s *statement) canonical(out []byte) []byte {
 	members := s.members[:s.count]
 	slices.SortFunc(members, func(a, b written) int { return strings.Compare(a.name, b.name) })
@@ -104,10 +107,10 @@ func (s *statement) canonical(out []byte) []byte {
 
 // sign returns the message to publish.
 func (s *statement) sign(key SigningKey) []byte {
-	var room [1024]byte // enough for nearly every one
+	var room [1024]byte // enough for nearly all of them
 	signature := key.Sign(s.canonical(room[:0]))
 	out := s.text
-	out[len(out)-1] = '}' // in place of the last comma
+	out[len(out)-1] = '}' // replaces the last comma
 	out = append(out, `,"signature":"`...)
 	out = strict64.AppendEncode(out, signature.b[:])
 	out = append(append(out, `","key_id":"`...), key.id...)

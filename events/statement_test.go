@@ -10,7 +10,8 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// invalidationData and receiptData are data as the JSON library would write it, in the order in which the spec prints it.
+// invalidationData and receiptData are data as the JSON library would write it, in the order in
+// which the spec prints it.
 type (
 	invalidationData struct {
 		Origin            string           `json:"origin"`
@@ -43,7 +44,8 @@ type (
 	}
 )
 
-// TestStatement: what the registry signs is, byte for byte, what the JSON library would have it sign, and send.
+// TestStatement: what the registry signs is, byte for byte, what the JSON library would have it
+// sign, and send.
 func TestStatement(t *testing.T) {
 	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
@@ -88,8 +90,8 @@ func check(t *rapid.T, key events.SigningKey, got []byte, data any) {
 	}
 }
 
-// TestSignAllocations: what is signed for each rotation is put together in the memory that is sent, and fills it. The other
-// allocation is the signature's, 64 bytes.
+// TestSignAllocations: what is signed for each rotation is put together in the memory that is sent,
+// and fills it. The other allocation is the signature's, 64 bytes.
 func TestSignAllocations(t *testing.T) {
 	i, key := someInvalidation(events.KeyRotation), testKey(0)
 	i.Sequence = 1234

@@ -5,17 +5,20 @@ import (
 	"strings"
 )
 
-// Subjects of docs/protocol.md §4 and §8. Those that end in a dot take a target.
+// Subjects of docs/protocol.md §4 and §8. A target follows those that end in a dot.
 const (
 	RotationSubject     = "omi.v1.requests.rotation."
 	BindingSubject      = "omi.v1.requests.binding."
 	RevocationSubject   = "omi.v1.requests.revocation."
 	InvalidationSubject = "omi.v1.invalidations."
 	ReceiptSubject      = "omi.v1.receipts."
-	// ChangeSubject is where the broker says, without a word more, that an event of a service was stored.
+	// ChangeSubject is where the broker announces that an event of a service was stored. Its
+	// messages have no data.
 	ChangeSubject = "omi.v1.changes."
-	// AnswerSubject is where the registry publishes a receipt for those who wait for it now. No stream listens there, so whoever waits for an
-	// answer may subscribe: a consumer that somebody makes push to the subject of a stream fills that stream.
+	// AnswerSubject is where the registry publishes a receipt for clients that are waiting for it.
+	// No stream listens there, so a client that waits may be allowed to subscribe. If it could
+	// subscribe to the subject of a stream, a consumer that pushes to that subject would fill the
+	// stream.
 	AnswerSubject = "omi.v1.answers."
 
 	LookupServiceSubject    = "omi.v1.lookup.service."
@@ -27,10 +30,11 @@ const (
 	BillingAttributeSubject = "omi.v1.billing.attribute"
 )
 
-// ErrSubject means that a subject is none of §4's, or that its target breaks §1.
+// ErrSubject means that a subject is not one of §4, or that its target breaks §1.
 var ErrSubject = errors.New("not a subject of the protocol")
 
-// requestSubjects are the three classes of requests; a class admits the contexts of [Request] that belong to it.
+// requestSubjects are the three classes of requests. A class allows the kinds of [Request] that
+// belong to it.
 //
 //nolint:gochecknoglobals // a constant, of a type that has none
 var requestSubjects = [...]string{RotationSubject, BindingSubject, RevocationSubject}

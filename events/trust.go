@@ -8,11 +8,11 @@ import (
 	"github.com/oasisprotocol/curve25519-voi/curve"
 )
 
-// Trust is whom a reader of the registry's messages believes: the keys of one registry, and its domain name.
-// Every message of the registry's enters a program through it (§7.2).
+// Trust holds the keys of one registry, and its domain name. A reader of the registry's messages
+// believes exactly these. Every message of the registry enters a program through it (§7.2).
 //
-// A key that has ended is believed for what was stored before, and for nothing else. Unless [Trust.At] says when that was, a
-// message counts as one of now.
+// A key that has ended is believed only for messages that were stored before its end. Unless
+// [Trust.At] says when a message was stored, it counts as stored now.
 type Trust struct {
 	origin string
 	keys   []trustedKey
@@ -23,7 +23,7 @@ type trustedKey struct {
 	id     string
 	key    PublicKey
 	end    End
-	points []*curve.ExpandedEdwardsPoint // the curve's base point, and what the key encodes
+	points []*curve.ExpandedEdwardsPoint // the curve's base point, and the key's point
 }
 
 func newTrustedKey(k TrustedKey) (trustedKey, error) {
@@ -36,7 +36,7 @@ func newTrustedKey(k TrustedKey) (trustedKey, error) {
 	}}, nil
 }
 
-// ErrNoTrust means that a Trust would believe nobody.
+// ErrNoTrust means that a Trust would believe no one.
 var ErrNoTrust = errors.New("trust needs the registry's domain name and at least one of its public keys")
 
 // NewTrust returns a Trust in these keys of the registry at origin, which have no end.
@@ -48,8 +48,8 @@ func NewTrust(origin string, keys ...PublicKey) (Trust, error) {
 	return NewTrustUntil(origin, trusted...)
 }
 
-// NewTrustUntil returns a Trust in these keys of the registry at origin, each up to its end. A key that is named twice ends as
-// early as either says.
+// NewTrustUntil returns a Trust in these keys of the registry at origin, each until its end. If a
+// key is named twice, the earlier end counts.
 func NewTrustUntil(origin string, keys ...TrustedKey) (Trust, error) {
 	if origin == "" || len(keys) == 0 {
 		return Trust{}, ErrNoTrust
@@ -69,7 +69,8 @@ func NewTrustUntil(origin string, keys ...TrustedKey) (Trust, error) {
 	return t, nil
 }
 
-// At returns the trust in what JetStream stored then, at this place of the stream of events; place 0: it is of another stream.
+// At returns the trust in a message that JetStream stored at this time and place of the stream of
+// events. Place 0 means that it is from another stream.
 func (t Trust) At(stored time.Time, place uint64) Trust {
 	t.at = moment{stored, place}
 	return t
@@ -78,7 +79,7 @@ func (t Trust) At(stored time.Time, place uint64) Trust {
 // Origin returns the registry's domain name.
 func (t Trust) Origin() string { return t.origin }
 
-// PublicKeys returns the registry's keys that are trusted for what it signs now.
+// PublicKeys returns the keys that are trusted for messages that the registry signs now.
 func (t Trust) PublicKeys() []PublicKey {
 	var keys []PublicKey
 	for _, k := range t.keys {
@@ -98,8 +99,9 @@ func (t Trust) TrustedKeys() []TrustedKey {
 	return keys
 }
 
-// Invalidation reads a message of the invalidation stream: the registry's, about the service in its subject, and
-// in every member what §7.1 says. Anything else is a [*Refusal], which says why it must not be applied.
+// Invalidation reads a message of the invalidation stream. The registry must have signed it, it
+// must be about the service in its subject, and every member must follow §7.1. Otherwise the error
+// is a [*Refusal] that says why the message must not be applied.
 func (t Trust) Invalidation(subject string, payload []byte) (Invalidation, error) {
 	m, err := t.open(payload)
 	if err != nil {
@@ -108,7 +110,8 @@ func (t Trust) Invalidation(subject string, payload []byte) (Invalidation, error
 	return t.readInvalidation(subject, m)
 }
 
-// SignedInvalidation is [Trust.Invalidation], and says which of the trusted keys signed the message.
+// SignedInvalidation is [Trust.Invalidation], and also returns the trusted key that signed the
+// message.
 func (t Trust) SignedInvalidation(subject string, payload []byte) (Invalidation, PublicKey, error) {
 	m, err := readMessage(payload)
 	if err != nil {
@@ -122,7 +125,7 @@ func (t Trust) SignedInvalidation(subject string, payload []byte) (Invalidation,
 	return i, signer, err
 }
 
-// readInvalidation reads a message whose signature is known to be the registry's.
+// readInvalidation reads a message that the registry is known to have signed.
 func (t Trust) readInvalidation(subject string, m *message) (Invalidation, error) {
 	if err := t.checkOrigin(m); err != nil {
 		return Invalidation{}, err
@@ -135,7 +138,8 @@ func (t Trust) readInvalidation(subject string, m *message) (Invalidation, error
 	return i, sameTarget(subject, InvalidationSubject, i.Target)
 }
 
-// Receipt reads a message of the receipt stream, or says why it can't be believed ([*Refusal]).
+// Receipt reads a message of the receipt stream, or returns a [*Refusal] that says why it can't be
+// believed.
 func (t Trust) Receipt(subject string, payload []byte) (Receipt, error) {
 	m, err := t.open(payload)
 	if err == nil {
@@ -172,14 +176,15 @@ func (t Trust) checkOrigin(m *message) error {
 	return nil
 }
 
-// hinted returns the place of the key that key_id hints at, or -1. The hint may be wrong: it is not signed.
+// hinted returns the index of the key that key_id hints at, or -1. The hint is not signed and may
+// be wrong.
 func (t Trust) hinted(m *message) int {
 	hint := m.envelope.peek("key_id")
 	return slices.IndexFunc(t.keys, func(k trustedKey) bool { return k.id == string(hint) })
 }
 
-// signer returns the key that signed a message of then, or a [*Refusal]. It tries the key that is hinted at first, and those that
-// had ended last.
+// signer returns the key that signed a message of this moment, or a [*Refusal]. It tries the hinted
+// key first, and keys that had ended last.
 func (t Trust) signer(m *message, at moment) (PublicKey, error) {
 	ended := func(i int) bool { return !t.keys[i].end.before(at) }
 	signed := func(i int) bool { return t.keys[i].key.Verify(m.canonical, m.signature) }

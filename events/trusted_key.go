@@ -8,27 +8,29 @@ import (
 	"time"
 )
 
-// TrustedKey is a key of the registry that is believed, up to its end.
+// TrustedKey is a key of the registry that is believed until its end.
 type TrustedKey struct {
 	PublicKey PublicKey
 	End       End
 }
 
-// End is from where on a key is believed no more, which it is given when it was stolen. The zero value is no end.
+// End tells from when on a key is no longer believed. A key gets an end when it was stolen. The
+// zero value means no end.
 //
-// Who signs writes any timestamp, so an event is judged by when JetStream stored it, and by its place in the stream. A place
-// alone would not do: a stream that is created again counts from 1.
+// The signer can write any timestamp, so an event is judged by the time at which JetStream stored
+// it, and by its place in the stream. A place alone would not suffice: a stream that is created
+// again counts from 1.
 type End struct {
-	Time  int64  // seconds since the Unix epoch: what is stored then or later is not believed
-	Place uint64 // nor is what the stream of events has beyond this place; 0: the time alone counts
+	Time  int64  // seconds since the Unix epoch: messages stored then or later are not believed
+	Place uint64 // nor are events after this place in the stream; 0: only the time counts
 }
 
-// ErrTrustedKey means that a text is no trusted key.
+// ErrTrustedKey means that a text is not a trusted key.
 var ErrTrustedKey = errors.New("a trusted key is written ed25519:…, with its end ed25519:…@TIME, or ed25519:…@TIME/PLACE; " +
 	"TIME is RFC 3339 (2026-12-01T10:00:00Z) or seconds since the Unix epoch, PLACE the last sequence in the stream of events that counts")
 
-// ParseTrustedKey reads the text of a key that is trusted, and of its end where it has one. It fails with [ErrPublicKey] or
-// [ErrTrustedKey].
+// ParseTrustedKey reads the text of a trusted key, with its end if it has one. It fails with
+// [ErrPublicKey] or [ErrTrustedKey].
 func ParseTrustedKey(s string) (TrustedKey, error) {
 	name, end, ends := strings.Cut(s, "@")
 	key, err := ParsePublicKey(name)
@@ -46,7 +48,7 @@ func parseEnd(s string) (End, error) {
 	if e.Time, err = strconv.ParseInt(at, 10, 64); err != nil {
 		var t time.Time
 		if t, err = time.Parse(time.RFC3339, at); err == nil {
-			e.Time = t.Unix() // a part of a second is cut off, so that the key ends no later than was said
+			e.Time = t.Unix() // rounded down, so that the key ends no later than given
 		}
 	}
 	if err == nil && hasPlace {
@@ -58,10 +60,10 @@ func parseEnd(s string) (End, error) {
 	return e, nil
 }
 
-// String is the key as [ParseTrustedKey] reads it.
+// String returns the key in the form that [ParseTrustedKey] reads.
 func (k TrustedKey) String() string { return k.PublicKey.String() + k.End.suffix() }
 
-// suffix is what is written behind a key that has this end.
+// suffix returns the text that follows a key with this end.
 func (e End) suffix() string {
 	switch {
 	case e == End{}:
@@ -72,7 +74,7 @@ func (e End) suffix() string {
 	return fmt.Sprintf("@%d/%d", e.Time, e.Place)
 }
 
-// before reports whether what was stored then and there comes before the end.
+// before reports whether this moment comes before the end.
 func (e End) before(m moment) bool {
 	if e == (End{}) {
 		return true
@@ -80,7 +82,7 @@ func (e End) before(m moment) bool {
 	return m.time().Before(time.Unix(e.Time, 0)) && (e.Place == 0 || m.place <= e.Place)
 }
 
-// earlier returns an end that covers no more than either does.
+// earlier returns an end that allows no more than either of the two.
 func (e End) earlier(o End) End {
 	switch {
 	case e == End{}:
@@ -95,8 +97,9 @@ func (e End) earlier(o End) End {
 	return e
 }
 
-// moment is when JetStream stored a message, and where in the stream of events. The zero value is now: what comes as an answer, or
-// is heard as it is published, is stored nowhere that its reader knows of.
+// moment is when JetStream stored a message, and where in the stream of events. The zero value
+// means now: an answer, or a message received as it is published, has no place that its reader
+// knows.
 type moment struct {
 	stored time.Time
 	place  uint64

@@ -40,8 +40,8 @@ func TestParseTrustedKey(t *testing.T) {
 	}
 }
 
-// TestForgedByAnEndedKey: what a stolen key signs counts up to its end, by when and where JetStream stored it. The timestamp inside
-// is the thief's, and so are key_id and the key that he hints at.
+// TestForgedByAnEndedKey: what a stolen key signs counts up to its end, by when and where JetStream
+// stored it. The timestamp inside is the thief's, and so are key_id and the key that he hints at.
 func TestForgedByAnEndedKey(t *testing.T) {
 	t.Parallel()
 	present, stolen := testKey(0), testKey(7)

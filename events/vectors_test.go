@@ -94,8 +94,8 @@ func trustOf(t *testing.T, f vectors.EventFile) events.Trust {
 	return trust
 }
 
-// TestVectorRequestForms holds every request against the checks that need no state. Those that a registry refuses
-// for its state must pass here.
+// TestVectorRequestForms holds every request against the checks that need no state. Those that a
+// registry refuses for its state must pass here.
 func TestVectorRequestForms(t *testing.T) {
 	t.Parallel()
 	for _, f := range vectors.Load(t).Requests {
@@ -125,8 +125,8 @@ func TestVectorRequestForms(t *testing.T) {
 	}
 }
 
-// formOf returns why a request is refused before its state is looked at. The bound of its grace period is the
-// registry's, so it is beyond what the parser knows.
+// formOf returns why a request is refused before its state is looked at. The bound of its grace
+// period is the registry's, so it is beyond what the parser knows.
 func formOf(r *events.Request, err error, state vectors.State) events.Reason {
 	switch {
 	case err != nil:
@@ -140,8 +140,8 @@ func formOf(r *events.Request, err error, state vectors.State) events.Reason {
 	}
 }
 
-// TestWorkedExample: docs/protocol.md §9 is a vector, written out. A change to one that misses the other would send
-// somebody who has only the page on a long search.
+// TestWorkedExample: docs/protocol.md §9 is a vector, written out. A change to one that misses the
+// other would send somebody who has only the page on a long search.
 func TestWorkedExample(t *testing.T) {
 	t.Parallel()
 	dir, err := vectors.Dir()

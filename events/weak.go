@@ -7,20 +7,24 @@ import (
 )
 
 const (
-	// weakSums is how many random sums stand for many points. One of mixed order escapes all of them with a probability of 2⁻¹⁶.
-	// A key that escapes harms its owner alone: most of its signatures don't verify.
+	// weakSums is the number of random sums that stand for many points. A point of mixed order
+	// escapes all of them with a probability of 2⁻¹⁶. A key that escapes harms only its owner: most
+	// of its signatures don't verify.
 	weakSums = 16
-	// weakWorthwhile is the number of points from which on sums are quicker than one multiplication for each.
+	// weakWorthwhile is the number of points from which on sums are faster than one multiplication
+	// for each point.
 	weakWorthwhile = 20
-	// weakTogether is how many points share a table of all their sums. With 16 sums, 3 cost the fewest additions: 6 for each point.
+	// weakTogether is the number of points that share a table of all their sums. With 16 sums, 3
+	// points cost the fewest additions: 6 for each point.
 	weakTogether = 3
 )
 
-// WeakKeys returns those keys that must not be registered, as [PublicKey.CheckStrength] does.
+// WeakKeys returns the keys that must not be registered, by the rule of [PublicKey.CheckStrength].
 //
-// To tell a key of mixed order costs a multiplication, two thirds of what a verification costs. So of many keys random sums are
-// checked: a sum has a component of small order if one of its points has one, unless two cancel, and whether that one is in the sum is
-// a matter of a random bit. Where a sum has one, each key is checked by itself.
+// To find a key of mixed order costs a multiplication, two thirds of the cost of a verification. So
+// for many keys WeakKeys checks random sums: a sum has a component of small order if one of its
+// points has one, unless two cancel, and a random bit decides whether a point is in the sum. If a
+// sum has such a component, each key is checked alone.
 func WeakKeys(keys []PublicKey) map[PublicKey]bool {
 	weak := map[PublicKey]bool{}
 	points := make([]curve.EdwardsPoint, 0, len(keys))
@@ -52,8 +56,8 @@ func noneMixed(points []curve.EdwardsPoint) bool {
 	}
 	tables := (len(points) + weakTogether - 1) / weakTogether
 	random := make([]byte, tables*weakSums)
-	_, _ = rand.Read(random)                        // it never fails
-	var table [1 << weakTogether]curve.EdwardsPoint // by which of its points are in the sum
+	_, _ = rand.Read(random)                        // never fails
+	var table [1 << weakTogether]curve.EdwardsPoint // sums, by which of the points they include
 	table[0].Identity()
 	for n := range tables {
 		own := points[n*weakTogether : min((n+1)*weakTogether, len(points))]
