@@ -22,13 +22,9 @@ const (
 	// for the broker and not for the way.
 	pullAtMost  = 2048
 	waitingEach = 1024 // requests of one service that wait here; more go back to the broker
-	// waitingAll is the same for all services; more are not pulled. Times 16 KiB, this limits the
-	// memory.
-	waitingAll = 4096
+	waitingAll  = 4096 // the same for all services; more are not pulled. Times 16 KiB of memory
 
-	// garbageAnswers is how many receipts a second are sent for messages without a readable nonce,
-	// and for unbound names.
-	garbageAnswers = 100
+	garbageAnswers = 100         // receipts a second without a readable nonce, or for unbound names
 	garbageBurst   = waitingEach // as many as may wait here
 
 	extendEach = 2 * time.Second // well within the durable's wait for acknowledgements
