@@ -59,10 +59,7 @@ func startCheckpointer(ctx context.Context, f *fault) (*checkpointer, error) {
 
 func newCheckpointer(ctx context.Context, f *fault) (*checkpointer, error) {
 	// mode: a file that is gone by then must not be created again.
-	connector, err := fileConnector(f.file, url.Values{"mode": {"rw"}, "_pragma": {"busy_timeout(0)", "synchronous(FULL)"}})
-	if err != nil {
-		return nil, err
-	}
+	connector := fileConnector(f.file, url.Values{"mode": {"rw"}, "_pragma": {"busy_timeout(0)", "synchronous(FULL)"}})
 	c := &checkpointer{pool: sql.OpenDB(connector), fault: f}
 	c.pool.SetMaxOpenConns(1)
 	var tables int

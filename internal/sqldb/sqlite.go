@@ -118,21 +118,23 @@ func openFileReader(ctx context.Context, f *fault) (*sql.DB, error) {
 }
 
 func openPool(ctx context.Context, f *fault, params url.Values, conns int) (*sql.DB, error) {
-	connector, err := fileConnector(f.file, params)
-	if err != nil {
-		return nil, err
-	}
-	pool := sql.OpenDB(wrapped(ctx, guardedConnector{preparedConnector{connector}, f, params.Has("_txlock")}))
+	connector := preparedConnector{fileConnector(f.file, params)}
+	pool := sql.OpenDB(wrapped(ctx, guardedConnector{connector, f, params.Has("_txlock")}))
 	// A new connection reads the schema and applies the settings above, so all are kept.
 	pool.SetMaxOpenConns(conns)
 	pool.SetMaxIdleConns(conns)
 	return pool, nil
 }
 
-func fileConnector(path string, params url.Values) (driver.Connector, error) {
-	connector, err := newHintingConnector("file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath() + "?" + params.Encode())
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	return connector, nil
+func fileConnector(path string, params url.Values) driver.Connector {
+	return sqliteConnector{"file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath() + "?" + params.Encode()}
 }
+
+// sqliteConnector makes SQLite's connections.
+type sqliteConnector struct{ dsn string }
+
+// Connect implements [driver.Connector].
+func (c sqliteConnector) Connect(context.Context) (driver.Conn, error) { return c.Driver().Open(c.dsn) }
+
+// Driver implements [driver.Connector].
+func (c sqliteConnector) Driver() driver.Driver { return &sqlite.Driver{} }

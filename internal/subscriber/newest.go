@@ -7,7 +7,6 @@ import (
 	"fmt"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/keyring"
 )
 
@@ -35,13 +34,9 @@ func (s *Store) NewestKeys(ctx context.Context, target events.Target, ended int)
 
 // idOf returns a service's id, its head and its sequence; 0: it is not known.
 func (s *Store) idOf(ctx context.Context, target events.Target) (id int64, one Service, err error) {
-	query, args := `SELECT s.id, s.head, s.max_sequence FROM services AS s WHERE s.target = $1`, []any{target.String()}
-	if s.serviceHints != nil {
-		query += ` AND s.id IN (` + s.serviceHints.find(2) + `)`
-		args = append(args, sqldb.Hint(target.String()))
-	}
+	const query = `SELECT s.id, s.head, s.max_sequence FROM services AS s WHERE s.target = $1`
 	one.Target = target
-	err = s.db.Reader().QueryRowContext(ctx, query, args...).Scan(&id, &one.Keyring.Head, &one.Sequence)
+	err = s.db.Reader().QueryRowContext(ctx, query, target.String()).Scan(&id, &one.Keyring.Head, &one.Sequence)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return 0, one, fmt.Errorf("look for the service %s: %w", target, err)
 	}

@@ -28,28 +28,19 @@ const (
 
 // KeyringOf returns one service, or false if no event of it was seen.
 func (s *Store) KeyringOf(ctx context.Context, target events.Target) (Service, bool, error) {
-	only, args := ` WHERE s.target = $1`, []any{target.String()}
-	if s.serviceHints != nil {
-		only += ` AND s.id IN (` + s.serviceHints.find(2) + `)`
-		args = append(args, sqldb.Hint(target.String()))
-	}
+	const only = ` WHERE s.target = $1`
 	text := keyRows + only + ` UNION ALL ` + cutoffRows + only + ` UNION ALL ` + serviceRows + only
-	return s.service(ctx, text, args)
+	return s.service(ctx, text, []any{target.String()})
 }
 
 // FindKey returns the service whose key this is or was, or false. Its keyring holds this key alone, with all that
 // ends it, so a service with very many keys answers as quickly as any.
 func (s *Store) FindKey(ctx context.Context, key events.PublicKey) (Service, bool, error) {
-	hinted, args := ``, []any{key.Bytes()}
-	if s.keyHints != nil {
-		hinted = ` AND f.service IN (` + s.keyHints.find(2) + `)`
-		args = append(args, sqldb.Hint(key.Bytes()))
-	}
 	// Two services may have it, in a stream that no registry of ours filled.
 	owner := ` WHERE s.id = (SELECT o.id FROM keys AS f JOIN services AS o ON o.id = f.service
-		WHERE f.public_key = $1` + hinted + ` ORDER BY o.target LIMIT 1)`
+		WHERE f.public_key = $1 ORDER BY o.target LIMIT 1)`
 	text := keyRows + owner + ` AND k.public_key = $1 UNION ALL ` + cutoffRows + owner + ` UNION ALL ` + serviceRows + owner
-	return s.service(ctx, text, args)
+	return s.service(ctx, text, []any{key.Bytes()})
 }
 
 // service puts the rows of a query on keys, cutoffs and services together again, which are all of one service; false: none.

@@ -88,7 +88,6 @@ func (s *Store) writeKeyrings(ctx context.Context, tx *sqldb.Tx, ids map[string]
 			end_time = CASE WHEN excluded.end_time < keys.end_time THEN excluded.end_time ELSE keys.end_time END`
 	var p sqldb.Pipeline
 	s.insert(&p, "keys", keysInto, keysJoin, r.keyValues(), sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Int, sqldb.Int)
-	s.keyHints.move(&p, len(ids)) // about as many are new
 	const cutoffsInto = `INSERT INTO cutoffs (service, position, cut_time) `
 	const cutoffsJoin = ` ON CONFLICT (service, position, cut_time) DO NOTHING`
 	s.insert(&p, "cutoffs", cutoffsInto, cutoffsJoin, r.cutoffValues(), sqldb.Int, sqldb.Int, sqldb.Int)

@@ -43,11 +43,7 @@ func (s *Store) writeServices(ctx context.Context, tx *sqldb.Tx, list []service,
 	ids := s.remembered(list)
 	rest, err := s.writeKnown(ctx, tx, list, merge, ids)
 	if err == nil && len(rest) > 0 {
-		write := s.writeNamed
-		if s.db.Engine() == sqldb.SQLite {
-			write = s.writeHinted
-		}
-		err = write(ctx, tx, rest, merge, ids)
+		err = s.writeNamed(ctx, tx, rest, merge, ids)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("write the services: %w", err)
@@ -129,10 +125,12 @@ func (s *Store) updates(list []service, merge string, ids map[string]int64) iter
 	}
 }
 
-// writeNamed writes those whose id is not known, and which may be new. It is for servers, where names have an index.
+// writeNamed writes services whose id is not known, and which may be new.
 func (s *Store) writeNamed(ctx context.Context, tx *sqldb.Tx, list []service, merge string, ids map[string]int64) error {
-	// A sequence would be a privilege of its own, and begin anew on one that took over; and nobody meets a number of 62 bits twice.
-	first := rand.Int64N(1 << 62) //nolint:gosec // it only tells services apart
+	first, err := s.firstID(ctx, tx)
+	if err != nil {
+		return err
+	}
 	for i := range list {
 		ids[list[i].target] = first + int64(i)
 	}
@@ -146,43 +144,15 @@ func (s *Store) writeNamed(ctx context.Context, tx *sqldb.Tx, list []service, me
 	return nil
 }
 
-// writeHinted is writeNamed for SQLite, where names have hints. Nobody else writes until this transaction ends, so what is not found
-// is new.
-func (s *Store) writeHinted(ctx context.Context, tx *sqldb.Tx, list []service, merge string, ids map[string]int64) error {
-	hints := make([]any, 0, 2*len(list))
-	for i := range list {
-		hints = append(hints, list[i].target, sqldb.Hint(list[i].target))
+// firstID returns the first of the ids that new services get. SQLite has one writer at a time, and it
+// appends them. On a server, a sequence would need a privilege of its own, and it would begin again on
+// a standby that took over; a random number of 62 bits does not come twice.
+func (s *Store) firstID(ctx context.Context, tx *sqldb.Tx) (first int64, err error) {
+	if s.db.Engine() != sqldb.SQLite {
+		return rand.Int64N(1 << 62), nil //nolint:gosec // it only tells services apart
 	}
-	for part := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Text, sqldb.Bytes}, hints) {
-		for _, table := range [...]string{"service_hints", "new_service_hints"} {
-			text := `SELECT s.id, s.target FROM (` + part.Query + `) AS v CROSS JOIN ` + table + ` AS h ON h.hint = v.column2
-				CROSS JOIN services AS s ON s.id = h.service AND s.target = v.column1`
-			if err := eachID(ctx, tx, text, part.Args, ids); err != nil {
-				return err
-			}
-		}
-	}
-	list, err := s.writeKnown(ctx, tx, list, merge, ids)
-	if err != nil || len(list) == 0 {
-		return err
-	}
-	var last int64
-	if err := tx.QueryRow(ctx, `SELECT COALESCE(max(id), 0) FROM services`).Scan(&last); err != nil {
-		return err
-	}
-	hints = hints[:0]
-	for i := range list {
-		last++
-		ids[list[i].target] = last
-		hints = append(hints, sqldb.Hint(list[i].target), last)
-	}
-	var p sqldb.Pipeline
-	s.insert(&p, "new services", `INSERT INTO services (id, target, head, max_sequence, filled, sequenced) `, "",
-		serviceValues(list, ids), serviceColumns()...)
-	s.insert(&p, "hints to new services", `INSERT INTO new_service_hints (hint, service) `, ` ON CONFLICT DO NOTHING`,
-		hints, sqldb.Bytes, sqldb.Int)
-	s.serviceHints.move(&p, len(list))
-	return tx.Run(ctx, &p)
+	err = tx.QueryRow(ctx, `SELECT COALESCE(max(id), 0) + 1 FROM services`).Scan(&first)
+	return first, err
 }
 
 func eachID(ctx context.Context, tx *sqldb.Tx, text string, args []any, ids map[string]int64) error {

@@ -23,9 +23,7 @@ type Store struct {
 	db   *sqldb.DB
 	part int64 // of the position in the stream, which this process writes
 
-	known        *lru.Cache[string, int64] // the ids of services, by their names
-	serviceHints *hints                    // nil: not SQLite
-	keyHints     *hints                    // nil: not SQLite, or a database of an Auth Provider
+	known *lru.Cache[string, int64] // the ids of services, by their names
 }
 
 // SetAside is a message that is not to be applied (§7.2), kept for an operator to look at.
@@ -77,9 +75,6 @@ func openStore(
 	s.known, err = lru.New[string, int64](rememberedMost)
 	if err == nil {
 		err = sqldb.Await(ctx, log, func() error { return prepare(db, ctx, owner, migrations) })
-	}
-	if err == nil && db.Engine() == sqldb.SQLite {
-		s.useHints(owner)
 	}
 	if err != nil {
 		_ = db.Close() // the first error says more

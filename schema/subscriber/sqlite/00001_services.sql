@@ -4,10 +4,9 @@
 -- max_sequence > filled + sequenced. Ids follow the order in which services are first seen, so
 -- services that are active together lie together, and new ones are appended. In the order of their
 -- names, each service would be on a page of its own.
--- Names have no index here: service_hints finds them.
 CREATE TABLE IF NOT EXISTS services (
     id           INTEGER PRIMARY KEY, -- what the other tables call the service
-    target       TEXT   NOT NULL, -- <app_id>.<service_id>
+    target       TEXT   NOT NULL UNIQUE, -- <app_id>.<service_id>
     head         BIGINT NOT NULL, -- the highest order of any event
     max_sequence BIGINT NOT NULL, -- the highest sequence of any event; 0: the registry sends none
     filled       BIGINT NOT NULL, -- up to here, the registry's history stands in for events
