@@ -17,9 +17,9 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// BenchmarkCatchUp is what an event costs a new subscriber that has all of a stream before it, on SQLite: delivered, verified,
-// applied and acknowledged, with 20,000 services or one for each event. Its CPU time has the broker's part in it, which is in this
-// process too.
+// BenchmarkCatchUp is what an event costs a new subscriber that reads a whole stream on SQLite:
+// delivered, verified, applied and acknowledged, with 20,000 services or one for each event. The
+// broker runs in this process too, so the CPU time includes its part.
 func BenchmarkCatchUp(b *testing.B) {
 	b.Run("rotations", func(b *testing.B) { benchCatchUp(b, min(benchServices, b.N/2+1)) })
 	b.Run("bindings", func(b *testing.B) { benchCatchUp(b, b.N) })

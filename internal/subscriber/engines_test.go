@@ -16,14 +16,14 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// TestEnginesAgree: the same events, from registries that send a sequence and from those that don't, in one random order with
-// repetitions, with histories that fill gaps and messages set aside in between, leave the same rows on every engine, and what
-// the keyring makes of them.
+// TestEnginesAgree: the same events, from registries that send a sequence and from those that
+// don't, in one random order with repetitions, with histories that fill gaps and messages set aside
+// in between, leave the same rows on every engine, and what the keyring makes of them.
 func TestEnginesAgree(t *testing.T) {
 	t.Parallel()
 	for _, engine := range testenv.Engines() {
 		if engine == testenv.SQLite {
-			continue // the others are held against it
+			continue // the others are compared with it
 		}
 		t.Run(engine, func(t *testing.T) {
 			t.Parallel()
@@ -100,7 +100,7 @@ func drawSteps(rt *rapid.T, t *testing.T) (services []*subtest.Service, steps []
 		steps, list = append(steps, one), list[n:]
 		if len(sequenced) > 0 && rapid.Bool().Draw(rt, "fill") {
 			whole := sequenced[rapid.IntRange(0, len(sequenced)-1).Draw(rt, "filled")]
-			part := *whole // as the registry's history was at some time
+			part := *whole // the registry's history at an earlier time
 			part.Events = whole.Events[:rapid.IntRange(1, len(whole.Events)).Draw(rt, "of it")]
 			history := part.History()
 			steps = append(steps, step{history: &history})
@@ -109,7 +109,7 @@ func drawSteps(rt *rapid.T, t *testing.T) (services []*subtest.Service, steps []
 	return services, steps
 }
 
-// tables are a subscriber's database, from both ends.
+// tables are the store of a database, and the database itself.
 type tables struct {
 	store *subscriber.Store
 	db    *sqldb.DB
@@ -158,7 +158,7 @@ func (d tables) rows(rt *rapid.T) map[string][]string {
 
 func (d tables) rowsOf(rt *rapid.T, table string) (list []string) {
 	query := "SELECT * FROM " + table
-	switch table { // a service's id is each engine's own affair
+	switch table { // each engine gives services ids of its own
 	case "services":
 		query = "SELECT target, head, max_sequence, filled, sequenced FROM services"
 	case "keys":
@@ -188,7 +188,7 @@ func (d tables) rowsOf(rt *rapid.T, table string) (list []string) {
 	if err := rows.Err(); err != nil {
 		rt.Fatal(err)
 	}
-	slices.Sort(list) // how text is sorted is the engine's own affair
+	slices.Sort(list) // each engine sorts text in its own way
 	return list
 }
 

@@ -21,9 +21,9 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// TestFailBetweenAnyTwoSteps: whichever I/O step of Auth or Billing fails, not done or done and not known to be, and whether
-// the process goes on or dies there and another takes over: each event has had its effect once, what must not be applied is
-// set aside, and who asks is answered by what the events say.
+// TestFailBetweenAnyTwoSteps: any I/O step of Auth or Billing fails, either not done or done with
+// an unknown outcome. Then the process goes on, or dies and another one takes over. Each event has
+// its effect once, messages that must not be applied are set aside, and answers follow the events.
 func TestFailBetweenAnyTwoSteps(t *testing.T) {
 	t.Parallel()
 	accounts := testenv.NewAccounts(t)
@@ -68,7 +68,7 @@ type program struct {
 
 type opener func(context.Context, jetstream.JetStream, *faultPlace, *testenv.Faults) (program, error)
 
-// nobody is a registry that never answers: what the events say has to do.
+// nobody is a registry that never answers: the answers follow from the events alone.
 type nobody struct{}
 
 func (nobody) ServiceRecord(context.Context, events.Target) (events.ServiceRecord, error) {
@@ -126,12 +126,12 @@ func openBilling(ctx context.Context, js jetstream.JetStream, p *faultPlace, fau
 	}}, nil
 }
 
-// faultPlace is a database, where one history after the other is applied.
+// faultPlace is a database in which one history after the other is applied.
 type faultPlace struct {
 	durable  string
 	open     opener
 	url      string
-	store    *subscriber.Store // without faults, as all that the test itself does
+	store    *subscriber.Store // without faults, for the test's own work
 	db       *sqldb.DB
 	accounts *testenv.Accounts
 	registry *subtest.Registry
@@ -172,7 +172,7 @@ func (r *faultRun) open(conn *nats.Conn, faults *testenv.Faults) (testenv.Progra
 	return r.living.Program, err
 }
 
-// play plays the history, waits until all is quiet, and looks at what has become of it.
+// play plays the history, waits until everything is quiet, and checks the result.
 func (r *faultRun) play(faults *testenv.Faults) error {
 	js := r.heirs.JetStream
 	if _, err := js.CreateStream(r.ctx, streams.InvalidationsConfig()); err != nil {
@@ -206,13 +206,13 @@ func (r *faultRun) play(faults *testenv.Faults) error {
 		}
 	}
 	faults.Disarm()
-	if err := r.heirs.Nurse(r.ctx); err != nil { // it may have died of its very last step
+	if err := r.heirs.Nurse(r.ctx); err != nil { // the process may have died in its very last step
 		return err
 	}
 	return r.check(services)
 }
 
-// acknowledged reports whether all messages are.
+// acknowledged reports whether all messages are acknowledged.
 func (r *faultRun) acknowledged(published uint64) (bool, error) {
 	consumer, err := r.heirs.JetStream.Consumer(r.ctx, streams.Invalidations, r.place.durable)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -224,7 +224,7 @@ func (r *faultRun) acknowledged(published uint64) (bool, error) {
 	return consumer.CachedInfo().AckFloor.Stream == published, nil
 }
 
-// check holds the database and the answers against the events.
+// check compares the database and the answers with the events.
 func (r *faultRun) check(services []*subtest.Service) error {
 	want := 0
 	for _, s := range services {

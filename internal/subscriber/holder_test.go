@@ -18,13 +18,14 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// another returns a subscriber with the world's durable and a connection of its own, as another process has it.
+// another returns a subscriber with the world's durable and a connection of its own, as another
+// process has it.
 func (w *world) another(t *testing.T, cfg subscriber.Config) *subscriber.Subscriber {
 	t.Helper()
 	return w.anotherBy(t, w.broker.URL(), cfg)
 }
 
-// anotherBy is another by a way of its own to the broker.
+// anotherBy is another with its own way to the broker.
 func (w *world) anotherBy(t *testing.T, url string, cfg subscriber.Config) *subscriber.Subscriber {
 	t.Helper()
 	var err error
@@ -45,7 +46,7 @@ func ready(t *testing.T, sub *subscriber.Subscriber) {
 	testenv.Eventually(t, within, "ready", sub.Ready)
 }
 
-// refused runs a subscriber that has to end because another one has its durable.
+// refused runs a subscriber that must end because another one has its durable.
 func refused(t *testing.T, sub *subscriber.Subscriber) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), within)
@@ -57,8 +58,8 @@ func refused(t *testing.T, sub *subscriber.Subscriber) {
 	}
 }
 
-// TestOneInstance: one process has an instance's durable, whether another one has the same database or its own; and the next one
-// as soon as it has stopped.
+// TestOneInstance: one process has an instance's durable, whether another one has the same database
+// or its own. The next one gets it as soon as the first has stopped.
 func TestOneInstance(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -84,7 +85,8 @@ func TestOneInstance(t *testing.T) {
 	ready(t, next)
 }
 
-// TestOneDatabase: processes share a durable that is no instance's if they share the database, which a copy of it is not.
+// TestOneDatabase: processes without an instance share a durable if they share the database. A copy
+// of the database is another database.
 func TestOneDatabase(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -103,8 +105,9 @@ func TestOneDatabase(t *testing.T) {
 	refused(t, w.another(t, subscriber.Config{Store: openStore(t, "sqlite:"+copied)}))
 }
 
-// TestTaken: where two have taken a durable all the same, since they started at the same moment or did not reach each other, the
-// one that is no longer named there ends, and the other one misses nothing that it had heard.
+// TestTaken: two processes may take one durable, because they start at the same moment or don't
+// reach each other. The one that is no longer named there ends, and the other one misses none of
+// its events.
 func TestTaken(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -131,8 +134,9 @@ func TestTaken(t *testing.T) {
 	}
 }
 
-// TestCut: a process that was cut off from the broker while another one took its durable ends when it is back, and the other one,
-// which has a database of its own, has all events, also those that came just then.
+// TestCut: a process is cut off from the broker while another one takes its durable. It ends when
+// it is back. The other one, with a database of its own, has all events, even those that came just
+// then.
 func TestCut(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -171,8 +175,8 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestForgotten: the broker forgets the durable of a process that is gone, and not that of one that has nothing to do. One that
-// comes back reads all.
+// TestForgotten: the broker forgets the durable of a process that is gone, and keeps that of an
+// idle process. A process that comes back reads everything.
 func TestForgotten(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

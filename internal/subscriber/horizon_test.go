@@ -9,8 +9,8 @@ import (
 	"omiappreg.org/keyrotation/internal/incoming"
 )
 
-// TestHorizonOnABusyStream: something is always waiting for its acknowledgement, and yet the horizon follows what is
-// acknowledged, never passes what is not, and never goes back.
+// TestHorizonOnABusyStream: something always waits for its acknowledgement. The horizon still
+// follows the acknowledged messages, never passes an open one, and never goes back.
 func TestHorizonOnABusyStream(t *testing.T) {
 	t.Parallel()
 	var h horizon

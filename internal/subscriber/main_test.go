@@ -83,7 +83,7 @@ func all(t testing.TB, store *subscriber.Store) map[events.Target]subscriber.Ser
 
 func diffKeyrings(want, got keyring.Keyring) string {
 	if want.Head == got.Head && slices.Equal(want.Keys, got.Keys) && slices.Equal(want.Cutoffs, got.Cutoffs) {
-		return "" // cmp takes its time, with the race detector very much of it
+		return "" // cmp is slow, above all with the race detector
 	}
 	return cmp.Diff(want, got, cmp.AllowUnexported(events.PublicKey{}), cmpopts.EquateEmpty())
 }

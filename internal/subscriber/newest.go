@@ -11,16 +11,18 @@ import (
 )
 
 const (
-	// fewKeys is up to which head all keys of a service are read, and their order is made then. Only beyond, the index keys_newest
-	// is of use: it has none of a service's first 256 events, and so costs the services nothing that rotate now and then.
+	// fewKeys is the highest head with which all keys of a service are read and then sorted. Only
+	// services beyond it need the index keys_newest. The index leaves out a service's first 256
+	// events, so services that rotate now and then don't pay for it.
 	fewKeys = 1024
-	// mostInGrace is how many keys may be in grace, or otherwise in no state to count, and all the same as many as are asked for come
-	// that have ended.
+	// mostInGrace is how many keys may be in grace, or otherwise don't count, before fewer ended
+	// keys come than were asked for.
 	mostInGrace = 64
 )
 
-// NewestKeys returns the keyring of a service with its newest keys and with what ends them: so many keys that have ended, if it had
-// as many. It costs the same however many keys a service had. A service that is not known has none.
+// NewestKeys returns the keyring of a service with its newest keys, as many ended keys as asked for
+// if it had that many, and with what ends them. It costs the same however many keys a service had.
+// An unknown service has no keys.
 func (s *Store) NewestKeys(ctx context.Context, target events.Target, ended int) (keyring.Keyring, error) {
 	id, one, err := s.idOf(ctx, target)
 	if err != nil || id == 0 {
@@ -32,7 +34,7 @@ func (s *Store) NewestKeys(ctx context.Context, target events.Target, ended int)
 	return one.sorted().Keyring, nil
 }
 
-// idOf returns a service's id, its head and its sequence; 0: it is not known.
+// idOf returns a service's id, its head and its sequence, or 0 if the service is unknown.
 func (s *Store) idOf(ctx context.Context, target events.Target) (id int64, one Service, err error) {
 	const query = `SELECT s.id, s.head, s.max_sequence FROM services AS s WHERE s.target = $1`
 	one.Target = target
@@ -43,9 +45,10 @@ func (s *Store) idOf(ctx context.Context, target events.Target) (id int64, one S
 	return id, one, nil
 }
 
-// The newest rows of a service: those of the events after $2, where the registry counts its events. So nothing depends on whether the
-// database takes the index's order, or reads what it finds and sorts it. A position below 0 is that of an event which replaced
-// the key, and which brought it is not known.
+// The newest rows of a service: those of the events after $2, if the registry counts its events. So
+// the result doesn't depend on whether the database follows the index or sorts what it finds. A
+// position below 0 is that of an event which replaced the key; the event that brought the key is
+// unknown.
 const (
 	fewOf    = `SELECT 1, position, from_time, end_time, public_key FROM keys WHERE service = $1 LIMIT 2048`
 	newestOf = `SELECT 1, position, from_time, end_time, public_key FROM keys
@@ -63,7 +66,7 @@ func (s *Store) readNewest(ctx context.Context, id, most int64, one *Service) er
 		if err := s.addRows(ctx, one, fewOf, id); err != nil {
 			return err
 		}
-	case head == one.Sequence: // else the registry sends no sequences, and the head is a time
+	case head == one.Sequence: // otherwise the registry sends no sequences, and the head is a time
 		after = head - 2*most // a revocation brings no key, and a binding follows it
 		fallthrough
 	default:
@@ -74,7 +77,8 @@ func (s *Store) readNewest(ctx context.Context, id, most int64, one *Service) er
 			return err
 		}
 	}
-	return s.addRows(ctx, one, newestCutoffsOf, id, after, 2*most) // an event makes one, or two where it is told in two ways
+	// An event makes one cutoff, or two if it is told in two ways.
+	return s.addRows(ctx, one, newestCutoffsOf, id, after, 2*most)
 }
 
 // addRows adds the rows of a query to a service.

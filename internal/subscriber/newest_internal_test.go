@@ -14,7 +14,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestNewestPlan: to find the newest keys of a service that has had very many, the database reads a bounded number of rows.
+// TestNewestPlan: to find the newest keys of a service that has had very many, the database reads a
+// bounded number of rows.
 func TestNewestPlan(t *testing.T) {
 	t.Parallel()
 	const many, most = 5000, 320
@@ -29,7 +30,8 @@ func TestNewestPlan(t *testing.T) {
 			if !strings.Contains(plan, by) || strings.Contains(plan, "Seq Scan") || strings.Contains(plan, "FULL SCAN") {
 				t.Errorf("%s\n%s", query, plan)
 			}
-			for _, read := range regexp.MustCompile(`actual.* rows=(\d+)`).FindAllStringSubmatch(plan, -1) { // PostgreSQL counts them
+			// PostgreSQL counts them.
+			for _, read := range regexp.MustCompile(`actual.* rows=(\d+)`).FindAllStringSubmatch(plan, -1) {
 				if n, err := strconv.Atoi(read[1]); err != nil || n > 2*most+1 {
 					t.Errorf("%s\n%s rows are read:\n%s", query, read[1], plan)
 				}
@@ -70,8 +72,8 @@ func planOf(t *testing.T, db *sqldb.DB, query string, args ...any) string {
 	return plan.String()
 }
 
-// storeOfMany returns an Auth Provider's database with one service that has had so many keys, all of which were reset, and the
-// service's id.
+// storeOfMany returns an Auth Provider's database with one service that has had that many keys, all
+// of which were reset, and the service's id.
 func storeOfMany(t testing.TB, url string, keys int) (*Store, int64) {
 	t.Helper()
 	store, err := OpenAuthStore(t.Context(), url, slog.New(slog.DiscardHandler))
@@ -113,7 +115,7 @@ func storeOfMany(t testing.TB, url string, keys int) (*Store, int64) {
 	return store, id
 }
 
-// BenchmarkNewestKeys is what one reading of the newest keys costs, of a service with 100,000.
+// BenchmarkNewestKeys is what one read of the newest keys of a service with 100,000 keys costs.
 func BenchmarkNewestKeys(b *testing.B) {
 	for _, engine := range []string{testenv.SQLite, testenv.Postgres} {
 		b.Run(engine, func(b *testing.B) {

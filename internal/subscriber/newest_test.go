@@ -9,8 +9,8 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// TestNewestKeys: however many keys a service had, what is read of it is bounded, and it is the newest ones, ended as all of its
-// events say.
+// TestNewestKeys: for a service with any number of keys, a bounded number is read. They are the
+// newest ones, with the ends that all events of the service say.
 func TestNewestKeys(t *testing.T) {
 	t.Parallel()
 	const want = 256
@@ -34,7 +34,8 @@ func TestNewestKeys(t *testing.T) {
 				}
 			}
 		}
-		for _, events := range []int{1, 30, 1024, 1500} { // in the index are those beyond 256, which is used beyond 1,024
+		// The index has those beyond 256, and is used beyond 1,024.
+		for _, events := range []int{1, 30, 1024, 1500} {
 			for i := len(s.Events); i < events; i++ {
 				if at := start + int64(i); i%5 == 4 {
 					s.Reset(at)
@@ -50,7 +51,7 @@ func TestNewestKeys(t *testing.T) {
 		if unknown, err := store.NewestKeys(t.Context(), subtest.NewService(t, "nobody").Target, want); err != nil || len(unknown.Keys) != 0 {
 			t.Errorf("of a service that nobody knows: %+v, %v", unknown, err)
 		}
-		// One of which only the newest events came: a key that is known by its end alone is among them.
+		// Only the newest events of this service came, so one of its keys is known only by its end.
 		late := subtest.NewService(t, "late")
 		late.Bind(start)
 		for i := range int64(1400) {

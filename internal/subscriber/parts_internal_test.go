@@ -20,14 +20,14 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// readiness is how a subscriber that asks its database, and one that answers from its memory, say
-// that they are.
+// readiness is how a subscriber that asks its database and one that answers from its memory say
+// that they are ready.
 type readiness struct {
 	t   *testing.T
 	sub *Subscriber
 }
 
-// says waits until both say this: what begins with "ok" is ready.
+// says waits until both say this. A text that begins with "ok" means ready.
 func (r readiness) says(fromDatabase, fromMemory string) {
 	r.t.Helper()
 	log := slog.New(slog.DiscardHandler)
@@ -42,9 +42,8 @@ func (r readiness) says(fromDatabase, fromMemory string) {
 	})
 }
 
-// TestReadiness: each fault is named, one after the other in one deployment, and gone when it is. A
-// broker that is away ends no answers, and a database that is away none of those that come from
-// memory.
+// TestReadiness: faults come and go in one deployment, and each is named while it lasts. Without
+// the broker, all answers go on. Without the database, the answers from memory go on.
 func TestReadiness(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -108,7 +107,8 @@ func TestReadiness(t *testing.T) {
 	execute("ALTER SYSTEM SET synchronous_standby_names = 'nosuch'")
 	execute("SELECT pg_reload_conf()")
 	service := subtest.NewService(t, "cms")
-	testenv.Eventually(t, time.Minute, "the server waits for a standby", func() error { // SHOW says so before
+	// SHOW says so earlier.
+	testenv.Eventually(t, time.Minute, "the server waits for a standby", func() error {
 		within, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 		defer cancel()
 		if _, err := operator.ExecContext(within, "INSERT INTO probe VALUES (1)"); err == nil {

@@ -19,12 +19,14 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// patience is how long a message may take to be given up. It is tried alone five times, between others that are committed, with
-// growing pauses: a few seconds, and many times that where the race detector and other tests take the machine.
+// patience is how long giving up a message may take. The message is tried alone five times, between
+// others that are committed, with growing pauses. That takes a few seconds, and many times that if
+// the race detector and other tests use the machine.
 const patience = 3 * time.Minute
 
-// TestPoison: the database refuses all keys of one service. Its event is set aside while those of others are applied, which the
-// durable says, and is applied after all once the cause is gone and the process is started again: the stream still has it.
+// TestPoison: the database refuses all keys of one service. The service's event is set aside while
+// those of others are applied, and the durable says so. It is applied once the cause is gone and
+// the process restarts, because the stream still has it.
 func TestPoison(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "test.db")
@@ -94,7 +96,7 @@ func TestPoison(t *testing.T) {
 		t.Errorf("the durable says that it failed on %q, want 1", got)
 	}
 	stop()
-	stop = begin() // to no avail
+	stop = begin() // without success
 	publish(subtest.NewService(t, "last"))
 	testenv.Eventually(t, patience, "one more is applied", func() error {
 		if n := len(all(t, store)); n != others+1 {

@@ -15,10 +15,10 @@ type Service struct {
 	Target   events.Target
 	Keyring  keyring.Keyring
 	Sequence int64 // the highest of any event; 0: the registry sends none
-	Gap      bool  // some event below Sequence was not seen, nor filled from the registry's history
+	Gap      bool  // an event below Sequence was not seen, nor filled from the history
 }
 
-// The rows of a service, from three tables in one statement: one snapshot.
+// The rows of a service, from three tables in one statement, so in one snapshot.
 const (
 	keyRows = `SELECT s.target, 1 AS kind, k.position AS a, k.from_time AS b, k.end_time AS c, k.public_key AS d
 		FROM services AS s JOIN keys AS k ON k.service = s.id`
@@ -26,24 +26,25 @@ const (
 	serviceRows = `SELECT s.target, 3, s.head, s.max_sequence, s.filled + s.sequenced, NULL FROM services AS s`
 )
 
-// KeyringOf returns one service, or false if no event of it was seen.
+// KeyringOf returns one service, or false if the subscriber has seen no event of it.
 func (s *Store) KeyringOf(ctx context.Context, target events.Target) (Service, bool, error) {
 	const only = ` WHERE s.target = $1`
 	text := keyRows + only + ` UNION ALL ` + cutoffRows + only + ` UNION ALL ` + serviceRows + only
 	return s.service(ctx, text, []any{target.String()})
 }
 
-// FindKey returns the service whose key this is or was, or false. Its keyring holds this key alone, with all that
-// ends it, so a service with very many keys answers as quickly as any.
+// FindKey returns the service whose key this is or was, or false. Its keyring has only this key and
+// what ends it, so a service with very many keys answers as fast as any.
 func (s *Store) FindKey(ctx context.Context, key events.PublicKey) (Service, bool, error) {
-	// Two services may have it, in a stream that no registry of ours filled.
+	// Two services may have it, in a stream that another registry filled.
 	owner := ` WHERE s.id = (SELECT o.id FROM keys AS f JOIN services AS o ON o.id = f.service
 		WHERE f.public_key = $1 ORDER BY o.target LIMIT 1)`
 	text := keyRows + owner + ` AND k.public_key = $1 UNION ALL ` + cutoffRows + owner + ` UNION ALL ` + serviceRows + owner
 	return s.service(ctx, text, []any{key.Bytes()})
 }
 
-// service puts the rows of a query on keys, cutoffs and services together again, which are all of one service; false: none.
+// service assembles a service from its rows of keys, cutoffs and services, or returns false if
+// there are none.
 func (s *Store) service(ctx context.Context, query string, args []any) (service Service, found bool, err error) {
 	rows, err := s.db.Reader().QueryContext(ctx, query, args...)
 	if err != nil {
@@ -61,7 +62,7 @@ func (s *Store) service(ctx context.Context, query string, args []any) (service 
 	return service.sorted(), found, nil
 }
 
-// next takes a row.
+// next adds a row.
 func (s *Service) next(rows *sql.Rows) error {
 	var (
 		target        sql.RawBytes
@@ -97,7 +98,8 @@ func (s *Service) add(kind, x, y, z int64, public []byte) error {
 	return nil
 }
 
-// sorted returns the service with its keyring in the order that the package keyring keeps. It may have very many keys.
+// sorted returns the service with its keyring in the order that package keyring keeps. It may have
+// very many keys.
 func (s Service) sorted() Service {
 	s.Keyring.Sort()
 	return s
@@ -112,9 +114,10 @@ func (s *Store) HasGap(ctx context.Context, target events.Target) (gap bool, err
 	return gap, nil
 }
 
-// Gaps returns up to limit services with a gap in their history, in the database's order, from after on.
+// Gaps returns up to limit services with a gap in their history that follow after, in the
+// database's order.
 func (s *Store) Gaps(ctx context.Context, after events.Target, limit int) ([]events.Target, error) {
-	gap := "gap" // as the index has it, see the schema
+	gap := "gap" // as in the index, see the schema
 	if s.db.Engine() == sqldb.SQLite {
 		gap = "max_sequence > filled + sequenced"
 	}

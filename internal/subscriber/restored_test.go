@@ -19,7 +19,8 @@ const (
 	readReplaced = "the database was replaced, or restored from a backup"
 )
 
-// startOn runs a subscriber with the world's durable on a store, until the returned function stops it.
+// startOn runs a subscriber with the world's durable on a store, until the returned function stops
+// it.
 func (w *world) startOn(t *testing.T, store *subscriber.Store) (stop func()) {
 	t.Helper()
 	sub, err := subscriber.New(subscriber.Config{
@@ -70,7 +71,7 @@ func execute(t *testing.T, url string, statements ...string) {
 	}
 }
 
-// twoServices publishes events of two services; garbage is among them, and comes last.
+// twoServices publishes events of two services, with garbage between them and at the end.
 func (w *world) twoServices(t *testing.T) []*subtest.Service {
 	t.Helper()
 	subtest.Stream(t, w.js)
@@ -91,8 +92,8 @@ func (w *world) garbage(t *testing.T) {
 	}
 }
 
-// TestLostDatabase: a database that is new, or older than what its durable has acknowledged, is filled again from the
-// stream, and one that is as it was is not.
+// TestLostDatabase: a database that is new, or older than what its durable has acknowledged, is
+// filled from the stream again. A database that is as it was is not.
 func TestLostDatabase(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
@@ -104,7 +105,7 @@ func TestLostDatabase(t *testing.T) {
 		w.garbage(t) // a batch of nothing else
 		w.knows(t, store, services...)
 		stop()
-		stop = w.startOn(t, store) // as ever
+		stop = w.startOn(t, store) // as before
 		services[0].Rotate(start+20, 300)
 		w.registry.Publish(t, w.js, services[0].Events[2])
 		w.garbage(t)
@@ -112,7 +113,7 @@ func TestLostDatabase(t *testing.T) {
 		stop()
 		w.said(t, readAgain, 0)
 
-		// An older backup: what came last is not in it.
+		// An older backup lacks the last events.
 		execute(t, url, "DELETE FROM applied", "DELETE FROM services", "DELETE FROM keys", "UPDATE stream_positions SET position = position - 1")
 		stop = w.startOn(t, store)
 		w.knows(t, store, services...)
@@ -131,8 +132,8 @@ func TestLostDatabase(t *testing.T) {
 	})
 }
 
-// TestDatabaseWithoutPosition: a database without a position has settled nothing, so the stream is read
-// from its start. Events that the database has take no effect again.
+// TestDatabaseWithoutPosition: a database without a position has settled nothing, so the stream is
+// read from its start. Events that the database has take no effect again.
 func TestDatabaseWithoutPosition(t *testing.T) {
 	t.Parallel()
 	url := testenv.Database(t, testenv.SQLite)
@@ -187,8 +188,8 @@ func (w *world) allRead(t *testing.T) {
 	})
 }
 
-// TestDurableOfAStreamThatForgot: a durable that is made when the first messages of the stream are gone has a floor, and
-// has acknowledged nothing.
+// TestDurableOfAStreamThatForgot: a durable that is created when the first messages of the stream
+// are gone has a floor, and has acknowledged nothing.
 func TestDurableOfAStreamThatForgot(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -210,8 +211,9 @@ func TestDurableOfAStreamThatForgot(t *testing.T) {
 	w.said(t, readAgain, 0)
 }
 
-// TestFloorInAGap: where the stream has forgotten messages, the floor of a durable lies just before the next one that is on
-// its way, and so beyond the last that was settled. The database lacks nothing for it.
+// TestFloorInAGap: if the stream has dropped messages, the floor of a durable lies just before the
+// next message to be delivered, and so beyond the last one that was settled. The database lacks
+// nothing.
 func TestFloorInAGap(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -228,7 +230,7 @@ func TestFloorInAGap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A process settles two messages, and ends with a third that is on its way.
+	// A process settles two messages, and ends while a third is on its way.
 	stream, err := w.js.Stream(t.Context(), streams.Invalidations)
 	if err != nil {
 		t.Fatal(err)

@@ -11,13 +11,14 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestRoomForVersions: on PostgreSQL the next version of a row has room beside the last one, and no index names what every event
-// changes. Else each rotation would be written into every index of both tables.
+// TestRoomForVersions: on PostgreSQL the next version of a row has room next to the last one, and
+// no index names a column that every event changes. Otherwise each rotation would be written into
+// every index of both tables.
 func TestRoomForVersions(t *testing.T) {
 	t.Parallel()
 	const rotations = 10
-	// Its own server: while any transaction of another database is open, PostgreSQL does not look anew at which versions nobody
-	// needs, and leaves no room.
+	// This test has its own server: while a transaction is open in another database, PostgreSQL
+	// doesn't look for old row versions to remove, and leaves no room.
 	server := testenv.NewPostgresServer(t)
 	url := server.CreateDatabase("room", server.Addr())
 	store, err := subscriber.OpenStore(t.Context(), url, discard())
@@ -37,7 +38,8 @@ func TestRoomForVersions(t *testing.T) {
 		}
 		apply(t, store, batch...)
 	}
-	if err := store.Close(); err != nil { // the server counts what a connection has done at its end, or 10 s later
+	// The server counts a connection's work when it ends, or 10 s later.
+	if err := store.Close(); err != nil {
 		t.Fatal(err)
 	}
 	db := openDB(t, url)

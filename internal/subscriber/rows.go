@@ -10,7 +10,7 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
-// rows are keyrings taken apart into the rows of their tables.
+// rows are keyrings split into the rows of their tables.
 type rows struct {
 	keys    []keyRow
 	cutoffs []cutoffRow
@@ -47,8 +47,8 @@ func (r *rows) identify(ids map[string]int64) {
 	}
 }
 
-// keyValues returns the rows of keys in the order of their primary key, each once, since one statement may not touch a row
-// twice.
+// keyValues returns the rows of keys in the order of their primary key, each once, because one
+// statement may not touch a row twice.
 func (r *rows) keyValues() []any {
 	slices.SortFunc(r.keys, func(a, b keyRow) int {
 		return cmp.Or(cmp.Compare(a.service, b.service), bytes.Compare(a.PublicKey.Bytes(), b.PublicKey.Bytes()))
@@ -76,8 +76,8 @@ func (r *rows) cutoffValues() []any {
 	return values
 }
 
-// writeKeyrings joins keyrings of services with these ids to those in the database, at the end of a transaction. The statements are
-// [keyring.Key.Join] in SQL.
+// writeKeyrings joins keyrings of services with these ids to those in the database, at the end of a
+// transaction. The statements are [keyring.Key.Join] in SQL.
 func (s *Store) writeKeyrings(ctx context.Context, tx *sqldb.Tx, ids map[string]int64, r *rows) error {
 	r.identify(ids)
 	const keysInto = `INSERT INTO keys (service, public_key, position, from_time, end_time) `

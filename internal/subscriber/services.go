@@ -11,10 +11,11 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// rememberedMost is of how many services the id is remembered, of those that an event was applied of lately. They take some 10 MB.
+// rememberedMost is how many services' ids are remembered: those with the latest events. They take
+// some 10 MB.
 const rememberedMost = 1 << 16
 
-// service is a row of services as it is to be joined to the one in the database.
+// service is a row of services to be joined to the row in the database.
 type service struct {
 	target                               string
 	head, maxSequence, filled, sequenced int64
@@ -34,11 +35,12 @@ func serviceColumns() []sqldb.Type {
 	return []sqldb.Type{sqldb.Int, sqldb.Text, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int}
 }
 
-// writeServices joins rows of services to those in the database, as merge says, and returns the ids of all of them. They
-// come in the order of their targets, each once: two writers lock them in one order, and all else of a service after it.
+// writeServices joins rows of services to those in the database, as merge says, and returns the ids
+// of all of them. The rows come in the order of their targets, each once: all writers lock services
+// in one order, and everything else of a service after it.
 //
-// An id that is remembered is a guess: the row must have the name too. So it does no harm if it is of a transaction that was rolled
-// back, or of a database that was replaced.
+// A remembered id is a guess: the row must have the name too. So an id from a transaction that was
+// rolled back, or from a database that was replaced, does no harm.
 func (s *Store) writeServices(ctx context.Context, tx *sqldb.Tx, list []service, merge string) (map[string]int64, error) {
 	ids := s.remembered(list)
 	rest, err := s.writeKnown(ctx, tx, list, merge, ids)
@@ -65,7 +67,8 @@ func (s *Store) remembered(list []service) map[string]int64 {
 	return ids
 }
 
-// writeKnown writes those that have an id, and returns the others. An id that is another one's is removed.
+// writeKnown writes the services that have an id, and returns the others. It removes an id that
+// belongs to another service.
 func (s *Store) writeKnown(ctx context.Context, tx *sqldb.Tx, list []service, merge string, ids map[string]int64) ([]service, error) {
 	var rest []service
 	known := make([]service, 0, len(list))
@@ -106,12 +109,12 @@ func (s *Store) writeKnown(ctx context.Context, tx *sqldb.Tx, list []service, me
 	return rest, nil
 }
 
-// knownOf finds services by the primary key of services (id); their names must be right, too.
+// knownOf finds services by id, the primary key of services. Their names must be right, too.
 func knownOf(e sqldb.Engine, list string) string {
 	return `SELECT s.id, s.target FROM (` + list + `) AS v ` + e.LookupJoin() + ` services AS s ON s.id = v.column1 AND s.target = v.column2`
 }
 
-// updates yields the statements that join rows of services to those with their ids and names.
+// updates yields the statements that join rows of services to the rows with their ids and names.
 func (s *Store) updates(list []service, merge string, ids map[string]int64) iter.Seq[sqldb.Rows] {
 	return func(yield func(sqldb.Rows) bool) {
 		for part := range s.db.Engine().Rows(1, serviceColumns(), serviceValues(list, ids)) {
@@ -144,9 +147,9 @@ func (s *Store) writeNamed(ctx context.Context, tx *sqldb.Tx, list []service, me
 	return nil
 }
 
-// firstID returns the first of the ids that new services get. SQLite has one writer at a time, and it
-// appends them. On a server, a sequence would need a privilege of its own, and it would begin again on
-// a standby that took over; a random number of 62 bits does not come twice.
+// firstID returns the first of the ids that new services get. SQLite has one writer at a time, and
+// it appends them. On a server, a sequence would need a privilege of its own, and it would begin
+// again on a standby that took over; a random number of 62 bits does not come twice.
 func (s *Store) firstID(ctx context.Context, tx *sqldb.Tx) (first int64, err error) {
 	if s.db.Engine() != sqldb.SQLite {
 		return rand.Int64N(1 << 62), nil //nolint:gosec // it only tells services apart

@@ -10,7 +10,7 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestKnownText: the query for services that are known says only on CockroachDB how it joins.
+// TestKnownText: the query for known services names its join only on CockroachDB.
 func TestKnownText(t *testing.T) {
 	t.Parallel()
 	const plain = `SELECT s.id, s.target FROM (VALUES) AS v JOIN services AS s ON s.id = v.column1 AND s.target = v.column2`
@@ -22,8 +22,8 @@ func TestKnownText(t *testing.T) {
 	}
 }
 
-// TestKnownPlan: on CockroachDB, without statistics, services is not read whole: neither for a list of
-// 900 rows, nor for one of a single row, which is planned in a way of its own.
+// TestKnownPlan: on CockroachDB, without statistics, the table services is not read whole: neither
+// for a list of 900 rows, nor for a single row, which is planned in another way.
 func TestKnownPlan(t *testing.T) {
 	t.Parallel()
 	store, err := OpenAuthStore(t.Context(), testenv.Database(t, testenv.Cockroach), slog.New(slog.DiscardHandler))

@@ -9,8 +9,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestHostileSettings: what a role's sessions are told by PostgreSQL changes nothing, in whatever
-// mode, and behind a pooler.
+// TestHostileSettings: the settings that PostgreSQL gives to a role's sessions change nothing, in
+// any mode, and behind a pooler.
 func TestHostileSettings(t *testing.T) {
 	t.Parallel()
 	for name, url := range testenv.HostileURLs(t) {

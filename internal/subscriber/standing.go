@@ -51,7 +51,7 @@ func (s *Subscriber) restoreLimits(ctx context.Context, found jetstream.Consumer
 	if limits == nil || consume.LimitsOf(found) == *limits {
 		return
 	}
-	s.cfg.Log.WarnContext(ctx, "someone changed the limits of the durable; the registry resets them", "durable", s.cfg.Durable,
+	s.cfg.Log.WarnContext(ctx, "someone changed the limits of the durable; they are reset", "durable", s.cfg.Durable,
 		"found", fmt.Sprintf("%+v", consume.LimitsOf(found)))
 	s.telling.Lock() // tell would write the limits that it has read
 	defer s.telling.Unlock()

@@ -12,8 +12,8 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// TestLimitsThatStay: where the broker does not give the limits that the durable had when it was
-// opened, they are set once, and not again and again.
+// TestLimitsThatStay: if the broker doesn't give the durable the limits with which it was opened,
+// they are set once, and not again and again.
 func TestLimitsThatStay(t *testing.T) {
 	t.Parallel()
 	ctx, discard := t.Context(), slog.New(slog.DiscardHandler)

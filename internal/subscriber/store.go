@@ -16,40 +16,42 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// Store is what a subscriber knows, in its database: every key of every service, as rows that are joined by the
-// database itself just as [keyring.Keyring.Join] does it. So no key is read before it is written, and a batch costs
-// a handful of statements however large it is.
+// Store is a subscriber's database: every key of every service, as rows. The database itself joins
+// rows as [keyring.Keyring.Join] does, so no key is read before it is written, and a batch of any
+// size costs a handful of statements.
 type Store struct {
 	db   *sqldb.DB
-	part int64 // of the position in the stream, which this process writes
+	part int64 // which row of the position this process writes
 
-	known *lru.Cache[string, int64] // the ids of services, by their names
+	known *lru.Cache[string, int64] // the ids of services, by name
 }
 
 // SetAside is a message that is not to be applied (§7.2), kept for an operator to look at.
 type SetAside struct {
 	StreamSequence uint64 `json:"stream_sequence"`
 	Subject        string `json:"subject"`
-	Reason         string `json:"reason"` // a code of docs/protocol.md §6 or §7.2; else panic or error: it could not be handled
-	Detail         string `json:"detail"` // one sentence for a person
-	Payload        []byte `json:"payload"`
-	At             int64  `json:"set_aside_at"` // seconds since the Unix epoch
+	// Reason is a code of docs/protocol.md §6 or §7.2, or panic or error if it could not be handled.
+	Reason  string `json:"reason"`
+	Detail  string `json:"detail"` // one sentence for a person
+	Payload []byte `json:"payload"`
+	At      int64  `json:"set_aside_at"` // seconds since the Unix epoch
 }
 
-// OpenStore opens the database of a Billing Service that url names, see [sqldb.Open], and brings its schema up to date.
-// Another's database is [sqldb.ErrURL].
+// OpenStore opens the database of a Billing Service that url names, see [sqldb.Open], and brings
+// its schema up to date. A database of another owner is [sqldb.ErrURL].
 func OpenStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
 	return openStore(ctx, url, sqldb.Billing, log, (*sqldb.DB).Migrate)
 }
 
-// OpenAuthStore is OpenStore for an Auth Provider, whom nobody asks whose key this is: [Store.FindKey] is slow here, and
-// everything else quicker.
+// OpenAuthStore is OpenStore for an Auth Provider, which is never asked whose key a key is:
+// [Store.FindKey] is slow there, and everything else is faster.
 func OpenAuthStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
 	return openStore(ctx, url, sqldb.Auth, log, (*sqldb.DB).Migrate)
 }
 
-// OpenExisting is OpenStore for whoever looks into the database of a process, which may be running and of another version: it
-// changes no schema, and one that is not this version's is [sqldb.ErrURL] too.
+// OpenExisting is OpenStore for commands that read the database of a process, which may be running
+// and of another version. It changes no schema, and returns [sqldb.ErrURL] for one of another
+// version.
 func OpenExisting(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
 	return openStore(ctx, url, sqldb.Billing, log, (*sqldb.DB).Check)
 }
@@ -99,19 +101,21 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Apply writes the nonces and the effects of a batch of events, and what is set aside, in one transaction, and returns
-// the events that had not been applied before, each once.
+// Apply writes the ids and the effects of a batch of events, and the messages set aside, in one
+// transaction. It returns the events that were not applied earlier, each once.
 //
-// After an error the batch is to be applied again. If the error is [sqldb.ErrUnknownOutcome], all of it may then turn
-// out to have been applied, and nothing is returned as new: whoever keeps the state in memory too must join every event
-// of the batch to it, not only the new ones.
+// After an error the batch must be applied again. If the error is [sqldb.ErrUnknownOutcome], the
+// batch may turn out to have been applied, and none of its events are returned as new. So a caller
+// that also keeps the state in memory must join every event of the batch to it, not only the new
+// ones.
 func (s *Store) Apply(ctx context.Context, batch []events.Invalidation, aside []SetAside) ([]events.Invalidation, error) {
 	return s.Settle(ctx, Place{}, Place{}, batch, aside)
 }
 
-// Settle is [Store.Apply] for a batch that came by the stream: to is the place of its last message, and written that of the
-// batch that this process has settled before; zero: none. In the same transaction the position in the stream is moved
-// on. If the database has not what was written, nothing is applied, and the error is [ErrRestored].
+// Settle is [Store.Apply] for a batch from the stream. to is the place of its last message, and
+// written is that of the batch that this process settled before, or zero. The same transaction
+// moves the position in the stream. If the database lacks what was written, nothing is applied, and
+// the error is [ErrRestored].
 func (s *Store) Settle(ctx context.Context, to, written Place, batch []events.Invalidation, aside []SetAside) ([]events.Invalidation, error) {
 	if len(batch) == 0 && len(aside) == 0 && to == (Place{}) {
 		return nil, nil
@@ -150,7 +154,8 @@ func (s *Store) settle(
 	return fresh, s.writeKeyrings(ctx, tx, ids, effects)
 }
 
-// insert has rows written, given as their columns one after the other, in as few statements as the engine allows.
+// insert adds statements that write rows, given as their columns one after the other, in as few
+// statements as the engine allows.
 func (s *Store) insert(p *sqldb.Pipeline, what, into, merge string, values []any, columns ...sqldb.Type) {
 	for rows := range s.db.Engine().Rows(1, columns, values) {
 		p.Exec("write the "+what, into+rows.Query+merge, rows.Args, nil)

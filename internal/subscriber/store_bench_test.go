@@ -25,8 +25,9 @@ import (
 // benchServices is how many services a benchmark rotates.
 const benchServices = 20_000
 
-// BenchmarkStore is what a rotation costs the database of Billing, and of Auth, by the size of the batch. Beside the time: what
-// this process, and what the server, took of CPU, and what this process wrote. The last is of a few among many that are idle.
+// BenchmarkStore is what a rotation costs the database of Billing, and of Auth, by the size of the
+// batch: the time, the CPU time of this process and of the server, and the bytes that this process
+// wrote. In the last ones, a few services rotate among many idle ones.
 func BenchmarkStore(b *testing.B) {
 	for _, engine := range []string{testenv.SQLite, testenv.Postgres} {
 		for _, size := range []int{1, 256, 1024} {
@@ -82,10 +83,10 @@ func benchStore(
 	}
 }
 
-// load is services that take turns at rotating, in rounds of another order each.
+// load is services that rotate in rounds, in another order each round.
 type load struct {
 	unbound []events.Target
-	idle    int // how many of those that are bound first never rotate, a multiple of 1,000
+	idle    int // how many of the services that are bound first never rotate, a multiple of 1,000
 	last    map[events.Target]events.Invalidation
 	round   []events.Target
 	now     int64 // in events: 3,000 are a second
@@ -93,13 +94,13 @@ type load struct {
 
 func newLoad(services int) *load {
 	l := &load{last: make(map[events.Target]events.Invalidation)}
-	for i := range services { // named in another order than they are bound
+	for i := range services { // their names have another order
 		l.unbound = append(l.unbound, targetOf(fmt.Sprintf("cms-article-%08x", uint32(i)*2654435761)))
 	}
 	return l
 }
 
-// again returns the load as it was before it began.
+// again returns the load as it was at its start.
 func (l *load) again() *load {
 	return &load{unbound: l.unbound, idle: l.idle, last: make(map[events.Target]events.Invalidation)}
 }
@@ -166,7 +167,7 @@ func ownCPU(b *testing.B) int64 {
 	return usage.Utime.Nano() + usage.Stime.Nano()
 }
 
-// ownWrites is what this process has written, in bytes; 0 where there is no /proc.
+// ownWrites is what this process has written, in bytes, or 0 without /proc.
 func ownWrites() int64 {
 	text, _ := os.ReadFile("/proc/self/io")
 	for line := range strings.Lines(string(text)) {
@@ -178,7 +179,7 @@ func ownWrites() int64 {
 	return 0
 }
 
-// backendsOf returns what lists the server's processes that work on the database.
+// backendsOf returns a function that lists the server's processes that work on the database.
 func backendsOf(b *testing.B, engine, url string) func() []int64 {
 	b.Helper()
 	if engine != testenv.Postgres {
@@ -214,7 +215,7 @@ func backendsOf(b *testing.B, engine, url string) func() []int64 {
 	}
 }
 
-// cpuOf is what processes on this machine have used, in nanoseconds; 0 where there is no /proc.
+// cpuOf is what processes on this machine have used, in nanoseconds, or 0 without /proc.
 func cpuOf(b *testing.B, pids []int64) (ns int64) {
 	b.Helper()
 	for _, pid := range pids {

@@ -18,8 +18,8 @@ import (
 
 const start = int64(1_705_412_600)
 
-// TestStoreIsTheKeyring: whatever the order, the repetitions and the batches in which the events of some services are
-// applied, the database ends with what package keyring makes of them.
+// TestStoreIsTheKeyring: the events of some services are applied in any order, repeatedly and in
+// any batches. The database ends with what package keyring makes of them.
 func TestStoreIsTheKeyring(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
@@ -128,8 +128,8 @@ func TestApplyOnce(t *testing.T) {
 	})
 }
 
-// TestIdentity: an event is known by its nonce and timestamp. What else it says makes no other event of it: in one batch, in a
-// later one, and after a restart. The same nonce at another timestamp does.
+// TestIdentity: an event is known by its nonce and timestamp. Other contents make no other event of
+// it: in one batch, in a later one, and after a restart. The same nonce at another timestamp does.
 func TestIdentity(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
@@ -172,7 +172,8 @@ func TestIdentity(t *testing.T) {
 	})
 }
 
-// TestManyCutoffs: services that were reset, very often or not at all, in an order that no two collations share.
+// TestManyCutoffs: services that were reset, very often or not at all, in an order that no two
+// collations share.
 func TestManyCutoffs(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
@@ -286,7 +287,7 @@ func TestGapsAndFilling(t *testing.T) {
 		gap("a late event does not stand in for the one that is missing now", true)
 		apply(t, store, s.Events[5])
 		gap("all are there", false)
-		// The history names the ends with the reset taken into account.
+		// The history names the ends as the reset changed them.
 		want := s.Keyring().Join(keyring.OfHistory(&history))
 		if diff := diffKeyrings(want, all(t, store)[s.Target].Keyring); diff != "" {
 			t.Error(diff)
@@ -294,8 +295,8 @@ func TestGapsAndFilling(t *testing.T) {
 	})
 }
 
-// TestGapIsWhatIsMissing: whatever the history stands in for, and in whatever batches events come, there is a gap as long as one
-// beyond that history and before the newest is missing.
+// TestGapIsWhatIsMissing: with any history filled in, and events in any batches, there is a gap as
+// long as an event between that history and the newest event is missing.
 func TestGapIsWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
@@ -336,7 +337,8 @@ func TestGapIsWhatIsMissing(t *testing.T) {
 	})
 }
 
-// TestOldHistory: an account that is older than the newest event changes nothing about which events are missing.
+// TestOldHistory: an account that is older than the newest event doesn't change which events are
+// missing.
 func TestOldHistory(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
@@ -360,7 +362,8 @@ func TestOldHistory(t *testing.T) {
 	})
 }
 
-// TestWithoutSequence: a registry that sends the spec's members and no more has no gaps, and its timestamps order.
+// TestWithoutSequence: the events of a registry that sends only the spec's members have no gaps,
+// and are ordered by their timestamps.
 func TestWithoutSequence(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
@@ -392,7 +395,8 @@ func TestSetAside(t *testing.T) {
 					StreamSequence: i, Subject: "omi.v1.invalidations.x", Reason: "wrong_origin", Detail: "d", Payload: []byte{0xff, 0}, At: start,
 				})
 			}
-			if _, err := store.Apply(t.Context(), nil, append(list, list...)); err != nil { // the same ones again do no harm
+			// The same ones again do no harm.
+			if _, err := store.Apply(t.Context(), nil, append(list, list...)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -403,7 +407,7 @@ func TestSetAside(t *testing.T) {
 			t.Fatalf("%d messages, %v; want the newest 1,000", len(list), err)
 		}
 
-		// What PostgreSQL refuses as text must not hold up the stream.
+		// A text that PostgreSQL refuses must not hold up the stream.
 		odd := subscriber.SetAside{StreamSequence: 3, Subject: "omi.v1.\xff\x00\x1b[2J", Reason: "panic", Detail: "a\x00b", At: start + 1}
 		if _, err := store.Apply(t.Context(), nil, []subscriber.SetAside{odd}); err != nil {
 			t.Fatal(err)

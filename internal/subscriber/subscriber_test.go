@@ -110,8 +110,8 @@ func (b *lockedBuffer) count(s string) int {
 	return strings.Count(b.b.String(), s)
 }
 
-// TestLife: the subscriber waits for the stream, applies what comes, says up to when it knows, and a durable that was
-// deleted makes it read all again, to no effect.
+// TestLife: the subscriber waits for the stream, applies what comes, and says up to when it knows
+// the stream. After its durable was deleted, it reads everything again, without effect.
 func TestLife(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -136,7 +136,7 @@ func TestLife(t *testing.T) {
 	if err := w.js.DeleteConsumer(t.Context(), streams.Invalidations, "sub"); err != nil {
 		t.Fatal(err)
 	}
-	w.applied(t, 4) // told again, since a memory could have missed them
+	w.applied(t, 4) // told again, because a memory could have missed them
 	if diff := diffKeyrings(s.Keyring(), all(t, w.store)[s.Target].Keyring); diff != "" {
 		t.Error(diff)
 	}
@@ -153,7 +153,8 @@ func TestLife(t *testing.T) {
 	}
 }
 
-// checkCounts compares omi_subscriber_events_total by result and reason, when the subscriber has come to count.
+// checkCounts compares omi_subscriber_events_total by result and reason, once the subscriber has
+// counted.
 func (w *world) checkCounts(t *testing.T, want map[string]float64) {
 	t.Helper()
 	testenv.Eventually(t, within, "the right counts", func() error {
@@ -189,7 +190,7 @@ func (w *world) metric(t *testing.T, name string) []*dto.Metric {
 	return nil
 }
 
-// TestOutage: while the broker is away as_of stays, and afterwards it goes on.
+// TestOutage: as_of stops while the broker is unavailable, and goes on afterwards.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -198,7 +199,8 @@ func TestOutage(t *testing.T) {
 	testenv.Eventually(t, within, "ready", w.sub.Ready)
 	w.broker.Stop()
 	before := w.sub.AsOf()
-	tick := time.NewTimer(2500 * time.Millisecond) // longer than it asks the broker again
+	// Longer than the pause between two questions to the broker.
+	tick := time.NewTimer(2500 * time.Millisecond)
 	<-tick.C
 	if after := w.sub.AsOf(); after != before {
 		t.Errorf("as_of went from %d to %d without a broker", before, after)
@@ -221,8 +223,9 @@ func TestOutage(t *testing.T) {
 	})
 }
 
-// TestRefusals: what is not to be applied is set aside, whatever it is, with one line for each reason in the log, and the good
-// ones among them are applied. Of a flood, the newest of each kind are kept.
+// TestRefusals: a message of any kind that must not be applied is set aside, with one line for each
+// reason in the log. Good messages among them are applied. Of a flood, the newest of each kind are
+// kept.
 func TestRefusals(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -311,7 +314,7 @@ func TestDurableOfAnotherMeaning(t *testing.T) {
 	refused("push")
 }
 
-// TestDurableLimits: limits are set to ours, what an operator added stays.
+// TestDurableLimits: limits are set to ours, and an operator's additions stay.
 func TestDurableLimits(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -334,7 +337,7 @@ func TestDurableLimits(t *testing.T) {
 	})
 }
 
-// TestHeldBack: as_of does not pass a message that is not acknowledged, though later ones are.
+// TestHeldBack: as_of doesn't pass a message that is not acknowledged, even if later ones are.
 func TestHeldBack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -343,7 +346,7 @@ func TestHeldBack(t *testing.T) {
 	testenv.Eventually(t, within, "ready", w.sub.Ready)
 	stop()
 
-	// Somebody else holds the first message back, for good.
+	// Another client holds the first message back, for good.
 	s := subtest.NewService(t, "busy")
 	s.Bind(start)
 	w.registry.Publish(t, w.js, s.Events[0])
@@ -385,7 +388,8 @@ func nth(s *subtest.Service, i int) events.Invalidation {
 	return s.Rotate(start+int64(i), 300)
 }
 
-// TestLimitsOfADurable: limits that somebody has put on the durable are taken back. One that can't be taken back has it made again.
+// TestLimitsOfADurable: if an operator changes the limits of the durable, they are reset. If they
+// can't be reset, the durable is recreated.
 func TestLimitsOfADurable(t *testing.T) {
 	t.Parallel()
 	for name, limit := range map[string]func(*jetstream.ConsumerConfig){

@@ -13,8 +13,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestTogether: two processes on one database get the events of the same new services, some of them both, at the same time. Each
-// service is there once, with all that either has seen.
+// TestTogether: two processes on one database get the events of the same new services at the same
+// time, and some events come to both. Each service is there once, with everything that either has
+// seen.
 func TestTogether(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {

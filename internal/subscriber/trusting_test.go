@@ -17,7 +17,8 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// heir is a registry whose key was changed: the old one, the new one, and a stranger of the same name.
+// heir is a registry whose key changed: the old one, the new one, and a stranger with the same
+// name.
 type heir struct {
 	*world
 	old, next, stranger *subtest.Registry
@@ -81,14 +82,15 @@ func (h *heir) says(t *testing.T, trusted ...*subtest.Registry) {
 	})
 }
 
-// aside is what the durable says that it has set aside.
+// aside is what the durable says about messages that were set aside.
 func (h *heir) aside(t *testing.T) subscriber.Aside {
 	t.Helper()
 	aside, _ := subscriber.AsideOf(h.consumer(t).Config.Metadata)
 	return aside
 }
 
-// flood publishes more messages than are kept of a kind: events of a stranger, and what is none.
+// flood publishes more messages than are kept of a kind: a stranger's events, and messages that are
+// none.
 func (h *heir) flood(t *testing.T) {
 	t.Helper()
 	publish := func(subject string, payload []byte) {
@@ -107,7 +109,7 @@ func (h *heir) flood(t *testing.T) {
 	<-h.js.PublishAsyncComplete()
 }
 
-// lacks says that not all events of a service were applied.
+// lacks checks that some event of a service was not applied.
 func (h *heir) lacks(t *testing.T, s *subtest.Service) {
 	t.Helper()
 	h.allRead(t)
@@ -130,9 +132,10 @@ func (h *heir) listed(t *testing.T, reason string) (places []uint64) {
 	return places
 }
 
-// TestTrustComesLater: the registry's key changes before the subscriber is told. What it sets aside then is not said to be
-// applied, and is applied as soon as it trusts the new key: after a restart, and while it runs; though a flood of foreign
-// messages has pushed it out of the list of what is set aside.
+// TestTrustComesLater: the registry's key changes before the subscriber knows. Events that are set
+// aside then don't count as applied. They are applied as soon as the subscriber trusts the new key,
+// after a restart or while it runs, even if a flood of foreign messages has pushed them out of the
+// table.
 func TestTrustComesLater(t *testing.T) {
 	t.Parallel()
 	for _, way := range []string{"restart", "running"} {
@@ -176,7 +179,8 @@ func TestTrustComesLater(t *testing.T) {
 	}
 }
 
-// TestTrustTakenBack: who trusts less says so, believes no more of that, and keeps what it had.
+// TestTrustTakenBack: a subscriber that trusts less says so, believes no more of those events, and
+// keeps what it applied.
 func TestTrustTakenBack(t *testing.T) {
 	t.Parallel()
 	h := newHeir(t, testenv.Database(t, testenv.SQLite))
@@ -197,7 +201,7 @@ func TestTrustTakenBack(t *testing.T) {
 	h.lacks(t, b)
 	h.knows(t, h.store, a)
 
-	// At a start too, and then more again.
+	// The same at a start, and then more trust again.
 	stop()
 	_, stop = h.start(t, h.next)
 	h.says(t, h.next)
@@ -207,8 +211,8 @@ func TestTrustTakenBack(t *testing.T) {
 	h.says(t, h.old)
 }
 
-// TestTrustAfterCrash: a durable whose process crashed while it read the stream again, and one whose
-// metadata can't be read. What others keep in the metadata stays.
+// TestTrustAfterCrash: a durable whose process crashed while it read the stream again, and one
+// whose metadata can't be read. What others keep in the metadata stays.
 func TestTrustAfterCrash(t *testing.T) {
 	t.Parallel()
 	for name, metadata := range map[string]map[string]string{
@@ -249,8 +253,8 @@ func TestTrustAfterCrash(t *testing.T) {
 	}
 }
 
-// TestSharedDurable: two processes on one durable and one database, one of which trusts more. What the other one gets is not said
-// to be applied before the first has applied it.
+// TestSharedDurable: one of two processes on one durable and one database trusts more. An event
+// that the other one gets does not count as applied before the first one has applied it.
 func TestSharedDurable(t *testing.T) {
 	t.Parallel()
 	h := newHeir(t, testenv.Database(t, testenv.Postgres))
@@ -267,7 +271,7 @@ func TestSharedDurable(t *testing.T) {
 	h.says(t, h.old, h.next)
 }
 
-// TestRemarks: a person is told what is set aside, and why, and so is a metric.
+// TestRemarks: a person is told what is set aside and why, and so is a metric.
 func TestRemarks(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -301,9 +305,10 @@ func TestRemarks(t *testing.T) {
 	}
 }
 
-// TestForgedByAStolenKey: what a key of the registry signs after its end is set aside, and not called applied, also where it ends a
-// service's keys by an event dated back. An end that proves too early is corrected while the subscriber runs, and what it had set
-// aside is applied.
+// TestForgedByAStolenKey: an event that a key of the registry signs after its end is set aside, and
+// does not count as applied, even if it ends a service's keys and is dated back. An end that turns
+// out to be too early is corrected while the subscriber runs, and the events that were set aside
+// are applied.
 func TestForgedByAStolenKey(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {

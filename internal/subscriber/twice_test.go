@@ -8,8 +8,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestOnePlaceTwice: a registry whose database was restored from an older copy may commit one request in one place for a
-// second time, at another time. Whichever event comes first, the state is the same.
+// TestOnePlaceTwice: a registry whose database was restored from an older copy may commit one
+// request again, with the same sequence and at another time. Either event may come first: the state
+// is the same.
 func TestOnePlaceTwice(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {

@@ -1,5 +1,5 @@
-// Package subtest plays the registry for the tests of subscribers: it makes the signed events of services, in the
-// order in which a registry would commit them, and publishes them on a real stream.
+// Package subtest plays the registry for the tests of subscribers. It makes the signed events of
+// services in the order in which a registry would commit them, and publishes them on a real stream.
 package subtest
 
 import (
@@ -42,12 +42,12 @@ func (r *Registry) Delivery(e *events.Invalidation) incoming.Delivery {
 	return incoming.Delivery{Subject: e.Subject(), Payload: e.Sign(r.Key), Sequence: 1, Published: time.Unix(e.Timestamp, 0)}
 }
 
-// NeverBound returns what the registry signs about a service that it has never bound.
+// NeverBound returns what the registry signs about a service that was never bound.
 func (r *Registry) NeverBound(c events.Target, at int64) []byte {
 	return events.Unbound{Origin: Origin, AppID: c.App, ServiceID: c.Service, Timestamp: at}.Sign(r.Key)
 }
 
-// Stream makes the stream of invalidations, as the registry does.
+// Stream makes the stream of events, as the registry does.
 func Stream(t testing.TB, js jetstream.JetStream) {
 	t.Helper()
 	if _, err := js.CreateStream(t.Context(), streams.InvalidationsConfig()); err != nil {
@@ -65,7 +65,7 @@ func (r *Registry) Publish(t testing.TB, js jetstream.JetStream, list ...events.
 	}
 }
 
-// Service is one service with its keys and the events that it has had.
+// Service is one service with its keys and its events so far.
 type Service struct {
 	Target events.Target
 	Keys   []events.SigningKey // those of the events so far, in their order
@@ -84,12 +84,12 @@ func NewService(t testing.TB, name string) *Service {
 	return &Service{Target: target}
 }
 
-// Bind returns the service's next event, as its siblings do: here a SERVICE_BINDING, committed at this time.
+// Bind returns the service's next event, a SERVICE_BINDING that is committed at this time.
 func (s *Service) Bind(at int64) events.Invalidation {
 	return s.next(events.ServiceBinding, at, at, s.newKey())
 }
 
-// Rotate is a KEY_ROTATION that has the old key valid for grace seconds more.
+// Rotate is a KEY_ROTATION after which the old key is valid for grace more seconds.
 func (s *Service) Rotate(at, grace int64) events.Invalidation {
 	return s.next(events.KeyRotation, at, at+grace, s.newKey())
 }
@@ -125,7 +125,8 @@ func (s *Service) RotateTo(at, grace int64, key events.SigningKey) events.Invali
 // Current returns the key that is current after the events so far.
 func (s *Service) Current() events.SigningKey { return s.Keys[len(s.Keys)-1] }
 
-// newKey makes keys that differ between services and are the same in every run, so that a failure can be replayed.
+// newKey makes keys that differ between services and are the same in every run, so that a failure
+// can be replayed.
 func (s *Service) newKey() events.SigningKey {
 	s.drawn++
 	seed := make([]byte, ed25519.SeedSize)
@@ -150,7 +151,7 @@ func (s *Service) next(kind events.EventKind, at, graceEnd int64, key events.Sig
 	return e
 }
 
-// Keyring returns what somebody knows who has seen all events so far.
+// Keyring returns the keyring after all events so far.
 func (s *Service) Keyring() keyring.Keyring {
 	var k keyring.Keyring
 	for i := range s.Events {
@@ -203,7 +204,8 @@ func (s *Service) Record(at int64) events.ServiceRecord {
 	return r
 }
 
-// Running runs a subscriber until the test ends, or the returned function is called; then it must end without error.
+// Running runs a subscriber until the test ends or the returned function is called. The subscriber
+// must then end without an error.
 func Running(t testing.TB, run func(context.Context) error) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))

@@ -8,13 +8,13 @@ import (
 	"omiappreg.org/keyrotation/internal/vectors"
 )
 
-// EventVector is one message of the event vectors, and who is to receive it: a subscriber with this trust, whose
-// store knows the service at sequence 2.
+// EventVector is one message of the event vectors, and its receiver: a subscriber with this trust,
+// whose store knows the service at sequence 2.
 type EventVector struct {
 	Name     string
 	Trust    events.Trust
 	Known    []events.Invalidation // the two events that bring a service to sequence 2
-	Current  events.SigningKey     // of that service then
+	Current  events.SigningKey     // the key of that service then
 	Delivery incoming.Delivery
 	Applied  bool                // what the contract expects
 	Event    events.Invalidation // of a message to be applied
