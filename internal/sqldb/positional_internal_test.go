@@ -72,19 +72,3 @@ func BenchmarkSQLiteParams(b *testing.B) {
 		})
 	}
 }
-
-func TestWrittenOut(t *testing.T) {
-	t.Parallel()
-	for query, want := range map[string]string{
-		"SELECT $1":                       "SELECT $1",
-		"INSERT INTO t VALUES ($1, $2)×1": "INSERT INTO t VALUES ($1, $2)",
-		"SELECT * FROM (VALUES ($2, $3)×3) AS v WHERE 1": "SELECT * FROM (VALUES ($2, $3), ($4, $5), ($6, $7)) AS v WHERE 1",
-		"a (VALUES ($1)×4) b (VALUES ($1)×4)":            "a (VALUES ($1), ($2), ($3), ($4)) b (VALUES ($1), ($2), ($3), ($4))",
-		"SELECT '2×2'":                                   "SELECT '2×2'",
-		"SELECT ×":                                       "SELECT ×",
-	} {
-		if got := writtenOut(query); got != want {
-			t.Errorf("%s\ngot  %s\nwant %s", query, got, want)
-		}
-	}
-}

@@ -14,7 +14,7 @@ import (
 const preparedEach = 128
 
 // To read and plan a statement of some hundred rows costs SQLite more than to run it. So each connection keeps those that it
-// ran last, with their text as their name, and beside it what writtenOut and positional made of that.
+// ran last, with their text as their name, and beside it what positional made of that.
 
 // preparedConnector makes connections that do so.
 type preparedConnector struct{ driver.Connector }
@@ -151,11 +151,6 @@ func orFail(query string) string {
 	return query
 }
 
-// PrepareContext prepares a statement for somebody who keeps it.
-func (c *preparedConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
-	return c.sqliteConn.PrepareContext(ctx, writtenOut(query))
-}
-
 // take returns a statement, which is nobody else's until it is given back.
 func (c *preparedConn) take(ctx context.Context, query string, args []driver.NamedValue) (*prepared, error) {
 	name := preparedName{query, c.within}
@@ -164,7 +159,7 @@ func (c *preparedConn) take(ctx context.Context, query string, args []driver.Nam
 		old.busy = true
 		return old, nil
 	}
-	text, order := writtenOut(query), []int(nil)
+	text, order := query, []int(nil)
 	if c.within {
 		text = orFail(text)
 	}

@@ -1,10 +1,8 @@
 package sqldb
 
 import (
-	"fmt"
 	"iter"
 	"strconv"
-	"strings"
 )
 
 // MaxParams is the largest number of parameters that one statement may have with every engine: SQLite's limit.
@@ -43,8 +41,7 @@ type Rows struct {
 //
 //   - PostgreSQL gets all of them, as an array for each column. The text is the same for any number, so it is short to
 //     parse, and worth preparing.
-//   - SQLite has no arrays. It gets a few fixed numbers of rows, so that the same texts come again and are found prepared. Query
-//     says how often its one row is repeated; the connection writes that out when it prepares the statement.
+//   - SQLite has no arrays. It gets a few fixed numbers of rows, so that the same texts come again and are found prepared.
 //   - CockroachDB gets lists of rows, [MaxRows] at most.
 func (e Engine) Rows(from int, columns []Type, values []any) iter.Seq[Rows] {
 	return func(yield func(Rows) bool) {
@@ -82,40 +79,11 @@ const (
 )
 
 func (e Engine) rows(from int, columns []Type, values []any, n int) Rows {
-	switch e {
-	case Postgres:
+	if e == Postgres {
 		return Rows{Query: unnest(from, columns), Args: arrays(columns, values), Len: n}
-	case SQLite:
-		return Rows{Query: "VALUES " + e.values(from, 1, columns...) + times + strconv.Itoa(n), Args: values, Len: n}
-	default: // CockroachDB has unnest too. VALUES is what is known to work there.
-		return Rows{Query: "VALUES " + e.values(from, n, columns...), Args: values, Len: n}
 	}
-}
-
-// times stands between the first row of a text for SQLite and the number of rows: VALUES ($1, $2)×256. So a text of some 20 KB is
-// not put together, hashed and compared each time that a statement is run.
-const times = "×"
-
-// writtenOut repeats the rows of such a text, whose parameters follow each other.
-func writtenOut(query string) string {
-	if !strings.Contains(query, times) {
-		return query
-	}
-	var text strings.Builder
-	for before, after, found := strings.Cut(query, times); found; before, after, found = strings.Cut(query, times) {
-		digits := len(after) - len(strings.TrimLeft(after, "0123456789"))
-		n, err := strconv.Atoi(after[:digits])
-		row := strings.LastIndexByte(before, '(')
-		if err != nil || row < 0 {
-			break // not of ours
-		}
-		var from int
-		_, _ = fmt.Sscanf(before[row:], "($%d", &from)
-		text.WriteString(before[:row])
-		text.WriteString(SQLite.values(from, n, make([]Type, strings.Count(before[row:], "$"))...))
-		query = after[digits:]
-	}
-	return text.String() + query
+	// CockroachDB has unnest, too. VALUES is known to work there.
+	return Rows{Query: "VALUES " + e.values(from, n, columns...), Args: values, Len: n}
 }
 
 // unnest writes a query of the rows that arrays hold, one for each column: SELECT unnest($1::TEXT[]) AS column1, … In a FROM, all
