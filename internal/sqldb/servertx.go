@@ -3,7 +3,6 @@ package sqldb
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"slices"
@@ -130,10 +129,10 @@ func (t *serverTx) runAtCommit(ctx context.Context, list []statement) error {
 
 // send runs statements, after those that must come first. It returns how many were left at an error.
 // From then on the transaction runs no statements: if the BEGIN has failed, they would be done
-// outside of it.
+// outside of it, and a COMMIT would roll back without an error.
 func (t *serverTx) send(ctx context.Context, list []statement) (left int, err error) {
 	if t.failed != nil {
-		return len(list), fmt.Errorf("%w: %w", errFailed, t.failed)
+		return len(list), notCommitted{fmt.Errorf("%w: %w", errFailed, t.failed)}
 	}
 	list = append(t.last, list...)
 	if !t.begun {
@@ -147,10 +146,7 @@ func (t *serverTx) send(ctx context.Context, list []statement) (left int, err er
 
 // commit ends the transaction.
 func (t *serverTx) commit(ctx context.Context) error {
-	switch {
-	case t.failed != nil: // a COMMIT would roll back, without an error
-		return notCommitted{fmt.Errorf("%w: %w", errFailed, t.failed)}
-	case !t.begun && len(t.last) == 0: // nothing was done
+	if !t.begun && len(t.last) == 0 { // nothing was done
 		return nil
 	}
 	left, err := t.send(ctx, t.end)
@@ -158,14 +154,11 @@ func (t *serverTx) commit(ctx context.Context) error {
 	return err
 }
 
-// rollback rolls back unless the transaction is over. If that fails, the connection is given up: the
-// server then rolls back by itself.
+// rollback rolls back unless the transaction is over. If ctx has ended, the driver gives the connection
+// up, and the server rolls back by itself.
 func (t *serverTx) rollback(ctx context.Context) {
-	if t.over || !t.begun {
-		return
-	}
-	t.over = true
-	if _, err := t.conn.ExecContext(ctx, rollback); err != nil {
-		_ = t.conn.Raw(func(any) error { return driver.ErrBadConn })
+	if t.begun && !t.over {
+		t.over = true
+		_, _ = t.conn.ExecContext(ctx, rollback)
 	}
 }

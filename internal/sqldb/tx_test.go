@@ -3,6 +3,7 @@ package sqldb_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -198,17 +199,70 @@ func checkWriteSkew(t *testing.T, write writing) {
 	}
 }
 
-// A function that swallows an error leaves PostgreSQL with a dead transaction, whose COMMIT rolls back without an error.
-func TestInTxReportsACommitOfADeadTransaction(t *testing.T) {
+// TestInTxIgnoredError: a function that ignores an error of the server, or of its own while it reads a
+// row, commits nothing. InTx returns that error, and is sure of the outcome.
+func TestInTxIgnoredError(t *testing.T) {
 	t.Parallel()
-	db := open(t, testenv.Database(t, testenv.Postgres))
-	err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
-		_ = execTx(t.Context(), tx, "SELECT 1/0")
-		return nil
+	ours := errors.New("ours")
+	check := func(t *testing.T, db *sqldb.DB) {
+		t.Helper()
+		exec(t, db, "CREATE TABLE t (n BIGINT PRIMARY KEY)")
+		exec(t, db, "INSERT INTO t VALUES (1)")
+		for what, tt := range map[string]struct {
+			is      func(error) bool
+			ignored func(p *sqldb.Pipeline)
+		}{
+			"the server's": {sqldb.Duplicate, func(p *sqldb.Pipeline) { p.Exec("", "INSERT INTO t VALUES (1)", nil, nil) }},
+			"its own": {func(err error) bool { return errors.Is(err, ours) }, func(p *sqldb.Pipeline) {
+				p.Query("", "SELECT n FROM t", nil, func(sqldb.Row) error { return ours })
+			}},
+		} {
+			err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
+				var p sqldb.Pipeline
+				p.Exec("", "INSERT INTO t VALUES (2)", nil, nil)
+				tt.ignored(&p)
+				_ = tx.Run(t.Context(), &p)
+				return nil
+			})
+			if !tt.is(err) || errors.Is(err, sqldb.ErrUnknownOutcome) || sqldb.Transient(err) {
+				t.Errorf("%s: %v", what, err)
+			}
+			if n := number(t, db, "SELECT count(*) FROM t"); n != 1 {
+				t.Errorf("%s: %d rows are there", what, n)
+			}
+		}
+	}
+	testenv.EachEngine(t, func(t *testing.T, url string) { check(t, open(t, url)) })
+	t.Run("taken for CockroachDB", func(t *testing.T) {
+		t.Parallel()
+		check(t, takenForCockroach(t, testenv.Database(t, testenv.Postgres)))
 	})
-	if err == nil || errors.Is(err, sqldb.ErrUnknownOutcome) || sqldb.Transient(err) {
+}
+
+// TestInTxCancelled: a transaction that can't be rolled back, because its context has ended, leaves no
+// session behind that holds its locks.
+func TestInTxCancelled(t *testing.T) {
+	t.Parallel()
+	url := testenv.Database(t, testenv.Postgres)
+	db, other := open(t, url), open(t, url)
+	exec(t, db, "CREATE TABLE t (n BIGINT)")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	err := db.InTx(ctx, func(tx *sqldb.Tx) error {
+		err := execTx(ctx, tx, "INSERT INTO t VALUES (1)")
+		cancel()
+		return err
+	})
+	if !errors.Is(err, context.Canceled) || errors.Is(err, sqldb.ErrUnknownOutcome) {
 		t.Errorf("got %v", err)
 	}
+	testenv.Eventually(t, time.Minute, "no transaction is open", func() error {
+		const query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
+		if n := number(t, other, query); n != 0 {
+			return fmt.Errorf("%d are", n)
+		}
+		return nil
+	})
 }
 
 func TestInTxWaitsForABusySQLiteFile(t *testing.T) {
