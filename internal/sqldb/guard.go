@@ -135,7 +135,7 @@ type guardedTx struct {
 func (t guardedTx) Commit() error {
 	ctx := context.Background()
 	c := t.conn
-	if c.dirty && c.writes && !c.failed {
+	if c.dirty && c.writes {
 		if err := c.judge(ctx, c.stamp(ctx)); err != nil {
 			return errors.Join(err, t.Rollback())
 		}

@@ -5,7 +5,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
@@ -30,7 +29,7 @@ func (c preparedConnector) Connect(ctx context.Context) (driver.Conn, error) {
 		_ = conn.Close()
 		return nil, fmt.Errorf("the SQLite driver's %T has not all the methods expected", conn)
 	}
-	kept, err := simplelru.NewLRU[preparedName, *prepared](preparedEach, nil)
+	kept, err := simplelru.NewLRU[string, *prepared](preparedEach, nil)
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
@@ -60,15 +59,7 @@ type sqliteStmt interface {
 // preparedConn is a connection, used by one goroutine at a time as database/sql does it.
 type preparedConn struct {
 	sqliteConn
-	kept   *simplelru.LRU[preparedName, *prepared]
-	within bool // a transaction
-	failed bool // a statement of it did
-}
-
-// preparedName is what a prepared statement is known by.
-type preparedName struct {
-	query  string
-	within bool // a transaction, see orFail
+	kept *simplelru.LRU[string, *prepared] // by the texts of the statements
 }
 
 // prepared is a statement, and the order in which it takes its arguments.
@@ -87,7 +78,6 @@ func (c *preparedConn) ExecContext(ctx context.Context, query string, args []dri
 		return nil, err
 	}
 	result, err := stmt.ExecContext(ctx, reorder(args, stmt.order))
-	c.failed = c.failed || err != nil
 	return result, errors.Join(err, c.give(stmt))
 }
 
@@ -99,70 +89,19 @@ func (c *preparedConn) QueryContext(ctx context.Context, query string, args []dr
 	}
 	rows, err := stmt.QueryContext(ctx, reorder(args, stmt.order))
 	if err != nil {
-		c.failed = true
 		return nil, errors.Join(err, c.give(stmt))
 	}
 	return &preparedRows{rows, func() error { return c.give(stmt) }}, nil
 }
 
-// BeginTx begins a transaction.
-func (c *preparedConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	tx, err := c.sqliteConn.BeginTx(ctx, opts)
-	if err != nil {
-		return nil, err
-	}
-	c.within, c.failed = true, false
-	return preparedTx{tx, c}, nil
-}
-
-// preparedTx is a transaction of a preparedConn.
-type preparedTx struct {
-	driver.Tx
-	conn *preparedConn
-}
-
-// errFailed is why a transaction is not committed of which somebody has ignored the error of a statement. PostgreSQL says so too.
-var errFailed = errors.New("a statement of the transaction has failed, so it is rolled back")
-
-// Commit commits.
-func (t preparedTx) Commit() error {
-	t.conn.within = false
-	if t.conn.failed {
-		return errors.Join(errFailed, t.Tx.Rollback())
-	}
-	return t.Tx.Commit()
-}
-
-// Rollback rolls back.
-func (t preparedTx) Rollback() error {
-	t.conn.within = false
-	return t.Tx.Rollback()
-}
-
-// orFail has a statement leave what it did up to where it fails. In a transaction, which is rolled back then, that does no harm,
-// and SQLite needn't keep a copy of each page that a statement of many rows changes, to undo that statement alone.
-func orFail(query string) string {
-	if rest, ok := strings.CutPrefix(query, "INSERT INTO "); ok {
-		return "INSERT OR FAIL INTO " + rest
-	}
-	if rest, ok := strings.CutPrefix(query, "UPDATE "); ok {
-		return "UPDATE OR FAIL " + rest
-	}
-	return query
-}
-
 // take returns a statement, which is nobody else's until it is given back.
 func (c *preparedConn) take(ctx context.Context, query string, args []driver.NamedValue) (*prepared, error) {
-	name := preparedName{query, c.within}
-	old, ok := c.kept.Get(name)
+	old, ok := c.kept.Get(query)
 	if ok && !old.busy && old.args == len(args) {
 		old.busy = true
 		return old, nil
 	}
 	text, order := query, []int(nil)
-	if c.within {
-		text = orFail(text)
-	}
 	if !named(args) {
 		text, order = positional(text, len(args))
 	}
@@ -178,7 +117,7 @@ func (c *preparedConn) take(ctx context.Context, query string, args []driver.Nam
 	if one.alone {
 		return one, nil
 	}
-	if err := c.keep(name, one); err != nil {
+	if err := c.keep(query, one); err != nil {
 		one.busy = false
 		return nil, err
 	}
@@ -186,12 +125,12 @@ func (c *preparedConn) take(ctx context.Context, query string, args []driver.Nam
 }
 
 // keep keeps a statement for the next time, in place of the one with its text, or of that which was used least lately.
-func (c *preparedConn) keep(name preparedName, one *prepared) error {
-	old, ok := c.kept.Peek(name)
+func (c *preparedConn) keep(query string, one *prepared) error {
+	old, ok := c.kept.Peek(query)
 	if !ok && c.kept.Len() == preparedEach {
 		_, old, ok = c.kept.RemoveOldest()
 	}
-	c.kept.Add(name, one)
+	c.kept.Add(query, one)
 	if !ok {
 		return nil
 	}

@@ -129,21 +129,35 @@ func (db *DB) fileTx(ctx context.Context, fn func(*Tx) error) error {
 	// For an error, a panic, and runtime.Goexit. After the commit it does nothing.
 	defer func() { _ = tx.Rollback() }()
 
-	if err := fn(&Tx{fileTx{tx}}); err != nil {
+	f := &fileTx{tx: tx}
+	if err := fn(&Tx{f}); err != nil {
 		return err
+	}
+	if f.failed != nil {
+		return fmt.Errorf("%w: %w", errFailed, f.failed)
 	}
 	return db.commitError(ctx, tx.Commit())
 }
 
-// fileTx is a transaction on SQLite, where a statement has no way to go.
-type fileTx struct{ tx *sql.Tx }
+// errFailed is why a transaction is not committed if its function has ignored an error.
+var errFailed = errors.New("a statement of the transaction has failed, so it is rolled back")
 
-func (f fileTx) run(ctx context.Context, statements []statement) error {
-	return runEach(ctx, f.tx, statements)
+// fileTx is a transaction on SQLite, where there is no way to a server to save.
+type fileTx struct {
+	tx     *sql.Tx
+	failed error // the first error
 }
 
-func (f fileTx) runAtCommit(ctx context.Context, statements []statement) error {
-	return runEach(ctx, f.tx, statements)
+func (f *fileTx) run(ctx context.Context, statements []statement) error {
+	err := runEach(ctx, f.tx, statements)
+	if f.failed == nil {
+		f.failed = err
+	}
+	return err
+}
+
+func (f *fileTx) runAtCommit(ctx context.Context, statements []statement) error {
+	return f.run(ctx, statements)
 }
 
 // commitError tells failed commits from those whose outcome is unknown.
