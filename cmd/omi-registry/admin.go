@@ -167,8 +167,8 @@ func (c *appReplaceCmd) Run() error {
 		case old == next.MasterPublicKey:
 			return process.Print("%s has this Master Key already.\n", next.AppID)
 		}
-		return process.Print("%s has another Master Key now; what %s signs is refused from now on.\n"+
-			"If the old key leaked, have each service reset: omi reset --app-id %s --service-id … --master-key …\n", next.AppID, old, next.AppID)
+		return process.Print("%s has a new Master Key; from now on, everything that %s signs is refused.\n"+
+			"If the old key leaked, reset each service: omi reset --app-id %s --service-id … --master-key …\n", next.AppID, old, next.AppID)
 	})
 }
 

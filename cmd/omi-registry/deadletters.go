@@ -72,7 +72,7 @@ func (c *deadLettersListCmd) Run() error {
 func deadLetterText(l registry.DeadLetter) printable.Composed {
 	retrying := ""
 	if l.Retrying {
-		retrying = ", a retry is asked for"
+		retrying = ", waiting for a retry"
 	}
 	return printable.Composed(printable.Sprintf("%s  %s\n    came %s as stream sequence %d, set aside %s after %d tries%s\n    %s: %s\n",
 		l.ID, l.Subject, dateTime(l.StoredAt), l.StreamSequence, dateTime(l.SetAsideAt), l.Tries, retrying, l.Reason, l.Detail))
@@ -133,7 +133,7 @@ const (
 // Run asks for dead letters to be decided again.
 func (c *deadLettersRetryCmd) Run() error {
 	if c.All == (len(c.IDs) > 0) {
-		return process.Usagef("name the dead letters by their ids, or all of them by --all")
+		return process.Usagef("give the ids of dead letters, or --all")
 	}
 	if c.Wait < 0 {
 		return process.Usagef("--wait: want 0s or more")
@@ -205,7 +205,7 @@ func retriedText(results []retried) printable.Composed {
 		case resultWaiting:
 			printable.Fprintf(&text, "%s  a running registry will decide it\n", r.ID)
 		default:
-			printable.Fprintf(&text, "%s  decided, and answered if it can be\n", r.ID)
+			printable.Fprintf(&text, "%s  decided, and answered if possible\n", r.ID)
 		}
 	}
 	printable.Fprintf(&text, "%d dead letters.\n", len(results))
@@ -222,7 +222,7 @@ func (c *deadLettersRetryCmd) verdict(results []retried) error {
 	case count[resultFailed] > 0:
 		return process.Refused(fmt.Errorf("%d of %d failed again; the registry's log has the rest", count[resultFailed], len(results)))
 	case count[resultWaiting] > 0 && c.Wait > 0:
-		return process.Unreachable(fmt.Errorf("%d of %d are not decided after %s: is a registry running? They stay asked for", count[resultWaiting], len(results), c.Wait))
+		return process.Unreachable(fmt.Errorf("%d of %d are not decided after %s: is a registry running? They stay queued for it", count[resultWaiting], len(results), c.Wait))
 	}
 	return nil
 }

@@ -47,7 +47,7 @@ func (c *keygenCmd) Run() error {
 	if c.JSON {
 		return process.PrintJSON(map[string]string{"file": c.Out, "public_key": key.Public().String()})
 	}
-	return process.Print("The registry's private key is in %s (mode 0600).\nIts public key, which subscribers --trust:\n%s\n", c.Out, key.Public())
+	return process.Print("The registry's private key is in %s (mode 0600).\nIts public key, for --trust of the subscribers:\n%s\n", c.Out, key.Public())
 }
 
 // public returns the key in --public-out, or the zero key if there is none. It refuses a file that
@@ -68,7 +68,7 @@ func (c *keygenCmd) public() (key events.PublicKey, err error) {
 	isLink := link != nil && link.Mode()&fs.ModeSymlink != 0
 	switch {
 	case isLink && (err != nil || info.Mode().IsRegular() && info.Size() == 0):
-		return key, process.Usagef("--public-out: %s is a link, and where it leads is no public key yet: name the file itself, or remove the link", c.PublicOut)
+		return key, process.Usagef("--public-out: %s is a link, and there is no public key at its target: name the file itself, or remove the link", c.PublicOut)
 	case errors.Is(err, fs.ErrNotExist):
 		return key, nil
 	case err != nil:
@@ -78,10 +78,10 @@ func (c *keygenCmd) public() (key events.PublicKey, err error) {
 	}
 	keys, err := keyfile.ReadPublicKeys(c.PublicOut)
 	if errors.Is(err, fs.ErrPermission) {
-		return key, process.Usagef("--public-out: %w: let this user read it, since it may have another registry's key", err)
+		return key, process.Usagef("--public-out: %w: let this user read it, because it may have another registry's key", err)
 	}
 	if err != nil || len(keys) != 1 {
-		return key, process.Usagef("--public-out: %s is there and holds something else than one public key: name another file", c.PublicOut)
+		return key, process.Usagef("--public-out: %s exists and does not hold exactly one public key: name another file", c.PublicOut)
 	}
 	return keys[0], nil
 }

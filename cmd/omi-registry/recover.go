@@ -111,7 +111,7 @@ func (c *recoverCmd) mayWrite(r *registry.Recovered) error {
 	if c.Yes || c.DryRun || r.Earlier() == 0 {
 		return nil
 	}
-	return process.Usagef("nothing is written: %d changes rest on the signatures of earlier keys. If such a key was stolen, give it its end, "+
+	return process.Usagef("nothing is written: only earlier keys have signed %d changes. If such a key was stolen, give it an end, "+
 		"as in --trust KEY@TIME; if not, --yes recovers them", r.Earlier())
 }
 
@@ -120,10 +120,10 @@ func signersText(r *registry.Recovered) printable.Composed {
 	var text strings.Builder
 	for _, s := range r.Signers {
 		if !s.Earlier {
-			printable.Fprintf(&text, "%d changes rest on the signature of %s, with which the registry signs.\n", s.Changes, s.PublicKey)
+			printable.Fprintf(&text, "%d changes are signed by %s, the registry's current key.\n", s.Changes, s.PublicKey)
 			continue
 		}
-		printable.Fprintf(&text, "%d changes rest on the signature of %s, an earlier key:\n", s.Changes, s.PublicKey)
+		printable.Fprintf(&text, "%d changes are signed by %s, an earlier key:\n", s.Changes, s.PublicKey)
 		if more := s.Changes - len(s.Newest); more > 0 {
 			printable.Fprintf(&text, "  the first %d are not listed\n", more)
 		}
@@ -151,10 +151,10 @@ func recoveredText(r *registry.Recovered) printable.Composed {
 		printable.Fprintf(&text, "%s: the database does not know this app: `omi-registry app add --app-id %s --master-key …` lets its developer bind services again.\n", app, app)
 	}
 	if r.Refused > 0 {
-		printable.Fprintf(&text, "%d messages of the stream are signed by no key of this registry; name earlier keys by --trust.\n", r.Refused)
+		printable.Fprintf(&text, "%d messages of the stream are signed by no key of this registry; name earlier keys with --trust.\n", r.Refused)
 	}
 	if r.AfterEnd > 0 {
-		printable.Fprintf(&text, "%d messages of the stream are signed by an earlier key after its end, and passed over.\n", r.AfterEnd)
+		printable.Fprintf(&text, "%d messages of the stream are signed by an earlier key after its end, and skipped.\n", r.AfterEnd)
 	}
 	verb := "Recovered"
 	if r.DryRun {
@@ -162,11 +162,11 @@ func recoveredText(r *registry.Recovered) printable.Composed {
 	}
 	printable.Fprintf(&text, "%s %d changes of %d services, from %d messages", verb, r.Changes, r.Services, r.Messages)
 	if r.WithoutReceipt > 0 {
-		printable.Fprintf(&text, "; %d of them without their receipt, which has a stand-in", r.WithoutReceipt)
+		printable.Fprintf(&text, "; %d of them have a stand-in for a lost receipt", r.WithoutReceipt)
 	}
 	text.WriteString(".\n")
 	if r.Changes > 0 {
-		text.WriteString("What was committed and never published is not among them: nobody has heard of it.\n")
+		text.WriteString("Changes that were committed and never published are not among them: no other party has heard of them.\n")
 	}
 	return printable.Composed(text.String())
 }

@@ -217,7 +217,7 @@ func ownTrust(origin string, key events.SigningKey, earlier []string, file strin
 	trust, err := process.Trust{Origin: origin, Keys: append([]string{key.Public().String()}, earlier...), File: file}.Load()
 	if err == nil && !slices.Contains(trust.PublicKeys(), key.Public()) {
 		err = process.Usagef("--signing-key: --trust says that this key, %s, has ended: nothing that it signs would be believed. "+
-			"Make another key with `omi-registry keygen`, and have it trusted", key.Public())
+			"Make another key with `omi-registry keygen`, and let the others trust it", key.Public())
 	}
 	return trust, err
 }

@@ -134,7 +134,7 @@ func verdictOf(runs []*benchRun) error {
 func (c *benchCmd) measure(preload int) (*benchRun, error) {
 	folder, err := os.MkdirTemp(c.Data, "omi-bench-")
 	if err != nil {
-		return nil, process.Usagef("make a temporary folder: %w: name another place by --data", err)
+		return nil, process.Usagef("make a temporary folder: %w: choose another folder with --data", err)
 	}
 	defer func() { _ = os.RemoveAll(folder) }()
 	log := process.NewLog(os.Stderr, slog.LevelError)
@@ -147,7 +147,7 @@ func (c *benchCmd) measure(preload int) (*benchRun, error) {
 	})
 	b.progress.end()
 	if err == nil && !finished {
-		err = errors.New("stopped before its end: nothing was measured")
+		err = errors.New("stopped early: nothing was measured")
 	}
 	return b, plain(err)
 }
@@ -164,7 +164,7 @@ func (c *benchCmd) check() error {
 	case c.Rate > 0 && c.InFlight > 0:
 		return process.Usagef("--rate is an open loop and --in-flight a closed one: give one of them")
 	case c.Duration > 0 && (c.Rate == 0 || c.Rotations > 0):
-		return process.Usagef("--duration goes with --rate, in place of --rotations")
+		return process.Usagef("--duration needs --rate, and replaces --rotations")
 	}
 	for flag, path := range map[string]string{"--plot": c.Plot, "--cpu-profile": c.CPUProfile} {
 		if err := canBeWritten(path); err != nil {
@@ -173,7 +173,7 @@ func (c *benchCmd) check() error {
 	}
 	if c.NATSURL != "" {
 		if c.SyncAlways {
-			return process.Usagef("--sync-always is about a broker of its own: the one of --nats-url has its sync_interval")
+			return process.Usagef("--sync-always needs a broker of its own: the one of --nats-url has its own sync_interval")
 		}
 		if err := (process.NATS{URL: c.NATSURL}).Check(); err != nil {
 			return err
@@ -187,7 +187,7 @@ func (c *benchCmd) check() error {
 			return process.Usagef("--database-url names a server; with SQLite, --data says where the files are made")
 		}
 		if c.Store == benchSQLite {
-			return process.Usagef("--store sqlite and --database-url, which names a server: give one of them")
+			return process.Usagef("--store sqlite and --database-url exclude each other: give one of them")
 		}
 		c.Store = benchPostgres
 	}

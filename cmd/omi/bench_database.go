@@ -45,7 +45,7 @@ func (b *benchRun) openDatabases(ctx context.Context) (closes func(), err error)
 	b.progress.phase("starting PostgreSQL", -1)
 	server, err := localserver.StartPostgres(localserver.PostgresConfig{Durable: true, Parent: b.cmd.Data})
 	if err != nil {
-		return nil, process.Usagef("--store postgres: no PostgreSQL can be started (%w): name a server by --database-url", err)
+		return nil, process.Usagef("--store postgres: no PostgreSQL can be started (%w): name a server with --database-url", err)
 	}
 	b.server = server
 	if _, err := b.createDatabases(ctx, server.URL().String()); err != nil {
@@ -75,7 +75,7 @@ func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func
 		for _, part := range benchDatabases() {
 			drop := "DROP DATABASE IF EXISTS " + prefix + part + how
 			if err := runOn(ctx, text, benchStatement, drop); err != nil {
-				b.log.Error("a database of the benchmark is left", "database", prefix+part, "error", err)
+				b.log.Error("the benchmark could not drop a database", "database", prefix+part, "error", err)
 			}
 		}
 	}

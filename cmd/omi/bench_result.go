@@ -218,7 +218,7 @@ func (r *benchResult) text() string {
 	line("rotations per second", "%.0f", r.RotationsPerS)
 	line("from publish to applied", "p50 %.2f ms   p90 %.2f ms   p99 %.2f ms   max %.2f ms",
 		r.PublishToApplied.P50, r.PublishToApplied.P90, r.PublishToApplied.P99, r.PublishToApplied.Max)
-	line("the cores' Ed25519 limit", "%.0f a second: three verifications and two signatures each, and nothing else, on %d cores", r.Ed25519Limit, r.Cores)
+	line("the cores' Ed25519 limit", "%.0f a second: only three verifications and two signatures each, on %d cores", r.Ed25519Limit, r.Cores)
 	line("share of it reached", "%.1f %%", 100*r.ShareOfLimit)
 	line("CPU", "%.0f µs a rotation", r.CPUPerRotation)
 	for _, part := range byTotal(r.CPUByStage, total) {
@@ -239,7 +239,7 @@ func (r *benchResult) loadText() string {
 	case benchOpen:
 		text += fmt.Sprintf(", %g a second", r.Rate)
 	case benchClosed:
-		text += fmt.Sprintf(", %d on their way at a time", r.InFlight)
+		text += fmt.Sprintf(", %d under way at a time", r.InFlight)
 	default:
 		text += " from a backlog; latencies count from the start of the registry"
 	}

@@ -195,7 +195,7 @@ func (b *benchRun) deleteStreams(ctx context.Context) {
 	defer cancel()
 	for _, name := range benchStreams() {
 		if err := b.js.DeleteStream(ctx, name); err != nil {
-			b.log.Error("a stream of the benchmark is left", "stream", name, "error", err)
+			b.log.Error("the benchmark could not delete a stream", "stream", name, "error", err)
 		}
 	}
 }
@@ -224,7 +224,7 @@ func (b *benchRun) unused(ctx context.Context) error {
 	for _, name := range benchStreams() {
 		_, err := js.Stream(ctx, name)
 		if err == nil {
-			return process.Usagef("--nats-url: the stream %s is there already: use a broker, or an account, without a registry", name)
+			return process.Usagef("--nats-url: the stream %s exists already: use a broker or an account without a registry", name)
 		}
 		if !errors.Is(err, jetstream.ErrStreamNotFound) {
 			return process.Unreachable(fmt.Errorf("--nats-url: look for the stream %s: %w", name, err))
@@ -275,7 +275,7 @@ func (b *benchRun) bind(ctx context.Context) (caughtUp float64, err error) {
 		return 0, err
 	}
 	if recovered.Changes != b.load.Bindings() {
-		return 0, fmt.Errorf("of %d services %d came into the registry's database", b.load.Bindings(), recovered.Changes)
+		return 0, fmt.Errorf("of %d services only %d are in the registry's database", b.load.Bindings(), recovered.Changes)
 	}
 	for _, part := range []struct {
 		name  string
@@ -366,7 +366,7 @@ func (b *benchRun) measure(ctx context.Context) (measured, error) {
 	}
 	// A million services make hundreds of MB. A system that has run for a while has them on the
 	// disk.
-	b.progress.phase("writing to the disk what is left", -1)
+	b.progress.phase("writing the rest to the disk", -1)
 	// The databases sync theirs.
 	if err := bench.Settle(filepath.Join(b.folder, brokerFolder)); err != nil {
 		return measured{}, err

@@ -52,7 +52,7 @@ should pass, or passed that should be refused.
 func (c *demoCmd) Run() error {
 	folder, err := os.MkdirTemp("", "omi-demo-")
 	if err != nil {
-		return process.Usagef("make a temporary folder: %w: name another place by TMPDIR", err)
+		return process.Usagef("make a temporary folder: %w: choose another with TMPDIR", err)
 	}
 	defer func() { _ = os.RemoveAll(folder) }()
 	// The reader of the output may leave, and there are keys to remove.
@@ -180,7 +180,7 @@ func (d *demo) play(ctx context.Context) error {
 	if err := d.open(ctx); err != nil {
 		return err
 	}
-	d.say("all are up; the registry signs with %s", d.stack.key.Public())
+	d.say("everything is up; the registry signs with %s", d.stack.key.Public())
 	scenes := []func(context.Context) error{
 		d.bind,
 		d.startClients,
@@ -248,8 +248,8 @@ func (d *demo) bind(ctx context.Context) (err error) {
 
 func (d *demo) startClients(ctx context.Context) error {
 	d.clients.start(ctx, d.session, d.target, d.client.Signer())
-	printable.Fprintf(d.out, "\n%d clients sign and Auth verifies, from now on and without a pause;\n"+
-		"an intruder tries keys that have ended, or never were\n", clientCount)
+	printable.Fprintf(d.out, "\nFrom now on, %d clients sign and Auth verifies, without a pause;\n"+
+		"an intruder tries keys that have ended, or never existed.\n", clientCount)
 	return d.pause(ctx)
 }
 
@@ -327,7 +327,7 @@ func (d *demo) replaceAtOnce(ctx context.Context, ask func(context.Context) (eve
 	if err != nil {
 		return err
 	}
-	d.say("the clients held for %s; the old key: Auth says %s, reason: %s", time.Since(began).Round(time.Millisecond), answer.Result, answer.Reason)
+	d.say("the clients waited for %s; the old key: Auth says %s, reason: %s", time.Since(began).Round(time.Millisecond), answer.Result, answer.Reason)
 	return d.pause(ctx)
 }
 

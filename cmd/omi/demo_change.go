@@ -150,7 +150,7 @@ func (d *demo) changeKey(ctx context.Context, ask func(context.Context) (events.
 
 // badRequests sends requests that must be refused, and a replay, which must change nothing.
 func (d *demo) badRequests(ctx context.Context) error {
-	fmt.Fprint(d.out, "\nRequests that must not stand\n")
+	fmt.Fprint(d.out, "\nRequests that must be refused\n")
 	current, _ := d.client.Signer().Key()
 	forged := newDraft(events.Rotation, d.target)
 	forged.NewKey, forged.Origin = events.GenerateSigningKey(), d.session.trust.Origin()
@@ -162,7 +162,7 @@ func (d *demo) badRequests(ctx context.Context) error {
 		draft events.Draft
 		by    crypto.Signer
 	}{
-		{"forged: signed by somebody else's key", forged, events.GenerateSigningKey().Private()},
+		{"forged: signed by another key", forged, events.GenerateSigningKey().Private()},
 		{"stale: signed an hour ago, published now", stale, current},
 	} {
 		m, err := request.Sign(bad.draft, bad.by, bad.draft.NewKey.Private())
@@ -224,7 +224,7 @@ func (d *demo) sendBad(ctx context.Context, what string, m request.Message) erro
 				d.step(began, got.at, what+": "+string(got.receipt.Reason))
 			} else {
 				d.repeated++
-				d.step(began, got.at, what+": its first receipt again, and nothing changes")
+				d.step(began, got.at, what+": the first receipt again, and nothing changes")
 			}
 			return nil
 		}

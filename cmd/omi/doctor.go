@@ -109,7 +109,7 @@ func (d *doctor) run(more func()) error {
 	defer stop()
 	unreachable := d.examine(ctx)
 	if ctx.Err() != nil {
-		return process.Unreachable(errors.New("interrupted, before everything was looked at"))
+		return process.Unreachable(errors.New("interrupted before every check was made"))
 	}
 	if unreachable == nil {
 		more()
@@ -125,9 +125,9 @@ func (d *doctor) examine(ctx context.Context) error {
 	defer cancel()
 	nc, err := d.cmd.ConnectNow(connecting, "omi doctor", log)
 	if err != nil {
-		fix := "start the broker, or name another by --nats-url; a firewall between here and there looks the same"
+		fix := "start the broker, or name another with --nats-url; a firewall in between looks the same"
 		if process.ExitCode(err) == process.ExitUsage {
-			fix = "give it what it asks for: ask who runs the broker"
+			fix = "give it what it asks for: ask the operator of the broker"
 		}
 		d.wrong("broker", err.Error(), fix)
 		return err

@@ -64,7 +64,7 @@ func denial(err error) string {
 // impossibleSequence is a sequence that no stream reaches, and that the broker can read.
 const impossibleSequence = math.MaxInt64
 
-var errProbe = errors.New("the stream's answer is not the refusal that was to come")
+var errProbe = errors.New("the stream's answer is not the expected refusal")
 
 // mayPublish finds out whether this account may publish on a subject of a stream. The message
 // demands to follow a message that does not exist. The broker checks permissions first, and then

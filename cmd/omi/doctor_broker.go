@@ -34,8 +34,8 @@ func (d *doctor) examineBroker() bool {
 		d.ok("broker", "%s, without TLS on this machine", detail)
 	default:
 		d.warn("broker",
-			detail+", without TLS: whoever is between here and there sees credentials and messages, and can hold them back",
-			"let the broker have a certificate, and name its authority by --nats-ca")
+			detail+", without TLS: an attacker in between sees credentials and messages, and can hold them back",
+			"give the broker a certificate, and name its authority with --nats-ca")
 	}
 	inbox := d.nc.NewInbox()
 	subscription, err := d.nc.SubscribeSync(inbox)
@@ -47,7 +47,7 @@ func (d *doctor) examineBroker() bool {
 	}
 	if err != nil {
 		d.wrong("answers", "this account can't receive answers: "+err.Error(),
-			"let it subscribe to _INBOX.>, and publish there if it serves")
+			"let it subscribe to _INBOX.>, and publish there if it answers questions")
 		return false
 	}
 	_ = subscription.Unsubscribe() // the connection ends soon
@@ -74,9 +74,9 @@ func (d *doctor) examineJetStream(ctx context.Context) bool {
 	})
 	switch {
 	case err == nil && nearly(account.Store, account.Limits.MaxStore):
-		d.warn(name, fmt.Sprintf("nearly full: %s of the account's %s; what doesn't fit is refused",
+		d.warn(name, fmt.Sprintf("nearly full: %s of the account's %s; messages that don't fit are refused",
 			humanize.IBytes(account.Store), humanize.IBytes(uint64(account.Limits.MaxStore))),
-			"give the account more, or look at what fills it: nats stream ls")
+			"give the account more, or find out what fills it: nats stream ls")
 	case err == nil:
 		d.ok(name, "enabled; streams: %d, consumers: %d", account.Streams, account.Consumers)
 	case denied(err):
@@ -87,7 +87,7 @@ func (d *doctor) examineJetStream(ctx context.Context) bool {
 		d.wrong(name, err.Error(), r.Do)
 		return false
 	default:
-		d.wrong(name, err.Error(), "look at the broker's log; a cluster without a leader answers nobody")
+		d.wrong(name, err.Error(), "look at the broker's log; a cluster without a leader does not answer")
 		return false
 	}
 	return true
@@ -123,7 +123,7 @@ func (d *doctor) examineStreams(ctx context.Context) {
 func (d *doctor) examineStream(name string, info *jetstream.StreamInfo, want jetstream.StreamConfig) {
 	have := info.Config
 	if meaning := streamMeaning(have, want); len(meaning) > 0 {
-		d.wrong(name, strings.Join(meaning, "; "), "it means something else than docs/protocol.md §4 says: "+
+		d.wrong(name, strings.Join(meaning, "; "), "it differs from docs/protocol.md §4: "+
 			"back its messages up (nats stream backup) and delete it (nats stream rm); "+d.madeBy(registryProgram))
 		return
 	}
@@ -148,7 +148,7 @@ func (d *doctor) examineStream(name string, info *jetstream.StreamInfo, want jet
 	case behind > 0:
 		d.warn(name, fmt.Sprintf("%s, %d of them away or behind", detail, behind), "look at the brokers of the cluster")
 	case have.Discard == jetstream.DiscardNew && (nearly(info.State.Bytes, have.MaxBytes) || nearly(info.State.Msgs, have.MaxMsgs)):
-		d.warn(name, fmt.Sprintf("%s, nearly full: %s of %s; what doesn't fit is refused", detail,
+		d.warn(name, fmt.Sprintf("%s, nearly full: %s of %s; messages that don't fit are refused", detail,
 			humanize.IBytes(info.State.Bytes), humanize.IBytes(uint64(max(0, have.MaxBytes)))), fullStream(want.Name))
 	default:
 		d.ok(name, "%s", detail)
@@ -161,9 +161,9 @@ func nearly(have uint64, limit int64) bool { return limit > 0 && have > uint64(l
 // fullStream says what to do about a stream that is nearly full.
 func fullStream(name string) string {
 	if name == streams.Requests {
-		return "is the registry running? If it is, a flood may be going on: nats stream subjects " + name
+		return "is the registry running? If so, look for a flood: nats stream subjects " + name
 	}
-	return "restart omi-registry with a larger --max-event-bytes, or take max_msgs off"
+	return "restart omi-registry with a larger --max-event-bytes, or remove max_msgs"
 }
 
 // streamMeaning returns the settings that can't be changed without losing messages.
@@ -272,7 +272,7 @@ func (c *clockReading) judge(skew time.Duration) check {
 	const name, fix = "clock", "synchronise it by NTP (timedatectl, chronyc tracking)"
 	if !c.known {
 		return check{
-			name, checkWarning, "the broker's time is not known, nor the registry's: no stream could be looked at",
+			name, checkWarning, "neither the broker's time nor the registry's is known: no stream could be examined",
 			"name a service that is bound, or run this with an operator's account",
 		}
 	}

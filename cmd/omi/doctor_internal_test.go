@@ -294,10 +294,10 @@ func TestDoctorDurables(t *testing.T) {
 		return err
 	})
 	expect(t, examine(t, url, doctorCmd{}), map[string]string{
-		"durable registry":    "warning messages that wait: 0, that are worked on: 0, nobody fetches at this moment",
+		"durable registry":    "warning messages waiting: 0, in hand: 0, no process is fetching now",
 		"durable authsub-web": "wrong filter: omi.v1.invalidations.org.example.> instead of",
 		"durable billingsub":  "wrong deliver policy: new instead of all",
-		"durable another":     "warning no change waits for it unless omi-registry is told to (--wait-for), at most 100 messages a pull",
+		"durable another":     "warning changes don't wait for it (unless --wait-for of omi-registry names it), at most 100 messages a pull",
 		"durable limited":     "warning bytes: 1000",
 	})
 }
@@ -305,7 +305,7 @@ func TestDoctorDurables(t *testing.T) {
 func TestDoctorNoJetStream(t *testing.T) {
 	t.Parallel()
 	found := examine(t, testenv.ServeOptions(t, &server.Options{}), doctorCmd{})
-	expect(t, found, map[string]string{"broker": "ok", "jetstream": "wrong", "registry": "wrong nobody answers"})
+	expect(t, found, map[string]string{"broker": "ok", "jetstream": "wrong", "registry": "wrong no registry answers"})
 	if _, ok := found["stream "+streams.Requests]; ok {
 		t.Error("streams are looked for where there is no JetStream")
 	}
@@ -341,7 +341,7 @@ func TestDoctorPermissions(t *testing.T) {
 
 	expect(t, examine(t, as("service"), doctorCmd{optionalTarget: cms}), map[string]string{
 		"broker": "ok service:xxxxx@", "jetstream": "warning may not ask", "stream OMI_REQUESTS": "warning may not look",
-		"registry": "wrong nobody answers", "auth": "warning may not ask", "clock": "warning the broker's time is not known",
+		"registry": "wrong no registry answers", "auth": "warning may not ask", "clock": "warning neither the broker's time nor the registry's is known",
 		"publish rotation": "ok allowed", "publish binding": "ok not needed", "publish revocation": "ok not needed",
 		"read receipts":         "ok",
 		"publish invalidations": "ok not allowed", "publish receipts": "ok not allowed",
@@ -412,7 +412,7 @@ func TestDoctorClock(t *testing.T) {
 	expect(t, map[string]check{"clock": registry.judge(0)}, map[string]string{"clock": "ok agrees with the broker's"})
 	var none clockReading
 	none.read(now, now, time.Time{})
-	expect(t, map[string]check{"clock": none.judge(0)}, map[string]string{"clock": "warning the broker's time is not known"})
+	expect(t, map[string]check{"clock": none.judge(0)}, map[string]string{"clock": "warning neither the broker's time nor the registry's is known"})
 }
 
 func TestLocal(t *testing.T) {

@@ -22,13 +22,13 @@ type keyFiles struct{ current, pending events.PublicKey }
 func (d *doctor) examineKeyFiles() (k keyFiles) {
 	if d.cmd.MasterKey != "" {
 		d.examineKeyFile("master key file", d.cmd.MasterKey,
-			"ask its holder; a Master Key that is lost is the registry's operator to replace")
+			"ask its holder; if the Master Key is lost, the registry's operator can replace it")
 	}
 	if d.cmd.Key == "" {
 		return k
 	}
 	file := client.KeyFile(d.cmd.Key)
-	k.current = d.examineKeyFile("key file", file, "name the file where it is; if it is lost, omi reset gives the service a new one")
+	k.current = d.examineKeyFile("key file", file, "name the right file; if the key is lost, omi reset gives the service a new one")
 	if place := (*keyfile.PlaceError)(nil); d.saved == nil && !k.current.IsZero() && errors.As(keyfile.Replaceable(file), &place) {
 		d.wrong("key store", fmt.Sprintf("%s: %v: %s", file, keyfile.ErrNotReplaceable, place.Why), place.Do)
 	}
@@ -38,7 +38,7 @@ func (d *doctor) examineKeyFiles() (k keyFiles) {
 	switch under := err == nil; {
 	case under && !k.pending.IsZero():
 		d.warn("request under way", "a request for a new key has no answer yet: "+journal,
-			"run the command that was cut short again: it goes on")
+			"run the interrupted command again: it continues")
 	case under:
 		d.warn("request under way", "the request in "+journal+" was answered, and is left over",
 			"the next omi rotate or omi reset removes it")
@@ -58,7 +58,7 @@ func (d *doctor) examineKeyFile(name, path, missing string) events.PublicKey {
 		return events.PublicKey{}
 	case errors.Is(err, keyfile.ErrOpen):
 		d.wrong(name, err.Error(),
-			"and where others were on this machine, change the key: omi rotate, and omi reset if that is refused")
+			"and if others use this machine, change the key: omi rotate, or omi reset if that is refused")
 		return events.PublicKey{}
 	case err != nil:
 		d.wrong(name, err.Error(), "name a file that omi keygen or omi bind made")
@@ -99,7 +99,7 @@ func (d *doctor) beside(name, path string) events.PublicKey {
 		return events.PublicKey{}
 	}
 	if err != nil {
-		d.wrong(name, err.Error(), "it is a key of the same service, and needs the same care")
+		d.wrong(name, err.Error(), "it is a key of the same service: protect it in the same way")
 		return events.PublicKey{}
 	}
 	return key.Public()
@@ -172,8 +172,8 @@ func judgeKey(name, path string, k keyFiles, h events.ServiceHistory) check {
 		return check{Name: name, State: checkOK, Detail: detail}
 	case !current.IsZero() && current == k.pending:
 		return check{
-			name, checkWarning, "it " + was + "; the registry has committed the new key beside it",
-			"run omi rotate again with the same --key: it takes that one up",
+			name, checkWarning, "it " + was + "; the registry has committed the new key next to it",
+			"run omi rotate again with the same --key: it switches to that one",
 		}
 	case mine == nil:
 		return check{
@@ -182,12 +182,12 @@ func judgeKey(name, path string, k keyFiles, h events.ServiceHistory) check {
 		}
 	case grace:
 		return check{
-			name, checkWarning, "it " + was + ": what it signs is accepted, but it changes nothing any more",
-			"sign with the current key; if you know of no rotation, somebody else made it: omi reset",
+			name, checkWarning, "it " + was + ": its signatures are accepted, but it can no longer change anything",
+			"sign with the current key; if you know of no rotation, someone else made it: omi reset",
 		}
 	}
 	return check{
-		name, checkWrong, "it " + was + ": an old copy, or somebody else has rotated it",
+		name, checkWrong, "it " + was + ": an old copy, or someone else has rotated it",
 		"name the file of the current key; if there is none, omi reset gives the service a new one",
 	}
 }

@@ -41,7 +41,7 @@ func (d *doctor) mayRequest(ctx context.Context, class, subject string, needed b
 	case may:
 		d.ok(name, "allowed")
 	case needed:
-		d.wrong(name, "this account may not publish to "+subject, "let it: in its permissions, publish: allow that subject")
+		d.wrong(name, "this account may not publish to "+subject, "allow that subject in its publish permissions")
 	default:
 		d.ok(name, "not allowed, and not needed here")
 	}
@@ -86,8 +86,8 @@ func (d *doctor) mayForge(ctx context.Context, class, subject, stream string) {
 	case err != nil:
 		d.warn(name, "not known: "+err.Error(), "see the stream "+stream+" above")
 	case may:
-		d.warn(name, "this account may publish what the registry alone should: nothing false would be believed, but it can push "+
-			"messages out of the 64 that are kept", "deny omi.v1."+class+".> to every account but the registry's")
+		d.warn(name, "this account may publish what only the registry should: no false message is believed, but it can "+
+			"push out some of the 64 messages that are kept", "deny omi.v1."+class+".> to every account but the registry's")
 	default:
 		d.ok(name, "not allowed, as it should be")
 	}

@@ -27,10 +27,10 @@ func (d *doctor) examineDurables(ctx context.Context) {
 		absent checkState
 		more   string
 	}{
-		{streams.Requests, map[string]string{streams.RegistryDurable: registryProgram}, checkWrong, "; no request is read before"},
+		{streams.Requests, map[string]string{streams.RegistryDurable: registryProgram}, checkWrong, "; until then, no request is read"},
 		{
 			streams.Invalidations, map[string]string{streams.AuthDurable: authProgram, streams.BillingDurable: billingProgram}, checkWarning,
-			"; with a name of your own (--durable) this is as it should be",
+			"; this is right if you chose another name (--durable)",
 		},
 	} {
 		stream, ok := d.streams[s.stream]
@@ -91,31 +91,31 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 		{"push", have.DeliverSubject != "", false},
 	}); len(different) > 0 {
 		d.wrong(name, strings.Join(different, "; "),
-			fmt.Sprintf("it misses messages: delete it (nats consumer rm %s %s); its process makes it again: start it if it has ended",
+			fmt.Sprintf("it misses messages: delete it (nats consumer rm %s %s); its process, if it runs, makes it again",
 				info.Stream, have.Durable))
 		return
 	}
-	detail := fmt.Sprintf("messages that wait: %d, that are worked on: %d", info.NumPending, info.NumAckPending)
+	detail := fmt.Sprintf("messages waiting: %d, in hand: %d", info.NumPending, info.NumAckPending)
 	if info.AckFloor.Last != nil {
 		detail += ", the last was acknowledged at " + date(info.AckFloor.Last.Unix())
 	}
 	if info.Stream == streams.Invalidations && !streams.CoreDurable(have.Durable) {
-		detail += ", no change waits for it unless omi-registry is told to (--wait-for)"
+		detail += ", changes don't wait for it (unless --wait-for of omi-registry names it)"
 	}
-	start, held := "start the process that has this durable, or restart it if it runs", ""
-	gone := fmt.Sprintf("; if that is gone for good, delete the durable (nats consumer rm %s %s)", info.Stream, have.Durable)
+	start, held := "start the process of this durable, or restart it if it runs", ""
+	gone := fmt.Sprintf("; if it is gone for good, delete the durable (nats consumer rm %s %s)", info.Stream, have.Durable)
 	if forgotten := have.InactiveThreshold; forgotten > 0 {
-		gone = fmt.Sprintf("; if that is gone for good, the broker forgets the durable after %v", forgotten)
+		gone = fmt.Sprintf("; if it is gone for good, the broker forgets the durable after %v", forgotten)
 	}
 	if info.Stream == streams.Requests {
 		start, gone = d.startAgain(registryProgram), ""
-		held = ": services that a restored database lacks changes of are held until omi-registry recover has run (omi_registry_services_behind)"
+		held = "; or services are on hold after a restore, until omi-registry recover has run (omi_registry_services_behind)"
 	}
 	if most := have.MaxRequestBatch; most > 0 { // this may be the broker's own limit
 		detail += fmt.Sprintf(", at most %d messages a pull", most)
 	}
 	if info.NumWaiting == 0 {
-		detail += ", nobody fetches at this moment"
+		detail += ", no process is fetching now"
 	}
 	switch {
 	case info.Paused:
@@ -123,11 +123,11 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 			"nats consumer resume "+info.Stream+" "+have.Durable)
 	case have.MaxRequestExpires > 0, have.MaxRequestMaxBytes > 0:
 		d.warn(name, fmt.Sprintf("%s; its pulls were limited (time: %s, bytes: %d)", detail, have.MaxRequestExpires, have.MaxRequestMaxBytes),
-			"its process takes that back within seconds: look again; if it stays, start the process")
+			"its process removes the limit within seconds: look again; if it stays, start the process")
 	case info.NumWaiting == 0 && info.NumAckPending == 0:
 		d.warn(name, detail, start+gone)
 	case info.NumPending > 0 || info.NumAckPending > 0:
-		d.warn(name, detail, "a backlog: look again; if it does not shrink, look at the log and at /readyz of the process that has this durable"+held+gone)
+		d.warn(name, detail, "a backlog: look again; if it does not shrink, look at the log and at /readyz of its process"+held+gone)
 	default:
 		d.ok(name, "%s", detail)
 	}
@@ -171,7 +171,7 @@ func (d *doctor) runs(program string) bool {
 // startAgain says to start a program, or to restart one that runs and does not do its work.
 func (d *doctor) startAgain(program string) string {
 	if d.runs(program) {
-		return "restart " + program + ", which answers and does not read: its log and its /readyz say more"
+		return "restart " + program + ", which answers and does not read: its log and /readyz say why"
 	}
 	return "start " + program
 }
@@ -179,7 +179,7 @@ func (d *doctor) startAgain(program string) string {
 // madeBy says what to do about a missing stream or durable.
 func (d *doctor) madeBy(program string) string {
 	if d.runs(program) {
-		return program + " runs, and makes it again within some seconds: look again; if it stays away, look at the log of " + program
+		return program + " runs, and makes it again within seconds: look again; if it stays away, look at the log of " + program
 	}
 	return "start " + program + ", which makes it"
 }
@@ -194,15 +194,15 @@ func (d *doctor) examineRegistry() {
 		d.wrong(name, "this account may not ask it", "let it publish to omi.v1.lookup.>")
 		return
 	case errors.Is(err, lookup.ErrNoRegistry):
-		d.wrong(name, "nobody answers as the registry",
-			"start omi-registry (or omi dev) at this broker, in this account; one that runs says in its log what it waits for; requests wait in their stream")
+		d.wrong(name, "no registry answers",
+			"start omi-registry (or omi dev) at this broker, in this account; if it runs, its log says what it waits for; requests wait in their stream")
 		return
 	case err != nil:
 		d.wrong(name, err.Error(), "look at the log of omi-registry")
 		return
 	}
 	if d.trust, err = events.NewTrust(d.info.Origin, d.info.PublicKeys...); err != nil {
-		d.wrong(name, "its description of itself names no good key: "+err.Error(), "is it of this version?")
+		d.wrong(name, "its description of itself has no valid key: "+err.Error(), "is it of this version?")
 		return
 	}
 	detail := "answers for " + d.info.Origin
@@ -212,7 +212,7 @@ func (d *doctor) examineRegistry() {
 	}
 	if !d.cmd.trusts() {
 		d.warn(name, fmt.Sprintf("%s; believed on first sight: %s", detail, keyList(d.info.PublicKeys)),
-			"ask who runs it for its public key, and give that by --trust")
+			"get its public key from its operator, and give it with --trust")
 		return
 	}
 	trusted := d.cmd.trusted()
@@ -223,7 +223,7 @@ func (d *doctor) examineRegistry() {
 	}
 	if !slices.ContainsFunc(d.info.PublicKeys, func(k events.PublicKey) bool { return slices.Contains(d.trust.PublicKeys(), k) }) {
 		d.wrong(name, fmt.Sprintf("%s, with a key that --trust does not name: %s", detail, keyList(d.info.PublicKeys)),
-			"another registry answers here, or its key was changed: ask who runs it")
+			"another registry answers here, or its key was changed: ask its operator")
 	} else {
 		d.ok(name, "%s, with a key that is trusted", detail)
 	}
@@ -249,8 +249,8 @@ func (d *doctor) examineServices() {
 		case denied(err):
 			d.warn(one.name, "this account may not ask it", "let it publish to "+one.subject+", if it needs to")
 		case errors.Is(err, nats.ErrNoResponders):
-			d.wrong(one.name, "nobody answers",
-				"start "+one.program+" at this broker, in this account; one that runs says in its log what it waits for")
+			d.wrong(one.name, "no process answers",
+				"start "+one.program+" at this broker, in this account; if it runs, its log says what it waits for")
 		default:
 			d.wrong(one.name, err.Error(), "look at the log of "+one.program)
 		}
@@ -276,7 +276,7 @@ func (d *doctor) examineService(ctx context.Context) {
 		d.wrong(name, d.target.String()+" was never bound", "omi bind "+flagsOf(d.target)+" --master-key FILE --key FILE")
 		return
 	case errors.As(err, new(*events.Refusal)):
-		d.wrong(name, err.Error(), "it is not the registry that you trust, or its key was changed: ask who runs it")
+		d.wrong(name, err.Error(), "it is not the registry that you trust, or its key was changed: ask its operator")
 		return
 	case err != nil:
 		d.wrong(name, err.Error(), "look at the log of omi-registry")
@@ -292,11 +292,11 @@ func (d *doctor) examineService(ctx context.Context) {
 	}
 	slices.Sort(behind)
 	if others := slices.Sorted(maps.Keys(record.OtherDurables)); len(others) > 0 {
-		detail += "; no change waits for the durables " + strings.Join(others, ", ")
+		detail += "; changes don't wait for the durables " + strings.Join(others, ", ")
 	}
 	switch {
 	case record.Status == events.Revoked:
-		d.warn(name, detail, "if it is to act again, bind it again with a new key")
+		d.warn(name, detail, "to use it again, bind it with a new key")
 	case len(behind) > 0:
 		d.warn(name, detail+"; its last change is not applied by "+strings.Join(behind, ", "), "see these durables above")
 	default:

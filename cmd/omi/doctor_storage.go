@@ -61,13 +61,13 @@ func (d *doctor) examineStorage(ctx context.Context) {
 		d.warn(name, "unknown: this account may not store a message to try it: "+denial(err),
 			"run this with an operator's account, which may publish to "+probeSubject+"*")
 	case code == mostStreams, code == bytesRequired:
-		d.warn(name, "unknown: the account's limits leave no stream to try it with: "+err.Error(),
-			"let the account have one stream more, without a bound, while this runs")
+		d.warn(name, "unknown: the account's limits don't allow a test stream: "+err.Error(),
+			"allow the account one stream more, without a limit, while this runs")
 	case refused:
 		d.wrong(name, "the broker "+r.What+": "+err.Error(), r.Do)
 	default:
 		d.wrong(name, "the broker does not store a message: "+err.Error(),
-			"look at its log and at its disk; one that could not write stays so until it is restarted")
+			"look at its log and its disk; a stream that could not write stays so until the broker is restarted")
 	}
 }
 

@@ -20,11 +20,11 @@ func (d *doctor) examineTrusts() {
 }
 
 func (d *doctor) examineTrust(name, durable string, metadata map[string]string) {
-	const give = "give its process the key by --trust, or in its --trust-file, which it reads again while it runs: it then applies what it had set aside"
-	list := "list it by the command set-aside of its process"
+	const give = "give its process the key with --trust, or in its --trust-file, which needs no restart: it then applies what it had set aside"
+	list := "list them with the command set-aside of its process"
 	if aside, ok := subscriber.AsideOf(metadata); ok && aside.Failed != "" {
-		d.wrong(name, fmt.Sprintf("%s could not handle events, at these places of the stream: %s", durable, aside.Failed),
-			list+", correct the cause, and restart its process")
+		d.wrong(name, fmt.Sprintf("%s could not handle the events at these places of the stream: %s", durable, aside.Failed),
+			list+", fix the cause, and restart its process")
 	}
 	trusted, announced := metadata[events.TrustMetadata]
 	if !announced {
@@ -36,13 +36,13 @@ func (d *doctor) examineTrust(name, durable string, metadata map[string]string) 
 	})
 	switch aside, _ := subscriber.AsideOf(metadata); {
 	case len(untrusted) > 0:
-		d.wrong(name, fmt.Sprintf("%s does not trust the key that the registry signs with, and sets its events aside: %s", durable, keyList(untrusted)),
-			"ask who runs the registry whether this is its key; if so, "+give)
+		d.wrong(name, fmt.Sprintf("%s does not trust the registry's current key, and sets its events aside: %s", durable, keyList(untrusted)),
+			"ask the registry's operator whether this is its key; if so, "+give)
 	case aside.Rereading:
-		d.warn(name, durable+" is reading the stream again, for events that it had set aside and believes now",
-			"look again; where this stays, at the log of its process")
+		d.warn(name, durable+" is reading the stream again, because it now believes events that it had set aside",
+			"look again; if this stays, look at the log of its process")
 	case aside.From > 0:
-		d.warn(name, fmt.Sprintf("%s has set aside what looks like events, from sequence %d of the stream on: no key that it trusts signed them", durable, aside.From),
-			list+"; if the registry has or had that key, "+give+"; else check who may publish at the broker")
+		d.warn(name, fmt.Sprintf("%s has set aside messages from sequence %d of the stream on: no key that it trusts signed them", durable, aside.From),
+			list+"; if the registry has or had that key, "+give+"; otherwise check which accounts may publish at the broker")
 	}
 }

@@ -55,12 +55,12 @@ func (d *doctor) examineStore(path string) {
 	}
 	folder := filepath.Dir(file)
 	if err := keyfile.Writable(folder); err != nil {
-		d.wrong(name, fmt.Sprintf("%s: the new key can't be written in it: %v", folder, err), "let this user write there, or run this as who may")
+		d.wrong(name, fmt.Sprintf("%s: the new key can't be written in it: %v", folder, err), "let this user write there, or run this as a user who may")
 		return
 	}
 	if _, err := os.Lstat(client.LockFile(path)); err == nil {
 		if err := lockable(context.Background(), path); err != nil {
-			d.wrong(name, err.Error(), "a service that has it open rotates by itself; else wait for the other command")
+			d.wrong(name, err.Error(), "if a service has it open, it rotates by itself; otherwise wait for the other command")
 			return
 		}
 	}
@@ -108,14 +108,14 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 		seconds := int64(*grace / time.Second)
 		draft.GracePeriod = &seconds
 		if *grace > period {
-			d.wrong(name, fmt.Sprintf("a grace period of %s, and the registry's own is %s", *grace, period), "ask for less, or leave --grace-period out")
+			d.wrong(name, fmt.Sprintf("a grace period of %s, and the registry's own is %s", *grace, period), "ask for less, or omit --grace-period")
 			return
 		}
 		period = *grace
 	}
 	if kept := time.Duration(d.info.JWKSMaxAge) * time.Second; c.JWKS && period > 0 && draft.GracePeriod != nil && *draft.GracePeriod < d.info.JWKSGrace() {
-		d.wrong(name, fmt.Sprintf("a grace period of %s: caches may keep the JWK Set of before for %s, and half of it is over by then", period, kept),
-			fmt.Sprintf("ask for %ds or more, or leave --grace-period out", d.info.JWKSGrace()))
+		d.wrong(name, fmt.Sprintf("a grace period of %s: caches may keep the previous JWK Set for %s, and half of the period is over by then", period, kept),
+			fmt.Sprintf("ask for %ds or more, or omit --grace-period", d.info.JWKSGrace()))
 		return
 	}
 	m, err := request.Sign(draft, by.Private(), next.Private())
@@ -135,11 +135,11 @@ func refusedFor(r *events.ServiceRecord, by events.PublicKey) (detail, fix strin
 	case r.Status == events.Revoked:
 		return "the registry would refuse it (unknown_service): the service was revoked", "omi bind it again, with a key that was never used"
 	case !current.IsZero() && current != by:
-		return "the registry would refuse it: only the service's current key may ask for it, " + current.String(),
+		return "the registry would refuse it: only the service's current key may sign it, " + current.String(),
 			"see the key above; if you don't have the current key, omi reset gives the service a new one"
 	case r.NextRotationAt > r.Timestamp:
 		left := time.Duration(r.NextRotationAt-r.Timestamp) * time.Second
-		return "the registry would refuse it (rate_limited): the service has rotated as often within a minute as it may",
+		return "the registry would refuse it (rate_limited): the service has used up its rotations for this minute",
 			fmt.Sprintf("try again in %s, at %s", left, date(r.NextRotationAt))
 	}
 	return "", ""

@@ -28,7 +28,7 @@ func (c *keyChange) inGrace(ctx context.Context, s *session) []events.GraceKey {
 	defer cancel()
 	record, err := s.record(ctx, c.target)
 	if err != nil {
-		printable.Fprintf(os.Stderr, "omi: the change is done; which earlier keys are accepted still is not known (%v): omi status shows them\n", plain(err))
+		printable.Fprintf(os.Stderr, "omi: the change is done; it is not known which earlier keys are still accepted (%v): omi status shows them\n", plain(err))
 		return nil
 	}
 	return record.Grace
@@ -53,7 +53,7 @@ func graceOf(r *events.ServiceRecord, period time.Duration, emergency bool) stri
 	case emergency:
 		text = "the old key would end at once, and so would those in grace: " + strconv.Itoa(earlier)
 	case period == 0 && earlier > 0:
-		text += ", and those in grace already would stay so: " + strconv.Itoa(earlier) + "; --emergency ends them too"
+		text += ", and those already in grace would stay so: " + strconv.Itoa(earlier) + "; --emergency ends them too"
 	}
 	return text
 }

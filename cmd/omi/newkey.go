@@ -38,7 +38,7 @@ func (f *savedFlags) savedKey(file string, kind events.RequestKind) (*savedKeys,
 	}
 	for _, left := range []string{client.JournalFile(file), client.PendingFile(file)} {
 		if _, err := os.Lstat(left); err == nil {
-			return nil, process.Usagef("--new-key: %s is of a change to another key, which has not ended: "+
+			return nil, process.Usagef("--new-key: %s belongs to a change to another key, which is not finished: "+
 				"run the same command without --new-key first", left)
 		}
 	}
@@ -186,9 +186,9 @@ func (c *keyChange) alreadyReset(ctx context.Context, s *session) error {
 	}
 	do := "omi keygen --out FILE makes another for --new-key"
 	if c.saved == nil {
-		do = "omi rotate with the same --key takes it up; then reset"
+		do = "run omi rotate with the same --key, which switches to it; then reset"
 	}
-	return process.Usagef("the saved key is the service's current key already, and no reset gave it that: %s", do)
+	return process.Usagef("the saved key is the service's current key already, but not by a reset: %s", do)
 }
 
 // tellCurrent says that there was nothing left to ask for.

@@ -92,8 +92,8 @@ func (c *pinAddCmd) look(ctx context.Context, s *session, t events.Target, was *
 	}
 	record, err := s.record(ctx, t)
 	if pinned && errors.As(err, new(*events.Refusal)) {
-		return pin{}, process.Refused(fmt.Errorf("%w: it is not the registry of the pin; if its operator tells you of a new key, "+
-			"give that by --trust", err))
+		return pin{}, process.Refused(fmt.Errorf("%w: it is not the registry of the pin; if its operator confirms a new key, "+
+			"give it with --trust", err))
 	}
 	if err != nil {
 		return pin{}, err

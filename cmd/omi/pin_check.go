@@ -65,7 +65,7 @@ func (c *pinCheckCmd) Run() error {
 			return err
 		}
 		if n := count(findings, finding.alarms); n > 0 {
-			return process.Refused(fmt.Errorf("pinned services to be looked at: %d of %d", n, len(findings)))
+			return process.Refused(fmt.Errorf("look at %d of %d pinned services", n, len(findings)))
 		}
 		return unchecked
 	})

@@ -71,9 +71,9 @@ func (s *session) checkPin(ctx context.Context, p pin, mine []events.PublicKey) 
 		return none, nil
 	case errors.As(err, &refusal):
 		none.State = pinRegistryChanged
-		none.Detail = fmt.Sprintf("what answers is not signed by the registry of the pin, %s: %s", p.Origin, refusal.Detail)
+		none.Detail = fmt.Sprintf("the answer is not signed by the registry of the pin, %s: %s", p.Origin, refusal.Detail)
 		none.Fix = []string{
-			"Ask who runs the registry. If its key was changed: omi pin add " + flagsOf(p.target()) + " --trust NEWKEY",
+			"Ask the registry's operator. If its key was changed: omi pin add " + flagsOf(p.target()) + " --trust NEWKEY",
 			"If it was not, another registry answers here: is --nats-url right?",
 		}
 		return none, nil
@@ -89,7 +89,7 @@ func (p *pin) compare(h events.ServiceHistory, mine []events.PublicKey) finding 
 	switch {
 	case h.Sequence < p.Sequence:
 		f.State = pinWentBack
-		f.Detail = fmt.Sprintf("the registry shows sequence %d, and %d is pinned: it was restored from an old backup, or is another one",
+		f.Detail = fmt.Sprintf("the registry shows sequence %d, and %d is pinned: it was restored from an old backup, or it is another registry",
 			h.Sequence, p.Sequence)
 		f.Fix = fixRegistry()
 		return f
@@ -115,7 +115,7 @@ func (p *pin) compare(h events.ServiceHistory, mine []events.PublicKey) finding 
 	for _, e := range unknown {
 		f.Changes = append(f.Changes, change{e.Sequence, e.Event, e.From, e.PublicKey})
 	}
-	f.Detail = fmt.Sprintf("it was pinned at sequence %d, and is at %d; nothing shows that its owner asked for that",
+	f.Detail = fmt.Sprintf("it was pinned at sequence %d, and is at %d; nothing proves that its owner asked for that",
 		p.Sequence, h.Sequence)
 	f.Fix = fixChanges(p.target(), unknown, held)
 	return f
@@ -142,23 +142,23 @@ func fixChanges(t events.Target, unknown []events.HistoryKey, held bool) []strin
 	accept := "It was you, with another tool or on another machine: omi pin add " + flagsOf(t) + " accepts it."
 	switch {
 	case slices.ContainsFunc(unknown, func(e events.HistoryKey) bool { return e.Event != events.KeyRotation }):
-		return []string{accept, "It was not: somebody has the Master Key, which signs these. Tell who runs the registry, at once."}
+		return []string{accept, "It was not: someone else has the Master Key, which signs these. Tell the registry's operator at once."}
 	case held:
 		return []string{
-			accept, "It was not: somebody had your key until you reset it. Look for how; the key that is current now is yours.",
+			accept, "It was not: someone else had your key until you reset it. Find out how; the current key is yours.",
 		}
 	}
 	return []string{
 		accept,
-		"It was not: somebody has your key. End all keys at once, and look for how it got out:",
+		"It was not: someone else has your key. End all keys at once, and find out how it leaked:",
 		"  omi reset " + flagsOf(t) + " --master-key FILE --key FILE",
 	}
 }
 
 func fixRegistry() []string {
 	return []string{
-		"Ask who runs the registry, and change no key before it is settled. Is --nats-url right?",
-		"If all is well with it, omi pin add accepts what it shows.",
+		"Ask the registry's operator, and change no key before you know. Is --nats-url right?",
+		"If its answer is right, omi pin add accepts it.",
 	}
 }
 

@@ -52,7 +52,7 @@ func (f pinsFlag) file() (pinFile, error) {
 	}
 	folder, err := os.UserConfigDir()
 	if err != nil {
-		return pinFile{}, process.Usagef("where to keep pins is not known (%w): give --pins FILE", err)
+		return pinFile{}, process.Usagef("there is no folder for pins (%w): give --pins FILE", err)
 	}
 	return pinFile{filepath.Join(folder, "omi", "pins.json")}, nil
 }
@@ -159,7 +159,7 @@ func pinnedHere(t events.Target, origin string) error {
 	}
 	pins, err := file.load()
 	if i := indexOf(pins, t); err == nil && i >= 0 && pins[i].Origin != origin {
-		err = process.Refused(fmt.Errorf("nothing was sent: the registry here answers for %s, and the pin of %s is of %s: "+
+		err = process.Refused(fmt.Errorf("nothing was sent: the registry here answers for %s, and the pin of %s names %s: "+
 			"if the service has moved, remove its pin (omi pin remove)", origin, t, pins[i].Origin))
 	}
 	return err

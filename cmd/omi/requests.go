@@ -41,7 +41,7 @@ func unanswered(err error) error {
 }
 
 func readMasterKey(path string) (events.SigningKey, error) {
-	return readKey("--master-key", path, "the developer makes one with `omi keygen --out FILE`, and the registry's operator makes it known")
+	return readKey("--master-key", path, "the developer makes one with `omi keygen --out FILE`, and the registry's operator adds it")
 }
 
 func readServiceKey(path string) (events.SigningKey, error) {

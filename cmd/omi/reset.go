@@ -94,7 +94,7 @@ func (c *resetCmd) owned(ctx context.Context, s *session, t events.Target, old e
 		return err
 	}
 	if err != nil {
-		return fmt.Errorf("ask whose key is in %s, where the new one would take its place: %w", client.KeyFile(c.Key), err)
+		return fmt.Errorf("ask whose key is in %s, which the new one would replace: %w", client.KeyFile(c.Key), err)
 	}
 	if !slices.ContainsFunc(history.Keys, func(k events.HistoryKey) bool { return k.PublicKey == old }) {
 		return process.Usagef("--key: %s holds %s, which never was a key of %s and would be overwritten: name that service's file, "+

@@ -251,7 +251,7 @@ func (c *keyChange) settle(ctx context.Context, k *client.Client) error {
 	if settle(bounded) == nil {
 		return nil
 	}
-	const next = "the registry has committed the change, and %s holds the old key still; run the same command again, and it goes on"
+	const next = "the registry has committed the change, and %s still holds the old key; run the same command again to continue"
 	if ctx.Err() != nil {
 		return process.Unreachable(fmt.Errorf("interrupted: "+next, client.KeyFile(c.Key)))
 	}
@@ -264,7 +264,7 @@ func (c *keyChange) change(ctx context.Context, s *session, k *client.Client) (e
 	defer cancel()
 	kind, receipt, err := k.Resume(ctx)
 	if kind != "" && err == nil && c.committed == 0 && !receipt.RequestNonce.IsZero() && !c.JSON {
-		say("Going on with the change that was under way: the registry has committed it.\n")
+		say("Continuing the change that was under way: the registry has committed it.\n")
 	}
 	atOnce := receipt.GracePeriodExpiry <= receipt.Timestamp
 	switch {
@@ -292,7 +292,7 @@ func (c *keyChange) change(ctx context.Context, s *session, k *client.Client) (e
 func (c *keyChange) tellGrace(receipt events.Receipt) {
 	has := time.Duration(receipt.GracePeriodExpiry-receipt.Timestamp) * time.Second
 	if c.grace != nil && has != *c.grace && !c.JSON {
-		say("Its grace period is %s, as was asked for then, and not %s: that takes another rotation.\n", has, *c.grace)
+		say("Its grace period is %s, as was asked for then. %s needs another rotation.\n", has, *c.grace)
 	}
 }
 
@@ -305,7 +305,7 @@ func (c *keyChange) tell(e client.Event) {
 	case client.Resumed:
 		c.sent = true
 		if !c.JSON {
-			say("Going on with the request that was under way.\n")
+			say("Continuing the request that was under way.\n")
 		}
 	case client.Committed:
 		if !c.sent { // sent before this command
@@ -388,13 +388,13 @@ func (c *keyChange) report(ctx context.Context, s *session, receipt events.Recei
 	default:
 		ended := ""
 		if c.atOnce {
-			ended = fmt.Sprintf("  %s\n%s  who verifies by its JWK Set may accept what has ended for %s still: a set may be kept so long\n",
+			ended = fmt.Sprintf("  %s\n%s  verifiers with an older JWK Set may accept an ended key for %s, as long as they may keep a set\n",
 				c.ended, stillAccepted(grace), s.keptJWKS())
 		}
 		err = errors.Join(err, unsaid(done, process.Print("%s%s", receiptText(receipt, done), printable.Composed(ended+c.note()))))
 	}
 	if err == nil && len(late) > 0 {
-		err = process.Unreachable(fmt.Errorf("not applied yet by %s, and the new key signs now: omi doctor says what is wrong there",
+		err = process.Unreachable(fmt.Errorf("the new key signs now, and %s has not applied it yet: omi doctor says what is wrong there",
 			strings.Join(late, ", ")))
 	}
 	return err
@@ -406,7 +406,7 @@ func (c *keyChange) late(ctx context.Context, s *session, sequence int64) (late 
 	defer cancel()
 	record, err := s.record(ctx, c.target)
 	if err != nil {
-		return nil, fmt.Errorf("the new key signs now, but who has applied it is not known: %w", err)
+		return nil, fmt.Errorf("the new key signs now, but it is not known which durables have applied it: %w", err)
 	}
 	if record.Sequence > sequence {
 		return nil, process.Refused(fmt.Errorf("another change came meanwhile, sequence %d: omi history shows it", record.Sequence))

@@ -174,7 +174,7 @@ func openSession(ctx context.Context, nc *nats.Conn, trusted process.Trust) (*se
 	s := &session{nc: nc, js: js}
 	info, err := lookup.RegistryInfo(ctx, nc)
 	if waitedInVain(err) {
-		err = fmt.Errorf("%w: look at its log, or wait longer by --timeout", err)
+		err = fmt.Errorf("%w: look at its log, or wait longer with --timeout", err)
 	}
 	if err != nil {
 		return nil, coded(err)
@@ -182,7 +182,7 @@ func openSession(ctx context.Context, nc *nats.Conn, trusted process.Trust) (*se
 	s.info = info
 	if trusted.Origin != "" && trusted.Origin != info.Origin {
 		return nil, process.Refused(fmt.Errorf("the registry here answers for %s, and --origin says %s: it is another registry, or "+
-			"--nats-url is another's", info.Origin, trusted.Origin))
+			"--nats-url is wrong", info.Origin, trusted.Origin))
 	}
 	if len(trusted.Keys) > 0 || trusted.File != "" {
 		trusted.Origin = info.Origin
@@ -191,7 +191,7 @@ func openSession(ctx context.Context, nc *nats.Conn, trusted process.Trust) (*se
 		}
 		if !slices.ContainsFunc(info.PublicKeys, func(k events.PublicKey) bool { return slices.Contains(s.trust.PublicKeys(), k) }) {
 			return nil, process.Refused(fmt.Errorf("the registry here signs with %s, which --trust does not name: it is another registry, "+
-				"or its key was changed; ask who runs it", keyList(info.PublicKeys)))
+				"or its key was changed; ask its operator", keyList(info.PublicKeys)))
 		}
 		return s, nil
 	}

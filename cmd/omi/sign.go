@@ -52,7 +52,7 @@ func (f messageFlag) read() ([]byte, error) {
 		return content, nil
 	}
 	if isatty.IsTerminal(os.Stdin.Fd()) {
-		fmt.Fprintln(os.Stderr, "omi: reading the message from the terminal; Ctrl-D on a line of its own ends it")
+		fmt.Fprintln(os.Stderr, "omi: reading the message from the terminal; end it with Ctrl-D on a line of its own")
 	}
 	content, err := io.ReadAll(os.Stdin)
 	if err != nil {
@@ -93,7 +93,7 @@ func (c *signCmd) Run() error {
 		return err
 	}
 	if c.JSON && !given {
-		return process.Usagef("--json prints a question about a service: name it by --app-id and --service-id")
+		return process.Usagef("--json prints a question about a service: name it with --app-id and --service-id")
 	}
 	key, err := readServiceKey(c.Key)
 	if err != nil {

@@ -290,7 +290,7 @@ func readOrCreate(folder, name string, made ...string) (events.SigningKey, error
 	if errors.Is(err, keyfile.ErrMissing) {
 		for _, with := range made {
 			if _, err := os.Stat(filepath.Join(folder, with)); err == nil {
-				return key, process.Usagef("%s is missing, and %s was made with it: restore it, or begin with another folder by --data",
+				return key, process.Usagef("%s is missing, and %s was made with it: restore it, or start with another folder (--data)",
 					path, filepath.Join(folder, with))
 			}
 		}

@@ -76,9 +76,9 @@ func recordText(r events.ServiceRecord) printable.Composed {
 		width = max(width, len(durable))
 	}
 	heard(&w, width, r.Propagation, "")
-	heard(&w, width, r.OtherDurables, "; no change waits for it")
+	heard(&w, width, r.OtherDurables, "; changes don't wait for it")
 	if r.NextRotationAt > r.Timestamp {
-		printable.Fprintf(&w, "  rotation   refused (rate_limited) until %s: as many in a minute as it may have\n", date(r.NextRotationAt))
+		printable.Fprintf(&w, "  rotation   refused (rate_limited) until %s: its rotations for this minute are used up\n", date(r.NextRotationAt))
 	}
 	for _, line := range [][2]string{{"type", r.ServiceType}, {"endpoint", r.EndpointURL}} {
 		if line[1] != "" {

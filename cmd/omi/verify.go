@@ -111,16 +111,16 @@ func (c *verifyCmd) question() (key events.PublicKey, q events.VerifyQuery, err 
 	if c.Query != "" {
 		q, err = c.readQuery()
 		if err == nil && named && q.Target != target {
-			err = process.Usagef("--query is about %s, and --app-id and --service-id name %s", q.Target, target)
+			err = process.Usagef("--query is about %s, but --app-id and --service-id name %s", q.Target, target)
 		}
 		return key, q, err
 	}
 	q.Target, q.Signature = target, c.Signature.Signature
 	switch {
 	case c.Signature.IsZero():
-		return key, q, process.Usagef("what to check is missing: give --signature SIG, or --query FILE")
+		return key, q, process.Usagef("the signature is missing: give --signature SIG, or --query FILE")
 	case !named && c.PublicKey == "":
-		return key, q, process.Usagef("whose signature it is to be is missing: give --app-id and --service-id, or --public-key")
+		return key, q, process.Usagef("the signer is missing: give --app-id and --service-id, or --public-key")
 	}
 	q.Message, err = c.read()
 	return key, q, err
@@ -128,7 +128,7 @@ func (c *verifyCmd) question() (key events.PublicKey, q events.VerifyQuery, err 
 
 func (c *verifyCmd) readQuery() (q events.VerifyQuery, err error) {
 	if !c.Signature.IsZero() || c.In != "-" {
-		return q, process.Usagef("--query holds message and signature: give it, or --signature and --in")
+		return q, process.Usagef("--query has message and signature: give it, or --signature and --in")
 	}
 	var content []byte
 	if c.Query == "-" {
@@ -155,9 +155,9 @@ func (c *verifyCmd) askAuth(q events.VerifyQuery) (v verdict, err error) {
 		v = verdict{a.Result, a.Reason, a.Key, a.PublicKey, a.Expires, a.Sequence, a.AsOf, byAuth}
 		switch last := s.nc.LastError(); {
 		case err != nil && denied(last):
-			return process.Usage(fmt.Errorf("this account may not ask Auth (%s): omi verify --registry does without it", denial(last)))
+			return process.Usage(fmt.Errorf("this account may not ask Auth (%s): omi verify --registry needs no Auth", denial(last)))
 		case errors.Is(err, client.ErrNoAuth):
-			return process.Unreachable(fmt.Errorf("%w omi verify --registry does without it", client.ErrNoAuth))
+			return process.Unreachable(fmt.Errorf("%w omi verify --registry needs no Auth", client.ErrNoAuth))
 		case errors.Is(err, client.ErrStale), errors.Is(err, client.ErrNotReady):
 			return process.Unreachable(err)
 		case err != nil:
@@ -241,7 +241,7 @@ func why(reason string) string {
 	case events.RevokedService:
 		return "the service is revoked, none of its keys is accepted"
 	case events.ExpiredKey:
-		return "the service had the key that made it, and that key has ended; sign with the current one"
+		return "a key of the service made it, and that key has ended; sign with the current one"
 	default:
 		return "no key of the service made it over these bytes; a newline at the end counts"
 	}

@@ -57,7 +57,7 @@ func (s *session) describeNotice(m *nats.Msg) line {
 		return l
 	}
 	l.Kind, l.Target = "notice", n.App.String()
-	l.What = fmt.Sprintf("%s, new Master Key %s; %s signs nothing any more", n.Event, n.NewKey, n.OldKey)
+	l.What = fmt.Sprintf("%s, new Master Key %s; %s can no longer sign", n.Event, n.NewKey, n.OldKey)
 	l.Message = noticeJSON{n.Event, n.OldKey, n.NewKey, n.Timestamp}
 	return l
 }

@@ -68,7 +68,7 @@ func TestStolenRegistryKey(t *testing.T) {
 		}
 		return string(out), command.ProcessState.ExitCode()
 	}
-	if out, code := recovered(stolen.Public().String()); code != 2 || !strings.Contains(out, "1 changes rest on the signature of "+stolen.Public().String()+", an earlier key:\n  "+s.target.String()+"  MASTER_RESET, sequence 2, ") ||
+	if out, code := recovered(stolen.Public().String()); code != 2 || !strings.Contains(out, "1 changes are signed by "+stolen.Public().String()+", an earlier key:\n  "+s.target.String()+"  MASTER_RESET, sequence 2, ") ||
 		!strings.Contains(out, "nothing is written") {
 		t.Errorf("recover, not told of the end, ends with %d: %s", code, out)
 	}

@@ -66,7 +66,7 @@ func TestTrustComesLater(t *testing.T) {
 	signsWithFirst()
 	out, err := d.doctor(before)
 	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || exit.ExitCode() != 1 ||
-		strings.Count(out, " does not trust the key that the registry signs with, and sets its events aside: "+after) != 2 {
+		strings.Count(out, " does not trust the registry's current key, and sets its events aside: "+after) != 2 {
 		t.Errorf("omi doctor: %v\n%s", err, out)
 	}
 
@@ -86,7 +86,7 @@ func TestTrustComesLater(t *testing.T) {
 	if got.Result != events.Valid {
 		t.Errorf("Billing says %+v", got)
 	}
-	if out, err = d.doctor(before + "," + after); err != nil || strings.Count(out, "has set aside what looks like events") != 2 {
+	if out, err = d.doctor(before + "," + after); err != nil || strings.Count(out, "has set aside messages from sequence") != 2 {
 		t.Errorf("omi doctor: %v\n%s", err, out)
 	}
 }
