@@ -7,16 +7,15 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/pressly/goose/v3"
 )
 
-// Ping says whether the database can be worked with now: it answers, can be written, and has no
-// lasting fault. Where a server has none of this to offer, the error says what it lacks.
+// Ping says whether the database can be worked with now: it answers, takes writes, and has no
+// lasting fault. If a server answers and still can't be worked with, the error says why.
 //
-// needs are the rows that the process can't work without, such as "t WHERE id = 0". A server is
-// asked for each of them. A row may be missing, and its table may not: only reading shows a table
-// that is locked, and a range of CockroachDB that has lost its quorum. Give each by its primary
-// key, so that no number of rows makes it slow.
+// needs are rows that the process can't work without, such as "t WHERE id = 0". A server reads each
+// of them, and the owner's row. A row of needs may be missing, but its table may not. Only reading
+// shows that a table is locked, or that a range of CockroachDB has lost its quorum. Name rows by
+// their primary key, so that no size of the table makes this slow.
 func (db *DB) Ping(ctx context.Context, needs ...string) error {
 	if db.engine == SQLite {
 		return db.pingFile(ctx)
@@ -27,22 +26,22 @@ func (db *DB) Ping(ctx context.Context, needs ...string) error {
 	return nil
 }
 
-// pingServer asks whether the session may write, and reads what is needed: a gateway of CockroachDB
-// or a pooler answers by itself what needs no table.
+// pingServer asks whether the session may write, and reads what is needed. A gateway of
+// CockroachDB, or a pooler, can answer without any table.
 func (db *DB) pingServer(ctx context.Context, needs []string) error {
 	standby := "false"
 	if db.engine == Postgres {
 		standby = "pg_is_in_recovery()"
 	}
-	tables, rows := "true", "0"
+	owned, rows := "true", "0"
 	if len(needs) > 0 {
-		tables = "EXISTS (SELECT 1 FROM " + goose.DefaultTablename + ")"
+		owned = "EXISTS (SELECT 1 FROM " + ownerTable + ")"
 		rows = "(SELECT count(*) FROM (SELECT 1 FROM " + strings.Join(needs, " UNION ALL SELECT 1 FROM ") + ") AS needed)"
 	}
 	era := db.sessions.era.Load()
 	var readOnly string
 	var recovering, found bool
-	query := "SELECT current_setting('transaction_read_only'), " + standby + ", " + tables + ", " + rows
+	query := "SELECT current_setting('transaction_read_only'), " + standby + ", " + owned + ", " + rows
 	err := db.writer.QueryRowContext(ctx, query).Scan(&readOnly, &recovering, &found, new(int))
 	switch {
 	case err != nil && errors.Is(err, context.DeadlineExceeded) && db.writer.Stats().InUse >= maxConns:
@@ -63,7 +62,7 @@ func (db *DB) pingServer(ctx context.Context, needs []string) error {
 	return ErrReadOnly
 }
 
-// undefined says whether err is that a table is not there, or not for this role.
+// undefined says whether err means that a table is missing, or hidden from this role.
 func undefined(err error) bool {
 	var answer *pgconn.PgError
 	return errors.As(err, &answer) && (answer.Code == "42P01" || answer.Code == insufficientPrivilege)

@@ -11,7 +11,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestPing: it says what a server lacks that answers. TestReadOnly has one that takes no writes.
+// TestPing: the error says that all sessions are in use. TestReadOnly has a server that takes no
+// writes.
 func TestPing(t *testing.T) {
 	t.Parallel()
 	db := open(t, testenv.Database(t, testenv.Postgres))
@@ -41,8 +42,8 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// TestPingReads: it reads what is needed. A lock stands for a range of CockroachDB without a
-// quorum.
+// TestPingReads: a ping reads what is needed. A lock imitates a range of CockroachDB that has lost
+// its quorum.
 func TestPingReads(t *testing.T) {
 	t.Parallel()
 	url := testenv.Database(t, testenv.Postgres)
@@ -51,26 +52,26 @@ func TestPingReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	exec(t, db, "CREATE TABLE needed (n BIGINT)")
-	const needed, migrations = "needed WHERE n = 1", "goose_db_version WHERE id = 1"
+	const needed, owner = "needed WHERE n = 1", "database_owner WHERE id = 1"
 	unlock := testenv.Lock(t, url, "needed")
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := db.Ping(short, migrations, needed); !errors.Is(err, context.DeadlineExceeded) {
+	if err := db.Ping(short, owner, needed); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("with a locked table: %v", err)
 	}
-	if err := db.Ping(t.Context(), migrations); err != nil {
+	if err := db.Ping(t.Context(), owner); err != nil {
 		t.Errorf("with another table locked: %v", err)
 	}
 	unlock()
-	if err := db.Ping(t.Context(), migrations, needed); err != nil {
+	if err := db.Ping(t.Context(), owner, needed); err != nil {
 		t.Errorf("with no row in the table: %v", err)
 	}
 	exec(t, db, "ALTER TABLE needed RENAME TO away")
-	if err := db.Ping(t.Context(), migrations, needed); !errors.Is(err, sqldb.ErrNoTables) {
+	if err := db.Ping(t.Context(), owner, needed); !errors.Is(err, sqldb.ErrNoTables) {
 		t.Errorf("without the table: %v", err)
 	}
-	exec(t, db, "DELETE FROM goose_db_version")
-	if err := db.Ping(t.Context(), migrations); !errors.Is(err, sqldb.ErrNoTables) {
+	exec(t, db, "DELETE FROM database_owner")
+	if err := db.Ping(t.Context(), owner); !errors.Is(err, sqldb.ErrNoTables) {
 		t.Errorf("emptied: %v", err)
 	}
 }
