@@ -38,9 +38,9 @@
 //     and deletes the outbox rows once the streams have them. Rows that a crash left behind are
 //     published later from the outbox. A refusal writes nothing to the database.
 //  7. Acknowledge. A change is acknowledged after the commit, a refusal after its receipt is in the
-//     stream. A crash before that means that the broker delivers the request again. The registry
-//     then finds the change in its history, or the refusal in the stream (answered.go), and sends
-//     the first receipt again.
+//     stream. If the registry crashes before that, the broker delivers the request again. The
+//     registry then finds the change in its history and publishes the first receipt again, or it
+//     finds the refusal in the stream of receipts and only acknowledges the request (answered.go).
 //
 // The next batch is decided while the last one is committed, unless they share a service or a key
 // (work.go). A request that can't be decided at all becomes a dead letter in the database, and is
