@@ -251,7 +251,7 @@ func (w *watch) lookAtDurable(ctx context.Context) {
 	if w.mayGoOn(consumer, err) {
 		return
 	}
-	w.log.WarnContext(ctx, "someone changed the limits of the durable; the registry resets them", "durable", streams.RegistryDurable,
+	w.log.WarnContext(ctx, "someone changed the limits of the durable; they are reset", "durable", streams.RegistryDurable,
 		"found", fmt.Sprintf("%+v", consume.LimitsOf(consumer.CachedInfo().Config)))
 	consumer, err = requestDurable(ctx, w.js)
 	if err != nil {
