@@ -17,28 +17,31 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// ErrUnknownOutcome says that a transaction may have been committed or not: the connection broke between the COMMIT and
-// its answer, or the server doesn't know. Only reading the database again settles it.
+// ErrUnknownOutcome means that a transaction may have been committed or not: the connection broke
+// between the COMMIT and its answer, or the server doesn't know. Only reading the database again
+// tells.
 var ErrUnknownOutcome = errors.New("the outcome of the commit is unknown")
 
-// What [DB.Ping] finds wrong with a server that answers, or that lets nobody in.
+// What [DB.Ping] finds wrong with a server that answers, or that admits no connection.
 var (
 	ErrReadOnly = errors.New("the server takes no writes: it is a standby, or default_transaction_read_only is on for it, the database or the role")
 	ErrBusy     = errors.New("all sessions with the server are in use, and wait for it")
 	ErrNoTables = errors.New("its tables are empty or hidden from this role: restore the database, or grant the role what it needs")
 )
 
-// errNoAnswer is why a server that is silent is given up.
+// errNoAnswer is the reason for giving up a silent server.
 var errNoAnswer = errors.New("the server does not answer")
 
-// errUnreplicated says that a COMMIT is done on this server, and that nothing is known of its standby.
+// errUnreplicated means that a COMMIT is done on this server, but perhaps not on its standby.
 var errUnreplicated = errors.New("the server's wait for its standby was cancelled: the transaction is on the server, and may not be on the standby")
 
-// Transient says whether err is a fault of the environment, which the same call may not meet again later: a server that
-// is unreachable, restarting or overloaded, a full disk, a lost race with another transaction, a deadline. An error
-// with ErrUnknownOutcome in it can be transient too, and has to be settled before that call is made again. The end of
-// a context by cancellation is not transient: somebody wants to stop. Nor is what a person has to change, [ErrURL].
-// [ErrFault] is transient in this sense: what was asked is not at fault, and the next process can do it.
+// Transient reports whether err is a fault of the environment that the same call may not meet
+// again: a server that is unreachable, restarting or overloaded, a full disk, a lost race with
+// another transaction, a deadline. An error with ErrUnknownOutcome in it can be transient too; the
+// outcome must be found out before the call is made again. The cancellation of a context is not
+// transient, because the caller wants to stop, and neither is [ErrURL], which a person must
+// correct. [ErrFault] is transient in this sense: the call is not at fault, and the next process
+// can make it.
 func Transient(err error) bool {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrURL) {
 		return false
@@ -59,8 +62,8 @@ func Transient(err error) bool {
 	return broken(err)
 }
 
-// Lost says whether the connection to the server is lost, so that it may be another server that answers next. A file has no
-// such connection.
+// Lost reports whether the connection to the server is lost, so that the next answer may come from
+// another server. A file has no connection to lose.
 func (db *DB) Lost(err error) bool {
 	if err == nil || db.engine == SQLite || errors.Is(err, context.Canceled) {
 		return false
@@ -72,8 +75,9 @@ func (db *DB) Lost(err error) bool {
 	return takesNoWrites(err) || stops(answer.Code) || class(answer.Code) == "08"
 }
 
-// Era changes when sessions with the server were lost, or given up: what was read before may be what another server lacks, also if
-// no error told so, since database/sql replaces a session that it finds dead. A file has one for ever.
+// Era changes when sessions with the server were lost or given up: another server may lack what was
+// read before. It changes even if no call has failed, because database/sql replaces a dead session
+// silently. A file has one era.
 func (db *DB) Era() int64 {
 	if db.sessions == nil {
 		return 0
@@ -81,12 +85,13 @@ func (db *DB) Era() int64 {
 	return db.sessions.era.Load()
 }
 
-// stops says whether a server stops, has crashed or starts.
+// stops reports whether a server is stopping, has crashed or is starting.
 func stops(state string) bool { return state == "57P01" || state == "57P02" || state == "57P03" }
 
-// takesNoWrites says whether a server has refused a statement, or a connection, since it is a standby or was set to be read-only.
-// On a standby, a transaction is refused for its isolation before it writes anything: of what a server can't do (0A000), that
-// alone comes from this routine, whose name is in no language.
+// takesNoWrites reports whether a server has refused a statement or a connection because it is a
+// standby or read-only. On a standby, a transaction is refused for its isolation level before it
+// writes. Of the features that a server can't provide (0A000), only that one comes from this
+// routine, and a routine's name is the same in all languages.
 func takesNoWrites(err error) bool {
 	if errors.Is(err, ErrReadOnly) {
 		return true
@@ -99,10 +104,11 @@ func takesNoWrites(err error) bool {
 		(answer.Routine == "GetSerializableTransactionSnapshot" || strings.Contains(answer.Message, "hot standby"))
 }
 
-// cannot is the SQLSTATE of what a server can't do.
+// cannot is the SQLSTATE for a feature that a server doesn't have.
 const cannot = "0A000"
 
-// elsewhere says whether the next attempt needs another session, which may lead to another server.
+// elsewhere reports whether the next attempt needs another session, which may lead to another
+// server.
 func elsewhere(err error) bool {
 	var answer *pgconn.PgError
 	return takesNoWrites(err) || errors.As(err, &answer) && stops(answer.Code)
@@ -120,27 +126,30 @@ func transientState(state string) bool {
 		return true
 	}
 	switch class(state) {
-	case "08", "53", "58": // connection; disk, memory or connections exhausted; I/O, or (CockroachDB) an unavailable range
+	// Connection; disk, memory or connections exhausted; I/O, or (CockroachDB) an unavailable
+	// range.
+	case "08", "53", "58":
 		return true
 	}
 	return false
 }
 
-// finalState judges the SQLSTATE by which a server refuses a connection: it says so until somebody changes the URL, or what the
-// server knows of the user and the database.
+// finalState reports whether a server that refuses a connection with this SQLSTATE will go on
+// refusing it until a person changes the URL, or the user or database on the server.
 func finalState(state string) bool {
 	switch class(state) {
-	case "0A", "22", "28", "3D", "42": // what it can't do, a value, credentials, the database, a name or a privilege
+	// A missing feature, a value, credentials, the database, a name or a privilege.
+	case "0A", "22", "28", "3D", "42":
 		return true
 	}
 	return false
 }
 
-// class is the part of a SQLSTATE that groups related ones.
+// class returns the part of a SQLSTATE that groups related ones.
 func class(state string) string { return state[:min(2, len(state))] }
 
-// sqliteCode returns SQLite's primary result code; the higher bits of an extended code, as of SQLITE_BUSY_SNAPSHOT, say
-// only how it came to it.
+// sqliteCode returns SQLite's primary result code. The higher bits of an extended code, such as
+// SQLITE_BUSY_SNAPSHOT, only give the cause.
 func sqliteCode(err error) (int, bool) {
 	if answer := sqliteError(err); answer != nil {
 		return answer.Code() & 0xff, true
@@ -148,7 +157,7 @@ func sqliteCode(err error) (int, bool) {
 	return 0, false
 }
 
-// sqliteError returns SQLite's own error, or nil.
+// sqliteError returns the SQLite error in err, or nil.
 func sqliteError(err error) *sqlite.Error {
 	var answer *sqlite.Error
 	errors.As(err, &answer)
@@ -164,14 +173,15 @@ func transientCode(code int) bool {
 	return false
 }
 
-// broken says whether err comes from the way to the server, not from the server. A connection that can't be made is such a fault
-// whatever the reason: a server that starts, stops or gives way to another says anything. Only a certificate that is not the
-// one that the URL asks for may be an attack.
+// broken reports whether err comes from the way to the server, and not from the server. A
+// connection that can't be made is such a fault for any reason: a server that starts, stops or
+// gives way to another may answer anything. Only a certificate that the URL doesn't accept is not,
+// because it may be an attack.
 func broken(err error) bool {
 	return !uncertified(err) && (cut(err) || connecting(err))
 }
 
-// cut says whether the way to the server, or to the disk, is not there or broke off.
+// cut reports whether the way to the server, or to the disk, is missing or broke.
 func cut(err error) bool {
 	for _, target := range []error{
 		driver.ErrBadConn, errNoAnswer, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, pgconn.ErrConnClosed,
@@ -180,12 +190,13 @@ func cut(err error) bool {
 			return true
 		}
 	}
-	// Dialling, resolving, reading and writing, resets and timeouts are all such, and so is what crypto/tls says.
+	// Dialling, resolving, reading and writing, resets and timeouts are network errors, and so are
+	// those of crypto/tls.
 	var network net.Error
 	return errors.As(err, &network) || pgconn.SafeToRetry(err) || exhausted(err)
 }
 
-// exhausted says whether the system lacks something that it may have again.
+// exhausted reports whether the system lacks a resource that it may have again.
 func exhausted(err error) bool {
 	for _, number := range []syscall.Errno{
 		syscall.ENOSPC, syscall.EDQUOT, syscall.EIO, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.EAGAIN, syscall.EINTR,
@@ -198,14 +209,14 @@ func exhausted(err error) bool {
 	return false
 }
 
-// connecting says whether err is of a connection that could not be made.
+// connecting reports whether err is about a connection that could not be made.
 func connecting(err error) bool { return errors.As(err, new(*pgconn.ConnectError)) }
 
-// uncertified says whether the server's certificate is not one that the URL accepts.
+// uncertified reports whether the URL does not accept the server's certificate.
 func uncertified(err error) bool { return errors.As(err, new(*tls.CertificateVerificationError)) }
 
-// doubtful says whether a fault that may pass may also be there to stay: a server without TLS refuses it for ever, and one that
-// restarts may do so once.
+// doubtful reports whether a fault that may pass may also be permanent: a server without TLS
+// refuses TLS for ever, and a server that restarts may do so once.
 func doubtful(err error) bool {
 	if code, ok := sqliteCode(err); ok {
 		return code == sqlite3.SQLITE_CANTOPEN
@@ -220,8 +231,8 @@ func doubtful(err error) bool {
 	return refusedTLS(err) || !cut(err)
 }
 
-// refusedTLS says whether the one host of the URL has no TLS, and the URL allows nothing else. A name
-// such as localhost may have a second address, where nothing listens: that one is no reason to wait.
+// refusedTLS reports whether the only host of the URL has no TLS although the URL demands it. A
+// name such as localhost may have a second address with no server: that is no reason to wait.
 func refusedTLS(err error) bool {
 	var connect *pgconn.ConnectError
 	if !errors.As(err, &connect) || connect.Config.TLSConfig == nil {
@@ -235,14 +246,14 @@ func refusedTLS(err error) bool {
 	return strings.Contains(err.Error(), "server refused TLS connection")
 }
 
-// wantsTLS says whether a server lets nobody in without TLS: a secure CockroachDB, or PgBouncer. They
-// say so by a protocol violation, as which they report much that passes by itself. PostgreSQL says
-// 28000.
+// wantsTLS reports whether a server admits no connection without TLS: a secure CockroachDB, or
+// PgBouncer. They answer with a protocol violation, which they also use for much that passes by
+// itself. PostgreSQL answers 28000.
 func wantsTLS(answer *pgconn.PgError) bool {
 	return answer.Code == "08P01" && strings.Contains(answer.Message, "SSL") && strings.Contains(answer.Message, "required")
 }
 
-// conflict says whether running the transaction again, from its start, is the engine's way to resolve err.
+// conflict reports whether the engine expects the transaction to be run again from its start.
 func conflict(err error) bool {
 	if errors.Is(err, ErrUnknownOutcome) {
 		return false
@@ -255,7 +266,8 @@ func conflict(err error) bool {
 	return ok && code == sqlite3.SQLITE_BUSY
 }
 
-// Duplicate says whether err is that a row has a unique key which another row has. The transaction can't go on then.
+// Duplicate reports whether err means that another row already has a row's unique key. The
+// transaction can't go on then.
 func Duplicate(err error) bool {
 	var answer *pgconn.PgError
 	if errors.As(err, &answer) {
@@ -266,11 +278,13 @@ func Duplicate(err error) bool {
 		(file.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || file.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
 }
 
-// unknownOutcome says whether err, the answer to a COMMIT, leaves open what became of the transaction.
+// unknownOutcome reports whether err, the answer to a COMMIT, leaves open what became of the
+// transaction.
 func (e Engine) unknownOutcome(err error) bool {
 	if e == SQLite {
-		// Every other failure leaves or rolls back the transaction. After a failed write or sync the frames may lie
-		// in the log whole, to be found by whoever opens the file after a crash.
+		// Every other failure leaves or rolls back the transaction. After a failed write or sync,
+		// all frames may still be in the log, where the process that opens the file after a crash
+		// finds them.
 		code, ok := sqliteCode(err)
 		return ok && code == sqlite3.SQLITE_IOERR
 	}
@@ -278,17 +292,19 @@ func (e Engine) unknownOutcome(err error) bool {
 	if errors.As(err, &answer) {
 		return !rolledBack(answer.Code)
 	}
-	// No answer. pgconn.SafeToRetry, and driver.ErrBadConn which pgx makes of it, are no evidence that the COMMIT wasn't
-	// sent: pgx v5.12 meets the lost connection twice while it reads the answer, and reports the second time, "conn
-	// closed", which claims that nothing was sent.
+	// There was no answer. pgconn.SafeToRetry, and driver.ErrBadConn which pgx makes of it, don't
+	// prove that the COMMIT wasn't sent: pgx v5.12 meets the lost connection twice while it reads
+	// the answer, and reports the second time, "conn closed", which claims that nothing was sent.
 	return !errors.Is(err, sql.ErrTxDone) && !errors.Is(err, pgx.ErrTxCommitRollback)
 }
 
-// rolledBack lists the SQLSTATEs by which a server says that it did not commit. Any other is open: a server told to
-// stop, for one, says so (57P01) also after the commit, if it still waits for a standby.
+// rolledBack reports whether a server with this SQLSTATE says that it did not commit. Any other
+// leaves it open: a server that is told to stop, for example, reports that (57P01) even after the
+// commit, if it still waits for a standby.
 func rolledBack(state string) bool {
 	switch class(state) {
-	case "22", "23", "25", "27", "42", "44", "P0": // data, constraint, transaction state, trigger, access, check, raised
+	// Data, constraint, transaction state, trigger, access, check, raised.
+	case "22", "23", "25", "27", "42", "44", "P0":
 		return true
 	}
 	return strings.HasPrefix(state, "40") && state != "40003"

@@ -72,7 +72,8 @@ func (f *fault) get() error {
 
 // set keeps the first fault, logs it once, and returns what is kept.
 func (f *fault) set(ctx context.Context, err error) error {
-	if f.first.CompareAndSwap(nil, &err) && f.opened.Load() != nil { // until then, the error is an answer to who opens it
+	// Until then, the error is an answer to who opens it.
+	if f.first.CompareAndSwap(nil, &err) && f.opened.Load() != nil {
 		f.log.ErrorContext(ctx, "the database is not used any more: nothing is read from it or committed", "file", f.file, "error", err)
 	}
 	return f.get()
@@ -169,7 +170,8 @@ func (db *DB) pingFile(ctx context.Context) error {
 	if err == nil {
 		defer func() { _ = tx.Rollback() }()
 		var version int
-		err = tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version) // no SELECT: so the commit gets a stamp
+		// No SELECT: so the commit gets a stamp.
+		err = tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version)
 	}
 	if err == nil {
 		err = tx.Commit()

@@ -213,7 +213,7 @@ func (db *DB) migrationLock() (lock.Locker, error) {
 		lock.WithTableLockTimeout(250*time.Millisecond, 1200), // 5 minutes
 		lock.WithTableUnlockTimeout(250*time.Millisecond, 20),
 		lock.WithTableRetryPolicy(func(err error) bool {
-			// A held lock is an error without a type. What the server says is final, unless it is
+			// A held lock is an error without a type. A server's own error is final, unless it is
 			// transient.
 			var answer *pgconn.PgError
 			return !errors.As(err, &answer) || Transient(err)

@@ -12,9 +12,9 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// pooledSession is a session behind a pooler, which may give the next transaction another session of
-// the server. So each transaction is told the settings, in the same round trip. A query without a
-// transaction is one, too.
+// pooledSession is a session behind a pooler, which may give the next transaction another session
+// of the server. So each transaction is told the settings, in the same round trip. A query without
+// a transaction is one, too.
 type pooledSession struct {
 	*session
 	told string

@@ -32,8 +32,8 @@ type Restored struct {
 	Kept string `json:"kept,omitempty"`
 }
 
-// Restore puts a copy of a SQLite database, which may have a log next to it, in place of the
-// database that url names. It checks the copy first, keeps the old database under another name, and
+// Restore replaces the database that url names by a copy of a SQLite database, which may have a log
+// next to it. It checks the copy first, keeps the old database under another name, and
 // removes nothing. The copy is only read. A server's URL is [ErrURL].
 //
 // What belonged to the old file goes with it: SQLite would replay its log into the new one.
@@ -121,7 +121,8 @@ func copyNextTo(file, from string, old *os.File) (fresh string, err error) {
 		return "", fmt.Errorf("%w: %s has %s open, which may change while it is copied. Take a copy of it with SQLite: sqlite3 %s \".backup COPY\"",
 			ErrCopy, users, from, from)
 	}
-	fresh = file + ".restoring-" + strconv.FormatUint(uint64(rand.Uint32()), 36) //nolint:gosec // no secret
+	// fresh: no secret.
+	fresh = file + ".restoring-" + strconv.FormatUint(uint64(rand.Uint32()), 36) //nolint:gosec
 	for _, suffix := range []string{"", "-wal", "-journal"} {
 		err := copyFile(fresh+suffix, from+suffix, old)
 		if suffix != "" && errors.Is(err, fs.ErrNotExist) {

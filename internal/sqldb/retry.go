@@ -10,14 +10,16 @@ import (
 	"github.com/cenkalti/backoff/v5"
 )
 
-// pauses is a sequence of growing pauses; each is moved by up to a half either way, so that rivals don't meet again.
+// pauses returns a sequence of growing pauses. Each is moved by up to a half either way, so that
+// rivals don't meet again.
 func pauses(first, longest time.Duration) *backoff.ExponentialBackOff {
 	return &backoff.ExponentialBackOff{
 		InitialInterval: first, MaxInterval: longest, Multiplier: 2, RandomizationFactor: 0.5,
 	}
 }
 
-// sleep returns nil after the pause, or an error if ctx ends before: ctx's and, for whoever reads it, the cause of the wait.
+// sleep returns nil after the pause. If ctx ends first, it returns ctx's error with the cause of
+// the wait.
 func sleep(ctx context.Context, pause time.Duration, cause error) error {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
@@ -29,16 +31,17 @@ func sleep(ctx context.Context, pause time.Duration, cause error) error {
 	}
 }
 
-// certainAfter is how long a doubtful refusal has to be the only answer before it is believed.
+// certainAfter is how long a doubtful refusal must be the only answer before it is believed.
 const certainAfter = 20 * time.Second
 
-// Await runs attempt, for a process that starts, until it ends otherwise than by a fault that can
-// pass ([Transient]), or ctx ends. The log says now and then what is waited for. It says so too if an
-// attempt takes long: a range without a quorum, or a lock of another session, gives no error.
+// Await runs attempt, for a process that starts, until it succeeds, fails with an error that won't
+// pass ([Transient]), or ctx ends. The log says now and then what it waits for, also if a single
+// attempt takes long: a range without a quorum, or another session's lock, causes no error.
 //
-// What a server that restarts may say, and one that has to be set up otherwise says for ever, is
-// [ErrURL] once it has been the only answer for a while. If ctx has a deadline, that is in half the
-// time until then: the person who waits hears what to change, and not that the time is over.
+// Some refusals come from a server that restarts, and for ever from one that must be set up
+// differently. Such a refusal is [ErrURL] once it has been the only answer for a while. If ctx has a
+// deadline, that while is half of the time until then, so that the user hears what to change, and
+// not that the time is over.
 func Await(ctx context.Context, log *slog.Logger, attempt func() error) error {
 	return await(ctx, log, warnEvery, attempt)
 }
@@ -95,7 +98,7 @@ func await(ctx context.Context, log *slog.Logger, slowAfter time.Duration, attem
 	}
 }
 
-// believed is [ErrURL] for a doubtful refusal that was the only answer for so long.
+// believed returns [ErrURL] for a doubtful refusal that was the only answer for so long.
 func believed(err error, long time.Duration) error {
 	if refusedTLS(err) {
 		return fmt.Errorf("%w: the server has no TLS, which the sslmode of the URL asks for: set up TLS there, "+
@@ -104,7 +107,7 @@ func believed(err error, long time.Duration) error {
 	return fmt.Errorf("%w: the server has answered nothing else for %s: %w", ErrURL, long, err)
 }
 
-// again runs attempt until it ends otherwise than by a conflict with a rival, or ctx ends.
+// again runs attempt until it ends without a conflict with a rival, or ctx ends.
 func again(ctx context.Context, attempt func() error) error {
 	pause := pauses(5*time.Millisecond, 250*time.Millisecond)
 	for {

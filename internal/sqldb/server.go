@@ -22,21 +22,24 @@ const (
 	dialTimeout  = 5 * time.Second
 	maxConns     = 16
 	maxUnhurried = 4
-	connLifetime = 30 * time.Minute // spreads the connections anew after a CockroachDB node joined or came back
-	// connIdleTime is less than what a proxy gives an idle connection, as HAProxy 50 s: one that is found dead has all sessions
-	// replaced, and the registry compares its database.
+	// connLifetime: spreads the connections again after a CockroachDB node joined or came back.
+	connLifetime = 30 * time.Minute
+	// connIdleTime is less than the time after which a proxy drops an idle connection, such as
+	// HAProxy's 50 s: if a connection is found dead, all sessions are replaced, and the registry
+	// compares its database.
 	connIdleTime = 30 * time.Second
 	warnEvery    = 10 * time.Second
-	// unacknowledged is how long what was sent to a server may be on its way, as long as a keep-alive may go unanswered.
+	// unacknowledged is how long data may be on its way to a server without an acknowledgement. A
+	// keep-alive may go unanswered for as long.
 	unacknowledged = 30 * time.Second
 )
 
-// server is what connections to a server are made of.
+// server is what connections to a server are made with.
 type server struct {
-	engine  Engine // "": it is not known yet
+	engine  Engine // "": not known yet
 	cfg     *pgx.ConnConfig
 	chosen  map[string]string // settings that the URL has chosen, see chosen
-	pooled  bool              // somebody shares the server's sessions among clients
+	pooled  bool              // a pooler shares the server's sessions among clients
 	session *sessions
 }
 
@@ -59,7 +62,7 @@ func openServerWithin(ctx context.Context, url string, l limits, log *slog.Logge
 		log.InfoContext(ctx, "the database is behind a connection pooler: statements are not prepared, which costs CPU", "otherwise",
 			execMode+"cache_statement in the URL, if the pooler keeps the prepared statements of each client")
 	default:
-		// The texts of statements are few there, see Rows, and prepared once for each connection.
+		// The texts of statements are few there, see Rows, and each connection prepares them once.
 		cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	}
 	pool, patient := s.pool(ctx, l), s.pool(ctx, unhurried())
@@ -68,7 +71,7 @@ func openServerWithin(ctx context.Context, url string, l limits, log *slog.Logge
 	return &DB{engine: s.engine, reader: pool, writer: pool, unhurried: patient, sessions: s.session, log: log}, nil
 }
 
-// look waits for the server, and asks it which it is and whether it is behind a pooler.
+// look waits for the server, and asks which engine it is and whether it is behind a pooler.
 func (s *server) look(ctx context.Context, log *slog.Logger) error {
 	var seen atomic.Pointer[sight]
 	connector := stdlib.GetConnector(*s.cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
@@ -88,15 +91,16 @@ func (s *server) look(ctx context.Context, log *slog.Logger) error {
 	return s.checkPooler(seen.Load().searchPath)
 }
 
-// sight is what a connection shows of the way to the server.
+// sight is what a connection shows about the way to the server.
 type sight struct {
 	pooled     bool
-	searchPath string // of a session that was told nothing
+	searchPath string // of a session without settings
 }
 
-// lookAt finds out whether somebody stands between us and PostgreSQL who shares its connections among clients. The next
-// transaction may then be on another one, without what was prepared. Poolers have to tell cancellations apart, so they make up
-// the process id that the server would give to the client.
+// lookAt finds out whether a pooler stands between us and PostgreSQL and shares its connections
+// among clients. The next transaction may then run on another connection, without the statements
+// that were prepared. Poolers must tell cancellations apart, so they invent the process id that the
+// server would give to the client.
 func lookAt(ctx context.Context, conn *pgx.Conn) (sight, error) {
 	var pid int64
 	var path string
@@ -106,8 +110,9 @@ func lookAt(ctx context.Context, conn *pgx.Conn) (sight, error) {
 	return sight{pid != int64(conn.PgConn().PID()), path}, nil
 }
 
-// checkPooler refuses what can't be put right: a mode in which pgx has statements prepared, or described, before the transaction is
-// told in which schema their tables are, where a pooler's sessions are told another one by the server.
+// checkPooler refuses what can't be made right: a mode in which pgx prepares or describes
+// statements before the transaction is told in which schema their tables are, if the server gives
+// the pooler's sessions another schema.
 func (s *server) checkPooler(path string) error {
 	mode := s.cfg.DefaultQueryExecMode
 	if !s.pooled || s.engine != Postgres || mode == pgx.QueryExecModeExec || mode == pgx.QueryExecModeSimpleProtocol {
@@ -122,7 +127,8 @@ func (s *server) checkPooler(path string) error {
 	return nil
 }
 
-// pool makes a pool of connections whose sessions have these limits, and are told what this package relies on, see settings.
+// pool returns a pool of connections whose sessions have these limits and the settings that this
+// package relies on, see settings.
 func (s *server) pool(ctx context.Context, l limits) *sql.DB {
 	cfg := s.cfg.Copy()
 	connector := sessionConnector{sessions: s.session, limits: l}
@@ -145,7 +151,7 @@ func poolOf(ctx context.Context, connector sessionConnector) *sql.DB {
 	return pool
 }
 
-// engineOf tells the servers apart by the answer to "select version()".
+// engineOf tells the servers apart by their answer to "select version()".
 func engineOf(version string) Engine {
 	if strings.HasPrefix(version, "CockroachDB") {
 		return Cockroach
@@ -155,11 +161,12 @@ func engineOf(version string) Engine {
 
 // serverConfig reads the URL and sets what it leaves open.
 //
-// The statements that CockroachDB gets vary in length with the size of a batch, so pgx's default of preparing each text and
-// keeping 512 of them on every connection would prepare again and again, and fill the server's memory. In mode "exec" a
-// statement is one round trip that leaves nothing behind; pgx derives the types of parameters from the Go values: int64,
-// string, []byte and bool are right by themselves. With PostgreSQL only the first connection is of that mode, and all of them
-// behind a connection pooler, which may not keep what is prepared. The URL can ask for any mode.
+// The statements for CockroachDB vary in length with the size of a batch. pgx's default, preparing
+// each text and keeping 512 of them on every connection, would prepare again and again, and fill
+// the server's memory. In mode "exec" a statement is one round trip that leaves nothing behind; pgx
+// derives the types of parameters from the Go values, which is right for int64, string, []byte and
+// bool. With PostgreSQL only the first connection has that mode, and all of them behind a
+// connection pooler, which may not keep prepared statements. The URL can choose any mode.
 func serverConfig(url string) (*pgx.ConnConfig, error) {
 	cfg, err := parseServer(url)
 	if err != nil {
@@ -169,7 +176,8 @@ func serverConfig(url string) (*pgx.ConnConfig, error) {
 		cfg.DefaultQueryExecMode = pgx.QueryExecModeExec
 	}
 	for name, value := range startupParameters() {
-		maps.DeleteFunc(cfg.RuntimeParams, func(other, _ string) bool { return strings.EqualFold(other, name) }) // as PGTZ is timezone
+		// For example, PGTZ is timezone.
+		maps.DeleteFunc(cfg.RuntimeParams, func(other, _ string) bool { return strings.EqualFold(other, name) })
 		cfg.RuntimeParams[name] = value
 	}
 	if cfg.ValidateConnect == nil && !strings.Contains(url, targetAttrs+"=") && os.Getenv("PGTARGETSESSIONATTRS") == "" {
@@ -189,7 +197,7 @@ func serverConfig(url string) (*pgx.ConnConfig, error) {
 	return cfg, nil
 }
 
-// targetAttrs is the parameter of a URL which says what kind of server it is about.
+// targetAttrs is the URL parameter that says which kind of server to connect to.
 const targetAttrs = "target_session_attrs"
 
 // execMode is the parameter of a URL.
@@ -197,8 +205,8 @@ const execMode = "default_query_exec_mode="
 
 func execModeChosen(url string) bool { return strings.Contains(url, execMode) }
 
-// askServer asks the server which it is, and CockroachDB whether it has the database: it lets one connect to any, and refuses what
-// needs one.
+// askServer asks which engine the server is, and whether a CockroachDB has the database:
+// CockroachDB accepts connections to any name, and refuses statements that need the database.
 func askServer(ctx context.Context, pool *sql.DB) (Engine, error) {
 	var version string
 	if err := pool.QueryRowContext(ctx, "SELECT version()").Scan(&version); err != nil {
@@ -223,7 +231,7 @@ func askServer(ctx context.Context, pool *sql.DB) (Engine, error) {
 // noSuchDatabase is a SQLSTATE.
 const noSuchDatabase = "3D000"
 
-// refusal returns how to correct what the server will go on refusing, nil if err is something else.
+// refusal returns how to correct what the server will go on refusing; nil if err is something else.
 func refusal(err error) error {
 	var answer *pgconn.PgError
 	switch {

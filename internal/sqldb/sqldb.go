@@ -1,9 +1,9 @@
-// Package sqldb opens a database by its URL, brings its schema up to date, and runs transactions with the retry that
-// the engine behind the URL needs.
+// Package sqldb opens a database by its URL, brings its schema up to date, and runs transactions
+// with the retry that the engine needs.
 //
-// Three engines speak through the same database/sql: SQLite in the process, PostgreSQL, and CockroachDB, which answers
-// on PostgreSQL's protocol but wants its transactions retried differently. Which of the last two it is, the server
-// says; the URL does not.
+// It speaks to three engines: SQLite in the process, PostgreSQL, and CockroachDB, which uses
+// PostgreSQL's protocol but needs its transactions retried in another way. The server tells which
+// of the last two it is; the URL does not.
 package sqldb
 
 import (
@@ -15,7 +15,7 @@ import (
 	"strings"
 )
 
-// Engine names the database system that answers.
+// Engine names a database system.
 type Engine string
 
 // The engines that this package knows.
@@ -32,23 +32,24 @@ type DB struct {
 	writer *sql.DB
 	log    *slog.Logger
 
-	// Servers only:
+	// Servers only.
 	unhurried *sql.DB
 	sessions  *sessions // of both pools
 	servers   string    // where they are
 
-	// SQLite only:
+	// SQLite only.
 	file         string // the database file
 	fault        *fault
 	checkpointer *checkpointer
 }
 
-// Open opens the database that url names: sqlite:PATH (the file and its folder are created), or a postgres:// or
-// postgresql:// URL of PostgreSQL or CockroachDB.
+// Open opens the database that url names: sqlite:PATH (it creates the file and its folder), or a
+// postgres:// or postgresql:// URL of PostgreSQL or CockroachDB.
 //
-// A server that can't be reached is waited for until ctx ends, with a warning now and then ([Await]): processes start in any
-// order. What can't pass ends at once: a URL of another form, refused credentials and a missing database
-// satisfy errors.Is(err, ErrURL). No error quotes a password.
+// It waits for a server that can't be reached until ctx ends, with a warning now and then
+// ([Await]), because processes start in any order. It does not wait if that can't help: a URL of
+// another form, refused credentials and a missing database satisfy errors.Is(err, ErrURL). No error
+// quotes a password.
 func Open(ctx context.Context, url string, log *slog.Logger) (*DB, error) {
 	url = strings.TrimSpace(url)
 	scheme, rest, _ := strings.Cut(url, ":")
@@ -66,8 +67,8 @@ func Open(ctx context.Context, url string, log *slog.Logger) (*DB, error) {
 	}
 }
 
-// CheckURL returns [ErrURL] for a URL that Open will refuse whatever it finds there, so that a process can say so before
-// it starts anything.
+// CheckURL returns [ErrURL] for a URL that Open would always refuse, so that a process can report
+// it before it starts anything.
 func CheckURL(url string) error {
 	url = strings.TrimSpace(url)
 	scheme, rest, _ := strings.Cut(url, ":")
@@ -82,21 +83,24 @@ func CheckURL(url string) error {
 	return err
 }
 
-// Engine says which database system this is.
+// Engine returns the database system.
 func (db *DB) Engine() Engine { return db.engine }
 
-// Reader is the pool for reading outside a transaction. With SQLite its connections refuse to write, and never wait
-// for the writer nor hold it up; with a server it is the same pool as Writer.
+// Reader returns the pool for reading outside a transaction. With SQLite its connections refuse to
+// write, and they and the writer never wait for each other. With a server it is the same pool as
+// Writer.
 func (db *DB) Reader() *sql.DB { return db.reader }
 
-// Writer is the pool for single statements that write, outside of [DB.InTx], and that may be run twice: when a
-// connection breaks, database/sql repeats what pgx believes was not sent, which is not always so.
+// Writer returns the pool for single statements that write outside of [DB.InTx] and that may run
+// twice: when a connection breaks, database/sql repeats what pgx believes was not sent, which is
+// not always true.
 //
-// With SQLite it is one connection: whoever holds it, for instance by unread rows, keeps every other writer waiting.
+// With SQLite it is one connection: while it is in use, for example by unread rows, every other
+// writer waits.
 func (db *DB) Writer() *sql.DB { return db.writer }
 
-// Unhurried is the same database for work that may take long, as to read a whole table or to change the schema: none of its
-// statements has a limit on a server. It is not closed by itself.
+// Unhurried returns the same database for work that may take long, such as reading a whole table or
+// changing the schema: its statements have no time limit on a server. It must not be closed.
 func (db *DB) Unhurried() *DB {
 	if db.engine == SQLite {
 		return db
@@ -104,8 +108,8 @@ func (db *DB) Unhurried() *DB {
 	return &DB{engine: db.engine, reader: db.unhurried, writer: db.unhurried, unhurried: db.unhurried, sessions: db.sessions, log: db.log}
 }
 
-// Close closes all connections. The others go first, so that SQLite's last one, a writer, can fold the write-ahead log
-// into the file.
+// Close closes all connections. SQLite's writer is the last, so that it can checkpoint the
+// write-ahead log.
 func (db *DB) Close() error {
 	var errs []error
 	if db.checkpointer != nil {

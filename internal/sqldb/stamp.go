@@ -41,7 +41,8 @@ func (c *guardedConn) stamp(ctx context.Context) error {
 	}
 	next := rand.Int32() | 1 //nolint:gosec // no secret; 0 means that there was none yet
 	_, err = c.sqliteConn.ExecContext(ctx, "PRAGMA user_version = "+strconv.FormatInt(before, 10)+
-		"; PRAGMA application_id = "+strconv.Itoa(int(next)), nil) // a text of its own: it is not kept prepared
+		// A text of its own: it is not kept prepared.
+		"; PRAGMA application_id = "+strconv.Itoa(int(next)), nil)
 	if err != nil {
 		return fmt.Errorf("stamp the commit: %w", err)
 	}

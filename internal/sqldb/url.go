@@ -12,21 +12,22 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// ErrURL is what the person who wrote the database URL has to mend: no other attempt with the same URL can succeed.
+// ErrURL is a fault that the person who wrote the database URL must correct: no other attempt with
+// the same URL can succeed.
 var ErrURL = errors.New("unusable database URL")
 
 const accepted = "sqlite:PATH, or postgres://USER:PASSWORD@HOST:PORT/DATABASE with special characters percent-encoded"
 
 func urlError(what string) error { return fmt.Errorf("%w: %s", ErrURL, what) }
 
-// sqlitePath takes the file's path out of what follows "sqlite:", and makes it absolute, so that a later change of the
-// working directory doesn't lead new connections to another file.
+// sqlitePath returns the absolute path of the file that follows "sqlite:", so that a later change
+// of the working directory doesn't lead new connections to another file.
 func sqlitePath(rest string) (string, error) {
 	switch {
 	case rest == "" || rest == ":memory:":
 		return "", urlError("sqlite: needs the path of a file, as in sqlite:data/registry.db")
 	case strings.HasPrefix(rest, "//") && !strings.HasPrefix(rest, "///"):
-		// Who writes sqlite://data/x.db more likely means data/x.db than /data/x.db: ask instead of guessing.
+		// The author of sqlite://data/x.db more likely means data/x.db than /data/x.db, so we ask.
 		return "", urlError("write sqlite:PATH for a relative path, sqlite:/PATH for an absolute one, without //")
 	case strings.ContainsAny(rest, "?\x00"):
 		return "", urlError("sqlite: takes the path of a file and no parameters")
@@ -40,8 +41,8 @@ func sqlitePath(rest string) (string, error) {
 	return path, nil
 }
 
-// createFile makes the file and its folder for the owner alone, since SQLite would make it readable for all. SQLite
-// gives its -wal and -shm files the mode of the database's.
+// createFile creates the file and its folder for the owner alone, because SQLite would make the
+// file readable for all. SQLite gives its -wal and -shm files the mode of the database.
 func createFile(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fileError("create the folder of the database", err)
@@ -56,7 +57,7 @@ func createFile(path string) error {
 	return nil
 }
 
-// fileError is to be corrected by the person who wrote the URL, unless it may pass by itself.
+// fileError returns [ErrURL] for an error about a file, unless the error may pass by itself.
 func fileError(what string, err error) error {
 	if exhausted(err) {
 		return fmt.Errorf("%s: %w", what, err)
@@ -64,13 +65,13 @@ func fileError(what string, err error) error {
 	return urlError(what + ": " + err.Error())
 }
 
-// parseServer reads a PostgreSQL URL. A parse error quotes the URL, or a piece of a password that was taken for a port,
-// so only such details are passed on as come after the URL was taken apart without doubt.
+// parseServer reads a PostgreSQL URL. A parse error quotes the URL, or a piece of a password that
+// was taken for a port, so only details from after the URL was taken apart are passed on.
 func parseServer(text string) (*pgx.ConnConfig, error) {
 	cfg, err := pgx.ParseConfig(text)
 	switch {
 	case err == nil && cfg.Database == "":
-		// Servers choose one then: PostgreSQL that of the user's name, CockroachDB defaultdb.
+		// Servers would choose one: PostgreSQL the one with the user's name, CockroachDB defaultdb.
 		return nil, urlError("it names no database: add /DATABASE after the host, as in postgres://USER:PASSWORD@HOST:PORT/DATABASE")
 	case err == nil:
 		return cfg, nil
