@@ -258,7 +258,8 @@ func sent(t testing.TB) map[string][][]byte {
 	record := events.ServiceRecord{
 		Origin: origin, AppID: target.App, ServiceID: target.Service, Status: events.Active, Sequence: 2, BoundAt: now - 60,
 		Current: events.CurrentKey{PublicKey: next.Public(), Since: now}, Grace: []events.GraceKey{{PublicKey: key.Public(), Expires: until}},
-		Propagation: map[string]bool{"authsub": true}, OtherDurables: map[string]bool{"audit": false}, ServiceType: "cms-article", EndpointURL: "https://i77.article.cms.io/api/v1", Timestamp: now,
+		Propagation: map[string]bool{"authsub": true}, OtherDurables: map[string]bool{"audit": false},
+		ServiceType: "cms-article", EndpointURL: "https://i77.article.cms.io/api/v1", Timestamp: now,
 	}
 	gone := record
 	gone.Status, gone.Current, gone.Grace, gone.Propagation = events.Revoked, events.CurrentKey{}, nil, nil

@@ -85,8 +85,8 @@ func checkStatement(t *testing.T, name, text string) {
 	}
 }
 
-// TestMigrationsRepeat: a process can be killed between a statement and the note that it was run. The
-// next process runs the statement again.
+// TestMigrationsRepeat: a process can be killed between a statement and the note that it was run.
+// The next process runs the statement again.
 func TestMigrationsRepeat(t *testing.T) {
 	t.Parallel()
 	for owner, fsys := range databases() {
@@ -105,8 +105,8 @@ func TestMigrationsRepeat(t *testing.T) {
 	}
 }
 
-// TestNextMigration: a database with the baseline gets what is added to the folder of both subscribers
-// and, with a lower number, to Billing's own, and keeps what it has.
+// TestNextMigration: a database with the baseline gets what is added to the folder of both
+// subscribers and, with a lower number, to Billing's own, and keeps what it has.
 func TestNextMigration(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {

@@ -10,9 +10,9 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// eventID identifies an event (docs/protocol.md §7.2). SQLite and PostgreSQL keep ids in the order of
-// their timestamps, so that those of a batch lie together at the end of the index. CockroachDB keeps
-// them in the order of their nonces, because ascending keys would all go to one node.
+// eventID identifies an event (docs/protocol.md §7.2). SQLite and PostgreSQL keep ids in the order
+// of their timestamps, so that those of a batch lie together at the end of the index. CockroachDB
+// keeps them in the order of their nonces, because ascending keys would all go to one node.
 type eventID struct {
 	timestamp int64
 	nonce     string
@@ -38,8 +38,8 @@ func (s *Store) claim(ctx context.Context, tx *sqldb.Tx, batch []events.Invalida
 	return fresh, nil
 }
 
-// writeIDs adds the statements that write the ids of events. They call claimed with each id that was
-// not there.
+// writeIDs adds the statements that write the ids of events. They call claimed with each id that
+// was not there.
 func (s *Store) writeIDs(p *sqldb.Pipeline, list []*events.Invalidation, claimed func(eventID)) {
 	for insert := range s.claims(list) {
 		p.Query(claim, insert.Query+` RETURNING timestamp, nonce`, insert.Args, func(row sqldb.Row) error {

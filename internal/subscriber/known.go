@@ -15,9 +15,9 @@ var errOtherwise = errors.New("some event of the batch is not new, or its servic
 // of a larger one.
 const knownAtOnce = 64
 
-// settleKnown is [Store.Settle] in one round trip to PostgreSQL, or two to CockroachDB, for the usual
-// case: a few new events of known services. If the server finds that this is not the case, the
-// transaction is rolled back, and the error is errOtherwise.
+// settleKnown is [Store.Settle] in one round trip to PostgreSQL, or two to CockroachDB, for the
+// usual case: a few new events of known services. If the server finds that this is not the case,
+// the transaction is rolled back, and the error is errOtherwise.
 func (s *Store) settleKnown(ctx context.Context, to, written Place, batch []events.Invalidation, aside []SetAside) ([]events.Invalidation, error) {
 	if s.db.Engine() == sqldb.SQLite || len(batch) == 0 || len(batch) > knownAtOnce || len(aside) > 0 {
 		return nil, errOtherwise

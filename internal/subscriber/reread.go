@@ -153,7 +153,8 @@ func (s *Subscriber) applyOnce(ctx context.Context, batch []incoming.Delivery) (
 		}
 	}()
 	sorted, left := s.sort(batch)
-	fresh, err := s.cfg.Store.Apply(ctx, sorted.Events, nil) // the place is that of the durable, which is further on
+	// The position stays that of the durable, which is further on.
+	fresh, err := s.cfg.Store.Apply(ctx, sorted.Events, nil)
 	if err != nil {
 		return 0, left, err
 	}

@@ -25,7 +25,8 @@ func (s *Subscriber) adopt(
 ) (jetstream.Consumer, error) {
 	info := consumer.CachedInfo()
 	if info.AckFloor.Consumer == 0 {
-		return consumer, nil // nothing was acknowledged: even a new durable has a floor, just before the first message
+		// Nothing was acknowledged: even a new durable has a floor, just before the first message.
+		return consumer, nil
 	}
 	created := stream.CachedInfo().Created.UnixNano()
 	settled, known, err := s.cfg.Store.Position(ctx, created)
@@ -70,7 +71,8 @@ func nothingBetween(ctx context.Context, stream jetstream.Stream, settled, floor
 
 func (s *Subscriber) deleteDurable(ctx context.Context) error {
 	err := s.cfg.JetStream.DeleteConsumer(ctx, streams.Invalidations, s.cfg.Durable)
-	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) { // a process that shares it was quicker
+	// A process that shares the durable may have been quicker.
+	if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 		return fmt.Errorf("delete the durable %s: %w", s.cfg.Durable, err)
 	}
 	return nil

@@ -1,9 +1,9 @@
 // Package subscriber is what all core services share: a durable consumer on the stream of events,
 // and a database that holds what the events said (docs/protocol.md §7.2).
 //
-//	OMI_INVALIDATIONS ──▶ batch ──▶ verify ──▶ one transaction: ids and effects ──▶ memory ──▶ acknowledge
-//	                                  │                     ▲
-//	                                  └── not to be applied ┘ set aside, for an operator to look at
+//	stream ──▶ batch ──▶ verify ──▶ one transaction: ids and effects ──▶ memory ──▶ acknowledge
+//	                       │                     ▲
+//	                       └── not to be applied ┘ set aside, for an operator to look at
 //
 // Each step can be repeated, and a crash between any two of them does no harm: the batch comes
 // again until it is acknowledged, the ids of its events say which of them have taken effect, and a
@@ -46,10 +46,10 @@ type Config struct {
 	ForgetAfter time.Duration
 	Trust       events.Trust
 	Store       *Store
-	// Applied gets each batch once its effects are committed, and before it is acknowledged: all its
-	// events, and those that were new to the database. For the others, the database had an event with
-	// the same id, whose effect this process may not know. After an error the batch comes again. Applied
-	// is never called concurrently.
+	// Applied gets each batch once its effects are committed, and before it is acknowledged: all
+	// its events, and those that were new to the database. For the others, the database had an
+	// event with the same id, whose effect this process may not know. After an error the batch
+	// comes again. Applied is never called concurrently.
 	Applied func(ctx context.Context, batch, fresh []events.Invalidation) error
 	Log     *slog.Logger
 	// Metrics is where the subscriber registers its metrics. Nil: nowhere.
