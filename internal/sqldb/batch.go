@@ -13,13 +13,13 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// The way to a server and back is much of what a short statement costs there. So statements that
-// don't need each other's answers go together, through pgx and past database/sql.
+// A round trip is a large part of what a short statement costs on a server. So statements that
+// don't need each other's answers go together, through pgx itself and not through database/sql.
 
 // Batcher is a connection to a server.
 type Batcher interface {
-	// Batch sends statements together, and gives read the answer to each, with its index. It returns
-	// how many were done. The server skips those after one that fails.
+	// Batch sends statements together, and passes the answer to each to read, with its index. It
+	// returns how many statements succeeded. After one that fails, the server skips the rest.
 	Batch(ctx context.Context, batch *pgx.Batch, read func(i int, results pgx.BatchResults) error) (done int, err error)
 }
 
@@ -43,8 +43,8 @@ func runTogether(ctx context.Context, conn *sql.Conn, statements []statement) (d
 	return done, err
 }
 
-// runOn runs statements outside a transaction. Like database/sql, it takes another connection if one
-// is dead before anything is sent.
+// runOn runs statements outside a transaction. Like database/sql, it takes another connection if
+// one is dead before anything is sent.
 func runOn(ctx context.Context, pool *sql.DB, statements []statement) error {
 	const most = 3
 	for attempt := 1; ; attempt++ {
@@ -60,8 +60,8 @@ func runOn(ctx context.Context, pool *sql.DB, statements []statement) error {
 	}
 }
 
-// about names the statement that an error is about: the first of these, or the one that could not be
-// prepared.
+// about names the statement that an error is about: the first of these, or the one that could not
+// be prepared.
 func about(statements []statement, err error) error {
 	s := &statements[0]
 	var unprepared pgx.ErrPreprocessingBatch
@@ -93,12 +93,13 @@ func (s *session) Batch(ctx context.Context, batch *pgx.Batch, read func(int, pg
 		ctx, cancel = s.within(ctx)
 		defer cancel()
 	}
-	_ = replicated(conn) // what was said before is not about this
+	_ = replicated(conn) // earlier notices are not about this batch
 	if done, err = send(ctx, conn, batch, read); err == nil {
 		return done, replicated(conn)
 	}
 	err = s.judge(ctx, err)
-	// If the connection is lost, who says so may be a pooler that has lost the server, after the COMMIT.
+	// A lost connection leaves the outcome open: a pooler may report that it has lost the server
+	// after the COMMIT.
 	if done < commits && !conn.IsClosed() {
 		err = notCommitted{err}
 	}
@@ -127,8 +128,8 @@ func send(ctx context.Context, conn *pgx.Conn, batch *pgx.Batch, read func(int, 
 	for i := range n {
 		if err := read(i, results); err != nil {
 			if conflict(err) || miscounted(err) {
-				// Otherwise pgx would take the statements to be at fault, and prepare all of them again, in two
-				// more round trips.
+				// Otherwise pgx blames the statements, and prepares all of them again in two more
+				// round trips.
 				batch.QueuedQueries = nil
 			}
 			return i, err
@@ -159,8 +160,10 @@ func (s *statement) read(results pgx.BatchResults) error {
 	return rows.Err()
 }
 
-// mustChange is a function of PostgreSQL's by which a statement that goes with the COMMIT checks how
-// many rows it has changed: it fails before the COMMIT if that is another number. [DB.Migrate] makes it.
+// mustChange creates a function of PostgreSQL by which a statement that goes with the COMMIT checks
+// the number of changed rows: if the number is wrong, the function fails, and the server skips the
+// COMMIT. [DB.Migrate] creates it before it applies migrations, and only if there are any to apply.
+// So a later change of the function must come with a migration.
 const mustChange = `CREATE OR REPLACE FUNCTION omi_must_change(wanted BIGINT, changed BIGINT) RETURNS BOOLEAN LANGUAGE plpgsql AS $$
 BEGIN
 	IF changed <> wanted THEN
@@ -169,7 +172,7 @@ BEGIN
 	RETURN true;
 END $$`
 
-// otherCount is the SQLSTATE of that, of a class that is left to users.
+// otherCount is the SQLSTATE of that failure. Its class is neither the standard's nor PostgreSQL's.
 const otherCount = "OMI01"
 
 // counted returns a statement that checks by itself how many rows it changes.

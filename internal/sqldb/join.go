@@ -1,17 +1,18 @@
 package sqldb
 
-// CockroachDB plans by statistics, which come some minutes after a table has its rows. Until then it
-// takes every table for a small one, and for a list of 300 rows or more it reads the table whole. So
-// a query that joins the list of [Engine.Rows] with tables has these words for JOIN:
+// CockroachDB plans by statistics, which it has some minutes after a table gets its rows. Until
+// then it assumes that every table is small, and for a list of 300 rows or more it scans the whole
+// table. So a query that joins the list of [Engine.Rows] with tables uses these words for JOIN:
 //
 //	"SELECT n FROM (%s) AS v " + e.LookupJoin() + " t ON t.k = v.column1"
 //
-// With them CockroachDB looks each row up by an index, and joins in the order of the text. Where no
-// index fits, it refuses the query. So what is on the right is a table itself. It has an index whose
-// first columns are compared in the ON by =, each with a column on the left of the very same type.
-// Next to each such query stands the index.
+// With them, CockroachDB looks up each row by an index, and joins in the order of the text. If no
+// index fits, it refuses the query. So the right side is a table, with an index whose first columns
+// the ON compares by =, each with a column of the same type on the left. A comment at each such
+// query names the index.
 
-// LookupJoin is the engine's words for JOIN, where an index finds the rows of the table on the right.
+// LookupJoin returns the engine's words for a JOIN that finds the rows of the right table by an
+// index.
 func (e Engine) LookupJoin() string {
 	if e == Cockroach {
 		return "INNER LOOKUP JOIN"

@@ -12,10 +12,10 @@ import (
 // preparedEach is how many statements a SQLite connection keeps prepared.
 const preparedEach = 128
 
-// To read and plan a statement of some hundred rows costs SQLite more than to run it. So each connection keeps those that it
-// ran last, with their text as their name, and beside it what positional made of that.
+// SQLite spends more time on reading and planning a statement of some hundred rows than on running
+// it. So each connection keeps the statements that it ran last, by their texts.
 
-// preparedConnector makes connections that do so.
+// preparedConnector makes connections that keep statements prepared.
 type preparedConnector struct{ driver.Connector }
 
 // Connect opens a connection.
@@ -36,8 +36,8 @@ func (c preparedConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	return &preparedConn{sqliteConn: inner, kept: kept}, nil
 }
 
-// sqliteConn is what the driver's connections implement. All of it must be passed on: database/sql asks for each
-// interface by itself, and does without if it isn't there.
+// sqliteConn is what the driver's connections implement. A wrapper must pass on all of it, because
+// database/sql looks for each interface, and does without those that are missing.
 type sqliteConn interface {
 	driver.Conn
 	driver.ConnBeginTx
@@ -66,9 +66,9 @@ type preparedConn struct {
 type prepared struct {
 	sqliteStmt
 	order []int
-	args  int  // how many it was prepared for
+	args  int  // the number of arguments it was prepared for
 	busy  bool // in use
-	alone bool // not kept, or no longer
+	alone bool // not kept, or not any more
 }
 
 // ExecContext runs a statement.
@@ -94,7 +94,7 @@ func (c *preparedConn) QueryContext(ctx context.Context, query string, args []dr
 	return &preparedRows{rows, func() error { return c.give(stmt) }}, nil
 }
 
-// take returns a statement, which is nobody else's until it is given back.
+// take returns a statement for one use. give ends the use.
 func (c *preparedConn) take(ctx context.Context, query string, args []driver.NamedValue) (*prepared, error) {
 	old, ok := c.kept.Get(query)
 	if ok && !old.busy && old.args == len(args) {
@@ -124,7 +124,8 @@ func (c *preparedConn) take(ctx context.Context, query string, args []driver.Nam
 	return one, nil
 }
 
-// keep keeps a statement for the next time, in place of the one with its text, or of that which was used least lately.
+// keep keeps a statement for the next time. It replaces the one with the same text, or otherwise
+// the least recently used one.
 func (c *preparedConn) keep(query string, one *prepared) error {
 	old, ok := c.kept.Peek(query)
 	if !ok && c.kept.Len() == preparedEach {
@@ -141,7 +142,7 @@ func (c *preparedConn) keep(query string, one *prepared) error {
 	return old.Close()
 }
 
-// give gives a statement back.
+// give ends the use of a statement.
 func (c *preparedConn) give(one *prepared) error {
 	one.busy = false
 	if one.alone {
@@ -160,7 +161,7 @@ func (c *preparedConn) Close() error {
 	return errors.Join(append(errs, c.sqliteConn.Close())...)
 }
 
-// Unwrap lets the driver's own functions find its connection.
+// Unwrap returns the driver's own connection, for its functions.
 func (c *preparedConn) Unwrap() driver.Conn { return c.sqliteConn }
 
 func named(args []driver.NamedValue) bool {

@@ -19,12 +19,13 @@ const (
 	release   = "RELEASE SAVEPOINT cockroach_restart"
 )
 
-// serverTx is a transaction on a server. It sends together what doesn't wait for an answer: the
-// BEGIN goes with the first statements, and the COMMIT with the last ones.
+// serverTx is a transaction on a server. Statements that need no answer go together: the BEGIN with
+// the first statements, and the COMMIT with the last ones. If all statements of a transaction are
+// given to RunAtCommit, these are the round trips:
 //
-//	statements        PostgreSQL, at the commit        CockroachDB, at the commit
-//	all at the commit BEGIN, statements, COMMIT        BEGIN, SAVEPOINT, statements, RELEASE, COMMIT
-//	 … with a Must    the same: it counts by itself    BEGIN, SAVEPOINT, statements │ RELEASE, COMMIT
+//	PostgreSQL                         BEGIN, statements, COMMIT
+//	CockroachDB                        BEGIN, SAVEPOINT, statements, RELEASE, COMMIT
+//	CockroachDB, if rows are counted   BEGIN, SAVEPOINT, statements ┃ RELEASE, COMMIT
 type serverTx struct {
 	conn       *sql.Conn
 	counts     bool // the server checks by itself what Must says
@@ -43,7 +44,7 @@ func (db *DB) onServer(ctx context.Context, begin, end []string, attempt func(*s
 	}
 	defer func() { _ = conn.Close() }()
 	tx := &serverTx{conn: conn, counts: db.engine == Postgres, begin: statements(begin...), end: statements(end...)}
-	// For an error, a panic, and runtime.Goexit. After the commit it does nothing.
+	// After an error, a panic, and runtime.Goexit. After the commit, it does nothing.
 	defer tx.rollback(ctx)
 	return attempt(tx)
 }
@@ -66,13 +67,13 @@ func (db *DB) postgresTx(ctx context.Context, fn func(*Tx) error) error {
 }
 
 // cockroachTx leaves retries to cockroach-go, which runs them inside one transaction, by a
-// savepoint. CockroachDB then raises the priority of the transaction with every attempt. This is for
-// CockroachDB alone: there, RELEASE SAVEPOINT commits, and the COMMIT after it changes nothing.
+// savepoint. CockroachDB then raises the priority of the transaction with every attempt. This is
+// for CockroachDB alone: there, RELEASE SAVEPOINT commits, and the COMMIT after it changes nothing.
 func (db *DB) cockroachTx(ctx context.Context, fn func(*Tx) error) error {
 	const whileContextLives = 0
 	return db.onServer(ctx, []string{begin, savepoint}, []string{release, commit}, func(tx *serverTx) error {
 		err := crdb.ExecuteInTx(crdb.WithMaxRetries(ctx, whileContextLives), restartable{tx}, func() error { return fn(&Tx{tx}) })
-		var released *crdb.AmbiguousCommitError // every error of RELEASE except a conflict, definite or not
+		var released *crdb.AmbiguousCommitError // every error of RELEASE but conflicts
 		if errors.As(err, &released) {
 			return db.commitError(ctx, released.Unwrap())
 		}
@@ -127,9 +128,9 @@ func (t *serverTx) runAtCommit(ctx context.Context, list []statement) error {
 	return nil
 }
 
-// send runs statements, after those that must come first. It returns how many were left at an error.
-// From then on the transaction runs no statements: if the BEGIN has failed, they would be done
-// outside of it, and a COMMIT would roll back without an error.
+// send runs statements, after those that must come first. It returns how many were left at an
+// error. From then on the transaction runs no statements: if the BEGIN has failed, they would be
+// done outside of it, and a COMMIT would roll back without an error.
 func (t *serverTx) send(ctx context.Context, list []statement) (left int, err error) {
 	if t.failed != nil {
 		return len(list), notCommitted{fmt.Errorf("%w: %w", errFailed, t.failed)}
@@ -154,8 +155,8 @@ func (t *serverTx) commit(ctx context.Context) error {
 	return err
 }
 
-// rollback rolls back unless the transaction is over. If ctx has ended, the driver gives the connection
-// up, and the server rolls back by itself.
+// rollback rolls back unless the transaction is over. If ctx has ended, the driver gives the
+// connection up, and the server rolls back by itself.
 func (t *serverTx) rollback(ctx context.Context) {
 	if t.begun && !t.over {
 		t.over = true

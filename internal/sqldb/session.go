@@ -16,24 +16,24 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
-// A server, a database or a role may have settings that change every session: the form of an
-// answer, the schema in which a table is found, how long a lock is waited for. So each session is
-// told what this package relies on. Four parameters go into the startup message, since every pooler
-// keeps them for its clients. The rest is set by one statement:
+// A server, a database or a role may have settings that change every session: the format of an
+// answer, the schema in which a table is found, the wait for a lock. So each session is told the
+// settings that this package relies on. Four of them go into the startup message, because every
+// pooler keeps those for its clients. One statement sets the others:
 //
-//   - once for each connection, where it leads to the server itself;
-//   - at the start of each transaction and for it alone, where a pooler may give the next transaction another session. It goes
-//     in the same round trip as the BEGIN, see serverConn.
+//   - once for each connection, if it leads to the server itself;
+//   - at the start of each transaction and for it alone, if a pooler may give the next transaction
+//     another session. It goes in the same round trip as the BEGIN, see pooledSession.
 //
-// default_transaction_read_only is not among them. It is how an operator closes a database to
-// writers, so it is obeyed.
+// default_transaction_read_only is not among them. An operator closes a database to writers with
+// it, so it is obeyed.
 
-// limits are how long a session waits, and how long this process waits for its answer.
+// limits say how long a session waits, and how long this process waits for its answer.
 type limits struct {
 	statement, lock, idleTx time.Duration // 0: for ever
-	// answer is for a server that doesn't answer any more, and so doesn't keep to the others
-	// either. A COMMIT has no limit: a server that waits for its standby was told to, and
-	// cancelling that would commit without the standby.
+	// answer is for a server that doesn't answer any more, and so ignores the other limits, too. A
+	// COMMIT has no limit: a server that waits for its standby is configured to do so, and
+	// cancelling the wait would commit without the standby.
 	answer time.Duration
 }
 
@@ -42,17 +42,16 @@ func usual() limits {
 	return limits{statement: 30 * time.Second, lock: 10 * time.Second, idleTx: 30 * time.Second, answer: 45 * time.Second}
 }
 
-// unhurried are the limits of work that may take long. A process that lost its power inside a
-// transaction still must not hold its locks for as long as the server's TCP believes in it, which
-// is hours.
+// unhurried are the limits of work that may take long. A machine that lost its power inside a
+// transaction still must not hold its locks until the server's TCP gives it up, which takes hours.
 func unhurried() limits { return limits{idleTx: usual().idleTx} }
 
-// startupParameters are those that poolers, CockroachDB and every version of PostgreSQL take.
+// startupParameters are those that poolers, CockroachDB and every version of PostgreSQL accept.
 func startupParameters() map[string]string {
 	return map[string]string{"client_encoding": "UTF8", "DateStyle": "ISO, MDY", "TimeZone": "UTC", "standard_conforming_strings": "on"}
 }
 
-// setting is what a session is told.
+// setting is one that a session is told.
 type setting struct {
 	name, value string
 	chosen      bool // by the URL
@@ -60,7 +59,7 @@ type setting struct {
 
 const searchPath = "search_path"
 
-// settings returns what a session of an engine is told.
+// settings returns the settings of a session of an engine.
 func (l limits) settings(engine Engine) []setting {
 	list := []setting{
 		{name: searchPath, value: `"$user", public`}, {name: "bytea_output", value: "hex"},
@@ -77,7 +76,7 @@ func (l limits) settings(engine Engine) []setting {
 	}, planByIndex())
 }
 
-// inUnits writes a duration as servers show it.
+// inUnits formats a duration as servers show it.
 func inUnits(d time.Duration) string {
 	switch {
 	case d == 0:
@@ -88,15 +87,15 @@ func inUnits(d time.Duration) string {
 	return fmt.Sprintf("%dms", d/time.Millisecond)
 }
 
-// planByIndex are settings of PostgreSQL's that make it find rows by their index whatever the
-// number of rows. It keeps the plan of a prepared statement, and one that is made while a table is
-// empty reads the whole table: it goes on so until the table is analyzed, when it may have millions
-// of rows. What really reads a whole table still does; that it costs much then by PostgreSQL's own
-// count must not make it compile the plan.
+// planByIndex are settings of PostgreSQL that make it find rows by their index whatever their
+// number. It keeps the plan of a prepared statement, and a plan that is made while a table is empty
+// reads the whole table. PostgreSQL keeps that plan until the table is analyzed, when it may have
+// millions of rows. A query that must read a whole table still does. PostgreSQL then estimates a
+// high cost, which must not make it compile the plan (jit).
 //
-// Nor is a statement planned anew for the very values that it gets: with an array of one row that
-// looks cheaper than the plan that is kept, which is for ten rows and the same, so it would be done
-// every time, and costs more than to run it.
+// Nor does it plan a statement again for the values at hand. With an array of one row, such a plan
+// looks cheaper than the one that is kept, which is for ten rows and otherwise the same. So
+// PostgreSQL would plan every time, which costs more than to run the statement.
 func planByIndex() []setting {
 	return []setting{
 		{name: "enable_seqscan", value: "off"}, {name: "enable_hashjoin", value: "off"}, {name: "enable_mergejoin", value: "off"},
@@ -104,13 +103,13 @@ func planByIndex() []setting {
 	}
 }
 
-// urlMayChoose says of which settings the URL has the last word. The others are how answers are
+// urlMayChoose says for which settings the URL has the last word. The others decide how answers are
 // read.
 func urlMayChoose(name string) bool {
 	return name != "bytea_output" && name != "array_nulls"
 }
 
-// chosen takes the settings out of a URL's parameters which a session is told by a statement: a
+// chosen removes from a URL's parameters the settings that a statement sets, and returns them: a
 // pooler would refuse them in the startup message.
 func chosen(params map[string]string) map[string]string {
 	of := map[string]string{}
@@ -125,8 +124,8 @@ func chosen(params map[string]string) map[string]string {
 	return of
 }
 
-// wanted returns what a session of an engine is told. The URL has chosen some of the settings;
-// options is its parameter of that name, which the server gets as it is.
+// wanted returns the settings of a session of an engine. chosen are those that the URL has chosen,
+// and options is its parameter of that name, which goes to the server unchanged.
 func (l limits) wanted(engine Engine, chosen map[string]string, options string) (list []setting) {
 	for _, s := range l.settings(engine) {
 		if urlMayChoose(s.name) {
@@ -142,8 +141,8 @@ func (l limits) wanted(engine Engine, chosen map[string]string, options string) 
 	return list
 }
 
-// told returns the statements that tell a session of an engine these settings, for the transaction
-// alone or for good.
+// told returns the statements that set these settings, for the transaction alone or for the
+// session.
 func told(engine Engine, settings []setting, forTransaction bool) string {
 	rows := make([]string, 0, len(settings))
 	for _, s := range settings {
@@ -156,12 +155,13 @@ func told(engine Engine, settings []setting, forTransaction bool) string {
 	if engine == Cockroach {
 		return strings.Join(rows, "; ")
 	}
-	// What it is told already needs no change, and what this version has not is passed over.
+	// A setting that has its value needs no change, and one that this version lacks is skipped.
 	return fmt.Sprintf(`SELECT count(set_config(column1, column2, %t)) FROM (VALUES %s) AS v
 		WHERE current_setting(column1, true) IS NOT NULL AND current_setting(column1, true) <> column2`, forTransaction, strings.Join(rows, ", "))
 }
 
-// sql is the value after SET. A list of schemas is no literal, which would be the name of one.
+// sql returns the value after SET. A list of schemas must not be a literal: that would be the name
+// of one schema.
 func (s setting) sql() string {
 	if s.name == searchPath && !s.chosen {
 		return s.value
@@ -171,11 +171,11 @@ func (s setting) sql() string {
 
 func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
 
-// sessions are those of a pool. Once one of them finds that its server is not the one to write to,
-// or stops, the others lead there too: none of them is used again.
+// sessions are those of a pool. If one of them finds that its server takes no writes, or stops,
+// then the others lead to the same server, and none of them is used again.
 type sessions struct{ era atomic.Int64 }
 
-// end has all sessions replaced that were there in an era.
+// end has all sessions of an era replaced.
 func (s *sessions) end(era int64) { s.era.CompareAndSwap(era, era+1) }
 
 // sessionConnector makes sessions.
@@ -221,7 +221,7 @@ func (s *session) ResetSession(ctx context.Context) error {
 	if s.era != s.all.era.Load() {
 		return driver.ErrBadConn
 	}
-	within, cancel := context.WithTimeout(ctx, dialTimeout) // an empty statement, if it was idle
+	within, cancel := context.WithTimeout(ctx, dialTimeout) // it sends an empty statement after an idle time
 	defer cancel()
 	err := s.Conn.ResetSession(within)
 	if err != nil && ctx.Err() == nil {
@@ -255,7 +255,7 @@ func (s *session) QueryContext(ctx context.Context, query string, args []driver.
 	return timedRows{rows, cancel}, nil
 }
 
-// timedRows are the rows of an answer that has to come within a time.
+// timedRows are the rows of an answer that must come within a time.
 type timedRows struct {
 	driver.Rows
 	done context.CancelFunc
@@ -267,7 +267,7 @@ func (r timedRows) Close() error {
 	return r.Rows.Close()
 }
 
-// within limits how long an answer may take.
+// within returns a context that limits how long an answer may take.
 func (s *session) within(ctx context.Context) (context.Context, context.CancelFunc) {
 	if s.answer == 0 {
 		return ctx, func() {}
@@ -281,9 +281,9 @@ func (s *session) inTx() bool {
 	return s.Conn.Conn().PgConn().TxStatus() != idle
 }
 
-// judge looks at the error of a statement. If the server is not the one to write to, stops or is
-// gone, all sessions to it are replaced. Nothing is tried again here: another server may lack what
-// was read from this one.
+// judge looks at the error of a statement. If the server takes no writes, stops or is gone, all
+// sessions to it are replaced. judge never tries again: another server may lack what was read from
+// this one.
 func (s *session) judge(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
@@ -298,8 +298,8 @@ func (s *session) judge(ctx context.Context, err error) error {
 	return err
 }
 
-// mustWrite has a new connection lead to a server that takes writes. Of several hosts in a URL, the
-// first one that does is taken.
+// mustWrite refuses a new connection to a server that takes no writes. So of several hosts in a
+// URL, the first one that takes writes is used.
 func mustWrite(ctx context.Context, conn *pgconn.PgConn) error {
 	if err := pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, conn); err != nil {
 		return fmt.Errorf("%w: %w", ErrReadOnly, err)
@@ -307,7 +307,7 @@ func mustWrite(ctx context.Context, conn *pgconn.PgConn) error {
 	return nil
 }
 
-// tell tells a new connection its settings.
+// tell returns what sets the settings of a new connection.
 func tell(text string) func(context.Context, *pgconn.PgConn) error {
 	return func(ctx context.Context, conn *pgconn.PgConn) error {
 		if _, err := conn.Exec(ctx, text).ReadAll(); err != nil {
@@ -317,20 +317,19 @@ func tell(text string) func(context.Context, *pgconn.PgConn) error {
 	}
 }
 
-// unreplicated is the key of what is known of a connection's COMMIT.
+// unreplicated is the key of a note about a connection's COMMIT.
 const unreplicated = "unreplicated"
 
-// notice looks at what a server says beside its answers: somebody may have cancelled its wait for a
-// standby. Its answer is that the transaction is committed, which is so on this server alone. The
-// routine's name is in no language.
+// notice looks at a server's notices, for one that its wait for a standby was cancelled. The answer
+// to the COMMIT is then that the transaction is committed, which is true on this server alone. The
+// routine's name is the same in all languages.
 func notice(conn *pgconn.PgConn, n *pgconn.Notice) {
 	if n.Routine == "SyncRepWaitForLSN" {
 		conn.CustomData()[unreplicated] = true
 	}
 }
 
-// replicated returns [errUnreplicated] if the wait for a standby was cancelled since it was asked
-// last.
+// replicated returns [errUnreplicated] if the wait for a standby was cancelled since the last call.
 func replicated(conn *pgx.Conn) error {
 	data := conn.PgConn().CustomData()
 	if _, is := data[unreplicated]; !is {

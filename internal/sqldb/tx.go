@@ -80,14 +80,14 @@ type firstRow func(dest []any) error
 // Scan implements [Row].
 func (scan firstRow) Scan(dest ...any) error { return scan(dest) }
 
-// InTx runs fn in a SERIALIZABLE transaction and commits it. If the transaction loses a race against
-// another one, InTx runs it again from its start while ctx lives. So fn may run several times: it
-// starts from nothing each time, changes nothing but the database, and wraps errors with %w so that
-// InTx sees the loss. An error or a panic of fn rolls back.
+// InTx runs fn in a SERIALIZABLE transaction and commits it. If the transaction loses a race
+// against another one, InTx runs it again from its start while ctx lives. So fn may run several
+// times: it starts from nothing each time, changes nothing but the database, and wraps errors with
+// %w so that InTx sees the loss. An error or a panic of fn rolls back.
 //
-// If the error is nil, the transaction is committed. If it is ErrUnknownOutcome, the transaction may
-// be committed: InTx never retries this, because only the caller can find out whether its change is
-// there. After any other error, the transaction is not committed.
+// If the error is nil, the transaction is committed. If it is ErrUnknownOutcome, the transaction
+// may be committed: InTx never retries this, because only the caller can find out whether its
+// change is there. After any other error, the transaction is not committed.
 func (db *DB) InTx(ctx context.Context, fn func(*Tx) error) error {
 	if err := db.Fault(); err != nil {
 		return err
@@ -96,7 +96,7 @@ func (db *DB) InTx(ctx context.Context, fn func(*Tx) error) error {
 		if err := fn(tx); err != nil {
 			return err
 		}
-		// The last moment to give up for sure. A cancellation of the COMMIT would leave its outcome unknown.
+		// The last chance to give up with a known outcome: a cancelled COMMIT leaves it unknown.
 		return ctx.Err()
 	}
 	switch db.engine {
@@ -109,10 +109,11 @@ func (db *DB) InTx(ctx context.Context, fn func(*Tx) error) error {
 	}
 }
 
-// Read runs read, which reads outside of InTx, again where CockroachDB ends it by a conflict, from its start and while ctx lives: it
-// starts from nothing each time. The server repeats by itself only what it has not begun to answer, some 16 KiB before version
-// 24.1 and 512 KiB since, so a long answer may break off because of those who write beside it. With the other engines, nobody who
-// only reads has a rival.
+// Read runs read, which reads outside of InTx. If CockroachDB ends it by a conflict, Read runs it
+// again from its start while ctx lives, so read starts from nothing each time. The server itself
+// repeats a query only until it has sent a part of the answer: some 16 KiB before version 24.1 and
+// 512 KiB since. So concurrent writers may end a long answer. On the other engines, a reader has no
+// rivals.
 func (db *DB) Read(ctx context.Context, read func() error) error {
 	if db.engine != Cockroach {
 		return read()
@@ -120,13 +121,13 @@ func (db *DB) Read(ctx context.Context, read func() error) error {
 	return again(ctx, read)
 }
 
-// fileTx runs a transaction on SQLite. It begins by taking the write lock, see openFileWriter.
+// fileTx runs a transaction on SQLite. It takes the write lock first, see openFileWriter.
 func (db *DB) fileTx(ctx context.Context, fn func(*Tx) error) error {
 	tx, err := db.writer.BeginTx(ctx, serializable())
 	if err != nil {
 		return fmt.Errorf("begin a transaction: %w", err)
 	}
-	// For an error, a panic, and runtime.Goexit. After the commit it does nothing.
+	// After an error, a panic, and runtime.Goexit. After the commit, it does nothing.
 	defer func() { _ = tx.Rollback() }()
 
 	f := &fileTx{tx: tx}
@@ -166,7 +167,7 @@ func (db *DB) commitError(ctx context.Context, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, sql.ErrTxDone):
-		// database/sql had rolled back already, because ctx ended.
+		// database/sql has rolled back, because ctx ended.
 		return fmt.Errorf("commit: %w", cmp.Or(ctx.Err(), err))
 	case errors.As(err, new(notCommitted)):
 		return err

@@ -5,44 +5,48 @@ import (
 	"strconv"
 )
 
-// MaxParams is the largest number of parameters that one statement may have with every engine: SQLite's limit.
+// MaxParams is the largest number of parameters that one statement may have on every engine. It is
+// SQLite's limit.
 const MaxParams = 32766
 
-// MaxRows is the largest number of rows that [Engine.Rows] puts into a list; PostgreSQL gets arrays. SQLite nests the rows of
-// a VALUES in a FROM, and stops at a depth of 1,000.
+// MaxRows is the largest number of rows that [Engine.Rows] puts into a list; PostgreSQL gets arrays
+// instead. SQLite nests the rows of a VALUES in a FROM, and its limit is a depth of 1,000.
 const MaxRows = 900
 
 // Type is the type of a column of rows.
 type Type string
 
-// The types, as PostgreSQL and CockroachDB name them, and the Go values that stand for them; nil is NULL.
+// The types, by their names in PostgreSQL and CockroachDB, and the Go types of their values. nil is
+// NULL.
 const (
 	Text  Type = "TEXT"   // string
 	Int   Type = "BIGINT" // int64
 	Bytes Type = "BYTEA"  // []byte
 )
 
-// Rows are the rows that one set-based statement is about.
+// Rows are the rows of one set-based statement.
 type Rows struct {
-	Query string // gives the rows, with columns named column1, column2, …
+	Query string // returns the rows, with columns named column1, column2, …
 	Args  []any  // of the parameters in Query
 	Len   int    // the number of rows
 }
 
-// Rows makes the values of any number of rows, one row after the other, into what statements take. One text then does for
-// each engine, with Query where a query may stand:
+// Rows turns the values of any number of rows, one row after the other, into a query for set-based
+// statements. Query may stand where a query may stand, so one text serves all engines:
 //
 //	INSERT INTO t (k, n) Query ON CONFLICT DO NOTHING
 //	UPDATE t SET n = v.column2 FROM (Query) AS v WHERE t.k = v.column1
 //	SELECT k FROM t WHERE (k, n) IN (Query)
 //
-// The parameters are numbered from $from on: others of the statement come before. How many rows go into one statement is
-// the engine's affair, so the caller runs it for each that is yielded:
+// The parameters are numbered from $from on; the statement's other parameters have lower numbers.
+// The engine decides how many rows go into one statement, and the caller runs a statement for each
+// Rows:
 //
-//   - PostgreSQL gets all of them, as an array for each column. The text is the same for any number, so it is short to
-//     parse, and worth preparing.
-//   - SQLite has no arrays. It gets a few fixed numbers of rows, so that the same texts come again and are found prepared.
-//   - CockroachDB gets lists of rows, [MaxRows] at most.
+//   - PostgreSQL gets all rows, as an array for each column. The text is the same for any number of
+//     rows, so it is quick to parse, and worth preparing.
+//   - SQLite has no arrays. It gets lists of a few fixed lengths, so that the same texts come again
+//     and are found prepared.
+//   - CockroachDB gets lists of at most [MaxRows] rows.
 func (e Engine) Rows(from int, columns []Type, values []any) iter.Seq[Rows] {
 	return func(yield func(Rows) bool) {
 		for left := values; len(left) > 0; {
@@ -72,7 +76,8 @@ func (e Engine) rowsAtOnce(n, atMost int) int {
 	}
 }
 
-// The numbers of rows that a statement of SQLite's has: 256, 64, 16, 4 or 1. Larger ones save nothing more.
+// The numbers of rows that a statement of SQLite's has: 256, 64, 16, 4 or 1. Larger ones save
+// nothing more.
 const (
 	largestPart  = 256
 	eachPartLess = 4
@@ -86,8 +91,9 @@ func (e Engine) rows(from int, columns []Type, values []any, n int) Rows {
 	return Rows{Query: "VALUES " + e.values(from, n, columns...), Args: values, Len: n}
 }
 
-// unnest writes a query of the rows that arrays hold, one for each column: SELECT unnest($1::TEXT[]) AS column1, … In a FROM, all
-// rows would be put together and kept before the first is used, which takes PostgreSQL three times as long.
+// unnest writes a query of the rows that arrays hold, one for each column: SELECT
+// unnest($1::TEXT[]) AS column1, … In a FROM, PostgreSQL would put all rows together before it uses
+// the first one, which takes three times as long.
 func unnest(from int, columns []Type) string {
 	text := []byte("SELECT ")
 	for i, column := range columns {
@@ -114,7 +120,7 @@ func arrays(columns []Type, values []any) []any {
 	return args
 }
 
-// array takes every so many of the values, as []T, or as []*T where one of them is NULL.
+// array takes one of every width values, as []T, or as []*T if one of them is NULL.
 func array[T any](values []any, width int) any {
 	list := make([]T, 0, len(values)/width+1)
 	for i := 0; i < len(values); i += width {
@@ -150,18 +156,18 @@ func arrayOfBytes(values []any, width int) [][]byte {
 
 // values writes a list of rows, with numbered parameters from $from on:
 //
-//	Cockroach.values(1, 2, Text, Int)  // (CAST($1 AS TEXT), CAST($2 AS BIGINT)), (CAST($3 AS TEXT), CAST($4 AS BIGINT))
+//	Cockroach.values(1, 2, Text, Int) // (CAST($1 AS TEXT), CAST($2 AS BIGINT)), (CAST($3 AS TEXT), …
 //	SQLite.values(1, 2, Text, Int)    // ($1, $2), ($3, $4)
 //
 // It stands after VALUES, as in
 //
 //	UPDATE t SET n = v.column2 FROM (VALUES …) AS v WHERE t.id = v.column1
 //
-// where nothing else gives the parameters a type: CockroachDB takes it from each row, and refuses a NULL without it. In SQLite
-// a type is the value's own; a cast would cost three times the statement, and one to BYTEA, which it doesn't know, would
-// make a number of the bytes.
+// where nothing else gives the parameters a type. CockroachDB takes the type from each row, and
+// refuses a NULL without one. In SQLite each value has its own type: a cast would take three times
+// as long, and one to BYTEA, which SQLite doesn't know, would make a number of the bytes.
 //
-// There is at least one row and at most MaxRows, and at most MaxParams parameters in the whole statement.
+// There is at least one row and at most MaxRows, and at most MaxParams parameters in the statement.
 func (e Engine) values(from, rows int, columns ...Type) string {
 	text := make([]byte, 0, rows*(len(columns)*len("CAST($1234 AS BIGINT), ")+len("(), ")))
 	for range rows {

@@ -5,12 +5,13 @@ import (
 	"database/sql/driver"
 )
 
-// wrapKey is the context's key of what Wrap was given.
+// wrapKey is the context key of Wrap's function.
 type wrapKey struct{}
 
-// Wrap returns a context below which [Open] passes every driver's connector through wrap before it makes a pool of it, as
-// net/http/httptrace does for requests: whoever looks on sees each operation that reaches the database, whichever package
-// opened it. Tests make them fail, one at a time (internal/testenv). No program uses it.
+// Wrap returns a context that gives [Open] a hook: Open passes each driver's connector through wrap
+// before it makes a pool of it. A test sees every operation that reaches the database this way,
+// whichever package opened it, and can make each of them fail (internal/testenv).
+// net/http/httptrace does the same for requests. No program uses it.
 func Wrap(ctx context.Context, wrap func(driver.Connector) driver.Connector) context.Context {
 	return context.WithValue(ctx, wrapKey{}, wrap)
 }
