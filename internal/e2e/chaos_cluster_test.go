@@ -21,8 +21,8 @@ import (
 const nodesOfCluster = 3
 
 // cluster is three nats-server processes with JetStream. The ways between them go through proxies,
-// one for each direction, and so does every way of a client: the nodes tell nobody where they
-// really are.
+// one for each direction, and so does every way of a client. The nodes do not advertise their real
+// addresses.
 type cluster struct {
 	t      *testing.T
 	nodes  []*node
@@ -93,8 +93,8 @@ cluster: { name: "chaos", listen: %q, advertise: "127.0.0.1:1", no_advertise: tr
 	return c
 }
 
-// up waits until a node that was started serves clients. While it was down, somebody may have drawn
-// its port: then it ends, and is started again.
+// up waits until a node that was started serves clients. If another program took its port while it
+// was down, the node ends, and is started again.
 func (n *node) up() error {
 	return eventually(func() error {
 		conn, err := net.DialTimeout("tcp", n.addr, time.Second)

@@ -249,7 +249,7 @@ func (d *developer) askAgain(ctx context.Context, target events.Target, m reques
 			d.resent[events.RequestHash([]byte(m.Payload))] = true
 		}
 		if try > 0 && d.dice.IntN(3) == 0 {
-			_ = d.publish(ctx, m, "") // unknown to JetStream, which would keep a second one with an id from the registry
+			_ = d.publish(ctx, m, "") // without its id, which JetStream would know
 		}
 		trying, cancel := context.WithTimeout(ctx, mostTry)
 		receipt, err := request.Sender{JetStream: d.js, Trust: d.trust, Again: try > 0}.Send(trying, target, m, nil)

@@ -24,9 +24,8 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// The flags are those of this package alone: go test ./internal/e2e -run Chaos -chaos.duration=1h
-// -timeout 0 -v. With ./... no other package would know them; there the environment's
-// OMI_CHAOS_DURATION says it.
+// These flags are for this package only, as in go test ./internal/e2e -run Chaos -chaos.duration=1h
+// -timeout 0 -v. Other packages don't know them, so with ./... use OMI_CHAOS_DURATION.
 var (
 	chaosDuration = flag.Duration("chaos.duration", 0, "how long TestChaos breaks things (OMI_CHAOS_DURATION, or 10s)")
 	chaosEngines  = flag.String("chaos.engines", "", "comma-separated databases that TestChaos needs: sqlite, postgres, cockroach (default: sqlite, and postgres where it is installed)")
@@ -41,8 +40,8 @@ const (
 )
 
 // TestChaos breaks everything that can break, a little at a time, while keys rotate: processes,
-// databases, broker nodes, the ways between any two, disks and clocks. When all is fixed and
-// quiet, nothing was lost and nothing happened twice.
+// databases, broker nodes, the ways between any two, disks and clocks. Then it repairs everything,
+// waits, and counts: nothing was lost and nothing happened twice.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	duration := chaosFor(t)

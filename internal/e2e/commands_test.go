@@ -227,7 +227,7 @@ func (w *world) requests(ts *testscript.TestScript, args []string) {
 	ts.Check(err)
 }
 
-// streams takes the broker's memory away: without it, nobody can tell that a registry's database is
+// streams deletes the streams of the broker. Without them, a registry can't tell that its database is
 // an old one.
 func (w *world) streams(ts *testscript.TestScript, args []string) {
 	if args[0] != "lost" {

@@ -269,8 +269,8 @@ func resetsLostKey(s *domain) {
 	s.settled(c, 2)
 }
 
-// emergencyHolds: the old key ends with the commit, so nobody signs until there is a key that is
-// accepted.
+// emergencyHolds: the old key ends with the commit, so the service does not sign until there is a key
+// that is accepted.
 func emergencyHolds(s *domain) {
 	s.bind()
 	store := s.store()
@@ -300,8 +300,8 @@ func emergencyHolds(s *domain) {
 	}
 }
 
-// refusedThenReplayed: a request was refused for a passing reason, and is committed when somebody
-// else sends it again.
+// refusedThenReplayed: a request was refused for a passing reason. Another party sends it again, and
+// it is committed.
 func refusedThenReplayed(s *domain) {
 	store := s.store()
 	defer s.close(store)

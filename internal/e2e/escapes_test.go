@@ -17,9 +17,9 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// TestEscapes: whoever may bind a service, publish or make a durable chooses texts that operators
-// are shown. None of them reaches a terminal or a log but as text: it moves no cursor, turns no
-// direction, begins no line, and is seen.
+// TestEscapes: a user who may bind a service, publish, or create a durable chooses texts that
+// operators see. On a terminal and in a log they are text only: they move no cursor, change no
+// direction, begin no line, and are visible.
 func TestEscapes(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t, testenv.Database(t, testenv.SQLite))

@@ -173,7 +173,7 @@ func (s *instances) crash(p *daemon) {
 	s.awaitReady()
 }
 
-// forgotten: one that is gone holds up nobody's rotations for long.
+// forgotten: an instance that is gone does not hold up rotations for long.
 func (s *instances) forgotten(one *service) {
 	s.t.Helper()
 	p := s.another("auth-4", "four", s.database("auth-4", s.auths), "omi-authsub", "--forget-after=1s")

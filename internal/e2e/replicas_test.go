@@ -78,7 +78,7 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
-// copyHears: a replica has a copy of the key that nobody synchronises. It learns of a rotation by
+// copyHears: a replica has a copy of the key that is never synchronised. It learns of a rotation by
 // the event of its own service.
 func copyHears(s *domain) {
 	s.bind()

@@ -21,8 +21,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// registryPrivileges is what the registry's serving role may do with each table. A new table has to
-// be thought of: here, and in deploy/sql/registry.sql if it is not to be written like any other.
+// registryPrivileges is what the registry's serving role may do with each table. A new table must be
+// listed here, and in deploy/sql/registry.sql if the role may not write it.
 func registryPrivileges() map[string]string {
 	const all, grow, read = "SELECT INSERT UPDATE DELETE", "SELECT INSERT", "SELECT"
 	return map[string]string{

@@ -73,7 +73,7 @@ func (s *secured) expect(text string, patterns ...string) {
 }
 
 // TestSecured runs the real programs with the configuration of deploy/nats and the accounts that
-// omi-registry prints. What it forbids is tried in internal/access.
+// omi-registry prints. Tests of internal/access try what it forbids.
 func TestSecured(t *testing.T) {
 	t.Parallel()
 	useSources(t)

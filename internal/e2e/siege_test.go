@@ -140,7 +140,7 @@ func (s *siege) must(err error) {
 	}
 }
 
-// jetStream connects as a user. What is denied to him is for internal/access to try.
+// jetStream connects as a user. Tests of internal/access try what that user may not do.
 func (s *siege) jetStream(user string) jetstream.JetStream {
 	s.t.Helper()
 	js, err := jetstream.New(s.broker.Connect(user, func(error) {}), jetstream.WithPublishAsyncMaxPending(1024))
