@@ -48,7 +48,7 @@ func (b *Billing) Attribute(ctx context.Context, q events.AttributeQuery) (event
 	case record.Registered():
 		return answer(events.Target{App: record.AppID, Service: record.ServiceID}, record.From, endOf(&record, &owner), q.At), nil
 	case found:
-		return events.AttributeAnswer{}, unavailable(errors.New("the registry does not know a key that it has told of"))
+		return events.AttributeAnswer{}, unavailable(errors.New("the registry does not know a key that it announced"))
 	}
 	return events.AttributeAnswer{Result: events.Invalid, Reason: events.UnknownKey}, nil
 }
@@ -86,7 +86,7 @@ func newAsking(cfg Config) asking {
 	}
 }
 
-var errManyKeys = errors.New("the registry is asked about too many keys")
+var errManyKeys = errors.New("too many questions about keys are open at the registry")
 
 func (a *asking) about(ctx context.Context, key events.PublicKey) (events.KeyRecord, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)

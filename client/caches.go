@@ -59,7 +59,7 @@ func (c *Client) fitsCaches(ctx context.Context, d *events.Draft) error {
 	}
 	if *d.GracePeriod < info.JWKSGrace() {
 		return fmt.Errorf("%w: caches may keep the earlier set for %s, and half of %s is over by then; ask for %s or more, "+
-			"or for the registry's own by asking for none", ErrShortGrace, ofSeconds(info.JWKSMaxAge), ofSeconds(*d.GracePeriod), ofSeconds(info.JWKSGrace()))
+			"or ask for none to get the registry's own", ErrShortGrace, ofSeconds(info.JWKSMaxAge), ofSeconds(*d.GracePeriod), ofSeconds(info.JWKSGrace()))
 	}
 	return nil
 }

@@ -70,7 +70,7 @@ func (c *covered) find() (label string, list httpsfv.InnerList, err error) {
 		member, _ := inputs.Get(name)
 		candidate, ok := member.(httpsfv.InnerList)
 		if !ok {
-			return "", list, refusal(MalformedSignature, "Signature-Input has a member that is no inner list.")
+			return "", list, refusal(MalformedSignature, "Signature-Input has a member that is not an inner list.")
 		}
 		if text(candidate.Params, "tag") != c.tag {
 			continue
@@ -101,7 +101,7 @@ func (c *covered) dictionary(name string) (*httpsfv.Dictionary, error) {
 	}
 	d, err := httpsfv.UnmarshalDictionary(lines)
 	if err != nil {
-		return nil, refusal(MalformedSignature, "The field %s is no dictionary of RFC 9651: %s.", name, err)
+		return nil, refusal(MalformedSignature, "The field %s is not a dictionary of RFC 9651: %s.", name, err)
 	}
 	return d, nil
 }
@@ -221,7 +221,7 @@ func refusedByAuth(answer events.VerifyAnswer) *events.Refusal {
 	detail := "The signature is refused."
 	switch answer.Reason {
 	case string(events.InvalidSignature):
-		detail = "No key of this service that is accepted now made the signature, or what it covers was changed on the way."
+		detail = "The signature was not made by a key of this service that is accepted now, or the signed content was changed on the way."
 	case string(events.UnknownService):
 		detail = "The registry knows no such service."
 	case events.ExpiredKey:

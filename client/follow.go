@@ -71,8 +71,8 @@ func (c *Client) reread(ctx context.Context) {
 	// the store is right.
 	if record, err := c.record(ctx); err == nil && now.key != nil && standing(&record, now.public) > standing(&record, public) {
 		c.outdated = public
-		c.retrying(ctx, fmt.Errorf("the key store holds %s now, which is older than the key that signs and goes on signing, %s: "+
-			"put that one back before the next start", public, now.public))
+		c.retrying(ctx, fmt.Errorf("the key store now holds %s, which is older than the key that goes on signing, %s: "+
+			"put the newer one back before the next start", public, now.public))
 		return
 	}
 	c.switchTo(stored)

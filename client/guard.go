@@ -127,11 +127,11 @@ func (g *Guard) timely(k *claim, now int64) error {
 	switch age := now - k.created; {
 	case age > limit:
 		return refusal(events.TimestampOutOfWindow,
-			"It was signed %d s ago, by our clock, and may be %d s old: sign it anew.", age, limit)
+			"It was signed %d s ago, by our clock, and may be %d s old: sign it again.", age, limit)
 	case -age > limit:
 		return refusal(events.TimestampOutOfWindow, "It was signed %d s from now, by our clock: set the caller's clock.", -age)
 	case k.expires != 0 && now >= k.expires:
-		return refusal(events.TimestampOutOfWindow, "It has expired, as it says itself: sign it anew.")
+		return refusal(events.TimestampOutOfWindow, "Its own expiry time is over: sign it again.")
 	}
 	return nil
 }

@@ -89,7 +89,7 @@ func (c *Client) load(ctx context.Context) (*entry, error) {
 		return nil, fmt.Errorf("%w: it is about %s: finish that service's change first", ErrJournal, e.Target)
 	}
 	if !e.whole(c.cfg.Target) {
-		return nil, fmt.Errorf("%w: it is not as it was written; delete it if no request is under way", ErrJournal)
+		return nil, fmt.Errorf("%w: it was changed after it was written; delete it if no request is under way", ErrJournal)
 	}
 	return e, nil
 }

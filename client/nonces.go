@@ -52,17 +52,17 @@ func (n *nonces) use(caller events.Target, nonce events.Nonce, created int64) er
 	}
 	u.sweep(now-n.window, now)
 	if _, used := u.seconds[created][nonce]; used {
-		return refusal(events.NonceReused, "This nonce was used before: every request is signed anew, with a nonce of its own.")
+		return refusal(events.NonceReused, "This nonce was used before: sign every request again, with its own nonce.")
 	}
 	if created < now-n.window {
-		return refusal(events.TimestampOutOfWindow, "It took too long to come in: sign it anew.")
+		return refusal(events.TimestampOutOfWindow, "It took too long to arrive: sign it again.")
 	}
 	for u.count > 0 && u.count >= n.limit {
 		u.forgetOldest()
 	}
 	if created <= u.floor {
 		return refusal(events.TimestampOutOfWindow,
-			"So many requests came from this service that none of this age is taken any more: sign it anew.")
+			"This service sent so many requests that requests of this age are no longer accepted: sign it again.")
 	}
 	if u.seconds[created] == nil {
 		u.seconds[created] = make(map[events.Nonce]struct{})

@@ -142,7 +142,7 @@ func (c *covered) value(name string) (string, error) {
 		value = c.derived[at].value
 	} else {
 		if !isFieldName(name) {
-			return "", fmt.Errorf("%w: a component that is no field's name in lower case, nor one of docs/signing.md", errSigBase)
+			return "", fmt.Errorf("%w: a component is neither a field name in lower case nor one of docs/signing.md", errSigBase)
 		}
 		values, err := fieldValues(c.header, name)
 		if err != nil {

@@ -20,9 +20,9 @@ import (
 // caller to try again, and not that the signature was refused.
 var (
 	// ErrStale means that the receiver's knowledge is too old to answer from.
-	ErrStale = errors.New("what is known of the services' keys is too old to answer from: is the broker away?")
+	ErrStale = errors.New("the known keys of services are too old to answer from: is the broker unavailable?")
 	// ErrNotReady means that the invalidations were not yet read to their end as of the start.
-	ErrNotReady = errors.New("the invalidations are not yet read to their end as of the start: try again in a moment")
+	ErrNotReady = errors.New("the invalidations up to the start have not been read yet: try again in a moment")
 )
 
 const (

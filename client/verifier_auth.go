@@ -50,7 +50,7 @@ func (a AuthVerifier) Verify(ctx context.Context, q events.VerifyQuery) (events.
 func (a AuthVerifier) ask(ctx context.Context, q events.VerifyQuery) (events.VerifyAnswer, error) {
 	question, err := q.Encode()
 	if err != nil {
-		return events.VerifyAnswer{}, fmt.Errorf("the question is none: %w", err)
+		return events.VerifyAnswer{}, fmt.Errorf("the question is not valid: %w", err)
 	}
 	timeout := cmp.Or(a.Timeout, defaultAuthTimeout)
 	asking, cancel := context.WithTimeout(ctx, timeout)
@@ -79,7 +79,7 @@ func (a AuthVerifier) ask(ctx context.Context, q events.VerifyQuery) (events.Ver
 // check compares an answer with the question and the clock. It finds mistakes, not liars.
 func (a AuthVerifier) check(q *events.VerifyQuery, answer *events.VerifyAnswer) error {
 	if answer.Result == events.Accepted && !answer.PublicKey.Verify(q.Message, q.Signature) {
-		return errors.New("its answer: it accepts the signature as that of a key that did not make it")
+		return errors.New("its answer accepts the signature as that of a key that did not make it")
 	}
 	if answer.AsOf == 0 {
 		return ErrNotReady

@@ -151,7 +151,7 @@ func (f *follower) handle(ctx context.Context, batch []*consume.Message) error {
 	f.apply(sorted.Events)
 	f.ignored.Add(uint64(len(sorted.Refused)))
 	for _, r := range sorted.ByReason() {
-		r.Log(f.log).WarnContext(ctx, "messages ignored: they are not to be believed")
+		r.Log(f.log).WarnContext(ctx, "messages ignored: they can't be believed")
 	}
 	f.progress.workedOff(batch[len(batch)-1].Meta)
 	return nil

@@ -31,7 +31,7 @@ func (t Trust) openDocument(document []byte, into any) error {
 		return err
 	}
 	if err := json.Unmarshal(e.Data, into, inForm); err != nil {
-		return refuse(InvalidField, "The document's data is not of its form.")
+		return refuse(InvalidField, "The document's data does not have the right form.")
 	}
 	return nil
 }
@@ -42,7 +42,7 @@ func decodeAnswer(answer []byte, into any) error {
 		return err
 	}
 	if err := json.Unmarshal(answer, into, inForm); err != nil {
-		return refuse(MalformedMessage, "The answer is not of its form.")
+		return refuse(MalformedMessage, "The answer does not have the right form.")
 	}
 	return nil
 }
@@ -84,4 +84,4 @@ var inForm = json.WithUnmarshalers(json.JoinUnmarshalers(
 	}),
 ))
 
-var errForm = errors.New("a member is not of its form")
+var errForm = errors.New("a member does not have the right form")

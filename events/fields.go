@@ -97,7 +97,7 @@ func parsed[T any](f *fields, name string, required bool, parse func([]byte) (T,
 	}
 	v, err := parse(text)
 	if err != nil {
-		f.fail("The member " + quoteName(name) + " is not of its form: " + err.Error() + ".")
+		f.fail("The member " + quoteName(name) + " does not have the right form: " + err.Error() + ".")
 		return zero
 	}
 	return v

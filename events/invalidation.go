@@ -77,7 +77,7 @@ func readInvalidation(f *fields) (Invalidation, error) {
 		if f.err != nil {
 			return i, f.err
 		}
-		return i, refuse(UnknownEvent, "The event is not one of this version of the protocol: it may matter, and is not understood.")
+		return i, refuse(UnknownEvent, "This version of the protocol does not know the event, which may matter.")
 	}
 	i.Target = Target{f.appID("app_id", true), f.serviceID("service_id", true)}
 	i.OldKey = f.publicKey("old_public_key", i.Event != ServiceBinding)

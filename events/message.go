@@ -98,7 +98,7 @@ func (r *reading) take(b []byte) error {
 func (m *message) checkVersion() error {
 	value, ok := m.envelope.take("version")
 	if !ok || value.Kind() != '"' {
-		return refuse(InvalidField, `The member "version" must be there, and be the string "1.0".`)
+		return refuse(InvalidField, `The member "version" must be present and be the string "1.0".`)
 	}
 	if s, err := unquote(value); err != nil || string(s) != version {
 		return refuse(UnsupportedVersion, `This registry speaks version "1.0" of the protocol.`)
@@ -174,7 +174,7 @@ func (t *text) readToken() (jsontext.Value, error) {
 	token := t.since(start)
 	if t.wide && token[0] == '"' {
 		if s, err := unquote(token); err != nil || bytes.ContainsFunc(s, isNoncharacter) {
-			return nil, refuse(MalformedMessage, "A string of the message holds a noncharacter, which an I-JSON text does not.")
+			return nil, refuse(MalformedMessage, "A string of the message holds a noncharacter, which I-JSON does not allow.")
 		}
 	}
 	return token, nil

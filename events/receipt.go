@@ -134,7 +134,7 @@ func readReceipt(f *fields) (Receipt, error) {
 		r.RequestHash, _ = f.str("request_hash", false)
 	default:
 		if f.err == nil {
-			return r, refuse(UnknownEvent, "The receipt is not of a kind of this version of the protocol.")
+			return r, refuse(UnknownEvent, "This version of the protocol does not know this kind of receipt.")
 		}
 	}
 	return r, f.done()

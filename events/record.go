@@ -224,7 +224,7 @@ func (t Trust) KeyRecord(key PublicKey, document []byte, now int64) (KeyRecord, 
 		return KeyRecord{}, err
 	}
 	if k.PublicKey != key || k.Registered() == (k.AppID.IsZero() || k.ServiceID.IsZero()) {
-		return KeyRecord{}, refuse(TargetMismatch, "The document is about another key, or says half of whose it is.")
+		return KeyRecord{}, refuse(TargetMismatch, "The document is about another key, or names only half of a service.")
 	}
 	return k, checkAge(k.Timestamp, now)
 }
@@ -233,7 +233,7 @@ func (t Trust) KeyRecord(key PublicKey, document []byte, now int64) (KeyRecord, 
 // now.
 func checkAge(at, now int64) error {
 	if at < now-MaxUnboundAge || at > now+MaxUnboundAge {
-		return refuse(TimestampOutOfWindow, "The statement is of another time: it is an old one, or a clock is wrong.")
+		return refuse(TimestampOutOfWindow, "The statement's time is too far from now: it is old, or a clock is wrong.")
 	}
 	return nil
 }
@@ -241,7 +241,7 @@ func checkAge(at, now int64) error {
 func checkDocument(t Trust, origin, record, wantRecord string, target, want Target) error {
 	switch {
 	case origin != t.origin:
-		return refuse(WrongOrigin, "The document is another registry's.")
+		return refuse(WrongOrigin, "The document is from another registry.")
 	case record != wantRecord:
 		return refuse(InvalidField, "The document is of another kind.")
 	case target != want:

@@ -26,11 +26,11 @@ func CheckMessage(text []byte) error {
 	text = bytes.TrimLeftFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) || r == '\uFEFF' })
 	if context := contextOf(text); context != "" {
 		return fmt.Errorf("%w: it can be read as a request to the registry, of the context %s, and the signature would grant it; "+
-			"sign a digest of it if it has to be signed", ErrReserved, context)
+			"sign a digest of it if it must be signed", ErrReserved, context)
 	}
 	if beginsAsBase(text) {
-		return fmt.Errorf("%w: it begins as the signature base of an HTTP message does (RFC 9421), and the signature would be that message's; "+
-			"sign a digest of it if it has to be signed", ErrReserved)
+		return fmt.Errorf("%w: it begins like the signature base of an HTTP message (RFC 9421), and the signature would be valid for that message; "+
+			"sign a digest of it if it must be signed", ErrReserved)
 	}
 	return nil
 }

@@ -171,7 +171,7 @@ func (t Trust) checkOrigin(m *message) error {
 		return m.data.err
 	}
 	if string(origin) != t.origin {
-		return refuse(WrongOrigin, "The message is another registry's.")
+		return refuse(WrongOrigin, "The message is from another registry.")
 	}
 	return nil
 }
@@ -199,7 +199,7 @@ func (t Trust) signer(m *message, at moment) (PublicKey, error) {
 	}
 	for i := range t.keys {
 		if ended(i) && signed(i) {
-			return PublicKey{}, refuse(EndedRegistryKey, "A registry key made this signature that was to be trusted for earlier messages alone.")
+			return PublicKey{}, refuse(EndedRegistryKey, "The registry key that made this signature is trusted only for earlier messages.")
 		}
 	}
 	return PublicKey{}, refuse(UntrustedSignature, "No trusted registry key made this signature.")
