@@ -38,8 +38,8 @@ func takenForCockroach(t *testing.T, url string) *sqldb.DB {
 	return db
 }
 
-// TestCockroachRoundTrips: what needs no answer goes together on CockroachDB, too. Only the statements
-// whose rows are counted are awaited before the RELEASE.
+// TestCockroachRoundTrips: what needs no answer goes together on CockroachDB, too. Only the
+// statements whose rows are counted are awaited before the RELEASE.
 func TestCockroachRoundTrips(t *testing.T) {
 	t.Parallel()
 	eachCockroach(t, func(t *testing.T, url string, open func(url string) *sqldb.DB) {
@@ -90,8 +90,8 @@ func TestCockroachRoundTrips(t *testing.T) {
 	})
 }
 
-// TestCockroachRetries: wherever a conflict ends an attempt, the transaction goes on from its savepoint,
-// on the same connection, and commits once.
+// TestCockroachRetries: wherever a conflict ends an attempt, the transaction goes on from its
+// savepoint, on the same connection, and commits once.
 func TestCockroachRetries(t *testing.T) {
 	t.Parallel()
 	database := testenv.Database(t, testenv.Postgres)
@@ -220,8 +220,8 @@ func passOnLosing(client net.Conn, address string) {
 	}
 }
 
-// TestCockroachFails: an error that is not a conflict ends the transaction: nothing is committed, the
-// error says so for sure, and the connection goes on.
+// TestCockroachFails: an error that is not a conflict ends the transaction: nothing is committed,
+// the error says so for sure, and the connection goes on.
 func TestCockroachFails(t *testing.T) {
 	t.Parallel()
 	ours := errors.New("ours")

@@ -8,7 +8,8 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestDuplicate: a row that has the key of another one is told from every other error, whichever of its keys it is.
+// TestDuplicate: the error of a row whose key another row has is told from all other errors,
+// whichever of its keys it is.
 func TestDuplicate(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {

@@ -22,8 +22,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestOpenWaitsAtEachStepOfTheHandshake: whatever a server says or does not say while it stops, starts or has too much to do, it is
-// waited for. Whether that is before TLS, in the authentication or after it makes no difference.
+// TestOpenWaitsAtEachStepOfTheHandshake: Open waits for a server that stops, starts or is
+// overloaded, whatever the server says or doesn't say: before TLS, in the authentication, or after
+// it.
 func TestOpenWaitsAtEachStepOfTheHandshake(t *testing.T) {
 	t.Parallel()
 	database := testenv.Database(t, testenv.Postgres)
@@ -78,7 +79,8 @@ func TestOpenWaitsAtEachStepOfTheHandshake(t *testing.T) {
 	}
 }
 
-// TestOpenEndsWhatCantPass: what a server says for good ends at once, or, where one that restarts may say the same, after a while.
+// TestOpenEndsWhatCantPass: a refusal that can't pass ends at once. If a server that restarts may
+// say the same, it ends after a while.
 func TestOpenEndsWhatCantPass(t *testing.T) {
 	t.Parallel()
 	database := testenv.Database(t, testenv.Postgres)
@@ -108,8 +110,8 @@ func TestOpenEndsWhatCantPass(t *testing.T) {
 	}
 }
 
-// TestStartWaitsAfterEachMessage: a connection that breaks after any message of the server, in the handshake or in what a process
-// asks as it starts, is made again.
+// TestStartWaitsAfterEachMessage: if a connection breaks after any message of the server, in the
+// handshake or in the queries of a start, the process makes another one.
 func TestStartWaitsAfterEachMessage(t *testing.T) {
 	t.Parallel()
 	database := testenv.Database(t, testenv.Postgres)
@@ -148,7 +150,8 @@ func TestStartWaitsAfterEachMessage(t *testing.T) {
 	}
 }
 
-// front stands before a server, and does what the server would not while it is not healthy. It speaks TLS.
+// front stands before a server, and does what the server would not while it is not healthy. It
+// speaks TLS.
 type front struct {
 	database *url.URL
 	addr     string

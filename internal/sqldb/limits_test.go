@@ -72,7 +72,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestNoAnswer: a server that is silent is given up, and nobody waits for it who comes later.
+// TestNoAnswer: a silent server is given up, and later callers don't wait for it.
 func TestNoAnswer(t *testing.T) {
 	t.Parallel()
 	proxy, url := through(t, testenv.Database(t, testenv.Postgres))

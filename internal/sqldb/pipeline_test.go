@@ -25,8 +25,8 @@ func (s *scanned) Scan(v any) error {
 	return nil
 }
 
-// TestPipeline: what several statements answer, in a transaction and out of one, is what each answers by itself, with every
-// engine and however they are sent.
+// TestPipeline: several statements give the same answers as each by itself, on every engine, in a
+// transaction and out of one, and however they are sent.
 func TestPipeline(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
@@ -104,8 +104,8 @@ func writeAndRead(ctx context.Context, db *sqldb.DB, tx *sqldb.Tx, table string)
 	return err
 }
 
-// TestPipelineEndsAtAnError: whatever fails, and wherever, nothing is committed, nothing after it is done, and InTx says what it
-// is. The connection goes on.
+// TestPipelineEndsAtAnError: whatever fails, and wherever, nothing is committed, no later statement
+// runs, and InTx returns that error. The connection stays usable.
 func TestPipelineEndsAtAnError(t *testing.T) {
 	t.Parallel()
 	ours := errors.New("ours")
@@ -153,8 +153,8 @@ func TestPipelineEndsAtAnError(t *testing.T) {
 	})
 }
 
-// TestRunAtCommitFails: an error of what goes with the COMMIT is InTx's, and not one that leaves the outcome open. A function
-// that would have to look at a result before the COMMIT is refused.
+// TestRunAtCommitFails: InTx returns an error of a statement that goes with the COMMIT, and it is
+// not an unknown outcome. A function that must look at a result before the COMMIT is refused.
 func TestRunAtCommitFails(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
@@ -191,9 +191,9 @@ func TestRunAtCommitFails(t *testing.T) {
 	})
 }
 
-// TestMust: a statement that changes another number of rows than it must has nothing committed, and InTx says which error that is,
-// whether its answer is waited for or it goes with the COMMIT, and whoever sends it. That is no other error than the one that was
-// given.
+// TestMust: if a statement changes another number of rows than it must, nothing is committed, and
+// InTx returns the given error and no other. This holds if the answer is awaited, if the statement
+// goes with the COMMIT, and in every mode of the driver.
 func TestMust(t *testing.T) {
 	t.Parallel()
 	ours, never := errors.New("ours"), errors.New("never")
@@ -237,8 +237,9 @@ func TestMust(t *testing.T) {
 	})
 }
 
-// TestOutcomeAtCommit: an error of a statement that went with the COMMIT is a definite one, whatever its class, since the COMMIT
-// was skipped; the same one of the COMMIT leaves the outcome open. The connection stays.
+// TestOutcomeAtCommit: an error of a statement that goes with the COMMIT is definite, whatever its
+// class, because the server skips the COMMIT. The same error of the COMMIT leaves the outcome open.
+// The connection stays.
 func TestOutcomeAtCommit(t *testing.T) {
 	t.Parallel()
 	for name, opened := range map[string]func(url string) *sqldb.DB{
@@ -275,7 +276,8 @@ func checkOutcomeAtCommit(t *testing.T, name string, db *sqldb.DB) {
 	}
 }
 
-// TestLateBegin: a transaction whose first statement fails stays one, whoever goes on in it: what follows is not done outside of it.
+// TestLateBegin: a transaction whose first statement fails stays a transaction: later statements
+// don't run outside of it.
 func TestLateBegin(t *testing.T) {
 	t.Parallel()
 	db := open(t, testenv.Database(t, testenv.Postgres))
@@ -318,7 +320,8 @@ func TestLateBegin(t *testing.T) {
 	}
 }
 
-// TestPipelineEndsWithItsContext: the transaction is gone, and the next finds a connection.
+// TestPipelineEndsWithItsContext: if its context ends, the transaction is gone, and the next one
+// finds a connection.
 func TestPipelineEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	db := open(t, testenv.Database(t, testenv.Postgres))
@@ -339,7 +342,7 @@ func TestPipelineEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestRoundTrips: what is sent together really is.
+// TestRoundTrips: statements that should go together do.
 func TestRoundTrips(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"cache_statement", "exec", "simple_protocol"} {
@@ -394,7 +397,7 @@ func TestRoundTrips(t *testing.T) {
 	}
 }
 
-// TestRoundTripsAfterALoss: whoever loses a race has not to prepare the statements anew, each time.
+// TestRoundTripsAfterALoss: after a lost race, the statements need not be prepared again.
 func TestRoundTripsAfterALoss(t *testing.T) {
 	t.Parallel()
 	ours := errors.New("ours")

@@ -17,8 +17,9 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
-// TestPooler: statements are prepared, but not where a connection pooler may give the next transaction another connection. What
-// they say of rows comes through in either mode, and in all that a URL may ask for.
+// TestPooler: statements are prepared, except where a connection pooler may give the next
+// transaction another connection. The values of rows come through in every mode that a URL may ask
+// for.
 func TestPooler(t *testing.T) {
 	t.Parallel()
 	direct := testenv.Database(t, testenv.Postgres)
@@ -44,7 +45,8 @@ func TestPooler(t *testing.T) {
 	}
 }
 
-// TestPlansAreKept: a statement about one row is not planned each time, although a plan for one row is the cheaper one.
+// TestPlansAreKept: a statement about one row isn't planned each time, although a plan for one row
+// is cheaper.
 func TestPlansAreKept(t *testing.T) {
 	t.Parallel()
 	db := open(t, testenv.Database(t, testenv.Postgres))
@@ -64,8 +66,8 @@ func TestPlansAreKept(t *testing.T) {
 	}
 }
 
-// TestCockroachBehindAPooler: its parameter crdb_version doesn't come through, but what it says of itself does. It gets no setting of
-// PostgreSQL's, which it would refuse.
+// TestCockroachBehindAPooler: a pooler drops the parameter crdb_version, but the answer to "select
+// version()" comes through. CockroachDB gets no setting of PostgreSQL, which it would refuse.
 func TestCockroachBehindAPooler(t *testing.T) {
 	t.Parallel()
 	db := open(t, asCockroach(t, testenv.Database(t, testenv.Postgres), true))
@@ -93,7 +95,7 @@ func TestCockroachWithoutTheDatabase(t *testing.T) {
 	}
 }
 
-// TestRead: what CockroachDB ends by a conflict is read anew, and nothing else.
+// TestRead: a read that CockroachDB ends by a conflict runs again, and no other.
 func TestRead(t *testing.T) {
 	t.Parallel()
 	url := testenv.Database(t, testenv.Postgres)
@@ -176,8 +178,9 @@ func checkNulls(t *testing.T, db *sqldb.DB) {
 	}
 }
 
-// pooler puts between a database and its clients what they see of a connection pooler: another process id than the server's. It
-// returns the database's URL there, with this mode of execution unless it is empty.
+// pooler puts between a database and its clients what they see of a connection pooler: a process id
+// that is not the server's. It returns the database's URL there, with this mode of execution unless
+// mode is empty.
 func pooler(t *testing.T, database, mode string) string {
 	t.Helper()
 	return between(t, database, mode, func(kind byte, body []byte) (instead []byte) {
@@ -202,8 +205,8 @@ func countTrips(t *testing.T, database, mode string) (url string, trips *atomic.
 	}), trips
 }
 
-// TestPoolerLosesTheServer: a pooler that has lost the server says so in the place of the answers that it did not get. The COMMIT
-// that went with the statements may have been done all the same.
+// TestPoolerLosesTheServer: a pooler that has lost the server sends an error instead of the missing
+// answers. The COMMIT that went with the statements may have been done all the same.
 func TestPoolerLosesTheServer(t *testing.T) {
 	t.Parallel()
 	direct := testenv.Database(t, testenv.Postgres)
@@ -227,8 +230,8 @@ func TestPoolerLosesTheServer(t *testing.T) {
 	}
 }
 
-// between passes connections to a database on. Each message of the server is seen, and may be changed; after one that comes
-// instead of it, the connection ends.
+// between passes connections on to a database. see sees each message of the server, and may replace
+// it; after a replaced message, the connection ends.
 func between(t *testing.T, database, mode string, see func(kind byte, body []byte) (instead []byte)) string {
 	t.Helper()
 	u, err := url.Parse(database)

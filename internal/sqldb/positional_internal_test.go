@@ -49,7 +49,8 @@ func TestPositional(t *testing.T) {
 	}
 }
 
-// BenchmarkSQLiteParams shows whether the time grows with the number of parameters, and not with its square.
+// BenchmarkSQLiteParams shows whether the time grows with the number of parameters, and not with
+// its square.
 func BenchmarkSQLiteParams(b *testing.B) {
 	db, err := Open(b.Context(), "sqlite:"+filepath.Join(b.TempDir(), "x.db"), slog.New(slog.DiscardHandler))
 	if err != nil {

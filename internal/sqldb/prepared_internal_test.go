@@ -46,8 +46,8 @@ func kept(t *testing.T, db *DB) (n int) {
 	return n
 }
 
-// TestPreparedInUse: who runs a text while its rows are still being read gets a statement of its own, and one of the two is
-// kept.
+// TestPreparedInUse: if a text runs while its rows are still being read, it gets a statement of its
+// own, and one of the two is kept.
 func TestPreparedInUse(t *testing.T) {
 	t.Parallel()
 	db := openTest(t)
@@ -82,7 +82,8 @@ func countDown(ctx context.Context, tx *Tx, n int) error {
 	return nil
 }
 
-// TestPreparedSchemaChange: a statement that is kept sees a table as it is by now, and does not keep it from being changed.
+// TestPreparedSchemaChange: a statement that is kept sees the table as it is now, and doesn't keep
+// the table from being changed.
 func TestPreparedSchemaChange(t *testing.T) {
 	t.Parallel()
 	db := openTest(t)
@@ -117,7 +118,8 @@ func columns(ctx context.Context, pool *sql.DB) (int, error) {
 	return len(names), errors.Join(err, rows.Err())
 }
 
-// TestPreparedLimit: a connection keeps no more than so many, and forgets which it used least lately.
+// TestPreparedLimit: a connection keeps a limited number of statements, and drops the least
+// recently used one.
 func TestPreparedLimit(t *testing.T) {
 	t.Parallel()
 	db := openTest(t)
@@ -132,7 +134,8 @@ func TestPreparedLimit(t *testing.T) {
 	}
 }
 
-// TestPreparedAfterFailure: a statement that failed, or whose context ended in the middle of its rows, is as good as new.
+// TestPreparedAfterFailure: a statement that failed, or whose context ended while its rows were
+// being read, works like a new one.
 func TestPreparedAfterFailure(t *testing.T) {
 	t.Parallel()
 	db := openTest(t)

@@ -95,7 +95,7 @@ func increment(ctx context.Context, db *sqldb.DB, afterRead func()) error {
 	})
 }
 
-// meeting lets two transactions go on only when both are there; later runs of either pass.
+// meeting lets two transactions continue only when both are there. Later runs of either one pass.
 type meeting struct {
 	both sync.WaitGroup
 	runs atomic.Int64
@@ -114,7 +114,8 @@ func (m *meeting) arrive() {
 	m.both.Wait()
 }
 
-// Two transactions read the same row before either writes it: the server fails one of them with 40001.
+// Two transactions read the same row before either one writes it: the server fails one of them with
+// 40001.
 func TestInTxRunsTheLoserAgain(t *testing.T) {
 	t.Parallel()
 	for _, engine := range []string{testenv.Postgres, testenv.Cockroach} {
@@ -135,9 +136,9 @@ func TestInTxRunsTheLoserAgain(t *testing.T) {
 	}
 }
 
-// Write skew: each of two transactions sees two on call and takes itself off. Both have done all their work when the
-// first commits, so PostgreSQL can fail the second one only at its COMMIT, and an InTx that drops that error would
-// report a success with nothing saved.
+// Write skew: each of two transactions sees two on call, and takes itself off. Both have done all
+// their work when the first one commits, so PostgreSQL can fail the second one only at its COMMIT.
+// If InTx dropped that error, it would report a success with nothing saved.
 func TestInTxReportsAndRetriesAFailedCommit(t *testing.T) {
 	t.Parallel()
 	for name, write := range lastWrites() {
@@ -199,8 +200,8 @@ func checkWriteSkew(t *testing.T, write writing) {
 	}
 }
 
-// TestInTxIgnoredError: a function that ignores an error of the server, or of its own while it reads a
-// row, commits nothing. InTx returns that error, and is sure of the outcome.
+// TestInTxIgnoredError: a function that ignores an error of the server, or of its own while it
+// reads a row, commits nothing. InTx returns that error, and is sure of the outcome.
 func TestInTxIgnoredError(t *testing.T) {
 	t.Parallel()
 	ours := errors.New("ours")
@@ -239,8 +240,8 @@ func TestInTxIgnoredError(t *testing.T) {
 	})
 }
 
-// TestInTxCancelled: a transaction that can't be rolled back, because its context has ended, leaves no
-// session behind that holds its locks.
+// TestInTxCancelled: a transaction that can't be rolled back, because its context has ended, leaves
+// no session behind that holds its locks.
 func TestInTxCancelled(t *testing.T) {
 	t.Parallel()
 	url := testenv.Database(t, testenv.Postgres)
@@ -298,7 +299,7 @@ func TestInTxWaitsForABusySQLiteFile(t *testing.T) {
 	}
 }
 
-// The connection breaks while the server works on the COMMIT. The server finishes it all the same.
+// The connection breaks while the server runs the COMMIT. The server finishes it all the same.
 func TestInTxUnknownOutcome(t *testing.T) {
 	t.Parallel()
 	for name, write := range lastWrites() {

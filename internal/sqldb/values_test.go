@@ -30,7 +30,8 @@ func TestRowsText(t *testing.T) {
 	}
 }
 
-// Every row comes, once and in its place, in statements that the engine takes, of which SQLite sees only a few texts.
+// Every row comes, once and in its place, in statements that the engine accepts. SQLite sees only a
+// few texts.
 func TestRowsAreCutUp(t *testing.T) {
 	t.Parallel()
 	for _, engine := range []sqldb.Engine{sqldb.SQLite, sqldb.Postgres, sqldb.Cockroach} {
@@ -62,8 +63,8 @@ func TestRowsAreCutUp(t *testing.T) {
 	}
 }
 
-// What a set-based statement needs: values of each type come through as they are, NULL too, and whatever the position
-// and the order of its parameters.
+// What a set-based statement needs: values of each type come through unchanged, NULL too, whatever
+// the position and the order of their parameters.
 func TestSetBasedStatements(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
