@@ -49,7 +49,7 @@ bench: ## Measure the whole path; ARGS='--store postgres' are flags of `omi benc
 compare: ## Compare Go benchmarks with those of BASE=HEAD~1; PATTERN='Parse' selects some
 	.ci/compare $(or $(BASE),HEAD~1) '$(or $(PATTERN),.)'
 
-docs: ## Read the documentation of the packages in a browser
+docs: ## Read the packages in a browser; `go doc ./client` shows one in the terminal
 	go doc -http
 
 links: ## Check that every link between the pages leads somewhere
