@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/cockroachdb/cockroach-go/v2/crdb"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // What begins and ends a transaction on a server. cockroach-go sends the texts of the savepoint.
@@ -133,7 +134,7 @@ func (t *serverTx) runAtCommit(ctx context.Context, list []statement) error {
 // done outside of it, and a COMMIT would roll back without an error.
 func (t *serverTx) send(ctx context.Context, list []statement) (left int, err error) {
 	if t.failed != nil {
-		return len(list), notCommitted{fmt.Errorf("%w: %w", errFailed, t.failed)}
+		return len(list), t.refused()
 	}
 	list = append(t.last, list...)
 	if !t.begun {
@@ -147,13 +148,20 @@ func (t *serverTx) send(ctx context.Context, list []statement) (left int, err er
 
 // commit ends the transaction.
 func (t *serverTx) commit(ctx context.Context) error {
-	if !t.begun && len(t.last) == 0 { // nothing was done
+	switch {
+	case t.failed != nil:
+		return t.refused()
+	case !t.begun && len(t.last) == 0: // nothing was done
 		return nil
 	}
 	left, err := t.send(ctx, t.end)
-	t.over = left <= 1 // the COMMIT is done, or has failed, which rolls back
+	// A COMMIT that the server answers by an error has rolled back.
+	t.over = err == nil || left == 1 && errors.As(err, new(*pgconn.PgError))
 	return err
 }
+
+// refused is why the transaction runs no more statements.
+func (t *serverTx) refused() error { return notCommitted{fmt.Errorf("%w: %w", errFailed, t.failed)} }
 
 // rollback rolls back unless the transaction is over. If ctx has ended, the driver gives the
 // connection up, and the server rolls back by itself.

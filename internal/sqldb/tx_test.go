@@ -218,6 +218,7 @@ func TestInTxIgnoredError(t *testing.T) {
 				p.Query("", "SELECT n FROM t", nil, func(sqldb.Row) error { return ours })
 			}},
 		} {
+			session := sessionOf(t, db)
 			err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
 				var p sqldb.Pipeline
 				p.Exec("", "INSERT INTO t VALUES (2)", nil, nil)
@@ -231,6 +232,9 @@ func TestInTxIgnoredError(t *testing.T) {
 			if n := number(t, db, "SELECT count(*) FROM t"); n != 1 {
 				t.Errorf("%s: %d rows are there", what, n)
 			}
+			if sessionOf(t, db) != session {
+				t.Errorf("%s: the session is given up: it was not rolled back", what)
+			}
 		}
 	}
 	testenv.EachEngine(t, func(t *testing.T, url string) { check(t, open(t, url)) })
@@ -238,6 +242,15 @@ func TestInTxIgnoredError(t *testing.T) {
 		t.Parallel()
 		check(t, takenForCockroach(t, testenv.Database(t, testenv.Postgres)))
 	})
+}
+
+// sessionOf returns which session with a server a query has; SQLite has none.
+func sessionOf(t *testing.T, db *sqldb.DB) int64 {
+	t.Helper()
+	if db.Engine() == sqldb.SQLite {
+		return 0
+	}
+	return number(t, db, "SELECT pg_backend_pid()")
 }
 
 // TestInTxCancelled: a transaction that can't be rolled back, because its context has ended, leaves
