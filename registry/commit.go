@@ -307,8 +307,8 @@ func numberOf(yes bool) int64 {
 // must be published.
 func (s *Store) fillOutbox(p *sqldb.Pipeline, groups []*group, now time.Time) {
 	args := make([]any, 0, 6*len(groups))
-	// The random number only tells commits apart.
-	place, lease := outboxPlace{rand.Int64(), now.UnixNano()}, now.Add(leaseFor).UnixMilli() //nolint:gosec
+	place := outboxPlace{rand.Int64(), now.UnixNano()} //nolint:gosec // it only tells commits apart
+	lease := now.Add(leaseFor).UnixMilli()
 	for g, o := range changes(groups) {
 		o.place = place
 		args = append(args, place.batch, place.position, g.service.id, o.event.Sequence, o.eventBytes, lease)

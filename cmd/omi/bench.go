@@ -257,8 +257,7 @@ func (c *benchCmd) write(runs []*benchRun) error {
 		if file.path == "" {
 			continue
 		}
-		// To be shown around.
-		if err := os.WriteFile(file.path, file.content(), 0o644); err != nil { //nolint:gosec
+		if err := os.WriteFile(file.path, file.content(), 0o644); err != nil { //nolint:gosec // it is for everyone to read
 			return fmt.Errorf("%s: %w", file.flag, err)
 		}
 	}

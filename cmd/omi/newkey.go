@@ -241,8 +241,7 @@ func (c *keyChange) runBeforeSend(ctx context.Context, key crypto.Signer) error 
 	if err != nil {
 		return fmt.Errorf("--before-send: %w", err)
 	}
-	// It is for the user to say what is run.
-	command := exec.CommandContext(ctx, "sh", "-c", c.beforeSend) //nolint:gosec
+	command := exec.CommandContext(ctx, "sh", "-c", c.beforeSend) //nolint:gosec // the user says what to run
 	command.Env = append(os.Environ(), "OMI_NEW_KEY_FILE="+path, "OMI_NEW_PUBLIC_KEY="+public.String(),
 		"OMI_APP_ID="+c.target.App.String(), "OMI_SERVICE_ID="+c.target.Service.String())
 	// The standard output belongs to this command.

@@ -22,11 +22,11 @@ func public() []string {
 
 // TestNoInternalTypes: no exported identifier of a public package mentions a type of an internal
 // package, which other modules can't name and whose documentation they don't see.
-func TestNoInternalTypes(t *testing.T) {
+func TestNoInternalTypes(t *testing.T) { //nolint:tparallel // an importer is for one at a time
 	t.Parallel()
 	imports := importFrom(t, exportData(t))
 	for _, name := range public() {
-		t.Run(name, func(t *testing.T) { // not parallel: an importer is for one at a time
+		t.Run(name, func(t *testing.T) {
 			pkg, err := imports.Import(path.Join(module, name))
 			if err != nil {
 				t.Fatal(err)

@@ -12,8 +12,8 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// LastReceiptSubject, followed by a target, is where the broker gives the target's last receipt.
-// The question has no body, so the broker can limit an account to its own target.
+// LastReceiptSubject is where the broker gives the last receipt of the target that follows it. The
+// question has no body, so the broker can limit an account to its own target.
 const LastReceiptSubject = "$JS.API.DIRECT.GET." + streams.Receipts + "." + events.ReceiptSubject
 
 const (

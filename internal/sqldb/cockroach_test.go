@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"slices"
 	"testing"
 
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -212,7 +213,7 @@ func passOnLosing(client net.Conn, address string) {
 		if _, err := io.ReadFull(client, body); err != nil {
 			return
 		}
-		if _, err := server.Write(append(message, bytes.ReplaceAll(body, release, loses)...)); err != nil {
+		if _, err := server.Write(slices.Concat(message, bytes.ReplaceAll(body, release, loses))); err != nil {
 			return
 		}
 	}

@@ -105,7 +105,7 @@ func (c *preparedConn) take(ctx context.Context, query string, args []driver.Nam
 	if !named(args) {
 		text, order = positional(text, len(args))
 	}
-	stmt, err := c.sqliteConn.PrepareContext(ctx, text)
+	stmt, err := c.PrepareContext(ctx, text)
 	if err != nil {
 		return nil, err
 	}

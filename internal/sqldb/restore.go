@@ -121,8 +121,7 @@ func copyNextTo(file, from string, old *os.File) (fresh string, err error) {
 		return "", fmt.Errorf("%w: %s has %s open, which may change while it is copied. Take a copy of it with SQLite: sqlite3 %s \".backup COPY\"",
 			ErrCopy, users, from, from)
 	}
-	// fresh: no secret.
-	fresh = file + ".restoring-" + strconv.FormatUint(uint64(rand.Uint32()), 36) //nolint:gosec
+	fresh = file + ".restoring-" + strconv.FormatUint(uint64(rand.Uint32()), 36) //nolint:gosec // no secret
 	for _, suffix := range []string{"", "-wal", "-journal"} {
 		err := copyFile(fresh+suffix, from+suffix, old)
 		if suffix != "" && errors.Is(err, fs.ErrNotExist) {

@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/streams"
 )
@@ -171,7 +169,7 @@ func (s *Subscriber) tell(ctx context.Context, change func(said)) error {
 
 // introduce makes a durable that was just opened say whom this process trusts, before the process
 // reads anything.
-func (s *Subscriber) introduce(ctx context.Context, consumer jetstream.Consumer) error {
+func (s *Subscriber) introduce(ctx context.Context) error {
 	if err := s.countAside(ctx); err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
 	}
 	consumer, err := s.claim(ctx, stream)
 	if err == nil {
-		err = s.introduce(ctx, consumer)
+		err = s.introduce(ctx)
 	}
 	if err != nil {
 		if !s.held {
