@@ -212,7 +212,7 @@ func (a *Auth) Run(ctx context.Context) error {
 		return err
 	}
 	service, err := api.Register(ctx, a.conn, a.log, api.Service{
-		Name: "omi-auth", Version: "1.0.0", Description: "The Auth Provider: is this signature good now?",
+		Name: "omi-auth", Description: "The Auth Provider: is this signature good now?",
 	}, a.endpoints()...)
 	if err != nil {
 		return fmt.Errorf("answer over NATS: %w", err)

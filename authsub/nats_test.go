@@ -59,7 +59,7 @@ func TestOverNATS(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = auth.Close() })
 	service, err := api.Register(t.Context(), nc, slog.New(slog.DiscardHandler),
-		api.Service{Name: "omi-auth", Version: "1.0.0", Description: "test"}, append(auth.Endpoints(), lookup)...)
+		api.Service{Name: "omi-auth", Description: "test"}, append(auth.Endpoints(), lookup)...)
 	if err != nil {
 		t.Fatal(err)
 	}

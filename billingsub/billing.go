@@ -134,7 +134,7 @@ func (b *Billing) Run(ctx context.Context) error {
 		return err
 	}
 	service, err := api.Register(ctx, b.conn, b.log, api.Service{
-		Name: "omi-billing", Version: "1.0.0", Description: "The Billing Service: whose key was this then?",
+		Name: "omi-billing", Description: "The Billing Service: whose key was this then?",
 	}, b.endpoints()...)
 	if err != nil {
 		return fmt.Errorf("answer over NATS: %w", err)

@@ -345,7 +345,7 @@ func TestEndpoint(t *testing.T) {
 	w.registry.Publish(t, w.js, s.Bind(start))
 	w.caughtUp(t)
 	service, err := api.Register(t.Context(), w.nc, slog.New(slog.DiscardHandler),
-		api.Service{Name: "omi-billing", Version: "1.0.0", Description: "test"}, w.billing.Endpoints()...)
+		api.Service{Name: "omi-billing", Description: "test"}, w.billing.Endpoints()...)
 	if err != nil {
 		t.Fatal(err)
 	}

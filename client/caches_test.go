@@ -23,7 +23,7 @@ func (p *played) announces(t *testing.T, seconds int64) *atomic.Int64 {
 	var kept atomic.Int64
 	kept.Store(seconds)
 	service, err := api.Register(t.Context(), p.world.js.Conn(), slog.New(slog.DiscardHandler),
-		api.Service{Name: "omi-registry", Version: "1.0.0"}, api.Endpoint{
+		api.Service{Name: "omi-registry"}, api.Endpoint{
 			Name: "registry", Subject: events.LookupRegistrySubject,
 			Handle: func(context.Context, api.Call) (api.Answer, error) {
 				return api.JSON(events.RegistryInfo{

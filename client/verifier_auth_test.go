@@ -21,7 +21,7 @@ import (
 func playAuth(t *testing.T, conn *nats.Conn, answer func(q events.VerifyQuery) (api.Answer, error)) {
 	t.Helper()
 	service, err := api.Register(t.Context(), conn, slog.New(slog.DiscardHandler),
-		api.Service{Name: "omi-auth", Version: "1.0.0", Description: "test"}, api.Endpoint{
+		api.Service{Name: "omi-auth", Description: "test"}, api.Endpoint{
 			Name: "verify", Subject: events.AuthVerifySubject,
 			Handle: func(_ context.Context, c api.Call) (api.Answer, error) {
 				q, err := events.ParseVerifyQuery(c.Body)

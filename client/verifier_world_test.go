@@ -128,7 +128,7 @@ func (w *verifierWorld) answering(t *testing.T) *playedRegistry {
 	r := &playedRegistry{of: make(map[string]events.ServiceRecord)}
 	r.neverBound = func(target events.Target) []byte { return w.registry.NeverBound(target, w.clock.seconds.Load()) }
 	service, err := api.Register(t.Context(), w.js.Conn(), slog.New(slog.DiscardHandler),
-		api.Service{Name: "omi-registry", Version: "1.0.0", Description: "test"}, api.Endpoint{
+		api.Service{Name: "omi-registry", Description: "test"}, api.Endpoint{
 			Name: "service", Subject: events.LookupServiceSubject,
 			Handle: func(_ context.Context, c api.Call) (api.Answer, error) {
 				r.mu.Lock()

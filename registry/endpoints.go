@@ -16,7 +16,7 @@ import (
 
 func (l *Lookup) register(ctx context.Context, nc *nats.Conn) (*api.Registered, error) {
 	return api.Register(ctx, nc, l.log, api.Service{
-		Name: "omi-registry", Version: "1.0.0", Description: "The App Registry's lookup: keys of services, now and ever.",
+		Name: "omi-registry", Description: "The App Registry's lookup: keys of services, now and ever.",
 	}, l.endpoints()...)
 }
 

@@ -115,7 +115,7 @@ func (w *world) furnish() {
 		w.must(w.take(consumer).DoubleAck(ctx))
 		w.take(consumer)
 	}
-	service, err := api.Register(ctx, w.registry, slog.New(slog.DiscardHandler), api.Service{Name: "omi-registry", Version: "1.0.0"},
+	service, err := api.Register(ctx, w.registry, slog.New(slog.DiscardHandler), api.Service{Name: "omi-registry"},
 		api.Endpoint{Name: "registry", Subject: events.LookupRegistrySubject, Handle: func(context.Context, api.Call) (api.Answer, error) {
 			return api.JSON("the registry")
 		}},

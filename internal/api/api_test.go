@@ -75,7 +75,7 @@ func over(t *testing.T) map[string]func(path, subject, body string) (int, []byte
 	server := httptest.NewServer(mux)
 	t.Cleanup(server.Close)
 	nc := testenv.Connect(t, testenv.NewBroker(t).URL())
-	service, err := api.Register(t.Context(), nc, log, api.Service{Name: "test", Version: "1.0.0"}, endpoints()...)
+	service, err := api.Register(t.Context(), nc, log, api.Service{Name: "test"}, endpoints()...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,7 +166,7 @@ func TestStats(t *testing.T) {
 		took.Add(int64(time.Since(began)))
 		return api.JSON("yes")
 	}}
-	service, err := api.Register(t.Context(), nc, slog.New(slog.DiscardHandler), api.Service{Name: "test", Version: "1.0.0"}, append(endpoints(), slow)...)
+	service, err := api.Register(t.Context(), nc, slog.New(slog.DiscardHandler), api.Service{Name: "test"}, append(endpoints(), slow)...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +189,7 @@ func TestStats(t *testing.T) {
 	for _, of := range []string{"", ".test", ".test." + info.ID} {
 		var ping micro.Ping
 		asked(t, nc, "$SRV.PING"+of, &ping)
-		if ping.Type != micro.PingResponseType || ping.ID != info.ID || ping.Name != "test" || ping.Version != "1.0.0" {
+		if ping.Type != micro.PingResponseType || ping.ID != info.ID || ping.Name != "test" || ping.Version != "0.0.0-devel" {
 			t.Errorf("pinged at %q, it says %+v", of, ping)
 		}
 		testenv.Eventually(t, patience, "all are counted", func() error {
@@ -228,7 +228,7 @@ func TestAnswerTooLarge(t *testing.T) {
 	large := api.Endpoint{Name: "large", Subject: "test.large", Handle: func(context.Context, api.Call) (api.Answer, error) {
 		return api.Answer{Body: make([]byte, nc.MaxPayload()+1)}, nil
 	}}
-	service, err := api.Register(t.Context(), nc, slog.New(slog.DiscardHandler), api.Service{Name: "test", Version: "1.0.0"}, large)
+	service, err := api.Register(t.Context(), nc, slog.New(slog.DiscardHandler), api.Service{Name: "test"}, large)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +273,7 @@ func TestNoAnswerElsewhere(t *testing.T) {
 	t.Parallel()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	nc := testenv.Connect(t, testenv.NewBroker(t).URL())
-	service, err := api.Register(t.Context(), nc, log, api.Service{Name: "test", Version: "1.0.0"}, endpoints()...)
+	service, err := api.Register(t.Context(), nc, log, api.Service{Name: "test"}, endpoints()...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,9 +23,9 @@ const (
 	inFlight = 64
 )
 
-// Service names a micro service, as `nats micro ls` shows it.
+// Service names a micro service, as `nats micro ls` shows it, with the version of the build.
 type Service struct {
-	Name, Version, Description string
+	Name, Description string
 }
 
 // Register serves the endpoints over NATS until the returned service is stopped, or ctx ends.

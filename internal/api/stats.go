@@ -30,7 +30,7 @@ type Registered struct {
 }
 
 func newRegistered(s Service) *Registered {
-	identity := micro.ServiceIdentity{Name: s.Name, ID: rand.Text(), Version: s.Version, Metadata: map[string]string{}}
+	identity := micro.ServiceIdentity{Name: s.Name, ID: rand.Text(), Version: buildVersion(), Metadata: map[string]string{}}
 	return &Registered{
 		ping:    micro.Ping{ServiceIdentity: identity, Type: micro.PingResponseType},
 		info:    micro.Info{ServiceIdentity: identity, Type: micro.InfoResponseType, Description: s.Description},

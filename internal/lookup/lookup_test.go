@@ -76,7 +76,7 @@ func answers(t *testing.T, conn *nats.Conn, registry *subtest.Registry, known *s
 		},
 	}
 	service, err := api.Register(t.Context(), conn, slog.New(slog.DiscardHandler),
-		api.Service{Name: "omi-registry", Version: "1.0.0", Description: "test"}, endpoints...)
+		api.Service{Name: "omi-registry", Description: "test"}, endpoints...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func TestNeverBoundIsSigned(t *testing.T) {
 	bound := subtest.NewService(t, "nobody")
 	bound.Bind(start)
 	var statement []byte
-	service, err := api.Register(t.Context(), conn, slog.New(slog.DiscardHandler), api.Service{Name: "omi-registry", Version: "1.0.0"}, api.Endpoint{
+	service, err := api.Register(t.Context(), conn, slog.New(slog.DiscardHandler), api.Service{Name: "omi-registry"}, api.Endpoint{
 		Name: "service", Subject: events.LookupServiceSubject,
 		Handle: func(context.Context, api.Call) (api.Answer, error) {
 			return api.Answer{}, api.UnknownService("No such service.", statement)
@@ -198,7 +198,7 @@ func TestLongHistory(t *testing.T) {
 		rotate()
 	}
 	parts := 0
-	service, err := api.Register(t.Context(), conn, slog.New(slog.DiscardHandler), api.Service{Name: "omi-registry", Version: "1.0.0"}, api.Endpoint{
+	service, err := api.Register(t.Context(), conn, slog.New(slog.DiscardHandler), api.Service{Name: "omi-registry"}, api.Endpoint{
 		Name: "history", Subject: events.LookupHistorySubject,
 		Handle: func(_ context.Context, c api.Call) (api.Answer, error) {
 			q, err := events.ParseHistoryQuery(c.Body)

@@ -47,7 +47,7 @@ func Open(t testing.TB, conn *nats.Conn, endpoints ...api.Endpoint) *Door {
 			d.prefix = append(d.prefix, e.Subject)
 		}
 	}
-	service, err := api.Register(context.WithoutCancel(t.Context()), conn, log, api.Service{Name: "test", Version: "1.0.0"}, endpoints...)
+	service, err := api.Register(context.WithoutCancel(t.Context()), conn, log, api.Service{Name: "test"}, endpoints...)
 	if err != nil {
 		t.Fatalf("serve over NATS: %v", err)
 	}
