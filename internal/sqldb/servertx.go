@@ -136,9 +136,10 @@ func (t *serverTx) send(ctx context.Context, list []statement) (left int, err er
 	if t.failed != nil {
 		return len(list), t.refused()
 	}
-	list = append(t.last, list...)
-	if !t.begun {
-		list = append(t.begin, list...)
+	if t.begun {
+		list = slices.Concat(t.last, list)
+	} else {
+		list = slices.Concat(t.begin, t.last, list)
 	}
 	t.begun, t.last = true, nil
 	done, err := runTogether(ctx, t.conn, list)
