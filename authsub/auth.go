@@ -281,14 +281,14 @@ func (a *Auth) endpoints() []api.Endpoint {
 }
 
 // applied joins a committed batch to the memory. If an event had no effect now and still says
-// something new, it proves nothing, because another event with its nonce may have had an effect.
-// Then the database decides.
+// something new, it proves nothing, because another message with its identity may have had an
+// effect. Then the database decides.
 func (a *Auth) applied(ctx context.Context, batch, fresh []events.Invalidation) error {
 	a.memory.Apply(fresh)
 	next := 0 // index into fresh, which has the order of batch
 	for i := range batch {
 		e := &batch[i]
-		if next < len(fresh) && fresh[next].Nonce == e.Nonce {
+		if next < len(fresh) && subscriber.SameEvent(&fresh[next], e) {
 			next++
 			continue
 		}

@@ -20,6 +20,11 @@ type eventID struct {
 
 func idOf(e *events.Invalidation) eventID { return eventID{e.Timestamp, e.Nonce.String()} }
 
+// SameEvent returns whether two messages are one event (docs/protocol.md §7.2).
+func SameEvent(a, b *events.Invalidation) bool {
+	return a.Timestamp == b.Timestamp && a.Nonce == b.Nonce
+}
+
 // claim writes the ids of a batch and returns the events whose id was not there, each once.
 func (s *Store) claim(ctx context.Context, tx *sqldb.Tx, batch []events.Invalidation) ([]events.Invalidation, error) {
 	first := firstOf(batch)

@@ -91,7 +91,7 @@ func (s *Subscriber) report(ctx context.Context, batch *incoming.Sorted, fresh [
 	now := s.cfg.Now()
 	// fresh is a subsequence of the batch's events.
 	for i, next := 0, 0; i < len(batch.Events) && next < len(fresh); i++ {
-		if batch.Events[i].Nonce == fresh[next].Nonce {
+		if SameEvent(&batch.Events[i], &fresh[next]) {
 			s.metrics.latency.Observe(now.Sub(batch.Published[i]).Seconds())
 			next++
 		}
