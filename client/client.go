@@ -80,10 +80,10 @@ func (r *RefusedError) Error() string {
 	return fmt.Sprintf("refused: %s: %s", r.Receipt.Reason, r.Receipt.Detail)
 }
 
-// Client keeps the key of one service.
-//
-// One goroutine, run, makes all changes; the methods send it commands and wait.
+// Client keeps the key of one service. Its methods may be called concurrently.
 type Client struct {
+	// One goroutine, run, makes all changes. The methods send it commands and wait.
+
 	cfg    Config
 	lookup lookup.Registry
 	sender request.Sender
