@@ -6,7 +6,7 @@ import (
 )
 
 // TestRelaxGC: the environment's GOGC stays as it is.
-func TestRelaxGC(t *testing.T) { //nolint:paralleltest // it sets the environment
+func TestRelaxGC(t *testing.T) {
 	for _, tc := range []struct {
 		env  string
 		want int
