@@ -126,7 +126,7 @@ func TestSignedMicro(t *testing.T) {
 	w.cfg.Now = nil
 	guard := client.NewGuard(w.cfg)
 	nc := testenv.Connect(t, testenv.NewBroker(t).URL())
-	service, err := micro.AddService(nc, micro.Config{Name: "usage"})
+	service, err := micro.AddService(nc, micro.Config{Name: "usage", Version: "1.0.0"})
 	if err != nil {
 		t.Fatal(err)
 	}
