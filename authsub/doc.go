@@ -1,5 +1,5 @@
-// Package authsub is the Auth Provider's side of key rotation. It answers whether a signature is good
-// now (docs/protocol.md §8.2).
+// Package authsub is the Auth Provider's side of key rotation. It answers whether a signature is
+// good now (docs/protocol.md §8.2).
 //
 // [New] opens Auth's own database and loads the keyrings of all services into memory. [Auth.Run]
 // applies the registry's invalidations as they arrive and answers over NATS. [Auth.Verify] answers

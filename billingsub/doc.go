@@ -1,5 +1,5 @@
-// Package billingsub is the Billing Service's side of key rotation. It answers whose key this was at
-// some time (docs/protocol.md §8.3).
+// Package billingsub is the Billing Service's side of key rotation. It answers whose key this was
+// at some time (docs/protocol.md §8.3).
 //
 // [New] opens Billing's own database. [Billing.Run] applies the registry's invalidations as they
 // arrive, keeps every key's interval of validity for ever, and answers over NATS.
@@ -16,9 +16,10 @@
 //
 // # Guarantees
 //
-// A usage record that was signed before a rotation and arrives after it belongs to the same service.
-// A record that was signed with a key after that key's end belongs to no service. Each event has its
-// effect once, whatever is delivered twice, late or in another order, and whenever the process dies.
+// A usage record that was signed before a rotation and arrives after it belongs to the same
+// service. A record that was signed with a key after that key's end belongs to no service. Each
+// event has its effect once, whatever is delivered twice, late or in another order, and whenever
+// the process dies.
 //
 // The stream keeps the last 64 events of each service. A process that is new, or was stopped for
 // longer, has a gap in what it knows about that service, and fills it from the registry's history

@@ -40,15 +40,15 @@
 //
 // # Requests from other services
 //
-// A [Verifier] follows the stream of events and knows the keys of the other services. A [Guard] lets
-// only requests pass that a service has signed: over HTTP by [Guard.RequireSignature], and over NATS
-// by [Guard.VerifyMsg].
+// A [Verifier] follows the stream of events and knows the keys of the other services. A [Guard]
+// lets only requests pass that a service has signed: over HTTP by [Guard.RequireSignature], and
+// over NATS by [Guard.VerifyMsg].
 //
 // # Concurrency
 //
-// Any number of goroutines may use a [Client], a [Signer], a [Verifier] and a [Guard]. A method that
-// takes a context returns when the context ends, and a change that has begun goes on without its
-// caller.
+// Any number of goroutines may use a [Client], a [Signer], a [Verifier] and a [Guard]. A method
+// that takes a context returns when the context ends, and a change that has begun goes on without
+// its caller.
 //
 // # Compatibility
 //

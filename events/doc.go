@@ -9,7 +9,8 @@
 //	event, err := trust.Invalidation(subject, payload) // or *events.Refusal
 //
 //	draft := events.Draft{
-//		Kind: events.Rotation, Target: target, NewKey: next, Timestamp: now, Nonce: events.NewNonce(),
+//		Kind: events.Rotation, Target: target, NewKey: next,
+//		Timestamp: now, Nonce: events.NewNonce(),
 //	}
 //	payload, err := draft.Sign(current) // publish it on draft.Subject()
 //

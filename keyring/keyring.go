@@ -56,7 +56,7 @@ type Cutoff struct {
 	Time  int64 // in seconds since the Unix epoch
 }
 
-// Keyring holds the keys of one service, as far as its events are known. The zero value knows
+// Keyring holds the keys of one service that its known events tell of. The zero value knows
 // nothing.
 //
 // A Keyring is immutable, except for [Keyring.Sort]. Join, Apply and Recent return a new one, which

@@ -78,7 +78,7 @@ func InvalidationsConfig() jetstream.StreamConfig {
 		Subjects:          []string{events.InvalidationSubject + ">"},
 		Retention:         jetstream.LimitsPolicy,
 		Storage:           jetstream.FileStorage,
-		Discard:           jetstream.DiscardNew, // a full stream never drops another service's event
+		Discard:           jetstream.DiscardNew, // a full stream drops no earlier event
 		MaxMsgsPerSubject: keptPerSubject,
 		DenyDelete:        true,
 		DenyPurge:         true,
