@@ -13,6 +13,29 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
+// TestUnknownApp: the app is looked for before the service, in every request by the Master Key.
+func TestUnknownApp(t *testing.T) {
+	t.Parallel()
+	store := openStore(t, testenv.Database(t, testenv.SQLite))
+	in := newTestIntake(t, store, Policy{Origin: testOrigin}, func() time.Time { return time.Unix(testNow, 0) })
+	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
+	d.now = func() time.Time { return time.Unix(testNow, 0) }
+	d.target.App, _ = events.ParseAppID("org.omiappreg.later")
+	for _, c := range []struct {
+		request request
+		want    events.Reason
+	}{
+		{d.bind(), events.UnknownApp},
+		{d.rotate(), events.UnknownService},
+		{d.reset(), events.UnknownApp},
+		{d.revoke(), events.UnknownApp},
+	} {
+		if o := decideOne(t, in, c.request.draft.Subject(), c.request.payload, testNow); o.reason != c.want {
+			t.Errorf("a %s: reason %q, want %q", c.request.draft.Kind, o.reason, c.want)
+		}
+	}
+}
+
 // TestRateLimit: so many rotations in any minute, by the time at which JetStream stored them; recovery is never held
 // up.
 func TestRateLimit(t *testing.T) {
