@@ -12,9 +12,9 @@ import (
 )
 
 type natsCmd struct {
-	Service   natsServiceCmd   `cmd:"" help:"A service: rotates its key, reads its receipts, looks others up."`
-	Developer natsDeveloperCmd `cmd:"" help:"A developer: binds, resets and revokes an app's services."`
-	Receiver  natsReceiverCmd  `cmd:"" help:"A receiver that verifies signatures itself (client.Verifier)."`
+	Service   natsServiceCmd   `cmd:"" help:"Print a service's account: it rotates its key, and looks others up."`
+	Developer natsDeveloperCmd `cmd:"" help:"Print a developer's account: it binds, resets and revokes services."`
+	Receiver  natsReceiverCmd  `cmd:"" help:"Print the account of a receiver that verifies by itself (client.Verifier)."`
 }
 
 // Help is shown by --help.

@@ -68,8 +68,8 @@ every registry on that database must have the same; --change-policy records this
                     the registry's own. Give a stolen key its end: KEY@TIME
   --require-proof   own: bindings and resets; all: rotations too
   --master-…        limit Master Resets, and bindings of revoked services
-  --jwks-max-age    0s: caches keep no set; at most, and by default if it is less than 60s, a third
-                    of --grace-period
+  --jwks-max-age    at most a third of --grace-period, which is also the default if it is less than
+                    60s. 0s: caches keep no set
   --wait-for        a new key also waits for this durable, besides those of Auth and Billing.
                     NAME-* is every instance of NAME
   --batch           a batch may have a few requests more, to keep those of one service together

@@ -69,7 +69,7 @@ func (c *keygenCmd) Run() error {
 
 func (c *keygenCmd) generate() error {
 	if c.Out == "" {
-		return process.Usagef("missing flags: --out=FILE")
+		return process.Usagef("missing flags: --out=FILE (see omi keygen --help)")
 	}
 	if c.Public {
 		return process.Usagef("--public goes with --from: a new key's public half is printed anyway")

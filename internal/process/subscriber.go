@@ -27,7 +27,7 @@ import (
 type Subscriber struct {
 	Serve    serveSubscriber   `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
 	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why."`
-	Restore  restoreSubscriber `cmd:"" help:"Replace this process's SQLite database by a copy."`
+	Restore  restoreSubscriber `cmd:"" help:"Restore this process's SQLite database from a copy."`
 
 	Completion completion.Command `cmd:"" help:"Print a completion script for bash, zsh or fish."`
 }
@@ -37,7 +37,7 @@ type Subscriber struct {
 type Instances struct {
 	Serve    serveInstance     `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
 	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why."`
-	Restore  restoreSubscriber `cmd:"" help:"Replace this process's SQLite database by a copy."`
+	Restore  restoreSubscriber `cmd:"" help:"Restore this process's SQLite database from a copy."`
 
 	Completion completion.Command `cmd:"" help:"Print a completion script for bash, zsh or fish."`
 }
