@@ -21,7 +21,7 @@ const (
 	sent             = "sent"
 	storedByBroker   = "stored by the broker"
 	committed        = "committed by the registry, with the event in its outbox"
-	published        = "published: the signed invalidation is on its way"
+	published        = "heard on its subject: the signed event"
 	answered         = "answered: the service has its receipt"
 	appliedByAuth    = "applied by Auth"
 	appliedByBilling = "applied by Billing"
