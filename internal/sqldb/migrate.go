@@ -43,7 +43,13 @@ func (db *DB) Migrate(ctx context.Context, owner Owner, fsys fs.FS) error {
 	// A start with a complete schema takes no lock: it doesn't wait for the lease of a killed
 	// process.
 	if len(want) > 0 && slices.Equal(have.applied, want) {
-		return nil
+		complete, err := db.canCheckRows(ctx)
+		if err != nil {
+			return fmt.Errorf("migrate the schema: %w", err)
+		}
+		if complete {
+			return nil
+		}
 	}
 	migrate := db.migrateServer
 	if db.engine == SQLite {

@@ -2,9 +2,11 @@ package sqldb_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"log/slog"
 	"maps"
+	"strings"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -127,6 +129,48 @@ func TestMigrateWithoutNeedTakesNoLock(t *testing.T) {
 	if err := killed.Unlock(t.Context(), db.Writer()); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestMigrateMakesItsFunction: a backup of the tables alone lacks the function that checks rows at
+// the COMMIT. Without it, no batch could be committed.
+func TestMigrateMakesItsFunction(t *testing.T) {
+	t.Parallel()
+	db := open(t, testenv.Database(t, testenv.Postgres))
+	migrate := func() error { return db.Migrate(t.Context(), sqldb.Registry, files(firstFiles())) }
+	if err := migrate(); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, db, "DROP FUNCTION omi_must_change")
+	if err := migrate(); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.InTx(t.Context(), func(tx *sqldb.Tx) error {
+		var p sqldb.Pipeline
+		p.Must("", "INSERT INTO a VALUES (2)", nil, 1, errors.New("another number"))
+		return tx.RunAtCommit(t.Context(), &p)
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestMigrateForbiddenFunction: a role that may not call the function is told at the start.
+func TestMigrateForbiddenFunction(t *testing.T) {
+	t.Parallel()
+	url := testenv.Database(t, testenv.Postgres)
+	db := open(t, url)
+	if err := db.Migrate(t.Context(), sqldb.Registry, files(firstFiles())); err != nil {
+		t.Fatal(err)
+	}
+	role := "omi_" + strings.ToLower(rand.Text())
+	exec(t, db, "CREATE ROLE "+role)
+	exec(t, db, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO "+role)
+	exec(t, db, "REVOKE EXECUTE ON FUNCTION omi_must_change FROM PUBLIC")
+	err := open(t, url+"?role="+role).Migrate(t.Context(), sqldb.Registry, files(firstFiles()))
+	if !errors.Is(err, sqldb.ErrURL) || !strings.Contains(err.Error(), "EXECUTE") {
+		t.Errorf("got %v", err)
+	}
+	exec(t, db, "DROP OWNED BY "+role)
+	exec(t, db, "DROP ROLE "+role)
 }
 
 func TestMigrateWithoutFiles(t *testing.T) {
