@@ -13,6 +13,9 @@ ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public GRANT SELE
 REVOKE SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA public FROM omi_registry, omi_registry_reader;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO omi_registry;
 ALTER DEFAULT PRIVILEGES FOR ROLE omi_registry_owner IN SCHEMA public GRANT USAGE ON SEQUENCES TO omi_registry;
+-- The function with which PostgreSQL checks a commit. By default every role may call it, but an
+-- administrator may have changed that (ALTER DEFAULT PRIVILEGES).
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA public TO omi_registry;
 
 -- History is only ever appended to: an intruder in the registry's process can't undo what happened.
 REVOKE UPDATE, DELETE ON history FROM omi_registry;
