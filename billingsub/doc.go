@@ -33,8 +33,8 @@
 //
 // # Compatibility
 //
-// The package follows semantic versioning: within a major version, exported identifiers keep their
-// meaning, and [Config] only gains optional fields. The database belongs to the package. A newer
-// version migrates it when it opens it; an older version refuses it. Error texts, log messages and
-// the layout of the database may change in any version.
+// The package follows semantic versioning: from 1.0 on, within a major version, exported
+// identifiers keep their meaning, and [Config] only gains optional fields. The database belongs to
+// the package. A newer version migrates it when it opens it; an older version refuses it. Error
+// texts, log messages and the layout of the database may change in any version.
 package billingsub
