@@ -54,7 +54,7 @@
 //
 // The package follows semantic versioning: from 1.0 on, within a major version, exported
 // identifiers keep their meaning, and structs only gain optional fields. Interfaces that you may
-// implement, such as [KeyStore], keep their methods. The files of a key store stay readable: a newer
-// version continues a change that an older one began. The package imports no database, no broker and
-// no metrics library. Error texts and log messages may change in any version.
+// implement, such as [KeyStore], keep their methods. The files of a key store stay readable: a
+// newer version continues a change that an older one began. The package imports no database, no
+// broker and no metrics library. Error texts and log messages may change in any version.
 package client

@@ -42,6 +42,6 @@
 // The package implements version 1 of the protocol, which is the "v1" in every subject and in every
 // envelope. It follows semantic versioning: from 1.0 on, within a major version, exported
 // identifiers keep their meaning. Minor versions may add fields, kinds and reasons, so name the
-// fields in literals, and keep a default in each switch. The texts of errors and of [Refusal.Detail]
-// may change in any version; reason codes don't.
+// fields in literals, and keep a default in each switch. The texts of errors and of
+// [Refusal.Detail] may change in any version; reason codes don't.
 package events
