@@ -111,7 +111,7 @@ func TestForgetEnds(t *testing.T) {
 	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
 	bound := decideAll(t, in, newDeveloper(t, store, "org.omiappreg.alice", "one").bind())
 	f := &fence{store: store, log: testLog(t), woken: make(chan struct{}, 1)}
-	r := newRelay(nil, store, f, testLog(t), in.metrics, in.now)
+	r := newRelay(nil, false, store, f, testLog(t), in.metrics, in.now)
 	r.within = 100 * time.Millisecond
 	way.Stall()
 	ended := make(chan struct{})

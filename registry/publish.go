@@ -18,17 +18,16 @@ import (
 
 const (
 	publishWithin = 5 * time.Second // for the broker to confirm that it has messages
-	// A broker writes an atomic batch to the disk at once. If it writes messages one by one (with
-	// `sync_interval: always`), a batch takes a tenth of the time. So many messages go in batches:
-	// at least batchFrom, because a batch has a price of its own, and at most batchMost, the
-	// broker's limit.
+	// So many messages go in an atomic batch: at least batchFrom, because a batch has a price of its
+	// own, and at most batchMost, the broker's limit.
 	batchFrom = 64
 	batchMost = 1000
 )
 
 // publisher publishes signed messages. It is safe for concurrent use.
 type publisher struct {
-	js jetstream.JetStream
+	js      jetstream.JetStream
+	batches bool // see Config.PublishBatches
 }
 
 // fates is what became of messages that were sent, by their indexes.
@@ -47,7 +46,7 @@ func (p *publisher) send(ctx context.Context, messages []signed) *fates {
 	sent := &fates{stored: make([]bool, len(messages)), lacking: make([]bool, len(messages))}
 	ctx, cancel := context.WithTimeout(ctx, publishWithin)
 	defer cancel()
-	if len(messages) >= batchFrom {
+	if p.batches && len(messages) >= batchFrom {
 		// If it is batches that hang, half of the time is left.
 		half, cancel := context.WithTimeout(ctx, publishWithin/2)
 		sent.last = p.sendBatches(half, messages, sent.stored)

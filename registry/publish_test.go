@@ -29,6 +29,7 @@ func TestPublisher(t *testing.T) {
 	}{
 		{name: "few go each by itself", n: batchFrom/2 - 1},
 		{name: "many", batched: n, later: n},
+		{name: "many, for a broker that needs no batches", prepare: func(p *publisherTest) { p.batches = false }},
 		{name: "one is there already", prepare: func(p *publisherTest) { p.mustSend(p.messages[100:101]) }, batched: 100},
 		{name: "streams that take no batches", prepare: func(p *publisherTest) { p.streams(false) }},
 		{name: "no stream of receipts", prepare: func(p *publisherTest) { p.drop(streams.Receipts) }, batched: n, missing: n},
@@ -91,7 +92,7 @@ func newPublisherTest(t *testing.T, n int) *publisherTest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &publisherTest{publisher: &publisher{js: js}, t: t}
+	p := &publisherTest{publisher: &publisher{js: js, batches: true}, t: t}
 	for i := range n {
 		target := fmt.Sprintf("org.example.shop.s%d", i%20)
 		p.messages = append(p.messages,

@@ -47,6 +47,10 @@ type Config struct {
 	// Replicas is the number of replicas of the streams that Run creates. Default 1; 3 on a
 	// cluster.
 	Replicas int
+	// PublishBatches publishes 64 messages or more in atomic batches. It is for a broker that writes
+	// each message to the disk by itself (`sync_interval: always`), which writes a batch at once.
+	// Any other broker takes messages one by one with less work.
+	PublishBatches bool
 	// Streams limits the size of the streams.
 	Streams StreamLimits
 	// Committed is called with the changes of each batch after they are committed. It is never
@@ -140,7 +144,7 @@ func New(cfg Config) (*Registry, error) {
 		}, func() float64 { return float64(db.LogBytes()) }))
 	}
 	r.backlog = newBacklog(cfg, m.passed)
-	r.relay = newRelay(js, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
+	r.relay = newRelay(js, cfg.PublishBatches, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
 	r.intake = &intake{
 		policy: cfg.Policy, key: cfg.Key, trust: r.fence.trust, own: r.fence.trust.TrustedKeys(), store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
 		told: (&receipts{js: js, trust: r.fence.trust}).ofAll,

@@ -64,8 +64,8 @@ type relay struct {
 	within  time.Duration // forgetWithin
 }
 
-func newRelay(js jetstream.JetStream, store *Store, f *fence, log *slog.Logger, m *metrics, now func() time.Time) *relay {
-	return &relay{publisher: &publisher{js: js}, store: store, fence: f, log: log, metrics: m, now: now, space: m.space, passed: m.passed,
+func newRelay(js jetstream.JetStream, batches bool, store *Store, f *fence, log *slog.Logger, m *metrics, now func() time.Time) *relay {
+	return &relay{publisher: &publisher{js: js, batches: batches}, store: store, fence: f, log: log, metrics: m, now: now, space: m.space, passed: m.passed,
 		leases: &leases{store: store, log: log, now: now, within: forgetWithin, held: map[*lease]struct{}{}},
 		queue:  make(chan publication, relayQueue), answers: make(chan publication, relayQueue), within: forgetWithin}
 }

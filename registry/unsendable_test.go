@@ -26,7 +26,7 @@ func TestUnsendable(t *testing.T) {
 	now := time.Now()
 	store := openStore(t, testenv.Database(t, testenv.SQLite))
 	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
-	r := newRelay(js, store, &fence{store: store, log: testLog(t), woken: make(chan struct{}, 1)}, testLog(t), in.metrics, func() time.Time { return now })
+	r := newRelay(js, false, store, &fence{store: store, log: testLog(t), woken: make(chan struct{}, 1)}, testLog(t), in.metrics, func() time.Time { return now })
 	long := newDeveloper(t, store, "org.omiappreg.alice", strings.Repeat("x", 63))
 	decided := decideAll(t, in, long.bind(), long.another("short").bind())
 	small := streams.InvalidationsConfig()

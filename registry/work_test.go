@@ -65,7 +65,7 @@ func handled(t *testing.T, store *Store, log []sent, size int, side *int) (answe
 	t.Helper()
 	in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 12}, func() time.Time { return time.Unix(testNow, 0) })
 	in.portion, in.committed = size, func([]events.Invalidation) {}
-	in.relay = newRelay(nil, store, nil, testLog(t), in.metrics, in.now)
+	in.relay = newRelay(nil, false, store, nil, testLog(t), in.metrics, in.now)
 	var reading sync.WaitGroup
 	for _, queue := range []chan publication{in.relay.queue, in.relay.answers} {
 		reading.Go(func() {

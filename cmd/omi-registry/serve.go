@@ -56,6 +56,7 @@ type serveCmd struct {
 	ChangePolicy   bool           `name:"change-policy" env:"OMI_CHANGE_POLICY" help:"Record these settings for every registry on this database."`
 	Batch          int            `env:"OMI_BATCH" default:"1024" help:"How many requests are decided together (${default}; at most 2048)."`
 	StreamReplicas int            `env:"OMI_STREAM_REPLICAS" default:"1" help:"Replicas of the streams that this start creates (${default}; 3 on a cluster)."`
+	PublishBatches bool           `env:"OMI_PUBLISH_BATCHES" help:"Publish in atomic batches, for a broker with sync_interval always."`
 	LogLevel       slog.Level     `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
 }
 
@@ -154,7 +155,8 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 	}
 	r, err := registry.New(registry.Config{
 		Policy: policy, ChangePolicy: c.ChangePolicy, Key: key, Trust: trust.TrustedKeys(), Store: store, Conn: nc, Batch: c.Batch, Replicas: c.StreamReplicas,
-		Streams: c.Streams.limits(), Metrics: web.Metrics, Now: clock(), Log: log,
+		PublishBatches: c.PublishBatches,
+		Streams:        c.Streams.limits(), Metrics: web.Metrics, Now: clock(), Log: log,
 	})
 	if err != nil {
 		return err

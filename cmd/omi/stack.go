@@ -148,7 +148,7 @@ func (s *stack) openRegistry(ctx context.Context, cfg stackConfig) (err error) {
 // last start.
 func (s *stack) newRegistry(cfg stackConfig) (*registry.Registry, error) {
 	return registry.New(registry.Config{
-		Policy: cfg.Policy, ChangePolicy: true, Streams: cfg.Streams, Key: s.key, Store: s.store, Conn: s.conn, Committed: cfg.Committed, Metrics: cfg.Metrics, Log: cfg.Log.With("part", "registry"),
+		Policy: cfg.Policy, ChangePolicy: true, Streams: cfg.Streams, PublishBatches: cfg.SyncAlways, Key: s.key, Store: s.store, Conn: s.conn, Committed: cfg.Committed, Metrics: cfg.Metrics, Log: cfg.Log.With("part", "registry"),
 	})
 }
 
