@@ -81,7 +81,7 @@ func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) e
 			return cmp.Or(err, errRival)
 		}
 		var p sqldb.Pipeline
-		s.all(&p, "update services", updateServices, updateTypes(), known, errRival)
+		s.all(&p, "update services", s.db.Engine().Update()+updateServices, updateTypes(), known, errRival)
 		s.appendHistory(&p, historyOf(groups), unlessReserved)
 		s.fillOutbox(&p, groups, now)
 		s.useApps(&p, groups)
@@ -144,7 +144,7 @@ func (s *Store) all(p *sqldb.Pipeline, what, query string, types []sqldb.Type, v
 // last change's request, which move with the sequence. It compares the name too, because the id may
 // be another service's if the database was restored meanwhile. Details are written if the change
 // sets them.
-const updateServices = `UPDATE services SET status = v.column3, sequence = v.column4, public_key = v.column5,
+const updateServices = ` services SET status = v.column3, sequence = v.column4, public_key = v.column5,
 	changed_at = v.column6, recent_rotations = v.column7, stream_created_at = v.column8, stream_sequence = v.column9,
 	master_signed_at = v.column10, bound_at = COALESCE(v.column11, services.bound_at),
 	service_type = COALESCE(v.column12, services.service_type), endpoint_url = COALESCE(v.column13, services.endpoint_url),
@@ -218,7 +218,7 @@ func (s *Store) moveServices(ctx context.Context, tx *sqldb.Tx, groups []*group,
 	}
 	known, born := rowsOfServices(groups)
 	var p sqldb.Pipeline
-	s.query(&p, "update services", updateServices+" RETURNING services.id, services.target", updateTypes(), known, moved)
+	s.query(&p, "update services", s.db.Engine().Update()+updateServices+" RETURNING services.id, services.target", updateTypes(), known, moved)
 	s.insertServices(&p, born, moved)
 	return tx.Run(ctx, &p)
 }
@@ -287,9 +287,9 @@ func (s *Store) appendHistory(p *sqldb.Pipeline, rows []historyRow, from string)
 			e.GracePeriodExpiry, e.Timestamp, e.Nonce.String(),
 			r.requestNonce.String(), r.digest[:], r.receiptNonce.String(), r.receipt, numberOf(e.EndEarlier))
 	}
-	const into = `INSERT INTO history (service, sequence, event, old_public_key, public_key, grace_period_expiry,
+	const into = ` INTO history (service, sequence, event, old_public_key, public_key, grace_period_expiry,
 		committed_at, event_nonce, request_nonce, request_digest, receipt_nonce, receipt, end_earlier) `
-	s.all(p, "append to the history", into+from, []sqldb.Type{
+	s.all(p, "append to the history", s.db.Engine().Insert()+into+from, []sqldb.Type{
 		sqldb.Int, sqldb.Int, sqldb.Text, sqldb.Bytes, sqldb.Bytes, sqldb.Int, sqldb.Int,
 		sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Text, sqldb.Bytes, sqldb.Int,
 	}, args, errTaken)
@@ -314,8 +314,8 @@ func (s *Store) fillOutbox(p *sqldb.Pipeline, groups []*group, now time.Time) {
 		args = append(args, place.batch, place.position, g.service.id, o.event.Sequence, o.eventBytes, lease)
 		place = place.next()
 	}
-	const into = "INSERT INTO outbox (batch, position, service, sequence, event, lease_until) %s"
-	s.all(p, "fill the outbox", into, []sqldb.Type{sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Bytes, sqldb.Int}, args, nil)
+	const into = " INTO outbox (batch, position, service, sequence, event, lease_until) %s"
+	s.all(p, "fill the outbox", s.db.Engine().Insert()+into, []sqldb.Type{sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Bytes, sqldb.Int}, args, nil)
 }
 
 // changes yields the committed outcomes of the groups.

@@ -86,7 +86,7 @@ func (s *Store) claims(list []*events.Invalidation) iter.Seq[sqldb.Rows] {
 	}
 	return func(yield func(sqldb.Rows) bool) {
 		for part := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Int, sqldb.Text}, values) {
-			part.Query = `INSERT INTO applied (timestamp, nonce) ` + part.Query + ` ON CONFLICT DO NOTHING`
+			part.Query = s.db.Engine().Insert() + ` INTO applied (timestamp, nonce) ` + part.Query + ` ON CONFLICT DO NOTHING`
 			if !yield(part) {
 				return
 			}

@@ -31,7 +31,7 @@ func (s *Store) writeAside(p *sqldb.Pipeline, aside []SetAside) {
 		args = append(args, int64(a.StreamSequence), printable.Text(a.Subject), a.Reason, printable.Text(a.Detail), orEmpty(a.Payload), a.At)
 	}
 	// A stream that was recreated counts from 1 again. The newer message is the one to look at.
-	const into = `INSERT INTO set_aside (stream_sequence, subject, reason, detail, payload, set_aside_at) `
+	const into = ` INTO set_aside (stream_sequence, subject, reason, detail, payload, set_aside_at) `
 	const merge = ` ON CONFLICT (stream_sequence) DO UPDATE SET subject = excluded.subject, reason = excluded.reason,
 		detail = excluded.detail, payload = excluded.payload, set_aside_at = excluded.set_aside_at`
 	s.insert(p, "messages set aside", into, merge, args, sqldb.Int, sqldb.Text, sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Int)

@@ -80,7 +80,7 @@ func (r *rows) cutoffValues() []any {
 // transaction. The statements are [keyring.Key.Join] in SQL.
 func (s *Store) writeKeyrings(ctx context.Context, tx *sqldb.Tx, ids map[string]int64, r *rows) error {
 	r.identify(ids)
-	const keysInto = `INSERT INTO keys (service, public_key, position, from_time, end_time) `
+	const keysInto = ` INTO keys (service, public_key, position, from_time, end_time) `
 	const keysJoin = ` ON CONFLICT (service, public_key) DO UPDATE SET
 			position = CASE WHEN excluded.position > keys.position THEN excluded.position ELSE keys.position END,
 			from_time = CASE WHEN excluded.position > keys.position OR excluded.position = keys.position
@@ -88,7 +88,7 @@ func (s *Store) writeKeyrings(ctx context.Context, tx *sqldb.Tx, ids map[string]
 			end_time = CASE WHEN excluded.end_time < keys.end_time THEN excluded.end_time ELSE keys.end_time END`
 	var p sqldb.Pipeline
 	s.insert(&p, "keys", keysInto, keysJoin, r.keyValues(), sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Int, sqldb.Int)
-	const cutoffsInto = `INSERT INTO cutoffs (service, position, cut_time) `
+	const cutoffsInto = ` INTO cutoffs (service, position, cut_time) `
 	const cutoffsJoin = ` ON CONFLICT (service, position, cut_time) DO NOTHING`
 	s.insert(&p, "cutoffs", cutoffsInto, cutoffsJoin, r.cutoffValues(), sqldb.Int, sqldb.Int, sqldb.Int)
 	return tx.RunAtCommit(ctx, &p)

@@ -118,7 +118,7 @@ func knownOf(e sqldb.Engine, list string) string {
 func (s *Store) updates(list []service, merge string, ids map[string]int64) iter.Seq[sqldb.Rows] {
 	return func(yield func(sqldb.Rows) bool) {
 		for part := range s.db.Engine().Rows(1, serviceColumns(), serviceValues(list, ids)) {
-			part.Query = `UPDATE services SET ` + merge + ` FROM (SELECT column1 AS id, column2 AS target, column3 AS head,
+			part.Query = s.db.Engine().Update() + ` services SET ` + merge + ` FROM (SELECT column1 AS id, column2 AS target, column3 AS head,
 				column4 AS max_sequence, column5 AS filled, column6 AS sequenced FROM (` + part.Query + `) AS v) AS excluded
 				WHERE services.id = excluded.id AND services.target = excluded.target`
 			if !yield(part) {
@@ -137,9 +137,9 @@ func (s *Store) writeNamed(ctx context.Context, tx *sqldb.Tx, list []service, me
 	for i := range list {
 		ids[list[i].target] = first + int64(i)
 	}
-	const into = `INSERT INTO services (id, target, head, max_sequence, filled, sequenced) `
+	const into = ` INTO services (id, target, head, max_sequence, filled, sequenced) `
 	for part := range s.db.Engine().Rows(1, serviceColumns(), serviceValues(list, ids)) {
-		text := into + part.Query + ` ON CONFLICT (target) DO UPDATE SET ` + merge + ` RETURNING id, target`
+		text := s.db.Engine().Insert() + into + part.Query + ` ON CONFLICT (target) DO UPDATE SET ` + merge + ` RETURNING id, target`
 		if err := eachID(ctx, tx, text, part.Args, ids); err != nil {
 			return err
 		}

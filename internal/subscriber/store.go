@@ -158,6 +158,6 @@ func (s *Store) settle(
 // statements as the engine allows.
 func (s *Store) insert(p *sqldb.Pipeline, what, into, merge string, values []any, columns ...sqldb.Type) {
 	for rows := range s.db.Engine().Rows(1, columns, values) {
-		p.Exec("write the "+what, into+rows.Query+merge, rows.Args, nil)
+		p.Exec("write the "+what, s.db.Engine().Insert()+into+rows.Query+merge, rows.Args, nil)
 	}
 }

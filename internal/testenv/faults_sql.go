@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -245,6 +246,9 @@ func (c *faultyConn) IsValid() bool {
 // statement returns the name of a step: the first words of the statement.
 func statement(query string) string {
 	words := strings.Fields(strings.TrimPrefix(query, "WITH changed AS (")) // sqldb counts the rows of such a statement
+	if len(words) > 3 && words[1] == "OR" && words[2] == "FAIL" {           // see sqldb.Engine.Insert
+		words = slices.Delete(words, 1, 3)
+	}
 	switch {
 	case len(words) > 0 && words[0] == "BEGIN":
 		words = words[:1]
