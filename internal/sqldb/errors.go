@@ -49,7 +49,7 @@ func Transient(err error) bool {
 	if errors.Is(err, ErrFault) {
 		return true
 	}
-	if takesNoWrites(err) || errors.Is(err, errUnreplicated) {
+	if takesNoWrites(err) || unprepared(err) || errors.Is(err, errUnreplicated) {
 		return true
 	}
 	var answer *pgconn.PgError
@@ -104,14 +104,24 @@ func takesNoWrites(err error) bool {
 		(answer.Routine == "GetSerializableTransactionSnapshot" || strings.Contains(answer.Message, "hot standby"))
 }
 
+// unprepared reports whether a statement that the session has prepared can't be run any more: the
+// types of its answer have changed, by a migration while this process runs, or the session has lost
+// its statements (DISCARD ALL). A new session prepares it again.
+func unprepared(err error) bool {
+	const noSuchStatement = "26000"
+	var answer *pgconn.PgError
+	return errors.As(err, &answer) &&
+		(answer.Code == noSuchStatement || answer.Code == cannot && answer.Routine == "RevalidateCachedQuery")
+}
+
 // cannot is the SQLSTATE for a feature that a server doesn't have.
 const cannot = "0A000"
 
 // elsewhere reports whether the next attempt needs another session, which may lead to another
-// server.
+// server. If a statement can't be run as it was prepared, all sessions have such statements.
 func elsewhere(err error) bool {
 	var answer *pgconn.PgError
-	return takesNoWrites(err) || errors.As(err, &answer) && stops(answer.Code)
+	return takesNoWrites(err) || unprepared(err) || errors.As(err, &answer) && stops(answer.Code)
 }
 
 // transientState judges a SQLSTATE.
@@ -303,8 +313,8 @@ func (e Engine) unknownOutcome(err error) bool {
 // commit, if it still waits for a standby.
 func rolledBack(state string) bool {
 	switch class(state) {
-	// Data, constraint, transaction state, trigger, access, check, raised.
-	case "22", "23", "25", "27", "42", "44", "P0":
+	// Data, constraint, transaction state, statement name, trigger, access, check, raised.
+	case "22", "23", "25", "26", "27", "42", "44", "P0":
 		return true
 	}
 	return strings.HasPrefix(state, "40") && state != "40003"

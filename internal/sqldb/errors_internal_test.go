@@ -111,7 +111,7 @@ func TestUnknownOutcome(t *testing.T) {
 			state("40003"): true, state("57P01"): true, state("08006"): true, state("XX000"): true, state("58030"): true,
 			io.ErrUnexpectedEOF: true, context.Canceled: true, context.DeadlineExceeded: true,
 			pgconn.ErrConnClosed: true, driver.ErrBadConn: true,
-			state("40001"): false, state("40P01"): false, state("23505"): false, state("25P02"): false,
+			state("40001"): false, state("40P01"): false, state("23505"): false, state("25P02"): false, state("26000"): false,
 			sql.ErrTxDone: false, pgx.ErrTxCommitRollback: false,
 		} {
 			if engine.unknownOutcome(err) != want {
