@@ -282,8 +282,8 @@ func (s *session) inTx() bool {
 }
 
 // judge looks at the error of a statement. If the server takes no writes, stops or is gone, or if
-// prepared statements are of no use any more, all sessions to it are replaced. judge never tries again: another server may lack what was read from
-// this one.
+// prepared statements are of no use any more, all sessions to it are replaced. judge never tries
+// again: another server may lack what was read from this one.
 func (s *session) judge(ctx context.Context, err error) error {
 	switch {
 	case err == nil:

@@ -22,7 +22,8 @@ type executor interface {
 }
 
 // Run runs statements, and returns the first error. After an error, discard what was read: some of
-// the functions may have been called.
+// the functions may have been called. They must not use tx: its connection is still being read, and
+// they would wait for ever.
 func (tx *Tx) Run(ctx context.Context, p *Pipeline) error {
 	if len(p.statements) == 0 {
 		return nil
