@@ -2,6 +2,7 @@ package sqldb
 
 import (
 	"context"
+	"database/sql"
 	"database/sql/driver"
 	"errors"
 	"fmt"
@@ -20,17 +21,38 @@ type pooledSession struct {
 	told string
 }
 
-// BeginTx begins a transaction, for database/sql.
+// BeginTx begins a transaction, for database/sql. The settings go with the BEGIN: one of them is how
+// long the server waits for the next statement.
 func (s *pooledSession) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	tx, err := s.session.BeginTx(ctx, opts)
+	conn := s.Conn.Conn()
+	if conn.IsClosed() {
+		return nil, driver.ErrBadConn
+	}
+	text := "BEGIN"
+	if level := sql.IsolationLevel(opts.Isolation); level != sql.LevelDefault {
+		text += " ISOLATION LEVEL " + level.String()
+	}
+	if opts.ReadOnly {
+		text += " READ ONLY"
+	}
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{BeginQuery: text + "; " + s.told})
 	if err != nil {
-		return nil, err
+		return nil, s.judge(ctx, err)
 	}
-	if _, err := s.session.ExecContext(ctx, s.told, nil); err != nil {
-		return nil, errors.Join(err, tx.Rollback())
-	}
-	return tx, nil
+	return toldTx{ctx, tx}, nil
 }
+
+// toldTx is a transaction of a pooledSession.
+type toldTx struct {
+	ctx context.Context //nolint:containedctx // database/sql gives Commit and Rollback none
+	tx  pgx.Tx
+}
+
+// Commit implements [driver.Tx].
+func (t toldTx) Commit() error { return t.tx.Commit(t.ctx) }
+
+// Rollback implements [driver.Tx].
+func (t toldTx) Rollback() error { return t.tx.Rollback(t.ctx) }
 
 // Batch implements [Batcher].
 func (s *pooledSession) Batch(ctx context.Context, batch *pgx.Batch, read func(int, pgx.BatchResults) error) (done int, err error) {
