@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/testenv"
 )
 
 // TestInHand: the log warns of work that hangs after 5 s and then each minute, with its number,
@@ -18,7 +20,7 @@ import (
 func TestInHand(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var lines strings.Builder
+		var lines testenv.Log
 		h := NewInHand("requests", "postgres db:5432/reg", "load", 0, slog.New(slog.NewTextHandler(&lines, nil)))
 		errAway, errPoison := errors.New("no connection"), errors.New("a bad message")
 		handle := func(context.Context, []*Message) error { return nil }
@@ -47,7 +49,7 @@ func TestInHand(t *testing.T) {
 			close(work)
 		}()
 		time.Sleep(4 * time.Second)
-		if lines.Len() > 0 {
+		if lines.String() != "" {
 			t.Errorf("after 4 s the log says\n%s", &lines)
 		}
 		time.Sleep(5 * time.Second)
