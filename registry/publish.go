@@ -18,8 +18,8 @@ import (
 
 const (
 	publishWithin = 5 * time.Second // for the broker to confirm that it has messages
-	// So many messages go in an atomic batch: at least batchFrom, because a batch has a price of its
-	// own, and at most batchMost, the broker's limit.
+	// So many messages go in an atomic batch: at least batchFrom, because a batch has a price of
+	// its own, and at most batchMost, the broker's limit.
 	batchFrom = 64
 	batchMost = 1000
 )

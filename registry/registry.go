@@ -47,9 +47,9 @@ type Config struct {
 	// Replicas is the number of replicas of the streams that Run creates. Default 1; 3 on a
 	// cluster.
 	Replicas int
-	// PublishBatches publishes 64 messages or more in atomic batches. It is for a broker that writes
-	// each message to the disk by itself (`sync_interval: always`), which writes a batch at once.
-	// Any other broker takes messages one by one with less work.
+	// PublishBatches publishes 64 messages or more in atomic batches. It is for a broker that
+	// writes each message to the disk by itself (`sync_interval: always`), which writes a batch at
+	// once. Any other broker takes messages one by one with less work.
 	PublishBatches bool
 	// Streams limits the size of the streams.
 	Streams StreamLimits

@@ -33,7 +33,7 @@ func (d *doctor) examineKeyFiles() (k keyFiles) {
 		d.wrong("key store", fmt.Sprintf("%s: %v: %s", file, keyfile.ErrNotReplaceable, place.Why), place.Do)
 	}
 	journal := client.JournalFile(d.cmd.Key)
-	k.pending = d.beside("pending key file", client.PendingFile(d.cmd.Key))
+	k.pending = d.nextTo("pending key file", client.PendingFile(d.cmd.Key))
 	_, err := os.Lstat(journal)
 	switch under := err == nil; {
 	case under && !k.pending.IsZero():
@@ -92,8 +92,8 @@ func (d *doctor) examineFolder(name, path string) (open bool) {
 	return true
 }
 
-// beside reads a key that may be next to a file.
-func (d *doctor) beside(name, path string) events.PublicKey {
+// nextTo reads a key that may be next to a file.
+func (d *doctor) nextTo(name, path string) events.PublicKey {
 	key, err := keyfile.Read(path)
 	if errors.Is(err, keyfile.ErrMissing) {
 		return events.PublicKey{}

@@ -21,8 +21,8 @@ type pooledSession struct {
 	told string
 }
 
-// BeginTx begins a transaction, for database/sql. The settings go with the BEGIN: one of them is how
-// long the server waits for the next statement.
+// BeginTx begins a transaction, for database/sql. The settings go with the BEGIN: one of them is
+// how long the server waits for the next statement.
 func (s *pooledSession) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	conn := s.Conn.Conn()
 	if conn.IsClosed() {

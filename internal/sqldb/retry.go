@@ -39,8 +39,8 @@ const certainAfter = 20 * time.Second
 // attempt takes long: a range without a quorum, or another session's lock, causes no error.
 //
 // Some refusals come from a server that restarts, and for ever from one that must be set up
-// differently. Such a refusal is [ErrURL] once it has been the only answer for a while. If ctx has a
-// deadline, that while is half of the time until then, so that the user hears what to change, and
+// differently. Such a refusal is [ErrURL] once it has been the only answer for a while. If ctx has
+// a deadline, that while is half of the time until then, so that the user hears what to change, and
 // not that the time is over.
 func Await(ctx context.Context, log *slog.Logger, attempt func() error) error {
 	return await(ctx, log, warnEvery, attempt)

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+// propagatedJSON is a receipt with the times until the change was applied.
+type propagatedJSON struct {
+	receiptJSON `json:",inline"`
+	// absent: committed before this command
+	CommittedMS float64            `json:"committed_ms,omitzero"`
+	AppliedMS   map[string]float64 `json:"applied_ms"`
+	Propagated  bool               `json:"propagated"`
+}
+
+// report prints the receipt and, if the command waited, which durables have not applied the change.
+func (c *keyChange) report(ctx context.Context, s *session, receipt events.Receipt) error {
+	done := fmt.Sprintf("%s is %s; its new key is in %s", c.target, c.done, c.place())
+	var late []string
+	var err error
+	if c.Wait == waitPropagated {
+		late, err = c.late(ctx, s, receipt.Sequence)
+	}
+	grace := c.inGrace(ctx, s)
+	view := receiptView(receipt)
+	view.StillAccepted = grace
+	switch {
+	case c.JSON && c.Wait == waitPropagated:
+		view := propagatedJSON{view, c.committed, c.applied, err == nil && len(late) == 0}
+		err = errors.Join(err, unsaid(done, process.PrintJSON(view)))
+	case c.JSON:
+		return unsaid(done, process.PrintJSON(view))
+	default:
+		ended := ""
+		if c.atOnce {
+			ended = fmt.Sprintf("  %s\n%s  verifiers with an older JWK Set may accept an ended key for %s, as long as they may keep a set\n",
+				c.ended, stillAccepted(grace), s.keptJWKS())
+		}
+		err = errors.Join(err, unsaid(done, process.Print("%s%s", receiptText(receipt, done), printable.Composed(ended+c.note()))))
+	}
+	if err == nil && len(late) > 0 {
+		err = process.Unreachable(fmt.Errorf("the new key signs now, and %s has not applied it yet: omi doctor says what is wrong there",
+			strings.Join(late, ", ")))
+	}
+	return err
+}
+
+// late returns the durables that have not applied the change.
+func (c *keyChange) late(ctx context.Context, s *session, sequence int64) (late []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	record, err := s.record(ctx, c.target)
+	if err != nil {
+		return nil, fmt.Errorf("the new key signs now, but it is not known which durables have applied it: %w", err)
+	}
+	if record.Sequence > sequence {
+		return nil, process.Refused(fmt.Errorf("another change came meanwhile, sequence %d: omi history shows it", record.Sequence))
+	}
+	for durable, applied := range record.Propagation {
+		if _, told := c.applied[durable]; !applied && !told {
+			late = append(late, durable)
+		}
+	}
+	slices.Sort(late)
+	return late, nil
+}
