@@ -16,7 +16,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/health"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/verify"
@@ -24,7 +24,7 @@ import (
 )
 
 // ErrUnknownService is the error that a [Registry] returns for a service that was never bound.
-var ErrUnknownService = lookup.ErrUnknownService
+var ErrUnknownService = registryclient.ErrUnknownService
 
 // Errors of New and Run that an operator must correct.
 var (
@@ -96,7 +96,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Instance = name
 	}
 	if c.Registry == nil {
-		c.Registry = &lookup.Current{Conn: c.JetStream.Conn()}
+		c.Registry = &registryclient.Current{Conn: c.JetStream.Conn()}
 	}
 	if c.Applied == nil {
 		c.Applied = func([]events.Invalidation) {}
@@ -153,7 +153,7 @@ func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	if own, ok := cfg.Registry.(*lookup.Current); ok {
+	if own, ok := cfg.Registry.(*registryclient.Current); ok {
 		own.Trust = a.subscriber.Trust
 	}
 	began := cfg.Now()

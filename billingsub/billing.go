@@ -17,7 +17,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/health"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/streams"
@@ -75,7 +75,7 @@ func (c Config) withDefaults() Config {
 	c.Durable = cmp.Or(c.Durable, streams.BillingDurable)
 	c.LookupTimeout = cmp.Or(c.LookupTimeout, defaultLookupTimeout)
 	if c.Registry == nil {
-		c.Registry = &lookup.Current{Conn: c.JetStream.Conn()}
+		c.Registry = &registryclient.Current{Conn: c.JetStream.Conn()}
 	}
 	if c.Applied == nil {
 		c.Applied = func([]events.Invalidation) {}
@@ -117,7 +117,7 @@ func New(ctx context.Context, cfg Config) (*Billing, error) {
 		_ = store.Close() // the first error says more
 		return nil, fmt.Errorf("start the Billing Service: %w", err)
 	}
-	if own, ok := cfg.Registry.(*lookup.Current); ok {
+	if own, ok := cfg.Registry.(*registryclient.Current); ok {
 		own.Trust = b.subscriber.Trust
 	}
 	return b, nil

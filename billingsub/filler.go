@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/keyring"
 )
@@ -148,7 +148,7 @@ func (f *filler) fill(ctx context.Context, target events.Target) error {
 	if err != nil {
 		return err
 	}
-	reading := lookup.Reading{Kept: kept}
+	reading := registryclient.Reading{Kept: kept}
 	for {
 		done, err := f.fillPart(ctx, target, &reading)
 		if err != nil {
@@ -168,7 +168,7 @@ func (f *filler) fill(ctx context.Context, target events.Target) error {
 	return err
 }
 
-func (f *filler) fillPart(ctx context.Context, target events.Target, reading *lookup.Reading) (done bool, err error) {
+func (f *filler) fillPart(ctx context.Context, target events.Target, reading *registryclient.Reading) (done bool, err error) {
 	asking, answered := context.WithTimeout(ctx, f.timeout)
 	defer answered()
 	part, err := f.registry.HistoryPart(asking, target, reading.Next())

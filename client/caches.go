@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // ErrShortGrace means that a grace period ends too soon for [Config.JWKS]: the new key could not
@@ -23,7 +23,7 @@ func (c *Client) cachesEnd(ctx context.Context, r *events.ServiceRecord, until d
 		return deadline{}
 	}
 	if made.JWKSMaxAge == nil {
-		info, err := lookup.RegistryInfo(ctx, c.cfg.Conn)
+		info, err := registryclient.RegistryInfo(ctx, c.cfg.Conn)
 		if err != nil {
 			c.retrying(ctx, err)
 			return until
@@ -53,7 +53,7 @@ func (c *Client) fitsCaches(ctx context.Context, d *events.Draft) error {
 	}
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	info, err := lookup.RegistryInfo(asking, c.cfg.Conn)
+	info, err := registryclient.RegistryInfo(asking, c.cfg.Conn)
 	if err != nil {
 		return fmt.Errorf("%w: ask how long a JWK Set may be kept: %w", ErrNotBegun, err)
 	}

@@ -14,8 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // Config configures a [Client], which keeps the key of one service. Target, Store, Conn and Trust
@@ -59,9 +58,9 @@ var ErrClosed = errors.New("the client is closed")
 // and after a restart too.
 var (
 	// ErrNotStored means that the broker has not confirmed the request.
-	ErrNotStored = request.ErrNotStored
+	ErrNotStored = registryclient.ErrNotStored
 	// ErrNoAnswer means that the broker has the request, and the registry has not answered it yet.
-	ErrNoAnswer = request.ErrNoAnswer
+	ErrNoAnswer = registryclient.ErrNoAnswer
 	// ErrNotBegun means that nothing was sent: an earlier change has not settled, or the registry
 	// can't be asked.
 	ErrNotBegun = errors.New("the change has not begun")
@@ -70,7 +69,7 @@ var (
 // ErrUntrusted means that the registry that answers is not the one of [Config.Trust]: it is another
 // one, or its key was changed. Nothing is sent to it, because its answer could not be believed.
 // Open the client with the right Trust.
-var ErrUntrusted = lookup.ErrUntrusted
+var ErrUntrusted = registryclient.ErrUntrusted
 
 // RefusedError means that the registry refused a request. Its receipt says why.
 type RefusedError struct{ Receipt events.Receipt }
@@ -85,8 +84,8 @@ type Client struct {
 	// One goroutine, run, makes all changes. The methods send it commands and wait.
 
 	cfg    Config
-	lookup lookup.Registry
-	sender request.Sender
+	lookup registryclient.Registry
+	sender registryclient.Sender
 
 	signing  atomic.Pointer[signing]
 	commands chan *command
@@ -150,8 +149,8 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		cfg.Notify = func(Event) {}
 	}
 	c := &Client{
-		cfg: cfg, lookup: lookup.Registry{Conn: cfg.Conn, Trust: cfg.Trust},
-		sender:   request.Sender{JetStream: js, Trust: cfg.Trust},
+		cfg: cfg, lookup: registryclient.Registry{Conn: cfg.Conn, Trust: cfg.Trust},
+		sender:   registryclient.Sender{JetStream: js, Trust: cfg.Trust},
 		commands: make(chan *command), stopped: make(chan struct{}),
 	}
 	if err := c.lead(ctx); err != nil {

@@ -14,7 +14,7 @@ import (
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/broker"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/registry"
 )
 
@@ -81,8 +81,8 @@ func (d *deployment) bind(ctx context.Context) {
 	key := must(store.Generate(ctx, client.Current))
 	check(store.Close())
 	draft := events.Draft{Kind: events.Binding, Target: d.target, Timestamp: time.Now().Unix(), Nonce: events.NewNonce()}
-	message := must(request.Sign(draft, d.master.Private(), key))
-	must(request.Sender{JetStream: d.js, Trust: d.trust}.Send(ctx, d.target, message, nil))
+	message := must(registryclient.Sign(draft, d.master.Private(), key))
+	must(registryclient.Sender{JetStream: d.js, Trust: d.trust}.Send(ctx, d.target, message, nil))
 }
 
 func must[T any](v T, err error) T {

@@ -8,8 +8,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // ErrForeignKey means that the registry's current key is not in the key store. Another copy of the
@@ -67,7 +66,7 @@ func (c *Client) Health() error {
 // adopted.
 func (c *Client) check(ctx context.Context) (adopted bool, err error) {
 	record, err := c.record(ctx)
-	if errors.Is(err, lookup.ErrUnknownService) {
+	if errors.Is(err, registryclient.ErrUnknownService) {
 		return false, nil
 	}
 	if err != nil {
@@ -96,7 +95,7 @@ func (c *Client) check(ctx context.Context) (adopted bool, err error) {
 		c.ours()
 	default:
 		c.ours()
-		c.entry = &entry{Target: c.cfg.Target.String(), Kind: events.Rotation, Request: request.Message{NewKey: current}}
+		c.entry = &entry{Target: c.cfg.Target.String(), Kind: events.Rotation, Request: registryclient.Message{NewKey: current}}
 		c.commit(ctx, c.commitmentOf(&record))
 		return true, nil
 	}

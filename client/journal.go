@@ -10,7 +10,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // ErrJournal means that the journal can't be read, or belongs to another service.
@@ -24,8 +24,8 @@ type entry struct {
 	// EndEarlier says that it ends the keys that are in grace too.
 	EndEarlier bool `json:"end_earlier,omitzero"`
 	// Redated says that it is dated by the registry's time: it isn't dated again.
-	Redated bool            `json:"redated,omitzero"`
-	Request request.Message `json:"request"`
+	Redated bool                   `json:"redated,omitzero"`
+	Request registryclient.Message `json:"request"`
 	// Committed is the registry's answer, once it is there.
 	Committed *commitment `json:"committed,omitzero"`
 

@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // paper is a journal in memory.
@@ -35,7 +35,7 @@ func FuzzJournal(f *testing.F) {
 	}
 	key := events.GenerateSigningKey()
 	draft := events.Draft{Kind: events.Rotation, Target: target, Timestamp: 1_705_412_600, Nonce: events.NewNonce()}
-	message, err := request.Sign(draft, key.Private(), events.GenerateSigningKey().Private())
+	message, err := registryclient.Sign(draft, key.Private(), events.GenerateSigningKey().Private())
 	if err != nil {
 		f.Fatal(err)
 	}

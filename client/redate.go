@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // ErrClock means that the registry did not accept the time in a request: this machine's clock is
@@ -71,7 +71,7 @@ func (c *Client) datedBy(ctx context.Context, e *entry, by crypto.Signer, timest
 	if asked.HasGracePeriod {
 		draft.GracePeriod = &asked.GracePeriod
 	}
-	message, err := request.Sign(draft, by, pending)
+	message, err := registryclient.Sign(draft, by, pending)
 	if err != nil {
 		return nil, err
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 const (
@@ -163,7 +163,7 @@ func (c *Client) prepare(ctx context.Context, cmd *command) (*entry, error) {
 	}
 	draft := cmd.draft
 	draft.Target, draft.Timestamp, draft.Nonce, draft.Origin = c.cfg.Target, time.Now().Unix(), events.NewNonce(), c.cfg.Trust.Origin()
-	message, err := request.Sign(draft, by, pending)
+	message, err := registryclient.Sign(draft, by, pending)
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/verify"
 )
 
@@ -119,7 +119,7 @@ func (v *Verifier) setUp() error {
 		return fmt.Errorf("use JetStream: %w", err)
 	}
 	v.memory, err = verify.New(verify.Config{
-		Registry: lookup.Registry{Conn: v.cfg.Conn, Trust: v.cfg.Trust, Now: v.cfg.Now}, Log: v.cfg.Log, Now: v.cfg.Now,
+		Registry: registryclient.Registry{Conn: v.cfg.Conn, Trust: v.cfg.Trust, Now: v.cfg.Now}, Log: v.cfg.Log, Now: v.cfg.Now,
 	})
 	if err != nil {
 		return err

@@ -10,7 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // ErrNoAuth means that the broker is there, and no Auth Provider answers.
@@ -55,7 +55,7 @@ func (a AuthVerifier) ask(ctx context.Context, q events.VerifyQuery) (events.Ver
 	timeout := cmp.Or(a.Timeout, defaultAuthTimeout)
 	asking, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	reply, err := lookup.Ask(asking, a.Conn, events.AuthVerifySubject, question)
+	reply, err := registryclient.Ask(asking, a.Conn, events.AuthVerifySubject, question)
 	switch {
 	case ctx.Err() != nil:
 		return events.VerifyAnswer{}, ctx.Err()

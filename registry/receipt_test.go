@@ -13,8 +13,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
-	"omiappreg.org/keyrotation/internal/lookup"
-	sending "omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
 )
@@ -38,7 +37,7 @@ func TestManyUnderWay(t *testing.T) {
 	defer cancel()
 	errs := make(chan error, *manyRequests)
 	var stored sync.WaitGroup
-	sender := sending.Sender{JetStream: w.js, Trust: w.trust}
+	sender := registryclient.Sender{JetStream: w.js, Trust: w.trust}
 	var developer *developer
 	for i := range *manyRequests {
 		if i%20 == 0 {
@@ -50,7 +49,7 @@ func TestManyUnderWay(t *testing.T) {
 			isStored := sync.OnceFunc(stored.Done)
 			defer isStored() // also where it never is
 			draft := d.draft(events.Binding, events.GenerateSigningKey())
-			m, err := sending.Sign(draft, d.master.Private(), draft.NewKey.Private())
+			m, err := registryclient.Sign(draft, d.master.Private(), draft.NewKey.Private())
 			if err == nil {
 				var receipt events.Receipt
 				receipt, err = sender.Send(ctx, d.target, m, isStored)
@@ -88,7 +87,7 @@ func TestReceiptLookup(t *testing.T) {
 		bind, rotate, forged := d.bind(), d.rotate(), d.sign(events.Rotation, events.GenerateSigningKey(), events.GenerateSigningKey())
 		ask := func(of request, hash string) ([]byte, error) {
 			question := events.ReceiptQuery{RequestNonce: of.draft.Nonce, RequestHash: hash}.Encode()
-			return lookup.Ask(t.Context(), w.conn, events.LookupReceiptSubject+d.target.String(), question)
+			return registryclient.Ask(t.Context(), w.conn, events.LookupReceiptSubject+d.target.String(), question)
 		}
 		hash := func(of request) string { return events.RequestHash(of.payload) }
 		for _, r := range []request{bind, rotate} {

@@ -8,7 +8,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -101,7 +101,7 @@ func TestReceiptOfAnEndedKey(t *testing.T) {
 			t.Fatal("no answer was heard")
 		}
 		question := events.ReceiptQuery{RequestNonce: rotate.draft.Nonce}.Encode()
-		told, err := lookup.Ask(t.Context(), w.conn, events.LookupReceiptSubject+d.target.String(), question)
+		told, err := registryclient.Ask(t.Context(), w.conn, events.LookupReceiptSubject+d.target.String(), question)
 		if again, bad := trust.Receipt(events.ReceiptSubject+d.target.String(), told); err != nil || bad != nil || again != first {
 			t.Errorf("told %+v, %v, %v, want %+v", again, err, bad, first)
 		}

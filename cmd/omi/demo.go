@@ -20,7 +20,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/registry"
 )
 
@@ -231,7 +231,7 @@ func (d *demo) bind(ctx context.Context) (err error) {
 	}
 	draft := newDraft(events.Binding, d.target)
 	draft.Origin = d.session.trust.Origin()
-	m, err := request.Sign(draft, d.master.Private(), key)
+	m, err := registryclient.Sign(draft, d.master.Private(), key)
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,7 @@ import (
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // What happens to a request on its way, as the demo shows it.
@@ -165,7 +165,7 @@ func (d *demo) badRequests(ctx context.Context) error {
 		{"forged: signed by another key", forged, events.GenerateSigningKey().Private()},
 		{"stale: signed an hour ago, published now", stale, current},
 	} {
-		m, err := request.Sign(bad.draft, bad.by, bad.draft.NewKey.Private())
+		m, err := registryclient.Sign(bad.draft, bad.by, bad.draft.NewKey.Private())
 		if err != nil {
 			return err
 		}
@@ -185,7 +185,7 @@ func (d *demo) badRequests(ctx context.Context) error {
 
 // overhear returns the last rotation in two forms, as anyone who may read the requests can send it
 // again: for another service, and unchanged.
-func (d *demo) overhear(ctx context.Context) (elsewhere, again request.Message, err error) {
+func (d *demo) overhear(ctx context.Context) (elsewhere, again registryclient.Message, err error) {
 	for range d.rotations {
 		msg, err := d.overheard.NextMsgWithContext(ctx)
 		if err != nil {
@@ -195,7 +195,7 @@ func (d *demo) overhear(ctx context.Context) (elsewhere, again request.Message, 
 		if err != nil {
 			return elsewhere, again, err
 		}
-		again = request.Message{Subject: msg.Subject, Nonce: parsed.Nonce, Payload: string(msg.Data)}
+		again = registryclient.Message{Subject: msg.Subject, Nonce: parsed.Nonce, Payload: string(msg.Data)}
 	}
 	other := d.target
 	other.Service, err = events.ParseServiceID(demoOther)
@@ -206,7 +206,7 @@ func (d *demo) overhear(ctx context.Context) (elsewhere, again request.Message, 
 
 // sendBad publishes a message as an attacker would, without the id by which the broker recognises a
 // repetition.
-func (d *demo) sendBad(ctx context.Context, what string, m request.Message) error {
+func (d *demo) sendBad(ctx context.Context, what string, m registryclient.Message) error {
 	began := time.Now()
 	if _, err := d.session.js.Publish(ctx, m.Subject, []byte(m.Payload)); err != nil {
 		return fmt.Errorf("publish: %w", err)

@@ -12,7 +12,7 @@ import (
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // keyFiles are the key in a file, and those that may be next to it. A missing key is zero.
@@ -116,7 +116,7 @@ func (d *doctor) examineKey(ctx context.Context, k keyFiles) {
 		history, err = d.history(ctx, d.target)
 		return err
 	})
-	if errors.Is(err, lookup.ErrUnknownService) {
+	if errors.Is(err, registryclient.ErrUnknownService) {
 		return // the service's own line says so
 	}
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -51,7 +51,7 @@ func (d *doctor) mayRequest(ctx context.Context, class, subject string, needed b
 // asking for one that it missed.
 func (d *doctor) mayRead(ctx context.Context, needed bool) {
 	const name = "read receipts"
-	hears, last := events.AnswerSubject+d.target.String(), request.LastReceiptSubject+d.target.String()
+	hears, last := events.AnswerSubject+d.target.String(), registryclient.LastReceiptSubject+d.target.String()
 	subscription, err := d.nc.SubscribeSync(hears)
 	if err == nil {
 		defer func() { _ = subscription.Unsubscribe() }() // the connection ends soon

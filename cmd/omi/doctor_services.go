@@ -15,7 +15,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -146,13 +146,13 @@ const (
 func (d *doctor) askProcesses(ctx context.Context) {
 	d.answers = map[string]error{
 		registryProgram: d.within(ctx, events.LookupRegistrySubject, func(ctx context.Context) (err error) {
-			d.info, err = lookup.RegistryInfo(ctx, d.nc)
+			d.info, err = registryclient.RegistryInfo(ctx, d.nc)
 			return err
 		}),
 	}
 	for program, subject := range map[string]string{authProgram: events.AuthVerifySubject, billingProgram: events.BillingAttributeSubject} {
 		err := d.within(ctx, subject, func(ctx context.Context) error {
-			_, err := lookup.Ask(ctx, d.nc, subject, []byte("{}"))
+			_, err := registryclient.Ask(ctx, d.nc, subject, []byte("{}"))
 			return err
 		})
 		if answer := (*api.Problem)(nil); errors.As(err, &answer) && answer.Status == http.StatusBadRequest {
@@ -193,7 +193,7 @@ func (d *doctor) examineRegistry() {
 	case denied(err):
 		d.wrong(name, "this account may not ask it", "let it publish to omi.v1.lookup.>")
 		return
-	case errors.Is(err, lookup.ErrNoRegistry):
+	case errors.Is(err, registryclient.ErrNoRegistry):
 		d.wrong(name, "no registry answers",
 			"start omi-registry (or omi dev) at this broker, in this account; if it runs, its log says what it waits for; requests wait in their stream")
 		return
@@ -272,7 +272,7 @@ func (d *doctor) examineService(ctx context.Context) {
 		return err
 	})
 	switch {
-	case errors.Is(err, lookup.ErrUnknownService):
+	case errors.Is(err, registryclient.ErrUnknownService):
 		d.wrong(name, d.target.String()+" was never bound", "omi bind "+flagsOf(d.target)+" --master-key FILE --key FILE")
 		return
 	case errors.As(err, new(*events.Refusal)):

@@ -12,7 +12,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // dryRun checks everything that a rotation needs, as omi doctor does, and makes the request with a
@@ -118,7 +118,7 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 			fmt.Sprintf("ask for %ds or more, or omit --grace-period", d.info.JWKSGrace()))
 		return
 	}
-	m, err := request.Sign(draft, by.Private(), next.Private())
+	m, err := registryclient.Sign(draft, by.Private(), next.Private())
 	if err != nil {
 		d.wrong(name, err.Error(), "fix what it says")
 		return

@@ -7,7 +7,7 @@ import (
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // pinState says what happened to a pinned service.
@@ -64,7 +64,7 @@ func (s *session) checkPin(ctx context.Context, p pin, mine []events.PublicKey) 
 	switch {
 	case err == nil:
 		return p.compare(history, mine), nil
-	case errors.Is(err, lookup.ErrUnknownService):
+	case errors.Is(err, registryclient.ErrUnknownService):
 		none.State = pinWentBack
 		none.Detail = fmt.Sprintf("sequence %d is pinned, and the registry says that it was never bound", p.Sequence)
 		none.Fix = fixRegistry()

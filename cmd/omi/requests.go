@@ -15,7 +15,7 @@ import (
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // newDraft returns a request that is made now. The session says for which registry it is.
@@ -24,18 +24,18 @@ func newDraft(kind events.RequestKind, t events.Target) events.Draft {
 }
 
 // newMessage signs a request.
-func newMessage(d events.Draft, by events.SigningKey) (request.Message, error) {
+func newMessage(d events.Draft, by events.SigningKey) (registryclient.Message, error) {
 	if d.NewKey.IsZero() {
-		return request.Sign(d, by.Private(), nil)
+		return registryclient.Sign(d, by.Private(), nil)
 	}
-	return request.Sign(d, by.Private(), d.NewKey.Private())
+	return registryclient.Sign(d, by.Private(), d.NewKey.Private())
 }
 
 // unanswered is the error of a request whose answer is not waited for any more.
 func unanswered(err error) error {
 	next := fmt.Sprintf("%v; run the same command again", err)
-	if errors.Is(err, request.ErrNoAnswer) {
-		next = fmt.Sprintf("%v; run the same command again to pick up its answer", request.ErrNoAnswer)
+	if errors.Is(err, registryclient.ErrNoAnswer) {
+		next = fmt.Sprintf("%v; run the same command again to pick up its answer", registryclient.ErrNoAnswer)
 	}
 	return process.Unreachable(worded{next, err})
 }

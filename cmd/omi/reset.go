@@ -9,8 +9,8 @@ import (
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
-	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 type resetCmd struct {
@@ -90,7 +90,7 @@ func (c *resetCmd) owned(ctx context.Context, s *session, t events.Target, old e
 	asking, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	history, err := s.history(asking, t)
-	if errors.Is(err, lookup.ErrUnknownService) {
+	if errors.Is(err, registryclient.ErrUnknownService) {
 		return err
 	}
 	if err != nil {

@@ -17,9 +17,8 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
-	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/process"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // connection has the flags of every command that talks to a deployment.
@@ -172,7 +171,7 @@ func openSession(ctx context.Context, nc *nats.Conn, trusted process.Trust) (*se
 		return nil, fmt.Errorf("use JetStream: %w", err)
 	}
 	s := &session{nc: nc, js: js}
-	info, err := lookup.RegistryInfo(ctx, nc)
+	info, err := registryclient.RegistryInfo(ctx, nc)
 	if waitedInVain(err) {
 		err = fmt.Errorf("%w: look at its log, or wait longer with --timeout", err)
 	}
@@ -201,9 +200,13 @@ func openSession(ctx context.Context, nc *nats.Conn, trusted process.Trust) (*se
 	return s, nil
 }
 
-func (s *session) sender() request.Sender { return request.Sender{JetStream: s.js, Trust: s.trust} }
+func (s *session) sender() registryclient.Sender {
+	return registryclient.Sender{JetStream: s.js, Trust: s.trust}
+}
 
-func (s *session) registry() lookup.Registry { return lookup.Registry{Conn: s.nc, Trust: s.trust} }
+func (s *session) registry() registryclient.Registry {
+	return registryclient.Registry{Conn: s.nc, Trust: s.trust}
+}
 
 // record asks the registry for a service's record, and believes only its signature.
 func (s *session) record(ctx context.Context, t events.Target) (events.ServiceRecord, error) {
@@ -223,7 +226,7 @@ func coded(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, lookup.ErrUnknownService), errors.As(err, new(*api.Problem)), errors.As(err, new(*events.Refusal)):
+	case errors.Is(err, registryclient.ErrUnknownService), errors.As(err, new(*api.Problem)), errors.As(err, new(*events.Refusal)):
 		return process.Refused(err)
 	default:
 		return process.Unreachable(err)

@@ -9,8 +9,8 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
-	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 // TestStatusView shows one service as it is asked about again and again.
@@ -63,7 +63,7 @@ func TestPassing(t *testing.T) {
 		{process.Unreachable(errors.New("nobody answers")), true},
 		{process.Refused(&api.Problem{Status: 503}), true},
 		{process.Refused(&api.Problem{Status: 400}), false},
-		{process.Refused(lookup.ErrUnknownService), false},
+		{process.Refused(registryclient.ErrUnknownService), false},
 		{fmt.Errorf("the record: %w", &events.Refusal{Reason: events.UntrustedSignature}), false},
 	} {
 		if passing(c.err) != c.want {

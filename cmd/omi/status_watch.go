@@ -15,9 +15,9 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
-	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 const (
@@ -77,7 +77,7 @@ func passing(err error) bool {
 	if refused := (*api.Problem)(nil); errors.As(err, &refused) {
 		return refused.Status == http.StatusServiceUnavailable
 	}
-	return !errors.Is(err, lookup.ErrUnknownService) && !errors.As(err, new(*events.Refusal))
+	return !errors.Is(err, registryclient.ErrUnknownService) && !errors.As(err, new(*events.Refusal))
 }
 
 // statusView shows a watched record.

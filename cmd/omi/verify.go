@@ -11,8 +11,8 @@ import (
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
 type verifyCmd struct {
@@ -172,7 +172,7 @@ func (c *verifyCmd) askAuth(q events.VerifyQuery) (v verdict, err error) {
 // accepted. Keys that have ended, and so the reason of a refusal, are in the history.
 func (s *session) judge(ctx context.Context, q events.VerifyQuery) (verdict, error) {
 	record, err := s.record(ctx, q.Target)
-	if errors.Is(err, lookup.ErrUnknownService) {
+	if errors.Is(err, registryclient.ErrUnknownService) {
 		return verdict{Result: events.Refused, Reason: string(events.UnknownService), By: byRegistry}, nil
 	}
 	if err != nil {

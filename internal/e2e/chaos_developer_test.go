@@ -12,7 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -184,7 +184,7 @@ func (d *developer) refuse(ctx context.Context, s *service) error {
 		m.Subject = rotation.Subject()
 		return d.mustRefuseMessage(ctx, s, m, events.RequestMsgID(m.Subject, m.Nonce), events.TargetMismatch)
 	default: // no message at all
-		garbage := request.Message{Subject: rotation.Subject(), Payload: `{"version": "1.0", ` + rotation.Nonce.String()}
+		garbage := registryclient.Message{Subject: rotation.Subject(), Payload: `{"version": "1.0", ` + rotation.Nonce.String()}
 		return d.mustRefuseMessage(ctx, s, garbage, "", events.MalformedMessage)
 	}
 }
@@ -200,7 +200,7 @@ func (d *developer) mustRefuse(
 }
 
 func (d *developer) mustRefuseMessage(
-	ctx context.Context, s *service, m request.Message, id string, want events.Reason,
+	ctx context.Context, s *service, m registryclient.Message, id string, want events.Reason,
 ) error {
 	d.refused[events.RequestHash([]byte(m.Payload))] = s.target
 	receipt, err := d.ask(ctx, s.target, m, id)
@@ -213,17 +213,17 @@ func (d *developer) mustRefuseMessage(
 	return nil
 }
 
-func message(draft events.Draft, by events.SigningKey) (request.Message, error) {
+func message(draft events.Draft, by events.SigningKey) (registryclient.Message, error) {
 	if draft.Kind == events.Revocation {
-		return request.Sign(draft, by.Private(), nil)
+		return registryclient.Sign(draft, by.Private(), nil)
 	}
-	return request.Sign(draft, by.Private(), draft.NewKey.Private())
+	return registryclient.Sign(draft, by.Private(), draft.NewKey.Private())
 }
 
 // ask sends a message until the broker has it, and waits for its receipt. Without an id the broker
 // knows it from no other.
 func (d *developer) ask(
-	ctx context.Context, target events.Target, m request.Message, id string,
+	ctx context.Context, target events.Target, m registryclient.Message, id string,
 ) (receipt events.Receipt, err error) {
 	began := time.Now()
 	if d.patient || id == "" {
@@ -242,7 +242,7 @@ func (d *developer) ask(
 }
 
 // askAgain is the way of omi and of package client: the same bytes again, until there is an answer.
-func (d *developer) askAgain(ctx context.Context, target events.Target, m request.Message) (events.Receipt, error) {
+func (d *developer) askAgain(ctx context.Context, target events.Target, m registryclient.Message) (events.Receipt, error) {
 	for try := 0; ; try++ {
 		if try > 0 {
 			d.again++
@@ -252,12 +252,12 @@ func (d *developer) askAgain(ctx context.Context, target events.Target, m reques
 			_ = d.publish(ctx, m, "") // without its id, which JetStream would know
 		}
 		trying, cancel := context.WithTimeout(ctx, mostTry)
-		receipt, err := request.Sender{JetStream: d.js, Trust: d.trust, Again: try > 0}.Send(trying, target, m, nil)
+		receipt, err := registryclient.Sender{JetStream: d.js, Trust: d.trust, Again: try > 0}.Send(trying, target, m, nil)
 		cancel()
 		if err == nil || ctx.Err() != nil {
 			return receipt, err
 		}
-		if !errors.Is(err, request.ErrNotStored) && !errors.Is(err, request.ErrNoAnswer) {
+		if !errors.Is(err, registryclient.ErrNotStored) && !errors.Is(err, registryclient.ErrNoAnswer) {
 			return receipt, err
 		}
 		pause(ctx, lookEach)
@@ -267,7 +267,7 @@ func (d *developer) askAgain(ctx context.Context, target events.Target, m reques
 // askOnce publishes until the broker says that it has the message, and from then on only looks for
 // the answer.
 func (d *developer) askOnce(
-	ctx context.Context, target events.Target, m request.Message, id string,
+	ctx context.Context, target events.Target, m registryclient.Message, id string,
 ) (events.Receipt, error) {
 	for d.publish(ctx, m, id) != nil {
 		if ctx.Err() != nil {
@@ -309,7 +309,7 @@ func (d *developer) receiptFrom(ctx context.Context, target events.Target, place
 }
 
 // answers says whose answer it is (docs/protocol.md §7.3).
-func answers(r *events.Receipt, m *request.Message) bool {
+func answers(r *events.Receipt, m *registryclient.Message) bool {
 	if r.RequestNonce != m.Nonce {
 		return false
 	}
@@ -319,7 +319,7 @@ func answers(r *events.Receipt, m *request.Message) bool {
 	return r.RequestHash == events.RequestHash([]byte(m.Payload))
 }
 
-func (d *developer) publish(ctx context.Context, m request.Message, id string) error {
+func (d *developer) publish(ctx context.Context, m registryclient.Message, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, mostTry)
 	defer cancel()
 	msg := &nats.Msg{Subject: m.Subject, Data: []byte(m.Payload), Header: nats.Header{}}

@@ -12,8 +12,7 @@ import (
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
 )
@@ -85,7 +84,9 @@ func (s *domain) close(store *client.Folder) {
 	}
 }
 
-func (s *domain) sender() request.Sender { return request.Sender{JetStream: s.js, Trust: s.trust} }
+func (s *domain) sender() registryclient.Sender {
+	return registryclient.Sender{JetStream: s.js, Trust: s.trust}
+}
 
 // bind binds the service to its current key, as the developer does, and waits until both
 // subscribers know it.
@@ -98,7 +99,7 @@ func (s *domain) bind() {
 		s.t.Fatal(err)
 	}
 	draft := events.Draft{Kind: events.Binding, Target: s.target, Timestamp: time.Now().Unix(), Nonce: events.NewNonce()}
-	m, err := request.Sign(draft, s.master.Private(), key)
+	m, err := registryclient.Sign(draft, s.master.Private(), key)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -156,7 +157,7 @@ func (s *domain) verify(by *client.Signer) events.VerifyAnswer {
 
 func (s *domain) record() events.ServiceRecord {
 	s.t.Helper()
-	record, err := lookup.Registry{Conn: s.js.Conn(), Trust: s.trust}.ServiceRecord(s.t.Context(), s.target)
+	record, err := registryclient.Registry{Conn: s.js.Conn(), Trust: s.trust}.ServiceRecord(s.t.Context(), s.target)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -347,7 +348,7 @@ func foreignChange(s *domain) {
 	c := s.open(store)
 	elsewhere := events.GenerateSigningKey()
 	draft := events.Draft{Kind: events.Reset, Target: s.target, Timestamp: time.Now().Unix(), Nonce: events.NewNonce()}
-	m, err := request.Sign(draft, s.master.Private(), elsewhere.Private())
+	m, err := registryclient.Sign(draft, s.master.Private(), elsewhere.Private())
 	if err != nil {
 		s.t.Fatal(err)
 	}

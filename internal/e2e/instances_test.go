@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
 )
@@ -149,7 +149,7 @@ func (s *instances) propagated(one *service, durables ...string) {
 	for _, durable := range durables {
 		want[durable] = true
 	}
-	registry := lookup.Registry{Conn: s.js.Conn(), Trust: s.trust}
+	registry := registryclient.Registry{Conn: s.js.Conn(), Trust: s.trust}
 	testenv.Eventually(s.t, patience, "propagation", func() error {
 		record, err := registry.ServiceRecord(s.t.Context(), one.target)
 		if err != nil {

@@ -18,7 +18,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/access"
 	"omiappreg.org/keyrotation/internal/keyfile"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
 )
@@ -81,7 +81,7 @@ type siegePhase struct {
 
 // besieged is an honest service with its account.
 type besieged struct {
-	sender  request.Sender
+	sender  registryclient.Sender
 	target  events.Target
 	key     events.SigningKey
 	changes int64
@@ -155,7 +155,7 @@ func (s *siege) bind() {
 		master, err := keyfile.Read(s.folder + "/" + app + ".pem")
 		s.must(err)
 		developer := map[string]string{siegeApp: "developer", strangersApp: "strange-developer"}[app]
-		sender := request.Sender{JetStream: s.jetStream(developer), Trust: s.trust}
+		sender := registryclient.Sender{JetStream: s.jetStream(developer), Trust: s.trust}
 		services := []string{"own"}
 		if app == siegeApp {
 			services = nil
@@ -180,7 +180,7 @@ func (b *besieged) change(ctx context.Context, kind events.RequestKind, by event
 	defer cancel()
 	newKey := events.GenerateSigningKey()
 	draft := events.Draft{Kind: kind, Target: b.target, Timestamp: time.Now().Unix(), Nonce: events.NewNonce(), Origin: siegeOrigin}
-	m, err := request.Sign(draft, by.Private(), newKey.Private())
+	m, err := registryclient.Sign(draft, by.Private(), newKey.Private())
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,7 @@ import (
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
 )
@@ -98,7 +98,7 @@ func (d *deployment) changeRegistryKey() events.Trust {
 		d.t.Fatal(err)
 	}
 	testenv.Eventually(d.t, patience, "the registry answers", func() error {
-		_, err := lookup.RegistryInfo(d.t.Context(), d.js.Conn())
+		_, err := registryclient.RegistryInfo(d.t.Context(), d.js.Conn())
 		return err
 	})
 	key, err := keyfile.Read(d.folder + "/other.pem")

@@ -13,7 +13,7 @@ import (
 	"omiappreg.org/keyrotation/authsub"
 	"omiappreg.org/keyrotation/billingsub"
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
@@ -72,7 +72,7 @@ type opener func(context.Context, jetstream.JetStream, *faultPlace, *testenv.Fau
 type nobody struct{}
 
 func (nobody) ServiceRecord(context.Context, events.Target) (events.ServiceRecord, error) {
-	return events.ServiceRecord{}, lookup.ErrUnknownService
+	return events.ServiceRecord{}, registryclient.ErrUnknownService
 }
 
 func (nobody) HistoryPart(context.Context, events.Target, int64) (events.ServiceHistory, error) {

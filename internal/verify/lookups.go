@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/keyring"
 )
 
@@ -89,7 +89,7 @@ func (l *lookups) ask(ctx context.Context, target events.Target) finding {
 	switch {
 	case err == nil:
 		found = finding{record: ofRecord(&answer), answered: true}
-	case errors.Is(err, lookup.ErrUnknownService):
+	case errors.Is(err, registryclient.ErrUnknownService):
 		found.answered = true
 	default:
 		l.log.DebugContext(ctx, "the registry gives no answer", "target", target.String(), "error", err)

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/keyring"
 )
@@ -56,7 +56,7 @@ func query(s *subtest.Service, key events.SigningKey) events.VerifyQuery {
 // answer.
 func TestSettled(t *testing.T) {
 	t.Parallel()
-	away, unknown := errors.New("away"), lookup.ErrUnknownService
+	away, unknown := errors.New("away"), registryclient.ErrUnknownService
 	nobody, strange := subtest.NewService(t, "nobody"), events.GenerateSigningKey()
 	_, s := newMemory(t, &registry{})
 	s.Reset(start + 20)

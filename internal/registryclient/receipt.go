@@ -1,4 +1,4 @@
-package request
+package registryclient
 
 import (
 	"context"
@@ -8,7 +8,6 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/lookup"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -114,7 +113,7 @@ func (w *waiting) look(ctx context.Context) (events.Receipt, bool) {
 	asking, cancel = context.WithTimeout(ctx, lookWithin)
 	defer cancel()
 	question := events.ReceiptQuery{RequestNonce: w.message.Nonce, RequestHash: events.RequestHash([]byte(w.message.Payload))}
-	told, err := lookup.Ask(asking, w.conn, events.LookupReceiptSubject+w.target.String(), question.Encode())
+	told, err := Ask(asking, w.conn, events.LookupReceiptSubject+w.target.String(), question.Encode())
 	if err != nil {
 		return events.Receipt{}, false
 	}

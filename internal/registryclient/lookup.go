@@ -1,6 +1,4 @@
-// Package lookup asks the other parties over NATS (docs/protocol.md §8). Of the registry's answers,
-// it believes only signed ones.
-package lookup
+package registryclient
 
 import (
 	"context"

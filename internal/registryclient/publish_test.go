@@ -1,4 +1,4 @@
-package request_test
+package registryclient_test
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
 )
@@ -84,7 +84,7 @@ func TestSendWhereTooMuchComes(t *testing.T) {
 		<-seen
 	}
 	cancel()
-	if err := <-sent; !errors.Is(err, request.ErrNotStored) || !strings.Contains(err.Error(), "more messages come to it than it can store") {
+	if err := <-sent; !errors.Is(err, registryclient.ErrNotStored) || !strings.Contains(err.Error(), "more messages come to it than it can store") {
 		t.Errorf("while too much comes: %v", err)
 	}
 }
@@ -119,7 +119,7 @@ func TestSendWhereThereIsNoRoom(t *testing.T) {
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, err := w.sender.Send(short, w.target, w.message, nil)
-	if !errors.Is(err, request.ErrNotStored) || !strings.Contains(err.Error(), "wait already") {
+	if !errors.Is(err, registryclient.ErrNotStored) || !strings.Contains(err.Error(), "wait already") {
 		t.Errorf("without room: %v", err)
 	}
 	sent := make(chan error, 1)

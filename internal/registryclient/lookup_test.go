@@ -1,4 +1,4 @@
-package lookup_test
+package registryclient_test
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
-	"omiappreg.org/keyrotation/internal/lookup"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
@@ -89,7 +89,7 @@ func TestRegistry(t *testing.T) {
 	played := subtest.NewRegistry(t, events.GenerateSigningKey())
 	known := subtest.NewService(t, "known")
 	known.Bind(start)
-	registry := lookup.Registry{Conn: conn, Trust: played.Trust, Now: func() time.Time { return time.Unix(start, 0) }}
+	registry := registryclient.Registry{Conn: conn, Trust: played.Trust, Now: func() time.Time { return time.Unix(start, 0) }}
 	both := func(name string) (record events.ServiceRecord, history events.ServiceHistory, errs [2]error) {
 		target := subtest.NewService(t, name).Target
 		record, errs[0] = registry.ServiceRecord(t.Context(), target)
@@ -98,9 +98,9 @@ func TestRegistry(t *testing.T) {
 	}
 
 	_, _, errs := both("known")
-	_, infoErr := lookup.RegistryInfo(t.Context(), conn)
+	_, infoErr := registryclient.RegistryInfo(t.Context(), conn)
 	for _, err := range append(errs[:], infoErr) {
-		if !errors.Is(err, lookup.ErrNoRegistry) {
+		if !errors.Is(err, registryclient.ErrNoRegistry) {
 			t.Errorf("while no registry listens: %v, want ErrNoRegistry", err)
 		}
 	}
@@ -112,13 +112,13 @@ func TestRegistry(t *testing.T) {
 	}
 	_, _, errs = both("nobody")
 	for _, err := range errs {
-		if !errors.Is(err, lookup.ErrUnknownService) {
+		if !errors.Is(err, registryclient.ErrUnknownService) {
 			t.Errorf("a service that is not: %v, want ErrUnknownService", err)
 		}
 	}
 	_, _, errs = both("forged")
 	for _, err := range errs {
-		if refusal := (*events.Refusal)(nil); !errors.As(err, &refusal) || refusal.Reason != events.UntrustedSignature || !errors.Is(err, lookup.ErrUntrusted) {
+		if refusal := (*events.Refusal)(nil); !errors.As(err, &refusal) || refusal.Reason != events.UntrustedSignature || !errors.Is(err, registryclient.ErrUntrusted) {
 			t.Errorf("what a stranger signed: %v, want %s", err, events.UntrustedSignature)
 		}
 	}
@@ -129,7 +129,7 @@ func TestRegistry(t *testing.T) {
 			t.Errorf("a registry whose database is away: %v, want its words", err)
 		}
 	}
-	info, err := lookup.RegistryInfo(t.Context(), conn)
+	info, err := registryclient.RegistryInfo(t.Context(), conn)
 	if err != nil || info.Origin != subtest.Origin || len(info.PublicKeys) != 1 || info.MaxClockSkew != 200 {
 		t.Errorf("the registry's own description: %+v, %v", info, err)
 	}
@@ -157,7 +157,7 @@ func TestNeverBoundIsSigned(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = service.Stop() })
-	registry := lookup.Registry{Conn: conn, Trust: played.Trust, Now: func() time.Time { return time.Unix(start, 0) }}
+	registry := registryclient.Registry{Conn: conn, Trust: played.Trust, Now: func() time.Time { return time.Unix(start, 0) }}
 	for _, c := range []struct {
 		name      string
 		statement []byte
@@ -174,7 +174,7 @@ func TestNeverBoundIsSigned(t *testing.T) {
 		{"a record", bound.Record(start).Sign(played.Key), false},
 	} {
 		statement = c.statement
-		if _, err := registry.ServiceRecord(t.Context(), one); errors.Is(err, lookup.ErrUnknownService) != c.believed || err == nil {
+		if _, err := registry.ServiceRecord(t.Context(), one); errors.Is(err, registryclient.ErrUnknownService) != c.believed || err == nil {
 			t.Errorf("%s: %v; believed is to be %t", c.name, err, c.believed)
 		}
 	}
@@ -217,7 +217,7 @@ func TestLongHistory(t *testing.T) {
 	t.Cleanup(func() { _ = service.Stop() })
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	told, err := lookup.Registry{Conn: conn, Trust: played.Trust}.ServiceHistory(ctx, target)
+	told, err := registryclient.Registry{Conn: conn, Trust: played.Trust}.ServiceHistory(ctx, target)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -241,7 +241,7 @@ func TestReadingGoesOn(t *testing.T) {
 		s.Rotate(now, 60)
 	}
 	var keys []events.HistoryKey
-	var reading lookup.Reading
+	var reading registryclient.Reading
 	parts, lines := 0, 0
 	for done := false; !done; {
 		from := reading.Next()
@@ -269,7 +269,7 @@ func TestReadingGoesOn(t *testing.T) {
 		t.Errorf("%d keys are told, of %d, or with other ends", len(keys), len(want))
 	}
 	stuck := events.ServiceHistory{Sequence: 3, More: true}
-	if _, err := new(lookup.Reading).Take(&stuck); err == nil {
+	if _, err := new(registryclient.Reading).Take(&stuck); err == nil {
 		t.Error("a part that does not go on is taken")
 	}
 }
@@ -281,26 +281,26 @@ func TestTrusted(t *testing.T) {
 	conn := testenv.Connect(t, testenv.NewBroker(t).URL())
 	registry := subtest.NewRegistry(t, events.GenerateSigningKey())
 	other := events.GenerateSigningKey().Public()
-	trust := func(origin string, keys ...events.PublicKey) lookup.Registry {
+	trust := func(origin string, keys ...events.PublicKey) registryclient.Registry {
 		trust, err := events.NewTrust(origin, keys...)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return lookup.Registry{Conn: conn, Trust: trust}
+		return registryclient.Registry{Conn: conn, Trust: trust}
 	}
-	if err := trust(subtest.Origin, other).Trusted(t.Context()); !errors.Is(err, lookup.ErrNoRegistry) || errors.Is(err, lookup.ErrUntrusted) {
+	if err := trust(subtest.Origin, other).Trusted(t.Context()); !errors.Is(err, registryclient.ErrNoRegistry) || errors.Is(err, registryclient.ErrUntrusted) {
 		t.Errorf("while no registry answers: %v", err)
 	}
 	answers(t, conn, registry, subtest.NewService(t, "known"))
 	key := registry.Key.Public()
 	for name, c := range map[string]struct {
-		asked lookup.Registry
+		asked registryclient.Registry
 		want  error
 	}{
 		"its key":             {trust(subtest.Origin, key), nil},
 		"its key and another": {trust(subtest.Origin, other, key), nil},
-		"another key":         {trust(subtest.Origin, other), lookup.ErrUntrusted},
-		"another origin":      {trust("example.org", key), lookup.ErrUntrusted},
+		"another key":         {trust(subtest.Origin, other), registryclient.ErrUntrusted},
+		"another origin":      {trust("example.org", key), registryclient.ErrUntrusted},
 	} {
 		if err := c.asked.Trusted(t.Context()); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)

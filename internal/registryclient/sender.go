@@ -1,6 +1,4 @@
-// Package request sends signed requests to the registry and finds their receipts (docs/protocol.md
-// §5 to §7.3).
-package request
+package registryclient
 
 import (
 	"context"

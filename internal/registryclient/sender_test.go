@@ -1,4 +1,4 @@
-package request_test
+package registryclient_test
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/request"
+	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
 )
@@ -27,11 +27,11 @@ const origin = "omiappreg.org"
 type world struct {
 	url      string
 	js       jetstream.JetStream
-	sender   request.Sender
+	sender   registryclient.Sender
 	target   events.Target
 	registry events.SigningKey
 	newKey   events.SigningKey
-	message  request.Message
+	message  registryclient.Message
 }
 
 func newWorld(t *testing.T) *world {
@@ -58,9 +58,9 @@ func newWorldAt(t *testing.T, url string) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.sender = request.Sender{JetStream: js, Trust: trust}
+	w.sender = registryclient.Sender{JetStream: js, Trust: trust}
 	draft := events.Draft{Kind: events.Rotation, Target: w.target, Timestamp: 1, Nonce: events.NewNonce()}
-	if w.message, err = request.Sign(draft, events.GenerateSigningKey().Private(), w.newKey.Private()); err != nil {
+	if w.message, err = registryclient.Sign(draft, events.GenerateSigningKey().Private(), w.newKey.Private()); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -148,7 +148,7 @@ func TestSendBelievesItsOwnAnswer(t *testing.T) {
 	defer cancel()
 	stored := false
 	receipt, err := w.sender.Send(ctx, w.target, w.message, func() { stored = true; w.publishOthers(t); time.AfterFunc(100*time.Millisecond, cancel) })
-	if !errors.Is(err, request.ErrNoAnswer) || !stored || asked.Load() == 0 {
+	if !errors.Is(err, registryclient.ErrNoAnswer) || !stored || asked.Load() == 0 {
 		t.Fatalf("nobody has answered: %+v, %v; stored: %t, lookups: %d", receipt, err, stored, asked.Load())
 	}
 	want := w.committed()
@@ -162,7 +162,7 @@ func TestSendBelievesItsOwnAnswer(t *testing.T) {
 	if err := w.js.DeleteStream(t.Context(), streams.Requests); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.sender.Publish(t.Context(), w.message); !errors.Is(err, request.ErrNotStored) {
+	if err := w.sender.Publish(t.Context(), w.message); !errors.Is(err, registryclient.ErrNotStored) {
 		t.Errorf("publish without a stream: %v", err)
 	}
 }
@@ -271,10 +271,10 @@ func TestSendEnds(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	if _, err := w.sender.Send(ctx, w.target, w.message, cancel); !errors.Is(err, request.ErrNoAnswer) || !errors.Is(err, context.Canceled) {
+	if _, err := w.sender.Send(ctx, w.target, w.message, cancel); !errors.Is(err, registryclient.ErrNoAnswer) || !errors.Is(err, context.Canceled) {
 		t.Errorf("with its context: %v", err)
 	}
-	if _, err := w.sender.Send(t.Context(), w.target, w.message, w.js.Conn().Close); !errors.Is(err, request.ErrNoAnswer) || !errors.Is(err, nats.ErrConnectionClosed) {
+	if _, err := w.sender.Send(t.Context(), w.target, w.message, w.js.Conn().Close); !errors.Is(err, registryclient.ErrNoAnswer) || !errors.Is(err, nats.ErrConnectionClosed) {
 		t.Errorf("with its connection: %v", err)
 	}
 }
