@@ -19,6 +19,7 @@ import (
 	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/verify"
 	"omiappreg.org/keyrotation/streams"
 )
@@ -112,7 +113,7 @@ type Auth struct {
 	conn       *nats.Conn
 	log        *slog.Logger
 	observer   func([]events.Invalidation)
-	store      *subscriber.Store
+	store      *storage.Store
 	subscriber *subscriber.Subscriber
 	memory     *verify.Memory
 }
@@ -124,7 +125,7 @@ func New(ctx context.Context, cfg Config) (*Auth, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start the Auth Provider: %w", err)
 	}
-	store, err := subscriber.OpenAuthStore(ctx, cfg.DatabaseURL, cfg.Log)
+	store, err := storage.Open(ctx, cfg.DatabaseURL, sqldb.Auth, cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("start the Auth Provider: %w", err)
 	}
@@ -177,17 +178,17 @@ const loadedAtOnce = 1024
 // load reads all keyrings into memory and returns their number. One core reads them, and another
 // one packs them.
 func (a *Auth) load(ctx context.Context) (services int, err error) {
-	read := make(chan []subscriber.Service, 2)
+	read := make(chan []storage.Service, 2)
 	go func() {
 		defer close(read)
-		var batch []subscriber.Service
+		var batch []storage.Service
 		for service, broken := range a.store.Keyrings(ctx) {
 			if err = broken; err != nil {
 				return
 			}
 			if batch = append(batch, service); len(batch) == loadedAtOnce {
 				read <- batch
-				batch = make([]subscriber.Service, 0, loadedAtOnce)
+				batch = make([]storage.Service, 0, loadedAtOnce)
 			}
 		}
 		read <- batch
@@ -288,7 +289,7 @@ func (a *Auth) applied(ctx context.Context, batch, fresh []events.Invalidation) 
 	next := 0 // index into fresh, which has the order of batch
 	for i := range batch {
 		e := &batch[i]
-		if next < len(fresh) && subscriber.SameEvent(&fresh[next], e) {
+		if next < len(fresh) && storage.SameEvent(&fresh[next], e) {
 			next++
 			continue
 		}

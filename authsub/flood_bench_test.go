@@ -11,7 +11,8 @@ import (
 
 	"omiappreg.org/keyrotation/authsub"
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
@@ -48,7 +49,7 @@ func floodedAuth(b *testing.B, url string) (auth *authsub.Auth, flooded, honest 
 		flooded.Reset(start + i)
 	}
 	honest.Bind(start)
-	store, err := subscriber.OpenAuthStore(b.Context(), url, slog.New(slog.DiscardHandler))
+	store, err := storage.Open(b.Context(), url, sqldb.Auth, slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}

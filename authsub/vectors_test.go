@@ -9,7 +9,8 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/incoming"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
@@ -35,7 +36,7 @@ func TestVectorEvents(t *testing.T) {
 }
 
 func testVector(t *testing.T, js jetstream.JetStream, url string, v *subtest.EventVector) {
-	store, err := subscriber.OpenAuthStore(t.Context(), url, slog.New(slog.DiscardHandler))
+	store, err := storage.Open(t.Context(), url, sqldb.Auth, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,9 +103,9 @@ func checkVector(t *testing.T, a *Auth, v *subtest.EventVector) {
 	}
 }
 
-func allServices(t *testing.T, a *Auth) []subscriber.Service {
+func allServices(t *testing.T, a *Auth) []storage.Service {
 	t.Helper()
-	var list []subscriber.Service
+	var list []storage.Service
 	for service, err := range a.store.Keyrings(t.Context()) {
 		if err != nil {
 			t.Fatal(err)

@@ -11,7 +11,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/keyring"
 )
 
@@ -55,7 +55,7 @@ func (b *Billing) Attribute(ctx context.Context, q events.AttributeQuery) (event
 
 // endOf returns the end of a key that the registry was asked about. An event that ends the key may
 // have arrived before the registry's answer.
-func endOf(record *events.KeyRecord, owner *subscriber.Service) int64 {
+func endOf(record *events.KeyRecord, owner *storage.Service) int64 {
 	end := keyring.NoEnd
 	if record.Until != nil {
 		end = *record.Until
@@ -106,7 +106,7 @@ func unavailable(cause error) error {
 
 // settled reports whether no missing event can change what is known about the key. The current key
 // is the key of the highest event, and only a later event could end it.
-func settled(owner *subscriber.Service) bool {
+func settled(owner *storage.Service) bool {
 	key := owner.Keyring.Keys[0]
 	switch {
 	case key.Position < 0: // the event that brought it is missing

@@ -20,6 +20,7 @@ import (
 	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -90,7 +91,7 @@ func (c Config) withDefaults() Config {
 type Billing struct {
 	conn       *nats.Conn
 	log        *slog.Logger
-	store      *subscriber.Store
+	store      *storage.Store
 	subscriber *subscriber.Subscriber
 	filler     *filler
 	asking     asking
@@ -99,7 +100,7 @@ type Billing struct {
 // New opens the database. It waits for a database server that is not up yet, until ctx ends.
 func New(ctx context.Context, cfg Config) (*Billing, error) {
 	cfg = cfg.withDefaults()
-	store, err := subscriber.OpenStore(ctx, cfg.DatabaseURL, cfg.Log)
+	store, err := storage.Open(ctx, cfg.DatabaseURL, sqldb.Billing, cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("start the Billing Service: %w", err)
 	}

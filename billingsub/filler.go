@@ -12,7 +12,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/registryclient"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/keyring"
 )
 
@@ -34,7 +34,7 @@ var errStillOpen = errors.New("the registry's history ends before the newest eve
 // filler closes gaps in the histories of services. It starts as soon as a gap shows, and tries
 // until the gap is closed.
 type filler struct {
-	store    *subscriber.Store
+	store    *storage.Store
 	registry Registry
 	timeout  time.Duration
 	log      *slog.Logger
@@ -42,7 +42,7 @@ type filler struct {
 	woken chan struct{}
 }
 
-func newFiller(store *subscriber.Store, cfg Config) *filler {
+func newFiller(store *storage.Store, cfg Config) *filler {
 	return &filler{
 		store: store, registry: cfg.Registry, timeout: cfg.LookupTimeout, log: cfg.Log,
 		woken: make(chan struct{}, 1),

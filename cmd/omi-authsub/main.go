@@ -11,7 +11,6 @@ import (
 	"omiappreg.org/keyrotation/authsub"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
-	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -32,7 +31,7 @@ func main() {
 			"durable": streams.AuthDurable, "durable_help": "How the names of the durables begin (authsub).",
 			"forget_after": "10m", "database_url": "sqlite:omi-authsub.db", "http_addr": "127.0.0.1:8082",
 		},
-		kong.Bind(sqldb.Auth, process.OpenService(open), process.OpenExistingStore(subscriber.OpenExistingAuth)),
+		kong.Bind(sqldb.Auth, process.OpenService(open)),
 	))
 }
 

@@ -11,7 +11,6 @@ import (
 	"omiappreg.org/keyrotation/billingsub"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
-	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -34,7 +33,7 @@ func main() {
 			"durable_help": "The durable (billingsub); one for each database.",
 			"database_url": "sqlite:omi-billingsub.db", "http_addr": "127.0.0.1:8083",
 		},
-		kong.Bind(sqldb.Billing, process.OpenService(open), process.OpenExistingStore(subscriber.OpenExisting)),
+		kong.Bind(sqldb.Billing, process.OpenService(open)),
 	))
 }
 

@@ -18,7 +18,9 @@ import (
 	"omiappreg.org/keyrotation/internal/completion"
 	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -57,9 +59,6 @@ type Service interface {
 
 // OpenService creates the service. If its database is not up yet, it waits until ctx ends.
 type OpenService func(ctx context.Context, cfg SubscriberConfig) (Service, error)
-
-// OpenExistingStore opens only the service's database, as it is.
-type OpenExistingStore func(ctx context.Context, url string, log *slog.Logger) (*subscriber.Store, error)
 
 // SubscriberConfig holds the settings of the command line and the environment.
 type SubscriberConfig struct {
@@ -195,14 +194,14 @@ it, or if it can't be handled. The newest 1,000 of each of three kinds are kept.
 }
 
 // Run lists the messages that were set aside.
-func (c *listSetAside) Run(open OpenExistingStore) error {
+func (c *listSetAside) Run(owner sqldb.Owner) error {
 	if c.Limit < 1 {
 		return Usagef("--limit: want 1 or more")
 	}
 	log := NewLog(os.Stderr, slog.LevelWarn)
 	return Run(log, func(ctx context.Context) error {
-		store, err := OpenExisting(ctx, c.Database.URL, func(ctx context.Context) (*subscriber.Store, error) {
-			return open(ctx, c.Database.URL, log)
+		store, err := OpenExisting(ctx, c.Database.URL, func(ctx context.Context) (*storage.Store, error) {
+			return storage.OpenExisting(ctx, c.Database.URL, owner, log)
 		})
 		if err != nil {
 			return err
@@ -216,7 +215,7 @@ func (c *listSetAside) Run(open OpenExistingStore) error {
 	})
 }
 
-func printSetAside(list []subscriber.SetAside, asJSON bool) error {
+func printSetAside(list []storage.SetAside, asJSON bool) error {
 	if asJSON {
 		return PrintJSON(list)
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 )
 
 // asides is what this process knows of the messages that are set aside. It looks at its database
@@ -74,7 +75,7 @@ func (s *Subscriber) countAside(ctx context.Context) error {
 	if !s.asides.isDue(time.Now()) {
 		return nil
 	}
-	byReason, upTo, err := s.cfg.Store.countAside(ctx)
+	byReason, upTo, err := s.cfg.Store.CountSetAside(ctx)
 	if err != nil {
 		s.asides.changed()
 		return err
@@ -91,7 +92,7 @@ func (s *Subscriber) Remarks() string {
 	var text strings.Builder
 	for _, reason := range slices.Sorted(maps.Keys(counts)) {
 		n := strconv.FormatInt(counts[reason], 10)
-		if counts[reason] >= keptAside {
+		if counts[reason] >= storage.KeptSetAside {
 			n += " or more"
 		}
 		fmt.Fprintf(&text, "set aside, %s: %s (%s)\n", reason, n, remark(reason))
@@ -101,14 +102,14 @@ func (s *Subscriber) Remarks() string {
 
 // remark says what a reason means and what to do about it.
 func remark(reason string) string {
-	switch classOf(reason) {
-	case ofFailed:
+	switch storage.ClassOf(reason) {
+	case storage.Unhandled:
 		return "events that could not be handled: correct the cause that the log and the command set-aside name, and start this process again"
-	case ofUnbelieved:
+	case storage.Unbelieved:
 		switch reason {
 		case string(events.EndedRegistryKey):
 			return "events that a registry key signed after its end in --trust: its thief publishes here, or the end is too early"
-		case unknownKey:
+		case storage.UnknownKey:
 			return "events by a registry key that is not trusted: if the registry has a new key, add it by --trust or in --trust-file; else another party publishes here"
 		}
 		return "events of a registry with another domain name: look at --origin"

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -27,7 +28,7 @@ func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
 		return nil, err
 	}
 	if created := stream.CachedInfo().Created.UnixNano(); created != s.created {
-		s.created, s.written = created, Place{}
+		s.created, s.written = created, storage.Place{}
 	}
 	if err := s.hold(ctx); err != nil {
 		return nil, err

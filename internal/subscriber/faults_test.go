@@ -15,7 +15,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/sqldb"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
@@ -34,7 +34,7 @@ func TestFailBetweenAnyTwoSteps(t *testing.T) {
 	for _, party := range []struct {
 		durable string
 		open    opener
-		store   func(testing.TB, string) *subscriber.Store
+		store   func(testing.TB, string) *storage.Store
 	}{{streams.InstanceDurable(streams.AuthDurable, "one"), openAuth, openAuthStore}, {streams.BillingDurable, openBilling, openStore}} {
 		for _, engine := range testenv.Engines() {
 			t.Run(party.durable+"/"+engine, func(t *testing.T) {
@@ -131,7 +131,7 @@ type faultPlace struct {
 	durable  string
 	open     opener
 	url      string
-	store    *subscriber.Store // without faults, for the test's own work
+	store    *storage.Store // without faults, for the test's own work
 	db       *sqldb.DB
 	accounts *testenv.Accounts
 	registry *subtest.Registry
@@ -148,7 +148,7 @@ type faultRun struct {
 }
 
 func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) error {
-	for _, table := range names() {
+	for _, table := range []string{"applied", "keys", "cutoffs", "services", "set_aside"} {
 		if _, err := p.db.Writer().ExecContext(ctx, "DELETE FROM "+table); err != nil {
 			return fmt.Errorf("empty the database: %w", err)
 		}

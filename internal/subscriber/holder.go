@@ -233,7 +233,7 @@ func (s *Subscriber) release() {
 func (s *Subscriber) askHolder(ctx context.Context) error {
 	question := s.self
 	if !s.alone() {
-		wipe, err := s.cfg.Store.mark(ctx, question.ID)
+		wipe, err := s.cfg.Store.Mark(ctx, question.ID)
 		if err != nil {
 			return err
 		}
@@ -321,7 +321,7 @@ func (s *Subscriber) answer(msg *nats.Msg) {
 		ctx, cancel := context.WithTimeout(context.Background(), holderWithin)
 		defer cancel()
 		var err error
-		if own.Same, err = s.cfg.Store.hasMark(ctx, asks.ID); err != nil {
+		if own.Same, err = s.cfg.Store.HasMark(ctx, asks.ID); err != nil {
 			s.cfg.Log.Warn("another process asks whether it has the same database", "durable", s.cfg.Durable, "error", err)
 			own = holder{}
 		}

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
@@ -68,7 +69,7 @@ func TestOneInstance(t *testing.T) {
 	first := w.another(t, subscriber.Config{Store: w.store, Instance: "one", ForgetAfter: time.Minute})
 	stop := subtest.Running(t, first.Run)
 	ready(t, first)
-	for _, store := range []*subscriber.Store{w.store, other} {
+	for _, store := range []*storage.Store{w.store, other} {
 		refused(t, w.another(t, subscriber.Config{Store: store, Instance: "one"}))
 	}
 	if info := w.consumer(t); info.Config.InactiveThreshold != time.Minute || info.Config.Metadata["omi-instance"] != "one" {

@@ -12,10 +12,13 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/keyring"
 )
+
+// start is the time of the first event.
+const start = int64(1_705_412_600)
 
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
@@ -32,19 +35,19 @@ func openDB(t testing.TB, url string) *sqldb.DB {
 	return db
 }
 
-func openStore(t testing.TB, url string) *subscriber.Store {
+func openStore(t testing.TB, url string) *storage.Store {
 	t.Helper()
-	return opened(t, url, subscriber.OpenStore)
+	return opened(t, url, sqldb.Billing)
 }
 
-func openAuthStore(t testing.TB, url string) *subscriber.Store {
+func openAuthStore(t testing.TB, url string) *storage.Store {
 	t.Helper()
-	return opened(t, url, subscriber.OpenAuthStore)
+	return opened(t, url, sqldb.Auth)
 }
 
-func opened(t testing.TB, url string, open func(context.Context, string, *slog.Logger) (*subscriber.Store, error)) *subscriber.Store {
+func opened(t testing.TB, url string, owner sqldb.Owner) *storage.Store {
 	t.Helper()
-	store, err := open(t.Context(), url, discard())
+	store, err := storage.Open(t.Context(), url, owner, discard())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,19 +59,10 @@ func opened(t testing.TB, url string, open func(context.Context, string, *slog.L
 	return store
 }
 
-func apply(t testing.TB, store *subscriber.Store, batch ...events.Invalidation) []events.Invalidation {
-	t.Helper()
-	fresh, err := store.Apply(t.Context(), batch, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fresh
-}
-
 // all returns every service of the store, by its target.
-func all(t testing.TB, store *subscriber.Store) map[events.Target]subscriber.Service {
+func all(t testing.TB, store *storage.Store) map[events.Target]storage.Service {
 	t.Helper()
-	services := make(map[events.Target]subscriber.Service)
+	services := make(map[events.Target]storage.Service)
 	for service, err := range store.Keyrings(context.Background()) {
 		if err != nil {
 			t.Fatal(err)

@@ -7,7 +7,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
-	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 )
 
 // The values of the label "result".
@@ -68,11 +68,11 @@ func (s *Subscriber) register(r prometheus.Registerer) error {
 			Help: "Events that wait at the broker to be delivered by the durable, by its last answer.",
 		}, func() float64 { return float64(s.standing.deliveries.Waiting()) }),
 	}
-	if db := s.cfg.Store.db; db.Engine() == sqldb.SQLite {
+	if s.cfg.Store.IsSQLite() {
 		all = append(all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "omi_subscriber_sqlite_log_bytes", ConstLabels: labels,
 			Help: "Size of SQLite's log, the file next to the database whose name ends in -wal.",
-		}, func() float64 { return float64(db.LogBytes()) }))
+		}, func() float64 { return float64(s.cfg.Store.LogBytes()) }))
 	}
 	for _, c := range all {
 		if err := r.Register(c); err != nil {
@@ -85,7 +85,7 @@ func (s *Subscriber) register(r prometheus.Registerer) error {
 // setAside shows what is set aside now. Reasons that an operator should hear of start at 0.
 func (m *metrics) setAside(byReason map[string]int64) {
 	m.aside.Reset()
-	for _, reason := range []string{unknownKey, string(events.EndedRegistryKey), consume.Panics, consume.Fails} {
+	for _, reason := range []string{storage.UnknownKey, string(events.EndedRegistryKey), consume.Panics, consume.Fails} {
 		m.aside.WithLabelValues(reason)
 	}
 	for reason, n := range byReason {

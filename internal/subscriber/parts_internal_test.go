@@ -15,6 +15,8 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/health"
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
@@ -58,7 +60,7 @@ func TestReadiness(t *testing.T) {
 	}
 	js, err := jetstream.New(testenv.Connect(t, broker.URL()))
 	must(err)
-	store, err := OpenStore(ctx, address, slog.New(slog.DiscardHandler))
+	store, err := storage.Open(ctx, address, sqldb.Billing, slog.New(slog.DiscardHandler))
 	must(err)
 	defer func() { _ = store.Close() }()
 	registry := subtest.NewRegistry(t, events.GenerateSigningKey())

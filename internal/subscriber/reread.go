@@ -170,7 +170,7 @@ func (s *Subscriber) retryFailed(ctx context.Context) error {
 		return fmt.Errorf("try what could not be handled: %w", err)
 	}
 	named, _ := said{(*s.consumer.Load()).CachedInfo().Config.Metadata}.failed()
-	rows, err := s.cfg.Store.failedPlaces(ctx)
+	rows, err := s.cfg.Store.FailedPlaces(ctx)
 	if err != nil {
 		return err
 	}
@@ -196,7 +196,7 @@ func (s *Subscriber) retryFailed(ctx context.Context) error {
 	}
 	s.working.Lock() // nothing is set aside meanwhile
 	defer s.working.Unlock()
-	left, err := s.cfg.Store.failedPlaces(ctx)
+	left, err := s.cfg.Store.FailedPlaces(ctx)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/incoming"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -78,24 +79,25 @@ func (s *Subscriber) deleteDurable(ctx context.Context) error {
 	return nil
 }
 
-// settle applies a batch whose last message is at this place of the stream, see [Store.Settle]. If
-// the database was replaced under this process, the stream is read from its start.
-func (s *Subscriber) settle(ctx context.Context, last uint64, batch []events.Invalidation, aside []SetAside) ([]events.Invalidation, error) {
-	var to Place
+// settle applies a batch whose last message is at this place of the stream, see
+// [storage.Store.Settle]. If the database was replaced under this process, the stream is read from
+// its start.
+func (s *Subscriber) settle(ctx context.Context, last uint64, batch []events.Invalidation, aside []storage.SetAside) ([]events.Invalidation, error) {
+	var to storage.Place
 	if s.created != 0 {
-		to = Place{s.created, last}
+		to = storage.Place{Created: s.created, Sequence: last}
 	}
 	fresh, err := s.cfg.Store.Settle(ctx, to, s.written, batch, aside)
-	if errors.Is(err, ErrRestored) {
+	if errors.Is(err, storage.ErrRestored) {
 		s.cfg.Log.WarnContext(ctx, "the database was replaced, or restored from a backup: the durable is recreated, and the stream read from its start",
 			"durable", s.cfg.Durable)
 		if err := s.deleteDurable(ctx); err != nil { // that ends the consumer, and a new one is opened
 			return nil, err
 		}
-		s.written = Place{}
+		s.written = storage.Place{}
 	}
-	if err == nil && to != (Place{}) {
-		s.written = Place{s.created, max(s.written.Sequence, last)}
+	if err == nil && to != (storage.Place{}) {
+		s.written = storage.Place{Created: s.created, Sequence: max(s.written.Sequence, last)}
 	}
 	return fresh, err
 }

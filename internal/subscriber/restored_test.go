@@ -9,6 +9,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
@@ -21,7 +22,7 @@ const (
 
 // startOn runs a subscriber with the world's durable on a store, until the returned function stops
 // it.
-func (w *world) startOn(t *testing.T, store *subscriber.Store) (stop func()) {
+func (w *world) startOn(t *testing.T, store *storage.Store) (stop func()) {
 	t.Helper()
 	sub, err := subscriber.New(subscriber.Config{
 		JetStream: w.js, Durable: "sub", Trust: w.registry.Trust, Store: store, Log: slog.New(slog.NewTextHandler(w.log, nil)),
@@ -33,7 +34,7 @@ func (w *world) startOn(t *testing.T, store *subscriber.Store) (stop func()) {
 }
 
 // knows waits until a store has all events of the services, and the durable has nothing open.
-func (w *world) knows(t *testing.T, store *subscriber.Store, services ...*subtest.Service) {
+func (w *world) knows(t *testing.T, store *storage.Store, services ...*subtest.Service) {
 	t.Helper()
 	testenv.Eventually(t, within, "the database knows everything", func() error {
 		have := all(t, store)
@@ -235,8 +236,8 @@ func TestFloorInAGap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	to := subscriber.Place{Created: stream.CachedInfo().Created.UnixNano(), Sequence: 2}
-	if _, err := w.store.Settle(t.Context(), to, subscriber.Place{}, quiet.Events, nil); err != nil {
+	to := storage.Place{Created: stream.CachedInfo().Created.UnixNano(), Sequence: 2}
+	if _, err := w.store.Settle(t.Context(), to, storage.Place{}, quiet.Events, nil); err != nil {
 		t.Fatal(err)
 	}
 	batch, err := durable.Fetch(3)

@@ -5,14 +5,10 @@ import (
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 )
-
-// unknownKey is the reason for an event of the expected registry that is signed by a key which is
-// not trusted. It may be believed once more is trusted.
-const unknownKey = "unknown_registry_key"
 
 const unknownKeyDetail = "It is an event of this registry, but by a key that is not trusted"
 
@@ -33,7 +29,7 @@ func (s *Subscriber) sort(batch []incoming.Delivery) (incoming.Sorted, unbelieve
 			if keyID != "" {
 				detail = unknownKeyDetail + ": key_id " + printable.Text(keyID) + "."
 			}
-			sorted.Refused[i].Refusal = &events.Refusal{Reason: unknownKey, Detail: detail}
+			sorted.Refused[i].Refusal = &events.Refusal{Reason: storage.UnknownKey, Detail: detail}
 		case events.EndedRegistryKey, events.WrongOrigin: // signed by a key that is or was trusted
 		default:
 			continue
@@ -45,34 +41,13 @@ func (s *Subscriber) sort(batch []incoming.Delivery) (incoming.Sorted, unbelieve
 	return sorted, u
 }
 
-// class is a class of messages that are set aside. The table keeps the same number of each class,
-// so a flood of one class doesn't push out another.
-type class int
-
-const (
-	ofGarbage    class = iota // it is no event under any trust
-	ofUnbelieved              // an event of a registry that is not trusted
-	ofFailed                  // an event that could not be handled
-)
-
-// classOf returns the class of a reason.
-func classOf(reason string) class {
-	switch reason {
-	case unknownKey, string(events.EndedRegistryKey), string(events.WrongOrigin):
-		return ofUnbelieved
-	case consume.Panics, consume.Fails:
-		return ofFailed
-	}
-	return ofGarbage
-}
-
 // toSetAside returns the messages that an operator should see. Of a flood, these are the newest of
 // each class.
-func (s *Subscriber) toSetAside(refused []incoming.Refused) []SetAside {
-	var list []SetAside
-	kept := map[class]int{}
+func (s *Subscriber) toSetAside(refused []incoming.Refused) []storage.SetAside {
+	var list []storage.SetAside
+	kept := map[storage.Class]int{}
 	for _, r := range slices.Backward(refused) {
-		if c := classOf(string(r.Reason)); kept[c] < keptAside {
+		if c := storage.ClassOf(string(r.Reason)); kept[c] < storage.KeptSetAside {
 			kept[c]++
 			list = append(list, s.aside(r.Delivery, string(r.Reason), r.Detail))
 		}
@@ -81,9 +56,11 @@ func (s *Subscriber) toSetAside(refused []incoming.Refused) []SetAside {
 	return list
 }
 
-func (s *Subscriber) aside(d incoming.Delivery, reason, detail string) SetAside {
+func (s *Subscriber) aside(d incoming.Delivery, reason, detail string) storage.SetAside {
 	s.asides.added(d.Sequence)
-	return SetAside{d.Sequence, d.Subject, reason, detail, d.Payload, s.cfg.Now().Unix()}
+	return storage.SetAside{
+		StreamSequence: d.Sequence, Subject: d.Subject, Reason: reason, Detail: detail, Payload: d.Payload, At: s.cfg.Now().Unix(),
+	}
 }
 
 // report counts and logs a batch once it is committed, so a batch that is retried counts once.
@@ -91,7 +68,7 @@ func (s *Subscriber) report(ctx context.Context, batch *incoming.Sorted, fresh [
 	now := s.cfg.Now()
 	// fresh is a subsequence of the batch's events.
 	for i, next := 0, 0; i < len(batch.Events) && next < len(fresh); i++ {
-		if SameEvent(&batch.Events[i], &fresh[next]) {
+		if storage.SameEvent(&batch.Events[i], &fresh[next]) {
 			s.metrics.latency.Observe(now.Sub(batch.Published[i]).Seconds())
 			next++
 		}
@@ -122,5 +99,5 @@ func (s *Subscriber) takeBack(ctx context.Context, batch []incoming.Delivery, re
 	}
 	slices.Sort(places)
 	defer s.asides.changed()
-	return s.cfg.Store.takeBack(ctx, places)
+	return s.cfg.Store.RemoveSetAside(ctx, places)
 }

@@ -7,6 +7,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
@@ -21,7 +23,7 @@ func TestLimitsThatStay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := OpenStore(ctx, testenv.Database(t, testenv.SQLite), discard)
+	store, err := storage.Open(ctx, testenv.Database(t, testenv.SQLite), sqldb.Billing, discard)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,7 @@ import (
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 )
 
 // Config says what a subscriber reads and what it does with it. JetStream, Durable, Trust, Store
@@ -45,7 +46,7 @@ type Config struct {
 	// ever.
 	ForgetAfter time.Duration
 	Trust       events.Trust
-	Store       *Store
+	Store       *storage.Store
 	// Applied gets each batch once its effects are committed, and before it is acknowledged: all
 	// its events, and those that were new to the database. For the others, the database had an
 	// event with the same id, whose effect this process may not know. After an error the batch
@@ -86,9 +87,9 @@ type Subscriber struct {
 	asides    asides
 
 	// The code that works on messages and opens consumers, one after the other, owns the rest.
-	working sync.Mutex // held while messages are worked on, as they come and as they are read again
-	created int64      // of the stream, nanoseconds since the Unix epoch; 0: unknown yet
-	written Place      // the position in the database, as this process left it
+	working sync.Mutex    // held while messages are worked on, as they come and as they are read again
+	created int64         // of the stream, nanoseconds since the Unix epoch; 0: unknown yet
+	written storage.Place // the position in the database, as this process left it
 
 	database string             // its id
 	answers  *nats.Subscription // nil: the durable is not ours yet
@@ -113,7 +114,7 @@ func New(cfg Config) (*Subscriber, error) {
 		cfg: cfg, started: started, metrics: newMetrics(cfg.Durable), self: newHolder(started),
 		opened: make(chan struct{}, 1), poked: make(chan struct{}, 1), lost: make(chan error, 1),
 	}
-	s.inHand = consume.NewInHand("events", cfg.Store.db.Place(), stageCommit, cfg.hangsAfter, cfg.Log)
+	s.inHand = consume.NewInHand("events", cfg.Store.Where(), stageCommit, cfg.hangsAfter, cfg.Log)
 	s.trust.Store(&cfg.Trust)
 	s.wanted.Store(&cfg.Trust)
 	if err := s.register(cfg.Metrics); err != nil {
@@ -241,7 +242,7 @@ func (s *Subscriber) giveUp(ctx context.Context, d incoming.Delivery, reason, de
 	if err := s.tell(ctx, func(says said) { says.addFailed(d.Sequence) }); err != nil {
 		return err
 	}
-	if _, err := s.settle(ctx, d.Sequence, nil, []SetAside{s.aside(d, reason, detail)}); err != nil {
+	if _, err := s.settle(ctx, d.Sequence, nil, []storage.SetAside{s.aside(d, reason, detail)}); err != nil {
 		return err
 	}
 	s.metrics.events.WithLabelValues(resultSetAside, reason).Inc()

@@ -20,6 +20,7 @@ import (
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
@@ -32,7 +33,7 @@ type world struct {
 	broker   *testenv.Broker
 	js       jetstream.JetStream
 	registry *subtest.Registry
-	store    *subscriber.Store
+	store    *storage.Store
 	metrics  *prometheus.Registry
 	log      *lockedBuffer
 	sub      *subscriber.Subscriber

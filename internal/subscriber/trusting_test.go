@@ -12,6 +12,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
@@ -22,7 +23,7 @@ import (
 type heir struct {
 	*world
 	old, next, stranger *subtest.Registry
-	store               *subscriber.Store
+	store               *storage.Store
 }
 
 func newHeir(t *testing.T, url string) *heir {

@@ -1,4 +1,4 @@
-package subscriber
+package storage
 
 import (
 	"crypto/rand"
@@ -76,7 +76,7 @@ func planOf(t *testing.T, db *sqldb.DB, query string, args ...any) string {
 // of which were reset, and the service's id.
 func storeOfMany(t testing.TB, url string, keys int) (*Store, int64) {
 	t.Helper()
-	store, err := OpenAuthStore(t.Context(), url, slog.New(slog.DiscardHandler))
+	store, err := Open(t.Context(), url, sqldb.Auth, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

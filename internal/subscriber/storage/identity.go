@@ -1,4 +1,4 @@
-package subscriber
+package storage
 
 import (
 	"context"
@@ -25,8 +25,8 @@ func (s *Store) ID(ctx context.Context) (id string, err error) {
 	return id, nil
 }
 
-// mark leaves a mark for other processes on this database. wipe removes it.
-func (s *Store) mark(ctx context.Context, name string) (wipe func(), err error) {
+// Mark leaves a mark for other processes on this database. wipe removes it.
+func (s *Store) Mark(ctx context.Context, name string) (wipe func(), err error) {
 	err = s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO identity (name, value) VALUES ($1, '') ON CONFLICT (name) DO NOTHING`, markPrefix+name)
 		return err
@@ -43,8 +43,8 @@ func (s *Store) mark(ctx context.Context, name string) (wipe func(), err error) 
 	}, nil
 }
 
-// hasMark says whether another process on this very database has left this mark.
-func (s *Store) hasMark(ctx context.Context, name string) (has bool, err error) {
+// HasMark says whether another process on this very database has left this mark.
+func (s *Store) HasMark(ctx context.Context, name string) (has bool, err error) {
 	const query = `SELECT count(*) > 0 FROM identity WHERE name = $1`
 	if err := s.db.Reader().QueryRowContext(ctx, query, markPrefix+name).Scan(&has); err != nil {
 		return false, fmt.Errorf("look for a mark in the database: %w", err)

@@ -1,4 +1,4 @@
-package subscriber_test
+package storage_test
 
 import (
 	"fmt"
@@ -10,7 +10,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/keyring"
@@ -54,7 +54,7 @@ func TestEnginesAgree(t *testing.T) {
 // step is one call of the store.
 type step struct {
 	batch   []events.Invalidation
-	aside   []subscriber.SetAside
+	aside   []storage.SetAside
 	history *events.ServiceHistory // instead of both
 }
 
@@ -92,7 +92,7 @@ func drawSteps(rt *rapid.T, t *testing.T) (services []*subtest.Service, steps []
 		n := rapid.IntRange(1, len(list)).Draw(rt, "batch")
 		one := step{batch: list[:n]}
 		for range rapid.IntRange(0, 2).Draw(rt, "aside") {
-			one.aside = append(one.aside, subscriber.SetAside{
+			one.aside = append(one.aside, storage.SetAside{
 				StreamSequence: uint64(rapid.IntRange(1, 9).Draw(rt, "place")), Subject: "omi.v1.invalidations.\xffü\x00",
 				Reason: "wrong_origin", Detail: rapid.String().Draw(rt, "detail"), Payload: []byte{0, 0xff}, At: start,
 			})
@@ -111,7 +111,7 @@ func drawSteps(rt *rapid.T, t *testing.T) (services []*subtest.Service, steps []
 
 // tables are the store of a database, and the database itself.
 type tables struct {
-	store *subscriber.Store
+	store *storage.Store
 	db    *sqldb.DB
 }
 

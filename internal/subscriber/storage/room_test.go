@@ -1,4 +1,4 @@
-package subscriber_test
+package storage_test
 
 import (
 	"fmt"
@@ -6,7 +6,8 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
@@ -21,7 +22,7 @@ func TestRoomForVersions(t *testing.T) {
 	// doesn't look for old row versions to remove, and leaves no room.
 	server := testenv.NewPostgresServer(t)
 	url := server.CreateDatabase("room", server.Addr())
-	store, err := subscriber.OpenStore(t.Context(), url, discard())
+	store, err := storage.Open(t.Context(), url, sqldb.Billing, discard())
 	if err != nil {
 		t.Fatal(err)
 	}

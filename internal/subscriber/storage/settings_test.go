@@ -1,10 +1,10 @@
-package subscriber_test
+package storage_test
 
 import (
 	"bytes"
 	"testing"
 
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
@@ -21,8 +21,8 @@ func TestHostileSettings(t *testing.T) {
 			s.Bind(start)
 			s.Rotate(start+10, 300)
 			s.Reset(start + 20)
-			aside := subscriber.SetAside{StreamSequence: 3, Subject: "omi.v1.x", Reason: "panic", Detail: `a\'b`, Payload: []byte{0xff, 0, '\\'}, At: start}
-			if _, err := store.Apply(t.Context(), s.Events[:2], []subscriber.SetAside{aside}); err != nil {
+			aside := storage.SetAside{StreamSequence: 3, Subject: "omi.v1.x", Reason: "panic", Detail: `a\'b`, Payload: []byte{0xff, 0, '\\'}, At: start}
+			if _, err := store.Apply(t.Context(), s.Events[:2], []storage.SetAside{aside}); err != nil {
 				t.Fatal(err)
 			}
 			if fresh := apply(t, store, s.Events...); len(fresh) != 1 {

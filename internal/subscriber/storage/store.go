@@ -1,4 +1,9 @@
-package subscriber
+// Package storage is the database of Auth and of Billing: which events were applied, the keys that
+// they left, up to which place of the stream that goes, and the messages that were set aside.
+//
+// The database itself joins rows as [keyring.Keyring.Join] does, so no key is read before it is
+// written, and a batch of any size costs a handful of statements.
+package storage
 
 import (
 	"context"
@@ -16,9 +21,7 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// Store is a subscriber's database: every key of every service, as rows. The database itself joins
-// rows as [keyring.Keyring.Join] does, so no key is read before it is written, and a batch of any
-// size costs a handful of statements.
+// Store is an open database. Its methods may be called concurrently, except for Close.
 type Store struct {
 	db   *sqldb.DB
 	part int64 // which row of the position this process writes
@@ -26,42 +29,21 @@ type Store struct {
 	known *lru.Cache[string, int64] // the ids of services, by name
 }
 
-// SetAside is a message that is not to be applied (§7.2), kept for an operator to look at.
-type SetAside struct {
-	StreamSequence uint64 `json:"stream_sequence"`
-	Subject        string `json:"subject"`
-	// Reason is a code of docs/protocol.md §6 or §7.2, or panic or error if it could not be handled.
-	Reason  string `json:"reason"`
-	Detail  string `json:"detail"` // one sentence for a person
-	Payload []byte `json:"payload"`
-	At      int64  `json:"set_aside_at"` // seconds since the Unix epoch
+// Open opens the database that url names, see [sqldb.Open], and brings its schema up to date. Its
+// owner is [sqldb.Billing] or [sqldb.Auth]. An Auth Provider is never asked whose key a key is:
+// [Store.FindKey] is slow in its database, and everything else is faster. A database of another
+// owner is [sqldb.ErrURL].
+func Open(ctx context.Context, url string, owner sqldb.Owner, log *slog.Logger) (*Store, error) {
+	return open(ctx, url, owner, log, (*sqldb.DB).Migrate)
 }
 
-// OpenStore opens the database of a Billing Service that url names, see [sqldb.Open], and brings
-// its schema up to date. A database of another owner is [sqldb.ErrURL].
-func OpenStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
-	return openStore(ctx, url, sqldb.Billing, log, (*sqldb.DB).Migrate)
+// OpenExisting is Open for commands that read the database of a process, which may be running and
+// of another version. It changes no schema, and returns [sqldb.ErrURL] for one of another version.
+func OpenExisting(ctx context.Context, url string, owner sqldb.Owner, log *slog.Logger) (*Store, error) {
+	return open(ctx, url, owner, log, (*sqldb.DB).Check)
 }
 
-// OpenAuthStore is OpenStore for an Auth Provider, which is never asked whose key a key is:
-// [Store.FindKey] is slow there, and everything else is faster.
-func OpenAuthStore(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
-	return openStore(ctx, url, sqldb.Auth, log, (*sqldb.DB).Migrate)
-}
-
-// OpenExisting is OpenStore for commands that read the database of a process, which may be running
-// and of another version. It changes no schema, and returns [sqldb.ErrURL] for one of another
-// version.
-func OpenExisting(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
-	return openStore(ctx, url, sqldb.Billing, log, (*sqldb.DB).Check)
-}
-
-// OpenExistingAuth is OpenExisting for an Auth Provider.
-func OpenExistingAuth(ctx context.Context, url string, log *slog.Logger) (*Store, error) {
-	return openStore(ctx, url, sqldb.Auth, log, (*sqldb.DB).Check)
-}
-
-func openStore(
+func open(
 	ctx context.Context, url string, owner sqldb.Owner, log *slog.Logger,
 	prepare func(*sqldb.DB, context.Context, sqldb.Owner, fs.FS) error,
 ) (*Store, error) {
@@ -84,6 +66,15 @@ func openStore(
 	}
 	return s, nil
 }
+
+// Where names the database for a person, without a password.
+func (s *Store) Where() string { return s.db.Place() }
+
+// IsSQLite says whether the database is a file of SQLite.
+func (s *Store) IsSQLite() bool { return s.db.Engine() == sqldb.SQLite }
+
+// LogBytes is the size of SQLite's log.
+func (s *Store) LogBytes() int64 { return s.db.LogBytes() }
 
 // Ping reports whether the database can be worked with now: it reads from each table that every
 // event needs.

@@ -1,4 +1,4 @@
-package subscriber
+package storage
 
 import (
 	"fmt"
@@ -26,7 +26,7 @@ func TestKnownText(t *testing.T) {
 // for a list of 900 rows, nor for a single row, which is planned in another way.
 func TestKnownPlan(t *testing.T) {
 	t.Parallel()
-	store, err := OpenAuthStore(t.Context(), testenv.Database(t, testenv.Cockroach), slog.New(slog.DiscardHandler))
+	store, err := Open(t.Context(), testenv.Database(t, testenv.Cockroach), sqldb.Auth, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package subscriber_test
+package storage_test
 
 import (
 	"fmt"
@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
@@ -41,7 +41,7 @@ func TestServicesByName(t *testing.T) {
 	})
 }
 
-func checkByName(t *testing.T, store *subscriber.Store, services []*subtest.Service) {
+func checkByName(t *testing.T, store *storage.Store, services []*subtest.Service) {
 	t.Helper()
 	for _, s := range services {
 		got, found, err := store.KeyringOf(t.Context(), s.Target)

@@ -1,13 +1,11 @@
 //go:build unix
 
-package subscriber_test
+package storage_test
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"fmt"
-	"log/slog"
 	mathrand "math/rand/v2"
 	"os"
 	"strconv"
@@ -17,7 +15,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
@@ -44,16 +42,14 @@ func benchBoth(b *testing.B, engine string, size int, load *load) {
 	if load.idle > 0 {
 		name += fmt.Sprintf("/idle=%d", load.idle)
 	}
-	b.Run("billing/"+name, func(b *testing.B) { benchStore(b, subscriber.OpenStore, engine, size, load.again()) })
-	b.Run("auth/"+name, func(b *testing.B) { benchStore(b, subscriber.OpenAuthStore, engine, size, load.again()) })
+	b.Run("billing/"+name, func(b *testing.B) { benchStore(b, sqldb.Billing, engine, size, load.again()) })
+	b.Run("auth/"+name, func(b *testing.B) { benchStore(b, sqldb.Auth, engine, size, load.again()) })
 }
 
-func benchStore(
-	b *testing.B, open func(context.Context, string, *slog.Logger) (*subscriber.Store, error), engine string, size int, load *load,
-) {
+func benchStore(b *testing.B, owner sqldb.Owner, engine string, size int, load *load) {
 	b.Helper()
 	url := testenv.Database(b, engine)
-	store, err := open(b.Context(), url, discard())
+	store, err := storage.Open(b.Context(), url, owner, discard())
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package subscriber
+package storage
 
 import (
 	"context"
@@ -12,18 +12,54 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// keptAside bounds the table: it keeps this many messages of each class, so a flood can't fill it.
-const keptAside = 1000
+// SetAside is a message that is not to be applied (§7.2), kept for an operator to look at.
+type SetAside struct {
+	StreamSequence uint64 `json:"stream_sequence"`
+	Subject        string `json:"subject"`
+	// Reason is a code of docs/protocol.md §6 or §7.2, or panic or error if it could not be handled.
+	Reason  string `json:"reason"`
+	Detail  string `json:"detail"` // one sentence for a person
+	Payload []byte `json:"payload"`
+	At      int64  `json:"set_aside_at"` // seconds since the Unix epoch
+}
+
+// UnknownKey is the reason for an event of the expected registry that is signed by a key which is
+// not trusted. It may be believed once more is trusted.
+const UnknownKey = "unknown_registry_key"
+
+// Class is a class of messages that are set aside. The table keeps the same number of each class,
+// so a flood of one class doesn't push out another.
+type Class int
+
+const (
+	Garbage    Class = iota // it is no event under any trust
+	Unbelieved              // an event of a registry that is not trusted
+	Unhandled               // an event that could not be handled
+)
+
+// ClassOf returns the class of a reason.
+func ClassOf(reason string) Class {
+	switch reason {
+	case UnknownKey, string(events.EndedRegistryKey), string(events.WrongOrigin):
+		return Unbelieved
+	case consume.Panics, consume.Fails:
+		return Unhandled
+	}
+	return Garbage
+}
+
+// KeptSetAside bounds the table: it keeps this many messages of each class, so a flood can't fill it.
+const KeptSetAside = 1000
 
 func (s *Store) writeAside(p *sqldb.Pipeline, aside []SetAside) {
 	if len(aside) == 0 {
 		return
 	}
 	last := make(map[uint64]SetAside, len(aside)) // one statement may not touch a row twice
-	classes := map[class]bool{}
+	classes := map[Class]bool{}
 	for _, a := range aside {
 		last[a.StreamSequence] = a
-		classes[classOf(a.Reason)] = true
+		classes[ClassOf(a.Reason)] = true
 	}
 	args := make([]any, 0, 6*len(last))
 	for _, sequence := range slices.Sorted(maps.Keys(last)) {
@@ -39,27 +75,27 @@ func (s *Store) writeAside(p *sqldb.Pipeline, aside []SetAside) {
 		in := c.sql()
 		p.Exec("trim the messages set aside", `DELETE FROM set_aside WHERE `+in+` AND stream_sequence NOT IN
 			(SELECT stream_sequence FROM set_aside WHERE `+in+` ORDER BY set_aside_at DESC, stream_sequence DESC LIMIT $1)`,
-			[]any{int64(keptAside)}, nil)
+			[]any{int64(KeptSetAside)}, nil)
 	}
 }
 
-// sql is the condition for rows of the class, the same as in [classOf].
-func (c class) sql() string {
+// sql is the condition for rows of the class, the same as in [ClassOf].
+func (c Class) sql() string {
 	const (
 		failed     = `reason IN ('` + consume.Panics + `', '` + consume.Fails + `')`
-		unbelieved = `reason IN ('` + unknownKey + `', '` + string(events.EndedRegistryKey) + `', '` + string(events.WrongOrigin) + `')`
+		unbelieved = `reason IN ('` + UnknownKey + `', '` + string(events.EndedRegistryKey) + `', '` + string(events.WrongOrigin) + `')`
 	)
 	switch c {
-	case ofFailed:
+	case Unhandled:
 		return failed
-	case ofUnbelieved:
+	case Unbelieved:
 		return unbelieved
 	}
 	return `NOT ` + failed + ` AND NOT ` + unbelieved
 }
 
-// takeBack deletes the messages at these ascending places from what is set aside.
-func (s *Store) takeBack(ctx context.Context, places []uint64) error {
+// RemoveSetAside deletes the messages at these ascending places from what is set aside.
+func (s *Store) RemoveSetAside(ctx context.Context, places []uint64) error {
 	values := make([]any, len(places))
 	for i, place := range places {
 		values[i] = int64(place)
@@ -77,9 +113,9 @@ func (s *Store) takeBack(ctx context.Context, places []uint64) error {
 	return nil
 }
 
-// countAside counts the messages that are set aside by reason, and returns the last of their
+// CountSetAside counts the messages that are set aside by reason, and returns the last of their
 // places.
-func (s *Store) countAside(ctx context.Context) (byReason map[string]int64, upTo uint64, err error) {
+func (s *Store) CountSetAside(ctx context.Context) (byReason map[string]int64, upTo uint64, err error) {
 	byReason = map[string]int64{}
 	const query = `SELECT reason, count(*), max(stream_sequence) FROM set_aside GROUP BY reason`
 	var p sqldb.Pipeline
@@ -98,10 +134,10 @@ func (s *Store) countAside(ctx context.Context) (byReason map[string]int64, upTo
 	return byReason, upTo, s.db.Run(ctx, &p)
 }
 
-// failedPlaces returns the places in the stream of the messages that could not be handled.
-func (s *Store) failedPlaces(ctx context.Context) (places []uint64, err error) {
+// FailedPlaces returns the places in the stream of the messages that could not be handled.
+func (s *Store) FailedPlaces(ctx context.Context) (places []uint64, err error) {
 	var p sqldb.Pipeline
-	query := `SELECT stream_sequence FROM set_aside WHERE ` + ofFailed.sql() + ` ORDER BY stream_sequence`
+	query := `SELECT stream_sequence FROM set_aside WHERE ` + Unhandled.sql() + ` ORDER BY stream_sequence`
 	p.Query("list what could not be handled", query, nil, func(row sqldb.Row) error {
 		var place int64
 		err := row.Scan(&place)

@@ -1,4 +1,4 @@
-package subscriber_test
+package storage_test
 
 import (
 	"slices"

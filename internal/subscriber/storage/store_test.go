@@ -1,4 +1,4 @@
-package subscriber_test
+package storage_test
 
 import (
 	"bytes"
@@ -10,7 +10,8 @@ import (
 	"pgregory.net/rapid"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/subscriber"
+	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/internal/subscriber/subtest"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/keyring"
@@ -85,7 +86,7 @@ func drawHistory(t *rapid.T, s *subtest.Service) {
 	}
 }
 
-func checkService(t *rapid.T, store *subscriber.Store, s *subtest.Service) {
+func checkService(t *rapid.T, store *storage.Store, s *subtest.Service) {
 	want := s.Keyring()
 	got, found, err := store.KeyringOf(t.Context(), s.Target)
 	if err != nil || !found || got.Gap || got.Target != s.Target || got.Sequence != want.Head {
@@ -389,9 +390,9 @@ func TestSetAside(t *testing.T) {
 		store := openStore(t, url)
 		add := func(from, to uint64) {
 			t.Helper()
-			var list []subscriber.SetAside
+			var list []storage.SetAside
 			for i := from; i <= to; i++ {
-				list = append(list, subscriber.SetAside{
+				list = append(list, storage.SetAside{
 					StreamSequence: i, Subject: "omi.v1.invalidations.x", Reason: "wrong_origin", Detail: "d", Payload: []byte{0xff, 0}, At: start,
 				})
 			}
@@ -408,8 +409,8 @@ func TestSetAside(t *testing.T) {
 		}
 
 		// A text that PostgreSQL refuses must not hold up the stream.
-		odd := subscriber.SetAside{StreamSequence: 3, Subject: "omi.v1.\xff\x00\x1b[2J", Reason: "panic", Detail: "a\x00b", At: start + 1}
-		if _, err := store.Apply(t.Context(), nil, []subscriber.SetAside{odd}); err != nil {
+		odd := storage.SetAside{StreamSequence: 3, Subject: "omi.v1.\xff\x00\x1b[2J", Reason: "panic", Detail: "a\x00b", At: start + 1}
+		if _, err := store.Apply(t.Context(), nil, []storage.SetAside{odd}); err != nil {
 			t.Fatal(err)
 		}
 		list, err = store.ListSetAside(t.Context(), 1)
@@ -417,7 +418,7 @@ func TestSetAside(t *testing.T) {
 			t.Fatal(err)
 		}
 		odd.Subject, odd.Detail, odd.Payload = `omi.v1.\xff\x00\x1b[2J`, `a\x00b`, []byte{}
-		if diff := cmp.Diff([]subscriber.SetAside{odd}, list, cmp.Comparer(bytes.Equal)); diff != "" {
+		if diff := cmp.Diff([]storage.SetAside{odd}, list, cmp.Comparer(bytes.Equal)); diff != "" {
 			t.Error(diff)
 		}
 	})
@@ -430,7 +431,7 @@ func TestReopen(t *testing.T) {
 		s := subtest.NewService(t, "again")
 		s.Bind(start)
 		s.Rotate(start+10, 300)
-		store, err := subscriber.OpenStore(t.Context(), url, discard())
+		store, err := storage.Open(t.Context(), url, sqldb.Billing, discard())
 		if err != nil {
 			t.Fatal(err)
 		}
