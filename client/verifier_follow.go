@@ -46,8 +46,8 @@ type follower struct {
 	now     func() time.Time
 
 	progress streamProgress
-	current  atomic.Pointer[orderedConsumer] // nil until the stream is there
-	opened   chan struct{}                   // signals a new consumer to watch
+	current  atomic.Pointer[orderedReader] // nil until the stream is there
+	opened   chan struct{}                 // signals a new consumer to watch
 	ignored  atomic.Uint64
 }
 
@@ -74,29 +74,23 @@ func (f *follower) run(ctx context.Context) error {
 		defer close(done)
 		f.watch(ctx)
 	}()
-	err := consume.Run(ctx, consume.Config{Open: f.open, Handle: f.handle, SetAside: f.passOver, Conn: f.js.Conn(), Log: f.log})
+	err := consume.Run(ctx, consume.Config[struct{}]{Open: f.open, Handle: f.handle, SetAside: f.passOver, Conn: f.js.Conn(), Log: f.log})
 	stop()
 	<-done
 	return err
 }
 
 // open makes a consumer, and waits for the stream if need be.
-func (f *follower) open(ctx context.Context) (jetstream.Consumer, error) {
+func (f *follower) open(ctx context.Context) (consume.Source[struct{}], error) {
 	tick := time.NewTicker(streamPoll)
 	defer tick.Stop()
 	for waiting := false; ; {
-		consumer, err := f.create(ctx)
+		reader, err := f.create(ctx)
 		switch {
 		case errors.Is(err, nats.ErrConnectionClosed):
 			return nil, backoff.Permanent(err) // it never comes back
 		case err == nil:
-			f.progress.begin(consumer.CachedInfo().Name)
-			f.current.Store(consumer)
-			select {
-			case f.opened <- struct{}{}:
-			default: // watch has not seen the last one yet
-			}
-			return consumer, nil
+			return f.begin(ctx, reader)
 		case !errors.Is(err, jetstream.ErrStreamNotFound):
 			return nil, err
 		}
@@ -113,20 +107,34 @@ func (f *follower) open(ctx context.Context) (jetstream.Consumer, error) {
 	}
 }
 
+// begin starts to read.
+func (f *follower) begin(ctx context.Context, reader *orderedReader) (consume.Source[struct{}], error) {
+	ctx, reader.giveUp = context.WithCancelCause(ctx)
+	f.progress.begin(reader.consumer.CachedInfo().Name)
+	if before := f.current.Swap(reader); before != nil {
+		before.giveUp(errReopened) // it has ended
+	}
+	select {
+	case f.opened <- struct{}{}:
+	default: // watch has not seen the last one yet
+	}
+	return reader.source(ctx, f.js.Conn())
+}
+
 // create makes a consumer whose first message is the last one that was worked off, so that it shows
 // whether the stream is the same. A broker that was restored, or lost its last messages in a power
 // cut, counts on from where it is.
-func (f *follower) create(ctx context.Context) (*orderedConsumer, error) {
+func (f *follower) create(ctx context.Context) (*orderedReader, error) {
 	last := f.progress.place()
-	consumer, err := f.createAt(ctx, last)
-	if err != nil || last.sequence == 0 || consumer.CachedInfo().NumPending > 0 {
-		return consumer, err
+	reader, err := f.createAt(ctx, last)
+	if err != nil || last.sequence == 0 || reader.consumer.CachedInfo().NumPending > 0 {
+		return reader, err
 	}
 	f.progress.forget() // nothing is left from that message on, not even itself
 	return f.createAt(ctx, streamPlace{})
 }
 
-func (f *follower) createAt(ctx context.Context, first streamPlace) (*orderedConsumer, error) {
+func (f *follower) createAt(ctx context.Context, first streamPlace) (*orderedReader, error) {
 	cfg := jetstream.ConsumerConfig{
 		DeliverPolicy:     jetstream.DeliverAllPolicy,
 		AckPolicy:         jetstream.AckNonePolicy,
@@ -142,25 +150,25 @@ func (f *follower) createAt(ctx context.Context, first streamPlace) (*orderedCon
 	if err != nil {
 		return nil, err
 	}
-	return &orderedConsumer{Consumer: consumer, first: first, anotherStream: f.progress.forget}, nil
+	return &orderedReader{consumer: consumer, first: first, anotherStream: f.progress.forget}, nil
 }
 
 // handle applies a batch. It can't fail: it needs only memory.
-func (f *follower) handle(ctx context.Context, batch []*consume.Message) error {
+func (f *follower) handle(ctx context.Context, batch []*consume.Plain) error {
 	sorted := incoming.Sort(f.trust, incoming.Batch(batch))
 	f.apply(sorted.Events)
 	f.ignored.Add(uint64(len(sorted.Refused)))
 	for _, r := range sorted.ByReason() {
 		r.Log(f.log).WarnContext(ctx, "messages ignored: they can't be believed")
 	}
-	f.progress.workedOff(batch[len(batch)-1].Meta)
+	f.progress.workedOff(batch[len(batch)-1])
 	return nil
 }
 
 // passOver is for a message that makes the code above panic.
-func (f *follower) passOver(_ context.Context, m *consume.Message, _ consume.Fault) error {
+func (f *follower) passOver(_ context.Context, m *consume.Plain, _ consume.Fault) error {
 	f.ignored.Add(1)
-	f.progress.workedOff(m.Meta)
+	f.progress.workedOff(m)
 	return nil
 }
 
@@ -183,20 +191,20 @@ func (f *follower) watch(ctx context.Context) {
 // askBroker raises the time up to which the stream is known, and gives up a consumer that brings
 // nothing more.
 func (f *follower) askBroker(ctx context.Context, ticked bool) {
-	consumer := f.current.Load()
-	if consumer == nil {
+	reader := f.current.Load()
+	if reader == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, askEvery)
 	defer cancel()
 	asked := f.now()
-	info, err := consumer.Info(ctx)
+	info, err := reader.consumer.Info(ctx)
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrStreamNotFound):
-		consumer.giveUp(errForgotten)
+		reader.giveUp(errForgotten)
 	case err != nil: // the broker is away: the consumer's loop meets the same error, and logs it
 	case f.progress.answered(info, asked):
 	case ticked && f.progress.stalled():
-		consumer.giveUp(errStalled)
+		reader.giveUp(errStalled)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/consume"
 )
 
 // streamProgress is how far the stream was read, and up to what time it is known.
@@ -78,10 +80,10 @@ func (p *streamProgress) forget() {
 }
 
 // workedOff notes the last message of a batch that has had its effect.
-func (p *streamProgress) workedOff(m *jetstream.MsgMetadata) {
+func (p *streamProgress) workedOff(m *consume.Plain) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.last, p.seen = streamPlace{m.Sequence.Stream, m.Timestamp}, m.Sequence.Consumer
+	p.last, p.seen = streamPlace{m.Sequence, m.Stored}, m.Delivery
 	if p.goal != (streamGoal{}) && p.seen >= p.goal.seen {
 		p.raise(p.goal.asked)
 		p.goal = streamGoal{}

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/consume"
 )
 
 // TestProgress: the stream is known up to a question once all that it found was worked off, and never earlier.
@@ -21,7 +23,7 @@ func TestProgress(t *testing.T) {
 	}
 	worked := func(what string, seen uint64, want int64) {
 		t.Helper()
-		p.workedOff(&jetstream.MsgMetadata{Sequence: jetstream.SequencePair{Consumer: seen, Stream: 10 * seen}})
+		p.workedOff(&consume.Plain{Delivery: seen, Sequence: 10 * seen})
 		if got := unixSeconds(p.asOf()); got != want {
 			t.Errorf("%s: as of %d, want %d", what, got, want)
 		}
@@ -58,7 +60,7 @@ func TestStalled(t *testing.T) {
 			t.Errorf("given up after %d questions", i+1)
 		}
 	}
-	p.workedOff(&jetstream.MsgMetadata{Sequence: jetstream.SequencePair{Consumer: 1}})
+	p.workedOff(&consume.Plain{Delivery: 1})
 	for range stallsAllowed {
 		if p.stalled() {
 			t.Error("given up, though something came")

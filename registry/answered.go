@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -148,7 +147,7 @@ func (one *told) mayHaveRefused(nonce events.Nonce, signedAt, skew int64) bool {
 // their acknowledgement was lost, and a service that was told no must not be told yes. A change
 // that was committed before is found in the history. If the broker doesn't answer, the requests
 // come again later.
-func (in *intake) unanswered(ctx context.Context, messages []*consume.Message, todo []incoming) []incoming {
+func (in *intake) unanswered(ctx context.Context, messages []*requestMessage, todo []incoming) []incoming {
 	var targets []events.Target
 	seen := map[events.Target]bool{}
 	for i := range todo {

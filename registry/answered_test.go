@@ -12,7 +12,6 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
 )
@@ -250,13 +249,9 @@ func TestReceiptsUnreadable(t *testing.T) {
 	}
 	first, second := again(d.bind()), again(other.bind())
 	handle := func(list ...*letterMessage) {
-		var messages []*consume.Message
+		var messages []*requestMessage
 		for _, one := range list {
-			m, err := consume.NewMessage(one)
-			if err != nil {
-				t.Fatal(err)
-			}
-			messages = append(messages, m)
+			messages = append(messages, one.message())
 		}
 		if err := in.handle(t.Context(), messages); err != nil {
 			t.Fatal(err)

@@ -118,16 +118,9 @@ func TestPoisonedService(t *testing.T) {
 }
 
 // letterOf returns a request as a dead letter that JetStream stored then.
-func letterOf(t *testing.T, r request, stored time.Time, why consume.Fault) *consume.Message {
-	t.Helper()
-	m, err := consume.NewMessage(&letterMessage{
-		letter:  DeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: stored.Unix()},
-		settled: make(chan bool, 1),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return m
+func letterOf(r request, stored time.Time, why consume.Fault) *requestMessage {
+	letter := DeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: stored.Unix()}
+	return (&letterMessage{letter: letter, settled: make(chan bool, 1)}).message()
 }
 
 var aPanic = consume.Fault{Reason: consume.Panics, Detail: "poison\x00\x1b[2J", Tries: 3}
@@ -148,12 +141,12 @@ func TestRetriedLater(t *testing.T) {
 		late := stale.bind() // signed an hour after it was stored
 		keep := newDeadLettersOf(t, w)
 		for _, r := range []request{bind, late} {
-			if err := keep.setAside(t.Context(), letterOf(t, r, stored, aPanic), aPanic); err != nil {
+			if err := keep.setAside(t.Context(), letterOf(r, stored, aPanic), aPanic); err != nil {
 				t.Fatal(err)
 			}
 		}
-		nobody := letterOf(t, bind, stored, aPanic)
-		nobody.Msg.(*letterMessage).letter.Subject = "omi.v1.requests.binding.\xffx"
+		nobody := letterOf(bind, stored, aPanic)
+		nobody.Subject = "omi.v1.requests.binding.\xffx"
 		if err := keep.setAside(t.Context(), nobody, aPanic); err != nil {
 			t.Fatal(err)
 		}
@@ -183,7 +176,7 @@ func newDeadLettersOf(t *testing.T, w *world) *deadLetters {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.aside.handle = func(context.Context, []*consume.Message) error { panic("again") }
+	r.aside.handle = func(context.Context, []*requestMessage) error { panic("again") }
 	return r.aside
 }
 
@@ -194,7 +187,7 @@ func TestPanicOnRetry(t *testing.T) {
 	w := newWorld(t, testenv.Database(t, testenv.SQLite))
 	d := newDeadLettersOf(t, w)
 	bind := newDeveloper(t, w.store, "org.omiappreg.alice", "cms").bind()
-	m := letterOf(t, bind, time.Now(), aPanic)
+	m := letterOf(bind, time.Now(), aPanic)
 	for range 2 { // a message that is delivered again after it was set aside is the same dead letter
 		if err := d.setAside(t.Context(), m, aPanic); err != nil {
 			t.Fatal(err)
@@ -217,7 +210,7 @@ func TestPanicOnRetry(t *testing.T) {
 
 	for i, away := range []error{context.DeadlineExceeded, ErrComparing} {
 		d.now = func() time.Time { return time.Now().Add(time.Duration(2*i) * retryWithin) }
-		d.handle = func(context.Context, []*consume.Message) error { return away }
+		d.handle = func(context.Context, []*requestMessage) error { return away }
 		if err := retry(); err != nil {
 			t.Fatal(err)
 		}
@@ -230,7 +223,7 @@ func TestPanicOnRetry(t *testing.T) {
 	}
 
 	d.now = func() time.Time { return time.Now().Add(4 * retryWithin) } // its lease has ended
-	d.handle = func(_ context.Context, batch []*consume.Message) error {
+	d.handle = func(_ context.Context, batch []*requestMessage) error {
 		batch[0].Keep()
 		if err := batch[0].Ack(); err != nil {
 			t.Error(err)

@@ -1,26 +1,35 @@
 package registry
 
 import (
-	"context"
-	"fmt"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
 )
+
+// requestMessage is a request on its way from the fair queue to the decision.
+type requestMessage = consume.Message[queued]
+
+// queued is what is known of a request before it is handled.
+type queued struct {
+	in    *incoming // nil: it is not parsed yet, or parsing it panics, which the handler will find out
+	at    place     // in its stream
+	again bool      // it may have been answered
+	paid  bool      // its answer needs nothing of the budget for garbage any more
+}
 
 // delivery is a message of the request stream that waits for its turn or is in hand. When it is
 // settled, the next one of its lane may go on.
 type delivery struct {
-	jetstream.Msg
+	message requestMessage
+	broker  consume.Acknowledger
+	request incoming
+
 	turns *turns
 	lane  *lane
-	meta  *jetstream.MsgMetadata
-	place uint64    // in the stream
 	since time.Time // when the broker last heard that we are at it
-	in    *incoming // nil: parsing it panics, which the handler will find out
-	paid  bool      // its answer was charged to the budget for garbage
 
 	// follows: others of its service were in their lane when it was sorted; one of them may be the
 	// binding.
@@ -28,78 +37,62 @@ type delivery struct {
 }
 
 func newDelivery(t *turns, msg jetstream.Msg) (*delivery, error) {
-	meta, err := msg.Metadata()
+	m, err := consume.NewMessage[queued](msg)
 	if err != nil {
-		return nil, fmt.Errorf("read a message's place in the stream: %w", err)
+		return nil, err
 	}
-	d := &delivery{Msg: msg, turns: t, meta: meta, place: meta.Sequence.Stream, since: time.Now()}
-	d.parse(meta)
+	d := &delivery{message: m, broker: msg, turns: t, since: time.Now()}
+	d.message.Acknowledger = d
+	d.message.Payload.at = place{t.created, int64(m.Sequence)}
+	// It may have been answered if it was stored before this durable was created, because another
+	// durable may have delivered it.
+	d.message.Payload.again = m.Delivered > 1 || m.Stored.Before(t.since)
+	d.parse()
 	return d, nil
 }
 
-func (d *delivery) parse(meta *jetstream.MsgMetadata) {
+func (d *delivery) parse() {
 	defer func() { _ = recover() }()
-	in := newIncoming(d.Subject(), d.Data(), meta.Timestamp.Unix(), 0)
-	d.in = &in
+	d.request = newIncoming(d.message.Subject, d.message.Data, d.message.Stored.Unix(), 0)
+	d.message.Payload.in = &d.request
 }
 
-// Metadata implements [jetstream.Msg]. The others parse the reply subject on each call.
-func (d *delivery) Metadata() (*jetstream.MsgMetadata, error) { return d.meta, nil }
+// parsed returns the request; nil: parsing it panics.
+func (d *delivery) parsed() *incoming { return d.message.Payload.in }
 
 // target returns the service whose lane the message waits in. It is zero for garbage, and if the
 // service is not known.
 func (d *delivery) target() events.Target {
-	if d.in == nil || d.in.request == nil || d.garbage() {
+	if in := d.parsed(); in == nil || in.request == nil || d.garbage() {
 		return events.Target{}
 	}
-	return d.in.request.Target
-}
-
-// stands returns the message's place, and whether it may have been answered: it was delivered
-// before, or it was stored before this durable was created, so that another durable may have
-// delivered it.
-func (d *delivery) stands() (at place, again bool) {
-	return place{d.turns.created, int64(d.place)}, d.meta.NumDelivered > 1 || d.meta.Timestamp.Before(d.turns.since)
+	return d.request.request.Target
 }
 
 // garbage reports whether no client can have sent the message: it has no nonce by which an answer
 // could be told from others.
 func (d *delivery) garbage() bool {
-	return d.in != nil && d.in.refusal != nil && d.in.request.Nonce.IsZero()
+	in := d.parsed()
+	return in != nil && in.refusal != nil && in.request.Nonce.IsZero()
 }
 
-// Ack and the others are those of [jetstream.Msg].
+// Ack implements [consume.Acknowledger].
 func (d *delivery) Ack() error {
 	defer d.turns.settled(d)
-	return d.Msg.Ack()
+	return d.broker.Ack()
 }
 
-// DoubleAck is as [delivery.Ack].
-func (d *delivery) DoubleAck(ctx context.Context) error {
-	defer d.turns.settled(d)
-	return d.Msg.DoubleAck(ctx)
-}
-
-// Nak is as [delivery.Ack].
-func (d *delivery) Nak() error {
-	defer d.turns.settled(d)
-	return d.Msg.Nak()
-}
-
-// NakWithDelay is as [delivery.Ack].
+// NakWithDelay implements [consume.Acknowledger].
 func (d *delivery) NakWithDelay(delay time.Duration) error {
 	defer d.turns.settled(d)
-	return d.Msg.NakWithDelay(delay)
+	return d.broker.NakWithDelay(delay)
 }
 
-// Term is as [delivery.Ack].
-func (d *delivery) Term() error {
-	defer d.turns.settled(d)
-	return d.Msg.Term()
-}
-
-// TermWithReason is as [delivery.Ack].
+// TermWithReason implements [consume.Acknowledger].
 func (d *delivery) TermWithReason(reason string) error {
 	defer d.turns.settled(d)
-	return d.Msg.TermWithReason(reason)
+	return d.broker.TermWithReason(reason)
 }
+
+// InProgress implements [consume.Acknowledger].
+func (d *delivery) InProgress() error { return d.broker.InProgress() }

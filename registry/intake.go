@@ -9,11 +9,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
-	"omiappreg.org/keyrotation/internal/parallel"
 )
-
-// parsesEach is how many messages are worth a goroutine to parse.
-const parsesEach = 32
 
 // intake takes batches of requests through load, decide and commit, and hands the messages to the
 // relay.
@@ -33,6 +29,7 @@ type intake struct {
 	now       func() time.Time
 	looks     looks
 	memory    *memory
+	garbage   *budget
 	// await: waits until nothing is being committed; nil: nothing ever is.
 	await func(context.Context) error
 	// portion: how many requests are decided and committed together, see Config.Batch.
@@ -51,7 +48,7 @@ const (
 
 // handle is the consumer's handler. If it returns an error, the whole batch is handled again, and
 // finds the changes that were committed by then.
-func (in *intake) handle(ctx context.Context, messages []*consume.Message) (err error) {
+func (in *intake) handle(ctx context.Context, messages []*requestMessage) (err error) {
 	w := &work{intake: in, messages: messages}
 	w.todo = in.unanswered(ctx, messages, in.parse(messages))
 	in.await = w.finish
@@ -64,17 +61,14 @@ func (in *intake) handle(ctx context.Context, messages []*consume.Message) (err 
 
 // parse runs the first check on each message. If a message's subject names no service, it can't be
 // answered; it is acknowledged with the batch.
-func (in *intake) parse(messages []*consume.Message) []incoming {
-	list := make([]incoming, len(messages))
-	parallel.Each(len(messages), parsesEach, func(i int) {
-		list[i] = parsed(messages[i], i)
-	})
-	todo := list[:0]
-	for _, one := range list {
+func (in *intake) parse(messages []*requestMessage) []incoming {
+	todo := make([]incoming, 0, len(messages))
+	for i, m := range messages {
+		one := parsed(m, i)
 		switch {
 		case one.request == nil:
 			in.metrics.requests.WithLabelValues("", unanswerable).Inc()
-		case !messages[one.index].Kept(): // otherwise an earlier try settled it
+		case !m.Kept(): // otherwise an earlier try settled it
 			todo = append(todo, one)
 		}
 	}
@@ -83,27 +77,18 @@ func (in *intake) parse(messages []*consume.Message) []incoming {
 }
 
 // parsed returns the request of a message. The fair queue has parsed it already, as a rule.
-func parsed(m *consume.Message, index int) incoming {
+func parsed(m *requestMessage, index int) incoming {
 	var one incoming
-	if d, ok := m.Msg.(*delivery); ok && d.in != nil {
-		one = *d.in
+	if m.Payload.in != nil {
+		one = *m.Payload.in
 		one.index = index
 	} else {
-		one = newIncoming(m.Subject(), m.Data(), m.Meta.Timestamp.Unix(), index)
+		one = newIncoming(m.Subject, m.Data, m.Stored.Unix(), index)
 	}
-	one.stored = m.Meta.Timestamp
-	one.place, one.again = stands(m)
+	one.stored, one.place = m.Stored, m.Payload.at
 	// A malformed request is refused for the same reason each time.
-	one.again = one.again && one.refusal == nil
+	one.again = m.Payload.again && one.refusal == nil
 	return one
-}
-
-// stands returns a message's place in the stream, and whether it may have been answered.
-func stands(m *consume.Message) (at place, again bool) {
-	if p, ok := m.Msg.(interface{ stands() (place, bool) }); ok {
-		return p.stands()
-	}
-	return place{}, false
 }
 
 // newIncoming parses a message. Its request is nil if the subject names no service.
@@ -144,11 +129,11 @@ func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
 }
 
 // settle acknowledges what is committed, and hands all messages to the relay.
-func (in *intake) settle(ctx context.Context, messages []*consume.Message, b *batch, lost map[events.Target]bool) error {
+func (in *intake) settle(ctx context.Context, messages []*requestMessage, b *batch, lost map[events.Target]bool) error {
 	most := requestsOf(b.groups)
 	p := publication{outbox: make([]signed, 0, 2*most)}
 	changes := make([]events.Invalidation, 0, most)
-	done := make([]*consume.Message, 0, most)
+	done := make([]*requestMessage, 0, most)
 	for _, g := range b.groups {
 		if lost[g.target] {
 			continue
@@ -202,12 +187,12 @@ const (
 
 // hold gives back the requests of services that are on hold. They wait in the stream and come again
 // later.
-func (in *intake) hold(held []incoming, messages []*consume.Message) {
+func (in *intake) hold(held []incoming, messages []*requestMessage) {
 	for _, one := range held {
 		m := messages[one.index]
 		m.Keep()
 		delay := longestHold
-		if n := m.Meta.NumDelivered; n < 6 { // 2^5 s is the longest delay
+		if n := m.Delivered; n < 6 { // 2^5 s is the longest delay
 			delay = firstHold << max(0, int(n)-1)
 		}
 		if err := m.NakWithDelay(delay); err != nil {
@@ -216,7 +201,7 @@ func (in *intake) hold(held []incoming, messages []*consume.Message) {
 	}
 }
 
-func (in *intake) count(o *outcome, m *consume.Message) {
+func (in *intake) count(o *outcome, m *requestMessage) {
 	result := "committed"
 	switch o.verdict {
 	case duplicate:
@@ -226,5 +211,5 @@ func (in *intake) count(o *outcome, m *consume.Message) {
 		in.log.Debug("request refused", "target", o.in.request.Target.String(), "reason", o.reason, "detail", o.detail)
 	}
 	in.metrics.requests.WithLabelValues(string(o.in.request.Kind), result).Inc()
-	in.metrics.decided.Observe(in.now().Sub(m.Meta.Timestamp).Seconds())
+	in.metrics.decided.Observe(in.now().Sub(m.Stored).Seconds())
 }

@@ -6,7 +6,6 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/testenv"
 )
 
@@ -83,13 +82,10 @@ func TestSquatting(t *testing.T) {
 	decideAll(t, in, owner.bind(), squatter.bind())
 	reasons := func(portion int, list ...request) (got []events.Reason) {
 		t.Helper()
-		messages := make([]*consume.Message, len(list))
+		messages := make([]*requestMessage, len(list))
 		for i, r := range list {
 			letter := DeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: testNow}
-			var err error
-			if messages[i], err = consume.NewMessage(&letterMessage{letter: letter, settled: make(chan bool, 1)}); err != nil {
-				t.Fatal(err)
-			}
+			messages[i] = (&letterMessage{letter: letter, settled: make(chan bool, 1)}).message()
 		}
 		w := &work{intake: in, messages: messages, todo: in.parse(messages)}
 		w.portion = portion

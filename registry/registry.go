@@ -149,6 +149,7 @@ func New(cfg Config) (*Registry, error) {
 		policy: cfg.Policy, key: cfg.Key, trust: r.fence.trust, own: r.fence.trust.TrustedKeys(), store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
 		told: (&receipts{js: js, trust: r.fence.trust}).ofAll,
 		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(), inHand: r.inHand,
+		garbage: newBudget(rate.NewLimiter(garbageAnswers, garbageBurst), m.requests),
 	}
 	r.aside = &deadLetters{store: cfg.Store, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
 	r.Lookup = newLookup(cfg, js, r.fence)
@@ -194,18 +195,21 @@ func (r *Registry) Run(ctx context.Context) error {
 		}
 	})
 	r.cfg.Log.Info("registry is ready", "origin", r.cfg.Policy.Origin, "public_key", r.cfg.Key.Public().String())
-	garbage, acquainted := rate.NewLimiter(garbageAnswers, garbageBurst), newAcquaintances(r.cfg.Store)
-	err = consume.Run(ctx, consume.Config{
-		Open: func(ctx context.Context) (jetstream.Consumer, error) {
+	queues := fair{
+		acquainted: newAcquaintances(r.cfg.Store), conn: r.cfg.Conn, garbage: r.intake.garbage, metrics: r.intake.metrics, log: r.cfg.Log,
+	}
+	err = consume.Run(ctx, consume.Config[queued]{
+		Open: func(ctx context.Context) (consume.Source[queued], error) {
 			consumer, created, until, err := r.watch.open(ctx)
 			if err != nil {
 				return nil, err
 			}
 			r.serving.Store(true)
-			return &fairConsumer{
-				Consumer: consumer, ctx: until, conn: r.cfg.Conn, created: created.UnixNano(), since: consumer.CachedInfo().Created,
-				acquainted: acquainted, garbage: garbage, metrics: r.intake.metrics, log: r.cfg.Log,
-			}, nil
+			t, err := queues.open(until, consumer, created)
+			if err != nil {
+				return nil, err
+			}
+			return t, nil
 		},
 		Handle:   r.handle,
 		SetAside: r.aside.setAside,
@@ -245,13 +249,13 @@ func (r *Registry) prepare(ctx context.Context) error {
 
 // serviceOf names the service that a request is about: the key that one request brings may sign the
 // next.
-func serviceOf(m *consume.Message) string {
+func serviceOf(m *requestMessage) string {
 	for _, prefix := range []string{events.RotationSubject, events.BindingSubject, events.RevocationSubject} {
-		if target, ok := strings.CutPrefix(m.Subject(), prefix); ok {
+		if target, ok := strings.CutPrefix(m.Subject, prefix); ok {
 			return target
 		}
 	}
-	return m.Subject()
+	return m.Subject
 }
 
 // away reports whether an error itself says that no request is to blame for it.
@@ -259,7 +263,7 @@ func away(err error) bool {
 	return errors.Is(err, ErrComparing) || errors.Is(err, errReceipts) || sqldb.Transient(err)
 }
 
-func (r *Registry) handle(ctx context.Context, messages []*consume.Message) error {
+func (r *Registry) handle(ctx context.Context, messages []*requestMessage) error {
 	r.deciding.Lock()
 	defer r.deciding.Unlock()
 	return r.intake.handle(ctx, messages)

@@ -9,8 +9,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-
-	"omiappreg.org/keyrotation/internal/consume"
 )
 
 const (
@@ -43,7 +41,7 @@ type publication struct {
 
 type answer struct {
 	signed
-	request *consume.Message
+	request *requestMessage
 }
 
 // relay publishes the messages of decided batches.

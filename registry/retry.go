@@ -8,7 +8,6 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/internal/consume"
@@ -33,14 +32,14 @@ const (
 // which may be outside the window of their timestamp (docs/protocol.md §6).
 type deadLetters struct {
 	store   *Store
-	handle  consume.Handler
+	handle  consume.Handler[queued]
 	log     *slog.Logger
 	metrics *metrics
 	now     func() time.Time
 }
 
 // setAside keeps a message that the consumer gives up on.
-func (d *deadLetters) setAside(ctx context.Context, m *consume.Message, why consume.Fault) error {
+func (d *deadLetters) setAside(ctx context.Context, m *requestMessage, why consume.Fault) error {
 	l := newDeadLetter(m, why, d.now())
 	if err := d.store.putDeadLetter(ctx, l); err != nil {
 		return err
@@ -121,11 +120,8 @@ func (d *deadLetters) try(ctx context.Context, again *letterMessage) (why consum
 			d.log.Error("a dead letter makes the handler panic", "id", again.letter.ID, "panic", v, "stack", string(debug.Stack()))
 		}
 	}()
-	m, err := consume.NewMessage(again)
-	if err != nil {
-		return why, err
-	}
-	if err := d.handle(ctx, []*consume.Message{m}); err != nil {
+	m := again.message()
+	if err := d.handle(ctx, []*requestMessage{m}); err != nil {
 		return consume.Fault{Reason: consume.Fails, Detail: err.Error(), Tries: 1}, err
 	}
 	if !m.Kept() {
@@ -151,51 +147,26 @@ type letterMessage struct {
 	settled chan bool // true: it is done
 }
 
-var _ jetstream.Msg = (*letterMessage)(nil)
-
-// Metadata implements [jetstream.Msg]. A dead letter is not delivered, so it has no place in the
-// stream, only its time.
-func (m *letterMessage) Metadata() (*jetstream.MsgMetadata, error) {
-	return &jetstream.MsgMetadata{Timestamp: time.Unix(m.letter.StoredAt, 0), NumDelivered: 1}, nil
+// message returns the message. It has not been delivered, so its place in the stream is known to the
+// decision only. An earlier try may have answered it.
+func (m *letterMessage) message() *requestMessage {
+	return &requestMessage{
+		Acknowledger: m, Subject: m.letter.Subject, Data: m.letter.Payload, Stored: time.Unix(m.letter.StoredAt, 0), Delivered: 1,
+		Payload: queued{at: place{m.letter.StreamCreatedAt, int64(m.letter.StreamSequence)}, again: true, paid: true},
+	}
 }
 
-// stands returns the message's place in its stream. An earlier try may have answered it.
-func (m *letterMessage) stands() (at place, again bool) {
-	return place{m.letter.StreamCreatedAt, int64(m.letter.StreamSequence)}, true
-}
-
-// Subject implements [jetstream.Msg].
-func (m *letterMessage) Subject() string { return m.letter.Subject }
-
-// Data implements [jetstream.Msg].
-func (m *letterMessage) Data() []byte { return m.letter.Payload }
-
-// Headers implements [jetstream.Msg].
-func (m *letterMessage) Headers() nats.Header { return nil }
-
-// Reply implements [jetstream.Msg].
-func (m *letterMessage) Reply() string { return "" }
-
-// Ack implements [jetstream.Msg].
+// Ack implements [consume.Acknowledger].
 func (m *letterMessage) Ack() error { return m.settle(true) }
 
-// DoubleAck implements [jetstream.Msg].
-func (m *letterMessage) DoubleAck(context.Context) error { return m.settle(true) }
-
-// Nak implements [jetstream.Msg].
-func (m *letterMessage) Nak() error { return m.settle(false) }
-
-// NakWithDelay implements [jetstream.Msg].
+// NakWithDelay implements [consume.Acknowledger].
 func (m *letterMessage) NakWithDelay(time.Duration) error { return m.settle(false) }
 
-// InProgress implements [jetstream.Msg].
-func (m *letterMessage) InProgress() error { return nil }
-
-// Term implements [jetstream.Msg].
-func (m *letterMessage) Term() error { return m.settle(true) }
-
-// TermWithReason implements [jetstream.Msg].
+// TermWithReason implements [consume.Acknowledger].
 func (m *letterMessage) TermWithReason(string) error { return m.settle(true) }
+
+// InProgress implements [consume.Acknowledger].
+func (m *letterMessage) InProgress() error { return nil }
 
 // acknowledged reports whether the letter is done.
 func (m *letterMessage) acknowledged() bool {

@@ -68,7 +68,7 @@ func (a *acquaintances) meet(ctx context.Context, list []*delivery) (masters map
 	st, w := newState(), newWantedServices(len(list))
 	apps := map[events.AppID]bool{}
 	for _, d := range list {
-		w.service(d.in.request.Target)
+		w.service(d.request.request.Target)
 	}
 	query := boundOf(a.store.db.Engine())
 	err = a.store.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(row sqldb.Row) error {
@@ -81,7 +81,7 @@ func (a *acquaintances) meet(ctx context.Context, list []*delivery) (masters map
 		return nil, fmt.Errorf("ask which services are bound: %w", err)
 	}
 	for _, d := range list {
-		if app := d.in.request.Target.App; d.binds() && !a.knows(d.in.request.Target) && once(apps, app) {
+		if app := d.request.request.Target.App; d.binds() && !a.knows(d.request.request.Target) && once(apps, app) {
 			w.apps = append(w.apps, app.String())
 		}
 	}
@@ -92,21 +92,23 @@ func (a *acquaintances) meet(ctx context.Context, list []*delivery) (masters map
 }
 
 // binds reports whether the message has the form of a binding.
-func (d *delivery) binds() bool { return d.in.refusal == nil && d.in.request.Kind == events.Binding }
+func (d *delivery) binds() bool {
+	return d.request.refusal == nil && d.request.request.Kind == events.Binding
+}
 
 // setAside keeps a message that must be sorted first, and reports whether it did. It also returns
 // true for a copy of a message that is here. The messages of one service keep their order.
 func (t *turns) setAside(d *delivery) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.known[d.place] != nil {
+	if t.known[d.message.Sequence] != nil {
 		return true // they are settled together
 	}
 	target := d.target()
 	if target.IsZero() || t.sorting[target] == 0 && (t.waiting+t.unsorted < sortFrom || t.acquainted.knows(target)) {
 		return false
 	}
-	t.known[d.place] = d
+	t.known[d.message.Sequence] = d
 	t.sorting[target]++
 	t.unsorted++
 	t.strangers = append(t.strangers, d)
@@ -130,7 +132,7 @@ func (t *turns) sort() {
 		list := t.strangers
 		t.strangers = nil
 		for _, d := range list {
-			d.follows = t.lanes[d.in.request.Target] != nil
+			d.follows = t.lanes[d.request.request.Target] != nil
 		}
 		t.mu.Unlock()
 		masters, err := t.acquainted.meet(t.ctx, list)
@@ -147,18 +149,17 @@ func (t *turns) sort() {
 
 // sorted puts a message into the lane where it belongs.
 func (t *turns) sorted(d *delivery, masters map[events.AppID]events.PublicKey, asked bool) {
-	target := d.in.request.Target
+	target := d.request.request.Target
 	lane, most := target, inHandEach
 	if asked && !d.follows && !t.acquainted.knows(target) {
-		if d.binds() && signedBy(masters[target.App], d.in.request) {
+		if d.binds() && signedBy(masters[target.App], d.request.request) {
 			t.acquainted.learn(target)
 		} else {
 			lane, most = events.Target{}, inHandGarbage
 		}
 	}
-	d.paid = lane.IsZero() && t.garbage.Allow()
 	t.mu.Lock()
-	delete(t.known, d.place)
+	delete(t.known, d.message.Sequence)
 	if t.sorting[target]--; t.sorting[target] == 0 {
 		delete(t.sorting, target)
 	}
@@ -166,11 +167,9 @@ func (t *turns) sorted(d *delivery, masters map[events.AppID]events.PublicKey, a
 		t.changed.Broadcast()
 	}
 	t.mu.Unlock()
-	if lane.IsZero() && !d.paid {
-		t.drop(d, unanswered)
-		return
+	if !lane.IsZero() || t.pay(d) {
+		t.queue(d, lane, most)
 	}
-	t.queue(d, lane, most)
 }
 
 // signedBy reports whether the Master Key signed a binding: anyone can write what looks like one.
@@ -186,11 +185,11 @@ func (w *work) thin(b *batch) {
 		}
 		for i := range g.outcomes {
 			o := &g.outcomes[i]
-			d, ok := w.messages[o.in.index].Msg.(*delivery)
-			if ok && !d.paid && o.verdict == rejected {
-				if o.dropped = !d.turns.garbage.Allow(); o.dropped {
-					d.turns.countDropped(unanswered)
-				}
+			if o.verdict != rejected || w.messages[o.in.index].Payload.paid {
+				continue
+			}
+			if o.dropped = !w.garbage.allow(); o.dropped {
+				w.garbage.drop(unanswered)
 			}
 		}
 	}

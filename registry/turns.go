@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"sync"
@@ -9,7 +8,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
@@ -24,9 +22,6 @@ const (
 	waitingEach = 1024 // requests of one service that wait here; more go back to the broker
 	waitingAll  = 4096 // the same for all services; more are not pulled. Times 16 KiB of memory
 
-	garbageAnswers = 100         // receipts a second without a readable nonce, or for unbound names
-	garbageBurst   = waitingEach // as many as may wait here
-
 	extendEach = 2 * time.Second // well within the durable's wait for acknowledgements
 
 	// The broker delivers messages that went back before all new ones, so they must return slowly:
@@ -35,11 +30,9 @@ const (
 	comeAgainRate  = 1000
 	comeAgainFirst = 2 * time.Second
 	comeAgainEach  = 500 * time.Millisecond
-
-	giveBackWithin = 500 * time.Millisecond
 )
 
-// fairConsumer is the registry's durable with a fair queue: it hands over one message of each
+// fair is what all fair queues of a registry share. A fair queue hands over one message of each
 // service in turn. A service that is flooded with requests, by anyone, waits only for itself.
 //
 //	broker ──▶ pull ──▶ a lane for each service ──▶ Next, one of each lane in turn ──▶ consume
@@ -51,38 +44,24 @@ const (
 //
 // It pulls as fast as the broker delivers, because an honest service's request may be behind the
 // flood in the stream.
-type fairConsumer struct {
-	jetstream.Consumer
-	// Next ends with it, because jetstream hides its options from other packages
-	ctx context.Context
+type fair struct {
 	// acquainted knows which services are bound; nil: all are.
 	acquainted *acquaintances
-
-	conn *nats.Conn // tells why nothing comes; nil disables the question
-
-	created int64     // when the stream was created, nanoseconds since the Unix epoch
-	since   time.Time // when the durable was created
-	garbage *rate.Limiter
-	metrics *metrics
-	log     *slog.Logger
+	conn       *nats.Conn // tells why nothing comes; nil disables the question
+	garbage    *budget
+	metrics    *metrics
+	log        *slog.Logger
 }
 
-// Messages implements [jetstream.Consumer].
-func (c *fairConsumer) Messages(opts ...jetstream.PullMessagesOpt) (jetstream.MessagesContext, error) {
-	pull := consume.NewPull(c.Consumer, pullAtMost)
-	iterator, err := c.Consumer.Messages(append(opts, jetstream.PullMaxMessages(pull.Messages))...)
-	if err != nil {
-		return nil, err
-	}
-	return newTurns(c, consume.Patient(iterator, func() error { return pull.Refusal(c.conn, c.Consumer) })), nil
-}
-
-// turns is the fair queue. It implements [jetstream.MessagesContext].
+// turns is the fair queue. It implements [consume.Source].
 type turns struct {
-	*fairConsumer
-	iterator  jetstream.MessagesContext
-	ctx       context.Context
+	*fair
+	ctx       context.Context // ends the pulling, and all waiting
 	stop      context.CancelFunc
+	iterator  *consume.Iterator
+	ackWait   time.Duration
+	created   int64         // when the stream was created, nanoseconds since the Unix epoch
+	since     time.Time     // when the durable was created
 	delivered uint64        // the durable's count of deliveries at the last message
 	pulled    chan struct{} // closed when pull has ended and has given back its messages
 
@@ -92,10 +71,8 @@ type turns struct {
 	ready   []*lane              // lanes that Next may take from, each once, in turn
 	waiting int                  // in all lanes
 	known   map[uint64]*delivery // messages that wait or are in hand, by their places in the stream
-	// dropped: garbage that was not answered, by reason, since the last line in the log.
-	dropped map[string]int
-	again   time.Time // when the last message that went back returns
-	err     error     // why pull ended
+	again   time.Time            // when the last message that went back returns
+	err     error                // why pull ended
 
 	strangers []*delivery           // messages to sort
 	unsorted  int                   // these, and those being sorted
@@ -112,24 +89,35 @@ type lane struct {
 	ready   bool // it is in turns.ready
 }
 
-func newTurns(c *fairConsumer, iterator jetstream.MessagesContext) *turns {
+// open starts to pull from the registry's durable on the stream that was created then, until ctx
+// ends.
+func (f *fair) open(ctx context.Context, consumer jetstream.Consumer, created time.Time) (*turns, error) {
+	info := consumer.CachedInfo()
 	t := &turns{
-		fairConsumer: c, iterator: iterator, pulled: make(chan struct{}),
-		lanes: map[events.Target]*lane{}, known: map[uint64]*delivery{}, dropped: map[string]int{},
+		fair: f, ackWait: info.Config.AckWait, created: created.UnixNano(), since: info.Created, pulled: make(chan struct{}),
+		lanes: map[events.Target]*lane{}, known: map[uint64]*delivery{},
 		sorting: map[events.Target]int{}, sorter: make(chan struct{}),
 	}
 	t.changed.L = &t.mu
-	t.ctx, t.stop = context.WithCancel(c.ctx)
-	context.AfterFunc(t.ctx, func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.changed.Broadcast()
-	})
+	t.ctx, t.stop = context.WithCancel(ctx)
+	var err error
+	if t.iterator, err = consume.NewPull(consumer, f.conn, pullAtMost).Start(t.ctx); err != nil {
+		t.stop()
+		return nil, err
+	}
+	context.AfterFunc(t.ctx, t.wake)
 	t.metrics.turns.Store(t)
 	go t.pull()
 	go t.sort()
 	go t.keep()
-	return t
+	return t, nil
+}
+
+// wake lets all that wait look again.
+func (t *turns) wake() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.changed.Broadcast()
 }
 
 // count returns how many requests wait here.
@@ -142,17 +130,29 @@ func (t *turns) count() int {
 	return t.waiting + t.unsorted
 }
 
-// Next returns the next message in turn. It waits until there is one, the consumer's context ends,
-// or pulling fails.
-func (t *turns) Next(...jetstream.NextOpt) (jetstream.Msg, error) {
+// Next implements [consume.Source]. It takes one message of each lane in turn.
+func (t *turns) Next(ctx context.Context, batch []*requestMessage, limit int) ([]*requestMessage, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for len(t.ready) == 0 && t.err == nil {
+	idle := func() bool { return (limit == 0 || len(t.ready) == 0) && t.err == nil && ctx.Err() == nil }
+	if idle() {
+		stop := context.AfterFunc(ctx, t.wake)
+		defer stop()
+	}
+	for idle() {
 		t.changed.Wait()
 	}
 	if t.err != nil {
-		return nil, t.err
+		return batch, t.err
 	}
+	for len(batch) < limit && len(t.ready) > 0 {
+		batch = append(batch, &t.next().message)
+	}
+	return batch, nil
+}
+
+// next takes the first message of the lane whose turn it is. The caller holds t.mu.
+func (t *turns) next() *delivery {
 	l := t.ready[0]
 	t.ready = t.ready[1:]
 	d := l.waiting[0]
@@ -164,8 +164,11 @@ func (t *turns) Next(...jetstream.NextOpt) (jetstream.Msg, error) {
 	if t.waiting--; t.waiting+t.unsorted == waitingAll-1 {
 		t.changed.Broadcast()
 	}
-	return d, nil
+	return d
 }
+
+// AckWait implements [consume.Source].
+func (t *turns) AckWait() time.Duration { return t.ackWait }
 
 // rank puts a lane that may go on at the end of the line. The caller holds t.mu.
 func (t *turns) rank(l *lane) {
@@ -180,30 +183,24 @@ func (t *turns) rank(l *lane) {
 	}
 }
 
-// Drain gives back everything that was not handed over.
-func (t *turns) Drain() {
+// Close implements [consume.Source].
+func (t *turns) Close() {
 	t.stop()
 	<-t.pulled
-}
-
-// Stop ends the pulling.
-func (t *turns) Stop() {
-	t.Drain()
-	t.iterator.Stop()
 }
 
 // pull takes what the broker delivers, until the context or the broker's iterator ends.
 func (t *turns) pull() {
 	defer close(t.pulled)
-	untilDone := jetstream.NextContext(t.ctx)
+	defer t.iterator.Close()
 	for {
 		t.room()
-		msg, err := t.iterator.Next(untilDone)
+		msg, err := t.iterator.Next()
 		if err == nil {
 			err = t.take(msg)
 		}
 		if err != nil {
-			t.end(cmp.Or(context.Cause(t.ctx), err))
+			t.end(err)
 			return
 		}
 	}
@@ -235,18 +232,7 @@ func (t *turns) end(err error) {
 	t.mu.Unlock()
 	<-t.sorter
 	for _, d := range waiting {
-		_ = d.Msg.Nak()
-	}
-	if t.ctx.Err() == nil {
-		return
-	}
-	t.iterator.Drain()
-	for {
-		msg, err := t.iterator.Next(jetstream.NextMaxWait(giveBackWithin))
-		if err != nil {
-			return
-		}
-		_ = msg.Nak()
+		_ = d.broker.NakWithDelay(0)
 	}
 }
 
@@ -257,23 +243,20 @@ func (t *turns) take(msg jetstream.Msg) error {
 	if err != nil {
 		return err
 	}
-	if d.meta.Sequence.Consumer <= t.delivered {
+	if d.message.Delivery <= t.delivered {
 		return errReplaced // it may be another stream, which counts from 1 again
 	}
-	t.delivered = d.meta.Sequence.Consumer
+	t.delivered = d.message.Delivery
 	target, most := d.target(), inHandEach
 	if target.IsZero() {
 		most = inHandGarbage
 	}
 	switch {
-	case d.in != nil && d.in.request == nil:
+	case d.parsed() != nil && d.parsed().request == nil:
 		t.drop(d, unanswerable)
 		return nil
-	case d.garbage():
-		if d.paid = t.garbage.Allow(); !d.paid {
-			t.drop(d, unanswered)
-			return nil
-		}
+	case d.garbage() && !t.pay(d):
+		return nil
 	}
 	if !t.setAside(d) {
 		t.queue(d, target, most)
@@ -289,7 +272,7 @@ func (t *turns) queue(d *delivery, target events.Target, most int) {
 		t.drop(d, unanswered)
 	case full:
 		t.metrics.sentBack.Inc()
-		_ = d.Msg.NakWithDelay(after) // if this fails, it returns sooner
+		_ = d.broker.NakWithDelay(after) // if this fails, it returns sooner
 	}
 }
 
@@ -298,11 +281,11 @@ func (t *turns) queue(d *delivery, target events.Target, most int) {
 func (t *turns) add(d *delivery, target events.Target, most int) (full bool, after time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.known[d.place] != nil {
+	if t.known[d.message.Sequence] != nil {
 		return false, 0 // a copy came meanwhile
 	}
 	if t.err != nil { // the queue ended meanwhile
-		_ = d.Msg.Nak() // as in end
+		_ = d.broker.NakWithDelay(0) // as in end
 		return false, 0
 	}
 	l := t.lanes[target]
@@ -313,7 +296,7 @@ func (t *turns) add(d *delivery, target events.Target, most int) (full bool, aft
 	if len(l.waiting) >= waitingEach {
 		return true, t.comesAgain(time.Now())
 	}
-	d.lane, t.known[d.place] = l, d
+	d.lane, t.known[d.message.Sequence] = l, d
 	l.waiting = append(l.waiting, d)
 	t.waiting++
 	t.rank(l)
@@ -329,23 +312,20 @@ func (t *turns) comesAgain(now time.Time) time.Duration {
 	return t.again.Truncate(comeAgainEach).Sub(now)
 }
 
-// Why garbage is dropped, in the metric and in the log.
-const (
-	unanswered   = "unanswered"   // there is more than the budget for answers allows
-	unanswerable = "unanswerable" // its subject names no service that could read an answer
-)
+// pay charges a message's answer to the budget for garbage, and reports whether that was possible.
+// Otherwise the message is dropped.
+func (t *turns) pay(d *delivery) bool {
+	d.message.Payload.paid = t.garbage.allow()
+	if !d.message.Payload.paid {
+		t.drop(d, unanswered)
+	}
+	return d.message.Payload.paid
+}
 
 // drop acknowledges garbage that gets no answer.
 func (t *turns) drop(d *delivery, why string) {
-	_ = d.Msg.Ack() // if this fails, it is delivered again
-	t.countDropped(why)
-}
-
-func (t *turns) countDropped(why string) {
-	t.metrics.requests.WithLabelValues("", why).Inc()
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.dropped[why]++
+	_ = d.broker.Ack() // if this fails, it is delivered again
+	t.garbage.drop(why)
 }
 
 // keep tells the broker in time that waiting messages and those in hand are still ours, and logs
@@ -358,21 +338,16 @@ func (t *turns) keep() {
 		case <-t.pulled:
 			return
 		case now := <-ticker.C:
-			due, dropped := t.due(now)
-			for _, d := range due {
+			for _, d := range t.due(now) {
 				_ = d.InProgress() // it may have been settled just now
 			}
-			if len(dropped) > 0 {
-				t.log.Warn("dropped garbage: it has no nonce or is for an unknown service and exceeds the budget for answers, or its subject names no service",
-					unanswered, dropped[unanswered], unanswerable, dropped[unanswerable])
-			}
+			t.garbage.tell(t.log)
 		}
 	}
 }
 
-// due returns the messages that the broker has not heard of for a while, and what was dropped since
-// the last call.
-func (t *turns) due(now time.Time) (due []*delivery, dropped map[string]int) {
+// due returns the messages that the broker has not heard of for a while.
+func (t *turns) due(now time.Time) (due []*delivery) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, d := range t.known {
@@ -381,18 +356,17 @@ func (t *turns) due(now time.Time) (due []*delivery, dropped map[string]int) {
 			due = append(due, d)
 		}
 	}
-	dropped, t.dropped = t.dropped, map[string]int{}
-	return due, dropped
+	return due
 }
 
 // settled makes room in its lane after a message in hand was settled.
 func (t *turns) settled(d *delivery) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.known[d.place] != d {
+	if t.known[d.message.Sequence] != d {
 		return // settled before, or t has ended
 	}
-	delete(t.known, d.place)
+	delete(t.known, d.message.Sequence)
 	d.lane.inHand--
 	t.rank(d.lane)
 }

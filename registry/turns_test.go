@@ -43,24 +43,24 @@ func newLine(t *testing.T, ackWait time.Duration) *line {
 }
 
 // turns starts pulling, with a budget for so much garbage, until the test ends or it is stopped.
-func (l *line) turns(garbage int) jetstream.MessagesContext {
+func (l *line) turns(garbage int) *turns {
 	l.world.t.Helper()
 	return l.turnsOf(garbage, nil)
 }
 
 // turnsOf is turns where not every service is bound.
-func (l *line) turnsOf(garbage int, acquainted *acquaintances) jetstream.MessagesContext {
+func (l *line) turnsOf(garbage int, acquainted *acquaintances) *turns {
 	l.world.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience) // so that Next fails instead of waiting for ever
 	l.world.t.Cleanup(cancel)
-	c := &fairConsumer{
-		Consumer: l.consumer, ctx: ctx, acquainted: acquainted, garbage: rate.NewLimiter(0, garbage), metrics: l.metrics, log: testLog(l.world.t),
+	f := &fair{
+		acquainted: acquainted, garbage: newBudget(rate.NewLimiter(0, garbage), l.metrics.requests), metrics: l.metrics, log: testLog(l.world.t),
 	}
-	turns, err := c.Messages()
+	turns, err := f.open(ctx, l.consumer, time.Time{})
 	if err != nil {
 		l.world.t.Fatal(err)
 	}
-	l.world.t.Cleanup(turns.Stop)
+	l.world.t.Cleanup(turns.Close)
 	return turns
 }
 
@@ -85,23 +85,20 @@ func (l *line) store(subject, payload string) {
 }
 
 // take takes n messages, and returns them by subject. Within a subject they come in the stream's order.
-func (l *line) take(turns jetstream.MessagesContext, n int) map[string][]jetstream.Msg {
+func (l *line) take(turns *turns, n int) map[string][]*requestMessage {
 	l.world.t.Helper()
-	taken, last := map[string][]jetstream.Msg{}, map[string]uint64{}
+	taken, last := map[string][]*requestMessage{}, map[string]uint64{}
 	for range n {
-		msg, err := turns.Next()
+		batch, err := turns.Next(l.world.t.Context(), nil, 1)
 		if err != nil {
 			l.world.t.Fatal(err)
 		}
-		meta, err := msg.Metadata()
-		if err != nil {
-			l.world.t.Fatal(err)
+		msg := batch[0]
+		if msg.Delivered == 1 && msg.Sequence <= last[msg.Subject] {
+			l.world.t.Fatalf("%s: %d comes after %d", msg.Subject, msg.Sequence, last[msg.Subject])
 		}
-		if meta.NumDelivered == 1 && meta.Sequence.Stream <= last[msg.Subject()] {
-			l.world.t.Fatalf("%s: %d comes after %d", msg.Subject(), meta.Sequence.Stream, last[msg.Subject()])
-		}
-		last[msg.Subject()] = meta.Sequence.Stream
-		taken[msg.Subject()] = append(taken[msg.Subject()], msg)
+		last[msg.Subject] = msg.Sequence
+		taken[msg.Subject] = append(taken[msg.Subject], msg)
 	}
 	return taken
 }
@@ -130,11 +127,10 @@ func TestTurns(t *testing.T) {
 	if len(taken[flooded]) != inHandEach || len(taken[honest]) != 3 {
 		t.Fatalf("%d of the flooded service and %d of the honest one are in hand", len(taken[flooded]), len(taken[honest]))
 	}
-	for i, settle := range []func(jetstream.Msg) error{
-		jetstream.Msg.Ack, jetstream.Msg.Term, jetstream.Msg.Nak,
-		func(m jetstream.Msg) error { return m.DoubleAck(t.Context()) },
-		func(m jetstream.Msg) error { return m.TermWithReason("test") },
-		func(m jetstream.Msg) error { return m.NakWithDelay(time.Hour) },
+	for i, settle := range []func(*requestMessage) error{
+		(*requestMessage).Ack, (*requestMessage).Nak,
+		func(m *requestMessage) error { return m.TermWithReason("test") },
+		func(m *requestMessage) error { return m.NakWithDelay(time.Hour) },
 	} {
 		if err := settle(taken[flooded][i]); err != nil {
 			t.Fatal(err)
@@ -174,12 +170,11 @@ func TestTurnsOverflow(t *testing.T) {
 	}
 	_ = taken[honest][0].Ack()
 	seen := map[uint64]bool{}
-	settle := func(msg jetstream.Msg) {
-		meta, err := msg.Metadata()
-		if err != nil || msg.Subject() != flooded {
-			t.Fatal(msg.Subject(), err)
+	settle := func(msg *requestMessage) {
+		if msg.Subject != flooded {
+			t.Fatal(msg.Subject)
 		}
-		seen[meta.Sequence.Stream] = true
+		seen[msg.Sequence] = true
 		if err := msg.Ack(); err != nil {
 			t.Fatal(err)
 		}
@@ -297,9 +292,9 @@ func TestTurnsGivenBack(t *testing.T) {
 	for _, msg := range l.take(first, inHandEach)[subject] {
 		_ = msg.Nak() // as consume does
 	}
-	first.Drain()
-	if msg, err := first.Next(); err == nil {
-		t.Errorf("%s comes after the end", msg.Subject())
+	first.Close()
+	if batch, err := first.Next(t.Context(), nil, 1); err == nil {
+		t.Errorf("%v comes after the end", batch)
 	}
 	second := l.turns(0)
 	for range 2 {
@@ -324,10 +319,10 @@ func count(t *testing.T, c prometheus.Counter) float64 {
 func TestAnotherDurable(t *testing.T) {
 	t.Parallel()
 	l := newLine(t, time.Minute)
-	ours := l.turns(0).(*turns)
+	ours := l.turns(0)
 	subject := l.put("a", 1)
 	first := l.take(ours, 1)[subject][0]
-	if err := ours.take(first.(*delivery).Msg); !errors.Is(err, errReplaced) {
+	if err := ours.take(first.Acknowledger.(*delivery).broker.(jetstream.Msg)); !errors.Is(err, errReplaced) {
 		t.Errorf("it takes the message: %v", err)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/consume"
 )
 
 // work is the requests that were handed over together, on their way through decide and commit. They
@@ -21,7 +20,7 @@ import (
 // find alone. Requests that have one in common are decided in the order of the stream.
 type work struct {
 	*intake
-	messages []*consume.Message
+	messages []*requestMessage
 	todo     []incoming // in the order of the stream
 	writing  *writing   // nil: nothing is being committed
 	futile   int        // commits in a row in which nothing stood

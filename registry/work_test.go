@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/consume"
 )
 
 // TestPortions: all that a service asks is in one portion, so that what is left may be decided while that is committed. Whoever has to do
@@ -73,13 +72,10 @@ func handled(t *testing.T, store *Store, log []sent, size int, side *int) (answe
 			}
 		})
 	}
-	messages := make([]*consume.Message, len(log))
+	messages := make([]*requestMessage, len(log))
 	for i, m := range log {
 		letter := DeadLetter{Subject: m.subject, Payload: m.payload, StoredAt: testNow}
-		var err error
-		if messages[i], err = consume.NewMessage(&letterMessage{letter: letter, settled: make(chan bool, 1)}); err != nil {
-			t.Fatal(err)
-		}
+		messages[i] = (&letterMessage{letter: letter, settled: make(chan bool, 1)}).message()
 	}
 	answers = make([]string, len(log))
 	w := &work{intake: in, messages: messages, todo: in.parse(messages)}

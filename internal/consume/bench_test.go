@@ -18,7 +18,7 @@ func BenchmarkRun(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	stream, err := js.CreateStream(b.Context(), jetstream.StreamConfig{Name: "Q", Subjects: []string{"q.>"}, Retention: jetstream.WorkQueuePolicy})
+	_, err = js.CreateStream(b.Context(), jetstream.StreamConfig{Name: "Q", Subjects: []string{"q.>"}, Retention: jetstream.WorkQueuePolicy})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -32,11 +32,9 @@ func BenchmarkRun(b *testing.B) {
 	handled, batches := 0, 0
 	b.ReportAllocs()
 	b.ResetTimer()
-	err = consume.Run(ctx, consume.Config{
-		Open: func(ctx context.Context) (jetstream.Consumer, error) {
-			return stream.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{Durable: "d", AckPolicy: jetstream.AckExplicitPolicy, MaxAckPending: 8192})
-		},
-		Handle: func(_ context.Context, batch []*consume.Message) error {
+	err = consume.Run(ctx, consume.Config[struct{}]{
+		Open: opener(js, jetstream.ConsumerConfig{Durable: "d", AckPolicy: jetstream.AckExplicitPolicy, MaxAckPending: 8192}, 0),
+		Handle: func(_ context.Context, batch []*consume.Plain) error {
 			batches++
 			if handled += len(batch); handled >= b.N {
 				cancel()

@@ -1,6 +1,7 @@
 package consume_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -67,18 +68,30 @@ func (q *queue) publish(payloads ...string) {
 	}
 }
 
-// run consumes with this handler until the test ends, or the returned function stops it.
-func (q *queue) run(cfg consume.Config, handle func(batch []string) error) (stop func()) {
-	q.t.Helper()
-	cfg.Open = func(ctx context.Context) (jetstream.Consumer, error) {
-		return q.js.CreateOrUpdateConsumer(ctx, "Q", jetstream.ConsumerConfig{
-			Durable: "d", AckPolicy: jetstream.AckExplicitPolicy, AckWait: q.ackWait,
-		})
+// opener opens a durable as a source.
+func opener(js jetstream.JetStream, durable jetstream.ConsumerConfig, batch int) func(context.Context) (consume.Source[struct{}], error) {
+	batch = cmp.Or(batch, consume.DefaultBatch)
+	return func(ctx context.Context) (consume.Source[struct{}], error) {
+		consumer, err := js.CreateOrUpdateConsumer(ctx, "Q", durable)
+		if err != nil {
+			return nil, err
+		}
+		return consume.NewPull(consumer, nil, 2*batch).Source(ctx, batch, nil)
 	}
-	cfg.Handle = func(_ context.Context, batch []*consume.Message) error {
+}
+
+func (q *queue) open(ackWait time.Duration, batch int) func(context.Context) (consume.Source[struct{}], error) {
+	return opener(q.js, jetstream.ConsumerConfig{Durable: "d", AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait}, batch)
+}
+
+// run consumes with this handler until the test ends, or the returned function stops it.
+func (q *queue) run(cfg consume.Config[struct{}], handle func(batch []string) error) (stop func()) {
+	q.t.Helper()
+	cfg.Open = q.open(q.ackWait, cfg.Batch)
+	cfg.Handle = func(_ context.Context, batch []*consume.Plain) error {
 		var payloads []string
 		for _, m := range batch {
-			payloads = append(payloads, string(m.Data()))
+			payloads = append(payloads, string(m.Data))
 		}
 		q.mu.Lock()
 		q.runs = append(q.runs, payloads)
@@ -87,7 +100,7 @@ func (q *queue) run(cfg consume.Config, handle func(batch []string) error) (stop
 			return err
 		}
 		for _, m := range batch {
-			if q.proves == nil || q.proves(string(m.Data())) {
+			if q.proves == nil || q.proves(string(m.Data)) {
 				m.Witness()
 			}
 		}
@@ -140,7 +153,7 @@ func TestAcknowledgesInOrder(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
 	q.publish(numbers(100)...)
-	q.run(consume.Config{Batch: 16}, func(batch []string) error {
+	q.run(consume.Config[struct{}]{Batch: 16}, func(batch []string) error {
 		if len(batch) > 16 {
 			t.Errorf("a batch of %d", len(batch))
 		}
@@ -158,7 +171,7 @@ func TestErrorTriesAgain(t *testing.T) {
 	q := newQueue(t)
 	q.publish(numbers(20)...)
 	tries := 0
-	q.run(consume.Config{MaxBackoff: 20 * time.Millisecond}, func([]string) error {
+	q.run(consume.Config[struct{}]{MaxBackoff: 20 * time.Millisecond}, func([]string) error {
 		if tries++; tries <= 5 {
 			return errors.New("away")
 		}
@@ -181,13 +194,13 @@ func TestPoison(t *testing.T) {
 	var aside []string
 	failures := 0
 	q.publish(numbers(20)...)
-	q.run(consume.Config{
+	q.run(consume.Config[struct{}]{
 		MaxBackoff: 10 * time.Millisecond,
-		SetAside: func(_ context.Context, m *consume.Message, why consume.Fault) error {
+		SetAside: func(_ context.Context, m *consume.Plain, why consume.Fault) error {
 			if failures++; failures == 1 {
 				return errors.New("can't keep it yet")
 			}
-			aside = append(aside, fmt.Sprintf("%s: %s: %s, %d tries", m.Data(), why.Reason, why.Detail, why.Tries))
+			aside = append(aside, fmt.Sprintf("%s: %s: %s, %d tries", m.Data, why.Reason, why.Detail, why.Tries))
 			return nil
 		},
 	}, func(batch []string) error {
@@ -214,7 +227,7 @@ func TestShutdownGivesBack(t *testing.T) {
 	q := newQueue(t)
 	q.publish(numbers(50)...)
 	entered, leave := make(chan struct{}), make(chan struct{})
-	stop := q.run(consume.Config{Batch: 5}, func([]string) error {
+	stop := q.run(consume.Config[struct{}]{Batch: 5}, func([]string) error {
 		entered <- struct{}{}
 		<-leave
 		return nil
@@ -230,7 +243,7 @@ func TestShutdownGivesBack(t *testing.T) {
 			open = false
 		}
 	}
-	q.run(consume.Config{}, func([]string) error { return nil })
+	q.run(consume.Config[struct{}]{}, func([]string) error { return nil })
 	got := q.empty()
 	slices.Sort(got)
 	if want := slices.Sorted(slices.Values(numbers(50))); !slices.Equal(got, want) {
@@ -242,7 +255,7 @@ func TestShutdownGivesBack(t *testing.T) {
 func TestLostDurableAndBroker(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
-	q.run(consume.Config{MaxBackoff: 50 * time.Millisecond}, func([]string) error { return nil })
+	q.run(consume.Config[struct{}]{MaxBackoff: 50 * time.Millisecond}, func([]string) error { return nil })
 	q.publish("a")
 	q.empty()
 	if err := q.js.DeleteConsumer(t.Context(), "Q", "d"); err != nil {
@@ -274,7 +287,7 @@ func waitedTooLong(t *testing.T, size int) {
 	q := newQueue(t)
 	q.ackWait = time.Second // messages must be acknowledged within it
 	q.publish("0")
-	q.run(consume.Config{Batch: size}, func(batch []string) error {
+	q.run(consume.Config[struct{}]{Batch: size}, func(batch []string) error {
 		if batch[0] != "0" {
 			return nil
 		}
@@ -301,17 +314,15 @@ func waitedTooLong(t *testing.T, size int) {
 func TestKeep(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
-	kept := make(chan *consume.Message, 1)
+	kept := make(chan *consume.Plain, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- consume.Run(ctx, consume.Config{
-			Open: func(ctx context.Context) (jetstream.Consumer, error) {
-				return q.js.CreateOrUpdateConsumer(ctx, "Q", jetstream.ConsumerConfig{Durable: "d", AckPolicy: jetstream.AckExplicitPolicy})
-			},
-			Handle: func(_ context.Context, batch []*consume.Message) error {
+		ended <- consume.Run(ctx, consume.Config[struct{}]{
+			Open: q.open(0, 0),
+			Handle: func(_ context.Context, batch []*consume.Plain) error {
 				for _, m := range batch {
-					if string(m.Data()) == "keep" {
+					if string(m.Data) == "keep" {
 						m.Keep()
 						kept <- m
 					}
@@ -346,13 +357,11 @@ func TestKeptThroughAShutdown(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
 	q.publish("keep")
-	kept := make(chan *consume.Message, 1)
+	kept := make(chan *consume.Plain, 1)
 	ctx, cancel := context.WithCancel(t.Context())
-	err := consume.Run(ctx, consume.Config{
-		Open: func(ctx context.Context) (jetstream.Consumer, error) {
-			return q.js.CreateOrUpdateConsumer(ctx, "Q", jetstream.ConsumerConfig{Durable: "d", AckPolicy: jetstream.AckExplicitPolicy})
-		},
-		Handle: func(_ context.Context, batch []*consume.Message) error {
+	err := consume.Run(ctx, consume.Config[struct{}]{
+		Open: q.open(0, 0),
+		Handle: func(_ context.Context, batch []*consume.Plain) error {
 			if !batch[0].Kept() {
 				batch[0].Keep()
 				kept <- batch[0]

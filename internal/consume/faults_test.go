@@ -56,17 +56,13 @@ type faultRun struct {
 func (r *faultRun) open(conn *nats.Conn, faults *testenv.Faults) (testenv.Program, error) {
 	js, err := jetstream.New(conn)
 	return testenv.Program{Run: func(ctx context.Context) error {
-		return consume.Run(ctx, consume.Config{
-			Open: func(ctx context.Context) (jetstream.Consumer, error) {
-				return js.CreateOrUpdateConsumer(ctx, "Q", jetstream.ConsumerConfig{
-					Durable: "d", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 5 * time.Second,
-				})
-			},
+		return consume.Run(ctx, consume.Config[struct{}]{
+			Open:   opener(js, jetstream.ConsumerConfig{Durable: "d", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 5 * time.Second}, 4),
 			Handle: r.handle,
-			SetAside: func(_ context.Context, m *consume.Message, _ consume.Fault) error {
+			SetAside: func(_ context.Context, m *consume.Plain, _ consume.Fault) error {
 				r.mu.Lock()
 				defer r.mu.Unlock()
-				r.aside[string(m.Data())]++
+				r.aside[string(m.Data)]++
 				return nil
 			},
 			Batch: 4, MaxBackoff: 20 * time.Millisecond, Log: faults.Log,
@@ -75,20 +71,20 @@ func (r *faultRun) open(conn *nats.Conn, faults *testenv.Faults) (testenv.Progra
 }
 
 // handle fails once, and always panics at message 5.
-func (r *faultRun) handle(_ context.Context, batch []*consume.Message) error {
+func (r *faultRun) handle(_ context.Context, batch []*consume.Plain) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, m := range batch {
-		if string(m.Data()) == "5" {
+		if string(m.Data) == "5" {
 			panic("poison")
 		}
-		if string(m.Data()) == "9" && !r.failed {
+		if string(m.Data) == "9" && !r.failed {
 			r.failed = true
 			return errors.New("away")
 		}
 	}
 	for _, m := range batch {
-		r.handled[string(m.Data())]++
+		r.handled[string(m.Data)]++
 	}
 	return nil
 }

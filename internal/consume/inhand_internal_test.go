@@ -23,23 +23,23 @@ func TestInHand(t *testing.T) {
 		var lines testenv.Log
 		h := NewInHand("requests", "postgres db:5432/reg", "load", 0, slog.New(slog.NewTextHandler(&lines, nil)))
 		errAway, errPoison := errors.New("no connection"), errors.New("a bad message")
-		handle := func(context.Context, []*Message) error { return nil }
-		w := newWorker(Config{
+		handle := func(context.Context, []*Plain) error { return nil }
+		w := newWorker(Config[struct{}]{
 			InHand: h, Log: h.log, Away: func(err error) bool { return errors.Is(err, errAway) },
-			Handle: func(ctx context.Context, batch []*Message) error { return handle(ctx, batch) },
-		}.withDefaults(), nil, nil, 0)
+			Handle: func(ctx context.Context, batch []*Plain) error { return handle(ctx, batch) },
+		}.withDefaults(), fakeSource(nil))
 		healthy := func(want string) {
 			t.Helper()
 			if err := h.Check(t.Context()); err == nil && want != "" || err != nil && err.Error() != want {
 				t.Errorf("it is %v, want %q", err, want)
 			}
 		}
-		batch := make([]*Message, 3)
+		batch := make([]*Plain, 3)
 		for i := range batch {
-			batch[i] = &Message{kept: true, Meta: &jetstream.MsgMetadata{}}
+			batch[i] = &Plain{kept: true}
 		}
 		work, release := make(chan struct{}), make(chan struct{})
-		handle = func(context.Context, []*Message) error {
+		handle = func(context.Context, []*Plain) error {
 			h.Stage("commit")
 			<-release
 			return nil
@@ -68,11 +68,11 @@ func TestInHand(t *testing.T) {
 		}
 
 		for err, want := range map[error]string{errAway: "1 in hand, and none was finished for 11s (stage: load)", errPoison: ""} {
-			handle = func(context.Context, []*Message) error { return err }
+			handle = func(context.Context, []*Plain) error { return err }
 			_ = w.try(t.Context(), batch[:1])
 			time.Sleep(11 * time.Second)
 			healthy(want)
-			handle = func(context.Context, []*Message) error { return nil }
+			handle = func(context.Context, []*Plain) error { return nil }
 			_ = w.try(t.Context(), batch[:1])
 			healthy("")
 		}

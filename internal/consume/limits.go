@@ -8,23 +8,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
 // A broker, or someone who edits a durable, may limit the pulls: the number of messages and the
 // time. The broker refuses a larger pull with a status that the client's library hides. The only
 // visible effect is that no heartbeat comes.
-
-const (
-	pullExpiry = 30 * time.Second // as the library's default
-	// The library takes no shorter values.
-	leastExpiry    = time.Second
-	leastHeartbeat = 500 * time.Millisecond
-
-	// how long the broker may take to refuse a pull; it says nothing if it accepts
-	refusalWithin = time.Second
-)
 
 // AtMost returns how many messages may be pulled at a time: the given number, or less if the
 // durable or the broker allows less.
@@ -89,62 +78,3 @@ func inFlightLimit(err error) (limit int, is bool) {
 	limit, err = strconv.Atoi(words[len(words)-1])
 	return limit, err == nil && limit > 0
 }
-
-// Pull says how a consumer pulls: no more and no longer than its durable allows.
-type Pull struct {
-	Messages int
-	Expiry   time.Duration
-}
-
-// NewPull returns a pull of at most so many messages.
-func NewPull(consumer jetstream.Consumer, messages int) Pull {
-	p := Pull{AtMost(consumer, messages), pullExpiry}
-	if limit := consumer.CachedInfo().Config.MaxRequestExpires; limit > 0 {
-		p.Expiry = max(leastExpiry, min(p.Expiry, limit))
-	}
-	return p
-}
-
-func (p Pull) options(heartbeat time.Duration) []jetstream.PullMessagesOpt {
-	return []jetstream.PullMessagesOpt{
-		jetstream.PullMaxMessages(p.Messages), jetstream.PullExpiry(p.Expiry),
-		jetstream.PullHeartbeat(max(leastHeartbeat, min(heartbeat, p.Expiry/2))),
-	}
-}
-
-// Refusal asks the broker for such a pull, and returns the broker's words if it refuses. It returns
-// nil if the broker accepts, or can't be asked.
-func (p Pull) Refusal(conn *nats.Conn, consumer jetstream.Consumer) error {
-	if conn == nil {
-		return nil
-	}
-	info := consumer.CachedInfo()
-	// With max_bytes of 1 no message comes, because none is so small. With a heartbeat, the broker
-	// would not say that too many pulls wait.
-	body := fmt.Sprintf(`{"batch":%d,"expires":%d,"max_bytes":1}`, p.Messages, p.Expiry.Nanoseconds())
-	inbox, err := conn.SubscribeSync(conn.NewInbox())
-	if err != nil {
-		return nil
-	}
-	defer func() { _ = inbox.Unsubscribe() }() // this ends the pull, too
-	if conn.PublishRequest(jetstream.DefaultAPIPrefix+"CONSUMER.MSG.NEXT."+info.Stream+"."+info.Name, inbox.Subject, []byte(body)) != nil {
-		return nil
-	}
-	answer, err := inbox.NextMsg(refusalWithin)
-	if errors.Is(err, nats.ErrNoResponders) {
-		return fmt.Errorf("%w: it has no consumer %s, or no leader of it", errRefused, info.Name)
-	}
-	if err != nil {
-		return nil
-	}
-	status, text := answer.Header.Get("Status"), answer.Header.Get("Description")
-	if status == "408" || status == "404" || text == tooLarge {
-		return nil
-	}
-	return fmt.Errorf("%w: %s %s", errRefused, status, text)
-}
-
-// tooLarge is the broker's answer about a message that the pull would have got.
-const tooLarge = "Message Size Exceeds MaxBytes"
-
-var errRefused = errors.New("the broker refuses to deliver")

@@ -50,17 +50,22 @@ func TestSmallPulls(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- Run(ctx, Config{
-			Open: func(ctx context.Context) (jetstream.Consumer, error) {
+		ended <- Run(ctx, Config[struct{}]{
+			Open: func(ctx context.Context) (Source[struct{}], error) {
 				consumer, err := js.CreateOrUpdateConsumer(ctx, "Q", limited)
+				if err != nil {
+					return nil, err
+				}
 				opened.Store(&consumer)
-				return consumer, err
+				pull := NewPull(consumer, conn, messages)
+				pull.heartbeat = leastHeartbeat
+				return pull.Source(ctx, messages, nil)
 			},
-			Handle: func(_ context.Context, batch []*Message) error {
+			Handle: func(_ context.Context, batch []*Plain) error {
 				handled <- len(batch)
 				return nil
 			},
-			Conn: conn, Log: slog.New(slog.NewTextHandler(&log, nil)), heartbeat: leastHeartbeat,
+			Conn: conn, Log: slog.New(slog.NewTextHandler(&log, nil)),
 		})
 	}()
 	expect(messages)
@@ -103,7 +108,7 @@ func TestRefusal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := NewPull(consumer, 10).Refusal(conn, consumer); err != nil {
+	if err := NewPull(consumer, conn, 10).refusal(); err != nil {
 		t.Errorf("a pull that is taken: %v", err)
 	}
 	if info, err := consumer.Info(t.Context()); err != nil || info.Delivered.Consumer > 0 {
@@ -128,13 +133,13 @@ func TestRefusal(t *testing.T) {
 		}
 		return err
 	})
-	if err := NewPull(empty, 10).Refusal(conn, empty); err == nil || !strings.Contains(err.Error(), "MaxWaiting") {
+	if err := NewPull(empty, conn, 10).refusal(); err == nil || !strings.Contains(err.Error(), "MaxWaiting") {
 		t.Errorf("no room for another pull: %v", err)
 	}
 	if err := stream.DeleteConsumer(t.Context(), "d"); err != nil {
 		t.Fatal(err)
 	}
-	if err := NewPull(consumer, 10).Refusal(conn, consumer); err == nil || !strings.Contains(err.Error(), "no consumer d") {
+	if err := NewPull(consumer, conn, 10).refusal(); err == nil || !strings.Contains(err.Error(), "no consumer d") {
 		t.Errorf("no durable: %v", err)
 	}
 }

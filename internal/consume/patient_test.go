@@ -1,6 +1,7 @@
 package consume_test
 
 import (
+	"context"
 	"errors"
 	"net/url"
 	"testing"
@@ -51,19 +52,21 @@ func TestPatient(t *testing.T) {
 	}
 	t.Cleanup(messages.Stop)
 	silences := 0
-	patient := consume.Patient(lonely{messages, func() {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	patient := consume.NewIterator(ctx, lonely{messages, func() {
 		if silences++; silences == 1 {
 			way.Restore()
 			q.publish("late")
 		}
 	}}, func() error { return nil })
 	way.Stall()
-	msg, err := patient.Next(jetstream.NextMaxWait(patience))
+	msg, err := patient.Next()
 	if err != nil || string(msg.Data()) != "late" || silences != 1 {
 		t.Fatalf("something comes late: %v, %v, after %d silences", msg, err, silences)
 	}
 	way.Stall()
-	if _, err := patient.Next(jetstream.NextMaxWait(patience)); !errors.Is(err, jetstream.ErrNoHeartbeat) || silences != 3 {
+	if _, err := patient.Next(); !errors.Is(err, jetstream.ErrNoHeartbeat) || silences != 3 {
 		t.Errorf("nothing comes, and nothing again: %v, after %d silences", err, silences)
 	}
 }

@@ -6,147 +6,146 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
-	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-
-	"omiappreg.org/keyrotation/internal/refusal"
 )
-
-// heartbeat is how often the broker says that it still knows of our pull. A cluster that loses a
-// node forgets the pulls of that node, and says nothing; two missing heartbeats show it. With
-// nats.go's default of 15 s, every message would wait for half a minute.
-const heartbeat = 2 * time.Second
 
 const (
+	// heartbeat is how often the broker says that it still knows of our pull. A cluster that loses a
+	// node forgets the pulls of that node, and says nothing; two missing heartbeats show it. With
+	// nats.go's default of 15 s, every message would wait for half a minute.
+	heartbeat  = 2 * time.Second
+	pullExpiry = 30 * time.Second // as the library's default
+	// The library takes no shorter values.
+	leastExpiry    = time.Second
+	leastHeartbeat = 500 * time.Millisecond
+
+	// how long the broker may take to refuse a pull; it says nothing if it accepts
+	refusalWithin  = time.Second
 	giveBackWithin = 500 * time.Millisecond
-	settledKept    = 8 // in batches: more than can wait here, in the channel and in the iterator
 )
 
-// Run consumes until ctx ends, and then returns nil, or until Open fails for good. It finishes a
-// batch under way first. Messages that were pulled and not handed over go back to the broker at
-// once.
-func Run(ctx context.Context, cfg Config) error {
-	cfg = cfg.withDefaults()
-	pause, why := cfg.newBackoff(firstBackoff), refusal.Teller{Log: cfg.Log}
-	failures := 0
-	opened := func() {
-		pause.Reset()
-		why.Forget()
-		failures = 0
-	}
-	for ctx.Err() == nil {
-		err := refusal.Behind(runOnce(ctx, cfg, opened), cfg.Conn)
-		if final := (*backoff.PermanentError)(nil); errors.As(err, &final) {
-			return final.Unwrap()
-		}
-		if ctx.Err() != nil {
-			break
-		}
-		// A broker that is being stopped refuses requests for a moment.
-		if failures++; failures == 1 || !why.TellRefusal(err) {
-			cfg.Log.Warn("consumer interrupted, trying again", "error", err)
-		}
-		wait(ctx, pause.NextBackOff())
-	}
-	return nil //nolint:nilerr // ctx has ended, and the error with it
+// Pull says how messages of a consumer are fetched: no more and for no longer than it allows.
+type Pull struct {
+	consumer  jetstream.Consumer
+	conn      *nats.Conn
+	messages  int
+	expiry    time.Duration
+	heartbeat time.Duration
 }
 
-// runOnce consumes until the durable or the connection is lost.
-func runOnce(ctx context.Context, cfg Config, opened func()) error {
-	consumer, err := cfg.Open(ctx)
+// NewPull returns a pull of at most so many messages. conn is asked why the broker delivers
+// nothing; nil disables the question.
+func NewPull(consumer jetstream.Consumer, conn *nats.Conn, messages int) Pull {
+	p := Pull{consumer, conn, AtMost(consumer, messages), pullExpiry, heartbeat}
+	if limit := consumer.CachedInfo().Config.MaxRequestExpires; limit > 0 {
+		p.expiry = max(leastExpiry, min(p.expiry, limit))
+	}
+	return p
+}
+
+// Start starts to fetch messages, until ctx ends.
+func (p Pull) Start(ctx context.Context) (*Iterator, error) {
+	messages, err := p.consumer.Messages(
+		jetstream.PullMaxMessages(p.messages), jetstream.PullExpiry(p.expiry),
+		jetstream.PullHeartbeat(max(leastHeartbeat, min(p.heartbeat, p.expiry/2))),
+	)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("start pulling: %w", err)
 	}
-	pull := NewPull(consumer, 2*cfg.Batch)
-	messages, err := consumer.Messages(pull.options(cfg.heartbeat)...)
+	i := newIterator(ctx, messages, p.refusal)
+	i.unacknowledged = p.consumer.CachedInfo().Config.AckPolicy == jetstream.AckNonePolicy
+	return i, nil
+}
+
+// refusal asks the broker for such a pull, and returns the broker's words if it refuses. It returns
+// nil if the broker accepts, or can't be asked.
+func (p Pull) refusal() error {
+	if p.conn == nil {
+		return nil
+	}
+	info := p.consumer.CachedInfo()
+	// With max_bytes of 1 no message comes, because none is so small. With a heartbeat, the broker
+	// would not say that too many pulls wait.
+	body := fmt.Sprintf(`{"batch":%d,"expires":%d,"max_bytes":1}`, p.messages, p.expiry.Nanoseconds())
+	inbox, err := p.conn.SubscribeSync(p.conn.NewInbox())
 	if err != nil {
-		return fmt.Errorf("start pulling: %w", err)
+		return nil
 	}
-	iterator := Patient(messages, func() error { return pull.Refusal(cfg.Conn, consumer) })
-	settled, err := lru.New[uint64, struct{}](settledKept * cfg.Batch)
+	defer func() { _ = inbox.Unsubscribe() }() // this ends the pull, too
+	if p.conn.PublishRequest(jetstream.DefaultAPIPrefix+"CONSUMER.MSG.NEXT."+info.Stream+"."+info.Name, inbox.Subject, []byte(body)) != nil {
+		return nil
+	}
+	answer, err := inbox.NextMsg(refusalWithin)
+	if errors.Is(err, nats.ErrNoResponders) {
+		return fmt.Errorf("%w: it has no consumer %s, or no leader of it", errRefused, info.Name)
+	}
 	if err != nil {
-		return fmt.Errorf("remember what is settled: %w", err)
+		return nil
 	}
-	opened()
-	ctx, cancel := context.WithCancel(ctx)
-	arrived := make(chan *Message, cfg.Batch)
-	lost, ended := make(chan error, 1), make(chan struct{})
-	go func() {
-		defer close(ended)
-		defer close(arrived)
-		lost <- pump(ctx, iterator, arrived, settled)
-	}()
-	newWorker(cfg, arrived, ended, consumer.CachedInfo().Config.AckWait).run(ctx)
-	cancel()
-	for m := range arrived {
-		_ = m.Nak() // as in giveBack
+	status, text := answer.Header.Get("Status"), answer.Header.Get("Description")
+	if status == "408" || status == "404" || text == tooLarge {
+		return nil
 	}
-	iterator.Stop()
-	return <-lost
+	return fmt.Errorf("%w: %s %s", errRefused, status, text)
 }
 
-// Patient returns an iterator that pulls once more if nothing came, not even a heartbeat. It fails
-// only if nothing comes the second time either. So a broker that lost our pull gets another one,
-// and a broker that is merely slow doesn't get a new consumer as well. If the broker refuses the
-// pull, it fails at once.
-func Patient(messages jetstream.MessagesContext, refusal func() error) jetstream.MessagesContext {
-	return patient{messages, refusal}
+// tooLarge is the broker's answer about a message that the pull would have got.
+const tooLarge = "Message Size Exceeds MaxBytes"
+
+var errRefused = errors.New("the broker refuses to deliver")
+
+// Iterator returns the messages that a [Pull] fetches. One goroutine calls its methods.
+type Iterator struct {
+	ctx      context.Context // ends Next
+	messages jetstream.MessagesContext
+	until    jetstream.NextOpt // ctx ends
+	refusal  func() error
+	// unacknowledged: the consumer needs no acknowledgements. None are sent then, so the reader
+	// needs no permission to send one.
+	unacknowledged bool
 }
 
-type patient struct {
-	jetstream.MessagesContext
-	refusal func() error
+func newIterator(ctx context.Context, messages jetstream.MessagesContext, refusal func() error) *Iterator {
+	return &Iterator{ctx: ctx, messages: messages, until: jetstream.NextContext(ctx), refusal: refusal}
 }
 
-// Next implements [jetstream.MessagesContext].
-func (p patient) Next(opts ...jetstream.NextOpt) (jetstream.Msg, error) {
-	msg, err := p.MessagesContext.Next(opts...)
+// Next waits for the next message. If nothing came, not even a heartbeat, it pulls once more, and
+// fails only if nothing comes the second time either. So a broker that lost our pull gets another
+// one, and a broker that is merely slow doesn't get a new consumer as well. If the broker refuses
+// the pull, Next fails at once. If the context has ended, it fails with the cause of that.
+func (i *Iterator) Next() (jetstream.Msg, error) {
+	msg, err := i.messages.Next(i.until)
 	if errors.Is(err, jetstream.ErrNoHeartbeat) {
-		if why := p.refusal(); why != nil {
-			return nil, why
+		if why := i.refusal(); why != nil {
+			return nil, fmt.Errorf("pull: %w", why)
 		}
 		// the broker has forgotten the lost pull; this makes another
-		msg, err = p.MessagesContext.Next(opts...)
+		msg, err = i.messages.Next(i.until)
 	}
-	return msg, err
+	if err != nil && i.ctx.Err() != nil {
+		err = context.Cause(i.ctx)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pull: %w", err)
+	}
+	return msg, nil
 }
 
-// pump moves messages from the iterator to the channel until one of the two ends. Messages that are
-// pulled by then and not handed over go back to the broker.
-func pump(ctx context.Context, iterator jetstream.MessagesContext, arrived chan<- *Message, settled *lru.Cache[uint64, struct{}]) error {
-	untilDone := jetstream.NextContext(ctx)
+// Close ends the pull. If the context has ended, it first gives back what was fetched and not
+// returned by Next. That is best effort: without it the broker waits for the acknowledgement's
+// deadline before it delivers these messages to another process.
+func (i *Iterator) Close() {
+	defer i.messages.Stop()
+	if i.ctx.Err() == nil || i.unacknowledged {
+		return
+	}
+	i.messages.Drain()
 	for {
-		msg, err := iterator.Next(untilDone)
-		if ctx.Err() != nil {
-			giveBack(iterator, msg)
-			return ctx.Err()
-		}
+		msg, err := i.messages.Next(jetstream.NextMaxWait(giveBackWithin))
 		if err != nil {
-			return fmt.Errorf("pull: %w", err)
+			return
 		}
-		m, err := NewMessage(msg)
-		if err != nil {
-			return fmt.Errorf("read a message's place in the stream: %w", err)
-		}
-		m.settled = settled
-		select {
-		case arrived <- m:
-		case <-ctx.Done():
-			giveBack(iterator, msg)
-			return ctx.Err()
-		}
-	}
-}
-
-// giveBack returns msg, if it is not nil, and what the iterator holds. It is best effort: without
-// it the broker waits for the acknowledgement's deadline before it delivers these messages to
-// another process.
-func giveBack(iterator jetstream.MessagesContext, msg jetstream.Msg) {
-	iterator.Drain()
-	for err := error(nil); err == nil; msg, err = iterator.Next(jetstream.NextMaxWait(giveBackWithin)) {
-		if msg != nil {
-			_ = msg.Nak()
-		}
+		_ = msg.Nak()
 	}
 }

@@ -18,8 +18,8 @@ func TestRefusedIsToldOnce(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	var said bytes.Buffer
 	tries := 0
-	err := Run(ctx, Config{
-		Open: func(context.Context) (jetstream.Consumer, error) {
+	err := Run(ctx, Config[struct{}]{
+		Open: func(context.Context) (Source[struct{}], error) {
 			if tries++; tries == 5 {
 				stop()
 			}

@@ -60,7 +60,7 @@ type suspicion struct {
 
 // wake returns when the worker must act next on suspects: try one, take messages again, or tell the
 // broker that the suspects are still ours.
-func (w *worker) wake() time.Time {
+func (w *worker[T]) wake() time.Time {
 	next := w.told.Add(w.tellEvery)
 	for _, m := range w.suspects {
 		if due := w.due(m); due.Before(next) {
@@ -76,7 +76,7 @@ func (w *worker) wake() time.Time {
 }
 
 // due returns when a suspect must be tried again.
-func (w *worker) due(m *Message) time.Time {
+func (w *worker[T]) due(m *Message[T]) time.Time {
 	if m.suspicion.blame == 0 && m.suspicion.due.Before(w.resume) {
 		return w.resume
 	}
@@ -85,8 +85,8 @@ func (w *worker) due(m *Message) time.Time {
 
 // lead puts the suspects that have not been blamed yet in front of a batch. If the batch is empty,
 // it does so only when the time of one of them has come.
-func (w *worker) lead(batch []*Message) []*Message {
-	var doubtful []*Message
+func (w *worker[T]) lead(batch []*Message[T]) []*Message[T] {
+	var doubtful []*Message[T]
 	now, due := time.Now(), len(batch) > 0
 	for _, m := range w.suspects {
 		if m.suspicion.blame == 0 {
@@ -97,14 +97,14 @@ func (w *worker) lead(batch []*Message) []*Message {
 	if !due || len(doubtful) == 0 {
 		return batch
 	}
-	slices.SortStableFunc(doubtful, func(a, b *Message) int {
-		return cmp.Compare(a.Meta.Sequence.Stream, b.Meta.Sequence.Stream)
+	slices.SortStableFunc(doubtful, func(a, b *Message[T]) int {
+		return cmp.Compare(a.Sequence, b.Sequence)
 	})
 	return append(doubtful, batch...)
 }
 
 // tryBlamed tries the blamed suspects whose time has come, each alone.
-func (w *worker) tryBlamed(ctx, work context.Context) {
+func (w *worker[T]) tryBlamed(ctx, work context.Context) {
 	for _, m := range slices.Clone(w.suspects) {
 		if ctx.Err() != nil {
 			return
@@ -118,9 +118,9 @@ func (w *worker) tryBlamed(ctx, work context.Context) {
 
 // oneByOne finds out which messages of a batch fail. It tries a large batch in parts first, because
 // thousands of transactions take long.
-func (w *worker) oneByOne(ctx, work context.Context, batch []*Message) {
+func (w *worker[T]) oneByOne(ctx, work context.Context, batch []*Message[T]) {
 	var failures []error
-	behind := followers{w.cfg.About, map[string]bool{}}
+	behind := followers[T]{w.cfg.About, map[string]bool{}}
 	passed := 0
 	for i := 0; i < len(batch); w.tell(batch[i:]) {
 		if len(failures) > 0 && ctx.Err() != nil {
@@ -158,21 +158,21 @@ func (w *worker) oneByOne(ctx, work context.Context, batch []*Message) {
 }
 
 // followers finds the messages that come after one that failed alone and are about the same thing.
-type followers struct {
-	about func(*Message) string // nil if order doesn't matter
+type followers[T any] struct {
+	about func(*Message[T]) string // nil if order doesn't matter
 	what  map[string]bool
 }
 
-func (f *followers) follow(m *Message) {
+func (f *followers[T]) follow(m *Message[T]) {
 	if f.about != nil {
 		f.what[f.about(m)] = true
 	}
 }
 
-func (f *followers) has(m *Message) bool { return len(f.what) > 0 && f.what[f.about(m)] }
+func (f *followers[T]) has(m *Message[T]) bool { return len(f.what) > 0 && f.what[f.about(m)] }
 
 // suspect keeps a message to be tried again later.
-func (w *worker) suspect(m *Message) {
+func (w *worker[T]) suspect(m *Message[T]) {
 	if m.suspicion == nil {
 		m.suspicion = &suspicion{proofs: w.proofs, pause: w.cfg.newBackoff(w.cfg.MaxBackoff / firstPause)}
 		w.suspects = append(w.suspects, m)
@@ -181,11 +181,11 @@ func (w *worker) suspect(m *Message) {
 }
 
 // probe tries a message that can't become a suspect.
-func (w *worker) probe(ctx context.Context, m *Message) {
-	err := w.try(ctx, []*Message{m})
+func (w *worker[T]) probe(ctx context.Context, m *Message[T]) {
+	err := w.try(ctx, []*Message[T]{m})
 	switch {
 	case err == nil:
-		w.passed([]*Message{m})
+		w.passed([]*Message[T]{m})
 	case !m.kept:
 		w.probeAt = time.Now().Add(firstBackoff)
 		w.settle(m.NakWithDelay(w.cfg.MaxBackoff))
@@ -194,13 +194,13 @@ func (w *worker) probe(ctx context.Context, m *Message) {
 
 // alone hands one message over by itself. If it returns an error, the message is a suspect from now
 // on.
-func (w *worker) alone(ctx context.Context, m *Message) error {
+func (w *worker[T]) alone(ctx context.Context, m *Message[T]) error {
 	tries := 0
 	var err error
 	for again := true; again; again = isPanic(err) && tries < panicTries {
 		tries++
-		if err = w.try(ctx, []*Message{m}); err == nil {
-			w.passed([]*Message{m})
+		if err = w.try(ctx, []*Message[T]{m}); err == nil {
+			w.passed([]*Message[T]{m})
 			return nil
 		}
 	}
@@ -218,7 +218,7 @@ func (w *worker) alone(ctx context.Context, m *Message) error {
 
 // atFault blames a suspect for its failure if a witness has passed, and reports whether it has
 // failed often enough.
-func (w *worker) atFault(s *suspicion, err error) bool {
+func (w *worker[T]) atFault(s *suspicion, err error) bool {
 	if w.proofs > s.proofs {
 		s.proofs = w.proofs
 		if w.cfg.Away(err) {
@@ -232,9 +232,9 @@ func (w *worker) atFault(s *suspicion, err error) bool {
 
 // setAside gives a message up, and reports whether that worked. Keeping it for an operator is the
 // last piece of evidence: this fails while a database is away.
-func (w *worker) setAside(ctx context.Context, m *Message, err error) bool {
+func (w *worker[T]) setAside(ctx context.Context, m *Message[T], err error) bool {
 	why := Fault{Reason: Fails, Detail: err.Error(), Tries: m.suspicion.tries}
-	log := w.cfg.Log.With("subject", m.Subject(), "tries", why.Tries, "error", err)
+	log := w.cfg.Log.With("subject", m.Subject, "tries", why.Tries, "error", err)
 	if poison := (*panicError)(nil); errors.As(err, &poison) {
 		why.Reason, why.Detail = Panics, fmt.Sprint(poison.value)
 		log = log.With("stack", poison.stack)
@@ -250,7 +250,7 @@ func (w *worker) setAside(ctx context.Context, m *Message, err error) bool {
 }
 
 // clear removes a message from the suspects.
-func (w *worker) clear(m *Message) {
+func (w *worker[T]) clear(m *Message[T]) {
 	m.suspicion = nil
-	w.suspects = slices.DeleteFunc(w.suspects, func(other *Message) bool { return other == m })
+	w.suspects = slices.DeleteFunc(w.suspects, func(other *Message[T]) bool { return other == m })
 }

@@ -29,10 +29,10 @@ type aside struct {
 	why  []consume.Fault
 }
 
-func (a *aside) keep(_ context.Context, m *consume.Message, why consume.Fault) error {
+func (a *aside) keep(_ context.Context, m *consume.Plain, why consume.Fault) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.list, a.why = append(a.list, string(m.Data())), append(a.why, why)
+	a.list, a.why = append(a.list, string(m.Data)), append(a.why, why)
 	return nil
 }
 
@@ -90,9 +90,9 @@ func TestFailsWhileOthersPass(t *testing.T) {
 	var lost aside
 	refusals := 2 // of SetAside
 	q.publish(numbers(20)...)
-	q.run(consume.Config{
+	q.run(consume.Config[struct{}]{
 		MaxBackoff: fast,
-		SetAside: func(ctx context.Context, m *consume.Message, why consume.Fault) error {
+		SetAside: func(ctx context.Context, m *consume.Plain, why consume.Fault) error {
 			if refusals--; refusals >= 0 {
 				return errors.New("can't keep it yet")
 			}
@@ -130,7 +130,7 @@ func TestNothingGivenUp(t *testing.T) {
 	var back atomic.Bool
 	q.proves = func(p string) bool { return p != "garbage" }
 	q.publish(numbers(20)...)
-	q.run(consume.Config{Batch: 32, MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
+	q.run(consume.Config[struct{}]{Batch: 32, MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
 		if len(batch) > 1 && slices.Contains(batch, "20") { // it comes at the end of the outage
 			back.Store(true)
 		}
@@ -164,7 +164,7 @@ func TestMoreFailThanAreKept(t *testing.T) {
 	var ends atomic.Bool
 	back := false
 	q.publish(numbers(50)...)
-	q.run(consume.Config{
+	q.run(consume.Config[struct{}]{
 		Batch: 8, MaxBackoff: fast, SetAside: lost.keep, Away: func(error) bool { return true },
 	}, func(batch []string) error {
 		if len(batch) > 8 {
@@ -200,7 +200,7 @@ func TestMorePoisonThanAreKept(t *testing.T) {
 	poison := numbers(30)
 	q.publish(poison...)
 	q.publish("good", "better", "best")
-	q.run(consume.Config{Batch: 8, MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
+	q.run(consume.Config[struct{}]{Batch: 8, MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
 		if slices.ContainsFunc(batch, func(p string) bool { return slices.Contains(poison, p) }) {
 			return errFails
 		}
@@ -222,7 +222,7 @@ func TestBlocksNobody(t *testing.T) {
 	var mended atomic.Bool
 	q.proves = func(string) bool { return false }
 	q.publish("poison")
-	q.run(consume.Config{MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
+	q.run(consume.Config[struct{}]{MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
 		if !mended.Load() && slices.Contains(batch, "poison") {
 			return errFails
 		}
@@ -248,7 +248,7 @@ func TestAwayIsBelievedLonger(t *testing.T) {
 	q := newQueue(t)
 	var lost aside
 	q.publish("poison")
-	q.run(consume.Config{
+	q.run(consume.Config[struct{}]{
 		MaxBackoff: time.Millisecond, SetAside: lost.keep, Away: func(err error) bool { return errors.Is(err, errFails) },
 	}, func(batch []string) error {
 		if slices.Contains(batch, "poison") {
@@ -270,10 +270,10 @@ func TestSuspectAtShutdown(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
 	q.publish("suspect")
-	stop := q.run(consume.Config{MaxBackoff: fast}, func([]string) error { return errFails })
+	stop := q.run(consume.Config[struct{}]{MaxBackoff: fast}, func([]string) error { return errFails })
 	q.triedAlone("suspect", 7)
 	stop()
-	q.run(consume.Config{}, func([]string) error { return nil })
+	q.run(consume.Config[struct{}]{}, func([]string) error { return nil })
 	q.handled("suspect") // long before its acknowledgement is due, in a minute
 	q.empty()
 }
@@ -302,7 +302,7 @@ func TestSuspectStaysOurs(t *testing.T) {
 		}
 		return consumer.CachedInfo().Delivered.Consumer
 	}
-	q.run(consume.Config{MaxBackoff: fast}, func([]string) error {
+	q.run(consume.Config[struct{}]{MaxBackoff: fast}, func([]string) error {
 		if told.Load() == 3 && !copied.Swap(true) { // this try hangs until the broker has sent a copy
 			testenv.Eventually(t, patience, "a copy comes", func() error {
 				if n := deliveries(); n < 2 {
@@ -343,7 +343,7 @@ func TestLostWithSuspects(t *testing.T) {
 	q := newQueue(t)
 	var mended atomic.Bool
 	q.publish(numbers(4)...)
-	q.run(consume.Config{Batch: 2, MaxBackoff: fast}, func([]string) error {
+	q.run(consume.Config[struct{}]{Batch: 2, MaxBackoff: fast}, func([]string) error {
 		if !mended.Load() {
 			return errFails
 		}
@@ -374,7 +374,7 @@ func TestPanicsAmongMany(t *testing.T) {
 	q := newQueue(t)
 	var lost aside
 	q.publish(numbers(40)...)
-	q.run(consume.Config{MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
+	q.run(consume.Config[struct{}]{MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
 		for _, p := range batch {
 			if n, _ := strconv.Atoi(p); n%10 == 3 {
 				panic("poison " + p)
@@ -400,10 +400,10 @@ func TestNobodyOvertakes(t *testing.T) {
 	const size = 200
 	q := newQueue(t)
 	q.publish(numbers(size)...)
-	about := func(m *consume.Message) string { return string(m.Data()[len(m.Data())-1:]) } // ten services
+	about := func(m *consume.Plain) string { return string(m.Data[len(m.Data)-1:]) } // ten services
 	var failed bool
 	var order []string
-	q.run(consume.Config{Batch: size, MaxBackoff: fast, About: about}, func(batch []string) error {
+	q.run(consume.Config[struct{}]{Batch: size, MaxBackoff: fast, About: about}, func(batch []string) error {
 		if !failed && len(batch) > 1 {
 			return errFails
 		}
@@ -441,7 +441,7 @@ func TestPoisonInALargeBatch(t *testing.T) {
 		}
 	}
 	<-q.js.PublishAsyncComplete()
-	q.run(consume.Config{Batch: size, MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
+	q.run(consume.Config[struct{}]{Batch: size, MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
 		if batch[0] == "0" {
 			testenv.Eventually(t, patience, "all others are delivered", func() error {
 				consumer, err := q.js.Consumer(t.Context(), "Q", "d")

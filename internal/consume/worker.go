@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	lru "github.com/hashicorp/golang-lru/v2"
 )
 
 const (
@@ -18,16 +19,17 @@ const (
 	// message is still ours.
 	tellsInWait = 5
 	defaultWait = 5 * time.Second // if the durable needs no acknowledgements
+	settledKept = 8               // in batches: more than can wait here and in the source
 )
 
 // worker hands over the messages that have arrived. It is one goroutine.
-type worker struct {
-	cfg     Config
-	arrived <-chan *Message
-	ended   <-chan struct{} // closed when no more will arrive
+type worker[T any] struct {
+	cfg     Config[T]
+	source  Source[T]
+	settled *lru.Cache[uint64, struct{}] // messages that were settled lately, by their sequences
 
 	here     map[uint64]struct{}         // sequences of batch and suspects; nil until needed
-	suspects []*Message                  // at most cfg.Batch
+	suspects []*Message[T]               // at most cfg.Batch
 	proofs   int                         // how many witnesses have passed
 	pause    *backoff.ExponentialBackOff // while nothing passes
 	resume   time.Time                   // no messages are taken before; nothing passes
@@ -40,25 +42,29 @@ type worker struct {
 	inHand int // messages of the batch that is being handled; 0 if there is none
 }
 
-func newWorker(cfg Config, arrived <-chan *Message, ended <-chan struct{}, ackWait time.Duration) *worker {
+func newWorker[T any](cfg Config[T], source Source[T]) *worker[T] {
+	ackWait := source.AckWait()
 	if ackWait <= 0 {
 		ackWait = defaultWait
 	}
-	return &worker{
-		cfg: cfg, arrived: arrived, ended: ended, pause: cfg.newBackoff(firstBackoff), tellEvery: ackWait / tellsInWait,
+	settled, err := lru.New[uint64, struct{}](settledKept * cfg.Batch)
+	if err != nil {
+		panic("consume: " + err.Error()) // it refuses only sizes below 1
 	}
+	return &worker[T]{cfg: cfg, source: source, settled: settled, pause: cfg.newBackoff(firstBackoff), tellEvery: ackWait / tellsInWait}
 }
 
-func (w *worker) run(ctx context.Context) {
+// run works until ctx ends, or the source does. It returns the source's error.
+func (w *worker[T]) run(ctx context.Context) (err error) {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(w.cfg.Drain, cancel) })
 	defer stop()
 	defer w.cfg.InHand.done()
-	batch := make([]*Message, 0, w.cfg.Batch)
-	for {
-		var ok bool
-		if batch, ok = w.next(ctx, batch[:0]); !ok {
+	batch := make([]*Message[T], 0, w.cfg.Batch)
+	for ctx.Err() == nil {
+		batch, err = w.next(ctx, batch[:0])
+		if err != nil || len(batch) == 0 && ctx.Err() != nil {
 			break
 		}
 		if len(batch) > 0 && w.full() {
@@ -75,49 +81,29 @@ func (w *worker) run(ctx context.Context) {
 		}
 	}
 	returnAll(w.suspects)
+	return err
 }
 
-// next waits for one message and takes all that have arrived, or waits until suspects need
-// attention.
-func (w *worker) next(ctx context.Context, batch []*Message) ([]*Message, bool) {
-	w.here = nil
-	arrived, ended, wake := w.arrived, (<-chan struct{})(nil), (<-chan time.Time)(nil)
-	if len(w.suspects) > 0 {
-		timer := time.NewTimer(time.Until(w.wake()))
-		defer timer.Stop()
-		wake = timer.C
-		if w.room() == 0 {
-			arrived, ended = nil, w.ended
-		}
+// next waits for messages, or until suspects need attention.
+func (w *worker[T]) next(ctx context.Context, batch []*Message[T]) ([]*Message[T], error) {
+	room := w.room()
+	if len(w.suspects) > 0 || room == 0 {
+		until, cancel := context.WithDeadline(ctx, w.wake())
+		defer cancel()
+		ctx = until
 	}
-	select {
-	case <-ctx.Done():
-		return nil, false
-	case <-ended:
-		return nil, false
-	case <-wake:
-	case m, ok := <-arrived:
-		if !ok {
-			return nil, false
-		}
+	arrived, err := w.source.Next(ctx, batch, room)
+	w.here = nil
+	batch = arrived[:0]
+	for _, m := range arrived {
+		m.settled = w.settled
 		batch = w.add(batch, m)
 	}
-	for len(batch) < w.room() {
-		select {
-		case m, ok := <-w.arrived:
-			if !ok {
-				return batch, true
-			}
-			batch = w.add(batch, m)
-		default:
-			return batch, true
-		}
-	}
-	return batch, true
+	return batch, err
 }
 
 // room returns how many messages may be taken in addition to the suspects.
-func (w *worker) room() int {
+func (w *worker[T]) room() int {
 	switch now := time.Now(); {
 	case now.Before(w.resume):
 		return 0
@@ -130,42 +116,42 @@ func (w *worker) room() int {
 }
 
 // full reports whether there is no room for another suspect.
-func (w *worker) full() bool { return len(w.suspects) >= w.cfg.Batch }
+func (w *worker[T]) full() bool { return len(w.suspects) >= w.cfg.Batch }
 
 // add puts a message into the batch, unless it is a copy of one that is done, or of one in the
 // batch or among the suspects.
-func (w *worker) add(batch []*Message, m *Message) []*Message {
+func (w *worker[T]) add(batch []*Message[T], m *Message[T]) []*Message[T] {
 	switch {
 	case m.repeated():
 		w.settle(m.Ack())
 		return batch
-	case m.Meta.NumDelivered > 1 && w.isHere(batch, m):
+	case m.Delivered > 1 && w.isHere(batch, m):
 		return batch
 	}
 	if w.here != nil {
-		w.here[m.Meta.Sequence.Stream] = struct{}{}
+		w.here[m.Sequence] = struct{}{}
 	}
 	return append(batch, m)
 }
 
 // isHere reports whether the message, or a copy of it, is in the batch or a suspect. After a
 // restart it is called for thousands of messages.
-func (w *worker) isHere(batch []*Message, m *Message) bool {
+func (w *worker[T]) isHere(batch []*Message[T], m *Message[T]) bool {
 	if w.here == nil {
 		w.here = map[uint64]struct{}{}
-		for _, list := range [...][]*Message{w.suspects, batch} {
+		for _, list := range [...][]*Message[T]{w.suspects, batch} {
 			for _, other := range list {
-				w.here[other.Meta.Sequence.Stream] = struct{}{}
+				w.here[other.Sequence] = struct{}{}
 			}
 		}
 	}
-	_, is := w.here[m.Meta.Sequence.Stream]
+	_, is := w.here[m.Sequence]
 	return is
 }
 
 // handle finishes a batch: it acknowledges the messages; or gives them back, because a shutdown
 // came first; or, if messages fail alone, too, keeps those as suspects and acknowledges the rest.
-func (w *worker) handle(ctx, work context.Context, batch []*Message) {
+func (w *worker[T]) handle(ctx, work context.Context, batch []*Message[T]) {
 	w.inHand = len(batch)
 	defer func() { w.inHand = 0 }()
 	pause := w.cfg.newBackoff(firstBackoff)
@@ -191,7 +177,7 @@ func (w *worker) handle(ctx, work context.Context, batch []*Message) {
 }
 
 // passed acknowledges messages that the handler has handled.
-func (w *worker) passed(batch []*Message) {
+func (w *worker[T]) passed(batch []*Message[T]) {
 	proof := 0
 	for _, m := range batch {
 		if m.witness {
@@ -211,12 +197,12 @@ func (w *worker) passed(batch []*Message) {
 
 // tell informs the broker, often enough, that messages which wait here are still ours, so that it
 // sends no copies.
-func (w *worker) tell(batch []*Message) {
+func (w *worker[T]) tell(batch []*Message[T]) {
 	if time.Since(w.told) < w.tellEvery {
 		return
 	}
 	w.told = time.Now()
-	for _, list := range [...][]*Message{w.suspects, batch} {
+	for _, list := range [...][]*Message[T]{w.suspects, batch} {
 		for _, m := range list {
 			_ = m.InProgress()
 		}
@@ -224,17 +210,17 @@ func (w *worker) tell(batch []*Message) {
 }
 
 // returnAll gives messages back to the broker, which delivers them to another process.
-func returnAll(list []*Message) {
+func returnAll[T any](list []*Message[T]) {
 	for _, m := range list {
 		if !m.kept {
-			_ = m.Nak() // as in giveBack
+			_ = m.Nak() // as in Iterator.Close
 		}
 	}
 }
 
 // settle logs a failed acknowledgement. It loses nothing: the message comes again, and has no
 // second effect.
-func (w *worker) settle(err error) {
+func (w *worker[T]) settle(err error) {
 	if err != nil {
 		w.cfg.Log.Debug("acknowledge", "error", err)
 	}
@@ -252,7 +238,7 @@ func isPanic(err error) bool {
 	return errors.As(err, &poison)
 }
 
-func (w *worker) try(ctx context.Context, batch []*Message) (err error) {
+func (w *worker[T]) try(ctx context.Context, batch []*Message[T]) (err error) {
 	for _, m := range batch {
 		m.witness = false
 	}

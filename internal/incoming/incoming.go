@@ -25,12 +25,12 @@ type Delivery struct {
 }
 
 // Of returns a message as it was delivered.
-func Of(m *consume.Message) Delivery {
-	return Delivery{m.Subject(), m.Data(), m.Meta.Sequence.Stream, m.Meta.Timestamp}
+func Of(m *consume.Plain) Delivery {
+	return Delivery{m.Subject, m.Data, m.Sequence, m.Stored}
 }
 
 // Batch returns messages as they were delivered.
-func Batch(messages []*consume.Message) []Delivery {
+func Batch(messages []*consume.Plain) []Delivery {
 	batch := make([]Delivery, len(messages))
 	for i, m := range messages {
 		batch[i] = Of(m)

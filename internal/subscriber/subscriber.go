@@ -144,13 +144,16 @@ func (s *Subscriber) consume(ctx context.Context) error {
 	var running sync.WaitGroup
 	running.Go(func() { s.watch(ctx, stop) })
 	running.Go(func() { s.keep(ctx) })
-	err := consume.Run(ctx, consume.Config{
-		Open: func(ctx context.Context) (jetstream.Consumer, error) {
+	err := consume.Run(ctx, consume.Config[struct{}]{
+		Open: func(ctx context.Context) (consume.Source[struct{}], error) {
 			consumer, err := s.open(ctx)
 			if errors.Is(err, ErrDurable) || errors.Is(err, ErrInUse) {
 				err = backoff.Permanent(err) // trying again can't change it
 			}
-			return consumer, err
+			if err != nil {
+				return nil, err
+			}
+			return consume.NewPull(consumer, s.cfg.JetStream.Conn(), 2*batchSize).Source(ctx, batchSize, nil)
 		},
 		Handle:   s.handle,
 		SetAside: s.setPoisonAside,
@@ -175,7 +178,7 @@ func (s *Subscriber) Ready() error {
 	return nil
 }
 
-func (s *Subscriber) handle(ctx context.Context, batch []*consume.Message) error {
+func (s *Subscriber) handle(ctx context.Context, batch []*consume.Plain) error {
 	fresh, err := s.receive(ctx, incoming.Batch(batch))
 	if fresh > 0 { // refused or repeated events may write nothing
 		batch[0].Witness()
@@ -231,7 +234,7 @@ func (s *Subscriber) applied(ctx context.Context, batch []incoming.Delivery, sor
 
 // setPoisonAside keeps a message that makes the code above panic, or fail while it applies others.
 // The event stays in the stream, and is tried again when the process restarts.
-func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Message, why consume.Fault) error {
+func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Plain, why consume.Fault) error {
 	s.working.Lock()
 	defer s.working.Unlock()
 	return s.giveUp(ctx, incoming.Of(m), why.Reason, why.Detail)

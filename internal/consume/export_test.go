@@ -1,0 +1,3 @@
+package consume
+
+var NewIterator = newIterator
