@@ -2,36 +2,13 @@ package main
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
-	"io/fs"
-	"log/slog"
-	"math"
-	"os"
-	"os/signal"
-	"path/filepath"
-	"slices"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/alecthomas/kong"
 
 	"omiappreg.org/keyrotation/internal/bench"
-	"omiappreg.org/keyrotation/internal/keyfile"
-	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
-	"omiappreg.org/keyrotation/internal/sqldb"
-)
-
-const (
-	benchRotations = 30_000
-	benchDuration  = 10 * time.Second
-	benchMaxRate   = 1_000_000
-	// keptEvents is how many events of a service the stream keeps. A backlog has at most that many
-	// of one service, because a subscriber that is behind could miss earlier ones.
-	keptEvents = 64
 )
 
 type benchCmd struct {
@@ -87,7 +64,7 @@ that you name. Without --sync-always, the broker has NATS's own sync_interval, t
 // AfterApply refuses flags that would have no effect.
 func (c *benchCmd) AfterApply(given *kong.Context) error {
 	nothing := map[string]bool{"rate": c.Rate == 0, "in-flight": c.InFlight == 0, "rotations": c.Rotations == 0, "duration": c.Duration == 0}
-	instead := map[string]string{"rotations": fmt.Sprintf("%d, or %s of them with --rate", benchRotations, benchDuration), "duration": benchDuration.String()}
+	instead := map[string]string{"rotations": fmt.Sprintf("%d, or %s of them with --rate", bench.DefaultRotations, bench.DefaultDuration), "duration": bench.DefaultDuration.String()}
 	for _, flag := range given.Flags() {
 		if flag.Set && nothing[flag.Name] {
 			return process.Usagef("--%s: want more than 0; leave it out for %s", flag.Name, cmp.Or(instead[flag.Name], "a backlog"))
@@ -97,187 +74,4 @@ func (c *benchCmd) AfterApply(given *kong.Context) error {
 }
 
 // Run measures. It fails if anything was lost or applied twice.
-func (c *benchCmd) Run() error {
-	if err := c.check(); err != nil {
-		return err
-	}
-	// The reader of the output may leave, and there are folders to remove.
-	signal.Ignore(syscall.SIGPIPE)
-	var runs []*benchRun
-	for _, preload := range c.Preload {
-		b, err := c.measure(preload)
-		if err != nil {
-			return err
-		}
-		runs = append(runs, b)
-		if !c.JSON && len(c.Preload) > 1 {
-			if err := process.Print("%s\n", printable.Composed(b.result.text())); err != nil {
-				return err
-			}
-		}
-	}
-	// The measurement took minutes: give what there is.
-	return errors.Join(c.print(runs), c.write(runs), verdictOf(runs))
-}
-
-// verdictOf returns an error if anything was lost or applied twice.
-func verdictOf(runs []*benchRun) error {
-	for _, b := range runs {
-		if r := &b.result; r.Lost+r.Doubled > 0 {
-			return process.Refused(fmt.Errorf("%d rotations were lost, %d applied twice%s", r.Lost, r.Doubled, b.why))
-		}
-	}
-	return nil
-}
-
-// measure does one run in a folder of its own.
-func (c *benchCmd) measure(preload int) (*benchRun, error) {
-	folder, err := os.MkdirTemp(c.Data, "omi-bench-")
-	if err != nil {
-		return nil, process.Usagef("make a temporary folder: %w: choose another folder with --data", err)
-	}
-	defer func() { _ = os.RemoveAll(folder) }()
-	log := process.NewLog(os.Stderr, slog.LevelError)
-	b := newBenchRun(c, preload, folder, log)
-	finished := false
-	err = process.Run(log, func(ctx context.Context) (err error) {
-		bench.As(ctx, bench.LoadGenerator, func(ctx context.Context) { err = b.run(ctx) })
-		finished = err == nil
-		return err
-	})
-	b.progress.end()
-	if err == nil && !finished {
-		err = errors.New("stopped early: nothing was measured")
-	}
-	return b, plain(err)
-}
-
-// check refuses what can't be measured, and sets the defaults that depend on other flags.
-func (c *benchCmd) check() error {
-	switch {
-	case c.Services < 1:
-		return process.Usagef("--services: want 1 or more")
-	case c.Rotations < 0, c.InFlight < 0, c.Duration < 0, slices.ContainsFunc(c.Preload, func(n int) bool { return n < 0 }):
-		return process.Usagef("--rotations, --preload, --in-flight and --duration are never negative")
-	case c.Rate < 0 || c.Rate > benchMaxRate || math.IsNaN(c.Rate):
-		return process.Usagef("--rate: want more than 0, and %d at most", benchMaxRate)
-	case c.Rate > 0 && c.InFlight > 0:
-		return process.Usagef("--rate is an open loop and --in-flight a closed one: give one of them")
-	case c.Duration > 0 && (c.Rate == 0 || c.Rotations > 0):
-		return process.Usagef("--duration needs --rate, and replaces --rotations")
-	}
-	for flag, path := range map[string]string{"--plot": c.Plot, "--cpu-profile": c.CPUProfile} {
-		if err := canBeWritten(path); err != nil {
-			return process.Usagef("%s: %w", flag, err)
-		}
-	}
-	if c.NATSURL != "" {
-		if c.SyncAlways {
-			return process.Usagef("--sync-always needs a broker of its own: the one of --nats-url has its own sync_interval")
-		}
-		if err := (process.NATS{URL: c.NATSURL}).Check(); err != nil {
-			return err
-		}
-	}
-	if c.DatabaseURL != "" {
-		if err := sqldb.CheckURL(c.DatabaseURL); err != nil {
-			return process.Usagef("--database-url: %w", err)
-		}
-		if strings.HasPrefix(c.DatabaseURL, "sqlite:") {
-			return process.Usagef("--database-url names a server; with SQLite, --data says where the files are made")
-		}
-		if c.Store == benchSQLite {
-			return process.Usagef("--store sqlite and --database-url exclude each other: give one of them")
-		}
-		c.Store = benchPostgres
-	}
-	c.Store = cmp.Or(c.Store, benchSQLite)
-	if len(c.Preload) == 0 {
-		c.Preload = []int{0}
-	}
-	switch {
-	case c.Rotations > 0:
-	case c.Rate > 0:
-		c.Rotations = max(1, int(c.Rate*cmp.Or(c.Duration, benchDuration).Seconds()))
-	default:
-		c.Rotations = benchRotations
-	}
-	if most := (keptEvents - 1) * c.Services; c.mode() == benchBacklog && c.Rotations > most {
-		return process.Usagef("--rotations: the stream keeps the last %d events of a service, so that %d services have a backlog of %d rotations at most: give more --services",
-			keptEvents, c.Services, most)
-	}
-	return nil
-}
-
-// The ways to load a system.
-const (
-	benchBacklog = "backlog"
-	benchClosed  = "closed_loop"
-	benchOpen    = "open_loop"
-)
-
-func (c *benchCmd) mode() string {
-	switch {
-	case c.Rate > 0:
-		return benchOpen
-	case c.InFlight > 0:
-		return benchClosed
-	}
-	return benchBacklog
-}
-
-// canBeWritten returns why a file can't be written, if that is known before the measurement.
-func canBeWritten(path string) error {
-	if path == "" {
-		return nil
-	}
-	if folder, err := os.Stat(filepath.Dir(path)); err != nil || !folder.IsDir() {
-		return fmt.Errorf("there is no folder %s for the file", filepath.Dir(path))
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return keyfile.Writable(filepath.Dir(path))
-	}
-	if err != nil {
-		return err
-	}
-	return f.Close()
-}
-
-// write writes the files that the flags name.
-func (c *benchCmd) write(runs []*benchRun) error {
-	last := runs[len(runs)-1]
-	for _, file := range []struct {
-		flag, path string
-		content    func() []byte
-	}{
-		{"--plot", c.Plot, func() []byte { return plotted(runs) }},
-		{"--cpu-profile", c.CPUProfile, func() []byte { return last.profile }},
-	} {
-		if file.path == "" {
-			continue
-		}
-		if err := os.WriteFile(file.path, file.content(), 0o644); err != nil { //nolint:gosec // it is for everyone to read
-			return fmt.Errorf("%s: %w", file.flag, err)
-		}
-	}
-	return nil
-}
-
-// print prints the results: one object, or a list for several runs.
-func (c *benchCmd) print(runs []*benchRun) error {
-	last := runs[len(runs)-1]
-	switch {
-	case c.JSON && len(runs) == 1:
-		return process.PrintJSON(last.result)
-	case c.JSON:
-		results := make([]benchResult, 0, len(runs))
-		for _, b := range runs {
-			results = append(results, b.result)
-		}
-		return process.PrintJSON(results)
-	case len(runs) == 1:
-		return process.Print("%s", printable.Composed(last.result.text()))
-	}
-	return process.Print("%s", printable.Composed(growthText(runs)))
-}
+func (c *benchCmd) Run() error { return bench.Run(bench.Config(*c)) }

@@ -21,6 +21,7 @@ import (
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/registryclient"
+	"omiappreg.org/keyrotation/internal/stack"
 	"omiappreg.org/keyrotation/registry"
 )
 
@@ -68,7 +69,7 @@ func (c *demoCmd) Run() error {
 	}
 	defer d.stop()
 	finished := false
-	err = process.Run(d.log, append(d.stack.actors(), func(ctx context.Context) error {
+	err = process.Run(d.log, append(d.stack.Actors(), func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, demoTimeout)
 		defer cancel()
 		if err := d.play(ctx); err != nil {
@@ -117,7 +118,7 @@ type demo struct {
 	began   time.Time
 	target  events.Target
 	master  events.SigningKey
-	stack   *stack
+	stack   *stack.Stack
 	session *session
 	marks   chan mark
 	clients *clients
@@ -154,7 +155,7 @@ func (d *demo) say(format string, args ...any) {
 // start brings up broker, registry, Auth and Billing.
 func (d *demo) start() (err error) {
 	d.say("starting a broker, the registry, Auth and Billing in %s", d.folder)
-	d.stack, err = newStack(context.Background(), stackConfig{
+	d.stack, err = stack.Open(context.Background(), stack.Config{
 		Folder: d.folder, NATSAddr: "127.0.0.1:0", Log: d.log,
 		Policy:         registry.Policy{Origin: demoOrigin, GracePeriod: demoGrace},
 		Apps:           []registry.App{{AppID: d.target.App, MasterPublicKey: d.master.Public()}},
@@ -180,7 +181,7 @@ func (d *demo) play(ctx context.Context) error {
 	if err := d.open(ctx); err != nil {
 		return err
 	}
-	d.say("everything is up; the registry signs with %s", d.stack.key.Public())
+	d.say("everything is up; the registry signs with %s", d.stack.Key.Public())
 	scenes := []func(context.Context) error{
 		d.bind,
 		d.startClients,
@@ -206,14 +207,14 @@ func (d *demo) play(ctx context.Context) error {
 
 // open waits until everything is up, and connects the demo's own client.
 func (d *demo) open(ctx context.Context) error {
-	nc, _, err := d.stack.connect("omi-demo", d.log)
+	nc, _, err := d.stack.Connect("omi-demo", d.log)
 	if err != nil {
 		return err
 	}
-	if err := d.stack.awaitHealthy(ctx); err != nil {
+	if err := d.stack.AwaitHealthy(ctx); err != nil {
 		return err
 	}
-	if d.session, err = openSession(ctx, nc, process.Trust{Keys: []string{d.stack.key.Public().String()}}); err != nil {
+	if d.session, err = openSession(ctx, nc, process.Trust{Keys: []string{d.stack.Key.Public().String()}}); err != nil {
 		return err
 	}
 	return d.observe()
@@ -334,7 +335,7 @@ func (d *demo) replaceAtOnce(ctx context.Context, ask func(context.Context) (eve
 // check runs the operator's checker on the demo's database.
 func (d *demo) check(ctx context.Context) error {
 	trust := d.session.trust
-	report, err := d.stack.store.Check(ctx, &trust, time.Now())
+	report, err := d.stack.Store.Check(ctx, &trust, time.Now())
 	if err != nil {
 		return err
 	}

@@ -62,7 +62,7 @@ func (d *demo) told(e client.Event) {
 // observe marks events and receipts as they pass, over a connection of its own, and keeps rotations
 // for the replay.
 func (d *demo) observe() error {
-	nc, _, err := d.stack.connect("omi-demo-observer", d.log)
+	nc, _, err := d.stack.Connect("omi-demo-observer", d.log)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/stack"
 	"omiappreg.org/keyrotation/registry"
 )
 
@@ -78,16 +79,16 @@ func (c *devCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	s, err := newStack(context.Background(), stackConfig{
+	s, err := stack.Open(context.Background(), stack.Config{
 		Folder: c.Data, NATSAddr: c.NATSAddr, Policy: policy, Apps: append(apps, app), Metrics: web.Metrics, Log: log,
 	})
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	web.Ready(s.parts(), s.registry.Lookup.Routes(), s.auth.Routes(), s.billing.Routes())
-	return process.Run(log, append(s.actors(), web.Run, func(ctx context.Context) error {
-		if s.awaitHealthy(ctx) == nil {
+	web.Ready(s.Parts(), s.Registry.Lookup.Routes(), s.Auth.Routes(), s.Billing.Routes())
+	return process.Run(log, append(s.Actors(), web.Run, func(ctx context.Context) error {
+		if s.AwaitHealthy(ctx) == nil {
 			if err := c.print(c.greeting(s, web)); err != nil {
 				return err
 			}
@@ -98,7 +99,7 @@ func (c *devCmd) Run() error {
 }
 
 func (c *devCmd) ownApp() (registry.App, error) {
-	master, err := readOrCreate(c.Data, masterKeyFile, registryKeyFile)
+	master, err := stack.ReadOrCreate(c.Data, masterKeyFile, stack.RegistryKeyFile)
 	if err != nil {
 		return registry.App{}, err
 	}
@@ -120,15 +121,15 @@ type greeting struct {
 	TryNext           []string         `json:"try_next"`   // shell commands
 }
 
-func (c *devCmd) greeting(s *stack, web *process.HTTP) greeting {
+func (c *devCmd) greeting(s *stack.Stack, web *process.HTTP) greeting {
 	omi, where := invocation(), ""
-	if url := s.broker.URL(); url != "nats://127.0.0.1:4222" {
+	if url := s.Broker.URL(); url != "nats://127.0.0.1:4222" {
 		where = " --nats-url " + url
 	}
 	service := fmt.Sprintf("--app-id %s --service-id cms%s", devApp, where)
 	key := quote(filepath.Join(c.Data, "cms.pem"))
 	return greeting{
-		NATSURL: s.broker.URL(), HTTPURL: "http://" + web.Addr(), RegistryPublicKey: s.key.Public(), Origin: c.Origin, Data: c.Data,
+		NATSURL: s.Broker.URL(), HTTPURL: "http://" + web.Addr(), RegistryPublicKey: s.Key.Public(), Origin: c.Origin, Data: c.Data,
 		AppID: devApp, MasterKey: c.masterFile(),
 		TryNext: []string{
 			fmt.Sprintf("%s bind %s --master-key %s --key %s", omi, service, quote(c.masterFile()), key),

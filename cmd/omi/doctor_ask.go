@@ -12,6 +12,8 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/process"
 )
 
 // denials receives the broker's permission errors. They don't answer the request, which would wait
@@ -50,7 +52,7 @@ func (d *doctor) within(ctx context.Context, about string, ask func(context.Cont
 	if cause := context.Cause(ctx); err != nil && errors.Is(cause, nats.ErrPermissionViolation) {
 		return cause
 	}
-	return plain(err)
+	return process.Plain(err)
 }
 
 // denied reports whether an error is the broker's "this account may not".
@@ -82,14 +84,14 @@ func (d *doctor) mayPublish(ctx context.Context, subject, stream string) (may bo
 	probe.Header.Set(jetstream.ExpectedStreamHeader, stream)
 	// A denial comes before the answer to the flush.
 	if err := errors.Join(d.nc.PublishMsg(probe), d.nc.FlushWithContext(ctx)); err != nil {
-		return false, plain(err)
+		return false, process.Plain(err)
 	}
 	if err := d.nc.LastError(); denied(err) && strings.Contains(err.Error(), strconv.Quote(subject)) {
 		return false, nil
 	}
 	reply, err := answers.NextMsgWithContext(ctx)
 	if err != nil {
-		return false, plain(err)
+		return false, process.Plain(err)
 	}
 	var ack struct {
 		Error *jetstream.APIError `json:"error"`

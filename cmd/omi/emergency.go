@@ -10,6 +10,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/internal/process"
 )
 
 // leavesGrace reports whether the service has keys in grace, if that is known.
@@ -28,7 +29,7 @@ func (c *keyChange) inGrace(ctx context.Context, s *session) []events.GraceKey {
 	defer cancel()
 	record, err := s.record(ctx, c.target)
 	if err != nil {
-		printable.Fprintf(os.Stderr, "omi: the change is done; it is not known which earlier keys are still accepted (%v): omi status shows them\n", plain(err))
+		printable.Fprintf(os.Stderr, "omi: the change is done; it is not known which earlier keys are still accepted (%v): omi status shows them\n", process.Plain(err))
 		return nil
 	}
 	return record.Grace

@@ -49,7 +49,7 @@ func (c *pinCheckCmd) Run() error {
 		for _, p := range pins {
 			f, err := s.checkPin(ctx, p, mine)
 			if err != nil {
-				f.State, f.Detail = pinUnchecked, plain(err).Error()
+				f.State, f.Detail = pinUnchecked, process.Plain(err).Error()
 				unchecked = cmp.Or(unchecked, fmt.Errorf("check %s: %w", p.target(), err))
 			}
 			if f.State == pinMoved {

@@ -37,7 +37,7 @@ func unanswered(err error) error {
 	if errors.Is(err, registryclient.ErrNoAnswer) {
 		next = fmt.Sprintf("%v; run the same command again to pick up its answer", registryclient.ErrNoAnswer)
 	}
-	return process.Unreachable(worded{next, err})
+	return process.Unreachable(process.Worded{Text: next, Err: err})
 }
 
 func readMasterKey(path string) (events.SigningKey, error) {

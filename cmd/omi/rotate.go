@@ -318,7 +318,7 @@ func (c *keyChange) tell(e client.Event) {
 		printable.Fprintf(os.Stderr, "omi: %v\n", e.Err)
 	case client.Retrying:
 		if c.settling.Load() { // before, it is the command's error if it stays so
-			printable.Fprintf(os.Stderr, "omi: trying again: %v\n", plain(e.Err))
+			printable.Fprintf(os.Stderr, "omi: trying again: %v\n", process.Plain(e.Err))
 		}
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -124,43 +123,22 @@ func (c connection) withBroker(do func(context.Context, *session) error) error {
 		return fmt.Errorf("use JetStream: %w", err)
 	}
 	err = do(ctx, &session{nc: nc, js: js})
-	if last := nc.LastError(); waitedInVain(err) && denied(last) {
+	if last := nc.LastError(); process.WaitedInVain(err) && denied(last) {
 		return notAllowed(err, last)
 	}
-	return plain(err)
+	return process.Plain(err)
 }
 
 // notAllowed says why an account that may not ask got no answer: waiting longer would not change
 // that.
 func notAllowed(err, last error) error {
 	// It says what to do about an answer that may still come.
-	if waiting := (worded{}); errors.As(err, &waiting) {
-		err = waiting.error
+	if waiting := (process.Worded{}); errors.As(err, &waiting) {
+		err = waiting.Err
 	}
-	return process.Usage(worded{fmt.Sprintf("%v; the broker says: %s; omi doctor says what this account lacks", plain(err), denial(last)), err})
-}
-
-// worded is an error with another text.
-type worded struct {
-	text string
-	error
-}
-
-func (w worded) Error() string { return w.text }
-func (w worded) Unwrap() error { return w.error }
-
-func waitedInVain(err error) bool {
-	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout)
-}
-
-// plain replaces Go's "context deadline exceeded" by words that a person understands.
-func plain(err error) error {
-	if !waitedInVain(err) && !errors.Is(err, context.Canceled) {
-		return err
-	}
-	const late = "no answer in time"
-	words := strings.NewReplacer(context.DeadlineExceeded.Error(), late, nats.ErrTimeout.Error(), late, context.Canceled.Error(), "interrupted")
-	return process.Unreachable(worded{words.Replace(err.Error()), err})
+	return process.Usage(process.Worded{
+		Text: fmt.Sprintf("%v; the broker says: %s; omi doctor says what this account lacks", process.Plain(err), denial(last)), Err: err,
+	})
 }
 
 // openSession asks the registry for its identity. It asks and sends nothing more if --trust does
@@ -172,7 +150,7 @@ func openSession(ctx context.Context, nc *nats.Conn, trusted process.Trust) (*se
 	}
 	s := &session{nc: nc, js: js}
 	info, err := registryclient.RegistryInfo(ctx, nc)
-	if waitedInVain(err) {
+	if process.WaitedInVain(err) {
 		err = fmt.Errorf("%w: look at its log, or wait longer with --timeout", err)
 	}
 	if err != nil {

@@ -139,7 +139,7 @@ func (v *statusView) print(format string, args ...any) error {
 func (v *statusView) miss(err error) {
 	if !v.away {
 		v.away = true
-		tell(fmt.Sprintf("waiting for an answer: %v", plain(err)))
+		tell(fmt.Sprintf("waiting for an answer: %v", process.Plain(err)))
 	}
 }
 

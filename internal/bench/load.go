@@ -1,5 +1,3 @@
-// Package bench makes the load of `omi bench`, measures the results, and says where the CPU time
-// went.
 package bench
 
 import (

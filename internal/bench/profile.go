@@ -9,14 +9,16 @@ import (
 	"strings"
 
 	"github.com/google/pprof/profile"
+
+	"omiappreg.org/keyrotation/internal/stack"
 )
 
 // The parts of a process, as [As] labels their goroutines. The Go runtime's own work has no label.
 const (
-	Registry      = "registry"
-	Auth          = "auth"
-	Billing       = "billing"
-	Broker        = "broker"
+	Registry      = stack.PartRegistry
+	Auth          = stack.PartAuth
+	Billing       = stack.PartBilling
+	Broker        = stack.PartBroker
 	LoadGenerator = "load_generator"
 	Runtime       = "runtime"
 )

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"cmp"
@@ -11,15 +11,15 @@ import (
 	"strings"
 	"time"
 
-	"omiappreg.org/keyrotation/internal/bench"
 	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/internal/stack"
 	"omiappreg.org/keyrotation/streams"
 )
 
-// benchResult is the result for programs.
-type benchResult struct {
-	RotationsPerS    float64        `json:"rotations_per_s"`
-	PublishToApplied benchLatencies `json:"publish_to_applied_ms"`
+// result is the result for programs.
+type result struct {
+	RotationsPerS    float64   `json:"rotations_per_s"`
+	PublishToApplied quantiles `json:"publish_to_applied_ms"`
 	// µs, of all parts and of a database server that this process started
 	CPUPerRotation float64 `json:"cpu_us_per_rotation"`
 	Ed25519Limit   float64 `json:"ed25519_limit_per_s"` // rotations
@@ -46,7 +46,7 @@ type benchResult struct {
 	CPUByStage map[string]map[string]float64 `json:"cpu_us_by_stage"`
 }
 
-type benchLatencies struct {
+type quantiles struct {
 	P50 float64 `json:"p50"`
 	P90 float64 `json:"p90"`
 	P99 float64 `json:"p99"`
@@ -54,7 +54,7 @@ type benchLatencies struct {
 }
 
 // conclude waits until nothing is under way, and makes the result.
-func (b *benchRun) conclude(ctx context.Context, limit, caughtUp float64, m measured) error {
+func (b *run) conclude(ctx context.Context, limit, caughtUp float64, m measured) error {
 	b.progress.phase("counting", -1)
 	if err := b.settle(ctx); err != nil {
 		return err
@@ -65,7 +65,7 @@ func (b *benchRun) conclude(ctx context.Context, limit, caughtUp float64, m meas
 	b.samples = b.recorder.Samples(m.began)
 	if len(b.samples) == 0 {
 		b.why = b.refusals()
-		return fmt.Errorf("no rotation was applied by both subscribers within %s%s", benchStalled, b.why)
+		return fmt.Errorf("no rotation was applied by both subscribers within %s%s", stalledAfter, b.why)
 	}
 	doubled, err := b.doubled(ctx)
 	if err != nil {
@@ -73,12 +73,12 @@ func (b *benchRun) conclude(ctx context.Context, limit, caughtUp float64, m meas
 	}
 	n, elapsed := float64(len(b.samples)), b.samples[len(b.samples)-1].Applied
 	process, server := float64(m.cpu.Microseconds())/n, float64(m.server.Microseconds())/n
-	b.result = benchResult{
+	b.result = result{
 		RotationsPerS: round(n/elapsed.Seconds(), 1), PublishToApplied: latencies(b.samples),
 		CPUPerRotation: round(process+server, 1), Ed25519Limit: round(limit, 1), ShareOfLimit: round(n/elapsed.Seconds()/limit, 3),
 		Lost: b.recorder.Lost(), Doubled: doubled, RSS: round(float64(m.peak)/1e6, 1), Store: b.store,
-		Mode: b.cmd.mode(), SyncAlways: b.cmd.SyncAlways, Rate: b.cmd.Rate, InFlight: b.cmd.InFlight, Services: b.cmd.Services, Preloaded: b.preload,
-		Rotations: b.cmd.Rotations, Seconds: round(elapsed.Seconds(), 3), Cores: runtime.GOMAXPROCS(0),
+		Mode: b.flags.mode(), SyncAlways: b.flags.SyncAlways, Rate: b.flags.Rate, InFlight: b.flags.InFlight, Services: b.flags.Services, Preloaded: b.preload,
+		Rotations: b.flags.Rotations, Seconds: round(elapsed.Seconds(), 3), Cores: runtime.GOMAXPROCS(0),
 		RotationsPerMinute: max(0, b.rateLimit()), CatchUp: round(caughtUp, 0),
 	}
 	if b.result.Lost > 0 {
@@ -88,17 +88,17 @@ func (b *benchRun) conclude(ctx context.Context, limit, caughtUp float64, m meas
 	return err
 }
 
-func (b *benchRun) rateLimit() int {
+func (b *run) rateLimit() int {
 	policy, _ := b.cfg.Policy.WithDefaults() // it was valid when it was served
 	return policy.RotationsPerMinute
 }
 
 // settle waits until the subscribers have acknowledged everything, so that every repetition has
 // arrived.
-func (b *benchRun) settle(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, benchSettle)
+func (b *run) settle(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, settleWithin)
 	defer cancel()
-	for _, durable := range []string{stackAuthDurable, streams.BillingDurable} {
+	for _, durable := range []string{stack.AuthDurable, streams.BillingDurable} {
 		for {
 			consumer, err := b.js.Consumer(ctx, streams.Invalidations, durable)
 			if err != nil {
@@ -107,7 +107,7 @@ func (b *benchRun) settle(ctx context.Context) error {
 			if info := consumer.CachedInfo(); info.NumPending == 0 && info.NumAckPending == 0 {
 				break
 			}
-			if err := b.look(ctx, benchLook, b.recorder.Applied); err != nil {
+			if err := b.look(ctx, lookEvery, b.recorder.Applied); err != nil {
 				return fmt.Errorf("wait for %s to acknowledge: %w", durable, err)
 			}
 		}
@@ -117,7 +117,7 @@ func (b *benchRun) settle(ctx context.Context) error {
 
 // doubled counts what happened more than once: events of one rotation, as the parties reported and
 // as the stream counts them, and effects, as the subscribers' databases counted them.
-func (b *benchRun) doubled(ctx context.Context) (int, error) {
+func (b *run) doubled(ctx context.Context) (int, error) {
 	stream, err := b.js.Stream(ctx, streams.Invalidations)
 	if err != nil {
 		return 0, fmt.Errorf("look at the stream of events: %w", err)
@@ -129,13 +129,13 @@ func (b *benchRun) doubled(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	doubled += max(0, applied[stackAuthDurable]-int(b.recorder.AppliedByAuth()))
+	doubled += max(0, applied[stack.AuthDurable]-int(b.recorder.AppliedByAuth()))
 	doubled += max(0, applied[streams.BillingDurable]-int(b.recorder.AppliedByBilling()))
 	return doubled, nil
 }
 
 // refusals says which requests the registry refused, and why.
-func (b *benchRun) refusals() string {
+func (b *run) refusals() string {
 	results, err := b.counted("omi_registry_requests_total", "result", "", "")
 	if err != nil {
 		return ""
@@ -149,7 +149,7 @@ func (b *benchRun) refusals() string {
 
 // counted reads a counter by one of its labels, restricted to one value of another label unless its
 // name is empty.
-func (b *benchRun) counted(name, by, where, value string) (map[string]int, error) {
+func (b *run) counted(name, by, where, value string) (map[string]int, error) {
 	families, err := b.metrics.Gather()
 	if err != nil {
 		return nil, fmt.Errorf("read the metrics: %w", err)
@@ -173,8 +173,8 @@ func (b *benchRun) counted(name, by, where, value string) (map[string]int, error
 }
 
 // stages splits the CPU by the profile.
-func (b *benchRun) stages(process, server float64) (map[string]map[string]float64, error) {
-	stages, err := bench.Shares(b.profile)
+func (b *run) stages(process, server float64) (map[string]map[string]float64, error) {
+	stages, err := Shares(b.profile)
 	if err != nil {
 		return nil, err
 	}
@@ -184,22 +184,22 @@ func (b *benchRun) stages(process, server float64) (map[string]map[string]float6
 		}
 	}
 	if server > 0 {
-		stages[benchServer] = map[string]float64{bench.Store: round(server, 1)}
+		stages[databaseServer] = map[string]float64{Store: round(server, 1)}
 	}
 	return stages, nil
 }
 
 // latencies returns the quantiles of samples.
-func latencies(samples []bench.Sample) benchLatencies {
+func latencies(samples []Sample) quantiles {
 	sorted := make([]time.Duration, len(samples))
 	for i, s := range samples {
 		sorted[i] = s.Latency
 	}
 	slices.Sort(sorted)
 	at := func(share float64) float64 {
-		return inMilliseconds(sorted[max(0, int(math.Ceil(share*float64(len(sorted))))-1)])
+		return float64(sorted[max(0, int(math.Ceil(share*float64(len(sorted))))-1)].Microseconds()) / 1000
 	}
-	return benchLatencies{at(0.50), at(0.90), at(0.99), at(1)}
+	return quantiles{at(0.50), at(0.90), at(0.99), at(1)}
 }
 
 // round keeps this many digits after the point.
@@ -209,7 +209,7 @@ func round(x float64, digits int) float64 {
 }
 
 // text returns the result for people.
-func (r *benchResult) text() string {
+func (r *result) text() string {
 	var s strings.Builder
 	line := func(name, format string, args ...any) {
 		printable.Fprintf(&s, "%-26s"+format+"\n", append([]any{name}, args...)...)
@@ -230,15 +230,15 @@ func (r *benchResult) text() string {
 	return s.String()
 }
 
-func (r *benchResult) loadText() string {
+func (r *result) loadText() string {
 	text := fmt.Sprintf("%d rotations of %d services", r.Rotations, r.Services)
 	if r.Preloaded > 0 {
 		text += fmt.Sprintf(" among %d", r.Services+r.Preloaded)
 	}
 	switch r.Mode {
-	case benchOpen:
+	case modeOpen:
 		text += fmt.Sprintf(", %g a second", r.Rate)
-	case benchClosed:
+	case modeClosed:
 		text += fmt.Sprintf(", %d under way at a time", r.InFlight)
 	default:
 		text += " from a backlog; latencies count from the start of the registry"

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -10,7 +10,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/bench"
 	"omiappreg.org/keyrotation/internal/parallel"
 )
 
@@ -19,13 +18,13 @@ const bindingsAtOnce = 8192
 
 // publishBindings fills the stream of events with one binding for each service, signed by the
 // registry's key.
-func (b *benchRun) publishBindings(ctx context.Context, key events.SigningKey) error {
+func (b *run) publishBindings(ctx context.Context, key events.SigningKey) error {
 	n := b.load.Bindings()
 	b.progress.phase("binding services", n)
 	for from := 0; from < n && ctx.Err() == nil; from += bindingsAtOnce {
 		messages := make([]*nats.Msg, min(bindingsAtOnce, n-from))
 		parallel.Each(len(messages), 16, func(i int) {
-			event, payload := b.load.Binding(from+i, benchOrigin, key)
+			event, payload := b.load.Binding(from+i, origin, key)
 			messages[i] = message(event.Subject(), event.Nonce.String(), payload)
 		})
 		for _, m := range messages {
@@ -43,7 +42,7 @@ func message(subject, id string, payload []byte) *nats.Msg {
 }
 
 // confirmed waits until the broker has confirmed every publication.
-func (b *benchRun) confirmed(ctx context.Context) error {
+func (b *run) confirmed(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -56,14 +55,14 @@ func (b *benchRun) confirmed(ctx context.Context) error {
 }
 
 // sign makes the requests.
-func (b *benchRun) sign(ctx context.Context) ([]bench.Request, error) {
+func (b *run) sign(ctx context.Context) ([]Request, error) {
 	b.progress.phase("signing requests", b.load.Rotations)
 	var signed atomic.Int64
 	showing, stop := context.WithCancel(ctx)
 	shown := make(chan struct{})
 	go func() {
 		defer close(shown)
-		for b.look(showing, benchLook, signed.Load) == nil {
+		for b.look(showing, lookEvery, signed.Load) == nil {
 		}
 	}()
 	now := time.Now()
@@ -74,27 +73,27 @@ func (b *benchRun) sign(ctx context.Context) ([]bench.Request, error) {
 }
 
 // due returns when a rotation is to be published, counted from the start.
-func (b *benchRun) due(rotation int) time.Duration {
-	if b.cmd.Rate == 0 {
+func (b *run) due(rotation int) time.Duration {
+	if b.flags.Rate == 0 {
 		return 0
 	}
-	return time.Duration(float64(rotation) / b.cmd.Rate * float64(time.Second))
+	return time.Duration(float64(rotation) / b.flags.Rate * float64(time.Second))
 }
 
 // publish gives a message to the broker. It waits while too many messages are unconfirmed.
-func (b *benchRun) publish(m *nats.Msg) error {
-	if _, err := b.js.PublishMsgAsync(m, jetstream.WithStallWait(benchStalled)); err != nil {
+func (b *run) publish(m *nats.Msg) error {
+	if _, err := b.js.PublishMsgAsync(m, jetstream.WithStallWait(stalledAfter)); err != nil {
 		return fmt.Errorf("publish: %w", err)
 	}
 	return nil
 }
 
-func (b *benchRun) publishRequest(r *bench.Request) error {
+func (b *run) publishRequest(r *Request) error {
 	return b.publish(message(r.Subject, r.MsgID, r.Payload))
 }
 
 // publishAll publishes the backlog.
-func (b *benchRun) publishAll(ctx context.Context, requests []bench.Request) error {
+func (b *run) publishAll(ctx context.Context, requests []Request) error {
 	for i := range requests {
 		if err := b.publishRequest(&requests[i]); err != nil {
 			return err
@@ -111,7 +110,7 @@ func (b *benchRun) publishAll(ctx context.Context, requests []bench.Request) err
 
 // drive publishes requests as the loop demands (a backlog is published already), and waits until
 // both subscribers have applied everything, or nothing moves any more.
-func (b *benchRun) drive(ctx context.Context, began time.Time, requests []bench.Request) error {
+func (b *run) drive(ctx context.Context, began time.Time, requests []Request) error {
 	published := make(chan error, 1)
 	b.parts.Go(func() { published <- b.generate(ctx, began, requests) })
 	moved, last := time.Now(), int64(-1)
@@ -126,20 +125,20 @@ func (b *benchRun) drive(ctx context.Context, began time.Time, requests []bench.
 			return nil
 		default:
 		}
-		if now := b.recorder.Applied(); now != last || b.cmd.mode() == benchOpen && published != nil {
+		if now := b.recorder.Applied(); now != last || b.flags.mode() == modeOpen && published != nil {
 			moved, last = time.Now(), now
 		}
-		if time.Since(moved) > benchStalled {
+		if time.Since(moved) > stalledAfter {
 			return nil // the missing ones count as lost
 		}
-		if err := b.look(ctx, benchLook, b.recorder.Applied); err != nil {
+		if err := b.look(ctx, lookEvery, b.recorder.Applied); err != nil {
 			return err
 		}
 	}
 }
 
 // generate is the load generator of the loops.
-func (b *benchRun) generate(ctx context.Context, began time.Time, requests []bench.Request) error {
+func (b *run) generate(ctx context.Context, began time.Time, requests []Request) error {
 	for i := range requests {
 		at, err := b.turn(ctx, began, i)
 		if err != nil {
@@ -156,8 +155,8 @@ func (b *benchRun) generate(ctx context.Context, began time.Time, requests []ben
 // turn waits until a rotation may be published, and returns the time from which its latency counts.
 // In an open loop that is the time when it was due, and not when the generator got to it: otherwise
 // a system that holds up its load would look quick.
-func (b *benchRun) turn(ctx context.Context, began time.Time, rotation int) (time.Time, error) {
-	if b.cmd.mode() == benchClosed {
+func (b *run) turn(ctx context.Context, began time.Time, rotation int) (time.Time, error) {
+	if b.flags.mode() == modeClosed {
 		select {
 		case <-ctx.Done():
 			return time.Time{}, context.Cause(ctx)
@@ -166,5 +165,5 @@ func (b *benchRun) turn(ctx context.Context, began time.Time, rotation int) (tim
 		}
 	}
 	due := began.Add(b.due(rotation))
-	return due, bench.SleepUntil(ctx, due)
+	return due, SleepUntil(ctx, due)
 }

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"os"
@@ -8,18 +8,18 @@ import (
 	"github.com/schollz/progressbar/v3"
 )
 
-// benchProgress shows the progress to a person at a terminal, and nothing to others.
-type benchProgress struct {
+// progress shows the progress to a person at a terminal, and nothing to others.
+type progress struct {
 	terminal bool
 	bar      *progressbar.ProgressBar // nil: no bar is shown
 }
 
-func newBenchProgress() *benchProgress {
-	return &benchProgress{terminal: isatty.IsTerminal(os.Stderr.Fd())}
+func newProgress() *progress {
+	return &progress{terminal: isatty.IsTerminal(os.Stderr.Fd())}
 }
 
 // phase ends the bar of the phase before, and shows one for this phase. A total of -1 is unknown.
-func (p *benchProgress) phase(what string, total int) {
+func (p *progress) phase(what string, total int) {
 	p.end()
 	if !p.terminal {
 		return
@@ -31,13 +31,13 @@ func (p *benchProgress) phase(what string, total int) {
 }
 
 // set shows how much is done.
-func (p *benchProgress) set(done int64) {
+func (p *progress) set(done int64) {
 	if p.bar != nil {
 		_ = p.bar.Set64(done) // a lost terminal is no reason to stop
 	}
 }
 
-func (p *benchProgress) end() {
+func (p *progress) end() {
 	if p.bar != nil {
 		_ = p.bar.Clear()
 		p.bar = nil

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"context"
@@ -12,38 +12,37 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"omiappreg.org/keyrotation/internal/bench"
 	"omiappreg.org/keyrotation/internal/localserver"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
 // The databases, as --store and the result name them.
 const (
-	benchSQLite    = "sqlite"
-	benchPostgres  = "postgres"
-	benchCockroach = "cockroach"
+	storeSQLite    = "sqlite"
+	storePostgres  = "postgres"
+	storeCockroach = "cockroach"
 )
 
 // Timeouts of statements on a server: those that create and drop databases, and those that clean up
 // after some million new rows.
 const (
-	benchStatement = time.Minute
-	benchVacuum    = 10 * time.Minute
+	statementTimeout = time.Minute
+	vacuumTimeout    = 10 * time.Minute
 )
 
-// benchServer is the part of the CPU that a database server used, if this process started it.
-const benchServer = "database_server"
+// databaseServer is the part of the CPU that a database server used, if this process started it.
+const databaseServer = "database_server"
 
 // openDatabases gives each part a database of its own. The returned function removes them.
-func (b *benchRun) openDatabases(ctx context.Context) (closes func(), err error) {
-	if b.cmd.Store != benchPostgres {
+func (b *run) openDatabases(ctx context.Context) (closes func(), err error) {
+	if b.flags.Store != storePostgres {
 		return func() {}, nil // files in the folder
 	}
-	if b.cmd.DatabaseURL != "" {
-		return b.createDatabases(ctx, b.cmd.DatabaseURL)
+	if b.flags.DatabaseURL != "" {
+		return b.createDatabases(ctx, b.flags.DatabaseURL)
 	}
 	b.progress.phase("starting PostgreSQL", -1)
-	server, err := localserver.StartPostgres(localserver.PostgresConfig{Durable: true, Parent: b.cmd.Data})
+	server, err := localserver.StartPostgres(localserver.PostgresConfig{Durable: true, Parent: b.flags.Data})
 	if err != nil {
 		return nil, process.Usagef("--store postgres: no PostgreSQL can be started (%w): name a server with --database-url", err)
 	}
@@ -56,7 +55,7 @@ func (b *benchRun) openDatabases(ctx context.Context) (closes func(), err error)
 }
 
 // createDatabases makes a database for each part.
-func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func(), err error) {
+func (b *run) createDatabases(ctx context.Context, text string) (drops func(), err error) {
 	whole, err := url.Parse(text)
 	if err != nil {
 		// The error would quote a password.
@@ -72,25 +71,25 @@ func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func
 	how := " WITH (FORCE)" // also if connections are still being closed
 	drops = func() {
 		ctx := context.WithoutCancel(ctx)
-		for _, part := range benchDatabases() {
+		for _, part := range databases() {
 			drop := "DROP DATABASE IF EXISTS " + prefix + part + how
-			if err := runOn(ctx, text, benchStatement, drop); err != nil {
+			if err := runOn(ctx, text, statementTimeout, drop); err != nil {
 				b.log.Error("the benchmark could not drop a database", "database", prefix+part, "error", err)
 			}
 		}
 	}
-	err = onServer(ctx, text, benchStatement, func(ctx context.Context, conn *pgx.Conn) error {
+	err = onServer(ctx, text, statementTimeout, func(ctx context.Context, conn *pgx.Conn) error {
 		return conn.QueryRow(ctx, "SELECT version()").Scan(&version)
 	})
 	if err != nil {
 		return nil, err
 	}
 	if strings.HasPrefix(version, "CockroachDB") {
-		b.store, how = benchCockroach, " CASCADE"
+		b.store, how = storeCockroach, " CASCADE"
 	}
-	for _, part := range benchDatabases() {
+	for _, part := range databases() {
 		create := "CREATE DATABASE " + prefix + part
-		if err := runOn(ctx, text, benchStatement, create); err != nil {
+		if err := runOn(ctx, text, statementTimeout, create); err != nil {
 			drops()
 			return nil, err
 		}
@@ -98,22 +97,22 @@ func (b *benchRun) createDatabases(ctx context.Context, text string) (drops func
 	return drops, nil
 }
 
-// benchDatabases are the databases, named as in the stack.
-func benchDatabases() []string { return []string{"registry", "authsub", "billingsub"} }
+// databases are the databases, named as in the stack.
+func databases() []string { return []string{"registry", "authsub", "billingsub"} }
 
 // settleDatabases lets PostgreSQL vacuum and analyze now. Otherwise it would do so during the
 // measurement, as a consequence of the new services. A database that has existed for a while is
 // past that.
-func (b *benchRun) settleDatabases(ctx context.Context) error {
-	if b.store != benchPostgres {
+func (b *run) settleDatabases(ctx context.Context) error {
+	if b.store != storePostgres {
 		return nil
 	}
-	for _, part := range benchDatabases() {
-		if err := runOn(ctx, b.cfg.Database(part), benchVacuum, "VACUUM (ANALYZE)"); err != nil {
+	for _, part := range databases() {
+		if err := runOn(ctx, b.cfg.Database(part), vacuumTimeout, "VACUUM (ANALYZE)"); err != nil {
 			return err
 		}
 	}
-	err := runOn(ctx, b.cfg.Database(benchDatabases()[0]), benchVacuum, "CHECKPOINT")
+	err := runOn(ctx, b.cfg.Database(databases()[0]), vacuumTimeout, "CHECKPOINT")
 	if refused := (*pgconn.PgError)(nil); errors.As(err, &refused) && refused.Code == insufficientPrivilege {
 		return nil // the server does it in its own time
 	}
@@ -153,9 +152,9 @@ func onServer(ctx context.Context, text string, within time.Duration, do func(co
 }
 
 // serverCPU returns the CPU time of a database server that this process started.
-func (b *benchRun) serverCPU() time.Duration {
+func (b *run) serverCPU() time.Duration {
 	if b.server == nil {
 		return 0
 	}
-	return bench.TreeCPU(b.server.PID())
+	return TreeCPU(b.server.PID())
 }

@@ -1,4 +1,6 @@
-package main
+// Package stack runs the broker, the registry, Auth and Billing in one process, for `omi dev`,
+// `omi demo` and `omi bench`.
+package stack
 
 import (
 	"context"
@@ -17,7 +19,6 @@ import (
 	"omiappreg.org/keyrotation/authsub"
 	"omiappreg.org/keyrotation/billingsub"
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/bench"
 	"omiappreg.org/keyrotation/internal/broker"
 	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/keyfile"
@@ -30,23 +31,23 @@ import (
 // healthEvery is how often a stack that starts is asked whether it serves.
 const healthEvery = 5 * time.Millisecond
 
-// The parts of a stack.
+// The names of a stack's parts.
 const (
-	partBroker   = bench.Broker
-	partRegistry = bench.Registry
-	partAuth     = bench.Auth
-	partBilling  = bench.Billing
+	PartBroker   = "broker"
+	PartRegistry = "registry"
+	PartAuth     = "auth"
+	PartBilling  = "billing"
 )
 
 // The contents of a stack's folder: the streams of the broker that it starts, and the registry's
 // key.
 const (
-	brokerFolder    = "jetstream"
-	registryKeyFile = "registry.pem"
+	BrokerFolder    = "jetstream"
+	RegistryKeyFile = "registry.pem"
 )
 
-// stackConfig configures a whole deployment on one machine.
-type stackConfig struct {
+// Config configures a whole deployment on one machine.
+type Config struct {
 	Folder     string // of keys, databases and streams
 	NATSAddr   string
 	SyncAlways bool // of a broker that the stack starts
@@ -65,24 +66,24 @@ type stackConfig struct {
 	Committed, AuthApplied, BillingApplied func([]events.Invalidation) // nil disables the callback
 }
 
-// stack is broker, registry, Auth and Billing in one process. Each has a connection and a database
+// Stack is broker, registry, Auth and Billing in one process. Each has a connection and a database
 // of its own, as if it were a process of its own: they share only the broker.
-type stack struct {
-	key      events.SigningKey
-	broker   *broker.Server
+type Stack struct {
+	Key      events.SigningKey // the registry's
+	Broker   *broker.Server    // nil: Config.NATS named one
 	nats     process.NATS
 	conn     *nats.Conn // the registry's
-	registry *registry.Registry
-	auth     *authsub.Auth
-	billing  *billingsub.Billing
-	store    *registry.Store
+	Registry *registry.Registry
+	Auth     *authsub.Auth
+	Billing  *billingsub.Billing
+	Store    *registry.Store
 
 	closers []func()
 }
 
-// newStack starts the broker and opens the databases. Nothing is served before [stack.actors] run.
-func newStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
-	s := &stack{nats: cfg.NATS} // not the result, which is nil after an error
+// Open starts the broker and opens the databases. Nothing is served before [Stack.Actors] run.
+func Open(ctx context.Context, cfg Config) (_ *Stack, err error) {
+	s := &Stack{nats: cfg.NATS} // not the result, which is nil after an error
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -91,7 +92,7 @@ func newStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 	if err := os.MkdirAll(cfg.Folder, 0o700); err != nil {
 		return nil, process.Usagef("--data: %w", err)
 	}
-	if s.key, err = readOrCreate(cfg.Folder, registryKeyFile, brokerFolder); err != nil {
+	if s.Key, err = ReadOrCreate(cfg.Folder, RegistryKeyFile, BrokerFolder); err != nil {
 		return nil, err
 	}
 	if cfg.As == nil {
@@ -99,9 +100,9 @@ func newStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 	}
 	for _, part := range []struct {
 		name string
-		open func(context.Context, stackConfig) error
+		open func(context.Context, Config) error
 	}{
-		{partBroker, s.startBroker}, {partRegistry, s.openRegistry}, {partAuth, s.openAuth}, {partBilling, s.openBilling},
+		{PartBroker, s.startBroker}, {PartRegistry, s.openRegistry}, {PartAuth, s.openAuth}, {PartBilling, s.openBilling},
 	} {
 		err := cfg.As(part.name, func() error { return part.open(ctx, cfg) })
 		if errors.Is(err, sqldb.ErrURL) {
@@ -114,107 +115,114 @@ func newStack(ctx context.Context, cfg stackConfig) (_ *stack, err error) {
 	return s, nil
 }
 
-func (s *stack) startBroker(_ context.Context, cfg stackConfig) (err error) {
+// OpenBroker starts only the broker of a stack. Close stops it.
+func OpenBroker(ctx context.Context, cfg Config) (*Stack, error) {
+	s := &Stack{}
+	return s, s.startBroker(ctx, cfg)
+}
+
+func (s *Stack) startBroker(_ context.Context, cfg Config) (err error) {
 	if s.nats.URL != "" {
 		return nil
 	}
-	if s.broker, err = broker.Start(broker.Config{
-		Addr: cfg.NATSAddr, StoreDir: filepath.Join(cfg.Folder, brokerFolder), SyncAlways: cfg.SyncAlways, Log: cfg.Log,
+	if s.Broker, err = broker.Start(broker.Config{
+		Addr: cfg.NATSAddr, StoreDir: filepath.Join(cfg.Folder, BrokerFolder), SyncAlways: cfg.SyncAlways, Log: cfg.Log,
 	}); err != nil {
 		return process.Usage(fmt.Errorf("%w: choose another with --nats-addr", err))
 	}
-	s.closers = append(s.closers, s.broker.Shutdown)
-	s.nats.URL = s.broker.URL()
+	s.closers = append(s.closers, s.Broker.Shutdown)
+	s.nats.URL = s.Broker.URL()
 	return nil
 }
 
-func (s *stack) openRegistry(ctx context.Context, cfg stackConfig) (err error) {
-	if s.conn, _, err = s.connect("omi-registry", cfg.Log); err != nil {
+func (s *Stack) openRegistry(ctx context.Context, cfg Config) (err error) {
+	if s.conn, _, err = s.Connect("omi-registry", cfg.Log); err != nil {
 		return err
 	}
-	if s.store, err = registry.OpenStore(ctx, s.database(cfg, "registry"), cfg.Log); err != nil {
+	if s.Store, err = registry.OpenStore(ctx, s.database(cfg, "registry"), cfg.Log); err != nil {
 		return err
 	}
-	s.closeLater("registry", s.store.Close, cfg.Log)
-	if err := s.store.AddApps(ctx, cfg.Apps, time.Now().Unix(), cfg.Log); err != nil {
+	s.closeLater("registry", s.Store.Close, cfg.Log)
+	if err := s.Store.AddApps(ctx, cfg.Apps, time.Now().Unix(), cfg.Log); err != nil {
 		return process.Usage(err)
 	}
-	s.registry, err = s.newRegistry(cfg)
+	s.Registry, err = s.NewRegistry(cfg)
 	return err
 }
 
-// newRegistry returns a registry on the stack's broker and database that does not run yet. There is
+// NewRegistry returns a registry on the stack's broker and database that does not run yet. There is
 // no other registry: its policy is the one of this start, and its log says what differs from the
 // last start.
-func (s *stack) newRegistry(cfg stackConfig) (*registry.Registry, error) {
+func (s *Stack) NewRegistry(cfg Config) (*registry.Registry, error) {
 	return registry.New(registry.Config{
-		Policy: cfg.Policy, ChangePolicy: true, Streams: cfg.Streams, PublishBatches: cfg.SyncAlways, Key: s.key, Store: s.store, Conn: s.conn, Committed: cfg.Committed, Metrics: cfg.Metrics, Log: cfg.Log.With("part", "registry"),
+		Policy: cfg.Policy, ChangePolicy: true, Streams: cfg.Streams, PublishBatches: cfg.SyncAlways, Key: s.Key, Store: s.Store, Conn: s.conn, Committed: cfg.Committed, Metrics: cfg.Metrics, Log: cfg.Log.With("part", "registry"),
 	})
 }
 
-// trust trusts the stack's registry.
-func (s *stack) trust(cfg stackConfig) (events.Trust, error) {
-	trust, err := events.NewTrust(cfg.Policy.Origin, s.key.Public())
+// Trust trusts the stack's registry.
+func (s *Stack) Trust(cfg Config) (events.Trust, error) {
+	trust, err := events.NewTrust(cfg.Policy.Origin, s.Key.Public())
 	if err != nil {
 		return trust, fmt.Errorf("trust the registry: %w", err)
 	}
 	return trust, nil
 }
 
-// stackInstance names the only Auth of a stack.
-const stackInstance = "dev"
+// instance names the only Auth of a stack.
+const instance = "dev"
 
-// stackAuthDurable is its durable.
-const stackAuthDurable = streams.AuthDurable + "-" + stackInstance
+// AuthDurable is its durable.
+const AuthDurable = streams.AuthDurable + "-" + instance
 
-func (s *stack) openAuth(ctx context.Context, cfg stackConfig) error {
-	trust, err := s.trust(cfg)
+func (s *Stack) openAuth(ctx context.Context, cfg Config) error {
+	trust, err := s.Trust(cfg)
 	if err != nil {
 		return err
 	}
-	_, js, err := s.connect("omi-authsub", cfg.Log)
+	_, js, err := s.Connect("omi-authsub", cfg.Log)
 	if err != nil {
 		return err
 	}
-	s.auth, err = authsub.New(ctx, authsub.Config{
-		JetStream: js, DatabaseURL: s.database(cfg, "authsub"), Instance: stackInstance, Trust: trust, Applied: cfg.AuthApplied,
+	s.Auth, err = authsub.New(ctx, authsub.Config{
+		JetStream: js, DatabaseURL: s.database(cfg, "authsub"), Instance: instance, Trust: trust, Applied: cfg.AuthApplied,
 		Metrics: cfg.Metrics, Log: cfg.Log.With("part", "authsub"),
 	})
 	if err != nil {
 		return err
 	}
-	s.closeLater("authsub", s.auth.Close, cfg.Log)
+	s.closeLater("authsub", s.Auth.Close, cfg.Log)
 	return nil
 }
 
-func (s *stack) openBilling(ctx context.Context, cfg stackConfig) error {
-	trust, err := s.trust(cfg)
+func (s *Stack) openBilling(ctx context.Context, cfg Config) error {
+	trust, err := s.Trust(cfg)
 	if err != nil {
 		return err
 	}
-	_, js, err := s.connect("omi-billingsub", cfg.Log)
+	_, js, err := s.Connect("omi-billingsub", cfg.Log)
 	if err != nil {
 		return err
 	}
-	s.billing, err = billingsub.New(ctx, billingsub.Config{
+	s.Billing, err = billingsub.New(ctx, billingsub.Config{
 		JetStream: js, DatabaseURL: s.database(cfg, "billingsub"), Trust: trust, Applied: cfg.BillingApplied,
 		Metrics: cfg.Metrics, Log: cfg.Log.With("part", "billingsub"),
 	})
 	if err != nil {
 		return err
 	}
-	s.closeLater("billingsub", s.billing.Close, cfg.Log)
+	s.closeLater("billingsub", s.Billing.Close, cfg.Log)
 	return nil
 }
 
-func (s *stack) database(cfg stackConfig, part string) string {
+func (s *Stack) database(cfg Config, part string) string {
 	if cfg.Database != nil {
 		return cfg.Database(part)
 	}
 	return "sqlite:" + filepath.Join(cfg.Folder, part+".db")
 }
 
-func (s *stack) connect(name string, log *slog.Logger) (*nats.Conn, jetstream.JetStream, error) {
+// Connect returns a new connection to the broker, which Close closes.
+func (s *Stack) Connect(name string, log *slog.Logger) (*nats.Conn, jetstream.JetStream, error) {
 	nc, err := s.nats.Connect(name, log)
 	if err != nil {
 		return nil, nil, err
@@ -227,7 +235,7 @@ func (s *stack) connect(name string, log *slog.Logger) (*nats.Conn, jetstream.Je
 	return nc, js, nil
 }
 
-func (s *stack) closeLater(what string, closes func() error, log *slog.Logger) {
+func (s *Stack) closeLater(what string, closes func() error, log *slog.Logger) {
 	s.closers = append(s.closers, func() {
 		if err := closes(); err != nil {
 			log.Warn("close", "what", what, "error", err)
@@ -235,26 +243,26 @@ func (s *stack) closeLater(what string, closes func() error, log *slog.Logger) {
 	})
 }
 
-// Close closes what newStack opened, in reverse order.
-func (s *stack) Close() {
+// Close closes what [Open] opened, in reverse order.
+func (s *Stack) Close() {
 	for i := len(s.closers) - 1; i >= 0; i-- {
 		s.closers[i]()
 	}
 	s.closers = nil
 }
 
-// actors are the parts that run.
-func (s *stack) actors() []process.Actor {
-	return []process.Actor{s.registry.Run, s.auth.Run, s.billing.Run}
+// Actors are the parts that run.
+func (s *Stack) Actors() []process.Actor {
+	return []process.Actor{s.Registry.Run, s.Auth.Run, s.Billing.Run}
 }
 
-// parts returns the parts of all three, each with the program's name before its own.
-func (s *stack) parts() []health.Part {
+// Parts returns the parts of all three, each with the program's name before its own.
+func (s *Stack) Parts() []health.Part {
 	var all []health.Part
 	for _, one := range []struct {
 		of     string
 		checks iter.Seq2[string, func(context.Context) error]
-	}{{partRegistry, s.registry.Checks()}, {partAuth, s.auth.Checks()}, {partBilling, s.billing.Checks()}} {
+	}{{PartRegistry, s.Registry.Checks()}, {PartAuth, s.Auth.Checks()}, {PartBilling, s.Billing.Checks()}} {
 		for name, check := range one.checks {
 			all = append(all, health.Part{Name: one.of + "/" + name, Check: check})
 		}
@@ -263,12 +271,12 @@ func (s *stack) parts() []health.Part {
 }
 
 // healthy says what does not serve yet.
-func (s *stack) healthy() error {
-	return errors.Join(s.registry.Ready(), s.auth.Ready(), s.billing.Ready())
+func (s *Stack) healthy() error {
+	return errors.Join(s.Registry.Ready(), s.Auth.Ready(), s.Billing.Ready())
 }
 
-// awaitHealthy waits until every part serves. If ctx ends before, the error says what does not.
-func (s *stack) awaitHealthy(ctx context.Context) error {
+// AwaitHealthy waits until every part serves. If ctx ends before, the error says what does not.
+func (s *Stack) AwaitHealthy(ctx context.Context) error {
 	for {
 		err := s.healthy()
 		if err == nil {
@@ -282,9 +290,9 @@ func (s *stack) awaitHealthy(ctx context.Context) error {
 	}
 }
 
-// readOrCreate reads a key of a folder, or makes it if it is missing. If the folder has something
+// ReadOrCreate reads a key of a folder, or makes it if it is missing. If the folder has something
 // that was made with a key, and the key is gone, it makes none: another key would not be believed.
-func readOrCreate(folder, name string, made ...string) (events.SigningKey, error) {
+func ReadOrCreate(folder, name string, made ...string) (events.SigningKey, error) {
 	path := filepath.Join(folder, name)
 	key, err := keyfile.Read(path)
 	if errors.Is(err, keyfile.ErrMissing) {
