@@ -20,8 +20,8 @@ var (
 )
 
 // orderedReader reads a consumer without acknowledgements, whose messages come in order and without
-// a gap, or not at all. The one of nats.go goes on by itself after what it takes for a reconnect: it
-// would skip the start of a stream that was made again, and the reader would not notice.
+// a gap, or not at all. The one of nats.go goes on by itself after what it takes for a reconnect.
+// It would skip the start of a stream that was made again, and the reader would not notice.
 type orderedReader struct {
 	consumer jetstream.Consumer
 	// first is the message that comes first if the stream is still the same; zero: any.

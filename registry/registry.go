@@ -211,14 +211,14 @@ func (r *Registry) Run(ctx context.Context) error {
 			}
 			return t, nil
 		},
-		Handle:   r.handle,
-		SetAside: r.aside.setAside,
-		Away:     away,
-		About:    serviceOf,
-		Batch:    portions * r.cfg.Batch,
-		Conn:     r.cfg.Conn,
-		InHand:   r.inHand,
-		Log:      r.cfg.Log,
+		Handle:      r.handle,
+		SetAside:    r.aside.setAside,
+		Unavailable: away,
+		About:       serviceOf,
+		Batch:       portions * r.cfg.Batch,
+		Conn:        r.cfg.Conn,
+		InHand:      r.inHand,
+		Log:         r.cfg.Log,
 	})
 	stop()
 	working.Wait() // first, because dead letters are handed to the relay too

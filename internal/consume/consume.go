@@ -15,13 +15,13 @@
 // A batch never waits to be filled. It takes what has arrived when the last batch is done, up to
 // its limit. So an idle system adds no delay, and a busy one gets large batches (worker.go).
 //
-// If the handler returns an error, either something that it needs is away (a database, the broker),
-// or a message is poison. The error alone doesn't tell which. So the batch is tried again with
-// backoff. After a few times its messages are handed over one by one; a large batch is first split
-// into parts. Messages that fail alone are suspects: they wait here, are tried again from time to
-// time, and hold up no other message. A suspect is set aside once it has failed repeatedly while
-// others passed. If all fail, the messages are not the cause, and nothing is given up however long
-// that lasts. A panic is the message's fault: a message that panics alone is set aside at once
+// If the handler returns an error, either something that it needs is unavailable (a database, the
+// broker), or a message is poison. The error alone doesn't tell which. So the batch is tried again
+// with backoff. After a few times its messages are handed over one by one; a large batch is first
+// split into parts. Messages that fail alone are suspects: they wait here, are tried again from
+// time to time, and hold up no other message. A suspect is set aside once it has failed repeatedly
+// while others passed. If all fail, the messages are not the cause, and nothing is given up however
+// long that lasts. A panic is the message's fault: a message that panics alone is set aside at once
 // (suspects.go).
 package consume
 
@@ -74,7 +74,7 @@ type Message[T any] struct {
 	kept      bool
 	witness   bool
 	suspicion *suspicion                   // nil if it has not failed alone
-	settled   *lru.Cache[uint64, struct{}] // nil if it did not come through Run
+	finished  *lru.Cache[uint64, struct{}] // nil if it did not come through Run
 }
 
 // Plain is a message of which the source knows nothing else.
@@ -94,25 +94,25 @@ func NewMessage[T any](msg jetstream.Msg) (Message[T], error) {
 
 // Ack acknowledges the message, and remembers that. A copy that the broker sent meanwhile, because
 // the message had waited for long in our own queue, is not handled again.
-func (m *Message[T]) Ack() error { return m.settle(m.Acknowledger.Ack()) }
+func (m *Message[T]) Ack() error { return m.finish(m.Acknowledger.Ack()) }
 
 // TermWithReason ends the message for good, and remembers that as Ack does.
 func (m *Message[T]) TermWithReason(reason string) error {
-	return m.settle(m.Acknowledger.TermWithReason(reason))
+	return m.finish(m.Acknowledger.TermWithReason(reason))
 }
 
 // Nak gives the message back to the broker, which delivers it again at once.
 func (m *Message[T]) Nak() error { return m.NakWithDelay(0) }
 
-func (m *Message[T]) settle(err error) error {
-	if err == nil && m.settled != nil {
-		m.settled.Add(m.Sequence, struct{}{})
+func (m *Message[T]) finish(err error) error {
+	if err == nil && m.finished != nil {
+		m.finished.Add(m.Sequence, struct{}{})
 	}
 	return err
 }
 
-// repeated reports whether the message is a copy of one that was settled.
-func (m *Message[T]) repeated() bool { return m.Delivered > 1 && m.settled.Contains(m.Sequence) }
+// repeated reports whether the message is a copy of one that is finished.
+func (m *Message[T]) repeated() bool { return m.Delivered > 1 && m.finished.Contains(m.Sequence) }
 
 // Keep takes over the acknowledgement: the handler sends it, now or later.
 func (m *Message[T]) Keep() { m.kept = true }
@@ -123,8 +123,8 @@ func (m *Message[T]) Kept() bool { return m.kept }
 
 // Witness says that this try used everything that handling ever needs: it committed a change. Once
 // the handler has returned nil, messages that fail at that time are at fault themselves. Passing is
-// not enough: a message that is refused unread passes while the database is away, and one that is
-// only read passes while the disk is full.
+// not enough: a message that is refused unread passes while the database is unavailable, and one
+// that is only read passes while the disk is full.
 func (m *Message[T]) Witness() { m.witness = true }
 
 // Handler does all the work for a batch, or returns an error. After an error it is called again
@@ -157,9 +157,9 @@ type Config[T any] struct {
 	// nil, the message is terminated. Otherwise the message stays here, and is set aside again
 	// after its next failure. A nil SetAside only logs the message.
 	SetAside func(ctx context.Context, m *Message[T], why Fault) error
-	// Away reports whether an error itself says that something is away. Such an error counts far
-	// less against a message. Nil means that no error says so.
-	Away func(error) bool
+	// Unavailable reports whether an error itself says that something is unavailable. Such an
+	// error counts far less against a message. Nil means that no error says so.
+	Unavailable func(error) bool
 	// About names what a message is about. If a message fails alone, later messages of its batch
 	// about the same thing don't overtake it, even if the database or broker is back by then. Nil
 	// means that their order doesn't matter.
@@ -190,8 +190,8 @@ func (c Config[T]) withDefaults() Config[T] {
 	if c.SetAside == nil {
 		c.SetAside = func(context.Context, *Message[T], Fault) error { return nil }
 	}
-	if c.Away == nil {
-		c.Away = func(error) bool { return false }
+	if c.Unavailable == nil {
+		c.Unavailable = func(error) bool { return false }
 	}
 	if c.Batch <= 0 {
 		c.Batch = DefaultBatch

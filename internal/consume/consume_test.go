@@ -164,8 +164,8 @@ func TestAcknowledgesInOrder(t *testing.T) {
 	}
 }
 
-// TestErrorTriesAgain: what the handler needs is away. The same batch is tried until it is back,
-// and nothing is lost or overtaken.
+// TestErrorTriesAgain: what the handler needs is unavailable. The same batch is tried until it is
+// back, and nothing is lost or overtaken.
 func TestErrorTriesAgain(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -173,7 +173,7 @@ func TestErrorTriesAgain(t *testing.T) {
 	tries := 0
 	q.run(consume.Config[struct{}]{MaxBackoff: 20 * time.Millisecond}, func([]string) error {
 		if tries++; tries <= 5 {
-			return errors.New("away")
+			return errors.New("unavailable")
 		}
 		return nil
 	})
@@ -367,7 +367,7 @@ func TestKeptThroughAShutdown(t *testing.T) {
 				kept <- batch[0]
 			}
 			cancel()
-			return errors.New("away")
+			return errors.New("unavailable")
 		},
 		Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	})
@@ -375,7 +375,7 @@ func TestKeptThroughAShutdown(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := (<-kept).Ack(); err != nil {
-		t.Errorf("somebody else has settled it: %v", err)
+		t.Errorf("another one has finished it: %v", err)
 	}
 	q.empty()
 }

@@ -80,7 +80,7 @@ func (r *faultRun) handle(_ context.Context, batch []*consume.Plain) error {
 		}
 		if string(m.Data) == "9" && !r.failed {
 			r.failed = true
-			return errors.New("away")
+			return errors.New("unavailable")
 		}
 	}
 	for _, m := range batch {

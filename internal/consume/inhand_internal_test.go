@@ -16,16 +16,16 @@ import (
 
 // TestInHand: the log warns of work that hangs after 5 s and then each minute, with its number,
 // stage and database. After 10 s Check fails, until some work is finished. Work that fails because
-// something is away still counts; work that fails for a reason of its own doesn't.
+// something is unavailable still counts; work that fails for a reason of its own doesn't.
 func TestInHand(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var lines testenv.Log
 		h := NewInHand("requests", "postgres db:5432/reg", "load", 0, slog.New(slog.NewTextHandler(&lines, nil)))
-		errAway, errPoison := errors.New("no connection"), errors.New("a bad message")
+		errUnavailable, errPoison := errors.New("no connection"), errors.New("a bad message")
 		handle := func(context.Context, []*Plain) error { return nil }
 		w := newWorker(Config[struct{}]{
-			InHand: h, Log: h.log, Away: func(err error) bool { return errors.Is(err, errAway) },
+			InHand: h, Log: h.log, Unavailable: func(err error) bool { return errors.Is(err, errUnavailable) },
 			Handle: func(ctx context.Context, batch []*Plain) error { return handle(ctx, batch) },
 		}.withDefaults(), fakeSource(nil))
 		healthy := func(want string) {
@@ -67,7 +67,7 @@ func TestInHand(t *testing.T) {
 			t.Errorf("the log does not say that it went on:\n%s", &lines)
 		}
 
-		for err, want := range map[error]string{errAway: "1 in hand, and none was finished for 11s (stage: load)", errPoison: ""} {
+		for err, want := range map[error]string{errUnavailable: "1 in hand, and none was finished for 11s (stage: load)", errPoison: ""} {
 			handle = func(context.Context, []*Plain) error { return err }
 			_ = w.try(t.Context(), batch[:1])
 			time.Sleep(11 * time.Second)

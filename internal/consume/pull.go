@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// heartbeat is how often the broker says that it still knows of our pull. A cluster that loses a
-	// node forgets the pulls of that node, and says nothing; two missing heartbeats show it. With
+	// heartbeat is how often the broker says that it still knows of our pull. A cluster that loses
+	// a node forgets the pulls of that node, and says nothing; two missing heartbeats show it. With
 	// nats.go's default of 15 s, every message would wait for half a minute.
 	heartbeat  = 2 * time.Second
 	pullExpiry = 30 * time.Second // as the library's default

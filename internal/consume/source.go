@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// Source starts to fetch messages into a source, in which so many may wait, until ctx ends. accept is
-// called for each message in the order of the stream; an error ends the source. A nil accept takes
-// all of them.
+// Source starts to fetch messages into a source, until ctx ends. At most waiting of them wait
+// there. accept is called for each message in the order of the stream; an error ends the source. A
+// nil accept takes all of them.
 func (p Pull) Source(ctx context.Context, waiting int, accept func(*Plain) error) (Source[struct{}], error) {
 	ctx, stop := context.WithCancel(ctx)
 	iterator, err := p.Start(ctx)

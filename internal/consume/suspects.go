@@ -12,8 +12,8 @@ import (
 )
 
 // A suspect is a message that failed alone, or one that follows such a message, see [Config.About].
-// Either it is at fault, or something is away that all messages need. Other messages show which of
-// the two:
+// Either it is at fault, or something is unavailable that all messages need. Other messages show
+// which of the two:
 //
 //  - Nothing has passed since (an outage, or an idle stream): suspects lead every batch, in the
 //    stream's order. So after an outage, everything is handled as if there had been none. While
@@ -27,20 +27,20 @@ import (
 // message that is blamed.
 //
 // There are at most as many suspects as a batch has messages. Beyond that, no new message is taken
-// as long as all their errors say that something is away. Otherwise all suspects may be poison, and
-// no other message is left that could show it. So new messages are then tried one after the other.
-// A message that fails then has no place here, and goes back to the broker, which delivers it
-// again.
+// as long as all their errors say that something is unavailable. Otherwise all suspects may be
+// poison, and no other message is left that could show it. So new messages are then tried one after
+// the other. A message that fails then has no place here, and goes back to the broker, which
+// delivers it again.
 
 const (
 	// panicTries is how often a message may panic alone, without a pause, before it is set aside.
 	panicTries = 3
 	// faultsAtMost is how much blame a suspect takes before it is set aside: 5 errors, or 50 errors
-	// which themselves say that something is away. A disk that is full now and then lets others
-	// pass in between; it doesn't hit the same message 50 times.
-	faultsAtMost = 5 * blameOfError
-	blameOfError = 10
-	blameOfAway  = 1
+	// which themselves say that something is unavailable. A disk that is full now and then lets
+	// others pass in between; it doesn't hit the same message 50 times.
+	faultsAtMost       = 5 * blameOfError
+	blameOfError       = 10
+	blameOfUnavailable = 1
 	// partAtOnce is about the square root of the largest batch, so that a batch with a single bad
 	// message takes the fewest tries.
 	partAtOnce = 64
@@ -149,7 +149,7 @@ func (w *worker[T]) oneByOne(ctx, work context.Context, batch []*Message[T]) {
 	if len(failures) == 0 {
 		return
 	}
-	w.away = !slices.ContainsFunc(failures, func(err error) bool { return !w.cfg.Away(err) })
+	w.unavailable = !slices.ContainsFunc(failures, func(err error) bool { return !w.cfg.Unavailable(err) })
 	if passed == 0 {
 		w.resume = time.Now().Add(w.pause.NextBackOff())
 	}
@@ -188,7 +188,7 @@ func (w *worker[T]) probe(ctx context.Context, m *Message[T]) {
 		w.passed([]*Message[T]{m})
 	case !m.kept:
 		w.probeAt = time.Now().Add(firstBackoff)
-		w.settle(m.NakWithDelay(w.cfg.MaxBackoff))
+		w.acknowledged(m.NakWithDelay(w.cfg.MaxBackoff))
 	}
 }
 
@@ -205,7 +205,7 @@ func (w *worker[T]) alone(ctx context.Context, m *Message[T]) error {
 		}
 	}
 	if m.kept {
-		w.clear(m) // the handler has settled it, or it comes again
+		w.clear(m) // the handler has finished it, or it comes again
 		return nil
 	}
 	w.suspect(m)
@@ -221,8 +221,8 @@ func (w *worker[T]) alone(ctx context.Context, m *Message[T]) error {
 func (w *worker[T]) atFault(s *suspicion, err error) bool {
 	if w.proofs > s.proofs {
 		s.proofs = w.proofs
-		if w.cfg.Away(err) {
-			s.blame += blameOfAway
+		if w.cfg.Unavailable(err) {
+			s.blame += blameOfUnavailable
 		} else {
 			s.blame += blameOfError
 		}
@@ -231,7 +231,7 @@ func (w *worker[T]) atFault(s *suspicion, err error) bool {
 }
 
 // setAside gives a message up, and reports whether that worked. Keeping it for an operator is the
-// last piece of evidence: this fails while a database is away.
+// last piece of evidence: this fails while a database is unavailable.
 func (w *worker[T]) setAside(ctx context.Context, m *Message[T], err error) bool {
 	why := Fault{Reason: Fails, Detail: err.Error(), Tries: m.suspicion.tries}
 	log := w.cfg.Log.With("subject", m.Subject, "tries", why.Tries, "error", err)
@@ -244,7 +244,7 @@ func (w *worker[T]) setAside(ctx context.Context, m *Message[T], err error) bool
 		return false
 	}
 	log.Error("message set aside: it can't be handled", "reason", why.Reason)
-	w.settle(m.TermWithReason("set aside: " + why.Reason))
+	w.acknowledged(m.TermWithReason("set aside: " + why.Reason))
 	w.clear(m)
 	return true
 }

@@ -165,7 +165,7 @@ func TestMoreFailThanAreKept(t *testing.T) {
 	back := false
 	q.publish(numbers(50)...)
 	q.run(consume.Config[struct{}]{
-		Batch: 8, MaxBackoff: fast, SetAside: lost.keep, Away: func(error) bool { return true },
+		Batch: 8, MaxBackoff: fast, SetAside: lost.keep, Unavailable: func(error) bool { return true },
 	}, func(batch []string) error {
 		if len(batch) > 8 {
 			t.Errorf("a batch of %d", len(batch))
@@ -191,8 +191,8 @@ func TestMoreFailThanAreKept(t *testing.T) {
 }
 
 // TestMorePoisonThanAreKept: there are more messages that always fail than there may be suspects, and
-// they come before all others. Their errors don't say that something is away, so the others are tried,
-// too, and handled.
+// they come before all others. Their errors don't say that something is unavailable, so the others
+// are tried, too, and handled.
 func TestMorePoisonThanAreKept(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
@@ -213,17 +213,17 @@ func TestMorePoisonThanAreKept(t *testing.T) {
 	})
 }
 
-// TestBlocksNobody: while one message always fails, and there is no evidence against it, others are
+// TestBlocksNoOthers: while one message always fails, and there is no evidence against it, others are
 // handled as they come.
-func TestBlocksNobody(t *testing.T) {
+func TestBlocksNoOthers(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
 	var lost aside
-	var mended atomic.Bool
+	var fixed atomic.Bool
 	q.proves = func(string) bool { return false }
 	q.publish("poison")
 	q.run(consume.Config[struct{}]{MaxBackoff: fast, SetAside: lost.keep}, func(batch []string) error {
-		if !mended.Load() && slices.Contains(batch, "poison") {
+		if !fixed.Load() && slices.Contains(batch, "poison") {
 			return errFails
 		}
 		return nil
@@ -236,20 +236,20 @@ func TestBlocksNobody(t *testing.T) {
 	if err := lost.is(); err != nil {
 		t.Error(err)
 	}
-	mended.Store(true)
+	fixed.Store(true)
 	q.handled("poison")
 	q.empty()
 }
 
-// TestAwayIsBelievedLonger: an error that says that something is away counts for less against its
-// message.
-func TestAwayIsBelievedLonger(t *testing.T) {
+// TestUnavailableIsBelievedLonger: an error that says that something is unavailable counts for less
+// against its message.
+func TestUnavailableIsBelievedLonger(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
 	var lost aside
 	q.publish("poison")
 	q.run(consume.Config[struct{}]{
-		MaxBackoff: time.Millisecond, SetAside: lost.keep, Away: func(err error) bool { return errors.Is(err, errFails) },
+		MaxBackoff: time.Millisecond, SetAside: lost.keep, Unavailable: func(err error) bool { return errors.Is(err, errFails) },
 	}, func(batch []string) error {
 		if slices.Contains(batch, "poison") {
 			return fmt.Errorf("commit: %w", errFails)
@@ -285,7 +285,7 @@ func TestSuspectStaysOurs(t *testing.T) {
 	q := newQueue(t)
 	q.ackWait = 1500 * time.Millisecond
 	var told atomic.Int32
-	var mended, copied atomic.Bool
+	var fixed, copied atomic.Bool
 	spy := testenv.Connect(t, q.broker.URL())
 	acks, err := spy.SubscribeSync("$JS.ACK.Q.d.>")
 	if err != nil {
@@ -311,7 +311,7 @@ func TestSuspectStaysOurs(t *testing.T) {
 				return nil
 			})
 		}
-		if !mended.Load() {
+		if !fixed.Load() {
 			return errFails
 		}
 		return nil
@@ -330,7 +330,7 @@ func TestSuspectStaysOurs(t *testing.T) {
 		}
 		return nil
 	})
-	mended.Store(true)
+	fixed.Store(true)
 	if got := q.empty(); !slices.Equal(got, []string{"suspect"}) {
 		t.Errorf("handled %v", got)
 	}
@@ -341,10 +341,10 @@ func TestSuspectStaysOurs(t *testing.T) {
 func TestLostWithSuspects(t *testing.T) {
 	t.Parallel()
 	q := newQueue(t)
-	var mended atomic.Bool
+	var fixed atomic.Bool
 	q.publish(numbers(4)...)
 	q.run(consume.Config[struct{}]{Batch: 2, MaxBackoff: fast}, func([]string) error {
-		if !mended.Load() {
+		if !fixed.Load() {
 			return errFails
 		}
 		return nil
@@ -360,7 +360,7 @@ func TestLostWithSuspects(t *testing.T) {
 		}
 		return nil
 	})
-	mended.Store(true)
+	fixed.Store(true)
 	got := q.empty()
 	slices.Sort(got)
 	if !slices.Equal(got, numbers(4)) {
@@ -393,9 +393,9 @@ func TestPanicsAmongMany(t *testing.T) {
 	}
 }
 
-// TestNobodyOvertakes: a database that is back while messages are tried one by one lets no message
+// TestNoneOvertakes: a database that is back while messages are tried one by one lets no message
 // pass that follows a failed one, neither one by one nor in a part of a large batch.
-func TestNobodyOvertakes(t *testing.T) {
+func TestNoneOvertakes(t *testing.T) {
 	t.Parallel()
 	const size = 200
 	q := newQueue(t)
@@ -407,7 +407,7 @@ func TestNobodyOvertakes(t *testing.T) {
 		if !failed && len(batch) > 1 {
 			return errFails
 		}
-		if !failed { // away until one has failed alone, and back then
+		if !failed { // unavailable until one has failed alone, and back then
 			failed = true
 			return errFails
 		}

@@ -17,24 +17,24 @@ const (
 	triesTogether = 5
 	// tellsInWait is how often, within its wait for an acknowledgement, the broker is told that a
 	// message is still ours.
-	tellsInWait = 5
-	defaultWait = 5 * time.Second // if the durable needs no acknowledgements
-	settledKept = 8               // in batches: more than can wait here and in the source
+	tellsInWait  = 5
+	defaultWait  = 5 * time.Second // if the durable needs no acknowledgements
+	finishedKept = 8               // in batches: more than can wait here and in the source
 )
 
 // worker hands over the messages that have arrived. It is one goroutine.
 type worker[T any] struct {
-	cfg     Config[T]
-	source  Source[T]
-	settled *lru.Cache[uint64, struct{}] // messages that were settled lately, by their sequences
+	cfg      Config[T]
+	source   Source[T]
+	finished *lru.Cache[uint64, struct{}] // messages that were finished lately, by their sequences
 
-	here     map[uint64]struct{}         // sequences of batch and suspects; nil until needed
-	suspects []*Message[T]               // at most cfg.Batch
-	proofs   int                         // how many witnesses have passed
-	pause    *backoff.ExponentialBackOff // while nothing passes
-	resume   time.Time                   // no messages are taken before; nothing passes
-	away     bool                        // all the last errors say that something is away
-	probeAt  time.Time                   // no message is taken before, if all is full
+	here        map[uint64]struct{}         // sequences of batch and suspects; nil until needed
+	suspects    []*Message[T]               // at most cfg.Batch
+	proofs      int                         // how many witnesses have passed
+	pause       *backoff.ExponentialBackOff // while nothing passes
+	resume      time.Time                   // no messages are taken before; nothing passes
+	unavailable bool                        // all the last errors say that something is unavailable
+	probeAt     time.Time                   // no message is taken before, if all is full
 
 	tellEvery time.Duration
 	told      time.Time
@@ -47,11 +47,11 @@ func newWorker[T any](cfg Config[T], source Source[T]) *worker[T] {
 	if ackWait <= 0 {
 		ackWait = defaultWait
 	}
-	settled, err := lru.New[uint64, struct{}](settledKept * cfg.Batch)
+	finished, err := lru.New[uint64, struct{}](finishedKept * cfg.Batch)
 	if err != nil {
 		panic("consume: " + err.Error()) // it refuses only sizes below 1
 	}
-	return &worker[T]{cfg: cfg, source: source, settled: settled, pause: cfg.newBackoff(firstBackoff), tellEvery: ackWait / tellsInWait}
+	return &worker[T]{cfg: cfg, source: source, finished: finished, pause: cfg.newBackoff(firstBackoff), tellEvery: ackWait / tellsInWait}
 }
 
 // run works until ctx ends, or the source does. It returns the source's error.
@@ -96,7 +96,7 @@ func (w *worker[T]) next(ctx context.Context, batch []*Message[T]) ([]*Message[T
 	w.here = nil
 	batch = arrived[:0]
 	for _, m := range arrived {
-		m.settled = w.settled
+		m.finished = w.finished
 		batch = w.add(batch, m)
 	}
 	return batch, err
@@ -109,7 +109,7 @@ func (w *worker[T]) room() int {
 		return 0
 	case !w.full():
 		return w.cfg.Batch - len(w.suspects)
-	case w.away || now.Before(w.probeAt):
+	case w.unavailable || now.Before(w.probeAt):
 		return 0
 	}
 	return 1 // to be tried alone
@@ -123,7 +123,7 @@ func (w *worker[T]) full() bool { return len(w.suspects) >= w.cfg.Batch }
 func (w *worker[T]) add(batch []*Message[T], m *Message[T]) []*Message[T] {
 	switch {
 	case m.repeated():
-		w.settle(m.Ack())
+		w.acknowledged(m.Ack())
 		return batch
 	case m.Delivered > 1 && w.isHere(batch, m):
 		return batch
@@ -187,12 +187,12 @@ func (w *worker[T]) passed(batch []*Message[T]) {
 			w.clear(m)
 		}
 		if !m.kept {
-			w.settle(m.Ack())
+			w.acknowledged(m.Ack())
 		}
 	}
 	w.proofs += proof
 	w.pause.Reset()
-	w.resume, w.probeAt, w.away = time.Time{}, time.Time{}, false
+	w.resume, w.probeAt, w.unavailable = time.Time{}, time.Time{}, false
 }
 
 // tell informs the broker, often enough, that messages which wait here are still ours, so that it
@@ -218,9 +218,9 @@ func returnAll[T any](list []*Message[T]) {
 	}
 }
 
-// settle logs a failed acknowledgement. It loses nothing: the message comes again, and has no
+// acknowledged logs a failed acknowledgement. It loses nothing: the message comes again, and has no
 // second effect.
-func (w *worker[T]) settle(err error) {
+func (w *worker[T]) acknowledged(err error) {
 	if err != nil {
 		w.cfg.Log.Debug("acknowledge", "error", err)
 	}
@@ -247,7 +247,7 @@ func (w *worker[T]) try(ctx context.Context, batch []*Message[T]) (err error) {
 		if v := recover(); v != nil {
 			err = &panicError{v, string(debug.Stack())}
 		}
-		if err == nil || !w.cfg.Away(err) { // otherwise it continues to wait for what is away
+		if err == nil || !w.cfg.Unavailable(err) { // otherwise it still waits
 			w.cfg.InHand.done()
 		}
 	}()

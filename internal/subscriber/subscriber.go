@@ -155,13 +155,13 @@ func (s *Subscriber) consume(ctx context.Context) error {
 			}
 			return consume.NewPull(consumer, s.cfg.JetStream.Conn(), 2*batchSize).Source(ctx, batchSize, nil)
 		},
-		Handle:   s.handle,
-		SetAside: s.setPoisonAside,
-		Away:     sqldb.Transient,
-		Batch:    batchSize,
-		Conn:     s.cfg.JetStream.Conn(),
-		InHand:   s.inHand,
-		Log:      s.cfg.Log,
+		Handle:      s.handle,
+		SetAside:    s.setPoisonAside,
+		Unavailable: sqldb.Transient,
+		Batch:       batchSize,
+		Conn:        s.cfg.JetStream.Conn(),
+		InHand:      s.inHand,
+		Log:         s.cfg.Log,
 	})
 	stop()
 	running.Wait()
