@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -125,19 +126,15 @@ func (one *told) refusal(text string, meant func(*events.Receipt, time.Time) boo
 // refused reports whether this very message was refused. The refusal has the nonce that it would
 // get now. If the registry's key was another one, the refusal is of the same bytes and came after
 // them.
-func (one *told) refused(in *incoming, nonces refusalNonces) bool {
-	hash, nonce := events.RequestHash(in.payload), nonces.of(in)
+func (one *told) refused(in *decision.Incoming, nonces decision.RefusalNonces) bool {
+	hash, nonce := events.RequestHash(in.Payload), nonces.Of(in)
 	return one.refusal(hash, func(r *events.Receipt, at time.Time) bool {
-		return r.RequestHash == hash && (r.Nonce == nonce || at.After(in.stored))
+		return r.RequestHash == hash && (r.Nonce == nonce || at.After(in.Stored))
 	})
 }
 
-// mayHaveRefused reports whether a request with this nonce, signed at this time, was refused, or
-// may have been because the receipts that could tell are gone.
-func (one *told) mayHaveRefused(nonce events.Nonce, signedAt, skew int64) bool {
-	if one == nil {
-		return false
-	}
+// MayHaveRefused implements decision.Told.
+func (one *told) MayHaveRefused(nonce events.Nonce, signedAt, skew int64) bool {
 	return one.since > signedAt-skew || one.refusal(nonce.String(), func(r *events.Receipt, _ time.Time) bool {
 		return r.RequestNonce == nonce
 	})
@@ -147,11 +144,11 @@ func (one *told) mayHaveRefused(nonce events.Nonce, signedAt, skew int64) bool {
 // their acknowledgement was lost, and a service that was told no must not be told yes. A change
 // that was committed before is found in the history. If the broker doesn't answer, the requests
 // come again later.
-func (in *intake) unanswered(ctx context.Context, messages []*requestMessage, todo []incoming) []incoming {
+func (in *intake) unanswered(ctx context.Context, messages []*requestMessage, todo []decision.Incoming) []decision.Incoming {
 	var targets []events.Target
 	seen := map[events.Target]bool{}
 	for i := range todo {
-		if t := todo[i].request.Target; todo[i].again && once(seen, t) {
+		if t := todo[i].Request.Target; todo[i].Redelivered && decision.Once(seen, t) {
 			targets = append(targets, t)
 		}
 	}
@@ -162,21 +159,21 @@ func (in *intake) unanswered(ctx context.Context, messages []*requestMessage, to
 	if err := in.lookUp(ctx, found, targets); err != nil {
 		in.log.Warn("can't tell which requests were answered before; requests that were delivered before wait", "error", err)
 	}
-	nonces := newRefusalNonces(in.key)
-	var held []incoming
+	nonces := decision.NewRefusalNonces(in.key)
+	var held []decision.Incoming
 	left := todo[:0]
 	for _, one := range todo {
-		is, known := found[one.request.Target]
-		if one.again && !known {
+		is, known := found[one.Request.Target]
+		if one.Redelivered && !known {
 			held = append(held, one)
 			continue
 		}
-		if !one.again || !is.refused(&one, nonces) {
+		if !one.Redelivered || !is.refused(&one, nonces) {
 			left = append(left, one)
 			continue
 		}
-		in.metrics.requests.WithLabelValues(string(one.request.Kind), answeredBefore).Inc()
-		m := messages[one.index]
+		in.metrics.requests.WithLabelValues(string(one.Request.Kind), answeredBefore).Inc()
+		m := messages[one.Index]
 		m.Keep()
 		if err := m.Ack(); err != nil {
 			in.log.Debug("acknowledge", "error", err) // it is delivered again and found again

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 const (
@@ -111,10 +112,10 @@ func (s *Store) backlog(ctx context.Context, passed *unsendable) (rows int, olde
 		err = s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*), MIN(position) FROM ("+some+") AS waiting", outboxAtMost).Scan(&rows, &first)
 	} else {
 		err = s.each(ctx, some, []any{outboxAtMost}, func(row sqldb.Row) error {
-			var place outboxPlace
-			err := row.Scan(&place.batch, &place.position)
-			if rows++; !passed.has(place) && (!first.Valid || place.position < first.Int64) {
-				first = sql.NullInt64{Int64: place.position, Valid: true}
+			var place decision.OutboxPlace
+			err := row.Scan(&place.Batch, &place.Position)
+			if rows++; !passed.has(place) && (!first.Valid || place.Position < first.Int64) {
+				first = sql.NullInt64{Int64: place.Position, Valid: true}
 			}
 			return err
 		})

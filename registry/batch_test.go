@@ -14,6 +14,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // testNow is the clock of tests that need none of their own.
@@ -40,8 +41,8 @@ func TestBatchesOfAnySize(t *testing.T) {
 		}
 		log := traffic(rt, d)
 		size := rapid.IntRange(2, 60).Draw(rt, "batch")
-		answers1, state1 := process(t, one, log, 1, 1, pessimistic)
-		answersN, stateN := process(t, many, log, size, rapid.IntRange(1, 3).Draw(rt, "replicas"), optimistic)
+		answers1, state1 := process(t, one, log, 1, 1, decision.Pessimistic)
+		answersN, stateN := process(t, many, log, size, rapid.IntRange(1, 3).Draw(rt, "replicas"), decision.Optimistic)
 		portion := rapid.IntRange(1, 6).Draw(rt, "portion")
 		answersP, stateP := handled(t, parts, log, portion, &side)
 		for i := range log {
@@ -74,7 +75,7 @@ func TestBatchesOfAnySize(t *testing.T) {
 
 // process takes messages through the registry in batches, and returns the answers in order and the final state. Several replicas
 // alternate. Each batch has the given mode, however often remembered state was stale.
-func process(t *testing.T, store *Store, log []sent, size, replicas int, mode mode) (answers []string, state string) {
+func process(t *testing.T, store *Store, log []sent, size, replicas int, mode decision.Mode) (answers []string, state string) {
 	t.Helper()
 	list := make([]*intake, replicas)
 	for i := range list {
@@ -88,25 +89,25 @@ func process(t *testing.T, store *Store, log []sent, size, replicas int, mode mo
 	trust := testTrust(t, list[0])
 	for start := 0; start < len(log); start += size {
 		in := list[start/size%replicas]
-		if in.memory.pessimisticUntil = (time.Time{}); mode == pessimistic {
+		if in.memory.pessimisticUntil = (time.Time{}); mode == decision.Pessimistic {
 			in.memory.pessimisticUntil = time.Unix(testNow+1, 0)
 		}
-		var todo []incoming
+		var todo []decision.Incoming
 		for i, m := range log[start:min(start+size, len(log))] {
-			todo = append(todo, newIncoming(m.subject, m.payload, testNow, start+i))
+			todo = append(todo, decision.NewIncoming(m.subject, m.payload, testNow, start+i))
 		}
 		outcomes, err := decideAndCommit(t.Context(), in, todo)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, o := range outcomes {
-			answers[o.in.index] = fmt.Sprint(o.verdict, o.reason, o.event.Sequence)
-			m := o.messages()[len(o.messages())-1]
-			if heard[o.in.request.Target] == nil {
-				heard[o.in.request.Target] = &told{trust: trust}
+			answers[o.In.Index] = fmt.Sprint(o.Verdict, o.Reason, o.Event.Sequence)
+			m := o.Messages()[len(o.Messages())-1]
+			if heard[o.In.Request.Target] == nil {
+				heard[o.In.Request.Target] = &told{trust: trust}
 			}
-			one := heard[o.in.request.Target]
-			one.list = append(one.list, &jetstream.RawStreamMsg{Subject: m.subject, Data: m.payload})
+			one := heard[o.In.Request.Target]
+			one.list = append(one.list, &jetstream.RawStreamMsg{Subject: m.Subject, Data: m.Payload})
 		}
 	}
 	return answers, states(t, store)
@@ -141,23 +142,23 @@ func TestRivalReplicas(t *testing.T) {
 		ours := []request{d.rotate(), unborn, other.another("bystander").bind()} // decided on the same state
 
 		st := loadFor(t, in, ours)
-		late := newBatch(in.policy, in.key, time.Now().Unix(), st, incomingOf(ours))
-		late.decide()
-		late.answer(nil)
+		late := decision.NewBatch(in.issuer(), time.Now(), st, incomingOf(ours))
+		late.Decide()
+		late.SignRefusals(nil)
 		decideAll(t, in, rival, bornTwice)
 
-		lost, err := store.commit(t.Context(), late.groups, time.Now())
+		lost, err := store.commit(t.Context(), late.Groups, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(lost.services) != 2 || lost.taken || !lost.services[d.target] || !lost.services[unborn.draft.Target] {
+		if len(lost.Services) != 2 || lost.Taken || !lost.Services[d.target] || !lost.Services[unborn.draft.Target] {
 			t.Fatalf("lost %v, want the rotated service and the one that was born meanwhile", lost)
 		}
-		if o := decideAll(t, in, ours[0])[0]; o.reason != events.SupersededKey {
-			t.Errorf("decided again: %v %s, want superseded_key", o.verdict, o.reason)
+		if o := decideAll(t, in, ours[0])[0]; o.Reason != events.SupersededKey {
+			t.Errorf("decided again: %v %s, want superseded_key", o.Verdict, o.Reason)
 		}
-		if o := decideAll(t, in, unborn)[0]; o.reason != events.AlreadyBound {
-			t.Errorf("decided again: %v %s, want already_bound", o.verdict, o.reason)
+		if o := decideAll(t, in, unborn)[0]; o.Reason != events.AlreadyBound {
+			t.Errorf("decided again: %v %s, want already_bound", o.Verdict, o.Reason)
 		}
 		checkRivalKey(t, in, sameKey)
 		report, err := store.Check(t.Context(), nil, time.Now())
@@ -171,19 +172,19 @@ func TestRivalReplicas(t *testing.T) {
 func checkRivalKey(t *testing.T, in *intake, r request) {
 	t.Helper()
 	st := loadFor(t, in, []request{r})
-	st.takenKeys = map[events.PublicKey]bool{} // as it was read before the rival committed
-	b := newBatch(in.policy, in.key, time.Now().Unix(), st, incomingOf([]request{r}))
-	b.decide()
-	lost, err := in.store.commit(t.Context(), b.groups, time.Now())
-	if err != nil || !lost.taken || !lost.services[r.draft.Target] {
+	st.TakenKeys = map[events.PublicKey]bool{} // as it was read before the rival committed
+	b := decision.NewBatch(in.issuer(), time.Now(), st, incomingOf([]request{r}))
+	b.Decide()
+	lost, err := in.store.commit(t.Context(), b.Groups, time.Now())
+	if err != nil || !lost.Taken || !lost.Services[r.draft.Target] {
 		t.Fatalf("a key that is taken by now: %v, lost %v", err, lost)
 	}
-	if o := decideAll(t, in, r)[0]; o.reason != events.KeyInUse {
-		t.Errorf("decided again: %v %s, want key_in_use", o.verdict, o.reason)
+	if o := decideAll(t, in, r)[0]; o.Reason != events.KeyInUse {
+		t.Errorf("decided again: %v %s, want key_in_use", o.Verdict, o.Reason)
 	}
 }
 
-func loadFor(t *testing.T, in *intake, list []request) *state {
+func loadFor(t *testing.T, in *intake, list []request) *decision.State {
 	t.Helper()
 	return loadAll(t, in.store, incomingOf(list))
 }
@@ -193,34 +194,34 @@ func loadAll(t interface {
 	Helper()
 	Context() context.Context
 	Fatal(args ...any)
-}, store *Store, todo []incoming) *state {
+}, store *Store, todo []decision.Incoming) *decision.State {
 	t.Helper()
-	st := newState()
-	st.mode = pessimistic
+	st := decision.NewState()
+	st.Mode = decision.Pessimistic
 	if err := store.load(t.Context(), todo, st, true); err != nil {
 		t.Fatal(err)
 	}
 	return st
 }
 
-func incomingOf(list []request) []incoming {
-	var todo []incoming
+func incomingOf(list []request) []decision.Incoming {
+	var todo []decision.Incoming
 	for i, r := range list {
-		todo = append(todo, newIncoming(r.draft.Subject(), r.payload, r.draft.Timestamp, i))
+		todo = append(todo, decision.NewIncoming(r.draft.Subject(), r.payload, r.draft.Timestamp, i))
 	}
 	return todo
 }
 
 // decideAll takes requests through the registry in one batch, and returns their outcomes in order.
-func decideAll(t *testing.T, in *intake, list ...request) []outcome {
+func decideAll(t *testing.T, in *intake, list ...request) []decision.Outcome {
 	t.Helper()
 	done, err := decideAndCommit(t.Context(), in, incomingOf(list))
 	if err != nil {
 		t.Fatal(err)
 	}
-	outcomes := make([]outcome, len(list))
+	outcomes := make([]decision.Outcome, len(list))
 	for _, o := range done {
-		outcomes[o.in.index] = o
+		outcomes[o.In.Index] = o
 	}
 	return outcomes
 }
@@ -240,8 +241,8 @@ func TestLargeBatch(t *testing.T) {
 		}
 		for _, list := range [][]request{binds, rotations} {
 			for i, o := range decideAll(t, in, list...) {
-				if o.verdict != committed {
-					t.Fatalf("request %d: %s", i, o.reason)
+				if o.Verdict != decision.Committed {
+					t.Fatalf("request %d: %s", i, o.Reason)
 				}
 			}
 		}
@@ -274,11 +275,11 @@ func TestKeyOfAnotherInTheBatch(t *testing.T) {
 			}
 			for i, o := range decideAll(t, in, list...) {
 				if &list[i].payload[0] != &tooMany.payload[0] {
-					if o.verdict != committed {
-						t.Errorf("request %d: %s", i, o.reason)
+					if o.Verdict != decision.Committed {
+						t.Errorf("request %d: %s", i, o.Reason)
 					}
-				} else if o.reason != want {
-					t.Errorf("the second rotation: %q, want %q", o.reason, want)
+				} else if o.Reason != want {
+					t.Errorf("the second rotation: %q, want %q", o.Reason, want)
 				}
 			}
 		})

@@ -8,6 +8,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // outboxPatience is how long a message may wait in the outbox before the check reports it.
@@ -197,19 +198,19 @@ func (s *Store) checkServices(ctx context.Context, c *checker) error {
 
 func (c *checker) present(row sqldb.Row) error {
 	var t events.Target
-	var one service
+	var one decision.Service
 	var event sql.NullString
 	var key events.PublicKey
 	var committedAt sql.NullInt64
-	if err := row.Scan(target(&t), &one.status, &one.sequence, keyColumn{&one.key}, &one.changedAt, &event, keyColumn{&key}, &committedAt); err != nil {
+	if err := row.Scan(target(&t), &one.Status, &one.Sequence, keyColumn{&one.Key}, &one.ChangedAt, &event, keyColumn{&key}, &committedAt); err != nil {
 		return err
 	}
 	revoked := event.String == string(events.ServiceRevocation)
 	switch {
 	case !event.Valid:
-		c.violation(t.String(), "the service is at sequence %d, which its history does not have", one.sequence)
-	case one.key != key, one.changedAt != committedAt.Int64, revoked == one.active():
-		c.violation(t.String(), "the service's present state is not what sequence %d brought", one.sequence)
+		c.violation(t.String(), "the service is at sequence %d, which its history does not have", one.Sequence)
+	case one.Key != key, one.ChangedAt != committedAt.Int64, revoked == one.Active():
+		c.violation(t.String(), "the service's present state is not what sequence %d brought", one.Sequence)
 	}
 	return nil
 }

@@ -74,9 +74,9 @@ func (c *checker) compared(_ context.Context, found compared, batch []streamMess
 		}
 	}
 	for _, at := range found.matched {
-		k := c.kept[at.target]
-		k.add(at.sequence)
-		c.kept[at.target] = k
+		k := c.kept[at.Target]
+		k.add(at.Sequence)
+		c.kept[at.Target] = k
 	}
 	for _, e := range found.lacking {
 		c.violation(e.event.Target.String(), "the database lacks sequence %d, which the stream of events has: %s", e.event.Sequence, RecoverHint)

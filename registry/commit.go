@@ -6,13 +6,13 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"iter"
 	"math/rand/v2"
 	"slices"
 	"time"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // errTaken means that one of the batch's keys or nonces was used before, by another replica
@@ -23,21 +23,21 @@ var errTaken = errors.New("a key or nonce was used before")
 // app has another Master Key.
 var errRival = errors.New("a service was moved by another replica")
 
-// losses are the conflicts of a commit: it has not written these services, and they must be decided
+// Conflicts are the conflicts of a commit: it has not written these services, and they must be decided
 // again.
-type losses struct {
-	services map[events.Target]bool
-	taken    bool // a key, a nonce or a sequence was used before; the database doesn't tell whose
+type Conflicts struct {
+	Services map[events.Target]bool
+	Taken    bool // a key, a nonce or a sequence was used before; the database doesn't tell whose
 }
 
 // commit writes the groups that changed in one transaction. A service that is no longer in the
 // state that was read or remembered is in conflict: nothing of it is written, and its requests must
 // be decided again. The other groups stand. If a key or a nonce was used before, all groups that
 // changed are in conflict.
-func (s *Store) commit(ctx context.Context, groups []*group, now time.Time) (losses, error) {
-	changed := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return !g.changed() })
+func (s *Store) commit(ctx context.Context, groups []*decision.Group, now time.Time) (Conflicts, error) {
+	changed := slices.DeleteFunc(slices.Clone(groups), func(g *decision.Group) bool { return !g.Changed() })
 	if len(changed) == 0 {
-		return losses{}, nil
+		return Conflicts{}, nil
 	}
 	sortForLocks(changed)
 	lost := map[events.Target]bool{}
@@ -47,33 +47,33 @@ func (s *Store) commit(ctx context.Context, groups []*group, now time.Time) (los
 	}
 	if errors.Is(err, errTaken) {
 		for _, g := range changed {
-			lost[g.target] = true
+			lost[g.Target] = true
 		}
-		return losses{lost, true}, nil
+		return Conflicts{lost, true}, nil
 	}
 	if err != nil {
-		return losses{}, fmt.Errorf("commit: %w", err)
+		return Conflicts{}, fmt.Errorf("commit: %w", err)
 	}
-	return losses{lost, false}, nil
+	return Conflicts{lost, false}, nil
 }
 
 // sortForLocks sorts groups in the one order in which all replicas write them.
-func sortForLocks(groups []*group) {
-	slices.SortFunc(groups, func(a, b *group) int {
-		if a.was.id != 0 && b.was.id != 0 {
-			return cmp.Compare(a.was.id, b.was.id)
+func sortForLocks(groups []*decision.Group) {
+	slices.SortFunc(groups, func(a, b *decision.Group) int {
+		if a.Was.ID != 0 && b.Was.ID != 0 {
+			return cmp.Compare(a.Was.ID, b.Was.ID)
 		}
-		return cmp.Or(cmp.Compare(b.was.id, a.was.id), cmp.Compare(a.target.String(), b.target.String()))
+		return cmp.Or(cmp.Compare(b.Was.ID, a.Was.ID), cmp.Compare(a.Target.String(), b.Target.String()))
 	})
 }
 
 // commitAll writes all groups, or returns [errRival]. Each service must have an id.
-func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) error {
+func (s *Store) commitAll(ctx context.Context, groups []*decision.Group, now time.Time) error {
 	for _, g := range groups {
-		if !g.existed {
+		if !g.Existed {
 			return errRival // a new service: its id must be read
 		}
-		g.service.id = g.was.id
+		g.Service.ID = g.Was.ID
 	}
 	known, _ := rowsOfServices(groups)
 	return s.write(ctx, func(tx *sqldb.Tx) error {
@@ -90,23 +90,23 @@ func (s *Store) commitAll(ctx context.Context, groups []*group, now time.Time) e
 }
 
 // commitWhatStands writes the services that are in their expected state, and names the others.
-func (s *Store) commitWhatStands(ctx context.Context, groups []*group, now time.Time, lost map[events.Target]bool) error {
+func (s *Store) commitWhatStands(ctx context.Context, groups []*decision.Group, now time.Time, lost map[events.Target]bool) error {
 	return s.write(ctx, func(tx *sqldb.Tx) error {
 		clear(lost)
 		replaced, err := s.replacedMasters(ctx, tx, groups)
 		if err != nil {
 			return err
 		}
-		left := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return replaced[g.target.App] && g.byMaster() })
+		left := slices.DeleteFunc(slices.Clone(groups), func(g *decision.Group) bool { return replaced[g.Target.App] && g.ByMaster() })
 		if err := s.moveServices(ctx, tx, left, lost); err != nil {
 			return err
 		}
 		for _, g := range groups {
-			if replaced[g.target.App] && g.byMaster() {
-				lost[g.target] = true
+			if replaced[g.Target.App] && g.ByMaster() {
+				lost[g.Target] = true
 			}
 		}
-		won := slices.DeleteFunc(slices.Clone(groups), func(g *group) bool { return lost[g.target] })
+		won := slices.DeleteFunc(slices.Clone(groups), func(g *decision.Group) bool { return lost[g.Target] })
 		var p sqldb.Pipeline
 		s.appendHistory(&p, historyOf(won), unlessReserved)
 		s.fillOutbox(&p, won, now)
@@ -166,19 +166,19 @@ func insertTypes() []sqldb.Type {
 
 // rowsOfServices returns the values of the rows of services that are in the database, and of new
 // services.
-func rowsOfServices(groups []*group) (known, born []any) {
+func rowsOfServices(groups []*decision.Group) (known, born []any) {
 	known = make([]any, 0, len(groups)*len(updateTypes()))
 	for _, g := range groups {
-		s, d := &g.service, &g.details
-		name := g.target.String()
-		if !g.existed {
-			born = append(born, name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, formatTimes(s.recent),
-				s.place.stream, s.place.sequence, s.signedAt, orZero(d.boundAt), orZero(d.serviceType), orZero(d.endpointURL), orZero(d.providerReceipt))
+		s, d := &g.Service, &g.Details
+		name := g.Target.String()
+		if !g.Existed {
+			born = append(born, name, string(s.Status), s.Sequence, keyBytes(s.Key), s.ChangedAt, formatTimes(s.Recent),
+				s.Place.Stream, s.Place.Sequence, s.SignedAt, orZero(d.BoundAt), orZero(d.ServiceType), orZero(d.EndpointURL), orZero(d.ProviderReceipt))
 			continue
 		}
-		known = append(known, g.was.id, name, string(s.status), s.sequence, keyBytes(s.key), s.changedAt, formatTimes(s.recent),
-			s.place.stream, s.place.sequence, s.signedAt, orNull(d.boundAt), orNull(d.serviceType), orNull(d.endpointURL), orNull(d.providerReceipt),
-			string(g.was.status), g.was.sequence, keyBytes(g.was.key), g.was.changedAt)
+		known = append(known, g.Was.ID, name, string(s.Status), s.Sequence, keyBytes(s.Key), s.ChangedAt, formatTimes(s.Recent),
+			s.Place.Stream, s.Place.Sequence, s.SignedAt, orNull(d.BoundAt), orNull(d.ServiceType), orNull(d.EndpointURL), orNull(d.ProviderReceipt),
+			string(g.Was.Status), g.Was.Sequence, keyBytes(g.Was.Key), g.Was.ChangedAt)
 	}
 	return known, born
 }
@@ -200,19 +200,19 @@ func orZero[T any](v *T) any {
 // moveServices moves each service to its new state if it is in its expected state, and names the
 // others. It knows the services that moved by their names: two may be remembered with one id, if
 // the database was restored meanwhile.
-func (s *Store) moveServices(ctx context.Context, tx *sqldb.Tx, groups []*group, lost map[events.Target]bool) error {
-	byName := make(map[string]*group, len(groups))
+func (s *Store) moveServices(ctx context.Context, tx *sqldb.Tx, groups []*decision.Group, lost map[events.Target]bool) error {
+	byName := make(map[string]*decision.Group, len(groups))
 	for _, g := range groups {
-		lost[g.target] = true
-		byName[g.target.String()] = g
+		lost[g.Target] = true
+		byName[g.Target.String()] = g
 	}
 	moved := func(row sqldb.Row) error {
 		var id int64
 		var name string
 		err := row.Scan(&id, &name)
 		if g := byName[name]; g != nil {
-			g.service.id = id
-			delete(lost, g.target)
+			g.Service.ID = id
+			delete(lost, g.Target)
 		}
 		return err
 	}
@@ -261,11 +261,11 @@ type historyRow struct {
 }
 
 // historyOf returns the rows of the groups' changes.
-func historyOf(groups []*group) []historyRow {
-	rows := make([]historyRow, 0, requestsOf(groups))
-	for g, o := range changes(groups) {
-		r := o.in.request
-		rows = append(rows, historyRow{g.service.id, o.event, r.Nonce, r.Digest(), o.receiptNonce, o.receiptBytes})
+func historyOf(groups []*decision.Group) []historyRow {
+	rows := make([]historyRow, 0, decision.CountRequests(groups))
+	for g, o := range decision.Changes(groups) {
+		r := o.In.Request
+		rows = append(rows, historyRow{g.Service.ID, o.Event, r.Nonce, r.Digest(), o.ReceiptNonce, o.ReceiptBytes})
 	}
 	return rows
 }
@@ -305,28 +305,15 @@ func numberOf(yes bool) int64 {
 
 // fillOutbox keeps each change's messages until their streams have them, in the order in which they
 // must be published.
-func (s *Store) fillOutbox(p *sqldb.Pipeline, groups []*group, now time.Time) {
+func (s *Store) fillOutbox(p *sqldb.Pipeline, groups []*decision.Group, now time.Time) {
 	args := make([]any, 0, 6*len(groups))
-	place := outboxPlace{rand.Int64(), now.UnixNano()} //nolint:gosec // it only tells commits apart
+	place := decision.OutboxPlace{Batch: rand.Int64(), Position: now.UnixNano()} //nolint:gosec // it only tells commits apart
 	lease := now.Add(leaseFor).UnixMilli()
-	for g, o := range changes(groups) {
-		o.place = place
-		args = append(args, place.batch, place.position, g.service.id, o.event.Sequence, o.eventBytes, lease)
-		place = place.next()
+	for g, o := range decision.Changes(groups) {
+		o.Place = place
+		args = append(args, place.Batch, place.Position, g.Service.ID, o.Event.Sequence, o.EventBytes, lease)
+		place = place.Next()
 	}
 	const into = " INTO outbox (batch, position, service, sequence, event, lease_until) %s"
 	s.all(p, "fill the outbox", s.db.Engine().Insert()+into, []sqldb.Type{sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Int, sqldb.Bytes, sqldb.Int}, args, nil)
-}
-
-// changes yields the committed outcomes of the groups.
-func changes(groups []*group) iter.Seq2[*group, *outcome] {
-	return func(yield func(*group, *outcome) bool) {
-		for _, g := range groups {
-			for i := range g.outcomes {
-				if g.outcomes[i].verdict == committed && !yield(g, &g.outcomes[i]) {
-					return
-				}
-			}
-		}
-	}
 }

@@ -17,10 +17,10 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// changeID is a place in the history of one service.
-type changeID struct {
-	target   events.Target
-	sequence int64
+// ChangeID is a place in the history of one service.
+type ChangeID struct {
+	Target   events.Target
+	Sequence int64
 }
 
 // streamEvent is an event that the stream has.
@@ -33,7 +33,7 @@ type streamEvent struct {
 
 // compared is the result of comparing a part of the stream with the history.
 type compared struct {
-	matched []changeID    // in the history with the same nonce
+	matched []ChangeID    // in the history with the same nonce
 	lacking []streamEvent // missing from the history
 	// twice: missing, and the history has another event at their sequence: it was issued twice.
 	twice   []streamEvent
@@ -56,8 +56,8 @@ func (s *Store) compare(ctx context.Context, trust events.Trust, messages []stre
 	var c compared
 	var unknown []claim
 	for _, one := range list {
-		if nonce, ok := known[one.changeID]; ok && nonce == one.nonce {
-			c.matched = append(c.matched, one.changeID)
+		if nonce, ok := known[one.ChangeID]; ok && nonce == one.nonce {
+			c.matched = append(c.matched, one.ChangeID)
 		} else {
 			unknown = append(unknown, one)
 		}
@@ -69,7 +69,7 @@ func (s *Store) compare(ctx context.Context, trust events.Trust, messages []stre
 		e.event, e.signer, refused[i] = trust.At(m.stored, m.place).SignedInvalidation(m.subject, m.payload)
 	})
 	for i, at := range found {
-		_, had := known[unknown[i].changeID]
+		_, had := known[unknown[i].ChangeID]
 		switch {
 		case isEnded(refused[i]):
 			c.ended++
@@ -91,15 +91,15 @@ func isEnded(err error) bool {
 
 // claim is what a message says it is.
 type claim struct {
-	changeID
+	ChangeID
 	nonce   events.Nonce
 	message streamMessage
 }
 
 func newClaim(m streamMessage) claim {
 	c := claim{message: m}
-	if c.target = m.target(); c.target != (events.Target{}) {
-		c.sequence, c.nonce = events.NamesOf(m.payload)
+	if c.Target = m.target(); c.Target != (events.Target{}) {
+		c.Sequence, c.nonce = events.NamesOf(m.payload)
 	}
 	return c
 }
@@ -122,19 +122,19 @@ func noncesOf(e sqldb.Engine) string {
 }
 
 // nonces reads the nonces that the history has at these places.
-func (s *Store) nonces(ctx context.Context, list []claim) (map[changeID]events.Nonce, error) {
-	known := make(map[changeID]events.Nonce, len(list))
+func (s *Store) nonces(ctx context.Context, list []claim) (map[ChangeID]events.Nonce, error) {
+	known := make(map[ChangeID]events.Nonce, len(list))
 	var args []any
 	for _, c := range list {
-		if c.sequence > 0 {
-			args = append(args, c.target.String(), c.sequence)
+		if c.Sequence > 0 {
+			args = append(args, c.Target.String(), c.Sequence)
 		}
 	}
 	query := noncesOf(s.db.Engine())
 	err := s.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, args, func(row sqldb.Row) error {
-		var at changeID
+		var at ChangeID
 		var nonce events.Nonce
-		err := row.Scan(target(&at.target), &at.sequence, nonceText(&nonce))
+		err := row.Scan(target(&at.Target), &at.Sequence, nonceText(&nonce))
 		known[at] = nonce
 		return err
 	})

@@ -8,6 +8,7 @@ import (
 
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // TestCopyCommittedMeanwhile: while a replica reads what it needs for a decision, another one commits a copy of the same
@@ -61,8 +62,8 @@ func commitCopyAt(t *testing.T, url string, other *intake, d *developer, kind st
 		t.Fatal(err)
 	}
 	deciding = false
-	if o := b.groups[0].outcomes[0]; o.verdict == rejected {
-		t.Errorf("%s, a copy was committed before read %d of %d: refused with %s", kind, at, reads, o.reason)
+	if o := b.Groups[0].Outcomes[0]; o.Verdict == decision.Refused {
+		t.Errorf("%s, a copy was committed before read %d of %d: refused with %s", kind, at, reads, o.Reason)
 	}
 	return reads
 }

@@ -53,7 +53,7 @@ func newDeadLetter(m *requestMessage, why consume.Fault, now time.Time) DeadLett
 	name := fmt.Sprintf("%d %d %s ", m.Stored.UnixNano(), m.Sequence, m.Subject)
 	hash := sha256.Sum256(append([]byte(name), m.Data...))
 	return DeadLetter{
-		StreamCreatedAt: m.Payload.at.stream,
+		StreamCreatedAt: m.Payload.at.Stream,
 		ID:              hex.EncodeToString(hash[:idBytes]), Subject: printable.Text(m.Subject), StreamSequence: m.Sequence,
 		StoredAt: m.Stored.Unix(), Reason: why.Reason, Detail: detailOf(why.Detail), Tries: why.Tries,
 		SetAsideAt: now.Unix(), Payload: m.Data,

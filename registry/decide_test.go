@@ -10,6 +10,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -30,8 +31,8 @@ func TestUnknownApp(t *testing.T) {
 		{d.reset(), events.UnknownApp},
 		{d.revoke(), events.UnknownApp},
 	} {
-		if o := decideOne(t, in, c.request.draft.Subject(), c.request.payload, testNow); o.reason != c.want {
-			t.Errorf("a %s: reason %q, want %q", c.request.draft.Kind, o.reason, c.want)
+		if o := decideOne(t, in, c.request.draft.Subject(), c.request.payload, testNow); o.Reason != c.want {
+			t.Errorf("a %s: reason %q, want %q", c.request.draft.Kind, o.Reason, c.want)
 		}
 	}
 }
@@ -69,8 +70,8 @@ func TestRateLimit(t *testing.T) {
 		}
 		r := d.sign(c.kind, newKey, by)
 		o := decideOne(t, in, r.draft.Subject(), r.payload, at)
-		if o.reason != c.want {
-			t.Fatalf("a %s at second %d: reason %q, want %q", c.kind, c.second, o.reason, c.want)
+		if o.Reason != c.want {
+			t.Fatalf("a %s at second %d: reason %q, want %q", c.kind, c.second, o.Reason, c.want)
 		}
 		if c.want == "" {
 			d.current = newKey
@@ -97,9 +98,9 @@ func TestClockBehind(t *testing.T) {
 	now := time.Now()
 	in := newTestIntake(t, store, Policy{Origin: testOrigin}, func() time.Time { return now })
 	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
-	first := decideAll(t, in, d.bind())[0].event
+	first := decideAll(t, in, d.bind())[0].Event
 	now = now.Add(-time.Hour)
-	second := decideAll(t, in, d.rotate())[0].event
+	second := decideAll(t, in, d.rotate())[0].Event
 	if second.Timestamp != first.Timestamp || second.GracePeriodExpiry != first.Timestamp+300 {
 		t.Errorf("bound at %d, rotated at %d with a grace until %d", first.Timestamp, second.Timestamp, second.GracePeriodExpiry)
 	}
@@ -211,12 +212,12 @@ func TestAnyString(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if o := decideOne(t, in, draft.Subject(), payload, time.Now().Unix()); o.verdict != committed {
-				t.Fatalf("a %s: %s %s", kind, o.reason, o.detail)
+			if o := decideOne(t, in, draft.Subject(), payload, time.Now().Unix()); o.Verdict != decision.Committed {
+				t.Fatalf("a %s: %s %s", kind, o.Reason, o.Detail)
 			}
 			told, err := store.service(t.Context(), d.target)
-			if err != nil || told.serviceType != draft.ServiceType {
-				t.Errorf("the service is told to be a %q: %v", told.serviceType, err)
+			if err != nil || told.ServiceType != draft.ServiceType {
+				t.Errorf("the service is told to be a %q: %v", told.ServiceType, err)
 			}
 		}
 	})
@@ -247,12 +248,12 @@ func TestSecondsInDetails(t *testing.T) {
 		{signed(-9, events.Reset, d.master), testNow, events.TimestampOutOfOrder, []string{"9 s before", "clock"}},
 	} {
 		o := decideOne(t, in, c.request.draft.Subject(), c.request.payload, c.storedAt)
-		if o.reason != c.reason {
-			t.Errorf("%q (%s), want %s", o.reason, o.detail, c.reason)
+		if o.Reason != c.reason {
+			t.Errorf("%q (%s), want %s", o.Reason, o.Detail, c.reason)
 		}
 		for _, text := range c.detail {
-			if !strings.Contains(o.detail, text) {
-				t.Errorf("%s: %q lacks %q", o.reason, o.detail, text)
+			if !strings.Contains(o.Detail, text) {
+				t.Errorf("%s: %q lacks %q", o.Reason, o.Detail, text)
 			}
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // requestMessage is a request on its way from the fair queue to the decision.
@@ -14,8 +15,8 @@ type requestMessage = consume.Message[queued]
 
 // queued is what is known of a request before it is handled.
 type queued struct {
-	in    *incoming // nil: it is not parsed yet, or parsing it panics, which the handler will find out
-	at    place     // in its stream
+	in    *decision.Incoming // nil: it is not parsed yet, or parsing it panics, which the handler will find out
+	at    decision.Place     // in its stream
 	again bool      // it may have been answered
 	paid  bool      // its answer needs nothing of the budget for garbage any more
 }
@@ -25,7 +26,7 @@ type queued struct {
 type delivery struct {
 	message requestMessage
 	broker  consume.Acknowledger
-	request incoming
+	request decision.Incoming
 
 	turns *turns
 	lane  *lane
@@ -43,7 +44,7 @@ func newDelivery(t *turns, msg jetstream.Msg) (*delivery, error) {
 	}
 	d := &delivery{message: m, broker: msg, turns: t, since: time.Now()}
 	d.message.Acknowledger = d
-	d.message.Payload.at = place{t.created, int64(m.Sequence)}
+	d.message.Payload.at = decision.Place{Stream: t.created, Sequence: int64(m.Sequence)}
 	// It may have been answered if it was stored before this durable was created, because another
 	// durable may have delivered it.
 	d.message.Payload.again = m.Delivered > 1 || m.Stored.Before(t.since)
@@ -53,27 +54,27 @@ func newDelivery(t *turns, msg jetstream.Msg) (*delivery, error) {
 
 func (d *delivery) parse() {
 	defer func() { _ = recover() }()
-	d.request = newIncoming(d.message.Subject, d.message.Data, d.message.Stored.Unix(), 0)
+	d.request = decision.NewIncoming(d.message.Subject, d.message.Data, d.message.Stored.Unix(), 0)
 	d.message.Payload.in = &d.request
 }
 
 // parsed returns the request; nil: parsing it panics.
-func (d *delivery) parsed() *incoming { return d.message.Payload.in }
+func (d *delivery) parsed() *decision.Incoming { return d.message.Payload.in }
 
 // target returns the service whose lane the message waits in. It is zero for garbage, and if the
 // service is not known.
 func (d *delivery) target() events.Target {
-	if in := d.parsed(); in == nil || in.request == nil || d.garbage() {
+	if in := d.parsed(); in == nil || in.Request == nil || d.garbage() {
 		return events.Target{}
 	}
-	return d.request.request.Target
+	return d.request.Request.Target
 }
 
 // garbage reports whether no client can have sent the message: it has no nonce by which an answer
 // could be told from others.
 func (d *delivery) garbage() bool {
 	in := d.parsed()
-	return in != nil && in.refusal != nil && in.request.Nonce.IsZero()
+	return in != nil && in.Refusal != nil && in.Request.Nonce.IsZero()
 }
 
 // Ack implements [consume.Acknowledger].

@@ -5,6 +5,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // TestEmergency: an emergency rotation alone ends the key before it; a stolen one in grace lives on. With end_earlier it ends all of
@@ -105,8 +106,8 @@ func TestStaging(t *testing.T) {
 	bind := from("", events.Binding, d.master) // the spec's own payloads name no registry
 	d.current = bind.draft.NewKey
 	for _, in := range []*intake{here, there} {
-		if o := decideAll(t, in, bind)[0]; o.verdict != committed {
-			t.Fatalf("a binding for any registry: %s", o.reason)
+		if o := decideAll(t, in, bind)[0]; o.Verdict != decision.Committed {
+			t.Fatalf("a binding for any registry: %s", o.Reason)
 		}
 	}
 	captured := []request{
@@ -114,16 +115,16 @@ func TestStaging(t *testing.T) {
 		from("staging.example", events.Revocation, d.master), from("staging.example", events.Binding, d.master),
 	}
 	for i, o := range decideAll(t, there, captured...) {
-		if o.verdict != committed {
-			t.Errorf("%s at staging: %s", captured[i].draft.Kind, o.reason)
+		if o.Verdict != decision.Committed {
+			t.Errorf("%s at staging: %s", captured[i].draft.Kind, o.Reason)
 		}
 	}
 	for i, o := range decideAll(t, here, captured...) {
-		if o.reason != events.TargetMismatch {
-			t.Errorf("%s of staging in production: %q", captured[i].draft.Kind, o.reason)
+		if o.Reason != events.TargetMismatch {
+			t.Errorf("%s of staging in production: %q", captured[i].draft.Kind, o.Reason)
 		}
 	}
-	if o := decideAll(t, here, d.rotate())[0]; o.verdict != committed {
-		t.Errorf("a rotation for this registry: %s", o.reason)
+	if o := decideAll(t, here, d.rotate())[0]; o.Verdict != decision.Committed {
+		t.Errorf("a rotation for this registry: %s", o.Reason)
 	}
 }

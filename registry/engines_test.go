@@ -17,6 +17,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // TestEnginesAgree: one random history, in the same batches, with the same races between replicas, and at the same times,
@@ -83,7 +84,7 @@ type drawnHistory struct {
 type drawnBatch struct {
 	messages []sent
 	storedAt []int64
-	places   []place
+	places   []decision.Place
 	now      time.Time
 	// late: the next batch is taken by another replica, after this one was decided and before it is committed.
 	late bool
@@ -122,7 +123,7 @@ func drawHistory(rt *rapid.T, t *testing.T, stores []*Store) drawnHistory {
 			b.storedAt = append(b.storedAt, stored)
 			at++
 			late := rapid.SampledFrom([]int64{0, 0, 0, 0, 0, 0, 0, 5}).Draw(rt, "comes late")
-			b.places = append(b.places, place{1 + rapid.SampledFrom([]int64{0, 0, 0, 0, 0, 0, 0, 1}).Draw(rt, "stream"), at - late})
+			b.places = append(b.places, decision.Place{Stream: 1 + rapid.SampledFrom([]int64{0, 0, 0, 0, 0, 0, 0, 1}).Draw(rt, "stream"), Sequence: at - late})
 		}
 		now += rapid.Int64Range(-5, 40).Draw(rt, "clock")
 		b.now = time.Unix(now, 0)
@@ -147,13 +148,13 @@ func (a *account) of(rt *rapid.T, t *testing.T, h drawnHistory, store *Store) {
 	now := testNowTime()
 	in := newTestIntake(t, store, h.policy, func() time.Time { return now })
 	other := newTestIntake(t, store, h.policy, in.now) // another replica, with a memory of its own
-	var late *batch
+	var late *decision.Batch
 	for _, b := range h.batches {
 		now = b.now
-		var todo []incoming
+		var todo []decision.Incoming
 		for i, m := range b.messages {
-			one := newIncoming(m.subject, m.payload, b.storedAt[i], i)
-			one.place = b.places[i]
+			one := decision.NewIncoming(m.subject, m.payload, b.storedAt[i], i)
+			one.Place = b.places[i]
 			todo = append(todo, one)
 		}
 		if b.late && late == nil {
@@ -175,31 +176,31 @@ func (a *account) of(rt *rapid.T, t *testing.T, h drawnHistory, store *Store) {
 func testNowTime() time.Time { return time.Unix(testNow, 0) }
 
 // decided takes requests up to the commit.
-func (a *account) decided(rt *rapid.T, t *testing.T, in *intake, todo []incoming) *batch {
+func (a *account) decided(rt *rapid.T, t *testing.T, in *intake, todo []decision.Incoming) *decision.Batch {
 	t.Helper()
 	b, err := in.decide(t.Context(), todo)
 	if err != nil {
 		rt.Fatal(err)
 	}
-	b.answer(b.previous)
+	b.SignRefusals(b.Previous)
 	return b
 }
 
 // settle commits, and decides again what was lost to another replica.
-func (a *account) settle(rt *rapid.T, t *testing.T, in *intake, b *batch) {
+func (a *account) settle(rt *rapid.T, t *testing.T, in *intake, b *decision.Batch) {
 	t.Helper()
 	for {
 		a.commits += time.Millisecond // no two at the same time, which would leave the order in the outbox open
-		losses, err := in.store.commit(t.Context(), b.groups, in.now().Add(a.commits))
+		losses, err := in.store.commit(t.Context(), b.Groups, in.now().Add(a.commits))
 		if err != nil {
 			rt.Fatal(err)
 		}
 		in.memory.learn(in.now(), b, losses, nil)
-		lost := losses.services
-		for _, g := range b.groups {
-			for i := range g.outcomes {
-				if !lost[g.target] {
-					a.Answers = append(a.Answers, a.answer(rt, t, in, &g.outcomes[i]))
+		lost := losses.Services
+		for _, g := range b.Groups {
+			for i := range g.Outcomes {
+				if !lost[g.Target] {
+					a.Answers = append(a.Answers, a.answer(rt, t, in, &g.Outcomes[i]))
 				}
 			}
 		}
@@ -215,28 +216,28 @@ func (a *account) settle(rt *rapid.T, t *testing.T, in *intake, b *batch) {
 		})
 		slices.Sort(names)
 		a.Answers = append(a.Answers, fmt.Sprint("lost ", names))
-		b = a.decided(rt, t, in, remaining(b, lost))
+		b = a.decided(rt, t, in, decision.RequestsOf(b, lost))
 	}
 }
 
 // answer tells an outcome, and the receipt as it is sent, without nonces.
-func (a *account) answer(rt *rapid.T, t *testing.T, in *intake, o *outcome) string {
+func (a *account) answer(rt *rapid.T, t *testing.T, in *intake, o *decision.Outcome) string {
 	t.Helper()
-	verdict := map[verdict]string{committed: "committed", duplicate: "duplicate", rejected: string(o.reason)}[o.verdict]
-	return fmt.Sprintf("%s %s %s", verdict, o.in.request.Kind, message(rt, testTrust(t, in), o.messages()[len(o.messages())-1]))
+	verdict := map[decision.Verdict]string{decision.Committed: "committed", decision.Duplicate: "duplicate", decision.Refused: string(o.Reason)}[o.Verdict]
+	return fmt.Sprintf("%s %s %s", verdict, o.In.Request.Kind, message(rt, testTrust(t, in), o.Messages()[len(o.Messages())-1]))
 }
 
 // message tells one of the registry's messages without its nonces.
-func message(rt *rapid.T, trust events.Trust, m signed) string {
-	if strings.HasPrefix(m.subject, events.ReceiptSubject) {
-		receipt, err := trust.Receipt(m.subject, m.payload)
+func message(rt *rapid.T, trust events.Trust, m decision.Message) string {
+	if strings.HasPrefix(m.Subject, events.ReceiptSubject) {
+		receipt, err := trust.Receipt(m.Subject, m.Payload)
 		if err != nil {
 			rt.Fatal(err)
 		}
 		receipt.Nonce, receipt.EventNonce = events.Nonce{}, events.Nonce{}
 		return fmt.Sprintf("%+v", receipt)
 	}
-	event, err := trust.Invalidation(m.subject, m.payload)
+	event, err := trust.Invalidation(m.Subject, m.Payload)
 	if err != nil {
 		rt.Fatal(err)
 	}
@@ -281,10 +282,10 @@ func (a *account) look(rt *rapid.T, t *testing.T, store *Store, now time.Time) {
 		var grace []events.GraceKey
 		one, err := store.service(ctx, target)
 		if err == nil {
-			if grace, err = store.inGrace(ctx, &one.service, now.Unix(), 300); err != nil {
+			if grace, err = store.inGrace(ctx, &one.Service, now.Unix(), 300); err != nil {
 				rt.Fatal(err)
 			}
-			one.id = 0 // by lot
+			one.ID = 0 // by lot
 		}
 		a.Reads = append(a.Reads, fmt.Sprintf("%+v %+v %+v %v", history, grace, one, err))
 	}
@@ -298,7 +299,7 @@ func (a *account) look(rt *rapid.T, t *testing.T, store *Store, now time.Time) {
 			return
 		}
 		for _, m := range claimed {
-			a.Relayed[m.subject] = append(a.Relayed[m.subject], message(rt, trust, m))
+			a.Relayed[m.Subject] = append(a.Relayed[m.Subject], message(rt, trust, m))
 		}
 		if _, err := store.deleteOutbox(ctx, claimed, position{}, 0); err != nil {
 			rt.Fatal(err)
@@ -356,8 +357,8 @@ func TestIDs(t *testing.T) {
 			batch = append(batch, d.another(fmt.Sprintf("s-%d", i)).bind())
 		}
 		for i, o := range decideAll(t, in, batch...) {
-			if o.verdict != committed {
-				t.Errorf("request %d: %v %s", i, o.verdict, o.reason)
+			if o.Verdict != decision.Committed {
+				t.Errorf("request %d: %v %s", i, o.Verdict, o.Reason)
 			}
 		}
 		var first, last int64

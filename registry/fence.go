@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -317,7 +318,7 @@ func (f *fence) remind() {
 }
 
 // admit takes the requests of services on hold out of a batch that was loaded.
-func (f *fence) admit(ctx context.Context, st *state, todo []incoming) (admitted, held []incoming, err error) {
+func (f *fence) admit(ctx context.Context, st *decision.State, todo []decision.Incoming) (admitted, held []decision.Incoming, err error) {
 	if f == nil {
 		return todo, nil, nil
 	}
@@ -326,19 +327,19 @@ func (f *fence) admit(ctx context.Context, st *state, todo []incoming) (admitted
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.doubts != st.doubts { // under the lock, because what was read takes services off hold
+	if f.doubts != st.Epoch { // under the lock, because what was read takes services off hold
 		return nil, nil, ErrComparing
 	}
 	for _, in := range todo {
-		if _, lost := f.lost[in.request.NewKey]; lost {
-			st.takenKeys[in.request.NewKey] = true // it was registered, and will be again
+		if _, lost := f.lost[in.Request.NewKey]; lost {
+			st.TakenKeys[in.Request.NewKey] = true // it was registered, and will be again
 		}
 	}
 	if len(f.behind) == 0 {
 		return todo, nil, nil
 	}
 	for _, in := range todo {
-		if in.refusal == nil && !f.reached(in.request.Target, st.sequence(in.request.Target)) {
+		if in.Refusal == nil && !f.reached(in.Request.Target, st.SequenceOf(in.Request.Target)) {
 			held = append(held, in)
 		} else {
 			admitted = append(admitted, in)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // findings is what a comparison finds, as it goes on.
@@ -87,7 +88,7 @@ func (v *findings) tell(ctx context.Context, log *slog.Logger) {
 // sequences reads the sequences of services. A service that the database does not have is not in
 // the result.
 func (s *Store) sequences(ctx context.Context, targets []events.Target) (map[events.Target]int64, error) {
-	st := newState()
+	st := decision.NewState()
 	w := newWantedServices(MaxBatch)
 	// The rest is looked up another time: maps have no order.
 	for _, t := range targets[:min(len(targets), MaxBatch)] {
@@ -96,10 +97,10 @@ func (s *Store) sequences(ctx context.Context, targets []events.Target) (map[eve
 	if err := s.loadServices(ctx, w, st); err != nil {
 		return nil, fmt.Errorf("read the sequences of services: %w", err)
 	}
-	found := make(map[events.Target]int64, len(st.services))
-	for t, one := range st.services {
+	found := make(map[events.Target]int64, len(st.Services))
+	for t, one := range st.Services {
 		if one != nil {
-			found[t] = one.sequence
+			found[t] = one.Sequence
 		}
 	}
 	return found, nil

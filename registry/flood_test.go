@@ -16,6 +16,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -77,7 +78,7 @@ func newFlood(t *testing.T) *flood {
 	d := newDeveloper(t, f.store, "org.omiappreg.alice", "victim")
 	f.crowd = newCrowd(f.world, d)
 	f.victim = d
-	for range newestKeys + 2 { // so that each forged one costs all the looks at the newest of the earlier keys
+	for range decision.NewestKeys + 2 { // so that each forged one costs all the looks at the newest of the earlier keys
 		step := d.rotate
 		if d.current.IsZero() {
 			step = d.bind

@@ -9,6 +9,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -42,8 +43,8 @@ func TestForgedSpendsNothing(t *testing.T) {
 		}
 		before := dump(t, store)
 		for i, o := range decideAll(t, in, forged...) {
-			if o.verdict != rejected {
-				t.Fatalf("forged request %d: %v", i, o.verdict)
+			if o.Verdict != decision.Refused {
+				t.Fatalf("forged request %d: %v", i, o.Verdict)
 			}
 		}
 		if after := dump(t, store); !maps.Equal(before, after) {
@@ -52,7 +53,7 @@ func TestForgedSpendsNothing(t *testing.T) {
 		list := slices.Concat(forged, []request{rotation, binding, victim.rotate(), other.rotate(), victim.rotate()})
 		outcomes := decideAll(t, in, list...)[len(forged):]
 		for i, want := range []events.Reason{"", "", "", "", events.RateLimited} {
-			if got := outcomes[i].reason; got != want {
+			if got := outcomes[i].Reason; got != want {
 				t.Errorf("honest request %d: %q, want %q", i+1, got, want)
 			}
 		}
@@ -78,26 +79,26 @@ func TestLooks(t *testing.T) {
 	}
 	with := func(d *developer) request { return d.sign(events.Rotation, events.GenerateSigningKey(), old[d]) }
 	var list []request
-	for range looksASecond + 5 {
+	for range decision.VerificationsASecond + 5 {
 		list = append(list, with(flooded))
 	}
 	half := len(list) / 2
 	outcomes := append(decideAll(t, in, list[:half]...), decideAll(t, in, list[half:]...)...)
 	for i, o := range outcomes {
 		want := events.SupersededKey
-		if i >= looksASecond {
+		if i >= decision.VerificationsASecond {
 			want = events.InvalidSignature
 		}
-		if o.reason != want {
-			t.Errorf("request %d: %q, want %q", i+1, o.reason, want)
+		if o.Reason != want {
+			t.Errorf("request %d: %q, want %q", i+1, o.Reason, want)
 		}
 	}
-	if o := decideAll(t, in, with(other))[0]; o.reason != events.SupersededKey {
-		t.Errorf("another service: %q", o.reason)
+	if o := decideAll(t, in, with(other))[0]; o.Reason != events.SupersededKey {
+		t.Errorf("another service: %q", o.Reason)
 	}
 	now = now.Add(time.Second)
-	if o := decideAll(t, in, with(flooded))[0]; o.reason != events.SupersededKey {
-		t.Errorf("a second later: %q", o.reason)
+	if o := decideAll(t, in, with(flooded))[0]; o.Reason != events.SupersededKey {
+		t.Errorf("a second later: %q", o.Reason)
 	}
 }
 
@@ -123,24 +124,24 @@ func TestEarlierKeys(t *testing.T) {
 		}
 		last := len(keys) - 1
 		reason := func(place int) events.Reason {
-			return decideAll(t, in, d.sign(events.Rotation, events.GenerateSigningKey(), keys[place]))[0].reason
+			return decideAll(t, in, d.sign(events.Rotation, events.GenerateSigningKey(), keys[place]))[0].Reason
 		}
 		for place, want := range map[int]events.Reason{
-			0: events.InvalidSignature, last - earlierKeys - 1: events.InvalidSignature, last - earlierKeys: events.SupersededKey,
+			0: events.InvalidSignature, last - decision.EarlierKeys - 1: events.InvalidSignature, last - decision.EarlierKeys: events.SupersededKey,
 			last / 2: events.SupersededKey, last - 1: events.SupersededKey,
 		} {
 			if got := reason(place); got != want {
 				t.Errorf("signed by key %d of %d: %q, want %q", place, len(keys), got, want)
 			}
 		}
-		const each = earlierKeys - newestKeys
-		for range farLooksASecond/each - 5 {
+		const each = decision.EarlierKeys - decision.NewestKeys
+		for range decision.FarVerificationsASecond/each - 5 {
 			reason(last / 2)
 		}
 		if got := reason(last / 2); got != events.InvalidSignature {
 			t.Errorf("beyond what may be looked at in a second: %q", got)
 		}
-		if got := reason(last - newestKeys); got != events.SupersededKey {
+		if got := reason(last - decision.NewestKeys); got != events.SupersededKey {
 			t.Errorf("one of the newest then: %q", got)
 		}
 		now = now.Add(time.Second)

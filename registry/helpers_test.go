@@ -11,6 +11,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // testLog writes to the test's own output.
@@ -19,27 +20,27 @@ func testLog(t testing.TB) *slog.Logger {
 }
 
 // decideAndCommit brings requests to their end, but for what is to be said. It returns their outcomes, in no order.
-func decideAndCommit(ctx context.Context, in *intake, todo []incoming) (outcomes []outcome, err error) {
+func decideAndCommit(ctx context.Context, in *intake, todo []decision.Incoming) (outcomes []decision.Outcome, err error) {
 	for range mostFutile {
 		b, err := in.decide(ctx, todo)
 		if err != nil {
 			return nil, err
 		}
-		lost, err := in.store.commit(ctx, b.groups, b.at)
+		lost, err := in.store.commit(ctx, b.Groups, b.At)
 		in.memory.learn(in.now(), b, lost, err)
 		if err != nil {
 			return nil, err
 		}
-		b.answer(b.previous)
-		for _, g := range b.groups {
-			if !lost.services[g.target] {
-				outcomes = append(outcomes, g.outcomes...)
+		b.SignRefusals(b.Previous)
+		for _, g := range b.Groups {
+			if !lost.Services[g.Target] {
+				outcomes = append(outcomes, g.Outcomes...)
 			}
 		}
-		if todo = remaining(b, lost.services); len(todo) == 0 {
+		if todo = decision.RequestsOf(b, lost.Services); len(todo) == 0 {
 			return outcomes, nil
 		}
-		slices.SortStableFunc(todo, func(a, b incoming) int { return cmp.Compare(a.index, b.index) })
+		slices.SortStableFunc(todo, func(a, b decision.Incoming) int { return cmp.Compare(a.Index, b.Index) })
 	}
 	return nil, errFutile
 }

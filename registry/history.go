@@ -14,7 +14,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/sqldb"
-	"omiappreg.org/keyrotation/keyring"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // A history has a line for each key, anyone may ask for it, and each line must be read and signed.
@@ -73,20 +73,20 @@ func (l *Lookup) History(
 	ctx context.Context, t events.Target, part events.HistoryRange,
 ) (events.ServiceHistory, error) {
 	s, err := l.store.service(ctx, t)
-	if err := l.mayAnswer(err, t, func() int64 { return s.sequence }); err != nil {
+	if err := l.mayAnswer(err, t, func() int64 { return s.Sequence }); err != nil {
 		return events.ServiceHistory{}, err
 	}
-	if !part.Part && s.sequence > 2*events.HistoryPart { // at least one of two changes brings a key
+	if !part.Part && s.Sequence > 2*events.HistoryPart { // at least one of two changes brings a key
 		return events.ServiceHistory{}, tooLong()
 	}
-	if err := l.histories.charge(ctx, min(s.sequence-part.After, part.Limit)); err != nil {
+	if err := l.histories.charge(ctx, min(s.Sequence-part.After, part.Limit)); err != nil {
 		return events.ServiceHistory{}, err
 	}
 	h := events.ServiceHistory{
 		Origin: l.policy.Load().Origin, AppID: t.App, ServiceID: t.Service,
-		Sequence: s.sequence, Timestamp: l.now().Unix(),
+		Sequence: s.Sequence, Timestamp: l.now().Unix(),
 	}
-	h.Keys, h.More, err = l.store.lines(ctx, &s.service, part.After, part.Limit)
+	h.Keys, h.More, err = l.store.lines(ctx, &s.Service, part.After, part.Limit)
 	if err != nil {
 		return h, fmt.Errorf("read the history of %s: %w", t, err)
 	}
@@ -151,21 +151,21 @@ const fewChanges = 64
 // lines returns the keys that a service had after a sequence, oldest first, and whether it had
 // more. It ignores changes that come meanwhile: a history only grows.
 func (s *Store) lines(
-	ctx context.Context, one *service, after, most int64,
+	ctx context.Context, one *decision.Service, after, most int64,
 ) (lines []events.HistoryKey, more bool, err error) {
 	// At least one of two changes brings a key: a revocation is followed by a binding.
-	end := min(one.sequence, after+max(most, 2))
-	changes, err := s.changes(ctx, one.id, after, end)
+	end := min(one.Sequence, after+max(most, 2))
+	changes, err := s.changes(ctx, one.ID, after, end)
 	if err != nil {
 		return nil, false, err
 	}
 	// It depends on whether the last of them brought a key or ended what there was.
-	more = one.sequence > end+1 || one.sequence == end+1 && one.active()
+	more = one.Sequence > end+1 || one.Sequence == end+1 && one.Active()
 	within := len(changes)
 	if changes, err = s.withEnds(ctx, one, changes, end); err != nil {
 		return nil, false, err
 	}
-	lines = linesOf(changes, within)
+	lines = decision.HistoryLines(changes, within)
 	if int64(len(lines)) > most {
 		lines, more = lines[:most], true
 	}
@@ -175,15 +175,15 @@ func (s *Store) lines(
 // withEnds adds the changes that may still end one of the keys before them: up to the first change
 // that ends all of them, or that came when all of them had ended.
 func (s *Store) withEnds(
-	ctx context.Context, one *service, changes []events.Invalidation, end int64,
+	ctx context.Context, one *decision.Service, changes []events.Invalidation, end int64,
 ) ([]events.Invalidation, error) {
 	latest := int64(0)
 	for i := range changes {
 		latest = max(latest, changes[i].GracePeriodExpiry)
 	}
-	for first := true; end < one.sequence && len(changes) > 0; first = false {
-		to := min(one.sequence, end+fewChanges)
-		next, err := s.changes(ctx, one.id, end, to)
+	for first := true; end < one.Sequence && len(changes) > 0; first = false {
+		to := min(one.Sequence, end+fewChanges)
+		next, err := s.changes(ctx, one.ID, end, to)
 		if err != nil {
 			return nil, err
 		}
@@ -200,28 +200,6 @@ func (s *Store) withEnds(
 		end = to
 	}
 	return changes, nil
-}
-
-// linesOf returns the lines of the first changes. Their ends come from all changes.
-func linesOf(changes []events.Invalidation, first int) []events.HistoryKey {
-	lines := make([]events.HistoryKey, 0, first)
-	// The end of the key before the one at hand, and of all keys.
-	end, cut := keyring.NoEnd, keyring.NoEnd
-	for i := len(changes) - 1; i >= 0; i-- {
-		e := &changes[i]
-		if i < first && !e.NewKey.IsZero() {
-			line := events.HistoryKey{PublicKey: e.NewKey, Event: e.Event, Sequence: e.Sequence, From: e.Timestamp}
-			if until := min(end, cut); until != keyring.NoEnd {
-				line.Until = &until
-			}
-			lines = append(lines, line)
-		}
-		if end = e.GracePeriodExpiry; e.EndsEarlierKeys() {
-			cut = min(cut, e.Timestamp)
-		}
-	}
-	slices.Reverse(lines)
-	return lines
 }
 
 // changes reads the changes of a service after one sequence, up to another, in their order.
@@ -249,9 +227,9 @@ const changesOf = `SELECT sequence, event, old_public_key, public_key, grace_per
 // until a change ended all keys before it, or until several changes in a row are too old for this
 // grace period and none of them has a key in grace. A key that came under a longer grace period is
 // found as long as its neighbours are.
-func (s *Store) inGrace(ctx context.Context, one *service, now, grace int64) (keys []events.GraceKey, err error) {
-	for upTo := one.sequence; upTo > 0; upTo -= fewChanges {
-		changes, err := s.changes(ctx, one.id, max(0, upTo-fewChanges), upTo)
+func (s *Store) inGrace(ctx context.Context, one *decision.Service, now, grace int64) (keys []events.GraceKey, err error) {
+	for upTo := one.Sequence; upTo > 0; upTo -= fewChanges {
+		changes, err := s.changes(ctx, one.ID, max(0, upTo-fewChanges), upTo)
 		if err != nil {
 			return nil, fmt.Errorf("read the keys in grace: %w", err)
 		}

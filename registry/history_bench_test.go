@@ -8,6 +8,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // BenchmarkFloodedBinding is how long a binding takes in the database while so many parts of a history of 100,000 keys are
@@ -33,8 +34,8 @@ func BenchmarkFloodedBinding(b *testing.B) {
 					service++
 					r := d.another(fmt.Sprint("s-", service)).bind()
 					return func() {
-						outcomes, err := decideAndCommit(b.Context(), in, []incoming{newIncoming(r.draft.Subject(), r.payload, time.Now().Unix(), 0)})
-						if err != nil || outcomes[0].verdict != committed {
+						outcomes, err := decideAndCommit(b.Context(), in, []decision.Incoming{decision.NewIncoming(r.draft.Subject(), r.payload, time.Now().Unix(), 0)})
+						if err != nil || outcomes[0].Verdict != decision.Committed {
 							b.Fatalf("%+v, %v", outcomes, err)
 						}
 					}

@@ -21,6 +21,7 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/keyring"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // noise returns a key that names nothing else; it need not be a point.
@@ -32,24 +33,24 @@ func noise() events.PublicKey {
 }
 
 // put writes a service with these changes, as if they had been committed.
-func put(t testing.TB, store *Store, list []events.Invalidation) *service {
+func put(t testing.TB, store *Store, list []events.Invalidation) *decision.Service {
 	t.Helper()
 	last := &list[len(list)-1]
-	one := &service{status: events.Active, sequence: last.Sequence, key: last.NewKey, changedAt: last.Timestamp}
+	one := &decision.Service{Status: events.Active, Sequence: last.Sequence, Key: last.NewKey, ChangedAt: last.Timestamp}
 	if last.NewKey.IsZero() {
-		one.status = events.Revoked
+		one.Status = events.Revoked
 	}
 	err := store.db.InTx(t.Context(), func(tx *sqldb.Tx) error {
-		g := &group{target: last.Target, service: *one}
-		if err := store.moveServices(t.Context(), tx, []*group{g}, map[events.Target]bool{}); err != nil {
+		g := &decision.Group{Target: last.Target, Service: *one}
+		if err := store.moveServices(t.Context(), tx, []*decision.Group{g}, map[events.Target]bool{}); err != nil {
 			return err
 		}
-		one.id = g.service.id
+		one.ID = g.Service.ID
 		for part := range slices.Chunk(list, 1000) {
 			rows := make([]historyRow, len(part))
 			for i := range part {
 				rows[i] = historyRow{
-					service: one.id, event: part[i], requestNonce: part[i].Nonce, receiptNonce: part[i].Nonce, receipt: make([]byte, 600),
+					service: one.ID, event: part[i], requestNonce: part[i].Nonce, receiptNonce: part[i].Nonce, receipt: make([]byte, 600),
 				}
 			}
 			var p sqldb.Pipeline
@@ -201,7 +202,7 @@ func TestHistoryPlan(t *testing.T) {
 		explain := map[sqldb.Engine]string{
 			sqldb.SQLite: "EXPLAIN QUERY PLAN ", sqldb.Postgres: "EXPLAIN ANALYZE ", sqldb.Cockroach: "EXPLAIN ANALYZE ",
 		}[store.db.Engine()]
-		text := planOf(t, store, explain+changesOf, []any{one.id, int64(1000), int64(1100)})
+		text := planOf(t, store, explain+changesOf, []any{one.ID, int64(1000), int64(1100)})
 		if strings.Contains(text, "Seq Scan") || strings.Contains(text, "B-TREE") || strings.Contains(text, "FULL SCAN") ||
 			store.db.Engine() == sqldb.SQLite && !strings.Contains(text, "(service=? AND sequence>? AND sequence<?)") {
 			t.Error(text)

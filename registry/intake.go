@@ -9,6 +9,8 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/parallel"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // intake takes batches of requests through load, decide and commit, and hands the messages to the
@@ -27,7 +29,7 @@ type intake struct {
 	log       *slog.Logger
 	metrics   *metrics
 	now       func() time.Time
-	looks     looks
+	looks     decision.VerificationBudget
 	memory    *memory
 	garbage   *budget
 	// await: waits until nothing is being committed; nil: nothing ever is.
@@ -46,6 +48,11 @@ const (
 	stagePublish = "publish"
 )
 
+// issuer returns what decides and signs under the present policy.
+func (in *intake) issuer() decision.Issuer {
+	return decision.Issuer{Rules: in.policy.rules(), Key: in.key, NewNonce: events.NewNonce, Parallel: parallel.Each}
+}
+
 // handle is the consumer's handler. If it returns an error, the whole batch is handled again, and
 // finds the changes that were committed by then.
 func (in *intake) handle(ctx context.Context, messages []*requestMessage) (err error) {
@@ -61,49 +68,39 @@ func (in *intake) handle(ctx context.Context, messages []*requestMessage) (err e
 
 // parse runs the first check on each message. If a message's subject names no service, it can't be
 // answered; it is acknowledged with the batch.
-func (in *intake) parse(messages []*requestMessage) []incoming {
-	todo := make([]incoming, 0, len(messages))
+func (in *intake) parse(messages []*requestMessage) []decision.Incoming {
+	todo := make([]decision.Incoming, 0, len(messages))
 	for i, m := range messages {
 		one := parsed(m, i)
 		switch {
-		case one.request == nil:
+		case one.Request == nil:
 			in.metrics.requests.WithLabelValues("", unanswerable).Inc()
 		case !m.Kept(): // otherwise an earlier try settled it
 			todo = append(todo, one)
 		}
 	}
-	markOutproved(todo, in.policy.Origin)
+	decision.MarkOutproved(todo, in.policy.Origin)
 	return todo
 }
 
 // parsed returns the request of a message. The fair queue has parsed it already, as a rule.
-func parsed(m *requestMessage, index int) incoming {
-	var one incoming
+func parsed(m *requestMessage, index int) decision.Incoming {
+	var one decision.Incoming
 	if m.Payload.in != nil {
 		one = *m.Payload.in
-		one.index = index
+		one.Index = index
 	} else {
-		one = newIncoming(m.Subject, m.Data, m.Stored.Unix(), index)
+		one = decision.NewIncoming(m.Subject, m.Data, m.Stored.Unix(), index)
 	}
-	one.stored, one.place = m.Stored, m.Payload.at
+	one.Stored, one.Place = m.Stored, m.Payload.at
 	// A malformed request is refused for the same reason each time.
-	one.again = m.Payload.again && one.refusal == nil
-	return one
-}
-
-// newIncoming parses a message. Its request is nil if the subject names no service.
-func newIncoming(subject string, payload []byte, storedAt int64, index int) incoming {
-	one := incoming{payload: payload, storedAt: storedAt, index: index}
-	request, err := events.ParseRequest(subject, payload)
-	if errors.As(err, &one.refusal) || err == nil {
-		one.request = request
-	}
+	one.Redelivered = m.Payload.again && one.Refusal == nil
 	return one
 }
 
 // decide decides requests on the present state. It tells no one of the outcomes: that is for after
 // the commit.
-func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
+func (in *intake) decide(ctx context.Context, todo []decision.Incoming) (*decision.Batch, error) {
 	in.metrics.batch.Observe(float64(len(todo)))
 	in.inHand.Stage(stageLoad)
 	st, err := in.load(ctx, todo)
@@ -115,48 +112,48 @@ func (in *intake) decide(ctx context.Context, todo []incoming) (*batch, error) {
 		return nil, err
 	}
 	now := in.now()
-	b := newBatch(in.policy, in.key, now.Unix(), st, todo)
-	b.at, b.held = now, held
+	b := decision.NewBatch(in.issuer(), now, st, todo)
+	b.OnHold = held
 	in.inHand.Stage(stageDecide)
-	b.decide()
+	b.Decide()
 	in.inHand.Stage(stageLoad)
 	if err := in.complete(ctx, b); err != nil {
 		return nil, err
 	}
-	targets, lookBack := b.unsettled(&in.looks)
-	b.previous, err = in.store.previous(ctx, targets, lookBack)
+	targets, lookBack := b.Unverified(&in.looks)
+	b.Previous, err = in.store.previous(ctx, targets, lookBack)
 	return b, err
 }
 
 // settle acknowledges what is committed, and hands all messages to the relay.
-func (in *intake) settle(ctx context.Context, messages []*requestMessage, b *batch, lost map[events.Target]bool) error {
-	most := requestsOf(b.groups)
-	p := publication{outbox: make([]signed, 0, 2*most)}
+func (in *intake) settle(ctx context.Context, messages []*requestMessage, b *decision.Batch, lost map[events.Target]bool) error {
+	most := decision.CountRequests(b.Groups)
+	p := publication{outbox: make([]decision.Message, 0, 2*most)}
 	changes := make([]events.Invalidation, 0, most)
 	done := make([]*requestMessage, 0, most)
-	for _, g := range b.groups {
-		if lost[g.target] {
+	for _, g := range b.Groups {
+		if lost[g.Target] {
 			continue
 		}
-		for i := range g.outcomes {
-			o := &g.outcomes[i]
-			m := messages[o.in.index]
+		for i := range g.Outcomes {
+			o := &g.Outcomes[i]
+			m := messages[o.In.Index]
 			m.Keep()
-			if o.dropped {
+			if o.Dropped {
 				done = append(done, m)
 				continue
 			}
 			in.count(o, m)
-			if o.verdict == duplicate {
-				o.receiptBytes = believable(o.receiptBytes, g.target, in.trust, in.key)
+			if o.Verdict == decision.Duplicate {
+				o.ReceiptBytes = believable(o.ReceiptBytes, g.Target, in.trust, in.key)
 			}
-			if o.verdict != committed {
-				p.answers = append(p.answers, answer{o.messages()[0], m})
+			if o.Verdict != decision.Committed {
+				p.answers = append(p.answers, answer{o.Messages()[0], m})
 				continue
 			}
 			m.Witness() // its change is written: a later failure is not its fault
-			changes = append(changes, o.event)
-			p.outbox = append(p.outbox, o.messages()...)
+			changes = append(changes, o.Event)
+			p.outbox = append(p.outbox, o.Messages()...)
 			done = append(done, m)
 		}
 	}
@@ -167,7 +164,7 @@ func (in *intake) settle(ctx context.Context, messages []*requestMessage, b *bat
 			in.log.Debug("acknowledge", "error", err) // it is delivered again and found committed
 		}
 	}
-	in.hold(b.held, messages)
+	in.hold(b.OnHold, messages)
 	if len(changes) > 0 {
 		in.committed(changes)
 	}
@@ -187,9 +184,9 @@ const (
 
 // hold gives back the requests of services that are on hold. They wait in the stream and come again
 // later.
-func (in *intake) hold(held []incoming, messages []*requestMessage) {
+func (in *intake) hold(held []decision.Incoming, messages []*requestMessage) {
 	for _, one := range held {
-		m := messages[one.index]
+		m := messages[one.Index]
 		m.Keep()
 		delay := longestHold
 		if n := m.Delivered; n < 6 { // 2^5 s is the longest delay
@@ -201,15 +198,15 @@ func (in *intake) hold(held []incoming, messages []*requestMessage) {
 	}
 }
 
-func (in *intake) count(o *outcome, m *requestMessage) {
+func (in *intake) count(o *decision.Outcome, m *requestMessage) {
 	result := "committed"
-	switch o.verdict {
-	case duplicate:
+	switch o.Verdict {
+	case decision.Duplicate:
 		result = "duplicate"
-	case rejected:
-		result = string(o.reason)
-		in.log.Debug("request refused", "target", o.in.request.Target.String(), "reason", o.reason, "detail", o.detail)
+	case decision.Refused:
+		result = string(o.Reason)
+		in.log.Debug("request refused", "target", o.In.Request.Target.String(), "reason", o.Reason, "detail", o.Detail)
 	}
-	in.metrics.requests.WithLabelValues(string(o.in.request.Kind), result).Inc()
+	in.metrics.requests.WithLabelValues(string(o.In.Request.Kind), result).Inc()
 	in.metrics.decided.Observe(in.now().Sub(m.Stored).Seconds())
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 const (
@@ -43,12 +44,12 @@ type leases struct {
 
 // lease is a lease on the rows of these messages.
 type lease struct {
-	messages []signed
+	messages []decision.Message
 	from     time.Time // when it was given
 }
 
 // hold renews the lease of these messages from now on. Their present lease was given at from.
-func (l *leases) hold(messages []signed, from time.Time) *lease {
+func (l *leases) hold(messages []decision.Message, from time.Time) *lease {
 	one := &lease{messages, from}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -82,13 +83,13 @@ func (l *leases) run(ctx context.Context) {
 // renew renews what is due.
 func (l *leases) renew(ctx context.Context) {
 	now := l.now()
-	var places []outboxPlace
+	var places []decision.OutboxPlace
 	l.mu.Lock()
 	for one := range l.held {
 		if now.Sub(one.from) >= renewAfter {
 			one.from = now
 			for _, m := range one.messages {
-				places = append(places, m.place)
+				places = append(places, m.Place)
 			}
 		}
 	}
@@ -96,7 +97,7 @@ func (l *leases) renew(ctx context.Context) {
 	if len(places) == 0 {
 		return
 	}
-	slices.SortFunc(places, comparePlaces)
+	slices.SortFunc(places, decision.ComparePlaces)
 	ctx, cancel := context.WithTimeout(ctx, l.within)
 	defer cancel()
 	if err := l.store.renewLeases(ctx, slices.Compact(places), now); err != nil {
@@ -105,12 +106,12 @@ func (l *leases) renew(ctx context.Context) {
 }
 
 // renewLeases gives the rows at these places, which are sorted, a new lease.
-func (s *Store) renewLeases(ctx context.Context, places []outboxPlace, now time.Time) error {
+func (s *Store) renewLeases(ctx context.Context, places []decision.OutboxPlace, now time.Time) error {
 	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		var p sqldb.Pipeline
 		for first, last := range runs(places) {
 			const text = "UPDATE outbox SET lease_until = $1 WHERE batch = $2 AND position >= $3 AND position <= $4"
-			p.Exec("renew", text, []any{now.Add(leaseFor).UnixMilli(), first.batch, first.position, last.position}, nil)
+			p.Exec("renew", text, []any{now.Add(leaseFor).UnixMilli(), first.Batch, first.Position, last.Position}, nil)
 		}
 		return tx.Run(ctx, &p)
 	})

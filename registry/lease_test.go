@@ -17,7 +17,7 @@ func TestLeases(t *testing.T) {
 		began := time.Now()
 		now := began
 		in := newTestIntake(t, store, Policy{Origin: testOrigin}, func() time.Time { return now })
-		messages := decideAll(t, in, newDeveloper(t, store, "org.omiappreg.alice", "one").bind())[0].messages()
+		messages := decideAll(t, in, newDeveloper(t, store, "org.omiappreg.alice", "one").bind())[0].Messages()
 		mine := &leases{store: store, log: testLog(t), now: func() time.Time { return now }, within: patience, held: map[*lease]struct{}{}}
 		claim := func(after time.Duration, want int) {
 			t.Helper()

@@ -8,6 +8,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // An app's Master Key may bind a number of services, and make a number of changes a minute and a
@@ -25,35 +26,17 @@ import (
 // A batch without such requests reads and writes none of this. Two replicas that decide at the same
 // time may each allow the last change.
 
-const (
-	minuteSeconds = 60
-	daySeconds    = 24 * 60 * 60
-	// recentChanges is how far back the history is searched for a reset. An older reset is not
-	// found.
-	recentChanges = 1024
-)
-
-// appUse is what an app has used.
-type appUse struct {
-	services, minute, minuteChanges, day, dayChanges int64
-
-	replacedAt int64 // when its Master Key was last replaced
-}
-
-// limited says why a request of the batch is beyond a limit.
-type limited struct {
-	reason events.Reason
-	detail string
-}
+// recentChanges is how far back the history is searched for a reset. An older reset is not found.
+const recentChanges = 1024
 
 // limit marks requests beyond an app's limits, and decides them again. It reports whether there
 // were any.
-func (in *intake) limit(ctx context.Context, b *batch) (again bool, err error) {
-	wanted := b.toCount()
+func (in *intake) limit(ctx context.Context, b *decision.Batch) (again bool, err error) {
+	wanted := b.Countable()
 	if len(wanted) == 0 {
 		return false, nil
 	}
-	uses, err := in.usesOf(ctx, b.policy, wanted)
+	uses, err := in.usesOf(ctx, in.policy.rules(), wanted)
 	if err != nil {
 		return false, err
 	}
@@ -61,37 +44,16 @@ func (in *intake) limit(ctx context.Context, b *batch) (again bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	beyond := b.count(wanted, uses, resets)
-	b.decideAgain(beyond)
+	beyond := b.ApplyLimits(wanted, uses, resets)
+	b.DecideAgain(beyond)
 	return len(beyond) > 0, nil
-}
-
-// toCount is a change that may count.
-type toCount struct {
-	group   *group
-	outcome *outcome
-}
-
-// toCount returns the changes of the batch that may count, in the order of the stream.
-func (b *batch) toCount() (list []toCount) {
-	for _, g := range b.groups {
-		for i := range g.outcomes {
-			o := &g.outcomes[i]
-			kind := o.in.request.Kind
-			if o.verdict == committed && kind.ByMasterKey() && kind != events.Revocation {
-				list = append(list, toCount{g, o})
-			}
-		}
-	}
-	slices.SortFunc(list, func(a, b toCount) int { return cmp.Compare(a.outcome.in.index, b.outcome.in.index) })
-	return list
 }
 
 // usesOf reads what the apps have used. A commit that is under way counts too: near a limit, usesOf
 // waits for it.
-func (in *intake) usesOf(ctx context.Context, policy Policy, wanted []toCount) (map[events.AppID]*appUse, error) {
+func (in *intake) usesOf(ctx context.Context, rules decision.Rules, wanted []decision.Countable) (map[events.AppID]*decision.AppUse, error) {
 	uses, err := in.store.uses(ctx, wanted)
-	if err != nil || in.await == nil || !policy.near(uses, wanted) {
+	if err != nil || in.await == nil || !rules.Near(uses, wanted, MaxBatch) {
 		return uses, err
 	}
 	if err := in.await(ctx); err != nil {
@@ -100,109 +62,13 @@ func (in *intake) usesOf(ctx context.Context, policy Policy, wanted []toCount) (
 	return in.store.uses(ctx, wanted)
 }
 
-// near reports whether two batches together could pass a limit.
-func (p Policy) near(uses map[events.AppID]*appUse, wanted []toCount) bool {
-	reaches := func(limit int, used int64) bool { return limit > 0 && used+2*MaxBatch > int64(limit) }
-	return slices.ContainsFunc(wanted, func(one toCount) bool {
-		use := uses[one.group.target.App]
-		switch {
-		case use == nil:
-			return false
-		case one.outcome.event.Sequence == 1:
-			return reaches(p.ServicesPerApp, use.services)
-		}
-		return reaches(p.MasterChangesPerMinute, use.minuteChanges) || reaches(p.MasterChangesPerDay, use.dayChanges)
-	})
-}
-
-// count notes for each change whether it counts, and marks those beyond a limit. It returns their
-// groups.
-func (b *batch) count(wanted []toCount, uses map[events.AppID]*appUse, resets map[*group]int64) (beyond []*group) {
-	for _, one := range wanted {
-		g, o := one.group, one.outcome
-		if _, marked := g.limited[o.in.index]; marked {
-			continue // its group is decided again
-		}
-		use := uses[g.target.App]
-		if use == nil {
-			continue // the app is gone: the commit will find that out
-		}
-		o.counts = false
-		if o.in.request.Kind == events.Reset {
-			last := resets[g]
-			resets[g] = o.in.storedAt
-			if last <= max(o.in.storedAt-daySeconds, use.replacedAt) {
-				continue
-			}
-		}
-		why := use.take(b.policy, &o.in, o.event.Sequence == 1)
-		if o.counts = why.reason == "" && o.event.Sequence > 1; why.reason == "" {
-			continue
-		}
-		g.mark(&o.in, why)
-		if !slices.Contains(beyond, g) {
-			beyond = append(beyond, g)
-		}
-	}
-	return beyond
-}
-
-// take counts a change, or returns why it can't.
-func (u *appUse) take(p Policy, in *incoming, first bool) (why limited) {
-	if first {
-		if p.ServicesPerApp > 0 && u.services >= int64(p.ServicesPerApp) {
-			return limited{events.TooManyServices, fmt.Sprintf("The app has %d services, revoked ones included, and may have no more; "+
-				"the registry's operator can raise the limit (--services-per-app).", u.services)}
-		}
-		u.services++
-		return why
-	}
-	if minute := in.storedAt / minuteSeconds; minute > u.minute {
-		u.minute, u.minuteChanges = minute, 0
-	}
-	if day := in.storedAt / daySeconds; day > u.day {
-		u.day, u.dayChanges = day, 0
-	}
-	wait := int64(0)
-	if p.MasterChangesPerMinute > 0 && u.minuteChanges >= int64(p.MasterChangesPerMinute) {
-		wait = (u.minute+1)*minuteSeconds - in.storedAt
-	}
-	if p.MasterChangesPerDay > 0 && u.dayChanges >= int64(p.MasterChangesPerDay) {
-		wait = (u.day+1)*daySeconds - in.storedAt
-	}
-	if wait > 0 {
-		return limited{events.RateLimited, fmt.Sprintf("The app's Master Key may reset and bind again %d times a minute and %d times a day, "+
-			"not counting the first reset of each service in a day, and has done so; try again in %d s.",
-			p.MasterChangesPerMinute, p.MasterChangesPerDay, wait)}
-	}
-	u.minuteChanges++
-	u.dayChanges++
-	return why
-}
-
-// mark has a request refused for being beyond a limit, unless it is refused for another reason. It
-// also marks the requests of its kind that follow in the same minute, so that the group is not
-// decided again for each of them.
-func (g *group) mark(in *incoming, why limited) {
-	if g.limited == nil {
-		g.limited = map[int]limited{}
-	}
-	for i := range g.requests {
-		r := &g.requests[i]
-		if r.index == in.index ||
-			r.index > in.index && r.request.Kind == in.request.Kind && r.storedAt/minuteSeconds == in.storedAt/minuteSeconds {
-			g.limited[r.index] = why
-		}
-	}
-}
-
 // uses reads what apps have used.
-func (s *Store) uses(ctx context.Context, wanted []toCount) (map[events.AppID]*appUse, error) {
-	uses := map[events.AppID]*appUse{}
+func (s *Store) uses(ctx context.Context, wanted []decision.Countable) (map[events.AppID]*decision.AppUse, error) {
+	uses := map[events.AppID]*decision.AppUse{}
 	var names []any
 	seen := map[events.AppID]bool{}
 	for _, one := range wanted {
-		if app := one.group.target.App; once(seen, app) {
+		if app := one.Group.Target.App; decision.Once(seen, app) {
 			names = append(names, app.String())
 		}
 	}
@@ -212,8 +78,8 @@ func (s *Store) uses(ctx context.Context, wanted []toCount) (map[events.AppID]*a
 		FROM (%s) AS v JOIN apps a ON a.app_id = v.column1 LEFT JOIN app_use u ON u.app_id = a.app_id`
 	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text}, names, func(row sqldb.Row) error {
 		var app events.AppID
-		use := &appUse{}
-		err := row.Scan(text(&app), &use.services, &use.minute, &use.minuteChanges, &use.day, &use.dayChanges, &use.replacedAt)
+		use := &decision.AppUse{}
+		err := row.Scan(text(&app), &use.Services, &use.Minute, &use.MinuteChanges, &use.Day, &use.DayChanges, &use.ReplacedAt)
 		uses[app] = use
 		return err
 	})
@@ -224,15 +90,15 @@ func (s *Store) uses(ctx context.Context, wanted []toCount) (map[events.AppID]*a
 }
 
 // lastResets reads when the services of these changes were last reset, unless that was long ago.
-func (s *Store) lastResets(ctx context.Context, wanted []toCount) (map[*group]int64, error) {
-	resets := map[*group]int64{}
-	byID := map[int64]*group{}
+func (s *Store) lastResets(ctx context.Context, wanted []decision.Countable) (map[*decision.Group]int64, error) {
+	resets := map[*decision.Group]int64{}
+	byID := map[int64]*decision.Group{}
 	var values []any
 	for _, one := range wanted {
-		g := one.group
-		if one.outcome.in.request.Kind == events.Reset && g.existed && byID[g.was.id] == nil {
-			byID[g.was.id] = g
-			values = append(values, g.was.id, g.was.sequence-recentChanges)
+		g := one.Group
+		if one.Outcome.In.Request.Kind == events.Reset && g.Existed && byID[g.Was.ID] == nil {
+			byID[g.Was.ID] = g
+			values = append(values, g.Was.ID, g.Was.Sequence-recentChanges)
 		}
 	}
 	const query = `SELECT v.column1, COALESCE((SELECT h.committed_at FROM history h WHERE h.service = v.column1
@@ -250,21 +116,21 @@ func (s *Store) lastResets(ctx context.Context, wanted []toCount) (map[*group]in
 }
 
 // useApps counts the changes of these groups for their apps.
-func (s *Store) useApps(p *sqldb.Pipeline, groups []*group) {
-	uses := map[events.AppID]*appUse{}
-	of := func(g *group) *appUse {
-		if uses[g.target.App] == nil {
-			uses[g.target.App] = &appUse{}
+func (s *Store) useApps(p *sqldb.Pipeline, groups []*decision.Group) {
+	uses := map[events.AppID]*decision.AppUse{}
+	of := func(g *decision.Group) *decision.AppUse {
+		if uses[g.Target.App] == nil {
+			uses[g.Target.App] = &decision.AppUse{}
 		}
-		return uses[g.target.App]
+		return uses[g.Target.App]
 	}
 	for _, g := range groups {
-		if !g.existed {
-			of(g).services++
+		if !g.Existed {
+			of(g).Services++
 		}
-		for i := range g.outcomes {
-			if o := &g.outcomes[i]; o.verdict == committed && o.counts {
-				_ = of(g).take(Policy{}, &o.in, false) // it was allowed
+		for i := range g.Outcomes {
+			if o := &g.Outcomes[i]; o.Verdict == decision.Committed && o.Counts {
+				_ = of(g).Count(decision.Rules{}, &o.In, false) // it was allowed
 			}
 		}
 	}
@@ -277,7 +143,7 @@ func (s *Store) useApps(p *sqldb.Pipeline, groups []*group) {
 	values := make([]any, 0, 6*len(apps))
 	for _, app := range apps {
 		u := uses[app]
-		values = append(values, app.String(), u.services, u.minute, u.minuteChanges, u.day, u.dayChanges)
+		values = append(values, app.String(), u.Services, u.Minute, u.MinuteChanges, u.Day, u.DayChanges)
 	}
 	if len(values) == 0 {
 		return

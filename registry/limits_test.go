@@ -10,6 +10,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // counting is registries on one database whose policy has limits of the Master Key.
@@ -43,9 +44,9 @@ func (c *counting) developer(app, service string) *developer {
 func (c *counting) batch(list ...request) []events.Reason {
 	c.t.Helper()
 	c.turns++
-	todo := make([]incoming, len(list))
+	todo := make([]decision.Incoming, len(list))
 	for i, r := range list {
-		todo[i] = newIncoming(r.draft.Subject(), r.payload, c.now, i)
+		todo[i] = decision.NewIncoming(r.draft.Subject(), r.payload, c.now, i)
 	}
 	outcomes, err := decideAndCommit(c.t.Context(), c.replicas[c.turns%len(c.replicas)], todo)
 	if err != nil {
@@ -53,9 +54,9 @@ func (c *counting) batch(list ...request) []events.Reason {
 	}
 	reasons := make([]events.Reason, len(list))
 	for _, o := range outcomes {
-		reasons[o.in.index] = o.reason
-		if o.reason == events.RateLimited && !strings.Contains(o.detail, "try again in ") {
-			c.t.Errorf("the detail does not say when to try again: %s", o.detail)
+		reasons[o.In.Index] = o.Reason
+		if o.Reason == events.RateLimited && !strings.Contains(o.Detail, "try again in ") {
+			c.t.Errorf("the detail does not say when to try again: %s", o.Detail)
 		}
 	}
 	return reasons
@@ -105,7 +106,7 @@ func TestMasterLimits(t *testing.T) {
 		c.now += 3600
 		c.want("an hour later", c.batch(b.sign(events.Binding, events.GenerateSigningKey(), b.master)), events.RateLimited, 0)
 		c.want("a service that was never reset", c.batch(late.reset()), "")
-		c.now += daySeconds
+		c.now += decision.DaySeconds
 		c.want("a day later", c.batch(resets(a, 5)...), events.RateLimited, 4)
 		c.want("to bind again: that is not free", c.batch(b.bind()), events.RateLimited, 0)
 		replaced := events.GenerateSigningKey()
@@ -161,7 +162,7 @@ func TestRotationsCountNothing(t *testing.T) {
 	}
 	c.want("rotations and a revocation, without that table", c.batch(d.rotate(), d.rotate(), d.revoke()), "")
 	bind := d.bind()
-	todo := []incoming{newIncoming(bind.draft.Subject(), bind.payload, c.now, 0)}
+	todo := []decision.Incoming{decision.NewIncoming(bind.draft.Subject(), bind.payload, c.now, 0)}
 	if _, err := decideAndCommit(t.Context(), c.replicas[0], todo); err == nil {
 		t.Error("a binding that counts nothing was committed")
 	}

@@ -7,6 +7,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // load reads what the decision about these requests depends on and st lacks, in two round trips to
@@ -17,7 +18,7 @@ import (
 // Keys come first and nonces last: if a request's key is found, then so are its service and its
 // nonce, and it is answered as a duplicate. In the other order, it would be refused with
 // key_in_use.
-func (s *Store) load(ctx context.Context, requests []incoming, st *state, used bool) error {
+func (s *Store) load(ctx context.Context, requests []decision.Incoming, st *decision.State, used bool) error {
 	want := newWanted(requests, st, used)
 	err := s.read(ctx, func(p *sqldb.Pipeline) {
 		s.queryKeys(p, want, st)
@@ -47,21 +48,21 @@ type wanted struct {
 	targets map[string]events.Target // by their names
 	apps    []any
 	keys    []any
-	nonces  []requestID
+	nonces  []decision.RequestID
 }
 
-func newWanted(requests []incoming, st *state, used bool) *wanted {
+func newWanted(requests []decision.Incoming, st *decision.State, used bool) *wanted {
 	w := newWantedServices(0)
 	apps := map[events.AppID]bool{}
 	for i := range requests {
-		r := requests[i].request
-		if requests[i].refusal != nil {
+		r := requests[i].Request
+		if requests[i].Refusal != nil {
 			continue
 		}
-		if _, known := st.services[r.Target]; !known {
+		if _, known := st.Services[r.Target]; !known {
 			w.service(r.Target)
 		}
-		if _, known := st.masters[r.Target.App]; !known && r.Kind.ByMasterKey() && once(apps, r.Target.App) {
+		if _, known := st.Masters[r.Target.App]; !known && r.Kind.ByMasterKey() && decision.Once(apps, r.Target.App) {
 			w.apps = append(w.apps, r.Target.App.String())
 		}
 	}
@@ -72,18 +73,18 @@ func newWanted(requests []incoming, st *state, used bool) *wanted {
 }
 
 // used adds the keys and nonces of the requests, to find out which were used before.
-func (w *wanted) used(requests []incoming) {
+func (w *wanted) used(requests []decision.Incoming) {
 	keys := make(map[events.PublicKey]bool, len(requests))
-	nonces := make(map[requestID]bool, len(requests))
+	nonces := make(map[decision.RequestID]bool, len(requests))
 	for i := range requests {
-		r := requests[i].request
-		if requests[i].refusal != nil {
+		r := requests[i].Request
+		if requests[i].Refusal != nil {
 			continue
 		}
-		if id := (requestID{r.Target, r.Nonce}); once(nonces, id) {
+		if id := (decision.RequestID{Target: r.Target, Nonce: r.Nonce}); decision.Once(nonces, id) {
 			w.nonces = append(w.nonces, id)
 		}
-		if r.Kind != events.Revocation && once(keys, r.NewKey) {
+		if r.Kind != events.Revocation && decision.Once(keys, r.NewKey) {
 			w.keys = append(w.keys, r.NewKey.Bytes())
 		}
 	}
@@ -102,59 +103,50 @@ func (w *wanted) service(t events.Target) {
 	}
 }
 
-// once reports whether key is seen for the first time.
-func once[K comparable](seen map[K]bool, key K) bool {
-	if seen[key] {
-		return false
-	}
-	seen[key] = true
-	return true
-}
-
 // servicesNamed finds services by the unique index of services (target).
 func servicesNamed(e sqldb.Engine) string {
 	return "SELECT target, " + serviceColumns + " FROM (%s) AS v " + e.LookupJoin() + " services ON target = v.column1"
 }
 
-func (s *Store) loadServices(ctx context.Context, w *wanted, st *state) error {
+func (s *Store) loadServices(ctx context.Context, w *wanted, st *decision.State) error {
 	return s.read(ctx, func(p *sqldb.Pipeline) { s.queryServices(p, w, st) })
 }
 
-func (s *Store) queryServices(p *sqldb.Pipeline, w *wanted, st *state) {
+func (s *Store) queryServices(p *sqldb.Pipeline, w *wanted, st *decision.State) {
 	for _, t := range w.targets {
-		st.services[t] = nil
+		st.Services[t] = nil
 	}
 	var name string
 	query := servicesNamed(s.db.Engine())
 	s.query(p, "load services", query, []sqldb.Type{sqldb.Text}, w.names, func(row sqldb.Row) error {
-		one := &service{}
-		err := row.Scan(append([]any{&name}, one.columns()...)...)
-		st.services[w.targets[name]] = one
+		one := &decision.Service{}
+		err := row.Scan(append([]any{&name}, columnsOf(one)...)...)
+		st.Services[w.targets[name]] = one
 		return err
 	})
 }
 
-// serviceColumns are what [service.columns] reads.
+// serviceColumns are what columnsOf reads.
 const serviceColumns = "id, status, sequence, public_key, changed_at, recent_rotations, stream_created_at, stream_sequence, master_signed_at"
 
-func (s *service) columns() []any {
+func columnsOf(s *decision.Service) []any {
 	return []any{
-		&s.id, &s.status, &s.sequence, keyColumn{&s.key}, &s.changedAt, times(&s.recent), &s.place.stream, &s.place.sequence, &s.signedAt,
+		&s.ID, &s.Status, &s.Sequence, keyColumn{&s.Key}, &s.ChangedAt, times(&s.Recent), &s.Place.Stream, &s.Place.Sequence, &s.SignedAt,
 	}
 }
 
-func (s *Store) loadApps(ctx context.Context, w *wanted, st *state) error {
+func (s *Store) loadApps(ctx context.Context, w *wanted, st *decision.State) error {
 	return s.read(ctx, func(p *sqldb.Pipeline) { s.queryApps(p, w, st) })
 }
 
-func (s *Store) queryApps(p *sqldb.Pipeline, w *wanted, st *state) {
+func (s *Store) queryApps(p *sqldb.Pipeline, w *wanted, st *decision.State) {
 	const query = "SELECT app_id, master_public_key FROM apps WHERE app_id IN (%s)"
 	s.query(p, "load apps", query, []sqldb.Type{sqldb.Text}, w.apps, func(row sqldb.Row) error {
 		var app App
 		if err := row.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey}); err != nil {
 			return err
 		}
-		st.masters[app.AppID] = app.MasterPublicKey
+		st.Masters[app.AppID] = app.MasterPublicKey
 		return nil
 	})
 }
@@ -167,14 +159,14 @@ func takenOf(e sqldb.Engine) string {
 		UNION ALL SELECT public_key FROM (%[1]s) AS v ` + e.LookupJoin() + ` reserved_keys ON public_key = v.column1`
 }
 
-func (s *Store) queryKeys(p *sqldb.Pipeline, w *wanted, st *state) {
+func (s *Store) queryKeys(p *sqldb.Pipeline, w *wanted, st *decision.State) {
 	query := takenOf(s.db.Engine())
 	s.query(p, "load keys", query, []sqldb.Type{sqldb.Bytes}, w.keys, func(row sqldb.Row) error {
 		var key events.PublicKey
 		if err := row.Scan(keyColumn{&key}); err != nil {
 			return err
 		}
-		st.takenKeys[key] = true
+		st.TakenKeys[key] = true
 		return nil
 	})
 }
@@ -185,13 +177,13 @@ func priorOf(e sqldb.Engine) string {
 		FROM (%s) AS v ` + e.LookupJoin() + ` history ON service = v.column1 AND request_nonce = v.column2`
 }
 
-func (s *Store) queryNonces(p *sqldb.Pipeline, w *wanted, st *state) {
+func (s *Store) queryNonces(p *sqldb.Pipeline, w *wanted, st *decision.State) {
 	values := make([]any, 0, 2*len(w.nonces))
 	targets := make(map[int64]events.Target, len(w.nonces))
 	for _, id := range w.nonces {
-		if one := st.services[id.target]; one != nil { // otherwise it has no history
-			targets[one.id] = id.target
-			values = append(values, one.id, id.nonce.String())
+		if one := st.Services[id.Target]; one != nil { // otherwise it has no history
+			targets[one.ID] = id.Target
+			values = append(values, one.ID, id.Nonce.String())
 		}
 	}
 	query := priorOf(s.db.Engine())
@@ -200,21 +192,21 @@ func (s *Store) queryNonces(p *sqldb.Pipeline, w *wanted, st *state) {
 	})
 }
 
-func scanPrior(row sqldb.Row, targets map[int64]events.Target, st *state) error {
+func scanPrior(row sqldb.Row, targets map[int64]events.Target, st *decision.State) error {
 	var service int64
-	var id requestID
-	var p prior
+	var id decision.RequestID
+	var p decision.Prior
 	var digest []byte
-	if err := row.Scan(&service, nonceText(&id.nonce), &digest, nonceText(&p.receiptNonce), &p.receipt,
-		&p.event, keyColumn{&p.key}); err != nil {
+	if err := row.Scan(&service, nonceText(&id.Nonce), &digest, nonceText(&p.ReceiptNonce), &p.Receipt,
+		&p.Event, keyColumn{&p.Key}); err != nil {
 		return err
 	}
-	id.target = targets[service]
+	id.Target = targets[service]
 	if len(digest) != sha256.Size {
-		return fmt.Errorf("the digest of a request of %s has %d bytes", id.target, len(digest))
+		return fmt.Errorf("the digest of a request of %s has %d bytes", id.Target, len(digest))
 	}
-	p.digest = [sha256.Size]byte(digest)
-	st.committed[id] = p
+	p.Digest = [sha256.Size]byte(digest)
+	st.Committed[id] = p
 	return nil
 }
 
@@ -232,8 +224,8 @@ func earlierOf(e sqldb.Engine) string {
 
 // previous returns the earlier keys of each service without the current one, going back this many
 // sequences, newest first.
-func (s *Store) previous(ctx context.Context, targets []events.Target, sequences []int64) (map[events.Target][]pastKey, error) {
-	found := map[events.Target][]pastKey{}
+func (s *Store) previous(ctx context.Context, targets []events.Target, sequences []int64) (map[events.Target][]decision.PastKey, error) {
+	found := map[events.Target][]decision.PastKey{}
 	values := make([]any, 0, 2*len(targets))
 	for i, t := range targets {
 		values = append(values, t.String(), sequences[i])
@@ -241,8 +233,8 @@ func (s *Store) previous(ctx context.Context, targets []events.Target, sequences
 	query := earlierOf(s.db.Engine())
 	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, values, func(row sqldb.Row) error {
 		var t events.Target
-		var past pastKey
-		if err := row.Scan(target(&t), keyColumn{&past.key}, &past.sequence); err != nil {
+		var past decision.PastKey
+		if err := row.Scan(target(&t), keyColumn{&past.Key}, &past.Sequence); err != nil {
 			return err
 		}
 		found[t] = append(found[t], past)

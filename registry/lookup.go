@@ -14,6 +14,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // ErrUnknownService means that the service was never bound.
@@ -56,25 +57,25 @@ func (l *Lookup) Service(ctx context.Context, t events.Target) (events.ServiceRe
 // keys returns the record without the parts that only the broker knows.
 func (l *Lookup) keys(ctx context.Context, t events.Target) (events.ServiceRecord, error) {
 	s, err := l.store.service(ctx, t)
-	if err := l.mayAnswer(err, t, func() int64 { return s.sequence }); err != nil {
+	if err := l.mayAnswer(err, t, func() int64 { return s.Sequence }); err != nil {
 		return events.ServiceRecord{}, err
 	}
 	now := l.now().Unix()
 	record := events.ServiceRecord{
-		Origin: l.policy.Load().Origin, AppID: t.App, ServiceID: t.Service, Status: s.status,
-		Sequence: s.sequence, BoundAt: s.boundAt,
-		ServiceType: s.serviceType, EndpointURL: s.endpointURL, Timestamp: now,
+		Origin: l.policy.Load().Origin, AppID: t.App, ServiceID: t.Service, Status: s.Status,
+		Sequence: s.Sequence, BoundAt: s.BoundAt,
+		ServiceType: s.ServiceType, EndpointURL: s.EndpointURL, Timestamp: now,
 	}
-	if s.providerReceipt != "" {
-		record.ProviderReceipt = []byte(s.providerReceipt)
+	if s.ProviderReceipt != "" {
+		record.ProviderReceipt = []byte(s.ProviderReceipt)
 	}
-	if s.active() {
-		record.Current = events.CurrentKey{PublicKey: s.key, Since: s.changedAt}
-		if from := l.policy.Load().rotatesFrom(s.recent); from > now {
+	if s.Active() {
+		record.Current = events.CurrentKey{PublicKey: s.Key, Since: s.ChangedAt}
+		if from := l.policy.Load().rules().RotatesFrom(s.Recent); from > now {
 			record.NextRotationAt = from
 		}
 	}
-	if record.Grace, err = l.store.inGrace(ctx, &s.service, now, l.policy.Load().graceSeconds()); err != nil {
+	if record.Grace, err = l.store.inGrace(ctx, &s.Service, now, l.policy.Load().graceSeconds()); err != nil {
 		return events.ServiceRecord{}, fmt.Errorf("look up %s: %w", t, err)
 	}
 	return record, nil
@@ -103,8 +104,8 @@ func (l *Lookup) Info() events.RegistryInfo {
 
 // toldService is everything that the database keeps of a service.
 type toldService struct {
-	service
-	details
+	decision.Service
+	decision.Details
 }
 
 // service reads one service, or returns [ErrUnknownService].
@@ -112,7 +113,7 @@ func (s *Store) service(ctx context.Context, t events.Target) (*toldService, err
 	var one toldService
 	const query = "SELECT " + serviceColumns + ", bound_at, service_type, endpoint_url, provider_receipt FROM services WHERE target = $1"
 	err := s.db.Reader().QueryRowContext(ctx, query, t.String()).
-		Scan(append(one.columns(), &one.boundAt, &one.serviceType, &one.endpointURL, &one.providerReceipt)...)
+		Scan(append(columnsOf(&one.Service), &one.BoundAt, &one.ServiceType, &one.EndpointURL, &one.ProviderReceipt)...)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, ErrUnknownService
 	}

@@ -22,10 +22,10 @@ func (l *Lookup) Key(ctx context.Context, key events.PublicKey) (events.KeyRecor
 		return record, fmt.Errorf("look for a key: %w", err)
 	}
 	s, err := l.store.service(ctx, t)
-	if err := l.mayAnswer(err, t, func() int64 { return s.sequence }); err != nil {
+	if err := l.mayAnswer(err, t, func() int64 { return s.Sequence }); err != nil {
 		return record, err
 	}
-	lines, _, err := l.store.lines(ctx, &s.service, sequence-1, 1)
+	lines, _, err := l.store.lines(ctx, &s.Service, sequence-1, 1)
 	if err != nil || len(lines) == 0 || lines[0].PublicKey != key {
 		return record, fmt.Errorf("read the change of %s that brought a key: %w", t, errors.Join(err, sql.ErrNoRows))
 	}

@@ -13,6 +13,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // The operator replaces a Master Key that leaked or was lost:
@@ -159,11 +160,11 @@ func (s *Store) endedMasters(ctx context.Context, only ...events.AppID) ([]Ended
 // replacedMasters returns the apps whose Master Key is no longer the one that signed changes of
 // these groups. PostgreSQL locks the other apps' rows until the commit: otherwise a replacement
 // could be committed in between.
-func (s *Store) replacedMasters(ctx context.Context, tx *sqldb.Tx, groups []*group) (map[events.AppID]bool, error) {
+func (s *Store) replacedMasters(ctx context.Context, tx *sqldb.Tx, groups []*decision.Group) (map[events.AppID]bool, error) {
 	signedBy := map[events.AppID]events.PublicKey{}
-	for g, o := range changes(groups) {
-		if o.in.request.Kind.ByMasterKey() {
-			signedBy[g.target.App] = o.signer
+	for g, o := range decision.Changes(groups) {
+		if o.In.Request.Kind.ByMasterKey() {
+			signedBy[g.Target.App] = o.Signer
 		}
 	}
 	if len(signedBy) == 0 {

@@ -11,6 +11,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // TestReplaceMaster: a Master Key that leaked signs nothing any more from its replacement on, also what was stored before. It is
@@ -33,22 +34,22 @@ func TestReplaceMaster(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, o := range decideAll(t, in, stored...) {
-			if o.reason != events.InvalidSignature {
-				t.Errorf("request %d by the old key: %q", i+1, o.reason)
+			if o.Reason != events.InvalidSignature {
+				t.Errorf("request %d by the old key: %q", i+1, o.Reason)
 			}
 		}
 		d.master = next
 		for range 2 { // on a guess, and read first
-			if o := decideAll(t, in, d.sign(events.Rotation, leaked, bound))[0]; o.reason != events.KeyInUse {
-				t.Errorf("a rotation to the old key: %q", o.reason)
+			if o := decideAll(t, in, d.sign(events.Rotation, leaked, bound))[0]; o.Reason != events.KeyInUse {
+				t.Errorf("a rotation to the old key: %q", o.Reason)
 			}
 		}
-		if o := decideAll(t, in, d.another("news").sign(events.Binding, leaked, next))[0]; o.reason != events.KeyInUse {
-			t.Errorf("a binding with the old key: %q", o.reason)
+		if o := decideAll(t, in, d.another("news").sign(events.Binding, leaked, next))[0]; o.Reason != events.KeyInUse {
+			t.Errorf("a binding with the old key: %q", o.Reason)
 		}
 		for i, o := range decideAll(t, in, d.reset(), d.another("blog").bind()) {
-			if o.verdict != committed {
-				t.Errorf("request %d by the new key: %q", i+1, o.reason)
+			if o.Verdict != decision.Committed {
+				t.Errorf("request %d by the new key: %q", i+1, o.Reason)
 			}
 		}
 		other := App{newDeveloper(t, store, "org.omiappreg.bob", "x").target.App, leaked.Public()}
@@ -98,17 +99,17 @@ func TestReplacedMeanwhile(t *testing.T) {
 		if _, err := store.ReplaceMaster(t.Context(), App{d.target.App, events.GenerateSigningKey().Public()}, 5); err != nil {
 			t.Fatal(err)
 		}
-		lost, err := store.commit(t.Context(), b.groups, b.at)
-		if err != nil || lost.taken || len(lost.services) != 2 || lost.services[rotating.target] {
+		lost, err := store.commit(t.Context(), b.Groups, b.At)
+		if err != nil || lost.Taken || len(lost.Services) != 2 || lost.Services[rotating.target] {
 			t.Fatalf("lost are %+v, %v", lost, err)
 		}
-		outcomes, err := decideAndCommit(t.Context(), in, remaining(b, lost.services))
+		outcomes, err := decideAndCommit(t.Context(), in, decision.RequestsOf(b, lost.Services))
 		if err != nil || len(outcomes) != 2 {
 			t.Fatalf("%d outcomes, %v", len(outcomes), err)
 		}
 		for _, o := range outcomes {
-			if o.reason != events.InvalidSignature {
-				t.Errorf("%s: %q", o.in.request.Target, o.reason)
+			if o.Reason != events.InvalidSignature {
+				t.Errorf("%s: %q", o.In.Request.Target, o.Reason)
 			}
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 const (
@@ -31,7 +32,7 @@ const (
 // It is not safe for concurrent use: only the goroutine that decides batches uses it.
 type memory struct {
 	services *simplelru.LRU[events.Target, remembered]
-	refused  *simplelru.LRU[requestID, struct{}]
+	refused  *simplelru.LRU[decision.RequestID, struct{}]
 	doubts   int // the fence's, when the services were remembered
 
 	pessimisticUntil time.Time // batches are
@@ -39,12 +40,12 @@ type memory struct {
 
 // remembered is a service in the state in which this replica left it.
 type remembered struct {
-	service
+	decision.Service
 	pessimisticUntil time.Time // until then the service is read: another replica changes it too
 }
 
 func newMemory() *memory {
-	return &memory{services: newLRU[events.Target, remembered](rememberAtMost), refused: newLRU[requestID, struct{}](rememberRefused)}
+	return &memory{services: newLRU[events.Target, remembered](rememberAtMost), refused: newLRU[decision.RequestID, struct{}](rememberRefused)}
 }
 
 func newLRU[K comparable, V any](size int) *simplelru.LRU[K, V] {
@@ -57,37 +58,37 @@ func newLRU[K comparable, V any](size int) *simplelru.LRU[K, V] {
 
 // wasRefused reports whether this replica has refused a request by the Master Key: its receipt may
 // not be in the stream yet.
-func (m *memory) wasRefused(id requestID) bool { return m.refused.Contains(id) }
+func (m *memory) wasRefused(id decision.RequestID) bool { return m.refused.Contains(id) }
 
 // begin returns the mode for the next batch. doubts is how often the fence had reason to doubt the
 // database, complete whether the database lacks nothing.
-func (m *memory) begin(now time.Time, doubts int, complete bool) mode {
+func (m *memory) begin(now time.Time, doubts int, complete bool) decision.Mode {
 	if doubts != m.doubts {
 		m.services.Purge()
 		m.doubts = doubts
 	}
 	if !complete || now.Before(m.pessimisticUntil) {
-		return pessimistic
+		return decision.Pessimistic
 	}
-	return optimistic
+	return decision.Optimistic
 }
 
 // of returns the remembered state of a service; nil: it must be read.
-func (m *memory) of(t events.Target, now time.Time) *service {
-	if one, ok := m.services.Get(t); ok && one.sequence > 0 && !now.Before(one.pessimisticUntil) {
-		return &one.service
+func (m *memory) of(t events.Target, now time.Time) *decision.Service {
+	if one, ok := m.services.Get(t); ok && one.Sequence > 0 && !now.Before(one.pessimisticUntil) {
+		return &one.Service
 	}
 	return nil
 }
 
 // put remembers a state.
-func (m *memory) put(t events.Target, s *service) {
-	if len(s.recent) > rememberRecent {
+func (m *memory) put(t events.Target, s *decision.Service) {
+	if len(s.Recent) > rememberRecent {
 		m.services.Remove(t)
 		return
 	}
 	one, _ := m.services.Peek(t)
-	one.service = *s
+	one.Service = *s
 	m.services.Add(t, one)
 }
 
@@ -101,41 +102,41 @@ func (m *memory) forget(t events.Target, now time.Time) (used bool) {
 }
 
 // learn remembers what a commit wrote, and forgets what was in conflict.
-func (m *memory) learn(now time.Time, b *batch, l losses, err error) {
+func (m *memory) learn(now time.Time, b *decision.Batch, l Conflicts, err error) {
 	stale := 0
-	for _, g := range b.groups {
-		if err == nil && !l.services[g.target] {
+	for _, g := range b.Groups {
+		if err == nil && !l.Services[g.Target] {
 			m.learnRefused(g)
 		}
 		switch {
-		case err != nil || l.taken && l.services[g.target]:
-			m.services.Remove(g.target)
-		case l.services[g.target]:
-			if m.forget(g.target, now) && b.state.remembered[g.target] {
+		case err != nil || l.Taken && l.Services[g.Target]:
+			m.services.Remove(g.Target)
+		case l.Services[g.Target]:
+			if m.forget(g.Target, now) && b.State.Remembered[g.Target] {
 				stale++
 			}
-		case g.changed():
-			m.put(g.target, &g.service)
+		case g.Changed():
+			m.put(g.Target, &g.Service)
 		}
 	}
-	if err != nil || l.taken {
+	if err != nil || l.Taken {
 		m.pessimisticUntil = now.Add(pessimisticFor)
 		return
 	}
 	m.countStale(now, stale, b)
 }
 
-func (m *memory) learnRefused(g *group) {
-	for i := range g.outcomes {
-		if o := &g.outcomes[i]; o.verdict == rejected && o.in.request.Kind.ByMasterKey() {
-			m.refused.Add(requestID{g.target, o.in.request.Nonce}, struct{}{})
+func (m *memory) learnRefused(g *decision.Group) {
+	for i := range g.Outcomes {
+		if o := &g.Outcomes[i]; o.Verdict == decision.Refused && o.In.Request.Kind.ByMasterKey() {
+			m.refused.Add(decision.RequestID{Target: g.Target, Nonce: o.In.Request.Nonce}, struct{}{})
 		}
 	}
 }
 
 // countStale makes the next batches pessimistic if too many of the remembered states were stale.
-func (m *memory) countStale(now time.Time, stale int, b *batch) {
-	if stale*staleAtMost > len(b.state.remembered) {
+func (m *memory) countStale(now time.Time, stale int, b *decision.Batch) {
+	if stale*staleAtMost > len(b.State.Remembered) {
 		m.pessimisticUntil = now.Add(pessimisticFor)
 	}
 }

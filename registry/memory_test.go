@@ -7,6 +7,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // TestStaleMemory: a replica that remembers what another one, or whoever restored the database, has changed since refuses nobody
@@ -38,9 +39,9 @@ func TestStaleMemory(t *testing.T) {
 				}
 			})
 			for i, o := range decideAll(t, stale, requests...) {
-				got := string(o.reason)
-				if o.verdict != rejected {
-					got = map[verdict]string{committed: "committed", duplicate: "duplicate"}[o.verdict]
+				got := string(o.Reason)
+				if o.Verdict != decision.Refused {
+					got = map[decision.Verdict]string{decision.Committed: "committed", decision.Duplicate: "duplicate"}[o.Verdict]
 				}
 				if got != want[i] {
 					t.Errorf("%s: request %d: %s, want %s", c.name, i+1, got, want[i])
@@ -131,15 +132,15 @@ func TestComparedBeforeAMove(t *testing.T) {
 			"public_key": "NULL", "changed_at": "changed_at + 1",
 		} {
 			b, err := in.decide(t.Context(), incomingOf([]request{d.sign(events.Rotation, events.GenerateSigningKey(), d.current)}))
-			if err != nil || !b.state.remembered[d.target] || !b.groups[0].changed() {
+			if err != nil || !b.State.Remembered[d.target] || !b.Groups[0].Changed() {
 				t.Fatalf("it is not decided on what is remembered: %v", err)
 			}
 			before := takeBackup(t, store)
 			if _, err := store.db.Writer().ExecContext(t.Context(), "UPDATE services SET "+column+" = "+value); err != nil {
 				t.Fatal(err)
 			}
-			lost, err := store.commit(t.Context(), b.groups, time.Now())
-			if err != nil || !lost.services[d.target] || lost.taken {
+			lost, err := store.commit(t.Context(), b.Groups, time.Now())
+			if err != nil || !lost.Services[d.target] || lost.Taken {
 				t.Errorf("another %s: lost %v, %v", column, lost, err)
 			}
 			before.restore(t, store)
@@ -161,7 +162,7 @@ func TestRememberedIDIsAnothers(t *testing.T) {
 		empty.restore(t, store)
 		decideAll(t, other, here.bind())
 		for _, query := range []string{"UPDATE services SET id = $1", "UPDATE history SET service = $1"} {
-			if _, err := store.db.Writer().ExecContext(t.Context(), query, in.memory.of(gone.target, time.Now()).id); err != nil {
+			if _, err := store.db.Writer().ExecContext(t.Context(), query, in.memory.of(gone.target, time.Now()).ID); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -170,11 +171,11 @@ func TestRememberedIDIsAnothers(t *testing.T) {
 		two := here.sign(events.Rotation, events.GenerateSigningKey(), here.current)
 		for _, list := range [][]request{{one, two}, {two, one}} {
 			b, err := in.decide(t.Context(), incomingOf(list))
-			if err != nil || b.groups[0].was.id != b.groups[1].was.id {
+			if err != nil || b.Groups[0].Was.ID != b.Groups[1].Was.ID {
 				t.Fatalf("the two don't have one id: this shows nothing; %v", err)
 			}
-			lost, err := store.commit(t.Context(), b.groups, time.Now())
-			if err != nil || len(lost.services) != 1 || !lost.services[gone.target] {
+			lost, err := store.commit(t.Context(), b.Groups, time.Now())
+			if err != nil || len(lost.Services) != 1 || !lost.Services[gone.target] {
 				t.Errorf("lost %v, %v; want %v", lost, err, gone.target)
 			}
 			if report, err := store.Check(t.Context(), nil, time.Now()); err != nil || len(report.Violations) > 0 {
@@ -198,8 +199,8 @@ func TestGarbageAgainstMemory(t *testing.T) {
 	decideAll(t, in, victim.bind())
 	first := d.rotate()
 	list := incomingOf([]request{first, rival.sign(events.Rotation, first.draft.NewKey, rival.current)}) // so that all is read
-	garbage := newIncoming(events.RotationSubject+victim.target.String(), []byte("{}"), testNow, len(list))
-	if garbage.refusal == nil {
+	garbage := decision.NewIncoming(events.RotationSubject+victim.target.String(), []byte("{}"), testNow, len(list))
+	if garbage.Refusal == nil {
 		t.Fatal("it is no garbage")
 	}
 	if _, err := in.decide(t.Context(), append(list, garbage)); err != nil {
@@ -235,10 +236,10 @@ func TestContested(t *testing.T) {
 				list = append(list, one.rotate())
 			}
 			b, err := in.decide(t.Context(), incomingOf(list))
-			if err != nil || b.state.mode == pessimistic || len(b.state.remembered) < len(others) {
+			if err != nil || b.State.Mode == decision.Pessimistic || len(b.State.Remembered) < len(others) {
 				t.Fatalf("%d: it does not remember what nobody else moved: %v", i, err)
 			}
-			if got, want := b.state.remembered[d.target], i != 1; got != want {
+			if got, want := b.State.Remembered[d.target], i != 1; got != want {
 				t.Errorf("%d: the service that another moved is believed to be as it was: %t, want %t", i, got, want)
 			}
 			decideAll(t, in, list...)
@@ -269,18 +270,18 @@ func TestUsedKeys(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if (b.state.mode == pessimistic) != again {
-					t.Fatalf("key %d: it is pessimistic: %t, want %t", i, b.state.mode == pessimistic, again)
+				if (b.State.Mode == decision.Pessimistic) != again {
+					t.Fatalf("key %d: it is pessimistic: %t, want %t", i, b.State.Mode == decision.Pessimistic, again)
 				}
-				lost, err := store.commit(t.Context(), b.groups, clock)
+				lost, err := store.commit(t.Context(), b.Groups, clock)
 				in.memory.learn(clock, b, lost, err)
-				if err != nil || lost.taken == again || again && len(lost.services) > 0 {
+				if err != nil || lost.Taken == again || again && len(lost.Services) > 0 {
 					t.Fatalf("key %d: lost %+v, %v", i, lost, err)
 				}
 				if again {
-					b.answer(nil)
+					b.SignRefusals(nil)
 					for j, want := range []events.Reason{"", events.KeyInUse} {
-						if got := b.groups[j].outcomes[0].reason; got != want {
+						if got := b.Groups[j].Outcomes[0].Reason; got != want {
 							t.Errorf("key %d: request %d: %q, want %q", i, j+1, got, want)
 						}
 					}
@@ -330,7 +331,7 @@ func TestFenceAgainstMemory(t *testing.T) {
 	again := incomingOf([]request{d.rotate()})
 	in.fence.behind = map[events.Target]need{d.target: {sequence: 2}} // as a comparison finds it
 	in.fence.doubts++
-	if b, err := in.decide(t.Context(), again); err != nil || len(b.held) != 1 || len(in.fence.behind) != 1 {
+	if b, err := in.decide(t.Context(), again); err != nil || len(b.OnHold) != 1 || len(in.fence.behind) != 1 {
 		t.Errorf("it is not held: %v", err)
 	}
 	st, err := in.load(t.Context(), again)
@@ -348,14 +349,14 @@ func TestMemoryBounded(t *testing.T) {
 	t.Parallel()
 	m := newMemory()
 	target := events.Target{App: mustApp(t, "org.omiappreg.alice")}
-	m.put(target, &service{sequence: 1})
-	m.put(target, &service{sequence: 2, recent: make([]int64, rememberRecent+1)})
+	m.put(target, &decision.Service{Sequence: 1})
+	m.put(target, &decision.Service{Sequence: 2, Recent: make([]int64, rememberRecent+1)})
 	if m.of(target, time.Now()) != nil {
 		t.Error("a service with too many rotations is remembered")
 	}
 	for i := range rememberAtMost + 10 {
 		target.App = mustApp(t, fmt.Sprintf("org.omiappreg.app-%d", i))
-		m.put(target, &service{sequence: 1})
+		m.put(target, &decision.Service{Sequence: 1})
 	}
 	if n := m.services.Len(); n != rememberAtMost {
 		t.Errorf("%d services are remembered", n)

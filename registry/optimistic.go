@@ -2,10 +2,10 @@ package registry
 
 import (
 	"context"
-	"maps"
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // An optimistic batch is decided on what the registry remembers, and confirmed before it is
@@ -18,48 +18,37 @@ import (
 //
 // So we never refuse a request on remembered state alone.
 
-// mode says what a batch is decided on. [memory.begin] chooses it for each batch.
-type mode int
-
-const (
-	// optimistic: on what this replica remembers. A service is in the state in which this replica
-	// left it, and no key and no nonce was used before.
-	optimistic mode = iota
-	// pessimistic: on what the database says. All of it is read before the decision.
-	pessimistic
-)
-
 // load returns the state to decide on: what is remembered, and for the rest what the database says.
-func (in *intake) load(ctx context.Context, todo []incoming) (*state, error) {
-	st, m := newState(), in.memory
-	st.refused = m.wasRefused
+func (in *intake) load(ctx context.Context, todo []decision.Incoming) (*decision.State, error) {
+	st, m := decision.NewState(), in.memory
+	st.Refused = m.wasRefused
 	for _, key := range in.own {
-		st.takenKeys[key.PublicKey] = true
+		st.TakenKeys[key.PublicKey] = true
 	}
 	doubts, complete := in.fence.now()
 	now := in.now()
-	st.doubts, st.mode = doubts, m.begin(now, doubts, complete)
-	if st.mode == optimistic {
+	st.Epoch, st.Mode = doubts, m.begin(now, doubts, complete)
+	if st.Mode == decision.Optimistic {
 		for i := range todo {
-			if todo[i].refusal != nil {
+			if todo[i].Refusal != nil {
 				continue // refused for what it says itself: no state is needed
 			}
-			t := todo[i].request.Target
+			t := todo[i].Request.Target
 			if s := m.of(t, now); s != nil {
-				st.services[t], st.remembered[t] = s, true
+				st.Services[t], st.Remembered[t] = s, true
 			}
 		}
 	}
-	return st, in.store.load(ctx, todo, st, st.mode == pessimistic)
+	return st, in.store.load(ctx, todo, st, st.Mode == decision.Pessimistic)
 }
 
 // complete confirms everything that the answers rest on.
-func (in *intake) complete(ctx context.Context, b *batch) error {
+func (in *intake) complete(ctx context.Context, b *decision.Batch) error {
 	for {
 		if err := in.confirm(ctx, b); err != nil {
 			return err
 		}
-		groups := slices.DeleteFunc(slices.Clone(b.groups), func(g *group) bool { return !g.asks })
+		groups := slices.DeleteFunc(slices.Clone(b.Groups), func(g *decision.Group) bool { return !g.Asks })
 		if len(groups) == 0 {
 			if again, err := in.limit(ctx, b); err != nil || !again {
 				return err
@@ -68,36 +57,42 @@ func (in *intake) complete(ctx context.Context, b *batch) error {
 		}
 		targets := make([]events.Target, len(groups))
 		for i, g := range groups {
-			targets[i] = g.target
+			targets[i] = g.Target
 		}
-		if err := in.lookUp(ctx, b.state.told, targets); err != nil {
+		found := map[events.Target]*told{}
+		if err := in.lookUp(ctx, found, targets); err != nil {
 			return err
 		}
-		b.decideAgain(groups)
+		for t, one := range found {
+			if b.State.Told[t] = nil; one != nil {
+				b.State.Told[t] = one
+			}
+		}
+		b.DecideAgain(groups)
 	}
 }
 
 // confirm reads the state behind every answer that needs no commit, and decides again if it is not
 // the state that was remembered.
-func (in *intake) confirm(ctx context.Context, b *batch) error {
+func (in *intake) confirm(ctx context.Context, b *decision.Batch) error {
 	asked, stale := false, 0
-	for groups := b.doubtful(); len(groups) > 0; groups = b.doubtful() {
-		fresh := newState()
-		fresh.masters = b.state.masters
-		var requests []incoming
+	for groups := b.Unconfirmed(); len(groups) > 0; groups = b.Unconfirmed() {
+		fresh := decision.NewState()
+		fresh.Masters = b.State.Masters
+		var requests []decision.Incoming
 		for _, g := range groups {
-			requests = append(requests, g.requests...)
+			requests = append(requests, g.Requests...)
 			// A service that was not found may have been bound since, with the key of this very
 			// request.
-			if was := b.state.services[g.target]; was != nil && !b.state.remembered[g.target] {
-				fresh.services[g.target] = was
+			if was := b.State.Services[g.Target]; was != nil && !b.State.Remembered[g.Target] {
+				fresh.Services[g.Target] = was
 			}
 		}
 		if err := in.store.load(ctx, requests, fresh, true); err != nil {
 			return err
 		}
-		for _, g := range b.correct(groups, fresh) {
-			if b.state.remembered[g.target] && in.memory.forget(g.target, in.now()) {
+		for _, g := range b.Correct(groups, fresh) {
+			if b.State.Remembered[g.Target] && in.memory.forget(g.Target, in.now()) {
 				stale++
 			}
 		}
@@ -107,64 +102,5 @@ func (in *intake) confirm(ctx context.Context, b *batch) error {
 	if !asked {
 		return nil
 	}
-	return in.fence.same(ctx, b.state.doubts) // asked last, after everything was read
-}
-
-// doubtful returns the groups with an answer that rests on remembered state. If two services want
-// one key, the state of every service in the batch may decide which one gets it.
-func (b *batch) doubtful() (groups []*group) {
-	rivals := slices.ContainsFunc(b.groups, func(g *group) bool { return g.lost != nil })
-	for _, g := range b.groups {
-		if !g.checked && (rivals || g.restsOnState()) {
-			groups = append(groups, g)
-		}
-	}
-	return groups
-}
-
-// correct replaces remembered state by what was read, and decides again the groups for which the
-// two differ. It returns the groups whose service was remembered in another state.
-func (b *batch) correct(groups []*group, fresh *state) (stale []*group) {
-	var again []*group
-	for _, g := range groups {
-		g.checked = true
-		was, is := b.state.services[g.target], fresh.services[g.target]
-		moved := (was == nil) != (is == nil) || was != nil && !was.equal(is)
-		if moved {
-			stale = append(stale, g)
-			g.begin(is)
-		}
-		if moved || fresh.used(g) {
-			again = append(again, g)
-		}
-		b.state.services[g.target] = is
-	}
-	maps.Copy(b.state.committed, fresh.committed)
-	maps.Copy(b.state.takenKeys, fresh.takenKeys)
-	b.decideAgain(again)
-	return stale
-}
-
-// decideAgain decides groups again of which more is known now.
-func (b *batch) decideAgain(again []*group) {
-	if len(again) == 0 {
-		return
-	}
-	for _, g := range b.groups {
-		if g.lost == nil {
-			continue
-		}
-		if g.lost = nil; !slices.Contains(again, g) {
-			again = append(again, g) // the service that had the key may not have it now
-		}
-	}
-	b.decideAll(again)
-}
-
-// used reports whether any key or nonce of these requests was used before.
-func (st *state) used(g *group) bool {
-	return slices.ContainsFunc(g.requests, func(in incoming) bool {
-		_, committed := st.committed[requestID{g.target, in.request.Nonce}]
-		return committed || st.takenKeys[in.request.NewKey]
-	})
+	return in.fence.same(ctx, b.State.Epoch) // asked last, after everything was read
 }

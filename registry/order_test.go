@@ -11,6 +11,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -114,7 +115,7 @@ func TestResetsInTheOtherOrder(t *testing.T) {
 			t.Errorf("the first reset: %s", got)
 		}
 		service, err := w.store.service(t.Context(), d.target)
-		if err != nil || service.key != second.draft.NewKey.Public() {
+		if err != nil || service.Key != second.draft.NewKey.Public() {
 			t.Errorf("the service does not have the second key: %v", err)
 		}
 		w.commit(d.rotate())
@@ -181,31 +182,31 @@ func TestOrderAgainstRivals(t *testing.T) {
 		in, other := newTestIntake(t, store, Policy{Origin: testOrigin}, testNowTime), newTestIntake(t, store, Policy{Origin: testOrigin}, testNowTime)
 		d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
 		d.now = testNowTime
-		at := func(sequence, storedAt int64, r request) []incoming {
-			one := newIncoming(r.draft.Subject(), r.payload, storedAt, 0)
-			one.place = place{7, sequence}
-			return []incoming{one}
+		at := func(sequence, storedAt int64, r request) []decision.Incoming {
+			one := decision.NewIncoming(r.draft.Subject(), r.payload, storedAt, 0)
+			one.Place = decision.Place{Stream: 7, Sequence: sequence}
+			return []decision.Incoming{one}
 		}
-		decide := func(in *intake, todo []incoming) events.Reason {
+		decide := func(in *intake, todo []decision.Incoming) events.Reason {
 			outcomes, err := decideAndCommit(t.Context(), in, todo)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return outcomes[0].reason
+			return outcomes[0].Reason
 		}
 		if reason := decide(in, at(10, testNow, d.bind())); reason != "" {
 			t.Fatal(reason)
 		}
 		early := at(11, testNow, d.reset())
 		b, err := in.decide(t.Context(), early)
-		if err != nil || !b.groups[0].changed() {
+		if err != nil || !b.Groups[0].Changed() {
 			t.Fatalf("it does not stand alone: %v", err)
 		}
 		if reason := decide(other, at(13, testNow, d.reset())); reason != "" {
 			t.Fatal(reason)
 		}
-		lost, err := store.commit(t.Context(), b.groups, testNowTime())
-		if err != nil || !lost.services[d.target] {
+		lost, err := store.commit(t.Context(), b.Groups, testNowTime())
+		if err != nil || !lost.Services[d.target] {
 			t.Fatalf("it was committed on another state: %v", err)
 		}
 		for _, c := range []struct {

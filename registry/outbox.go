@@ -1,37 +1,22 @@
 package registry
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
 	"slices"
-	"strings"
 	"time"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
-
-// outboxPlace is a change's place in the outbox. The changes of one commit lie together, in their
-// order.
-type outboxPlace struct {
-	batch    int64 // of the commit
-	position int64
-}
-
-// next returns the next place.
-func (p outboxPlace) next() outboxPlace { return outboxPlace{p.batch, p.position + 1} }
-
-func comparePlaces(a, b outboxPlace) int {
-	return cmp.Or(cmp.Compare(a.position, b.position), cmp.Compare(a.batch, b.batch))
-}
 
 // waiting is a row of the outbox.
 type waiting struct {
 	rowID
-	place outboxPlace
+	place decision.OutboxPlace
 	event []byte // nil: it was published
 }
 
@@ -41,8 +26,8 @@ type rowID struct{ service, sequence int64 }
 // claimOutbox leases up to limit messages that were not published in time, oldest first: a crash
 // left them, or the broker was away. Two replicas never lease the same message at a time, though
 // publishing one twice would do no harm.
-func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]signed, error) {
-	var messages []signed
+func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]decision.Message, error) {
+	var messages []decision.Message
 	condition, args := stale(now)
 	query := `UPDATE outbox SET lease_until = $4 WHERE (batch, position) IN
 		(SELECT batch, position FROM outbox WHERE ` + condition + ` ORDER BY position LIMIT $3)
@@ -52,14 +37,14 @@ func (s *Store) claimOutbox(ctx context.Context, limit int, now time.Time) ([]si
 		var p sqldb.Pipeline
 		p.Query("lease", query, append(args, (limit+1)/2, now.Add(leaseFor).UnixMilli()), func(row sqldb.Row) error {
 			var one waiting
-			err := row.Scan(&one.place.batch, &one.place.position, &one.service, &one.sequence, &one.event)
+			err := row.Scan(&one.place.Batch, &one.place.Position, &one.service, &one.sequence, &one.event)
 			claimed = append(claimed, one)
 			return err
 		})
 		if err := tx.Run(ctx, &p); err != nil {
 			return err
 		}
-		slices.SortFunc(claimed, func(a, b waiting) int { return comparePlaces(a.place, b.place) })
+		slices.SortFunc(claimed, func(a, b waiting) int { return decision.ComparePlaces(a.place, b.place) })
 		var err error
 		messages, err = s.messages(ctx, tx, claimed)
 		return err
@@ -79,37 +64,37 @@ func claimedOf(e sqldb.Engine) string {
 }
 
 // messages makes claimed rows into the messages that were committed, with what the history has.
-func (s *Store) messages(ctx context.Context, tx *sqldb.Tx, claimed []waiting) ([]signed, error) {
+func (s *Store) messages(ctx context.Context, tx *sqldb.Tx, claimed []waiting) ([]decision.Message, error) {
 	values := make([]any, 0, 2*len(claimed))
 	for _, one := range claimed {
 		values = append(values, one.service, one.sequence)
 	}
-	type pair struct{ event, receipt signed }
+	type pair struct{ event, receipt decision.Message }
 	found := make(map[rowID]pair, len(claimed))
 	var p sqldb.Pipeline
 	s.query(&p, "read the history", claimedOf(s.db.Engine()), []sqldb.Type{sqldb.Int, sqldb.Int}, values, func(row sqldb.Row) error {
 		var id rowID
 		var name string
 		var one pair
-		err := row.Scan(&id.service, &id.sequence, &name, nonceText(&one.event.nonce), nonceText(&one.receipt.nonce), &one.receipt.payload)
-		one.event.subject, one.receipt.subject = events.InvalidationSubject+name, events.ReceiptSubject+name
+		err := row.Scan(&id.service, &id.sequence, &name, nonceText(&one.event.Nonce), nonceText(&one.receipt.Nonce), &one.receipt.Payload)
+		one.event.Subject, one.receipt.Subject = events.InvalidationSubject+name, events.ReceiptSubject+name
 		found[id] = one
 		return err
 	})
 	if err := tx.Run(ctx, &p); err != nil {
 		return nil, err
 	}
-	messages := make([]signed, 0, 2*len(claimed))
+	messages := make([]decision.Message, 0, 2*len(claimed))
 	for _, one := range claimed {
 		p, ok := found[one.rowID]
 		if !ok {
 			return nil, fmt.Errorf("the history lacks sequence %d of the service with id %d: %w", one.sequence, one.service, errOlder)
 		}
-		p.event.payload = one.event
-		p.event.place, p.receipt.place = one.place, one.place
-		p.event.parts, p.receipt.parts = 2, 2
+		p.event.Payload = one.event
+		p.event.Place, p.receipt.Place = one.place, one.place
+		p.event.Parts, p.receipt.Parts = 2, 2
 		if one.event == nil {
-			p.receipt.parts = 1
+			p.receipt.Parts = 1
 		} else {
 			messages = append(messages, p.event)
 		}
@@ -138,7 +123,7 @@ var errOlder = errors.New("the database lacks rows that were written to it")
 // but not the receipt, it deletes the event from the row: otherwise a broker that takes only events
 // would be given it again and again. It moves the position from where it was seen to place; 0: it
 // stays. It returns the new position, or [errOlder] if the database was restored meanwhile.
-func (s *Store) deleteOutbox(ctx context.Context, published []signed, from position, place uint64) (now position, err error) {
+func (s *Store) deleteOutbox(ctx context.Context, published []decision.Message, from position, place uint64) (now position, err error) {
 	var gone, older bool
 	places, half := placesOf(published)
 	const announced = `UPDATE outbox SET event = NULL FROM (%s) AS v
@@ -148,7 +133,7 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 		var p sqldb.Pipeline
 		for first, last := range runs(places) {
 			const text = "DELETE FROM outbox WHERE batch = $1 AND position >= $2 AND position <= $3"
-			p.Exec("delete", text, []any{first.batch, first.position, last.position}, func(n int64) error {
+			p.Exec("delete", text, []any{first.Batch, first.Position, last.Position}, func(n int64) error {
 				deleted += n
 				return nil
 			})
@@ -178,33 +163,31 @@ func (s *Store) deleteOutbox(ctx context.Context, published []signed, from posit
 
 // placesOf returns the places of the changes with all their messages in the list, in their order,
 // and the columns of the places of those with the event alone.
-func placesOf(messages []signed) (whole []outboxPlace, half []any) {
-	whole = make([]outboxPlace, 0, len(messages)/2)
-	parts := make(map[outboxPlace]int, len(messages)/2)
+func placesOf(messages []decision.Message) (whole []decision.OutboxPlace, half []any) {
+	whole = make([]decision.OutboxPlace, 0, len(messages)/2)
+	parts := make(map[decision.OutboxPlace]int, len(messages)/2)
 	for _, m := range messages {
-		if parts[m.place]++; parts[m.place] == m.parts {
-			whole = append(whole, m.place)
+		if parts[m.Place]++; parts[m.Place] == m.Parts {
+			whole = append(whole, m.Place)
 		}
 	}
 	for _, m := range messages {
-		if parts[m.place] < m.parts && isEvent(m) {
-			half = append(half, m.place.batch, m.place.position)
+		if parts[m.Place] < m.Parts && m.IsEvent() {
+			half = append(half, m.Place.Batch, m.Place.Position)
 		}
 	}
-	slices.SortFunc(whole, comparePlaces)
+	slices.SortFunc(whole, decision.ComparePlaces)
 	return whole, half
 }
 
-func isEvent(m signed) bool { return strings.HasPrefix(m.subject, events.InvalidationSubject) }
-
 // runs yields the first and the last of places that follow each other: usually of all of them.
-func runs(places []outboxPlace) iter.Seq2[outboxPlace, outboxPlace] {
-	return func(yield func(first, last outboxPlace) bool) {
+func runs(places []decision.OutboxPlace) iter.Seq2[decision.OutboxPlace, decision.OutboxPlace] {
+	return func(yield func(first, last decision.OutboxPlace) bool) {
 		for i := 0; i < len(places); {
 			first := places[i]
 			last := first
-			for i++; i < len(places) && places[i] == last.next(); i++ {
-				last = last.next()
+			for i++; i < len(places) && places[i] == last.Next(); i++ {
+				last = last.Next()
 			}
 			if !yield(first, last) {
 				return
@@ -216,11 +199,11 @@ func runs(places []outboxPlace) iter.Seq2[outboxPlace, outboxPlace] {
 // committedAll returns [errOlder] if the history lacks one of these events. It is called if outbox
 // rows are gone. The likely cause is another replica that took this process for dead and has
 // published the messages too.
-func (s *Store) committedAll(ctx context.Context, published []signed) error {
+func (s *Store) committedAll(ctx context.Context, published []decision.Message) error {
 	var list []claim
 	for _, m := range published {
-		if isEvent(m) {
-			list = append(list, newClaim(streamMessage{subject: m.subject, payload: m.payload}))
+		if m.IsEvent() {
+			list = append(list, newClaim(streamMessage{subject: m.Subject, payload: m.Payload}))
 		}
 	}
 	known, err := s.nonces(ctx, list)
@@ -228,7 +211,7 @@ func (s *Store) committedAll(ctx context.Context, published []signed) error {
 		return err
 	}
 	for _, one := range list {
-		if known[one.changeID] != one.nonce {
+		if known[one.ChangeID] != one.nonce {
 			return errOlder
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // TestHalfPublished: a change whose event is in its stream, and its receipt is not, stays in the outbox, and the receipt alone is
@@ -20,8 +21,8 @@ func TestHalfPublished(t *testing.T) {
 		d := newDeveloper(t, store, "org.omiappreg.alice", "one")
 		in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
 		first, second := decideAll(t, in, d.bind(), d.another("two").bind()), decideAll(t, in, d.another("three").bind())
-		messages := append(first[0].messages(), first[1].messages()...)
-		messages = append(messages, second[0].messages()...)
+		messages := append(first[0].Messages(), first[1].Messages()...)
+		messages = append(messages, second[0].Messages()...)
 		half := slices.Delete(slices.Clone(messages), 2, 3) // all but the event of one, and the receipt of another
 		half = half[:len(half)-1]
 		for range 2 {
@@ -33,13 +34,13 @@ func TestHalfPublished(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		left := []signed{messages[2], messages[3], messages[5]}
+		left := []decision.Message{messages[2], messages[3], messages[5]}
 		if len(claimed) != len(left) {
 			t.Fatalf("%d messages are left: %v", len(claimed), claimed)
 		}
 		for i, want := range left {
-			if m := claimed[i]; m.nonce != want.nonce || m.subject != want.subject || !bytes.Equal(m.payload, want.payload) {
-				t.Errorf("claimed %s %s\nwant %s %s", m.subject, m.payload, want.subject, want.payload)
+			if m := claimed[i]; m.Nonce != want.Nonce || m.Subject != want.Subject || !bytes.Equal(m.Payload, want.Payload) {
+				t.Errorf("claimed %s %s\nwant %s %s", m.Subject, m.Payload, want.Subject, want.Payload)
 			}
 		}
 		if _, err := store.deleteOutbox(t.Context(), claimed, position{}, 0); err != nil {
@@ -61,14 +62,14 @@ func TestOtherIDAfterARestore(t *testing.T) {
 		in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
 		decideAll(t, in, d.bind())
 		list := []request{d.rotate()}
-		late := newBatch(in.policy, in.key, time.Now().Unix(), loadFor(t, in, list), incomingOf(list))
-		late.decide()
+		late := decision.NewBatch(in.issuer(), time.Now(), loadFor(t, in, list), incomingOf(list))
+		late.Decide()
 		const rename = "UPDATE services SET target = 'org.omiappreg.alice.other'"
 		if _, err := store.db.Writer().ExecContext(t.Context(), rename); err != nil {
 			t.Fatal(err)
 		}
-		lost, err := store.commit(t.Context(), late.groups, time.Now())
-		if err != nil || !lost.services[d.target] {
+		lost, err := store.commit(t.Context(), late.Groups, time.Now())
+		if err != nil || !lost.Services[d.target] {
 			t.Errorf("lost %v, %v", lost, err)
 		}
 	})
@@ -87,13 +88,13 @@ func TestIDsAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	list := []request{d.another("two").bind()}
-	b := newBatch(in.policy, in.key, time.Now().Unix(), loadFor(t, in, list), incomingOf(list))
-	b.decide()
-	if lost, err := store.commit(t.Context(), b.groups, time.Now()); err != nil || !lost.services[list[0].draft.Target] {
+	b := decision.NewBatch(in.issuer(), time.Now(), loadFor(t, in, list), incomingOf(list))
+	b.Decide()
+	if lost, err := store.commit(t.Context(), b.Groups, time.Now()); err != nil || !lost.Services[list[0].draft.Target] {
 		t.Fatalf("lost %v, %v", lost, err)
 	}
-	if o := decideAll(t, in, list[0])[0]; o.verdict != committed {
-		t.Errorf("decided again: %v %s", o.verdict, o.reason)
+	if o := decideAll(t, in, list[0])[0]; o.Verdict != decision.Committed {
+		t.Errorf("decided again: %v %s", o.Verdict, o.Reason)
 	}
 }
 
@@ -117,7 +118,7 @@ func TestForgetEnds(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		r.forget(context.WithoutCancel(t.Context()), published{messages: bound[0].messages()})
+		r.forget(context.WithoutCancel(t.Context()), published{messages: bound[0].Messages()})
 	}()
 	select {
 	case <-ended:
@@ -127,7 +128,7 @@ func TestForgetEnds(t *testing.T) {
 	way.Restore()
 	r.within = patience
 	<-ended
-	r.forget(t.Context(), published{messages: bound[0].messages()})
+	r.forget(t.Context(), published{messages: bound[0].Messages()})
 	if left, err := store.outboxStale(t.Context(), time.Now().Add(time.Hour)); err != nil || left {
 		t.Errorf("something is left: %t, %v", left, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -131,6 +132,15 @@ func (p Policy) recordedJWKS() int64 { return max(-1, int64(p.JWKSMaxAge/time.Se
 
 // longestJWKS returns the longest JWKSMaxAge that fits the grace period.
 func (p Policy) longestJWKS() time.Duration { return (p.GracePeriod / 3).Truncate(time.Second) }
+
+// rules returns what a decision depends on.
+func (p Policy) rules() decision.Rules {
+	return decision.Rules{
+		Origin: p.Origin, Grace: p.graceSeconds(), Skew: p.skewSeconds(), RequireProof: p.RequireProof,
+		RotationsPerMinute: p.RotationsPerMinute, ServicesPerApp: p.ServicesPerApp,
+		MasterChangesPerMinute: p.MasterChangesPerMinute, MasterChangesPerDay: p.MasterChangesPerDay,
+	}
+}
 
 func (p Policy) graceSeconds() int64 { return int64(p.GracePeriod / time.Second) }
 func (p Policy) jwksSeconds() int64  { return max(0, p.recordedJWKS()) }

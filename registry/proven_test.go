@@ -55,12 +55,12 @@ func TestRequiredProofs(t *testing.T) {
 				if needs[kind] {
 					want = events.InvalidProof
 				}
-				if got := decideAll(t, in, d.unproven(kind, next, by))[0].reason; got != want {
+				if got := decideAll(t, in, d.unproven(kind, next, by))[0].Reason; got != want {
 					t.Errorf("%s without a proof: %q, want %q", kind, got, want)
 				}
 				if d.current = next; needs[kind] {
 					d.current = events.GenerateSigningKey()
-					if got := decideAll(t, in, d.sign(kind, d.current, by))[0].reason; got != "" {
+					if got := decideAll(t, in, d.sign(kind, d.current, by))[0].Reason; got != "" {
 						t.Errorf("%s with a proof: %q", kind, got)
 					}
 				}
@@ -96,7 +96,7 @@ func TestSquatting(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, o := range outcomes {
-				got[o.in.index] = o.reason
+				got[o.In.Index] = o.Reason
 			}
 		}
 		return got

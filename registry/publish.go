@@ -13,6 +13,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/room"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -42,7 +43,7 @@ type fates struct {
 // send publishes messages and reports what became of them. A reconnect fails the pending ones,
 // although they may have been stored. Sending them again is safe, because every reader knows a
 // message by its nonce.
-func (p *publisher) send(ctx context.Context, messages []signed) *fates {
+func (p *publisher) send(ctx context.Context, messages []decision.Message) *fates {
 	sent := &fates{stored: make([]bool, len(messages)), lacking: make([]bool, len(messages))}
 	ctx, cancel := context.WithTimeout(ctx, publishWithin)
 	defer cancel()
@@ -59,9 +60,9 @@ func (p *publisher) send(ctx context.Context, messages []signed) *fates {
 // tell publishes a receipt to those who wait for it, without a consumer. If it is lost, they look
 // for it. JetStream's RePublish would cost three times as much, and it skips messages that the
 // stream already has.
-func (p *publisher) tell(m signed) {
-	if target, ok := strings.CutPrefix(m.subject, events.ReceiptSubject); ok {
-		_ = p.js.Conn().Publish(events.AnswerSubject+target, m.payload)
+func (p *publisher) tell(m decision.Message) {
+	if target, ok := strings.CutPrefix(m.Subject, events.ReceiptSubject); ok {
+		_ = p.js.Conn().Publish(events.AnswerSubject+target, m.Payload)
 	}
 }
 
@@ -70,10 +71,10 @@ func (p *publisher) tell(m signed) {
 // its messages already, and every batch if it or the stream takes none. No receipt is sent before
 // an event that is still to be sent, so that no one hears of a change before those who must act on
 // it.
-func (p *publisher) sendBatches(ctx context.Context, messages []signed, stored []bool) (last uint64) {
+func (p *publisher) sendBatches(ctx context.Context, messages []decision.Message, stored []bool) (last uint64) {
 	streams := map[bool][]int{} // by whether they are events
 	for i := range messages {
-		event := isEvent(messages[i])
+		event := messages[i].IsEvent()
 		streams[event] = append(streams[event], i)
 	}
 	for _, event := range []bool{true, false} {
@@ -100,13 +101,13 @@ func (p *publisher) sendBatches(ctx context.Context, messages []signed, stored [
 
 // sendBatch publishes the messages with these indexes in one atomic batch, and returns the last
 // place in the stream that one of them got.
-func (p *publisher) sendBatch(ctx context.Context, messages []signed, indices []int) (uint64, error) {
+func (p *publisher) sendBatch(ctx context.Context, messages []decision.Message, indices []int) (uint64, error) {
 	if ctx.Err() != nil {
 		return 0, ctx.Err()
 	}
 	list := make([]*nats.Msg, len(indices))
 	for k, i := range indices {
-		list[k] = messages[i].message()
+		list[k] = messageOf(&messages[i])
 	}
 	wait := jetstreamext.BatchFlowControl{AckFirst: true, AckTimeout: publishWithin}
 	if deadline, ok := ctx.Deadline(); ok {
@@ -126,17 +127,17 @@ func (p *publisher) sendBatch(ctx context.Context, messages []signed, indices []
 // The receipt of a committed change is told right after it is sent, which saves a round trip: the
 // change stands whatever becomes of the receipt. A refusal is told once it is stored: until then
 // the request may be decided again.
-func (p *publisher) sendEach(ctx context.Context, messages []signed, sent *fates) {
+func (p *publisher) sendEach(ctx context.Context, messages []decision.Message, sent *fates) {
 	futures := make([]jetstream.PubAckFuture, len(messages))
 	for i, m := range messages {
 		if !sent.stored[i] {
-			future, err := p.js.PublishMsgAsync(m.message())
-			if err != nil && !sent.refused(i, m.subject, err) {
+			future, err := p.js.PublishMsgAsync(messageOf(&m))
+			if err != nil && !sent.refused(i, m.Subject, err) {
 				break // not this message's fault: the others would fail in the same way
 			}
 			futures[i] = future
 		}
-		if sent.stored[i] || m.committed() {
+		if sent.stored[i] || m.Committed() {
 			p.tell(m)
 		}
 	}
@@ -146,11 +147,11 @@ func (p *publisher) sendEach(ctx context.Context, messages []signed, sent *fates
 		}
 		ack, err := outcomeOf(ctx, future)
 		if err != nil {
-			sent.refused(i, messages[i].subject, err)
+			sent.refused(i, messages[i].Subject, err)
 			continue
 		}
 		sent.stored[i] = true
-		if !messages[i].committed() {
+		if !messages[i].Committed() {
 			p.tell(messages[i])
 		}
 		if ack.Stream == streams.Invalidations {
@@ -193,7 +194,7 @@ func (s *fates) refused(i int, subject string, err error) bool {
 	return false
 }
 
-// message returns the NATS message to send.
-func (m *signed) message() *nats.Msg {
-	return &nats.Msg{Subject: m.subject, Data: m.payload, Header: nats.Header{jetstream.MsgIDHeader: {m.nonce.String()}}}
+// messageOf returns the NATS message to send.
+func messageOf(m *decision.Message) *nats.Msg {
+	return &nats.Msg{Subject: m.Subject, Data: m.Payload, Header: nats.Header{jetstream.MsgIDHeader: {m.Nonce.String()}}}
 }

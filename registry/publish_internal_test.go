@@ -10,6 +10,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/room"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // TestLackingIsOfEachMessage: a message is said to lack space only if it is that one which had none. Another, which fails
@@ -24,10 +25,10 @@ func TestLackingIsOfEachMessage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	of := func(subject string, size int) signed {
-		return signed{subject: subject, payload: make([]byte, size), nonce: events.NewNonce()}
+	of := func(subject string, size int) decision.Message {
+		return decision.Message{Subject: subject, Payload: make([]byte, size), Nonce: events.NewNonce()}
 	}
-	for _, list := range [][]signed{
+	for _, list := range [][]decision.Message{
 		{of("full", 100), of("free", 1000), of("free", 100)},
 		{of("free", 1000), of("free", 100), of("full", 100)},
 	} {
@@ -37,9 +38,9 @@ func TestLackingIsOfEachMessage(t *testing.T) {
 			t.Errorf("the error is %v, want the lack of space", err)
 		}
 		for i, m := range list {
-			full, large := m.subject == "full", len(m.payload) > 512
+			full, large := m.Subject == "full", len(m.Payload) > 512
 			if lacking[i] != full || stored[i] == (full || large) {
-				t.Errorf("message %d of %d bytes to %s: stored %t, lacking %t", i, len(m.payload), m.subject, stored[i], lacking[i])
+				t.Errorf("message %d of %d bytes to %s: stored %t, lacking %t", i, len(m.Payload), m.Subject, stored[i], lacking[i])
 			}
 		}
 	}
@@ -57,9 +58,9 @@ func TestTold(t *testing.T) {
 	}
 	told := func() (list []string) {
 		t.Helper()
-		(&publisher{js: js}).send(t.Context(), []signed{ // it fails where there is no stream
-			{subject: events.ReceiptSubject + "committed", nonce: events.NewNonce(), parts: 2},
-			{subject: events.ReceiptSubject + "refused", nonce: events.NewNonce()},
+		(&publisher{js: js}).send(t.Context(), []decision.Message{ // it fails where there is no stream
+			{Subject: events.ReceiptSubject + "committed", Nonce: events.NewNonce(), Parts: 2},
+			{Subject: events.ReceiptSubject + "refused", Nonce: events.NewNonce()},
 		})
 		if err := nc.Flush(); err != nil {
 			t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -83,7 +84,7 @@ func TestPublisherInTime(t *testing.T) {
 type publisherTest struct {
 	*publisher
 	t        *testing.T
-	messages []signed
+	messages []decision.Message
 }
 
 // newPublisherTest makes n events, and n receipts, of 20 services.
@@ -96,8 +97,8 @@ func newPublisherTest(t *testing.T, n int) *publisherTest {
 	for i := range n {
 		target := fmt.Sprintf("org.example.shop.s%d", i%20)
 		p.messages = append(p.messages,
-			signed{nonce: events.NewNonce(), subject: events.InvalidationSubject + target, payload: []byte("{}")},
-			signed{nonce: events.NewNonce(), subject: events.ReceiptSubject + target, payload: []byte("{}")})
+			decision.Message{Nonce: events.NewNonce(), Subject: events.InvalidationSubject + target, Payload: []byte("{}")},
+			decision.Message{Nonce: events.NewNonce(), Subject: events.ReceiptSubject + target, Payload: []byte("{}")})
 	}
 	return p
 }
@@ -117,7 +118,7 @@ func (p *publisherTest) drop(stream string) {
 	}
 }
 
-func (p *publisherTest) mustSend(messages []signed) {
+func (p *publisherTest) mustSend(messages []decision.Message) {
 	if err := p.send(p.t.Context(), messages).err; err != nil {
 		p.t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // Recovery says how to recover changes that a database lacks. All members except DryRun and UpTo
@@ -89,7 +90,7 @@ type Conflict struct {
 // request's nonce, and a new receipt is signed.
 func (s *Store) Recover(ctx context.Context, how Recovery) (Recovered, error) {
 	r := &recoverer{
-		store: s.unhurried(), how: how, waiting: map[events.Target][]streamEvent{}, touched: map[events.Target]*service{},
+		store: s.unhurried(), how: how, waiting: map[events.Target][]streamEvent{}, touched: map[events.Target]*decision.Service{},
 		apps: map[events.AppID]bool{},
 		report: Recovered{
 			DryRun: how.DryRun, Signers: []Signer{}, UnknownApps: []events.AppID{}, Gaps: []Gap{}, Conflicts: []Conflict{}, IssuedTwice: []Conflict{},
@@ -120,7 +121,7 @@ type recoverer struct {
 	report  Recovered
 	waiting map[events.Target][]streamEvent
 	// touched: services with recovered changes; in a dry run as they would be, otherwise nil.
-	touched map[events.Target]*service
+	touched map[events.Target]*decision.Service
 	apps    map[events.AppID]bool // the apps of these services
 }
 
@@ -152,13 +153,13 @@ func (r *recoverer) issuedTwice(e events.Invalidation) {
 
 // chain is the events that continue the history of one service.
 type chain struct {
-	group  *group
+	group  *decision.Group
 	events []streamEvent
 }
 
 // write continues the histories of these services with the waiting events that fit.
 func (r *recoverer) write(ctx context.Context, targets []events.Target) error {
-	st := newState()
+	st := decision.NewState()
 	w := newWantedServices(MaxBatch)
 	for _, t := range targets {
 		w.service(t)
@@ -172,7 +173,7 @@ func (r *recoverer) write(ctx context.Context, targets []events.Target) error {
 	}
 	var chains []*chain
 	for _, t := range targets {
-		if c := r.continueHistory(t, st.services[t], owners); len(c.events) > 0 {
+		if c := r.continueHistory(t, st.Services[t], owners); len(c.events) > 0 {
 			chains = append(chains, c)
 		}
 	}
@@ -208,13 +209,13 @@ func (r *recoverer) owners(ctx context.Context, targets []events.Target) (map[ev
 }
 
 // continueHistory takes the waiting events that follow the service's state, one after the other.
-func (r *recoverer) continueHistory(t events.Target, have *service, owners map[events.PublicKey]events.Target) *chain {
-	g := &group{target: t}
+func (r *recoverer) continueHistory(t events.Target, have *decision.Service, owners map[events.PublicKey]events.Target) *chain {
+	g := &decision.Group{Target: t}
 	if would := r.touched[t]; would != nil { // in a dry run
 		have = would
 	}
 	if have != nil {
-		g.was, g.existed, g.service = *have, true, *have
+		g.Was, g.Existed, g.Service = *have, true, *have
 	}
 	c := &chain{group: g}
 	list := r.waiting[t]
@@ -222,11 +223,11 @@ func (r *recoverer) continueHistory(t events.Target, have *service, owners map[e
 	var rest []streamEvent
 	for _, e := range list {
 		_, taken := owners[e.event.NewKey]
-		switch s := &g.service; {
-		case e.event.Sequence == s.sequence+1 && e.event.OldKey == s.key && !taken:
-			g.follow(&e.event)
+		switch s := &g.Service; {
+		case e.event.Sequence == s.Sequence+1 && e.event.OldKey == s.Key && !taken:
+			g.Follow(&e.event)
 			c.events = append(c.events, e)
-		case e.event.Sequence > s.sequence:
+		case e.event.Sequence > s.Sequence:
 			rest = append(rest, e)
 		case len(c.events) > 0 && !slices.ContainsFunc(c.events, func(o streamEvent) bool { return o.event.Nonce == e.event.Nonce }):
 			r.issuedTwice(e.event)
@@ -236,21 +237,6 @@ func (r *recoverer) continueHistory(t events.Target, have *service, owners map[e
 		delete(r.waiting, t)
 	}
 	return c
-}
-
-// follow moves a service as an event says. Details that the event doesn't have stay empty.
-func (g *group) follow(e *events.Invalidation) {
-	s := &g.service
-	s.status, s.sequence, s.key, s.changedAt = events.Active, e.Sequence, e.NewKey, e.Timestamp
-	switch e.Event {
-	case events.KeyRotation: // the time of the commit stands for that of the request
-		s.recent = withRecent(s.recent, e.Timestamp)
-	case events.ServiceRevocation:
-		s.status = events.Revoked
-	case events.ServiceBinding:
-		g.details = newDetails{new(e.Timestamp), new(""), new(""), new("")}
-	case events.MasterReset:
-	}
 }
 
 // finish lists what could not be recovered.
@@ -267,7 +253,7 @@ func (r *recoverer) finish(ctx context.Context) error {
 		for _, t := range targets {
 			has := sequences[t]
 			if would := r.touched[t]; would != nil {
-				has = would.sequence
+				has = would.Sequence
 			}
 			r.remains(t, has, owners)
 		}

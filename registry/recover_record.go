@@ -8,6 +8,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -18,7 +19,7 @@ func (r *recoverer) record(ctx context.Context, chains []*chain) error {
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(chains, func(a, b *chain) int { return compareTargets(a.group.target, b.group.target) })
+	slices.SortFunc(chains, func(a, b *chain) int { return compareTargets(a.group.Target, b.group.Target) })
 	err = r.recordTogether(ctx, chains, receipts)
 	if !errors.Is(err, errTaken) {
 		return err
@@ -27,7 +28,7 @@ func (r *recoverer) record(ctx context.Context, chains []*chain) error {
 		err := r.recordTogether(ctx, []*chain{c}, receipts)
 		if errors.Is(err, errTaken) {
 			r.report.Conflicts = append(r.report.Conflicts, Conflict{
-				c.group.target.String(), c.events[0].event.Sequence,
+				c.group.Target.String(), c.events[0].event.Sequence,
 				"the database has changed meanwhile, or has this request's nonce with another change; run it again",
 			})
 			continue
@@ -42,7 +43,7 @@ func (r *recoverer) record(ctx context.Context, chains []*chain) error {
 // recordTogether writes chains in one transaction, or returns [errTaken].
 func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipts map[events.Nonce]heardReceipt) error {
 	var rows []historyRow
-	groups := make([]*group, 0, len(chains))
+	groups := make([]*decision.Group, 0, len(chains))
 	standIns := 0
 	for _, c := range chains {
 		groups = append(groups, c.group)
@@ -53,7 +54,7 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 				heard = r.standIn(&event)
 				standIns++
 			}
-			rows = append(rows, historyRow{0, event, heard.receipt.RequestNonce, unknownDigest(), heard.receipt.Nonce, heard.payload})
+			rows = append(rows, historyRow{0, event, heard.receipt.RequestNonce, decision.UnknownDigest(), heard.receipt.Nonce, heard.payload})
 		}
 	}
 	if !r.how.DryRun {
@@ -62,11 +63,11 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 		}
 	}
 	for _, g := range groups {
-		r.touched[g.target] = nil
+		r.touched[g.Target] = nil
 		if r.how.DryRun {
-			r.touched[g.target] = &g.service
+			r.touched[g.Target] = &g.Service
 		}
-		r.apps[g.target.App] = true
+		r.apps[g.Target.App] = true
 	}
 	for _, c := range chains {
 		for i := range c.events {
@@ -80,7 +81,7 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 
 // continueHistories moves services by compare-and-swap, and appends to their histories; all, or
 // [errTaken].
-func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []historyRow) error {
+func (s *Store) continueHistories(ctx context.Context, groups []*decision.Group, rows []historyRow) error {
 	sortForLocks(groups)
 	err := s.write(ctx, func(tx *sqldb.Tx) error {
 		lost := make(map[events.Target]bool, len(groups))
@@ -92,7 +93,7 @@ func (s *Store) continueHistories(ctx context.Context, groups []*group, rows []h
 		}
 		ids := make(map[events.Target]int64, len(groups))
 		for _, g := range groups {
-			ids[g.target] = g.service.id
+			ids[g.Target] = g.Service.ID
 		}
 		for i := range rows {
 			rows[i].service = ids[rows[i].event.Target]
@@ -121,7 +122,7 @@ func (r *recoverer) receipts(ctx context.Context, chains []*chain) (map[events.N
 	wanted := map[events.Nonce]*events.Invalidation{}
 	var subjects []string
 	for _, c := range chains {
-		subjects = append(subjects, events.ReceiptSubject+c.group.target.String())
+		subjects = append(subjects, events.ReceiptSubject+c.group.Target.String())
 		for i := range c.events {
 			wanted[c.events[i].event.Nonce] = &c.events[i].event
 		}

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -70,7 +71,7 @@ func TestRecoverWithoutReceipts(t *testing.T) {
 		}
 		w.clean()
 		in := newTestIntake(t, w.store, Policy{Origin: testOrigin}, time.Now)
-		if o := decideOne(t, in, r.draft.Subject(), r.payload, time.Now().Unix()); o.verdict != rejected {
+		if o := decideOne(t, in, r.draft.Subject(), r.payload, time.Now().Unix()); o.Verdict != decision.Refused {
 			t.Errorf("the same bytes again: %+v", o)
 		}
 		w.run()

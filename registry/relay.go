@@ -9,6 +9,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 const (
@@ -34,13 +36,13 @@ const (
 // deleted there once the streams have them. The answers are in no database; the requests that they
 // answer are acknowledged once the streams have the answers.
 type publication struct {
-	outbox  []signed
+	outbox  []decision.Message
 	lease   *lease // on the outbox messages
 	answers []answer
 }
 
 type answer struct {
-	signed
+	decision.Message
 	request *requestMessage
 }
 
@@ -73,7 +75,7 @@ func newRelay(js jetstream.JetStream, batches bool, store *Store, f *fence, log 
 func (r *relay) enqueue(ctx context.Context, p publication) error {
 	if len(p.outbox) > 0 {
 		// A place starts with the time of its lease.
-		lease := r.leases.hold(p.outbox, time.Unix(0, p.outbox[0].place.position))
+		lease := r.leases.hold(p.outbox, time.Unix(0, p.outbox[0].Place.Position))
 		if err := hand(ctx, r.queue, publication{outbox: p.outbox, lease: lease}); err != nil {
 			r.leases.release(lease)
 			return err
@@ -147,7 +149,7 @@ func (r *relay) runOutbox(ctx context.Context) {
 // published is the messages of the outbox that their stream has, and the last place that one of the
 // events got.
 type published struct {
-	messages []signed
+	messages []decision.Message
 	last     uint64
 	// err: why other messages are not in their stream, unless they can't be sent as they are.
 	err error
@@ -158,14 +160,14 @@ func (p *published) add(more published) {
 }
 
 // publish publishes messages of the outbox. It skips those that can't be sent as they are.
-func (r *relay) publish(ctx context.Context, messages []signed) published {
+func (r *relay) publish(ctx context.Context, messages []decision.Message) published {
 	messages = r.passed.todo(messages, r.now())
 	if len(messages) == 0 {
 		return published{}
 	}
 	fates := r.publisher.send(ctx, messages)
 	r.space.note(sayChanges, fates.err)
-	sent := published{make([]signed, 0, len(messages)), fates.last, fates.err}
+	sent := published{make([]decision.Message, 0, len(messages)), fates.last, fates.err}
 	for i, m := range messages {
 		if fates.stored[i] {
 			sent.messages = append(sent.messages, m)
@@ -180,9 +182,9 @@ func (r *relay) publish(ctx context.Context, messages []signed) published {
 // for a refusal, the refusal is dropped: waiting requests would keep the very space that is
 // missing. A refusal that can't be sent as it is is dropped too.
 func (r *relay) answer(ctx context.Context, answers []answer) {
-	messages := make([]signed, len(answers))
+	messages := make([]decision.Message, len(answers))
 	for i, a := range answers {
-		messages[i] = a.signed
+		messages[i] = a.Message
 	}
 	fates := r.publisher.send(ctx, messages)
 	r.space.note(sayRefusals, fates.err)

@@ -12,6 +12,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // TestRestoredFromABackup: a registry that starts on an older backup holds the services whose changes it lacks, serves
@@ -91,7 +92,7 @@ func restoredFromABackup(t *testing.T, url string, mark bool) {
 	// The request that the backup had lost is known again by its nonce and key: its first receipt stands.
 	in := newTestIntake(t, w.store, Policy{Origin: testOrigin}, time.Now)
 	o := decideOne(t, in, last.draft.Subject(), last.payload, time.Now().Unix())
-	if o.verdict != duplicate || o.receiptNonce != first.Nonce {
+	if o.Verdict != decision.Duplicate || o.ReceiptNonce != first.Nonce {
 		t.Errorf("the same bytes again: %+v", o)
 	}
 	stop()
@@ -260,12 +261,12 @@ func TestKeyOfAServiceIssuedTwice(t *testing.T) {
 	}
 	in.fence = f
 	for range 2 { // nothing is remembered at first
-		if o := decideAll(t, in, other.rotate())[0]; o.verdict != committed {
-			t.Fatalf("refused: %s %s", o.reason, o.detail)
+		if o := decideAll(t, in, other.rotate())[0]; o.Verdict != decision.Committed {
+			t.Fatalf("refused: %s %s", o.Reason, o.Detail)
 		}
 	}
-	if o := decideAll(t, in, other.sign(events.Rotation, announced, other.current))[0]; o.reason != events.KeyInUse {
-		t.Errorf("another service has the key that was announced: %v %q", o.verdict, o.reason)
+	if o := decideAll(t, in, other.sign(events.Rotation, announced, other.current))[0]; o.Reason != events.KeyInUse {
+		t.Errorf("another service has the key that was announced: %v %q", o.Verdict, o.Reason)
 	}
 }
 

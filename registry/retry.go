@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 const (
@@ -152,7 +153,7 @@ type letterMessage struct {
 func (m *letterMessage) message() *requestMessage {
 	return &requestMessage{
 		Acknowledger: m, Subject: m.letter.Subject, Data: m.letter.Payload, Stored: time.Unix(m.letter.StoredAt, 0), Delivered: 1,
-		Payload: queued{at: place{m.letter.StreamCreatedAt, int64(m.letter.StreamSequence)}, again: true, paid: true},
+		Payload: queued{at: decision.Place{Stream: m.letter.StreamCreatedAt, Sequence: int64(m.letter.StreamSequence)}, again: true, paid: true},
 	}
 }
 

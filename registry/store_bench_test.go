@@ -19,6 +19,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 var benchIdle = flag.Int("store.idle", 300_000, "services of BenchmarkStore that do nothing, beside those that rotate")
@@ -51,7 +52,7 @@ type storeWorld struct {
 	*intake
 	url      string
 	at       position
-	services []*service
+	services []*decision.Service
 	targets  []events.Target
 	masters  map[events.AppID]events.PublicKey // who signs bindings
 	order    []int                             // of the services, drawn anew each round
@@ -145,9 +146,9 @@ func (w *storeWorld) benchmark(b *testing.B, size int) {
 }
 
 // batch makes the requests of the next services.
-func (w *storeWorld) batch(b *testing.B, size int) []incoming {
+func (w *storeWorld) batch(b *testing.B, size int) []decision.Incoming {
 	b.Helper()
-	list := make([]incoming, 0, size)
+	list := make([]decision.Incoming, 0, size)
 	w.clock = w.clock.Add(time.Millisecond)
 	if w.next+size > len(w.order) {
 		w.order, w.next = rand.Perm(benchServices), 0
@@ -158,7 +159,7 @@ func (w *storeWorld) batch(b *testing.B, size int) []incoming {
 		if w.services[n] == nil {
 			request.Kind = events.Binding
 		}
-		list = append(list, incoming{request: request, storedAt: w.clock.Unix(), index: i})
+		list = append(list, decision.Incoming{Request: request, StoredAt: w.clock.Unix(), Index: i})
 	}
 	w.next += size
 	return list
@@ -176,7 +177,7 @@ func noiseKey(b *testing.B) events.PublicKey {
 }
 
 // run takes a batch through the store as the intake and the relay do. It returns the CPU time that is not the store's.
-func (w *storeWorld) run(b *testing.B, list []incoming) (decided time.Duration) {
+func (w *storeWorld) run(b *testing.B, list []decision.Incoming) (decided time.Duration) {
 	b.Helper()
 	st, err := w.load(b.Context(), list)
 	if err != nil {
@@ -186,45 +187,45 @@ func (w *storeWorld) run(b *testing.B, list []incoming) (decided time.Duration) 
 	groups := w.decide(st, list)
 	decided = cpuOf("self") - began
 	lost, err := w.store.commit(b.Context(), groups, w.clock)
-	if err != nil || len(lost.services) > 0 {
-		b.Fatal(len(lost.services), err)
+	if err != nil || len(lost.Services) > 0 {
+		b.Fatal(len(lost.Services), err)
 	}
-	w.memory.learn(w.clock, &batch{state: st, groups: groups}, lost, nil)
+	w.memory.learn(w.clock, &decision.Batch{State: st, Groups: groups}, lost, nil)
 	if _, _, err := w.store.position(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	var messages []signed
-	for _, o := range changes(groups) {
-		messages = append(messages, o.messages()...)
+	var messages []decision.Message
+	for _, o := range decision.Changes(groups) {
+		messages = append(messages, o.Messages()...)
 	}
 	if w.at, err = w.store.deleteOutbox(b.Context(), messages, w.at, w.at.place+uint64(len(list))); err != nil {
 		b.Fatal(err)
 	}
 	for i := range list {
-		w.services[w.order[w.next-len(list)+i]] = &groups[i].service
+		w.services[w.order[w.next-len(list)+i]] = &groups[i].Service
 	}
 	return decided
 }
 
 // decide lets every request stand.
-func (w *storeWorld) decide(st *state, list []incoming) (groups []*group) {
+func (w *storeWorld) decide(st *decision.State, list []decision.Incoming) (groups []*decision.Group) {
 	payload := bytes.Repeat([]byte("x"), 600)
 	for _, in := range list {
-		g := &group{target: in.request.Target, requests: []incoming{in}}
-		if s := st.services[g.target]; s != nil {
-			g.was, g.existed, g.service = *s, true, *s
+		g := &decision.Group{Target: in.Request.Target, Requests: []decision.Incoming{in}}
+		if s := st.Services[g.Target]; s != nil {
+			g.Was, g.Existed, g.Service = *s, true, *s
 		}
-		s := &g.service
-		o := outcome{in: in, verdict: committed, signer: w.masters[g.target.App], eventBytes: payload, receiptBytes: payload, receiptNonce: events.NewNonce(), event: events.Invalidation{
-			Origin: testOrigin, Target: g.target, Event: in.request.Kind.Event(), OldKey: s.key, NewKey: in.request.NewKey,
-			Timestamp: w.clock.Unix(), Nonce: events.NewNonce(), Sequence: s.sequence + 1, GracePeriodExpiry: w.clock.Unix() + 3600,
+		s := &g.Service
+		o := decision.Outcome{In: in, Verdict: decision.Committed, Signer: w.masters[g.Target.App], EventBytes: payload, ReceiptBytes: payload, ReceiptNonce: events.NewNonce(), Event: events.Invalidation{
+			Origin: testOrigin, Target: g.Target, Event: in.Request.Kind.Event(), OldKey: s.Key, NewKey: in.Request.NewKey,
+			Timestamp: w.clock.Unix(), Nonce: events.NewNonce(), Sequence: s.Sequence + 1, GracePeriodExpiry: w.clock.Unix() + 3600,
 		}}
-		s.status, s.sequence, s.key, s.changedAt = events.Active, o.event.Sequence, o.event.NewKey, o.event.Timestamp
-		s.recent = []int64{in.storedAt}
-		if !g.existed {
-			g.details = newDetails{&s.changedAt, new("payments"), new("https://service.example.org/some/endpoint"), nil}
+		s.Status, s.Sequence, s.Key, s.ChangedAt = events.Active, o.Event.Sequence, o.Event.NewKey, o.Event.Timestamp
+		s.Recent = []int64{in.StoredAt}
+		if !g.Existed {
+			g.Details = decision.NewDetails{BoundAt: &s.ChangedAt, ServiceType: new("payments"), EndpointURL: new("https://service.example.org/some/endpoint")}
 		}
-		g.outcomes = []outcome{o}
+		g.Outcomes = []decision.Outcome{o}
 		groups = append(groups, g)
 	}
 	return groups

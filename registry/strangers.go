@@ -10,6 +10,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // A name that no service has costs nothing to invent, and a receipt for it would be kept for days.
@@ -65,10 +66,10 @@ func boundOf(e sqldb.Engine) string {
 // meet asks the database which of these messages are for bound services, and remembers those.
 // masters are the Master Keys of the apps of the other messages that are bindings.
 func (a *acquaintances) meet(ctx context.Context, list []*delivery) (masters map[events.AppID]events.PublicKey, err error) {
-	st, w := newState(), newWantedServices(len(list))
+	st, w := decision.NewState(), newWantedServices(len(list))
 	apps := map[events.AppID]bool{}
 	for _, d := range list {
-		w.service(d.request.request.Target)
+		w.service(d.request.Request.Target)
 	}
 	query := boundOf(a.store.db.Engine())
 	err = a.store.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(row sqldb.Row) error {
@@ -81,19 +82,19 @@ func (a *acquaintances) meet(ctx context.Context, list []*delivery) (masters map
 		return nil, fmt.Errorf("ask which services are bound: %w", err)
 	}
 	for _, d := range list {
-		if app := d.request.request.Target.App; d.binds() && !a.knows(d.request.request.Target) && once(apps, app) {
+		if app := d.request.Request.Target.App; d.binds() && !a.knows(d.request.Request.Target) && decision.Once(apps, app) {
 			w.apps = append(w.apps, app.String())
 		}
 	}
 	if err := a.store.loadApps(ctx, w, st); err != nil {
 		return nil, fmt.Errorf("ask for the apps of bindings: %w", err)
 	}
-	return st.masters, nil
+	return st.Masters, nil
 }
 
 // binds reports whether the message has the form of a binding.
 func (d *delivery) binds() bool {
-	return d.request.refusal == nil && d.request.request.Kind == events.Binding
+	return d.request.Refusal == nil && d.request.Request.Kind == events.Binding
 }
 
 // setAside keeps a message that must be sorted first, and reports whether it did. It also returns
@@ -132,7 +133,7 @@ func (t *turns) sort() {
 		list := t.strangers
 		t.strangers = nil
 		for _, d := range list {
-			d.follows = t.lanes[d.request.request.Target] != nil
+			d.follows = t.lanes[d.request.Request.Target] != nil
 		}
 		t.mu.Unlock()
 		masters, err := t.acquainted.meet(t.ctx, list)
@@ -149,10 +150,10 @@ func (t *turns) sort() {
 
 // sorted puts a message into the lane where it belongs.
 func (t *turns) sorted(d *delivery, masters map[events.AppID]events.PublicKey, asked bool) {
-	target := d.request.request.Target
+	target := d.request.Request.Target
 	lane, most := target, inHandEach
 	if asked && !d.follows && !t.acquainted.knows(target) {
-		if d.binds() && signedBy(masters[target.App], d.request.request) {
+		if d.binds() && signedBy(masters[target.App], d.request.Request) {
 			t.acquainted.learn(target)
 		} else {
 			lane, most = events.Target{}, inHandGarbage
@@ -178,17 +179,17 @@ func signedBy(master events.PublicKey, r *events.Request) bool {
 }
 
 // thin drops the refusals of requests for unbound names beyond the budget.
-func (w *work) thin(b *batch) {
-	for _, g := range b.groups {
-		if g.existed || g.changed() {
+func (w *work) thin(b *decision.Batch) {
+	for _, g := range b.Groups {
+		if g.Existed || g.Changed() {
 			continue
 		}
-		for i := range g.outcomes {
-			o := &g.outcomes[i]
-			if o.verdict != rejected || w.messages[o.in.index].Payload.paid {
+		for i := range g.Outcomes {
+			o := &g.Outcomes[i]
+			if o.Verdict != decision.Refused || w.messages[o.In.Index].Payload.paid {
 				continue
 			}
-			if o.dropped = !w.garbage.allow(); o.dropped {
+			if o.Dropped = !w.garbage.allow(); o.Dropped {
 				w.garbage.drop(unanswered)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -70,7 +71,7 @@ func TestTurnsStrangers(t *testing.T) {
 	intake := newTestIntake(t, l.world.store, Policy{Origin: testOrigin}, time.Now)
 	for _, name := range []string{"busy", "bound"} {
 		r := l.another(name).bind()
-		if _, err := decideAndCommit(t.Context(), intake, []incoming{newIncoming(r.draft.Subject(), r.payload, time.Now().Unix(), 0)}); err != nil {
+		if _, err := decideAndCommit(t.Context(), intake, []decision.Incoming{decision.NewIncoming(r.draft.Subject(), r.payload, time.Now().Unix(), 0)}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -252,7 +252,7 @@ func (t *turns) take(msg jetstream.Msg) error {
 		most = inHandGarbage
 	}
 	switch {
-	case d.parsed() != nil && d.parsed().request == nil:
+	case d.parsed() != nil && d.parsed().Request == nil:
 		t.drop(d, unanswerable)
 		return nil
 	case d.garbage() && !t.pay(d):

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 const (
@@ -50,18 +51,18 @@ type unsendable struct {
 	lines rate.Sometimes
 
 	mu      sync.Mutex
-	changes map[outboxPlace]*passed
+	changes map[decision.OutboxPlace]*passed
 }
 
 // passed is a change with a message that can't be sent.
 type passed struct {
 	next, seen time.Time
-	receipt    signed    // was stored, and is not sent again
-	receiptAt  time.Time // when; zero: it was not
+	receipt    decision.Message // was stored, and is not sent again
+	receiptAt  time.Time        // when; zero: it was not
 }
 
 func newUnsendable(log *slog.Logger, metrics prometheus.Registerer) *unsendable {
-	u := &unsendable{log: log, changes: map[outboxPlace]*passed{}, lines: rate.Sometimes{First: faultsAtOnce, Interval: faultsEach}}
+	u := &unsendable{log: log, changes: map[decision.OutboxPlace]*passed{}, lines: rate.Sometimes{First: faultsAtOnce, Interval: faultsEach}}
 	metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_unsendable_changes",
 		Help: "Committed changes with an event or receipt that the broker refuses as it is; the registry retries them every minute.",
@@ -76,7 +77,7 @@ func (u *unsendable) count() int {
 }
 
 // has reports whether this change is skipped.
-func (u *unsendable) has(place outboxPlace) bool {
+func (u *unsendable) has(place decision.OutboxPlace) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	_, is := u.changes[place]
@@ -84,20 +85,20 @@ func (u *unsendable) has(place outboxPlace) bool {
 }
 
 // todo returns the messages to send now.
-func (u *unsendable) todo(messages []signed, now time.Time) []signed {
+func (u *unsendable) todo(messages []decision.Message, now time.Time) []decision.Message {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if len(u.changes) == 0 {
 		return messages
 	}
-	list := make([]signed, 0, len(messages))
+	list := make([]decision.Message, 0, len(messages))
 	for i := range messages {
 		m := &messages[i]
-		one := u.changes[m.place]
+		one := u.changes[m.Place]
 		if one != nil {
 			one.seen = now
 		}
-		if one == nil || !now.Before(one.next) && (one.receiptAt.IsZero() || isEvent(*m)) {
+		if one == nil || !now.Before(one.next) && (one.receiptAt.IsZero() || m.IsEvent()) {
 			list = append(list, *m)
 		}
 	}
@@ -111,14 +112,14 @@ func (u *unsendable) todo(messages []signed, now time.Time) []signed {
 
 // note takes the fates of messages. It returns the receipts that were stored earlier, of changes
 // whose event is stored now.
-func (u *unsendable) note(messages []signed, sent *fates, now time.Time) (complete []signed) {
+func (u *unsendable) note(messages []decision.Message, sent *fates, now time.Time) (complete []decision.Message) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for i := range sent.faults {
-		one := u.changes[messages[i].place]
+		one := u.changes[messages[i].Place]
 		if one == nil {
 			one = &passed{}
-			u.changes[messages[i].place] = one
+			u.changes[messages[i].Place] = one
 			u.tell(&messages[i], sent.faults[i])
 		}
 		one.next, one.seen = now.Add(sendAgainEvery), now
@@ -127,30 +128,30 @@ func (u *unsendable) note(messages []signed, sent *fates, now time.Time) (comple
 		return nil
 	}
 	for i, m := range messages {
-		if one := u.changes[m.place]; one != nil && sent.stored[i] && !isEvent(m) {
+		if one := u.changes[m.Place]; one != nil && sent.stored[i] && !m.IsEvent() {
 			one.receipt, one.receiptAt = m, now
 		}
 	}
 	for i, m := range messages {
-		one := u.changes[m.place]
+		one := u.changes[m.Place]
 		switch {
 		case one == nil || !sent.stored[i] || one.receiptAt.IsZero():
 			continue
-		case isEvent(m) && one.receiptAt.Before(now):
+		case m.IsEvent() && one.receiptAt.Before(now):
 			complete = append(complete, one.receipt)
-		case !isEvent(m) && m.parts > 1:
+		case !m.IsEvent() && m.Parts > 1:
 			continue // its event is not stored
 		}
-		delete(u.changes, m.place)
+		delete(u.changes, m.Place)
 	}
 	return complete
 }
 
-func (u *unsendable) tell(m *signed, err error) {
-	sequence, _ := events.NamesOf(m.payload)
+func (u *unsendable) tell(m *decision.Message, err error) {
+	sequence, _ := events.NamesOf(m.Payload)
 	u.lines.Do(func() {
 		u.log.Error("a committed change can't be announced: the broker refuses a message as it is. It is skipped, and tried again every minute",
-			"subject", m.subject, "sequence", sequence, "bytes", len(m.payload), "error", err,
+			"subject", m.Subject, "sequence", sequence, "bytes", len(m.Payload), "error", err,
 			"do", "allow larger messages: max_payload in the broker's configuration, max_msg_size of the stream")
 	})
 }

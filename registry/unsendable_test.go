@@ -30,12 +30,12 @@ func TestUnsendable(t *testing.T) {
 	long := newDeveloper(t, store, "org.omiappreg.alice", strings.Repeat("x", 63))
 	decided := decideAll(t, in, long.bind(), long.another("short").bind())
 	small := streams.InvalidationsConfig()
-	small.MaxMsgSize = int32(len(decided[0].eventBytes) + 20) // headers count too
+	small.MaxMsgSize = int32(len(decided[0].EventBytes) + 20) // headers count too
 	if _, err := js.UpdateStream(t.Context(), small); err != nil {
 		t.Fatal(err)
 	}
 	for _, o := range decided {
-		r.forget(t.Context(), r.publish(t.Context(), o.messages()))
+		r.forget(t.Context(), r.publish(t.Context(), o.Messages()))
 	}
 	check := func(when string, events, outbox int) {
 		t.Helper()
@@ -72,7 +72,7 @@ func TestSendBehindATooLargeMessage(t *testing.T) {
 	t.Parallel()
 	p := newPublisherTest(t, 2)
 	p.streams(true)
-	p.messages[0].payload = make([]byte, p.js.Conn().MaxPayload()+1)
+	p.messages[0].Payload = make([]byte, p.js.Conn().MaxPayload()+1)
 	sent := p.send(t.Context(), p.messages)
 	if sent.err != nil || sent.faults[0] == nil || sent.stored[0] || !sent.stored[1] || !sent.stored[2] || !sent.stored[3] {
 		t.Errorf("%+v", sent)

@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/internal/vectors"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // TestVectorRequests sends every case, alone, to the real decision with a real database behind it that holds the
@@ -44,9 +45,9 @@ func checkVector(t *testing.T, store *Store, state vectors.State, c vectors.Requ
 	in := newTestIntake(t, store, policy, func() time.Time { return time.Unix(c.ProcessedAt, 0) })
 	before := dump(t, store)
 	in.told = toldOf(t, state)
-	one := newIncoming(c.Subject, c.Message(), c.StoredAt, 0)
-	one.place = place{c.Stream, c.Sequence}
-	outcomes, err := decideAndCommit(t.Context(), in, []incoming{one})
+	one := decision.NewIncoming(c.Subject, c.Message(), c.StoredAt, 0)
+	one.Place = decision.Place{Stream: c.Stream, Sequence: c.Sequence}
+	outcomes, err := decideAndCommit(t.Context(), in, []decision.Incoming{one})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,13 +57,13 @@ func checkVector(t *testing.T, store *Store, state vectors.State, c vectors.Requ
 	receipt := readReceipt(t, in, o)
 	switch c.Expect {
 	case vectors.Committed:
-		if o.verdict != committed {
-			t.Fatalf("refused: %s (%s), want committed", o.reason, o.detail)
+		if o.Verdict != decision.Committed {
+			t.Fatalf("refused: %s (%s), want committed", o.Reason, o.Detail)
 		}
 		checkCommitted(t, in, c, o, receipt, before, after)
 	case vectors.Duplicate:
-		if o.verdict != duplicate {
-			t.Fatalf("verdict %v %s, want the first receipt again", o.verdict, o.reason)
+		if o.Verdict != decision.Duplicate {
+			t.Fatalf("verdict %v %s, want the first receipt again", o.Verdict, o.Reason)
 		}
 		if c.ExpectSequence != 0 && receipt.Sequence != c.ExpectSequence {
 			t.Errorf("the receipt is of sequence %d, want %d", receipt.Sequence, c.ExpectSequence)
@@ -71,10 +72,10 @@ func checkVector(t *testing.T, store *Store, state vectors.State, c vectors.Requ
 			t.Errorf("a duplicate changed the database:\n%s", diff)
 		}
 	default:
-		if o.verdict != rejected || o.reason != events.Reason(c.Expect) {
-			t.Fatalf("verdict %v, reason %q (%s), want %s", o.verdict, o.reason, o.detail, c.Expect)
+		if o.Verdict != decision.Refused || o.Reason != events.Reason(c.Expect) {
+			t.Fatalf("verdict %v, reason %q (%s), want %s", o.Verdict, o.Reason, o.Detail, c.Expect)
 		}
-		if receipt.Event != events.RequestRejected || receipt.Reason != o.reason || receipt.Detail == "" {
+		if receipt.Event != events.RequestRejected || receipt.Reason != o.Reason || receipt.Detail == "" {
 			t.Errorf("the receipt does not tell the refusal: %+v", receipt)
 		}
 		if diff := cmp.Diff(before, after); diff != "" {
@@ -83,9 +84,9 @@ func checkVector(t *testing.T, store *Store, state vectors.State, c vectors.Requ
 	}
 }
 
-func checkCommitted(t *testing.T, in *intake, c vectors.RequestCase, o *outcome, receipt events.Receipt, before, after contents) {
+func checkCommitted(t *testing.T, in *intake, c vectors.RequestCase, o *decision.Outcome, receipt events.Receipt, before, after contents) {
 	t.Helper()
-	event, err := testTrust(t, in).Invalidation(o.event.Subject(), o.eventBytes)
+	event, err := testTrust(t, in).Invalidation(o.Event.Subject(), o.EventBytes)
 	if err != nil {
 		t.Fatalf("the event can't be applied: %v", err)
 	}
@@ -102,17 +103,17 @@ func checkCommitted(t *testing.T, in *intake, c vectors.RequestCase, o *outcome,
 		t.Errorf("timestamp %d, want that of the commit, %d", event.Timestamp, c.ProcessedAt)
 	}
 	if receipt.Event != events.RequestCommitted || receipt.Sequence != event.Sequence || receipt.PublicKey != event.NewKey ||
-		receipt.EventNonce != event.Nonce || receipt.GracePeriodExpiry != event.GracePeriodExpiry || receipt.RequestNonce != o.in.request.Nonce {
+		receipt.EventNonce != event.Nonce || receipt.GracePeriodExpiry != event.GracePeriodExpiry || receipt.RequestNonce != o.In.Request.Nonce {
 		t.Errorf("the receipt does not tell the change: %+v", receipt)
 	}
 	if after["history"] != before["history"]+1 || after["outbox"] != before["outbox"]+1 {
 		t.Errorf("a commit writes one change, and what is to be published: before %v, after %v", before, after)
 	}
-	service, err := in.store.service(t.Context(), o.in.request.Target)
+	service, err := in.store.service(t.Context(), o.In.Request.Target)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if service.sequence != event.Sequence || service.key != event.NewKey || service.active() != (event.Event != events.ServiceRevocation) {
+	if service.Sequence != event.Sequence || service.Key != event.NewKey || service.Active() != (event.Event != events.ServiceRevocation) {
 		t.Errorf("the service is not what the event says: %+v", service)
 	}
 	report, err := in.store.Check(t.Context(), nil, time.Unix(c.ProcessedAt, 0))
@@ -175,7 +176,7 @@ func loadService(t *testing.T, store *Store, s vectors.Service) {
 	if target.Service, err = events.ParseServiceID(s.ServiceID); err != nil {
 		t.Fatal(err)
 	}
-	g := &group{target: target, service: service{status: events.ServiceStatus(s.Status), sequence: s.Sequence}, details: newDetails{boundAt: new(int64(1))}}
+	g := &decision.Group{Target: target, Service: decision.Service{Status: events.ServiceStatus(s.Status), Sequence: s.Sequence}, Details: decision.NewDetails{BoundAt: new(int64(1))}}
 	keys := map[int64]vectors.ServiceKey{}
 	for _, key := range s.Keys {
 		keys[key.FromSequence] = key
@@ -207,9 +208,9 @@ func loadService(t *testing.T, store *Store, s vectors.Service) {
 		}
 		changes = append(changes, e)
 	}
-	g.service.key, g.service.changedAt = e.NewKey, e.Timestamp
+	g.Service.Key, g.Service.ChangedAt = e.NewKey, e.Timestamp
 	if last := s.LastChange; last != nil {
-		g.service.place, g.service.signedAt = place{last.Stream, last.Sequence}, last.MasterTimestamp
+		g.Service.Place, g.Service.SignedAt = decision.Place{Stream: last.Stream, Sequence: last.Sequence}, last.MasterTimestamp
 	}
 	w.service(g)
 	for _, e := range changes {
@@ -272,8 +273,8 @@ func (w rowWriter) history(e events.Invalidation, used vectors.UsedRequest) {
 		e.Nonce.String(), nonce, digest, receipt.Nonce.String(), receipt.Sign(testKey))
 }
 
-func (w rowWriter) service(g *group) {
-	_, row := rowsOfServices([]*group{g})
+func (w rowWriter) service(g *decision.Group) {
+	_, row := rowsOfServices([]*decision.Group{g})
 	w.exec(`INSERT INTO services (target, status, sequence, public_key, changed_at, recent_rotations,
 		stream_created_at, stream_sequence, master_signed_at, bound_at, service_type, endpoint_url, provider_receipt)
 		VALUES `+params(len(row)), row...)
@@ -313,20 +314,20 @@ func newTestIntake(t testing.TB, store *Store, policy Policy, now func() time.Ti
 }
 
 // decideOne takes one message through load, decide and commit.
-func decideOne(t *testing.T, in *intake, subject string, payload []byte, storedAt int64) *outcome {
+func decideOne(t *testing.T, in *intake, subject string, payload []byte, storedAt int64) *decision.Outcome {
 	t.Helper()
-	outcomes, err := decideAndCommit(t.Context(), in, []incoming{newIncoming(subject, payload, storedAt, 0)})
+	outcomes, err := decideAndCommit(t.Context(), in, []decision.Incoming{decision.NewIncoming(subject, payload, storedAt, 0)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return &outcomes[0]
 }
 
-func readReceipt(t *testing.T, in *intake, o *outcome) events.Receipt {
+func readReceipt(t *testing.T, in *intake, o *decision.Outcome) events.Receipt {
 	t.Helper()
-	receipt, err := testTrust(t, in).Receipt(events.ReceiptSubject+o.in.request.Target.String(), o.receiptBytes)
+	receipt, err := testTrust(t, in).Receipt(events.ReceiptSubject+o.In.Request.Target.String(), o.ReceiptBytes)
 	if err != nil {
-		t.Fatalf("the receipt can't be trusted: %v\n%s", err, o.receiptBytes)
+		t.Fatalf("the receipt can't be trusted: %v\n%s", err, o.ReceiptBytes)
 	}
 	return receipt
 }

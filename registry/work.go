@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // work is the requests that were handed over together, on their way through decide and commit. They
@@ -21,9 +22,9 @@ import (
 type work struct {
 	*intake
 	messages []*requestMessage
-	todo     []incoming // in the order of the stream
-	writing  *writing   // nil: nothing is being committed
-	futile   int        // commits in a row in which nothing stood
+	todo     []decision.Incoming // in the order of the stream
+	writing  *writing            // nil: nothing is being committed
+	futile   int                 // commits in a row in which nothing stood
 }
 
 // mostFutile is the number of such commits that other replicas can't explain any more.
@@ -33,10 +34,10 @@ var errFutile = errors.New("the database refuses changes again and again that do
 
 // writing is a portion that is being committed.
 type writing struct {
-	*batch
+	*decision.Batch
 	done chan struct{}
 
-	lost   losses // set when done: what must be decided again
+	lost   Conflicts // set when done: what must be decided again
 	err    error
 	panics any
 }
@@ -75,11 +76,11 @@ func (w *work) step(ctx context.Context) error {
 // its requests. So the rest belongs to other services and can be decided while this portion is
 // committed, and a service's row changes once. A portion may be a little longer, to include all
 // requests of its last service.
-func (w *work) next() (portion []incoming) {
+func (w *work) next() (portion []decision.Incoming) {
 	busy := newParties(w.writing)
 	asks := make(map[events.Target]int, len(w.todo))
 	for i := range w.todo {
-		asks[w.todo[i].request.Target]++
+		asks[w.todo[i].Request.Target]++
 	}
 	room, most := w.portion, min(w.portion+w.portion/8, MaxBatch)
 	later := w.todo[:0]
@@ -88,7 +89,7 @@ func (w *work) next() (portion []incoming) {
 			later = append(later, w.todo[i:]...)
 			break
 		}
-		t := one.request.Target
+		t := one.Request.Target
 		if busy.include(&one) || room <= 0 && asks[t] > 0 {
 			busy.add(&one) // requests that share something with this one wait for it
 			later = append(later, one)
@@ -103,13 +104,13 @@ func (w *work) next() (portion []incoming) {
 }
 
 // begin commits a portion concurrently with everything else.
-func (w *work) begin(ctx context.Context, b *batch) {
-	c := &writing{batch: b, done: make(chan struct{})}
+func (w *work) begin(ctx context.Context, b *decision.Batch) {
+	c := &writing{Batch: b, done: make(chan struct{})}
 	w.writing = c
 	go func() {
 		defer close(c.done)
 		defer func() { c.panics = recover() }()
-		c.lost, c.err = w.store.commit(ctx, b.groups, b.at)
+		c.lost, c.err = w.store.commit(ctx, b.Groups, b.At)
 	}()
 }
 
@@ -125,18 +126,18 @@ func (w *work) finish(ctx context.Context) error {
 	if c.panics != nil {
 		panic(c.panics)
 	}
-	w.memory.learn(w.now(), c.batch, c.lost, c.err)
+	w.memory.learn(w.now(), c.Batch, c.lost, c.err)
 	if c.err != nil {
 		return c.err
 	}
-	lost := c.lost.services
-	w.thin(c.batch)
-	c.answer(c.previous)
-	if err := w.settle(ctx, w.messages, c.batch, lost); err != nil {
+	lost := c.lost.Services
+	w.thin(c.Batch)
+	c.SignRefusals(c.Previous)
+	if err := w.settle(ctx, w.messages, c.Batch, lost); err != nil {
 		return err
 	}
 	w.metrics.lost.Add(float64(len(lost)))
-	if w.futile++; len(lost) < c.changes() || len(lost) == 0 {
+	if w.futile++; len(lost) < c.CountChanges() || len(lost) == 0 {
 		w.futile = 0
 	}
 	if w.futile > mostFutile {
@@ -145,31 +146,10 @@ func (w *work) finish(ctx context.Context) error {
 		return errFutile
 	}
 	if len(lost) > 0 {
-		w.todo = append(remaining(c.batch, lost), w.todo...)
-		slices.SortStableFunc(w.todo, func(a, b incoming) int { return cmp.Compare(a.index, b.index) })
+		w.todo = append(decision.RequestsOf(c.Batch, lost), w.todo...)
+		slices.SortStableFunc(w.todo, func(a, b decision.Incoming) int { return cmp.Compare(a.Index, b.Index) })
 	}
 	return nil
-}
-
-// changes counts the services that have anything to commit.
-func (b *batch) changes() (n int) {
-	for _, g := range b.groups {
-		if g.changed() {
-			n++
-		}
-	}
-	return n
-}
-
-// remaining returns the requests of the lost services, in their order.
-func remaining(b *batch, lost map[events.Target]bool) []incoming {
-	var todo []incoming
-	for _, g := range b.groups {
-		if lost[g.target] {
-			todo = append(todo, g.requests...)
-		}
-	}
-	return todo
 }
 
 // parties is the services and keys of requests.
@@ -182,27 +162,27 @@ func newParties(c *writing) parties {
 	if c == nil {
 		return parties{map[events.Target]struct{}{}, map[events.PublicKey]struct{}{}}
 	}
-	n := requestsOf(c.groups)
-	p := parties{make(map[events.Target]struct{}, len(c.groups)), make(map[events.PublicKey]struct{}, n)}
-	for _, g := range c.groups {
-		for i := range g.requests {
-			p.add(&g.requests[i])
+	n := decision.CountRequests(c.Groups)
+	p := parties{make(map[events.Target]struct{}, len(c.Groups)), make(map[events.PublicKey]struct{}, n)}
+	for _, g := range c.Groups {
+		for i := range g.Requests {
+			p.add(&g.Requests[i])
 		}
 	}
 	return p
 }
 
-func (p parties) add(in *incoming) {
-	p.services[in.request.Target] = struct{}{}
-	if key := in.request.NewKey; !key.IsZero() {
+func (p parties) add(in *decision.Incoming) {
+	p.services[in.Request.Target] = struct{}{}
+	if key := in.Request.NewKey; !key.IsZero() {
 		p.keys[key] = struct{}{}
 	}
 }
 
-func (p parties) include(in *incoming) bool {
-	if _, ok := p.services[in.request.Target]; ok {
+func (p parties) include(in *decision.Incoming) bool {
+	if _, ok := p.services[in.Request.Target]; ok {
 		return true
 	}
-	_, ok := p.keys[in.request.NewKey]
+	_, ok := p.keys[in.Request.NewKey]
 	return ok
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // TestPortions: all that a service asks is in one portion, so that what is left may be decided while that is committed. Whoever has to do
@@ -40,17 +41,17 @@ func TestPortions(t *testing.T) {
 			}
 			r := &events.Request{Target: events.Target{App: mustApp(t, "org.omiappreg."+service)}, NewKey: key, Nonce: events.NewNonce()}
 			names[r.Nonce] = name
-			w.todo = append(w.todo, incoming{request: r})
+			w.todo = append(w.todo, decision.Incoming{Request: r})
 		}
 		var got []string
 		for len(w.todo) > 0 {
 			portion := w.next()
 			var list []string
 			for _, one := range portion {
-				list = append(list, names[one.request.Nonce])
+				list = append(list, names[one.Request.Nonce])
 			}
 			got = append(got, strings.Join(list, " "))
-			w.writing = &writing{batch: newBatch(Policy{}, testKey, testNow, newState(), portion)}
+			w.writing = &writing{Batch: decision.NewBatch(decision.Issuer{}, time.Unix(testNow, 0), decision.NewState(), portion)}
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s by %d: %q, want %q", c.requests, c.size, got, c.want)
@@ -87,12 +88,12 @@ func handled(t *testing.T, store *Store, log []sent, size int, side *int) (answe
 		if before == nil {
 			continue
 		}
-		for _, g := range before.groups {
-			if before.lost.services[g.target] {
+		for _, g := range before.Groups {
+			if before.lost.Services[g.Target] {
 				continue
 			}
-			for _, o := range g.outcomes {
-				answers[o.in.index] += fmt.Sprint(o.verdict, o.reason, o.event.Sequence)
+			for _, o := range g.Outcomes {
+				answers[o.In.Index] += fmt.Sprint(o.Verdict, o.Reason, o.Event.Sequence)
 			}
 		}
 		if w.writing != nil {

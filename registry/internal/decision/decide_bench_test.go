@@ -1,4 +1,4 @@
-package registry
+package decision
 
 import (
 	"fmt"
@@ -6,25 +6,31 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/parallel"
 )
 
 // BenchmarkDecide is what a rotation costs between the database's answer and the commit, in full batches: its signature
 // verified, its event and receipt signed.
 func BenchmarkDecide(b *testing.B) {
-	const size = defaultBatch
-	policy, err := Policy{Origin: testOrigin}.WithDefaults()
+	const size = 1024
+	issuer := Issuer{
+		Rules: Rules{Origin: "registry.omiappreg.org", Grace: 300, Skew: 300, RequireProof: events.ProofsOwn, RotationsPerMinute: 10},
+		Key:   events.GenerateSigningKey(), NewNonce: events.NewNonce, Parallel: parallel.Each,
+	}
+	app, err := events.ParseAppID("org.omiappreg.alice")
 	if err != nil {
 		b.Fatal(err)
 	}
-	app, now := mustApp(b, "org.omiappreg.alice"), time.Now().Unix()
-	st, todo := newState(), make([]incoming, size)
+	at := time.Now()
+	now := at.Unix()
+	st, todo := NewState(), make([]Incoming, size)
 	for i := range size {
 		id, err := events.ParseServiceID(fmt.Sprintf("s-%d", i))
 		if err != nil {
 			b.Fatal(err)
 		}
 		target, current := events.Target{App: app, Service: id}, events.GenerateSigningKey()
-		st.services[target] = &service{status: events.Active, sequence: 1, key: current.Public(), changedAt: now}
+		st.Services[target] = &Service{Status: events.Active, Sequence: 1, Key: current.Public(), ChangedAt: now}
 		draft := events.Draft{
 			Kind: events.Rotation, Target: target, Timestamp: now, Nonce: events.NewNonce(), NewKey: events.GenerateSigningKey(),
 		}
@@ -32,16 +38,16 @@ func BenchmarkDecide(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		todo[i] = newIncoming(draft.Subject(), payload, now, i)
+		todo[i] = NewIncoming(draft.Subject(), payload, now, i)
 	}
 	b.ReportAllocs()
 	b.ResetTimer()
 	for i := 0; i < b.N; i += size {
-		batch := newBatch(policy, testKey, now, st, todo)
-		batch.decide()
-		for _, g := range batch.groups {
-			if !g.changed() {
-				b.Fatalf("%s was refused: %s", g.target, g.outcomes[0].reason)
+		batch := NewBatch(issuer, at, st, todo)
+		batch.Decide()
+		for _, g := range batch.Groups {
+			if !g.Changed() {
+				b.Fatalf("%s was refused: %s", g.Target, g.Outcomes[0].Reason)
 			}
 		}
 	}

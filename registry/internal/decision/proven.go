@@ -1,4 +1,4 @@
-package registry
+package decision
 
 import "omiappreg.org/keyrotation/events"
 
@@ -10,12 +10,12 @@ import "omiappreg.org/keyrotation/events"
 // Earlier decisions hold: a claim without a proof that another replica or an earlier pull has
 // committed stands.
 
-// markOutproved marks the requests without a proof whose new key belongs to another service's
+// MarkOutproved marks the requests without a proof whose new key belongs to another service's
 // request, as its proof shows.
-func markOutproved(list []incoming, origin string) {
+func MarkOutproved(list []Incoming, origin string) {
 	bare := map[events.PublicKey]bool{} // keys that are requested without a proof
 	for i := range list {
-		if r := list[i].request; asksForKey(&list[i]) && r.Proof.IsZero() {
+		if r := list[i].Request; asksForKey(&list[i]) && r.Proof.IsZero() {
 			bare[r.NewKey] = true
 		}
 	}
@@ -24,21 +24,21 @@ func markOutproved(list []incoming, origin string) {
 	}
 	proven := map[events.PublicKey][]events.Target{}
 	for i := range list {
-		if r := list[i].request; asksForKey(&list[i]) && bare[r.NewKey] && proves(r, origin) {
+		if r := list[i].Request; asksForKey(&list[i]) && bare[r.NewKey] && proves(r, origin) {
 			proven[r.NewKey] = append(proven[r.NewKey], r.Target)
 		}
 	}
 	for i := range list {
-		if r := list[i].request; asksForKey(&list[i]) && r.Proof.IsZero() {
+		if r := list[i].Request; asksForKey(&list[i]) && r.Proof.IsZero() {
 			for _, by := range proven[r.NewKey] {
-				list[i].outproved = list[i].outproved || by != r.Target
+				list[i].Outproved = list[i].Outproved || by != r.Target
 			}
 		}
 	}
 }
 
-func asksForKey(in *incoming) bool {
-	return in.request != nil && in.refusal == nil && !in.request.NewKey.IsZero()
+func asksForKey(in *Incoming) bool {
+	return in.Request != nil && in.Refusal == nil && !in.Request.NewKey.IsZero()
 }
 
 // proves reports whether a request shows that the holder of the new key wants it for this service.

@@ -1,0 +1,259 @@
+package decision
+
+import (
+	"slices"
+	"time"
+
+	"omiappreg.org/keyrotation/events"
+)
+
+// Group is the requests of one service in a batch, and their outcomes.
+type Group struct {
+	Target   events.Target
+	Was      Service // before the outcomes
+	Existed  bool
+	checked  bool // everything that the outcomes rest on was read from the database
+	Requests []Incoming
+	limited  map[int]limit // requests beyond a limit of the app, by their places
+	// rivals: keys that another service registers in this batch, and by which request of it.
+	rivals map[events.PublicKey]int
+
+	Outcomes []Outcome
+	Asks     bool    // the outcomes depend on earlier refusals, which are not looked up yet
+	Service  Service // after the outcomes
+	Details  NewDetails
+	looks    int   // how many refusals may still be compared with earlier keys,
+	lookBack int64 // and with the keys of how many sequences
+}
+
+// Changed reports whether the group has anything to commit.
+func (g *Group) Changed() bool { return g.Service.Sequence != g.Was.Sequence }
+
+// restsOnState reports whether a request is answered without a commit, for another reason than its
+// own content.
+func (g *Group) restsOnState() bool {
+	for i := range g.Outcomes {
+		if o := &g.Outcomes[i]; o.Verdict != Committed && o.In.Refusal == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// ByMaster reports whether a change of the group rests on the app's Master Key.
+func (g *Group) ByMaster() bool {
+	return slices.ContainsFunc(g.Outcomes, func(o Outcome) bool { return o.Verdict == Committed && o.In.Request.Kind.ByMasterKey() })
+}
+
+// CountRequests counts the requests of groups.
+func CountRequests(groups []*Group) (n int) {
+	for _, g := range groups {
+		n += len(g.Requests)
+	}
+	return n
+}
+
+// Begin sets the state on which the group is decided; nil: the service was never bound.
+func (g *Group) Begin(s *Service) {
+	if g.Was, g.Existed = (Service{}), s != nil; s != nil {
+		g.Was = *s
+	}
+}
+
+// Batch decides requests of many services: those of each service in their order, the services in
+// parallel.
+type Batch struct {
+	issuer Issuer
+	now    int64
+	State  *State
+	Groups []*Group
+	At     time.Time  // the same as now, by the clock
+	OnHold []Incoming // not decided: the database lacks changes of their services
+
+	Previous map[events.Target][]PastKey // of the services that unsettled named
+}
+
+// NewBatch groups requests, which are in the order of the stream, by their services. at is the time of
+// the decision.
+func NewBatch(issuer Issuer, at time.Time, st *State, requests []Incoming) *Batch {
+	b := &Batch{issuer: issuer, now: at.Unix(), At: at, State: st}
+	byTarget := make(map[events.Target]*Group, len(requests))
+	for _, in := range requests {
+		target := in.Request.Target
+		g := byTarget[target]
+		if g == nil {
+			g = &Group{Target: target, checked: st.Mode == Pessimistic}
+			g.Begin(st.Services[target])
+			byTarget[target] = g
+			b.Groups = append(b.Groups, g)
+		}
+		g.Requests = append(g.Requests, in)
+	}
+	return b
+}
+
+// Decide fills in every group's outcomes.
+func (b *Batch) Decide() {
+	b.decideAll(b.Groups)
+}
+
+// decideAll decides some of the groups and every group that depends on them.
+func (b *Batch) decideAll(groups []*Group) {
+	for len(groups) > 0 {
+		b.issuer.Parallel(len(groups), 1, func(i int) { b.decideGroup(groups[i]) })
+		for g := b.rival(); g != nil; g = b.rival() {
+			b.decideGroup(g)
+		}
+		groups = b.findWeak()
+	}
+}
+
+// findWeak checks the new keys of all requests that passed so far for weak ones. It checks them
+// together because that costs least. It returns the groups that have one, which are decided again.
+func (b *Batch) findWeak() (again []*Group) {
+	var keys []events.PublicKey
+	for _, g := range b.Groups {
+		for i := range g.Outcomes {
+			o := &g.Outcomes[i]
+			if o.In.Request.Kind == events.Revocation || !o.passedKeyCheck() && o.Reason != events.KeyInUse {
+				continue
+			}
+			key := o.In.Request.NewKey
+			if _, known := b.State.weak[key]; !known {
+				b.State.weak[key], keys = false, append(keys, key)
+			}
+		}
+	}
+	weak := events.WeakKeys(keys)
+	for key := range weak {
+		b.State.weak[key] = true
+	}
+	for _, g := range b.Groups {
+		if len(weak) > 0 && slices.ContainsFunc(g.Requests, func(in Incoming) bool { return in.Request.Kind != events.Revocation && weak[in.Request.NewKey] }) {
+			again = append(again, g)
+		}
+	}
+	return again
+}
+
+func (b *Batch) decideGroup(g *Group) {
+	d := decider{
+		Issuer: b.issuer, now: b.now,
+		target: g.Target, master: b.State.Masters[g.Target.App],
+		committed: func(n events.Nonce) (Prior, bool) {
+			p, ok := b.State.Committed[RequestID{g.Target, n}]
+			return p, ok
+		},
+		taken: func(k events.PublicKey, index int) bool {
+			by, lost := g.rivals[k]
+			return b.State.TakenKeys[k] || lost && by < index
+		},
+		recently: func(n events.Nonce) bool { return b.State.Refused != nil && b.State.Refused(RequestID{g.Target, n}) },
+		service:  g.Was, limited: g.limited,
+		weak: b.State.weak,
+	}
+	d.told, d.looked = b.State.Told[g.Target]
+	before := g.Outcomes
+	g.Outcomes = make([]Outcome, 0, len(g.Requests))
+	for i, in := range g.Requests {
+		var earlier *Outcome
+		if before != nil {
+			earlier = &before[i]
+		}
+		g.Outcomes = append(g.Outcomes, d.decide(in, earlier))
+	}
+	g.Service, g.Details, g.Asks = d.service, d.details, d.asks
+}
+
+// rival finds the first request of the batch, in the order of the stream, that passed with a key
+// which an earlier request registered for another service. It marks that key as lost and returns
+// the request's group, which is then decided again; the requests before it stand. One key names one
+// service, and the first request gets it.
+func (b *Batch) rival() *Group {
+	registered := b.registered()
+	var loser *Group
+	index := 0
+	for _, g := range b.Groups {
+		for i := range g.Outcomes {
+			o := &g.Outcomes[i]
+			first, ok := registered[o.In.Request.NewKey]
+			if !ok || !o.passedKeyCheck() || first.group == g || first.index > o.In.Index {
+				continue
+			}
+			if loser == nil || o.In.Index < index {
+				loser, index = g, o.In.Index
+			}
+		}
+	}
+	if loser != nil {
+		if loser.rivals == nil {
+			loser.rivals = map[events.PublicKey]int{}
+		}
+		for key, first := range registered {
+			if first.group != loser && first.index < index {
+				loser.rivals[key] = first.index
+			}
+		}
+	}
+	return loser
+}
+
+// registration is the request that registers a key first.
+type registration struct {
+	group *Group
+	index int
+}
+
+// registered returns the keys that the batch registers if its outcomes stand.
+func (b *Batch) registered() map[events.PublicKey]registration {
+	first := map[events.PublicKey]registration{}
+	for _, g := range b.Groups {
+		for i := range g.Outcomes {
+			o := &g.Outcomes[i]
+			if o.Verdict != Committed || o.Event.NewKey.IsZero() {
+				continue
+			}
+			if other, ok := first[o.Event.NewKey]; !ok || o.In.Index < other.index {
+				first[o.Event.NewKey] = registration{g, o.In.Index}
+			}
+		}
+	}
+	return first
+}
+
+// Unverified returns the services with a refusal whose reason may still become superseded_key, and
+// how many sequences back to look for each, within the limits on looks.
+func (b *Batch) Unverified(l *VerificationBudget) (targets []events.Target, lookBack []int64) {
+	for _, g := range b.Groups {
+		n := 0
+		for i := range g.Outcomes {
+			if g.Outcomes[i].mayBeSuperseded() {
+				n++
+			}
+		}
+		if n == 0 {
+			continue
+		}
+		if g.looks, g.lookBack = l.claim(b.now, g.Target, n, g.Service.Sequence); g.looks > 0 {
+			targets, lookBack = append(targets, g.Target), append(lookBack, g.lookBack)
+		}
+	}
+	return targets, lookBack
+}
+
+// SignRefusals makes the reasons final and signs the receipts of refusals. previous holds earlier keys of
+// the services that unsettled named.
+func (b *Batch) SignRefusals(previous map[events.Target][]PastKey) {
+	nonces := NewRefusalNonces(b.issuer.Key)
+	b.issuer.Parallel(len(b.Groups), 1, func(i int) {
+		g := b.Groups[i]
+		for j := range g.Outcomes {
+			o := &g.Outcomes[j]
+			if g.looks > 0 && o.mayBeSuperseded() {
+				g.looks--
+				o.checkSuperseded(previous[g.Target], g.lookBack)
+			}
+			o.signRefusal(b.issuer, b.now, nonces)
+		}
+	})
+}

@@ -1,0 +1,76 @@
+package decision
+
+import (
+	"maps"
+	"slices"
+)
+
+// Mode says what a batch is decided on.
+type Mode int
+
+const (
+	// Optimistic: on what this replica remembers. A service is in the state in which this replica
+	// left it, and no key and no nonce was used before.
+	Optimistic Mode = iota
+	// Pessimistic: on what the database says. All of it is read before the decision.
+	Pessimistic
+)
+
+// Unconfirmed returns the groups with an answer that rests on remembered state. If two services want
+// one key, the state of every service in the batch may decide which one gets it.
+func (b *Batch) Unconfirmed() (groups []*Group) {
+	rivals := slices.ContainsFunc(b.Groups, func(g *Group) bool { return g.rivals != nil })
+	for _, g := range b.Groups {
+		if !g.checked && (rivals || g.restsOnState()) {
+			groups = append(groups, g)
+		}
+	}
+	return groups
+}
+
+// Correct replaces remembered state by what was read, and decides again the groups for which the
+// two differ. It returns the groups whose service was remembered in another state.
+func (b *Batch) Correct(groups []*Group, fresh *State) (stale []*Group) {
+	var again []*Group
+	for _, g := range groups {
+		g.checked = true
+		was, is := b.State.Services[g.Target], fresh.Services[g.Target]
+		moved := (was == nil) != (is == nil) || was != nil && !was.Equal(is)
+		if moved {
+			stale = append(stale, g)
+			g.Begin(is)
+		}
+		if moved || fresh.used(g) {
+			again = append(again, g)
+		}
+		b.State.Services[g.Target] = is
+	}
+	maps.Copy(b.State.Committed, fresh.Committed)
+	maps.Copy(b.State.TakenKeys, fresh.TakenKeys)
+	b.DecideAgain(again)
+	return stale
+}
+
+// DecideAgain decides groups again of which more is known now.
+func (b *Batch) DecideAgain(again []*Group) {
+	if len(again) == 0 {
+		return
+	}
+	for _, g := range b.Groups {
+		if g.rivals == nil {
+			continue
+		}
+		if g.rivals = nil; !slices.Contains(again, g) {
+			again = append(again, g) // the service that had the key may not have it now
+		}
+	}
+	b.decideAll(again)
+}
+
+// used reports whether any key or nonce of these requests was used before.
+func (st *State) used(g *Group) bool {
+	return slices.ContainsFunc(g.Requests, func(in Incoming) bool {
+		_, committed := st.Committed[RequestID{g.Target, in.Request.Nonce}]
+		return committed || st.TakenKeys[in.Request.NewKey]
+	})
+}
