@@ -9,12 +9,12 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/coreservice"
 	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/sqldb"
@@ -90,77 +90,72 @@ func (c Config) withDefaults() (Config, error) {
 	c.Durable = cmp.Or(c.Durable, streams.AuthDurable)
 	c.ForgetAfter = cmp.Or(c.ForgetAfter, DefaultForgetAfter)
 	if c.Instance == "" {
-		name, err := subscriber.HostInstance()
+		name, err := coreservice.HostInstance()
 		if err != nil {
 			return c, err
 		}
 		c.Instance = name
 	}
-	if c.Registry == nil {
-		c.Registry = &registryclient.Current{Conn: c.JetStream.Conn()}
-	}
-	if c.Applied == nil {
-		c.Applied = func([]events.Invalidation) {}
-	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	return c, subscriber.CheckInstance(c.Instance)
+	return c, coreservice.CheckInstance(c.Instance)
 }
 
 // Auth is an Auth Provider. Its methods may be called concurrently, except for Close.
 type Auth struct {
-	conn       *nats.Conn
-	log        *slog.Logger
-	observer   func([]events.Invalidation)
-	store      *storage.Store
-	subscriber *subscriber.Subscriber
-	memory     *verify.Memory
+	core     *coreservice.Service
+	memory   *verify.Memory
+	observer func([]events.Invalidation) // may be nil
 }
 
 // New opens the database and loads the keyrings of all services into memory. It waits for a
 // database server that is not up yet, until ctx ends.
 func New(ctx context.Context, cfg Config) (*Auth, error) {
-	cfg, err := cfg.withDefaults()
-	if err != nil {
-		return nil, fmt.Errorf("start the Auth Provider: %w", err)
-	}
-	store, err := storage.Open(ctx, cfg.DatabaseURL, sqldb.Auth, cfg.Log)
-	if err != nil {
-		return nil, fmt.Errorf("start the Auth Provider: %w", err)
-	}
-	a := &Auth{conn: cfg.JetStream.Conn(), log: cfg.Log, observer: cfg.Applied, store: store}
-	if err := a.setUp(ctx, cfg); err != nil {
-		_ = store.Close() // the first error says more
+	a := &Auth{observer: cfg.Applied}
+	if err := a.open(ctx, cfg); err != nil {
 		return nil, fmt.Errorf("start the Auth Provider: %w", err)
 	}
 	return a, nil
 }
 
-func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
+func (a *Auth) open(ctx context.Context, cfg Config) error {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return err
+	}
+	a.core, err = coreservice.Open(ctx, coreservice.Config{
+		DatabaseURL: cfg.DatabaseURL, Owner: sqldb.Auth,
+		Subscriber: subscriber.Config{
+			JetStream: cfg.JetStream, Durable: streams.InstanceDurable(cfg.Durable, cfg.Instance), Instance: cfg.Instance,
+			ForgetAfter: cfg.ForgetAfter, Trust: cfg.Trust, Applied: a.applied, Log: cfg.Log, Metrics: cfg.Metrics, Now: cfg.Now,
+		},
+		API:       api.Service{Name: "omi-auth", Description: "The Auth Provider: is this signature good now?"},
+		Endpoints: a.endpoints(),
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.remember(ctx, cfg); err != nil {
+		_ = a.core.Close() // the first error says more
+		return err
+	}
+	return nil
+}
+
+// remember loads the memory from the database.
+func (a *Auth) remember(ctx context.Context, cfg Config) (err error) {
+	if cfg.Registry == nil {
+		cfg.Registry = a.core.Registry()
+	}
 	a.memory, err = verify.New(verify.Config{
 		Registry: cfg.Registry, LookupTimeout: cfg.LookupTimeout, LookupMemory: cfg.LookupMemory,
-		LookupMemorySize: cfg.LookupMemorySize, LookupsInFlight: cfg.LookupsInFlight, EndedKeys: a.store.NewestKeys,
+		LookupMemorySize: cfg.LookupMemorySize, LookupsInFlight: cfg.LookupsInFlight, EndedKeys: a.core.Store.NewestKeys,
 		Log: cfg.Log, Now: cfg.Now,
 	})
 	if err != nil {
 		return err
 	}
-	a.subscriber, err = subscriber.New(subscriber.Config{
-		JetStream: cfg.JetStream, Durable: streams.InstanceDurable(cfg.Durable, cfg.Instance), Instance: cfg.Instance,
-		ForgetAfter: cfg.ForgetAfter, Trust: cfg.Trust, Store: a.store, Applied: a.applied,
-		Log: cfg.Log, Metrics: cfg.Metrics, Now: cfg.Now,
-	})
-	if err != nil {
-		return err
-	}
-	if own, ok := cfg.Registry.(*registryclient.Current); ok {
-		own.Trust = a.subscriber.Trust
-	}
-	began := cfg.Now()
-	var services int
+	began, services := time.Now(), 0
 	err = sqldb.Await(ctx, cfg.Log, func() error {
-		return a.store.Read(ctx, func() (err error) { // a repeated read gives the same keyrings
+		return a.core.Store.Read(ctx, func() (err error) { // a repeated read gives the same keyrings
 			services, err = a.load(ctx)
 			return err
 		})
@@ -168,7 +163,7 @@ func (a *Auth) setUp(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	cfg.Log.InfoContext(ctx, "loaded the keyrings", "services", services, "took", cfg.Now().Sub(began).String())
+	cfg.Log.InfoContext(ctx, "loaded the keyrings", "services", services, "took", time.Since(began).String())
 	return nil
 }
 
@@ -182,7 +177,7 @@ func (a *Auth) load(ctx context.Context) (services int, err error) {
 	go func() {
 		defer close(read)
 		var batch []storage.Service
-		for service, broken := range a.store.Keyrings(ctx) {
+		for service, broken := range a.core.Store.Keyrings(ctx) {
 			if err = broken; err != nil {
 				return
 			}
@@ -205,36 +200,21 @@ func (a *Auth) load(ctx context.Context) (services int, err error) {
 // Run applies invalidations and answers over NATS until ctx ends, and then returns nil. It waits
 // while the broker or the database is unavailable, and Verify goes on answering. It returns an
 // error only if waiting can't help.
-func (a *Auth) Run(ctx context.Context) error {
-	if err := a.subscriber.Hold(ctx); err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
-		return err
-	}
-	service, err := api.Register(ctx, a.conn, a.log, api.Service{
-		Name: "omi-auth", Description: "The Auth Provider: is this signature good now?",
-	}, a.endpoints()...)
-	if err != nil {
-		return fmt.Errorf("answer over NATS: %w", err)
-	}
-	defer func() { _ = service.Stop() }() // fails only if the connection is gone
-	return a.subscriber.Run(ctx)
-}
+func (a *Auth) Run(ctx context.Context) error { return a.core.Run(ctx) }
 
 // Close closes the database. Call it after Run has returned.
-func (a *Auth) Close() error { return a.store.Close() }
+func (a *Auth) Close() error { return a.core.Close() }
 
 // Ready returns nil once Auth has read the stream up to the time at which the process started. It
 // stays nil while the broker is unavailable; answers then grow older, as their AsOf says.
-func (a *Auth) Ready() error { return a.subscriber.Ready() }
+func (a *Auth) Ready() error { return a.core.Ready() }
 
 // SetTrust changes the keys by which Auth believes the registry. The change takes effect soon after
 // the call: Auth first applies the messages that it had set aside and that are trusted now.
-func (a *Auth) SetTrust(trust events.Trust) { a.subscriber.SetTrust(trust) }
+func (a *Auth) SetTrust(trust events.Trust) { a.core.SetTrust(trust) }
 
 // Remarks describes the messages that were set aside, in lines for a person.
-func (a *Auth) Remarks() string { return a.subscriber.Remarks() }
+func (a *Auth) Remarks() string { return a.core.Remarks() }
 
 // Errors of [Auth.Checks], for [errors.Is].
 var (
@@ -252,13 +232,13 @@ var (
 // A check runs until it knows, or its context ends, so give it a deadline. The text of an error is
 // fit for strangers.
 func (a *Auth) Checks() iter.Seq2[string, func(context.Context) error] {
-	return health.Checks(a.subscriber.PartsFromMemory())
+	return health.Checks(a.core.PartsFromMemory())
 }
 
 // Verify says whether a signature is good now (docs/protocol.md §8.2). It takes LookupTimeout at
 // most.
 func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAnswer {
-	asOf := a.subscriber.AsOf() // read before the keys, which are at least as new
+	asOf := a.core.AsOf() // read before the keys, which are at least as new
 	answer, _ := a.memory.Verify(ctx, q)
 	answer.AsOf = asOf
 	return answer
@@ -266,7 +246,7 @@ func (a *Auth) Verify(ctx context.Context, q events.VerifyQuery) events.VerifyAn
 
 // Routes returns the handler of POST /v1/verify (docs/protocol.md §8.2), by its pattern for
 // [http.ServeMux].
-func (a *Auth) Routes() map[string]http.Handler { return api.Routes(a.log, a.endpoints()...) }
+func (a *Auth) Routes() map[string]http.Handler { return a.core.Routes() }
 
 func (a *Auth) endpoints() []api.Endpoint {
 	return []api.Endpoint{{
@@ -296,7 +276,7 @@ func (a *Auth) applied(ctx context.Context, batch, fresh []events.Invalidation) 
 		if a.memory.Has(e) {
 			continue
 		}
-		service, found, err := a.store.KeyringOf(ctx, e.Target)
+		service, found, err := a.core.Store.KeyringOf(ctx, e.Target)
 		if err != nil {
 			return fmt.Errorf("read a service again: %w", err)
 		}
@@ -304,6 +284,8 @@ func (a *Auth) applied(ctx context.Context, batch, fresh []events.Invalidation) 
 			a.memory.Join(e.Target, service.Keyring, service.Sequence)
 		}
 	}
-	a.observer(batch)
+	if a.observer != nil {
+		a.observer(batch)
+	}
 	return nil
 }

@@ -55,7 +55,7 @@ func testVector(t *testing.T, js jetstream.JetStream, url string, v *subtest.Eve
 			t.Fatal(err)
 		}
 		if restarted == 0 {
-			if err := a.subscriber.Receive(t.Context(), []incoming.Delivery{v.Delivery}); err != nil {
+			if err := a.core.Receive(t.Context(), []incoming.Delivery{v.Delivery}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -106,7 +106,7 @@ func checkVector(t *testing.T, a *Auth, v *subtest.EventVector) {
 func allServices(t *testing.T, a *Auth) []storage.Service {
 	t.Helper()
 	var list []storage.Service
-	for service, err := range a.store.Keyrings(t.Context()) {
+	for service, err := range a.core.Store.Keyrings(t.Context()) {
 		if err != nil {
 			t.Fatal(err)
 		}

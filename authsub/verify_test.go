@@ -42,11 +42,11 @@ func newAuth(t testing.TB) (*Auth, *subtest.Service) {
 func TestAppliedBefore(t *testing.T) {
 	t.Parallel()
 	a, s := newAuth(t)
-	if _, err := a.store.Apply(t.Context(), s.Events, nil); err != nil {
+	if _, err := a.core.Store.Apply(t.Context(), s.Events, nil); err != nil {
 		t.Fatal(err)
 	}
 	s.Reset(time.Now().Unix())
-	if fresh, err := a.store.Apply(t.Context(), s.Events, nil); err != nil || len(fresh) != 1 {
+	if fresh, err := a.core.Store.Apply(t.Context(), s.Events, nil); err != nil || len(fresh) != 1 {
 		t.Fatal(fresh, err)
 	}
 	if err := a.applied(t.Context(), s.Events, nil); err != nil {

@@ -23,7 +23,7 @@ var ErrUnavailable = errors.New("the history of keys has a gap, and the registry
 // until). If a gap in the history could change the answer, Attribute asks the registry about the
 // key. If the registry can't answer, the error is [ErrUnavailable].
 func (b *Billing) Attribute(ctx context.Context, q events.AttributeQuery) (events.AttributeAnswer, error) {
-	owner, found, err := b.store.FindKey(ctx, q.PublicKey)
+	owner, found, err := b.core.Store.FindKey(ctx, q.PublicKey)
 	if err != nil {
 		return events.AttributeAnswer{}, fmt.Errorf("attribute a key: %w", err)
 	}
@@ -32,7 +32,7 @@ func (b *Billing) Attribute(ctx context.Context, q events.AttributeQuery) (event
 		return answer(owner.Target, key.From, owner.Keyring.Until(key), q.At), nil
 	}
 	if !found {
-		gaps, err := b.store.Gaps(ctx, events.Target{}, 1)
+		gaps, err := b.core.Store.Gaps(ctx, events.Target{}, 1)
 		if err != nil {
 			return events.AttributeAnswer{}, fmt.Errorf("attribute an unknown key: %w", err)
 		}

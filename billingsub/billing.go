@@ -7,20 +7,17 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
-	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/coreservice"
 	"omiappreg.org/keyrotation/internal/health"
-	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
-	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -72,100 +69,65 @@ type Config struct {
 
 const defaultLookupTimeout = 2 * time.Second
 
-func (c Config) withDefaults() Config {
-	c.Durable = cmp.Or(c.Durable, streams.BillingDurable)
-	c.LookupTimeout = cmp.Or(c.LookupTimeout, defaultLookupTimeout)
-	if c.Registry == nil {
-		c.Registry = &registryclient.Current{Conn: c.JetStream.Conn()}
-	}
-	if c.Applied == nil {
-		c.Applied = func([]events.Invalidation) {}
-	}
-	if c.Now == nil {
-		c.Now = time.Now
-	}
-	return c
-}
-
 // Billing is a Billing Service. Its methods may be called concurrently, except for Close.
 type Billing struct {
-	conn       *nats.Conn
-	log        *slog.Logger
-	store      *storage.Store
-	subscriber *subscriber.Subscriber
-	filler     *filler
-	asking     asking
+	core   *coreservice.Service
+	filler *filler
+	asking asking
 }
 
 // New opens the database. It waits for a database server that is not up yet, until ctx ends.
 func New(ctx context.Context, cfg Config) (*Billing, error) {
-	cfg = cfg.withDefaults()
-	store, err := storage.Open(ctx, cfg.DatabaseURL, sqldb.Billing, cfg.Log)
-	if err != nil {
-		return nil, fmt.Errorf("start the Billing Service: %w", err)
-	}
-	b := &Billing{conn: cfg.JetStream.Conn(), log: cfg.Log, store: store, filler: newFiller(store, cfg), asking: newAsking(cfg)}
-	b.subscriber, err = subscriber.New(subscriber.Config{
-		JetStream: cfg.JetStream, Durable: cfg.Durable, Trust: cfg.Trust, Store: store, Log: cfg.Log,
-		Applied: func(_ context.Context, batch, _ []events.Invalidation) error {
-			b.filler.wake()
-			cfg.Applied(batch)
-			return nil
+	b := &Billing{}
+	var err error
+	b.core, err = coreservice.Open(ctx, coreservice.Config{
+		DatabaseURL: cfg.DatabaseURL, Owner: sqldb.Billing,
+		Subscriber: subscriber.Config{
+			JetStream: cfg.JetStream, Durable: cmp.Or(cfg.Durable, streams.BillingDurable), Trust: cfg.Trust, Log: cfg.Log,
+			Applied: func(_ context.Context, batch, _ []events.Invalidation) error {
+				b.filler.wake()
+				if cfg.Applied != nil {
+					cfg.Applied(batch)
+				}
+				return nil
+			},
+			Metrics: cfg.Metrics, Now: cfg.Now,
 		},
-		Metrics: cfg.Metrics, Now: cfg.Now,
+		API:       api.Service{Name: "omi-billing", Description: "The Billing Service: whose key was this then?"},
+		Endpoints: b.endpoints(),
 	})
 	if err != nil {
-		_ = store.Close() // the first error says more
 		return nil, fmt.Errorf("start the Billing Service: %w", err)
 	}
-	if own, ok := cfg.Registry.(*registryclient.Current); ok {
-		own.Trust = b.subscriber.Trust
+	if cfg.Registry == nil {
+		cfg.Registry = b.core.Registry()
 	}
+	cfg.LookupTimeout = cmp.Or(cfg.LookupTimeout, defaultLookupTimeout)
+	b.filler, b.asking = newFiller(b.core.Store, cfg), newAsking(cfg)
 	return b, nil
 }
 
 // Run applies invalidations, fills gaps and answers over NATS until ctx ends, and then returns nil.
 // It waits while the broker, the database or the registry is unavailable. It returns an error only
 // if waiting can't help.
-func (b *Billing) Run(ctx context.Context) error {
-	if err := b.subscriber.Hold(ctx); err != nil {
-		if ctx.Err() != nil {
-			return nil
-		}
-		return err
-	}
-	service, err := api.Register(ctx, b.conn, b.log, api.Service{
-		Name: "omi-billing", Description: "The Billing Service: whose key was this then?",
-	}, b.endpoints()...)
-	if err != nil {
-		return fmt.Errorf("answer over NATS: %w", err)
-	}
-	defer func() { _ = service.Stop() }() // fails only if the connection is gone
-	ctx, stop := context.WithCancel(ctx)
-	var running sync.WaitGroup
-	running.Go(func() { b.filler.run(ctx) })
-	err = b.subscriber.Run(ctx)
-	stop()
-	running.Wait()
-	return err
-}
+func (b *Billing) Run(ctx context.Context) error { return b.core.Run(ctx, b.filler.run) }
 
 // Close closes the database. Call it after Run has returned.
-func (b *Billing) Close() error { return b.store.Close() }
+func (b *Billing) Close() error { return b.core.Close() }
 
 // Ready returns nil once Billing has read the stream up to the time at which the process started.
-func (b *Billing) Ready() error { return b.subscriber.Ready() }
+func (b *Billing) Ready() error { return b.core.Ready() }
 
 // SetTrust changes the keys by which Billing believes the registry. The change takes effect soon
 // after the call: Billing first applies the messages that it had set aside and that are trusted
 // now.
 func (b *Billing) SetTrust(trust events.Trust) {
-	b.subscriber.SetTrust(trust)
+	b.core.SetTrust(trust)
 	b.filler.wake()
 }
 
 // Remarks describes the messages that were set aside, in lines for a person.
-func (b *Billing) Remarks() string { return b.subscriber.Remarks() }
+func (b *Billing) Remarks() string { return b.core.Remarks() }
 
 // Errors of [Billing.Checks], for [errors.Is].
 var (
@@ -181,12 +143,12 @@ var (
 // A check runs until it knows, or its context ends, so give it a deadline. The text of an error is
 // fit for strangers.
 func (b *Billing) Checks() iter.Seq2[string, func(context.Context) error] {
-	return health.Checks(b.subscriber.Parts())
+	return health.Checks(b.core.Parts())
 }
 
 // Routes returns the handler of POST /v1/attribute (docs/protocol.md §8.3), by its pattern for
 // [http.ServeMux].
-func (b *Billing) Routes() map[string]http.Handler { return api.Routes(b.log, b.endpoints()...) }
+func (b *Billing) Routes() map[string]http.Handler { return b.core.Routes() }
 
 func (b *Billing) endpoints() []api.Endpoint {
 	return []api.Endpoint{{

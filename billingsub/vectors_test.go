@@ -38,10 +38,10 @@ func testVector(t *testing.T, js jetstream.JetStream, url string, v *subtest.Eve
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = b.Close() })
-	if _, err := b.store.Apply(t.Context(), v.Known, nil); err != nil {
+	if _, err := b.core.Store.Apply(t.Context(), v.Known, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.subscriber.Receive(t.Context(), []incoming.Delivery{v.Delivery}); err != nil {
+	if err := b.core.Receive(t.Context(), []incoming.Delivery{v.Delivery}); err != nil {
 		t.Fatal(err)
 	}
 	known, e := v.Known[1], v.Event
@@ -84,7 +84,7 @@ func checkKeys(t *testing.T, b *Billing, v *subtest.EventVector) {
 		want++
 	}
 	got := 0
-	for service, err := range b.store.Keyrings(t.Context()) {
+	for service, err := range b.core.Store.Keyrings(t.Context()) {
 		if err != nil {
 			t.Fatal(err)
 		}

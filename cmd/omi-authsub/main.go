@@ -9,6 +9,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"omiappreg.org/keyrotation/authsub"
+	"omiappreg.org/keyrotation/internal/coreservice/cli"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/streams"
@@ -25,17 +26,17 @@ On one host, give each another --instance.
 Exit codes: 0 done, 1 failed, 2 usage.`
 
 func main() {
-	os.Exit(process.Main(&process.Instances{}, os.Args[1:], os.Stderr,
+	os.Exit(process.Main(&cli.Instances{}, os.Args[1:], os.Stderr,
 		kong.Name("omi-authsub"), kong.Description(description),
 		kong.Vars{
 			"durable": streams.AuthDurable, "durable_help": "How the names of the durables begin (authsub).",
 			"forget_after": "10m", "database_url": "sqlite:omi-authsub.db", "http_addr": "127.0.0.1:8082",
 		},
-		kong.Bind(sqldb.Auth, process.OpenService(open)),
+		kong.Bind(sqldb.Auth, cli.Open(open)),
 	))
 }
 
-func open(ctx context.Context, c process.SubscriberConfig) (process.Service, error) {
+func open(ctx context.Context, c cli.Config) (cli.Service, error) {
 	return authsub.New(ctx, authsub.Config{
 		JetStream: c.JetStream, DatabaseURL: c.DatabaseURL, Durable: c.Durable, Instance: c.Instance, ForgetAfter: c.ForgetAfter,
 		Trust: c.Trust, Metrics: c.Metrics, Log: c.Log,

@@ -9,6 +9,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"omiappreg.org/keyrotation/billingsub"
+	"omiappreg.org/keyrotation/internal/coreservice/cli"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/streams"
@@ -26,18 +27,18 @@ Exit codes: 0 done, 1 failed, 2 usage.`
 
 func main() {
 	process.RelaxGC()
-	os.Exit(process.Main(&process.Subscriber{}, os.Args[1:], os.Stderr,
+	os.Exit(process.Main(&cli.Shared{}, os.Args[1:], os.Stderr,
 		kong.Name("omi-billingsub"), kong.Description(description),
 		kong.Vars{
 			"durable":      streams.BillingDurable,
 			"durable_help": "The durable (billingsub); one for each database.",
 			"database_url": "sqlite:omi-billingsub.db", "http_addr": "127.0.0.1:8083",
 		},
-		kong.Bind(sqldb.Billing, process.OpenService(open)),
+		kong.Bind(sqldb.Billing, cli.Open(open)),
 	))
 }
 
-func open(ctx context.Context, c process.SubscriberConfig) (process.Service, error) {
+func open(ctx context.Context, c cli.Config) (cli.Service, error) {
 	return billingsub.New(ctx, billingsub.Config{
 		JetStream: c.JetStream, DatabaseURL: c.DatabaseURL, Durable: c.Durable, Trust: c.Trust, Metrics: c.Metrics, Log: c.Log,
 	})

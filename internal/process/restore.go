@@ -80,11 +80,3 @@ func migrations(owner sqldb.Owner) fs.FS {
 		return schema.Billing()
 	}
 }
-
-type restoreSubscriber struct {
-	Restore  `embed:""`
-	Database subscriberDatabase `embed:""`
-}
-
-// Run restores the database of the process.
-func (c *restoreSubscriber) Run(owner sqldb.Owner) error { return c.Restore.Run(c.Database.URL, owner) }

@@ -1,4 +1,6 @@
-package process
+// Package cli is the command line of the programs that run a core service: flags for a kong grammar,
+// and the commands behind them.
+package cli
 
 import (
 	"context"
@@ -16,30 +18,35 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/completion"
+	"omiappreg.org/keyrotation/internal/coreservice"
 	"omiappreg.org/keyrotation/internal/health"
 	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber"
 	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/streams"
 )
 
-// Subscriber is the grammar of a core service's command line. The program sets the kong variables
-// durable, database_url and http_addr, which are its defaults.
-type Subscriber struct {
-	Serve    serveSubscriber   `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
-	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why."`
-	Restore  restoreSubscriber `cmd:"" help:"Restore this process's SQLite database from a copy."`
-
-	Completion completion.Command `cmd:"" help:"Print a completion script for bash, zsh or fish."`
+// Shared is the grammar of a core service whose processes share one durable. The program sets the
+// kong variables durable, durable_help, database_url and http_addr, and binds the database's owner
+// and an [Open].
+type Shared struct {
+	Serve serve `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
+	others
 }
 
-// Instances is a [Subscriber] for a core service whose processes each hear every event. The program
+// Instances is the grammar of a core service whose processes each hear every event. The program
 // also sets the kong variable forget_after.
 type Instances struct {
-	Serve    serveInstance     `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
-	SetAside listSetAside      `cmd:"" help:"List the messages that were not applied, and why."`
-	Restore  restoreSubscriber `cmd:"" help:"Restore this process's SQLite database from a copy."`
+	Serve serveInstance `cmd:"" default:"withargs" help:"Apply events and answer (the default)."`
+	others
+}
+
+// others are the commands that both have.
+type others struct {
+	SetAside listSetAside `cmd:"" help:"List the messages that were not applied, and why."`
+	Restore  restore      `cmd:"" help:"Restore this process's SQLite database from a copy."`
 
 	Completion completion.Command `cmd:"" help:"Print a completion script for bash, zsh or fish."`
 }
@@ -57,11 +64,11 @@ type Service interface {
 	Routes() map[string]http.Handler
 }
 
-// OpenService creates the service. If its database is not up yet, it waits until ctx ends.
-type OpenService func(ctx context.Context, cfg SubscriberConfig) (Service, error)
+// Open creates the service. If its database is not up yet, it waits until ctx ends.
+type Open func(ctx context.Context, cfg Config) (Service, error)
 
-// SubscriberConfig holds the settings of the command line and the environment.
-type SubscriberConfig struct {
+// Config holds the settings of the command line and the environment.
+type Config struct {
 	JetStream   jetstream.JetStream
 	DatabaseURL string
 	Durable     string
@@ -72,21 +79,21 @@ type SubscriberConfig struct {
 	Log         *slog.Logger
 }
 
-type subscriberDatabase struct {
+type database struct {
 	URL string `name:"database-url" env:"OMI_DATABASE_URL" default:"${database_url}" placeholder:"URL" help:"This process's database: sqlite:PATH or postgres://… (${default})."`
 }
 
-type serveSubscriber struct {
-	NATS     NATS               `embed:""`
-	Trust    Trust              `embed:""`
-	Database subscriberDatabase `embed:""`
-	Web      Web                `embed:""`
-	Durable  string             `env:"OMI_DURABLE" default:"${durable}" help:"${durable_help}"`
-	LogLevel slog.Level         `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
+type serve struct {
+	NATS     process.NATS  `embed:""`
+	Trust    process.Trust `embed:""`
+	Database database      `embed:""`
+	Web      process.Web   `embed:""`
+	Durable  string        `env:"OMI_DURABLE" default:"${durable}" help:"${durable_help}"`
+	LogLevel slog.Level    `env:"OMI_LOG_LEVEL" default:"info" help:"debug, info, warn or error (${default})."`
 }
 
 // Run serves until a signal comes.
-func (c *serveSubscriber) Run(open OpenService) error { return c.run(open, instance{}) }
+func (c *serve) Run(open Open) error { return c.run(open, instance{}) }
 
 // instance holds the additional settings of a process of [Instances].
 type instance struct {
@@ -95,61 +102,61 @@ type instance struct {
 }
 
 type serveInstance struct {
-	serveSubscriber `embed:""`
-	instance        `embed:""`
+	serve    `embed:""`
+	instance `embed:""`
 }
 
 // Run serves until a signal comes.
-func (c *serveInstance) Run(open OpenService) error {
+func (c *serveInstance) Run(open Open) error {
 	if c.Instance == "" {
-		name, err := subscriber.HostInstance()
+		name, err := coreservice.HostInstance()
 		if err != nil {
 			return fmt.Errorf("--instance: %w", err)
 		}
 		c.Instance = name
 	}
-	if err := subscriber.CheckInstance(c.Instance); err != nil {
-		return Usagef("--instance: %w", err)
+	if err := coreservice.CheckInstance(c.Instance); err != nil {
+		return process.Usagef("--instance: %w", err)
 	}
 	if c.ForgetAfter <= 0 {
-		return Usagef("--forget-after: want a time above zero, such as 10m, not %v", c.ForgetAfter)
+		return process.Usagef("--forget-after: want a time above zero, such as 10m, not %v", c.ForgetAfter)
 	}
 	return c.run(open, c.instance)
 }
 
-func (c *serveSubscriber) run(open OpenService, one instance) error {
-	log := NewLog(os.Stderr, c.LogLevel)
+func (c *serve) run(open Open, one instance) error {
+	log := process.NewLog(os.Stderr, c.LogLevel)
 	trust, err := c.Trust.Load()
 	if err != nil {
 		return err
 	}
-	if err := CheckDurable(c.Durable); err != nil {
+	if err := checkDurable(c.Durable); err != nil {
 		return err
 	}
-	if err := errors.Join(c.NATS.Check(), CheckDatabase(c.Database.URL)); err != nil {
+	if err := errors.Join(c.NATS.Check(), process.CheckDatabase(c.Database.URL)); err != nil {
 		return err
 	}
 	web, err := c.Web.Listen(log)
 	if err != nil {
 		return err
 	}
-	return Run(log, web.Run, func(ctx context.Context) error { return c.serve(ctx, log, trust, web, one, open) })
+	return process.Run(log, web.Run, func(ctx context.Context) error { return c.serve(ctx, log, trust, web, one, open) })
 }
 
-func (c *serveSubscriber) serve(
-	ctx context.Context, log *slog.Logger, trust events.Trust, web *HTTP, one instance, open OpenService,
+func (c *serve) serve(
+	ctx context.Context, log *slog.Logger, trust events.Trust, web *process.HTTP, one instance, open Open,
 ) error {
 	nc, err := c.NATS.Connect("omi-"+c.Durable, log)
 	if err != nil {
 		return err
 	}
-	defer Close(nc, log)
+	defer process.Close(nc, log)
 	js, err := jetstream.New(nc)
 	if err != nil {
 		return fmt.Errorf("use JetStream: %w", err)
 	}
-	service, err := OpenDatabase(func() (Service, error) {
-		return open(ctx, SubscriberConfig{
+	service, err := process.OpenDatabase(func() (Service, error) {
+		return open(ctx, Config{
 			JetStream: js, DatabaseURL: c.Database.URL, Durable: c.Durable, Instance: one.Instance, ForgetAfter: one.ForgetAfter,
 			Trust: trust, Metrics: web.Metrics, Log: log,
 		})
@@ -168,23 +175,23 @@ func (c *serveSubscriber) serve(
 	go c.Trust.Follow(ctx, log, trust, service.SetTrust)
 	err = service.Run(ctx)
 	if errors.Is(err, subscriber.ErrInUse) || errors.Is(err, subscriber.ErrDurable) {
-		return Usage(err)
+		return process.Usage(err)
 	}
 	return err
 }
 
-// CheckDurable refuses a text that can't be the name of a durable.
-func CheckDurable(name string) error {
+// checkDurable refuses a text that can't be the name of a durable.
+func checkDurable(name string) error {
 	if strings.ContainsAny(name, " \t\r\n.*>/\\") || name == "" {
-		return Usagef("--durable: the name of a durable has no blanks and none of . * > / \\, as in %s-2", streams.AuthDurable)
+		return process.Usagef("--durable: the name of a durable has no blanks and none of . * > / \\, as in %s-2", streams.AuthDurable)
 	}
 	return nil
 }
 
 type listSetAside struct {
-	Database subscriberDatabase `embed:""`
-	Limit    int                `default:"50" help:"How many to list, the newest first (${default})."`
-	JSON     bool               `help:"Print a JSON array, payloads in base64."`
+	Database database `embed:""`
+	Limit    int      `default:"50" help:"How many to list, the newest first (${default})."`
+	JSON     bool     `help:"Print a JSON array, payloads in base64."`
 }
 
 // Help returns the text that --help shows in addition to the flags.
@@ -196,11 +203,11 @@ it, or if it can't be handled. The newest 1,000 of each of three kinds are kept.
 // Run lists the messages that were set aside.
 func (c *listSetAside) Run(owner sqldb.Owner) error {
 	if c.Limit < 1 {
-		return Usagef("--limit: want 1 or more")
+		return process.Usagef("--limit: want 1 or more")
 	}
-	log := NewLog(os.Stderr, slog.LevelWarn)
-	return Run(log, func(ctx context.Context) error {
-		store, err := OpenExisting(ctx, c.Database.URL, func(ctx context.Context) (*storage.Store, error) {
+	log := process.NewLog(os.Stderr, slog.LevelWarn)
+	return process.Run(log, func(ctx context.Context) error {
+		store, err := process.OpenExisting(ctx, c.Database.URL, func(ctx context.Context) (*storage.Store, error) {
 			return storage.OpenExisting(ctx, c.Database.URL, owner, log)
 		})
 		if err != nil {
@@ -217,11 +224,19 @@ func (c *listSetAside) Run(owner sqldb.Owner) error {
 
 func printSetAside(list []storage.SetAside, asJSON bool) error {
 	if asJSON {
-		return PrintJSON(list)
+		return process.PrintJSON(list)
 	}
 	var text strings.Builder
 	for _, m := range list {
 		printable.Fprintf(&text, "%s  stream sequence %d  %s\n    %s: %s\n", time.Unix(m.At, 0).Format(time.DateTime), m.StreamSequence, m.Subject, m.Reason, m.Detail)
 	}
-	return Print("%s%d messages were set aside.\n", &text, len(list))
+	return process.Print("%s%d messages were set aside.\n", &text, len(list))
 }
+
+type restore struct {
+	process.Restore `embed:""`
+	Database        database `embed:""`
+}
+
+// Run restores the database of the process.
+func (c *restore) Run(owner sqldb.Owner) error { return c.Restore.Run(c.Database.URL, owner) }
