@@ -21,6 +21,7 @@ import (
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/registryclient"
+	"omiappreg.org/keyrotation/internal/session"
 	"omiappreg.org/keyrotation/internal/stack"
 	"omiappreg.org/keyrotation/registry"
 )
@@ -119,7 +120,7 @@ type demo struct {
 	target  events.Target
 	master  events.SigningKey
 	stack   *stack.Stack
-	session *session
+	session *session.Session
 	marks   chan mark
 	clients *clients
 	tally   *tally
@@ -214,7 +215,7 @@ func (d *demo) open(ctx context.Context) error {
 	if err := d.stack.AwaitHealthy(ctx); err != nil {
 		return err
 	}
-	if d.session, err = openSession(ctx, nc, process.Trust{Keys: []string{d.stack.Key.Public().String()}}); err != nil {
+	if d.session, err = session.Open(ctx, nc, process.Trust{Keys: []string{d.stack.Key.Public().String()}}); err != nil {
 		return err
 	}
 	return d.observe()
@@ -230,20 +231,20 @@ func (d *demo) bind(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	draft := newDraft(events.Binding, d.target)
-	draft.Origin = d.session.trust.Origin()
+	draft := session.NewDraft(events.Binding, d.target)
+	draft.Origin = d.session.Trust.Origin()
 	m, err := registryclient.Sign(draft, d.master.Private(), key)
 	if err != nil {
 		return err
 	}
 	_, err = d.change(ctx, func(ctx context.Context) (events.Receipt, error) {
 		d.told(client.Event{Kind: client.Requested, At: time.Now()})
-		return d.session.sender().Send(ctx, d.target, m, func() { d.told(client.Event{Kind: client.Stored, At: time.Now()}) })
+		return d.session.Sender().Send(ctx, d.target, m, func() { d.told(client.Event{Kind: client.Stored, At: time.Now()}) })
 	})
 	if err != nil {
 		return err
 	}
-	d.client, err = client.Open(ctx, client.Config{Target: d.target, Store: d.store, Conn: d.session.nc, Trust: d.session.trust, Notify: d.told})
+	d.client, err = client.Open(ctx, client.Config{Target: d.target, Store: d.store, Conn: d.session.Conn, Trust: d.session.Trust, Notify: d.told})
 	return err
 }
 
@@ -276,7 +277,7 @@ func (d *demo) rotateFrom(ctx context.Context) (old crypto.Signer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	d.say("the old key is in grace: Auth says %s, key: %s, until %s", answer.Result, answer.Key, date(answer.Expires))
+	d.say("the old key is in grace: Auth says %s, key: %s, until %s", answer.Result, answer.Key, printable.Date(answer.Expires))
 	return old, d.pause(ctx)
 }
 
@@ -334,7 +335,7 @@ func (d *demo) replaceAtOnce(ctx context.Context, ask func(context.Context) (eve
 
 // check runs the operator's checker on the demo's database.
 func (d *demo) check(ctx context.Context) error {
-	trust := d.session.trust
+	trust := d.session.Trust
 	report, err := d.stack.Store.Check(ctx, &trust, time.Now())
 	if err != nil {
 		return err

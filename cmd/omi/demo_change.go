@@ -14,6 +14,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/registryclient"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 // What happens to a request on its way, as the demo shows it.
@@ -66,7 +67,7 @@ func (d *demo) observe() error {
 	if err != nil {
 		return err
 	}
-	trust := d.session.trust
+	trust := d.session.Trust
 	_, err = nc.Subscribe(events.ReceiptSubject+d.target.App.String()+".*", func(m *nats.Msg) {
 		if r, err := trust.Receipt(m.Subject, m.Data); err == nil {
 			d.marks <- mark{what: answered, sequence: r.Sequence, at: time.Now(), receipt: r}
@@ -152,9 +153,9 @@ func (d *demo) changeKey(ctx context.Context, ask func(context.Context) (events.
 func (d *demo) badRequests(ctx context.Context) error {
 	fmt.Fprint(d.out, "\nRequests that must be refused\n")
 	current, _ := d.client.Signer().Key()
-	forged := newDraft(events.Rotation, d.target)
-	forged.NewKey, forged.Origin = events.GenerateSigningKey(), d.session.trust.Origin()
-	stale := newDraft(events.Rotation, d.target)
+	forged := session.NewDraft(events.Rotation, d.target)
+	forged.NewKey, forged.Origin = events.GenerateSigningKey(), d.session.Trust.Origin()
+	stale := session.NewDraft(events.Rotation, d.target)
 	stale.NewKey, stale.Timestamp, stale.Origin = events.GenerateSigningKey(), time.Now().Add(-time.Hour).Unix(), forged.Origin
 
 	for _, bad := range []struct {
@@ -208,7 +209,7 @@ func (d *demo) overhear(ctx context.Context) (elsewhere, again registryclient.Me
 // repetition.
 func (d *demo) sendBad(ctx context.Context, what string, m registryclient.Message) error {
 	began := time.Now()
-	if _, err := d.session.js.Publish(ctx, m.Subject, []byte(m.Payload)); err != nil {
+	if _, err := d.session.JetStream.Publish(ctx, m.Subject, []byte(m.Payload)); err != nil {
 		return fmt.Errorf("publish: %w", err)
 	}
 	for {

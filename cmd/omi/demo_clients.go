@@ -11,6 +11,7 @@ import (
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 const (
@@ -61,7 +62,7 @@ type endedKey struct {
 
 func newClients(t *tally) *clients { return &clients{tally: t, stopAll: func() {}} }
 
-func (c *clients) start(ctx context.Context, s *session, t events.Target, signer crypto.Signer) {
+func (c *clients) start(ctx context.Context, s *session.Session, t events.Target, signer crypto.Signer) {
 	c.signer = signer
 	c.verify = func(ctx context.Context, key crypto.Signer) (events.VerifyAnswer, error) {
 		return askAuth(ctx, s, t, key)
@@ -144,7 +145,7 @@ func (c *clients) endsAt(key crypto.Signer, from int64) {
 }
 
 // askAuth signs something and asks Auth whether the signature is good (§8.2).
-func askAuth(ctx context.Context, s *session, t events.Target, key crypto.Signer) (events.VerifyAnswer, error) {
+func askAuth(ctx context.Context, s *session.Session, t events.Target, key crypto.Signer) (events.VerifyAnswer, error) {
 	q := events.VerifyQuery{Target: t, Message: make([]byte, 32)}
 	_, _ = rand.Read(q.Message) // never fails
 	signature, err := key.Sign(nil, q.Message, crypto.Hash(0))
@@ -155,5 +156,5 @@ func askAuth(ctx context.Context, s *session, t events.Target, key crypto.Signer
 		return events.VerifyAnswer{}, err
 	}
 	// A slow machine must not fail the demo.
-	return client.AuthVerifier{Conn: s.nc, Timeout: demoTimeout}.Verify(ctx, q)
+	return client.AuthVerifier{Conn: s.Conn, Timeout: demoTimeout}.Verify(ctx, q)
 }

@@ -17,13 +17,14 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 type doctorCmd struct {
-	connection     `embed:""`
-	optionalTarget `embed:""`
-	Key            string `env:"OMI_KEY" placeholder:"FILE" help:"A service's key: check its file, and what the registry says of it."`
-	MasterKey      string `env:"OMI_MASTER_KEY" placeholder:"FILE" help:"A developer's Master Key: check its file, and whether it may bind."`
+	session.Connection     `embed:""`
+	session.OptionalTarget `embed:""`
+	Key                    string `env:"OMI_KEY" placeholder:"FILE" help:"A service's key: check its file, and what the registry says of it."`
+	MasterKey              string `env:"OMI_MASTER_KEY" placeholder:"FILE" help:"A developer's Master Key: check its file, and whether it may bind."`
 }
 
 // Help is shown by --help.
@@ -65,11 +66,11 @@ type doctor struct {
 	named  bool // there is a target
 	dry    bool // store nothing
 
-	session // without trust until the registry has answered
-	denials denials
-	info    events.RegistryInfo
-	streams map[string]jetstream.Stream        // the streams that exist
-	readers map[string]*jetstream.ConsumerInfo // the durables of the stream of events
+	session.Session // without trust until the registry has answered
+	denials         denials
+	info            events.RegistryInfo
+	streams         map[string]jetstream.Stream        // the streams that exist
+	readers         map[string]*jetstream.ConsumerInfo // the durables of the stream of events
 	// The result of a question to each process, by its program.
 	answers map[string]error
 	clock   clockReading
@@ -85,11 +86,11 @@ func newDoctor(c *doctorCmd, t events.Target, named bool) *doctor {
 
 // Run makes every check.
 func (c *doctorCmd) Run() error {
-	t, named, err := c.target()
+	t, named, err := c.Target()
 	if err != nil {
 		return err
 	}
-	if err := c.check(); err != nil {
+	if err := c.Check(); err != nil {
 		return err
 	}
 	d := newDoctor(c, t, named)
@@ -133,9 +134,9 @@ func (d *doctor) examine(ctx context.Context) error {
 		return err
 	}
 	defer process.Close(nc, log)
-	d.nc = nc
+	d.Conn = nc
 	nc.SetErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { d.denials.heard(err) })
-	if d.js, err = jetstream.New(nc); err != nil {
+	if d.JetStream, err = jetstream.New(nc); err != nil {
 		return fmt.Errorf("use JetStream: %w", err)
 	}
 	if !d.examineBroker() {

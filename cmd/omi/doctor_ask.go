@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 // denials receives the broker's permission errors. They don't answer the request, which would wait
@@ -55,14 +56,6 @@ func (d *doctor) within(ctx context.Context, about string, ask func(context.Cont
 	return process.Plain(err)
 }
 
-// denied reports whether an error is the broker's "this account may not".
-func denied(err error) bool { return errors.Is(err, nats.ErrPermissionViolation) }
-
-// denial is the broker's text about a missing permission.
-func denial(err error) string {
-	return strings.TrimPrefix(err.Error(), nats.ErrPermissionViolation.Error()+": ")
-}
-
 // impossibleSequence is a sequence that no stream reaches, and that the broker can read.
 const impossibleSequence = math.MaxInt64
 
@@ -74,7 +67,7 @@ var errProbe = errors.New("the stream's answer is not the expected refusal")
 func (d *doctor) mayPublish(ctx context.Context, subject, stream string) (may bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.cmd.Timeout)
 	defer cancel()
-	answers, err := d.nc.SubscribeSync(d.nc.NewInbox())
+	answers, err := d.Conn.SubscribeSync(d.Conn.NewInbox())
 	if err != nil {
 		return false, err
 	}
@@ -83,10 +76,10 @@ func (d *doctor) mayPublish(ctx context.Context, subject, stream string) (may bo
 	probe.Header.Set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(impossibleSequence, 10))
 	probe.Header.Set(jetstream.ExpectedStreamHeader, stream)
 	// A denial comes before the answer to the flush.
-	if err := errors.Join(d.nc.PublishMsg(probe), d.nc.FlushWithContext(ctx)); err != nil {
+	if err := errors.Join(d.Conn.PublishMsg(probe), d.Conn.FlushWithContext(ctx)); err != nil {
 		return false, process.Plain(err)
 	}
-	if err := d.nc.LastError(); denied(err) && strings.Contains(err.Error(), strconv.Quote(subject)) {
+	if err := d.Conn.LastError(); session.Denied(err) && strings.Contains(err.Error(), strconv.Quote(subject)) {
 		return false, nil
 	}
 	reply, err := answers.NextMsgWithContext(ctx)

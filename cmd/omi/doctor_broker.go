@@ -14,35 +14,36 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/internal/refusal"
+	"omiappreg.org/keyrotation/internal/session"
 	"omiappreg.org/keyrotation/streams"
 )
 
 // examineBroker checks whether answers can reach us.
 func (d *doctor) examineBroker() bool {
-	rtt, err := d.nc.RTT()
+	rtt, err := d.Conn.RTT()
 	if err != nil {
 		d.wrong("broker", err.Error(), "look at the broker's log")
 		return false
 	}
-	detail := fmt.Sprintf("%s, nats-server %s, %s away", d.nc.ConnectedUrlRedacted(), d.nc.ConnectedServerVersion(),
+	detail := fmt.Sprintf("%s, nats-server %s, %s away", d.Conn.ConnectedUrlRedacted(), d.Conn.ConnectedServerVersion(),
 		rtt.Round(time.Microsecond))
-	_, noTLS := d.nc.TLSConnectionState()
+	_, noTLS := d.Conn.TLSConnectionState()
 	switch {
 	case noTLS == nil:
 		d.ok("broker", "%s, by TLS", detail)
-	case local(d.nc.ConnectedUrl()):
+	case local(d.Conn.ConnectedUrl()):
 		d.ok("broker", "%s, without TLS on this machine", detail)
 	default:
 		d.warn("broker",
 			detail+", without TLS: an attacker in between sees credentials and messages, and can hold them back",
 			"give the broker a certificate, and name its authority with --nats-ca")
 	}
-	inbox := d.nc.NewInbox()
-	subscription, err := d.nc.SubscribeSync(inbox)
+	inbox := d.Conn.NewInbox()
+	subscription, err := d.Conn.SubscribeSync(inbox)
 	if err == nil {
-		err = d.nc.FlushTimeout(d.cmd.Timeout)
+		err = d.Conn.FlushTimeout(d.cmd.Timeout)
 	}
-	if last := d.nc.LastError(); denied(last) && strings.Contains(last.Error(), inbox) {
+	if last := d.Conn.LastError(); session.Denied(last) && strings.Contains(last.Error(), inbox) {
 		err = last
 	}
 	if err != nil {
@@ -69,7 +70,7 @@ func (d *doctor) examineJetStream(ctx context.Context) bool {
 	const name, subject = "jetstream", "$JS.API.INFO"
 	var account *jetstream.AccountInfo
 	err := d.within(ctx, subject, func(ctx context.Context) (err error) {
-		account, err = d.js.AccountInfo(ctx)
+		account, err = d.JetStream.AccountInfo(ctx)
 		return err
 	})
 	switch {
@@ -79,7 +80,7 @@ func (d *doctor) examineJetStream(ctx context.Context) bool {
 			"give the account more, or find out what fills it: nats stream ls")
 	case err == nil:
 		d.ok(name, "enabled; streams: %d, consumers: %d", account.Streams, account.Consumers)
-	case denied(err):
+	case session.Denied(err):
 		d.warn(name, "this account may not ask about JetStream",
 			"let it publish to "+subject+", or run this with an operator's account")
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
@@ -101,13 +102,13 @@ func (d *doctor) examineStreams(ctx context.Context) {
 		var stream jetstream.Stream
 		err := d.within(ctx, "$JS.API.STREAM.INFO."+want.Name, func(ctx context.Context) (err error) {
 			asked := time.Now()
-			if stream, err = d.js.Stream(ctx, want.Name); err == nil {
+			if stream, err = d.JetStream.Stream(ctx, want.Name); err == nil {
 				d.clock.read(asked, time.Now(), stream.CachedInfo().TimeStamp)
 			}
 			return err
 		})
 		switch {
-		case denied(err):
+		case session.Denied(err):
 			d.warn(name, "this account may not look at it", "run this with an operator's account")
 		case errors.Is(err, jetstream.ErrStreamNotFound):
 			d.wrong(name, "it does not exist", d.madeBy(registryProgram)+"; is this the broker and the account that it uses?")

@@ -14,6 +14,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/registry"
 	"omiappreg.org/keyrotation/streams"
@@ -23,7 +24,7 @@ import (
 func examine(t *testing.T, url string, flags doctorCmd) map[string]check {
 	t.Helper()
 	flags.NATS, flags.Timeout = process.NATS{URL: url}, cmp.Or(flags.Timeout, 10*time.Second)
-	target, named, err := flags.target()
+	target, named, err := flags.Target()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -246,7 +247,7 @@ func TestDoctorStorage(t *testing.T) {
 					break
 				}
 			}
-			expect(t, examine(t, url, doctorCmd{connection: connection{Timeout: time.Second}}), map[string]string{"storage": c.want})
+			expect(t, examine(t, url, doctorCmd{Connection: session.Connection{Timeout: time.Second}}), map[string]string{"storage": c.want})
 			for stream := range js.StreamNames(t.Context()).Name() {
 				if stream != "OTHER" {
 					t.Errorf("%s is left", stream)
@@ -337,31 +338,31 @@ func TestDoctorPermissions(t *testing.T) {
 	if err := registry.EnsureStreams(t.Context(), js, 0); err != nil {
 		t.Fatal(err)
 	}
-	cms := optionalTarget{AppID: "org.example.shop", ServiceID: "cms"}
+	cms := session.OptionalTarget{AppID: "org.example.shop", ServiceID: "cms"}
 
-	expect(t, examine(t, as("service"), doctorCmd{optionalTarget: cms}), map[string]string{
+	expect(t, examine(t, as("service"), doctorCmd{OptionalTarget: cms}), map[string]string{
 		"broker": "ok service:xxxxx@", "jetstream": "warning may not ask", "stream OMI_REQUESTS": "warning may not look",
 		"registry": "wrong no registry answers", "auth": "warning may not ask", "clock": "warning neither the broker's time nor the registry's is known",
 		"publish rotation": "ok allowed", "publish binding": "ok not needed", "publish revocation": "ok not needed",
 		"read receipts":         "ok",
 		"publish invalidations": "ok not allowed", "publish receipts": "ok not allowed",
 	})
-	blog := optionalTarget{AppID: "org.example.shop", ServiceID: "blog"}
-	expect(t, examine(t, as("service"), doctorCmd{optionalTarget: blog}), map[string]string{
+	blog := session.OptionalTarget{AppID: "org.example.shop", ServiceID: "blog"}
+	expect(t, examine(t, as("service"), doctorCmd{OptionalTarget: blog}), map[string]string{
 		"publish rotation": "wrong omi.v1.requests.rotation.org.example.shop.blog", "read receipts": "ok",
 	})
-	master := doctorCmd{optionalTarget: cms, MasterKey: "none.pem"}
+	master := doctorCmd{OptionalTarget: cms, MasterKey: "none.pem"}
 	expect(t, examine(t, as("service"), master),
 		map[string]string{"publish binding": "wrong", "publish revocation": "wrong", "publish rotation": "ok allowed"})
 	expect(t, examine(t, as("developer"), master),
 		map[string]string{"publish binding": "ok allowed", "publish revocation": "ok allowed", "publish rotation": "ok not needed"})
-	expect(t, examine(t, as("mute"), doctorCmd{optionalTarget: cms}), map[string]string{
+	expect(t, examine(t, as("mute"), doctorCmd{OptionalTarget: cms}), map[string]string{
 		"publish rotation": "ok", "read receipts": "wrong $JS.API.DIRECT.GET.OMI_RECEIPTS", "registry": "wrong may not ask",
 	})
-	expect(t, examine(t, as("hard-of-hearing"), doctorCmd{optionalTarget: cms}), map[string]string{
+	expect(t, examine(t, as("hard-of-hearing"), doctorCmd{OptionalTarget: cms}), map[string]string{
 		"read receipts": "wrong omi.v1.answers.org.example.shop.cms",
 	})
-	expect(t, examine(t, as("operator"), doctorCmd{optionalTarget: cms}), map[string]string{
+	expect(t, examine(t, as("operator"), doctorCmd{OptionalTarget: cms}), map[string]string{
 		"jetstream": "ok", "stream OMI_REQUESTS": "ok", "publish rotation": "ok allowed", "clock": "ok",
 		"publish invalidations": "warning", "publish receipts": "warning",
 	})

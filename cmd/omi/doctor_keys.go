@@ -12,6 +12,7 @@ import (
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/registryclient"
 )
 
@@ -113,7 +114,7 @@ func (d *doctor) examineKey(ctx context.Context, k keyFiles) {
 	}
 	var history events.ServiceHistory
 	err := d.within(ctx, events.LookupHistorySubject, func(ctx context.Context) (err error) {
-		history, err = d.history(ctx, d.target)
+		history, err = d.History(ctx, d.target)
 		return err
 	})
 	if errors.Is(err, registryclient.ErrUnknownService) {
@@ -162,9 +163,9 @@ func judgeKey(name, path string, k keyFiles, h events.ServiceHistory) check {
 	grace := mine != nil && mine.Until != nil && *mine.Until > h.Timestamp
 	switch {
 	case grace:
-		was = "is in grace until " + date(*mine.Until)
+		was = "is in grace until " + printable.Date(*mine.Until)
 	case mine != nil && mine.Until != nil:
-		was = "ended at " + date(*mine.Until)
+		was = "ended at " + printable.Date(*mine.Until)
 	}
 	switch {
 	case mine != nil && mine.Until == nil:

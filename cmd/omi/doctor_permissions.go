@@ -7,6 +7,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/registryclient"
+	"omiappreg.org/keyrotation/internal/session"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -52,26 +53,26 @@ func (d *doctor) mayRequest(ctx context.Context, class, subject string, needed b
 func (d *doctor) mayRead(ctx context.Context, needed bool) {
 	const name = "read receipts"
 	hears, last := events.AnswerSubject+d.target.String(), registryclient.LastReceiptSubject+d.target.String()
-	subscription, err := d.nc.SubscribeSync(hears)
+	subscription, err := d.Conn.SubscribeSync(hears)
 	if err == nil {
 		defer func() { _ = subscription.Unsubscribe() }() // the connection ends soon
-		err = d.nc.FlushTimeout(d.cmd.Timeout)
+		err = d.Conn.FlushTimeout(d.cmd.Timeout)
 	}
-	if heard := d.nc.LastError(); denied(heard) && strings.Contains(heard.Error(), strconv.Quote(hears)) {
+	if heard := d.Conn.LastError(); session.Denied(heard) && strings.Contains(heard.Error(), strconv.Quote(hears)) {
 		err = heard
 	}
 	if err == nil {
 		err = d.within(ctx, last, func(ctx context.Context) error {
-			_, err := d.nc.RequestWithContext(ctx, last, nil)
+			_, err := d.Conn.RequestWithContext(ctx, last, nil)
 			return err
 		})
 	}
 	switch {
 	case err == nil:
 		d.ok(name, "allowed")
-	case denied(err) && !needed:
+	case session.Denied(err) && !needed:
 		d.ok(name, "not allowed, and not needed here")
-	case denied(err):
+	case session.Denied(err):
 		d.wrong(name, "this account can't get the registry's answers: "+err.Error(), "let it subscribe to "+hears+" and publish to "+last)
 	default:
 		d.warn(name, "not known: "+err.Error(), "see the stream "+streams.Receipts+" above")

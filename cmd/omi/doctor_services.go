@@ -15,7 +15,9 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/registryclient"
+	"omiappreg.org/keyrotation/internal/session"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -48,7 +50,7 @@ func (d *doctor) examineDurables(ctx context.Context) {
 			return list.Err()
 		})
 		switch {
-		case denied(err):
+		case session.Denied(err):
 			d.warn("durables of "+s.stream, "this account may not look at them", "run this with an operator's account")
 			continue
 		case err != nil:
@@ -97,7 +99,7 @@ func (d *doctor) examineDurable(name string, info *jetstream.ConsumerInfo) {
 	}
 	detail := fmt.Sprintf("messages waiting: %d, in hand: %d", info.NumPending, info.NumAckPending)
 	if info.AckFloor.Last != nil {
-		detail += ", the last was acknowledged at " + date(info.AckFloor.Last.Unix())
+		detail += ", the last was acknowledged at " + printable.Date(info.AckFloor.Last.Unix())
 	}
 	if info.Stream == streams.Invalidations && !streams.CoreDurable(have.Durable) {
 		detail += ", changes don't wait for it (unless --wait-for of omi-registry names it)"
@@ -146,13 +148,13 @@ const (
 func (d *doctor) askProcesses(ctx context.Context) {
 	d.answers = map[string]error{
 		registryProgram: d.within(ctx, events.LookupRegistrySubject, func(ctx context.Context) (err error) {
-			d.info, err = registryclient.RegistryInfo(ctx, d.nc)
+			d.info, err = registryclient.RegistryInfo(ctx, d.Conn)
 			return err
 		}),
 	}
 	for program, subject := range map[string]string{authProgram: events.AuthVerifySubject, billingProgram: events.BillingAttributeSubject} {
 		err := d.within(ctx, subject, func(ctx context.Context) error {
-			_, err := registryclient.Ask(ctx, d.nc, subject, []byte("{}"))
+			_, err := registryclient.Ask(ctx, d.Conn, subject, []byte("{}"))
 			return err
 		})
 		if answer := (*api.Problem)(nil); errors.As(err, &answer) && answer.Status == http.StatusBadRequest {
@@ -190,7 +192,7 @@ func (d *doctor) examineRegistry() {
 	const name = "registry"
 	err := d.answers[registryProgram]
 	switch {
-	case denied(err):
+	case session.Denied(err):
 		d.wrong(name, "this account may not ask it", "let it publish to omi.v1.lookup.>")
 		return
 	case errors.Is(err, registryclient.ErrNoRegistry):
@@ -201,7 +203,7 @@ func (d *doctor) examineRegistry() {
 		d.wrong(name, err.Error(), "look at the log of omi-registry")
 		return
 	}
-	if d.trust, err = events.NewTrust(d.info.Origin, d.info.PublicKeys...); err != nil {
+	if d.Trust, err = events.NewTrust(d.info.Origin, d.info.PublicKeys...); err != nil {
 		d.wrong(name, "its description of itself has no valid key: "+err.Error(), "is it of this version?")
 		return
 	}
@@ -210,31 +212,23 @@ func (d *doctor) examineRegistry() {
 		d.wrong(name, fmt.Sprintf("%s, and --origin says %s", detail, d.cmd.Origin), "another registry answers here: is --nats-url right?")
 		return
 	}
-	if !d.cmd.trusts() {
-		d.warn(name, fmt.Sprintf("%s; believed on first sight: %s", detail, keyList(d.info.PublicKeys)),
+	if !d.cmd.Trusts() {
+		d.warn(name, fmt.Sprintf("%s; believed on first sight: %s", detail, session.KeyList(d.info.PublicKeys)),
 			"get its public key from its operator, and give it with --trust")
 		return
 	}
-	trusted := d.cmd.trusted()
+	trusted := d.cmd.Trusted()
 	trusted.Origin = d.info.Origin
-	if d.trust, err = trusted.Load(); err != nil {
+	if d.Trust, err = trusted.Load(); err != nil {
 		d.wrong(name, "--trust: "+err.Error(), "give the registry's public key")
 		return
 	}
-	if !slices.ContainsFunc(d.info.PublicKeys, func(k events.PublicKey) bool { return slices.Contains(d.trust.PublicKeys(), k) }) {
-		d.wrong(name, fmt.Sprintf("%s, with a key that --trust does not name: %s", detail, keyList(d.info.PublicKeys)),
+	if !slices.ContainsFunc(d.info.PublicKeys, func(k events.PublicKey) bool { return slices.Contains(d.Trust.PublicKeys(), k) }) {
+		d.wrong(name, fmt.Sprintf("%s, with a key that --trust does not name: %s", detail, session.KeyList(d.info.PublicKeys)),
 			"another registry answers here, or its key was changed: ask its operator")
 	} else {
 		d.ok(name, "%s, with a key that is trusted", detail)
 	}
-}
-
-func keyList(keys []events.PublicKey) string {
-	var texts []string
-	for _, key := range keys {
-		texts = append(texts, key.String())
-	}
-	return strings.Join(texts, ", ")
 }
 
 // examineServices checks whether Auth and Billing answer.
@@ -246,7 +240,7 @@ func (d *doctor) examineServices() {
 		switch err := d.answers[one.program]; {
 		case err == nil:
 			d.ok(one.name, "answers")
-		case denied(err):
+		case session.Denied(err):
 			d.warn(one.name, "this account may not ask it", "let it publish to "+one.subject+", if it needs to")
 		case errors.Is(err, nats.ErrNoResponders):
 			d.wrong(one.name, "no process answers",
@@ -266,14 +260,14 @@ func (d *doctor) examineService(ctx context.Context) {
 	var record events.ServiceRecord
 	err := d.within(ctx, events.LookupServiceSubject, func(ctx context.Context) (err error) {
 		asked := time.Now()
-		if record, err = d.record(ctx, d.target); err == nil {
+		if record, err = d.Record(ctx, d.target); err == nil {
 			d.clock.readRegistry(asked, time.Now(), record.Timestamp)
 		}
 		return err
 	})
 	switch {
 	case errors.Is(err, registryclient.ErrUnknownService):
-		d.wrong(name, d.target.String()+" was never bound", "omi bind "+flagsOf(d.target)+" --master-key FILE --key FILE")
+		d.wrong(name, d.target.String()+" was never bound", "omi bind "+session.FlagsOf(d.target)+" --master-key FILE --key FILE")
 		return
 	case errors.As(err, new(*events.Refusal)):
 		d.wrong(name, err.Error(), "it is not the registry that you trust, or its key was changed: ask its operator")

@@ -13,6 +13,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/refusal"
+	"omiappreg.org/keyrotation/internal/session"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -37,7 +38,7 @@ const (
 // limit is reached: an idle broker answers every question.
 func (d *doctor) examineStorage(ctx context.Context) {
 	const name = "storage"
-	if err := refusal.Limits(d.nc); err != nil {
+	if err := refusal.Limits(d.Conn); err != nil {
 		r, _ := refusal.Of(err)
 		d.wrong(name, err.Error(), r.Do)
 		return
@@ -57,8 +58,8 @@ func (d *doctor) examineStorage(ctx context.Context) {
 		d.ok(name, "a message of %s was stored in %s, and removed", humanize.IBytes(events.MaxMessage), took.Round(time.Microsecond))
 	case errors.As(err, &left):
 		d.warn(name, "a message was stored, and is still there: "+err.Error(), "nats stream rm -f "+left.stream)
-	case denied(err):
-		d.warn(name, "unknown: this account may not store a message to try it: "+denial(err),
+	case session.Denied(err):
+		d.warn(name, "unknown: this account may not store a message to try it: "+session.Denial(err),
 			"run this with an operator's account, which may publish to "+probeSubject+"*")
 	case code == mostStreams, code == bytesRequired:
 		d.warn(name, "unknown: the account's limits don't allow a test stream: "+err.Error(),
@@ -101,7 +102,7 @@ func (d *doctor) storeProbe(ctx context.Context) (took time.Duration, err error)
 		}
 	}()
 	if err := d.within(ctx, config.Name, func(ctx context.Context) error {
-		_, err := d.js.CreateStream(ctx, config)
+		_, err := d.JetStream.CreateStream(ctx, config)
 		return err
 	}); err != nil {
 		return 0, err
@@ -109,7 +110,7 @@ func (d *doctor) storeProbe(ctx context.Context) (took time.Duration, err error)
 	probe := &nats.Msg{Subject: probeSubject + id, Data: make([]byte, events.MaxMessage-probeHeaders)}
 	err = d.within(ctx, probe.Subject, func(ctx context.Context) error {
 		began := time.Now()
-		_, err := d.js.PublishMsg(ctx, probe, jetstream.WithMsgID(id))
+		_, err := d.JetStream.PublishMsg(ctx, probe, jetstream.WithMsgID(id))
 		took = time.Since(began)
 		return err
 	})
@@ -117,14 +118,14 @@ func (d *doctor) storeProbe(ctx context.Context) (took time.Duration, err error)
 }
 
 func (d *doctor) removeProbe(ctx context.Context, stream string) error {
-	return d.within(ctx, stream, func(ctx context.Context) error { return d.js.DeleteStream(ctx, stream) })
+	return d.within(ctx, stream, func(ctx context.Context) error { return d.JetStream.DeleteStream(ctx, stream) })
 }
 
 // sweepProbes removes the probes of doctors that were killed. If it fails, the next doctor tries.
 func (d *doctor) sweepProbes(ctx context.Context) {
 	var left []string
 	_ = d.within(ctx, "$JS.API.STREAM.LIST", func(ctx context.Context) error {
-		list := d.js.ListStreams(ctx, jetstream.WithStreamListSubject(probeSubject+"*"))
+		list := d.JetStream.ListStreams(ctx, jetstream.WithStreamListSubject(probeSubject+"*"))
 		for info := range list.Info() {
 			if strings.HasPrefix(info.Config.Name, probeStream) && info.TimeStamp.Sub(info.Created) >= d.swept {
 				left = append(left, info.Config.Name)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/session"
 	"omiappreg.org/keyrotation/internal/subscriber"
 )
 
@@ -36,7 +37,7 @@ func (d *doctor) examineTrust(name, durable string, metadata map[string]string) 
 	})
 	switch aside, _ := subscriber.AsideOf(metadata); {
 	case len(untrusted) > 0:
-		d.wrong(name, fmt.Sprintf("%s does not trust the registry's current key, and sets its events aside: %s", durable, keyList(untrusted)),
+		d.wrong(name, fmt.Sprintf("%s does not trust the registry's current key, and sets its events aside: %s", durable, session.KeyList(untrusted)),
 			"ask the registry's operator whether this is its key; if so, "+give)
 	case aside.Rereading:
 		d.warn(name, durable+" is reading the stream again, because it now believes events that it had set aside",

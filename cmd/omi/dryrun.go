@@ -11,17 +11,19 @@ import (
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/registryclient"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 // dryRun checks everything that a rotation needs, as omi doctor does, and makes the request with a
 // new key that it does not keep. It sends nothing and writes nothing.
 func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
-	if err := errors.Join(c.check(), c.readable()); err != nil {
+	if err := errors.Join(c.Check(), c.readable()); err != nil {
 		return err
 	}
-	d := newDoctor(&doctorCmd{connection: c.connection, Key: c.Key}, t, true)
+	d := newDoctor(&doctorCmd{Connection: c.Connection, Key: c.Key}, t, true)
 	d.dry = true
 	var err error
 	if d.saved, err = c.savedKey(c.Key, events.Rotation); err != nil {
@@ -86,7 +88,7 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 	if _, err := os.Lstat(client.JournalFile(c.Key)); err == nil {
 		return // a rotation would send that one again; it has a line of its own
 	}
-	by, err := readServiceKey(c.Key)
+	by, err := session.ServiceKey(c.Key)
 	if err != nil {
 		return // the key file's own line says so
 	}
@@ -101,7 +103,7 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 		d.wrong(name, detail, fix)
 		return
 	}
-	draft := newDraft(events.Rotation, d.target)
+	draft := session.NewDraft(events.Rotation, d.target)
 	draft.Origin, draft.EndEarlier = d.info.Origin, c.Emergency
 	period := time.Duration(d.info.GracePeriod) * time.Second
 	if grace != nil {
@@ -140,7 +142,7 @@ func refusedFor(r *events.ServiceRecord, by events.PublicKey) (detail, fix strin
 	case r.NextRotationAt > r.Timestamp:
 		left := time.Duration(r.NextRotationAt-r.Timestamp) * time.Second
 		return "the registry would refuse it (rate_limited): the service has used up its rotations for this minute",
-			fmt.Sprintf("try again in %s, at %s", left, date(r.NextRotationAt))
+			fmt.Sprintf("try again in %s, at %s", left, printable.Date(r.NextRotationAt))
 	}
 	return "", ""
 }

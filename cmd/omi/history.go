@@ -10,11 +10,12 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 type historyCmd struct {
-	connection  `embed:""`
-	targetFlags `embed:""`
+	session.Connection  `embed:""`
+	session.TargetFlags `embed:""`
 }
 
 // Help is shown by --help.
@@ -29,12 +30,12 @@ omi pin says whether you asked for all of it.`
 
 // Run shows a service's history.
 func (c *historyCmd) Run() error {
-	t, err := c.target()
+	t, err := c.Target()
 	if err != nil {
 		return err
 	}
-	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
-		history, err := s.history(ctx, t)
+	return c.With(c.Timeout, func(ctx context.Context, s *session.Session) error {
+		history, err := s.History(ctx, t)
 		if err != nil {
 			return err
 		}
@@ -54,9 +55,9 @@ func printHistory(w io.Writer, h events.ServiceHistory) error {
 			until, key = "current", change.PublicKey.String()
 		}
 		if change.Until != nil {
-			until = date(*change.Until)
+			until = printable.Date(*change.Until)
 		}
-		printable.Fprintf(table, "%d\t%s\t%s\t%s\t%s\n", change.Sequence, change.Event, date(change.From), until, key)
+		printable.Fprintf(table, "%d\t%s\t%s\t%s\t%s\n", change.Sequence, change.Event, printable.Date(change.From), until, key)
 	}
 	if err := table.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)

@@ -14,6 +14,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 // savedKeys is the key store of a rotation to a key that was made and saved beforehand (--new-key).
@@ -44,10 +45,10 @@ func (f *savedFlags) savedKey(file string, kind events.RequestKind) (*savedKeys,
 	}
 	k := &savedKeys{file: client.KeyFile(file), next: f.NewKey}
 	var err error
-	if k.old, err = readServiceKey(file); err != nil && (kind != events.Reset || !errors.Is(err, keyfile.ErrMissing)) {
+	if k.old, err = session.ServiceKey(file); err != nil && (kind != events.Reset || !errors.Is(err, keyfile.ErrMissing)) {
 		return nil, err
 	}
-	if k.new, err = readKey("--new-key", f.NewKey, "omi keygen --out FILE makes one; save it before you change to it"); err != nil {
+	if k.new, err = session.ReadKey("--new-key", f.NewKey, "omi keygen --out FILE makes one; save it before you change to it"); err != nil {
 		return nil, err
 	}
 	place := (*keyfile.PlaceError)(nil)
@@ -141,16 +142,16 @@ func (k *savedKeys) sameKey() bool {
 
 // already ends a command that was run again after it had replaced the old key's file, so that both
 // files hold the new key.
-func (c *keyChange) already(ctx context.Context, s *session) error {
+func (c *keyChange) already(ctx context.Context, s *session.Session) error {
 	asking, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	r, err := s.record(asking, c.target)
+	r, err := s.Record(asking, c.target)
 	if err != nil {
 		return err
 	}
 	if r.Current.PublicKey != c.saved.new.Public() {
 		return process.Usagef("--new-key: %s holds the same key as --key, which is not the service's current key: "+
-			"omi doctor %s --key %s says whose it is", c.saved.next, flagsOf(c.target), c.Key)
+			"omi doctor %s --key %s says whose it is", c.saved.next, session.FlagsOf(c.target), c.Key)
 	}
 	if c.kind == events.Reset {
 		if err := c.alreadyReset(asking, s); err != nil {
@@ -174,8 +175,8 @@ func (c *keyChange) savesKey() bool { return c.saved != nil || c.beforeSend != "
 
 // alreadyReset ends a reset that was run again after it had been committed: the saved key is the
 // current one, and a reset made it so.
-func (c *keyChange) alreadyReset(ctx context.Context, s *session) error {
-	history, err := s.history(ctx, c.target)
+func (c *keyChange) alreadyReset(ctx context.Context, s *session.Session) error {
+	history, err := s.History(ctx, c.target)
 	if err != nil {
 		return err
 	}

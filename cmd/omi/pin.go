@@ -11,6 +11,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 type pinCmd struct {
@@ -34,9 +35,9 @@ omi bind, rotate, reset and revoke update a pin, if they use the same file of pi
 }
 
 type pinAddCmd struct {
-	connection  `embed:""`
-	targetFlags `embed:""`
-	pinsFlag    `embed:""`
+	session.Connection  `embed:""`
+	session.TargetFlags `embed:""`
+	pinsFlag            `embed:""`
 }
 
 // Help is shown by --help.
@@ -49,7 +50,7 @@ broker is believed the first time, and the pin remembers its key.
 
 // Run pins a service as it is now.
 func (c *pinAddCmd) Run() error {
-	t, err := c.target()
+	t, err := c.Target()
 	if err != nil {
 		return err
 	}
@@ -61,7 +62,7 @@ func (c *pinAddCmd) Run() error {
 	if i := indexOf(pins, t); i >= 0 {
 		was = &pins[i]
 	}
-	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
+	return c.With(c.Timeout, func(ctx context.Context, s *session.Session) error {
 		now, err := c.look(ctx, s, t, was)
 		if err != nil {
 			return err
@@ -82,15 +83,15 @@ func (c *pinAddCmd) Run() error {
 
 // look returns what a pin remembers. If the service is pinned already, the registry is not believed
 // on first sight once more: without --trust, it is that of the pin.
-func (c *pinAddCmd) look(ctx context.Context, s *session, t events.Target, was *pin) (pin, error) {
-	pinned := was != nil && !c.trusts()
+func (c *pinAddCmd) look(ctx context.Context, s *session.Session, t events.Target, was *pin) (pin, error) {
+	pinned := was != nil && !c.Trusts()
 	if pinned {
 		var err error
-		if s, err = s.asPinned(was); err != nil {
+		if s, err = asPinned(s, was); err != nil {
 			return pin{}, err
 		}
 	}
-	record, err := s.record(ctx, t)
+	record, err := s.Record(ctx, t)
 	if pinned && errors.As(err, new(*events.Refusal)) {
 		return pin{}, process.Refused(fmt.Errorf("%w: it is not the registry of the pin; if its operator confirms a new key, "+
 			"give it with --trust", err))
@@ -99,18 +100,18 @@ func (c *pinAddCmd) look(ctx context.Context, s *session, t events.Target, was *
 		return pin{}, err
 	}
 	return pin{
-		AppID: t.App, ServiceID: t.Service, Origin: s.trust.Origin(), RegistryPublicKeys: s.trust.PublicKeys(),
+		AppID: t.App, ServiceID: t.Service, Origin: s.Trust.Origin(), RegistryPublicKeys: s.Trust.PublicKeys(),
 		Sequence: record.Sequence, PublicKey: record.Current.PublicKey, PinnedAt: time.Now().Unix(),
 	}, nil
 }
 
 // asPinned returns a session that trusts only the registry of a pin.
-func (s *session) asPinned(p *pin) (*session, error) {
+func asPinned(s *session.Session, p *pin) (*session.Session, error) {
 	trust, err := events.NewTrust(p.Origin, p.RegistryPublicKeys...)
 	if err != nil {
 		return nil, process.Usagef("--pins: the pin of %s: %w", p.target(), err)
 	}
-	return &session{nc: s.nc, js: s.js, trust: trust}, nil
+	return &session.Session{Conn: s.Conn, JetStream: s.JetStream, Trust: trust}, nil
 }
 
 func (c *pinAddCmd) print(was *pin, now pin) error {
@@ -158,7 +159,7 @@ func (c *pinListCmd) Run() error {
 		if !p.PublicKey.IsZero() {
 			key = p.PublicKey.String()
 		}
-		printable.Fprintf(table, "%s\t%d\t%s\t%s\t%s\n", p.target(), p.Sequence, key, p.Origin, date(p.PinnedAt))
+		printable.Fprintf(table, "%s\t%d\t%s\t%s\t%s\n", p.target(), p.Sequence, key, p.Origin, printable.Date(p.PinnedAt))
 	}
 	if err := table.Flush(); err != nil {
 		return fmt.Errorf("print: %w", err)
@@ -167,9 +168,9 @@ func (c *pinListCmd) Run() error {
 }
 
 type pinRemoveCmd struct {
-	targetFlags `embed:""`
-	pinsFlag    `embed:""`
-	JSON        bool `help:"Print one JSON object: the removed pin."`
+	session.TargetFlags `embed:""`
+	pinsFlag            `embed:""`
+	JSON                bool `help:"Print one JSON object: the removed pin."`
 }
 
 // Help is shown by --help.
@@ -184,7 +185,7 @@ var errNotPinned = errors.New("is not pinned")
 
 // Run removes a pin.
 func (c *pinRemoveCmd) Run() error {
-	t, err := c.target()
+	t, err := c.Target()
 	if err != nil {
 		return err
 	}

@@ -13,13 +13,14 @@ import (
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 type pinCheckCmd struct {
-	connection     `embed:""`
-	optionalTarget `embed:""`
-	pinsFlag       `embed:""`
-	Key            []string `env:"OMI_KEY" sep:"none" placeholder:"FILE" help:"A key that you hold: changes that led to it are yours. Repeatable."`
+	session.Connection     `embed:""`
+	session.OptionalTarget `embed:""`
+	pinsFlag               `embed:""`
+	Key                    []string `env:"OMI_KEY" sep:"none" placeholder:"FILE" help:"A key that you hold: changes that led to it are yours. Repeatable."`
 }
 
 // Help is shown by --help.
@@ -43,11 +44,11 @@ func (c *pinCheckCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
+	return c.With(c.Timeout, func(ctx context.Context, s *session.Session) error {
 		var findings []finding
 		var unchecked error
 		for _, p := range pins {
-			f, err := s.checkPin(ctx, p, mine)
+			f, err := checkPin(ctx, s, p, mine)
 			if err != nil {
 				f.State, f.Detail = pinUnchecked, process.Plain(err).Error()
 				unchecked = cmp.Or(unchecked, fmt.Errorf("check %s: %w", p.target(), err))
@@ -73,7 +74,7 @@ func (c *pinCheckCmd) Run() error {
 
 // pins returns the pins to check.
 func (c *pinCheckCmd) pins() (pinFile, []pin, error) {
-	t, named, err := c.target()
+	t, named, err := c.Target()
 	if err != nil {
 		return pinFile{}, nil, err
 	}
@@ -134,7 +135,7 @@ func (c *pinCheckCmd) print(findings []finding) error {
 			if !e.PublicKey.IsZero() {
 				key = e.PublicKey.String()
 			}
-			printable.Fprintf(&text, "  sequence %d  %s  %s  %s\n", e.Sequence, e.Event, date(e.Timestamp), key)
+			printable.Fprintf(&text, "  sequence %d  %s  %s  %s\n", e.Sequence, e.Event, printable.Date(e.Timestamp), key)
 		}
 		for _, line := range f.Fix {
 			printable.Fprintf(&text, "  %s\n", line)

@@ -8,6 +8,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/registryclient"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 // pinState says what happened to a pinned service.
@@ -53,13 +54,13 @@ func (f finding) ok() bool              { return f.State == pinUnchanged || f.St
 func (f finding) alarms() bool          { return !f.ok() && f.State != pinUnchecked }
 
 // checkPin asks the registry of a pin what happened since.
-func (s *session) checkPin(ctx context.Context, p pin, mine []events.PublicKey) (finding, error) {
+func checkPin(ctx context.Context, s *session.Session, p pin, mine []events.PublicKey) (finding, error) {
 	none := finding{AppID: p.AppID, ServiceID: p.ServiceID, PinnedSequence: p.Sequence, Changes: []change{}}
-	trusting, err := s.asPinned(&p)
+	trusting, err := asPinned(s, &p)
 	if err != nil {
 		return none, err
 	}
-	history, err := trusting.history(ctx, p.target())
+	history, err := trusting.History(ctx, p.target())
 	refusal := (*events.Refusal)(nil)
 	switch {
 	case err == nil:
@@ -73,7 +74,7 @@ func (s *session) checkPin(ctx context.Context, p pin, mine []events.PublicKey) 
 		none.State = pinRegistryChanged
 		none.Detail = fmt.Sprintf("the answer is not signed by the registry of the pin, %s: %s", p.Origin, refusal.Detail)
 		none.Fix = []string{
-			"Ask the registry's operator. If its key was changed: omi pin add " + flagsOf(p.target()) + " --trust NEWKEY",
+			"Ask the registry's operator. If its key was changed: omi pin add " + session.FlagsOf(p.target()) + " --trust NEWKEY",
 			"If it was not, another registry answers here: is --nats-url right?",
 		}
 		return none, nil
@@ -139,7 +140,7 @@ func unproven(changes []events.HistoryKey, mine []events.PublicKey) []events.His
 
 // fixChanges says what to do about changes that the owner is not known to have asked for.
 func fixChanges(t events.Target, unknown []events.HistoryKey, held bool) []string {
-	accept := "It was you, with another tool or on another machine: omi pin add " + flagsOf(t) + " accepts it."
+	accept := "It was you, with another tool or on another machine: omi pin add " + session.FlagsOf(t) + " accepts it."
 	switch {
 	case slices.ContainsFunc(unknown, func(e events.HistoryKey) bool { return e.Event != events.KeyRotation }):
 		return []string{accept, "It was not: someone else has the Master Key, which signs these. Tell the registry's operator at once."}
@@ -151,7 +152,7 @@ func fixChanges(t events.Target, unknown []events.HistoryKey, held bool) []strin
 	return []string{
 		accept,
 		"It was not: someone else has your key. End all keys at once, and find out how it leaked:",
-		"  omi reset " + flagsOf(t) + " --master-key FILE --key FILE",
+		"  omi reset " + session.FlagsOf(t) + " --master-key FILE --key FILE",
 	}
 }
 
@@ -160,8 +161,4 @@ func fixRegistry() []string {
 		"Ask the registry's operator, and change no key before you know. Is --nats-url right?",
 		"If its answer is right, omi pin add accepts it.",
 	}
-}
-
-func flagsOf(t events.Target) string {
-	return "--app-id " + t.App.String() + " --service-id " + t.Service.String()
 }

@@ -8,10 +8,11 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 // answer prints a receipt. A refusal is an error with its reason.
-func answer(c connection, receipt events.Receipt, done string) error {
+func answer(c session.Connection, receipt events.Receipt, done string) error {
 	refused := receipt.Event == events.RequestRejected
 	var printed error
 	if c.JSON {
@@ -40,7 +41,7 @@ func receiptText(receipt events.Receipt, done string) printable.Composed {
 		printable.Fprintf(&text, "  current key  %s\n", receipt.PublicKey)
 	}
 	if receipt.GracePeriodExpiry > receipt.Timestamp {
-		printable.Fprintf(&text, "  the old key stays valid until %s\n", date(receipt.GracePeriodExpiry))
+		printable.Fprintf(&text, "  the old key stays valid until %s\n", printable.Date(receipt.GracePeriodExpiry))
 	}
 	return printable.Composed(text.String())
 }

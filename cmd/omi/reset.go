@@ -11,13 +11,14 @@ import (
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/registryclient"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 type resetCmd struct {
-	connection     `embed:""`
-	developerFlags `embed:""`
-	storeFlags     `embed:""`
-	savedFlags     `embed:""`
+	session.Connection `embed:""`
+	developerFlags     `embed:""`
+	storeFlags         `embed:""`
+	savedFlags         `embed:""`
 }
 
 // Help is shown by --help.
@@ -55,9 +56,9 @@ func (c *resetCmd) Run() error {
 		return err
 	}
 	return changeKey(&keyChange{
-		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Reset, atOnce: true,
+		Connection: c.Connection, storeFlags: c.storeFlags, target: t, kind: events.Reset, atOnce: true,
 		saved: saved, beforeSend: c.BeforeSend,
-		fits: func(ctx context.Context, s *session) error {
+		fits: func(ctx context.Context, s *session.Session) error {
 			if old.IsZero() {
 				return nil
 			}
@@ -86,10 +87,10 @@ func (c *resetCmd) replaced(master events.SigningKey) (old events.PublicKey, err
 }
 
 // owned refuses to replace the key of another service, of the registry or of a developer.
-func (c *resetCmd) owned(ctx context.Context, s *session, t events.Target, old events.PublicKey) error {
+func (c *resetCmd) owned(ctx context.Context, s *session.Session, t events.Target, old events.PublicKey) error {
 	asking, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	history, err := s.history(asking, t)
+	history, err := s.History(asking, t)
 	if errors.Is(err, registryclient.ErrUnknownService) {
 		return err
 	}

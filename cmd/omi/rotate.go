@@ -16,6 +16,7 @@ import (
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 // The values of --wait.
@@ -37,14 +38,14 @@ type savedFlags struct {
 }
 
 type rotateCmd struct {
-	connection  `embed:""`
-	targetFlags `embed:""`
-	storeFlags  `embed:""`
-	savedFlags  `embed:""`
-	GracePeriod *time.Duration `xor:"grace" placeholder:"300s" help:"How long the old key stays valid, at most the registry's own period."`
-	Emergency   bool           `xor:"grace" help:"The key may be stolen: end it and every earlier key at once."`
-	JWKS        bool           `name:"jwks" help:"With --wait propagated: wait until no cache has an older JWK Set."`
-	DryRun      bool           `help:"Check everything; send nothing and write nothing."`
+	session.Connection  `embed:""`
+	session.TargetFlags `embed:""`
+	storeFlags          `embed:""`
+	savedFlags          `embed:""`
+	GracePeriod         *time.Duration `xor:"grace" placeholder:"300s" help:"How long the old key stays valid, at most the registry's own period."`
+	Emergency           bool           `xor:"grace" help:"The key may be stolen: end it and every earlier key at once."`
+	JWKS                bool           `name:"jwks" help:"With --wait propagated: wait until no cache has an older JWK Set."`
+	DryRun              bool           `help:"Check everything; send nothing and write nothing."`
 }
 
 // Help is shown by --help.
@@ -83,7 +84,7 @@ and the exit code is 1. The next run gives it the same key.`
 
 // Run rotates a service's key.
 func (c *rotateCmd) Run() error {
-	t, err := c.target()
+	t, err := c.Target()
 	if err != nil {
 		return err
 	}
@@ -105,7 +106,7 @@ func (c *rotateCmd) Run() error {
 		return err
 	}
 	change := &keyChange{
-		connection: c.connection, storeFlags: c.storeFlags, target: t, kind: events.Rotation, grace: grace, atOnce: isZero(grace), jwks: c.JWKS,
+		Connection: c.Connection, storeFlags: c.storeFlags, target: t, kind: events.Rotation, grace: grace, atOnce: isZero(grace), jwks: c.JWKS,
 		saved: saved, beforeSend: c.BeforeSend,
 		done: "rotated", ended: "the old key has ended",
 		ask: func(ctx context.Context, k *client.Client) (events.Receipt, error) {
@@ -140,7 +141,7 @@ func (f *storeFlags) readable() error {
 	if _, err := os.Lstat(client.JournalFile(f.Key)); err == nil {
 		return nil // a change that continues may have made the key
 	}
-	_, err := readServiceKey(f.Key)
+	_, err := session.ServiceKey(f.Key)
 	return err
 }
 
@@ -155,7 +156,7 @@ func (f *storeFlags) replaceable() error {
 
 // keyChange is one command's change of a service's key.
 type keyChange struct {
-	connection
+	session.Connection
 	storeFlags
 	target events.Target
 	kind   events.RequestKind
@@ -166,7 +167,7 @@ type keyChange struct {
 	jwks      bool       // wait for caches of the JWK Set
 	saved     *savedKeys // of --new-key; nil: make a new key
 	// Returns why the key store may not be used; nil: the registry decides.
-	fits func(context.Context, *session) error
+	fits func(context.Context, *session.Session) error
 	done string // what happened to the service
 	// Which keys have ended, if the old key ends at once.
 	ended string
@@ -187,7 +188,7 @@ func changeKey(c *keyChange) error {
 	// The reader of the output may leave; that must not end a change halfway. The command of
 	// --before-send doesn't inherit this.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	return c.withSession(0, func(ctx context.Context, s *session) error {
+	return c.With(0, func(ctx context.Context, s *session.Session) error {
 		store, err := c.store()
 		if err != nil {
 			return process.Usagef("--key: %w", err)
@@ -197,7 +198,7 @@ func changeKey(c *keyChange) error {
 				return err
 			}
 		}
-		if err := pinnedHere(c.target, s.trust.Origin()); err != nil {
+		if err := pinnedHere(c.target, s.Trust.Origin()); err != nil {
 			return err
 		}
 		if c.saved.sameKey() {
@@ -213,7 +214,7 @@ func changeKey(c *keyChange) error {
 		}
 		c.began, c.applied = time.Now(), map[string]float64{}
 		k, err := client.Open(ctx, client.Config{
-			Target: c.target, Store: store, Conn: s.nc, Trust: s.trust, Notify: c.tell,
+			Target: c.target, Store: store, Conn: s.Conn, Trust: s.Trust, Notify: c.tell,
 			KeyMayBeMissing: c.kind == events.Reset, JWKS: c.jwks, Exclusive: true,
 		})
 		if err != nil {
@@ -226,7 +227,7 @@ func changeKey(c *keyChange) error {
 		}
 		advancePin(c.target, receipt)
 		if c.jwks && !c.atOnce && !c.JSON {
-			say("  the old key signs until no cache has an older JWK Set: %s and a little more\n", s.keptJWKS())
+			say("  the old key signs until no cache has an older JWK Set: %s and a little more\n", s.KeptJWKS())
 		}
 		if err := c.settle(ctx, k); err != nil {
 			return err
@@ -257,7 +258,7 @@ func (c *keyChange) settle(ctx context.Context, k *client.Client) error {
 }
 
 // change returns the receipt of what was asked for, which may be the change that was under way.
-func (c *keyChange) change(ctx context.Context, s *session, k *client.Client) (events.Receipt, error) {
+func (c *keyChange) change(ctx context.Context, s *session.Session, k *client.Client) (events.Receipt, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	kind, receipt, err := k.Resume(ctx)
@@ -336,9 +337,9 @@ func say(format string, args ...any) { _ = process.Print(format, args...) }
 // failed gives a client's error its exit code.
 func (c *keyChange) failed(receipt events.Receipt, err error) error {
 	if errors.As(err, new(*client.RefusedError)) {
-		err = answer(c.connection, receipt, "")
+		err = answer(c.Connection, receipt, "")
 		if by := receipt.Reason; c.kind == events.Rotation && (by == events.InvalidSignature || by == events.SupersededKey) {
-			err = fmt.Errorf("%w Whose is it? omi doctor %s --key %s", err, flagsOf(c.target), c.Key)
+			err = fmt.Errorf("%w Whose is it? omi doctor %s --key %s", err, session.FlagsOf(c.target), c.Key)
 		}
 		return err
 	}
@@ -351,7 +352,7 @@ func (c *keyChange) failed(receipt events.Receipt, err error) error {
 	}
 	for _, away := range []error{client.ErrNotStored, client.ErrNoAnswer, client.ErrNotBegun, context.Canceled, context.DeadlineExceeded} {
 		if errors.Is(err, away) {
-			return unanswered(err)
+			return session.Unanswered(err)
 		}
 	}
 	return process.Usagef("--key: nothing was sent: %w", err)

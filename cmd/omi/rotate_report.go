@@ -10,6 +10,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 // propagatedJSON is a receipt with the times until the change was applied.
@@ -22,7 +23,7 @@ type propagatedJSON struct {
 }
 
 // report prints the receipt and, if the command waited, which durables have not applied the change.
-func (c *keyChange) report(ctx context.Context, s *session, receipt events.Receipt) error {
+func (c *keyChange) report(ctx context.Context, s *session.Session, receipt events.Receipt) error {
 	done := fmt.Sprintf("%s is %s; its new key is in %s", c.target, c.done, c.place())
 	var late []string
 	var err error
@@ -42,7 +43,7 @@ func (c *keyChange) report(ctx context.Context, s *session, receipt events.Recei
 		ended := ""
 		if c.atOnce {
 			ended = fmt.Sprintf("  %s\n%s  verifiers with an older JWK Set may accept an ended key for %s, as long as they may keep a set\n",
-				c.ended, stillAccepted(grace), s.keptJWKS())
+				c.ended, stillAccepted(grace), s.KeptJWKS())
 		}
 		err = errors.Join(err, unsaid(done, process.Print("%s%s", receiptText(receipt, done), printable.Composed(ended+c.note()))))
 	}
@@ -54,10 +55,10 @@ func (c *keyChange) report(ctx context.Context, s *session, receipt events.Recei
 }
 
 // late returns the durables that have not applied the change.
-func (c *keyChange) late(ctx context.Context, s *session, sequence int64) (late []string, err error) {
+func (c *keyChange) late(ctx context.Context, s *session.Session, sequence int64) (late []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	record, err := s.record(ctx, c.target)
+	record, err := s.Record(ctx, c.target)
 	if err != nil {
 		return nil, fmt.Errorf("the new key signs now, but it is not known which durables have applied it: %w", err)
 	}

@@ -13,29 +13,8 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 )
-
-// optionalTarget may name a service.
-type optionalTarget struct {
-	AppID     string `name:"app-id" env:"OMI_APP_ID" placeholder:"ID" help:"The app, for example org.example.dev."`
-	ServiceID string `name:"service-id" env:"OMI_SERVICE_ID" placeholder:"ID" help:"The service, for example cms."`
-}
-
-// target returns the service that the flags name. A variable alone, which may be set for other
-// commands, names none.
-func (f optionalTarget) target() (t events.Target, given bool, err error) {
-	if (f.AppID == "") != (f.ServiceID == "") {
-		if f.AppID == os.Getenv("OMI_APP_ID") && f.ServiceID == os.Getenv("OMI_SERVICE_ID") {
-			return t, false, nil
-		}
-		return t, false, process.Usagef("--app-id and --service-id go together: they name one service")
-	}
-	if f.AppID == "" {
-		return t, false, nil
-	}
-	t, err = targetFlags(f).target()
-	return t, true, err
-}
 
 // messageFlag says where the bytes of a message are read. They are never an argument, because every
 // user of the machine can see arguments, and a shell changes them.
@@ -62,10 +41,10 @@ func (f messageFlag) read() ([]byte, error) {
 }
 
 type signCmd struct {
-	optionalTarget `embed:""`
-	messageFlag    `embed:""`
-	Key            string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The key that signs, or the folder of its key store."`
-	JSON           bool   `help:"Print the question for Auth, as omi verify --query takes it."`
+	session.OptionalTarget `embed:""`
+	messageFlag            `embed:""`
+	Key                    string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The key that signs, or the folder of its key store."`
+	JSON                   bool   `help:"Print the question for Auth, as omi verify --query takes it."`
 }
 
 // Help is shown by --help.
@@ -88,18 +67,18 @@ or send a message in its name.
 
 // Run signs a message.
 func (c *signCmd) Run() error {
-	t, given, err := c.target()
+	t, given, err := c.Target()
 	if err != nil {
 		return err
 	}
 	if c.JSON && !given {
 		return process.Usagef("--json prints a question about a service: name it with --app-id and --service-id")
 	}
-	key, err := readServiceKey(c.Key)
+	key, err := session.ServiceKey(c.Key)
 	if err != nil {
 		return err
 	}
-	remark(keyfile.OpenFolders(client.KeyFile(c.Key)))
+	session.Remark(keyfile.OpenFolders(client.KeyFile(c.Key)))
 	message, err := c.read()
 	if err != nil {
 		return err

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"maps"
 	"os"
@@ -14,12 +13,13 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 type statusCmd struct {
-	connection  `embed:""`
-	targetFlags `embed:""`
-	Watch       bool `help:"Keep showing it until Ctrl-C."`
+	session.Connection  `embed:""`
+	session.TargetFlags `embed:""`
+	Watch               bool `help:"Keep showing it until Ctrl-C."`
 }
 
 // Help is shown by --help.
@@ -36,17 +36,17 @@ new key is safe to use. --watch updates the text on a terminal; elsewhere it pri
 
 // Run shows a service's record.
 func (c *statusCmd) Run() error {
-	t, err := c.target()
+	t, err := c.Target()
 	if err != nil {
 		return err
 	}
 	if c.Watch {
-		return c.withSession(0, func(ctx context.Context, s *session) error {
+		return c.With(0, func(ctx context.Context, s *session.Session) error {
 			return c.watch(ctx, s, t, &statusView{w: os.Stdout, terminal: drawable(), json: c.JSON})
 		})
 	}
-	return c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
-		record, err := s.record(ctx, t)
+	return c.With(c.Timeout, func(ctx context.Context, s *session.Session) error {
+		record, err := s.Record(ctx, t)
 		if err != nil {
 			return err
 		}
@@ -62,14 +62,14 @@ func drawable() bool { return isatty.IsTerminal(os.Stdout.Fd()) && os.Getenv("TE
 
 func recordText(r events.ServiceRecord) printable.Composed {
 	var w strings.Builder
-	printable.Fprintf(&w, "%s.%s: %s, sequence %d, bound since %s\n", r.AppID, r.ServiceID, r.Status, r.Sequence, date(r.BoundAt))
+	printable.Fprintf(&w, "%s.%s: %s, sequence %d, bound since %s\n", r.AppID, r.ServiceID, r.Status, r.Sequence, printable.Date(r.BoundAt))
 	if !r.Current.PublicKey.IsZero() {
-		printable.Fprintf(&w, "  current    %s  since %s\n", r.Current.PublicKey, date(r.Current.Since))
+		printable.Fprintf(&w, "  current    %s  since %s\n", r.Current.PublicKey, printable.Date(r.Current.Since))
 	}
 	for _, key := range r.Grace {
 		// The registry's clock counts, because it ends keys.
 		left := time.Duration(key.Expires-r.Timestamp) * time.Second
-		printable.Fprintf(&w, "  in grace   %s  %s left, until %s\n", key.PublicKey, left, date(key.Expires))
+		printable.Fprintf(&w, "  in grace   %s  %s left, until %s\n", key.PublicKey, left, printable.Date(key.Expires))
 	}
 	width := len("in grace  ")
 	for durable := range r.Propagation {
@@ -78,7 +78,7 @@ func recordText(r events.ServiceRecord) printable.Composed {
 	heard(&w, width, r.Propagation, "")
 	heard(&w, width, r.OtherDurables, "; changes don't wait for it")
 	if r.NextRotationAt > r.Timestamp {
-		printable.Fprintf(&w, "  rotation   refused (rate_limited) until %s: its rotations for this minute are used up\n", date(r.NextRotationAt))
+		printable.Fprintf(&w, "  rotation   refused (rate_limited) until %s: its rotations for this minute are used up\n", printable.Date(r.NextRotationAt))
 	}
 	for _, line := range [][2]string{{"type", r.ServiceType}, {"endpoint", r.EndpointURL}} {
 		if line[1] != "" {
@@ -97,13 +97,4 @@ func heard(w *strings.Builder, width int, durables map[string]bool, note string)
 		}
 		printable.Fprintf(w, "  %-*s %s%s\n", width, durable, has, note)
 	}
-}
-
-// today is the largest distance of a time that is shown without its date.
-const today = 12 * time.Hour
-
-// date is a time for people, without its day if it is near.
-func date(seconds int64) string {
-	at := time.Unix(seconds, 0)
-	return at.Format(cmp.Or(map[bool]string{true: time.TimeOnly}[time.Since(at).Abs() < today], time.DateTime))
 }

@@ -18,6 +18,7 @@ import (
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/registryclient"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 const (
@@ -30,11 +31,11 @@ const (
 
 // watch shows a service's record until a signal comes. The broker or the registry may go away and
 // come back meanwhile.
-func (c *statusCmd) watch(ctx context.Context, s *session, t events.Target, view *statusView) error {
+func (c *statusCmd) watch(ctx context.Context, s *session.Session, t events.Target, view *statusView) error {
 	// An event is a reason to ask at once, even a forged one: the command shows only the registry's
 	// signed answer.
 	news := make(chan struct{}, 1)
-	subscription, err := s.nc.Subscribe(events.InvalidationSubject+t.String(), func(*nats.Msg) {
+	subscription, err := s.Conn.Subscribe(events.InvalidationSubject+t.String(), func(*nats.Msg) {
 		select {
 		case news <- struct{}{}:
 		default:
@@ -48,14 +49,14 @@ func (c *statusCmd) watch(ctx context.Context, s *session, t events.Target, view
 	defer tick.Stop()
 	for {
 		asking, cancel := context.WithTimeout(ctx, min(c.Timeout, watchPatience))
-		record, err := s.record(asking, t)
+		record, err := s.Record(asking, t)
 		cancel()
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
 			err = view.show(record)
-		case view.shown != nil && !s.nc.IsClosed() && passing(err):
+		case view.shown != nil && !s.Conn.IsClosed() && passing(err):
 			view.miss(err)
 			err = nil
 		}

@@ -11,18 +11,20 @@ import (
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/registryclient"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 type verifyCmd struct {
-	connection     `embed:""`
-	optionalTarget `embed:""`
-	messageFlag    `embed:""`
-	Signature      signatureFlag `placeholder:"SIG" help:"The signature, as omi sign prints it."`
-	Query          string        `placeholder:"FILE" help:"What omi sign --json printed; - is the standard input."`
-	Registry       bool          `help:"Ask the registry instead of Auth, and check the signature here."`
-	PublicKey      string        `placeholder:"ed25519:…" help:"Check against this key alone, without a broker."`
+	session.Connection     `embed:""`
+	session.OptionalTarget `embed:""`
+	messageFlag            `embed:""`
+	Signature              signatureFlag `placeholder:"SIG" help:"The signature, as omi sign prints it."`
+	Query                  string        `placeholder:"FILE" help:"What omi sign --json printed; - is the standard input."`
+	Registry               bool          `help:"Ask the registry instead of Auth, and check the signature here."`
+	PublicKey              string        `placeholder:"ed25519:…" help:"Check against this key alone, without a broker."`
 }
 
 // Help is shown by --help.
@@ -78,8 +80,8 @@ func (c *verifyCmd) Run() error {
 			v = verdict{Result: events.Accepted, PublicKey: key, By: byPublicKey}
 		}
 	case c.Registry:
-		err = c.withSession(c.Timeout, func(ctx context.Context, s *session) error {
-			v, err = s.judge(ctx, q)
+		err = c.With(c.Timeout, func(ctx context.Context, s *session.Session) error {
+			v, err = judge(ctx, s, q)
 			return err
 		})
 	default:
@@ -104,7 +106,7 @@ func (c *verifyCmd) question() (key events.PublicKey, q events.VerifyQuery, err 
 			return key, q, process.Usagef("--public-key: %w", err)
 		}
 	}
-	target, named, err := c.target()
+	target, named, err := c.Target()
 	if err != nil {
 		return key, q, err
 	}
@@ -150,18 +152,18 @@ func (c *verifyCmd) askAuth(q events.VerifyQuery) (v verdict, err error) {
 	if err := newQuery(q).fits(); err != nil {
 		return v, err
 	}
-	err = c.withBroker(func(ctx context.Context, s *session) error {
-		a, err := client.AuthVerifier{Conn: s.nc, Timeout: c.Timeout}.Verify(ctx, q)
+	err = c.WithBroker(func(ctx context.Context, s *session.Session) error {
+		a, err := client.AuthVerifier{Conn: s.Conn, Timeout: c.Timeout}.Verify(ctx, q)
 		v = verdict{a.Result, a.Reason, a.Key, a.PublicKey, a.Expires, a.Sequence, a.AsOf, byAuth}
-		switch last := s.nc.LastError(); {
-		case err != nil && denied(last):
-			return process.Usage(fmt.Errorf("this account may not ask Auth (%s): omi verify --registry needs no Auth", denial(last)))
+		switch last := s.Conn.LastError(); {
+		case err != nil && session.Denied(last):
+			return process.Usage(fmt.Errorf("this account may not ask Auth (%s): omi verify --registry needs no Auth", session.Denial(last)))
 		case errors.Is(err, client.ErrNoAuth):
 			return process.Unreachable(fmt.Errorf("%w omi verify --registry needs no Auth", client.ErrNoAuth))
 		case errors.Is(err, client.ErrStale), errors.Is(err, client.ErrNotReady):
 			return process.Unreachable(err)
 		case err != nil:
-			return coded(err)
+			return session.Coded(err)
 		}
 		return nil
 	})
@@ -170,8 +172,8 @@ func (c *verifyCmd) askAuth(q events.VerifyQuery) (v verdict, err error) {
 
 // judge answers §8.2's question from what the registry signs. Its record names every key that is
 // accepted. Keys that have ended, and so the reason of a refusal, are in the history.
-func (s *session) judge(ctx context.Context, q events.VerifyQuery) (verdict, error) {
-	record, err := s.record(ctx, q.Target)
+func judge(ctx context.Context, s *session.Session, q events.VerifyQuery) (verdict, error) {
+	record, err := s.Record(ctx, q.Target)
 	if errors.Is(err, registryclient.ErrUnknownService) {
 		return verdict{Result: events.Refused, Reason: string(events.UnknownService), By: byRegistry}, nil
 	}
@@ -194,7 +196,7 @@ func (s *session) judge(ctx context.Context, q events.VerifyQuery) (verdict, err
 		v.Reason = events.RevokedService
 		return v, nil
 	}
-	history, err := s.history(ctx, q.Target)
+	history, err := s.History(ctx, q.Target)
 	if err != nil {
 		return v, err
 	}
@@ -215,7 +217,7 @@ func (c *verifyCmd) print(v verdict) error {
 	}
 	asOf := ""
 	if v.AsOf != 0 {
-		asOf = fmt.Sprintf(" (as of %s, by %s)", date(v.AsOf), map[string]string{byAuth: "Auth", byRegistry: "the registry"}[v.By])
+		asOf = fmt.Sprintf(" (as of %s, by %s)", printable.Date(v.AsOf), map[string]string{byAuth: "Auth", byRegistry: "the registry"}[v.By])
 	}
 	switch {
 	case v.By == byPublicKey && v.Result != events.Accepted:
@@ -226,7 +228,7 @@ func (c *verifyCmd) print(v verdict) error {
 	case v.By == byPublicKey:
 		return process.Print("accepted: %s made this signature\n", v.PublicKey)
 	case v.Key == events.KeyGrace:
-		return process.Print("accepted: by a key in grace, until %s%s\n  %s\n", date(v.Expires), asOf, v.PublicKey)
+		return process.Print("accepted: by a key in grace, until %s%s\n  %s\n", printable.Date(v.Expires), asOf, v.PublicKey)
 	default:
 		return process.Print("accepted: by the current key%s\n  %s\n", asOf, v.PublicKey)
 	}

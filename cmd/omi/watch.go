@@ -11,15 +11,17 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 	"omiappreg.org/keyrotation/streams"
 )
 
 type watchCmd struct {
-	connection `embed:""`
-	AppID      string `name:"app-id" env:"OMI_APP_ID" placeholder:"ID" help:"Only this app's services (all apps)."`
-	ServiceID  string `name:"service-id" env:"OMI_SERVICE_ID" placeholder:"ID" help:"Only this service."`
-	All        bool   `help:"Begin with the messages that the streams hold."`
+	session.Connection `embed:""`
+	AppID              string `name:"app-id" env:"OMI_APP_ID" placeholder:"ID" help:"Only this app's services (all apps)."`
+	ServiceID          string `name:"service-id" env:"OMI_SERVICE_ID" placeholder:"ID" help:"Only this service."`
+	All                bool   `help:"Begin with the messages that the streams hold."`
 }
 
 // Help is shown by --help.
@@ -43,12 +45,12 @@ func (c *watchCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	return c.withSession(0, func(ctx context.Context, s *session) error {
+	return c.With(0, func(ctx context.Context, s *session.Session) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		s.nc.SetDisconnectErrHandler(func(*nats.Conn, error) { tell("the broker is gone, waiting for it") })
-		s.nc.SetReconnectHandler(func(*nats.Conn) { tell("the broker is back") })
-		defer s.nc.SetDisconnectErrHandler(nil) // after this, the command disconnects on purpose
+		s.Conn.SetDisconnectErrHandler(func(*nats.Conn, error) { tell("the broker is gone, waiting for it") })
+		s.Conn.SetReconnectHandler(func(*nats.Conn) { tell("the broker is back") })
+		defer s.Conn.SetDisconnectErrHandler(nil) // after this, the command disconnects on purpose
 		lines, ended := make(chan line), make(chan error, 3)
 		for stream, subject := range map[string]string{
 			streams.Invalidations: events.InvalidationSubject, streams.Receipts: events.ReceiptSubject,
@@ -83,7 +85,7 @@ func (c *watchCmd) filter() (string, error) {
 	if c.ServiceID == "" {
 		return app.String() + ".>", nil
 	}
-	t, err := targetFlags{c.AppID, c.ServiceID}.target()
+	t, err := session.TargetFlags{AppID: c.AppID, ServiceID: c.ServiceID}.Target()
 	return t.String(), err
 }
 
@@ -96,12 +98,12 @@ type line struct {
 	Message any       `json:"message,omitzero"`
 }
 
-func (c *watchCmd) follow(ctx context.Context, s *session, stream, subject string, lines chan<- line) error {
+func (c *watchCmd) follow(ctx context.Context, s *session.Session, stream, subject string, lines chan<- line) error {
 	policy := jetstream.DeliverNewPolicy
 	if c.All {
 		policy = jetstream.DeliverAllPolicy
 	}
-	consumer, err := s.js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}, DeliverPolicy: policy})
+	consumer, err := s.JetStream.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}, DeliverPolicy: policy})
 	if err != nil {
 		return process.Unreachable(fmt.Errorf("read %s: %w", stream, err))
 	}
@@ -119,7 +121,7 @@ func (c *watchCmd) follow(ctx context.Context, s *session, stream, subject strin
 			return process.Unreachable(fmt.Errorf("read %s: %w", stream, err))
 		}
 		select {
-		case lines <- s.describe(stream, msg):
+		case lines <- describe(s.Trust, stream, msg):
 		case <-ctx.Done():
 			return nil
 		}
@@ -127,8 +129,8 @@ func (c *watchCmd) follow(ctx context.Context, s *session, stream, subject strin
 }
 
 // describe says what a message means, if the registry signed it.
-func (s *session) describe(stream string, msg jetstream.Msg) line {
-	l, trust := line{At: time.Now().UTC()}, s.trust
+func describe(trust events.Trust, stream string, msg jetstream.Msg) line {
+	l := line{At: time.Now().UTC()}
 	if meta, err := msg.Metadata(); err == nil {
 		l.At = meta.Timestamp.UTC()
 		place := meta.Sequence.Stream
@@ -168,7 +170,7 @@ func eventText(e events.Invalidation) string {
 		text += ", new key " + e.NewKey.String()
 	}
 	if e.Event == events.KeyRotation {
-		text += ", old key ends " + date(e.GracePeriodExpiry)
+		text += ", old key ends " + printable.Date(e.GracePeriodExpiry)
 	}
 	return text
 }
@@ -193,7 +195,7 @@ func (c *watchCmd) print(l line) error {
 		return process.PrintJSON(l)
 	}
 	at := l.At.Local().Format("15:04:05.000")
-	if time.Since(l.At).Abs() >= today {
+	if time.Since(l.At).Abs() >= printable.Today {
 		at = l.At.Local().Format(time.DateTime)
 	}
 	return process.Print("%s  %-9s %s  %s\n", at, l.Kind, l.Target, l.What)

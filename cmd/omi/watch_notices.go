@@ -10,6 +10,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
 // noticesAtOnce is how many notices may wait. They are few, and each replica of the registry
@@ -18,13 +19,13 @@ const noticesAtOnce = 64
 
 // followNotices receives the registry's notices about apps. No stream has them: `omi-registry app
 // show` has what was said earlier, or while the broker was away.
-func (c *watchCmd) followNotices(ctx context.Context, s *session, lines chan<- line) error {
+func (c *watchCmd) followNotices(ctx context.Context, s *session.Session, lines chan<- line) error {
 	of := ">"
 	if c.AppID != "" {
 		of = c.AppID
 	}
 	heard := make(chan *nats.Msg, noticesAtOnce)
-	subscription, err := s.nc.ChanSubscribe(events.NoticeSubject+of, heard)
+	subscription, err := s.Conn.ChanSubscribe(events.NoticeSubject+of, heard)
 	if err != nil {
 		return process.Unreachable(fmt.Errorf("hear notices: %w", err))
 	}
@@ -39,7 +40,7 @@ func (c *watchCmd) followNotices(ctx context.Context, s *session, lines chan<- l
 			}
 			last = sum
 			select {
-			case lines <- s.describeNotice(m):
+			case lines <- describeNotice(s.Trust, m):
 			case <-ctx.Done():
 				return nil
 			}
@@ -49,9 +50,9 @@ func (c *watchCmd) followNotices(ctx context.Context, s *session, lines chan<- l
 	}
 }
 
-func (s *session) describeNotice(m *nats.Msg) line {
+func describeNotice(trust events.Trust, m *nats.Msg) line {
 	l := line{At: time.Now().UTC()}
-	n, err := s.trust.Notice(m.Subject, m.Data)
+	n, err := trust.Notice(m.Subject, m.Data)
 	if err != nil {
 		l.Kind, l.Target, l.What = "untrusted", m.Subject, err.Error()
 		return l
