@@ -62,6 +62,7 @@ type fence struct {
 	trust events.Trust
 	log   *slog.Logger
 	woken chan struct{}
+	short int // looks in a row that found fewer events than the database has seen
 
 	mu       sync.Mutex // not held while the database or the broker is asked
 	compared bool

@@ -65,6 +65,7 @@ type Config struct {
 	Log *slog.Logger
 
 	hangsAfter time.Duration // for a request in hand; 0: the default
+	lookEvery  time.Duration // between looks at the streams; 0: the default
 }
 
 // Upper bounds of a [Config].
@@ -130,7 +131,9 @@ func New(cfg Config) (*Registry, error) {
 	if r.fence, err = newFence(cfg, js); err != nil {
 		return nil, err
 	}
-	r.watch = newWatch(cfg, js, r.fence)
+	r.watch = newWatch(watchConfig{
+		JetStream: js, Replicas: cfg.Replicas, Limits: cfg.Streams, Trust: r.fence.trust, Expect: r.fence.expect, Log: cfg.Log, Every: cfg.lookEvery,
+	})
 	r.inHand = consume.NewInHand("requests", cfg.Store.db.Place(), stageLoad, cfg.hangsAfter, cfg.Log)
 	cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_oldest_in_hand_seconds",
@@ -299,7 +302,7 @@ func (r *Registry) ensureStreams(ctx context.Context) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		tried, cancel := context.WithTimeout(ctx, publishWithin)
 		defer cancel()
-		return struct{}{}, makeStreams(tried, r.js, r.cfg.Replicas, r.cfg.Streams, r.fence.trust)
+		return struct{}{}, r.watch.make(tried)
 	}, backoff.WithMaxElapsedTime(0), backoff.WithNotify(wait))
 	if ctx.Err() == nil {
 		return err

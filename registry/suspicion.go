@@ -1,6 +1,14 @@
 package registry
 
-import "context"
+import (
+	"context"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// shortLooks is how many looks in a row must find fewer events than were there: a new leader of a
+// cluster may say so once.
+const shortLooks = 2
 
 // suspect starts a new epoch: the database is compared again before anything is served.
 func (f *fence) suspect(why string) {
@@ -33,6 +41,30 @@ func (f *fence) elsewhere() {
 	f.doubts++
 	f.mu.Unlock()
 	f.wake()
+}
+
+// expect is called before a look at the stream of events, and what it returns with what the look
+// found: another stream, or one that has lost its last messages, has the database compared again.
+// Looks are not concurrent.
+func (f *fence) expect() (found func(*jetstream.StreamInfo)) {
+	seen := f.position()
+	return func(info *jetstream.StreamInfo) {
+		switch {
+		case seen == position{}:
+			return // it is yet to be compared
+		case seen.created != info.Created.UnixNano():
+			f.streamChanged(seen, "the stream of events was created again")
+		case info.State.LastSeq >= seen.place:
+			f.short = 0
+			return
+		default:
+			if f.short++; f.short < shortLooks {
+				return
+			}
+			f.streamChanged(seen, "the stream of events has lost its last messages")
+		}
+		f.short = 0
+	}
 }
 
 // streamChanged has the database compared again because the stream of events is not the one in

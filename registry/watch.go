@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,30 +23,21 @@ const (
 	// deletedWithin is how long a broker may take to delete the files of a stream. It says before
 	// that the stream is missing, and would delete the files of one that is made meanwhile.
 	deletedWithin = 500 * time.Millisecond
-	// shortLooks is how many looks in a row must find fewer events than were there: a new leader
-	// of a cluster may say so once.
-	shortLooks = 2
+	// answersWithin is how long the broker may take to answer the questions of a look.
+	answersWithin = 5 * time.Second
 )
 
 // watch looks every few seconds whether the streams and the durable are what the registry needs.
 // They may vanish while it runs: a broker comes back with an empty store, or someone deletes
 // them. The registry then does what it does at a start:
 //
-//	look ──▶ a stream is missing ──▶ make it, check the origin ──▶ other events: the fence compares
+//	look ──▶ a stream is missing ──▶ make it, check the origin ──▶ other events: Expect
 //	     └─▶ the durable is missing or another one ──▶ the consumer is opened again
 //
 // Several replicas may do so at once, as at a start.
 type watch struct {
-	js       jetstream.JetStream
-	replicas int
-	limits   StreamLimits
-	fence    *fence
-	log      *slog.Logger
-	every    time.Duration
-
-	looking sync.Mutex // one look at a time
-	short   int        // looks in a row that found fewer events than the database has seen
-
+	watchConfig
+	looking    sync.Mutex // one look at a time
 	deliveries consume.Deliveries
 
 	mu      sync.Mutex
@@ -53,6 +45,19 @@ type watch struct {
 	durable error // what is wrong with the durable
 	opening error // why the durable can't be opened
 	opened  opened
+}
+
+// watchConfig says what to make and to watch.
+type watchConfig struct {
+	JetStream jetstream.JetStream
+	Replicas  int // of streams that are created
+	Limits    StreamLimits
+	Trust     events.Trust // in the registry's own keys
+	// Expect is called before a look at the stream of events, and what it returns with what the
+	// look found.
+	Expect func() func(*jetstream.StreamInfo)
+	Log    *slog.Logger
+	Every  time.Duration // between looks; 0: the default
 }
 
 // opened is what the registry pulls from.
@@ -73,11 +78,9 @@ var (
 	errOpening  = errors.New("the registry has not opened its durable yet")
 )
 
-func newWatch(cfg Config, js jetstream.JetStream, f *fence) *watch {
-	return &watch{
-		js: js, replicas: cfg.Replicas, limits: cfg.Streams, fence: f, log: cfg.Log, every: watchEvery,
-		streams: ErrNotReady, opening: errOpening,
-	}
+func newWatch(cfg watchConfig) *watch {
+	cfg.Every = cmp.Or(cfg.Every, watchEvery)
+	return &watch{watchConfig: cfg, streams: ErrNotReady, opening: errOpening}
 }
 
 // streamsErr returns what is wrong with the streams, as the last look found them.
@@ -100,7 +103,7 @@ func (w *watch) consumerErr() error {
 
 // run looks until ctx ends, or until a look finds what waiting can't change.
 func (w *watch) run(ctx context.Context) error {
-	tick := time.NewTicker(w.every)
+	tick := time.NewTicker(w.Every)
 	defer tick.Stop()
 	for {
 		select {
@@ -108,7 +111,7 @@ func (w *watch) run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if !w.js.Conn().IsConnected() {
+		if !w.JetStream.Conn().IsConnected() {
 			continue // it says nothing of the streams
 		}
 		err := w.look(ctx)
@@ -124,7 +127,7 @@ func (w *watch) run(ctx context.Context) error {
 func (w *watch) look(ctx context.Context) error {
 	w.looking.Lock()
 	defer w.looking.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, publishWithin)
+	ctx, cancel := context.WithTimeout(ctx, answersWithin)
 	defer cancel()
 	missing, wrong := w.examine(ctx)
 	if len(missing) > 0 {
@@ -136,8 +139,8 @@ func (w *watch) look(ctx context.Context) error {
 	}
 	var err error
 	if len(missing) > 0 {
-		w.log.WarnContext(ctx, "streams are missing at the broker; the registry creates them again, as at a start", "streams", strings.Join(missing, " "))
-		if err = makeStreams(ctx, w.js, w.replicas, w.limits, w.fence.trust); err != nil {
+		w.Log.WarnContext(ctx, "streams are missing at the broker; the registry creates them again, as at a start", "streams", strings.Join(missing, " "))
+		if err = w.make(ctx); err != nil {
 			wrong = fmt.Errorf("create the missing streams %s: %w", strings.Join(missing, " "), err)
 			err = wrong
 		} else {
@@ -154,7 +157,7 @@ func (w *watch) look(ctx context.Context) error {
 // of what it has.
 func (w *watch) note(ctx context.Context, what *error, wrong error) {
 	// The broker is away, or the registry ends.
-	if wrong != nil && !w.js.Conn().IsConnected() || errors.Is(wrong, context.Canceled) {
+	if wrong != nil && !w.JetStream.Conn().IsConnected() || errors.Is(wrong, context.Canceled) {
 		return
 	}
 	w.mu.Lock()
@@ -163,18 +166,18 @@ func (w *watch) note(ctx context.Context, what *error, wrong error) {
 	w.mu.Unlock()
 	switch {
 	case wrong != nil && (before == nil || before.Error() != wrong.Error()):
-		w.log.WarnContext(ctx, "the broker lacks what the registry needs", "error", wrong)
+		w.Log.WarnContext(ctx, "the broker lacks what the registry needs", "error", wrong)
 	case wrong == nil && before != nil && !errors.Is(before, ErrNotReady):
-		w.log.InfoContext(ctx, "the broker has what the registry needs again", "before", before)
+		w.Log.InfoContext(ctx, "the broker has what the registry needs again", "before", before)
 	}
 }
 
-// examine looks at each stream. It tells the fence how the stream of events stands, and the
+// examine looks at each stream. It reports how the stream of events stands, and tells the
 // consumer if the stream of requests is another one.
 func (w *watch) examine(ctx context.Context) (missing []string, wrong error) {
-	seen := w.fence.position()
-	for _, want := range w.limits.streams() {
-		stream, err := w.js.Stream(ctx, want.Name)
+	found := w.Expect()
+	for _, want := range w.Limits.streams() {
+		stream, err := w.JetStream.Stream(ctx, want.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			missing = append(missing, want.Name)
 		}
@@ -190,7 +193,7 @@ func (w *watch) examine(ctx context.Context) (missing []string, wrong error) {
 		case streams.Requests:
 			w.requestsAre(info.Created)
 		case streams.Invalidations:
-			w.eventsAre(seen, info)
+			found(info)
 		}
 	}
 	return missing, wrong
@@ -212,31 +215,11 @@ func (w *watch) requestsAre(created time.Time) {
 	}
 }
 
-// eventsAre has the database compared with a stream of events that is another one, or has lost
-// its last messages. seen is the position from before the look.
-func (w *watch) eventsAre(seen position, info *jetstream.StreamInfo) {
-	switch {
-	case seen == position{}:
-		return // it is yet to be compared
-	case seen.created != info.Created.UnixNano():
-		w.fence.streamChanged(seen, "the stream of events was created again")
-	case info.State.LastSeq >= seen.place:
-		w.short = 0
-		return
-	default:
-		if w.short++; w.short < shortLooks {
-			return
-		}
-		w.fence.streamChanged(seen, "the stream of events has lost its last messages")
-	}
-	w.short = 0
-}
-
 // lookAtDurable finds a durable that is missing, another one, or paused.
 func (w *watch) lookAtDurable(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, publishWithin)
+	ctx, cancel := context.WithTimeout(ctx, answersWithin)
 	defer cancel()
-	consumer, err := w.js.Consumer(ctx, streams.Requests, streams.RegistryDurable)
+	consumer, err := w.JetStream.Consumer(ctx, streams.Requests, streams.RegistryDurable)
 	if err != nil {
 		err = fmt.Errorf("durable %s: %w", streams.RegistryDurable, err)
 	} else {
@@ -251,11 +234,11 @@ func (w *watch) lookAtDurable(ctx context.Context) {
 	if w.mayGoOn(consumer, err) {
 		return
 	}
-	w.log.WarnContext(ctx, "someone changed the limits of the durable; they are reset", "durable", streams.RegistryDurable,
+	w.Log.WarnContext(ctx, "someone changed the limits of the durable; they are reset", "durable", streams.RegistryDurable,
 		"found", fmt.Sprintf("%+v", consume.LimitsOf(consumer.CachedInfo().Config)))
-	consumer, err = requestDurable(ctx, w.js)
+	consumer, err = requestDurable(ctx, w.JetStream)
 	if err != nil {
-		w.log.WarnContext(ctx, "resetting the limits of the durable failed, trying again", "error", err)
+		w.Log.WarnContext(ctx, "resetting the limits of the durable failed, trying again", "error", err)
 		return
 	}
 	// The broker may have set limits of its own, which stay.
@@ -292,7 +275,7 @@ func (w *watch) open(ctx context.Context) (consumer jetstream.Consumer, created 
 	if err := w.look(ctx); err != nil {
 		return nil, created, nil, err
 	}
-	if consumer, created, err = requestConsumer(ctx, w.js); err != nil {
+	if consumer, created, err = requestConsumer(ctx, w.JetStream); err != nil {
 		return nil, created, nil, err
 	}
 	until, stop := context.WithCancelCause(ctx)
@@ -307,11 +290,11 @@ func (w *watch) open(ctx context.Context) (consumer jetstream.Consumer, created 
 	return consumer, created, until, nil
 }
 
-// makeStreams makes and checks the streams. An error that waiting can't change is permanent.
-func makeStreams(ctx context.Context, js jetstream.JetStream, replicas int, limits StreamLimits, trust events.Trust) error {
-	err := EnsureStreamsWithin(ctx, js, replicas, limits)
+// make makes and checks the streams. An error that waiting can't change is permanent.
+func (w *watch) make(ctx context.Context) error {
+	err := EnsureStreamsWithin(ctx, w.JetStream, w.Replicas, w.Limits)
 	if err == nil {
-		err = checkOrigin(ctx, js, trust)
+		err = checkOrigin(ctx, w.JetStream, w.Trust)
 	}
 	if errors.Is(err, ErrStreamMeaning) || errors.Is(err, ErrStreamRoom) || errors.Is(err, ErrOrigin) {
 		err = backoff.Permanent(err)

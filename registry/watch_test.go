@@ -79,12 +79,12 @@ func TestOtherEventsAreCompared(t *testing.T) {
 	w.watch.looking.Unlock()
 	testenv.Eventually(t, patience, "the new stream was compared", func() error {
 		stream, err := w.js.Stream(t.Context(), streams.Invalidations)
-		if err == nil && w.watch.fence.position().created != stream.CachedInfo().Created.UnixNano() {
+		if err == nil && w.registry.fence.position().created != stream.CachedInfo().Created.UnixNano() {
 			err = errors.New("it was not")
 		}
 		return err
 	})
-	if w.watch.fence.mayServe(d.target, 1) {
+	if w.registry.fence.mayServe(d.target, 1) {
 		t.Error("the service is not held")
 	}
 	if err := w.committed(other.rotate()); err != nil {

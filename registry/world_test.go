@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,13 +68,12 @@ func (w *world) runOn(conn *nats.Conn, rotationsPerMinute int, change bool) (sto
 	w.t.Helper()
 	r, err := New(Config{
 		Policy: Policy{Origin: testOrigin, RotationsPerMinute: rotationsPerMinute}, ChangePolicy: change, Key: w.key, Trust: w.earlier, Store: w.store,
-		Conn: conn, Log: testLog(w.t), hangsAfter: w.hangs,
+		Conn: conn, Log: testLog(w.t), hangsAfter: w.hangs, lookEvery: w.lookEvery,
 	})
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	w.registry, w.lookup, w.ready, w.watch = r, r.Lookup, r.Ready, r.watch
-	r.watch.every = cmp.Or(w.lookEvery, r.watch.every)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
