@@ -1,16 +1,8 @@
 package main
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"os"
-	"text/tabwriter"
-	"time"
-
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/printable"
-	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/pin"
 	"omiappreg.org/keyrotation/internal/session"
 )
 
@@ -37,7 +29,7 @@ omi bind, rotate, reset and revoke update a pin, if they use the same file of pi
 type pinAddCmd struct {
 	session.Connection  `embed:""`
 	session.TargetFlags `embed:""`
-	pinsFlag            `embed:""`
+	pin.Flag            `embed:""`
 }
 
 // Help is shown by --help.
@@ -54,82 +46,11 @@ func (c *pinAddCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	file, pins, err := c.load()
-	if err != nil {
-		return err
-	}
-	var was *pin
-	if i := indexOf(pins, t); i >= 0 {
-		was = &pins[i]
-	}
-	return c.With(c.Timeout, func(ctx context.Context, s *session.Session) error {
-		now, err := c.look(ctx, s, t, was)
-		if err != nil {
-			return err
-		}
-		err = file.update(func(pins []pin) ([]pin, error) {
-			if i := indexOf(pins, t); i >= 0 {
-				pins[i] = now
-				return pins, nil
-			}
-			return append(pins, now), nil
-		})
-		if err != nil {
-			return err
-		}
-		return c.print(was, now)
-	})
-}
-
-// look returns what a pin remembers. If the service is pinned already, the registry is not believed
-// on first sight once more: without --trust, it is that of the pin.
-func (c *pinAddCmd) look(ctx context.Context, s *session.Session, t events.Target, was *pin) (pin, error) {
-	pinned := was != nil && !c.Trusts()
-	if pinned {
-		var err error
-		if s, err = asPinned(s, was); err != nil {
-			return pin{}, err
-		}
-	}
-	record, err := s.Record(ctx, t)
-	if pinned && errors.As(err, new(*events.Refusal)) {
-		return pin{}, process.Refused(fmt.Errorf("%w: it is not the registry of the pin; if its operator confirms a new key, "+
-			"give it with --trust", err))
-	}
-	if err != nil {
-		return pin{}, err
-	}
-	return pin{
-		AppID: t.App, ServiceID: t.Service, Origin: s.Trust.Origin(), RegistryPublicKeys: s.Trust.PublicKeys(),
-		Sequence: record.Sequence, PublicKey: record.Current.PublicKey, PinnedAt: time.Now().Unix(),
-	}, nil
-}
-
-// asPinned returns a session that trusts only the registry of a pin.
-func asPinned(s *session.Session, p *pin) (*session.Session, error) {
-	trust, err := events.NewTrust(p.Origin, p.RegistryPublicKeys...)
-	if err != nil {
-		return nil, process.Usagef("--pins: the pin of %s: %w", p.target(), err)
-	}
-	return &session.Session{Conn: s.Conn, JetStream: s.JetStream, Trust: trust}, nil
-}
-
-func (c *pinAddCmd) print(was *pin, now pin) error {
-	if c.JSON {
-		return process.PrintJSON(now)
-	}
-	before, key := "", "It is revoked."
-	if was != nil && was.Sequence != now.Sequence {
-		before = fmt.Sprintf(", and was at %d", was.Sequence)
-	}
-	if !now.PublicKey.IsZero() {
-		key = "current key  " + now.PublicKey.String()
-	}
-	return process.Print("%s is pinned at sequence %d%s.\n  %s\n", now.target(), now.Sequence, before, key)
+	return pin.Add(c.Connection, c.Flag, t)
 }
 
 type pinListCmd struct {
-	pinsFlag `embed:""`
+	pin.Flag `embed:""`
 	JSON     bool `help:"Print one JSON array."`
 }
 
@@ -141,35 +62,11 @@ func (*pinListCmd) Help() string {
 }
 
 // Run lists the pins.
-func (c *pinListCmd) Run() error {
-	file, pins, err := c.load()
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return process.PrintJSON(append([]pin{}, pins...))
-	}
-	if len(pins) == 0 {
-		return process.Print("Nothing is pinned in %s. Begin with omi pin add.\n", file.path)
-	}
-	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "SERVICE\tSEQUENCE\tKEY\tREGISTRY\tSINCE")
-	for _, p := range pins {
-		key := "(revoked)"
-		if !p.PublicKey.IsZero() {
-			key = p.PublicKey.String()
-		}
-		printable.Fprintf(table, "%s\t%d\t%s\t%s\t%s\n", p.target(), p.Sequence, key, p.Origin, printable.Date(p.PinnedAt))
-	}
-	if err := table.Flush(); err != nil {
-		return fmt.Errorf("print: %w", err)
-	}
-	return nil
-}
+func (c *pinListCmd) Run() error { return pin.List(c.Flag, c.JSON) }
 
 type pinRemoveCmd struct {
 	session.TargetFlags `embed:""`
-	pinsFlag            `embed:""`
+	pin.Flag            `embed:""`
 	JSON                bool `help:"Print one JSON object: the removed pin."`
 }
 
@@ -181,32 +78,42 @@ add instead.
   omi pin remove --app-id org.example.dev --service-id cms`
 }
 
-var errNotPinned = errors.New("is not pinned")
-
 // Run removes a pin.
 func (c *pinRemoveCmd) Run() error {
 	t, err := c.Target()
 	if err != nil {
 		return err
 	}
-	file, err := c.file()
+	return pin.Remove(c.Flag, t, c.JSON)
+}
+
+type pinCheckCmd struct {
+	session.Connection     `embed:""`
+	session.OptionalTarget `embed:""`
+	pin.Flag               `embed:""`
+	Key                    []string `env:"OMI_KEY" sep:"none" placeholder:"FILE" help:"A key that you hold: changes that led to it are yours. Repeatable."`
+}
+
+// Help is shown by --help.
+func (*pinCheckCmd) Help() string {
+	return `Compares the registry's signed history with the pin, for all pinned services or for one.
+Exit code 0: nothing changed, or the holder of --key changed it. Exit code 1: look at what happened.
+
+  omi pin check --app-id org.example.dev --service-id cms --key cms.pem
+
+The key before signs each rotation. So if the current key is yours, all rotations since your last
+binding or Master Reset are yours, too, and the pin follows them.`
+}
+
+// Run checks pins.
+func (c *pinCheckCmd) Run() error {
+	t, named, err := c.Target()
 	if err != nil {
 		return err
 	}
-	var gone pin
-	err = file.update(func(pins []pin) ([]pin, error) {
-		i := indexOf(pins, t)
-		if i < 0 {
-			return nil, process.Refused(fmt.Errorf("%s %w in %s", t, errNotPinned, file.path))
-		}
-		gone = pins[i]
-		return append(pins[:i:i], pins[i+1:]...), nil
-	})
-	switch {
-	case err != nil:
-		return err
-	case c.JSON:
-		return process.PrintJSON(gone)
+	var only *events.Target
+	if named {
+		only = &t
 	}
-	return process.Print("%s is not pinned any more.\n", t)
+	return pin.Check(c.Connection, c.Flag, only, c.Key)
 }

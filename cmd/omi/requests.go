@@ -11,7 +11,9 @@ import (
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/inspect"
 	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/pin"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/session"
@@ -109,7 +111,7 @@ func sendOnce(c session.Connection, draft events.Draft, by events.SigningKey, do
 	}
 	return c.With(c.Timeout, func(ctx context.Context, s *session.Session) error {
 		draft.Origin = s.Trust.Origin()
-		if err := pinnedHere(draft.Target, draft.Origin); err != nil {
+		if err := pin.CheckRegistry(draft.Target, draft.Origin); err != nil {
 			return err
 		}
 		m, err := newMessage(draft, by)
@@ -127,7 +129,7 @@ func sendOnce(c session.Connection, draft events.Draft, by events.SigningKey, do
 				GracePeriodExpiry: at,
 			}
 		}
-		advancePin(draft.Target, receipt)
+		pin.Advance(draft.Target, receipt)
 		return answer(c, receipt, fmt.Sprintf("%s %s", draft.Target, done))
 	})
 }
@@ -139,7 +141,7 @@ func madeBefore(ctx context.Context, s *session.Session, d events.Draft, refused
 		return made
 	}
 	history, err := s.History(ctx, d.Target)
-	changes := changesOf(history)
+	changes := inspect.Changes(history)
 	if err != nil || len(changes) == 0 {
 		return made // the refusal stands
 	}

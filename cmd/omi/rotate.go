@@ -14,6 +14,7 @@ import (
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/pin"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/session"
@@ -198,7 +199,7 @@ func changeKey(c *keyChange) error {
 				return err
 			}
 		}
-		if err := pinnedHere(c.target, s.Trust.Origin()); err != nil {
+		if err := pin.CheckRegistry(c.target, s.Trust.Origin()); err != nil {
 			return err
 		}
 		if c.saved.sameKey() {
@@ -225,7 +226,7 @@ func changeKey(c *keyChange) error {
 		if err != nil {
 			return c.failed(receipt, err)
 		}
-		advancePin(c.target, receipt)
+		pin.Advance(c.target, receipt)
 		if c.jwks && !c.atOnce && !c.JSON {
 			say("  the old key signs until no cache has an older JWK Set: %s and a little more\n", s.KeptJWKS())
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/inspect"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/session"
@@ -15,7 +16,7 @@ import (
 
 // propagatedJSON is a receipt with the times until the change was applied.
 type propagatedJSON struct {
-	receiptJSON `json:",inline"`
+	inspect.ReceiptJSON `json:",inline"`
 	// absent: committed before this command
 	CommittedMS float64            `json:"committed_ms,omitzero"`
 	AppliedMS   map[string]float64 `json:"applied_ms"`
@@ -31,7 +32,7 @@ func (c *keyChange) report(ctx context.Context, s *session.Session, receipt even
 		late, err = c.late(ctx, s, receipt.Sequence)
 	}
 	grace := c.inGrace(ctx, s)
-	view := receiptView(receipt)
+	view := inspect.ReceiptView(receipt)
 	view.StillAccepted = grace
 	switch {
 	case c.JSON && c.Wait == waitPropagated:
@@ -45,7 +46,7 @@ func (c *keyChange) report(ctx context.Context, s *session.Session, receipt even
 			ended = fmt.Sprintf("  %s\n%s  verifiers with an older JWK Set may accept an ended key for %s, as long as they may keep a set\n",
 				c.ended, stillAccepted(grace), s.KeptJWKS())
 		}
-		err = errors.Join(err, unsaid(done, process.Print("%s%s", receiptText(receipt, done), printable.Composed(ended+c.note()))))
+		err = errors.Join(err, unsaid(done, process.Print("%s%s", inspect.ReceiptText(receipt, done), printable.Composed(ended+c.note()))))
 	}
 	if err == nil && len(late) > 0 {
 		err = process.Unreachable(fmt.Errorf("the new key signs now, and %s has not applied it yet: omi doctor says what is wrong there",

@@ -2,19 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"time"
-
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/consume"
-	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/internal/inspect"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/session"
-	"omiappreg.org/keyrotation/streams"
 )
 
 type watchCmd struct {
@@ -41,37 +33,17 @@ happens, as a notice of its app; omi-registry app show lists earlier ones.
 
 // Run shows events and receipts until a signal comes.
 func (c *watchCmd) Run() error {
-	filter, err := c.filter()
+	services, err := c.services()
 	if err != nil {
 		return err
 	}
 	return c.With(0, func(ctx context.Context, s *session.Session) error {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		s.Conn.SetDisconnectErrHandler(func(*nats.Conn, error) { tell("the broker is gone, waiting for it") })
-		s.Conn.SetReconnectHandler(func(*nats.Conn) { tell("the broker is back") })
-		defer s.Conn.SetDisconnectErrHandler(nil) // after this, the command disconnects on purpose
-		lines, ended := make(chan line), make(chan error, 3)
-		for stream, subject := range map[string]string{
-			streams.Invalidations: events.InvalidationSubject, streams.Receipts: events.ReceiptSubject,
-		} {
-			go func() { ended <- c.follow(ctx, s, stream, subject+filter, lines) }()
-		}
-		go func() { ended <- c.followNotices(ctx, s, lines) }()
-		for {
-			select {
-			case l := <-lines:
-				if err := c.print(l); err != nil {
-					return err
-				}
-			case err := <-ended:
-				return err
-			}
-		}
+		return inspect.Follow(ctx, inspect.Feed{Session: s, App: c.AppID, Services: services, All: c.All, JSON: c.JSON})
 	})
 }
 
-func (c *watchCmd) filter() (string, error) {
+// services returns the end of the subjects that the flags ask for.
+func (c *watchCmd) services() (string, error) {
 	if c.AppID == "" {
 		if c.ServiceID != "" {
 			return "", process.Usagef("--service-id goes with --app-id")
@@ -87,116 +59,4 @@ func (c *watchCmd) filter() (string, error) {
 	}
 	t, err := session.TargetFlags{AppID: c.AppID, ServiceID: c.ServiceID}.Target()
 	return t.String(), err
-}
-
-// line is one message of either stream.
-type line struct {
-	At      time.Time `json:"at"`     // when the broker stored it
-	Kind    string    `json:"kind"`   // event, receipt, notice or untrusted
-	Target  string    `json:"target"` // for a notice, the app
-	What    string    `json:"what"`
-	Message any       `json:"message,omitzero"`
-}
-
-func (c *watchCmd) follow(ctx context.Context, s *session.Session, stream, subject string, lines chan<- line) error {
-	policy := jetstream.DeliverNewPolicy
-	if c.All {
-		policy = jetstream.DeliverAllPolicy
-	}
-	consumer, err := s.JetStream.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}, DeliverPolicy: policy})
-	if err != nil {
-		return process.Unreachable(fmt.Errorf("read %s: %w", stream, err))
-	}
-	iterator, err := consumer.Messages(jetstream.PullMaxMessages(consume.AtMost(consumer, jetstream.DefaultMaxMessages)))
-	if err != nil {
-		return process.Unreachable(fmt.Errorf("read %s: %w", stream, err))
-	}
-	defer iterator.Stop()
-	for {
-		msg, err := iterator.Next(jetstream.NextContext(ctx))
-		if errors.Is(err, context.Canceled) {
-			return nil
-		}
-		if err != nil {
-			return process.Unreachable(fmt.Errorf("read %s: %w", stream, err))
-		}
-		select {
-		case lines <- describe(s.Trust, stream, msg):
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// describe says what a message means, if the registry signed it.
-func describe(trust events.Trust, stream string, msg jetstream.Msg) line {
-	l := line{At: time.Now().UTC()}
-	if meta, err := msg.Metadata(); err == nil {
-		l.At = meta.Timestamp.UTC()
-		place := meta.Sequence.Stream
-		if stream == streams.Receipts {
-			place = 0
-		}
-		trust = trust.At(meta.Timestamp, place)
-	}
-	var err error
-	if stream == streams.Receipts {
-		var r events.Receipt
-		if r, err = trust.Receipt(msg.Subject(), msg.Data()); err == nil {
-			l.Kind, l.Target, l.What, l.Message = "receipt", r.Target.String(), outcome(r), receiptView(r)
-		}
-	} else {
-		var e events.Invalidation
-		if e, err = trust.Invalidation(msg.Subject(), msg.Data()); err == nil {
-			l.Kind, l.Target, l.What, l.Message = "event", e.Target.String(), eventText(e), eventView(e)
-		}
-	}
-	if err != nil {
-		l.Kind, l.Target, l.What = "untrusted", msg.Subject(), err.Error()
-	}
-	return l
-}
-
-func outcome(r events.Receipt) string {
-	if r.Event == events.RequestRejected {
-		return fmt.Sprintf("refused: %s: %s", r.Reason, r.Detail)
-	}
-	return fmt.Sprintf("committed as sequence %d", r.Sequence)
-}
-
-func eventText(e events.Invalidation) string {
-	text := fmt.Sprintf("%s, sequence %d", e.Event, e.Sequence)
-	if !e.NewKey.IsZero() {
-		text += ", new key " + e.NewKey.String()
-	}
-	if e.Event == events.KeyRotation {
-		text += ", old key ends " + printable.Date(e.GracePeriodExpiry)
-	}
-	return text
-}
-
-// eventJSON is an event for programs.
-type eventJSON struct {
-	Event             events.EventKind `json:"event"`
-	Sequence          int64            `json:"sequence"`
-	OldPublicKey      events.PublicKey `json:"old_public_key,omitzero"`
-	NewPublicKey      events.PublicKey `json:"new_public_key,omitzero"`
-	GracePeriodExpiry int64            `json:"grace_period_expiry"`
-	Timestamp         int64            `json:"timestamp"`
-	Nonce             events.Nonce     `json:"nonce"`
-}
-
-func eventView(e events.Invalidation) eventJSON {
-	return eventJSON{e.Event, e.Sequence, e.OldKey, e.NewKey, e.GracePeriodExpiry, e.Timestamp, e.Nonce}
-}
-
-func (c *watchCmd) print(l line) error {
-	if c.JSON {
-		return process.PrintJSON(l)
-	}
-	at := l.At.Local().Format("15:04:05.000")
-	if time.Since(l.At).Abs() >= printable.Today {
-		at = l.At.Local().Format(time.DateTime)
-	}
-	return process.Print("%s  %-9s %s  %s\n", at, l.Kind, l.Target, l.What)
 }

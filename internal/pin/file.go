@@ -1,4 +1,4 @@
-package main
+package pin
 
 import (
 	"context"
@@ -41,12 +41,12 @@ func (p pin) whole() bool {
 	return !p.AppID.IsZero() && !p.ServiceID.IsZero() && p.Origin != "" && len(p.RegistryPublicKeys) > 0 && p.Sequence > 0
 }
 
-// pinsFlag names the file of pins.
-type pinsFlag struct {
+// Flag names the file of pins.
+type Flag struct {
 	Pins string `env:"OMI_PINS" placeholder:"FILE" help:"The file of pins (omi/pins.json in your configuration folder)."`
 }
 
-func (f pinsFlag) file() (pinFile, error) {
+func (f Flag) file() (pinFile, error) {
 	if f.Pins != "" {
 		return pinFile{f.Pins}, nil
 	}
@@ -58,7 +58,7 @@ func (f pinsFlag) file() (pinFile, error) {
 }
 
 // load reads the file before the command waits for the broker.
-func (f pinsFlag) load() (file pinFile, pins []pin, err error) {
+func (f Flag) load() (file pinFile, pins []pin, err error) {
 	if file, err = f.file(); err == nil {
 		pins, err = file.load()
 	}
@@ -71,12 +71,12 @@ func (f pinsFlag) load() (file pinFile, pins []pin, err error) {
 type pinFile struct{ path string }
 
 const (
-	pinVersion = 1
+	version    = 1
 	lockWithin = 5 * time.Second // for work that takes milliseconds
 	lockEach   = 10 * time.Millisecond
 )
 
-type pinDocument struct {
+type document struct {
 	Version int   `json:"version"`
 	Pins    []pin `json:"pins"`
 }
@@ -90,12 +90,12 @@ func (f pinFile) load() ([]pin, error) {
 	if err != nil {
 		return nil, process.Usagef("--pins: %w", err)
 	}
-	var d pinDocument
+	var d document
 	if err := json.Unmarshal(content, &d); err != nil {
 		return nil, process.Usagef("--pins: %s is not a file of pins (%w): fix it, or delete it and pin again", f.path, err)
 	}
-	if d.Version != pinVersion {
-		return nil, process.Usagef("--pins: %s is of version %d, and this omi knows %d", f.path, d.Version, pinVersion)
+	if d.Version != version {
+		return nil, process.Usagef("--pins: %s is of version %d, and this omi knows %d", f.path, d.Version, version)
 	}
 	if i := slices.IndexFunc(d.Pins, func(p pin) bool { return !p.whole() }); i >= 0 {
 		return nil, process.Usagef("--pins: %s is not a file of pins (number %d lacks a member): fix it, or delete it and pin again", f.path, i+1)
@@ -123,7 +123,7 @@ func (f pinFile) update(change func([]pin) ([]pin, error)) (err error) {
 		return err
 	}
 	slices.SortFunc(pins, func(a, b pin) int { return strings.Compare(a.target().String(), b.target().String()) })
-	content, err := json.Marshal(pinDocument{pinVersion, pins}, jsontext.WithIndent("  "))
+	content, err := json.Marshal(document{version, pins}, jsontext.WithIndent("  "))
 	if err != nil {
 		return fmt.Errorf("encode the pins: %w", err)
 	}
@@ -149,11 +149,11 @@ func indexOf(pins []pin, t events.Target) int {
 	return slices.IndexFunc(pins, func(p pin) bool { return p.target() == t })
 }
 
-// pinnedHere refuses a request if the service's pin names another registry: it would be signed for
+// CheckRegistry refuses a request if the service's pin names another registry: it would be signed for
 // that one. Without a pin, nothing is remembered. Without --origin, the registry itself has said
 // which one it is, and that is not signed.
-func pinnedHere(t events.Target, origin string) error {
-	file, err := pinsFlag{os.Getenv("OMI_PINS")}.file()
+func CheckRegistry(t events.Target, origin string) error {
+	file, err := Flag{os.Getenv("OMI_PINS")}.file()
 	if err != nil {
 		return nil //nolint:nilerr // nowhere to keep pins: there are none
 	}
@@ -165,14 +165,14 @@ func pinnedHere(t events.Target, origin string) error {
 	return err
 }
 
-// advancePin moves the pin of a service forward over a change that this tool asked for, so that omi
+// Advance moves the pin of a service forward over a change that this tool asked for, so that omi
 // pin check does not report it. It does so only if the pin was at the sequence just before, because
 // a change in between is not known to be ours. Without a pin, it does nothing. It is a best effort:
 // if a command ends between its receipt and this, or the file can't be written, the pin reports a
 // change too many, and never one too few. So a failure is printed on the standard error, and fails
 // no command that is done.
-func advancePin(t events.Target, r events.Receipt) {
-	file, err := pinsFlag{os.Getenv("OMI_PINS")}.file()
+func Advance(t events.Target, r events.Receipt) {
+	file, err := Flag{os.Getenv("OMI_PINS")}.file()
 	if err != nil || r.Event != events.RequestCommitted {
 		return // there is no place for pins, so there are none
 	}

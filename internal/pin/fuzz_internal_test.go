@@ -1,4 +1,4 @@
-package main
+package pin
 
 import (
 	"os"
@@ -20,7 +20,7 @@ func FuzzPins(f *testing.F) {
 		f.Fatal(err)
 	}
 	key := events.GenerateSigningKey().Public()
-	good, err := json.Marshal(pinDocument{pinVersion, []pin{
+	good, err := json.Marshal(document{version, []pin{
 		{target.App, target.Service, "omiappreg.org", []events.PublicKey{key}, 3, key, 1_705_412_600},
 	}})
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package pin
 
 import (
 	"errors"
@@ -54,31 +54,31 @@ func TestPinCompare(t *testing.T) {
 		key     string // at the pin
 		history []string
 		mine    []string
-		want    pinState
+		want    state
 		changes []int64
 	}{
-		"nothing happened":      {1, "a", []string{"bind a"}, nil, pinUnchanged, nil},
-		"revoked, as pinned":    {2, "", []string{"bind a", "revoke"}, nil, pinUnchanged, nil},
-		"rotated by anybody":    {1, "a", []string{"bind a", "rotate b", "rotate c"}, nil, pinChanged, []int64{2, 3}},
-		"rotated by the owner":  {1, "a", []string{"bind a", "rotate b", "rotate c"}, []string{"c"}, pinMoved, nil},
-		"rotated by a stranger": {1, "a", []string{"bind a", "rotate X"}, []string{"a"}, pinChanged, []int64{2}},
-		"rotated by both": {1, "a", []string{"bind a", "rotate b", "rotate X", "rotate Y"}, []string{"b"}, pinChanged,
+		"nothing happened":      {1, "a", []string{"bind a"}, nil, unchanged, nil},
+		"revoked, as pinned":    {2, "", []string{"bind a", "revoke"}, nil, unchanged, nil},
+		"rotated by anybody":    {1, "a", []string{"bind a", "rotate b", "rotate c"}, nil, changed, []int64{2, 3}},
+		"rotated by the owner":  {1, "a", []string{"bind a", "rotate b", "rotate c"}, []string{"c"}, moved, nil},
+		"rotated by a stranger": {1, "a", []string{"bind a", "rotate X"}, []string{"a"}, changed, []int64{2}},
+		"rotated by both": {1, "a", []string{"bind a", "rotate b", "rotate X", "rotate Y"}, []string{"b"}, changed,
 			[]int64{3, 4}},
-		"reset by the owner": {1, "a", []string{"bind a", "reset b"}, []string{"b"}, pinMoved, nil},
-		"reset, and rotated": {1, "a", []string{"bind a", "reset b", "rotate c"}, []string{"c"}, pinMoved, nil},
+		"reset by the owner": {1, "a", []string{"bind a", "reset b"}, []string{"b"}, moved, nil},
+		"reset, and rotated": {1, "a", []string{"bind a", "reset b", "rotate c"}, []string{"c"}, moved, nil},
 		"a stranger, then reset": {
-			1, "a", []string{"bind a", "rotate X", "reset b", "rotate c"}, []string{"c"}, pinChanged, []int64{2},
+			1, "a", []string{"bind a", "rotate X", "reset b", "rotate c"}, []string{"c"}, changed, []int64{2},
 		},
 		"a stranger before and after": {
-			1, "a", []string{"bind a", "rotate X", "reset b", "rotate Y"}, []string{"b"}, pinChanged, []int64{2, 4},
+			1, "a", []string{"bind a", "rotate X", "reset b", "rotate Y"}, []string{"b"}, changed, []int64{2, 4},
 		},
-		"a stranger before the pin": {3, "b", []string{"bind a", "rotate X", "reset b", "rotate c"}, []string{"c"}, pinMoved, nil},
-		"revoked":                   {1, "a", []string{"bind a", "revoke"}, []string{"a"}, pinChanged, []int64{2}},
-		"revoked and bound again":   {1, "a", []string{"bind a", "revoke", "bind b"}, []string{"b"}, pinChanged, []int64{2}},
-		"bound again":               {2, "", []string{"bind a", "revoke", "bind b"}, []string{"b"}, pinMoved, nil},
-		"an old backup":             {3, "c", []string{"bind a", "rotate b"}, []string{"b"}, pinWentBack, nil},
-		"another past":              {2, "b", []string{"bind a", "rotate X", "rotate Y"}, []string{"Y"}, pinContradicted, nil},
-		"another past, revoked":     {2, "b", []string{"bind a", "revoke", "bind c"}, []string{"c"}, pinContradicted, nil},
+		"a stranger before the pin": {3, "b", []string{"bind a", "rotate X", "reset b", "rotate c"}, []string{"c"}, moved, nil},
+		"revoked":                   {1, "a", []string{"bind a", "revoke"}, []string{"a"}, changed, []int64{2}},
+		"revoked and bound again":   {1, "a", []string{"bind a", "revoke", "bind b"}, []string{"b"}, changed, []int64{2}},
+		"bound again":               {2, "", []string{"bind a", "revoke", "bind b"}, []string{"b"}, moved, nil},
+		"an old backup":             {3, "c", []string{"bind a", "rotate b"}, []string{"b"}, wentBack, nil},
+		"another past":              {2, "b", []string{"bind a", "rotate X", "rotate Y"}, []string{"Y"}, contradicted, nil},
+		"another past, revoked":     {2, "b", []string{"bind a", "revoke", "bind c"}, []string{"c"}, contradicted, nil},
 	} {
 		keys, mine := testKeys{}, []events.PublicKey{}
 		for _, name := range c.mine {
@@ -100,7 +100,7 @@ func TestPinCompare(t *testing.T) {
 		if f.alarms() != (len(f.Fix) > 0) {
 			t.Errorf("%s: %s, with advice %q", name, f.State, f.Fix)
 		}
-		if f.State == pinMoved && f.publicKey != h.Keys[len(h.Keys)-1].PublicKey {
+		if f.State == moved && f.publicKey != h.Keys[len(h.Keys)-1].PublicKey {
 			t.Errorf("%s: the pin moves to another key than the last", name)
 		}
 	}
@@ -201,13 +201,13 @@ func TestAdvancePin(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			file := pinFile{filepath.Join(t.TempDir(), "pins.json")}
 			t.Setenv("OMI_PINS", file.path)
-			advancePin(p.target(), receipt) // there is no pin, and none is made
+			Advance(p.target(), receipt) // there is no pin, and none is made
 			if err := file.update(add(p)); err != nil {
 				t.Fatal(err)
 			}
 			r := receipt
 			c.change(&r)
-			advancePin(r.Target, r)
+			Advance(r.Target, r)
 			pins, err := file.load()
 			if err != nil || len(pins) != 1 {
 				t.Fatal(pins, err)
@@ -227,11 +227,11 @@ func TestPinFileDefault(t *testing.T) {
 	t.Setenv("XDG_CONFIG_HOME", "/somewhere")
 	t.Setenv("HOME", "/home/somebody")
 	t.Setenv("AppData", "/somewhere")
-	file, err := pinsFlag{}.file()
+	file, err := Flag{}.file()
 	if err != nil || filepath.Base(file.path) != "pins.json" || filepath.Base(filepath.Dir(file.path)) != "omi" {
 		t.Errorf("pins are kept in %s (%v)", file.path, err)
 	}
-	if file, err := (pinsFlag{"here.json"}).file(); err != nil || file.path != "here.json" {
+	if file, err := (Flag{"here.json"}).file(); err != nil || file.path != "here.json" {
 		t.Errorf("pins are kept in %s (%v)", file.path, err)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package pin
 
 import (
 	"context"
@@ -7,23 +7,24 @@ import (
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/inspect"
 	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/session"
 )
 
-// pinState says what happened to a pinned service.
-type pinState string
+// state says what happened to a pinned service.
+type state string
 
 const (
-	pinUnchanged pinState = "unchanged"
-	pinMoved     pinState = "moved" // by the owner
+	unchanged state = "unchanged"
+	moved     state = "moved" // by the owner
 	// Not by the owner, if what we know is complete.
-	pinChanged      pinState = "changed"
-	pinWentBack     pinState = "went_back"    // the registry knows less than the pin
-	pinContradicted pinState = "contradicted" // the pinned sequence has another key
+	changed      state = "changed"
+	wentBack     state = "went_back"    // the registry knows less than the pin
+	contradicted state = "contradicted" // the pinned sequence has another key
 	// Another key signs, or another registry answers.
-	pinRegistryChanged pinState = "registry_changed"
-	pinUnchecked       pinState = "unchecked" // there was no answer
+	registryChanged state = "registry_changed"
+	unchecked       state = "unchecked" // there was no answer
 )
 
 // change is one event of a service, for programs.
@@ -34,11 +35,11 @@ type change struct {
 	PublicKey events.PublicKey `json:"public_key,omitzero"`
 }
 
-// finding is the result for one service.
-type finding struct {
+// result is the result for one service.
+type result struct {
 	AppID          events.AppID     `json:"app_id"`
 	ServiceID      events.ServiceID `json:"service_id"`
-	State          pinState         `json:"state"`
+	State          state            `json:"state"`
 	Detail         string           `json:"detail"`
 	PinnedSequence int64            `json:"pinned_sequence"`
 	Sequence       int64            `json:"sequence,omitzero"` // as the registry shows it
@@ -49,13 +50,13 @@ type finding struct {
 	publicKey events.PublicKey // the current one
 }
 
-func (f finding) target() events.Target { return events.Target{App: f.AppID, Service: f.ServiceID} }
-func (f finding) ok() bool              { return f.State == pinUnchanged || f.State == pinMoved }
-func (f finding) alarms() bool          { return !f.ok() && f.State != pinUnchecked }
+func (f result) target() events.Target { return events.Target{App: f.AppID, Service: f.ServiceID} }
+func (f result) ok() bool              { return f.State == unchanged || f.State == moved }
+func (f result) alarms() bool          { return !f.ok() && f.State != unchecked }
 
-// checkPin asks the registry of a pin what happened since.
-func checkPin(ctx context.Context, s *session.Session, p pin, mine []events.PublicKey) (finding, error) {
-	none := finding{AppID: p.AppID, ServiceID: p.ServiceID, PinnedSequence: p.Sequence, Changes: []change{}}
+// checkOne asks the registry of a pin what happened since.
+func checkOne(ctx context.Context, s *session.Session, p pin, mine []events.PublicKey) (result, error) {
+	none := result{AppID: p.AppID, ServiceID: p.ServiceID, PinnedSequence: p.Sequence, Changes: []change{}}
 	trusting, err := asPinned(s, &p)
 	if err != nil {
 		return none, err
@@ -66,12 +67,12 @@ func checkPin(ctx context.Context, s *session.Session, p pin, mine []events.Publ
 	case err == nil:
 		return p.compare(history, mine), nil
 	case errors.Is(err, registryclient.ErrUnknownService):
-		none.State = pinWentBack
+		none.State = wentBack
 		none.Detail = fmt.Sprintf("sequence %d is pinned, and the registry says that it was never bound", p.Sequence)
 		none.Fix = fixRegistry()
 		return none, nil
 	case errors.As(err, &refusal):
-		none.State = pinRegistryChanged
+		none.State = registryChanged
 		none.Detail = fmt.Sprintf("the answer is not signed by the registry of the pin, %s: %s", p.Origin, refusal.Detail)
 		none.Fix = []string{
 			"Ask the registry's operator. If its key was changed: omi pin add " + session.FlagsOf(p.target()) + " --trust NEWKEY",
@@ -83,36 +84,36 @@ func checkPin(ctx context.Context, s *session.Session, p pin, mine []events.Publ
 }
 
 // compare compares a history with a pin. mine are keys that only the owner holds.
-func (p *pin) compare(h events.ServiceHistory, mine []events.PublicKey) finding {
-	f := finding{AppID: p.AppID, ServiceID: p.ServiceID, PinnedSequence: p.Sequence, Sequence: h.Sequence, Changes: []change{}}
-	all := changesOf(h)
+func (p *pin) compare(h events.ServiceHistory, mine []events.PublicKey) result {
+	f := result{AppID: p.AppID, ServiceID: p.ServiceID, PinnedSequence: p.Sequence, Sequence: h.Sequence, Changes: []change{}}
+	all := inspect.Changes(h)
 	at := slices.IndexFunc(all, func(e events.HistoryKey) bool { return e.Sequence == p.Sequence })
 	switch {
 	case h.Sequence < p.Sequence:
-		f.State = pinWentBack
+		f.State = wentBack
 		f.Detail = fmt.Sprintf("the registry shows sequence %d, and %d is pinned: it was restored from an old backup, or it is another registry",
 			h.Sequence, p.Sequence)
 		f.Fix = fixRegistry()
 		return f
 	case at < 0 || all[at].PublicKey != p.PublicKey:
-		f.State = pinContradicted
+		f.State = contradicted
 		f.Detail = fmt.Sprintf("the registry shows another key at sequence %d than the one that is pinned: its past was changed, "+
 			"or it is another one", p.Sequence)
 		f.Fix = fixRegistry()
 		return f
 	case at == len(all)-1:
-		f.State, f.Detail = pinUnchanged, fmt.Sprintf("sequence %d", p.Sequence)
+		f.State, f.Detail = unchanged, fmt.Sprintf("sequence %d", p.Sequence)
 		return f
 	}
 	f.publicKey = all[len(all)-1].PublicKey
 	unknown, held := unproven(all[at+1:], mine), slices.Contains(mine, f.publicKey)
 	if len(unknown) == 0 {
-		f.State = pinMoved
+		f.State = moved
 		f.Detail = fmt.Sprintf("changed by the holder of your key, from sequence %d to %d; the pin is moved",
 			p.Sequence, h.Sequence)
 		return f
 	}
-	f.State = pinChanged
+	f.State = changed
 	for _, e := range unknown {
 		f.Changes = append(f.Changes, change{e.Sequence, e.Event, e.From, e.PublicKey})
 	}

@@ -1,4 +1,4 @@
-package main
+package inspect
 
 import (
 	"bytes"
@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/mattn/go-isatty"
 	"github.com/nats-io/nats.go"
 
 	"omiappreg.org/keyrotation/events"
@@ -29,9 +30,10 @@ const (
 	watchPatience = 2 * time.Second
 )
 
-// watch shows a service's record until a signal comes. The broker or the registry may go away and
-// come back meanwhile.
-func (c *statusCmd) watch(ctx context.Context, s *session.Session, t events.Target, view *statusView) error {
+// WatchRecord shows a service's record until ctx ends. An answer may take as long as patience says.
+// The broker or the registry may go away and come back meanwhile.
+func WatchRecord(ctx context.Context, s *session.Session, t events.Target, patience time.Duration, asJSON bool) error {
+	view := &recordView{w: os.Stdout, terminal: drawable(), json: asJSON}
 	// An event is a reason to ask at once, even a forged one: the command shows only the registry's
 	// signed answer.
 	news := make(chan struct{}, 1)
@@ -48,7 +50,7 @@ func (c *statusCmd) watch(ctx context.Context, s *session.Session, t events.Targ
 	tick := time.NewTicker(watchEach)
 	defer tick.Stop()
 	for {
-		asking, cancel := context.WithTimeout(ctx, min(c.Timeout, watchPatience))
+		asking, cancel := context.WithTimeout(ctx, min(patience, watchPatience))
 		record, err := s.Record(asking, t)
 		cancel()
 		switch {
@@ -81,8 +83,8 @@ func passing(err error) bool {
 	return !errors.Is(err, registryclient.ErrUnknownService) && !errors.As(err, new(*events.Refusal))
 }
 
-// statusView shows a watched record.
-type statusView struct {
+// recordView shows a watched record.
+type recordView struct {
 	w        io.Writer
 	terminal bool // update the text in place; otherwise print each change
 	json     bool
@@ -92,7 +94,7 @@ type statusView struct {
 }
 
 // show shows a record.
-func (v *statusView) show(r events.ServiceRecord) error {
+func (v *recordView) show(r events.ServiceRecord) error {
 	content := r
 	content.Timestamp = 0 // it changes without any other change
 	state, err := json.Marshal(content, json.Deterministic(true))
@@ -116,20 +118,20 @@ func (v *statusView) show(r events.ServiceRecord) error {
 		if first {
 			between = ""
 		}
-		return v.print("%s%s  %s", between, time.Unix(r.Timestamp, 0).Format(time.TimeOnly), recordText(r))
+		return v.print("%s%s  %s", between, time.Unix(r.Timestamp, 0).Format(time.TimeOnly), RecordText(r))
 	}
 	return nil
 }
 
 // draw replaces the text on the screen. Lines may be wider than the screen, so it is not known
 // where the last record began: the cursor goes to the corner.
-func (v *statusView) draw(r events.ServiceRecord) error {
+func (v *recordView) draw(r events.ServiceRecord) error {
 	const home, eraseBelow = "\x1b[H", "\x1b[J"
-	return v.print("%s%s\nAs of %s. Ctrl-C ends this.\n", home+eraseBelow, recordText(r), time.Unix(r.Timestamp, 0).Format(time.TimeOnly))
+	return v.print("%s%s\nAs of %s. Ctrl-C ends this.\n", home+eraseBelow, RecordText(r), time.Unix(r.Timestamp, 0).Format(time.TimeOnly))
 }
 
 // print writes everything at once, so that it does not flicker.
-func (v *statusView) print(format string, args ...any) error {
+func (v *recordView) print(format string, args ...any) error {
 	if _, err := fmt.Fprintf(v.w, format, args...); err != nil {
 		return fmt.Errorf("print: %w", err)
 	}
@@ -137,7 +139,7 @@ func (v *statusView) print(format string, args ...any) error {
 }
 
 // miss says once that no answer came. The shown record stays.
-func (v *statusView) miss(err error) {
+func (v *recordView) miss(err error) {
 	if !v.away {
 		v.away = true
 		tell(fmt.Sprintf("waiting for an answer: %v", process.Plain(err)))
@@ -148,3 +150,6 @@ func (v *statusView) miss(err error) {
 func tell(what string) {
 	printable.Fprintf(os.Stderr, "omi: %s  %s\n", time.Now().Format(time.TimeOnly), what)
 }
+
+// drawable reports whether the standard output is a terminal that can be drawn on.
+func drawable() bool { return isatty.IsTerminal(os.Stdout.Fd()) && os.Getenv("TERM") != "dumb" }

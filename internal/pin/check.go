@@ -1,4 +1,4 @@
-package main
+package pin
 
 import (
 	"cmp"
@@ -16,81 +16,60 @@ import (
 	"omiappreg.org/keyrotation/internal/session"
 )
 
-type pinCheckCmd struct {
-	session.Connection     `embed:""`
-	session.OptionalTarget `embed:""`
-	pinsFlag               `embed:""`
-	Key                    []string `env:"OMI_KEY" sep:"none" placeholder:"FILE" help:"A key that you hold: changes that led to it are yours. Repeatable."`
-}
-
-// Help is shown by --help.
-func (*pinCheckCmd) Help() string {
-	return `Compares the registry's signed history with the pin, for all pinned services or for one.
-Exit code 0: nothing changed, or the holder of --key changed it. Exit code 1: look at what happened.
-
-  omi pin check --app-id org.example.dev --service-id cms --key cms.pem
-
-The key before signs each rotation. So if the current key is yours, all rotations since your last
-binding or Master Reset are yours, too, and the pin follows them.`
-}
-
-// Run checks pins.
-func (c *pinCheckCmd) Run() error {
-	file, pins, err := c.pins()
+// Check checks the pins, or only that of one service, and prints what it found. keys are files
+// of keys that the owner holds.
+func Check(c session.Connection, f Flag, only *events.Target, keys []string) error {
+	file, pins, err := f.toCheck(only)
 	if err != nil {
 		return err
 	}
-	mine, err := c.ownKeys()
+	mine, err := ownKeys(keys)
 	if err != nil {
 		return err
 	}
 	return c.With(c.Timeout, func(ctx context.Context, s *session.Session) error {
-		var findings []finding
-		var unchecked error
+		var report []result
+		var failed error
 		for _, p := range pins {
-			f, err := checkPin(ctx, s, p, mine)
+			f, err := checkOne(ctx, s, p, mine)
 			if err != nil {
-				f.State, f.Detail = pinUnchecked, process.Plain(err).Error()
-				unchecked = cmp.Or(unchecked, fmt.Errorf("check %s: %w", p.target(), err))
+				f.State, f.Detail = unchecked, process.Plain(err).Error()
+				failed = cmp.Or(failed, fmt.Errorf("check %s: %w", p.target(), err))
 			}
-			if f.State == pinMoved {
+			if f.State == moved {
 				next := p
 				next.Sequence, next.PublicKey, next.PinnedAt = f.Sequence, f.publicKey, time.Now().Unix()
 				if err := file.set(p, next); err != nil {
 					return err
 				}
 			}
-			findings = append(findings, f)
+			report = append(report, f)
 		}
-		if err := c.print(findings); err != nil {
+		if err := printReport(c.JSON, report); err != nil {
 			return err
 		}
-		if n := count(findings, finding.alarms); n > 0 {
-			return process.Refused(fmt.Errorf("look at %d of %d pinned services", n, len(findings)))
+		if n := count(report, result.alarms); n > 0 {
+			return process.Refused(fmt.Errorf("look at %d of %d pinned services", n, len(report)))
 		}
-		return unchecked
+		return failed
 	})
 }
 
-// pins returns the pins to check.
-func (c *pinCheckCmd) pins() (pinFile, []pin, error) {
-	t, named, err := c.Target()
-	if err != nil {
-		return pinFile{}, nil, err
-	}
-	file, pins, err := c.load()
+// toCheck returns the pins to check.
+func (f Flag) toCheck(only *events.Target) (pinFile, []pin, error) {
+	file, pins, err := f.load()
 	if err != nil {
 		return file, nil, err
 	}
-	if !named {
+	if only == nil {
 		if len(pins) == 0 {
 			err = process.Usagef("nothing is pinned in %s: begin with omi pin add", file.path)
 		}
 		return file, pins, err
 	}
-	i := indexOf(pins, t)
+	i := indexOf(pins, *only)
 	if i < 0 {
-		return file, nil, process.Usagef("%s %w in %s: begin with omi pin add", t, errNotPinned, file.path)
+		return file, nil, process.Usagef("%s %w in %s: begin with omi pin add", *only, errNotPinned, file.path)
 	}
 	return file, pins[i : i+1], nil
 }
@@ -98,9 +77,9 @@ func (c *pinCheckCmd) pins() (pinFile, []pin, error) {
 // ownKeys returns the keys that the owner holds. After a crash or a refusal, a key's file has keys
 // next to it that the registry may have committed nevertheless. A key names one service for ever,
 // so it can't be mistaken for another's.
-func (c *pinCheckCmd) ownKeys() ([]events.PublicKey, error) {
+func ownKeys(files []string) ([]events.PublicKey, error) {
 	var keys []events.PublicKey
-	for _, path := range c.Key {
+	for _, path := range files {
 		for _, file := range []string{client.KeyFile(path), client.PendingFile(path)} {
 			key, err := keyfile.Read(file)
 			if errors.Is(err, keyfile.ErrMissing) && file != client.KeyFile(path) {
@@ -115,16 +94,16 @@ func (c *pinCheckCmd) ownKeys() ([]events.PublicKey, error) {
 	return keys, nil
 }
 
-// print shows the findings.
-func (c *pinCheckCmd) print(findings []finding) error {
-	if c.JSON {
+// printReport prints what was found.
+func printReport(asJSON bool, report []result) error {
+	if asJSON {
 		return process.PrintJSON(struct {
-			Pins []finding `json:"pins"`
-			OK   bool      `json:"ok"`
-		}{findings, count(findings, finding.ok) == len(findings)})
+			Pins []result `json:"pins"`
+			OK   bool     `json:"ok"`
+		}{report, count(report, result.ok) == len(report)})
 	}
 	var text strings.Builder
-	for _, f := range findings {
+	for _, f := range report {
 		end := ""
 		if len(f.Changes) > 0 {
 			end = ":"
@@ -144,8 +123,8 @@ func (c *pinCheckCmd) print(findings []finding) error {
 	return process.Print("%s", &text)
 }
 
-func count(findings []finding, which func(finding) bool) (n int) {
-	for _, f := range findings {
+func count(report []result, which func(result) bool) (n int) {
+	for _, f := range report {
 		if which(f) {
 			n++
 		}

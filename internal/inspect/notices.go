@@ -1,6 +1,7 @@
-package main
+package inspect
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -10,7 +11,6 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/process"
-	"omiappreg.org/keyrotation/internal/session"
 )
 
 // noticesAtOnce is how many notices may wait. They are few, and each replica of the registry
@@ -19,13 +19,9 @@ const noticesAtOnce = 64
 
 // followNotices receives the registry's notices about apps. No stream has them: `omi-registry app
 // show` has what was said earlier, or while the broker was away.
-func (c *watchCmd) followNotices(ctx context.Context, s *session.Session, lines chan<- line) error {
-	of := ">"
-	if c.AppID != "" {
-		of = c.AppID
-	}
+func (f Feed) followNotices(ctx context.Context, lines chan<- line) error {
 	heard := make(chan *nats.Msg, noticesAtOnce)
-	subscription, err := s.Conn.ChanSubscribe(events.NoticeSubject+of, heard)
+	subscription, err := f.Session.Conn.ChanSubscribe(events.NoticeSubject+cmp.Or(f.App, ">"), heard)
 	if err != nil {
 		return process.Unreachable(fmt.Errorf("hear notices: %w", err))
 	}
@@ -40,7 +36,7 @@ func (c *watchCmd) followNotices(ctx context.Context, s *session.Session, lines 
 			}
 			last = sum
 			select {
-			case lines <- describeNotice(s.Trust, m):
+			case lines <- describeNotice(f.Session.Trust, m):
 			case <-ctx.Done():
 				return nil
 			}

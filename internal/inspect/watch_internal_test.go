@@ -1,4 +1,4 @@
-package main
+package inspect
 
 import (
 	"bytes"
@@ -16,12 +16,14 @@ import (
 // TestStatusView shows one service as it is asked about again and again.
 func TestStatusView(t *testing.T) {
 	t.Parallel()
-	keys := testKeys{}
-	target := somePin(t, 1).target()
+	target, err := events.ParseTarget("org.example.shop.cms")
+	if err != nil {
+		t.Fatal(err)
+	}
 	record := events.ServiceRecord{
 		AppID: target.App, ServiceID: target.Service, Status: events.Active, Sequence: 2, Timestamp: 1705412600,
-		Current: events.CurrentKey{PublicKey: keys.get("b")},
-		Grace:   []events.GraceKey{{PublicKey: keys.get("a"), Expires: 1705412610}},
+		Current: events.CurrentKey{PublicKey: events.GenerateSigningKey().Public()},
+		Grace:   []events.GraceKey{{PublicKey: events.GenerateSigningKey().Public(), Expires: 1705412610}},
 	}
 	later := record
 	later.Timestamp += 3
@@ -29,7 +31,7 @@ func TestStatusView(t *testing.T) {
 	ended.Timestamp, ended.Grace = 1705412610, nil
 
 	var lines bytes.Buffer
-	view := statusView{w: &lines}
+	view := recordView{w: &lines}
 	for _, r := range []events.ServiceRecord{record, later, later, ended, ended} {
 		if err := view.show(r); err != nil {
 			t.Fatal(err)
@@ -42,7 +44,7 @@ func TestStatusView(t *testing.T) {
 	}
 
 	var screen bytes.Buffer
-	view = statusView{w: &screen, terminal: true}
+	view = recordView{w: &screen, terminal: true}
 	for i, want := range []string{"10s left", "7s left"} {
 		screen.Reset()
 		if err := view.show([]events.ServiceRecord{record, later}[i]); err != nil {
