@@ -110,7 +110,7 @@ func fillDatabase(b *testing.B, engine, url string) {
 			SELECT s.i + 1, %s, k.i + 1, 1705412600 + k.i, CASE WHEN k.i = %d THEN 9223372036854775807 ELSE 1705412900 + k.i END
 			FROM %s AS s CROSS JOIN %s AS k`, random, *rotated, numbers(*services), numbers(events)),
 	} {
-		if _, err := db.Writer().ExecContext(b.Context(), statement); err != nil {
+		if _, err := db.Exec(b.Context(), statement); err != nil {
 			b.Fatalf("%.60s: %v", statement, err)
 		}
 	}

@@ -109,7 +109,7 @@ func (s *Store) backlog(ctx context.Context, passed *unsendable) (rows int, olde
 	const some = "SELECT batch, position FROM outbox LIMIT $1"
 	var first sql.NullInt64
 	if passed.count() == 0 {
-		err = s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*), MIN(position) FROM ("+some+") AS waiting", outboxAtMost).Scan(&rows, &first)
+		err = s.db.QueryRow(ctx, "SELECT COUNT(*), MIN(position) FROM ("+some+") AS waiting", outboxAtMost).Scan(&rows, &first)
 	} else {
 		err = s.each(ctx, some, []any{outboxAtMost}, func(row sqldb.Row) error {
 			var place decision.OutboxPlace

@@ -234,7 +234,7 @@ func (s *Store) checkMasterKeys(ctx context.Context, c *checker) error {
 func (s *Store) checkOutbox(now time.Time) func(context.Context, *checker) error {
 	return func(ctx context.Context, c *checker) error {
 		var oldest sql.NullInt64
-		err := s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*), MIN(position) FROM outbox").Scan(&c.report.Outbox, &oldest)
+		err := s.db.QueryRow(ctx, "SELECT COUNT(*), MIN(position) FROM outbox").Scan(&c.report.Outbox, &oldest)
 		if err != nil {
 			return fmt.Errorf("read the outbox: %w", err)
 		}

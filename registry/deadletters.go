@@ -121,7 +121,7 @@ func (s *Store) DeadLetters(ctx context.Context, limit int) ([]DeadLetter, error
 // DeadLetter returns one dead letter with its payload, or [ErrNoDeadLetter].
 func (s *Store) DeadLetter(ctx context.Context, id string) (DeadLetter, error) {
 	var payload []byte
-	l, err := scanLetter(s.db.Reader().QueryRowContext(ctx,
+	l, err := scanLetter(s.db.QueryRow(ctx,
 		"SELECT "+letterColumns+", payload FROM dead_letters WHERE id = $1", id), &payload)
 	if errors.Is(err, sql.ErrNoRows) {
 		return l, fmt.Errorf("dead letter %s: %w", id, ErrNoDeadLetter)
@@ -135,7 +135,7 @@ func (s *Store) DeadLetter(ctx context.Context, id string) (DeadLetter, error) {
 
 // countDeadLetters returns how many there are.
 func (s *Store) countDeadLetters(ctx context.Context) (n int, err error) {
-	if err = s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM dead_letters").Scan(&n); err != nil {
+	if err = s.db.QueryRow(ctx, "SELECT COUNT(*) FROM dead_letters").Scan(&n); err != nil {
 		return 0, fmt.Errorf("count the dead letters: %w", err)
 	}
 	return n, nil
@@ -182,7 +182,7 @@ func (s *Store) RetryAllDeadLetters(ctx context.Context, now time.Time) ([]strin
 // while there is none.
 func (s *Store) retryAsked(ctx context.Context, now time.Time) (bool, error) {
 	var n int
-	err := s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM dead_letters WHERE retry_at <= $1", now.UnixMilli()).Scan(&n)
+	err := s.db.QueryRow(ctx, "SELECT COUNT(*) FROM dead_letters WHERE retry_at <= $1", now.UnixMilli()).Scan(&n)
 	if err != nil {
 		return false, fmt.Errorf("look for dead letters to retry: %w", err)
 	}

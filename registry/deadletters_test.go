@@ -26,7 +26,7 @@ func (w *world) poison(t events.Target) (mend func()) {
 		end = "DROP TRIGGER poison"
 	}
 	run := func(statement string) {
-		if _, err := w.store.db.Writer().ExecContext(w.t.Context(), statement); err != nil {
+		if _, err := w.store.db.Exec(w.t.Context(), statement); err != nil {
 			w.t.Fatal(err)
 		}
 	}
@@ -254,7 +254,7 @@ func TestDamagedService(t *testing.T) {
 		w.commit(other.bind())
 		stop()
 		const damage = "UPDATE services SET sequence = sequence - 1 WHERE target = $1"
-		if _, err := w.store.db.Writer().ExecContext(t.Context(), damage, d.target.String()); err != nil {
+		if _, err := w.store.db.Exec(t.Context(), damage, d.target.String()); err != nil {
 			t.Fatal(err)
 		}
 		w.publish(d.rotate())

@@ -94,7 +94,7 @@ func drawHistory(rt *rapid.T, t *testing.T, stores []*Store) drawnHistory {
 	t.Helper()
 	for _, store := range stores {
 		for _, table := range []string{"apps", "services", "history", "outbox"} {
-			if _, err := store.db.Writer().ExecContext(t.Context(), "DELETE FROM "+table); err != nil {
+			if _, err := store.db.Exec(t.Context(), "DELETE FROM "+table); err != nil {
 				rt.Fatal(err)
 			}
 		}
@@ -362,7 +362,7 @@ func TestIDs(t *testing.T) {
 			}
 		}
 		var first, last int64
-		if err := store.db.Reader().QueryRowContext(t.Context(), "SELECT MIN(id), MAX(id) FROM services").Scan(&first, &last); err != nil {
+		if err := store.db.QueryRow(t.Context(), "SELECT MIN(id), MAX(id) FROM services").Scan(&first, &last); err != nil {
 			t.Fatal(err)
 		}
 		if last != first+2 || (first > 1<<32) != (store.db.Engine() == sqldb.Cockroach) {

@@ -71,7 +71,7 @@ type asked struct {
 
 func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) error {
 	for _, table := range []string{"services", "history", "outbox", "dead_letters"} {
-		if _, err := p.store.db.Writer().ExecContext(ctx, "DELETE FROM "+table); err != nil {
+		if _, err := p.store.db.Exec(ctx, "DELETE FROM "+table); err != nil {
 			return fmt.Errorf("empty the database: %w", err)
 		}
 	}

@@ -145,7 +145,7 @@ func checkServices(t *testing.T, store *Store, want map[string]int64) {
 	t.Helper()
 	for app, n := range want {
 		var have int64
-		if err := store.db.Reader().QueryRowContext(t.Context(), "SELECT services FROM app_use WHERE app_id = $1", app).Scan(&have); err != nil || have != n {
+		if err := store.db.QueryRow(t.Context(), "SELECT services FROM app_use WHERE app_id = $1", app).Scan(&have); err != nil || have != n {
 			t.Errorf("%s has %d services, %v; want %d", app, have, err, n)
 		}
 	}
@@ -157,7 +157,7 @@ func TestRotationsCountNothing(t *testing.T) {
 	c := newCounting(t, testenv.Database(t, testenv.SQLite), Policy{})
 	d := c.developer("org.omiappreg.alice", "a")
 	c.want("a binding", c.batch(d.bind()), "")
-	if _, err := c.store.db.Writer().ExecContext(t.Context(), "DROP TABLE app_use"); err != nil {
+	if _, err := c.store.db.Exec(t.Context(), "DROP TABLE app_use"); err != nil {
 		t.Fatal(err)
 	}
 	c.want("rotations and a revocation, without that table", c.batch(d.rotate(), d.rotate(), d.revoke()), "")

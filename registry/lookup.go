@@ -112,7 +112,7 @@ type toldService struct {
 func (s *Store) service(ctx context.Context, t events.Target) (*toldService, error) {
 	var one toldService
 	const query = "SELECT " + serviceColumns + ", bound_at, service_type, endpoint_url, provider_receipt FROM services WHERE target = $1"
-	err := s.db.Reader().QueryRowContext(ctx, query, t.String()).
+	err := s.db.QueryRow(ctx, query, t.String()).
 		Scan(append(columnsOf(&one.Service), &one.BoundAt, &one.ServiceType, &one.EndpointURL, &one.ProviderReceipt)...)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, ErrUnknownService

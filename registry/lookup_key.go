@@ -40,7 +40,7 @@ func (l *Lookup) Key(ctx context.Context, key events.PublicKey) (events.KeyRecor
 func (s *Store) owner(ctx context.Context, key events.PublicKey) (t events.Target, sequence int64, err error) {
 	const query = `SELECT s.target, h.sequence FROM history h JOIN services s ON s.id = h.service
 		WHERE h.public_key = $1`
-	err = s.db.Reader().QueryRowContext(ctx, query, key.Bytes()).Scan(target(&t), &sequence)
+	err = s.db.QueryRow(ctx, query, key.Bytes()).Scan(target(&t), &sequence)
 	return t, sequence, err
 }
 

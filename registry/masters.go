@@ -115,7 +115,7 @@ func mayBeMaster(ctx context.Context, tx *sqldb.Tx, app App) error {
 // App returns what is known of an app, or [ErrUnknownApp].
 func (s *Store) App(ctx context.Context, id events.AppID) (AppRecord, error) {
 	record := AppRecord{App: App{AppID: id}}
-	err := s.db.Reader().QueryRowContext(ctx, "SELECT master_public_key, added_at FROM apps WHERE app_id = $1", id.String()).
+	err := s.db.QueryRow(ctx, "SELECT master_public_key, added_at FROM apps WHERE app_id = $1", id.String()).
 		Scan(keyColumn{&record.MasterPublicKey}, &record.AddedAt)
 	if errors.Is(err, sql.ErrNoRows) {
 		return record, fmt.Errorf("app %s: %w", id, ErrUnknownApp)

@@ -34,7 +34,7 @@ func TestStaleMemory(t *testing.T) {
 			}
 			clock = clock.Add(2 * pessimisticFor) // it guesses again
 			requests, want := c.requests(d, rival, func(list ...request) { decideAll(t, other, list...) }, func(query string) {
-				if _, err := store.db.Writer().ExecContext(t.Context(), query, d.target.String()); err != nil {
+				if _, err := store.db.Exec(t.Context(), query, d.target.String()); err != nil {
 					t.Fatal(err)
 				}
 			})
@@ -136,7 +136,7 @@ func TestComparedBeforeAMove(t *testing.T) {
 				t.Fatalf("it is not decided on what is remembered: %v", err)
 			}
 			before := takeBackup(t, store)
-			if _, err := store.db.Writer().ExecContext(t.Context(), "UPDATE services SET "+column+" = "+value); err != nil {
+			if _, err := store.db.Exec(t.Context(), "UPDATE services SET "+column+" = "+value); err != nil {
 				t.Fatal(err)
 			}
 			lost, err := store.commit(t.Context(), b.Groups, time.Now())
@@ -162,7 +162,7 @@ func TestRememberedIDIsAnothers(t *testing.T) {
 		empty.restore(t, store)
 		decideAll(t, other, here.bind())
 		for _, query := range []string{"UPDATE services SET id = $1", "UPDATE history SET service = $1"} {
-			if _, err := store.db.Writer().ExecContext(t.Context(), query, in.memory.of(gone.target, time.Now()).ID); err != nil {
+			if _, err := store.db.Exec(t.Context(), query, in.memory.of(gone.target, time.Now()).ID); err != nil {
 				t.Fatal(err)
 			}
 		}

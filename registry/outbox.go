@@ -108,7 +108,7 @@ func (s *Store) messages(ctx context.Context, tx *sqldb.Tx, claimed []waiting) (
 func (s *Store) outboxStale(ctx context.Context, now time.Time) (bool, error) {
 	var n int
 	condition, args := stale(now)
-	err := s.db.Reader().QueryRowContext(ctx, "SELECT COUNT(*) FROM outbox WHERE "+condition, args...).Scan(&n)
+	err := s.db.QueryRow(ctx, "SELECT COUNT(*) FROM outbox WHERE "+condition, args...).Scan(&n)
 	if err != nil {
 		return false, fmt.Errorf("look for messages left in the outbox: %w", err)
 	}

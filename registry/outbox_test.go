@@ -65,7 +65,7 @@ func TestOtherIDAfterARestore(t *testing.T) {
 		late := decision.NewBatch(in.issuer(), time.Now(), loadFor(t, in, list), incomingOf(list))
 		late.Decide()
 		const rename = "UPDATE services SET target = 'org.omiappreg.alice.other'"
-		if _, err := store.db.Writer().ExecContext(t.Context(), rename); err != nil {
+		if _, err := store.db.Exec(t.Context(), rename); err != nil {
 			t.Fatal(err)
 		}
 		lost, err := store.commit(t.Context(), late.Groups, time.Now())
@@ -84,7 +84,7 @@ func TestIDsAgain(t *testing.T) {
 	decideAll(t, in, d.bind())
 	decideAll(t, in, d.rotate())
 	const again = "SELECT setval(pg_get_serial_sequence('services', 'id'), 1, false)"
-	if _, err := store.db.Writer().ExecContext(t.Context(), again); err != nil {
+	if _, err := store.db.Exec(t.Context(), again); err != nil {
 		t.Fatal(err)
 	}
 	list := []request{d.another("two").bind()}

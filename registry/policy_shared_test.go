@@ -148,7 +148,7 @@ func TestUnreadablePolicy(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, testenv.Database(t, testenv.SQLite))
 	w.start(Policy{}, false).serves(t, 300*time.Second)
-	if _, err := w.store.db.Writer().ExecContext(t.Context(), "UPDATE policy SET value = 'long' WHERE name = 'grace_period_seconds'"); err != nil {
+	if _, err := w.store.db.Exec(t.Context(), "UPDATE policy SET value = 'long' WHERE name = 'grace_period_seconds'"); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-w.start(Policy{}, false).ended; !errors.Is(err, ErrOtherPolicy) || !strings.Contains(err.Error(), "grace_period_seconds") {

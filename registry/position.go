@@ -31,7 +31,7 @@ const selectPosition = "SELECT created_at, position, writes FROM stream_position
 
 // position reads the row; false: there is no row.
 func (s *Store) position(ctx context.Context) (position, bool, error) {
-	return scanPosition(s.db.Reader().QueryRowContext(ctx, selectPosition, streams.Invalidations))
+	return scanPosition(s.db.QueryRow(ctx, selectPosition, streams.Invalidations))
 }
 
 func scanPosition(row sqldb.Row) (p position, exists bool, err error) {

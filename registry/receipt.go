@@ -50,7 +50,7 @@ func (l *Lookup) Receipt(ctx context.Context, t events.Target, q events.ReceiptQ
 // receipt reads the receipt of a committed request, or returns [ErrNoReceipt].
 func (s *Store) receipt(ctx context.Context, t events.Target, nonce events.Nonce) (receipt []byte, err error) {
 	const query = "SELECT receipt FROM history WHERE service = (SELECT id FROM services WHERE target = $1) AND request_nonce = $2"
-	err = s.db.Reader().QueryRowContext(ctx, query, t.String(), nonce.String()).Scan(&receipt)
+	err = s.db.QueryRow(ctx, query, t.String(), nonce.String()).Scan(&receipt)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, ErrNoReceipt
 	}

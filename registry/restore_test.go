@@ -275,7 +275,7 @@ func TestStreamWithoutItsEnd(t *testing.T) {
 	t.Parallel()
 	w, d, stop := boundWorld(t, testenv.Database(t, testenv.SQLite))
 	stop()
-	if _, err := w.store.db.Writer().ExecContext(t.Context(), "UPDATE stream_positions SET position = 1000"); err != nil {
+	if _, err := w.store.db.Exec(t.Context(), "UPDATE stream_positions SET position = 1000"); err != nil {
 		t.Fatal(err)
 	}
 	w.run()
@@ -328,7 +328,7 @@ func TestCheckAgainstTheStream(t *testing.T) {
 	w.checked()
 
 	exec := func(query string, args ...any) {
-		if _, err := w.store.db.Writer().ExecContext(t.Context(), query, args...); err != nil {
+		if _, err := w.store.db.Exec(t.Context(), query, args...); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -117,7 +117,7 @@ func (w *storeWorld) addIdle(b *testing.B, from, to int) {
 		if to == from {
 			return
 		}
-		if _, err := w.store.db.Writer().ExecContext(b.Context(), query, args...); err != nil {
+		if _, err := w.store.db.Exec(b.Context(), query, args...); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -238,7 +238,7 @@ func serverCPU(b *testing.B, w *storeWorld) (used time.Duration) {
 		return 0
 	}
 	var name string
-	if err := w.store.db.Reader().QueryRowContext(b.Context(), "SELECT current_database()").Scan(&name); err != nil {
+	if err := w.store.db.QueryRow(b.Context(), "SELECT current_database()").Scan(&name); err != nil {
 		b.Fatal(err)
 	}
 	err := w.store.each(b.Context(), "SELECT pid FROM pg_stat_activity WHERE datname = $1", []any{name}, func(row sqldb.Row) error {

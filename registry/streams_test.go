@@ -115,7 +115,7 @@ func TestBrokerThatAllowsLittle(t *testing.T) {
 	if _, err := w.js.CreateConsumer(t.Context(), streams.Requests, limited); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.store.db.Writer().ExecContext(t.Context(), "DELETE FROM stream_positions"); err != nil {
+	if _, err := w.store.db.Exec(t.Context(), "DELETE FROM stream_positions"); err != nil {
 		t.Fatal(err)
 	}
 	w.run()

@@ -130,7 +130,7 @@ func dump(t *testing.T, store *Store) contents {
 	c := contents{}
 	for _, table := range []string{"apps", "services", "history", "outbox"} {
 		var n int
-		if err := store.db.Reader().QueryRowContext(t.Context(), "SELECT COUNT(*) FROM "+table).Scan(&n); err != nil {
+		if err := store.db.QueryRow(t.Context(), "SELECT COUNT(*) FROM "+table).Scan(&n); err != nil {
 			t.Fatal(err)
 		}
 		c[table] = n
@@ -152,7 +152,7 @@ func dump(t *testing.T, store *Store) contents {
 func loadState(t *testing.T, store *Store, state vectors.State) {
 	t.Helper()
 	for _, table := range []string{"apps", "services", "history", "outbox"} {
-		if _, err := store.db.Writer().ExecContext(t.Context(), "DELETE FROM "+table); err != nil {
+		if _, err := store.db.Exec(t.Context(), "DELETE FROM "+table); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -282,7 +282,7 @@ func (w rowWriter) service(g *decision.Group) {
 
 func (w rowWriter) exec(query string, args ...any) {
 	w.t.Helper()
-	if _, err := w.store.db.Writer().ExecContext(w.t.Context(), query, args...); err != nil {
+	if _, err := w.store.db.Exec(w.t.Context(), query, args...); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -133,7 +133,7 @@ func TestNextMigration(t *testing.T) {
 		}
 		var n int
 		const query = `SELECT count(*) FROM keys LEFT JOIN sources ON id = source WHERE service = 1 AND source = 0`
-		if err := db.Reader().QueryRowContext(t.Context(), query).Scan(&n); err != nil || n != 1 {
+		if err := db.QueryRow(t.Context(), query).Scan(&n); err != nil || n != 1 {
 			t.Errorf("%d rows, want the one from before: %v", n, err)
 		}
 	})
@@ -151,7 +151,7 @@ func open(t *testing.T, url string) *sqldb.DB {
 
 func execute(t *testing.T, db *sqldb.DB, statement string) {
 	t.Helper()
-	if _, err := db.Writer().ExecContext(t.Context(), statement); err != nil {
+	if _, err := db.Exec(t.Context(), statement); err != nil {
 		t.Fatalf("%s: %v", statement, err)
 	}
 }

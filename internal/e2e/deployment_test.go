@@ -393,7 +393,7 @@ func (d *deployment) checkApplied(url string, changes int) {
 	}
 	defer func() { _ = db.Close() }() // it only read
 	var applied int
-	if err := db.Reader().QueryRowContext(d.t.Context(), "SELECT COUNT(*) FROM applied").Scan(&applied); err != nil {
+	if err := db.QueryRow(d.t.Context(), "SELECT COUNT(*) FROM applied").Scan(&applied); err != nil {
 		d.t.Fatal(err)
 	}
 	if applied != changes {

@@ -23,7 +23,7 @@ func TestDuplicate(t *testing.T) {
 			"INSERT INTO nowhere VALUES (1)":                 false,
 			"INSERT INTO t VALUES (4, 4, 'e'), (5, 5, NULL)": false,
 		} {
-			_, err := db.Writer().ExecContext(t.Context(), statement)
+			_, err := db.Exec(t.Context(), statement)
 			if sqldb.Duplicate(err) != want {
 				t.Errorf("%s: %v", statement, err)
 			}

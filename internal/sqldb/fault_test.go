@@ -37,7 +37,7 @@ func inTx(t *testing.T, db *sqldb.DB, statement string) error {
 func faulty(t *testing.T, db *sqldb.DB, log *testenv.Log, kind error) {
 	t.Helper()
 	var one int
-	read := db.Reader().QueryRowContext(t.Context(), "SELECT 1").Scan(&one)
+	read := db.QueryRow(t.Context(), "SELECT 1").Scan(&one)
 	for what, err := range map[string]error{
 		"Fault": db.Fault(), "Ping": db.Ping(t.Context()), "InTx": inTx(t, db, "INSERT INTO t VALUES (2)"), "a query": read,
 	} {
@@ -113,7 +113,7 @@ func TestCorruptFile(t *testing.T) {
 
 	db, log := openLogged(t, path)
 	var sum int64
-	if err := db.Reader().QueryRowContext(t.Context(), "SELECT sum(n) FROM t").Scan(&sum); !errors.Is(err, sqldb.ErrCorrupt) {
+	if err := db.QueryRow(t.Context(), "SELECT sum(n) FROM t").Scan(&sum); !errors.Is(err, sqldb.ErrCorrupt) {
 		t.Errorf("read %d: %v", sum, err)
 	}
 	faulty(t, db, log, sqldb.ErrCorrupt)

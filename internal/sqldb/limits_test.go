@@ -51,7 +51,7 @@ func TestLimits(t *testing.T) {
 				insert := func(tx *sqldb.Tx) error { return execTx(t.Context(), tx, "INSERT INTO "+table+" VALUES (1)") }
 				for _, err := range []error{
 					tt.db.InTx(t.Context(), insert),
-					tt.db.Reader().QueryRowContext(t.Context(), "SELECT n FROM "+table).Scan(new(int64)),
+					tt.db.QueryRow(t.Context(), "SELECT n FROM "+table).Scan(new(int64)),
 				} {
 					var answer *pgconn.PgError
 					if !errors.As(err, &answer) || answer.Code != tt.state || !sqldb.Transient(err) {

@@ -40,14 +40,14 @@ func open(t testing.TB, url string) *sqldb.DB {
 
 func exec(t testing.TB, db *sqldb.DB, statement string, args ...any) {
 	t.Helper()
-	if _, err := db.Writer().ExecContext(t.Context(), statement, args...); err != nil {
+	if _, err := db.Exec(t.Context(), statement, args...); err != nil {
 		t.Fatalf("%s: %v", statement, err)
 	}
 }
 
 func number(t *testing.T, db *sqldb.DB, query string, args ...any) (n int64) {
 	t.Helper()
-	if err := db.Reader().QueryRowContext(t.Context(), query, args...).Scan(&n); err != nil {
+	if err := db.QueryRow(t.Context(), query, args...).Scan(&n); err != nil {
 		t.Fatalf("%s: %v", query, err)
 	}
 	return n

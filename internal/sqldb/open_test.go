@@ -316,7 +316,7 @@ const manyPages = `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM 
 func folded(t *testing.T, db *sqldb.DB, so func(all, folded int) bool) error {
 	t.Helper()
 	var busy, all, folded int
-	if err := db.Reader().QueryRowContext(t.Context(), "PRAGMA wal_checkpoint(NOOP)").Scan(&busy, &all, &folded); err != nil {
+	if err := db.QueryRow(t.Context(), "PRAGMA wal_checkpoint(NOOP)").Scan(&busy, &all, &folded); err != nil {
 		return err
 	}
 	if !so(all, folded) {

@@ -100,7 +100,7 @@ func TestOwnerUnknown(t *testing.T) {
 				}
 			}
 		}
-		if _, err := db.Writer().ExecContext(t.Context(), "SELECT owner FROM database_owner"); err == nil {
+		if _, err := db.Exec(t.Context(), "SELECT owner FROM database_owner"); err == nil {
 			t.Error("it has an owner now")
 		}
 	})

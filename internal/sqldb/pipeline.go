@@ -63,13 +63,35 @@ func (p *Pipeline) Must(what, query string, args []any, rows int64, otherwise er
 // statement sees the database as it is at that moment. After an error, discard what was read: some
 // of the functions may have been called.
 func (db *DB) Run(ctx context.Context, p *Pipeline) error {
-	switch {
-	case len(p.statements) == 0:
+	if len(p.statements) == 0 {
 		return nil
-	case db.engine == SQLite:
-		return runEach(ctx, db.reader, p.statements)
 	}
-	return runOn(ctx, db.reader, p.statements)
+	return db.alone(ctx, db.reader, p.statements)
+}
+
+// Query runs a query outside a transaction, and passes each row of its answer to row. It ends if
+// row returns an error.
+func (db *DB) Query(ctx context.Context, query string, args []any, row func(Row) error) error {
+	return db.alone(ctx, db.reader, []statement{{query: query, args: args, row: row}})
+}
+
+// QueryRow is [Tx.QueryRow] outside a transaction.
+func (db *DB) QueryRow(ctx context.Context, query string, args ...any) Row {
+	return firstOf(query, args, func(one statement) error { return db.alone(ctx, db.reader, []statement{one}) })
+}
+
+// Exec is [Tx.Exec] outside a transaction, for a statement that may run twice: it is repeated when
+// the driver believes of a broken connection that nothing was sent, which is not always true.
+func (db *DB) Exec(ctx context.Context, query string, args ...any) (changed int64, err error) {
+	return changedBy(query, args, func(one statement) error { return db.alone(ctx, db.writer, []statement{one}) })
+}
+
+// alone runs statements outside a transaction.
+func (db *DB) alone(ctx context.Context, pool *sql.DB, statements []statement) error {
+	if db.engine == SQLite {
+		return runEach(ctx, pool, statements)
+	}
+	return runOn(ctx, pool, statements)
 }
 
 // runner runs single statements: a pool or a transaction.

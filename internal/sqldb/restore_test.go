@@ -39,7 +39,7 @@ func restore(t *testing.T, path, from string) (sqldb.Restored, error) {
 func appIn(t *testing.T, path string) (app string) {
 	t.Helper()
 	db := open(t, "sqlite:"+path)
-	if err := db.Reader().QueryRowContext(t.Context(), "SELECT app_id FROM apps").Scan(&app); err != nil {
+	if err := db.QueryRow(t.Context(), "SELECT app_id FROM apps").Scan(&app); err != nil {
 		t.Fatal(err)
 	}
 	if err := db.Close(); err != nil {

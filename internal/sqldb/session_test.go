@@ -47,8 +47,8 @@ func TestHostileSettings(t *testing.T) {
 				}
 			}
 			const query = "SELECT k, b, at FROM t WHERE k = $1"
-			read(db.Reader().QueryRowContext(t.Context(), query, text))
-			read(db.Unhurried().Reader().QueryRowContext(t.Context(), query, text))
+			read(db.QueryRow(t.Context(), query, text))
+			read(db.Unhurried().QueryRow(t.Context(), query, text))
 			if err := db.InTx(t.Context(), func(tx *sqldb.Tx) error { read(tx.QueryRow(t.Context(), query, text)); return nil }); err != nil {
 				t.Error(err)
 			}

@@ -46,33 +46,37 @@ func (tx *Tx) RunAtCommit(ctx context.Context, p *Pipeline) error {
 
 // Exec runs a statement, and returns how many rows it has changed.
 func (tx *Tx) Exec(ctx context.Context, query string, args ...any) (changed int64, err error) {
-	one := statement{query: query, args: args, affected: func(n int64) error {
-		changed = n
-		return nil
-	}}
-	err = tx.on.run(ctx, []statement{one})
-	return changed, err
+	return changedBy(query, args, func(one statement) error { return tx.on.run(ctx, []statement{one}) })
 }
 
 // QueryRow returns the first row of a query's answer. Scan runs the query. If the answer has no
 // rows, the error is [sql.ErrNoRows].
 func (tx *Tx) QueryRow(ctx context.Context, query string, args ...any) Row {
+	return firstOf(query, args, func(one statement) error { return tx.on.run(ctx, []statement{one}) })
+}
+
+func changedBy(query string, args []any, run func(statement) error) (changed int64, err error) {
+	err = run(statement{query: query, args: args, affected: func(n int64) error {
+		changed = n
+		return nil
+	}})
+	return changed, err
+}
+
+func firstOf(query string, args []any, run func(statement) error) Row {
 	return firstRow(func(dest []any) error {
 		found := false
-		one := statement{query: query, args: args, row: func(row Row) error {
+		err := run(statement{query: query, args: args, row: func(row Row) error {
 			if found {
 				return nil
 			}
 			found = true
 			return row.Scan(dest...)
-		}}
-		if err := tx.on.run(ctx, []statement{one}); err != nil {
-			return err
-		}
-		if !found {
+		}})
+		if err == nil && !found {
 			return sql.ErrNoRows
 		}
-		return nil
+		return err
 	})
 }
 

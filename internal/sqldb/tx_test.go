@@ -291,7 +291,7 @@ func TestInTxWaitsForABusySQLiteFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := db.Writer().ExecContext(t.Context(), "UPDATE t SET n = 9"); !sqldb.Transient(err) {
+	if _, err := db.Exec(t.Context(), "UPDATE t SET n = 9"); !sqldb.Transient(err) {
 		t.Fatalf("not SQLITE_BUSY: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)

@@ -149,7 +149,7 @@ type faultRun struct {
 
 func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) error {
 	for _, table := range []string{"applied", "keys", "cutoffs", "services", "set_aside"} {
-		if _, err := p.db.Writer().ExecContext(ctx, "DELETE FROM "+table); err != nil {
+		if _, err := p.db.Exec(ctx, "DELETE FROM "+table); err != nil {
 			return fmt.Errorf("empty the database: %w", err)
 		}
 	}
@@ -243,7 +243,7 @@ func (r *faultRun) check(services []*subtest.Service) error {
 	// An event that took effect twice would be counted twice.
 	var applied, counted int
 	const query = "SELECT (SELECT COUNT(*) FROM applied), (SELECT COALESCE(SUM(sequenced), 0) FROM services)"
-	if err := r.place.db.Reader().QueryRowContext(r.ctx, query).Scan(&applied, &counted); err != nil {
+	if err := r.place.db.QueryRow(r.ctx, query).Scan(&applied, &counted); err != nil {
 		return err
 	}
 	if applied != want || counted != want {

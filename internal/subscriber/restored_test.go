@@ -66,7 +66,7 @@ func execute(t *testing.T, url string, statements ...string) {
 	}
 	defer func() { _ = db.Close() }()
 	for _, statement := range statements {
-		if _, err := db.Writer().ExecContext(t.Context(), statement); err != nil {
+		if _, err := db.Exec(t.Context(), statement); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -154,7 +154,7 @@ func TestDatabaseWithoutPosition(t *testing.T) {
 	testenv.Eventually(t, within, "the stream is read", func() error {
 		var n int
 		const query = "SELECT count(*) FROM stream_positions WHERE position = 2"
-		if err := db.Reader().QueryRowContext(t.Context(), query).Scan(&n); err != nil || n != 1 {
+		if err := db.QueryRow(t.Context(), query).Scan(&n); err != nil || n != 1 {
 			return fmt.Errorf("%d positions: %w", n, err)
 		}
 		return nil

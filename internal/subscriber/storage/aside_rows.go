@@ -151,20 +151,14 @@ func (s *Store) FailedPlaces(ctx context.Context) (places []uint64, err error) {
 func (s *Store) ListSetAside(ctx context.Context, limit int) ([]SetAside, error) {
 	const query = `SELECT stream_sequence, subject, reason, detail, payload, set_aside_at FROM set_aside
 		ORDER BY set_aside_at DESC, stream_sequence DESC LIMIT $1`
-	rows, err := s.db.Reader().QueryContext(ctx, query, int64(limit))
-	if err != nil {
-		return nil, fmt.Errorf("list the messages set aside: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
 	var list []SetAside
-	for rows.Next() {
+	err := s.db.Query(ctx, query, []any{int64(limit)}, func(row sqldb.Row) error {
 		var a SetAside
-		if err := rows.Scan(&a.StreamSequence, &a.Subject, &a.Reason, &a.Detail, &a.Payload, &a.At); err != nil {
-			return nil, fmt.Errorf("list the messages set aside: %w", err)
-		}
+		err := row.Scan(&a.StreamSequence, &a.Subject, &a.Reason, &a.Detail, &a.Payload, &a.At)
 		list = append(list, a)
-	}
-	if err := rows.Err(); err != nil {
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("list the messages set aside: %w", err)
 	}
 	return list, nil

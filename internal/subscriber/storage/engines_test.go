@@ -204,7 +204,7 @@ func (d tables) check(rt *rapid.T, target events.Target, want keyring.Keyring) {
 
 func (d tables) empty(rt *rapid.T) {
 	for _, table := range names() {
-		if _, err := d.db.Writer().ExecContext(rt.Context(), "DELETE FROM "+table); err != nil {
+		if _, err := d.db.Exec(rt.Context(), "DELETE FROM "+table); err != nil {
 			rt.Fatal(err)
 		}
 	}

@@ -59,7 +59,7 @@ func (s *Store) fill(ctx context.Context, one service, part keyring.Keyring, the
 func (s *Store) Filled(ctx context.Context, target events.Target) (kept int64, err error) {
 	id, _, err := s.idOf(ctx, target)
 	if err == nil && id != 0 {
-		err = s.db.Reader().QueryRowContext(ctx, `SELECT kept FROM filling WHERE service = $1`, id).Scan(&kept)
+		err = s.db.QueryRow(ctx, `SELECT kept FROM filling WHERE service = $1`, id).Scan(&kept)
 	}
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return 0, fmt.Errorf("look how far the history of %s is filled: %w", target, err)

@@ -46,7 +46,7 @@ func (s *Store) Mark(ctx context.Context, name string) (wipe func(), err error) 
 // HasMark says whether another process on this very database has left this mark.
 func (s *Store) HasMark(ctx context.Context, name string) (has bool, err error) {
 	const query = `SELECT count(*) > 0 FROM identity WHERE name = $1`
-	if err := s.db.Reader().QueryRowContext(ctx, query, markPrefix+name).Scan(&has); err != nil {
+	if err := s.db.QueryRow(ctx, query, markPrefix+name).Scan(&has); err != nil {
 		return false, fmt.Errorf("look for a mark in the database: %w", err)
 	}
 	return has, nil

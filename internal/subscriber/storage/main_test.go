@@ -96,7 +96,7 @@ func execute(t *testing.T, url string, statements ...string) {
 	}
 	defer func() { _ = db.Close() }()
 	for _, statement := range statements {
-		if _, err := db.Writer().ExecContext(t.Context(), statement); err != nil {
+		if _, err := db.Exec(t.Context(), statement); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/keyring"
 )
 
@@ -38,7 +39,7 @@ func (s *Store) NewestKeys(ctx context.Context, target events.Target, ended int)
 func (s *Store) idOf(ctx context.Context, target events.Target) (id int64, one Service, err error) {
 	const query = `SELECT s.id, s.head, s.max_sequence FROM services AS s WHERE s.target = $1`
 	one.Target = target
-	err = s.db.Reader().QueryRowContext(ctx, query, target.String()).Scan(&id, &one.Keyring.Head, &one.Sequence)
+	err = s.db.QueryRow(ctx, query, target.String()).Scan(&id, &one.Keyring.Head, &one.Sequence)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return 0, one, fmt.Errorf("look for the service %s: %w", target, err)
 	}
@@ -83,20 +84,12 @@ func (s *Store) readNewest(ctx context.Context, id, most int64, one *Service) er
 
 // addRows adds the rows of a query to a service.
 func (s *Store) addRows(ctx context.Context, one *Service, query string, args ...any) error {
-	rows, err := s.db.Reader().QueryContext(ctx, query, args...)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = rows.Close() }()
-	for rows.Next() {
+	return s.db.Query(ctx, query, args, func(row sqldb.Row) error {
 		var kind, x, y, z int64
-		var public sql.RawBytes
-		if err := rows.Scan(&kind, &x, &y, &z, &public); err != nil {
+		var public []byte
+		if err := row.Scan(&kind, &x, &y, &z, &public); err != nil {
 			return err
 		}
-		if err := one.add(kind, x, y, z, public); err != nil {
-			return err
-		}
-	}
-	return rows.Err()
+		return one.add(kind, x, y, z, public)
+	})
 }

@@ -100,7 +100,7 @@ func storeOfMany(t testing.TB, url string, keys int) (*Store, int64) {
 	}
 	insert := func(into string, values []any, columns ...sqldb.Type) {
 		for part := range store.db.Engine().Rows(1, columns, values) {
-			if _, err := store.db.Writer().ExecContext(t.Context(), into+part.Query, part.Args...); err != nil {
+			if _, err := store.db.Exec(t.Context(), into+part.Query, part.Args...); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -108,7 +108,7 @@ func storeOfMany(t testing.TB, url string, keys int) (*Store, int64) {
 	insert("INSERT INTO keys (service, public_key, position, from_time, end_time) ", rows,
 		sqldb.Int, sqldb.Bytes, sqldb.Int, sqldb.Int, sqldb.Int)
 	insert("INSERT INTO cutoffs (service, position, cut_time) ", cuts, sqldb.Int, sqldb.Int, sqldb.Int)
-	_, err = store.db.Writer().ExecContext(t.Context(), "UPDATE services SET head = $1, max_sequence = $1, filled = $1, sequenced = 0", int64(keys)+1)
+	_, err = store.db.Exec(t.Context(), "UPDATE services SET head = $1, max_sequence = $1, filled = $1, sequenced = 0", int64(keys)+1)
 	if err != nil {
 		t.Fatal(err)
 	}

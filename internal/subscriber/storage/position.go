@@ -29,7 +29,7 @@ type Place struct {
 func (s *Store) Position(ctx context.Context, created int64) (sequence uint64, known bool, err error) {
 	const query = `SELECT max(position) FROM stream_positions WHERE stream = $1 AND created_at = $2`
 	var highest sql.NullInt64
-	if err := s.db.Reader().QueryRowContext(ctx, query, streams.Invalidations, created).Scan(&highest); err != nil {
+	if err := s.db.QueryRow(ctx, query, streams.Invalidations, created).Scan(&highest); err != nil {
 		return 0, false, fmt.Errorf("read the position in the stream: %w", err)
 	}
 	return uint64(highest.Int64), highest.Valid, nil

@@ -2,7 +2,6 @@ package storage
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 
 	"omiappreg.org/keyrotation/events"
@@ -46,34 +45,28 @@ func (s *Store) FindKey(ctx context.Context, key events.PublicKey) (Service, boo
 // service assembles a service from its rows of keys, cutoffs and services, or returns false if
 // there are none.
 func (s *Store) service(ctx context.Context, query string, args []any) (service Service, found bool, err error) {
-	rows, err := s.db.Reader().QueryContext(ctx, query, args...)
+	err = s.db.Query(ctx, query, args, func(row sqldb.Row) error {
+		found = true
+		return service.next(row)
+	})
 	if err != nil {
-		return Service{}, false, fmt.Errorf("read keyrings: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
-	for ; rows.Next(); found = true {
-		if err := service.next(rows); err != nil {
-			return Service{}, false, fmt.Errorf("read keyrings: %w", err)
-		}
-	}
-	if err := rows.Err(); err != nil {
 		return Service{}, false, fmt.Errorf("read keyrings: %w", err)
 	}
 	return service.sorted(), found, nil
 }
 
 // next adds a row.
-func (s *Service) next(rows *sql.Rows) error {
+func (s *Service) next(row sqldb.Row) error {
 	var (
-		target        sql.RawBytes
+		target        string
 		kind, x, y, z int64
-		public        sql.RawBytes
+		public        []byte
 	)
-	if err := rows.Scan(&target, &kind, &x, &y, &z, &public); err != nil {
+	if err := row.Scan(&target, &kind, &x, &y, &z, &public); err != nil {
 		return err
 	}
 	if s.Target == (events.Target{}) {
-		parsed, err := events.ParseTarget(string(target))
+		parsed, err := events.ParseTarget(target)
 		if err != nil {
 			return fmt.Errorf("target %q: %w", target, err)
 		}
@@ -108,7 +101,7 @@ func (s Service) sorted() Service {
 // HasGap says whether a service has a gap in its history.
 func (s *Store) HasGap(ctx context.Context, target events.Target) (gap bool, err error) {
 	const query = `SELECT count(*) > 0 FROM services WHERE target = $1 AND max_sequence > filled + sequenced`
-	if err := s.db.Reader().QueryRowContext(ctx, query, target.String()).Scan(&gap); err != nil {
+	if err := s.db.QueryRow(ctx, query, target.String()).Scan(&gap); err != nil {
 		return false, fmt.Errorf("look for a gap in the history of %s: %w", target, err)
 	}
 	return gap, nil
@@ -126,24 +119,20 @@ func (s *Store) Gaps(ctx context.Context, after events.Target, limit int) ([]eve
 	if after != (events.Target{}) {
 		from = after.String()
 	}
-	rows, err := s.db.Reader().QueryContext(ctx, query, from, int64(limit))
-	if err != nil {
-		return nil, fmt.Errorf("list the services with a gap: %w", err)
-	}
-	defer func() { _ = rows.Close() }()
 	var gaps []events.Target
-	for rows.Next() {
+	err := s.db.Query(ctx, query, []any{from, int64(limit)}, func(row sqldb.Row) error {
 		var text string
-		if err := rows.Scan(&text); err != nil {
-			return nil, fmt.Errorf("list the services with a gap: %w", err)
+		if err := row.Scan(&text); err != nil {
+			return err
 		}
 		target, err := events.ParseTarget(text)
 		if err != nil {
-			return nil, fmt.Errorf("list the services with a gap: target %q: %w", text, err)
+			return fmt.Errorf("target %q: %w", text, err)
 		}
 		gaps = append(gaps, target)
-	}
-	if err := rows.Err(); err != nil {
+		return nil
+	})
+	if err != nil {
 		return nil, fmt.Errorf("list the services with a gap: %w", err)
 	}
 	return gaps, nil
