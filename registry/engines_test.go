@@ -182,7 +182,7 @@ func (a *account) decided(rt *rapid.T, t *testing.T, in *intake, todo []decision
 	if err != nil {
 		rt.Fatal(err)
 	}
-	b.SignRefusals(b.Previous)
+	b.SignRefusals(b.EarlierKeys)
 	return b
 }
 

@@ -127,14 +127,14 @@ func TestEarlierKeys(t *testing.T) {
 			return decideAll(t, in, d.sign(events.Rotation, events.GenerateSigningKey(), keys[place]))[0].Reason
 		}
 		for place, want := range map[int]events.Reason{
-			0: events.InvalidSignature, last - decision.EarlierKeys - 1: events.InvalidSignature, last - decision.EarlierKeys: events.SupersededKey,
+			0: events.InvalidSignature, last - decision.MostEarlierKeys - 1: events.InvalidSignature, last - decision.MostEarlierKeys: events.SupersededKey,
 			last / 2: events.SupersededKey, last - 1: events.SupersededKey,
 		} {
 			if got := reason(place); got != want {
 				t.Errorf("signed by key %d of %d: %q, want %q", place, len(keys), got, want)
 			}
 		}
-		const each = decision.EarlierKeys - decision.NewestKeys
+		const each = decision.MostEarlierKeys - decision.NewestKeys
 		for range decision.FarVerificationsASecond/each - 5 {
 			reason(last / 2)
 		}

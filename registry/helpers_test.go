@@ -31,7 +31,7 @@ func decideAndCommit(ctx context.Context, in *intake, todo []decision.Incoming) 
 		if err != nil {
 			return nil, err
 		}
-		b.SignRefusals(b.Previous)
+		b.SignRefusals(b.EarlierKeys)
 		for _, g := range b.Groups {
 			if !lost.Services[g.Target] {
 				outcomes = append(outcomes, g.Outcomes...)

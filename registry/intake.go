@@ -120,8 +120,8 @@ func (in *intake) decide(ctx context.Context, todo []decision.Incoming) (*decisi
 	if err := in.complete(ctx, b); err != nil {
 		return nil, err
 	}
-	targets, lookBack := b.Unverified(&in.looks)
-	b.Previous, err = in.store.previous(ctx, targets, lookBack)
+	targets, lookBack := b.NeedEarlierKeys(&in.looks)
+	b.EarlierKeys, err = in.store.previous(ctx, targets, lookBack)
 	return b, err
 }
 

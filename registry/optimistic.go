@@ -21,7 +21,7 @@ import (
 // load returns the state to decide on: what is remembered, and for the rest what the database says.
 func (in *intake) load(ctx context.Context, todo []decision.Incoming) (*decision.State, error) {
 	st, m := decision.NewState(), in.memory
-	st.Refused = m.wasRefused
+	st.RefusedRecently = m.wasRefused
 	for _, key := range in.own {
 		st.TakenKeys[key.PublicKey] = true
 	}
@@ -48,7 +48,7 @@ func (in *intake) complete(ctx context.Context, b *decision.Batch) error {
 		if err := in.confirm(ctx, b); err != nil {
 			return err
 		}
-		groups := slices.DeleteFunc(slices.Clone(b.Groups), func(g *decision.Group) bool { return !g.Asks })
+		groups := slices.DeleteFunc(slices.Clone(b.Groups), func(g *decision.Group) bool { return !g.NeedsRefusals })
 		if len(groups) == 0 {
 			if again, err := in.limit(ctx, b); err != nil || !again {
 				return err
@@ -64,8 +64,8 @@ func (in *intake) complete(ctx context.Context, b *decision.Batch) error {
 			return err
 		}
 		for t, one := range found {
-			if b.State.Told[t] = nil; one != nil {
-				b.State.Told[t] = one
+			if b.State.Refusals[t] = nil; one != nil {
+				b.State.Refusals[t] = one
 			}
 		}
 		b.DecideAgain(groups)

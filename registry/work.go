@@ -132,7 +132,7 @@ func (w *work) finish(ctx context.Context) error {
 	}
 	lost := c.lost.Services
 	w.thin(c.Batch)
-	c.SignRefusals(c.Previous)
+	c.SignRefusals(c.EarlierKeys)
 	if err := w.settle(ctx, w.messages, c.Batch, lost); err != nil {
 		return err
 	}

@@ -9,29 +9,29 @@ import (
 
 // Group is the requests of one service in a batch, and their outcomes.
 type Group struct {
-	Target   events.Target
-	Was      Service // before the outcomes
-	Existed  bool
-	checked  bool // everything that the outcomes rest on was read from the database
-	Requests []Incoming
-	limited  map[int]limit // requests beyond a limit of the app, by their places
-	// rivals: keys that another service registers in this batch, and by which request of it.
-	rivals map[events.PublicKey]int
+	Target      events.Target
+	Was         Service // before the outcomes
+	Existed     bool
+	confirmed   bool // everything that the outcomes rest on was read from the database
+	Requests    []Incoming
+	beyondLimit map[int]overLimit // requests beyond a limit of the app, by their places
+	// wonByOthers: keys that another service registers in this batch, and by which request of it.
+	wonByOthers map[events.PublicKey]int
 
-	Outcomes []Outcome
-	Asks     bool    // the outcomes depend on earlier refusals, which are not looked up yet
-	Service  Service // after the outcomes
-	Details  NewDetails
-	looks    int   // how many refusals may still be compared with earlier keys,
-	lookBack int64 // and with the keys of how many sequences
+	Outcomes      []Outcome
+	NeedsRefusals bool    // the outcomes depend on earlier refusals, which are not looked up yet
+	Service       Service // after the outcomes
+	Details       NewDetails
+	mayVerify     int   // how many refusals may still be compared with earlier keys,
+	sequencesBack int64 // and with the keys of how many sequences
 }
 
 // Changed reports whether the group has anything to commit.
 func (g *Group) Changed() bool { return g.Service.Sequence != g.Was.Sequence }
 
-// restsOnState reports whether a request is answered without a commit, for another reason than its
+// needsConfirming reports whether a request is answered without a commit, for another reason than its
 // own content.
-func (g *Group) restsOnState() bool {
+func (g *Group) needsConfirming() bool {
 	for i := range g.Outcomes {
 		if o := &g.Outcomes[i]; o.Verdict != Committed && o.In.Refusal == nil {
 			return true
@@ -70,7 +70,7 @@ type Batch struct {
 	At     time.Time  // the same as now, by the clock
 	OnHold []Incoming // not decided: the database lacks changes of their services
 
-	Previous map[events.Target][]PastKey // of the services that unsettled named
+	EarlierKeys map[events.Target][]PastKey // of the services that [Batch.NeedEarlierKeys] named
 }
 
 // NewBatch groups requests, which are in the order of the stream, by their services. at is the time of
@@ -82,7 +82,7 @@ func NewBatch(issuer Issuer, at time.Time, st *State, requests []Incoming) *Batc
 		target := in.Request.Target
 		g := byTarget[target]
 		if g == nil {
-			g = &Group{Target: target, checked: st.Mode == Pessimistic}
+			g = &Group{Target: target, confirmed: st.Mode == Pessimistic}
 			g.Begin(st.Services[target])
 			byTarget[target] = g
 			b.Groups = append(b.Groups, g)
@@ -101,16 +101,16 @@ func (b *Batch) Decide() {
 func (b *Batch) decideAll(groups []*Group) {
 	for len(groups) > 0 {
 		b.issuer.Parallel(len(groups), 1, func(i int) { b.decideGroup(groups[i]) })
-		for g := b.rival(); g != nil; g = b.rival() {
+		for g := b.awardKeys(); g != nil; g = b.awardKeys() {
 			b.decideGroup(g)
 		}
-		groups = b.findWeak()
+		groups = b.checkForWeakKeys()
 	}
 }
 
-// findWeak checks the new keys of all requests that passed so far for weak ones. It checks them
+// checkForWeakKeys checks the new keys of all requests that passed so far for weak ones. It checks them
 // together because that costs least. It returns the groups that have one, which are decided again.
-func (b *Batch) findWeak() (again []*Group) {
+func (b *Batch) checkForWeakKeys() (again []*Group) {
 	var keys []events.PublicKey
 	for _, g := range b.Groups {
 		for i := range g.Outcomes {
@@ -145,14 +145,16 @@ func (b *Batch) decideGroup(g *Group) {
 			return p, ok
 		},
 		taken: func(k events.PublicKey, index int) bool {
-			by, lost := g.rivals[k]
+			by, lost := g.wonByOthers[k]
 			return b.State.TakenKeys[k] || lost && by < index
 		},
-		recently: func(n events.Nonce) bool { return b.State.Refused != nil && b.State.Refused(RequestID{g.Target, n}) },
-		service:  g.Was, limited: g.limited,
+		refusedRecently: func(n events.Nonce) bool {
+			return b.State.RefusedRecently != nil && b.State.RefusedRecently(RequestID{g.Target, n})
+		},
+		service: g.Was, beyondLimit: g.beyondLimit,
 		weak: b.State.weak,
 	}
-	d.told, d.looked = b.State.Told[g.Target]
+	d.refusals, d.refusalsRead = b.State.Refusals[g.Target]
 	before := g.Outcomes
 	g.Outcomes = make([]Outcome, 0, len(g.Requests))
 	for i, in := range g.Requests {
@@ -162,14 +164,14 @@ func (b *Batch) decideGroup(g *Group) {
 		}
 		g.Outcomes = append(g.Outcomes, d.decide(in, earlier))
 	}
-	g.Service, g.Details, g.Asks = d.service, d.details, d.asks
+	g.Service, g.Details, g.NeedsRefusals = d.service, d.details, d.needsRefusals
 }
 
-// rival finds the first request of the batch, in the order of the stream, that passed with a key
+// awardKeys finds the first request of the batch, in the order of the stream, that passed with a key
 // which an earlier request registered for another service. It marks that key as lost and returns
 // the request's group, which is then decided again; the requests before it stand. One key names one
 // service, and the first request gets it.
-func (b *Batch) rival() *Group {
+func (b *Batch) awardKeys() *Group {
 	registered := b.registered()
 	var loser *Group
 	index := 0
@@ -186,12 +188,12 @@ func (b *Batch) rival() *Group {
 		}
 	}
 	if loser != nil {
-		if loser.rivals == nil {
-			loser.rivals = map[events.PublicKey]int{}
+		if loser.wonByOthers == nil {
+			loser.wonByOthers = map[events.PublicKey]int{}
 		}
 		for key, first := range registered {
 			if first.group != loser && first.index < index {
-				loser.rivals[key] = first.index
+				loser.wonByOthers[key] = first.index
 			}
 		}
 	}
@@ -221,9 +223,9 @@ func (b *Batch) registered() map[events.PublicKey]registration {
 	return first
 }
 
-// Unverified returns the services with a refusal whose reason may still become superseded_key, and
-// how many sequences back to look for each, within the limits on looks.
-func (b *Batch) Unverified(l *VerificationBudget) (targets []events.Target, lookBack []int64) {
+// NeedEarlierKeys returns the services with a refusal whose reason may still become superseded_key, and
+// how many sequences back to look for each, within the budget.
+func (b *Batch) NeedEarlierKeys(l *VerificationBudget) (targets []events.Target, lookBack []int64) {
 	for _, g := range b.Groups {
 		n := 0
 		for i := range g.Outcomes {
@@ -234,24 +236,24 @@ func (b *Batch) Unverified(l *VerificationBudget) (targets []events.Target, look
 		if n == 0 {
 			continue
 		}
-		if g.looks, g.lookBack = l.claim(b.now, g.Target, n, g.Service.Sequence); g.looks > 0 {
-			targets, lookBack = append(targets, g.Target), append(lookBack, g.lookBack)
+		if g.mayVerify, g.sequencesBack = l.claim(b.now, g.Target, n, g.Service.Sequence); g.mayVerify > 0 {
+			targets, lookBack = append(targets, g.Target), append(lookBack, g.sequencesBack)
 		}
 	}
 	return targets, lookBack
 }
 
 // SignRefusals makes the reasons final and signs the receipts of refusals. previous holds earlier keys of
-// the services that unsettled named.
+// the services that [Batch.NeedEarlierKeys] named.
 func (b *Batch) SignRefusals(previous map[events.Target][]PastKey) {
 	nonces := NewRefusalNonces(b.issuer.Key)
 	b.issuer.Parallel(len(b.Groups), 1, func(i int) {
 		g := b.Groups[i]
 		for j := range g.Outcomes {
 			o := &g.Outcomes[j]
-			if g.looks > 0 && o.mayBeSuperseded() {
-				g.looks--
-				o.checkSuperseded(previous[g.Target], g.lookBack)
+			if g.mayVerify > 0 && o.mayBeSuperseded() {
+				g.mayVerify--
+				o.checkSuperseded(previous[g.Target], g.sequencesBack)
 			}
 			o.signRefusal(b.issuer, b.now, nonces)
 		}

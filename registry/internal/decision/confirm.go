@@ -19,9 +19,9 @@ const (
 // Unconfirmed returns the groups with an answer that rests on remembered state. If two services want
 // one key, the state of every service in the batch may decide which one gets it.
 func (b *Batch) Unconfirmed() (groups []*Group) {
-	rivals := slices.ContainsFunc(b.Groups, func(g *Group) bool { return g.rivals != nil })
+	contested := slices.ContainsFunc(b.Groups, func(g *Group) bool { return g.wonByOthers != nil })
 	for _, g := range b.Groups {
-		if !g.checked && (rivals || g.restsOnState()) {
+		if !g.confirmed && (contested || g.needsConfirming()) {
 			groups = append(groups, g)
 		}
 	}
@@ -33,7 +33,7 @@ func (b *Batch) Unconfirmed() (groups []*Group) {
 func (b *Batch) Correct(groups []*Group, fresh *State) (stale []*Group) {
 	var again []*Group
 	for _, g := range groups {
-		g.checked = true
+		g.confirmed = true
 		was, is := b.State.Services[g.Target], fresh.Services[g.Target]
 		moved := (was == nil) != (is == nil) || was != nil && !was.Equal(is)
 		if moved {
@@ -57,10 +57,10 @@ func (b *Batch) DecideAgain(again []*Group) {
 		return
 	}
 	for _, g := range b.Groups {
-		if g.rivals == nil {
+		if g.wonByOthers == nil {
 			continue
 		}
-		if g.rivals = nil; !slices.Contains(again, g) {
+		if g.wonByOthers = nil; !slices.Contains(again, g) {
 			again = append(again, g) // the service that had the key may not have it now
 		}
 	}

@@ -25,17 +25,17 @@ type decider struct {
 	// taken reports whether a key was registered before this place in the batch.
 	taken func(key events.PublicKey, index int) bool
 
-	claimed []events.PublicKey // keys that this batch registers for this service
-	before  []PastKey          // keys that were current earlier in this batch
-	// answered: requests of this batch that were committed; a list, because they are few.
-	answered []answered
-	refused  []events.Nonce          // requests by the Master Key in this batch that were refused
-	recently func(events.Nonce) bool // reports the same of earlier batches
-	// told: what the stream of receipts has of the service; nil: it was not read.
-	told    Told
-	looked  bool
-	asks    bool // the stream of receipts should be read
-	limited map[int]limit
+	claimed     []events.PublicKey // keys that this batch registers for this service
+	earlierKeys []PastKey          // keys that were current earlier in this batch
+	// committedHere: requests of this batch that were committed; a list, because they are few.
+	committedHere   []committedRequest
+	refusedHere     []events.Nonce          // requests by the Master Key in this batch that were refused
+	refusedRecently func(events.Nonce) bool // reports the same of earlier batches
+	// refusals: what the stream of receipts has of the service; nil: it was not read.
+	refusals      Refusals
+	refusalsRead  bool
+	needsRefusals bool // the stream of receipts should be read
+	beyondLimit   map[int]overLimit
 }
 
 // decide runs the checks of docs/protocol.md §6 in their order, and returns the outcome of the
@@ -44,49 +44,49 @@ type decider struct {
 func (d *decider) decide(in Incoming, before *Outcome) Outcome {
 	r := in.Request
 	if in.Refusal != nil {
-		return d.reject(in, in.Refusal.Reason, in.Refusal.Detail)
+		return d.refuse(in, in.Refusal.Reason, in.Refusal.Detail)
 	}
 	if r.NamesItsTarget() && r.IsFor(d.Rules.Origin) {
-		if first, ok := d.answer(r.Nonce); ok && first.answers(r) {
+		if first, ok := d.prior(r.Nonce); ok && first.isFor(r) {
 			// A request that is sent again can't fail checks that it passed before, even if the
 			// policy has changed.
 			return Outcome{In: in, Verdict: Duplicate, ReceiptNonce: first.ReceiptNonce, ReceiptBytes: first.Receipt}
 		}
 	}
 	if reason, detail := d.admit(in); reason != "" {
-		return d.reject(in, reason, detail)
+		return d.refuse(in, reason, detail)
 	}
 	signer, whose := d.signer(r)
-	o := d.signed(in, signer, whose, before)
+	o := d.checkSigned(in, signer, whose, before)
 	o.Signer = signer
 	return o
 }
 
-// signed decides a request that only its signatures, its key or its nonce may still stop.
-func (d *decider) signed(in Incoming, signer events.PublicKey, whose string, before *Outcome) Outcome {
+// checkSigned decides a request that only its signatures, its key or its nonce may still stop.
+func (d *decider) checkSigned(in Incoming, signer events.PublicKey, whose string, before *Outcome) Outcome {
 	reason, detail, checked := before.authenticated(signer)
 	if !checked {
 		reason, detail = d.authenticate(in.Request, signer, whose)
 	}
 	if reason != "" {
-		o := d.reject(in, reason, detail)
-		o.sequence, o.earlier = d.service.Sequence, slices.Clip(d.before)
+		o := d.refuse(in, reason, detail)
+		o.sequence, o.earlierKeys = d.service.Sequence, slices.Clip(d.earlierKeys)
 		return o
 	}
 	if in.Request.Kind != events.Revocation && d.weak[in.Request.NewKey] {
-		return d.reject(in, events.WeakKey, "The new key is not the canonical encoding of a curve point of the large prime order; generate another one.")
+		return d.refuse(in, events.WeakKey, "The new key is not the canonical encoding of a curve point of the large prime order; generate another one.")
 	}
 	if reason, detail := d.register(in); reason != "" {
-		return d.reject(in, reason, detail)
+		return d.refuse(in, reason, detail)
 	}
 	return d.commit(in)
 }
 
-// answer finds a request with this nonce that was committed before, or earlier in this batch.
-func (d *decider) answer(nonce events.Nonce) (Prior, bool) {
-	for i := range d.answered {
-		if d.answered[i].nonce == nonce {
-			return d.answered[i].Prior, true
+// prior finds a request with this nonce that was committed before, or earlier in this batch.
+func (d *decider) prior(nonce events.Nonce) (Prior, bool) {
+	for i := range d.committedHere {
+		if d.committedHere[i].nonce == nonce {
+			return d.committedHere[i].Prior, true
 		}
 	}
 	return d.committed(nonce)
@@ -138,20 +138,20 @@ func (d *decider) inOrder(in Incoming) (events.Reason, string) {
 	case earlier > 0:
 		return events.TimestampOutOfOrder, fmt.Sprintf("By its timestamp it was signed %d s before the last request by the Master Key "+
 			"that was committed for this service. If it is still wanted, sign a new one; if it is new, one signer's clock is wrong.", earlier)
-	case earlier == 0 && d.refusedBefore(r):
+	case earlier == 0 && d.mayHaveRefused(r):
 		return events.TimestampOutOfOrder, sameSecond + "and it was refused before, or that can't be told any more. If it is still wanted, sign a new one."
 	}
 	return "", ""
 }
 
-// refusedBefore reports whether a request was refused, or may have been. The database doesn't know
+// mayHaveRefused reports whether a request was refused, or may have been. The database doesn't know
 // that: the stream of receipts does.
-func (d *decider) refusedBefore(r *events.Request) bool {
-	if slices.Contains(d.refused, r.Nonce) || d.recently(r.Nonce) {
+func (d *decider) mayHaveRefused(r *events.Request) bool {
+	if slices.Contains(d.refusedHere, r.Nonce) || d.refusedRecently(r.Nonce) {
 		return true
 	}
-	d.asks = d.asks || !d.looked
-	return d.told != nil && d.told.MayHaveRefused(r.Nonce, r.Timestamp, d.Rules.Skew)
+	d.needsRefusals = d.needsRefusals || !d.refusalsRead
+	return d.refusals != nil && d.refusals.MayHaveRefused(r.Nonce, r.Timestamp, d.Rules.Skew)
 }
 
 // signer returns whose signature a request needs.
@@ -181,7 +181,7 @@ func (d *decider) authenticate(r *events.Request, signer events.PublicKey, whose
 // that comes too soon.
 func (d *decider) register(in Incoming) (events.Reason, string) {
 	r := in.Request
-	_, used := d.answer(r.Nonce)
+	_, used := d.prior(r.Nonce)
 	switch {
 	case r.Kind != events.Revocation && (d.taken(r.NewKey, in.Index) || slices.Contains(d.claimed, r.NewKey)):
 		return events.KeyInUse, "The new key was registered before, and one key names one service for ever; generate another one."
@@ -195,7 +195,7 @@ func (d *decider) register(in Incoming) (events.Reason, string) {
 		return events.RateLimited, fmt.Sprintf("The service may rotate %d times a minute and has done so; try again in %d s.",
 			d.Rules.RotationsPerMinute, wait)
 	}
-	why := d.limited[in.Index]
+	why := d.beyondLimit[in.Index]
 	return why.reason, why.detail
 }
 
@@ -237,9 +237,9 @@ func (d *decider) grace(r *events.Request) int64 {
 // move changes the service as the event says.
 func (d *decider) move(in Incoming, o *Outcome) {
 	r, s := in.Request, &d.service
-	d.answered = append(d.answered, answered{r.Nonce, Prior{r.Digest(), o.ReceiptNonce, o.ReceiptBytes, o.Event.Event, r.NewKey}})
+	d.committedHere = append(d.committedHere, committedRequest{r.Nonce, Prior{r.Digest(), o.ReceiptNonce, o.ReceiptBytes, o.Event.Event, r.NewKey}})
 	if !s.Key.IsZero() {
-		d.before = append(d.before, PastKey{s.Key, s.Sequence})
+		d.earlierKeys = append(d.earlierKeys, PastKey{s.Key, s.Sequence})
 	}
 	s.Status, s.Sequence, s.Key, s.ChangedAt = events.Active, o.Event.Sequence, r.NewKey, o.Event.Timestamp
 	s.Place = s.Place.after(in.Place)

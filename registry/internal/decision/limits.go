@@ -20,8 +20,8 @@ type AppUse struct {
 	ReplacedAt int64 // when its Master Key was last replaced
 }
 
-// limit says why a request of the batch is beyond a limit.
-type limit struct {
+// overLimit says why a request of the batch is beyond a limit.
+type overLimit struct {
 	reason events.Reason
 	detail string
 }
@@ -52,7 +52,7 @@ func (b *Batch) Countable() (list []Countable) {
 func (b *Batch) ApplyLimits(wanted []Countable, uses map[events.AppID]*AppUse, resets map[*Group]int64) (beyond []*Group) {
 	for _, one := range wanted {
 		g, o := one.Group, one.Outcome
-		if _, marked := g.limited[o.In.Index]; marked {
+		if _, marked := g.beyondLimit[o.In.Index]; marked {
 			continue // its group is decided again
 		}
 		use := uses[g.Target.App]
@@ -71,7 +71,7 @@ func (b *Batch) ApplyLimits(wanted []Countable, uses map[events.AppID]*AppUse, r
 		if o.Counts = why.reason == "" && o.Event.Sequence > 1; why.reason == "" {
 			continue
 		}
-		g.mark(&o.In, why)
+		g.refuseBeyond(&o.In, why)
 		if !slices.Contains(beyond, g) {
 			beyond = append(beyond, g)
 		}
@@ -80,10 +80,10 @@ func (b *Batch) ApplyLimits(wanted []Countable, uses map[events.AppID]*AppUse, r
 }
 
 // Count counts a change, or returns why it can't.
-func (u *AppUse) Count(p Rules, in *Incoming, first bool) (why limit) {
+func (u *AppUse) Count(p Rules, in *Incoming, first bool) (why overLimit) {
 	if first {
 		if p.ServicesPerApp > 0 && u.Services >= int64(p.ServicesPerApp) {
-			return limit{events.TooManyServices, fmt.Sprintf("The app has %d services, revoked ones included, and may have no more; "+
+			return overLimit{events.TooManyServices, fmt.Sprintf("The app has %d services, revoked ones included, and may have no more; "+
 				"the registry's operator can raise the limit (--services-per-app).", u.Services)}
 		}
 		u.Services++
@@ -103,7 +103,7 @@ func (u *AppUse) Count(p Rules, in *Incoming, first bool) (why limit) {
 		wait = (u.Day+1)*DaySeconds - in.StoredAt
 	}
 	if wait > 0 {
-		return limit{events.RateLimited, fmt.Sprintf("The app's Master Key may reset and bind again %d times a minute and %d times a day, "+
+		return overLimit{events.RateLimited, fmt.Sprintf("The app's Master Key may reset and bind again %d times a minute and %d times a day, "+
 			"not counting the first reset of each service in a day, and has done so; try again in %d s.",
 			p.MasterChangesPerMinute, p.MasterChangesPerDay, wait)}
 	}
@@ -112,18 +112,18 @@ func (u *AppUse) Count(p Rules, in *Incoming, first bool) (why limit) {
 	return why
 }
 
-// mark has a request refused for being beyond a limit, unless it is refused for another reason. It
+// refuseBeyond has a request refused for being beyond a limit, unless it is refused for another reason. It
 // also marks the requests of its kind that follow in the same minute, so that the group is not
 // decided again for each of them.
-func (g *Group) mark(in *Incoming, why limit) {
-	if g.limited == nil {
-		g.limited = map[int]limit{}
+func (g *Group) refuseBeyond(in *Incoming, why overLimit) {
+	if g.beyondLimit == nil {
+		g.beyondLimit = map[int]overLimit{}
 	}
 	for i := range g.Requests {
 		r := &g.Requests[i]
 		if r.Index == in.Index ||
 			r.Index > in.Index && r.Request.Kind == in.Request.Kind && r.StoredAt/minuteSeconds == in.StoredAt/minuteSeconds {
-			g.limited[r.Index] = why
+			g.beyondLimit[r.Index] = why
 		}
 	}
 }

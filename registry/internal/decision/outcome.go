@@ -20,14 +20,14 @@ type Outcome struct {
 	Event      events.Invalidation // when committed
 	EventBytes []byte
 
-	Reason events.Reason // when rejected
+	Reason events.Reason // when refused
 	Detail string
 	// If the signature did not verify: the service's sequence at that point, and the keys that it
 	// had earlier in this batch. If one of these keys, or one from before the batch, made the
 	// signature, the reason is superseded_key.
-	sequence int64
-	earlier  []PastKey
-	Signer   events.PublicKey // whose signature was checked; zero: none was
+	sequence    int64
+	earlierKeys []PastKey
+	Signer      events.PublicKey // whose signature was checked; zero: none was
 
 	ReceiptNonce events.Nonce
 	ReceiptBytes []byte      // nil for a refusal until [Outcome.signRefusal]
@@ -36,10 +36,10 @@ type Outcome struct {
 	Counts       bool        // it counts as a change by the app's Master Key
 }
 
-// reject refuses a request. Its receipt is signed last, when the reason is final.
-func (d *decider) reject(in Incoming, reason events.Reason, detail string) Outcome {
+// refuse refuses a request. Its receipt is signed last, when the reason is final.
+func (d *decider) refuse(in Incoming, reason events.Reason, detail string) Outcome {
 	if in.Request.Kind.ByMasterKey() {
-		d.refused = append(d.refused, in.Request.Nonce)
+		d.refusedHere = append(d.refusedHere, in.Request.Nonce)
 	}
 	return Outcome{In: in, Verdict: Refused, Reason: reason, Detail: detail}
 }
@@ -72,7 +72,7 @@ func (o *Outcome) mayBeSuperseded() bool {
 const (
 	NewestKeys           = 8  // are tried for each of looksASecond requests of a service,
 	VerificationsASecond = 32 // each second
-	EarlierKeys          = 256
+	MostEarlierKeys      = 256
 	// FarVerificationsASecond is how many verifications a second may go beyond the newest keys, up to
 	// earlierKeys, for all services together. They cost 0.1 s of a core.
 	FarVerificationsASecond = 2048
@@ -80,32 +80,32 @@ const (
 
 // VerificationBudget counts verifications in the present second.
 type VerificationBudget struct {
-	second int64
-	taken  map[events.Target]int
-	far    int
+	second   int64
+	requests map[events.Target]int
+	far      int
 }
 
 // claim returns how many of n requests may still be compared with earlier keys, and how many
 // sequences before the current one to try.
 func (l *VerificationBudget) claim(second int64, target events.Target, n int, sequence int64) (requests int, keys int64) {
-	if l.taken == nil || l.second != second {
-		*l = VerificationBudget{second: second, taken: map[events.Target]int{}}
+	if l.requests == nil || l.second != second {
+		*l = VerificationBudget{second: second, requests: map[events.Target]int{}}
 	}
-	n = min(n, VerificationsASecond-l.taken[target])
-	l.taken[target] += n
-	far := n * int(max(min(sequence-1, EarlierKeys)-NewestKeys, 0))
+	n = min(n, VerificationsASecond-l.requests[target])
+	l.requests[target] += n
+	far := n * int(max(min(sequence-1, MostEarlierKeys)-NewestKeys, 0))
 	if l.far+far > FarVerificationsASecond {
 		return n, NewestKeys
 	}
 	l.far += far
-	return n, EarlierKeys
+	return n, MostEarlierKeys
 }
 
 // checkSuperseded looks for the signer among the service's earlier keys, back to this many
 // sequences.
 func (o *Outcome) checkSuperseded(previous []PastKey, sequences int64) {
 	r := o.In.Request
-	for _, keys := range [...][]PastKey{o.earlier, previous} {
+	for _, keys := range [...][]PastKey{o.earlierKeys, previous} {
 		for _, past := range keys {
 			if past.Sequence >= o.sequence-sequences && past.Key.Verify(r.Signed, r.Signature) {
 				o.Reason = events.SupersededKey

@@ -80,8 +80,8 @@ type Prior struct {
 	Key          events.PublicKey
 }
 
-// answered is a request that is committed in the batch at hand.
-type answered struct {
+// committedRequest is a request that is committed in the batch at hand.
+type committedRequest struct {
 	nonce events.Nonce
 	Prior
 }
@@ -90,10 +90,10 @@ type answered struct {
 // events, which doesn't have it. No request has this digest.
 func UnknownDigest() (zero [sha256.Size]byte) { return zero }
 
-// answers reports whether this request was the one that was committed: it has the same nonce, which
+// isFor reports whether this request was the one that was committed: it has the same nonce, which
 // the caller has compared, and the same data. If the data was lost, it must ask for the same change
 // to the same key.
-func (p *Prior) answers(r *events.Request) bool {
+func (p *Prior) isFor(r *events.Request) bool {
 	if p.Digest == UnknownDigest() {
 		return p.Event == r.Kind.Event() && p.Key == r.NewKey
 	}
@@ -111,11 +111,11 @@ type State struct {
 	Services map[events.Target]*Service // nil: it was read and does not exist
 	Masters  map[events.AppID]events.PublicKey
 	// TakenKeys: keys of the batch that were registered before, for any service or as a Master Key.
-	TakenKeys map[events.PublicKey]bool
-	weak      map[events.PublicKey]bool // new keys that were checked, and whether they are weak
-	Committed map[RequestID]Prior       // requests of the batch that were committed before
-	Told      map[events.Target]Told    // for the services for which [Group.Asks] was true
-	Refused   func(RequestID) bool      // reports recent refusals by this replica; nil: none
+	TakenKeys       map[events.PublicKey]bool
+	weak            map[events.PublicKey]bool  // new keys that were checked, and whether they are weak
+	Committed       map[RequestID]Prior        // requests of the batch that were committed before
+	Refusals        map[events.Target]Refusals // for the services for which [Group.NeedsRefusals] was true
+	RefusedRecently func(RequestID) bool       // reports recent refusals by this replica; nil: none
 }
 
 // RequestID names a request of a service.
@@ -138,12 +138,12 @@ func NewState() *State {
 		TakenKeys:  map[events.PublicKey]bool{},
 		weak:       map[events.PublicKey]bool{},
 		Committed:  map[RequestID]Prior{},
-		Told:       map[events.Target]Told{},
+		Refusals:   map[events.Target]Refusals{},
 	}
 }
 
-// Told is what a service was told before. Nil: nothing.
-type Told interface {
+// Refusals is what a service was told before. Nil: nothing.
+type Refusals interface {
 	// MayHaveRefused reports whether a request with this nonce, signed at this time, was refused, or
 	// may have been because the receipts that could tell are gone. Times are seconds since the Unix
 	// epoch, skew is seconds.
