@@ -87,7 +87,7 @@ func (s *Subscriber) settle(ctx context.Context, last uint64, batch []events.Inv
 	if s.created != 0 {
 		to = storage.Place{Created: s.created, Sequence: last}
 	}
-	fresh, err := s.cfg.Store.Settle(ctx, to, s.written, batch, aside)
+	fresh, err := s.cfg.Store.ApplyUpTo(ctx, to, s.written, batch, aside)
 	if errors.Is(err, storage.ErrRestored) {
 		s.cfg.Log.WarnContext(ctx, "the database was replaced, or restored from a backup: the durable is recreated, and the stream read from its start",
 			"durable", s.cfg.Durable)

@@ -237,7 +237,7 @@ func TestFloorInAGap(t *testing.T) {
 		t.Fatal(err)
 	}
 	to := storage.Place{Created: stream.CachedInfo().Created.UnixNano(), Sequence: 2}
-	if _, err := w.store.Settle(t.Context(), to, storage.Place{}, quiet.Events, nil); err != nil {
+	if _, err := w.store.ApplyUpTo(t.Context(), to, storage.Place{}, quiet.Events, nil); err != nil {
 		t.Fatal(err)
 	}
 	batch, err := durable.Fetch(3)

@@ -25,8 +25,8 @@ func SameEvent(a, b *events.Invalidation) bool {
 	return a.Timestamp == b.Timestamp && a.Nonce == b.Nonce
 }
 
-// claim writes the ids of a batch and returns the events whose id was not there, each once.
-func (s *Store) claim(ctx context.Context, tx *sqldb.Tx, batch []events.Invalidation) ([]events.Invalidation, error) {
+// writeNewIDs writes the ids of a batch and returns the events whose id was not there, each once.
+func (s *Store) writeNewIDs(ctx context.Context, tx *sqldb.Tx, batch []events.Invalidation) ([]events.Invalidation, error) {
 	first := firstOf(batch)
 	claimed := make(map[eventID]bool, len(first))
 	var p sqldb.Pipeline
@@ -46,8 +46,8 @@ func (s *Store) claim(ctx context.Context, tx *sqldb.Tx, batch []events.Invalida
 // writeIDs adds the statements that write the ids of events. They call claimed with each id that
 // was not there.
 func (s *Store) writeIDs(p *sqldb.Pipeline, list []*events.Invalidation, claimed func(eventID)) {
-	for insert := range s.claims(list) {
-		p.Query(claim, insert.Query+` RETURNING timestamp, nonce`, insert.Args, func(row sqldb.Row) error {
+	for insert := range s.idInserts(list) {
+		p.Query(claimEvents, insert.Query+` RETURNING timestamp, nonce`, insert.Args, func(row sqldb.Row) error {
 			var id eventID
 			if err := row.Scan(&id.timestamp, &id.nonce); err != nil {
 				return err
@@ -70,12 +70,12 @@ func firstOf(batch []events.Invalidation) []*events.Invalidation {
 	return first
 }
 
-// claim is what the store is doing when a statement of [Store.claims] fails.
-const claim = "claim the events"
+// claimEvents is what the store is doing when a statement of [Store.idInserts] fails.
+const claimEvents = "claim the events"
 
-// claims yields the statements that write the ids of events that are not there. They are sorted, so
-// that all writers lock rows in one order.
-func (s *Store) claims(list []*events.Invalidation) iter.Seq[sqldb.Rows] {
+// idInserts yields the statements that write the ids of events that are not there. They are sorted,
+// so that all writers lock rows in one order.
+func (s *Store) idInserts(list []*events.Invalidation) iter.Seq[sqldb.Rows] {
 	order := slices.Clone(list)
 	slices.SortFunc(order, func(a, b *events.Invalidation) int {
 		return cmp.Or(cmp.Compare(a.Timestamp, b.Timestamp), cmp.Compare(a.Nonce.String(), b.Nonce.String()))

@@ -48,16 +48,17 @@ func ClassOf(reason string) Class {
 	return Garbage
 }
 
-// KeptSetAside bounds the table: it keeps this many messages of each class, so a flood can't fill it.
+// KeptSetAside bounds the table: it keeps this many messages of each class, so a flood can't fill
+// it.
 const KeptSetAside = 1000
 
-func (s *Store) writeAside(p *sqldb.Pipeline, aside []SetAside) {
-	if len(aside) == 0 {
+func (s *Store) writeSetAside(p *sqldb.Pipeline, setAside []SetAside) {
+	if len(setAside) == 0 {
 		return
 	}
-	last := make(map[uint64]SetAside, len(aside)) // one statement may not touch a row twice
+	last := make(map[uint64]SetAside, len(setAside)) // one statement may not touch a row twice
 	classes := map[Class]bool{}
-	for _, a := range aside {
+	for _, a := range setAside {
 		last[a.StreamSequence] = a
 		classes[ClassOf(a.Reason)] = true
 	}

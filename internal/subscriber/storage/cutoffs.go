@@ -44,8 +44,9 @@ func (c *cutoffs) add(service int64, cutoff keyring.Cutoff) {
 	c.chunks[last] = binary.AppendVarint(binary.AppendVarint(b, cutoff.Order), cutoff.Time)
 }
 
-// take removes and returns the cutoffs of a service. Services must come in the order of their ids.
-func (c *cutoffs) take(service int64) (list []keyring.Cutoff) {
+// dequeue removes and returns the cutoffs of a service. Services must come in the order of their
+// ids.
+func (c *cutoffs) dequeue(service int64) (list []keyring.Cutoff) {
 	for len(c.chunks) > 0 {
 		have, rest := nextNumber(c.chunks[0])
 		if have != service {
@@ -68,9 +69,9 @@ func nextNumber(b []byte) (number int64, rest []byte) {
 	return number, b[n:]
 }
 
-// allTaken fails if some cutoffs were not taken, because their services are missing or out of
+// checkEmpty fails if some cutoffs are left, because their services are missing or out of
 // order. Without its cutoffs, a key that was reset would look good.
-func (c *cutoffs) allTaken() error {
+func (c *cutoffs) checkEmpty() error {
 	if len(c.chunks) == 0 {
 		return nil
 	}

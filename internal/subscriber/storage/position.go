@@ -24,8 +24,8 @@ type Place struct {
 	Sequence uint64 // in the stream
 }
 
-// Position returns up to which place of the stream that was created then this database has settled
-// messages, or false if it has settled none.
+// Position returns up to which place of the stream that was created then this database has applied
+// messages, or false if it has applied none.
 func (s *Store) Position(ctx context.Context, created int64) (sequence uint64, known bool, err error) {
 	const query = `SELECT max(position) FROM stream_positions WHERE stream = $1 AND created_at = $2`
 	var highest sql.NullInt64

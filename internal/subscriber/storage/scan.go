@@ -69,7 +69,7 @@ func (s *Store) scan(ctx context.Context, yield func(Service) bool) error {
 	if err := rows.Err(); err != nil {
 		return err
 	}
-	if err := cutoffs.allTaken(); err != nil {
+	if err := cutoffs.checkEmpty(); err != nil {
 		return err
 	}
 	if one.any {
@@ -125,7 +125,7 @@ func (s *scanned) next(rows *sql.Rows) (done bool, err error) {
 			return false, fmt.Errorf("target %q: %w", r.target, err)
 		}
 		s.service = Service{Target: target, Sequence: int64(r.sequence), Gap: r.sequence > r.seen}
-		s.service.Keyring = keyring.Keyring{Head: int64(r.head), Cutoffs: s.cutoffs.take(s.id)}
+		s.service.Keyring = keyring.Keyring{Head: int64(r.head), Cutoffs: s.cutoffs.dequeue(s.id)}
 	}
 	if r.public == nil { // all that is known of the service is that it was revoked
 		return done, nil

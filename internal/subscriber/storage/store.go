@@ -99,22 +99,22 @@ func (s *Store) Close() error {
 // batch may turn out to have been applied, and none of its events are returned as new. So a caller
 // that also keeps the state in memory must join every event of the batch to it, not only the new
 // ones.
-func (s *Store) Apply(ctx context.Context, batch []events.Invalidation, aside []SetAside) ([]events.Invalidation, error) {
-	return s.Settle(ctx, Place{}, Place{}, batch, aside)
+func (s *Store) Apply(ctx context.Context, batch []events.Invalidation, setAside []SetAside) ([]events.Invalidation, error) {
+	return s.ApplyUpTo(ctx, Place{}, Place{}, batch, setAside)
 }
 
-// Settle is [Store.Apply] for a batch from the stream. to is the place of its last message, and
-// written is that of the batch that this process settled before, or zero. The same transaction
+// ApplyUpTo is [Store.Apply] for a batch from the stream. to is the place of its last message, and
+// written is that of the batch that this process applied before, or zero. The same transaction
 // moves the position in the stream. If the database lacks what was written, nothing is applied, and
 // the error is [ErrRestored].
-func (s *Store) Settle(ctx context.Context, to, written Place, batch []events.Invalidation, aside []SetAside) ([]events.Invalidation, error) {
-	if len(batch) == 0 && len(aside) == 0 && to == (Place{}) {
+func (s *Store) ApplyUpTo(ctx context.Context, to, written Place, batch []events.Invalidation, setAside []SetAside) ([]events.Invalidation, error) {
+	if len(batch) == 0 && len(setAside) == 0 && to == (Place{}) {
 		return nil, nil
 	}
-	fresh, err := s.settleKnown(ctx, to, written, batch, aside)
-	if errors.Is(err, errOtherwise) {
+	fresh, err := s.applyKnown(ctx, to, written, batch, setAside)
+	if errors.Is(err, errUnusual) {
 		err = s.db.InTx(ctx, func(tx *sqldb.Tx) (err error) {
-			fresh, err = s.settle(ctx, tx, to, written, batch, aside)
+			fresh, err = s.apply(ctx, tx, to, written, batch, setAside)
 			return err
 		})
 	}
@@ -124,11 +124,11 @@ func (s *Store) Settle(ctx context.Context, to, written Place, batch []events.In
 	return fresh, nil
 }
 
-// settle is Settle in a transaction.
-func (s *Store) settle(
-	ctx context.Context, tx *sqldb.Tx, to, written Place, batch []events.Invalidation, aside []SetAside,
+// apply is ApplyUpTo in a transaction.
+func (s *Store) apply(
+	ctx context.Context, tx *sqldb.Tx, to, written Place, batch []events.Invalidation, setAside []SetAside,
 ) ([]events.Invalidation, error) {
-	fresh, err := s.claim(ctx, tx, batch)
+	fresh, err := s.writeNewIDs(ctx, tx, batch)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +137,7 @@ func (s *Store) settle(
 		return nil, err
 	}
 	var p sqldb.Pipeline
-	s.writeAside(&p, aside)
+	s.writeSetAside(&p, setAside)
 	s.movePosition(&p, to, written)
 	if err := tx.Run(ctx, &p); err != nil {
 		return nil, err
