@@ -124,10 +124,10 @@ func (m *Memory) Has(e *events.Invalidation) bool {
 	return have.equal(have.apply(e, m.now().Unix()))
 }
 
-// Verify answers whether a signature is good now. Any number of goroutines may call it. If settled
+// Verify answers whether a signature is good now. Any number of goroutines may call it. If final
 // is false, no known key made the signature, the registry could not be asked, and the answer is a
 // refusal that a newer event may contradict. The caller sets AsOf.
-func (m *Memory) Verify(ctx context.Context, q events.VerifyQuery) (answer events.VerifyAnswer, settled bool) {
+func (m *Memory) Verify(ctx context.Context, q events.VerifyQuery) (answer events.VerifyAnswer, final bool) {
 	r := m.keyrings.find(q.Target)
 	answer, current := r.accepted()
 	if current && answer.PublicKey.Verify(q.Message, q.Signature) {
@@ -142,7 +142,7 @@ func (m *Memory) Verify(ctx context.Context, q events.VerifyQuery) (answer event
 
 // judge is Verify for a signature that the current key did not make, or for a service without one.
 // The first tried keys of the record did not make it.
-func (m *Memory) judge(ctx context.Context, q *events.VerifyQuery, r record, tried int) (answer events.VerifyAnswer, settled bool) {
+func (m *Memory) judge(ctx context.Context, q *events.VerifyQuery, r record, tried int) (answer events.VerifyAnswer, final bool) {
 	var room room
 	have := r.unpack(&room)
 	answer, sure := have.judgeIf(r != nil, q, m.now().Unix(), tried)
