@@ -27,7 +27,7 @@ func (b *Billing) Attribute(ctx context.Context, q events.AttributeQuery) (event
 	if err != nil {
 		return events.AttributeAnswer{}, fmt.Errorf("attribute a key: %w", err)
 	}
-	if found && settled(&owner) {
+	if found && complete(&owner) {
 		key := owner.Keyring.Keys[0]
 		return answer(owner.Target, key.From, owner.Keyring.Until(key), q.At), nil
 	}
@@ -104,9 +104,9 @@ func unavailable(cause error) error {
 		fmt.Errorf("%w: %w", ErrUnavailable, cause))
 }
 
-// settled reports whether no missing event can change what is known about the key. The current key
+// complete reports whether no missing event can change what is known about the key. The current key
 // is the key of the highest event, and only a later event could end it.
-func settled(owner *storage.Service) bool {
+func complete(owner *storage.Service) bool {
 	key := owner.Keyring.Keys[0]
 	switch {
 	case key.Position < 0: // the event that brought it is missing
