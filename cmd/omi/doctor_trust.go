@@ -23,7 +23,7 @@ func (d *doctor) examineTrusts() {
 func (d *doctor) examineTrust(name, durable string, metadata map[string]string) {
 	const give = "give its process the key with --trust, or in its --trust-file, which needs no restart: it then applies what it had set aside"
 	list := "list them with the command set-aside of its process"
-	if aside, ok := subscriber.AsideOf(metadata); ok && aside.Failed != "" {
+	if aside, ok := subscriber.SetAsideOf(metadata); ok && aside.Failed != "" {
 		d.wrong(name, fmt.Sprintf("%s could not handle the events at these places of the stream: %s", durable, aside.Failed),
 			list+", fix the cause, and restart its process")
 	}
@@ -35,7 +35,7 @@ func (d *doctor) examineTrust(name, durable string, metadata map[string]string) 
 	untrusted := slices.DeleteFunc(slices.Clone(d.info.PublicKeys), func(key events.PublicKey) bool {
 		return events.Trusts(words, d.info.Origin, key, time.Time{}, 0)
 	})
-	switch aside, _ := subscriber.AsideOf(metadata); {
+	switch aside, _ := subscriber.SetAsideOf(metadata); {
 	case len(untrusted) > 0:
 		d.wrong(name, fmt.Sprintf("%s does not trust the registry's current key, and sets its events aside: %s", durable, session.KeyList(untrusted)),
 			"ask the registry's operator whether this is its key; if so, "+give)

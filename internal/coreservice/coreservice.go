@@ -58,7 +58,7 @@ func (s *Service) Registry() *registryclient.Current {
 // returns nil. It waits for what may come back, and answers nothing before the durable is known to
 // be free: until then, the database may lack events that another process got.
 func (s *Service) Run(ctx context.Context, concurrently ...func(context.Context)) error {
-	if err := s.Hold(ctx); err != nil {
+	if err := s.Acquire(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}

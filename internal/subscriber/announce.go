@@ -32,35 +32,35 @@ const (
 	failedAtMost = 128
 )
 
-// said is what the metadata of a durable says. It leaves other entries alone.
-type said struct{ metadata map[string]string }
+// announcement is what the metadata of a durable says. It leaves other entries alone.
+type announcement struct{ metadata map[string]string }
 
 // trusts returns whom the durable's subscriber trusts, or false if the metadata doesn't say.
-func (s said) trusts() ([]string, bool) {
+func (s announcement) trusts() ([]string, bool) {
 	text, ok := s.metadata[events.TrustMetadata]
 	return strings.Fields(text), ok
 }
 
-func (s said) setTrusts(words []string) {
+func (s announcement) setTrusts(words []string) {
 	s.metadata[events.TrustMetadata] = strings.Join(slices.Sorted(slices.Values(words)), " ")
 }
 
 // narrow removes the trust in everyone who is not in own.
-func (s said) narrow(own []string) {
+func (s announcement) narrow(own []string) {
 	if words, announced := s.trusts(); announced {
 		s.setTrusts(common(words, own))
 	}
 }
 
-// behind says whether the stream must be read again, because own may believe events that were set
-// aside.
-func (s said) behind(own []string) bool {
-	return s.unbelieved(unbelievedMetadata).healedBy(own) || s.unbelieved(rereadMetadata).from > 0
+// mustReread says whether the stream must be read again, because own may believe events that were
+// set aside.
+func (s announcement) mustReread(own []string) bool {
+	return s.unbelieved(unbelievedMetadata).believedBy(own) || s.unbelieved(rereadMetadata).from > 0
 }
 
 // widen adds own, unless the durable is behind. Another process on this durable may trust others.
-func (s said) widen(own []string) {
-	if s.behind(own) {
+func (s announcement) widen(own []string) {
+	if s.mustReread(own) {
 		return
 	}
 	words, _ := s.trusts()
@@ -74,12 +74,12 @@ type unbelieved struct {
 	trusts []string
 }
 
-// healedBy says whether a process with this trust may believe events that were not believed.
-func (u unbelieved) healedBy(own []string) bool {
+// believedBy says whether a process with this trust may believe events that were not believed.
+func (u unbelieved) believedBy(own []string) bool {
 	return u.from > 0 && len(common(own, u.trusts)) < len(own)
 }
 
-func (s said) unbelieved(key string) (u unbelieved) {
+func (s announcement) unbelieved(key string) (u unbelieved) {
 	if words := strings.Fields(s.metadata[key]); len(words) > 0 {
 		u.from, _ = strconv.ParseUint(words[0], 10, 64)
 		u.trusts = words[1:]
@@ -89,7 +89,7 @@ func (s said) unbelieved(key string) (u unbelieved) {
 }
 
 // add notes that more events were not believed.
-func (s said) add(key string, more unbelieved) {
+func (s announcement) add(key string, more unbelieved) {
 	if more.from == 0 {
 		return
 	}
@@ -101,7 +101,7 @@ func (s said) add(key string, more unbelieved) {
 
 // failed returns the places of the events that could not be handled, or many if there are too many
 // to name.
-func (s said) failed() (places []uint64, many bool) {
+func (s announcement) failed() (places []uint64, many bool) {
 	for _, word := range strings.Fields(s.metadata[events.FailedMetadata]) {
 		place, err := strconv.ParseUint(word, 10, 64)
 		if err != nil {
@@ -112,7 +112,7 @@ func (s said) failed() (places []uint64, many bool) {
 	return places, false
 }
 
-func (s said) setFailed(places []uint64) {
+func (s announcement) setFailed(places []uint64) {
 	slices.Sort(places)
 	places = slices.Compact(places)
 	words := make([]string, len(places))
@@ -129,7 +129,7 @@ func (s said) setFailed(places []uint64) {
 	}
 }
 
-func (s said) addFailed(place uint64) {
+func (s announcement) addFailed(place uint64) {
 	if places, many := s.failed(); !many {
 		s.setFailed(append(places, place))
 	}
@@ -140,19 +140,19 @@ func common(a, b []string) []string {
 	return slices.DeleteFunc(slices.Clone(a), func(word string) bool { return !slices.Contains(b, word) })
 }
 
-// tell changes the durable's metadata, unless the change has no effect.
-func (s *Subscriber) tell(ctx context.Context, change func(said)) error {
-	s.telling.Lock()
-	defer s.telling.Unlock()
+// announce changes the durable's metadata, unless the change has no effect.
+func (s *Subscriber) announce(ctx context.Context, change func(announcement)) error {
+	s.announcing.Lock()
+	defer s.announcing.Unlock()
 	consumer, err := s.cfg.JetStream.Consumer(ctx, streams.Invalidations, s.cfg.Durable)
 	if err != nil {
 		return fmt.Errorf("read what the durable %s says: %w", s.cfg.Durable, err)
 	}
 	config := consumer.CachedInfo().Config
 	if _, is := s.foreign(config.Metadata); is {
-		return errDoubtful // watch looks into that
+		return errOtherOwner // watch looks into that
 	}
-	next := said{maps.Clone(config.Metadata)}
+	next := announcement{maps.Clone(config.Metadata)}
 	if next.metadata == nil {
 		next.metadata = map[string]string{}
 	}
@@ -167,36 +167,36 @@ func (s *Subscriber) tell(ctx context.Context, change func(said)) error {
 	return nil
 }
 
-// introduce makes a durable that was just opened say whom this process trusts, before the process
-// reads anything.
-func (s *Subscriber) introduce(ctx context.Context) error {
-	if err := s.countAside(ctx); err != nil {
+// announceTrust makes a durable that was just opened say whom this process trusts, before the
+// process reads anything.
+func (s *Subscriber) announceTrust(ctx context.Context) error {
+	if err := s.countSetAside(ctx); err != nil {
 		return err
 	}
 	own := s.Trust().Announcement()
-	return s.tell(ctx, func(d said) {
+	return s.announce(ctx, func(d announcement) {
 		if _, announced := d.trusts(); !announced {
 			d.setTrusts(nil)
 		}
 		d.narrow(own)
 		d.widen(own)
-		s.rereading.Store(d.behind(own)) // as_of stays unknown until that is tried
+		s.rereading.Store(d.mustReread(own)) // as_of stays unknown until that is tried
 	})
 }
 
-// Aside is what the metadata of a subscriber's durable says about messages that were set aside.
-type Aside struct {
+// SetAside is what the metadata of a subscriber's durable says about messages that were set aside.
+type SetAside struct {
 	From      uint64 // the lowest place of an event that no trusted key signed; 0: none
 	Rereading bool   // the stream is being read again, because some of it is believed now
 	Failed    string // the places of failed events, or [events.FailedMany]; empty: none
 }
 
-// AsideOf reads it from the metadata, or returns false if nothing is set aside.
-func AsideOf(metadata map[string]string) (Aside, bool) {
-	d := said{metadata}
-	a := Aside{
+// SetAsideOf reads it from the metadata, or returns false if nothing is set aside.
+func SetAsideOf(metadata map[string]string) (SetAside, bool) {
+	d := announcement{metadata}
+	a := SetAside{
 		From: d.unbelieved(unbelievedMetadata).from, Rereading: d.unbelieved(rereadMetadata).from > 0,
 		Failed: metadata[events.FailedMetadata],
 	}
-	return a, a != Aside{}
+	return a, a != SetAside{}
 }

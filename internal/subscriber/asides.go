@@ -14,9 +14,9 @@ import (
 	"omiappreg.org/keyrotation/internal/subscriber/storage"
 )
 
-// asides is what this process knows of the messages that are set aside. It looks at its database
+// setAside is what this process knows of the messages that are set aside. It looks at its database
 // now and then.
-type asides struct {
+type setAside struct {
 	mu       sync.Mutex
 	byReason map[string]int64
 	upTo     uint64    // no message beyond this place of the stream is set aside
@@ -26,28 +26,28 @@ type asides struct {
 const countEvery = 10 * time.Second
 
 // added notes that a message is to be set aside.
-func (a *asides) added(place uint64) {
+func (a *setAside) added(place uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.upTo, a.due = max(a.upTo, place), time.Time{}
 }
 
 // changed makes the next look due.
-func (a *asides) changed() {
+func (a *setAside) changed() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.due = time.Time{}
 }
 
 // mayHave says whether the message at this place may be set aside.
-func (a *asides) mayHave(place uint64) bool {
+func (a *setAside) mayHave(place uint64) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return place <= a.upTo
 }
 
 // isDue says whether it is time to look. If it is, the next look is put off.
-func (a *asides) isDue(now time.Time) bool {
+func (a *setAside) isDue(now time.Time) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if now.Before(a.due) {
@@ -57,38 +57,38 @@ func (a *asides) isDue(now time.Time) bool {
 	return true
 }
 
-// take stores what was counted.
-func (a *asides) take(byReason map[string]int64, upTo uint64) {
+// store stores what was counted.
+func (a *setAside) store(byReason map[string]int64, upTo uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.byReason, a.upTo = byReason, max(a.upTo, upTo)
 }
 
-func (a *asides) counts() map[string]int64 {
+func (a *setAside) counts() map[string]int64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return maps.Clone(a.byReason)
 }
 
-// countAside counts what is set aside, if that is due.
-func (s *Subscriber) countAside(ctx context.Context) error {
-	if !s.asides.isDue(time.Now()) {
+// countSetAside counts what is set aside, if that is due.
+func (s *Subscriber) countSetAside(ctx context.Context) error {
+	if !s.setAside.isDue(time.Now()) {
 		return nil
 	}
 	byReason, upTo, err := s.cfg.Store.CountSetAside(ctx)
 	if err != nil {
-		s.asides.changed()
+		s.setAside.changed()
 		return err
 	}
-	s.asides.take(byReason, upTo)
-	s.metrics.setAside(byReason)
+	s.setAside.store(byReason, upTo)
+	s.metrics.showSetAside(byReason)
 	return nil
 }
 
 // Remarks says what is set aside, with a line for each reason, for a person who asks how the
 // process is.
 func (s *Subscriber) Remarks() string {
-	counts := s.asides.counts()
+	counts := s.setAside.counts()
 	var text strings.Builder
 	for _, reason := range slices.Sorted(maps.Keys(counts)) {
 		n := strconv.FormatInt(counts[reason], 10)

@@ -30,25 +30,25 @@ func (s *Subscriber) open(ctx context.Context) (jetstream.Consumer, error) {
 	if created := stream.CachedInfo().Created.UnixNano(); created != s.created {
 		s.created, s.written = created, storage.Place{}
 	}
-	if err := s.hold(ctx); err != nil {
+	if err := s.acquire(ctx); err != nil {
 		return nil, err
 	}
-	consumer, err := s.claim(ctx, stream)
+	consumer, err := s.ensureDurable(ctx, stream)
 	if err == nil {
-		err = s.introduce(ctx)
+		err = s.announceTrust(ctx)
 	}
 	if err != nil {
-		if !s.held {
+		if !s.owned {
 			s.release()
 		}
 		return nil, fmt.Errorf("open the durable %s: %w", s.cfg.Durable, err)
 	}
-	s.held = true
-	s.horizon.restart()
+	s.owned = true
+	s.asOf.restart()
 	limits := consume.LimitsOf(consumer.CachedInfo().Config)
 	s.limits.Store(&limits)
 	s.consumer.Store(&consumer)
-	s.poke()
+	s.wake()
 	select {
 	case s.opened <- struct{}{}:
 	default: // watch has not seen the last one yet
@@ -63,8 +63,8 @@ func (s *Subscriber) config() jetstream.ConsumerConfig {
 	return want
 }
 
-// claim creates the durable, or writes into the existing one that it is ours.
-func (s *Subscriber) claim(ctx context.Context, stream jetstream.Stream) (jetstream.Consumer, error) {
+// ensureDurable creates the durable, or writes into the existing one that it is ours.
+func (s *Subscriber) ensureDurable(ctx context.Context, stream jetstream.Stream) (jetstream.Consumer, error) {
 	want := s.config()
 	consumer, err := s.cfg.JetStream.Consumer(ctx, streams.Invalidations, s.cfg.Durable)
 	switch {
@@ -76,7 +76,7 @@ func (s *Subscriber) claim(ctx context.Context, stream jetstream.Stream) (jetstr
 		return nil, err
 	}
 	before := consumer.CachedInfo()
-	if s.held { // another process may have taken it while we were away
+	if s.owned { // another process may have taken it while we were away
 		if err := s.stillOurs(before.Config.Metadata); err != nil {
 			return nil, err
 		}
@@ -87,13 +87,13 @@ func (s *Subscriber) claim(ctx context.Context, stream jetstream.Stream) (jetstr
 	if few := before.Config.MaxWaiting; few > 0 && few < consume.LeastWaiting {
 		s.cfg.Log.WarnContext(ctx, "the durable allows too few pulls at a time, which can't be changed: it is recreated, and the stream read from its start",
 			"durable", s.cfg.Durable, "max_waiting", few)
-		return s.remake(ctx, want)
+		return s.recreate(ctx, want)
 	}
 	// Another process may have created it meanwhile, and may have heard of events.
 	if !consumer.CachedInfo().Created.Equal(before.Created) {
-		return s.remake(ctx, want)
+		return s.recreate(ctx, want)
 	}
-	return s.adopt(ctx, stream, consumer, before, want)
+	return s.recreateIfAhead(ctx, stream, consumer, before, want)
 }
 
 func (s *Subscriber) create(ctx context.Context, want jetstream.ConsumerConfig) (jetstream.Consumer, error) {

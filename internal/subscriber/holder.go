@@ -23,7 +23,7 @@ import (
 // one database of Billing, whose processes share it. If two states shared a durable, each would
 // miss the events that the other got.
 //
-// A process asks on [holderSubject] whether the durable is in use, and the process that has it
+// A process asks on [ownerSubject] whether the durable is in use, and the process that has it
 // answers. If that process is gone, the broker itself answers that there is no listener as soon as
 // the connection ends, so a process that crashed can start again at once. The consumer's metadata
 // says who has it. If two processes start at the same moment, or don't reach each other, the later
@@ -41,20 +41,20 @@ const (
 )
 
 const (
-	holderSubject = "omi.v1.instance." // followed by the consumer's name
-	holderWithin  = 2 * time.Second
-	doubtFor      = time.Second / 2
+	ownerSubject  = "omi.v1.instance." // followed by the consumer's name
+	ownerWithin   = 2 * time.Second
+	otherOwnerFor = time.Second / 2
 )
 
-// holderWaits are the waits for an answer. A process that is there answers within milliseconds. The
+// ownerWaits are the waits for an answer. A process that is there answers within milliseconds. The
 // first question may go to a process that was killed just then. A process that hangs, or whose host
 // is gone, holds its durable until the broker gives up its connection.
-func holderWaits() []time.Duration {
+func ownerWaits() []time.Duration {
 	return []time.Duration{200 * time.Millisecond, time.Second, 4 * time.Second}
 }
 
-// holder is what a process tells others about itself.
-type holder struct {
+// owner is what a process tells others about itself.
+type owner struct {
 	ID    string `json:"id"`
 	Host  string `json:"host"`
 	PID   int    `json:"pid"`
@@ -64,16 +64,16 @@ type holder struct {
 	Same bool `json:"same"`
 }
 
-func newHolder(since int64) holder {
+func newOwner(since int64) owner {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown"
 	}
-	return holder{ID: rand.Text(), Host: host, PID: os.Getpid(), Since: since}
+	return owner{ID: rand.Text(), Host: host, PID: os.Getpid(), Since: since}
 }
 
 // String is for people: errors and the consumer's metadata have it. It is unique.
-func (h holder) String() string {
+func (h owner) String() string {
 	return fmt.Sprintf("process %d on host %s, started at %s (%s)", h.PID, h.Host, time.Unix(h.Since, 0).UTC().Format(time.RFC3339), h.ID)
 }
 
@@ -103,30 +103,30 @@ func (s *Subscriber) otherDatabase(have map[string]string) bool {
 	return have[metaDatabase] != "" && have[metaDatabase] != s.database
 }
 
-// doubt is since when the metadata of our durable has had another name.
-type doubt struct {
+// otherOwner is since when the metadata of our durable has had another name.
+type otherOwner struct {
 	mu    sync.Mutex
 	since time.Time
 }
 
-// errDoubtful may become [ErrInUse].
-var errDoubtful = errors.New("the durable seems to be in use by another process")
+// errOtherOwner may become [ErrInUse].
+var errOtherOwner = errors.New("the durable seems to be in use by another process")
 
 // stillOurs fails once another process has our durable. In a cluster, a new leader may repeat an
 // old state, so it must say so for a while.
 func (s *Subscriber) stillOurs(have map[string]string) error {
 	whose, is := s.foreign(have)
-	s.doubt.mu.Lock()
-	defer s.doubt.mu.Unlock()
+	s.otherOwner.mu.Lock()
+	defer s.otherOwner.mu.Unlock()
 	switch {
 	case !is:
-		s.doubt.since = time.Time{}
+		s.otherOwner.since = time.Time{}
 		return nil
-	case s.doubt.since.IsZero():
-		s.doubt.since = time.Now()
-		return errDoubtful
-	case time.Since(s.doubt.since) < doubtFor:
-		return errDoubtful
+	case s.otherOwner.since.IsZero():
+		s.otherOwner.since = time.Now()
+		return errOtherOwner
+	case time.Since(s.otherOwner.since) < otherOwnerFor:
+		return errOtherOwner
 	}
 	return s.inUse(whose)
 }
@@ -139,14 +139,14 @@ func (s *Subscriber) withMetadata(have map[string]string) map[string]string {
 	return all
 }
 
-// Hold makes sure that the durable is free, and returns [ErrInUse] otherwise. A process calls it
+// Acquire makes sure that the durable is free, and returns [ErrInUse] otherwise. A process calls it
 // before it answers anything, because its state may lack events that another process got. Hold
 // waits for a broker or a database that is unavailable, until ctx ends.
-func (s *Subscriber) Hold(ctx context.Context) error {
+func (s *Subscriber) Acquire(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
-	pause.MaxInterval = holderWithin
+	pause.MaxInterval = ownerWithin
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		err := s.hold(ctx)
+		err := s.acquire(ctx)
 		if errors.Is(err, ErrInUse) {
 			err = backoff.Permanent(err)
 		}
@@ -157,20 +157,20 @@ func (s *Subscriber) Hold(ctx context.Context) error {
 	return err
 }
 
-// hold makes sure that the durable is free, and answers other processes from then on. It does
+// acquire makes sure that the durable is free, and answers other processes from then on. It does
 // nothing if the durable is ours already.
-func (s *Subscriber) hold(ctx context.Context) error {
-	if s.answers != nil {
+func (s *Subscriber) acquire(ctx context.Context) error {
+	if s.replies != nil {
 		return nil
 	}
 	if err := s.identify(ctx); err != nil {
 		return err
 	}
-	if err := s.askHolder(ctx); err != nil {
+	if err := s.askOwner(ctx); err != nil {
 		return err
 	}
 	var err error
-	s.answers, err = s.cfg.JetStream.Conn().Subscribe(holderSubject+s.cfg.Durable, s.answer)
+	s.replies, err = s.cfg.JetStream.Conn().Subscribe(ownerSubject+s.cfg.Durable, s.replyToOther)
 	if err != nil {
 		return fmt.Errorf("answer others who ask for the durable: %w", err)
 	}
@@ -188,16 +188,16 @@ func (s *Subscriber) identify(ctx context.Context) (err error) {
 
 // release ends the answers.
 func (s *Subscriber) release() {
-	if s.answers != nil {
-		_ = s.answers.Unsubscribe() // fails only if the connection is gone
-		s.answers = nil
+	if s.replies != nil {
+		_ = s.replies.Unsubscribe() // fails only if the connection is gone
+		s.replies = nil
 	}
 }
 
-// askHolder asks the process that has the durable about itself. The durable is free only if the
+// askOwner asks the process that has the durable about itself. The durable is free only if the
 // broker says that there is no listener. For processes that share a durable, an answer from a
 // process with the same database is as good.
-func (s *Subscriber) askHolder(ctx context.Context) error {
+func (s *Subscriber) askOwner(ctx context.Context) error {
 	question := s.self
 	if !s.alone() {
 		wipe, err := s.cfg.Store.Mark(ctx, question.ID)
@@ -211,10 +211,10 @@ func (s *Subscriber) askHolder(ctx context.Context) error {
 		return fmt.Errorf("ask for the durable: %w", err)
 	}
 	nc := s.cfg.JetStream.Conn()
-	for _, within := range holderWaits() {
+	for _, within := range ownerWaits() {
 		msg, err := s.request(ctx, nc, body, within)
 		if !errors.Is(err, context.DeadlineExceeded) {
-			return s.judge(msg, err)
+			return s.readReply(msg, err)
 		}
 		if err := s.listens(ctx, nc); err != nil {
 			return fmt.Errorf("ask for the durable: %w", err)
@@ -226,29 +226,29 @@ func (s *Subscriber) askHolder(ctx context.Context) error {
 func (s *Subscriber) request(ctx context.Context, nc *nats.Conn, body []byte, within time.Duration) (*nats.Msg, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	return nc.RequestWithContext(ctx, holderSubject+s.cfg.Durable, body)
+	return nc.RequestWithContext(ctx, ownerSubject+s.cfg.Durable, body)
 }
 
 // listens fails if the question may not have got through the broker: then a missing answer means
 // nothing.
 func (s *Subscriber) listens(ctx context.Context, nc *nats.Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, holderWithin)
+	ctx, cancel := context.WithTimeout(ctx, ownerWithin)
 	defer cancel()
 	if err := nc.FlushWithContext(ctx); err != nil {
 		return err
 	}
-	if err := nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), holderSubject) {
+	if err := nc.LastError(); errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), ownerSubject) {
 		return err
 	}
 	return nil
 }
 
-// judge reads the answer of the process that has the durable.
-func (s *Subscriber) judge(msg *nats.Msg, err error) error {
+// readReply reads the answer of the process that has the durable.
+func (s *Subscriber) readReply(msg *nats.Msg, err error) error {
 	if errors.Is(err, nats.ErrNoResponders) {
 		return nil
 	}
-	var have holder
+	var have owner
 	if err == nil {
 		err = json.Unmarshal(msg.Data, &have)
 	}
@@ -276,21 +276,21 @@ func (s *Subscriber) inUse(whose string) error {
 	return fmt.Errorf("%w: %s belongs to %s. %s", ErrInUse, s.cfg.Durable, printable.Text(whose), advice)
 }
 
-// answer tells another process who we are. If we can't tell, an answer without an id makes it ask
-// again.
-func (s *Subscriber) answer(msg *nats.Msg) {
-	var asks holder
+// replyToOther tells another process who we are. If we can't tell, an answer without an id makes it
+// ask again.
+func (s *Subscriber) replyToOther(msg *nats.Msg) {
+	var asks owner
 	if json.Unmarshal(msg.Data, &asks) != nil || asks.ID == "" || asks.ID == s.self.ID {
 		return
 	}
 	own := s.self
 	if !s.alone() {
-		ctx, cancel := context.WithTimeout(context.Background(), holderWithin)
+		ctx, cancel := context.WithTimeout(context.Background(), ownerWithin)
 		defer cancel()
 		var err error
 		if own.Same, err = s.cfg.Store.HasMark(ctx, asks.ID); err != nil {
 			s.cfg.Log.Warn("another process asks whether it has the same database", "durable", s.cfg.Durable, "error", err)
-			own = holder{}
+			own = owner{}
 		}
 	}
 	body, err := json.Marshal(own)
@@ -302,11 +302,11 @@ func (s *Subscriber) answer(msg *nats.Msg) {
 	}
 }
 
-// giveBack is for a process that has lost its durable to another one, which lacks the events that
+// handOver is for a process that has lost its durable to another one, which lacks the events that
 // this process got meanwhile. It deletes the durable: a new one delivers all events to the other
 // process.
-func (s *Subscriber) giveBack(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), holderWithin)
+func (s *Subscriber) handOver(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), ownerWithin)
 	defer cancel()
 	return s.deleteDurable(ctx)
 }

@@ -14,16 +14,16 @@ import (
 
 // AsOf returns the time up to which this subscriber knows the stream, in seconds since the Unix
 // epoch, or 0 if it doesn't know that yet. While the broker is unavailable, the time doesn't move.
-func (s *Subscriber) AsOf() int64 { return s.horizon.time.Load() }
+func (s *Subscriber) AsOf() int64 { return s.asOf.time.Load() }
 
-// horizon is the time up to which every event in the stream was applied.
+// asOf is the time up to which every event in the stream was applied.
 //
 // An applied batch doesn't prove that: a process that crashed may have had an earlier message,
 // which comes again later. Only the broker knows what is not acknowledged, so the subscriber asks
-// it. If nothing is open, the horizon is the time of the question. On a busy stream something
-// always is, and the horizon is the newest message of which the broker says that it and all before
-// it are acknowledged.
-type horizon struct {
+// it. If nothing is open, it is the time of the question. On a busy stream something always is, and
+// it is the time of the newest message of which the broker says that it and all before it are
+// acknowledged.
+type asOf struct {
 	time atomic.Int64
 
 	mu        sync.Mutex
@@ -42,7 +42,7 @@ func (s *Subscriber) watch(ctx context.Context, stop func()) {
 	for {
 		if consumer := s.consumer.Load(); consumer != nil {
 			if err := s.ask(ctx, *consumer); err != nil {
-				s.lost <- err
+				s.taken <- err
 				stop()
 				return
 			}
@@ -62,7 +62,7 @@ func (s *Subscriber) ask(ctx context.Context, consumer jetstream.Consumer) error
 	defer cancel()
 	now := s.cfg.Now()
 	info, err := consumer.Info(ctx)
-	s.notice(ctx, info, err)
+	s.noteStatus(ctx, info, err)
 	if err != nil {
 		return nil // the consumer loop meets the same fault, and logs it
 	}
@@ -73,20 +73,20 @@ func (s *Subscriber) ask(ctx context.Context, consumer jetstream.Consumer) error
 	if err == nil {
 		s.restoreLimits(ctx, info.Config)
 		if !s.rereading.Load() {
-			s.horizon.answer(now, info)
+			s.asOf.reply(now, info)
 		}
 	}
 	return nil
 }
 
 // restart forgets places in the stream: a recreated stream counts from 1 again.
-func (h *horizon) restart() {
+func (h *asOf) restart() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.latest, h.candidate = incoming.Delivery{}, incoming.Delivery{}
 }
 
-func (h *horizon) applied(batch []incoming.Delivery) {
+func (h *asOf) applied(batch []incoming.Delivery) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, d := range batch {
@@ -96,7 +96,7 @@ func (h *horizon) applied(batch []incoming.Delivery) {
 	}
 }
 
-func (h *horizon) answer(asked time.Time, info *jetstream.ConsumerInfo) {
+func (h *asOf) reply(asked time.Time, info *jetstream.ConsumerInfo) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if info.NumPending == 0 && info.NumAckPending == 0 {
@@ -110,4 +110,4 @@ func (h *horizon) answer(asked time.Time, info *jetstream.ConsumerInfo) {
 	}
 }
 
-func (h *horizon) raise(t time.Time) { h.time.Store(max(h.time.Load(), t.Unix())) }
+func (h *asOf) raise(t time.Time) { h.time.Store(max(h.time.Load(), t.Unix())) }

@@ -9,18 +9,18 @@ import (
 	"omiappreg.org/keyrotation/internal/incoming"
 )
 
-// TestHorizonOnABusyStream: something always waits for its acknowledgement. The horizon still
+// TestAsOfOnABusyStream: something always waits for its acknowledgement. The time still
 // follows the acknowledged messages, never passes an open one, and never goes back.
-func TestHorizonOnABusyStream(t *testing.T) {
+func TestAsOfOnABusyStream(t *testing.T) {
 	t.Parallel()
-	var h horizon
+	var h asOf
 	at := func(seconds int64) time.Time { return time.Unix(seconds, 0) }
 	batch := func(sequence uint64, published int64) {
 		h.applied([]incoming.Delivery{{Sequence: sequence, Published: at(published)}})
 	}
 	ask := func(what string, asked int64, floor uint64, open int, want int64) {
 		t.Helper()
-		h.answer(at(asked), &jetstream.ConsumerInfo{NumAckPending: open, AckFloor: jetstream.SequenceInfo{Stream: floor}})
+		h.reply(at(asked), &jetstream.ConsumerInfo{NumAckPending: open, AckFloor: jetstream.SequenceInfo{Stream: floor}})
 		if got := h.time.Load(); got != want {
 			t.Errorf("%s: as of %d, want %d", what, got, want)
 		}

@@ -18,9 +18,9 @@ const (
 )
 
 type metrics struct {
-	events  *prometheus.CounterVec
-	latency prometheus.Histogram
-	aside   *prometheus.GaugeVec
+	events   *prometheus.CounterVec
+	latency  prometheus.Histogram
+	setAside *prometheus.GaugeVec
 }
 
 func newMetrics(durable string) *metrics {
@@ -35,12 +35,12 @@ func newMetrics(durable string) *metrics {
 			Help:    "From JetStream storing an event to its effect being committed.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16), // 1 ms to 33 s
 		}),
-		aside: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		setAside: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "omi_subscriber_set_aside", ConstLabels: labels,
 			Help: "Messages of the invalidation stream that are set aside now, by reason; the newest 1,000 of each kind are kept.",
 		}, []string{"reason"}),
 	}
-	m.setAside(nil)
+	m.showSetAside(nil)
 	for _, result := range []string{resultApplied, resultRepeated} {
 		m.events.WithLabelValues(result, "") // a rate needs a start at 0
 	}
@@ -54,7 +54,7 @@ func (s *Subscriber) register(r prometheus.Registerer) error {
 	}
 	labels := prometheus.Labels{"durable": s.cfg.Durable}
 	all := []prometheus.Collector{
-		s.metrics.events, s.metrics.latency, s.metrics.aside,
+		s.metrics.events, s.metrics.latency, s.metrics.setAside,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "omi_subscriber_oldest_in_hand_seconds", ConstLabels: labels,
 			Help: "For how long the oldest of the events in hand has been worked on, while none was finished; 0: none is in hand.",
@@ -66,7 +66,7 @@ func (s *Subscriber) register(r prometheus.Registerer) error {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "omi_subscriber_events_waiting", ConstLabels: labels,
 			Help: "Events that wait at the broker to be delivered by the durable, by its last answer.",
-		}, func() float64 { return float64(s.standing.deliveries.Waiting()) }),
+		}, func() float64 { return float64(s.status.deliveries.Waiting()) }),
 	}
 	if s.cfg.Store.IsSQLite() {
 		all = append(all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -82,13 +82,13 @@ func (s *Subscriber) register(r prometheus.Registerer) error {
 	return nil
 }
 
-// setAside shows what is set aside now. Reasons that an operator should hear of start at 0.
-func (m *metrics) setAside(byReason map[string]int64) {
-	m.aside.Reset()
+// showSetAside shows what is set aside now. Reasons that an operator should hear of start at 0.
+func (m *metrics) showSetAside(byReason map[string]int64) {
+	m.setAside.Reset()
 	for _, reason := range []string{storage.UnknownKey, string(events.EndedRegistryKey), consume.Panics, consume.Fails} {
-		m.aside.WithLabelValues(reason)
+		m.setAside.WithLabelValues(reason)
 	}
 	for reason, n := range byReason {
-		m.aside.WithLabelValues(reason).Set(float64(n))
+		m.setAside.WithLabelValues(reason).Set(float64(n))
 	}
 }

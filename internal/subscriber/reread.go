@@ -117,7 +117,7 @@ func (s *Subscriber) applyAgain(ctx context.Context, batch []incoming.Delivery) 
 			"subject", printable.Text(batch[0].Subject), "stream_sequence", batch[0].Sequence, "error", err)
 		s.working.Lock()
 		defer s.working.Unlock()
-		return 0, unbelieved{}, s.giveUp(ctx, batch[0], reasonOf(err), err.Error())
+		return 0, unbelieved{}, s.setAsideUnhandled(ctx, batch[0], reasonOf(err), err.Error())
 	}
 	for half := range slices.Chunk(batch, (len(batch)+1)/2) {
 		n, u, err := s.applyAgain(ctx, half)
@@ -152,7 +152,7 @@ func (s *Subscriber) applyOnce(ctx context.Context, batch []incoming.Delivery) (
 			err = &panicked{v}
 		}
 	}()
-	sorted, left := s.sort(batch)
+	sorted, left := s.verify(batch)
 	// The position stays that of the durable, which is further on.
 	fresh, err := s.cfg.Store.Apply(ctx, sorted.Events, nil)
 	if err != nil {
@@ -169,7 +169,7 @@ func (s *Subscriber) retryFailed(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("try what could not be handled: %w", err)
 	}
-	named, _ := said{(*s.consumer.Load()).CachedInfo().Config.Metadata}.failed()
+	named, _ := announcement{(*s.consumer.Load()).CachedInfo().Config.Metadata}.failed()
 	rows, err := s.cfg.Store.FailedPlaces(ctx)
 	if err != nil {
 		return err
@@ -201,5 +201,5 @@ func (s *Subscriber) retryFailed(ctx context.Context) error {
 		return err
 	}
 	left = slices.DeleteFunc(left, func(place uint64) bool { return gone[place] })
-	return s.tell(ctx, func(d said) { d.setFailed(left) })
+	return s.announce(ctx, func(d announcement) { d.setFailed(left) })
 }

@@ -13,15 +13,15 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// The durable remembers what was acknowledged. The database remembers what was settled, in the
+// The durable remembers what was acknowledged. The database remembers what was applied, in the
 // transaction with its effects and before the acknowledgement. So if the durable is ahead, another
-// database settled it: this database is new, or was restored from an older backup. Then the durable
+// database applied it: this database is new, or was restored from an older backup. Then the durable
 // is recreated, and the stream read from its start. Events that the database has take no effect
 // again.
 
-// adopt recreates the durable if the database lacks events that it has acknowledged. before is the
-// state in which it was found.
-func (s *Subscriber) adopt(
+// recreateIfAhead recreates the durable if the database lacks events that it has acknowledged.
+// before is the state in which it was found.
+func (s *Subscriber) recreateIfAhead(
 	ctx context.Context, stream jetstream.Stream, consumer jetstream.Consumer, before *jetstream.ConsumerInfo, want jetstream.ConsumerConfig,
 ) (jetstream.Consumer, error) {
 	info := consumer.CachedInfo()
@@ -30,37 +30,37 @@ func (s *Subscriber) adopt(
 		return consumer, nil
 	}
 	created := stream.CachedInfo().Created.UnixNano()
-	settled, known, err := s.cfg.Store.Position(ctx, created)
+	applied, known, err := s.cfg.Store.Position(ctx, created)
 	if err != nil {
 		return nil, err
 	}
 	if known && !s.otherDatabase(before.Config.Metadata) {
-		if same, err := nothingBetween(ctx, stream, settled, info.AckFloor.Stream); err != nil || same {
+		if same, err := nothingBetween(ctx, stream, applied, info.AckFloor.Stream); err != nil || same {
 			return consumer, err
 		}
 	}
 	s.cfg.Log.WarnContext(ctx, "the durable has acknowledged what this database does not have: the database is new, or was restored from an older backup. "+
 		"The durable is recreated, and the stream read from its start",
-		"durable", s.cfg.Durable, "acknowledged", info.AckFloor.Stream, "in_database", settled)
-	return s.remake(ctx, want)
+		"durable", s.cfg.Durable, "acknowledged", info.AckFloor.Stream, "in_database", applied)
+	return s.recreate(ctx, want)
 }
 
-// remake recreates the durable, so that the stream is read from its start.
-func (s *Subscriber) remake(ctx context.Context, want jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+// recreate recreates the durable, so that the stream is read from its start.
+func (s *Subscriber) recreate(ctx context.Context, want jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 	if err := s.deleteDurable(ctx); err != nil {
 		return nil, err
 	}
 	return s.create(ctx, want)
 }
 
-// nothingBetween says whether the stream has no message after settled and up to the floor. If the
+// nothingBetween says whether the stream has no message after applied and up to the floor. If the
 // stream has dropped messages, the floor is not the last acknowledged one: it lies just before the
 // next message to be delivered.
-func nothingBetween(ctx context.Context, stream jetstream.Stream, settled, floor uint64) (bool, error) {
-	if settled >= floor {
+func nothingBetween(ctx context.Context, stream jetstream.Stream, applied, floor uint64) (bool, error) {
+	if applied >= floor {
 		return true, nil
 	}
-	next, err := stream.GetMsg(ctx, settled+1, jetstream.WithGetMsgSubject(events.InvalidationSubject+">"))
+	next, err := stream.GetMsg(ctx, applied+1, jetstream.WithGetMsgSubject(events.InvalidationSubject+">"))
 	if errors.Is(err, jetstream.ErrMsgNotFound) {
 		return true, nil
 	}
@@ -79,15 +79,15 @@ func (s *Subscriber) deleteDurable(ctx context.Context) error {
 	return nil
 }
 
-// settle applies a batch whose last message is at this place of the stream, see
-// [storage.Store.Settle]. If the database was replaced under this process, the stream is read from
-// its start.
-func (s *Subscriber) settle(ctx context.Context, last uint64, batch []events.Invalidation, aside []storage.SetAside) ([]events.Invalidation, error) {
+// commit applies a batch whose last message is at this place of the stream, see
+// [storage.Store.ApplyUpTo]. If the database was replaced under this process, the stream is read
+// from its start.
+func (s *Subscriber) commit(ctx context.Context, last uint64, batch []events.Invalidation, setAside []storage.SetAside) ([]events.Invalidation, error) {
 	var to storage.Place
 	if s.created != 0 {
 		to = storage.Place{Created: s.created, Sequence: last}
 	}
-	fresh, err := s.cfg.Store.ApplyUpTo(ctx, to, s.written, batch, aside)
+	fresh, err := s.cfg.Store.ApplyUpTo(ctx, to, s.written, batch, setAside)
 	if errors.Is(err, storage.ErrRestored) {
 		s.cfg.Log.WarnContext(ctx, "the database was replaced, or restored from a backup: the durable is recreated, and the stream read from its start",
 			"durable", s.cfg.Durable)

@@ -133,7 +133,7 @@ func TestLostDatabase(t *testing.T) {
 	})
 }
 
-// TestDatabaseWithoutPosition: a database without a position has settled nothing, so the stream is
+// TestDatabaseWithoutPosition: a database without a position has applied nothing, so the stream is
 // read from its start. Events that the database has take no effect again.
 func TestDatabaseWithoutPosition(t *testing.T) {
 	t.Parallel()
@@ -213,7 +213,7 @@ func TestDurableOfAStreamThatForgot(t *testing.T) {
 }
 
 // TestFloorInAGap: if the stream has dropped messages, the floor of a durable lies just before the
-// next message to be delivered, and so beyond the last one that was settled. The database lacks
+// next message to be delivered, and so beyond the last one that was applied. The database lacks
 // nothing.
 func TestFloorInAGap(t *testing.T) {
 	t.Parallel()
@@ -231,7 +231,7 @@ func TestFloorInAGap(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A process settles two messages, and ends while a third is on its way.
+	// A process applies two messages, and ends while a third is on its way.
 	stream, err := w.js.Stream(t.Context(), streams.Invalidations)
 	if err != nil {
 		t.Fatal(err)

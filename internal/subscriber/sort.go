@@ -12,9 +12,9 @@ import (
 
 const unknownKeyDetail = "It is an event of this registry, but by a key that is not trusted"
 
-// sort splits a batch into what is to be applied and what is not, and says which events processes
+// verify splits a batch into what is to be applied and what is not, and says which events processes
 // that trust others may believe.
-func (s *Subscriber) sort(batch []incoming.Delivery) (incoming.Sorted, unbelieved) {
+func (s *Subscriber) verify(batch []incoming.Delivery) (incoming.Sorted, unbelieved) {
 	trust := s.Trust()
 	sorted := incoming.Sort(trust, batch)
 	var u unbelieved
@@ -49,15 +49,15 @@ func (s *Subscriber) toSetAside(refused []incoming.Refused) []storage.SetAside {
 	for _, r := range slices.Backward(refused) {
 		if c := storage.ClassOf(string(r.Reason)); kept[c] < storage.KeptSetAside {
 			kept[c]++
-			list = append(list, s.aside(r.Delivery, string(r.Reason), r.Detail))
+			list = append(list, s.newSetAside(r.Delivery, string(r.Reason), r.Detail))
 		}
 	}
 	slices.Reverse(list)
 	return list
 }
 
-func (s *Subscriber) aside(d incoming.Delivery, reason, detail string) storage.SetAside {
-	s.asides.added(d.Sequence)
+func (s *Subscriber) newSetAside(d incoming.Delivery, reason, detail string) storage.SetAside {
+	s.setAside.added(d.Sequence)
 	return storage.SetAside{
 		StreamSequence: d.Sequence, Subject: d.Subject, Reason: reason, Detail: detail, Payload: d.Payload, At: s.cfg.Now().Unix(),
 	}
@@ -81,16 +81,16 @@ func (s *Subscriber) report(ctx context.Context, batch *incoming.Sorted, fresh [
 	}
 }
 
-// takeBack removes messages from the list of what is set aside if they were applied now, because
-// more is trusted or a cause is gone.
-func (s *Subscriber) takeBack(ctx context.Context, batch []incoming.Delivery, refused []incoming.Refused) error {
+// removeApplied removes messages from the list of what is set aside if they were applied now,
+// because more is trusted or a cause is gone.
+func (s *Subscriber) removeApplied(ctx context.Context, batch []incoming.Delivery, refused []incoming.Refused) error {
 	still := make(map[uint64]bool, len(refused))
 	for _, r := range refused {
 		still[r.Sequence] = true
 	}
 	var places []uint64
 	for i := range batch {
-		if place := batch[i].Sequence; s.asides.mayHave(place) && !still[place] {
+		if place := batch[i].Sequence; s.setAside.mayHave(place) && !still[place] {
 			places = append(places, place)
 		}
 	}
@@ -98,6 +98,6 @@ func (s *Subscriber) takeBack(ctx context.Context, batch []incoming.Delivery, re
 		return nil
 	}
 	slices.Sort(places)
-	defer s.asides.changed()
+	defer s.setAside.changed()
 	return s.cfg.Store.RemoveSetAside(ctx, places)
 }

@@ -17,8 +17,8 @@ import (
 // ErrPaused means that the durable delivers nothing until a time that an operator gave.
 var ErrPaused = errors.New("the durable is paused")
 
-// standing is the state of the durable, as the broker reported it last.
-type standing struct {
+// status is the state of the durable, as the broker reported it last.
+type status struct {
 	deliveries consume.Deliveries
 
 	mu  sync.Mutex
@@ -28,9 +28,9 @@ type standing struct {
 // DurableErr says why the durable delivers nothing: it or its stream is missing, or it is paused.
 // While the broker is unavailable, that is the last known state.
 func (s *Subscriber) DurableErr() error {
-	s.standing.mu.Lock()
-	defer s.standing.mu.Unlock()
-	return s.standing.err
+	s.status.mu.Lock()
+	defer s.status.mu.Unlock()
+	return s.status.err
 }
 
 // checkConsumer fails if no events come although the broker may be there.
@@ -41,7 +41,7 @@ func (s *Subscriber) checkConsumer(context.Context) error {
 	case s.consumer.Load() == nil:
 		return fmt.Errorf("the durable %s is not open yet: waiting for the broker or the stream %s", s.cfg.Durable, streams.Invalidations)
 	}
-	return cmp.Or(s.DurableErr(), s.standing.deliveries.Err())
+	return cmp.Or(s.DurableErr(), s.status.deliveries.Err())
 }
 
 // restoreLimits resets the limits of the durable to those with which it was opened, if they were
@@ -53,8 +53,8 @@ func (s *Subscriber) restoreLimits(ctx context.Context, found jetstream.Consumer
 	}
 	s.cfg.Log.WarnContext(ctx, "someone changed the limits of the durable; they are reset", "durable", s.cfg.Durable,
 		"found", fmt.Sprintf("%+v", consume.LimitsOf(found)))
-	s.telling.Lock() // tell would write the limits that it has read
-	defer s.telling.Unlock()
+	s.announcing.Lock() // announce would write the limits that it has read
+	defer s.announcing.Unlock()
 	consumer, err := s.cfg.JetStream.Consumer(ctx, streams.Invalidations, s.cfg.Durable)
 	if err == nil {
 		next := s.withOurLimits(consumer.CachedInfo().Config)
@@ -69,8 +69,8 @@ func (s *Subscriber) restoreLimits(ctx context.Context, found jetstream.Consumer
 	}
 }
 
-// notice stores the broker's answer about the durable, and logs a change.
-func (s *Subscriber) notice(ctx context.Context, info *jetstream.ConsumerInfo, err error) {
+// noteStatus stores the broker's answer about the durable, and logs a change.
+func (s *Subscriber) noteStatus(ctx context.Context, info *jetstream.ConsumerInfo, err error) {
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		err = fmt.Errorf("the broker has no stream %s; the registry makes it", streams.Invalidations)
@@ -83,12 +83,12 @@ func (s *Subscriber) notice(ctx context.Context, info *jetstream.ConsumerInfo, e
 			streams.Invalidations, s.cfg.Durable)
 	}
 	if info != nil {
-		s.standing.deliveries.Note(info)
+		s.status.deliveries.Note(info)
 	}
-	s.standing.mu.Lock()
-	before := s.standing.err
-	s.standing.err = err
-	s.standing.mu.Unlock()
+	s.status.mu.Lock()
+	before := s.status.err
+	s.status.err = err
+	s.status.mu.Unlock()
 	switch {
 	case err != nil && (before == nil || before.Error() != err.Error()):
 		s.cfg.Log.WarnContext(ctx, "the durable delivers nothing", "durable", s.cfg.Durable, "error", err)

@@ -66,25 +66,25 @@ var ErrNotReady = errors.New("the invalidations are not yet read up to the start
 
 // Subscriber applies events to its store until it is stopped.
 type Subscriber struct {
-	cfg      Config
-	started  int64 // seconds since the Unix epoch
-	metrics  *metrics
-	horizon  horizon
-	standing standing
-	limits   atomic.Pointer[consume.Limits] // of the durable, as it was opened
-	inHand   *consume.InHand
-	consumer atomic.Pointer[jetstream.Consumer] // nil until the stream is there
-	opened   chan struct{}                      // tells watch about a new consumer
-	self     holder
-	doubt    doubt
-	lost     chan error // why the durable is no longer ours
+	cfg        Config
+	started    int64 // seconds since the Unix epoch
+	metrics    *metrics
+	asOf       asOf
+	status     status
+	limits     atomic.Pointer[consume.Limits] // of the durable, as it was opened
+	inHand     *consume.InHand
+	consumer   atomic.Pointer[jetstream.Consumer] // nil until the stream is there
+	opened     chan struct{}                      // tells watch about a new consumer
+	self       owner
+	otherOwner otherOwner
+	taken      chan error // why the durable is no longer ours
 
-	trust     atomic.Pointer[events.Trust] // whose messages are believed
-	wanted    atomic.Pointer[events.Trust] // whose messages are to be believed soon
-	poked     chan struct{}                // tells keep about a new consumer or another trust
-	rereading atomic.Bool                  // the stream is being read again, or is to be
-	telling   sync.Mutex                   // held while the durable's metadata changes
-	asides    asides
+	trust      atomic.Pointer[events.Trust] // whose messages are believed
+	wanted     atomic.Pointer[events.Trust] // whose messages are to be believed soon
+	woken      chan struct{}                // tells followTrust about a new consumer or another trust
+	rereading  atomic.Bool                  // the stream is being read again, or is to be
+	announcing sync.Mutex                   // held while the durable's metadata changes
+	setAside   setAside
 
 	// The code that works on messages and opens consumers, one after the other, owns the rest.
 	working sync.Mutex    // held while messages are worked on, as they come and as they are read again
@@ -92,8 +92,8 @@ type Subscriber struct {
 	written storage.Place // the position in the database, as this process left it
 
 	database string             // its id
-	answers  *nats.Subscription // nil: the durable is not ours yet
-	held     bool               // it was ours
+	replies  *nats.Subscription // nil: the durable is not ours yet
+	owned    bool               // it was ours
 }
 
 // batchSize is the largest batch. A database writes a page once for a batch, so larger batches make
@@ -111,8 +111,8 @@ func New(cfg Config) (*Subscriber, error) {
 	}
 	started := cfg.Now().Unix()
 	s := &Subscriber{
-		cfg: cfg, started: started, metrics: newMetrics(cfg.Durable), self: newHolder(started),
-		opened: make(chan struct{}, 1), poked: make(chan struct{}, 1), lost: make(chan error, 1),
+		cfg: cfg, started: started, metrics: newMetrics(cfg.Durable), self: newOwner(started),
+		opened: make(chan struct{}, 1), woken: make(chan struct{}, 1), taken: make(chan error, 1),
 	}
 	s.inHand = consume.NewInHand("events", cfg.Store.Where(), stageCommit, cfg.hangsAfter, cfg.Log)
 	s.trust.Store(&cfg.Trust)
@@ -129,11 +129,11 @@ func (s *Subscriber) Run(ctx context.Context) error {
 	defer s.release()
 	err := s.consume(ctx)
 	select {
-	case err = <-s.lost:
+	case err = <-s.taken:
 	default:
 	}
-	if s.held && errors.Is(err, ErrInUse) {
-		err = errors.Join(err, s.giveBack(ctx))
+	if s.owned && errors.Is(err, ErrInUse) {
+		err = errors.Join(err, s.handOver(ctx))
 	}
 	return err
 }
@@ -143,7 +143,7 @@ func (s *Subscriber) consume(ctx context.Context) error {
 	defer stop()
 	var running sync.WaitGroup
 	running.Go(func() { s.watch(ctx, stop) })
-	running.Go(func() { s.keep(ctx) })
+	running.Go(func() { s.followTrust(ctx) })
 	err := consume.Run(ctx, consume.Config[struct{}]{
 		Open: func(ctx context.Context) (consume.Source[struct{}], error) {
 			consumer, err := s.open(ctx)
@@ -179,7 +179,7 @@ func (s *Subscriber) Ready() error {
 }
 
 func (s *Subscriber) handle(ctx context.Context, batch []*consume.Plain) error {
-	fresh, err := s.receive(ctx, incoming.Batch(batch))
+	fresh, err := s.apply(ctx, incoming.Batch(batch))
 	if fresh > 0 { // refused or repeated events may write nothing
 		batch[0].Witness()
 	}
@@ -188,30 +188,30 @@ func (s *Subscriber) handle(ctx context.Context, batch []*consume.Plain) error {
 
 // The stages of a batch, for the log if it hangs.
 const (
-	stageTell   = "tell" // the broker what is not believed
-	stageCommit = "commit"
+	stageAnnounce = "tell" // the broker what is not believed
+	stageCommit   = "commit"
 )
 
 // Receive applies a batch. When it returns nil, each message has had its effect or is set aside,
 // for good.
 func (s *Subscriber) Receive(ctx context.Context, batch []incoming.Delivery) error {
-	_, err := s.receive(ctx, batch)
+	_, err := s.apply(ctx, batch)
 	return err
 }
 
-// receive returns how many events were new.
-func (s *Subscriber) receive(ctx context.Context, batch []incoming.Delivery) (int, error) {
+// apply returns how many events were new.
+func (s *Subscriber) apply(ctx context.Context, batch []incoming.Delivery) (int, error) {
 	s.working.Lock()
 	defer s.working.Unlock()
-	sorted, unbelieved := s.sort(batch)
+	sorted, unbelieved := s.verify(batch)
 	if s.consumer.Load() != nil && unbelieved.from > 0 {
-		s.inHand.Stage(stageTell)
-		if err := s.tell(ctx, func(d said) { d.add(unbelievedMetadata, unbelieved); d.narrow(unbelieved.trusts) }); err != nil {
+		s.inHand.Stage(stageAnnounce)
+		if err := s.announce(ctx, func(d announcement) { d.add(unbelievedMetadata, unbelieved); d.narrow(unbelieved.trusts) }); err != nil {
 			return 0, err
 		}
 	}
 	s.inHand.Stage(stageCommit)
-	fresh, err := s.settle(ctx, lastOf(batch), sorted.Events, s.toSetAside(sorted.Refused))
+	fresh, err := s.commit(ctx, lastOf(batch), sorted.Events, s.toSetAside(sorted.Refused))
 	if err != nil {
 		return 0, err
 	}
@@ -219,7 +219,7 @@ func (s *Subscriber) receive(ctx context.Context, batch []incoming.Delivery) (in
 	if err := s.applied(ctx, batch, &sorted, fresh); err != nil {
 		return 0, err
 	}
-	s.horizon.applied(batch)
+	s.asOf.applied(batch)
 	return len(fresh), nil
 }
 
@@ -229,7 +229,7 @@ func (s *Subscriber) applied(ctx context.Context, batch []incoming.Delivery, sor
 	if err := s.cfg.Applied(ctx, sorted.Events, fresh); err != nil {
 		return err
 	}
-	return s.takeBack(ctx, batch, sorted.Refused)
+	return s.removeApplied(ctx, batch, sorted.Refused)
 }
 
 // setPoisonAside keeps a message that makes the code above panic, or fail while it applies others.
@@ -237,15 +237,15 @@ func (s *Subscriber) applied(ctx context.Context, batch []incoming.Delivery, sor
 func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Plain, why consume.Fault) error {
 	s.working.Lock()
 	defer s.working.Unlock()
-	return s.giveUp(ctx, incoming.Of(m), why.Reason, why.Detail)
+	return s.setAsideUnhandled(ctx, incoming.Of(m), why.Reason, why.Detail)
 }
 
-// giveUp sets aside what can't be handled.
-func (s *Subscriber) giveUp(ctx context.Context, d incoming.Delivery, reason, detail string) error {
-	if err := s.tell(ctx, func(says said) { says.addFailed(d.Sequence) }); err != nil {
+// setAsideUnhandled sets aside what can't be handled.
+func (s *Subscriber) setAsideUnhandled(ctx context.Context, d incoming.Delivery, reason, detail string) error {
+	if err := s.announce(ctx, func(says announcement) { says.addFailed(d.Sequence) }); err != nil {
 		return err
 	}
-	if _, err := s.settle(ctx, d.Sequence, nil, []storage.SetAside{s.aside(d, reason, detail)}); err != nil {
+	if _, err := s.commit(ctx, d.Sequence, nil, []storage.SetAside{s.newSetAside(d, reason, detail)}); err != nil {
 		return err
 	}
 	s.metrics.events.WithLabelValues(resultSetAside, reason).Inc()

@@ -19,12 +19,12 @@ func (s *Subscriber) Trust() events.Trust { return *s.trust.Load() }
 // Events that were applied stay applied.
 func (s *Subscriber) SetTrust(trust events.Trust) {
 	s.wanted.Store(&trust)
-	s.poke()
+	s.wake()
 }
 
-func (s *Subscriber) poke() {
+func (s *Subscriber) wake() {
 	select {
-	case s.poked <- struct{}{}:
+	case s.woken <- struct{}{}:
 	default: // it will look anyway
 	}
 }
@@ -35,20 +35,20 @@ const (
 	remindEvery = time.Minute
 )
 
-// keep makes the durable say whom this process trusts, and reads the stream again if more of it is
-// believed now, until ctx ends.
-func (s *Subscriber) keep(ctx context.Context) {
+// followTrust makes the durable say whom this process trusts, and reads the stream again if more of
+// it is believed now, until ctx ends.
+func (s *Subscriber) followTrust(ctx context.Context) {
 	tick := time.NewTicker(keepEvery)
 	defer tick.Stop()
 	retried, told := false, time.Time{}
 	for {
-		err := errors.Join(s.countAside(ctx), s.useTrust(ctx))
+		err := errors.Join(s.countSetAside(ctx), s.useTrust(ctx))
 		if consumer := s.consumer.Load(); err == nil && consumer != nil {
 			if !retried {
 				retried = true
 				err = s.retryFailed(ctx)
 			}
-			err = errors.Join(err, s.catchUp(ctx))
+			err = errors.Join(err, s.rereadBelieved(ctx))
 		}
 		s.rereading.Store(false) // a failed attempt must not stop as_of for good
 		if err != nil && ctx.Err() == nil && time.Since(told) > remindEvery {
@@ -56,7 +56,7 @@ func (s *Subscriber) keep(ctx context.Context) {
 			s.cfg.Log.WarnContext(ctx, "what was set aside can't be looked after, trying again", "durable", s.cfg.Durable, "error", err)
 		}
 		select {
-		case <-s.poked:
+		case <-s.woken:
 		case <-tick.C:
 		case <-ctx.Done():
 			return
@@ -72,7 +72,7 @@ func (s *Subscriber) useTrust(ctx context.Context) error {
 	}
 	own := wanted.Announcement()
 	if s.consumer.Load() != nil {
-		err := s.tell(ctx, func(d said) { d.narrow(own) })
+		err := s.announce(ctx, func(d announcement) { d.narrow(own) })
 		// A new durable says it before anything is read from it.
 		if err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
 			return err
@@ -85,24 +85,25 @@ func (s *Subscriber) useTrust(ctx context.Context) error {
 	return nil
 }
 
-// catchUp reads again what this trust may believe, and then makes the durable say whom it trusts.
-func (s *Subscriber) catchUp(ctx context.Context) error {
+// rereadBelieved reads again what this trust may believe, and then makes the durable say whom it
+// trusts.
+func (s *Subscriber) rereadBelieved(ctx context.Context) error {
 	own := s.Trust().Announcement()
 	info, err := (*s.consumer.Load()).Info(ctx)
 	if err != nil {
 		return fmt.Errorf("read what the durable %s says: %w", s.cfg.Durable, err)
 	}
-	d := said{info.Config.Metadata}
-	if !d.behind(own) {
+	d := announcement{info.Config.Metadata}
+	if !d.mustReread(own) {
 		if words, _ := d.trusts(); len(common(own, words)) == len(own) {
 			return nil
 		}
-		return s.tell(ctx, func(d said) { d.widen(own) })
+		return s.announce(ctx, func(d announcement) { d.widen(own) })
 	}
 	s.rereading.Store(true)
 	// Events that this process or others set aside from here on are noted separately.
 	var from uint64
-	err = s.tell(ctx, func(d said) {
+	err = s.announce(ctx, func(d announcement) {
 		d.add(rereadMetadata, d.unbelieved(unbelievedMetadata))
 		delete(d.metadata, unbelievedMetadata)
 		from = d.unbelieved(rereadMetadata).from
@@ -117,7 +118,7 @@ func (s *Subscriber) catchUp(ctx context.Context) error {
 		return fmt.Errorf("read the stream again from %d, for what was set aside: %w", from, err)
 	}
 	s.cfg.Log.InfoContext(ctx, "what was set aside and is believed now is applied", "durable", s.cfg.Durable, "events", applied)
-	return s.tell(ctx, func(d said) {
+	return s.announce(ctx, func(d announcement) {
 		delete(d.metadata, rereadMetadata)
 		d.add(unbelievedMetadata, left)
 		d.widen(own)

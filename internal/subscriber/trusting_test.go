@@ -84,9 +84,9 @@ func (h *heir) says(t *testing.T, trusted ...*subtest.Registry) {
 }
 
 // aside is what the durable says about messages that were set aside.
-func (h *heir) aside(t *testing.T) subscriber.Aside {
+func (h *heir) aside(t *testing.T) subscriber.SetAside {
 	t.Helper()
-	aside, _ := subscriber.AsideOf(h.consumer(t).Config.Metadata)
+	aside, _ := subscriber.SetAsideOf(h.consumer(t).Config.Metadata)
 	return aside
 }
 
@@ -241,7 +241,7 @@ func TestTrustAfterCrash(t *testing.T) {
 			h.start(t, h.old, h.next)
 			h.knows(t, h.store, a)
 			h.says(t, h.old, h.next)
-			if got := h.aside(t); got != (subscriber.Aside{}) {
+			if got := h.aside(t); got != (subscriber.SetAside{}) {
 				t.Errorf("the durable says %+v", got)
 			}
 			if got := h.consumer(t).Config.Metadata["owner"]; got != "ops" {
