@@ -367,15 +367,23 @@ func (f *fence) answers(t events.Target, sequence int64) error {
 	return nil
 }
 
-// moving returns the position to move on from; false: it must not move.
-func (f *fence) moving() (from position, ok bool) {
+// MoveFrom implements [guard].
+func (f *fence) MoveFrom() (from position, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.seen, f.compared && len(f.behind) == 0
 }
 
-// moved takes the position that was written.
-func (f *fence) moved(p position) {
+// Moved implements [guard].
+func (f *fence) Moved(ctx context.Context, p position, err error) {
+	switch {
+	case errors.Is(err, errOlder):
+		f.suspect("messages to be published are gone from the outbox, or the position went back")
+		return
+	case err != nil:
+		f.doubt(ctx, err)
+		return
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.compared && !p.olderThan(f.seen) {

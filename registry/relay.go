@@ -46,11 +46,21 @@ type answer struct {
 	request *requestMessage
 }
 
+// guard is what the relay needs of the restore guard.
+type guard interface {
+	// MoveFrom returns the position from which the one in the database may move on; false: it must
+	// stay where it is.
+	MoveFrom() (from position, ok bool)
+	// Moved takes the result of the transaction that deletes what was published: the position in
+	// the database, or the error. [errOlder] means that the database was restored.
+	Moved(ctx context.Context, now position, err error)
+}
+
 // relay publishes the messages of decided batches.
 type relay struct {
 	publisher *publisher
 	store     *Store
-	fence     *fence
+	guard     guard
 	log       *slog.Logger
 	metrics   *metrics
 	now       func() time.Time
@@ -64,8 +74,8 @@ type relay struct {
 	within  time.Duration // forgetWithin
 }
 
-func newRelay(js jetstream.JetStream, batches bool, store *Store, f *fence, log *slog.Logger, m *metrics, now func() time.Time) *relay {
-	return &relay{publisher: &publisher{js: js, batches: batches}, store: store, fence: f, log: log, metrics: m, now: now, space: m.space, passed: m.passed,
+func newRelay(js jetstream.JetStream, batches bool, store *Store, g guard, log *slog.Logger, m *metrics, now func() time.Time) *relay {
+	return &relay{publisher: &publisher{js: js, batches: batches}, store: store, guard: g, log: log, metrics: m, now: now, space: m.space, passed: m.passed,
 		leases: &leases{store: store, log: log, now: now, within: forgetWithin, held: map[*lease]struct{}{}},
 		queue:  make(chan publication, relayQueue), answers: make(chan publication, relayQueue), within: forgetWithin}
 }
@@ -211,21 +221,16 @@ func (r *relay) forget(ctx context.Context, sent published) {
 		return
 	}
 	last := sent.last
-	from, ok := r.fence.moving()
+	from, ok := r.guard.MoveFrom()
 	if !ok {
 		last = 0
 	}
 	within, cancel := context.WithTimeout(ctx, r.within)
 	defer cancel()
 	now, err := r.store.deleteOutbox(within, sent.messages, from, last)
-	switch {
-	case errors.Is(err, errOlder):
-		r.fence.suspect("messages to be published are gone from the outbox, or the position went back")
-	case err != nil:
-		r.fence.doubt(ctx, err)
+	r.guard.Moved(ctx, now, err)
+	if err != nil && !errors.Is(err, errOlder) {
 		r.log.Warn("published messages stay in the outbox for now and will be published again", "error", err)
-	default:
-		r.fence.moved(now)
 	}
 }
 
