@@ -233,7 +233,7 @@ func TestReceiptsUnreadable(t *testing.T) {
 	t.Parallel()
 	store := openStore(t, testenv.Database(t, testenv.SQLite))
 	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
-	in.relay, in.portion = newRelay(nil, false, store, nil, testLog(t), in.metrics, in.now), defaultBatch
+	in.portion = defaultBatch
 	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
 	other := d.another("other")
 	unreadable := true

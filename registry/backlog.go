@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"fmt"
@@ -14,8 +15,7 @@ import (
 )
 
 const (
-	outboxEach   = 10 * time.Second // between two looks at the outbox
-	outboxSeldom = time.Minute      // if a look takes long
+	outboxSeldom = time.Minute // between two looks at the outbox, if a look takes long
 	// outboxAtMost is how many rows a look counts. Rows lie in the order of their commits' random
 	// numbers, so the oldest of so many is about as old as the oldest of all.
 	outboxAtMost = 10_000
@@ -30,7 +30,6 @@ type backlog struct {
 	passed  *unsendable
 	now     func() time.Time
 	overdue time.Duration
-	each    time.Duration // outboxEach
 
 	looking sync.Mutex
 	mu      sync.Mutex
@@ -39,8 +38,8 @@ type backlog struct {
 	oldest  time.Time // when it was committed; zero: there is none
 }
 
-func newBacklog(cfg Config, passed *unsendable) *backlog {
-	b := &backlog{store: cfg.Store, passed: passed, now: cfg.Now, overdue: overdueAfter, each: outboxEach}
+func newBacklog(cfg relayConfig, passed *unsendable) *backlog {
+	b := &backlog{store: cfg.Store, passed: passed, now: cfg.Now, overdue: cmp.Or(cfg.Overdue, overdueAfter)}
 	cfg.Metrics.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "omi_registry_outbox_rows",
@@ -95,7 +94,7 @@ func (b *backlog) look(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.rows, b.oldest = rows, oldest
-	pause := b.each
+	pause := b.overdue / 3
 	if !oldest.IsZero() { // so that it is soon seen to be gone
 		pause /= 10
 	}

@@ -21,8 +21,9 @@ type intake struct {
 	trust  events.Trust        // in the registry's own keys
 	own    []events.TrustedKey // the same keys: no service gets one of them
 	store  *Store
-	relay  *relay
 	fence  *fence
+	// announce hands the messages of a decided batch to the relay.
+	announce func(context.Context, publication) error
 	// told: what services were told; nil: nothing.
 	told      func(context.Context, []events.Target) (map[events.Target]*told, error)
 	committed func([]events.Invalidation)
@@ -128,7 +129,7 @@ func (in *intake) decide(ctx context.Context, todo []decision.Incoming) (*decisi
 // settle acknowledges what is committed, and hands all messages to the relay.
 func (in *intake) settle(ctx context.Context, messages []*requestMessage, b *decision.Batch, lost map[events.Target]bool) error {
 	most := decision.CountRequests(b.Groups)
-	p := publication{outbox: make([]decision.Message, 0, 2*most)}
+	p := publication{Changes: make([]decision.Message, 0, 2*most)}
 	changes := make([]events.Invalidation, 0, most)
 	done := make([]*requestMessage, 0, most)
 	for _, g := range b.Groups {
@@ -148,17 +149,17 @@ func (in *intake) settle(ctx context.Context, messages []*requestMessage, b *dec
 				o.ReceiptBytes = believable(o.ReceiptBytes, g.Target, in.trust, in.key)
 			}
 			if o.Verdict != decision.Committed {
-				p.answers = append(p.answers, answer{o.Messages()[0], m})
+				p.Refusals = append(p.Refusals, refusalMessage{o.Messages()[0], m})
 				continue
 			}
 			m.Witness() // its change is written: a later failure is not its fault
 			changes = append(changes, o.Event)
-			p.outbox = append(p.outbox, o.Messages()...)
+			p.Changes = append(p.Changes, o.Messages()...)
 			done = append(done, m)
 		}
 	}
 	in.inHand.Stage(stagePublish)
-	err := in.relay.enqueue(ctx, p) // first of all, because subscribers wait for the event
+	err := in.announce(ctx, p) // first of all, because subscribers wait for the event
 	for _, m := range done {
 		if err := m.Ack(); err != nil {
 			in.log.Debug("acknowledge", "error", err) // it is delivered again and found committed
@@ -169,9 +170,6 @@ func (in *intake) settle(ctx context.Context, messages []*requestMessage, b *dec
 		in.committed(changes)
 	}
 	if err != nil {
-		for _, a := range p.answers {
-			_ = a.request.Nak()
-		}
 		return fmt.Errorf("hand a batch to the relay: %w", err)
 	}
 	return nil

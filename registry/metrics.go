@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"log/slog"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -11,22 +10,17 @@ import (
 
 // metrics is the metrics of one registry.
 type metrics struct {
-	requests  *prometheus.CounterVec
-	batch     prometheus.Histogram
-	decided   prometheus.Histogram
-	lost      prometheus.Counter
-	published prometheus.Counter
-	letters   *prometheus.CounterVec
-	sentBack  prometheus.Counter
-	space     *space
-	passed    *unsendable
-	turns     atomic.Pointer[turns] // where requests wait; nil: none do
+	requests *prometheus.CounterVec
+	batch    prometheus.Histogram
+	decided  prometheus.Histogram
+	lost     prometheus.Counter
+	letters  *prometheus.CounterVec
+	sentBack prometheus.Counter
+	turns    atomic.Pointer[turns] // where requests wait; nil: none do
 }
 
-func newMetrics(r prometheus.Registerer, log *slog.Logger) *metrics {
+func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
-		space:  newSpace(log, r),
-		passed: newUnsendable(log, r),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "omi_registry_requests_total",
 			Help: "Requests, by kind and result: committed, duplicate, answered_before, unanswerable, unanswered, or the reason of the refusal.",
@@ -43,9 +37,6 @@ func newMetrics(r prometheus.Registerer, log *slog.Logger) *metrics {
 			Name: "omi_registry_lost_races_total",
 			Help: "Services of a batch that were in conflict and were decided again: another replica changed them first, or a key or nonce was used before.",
 		}),
-		published: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "omi_registry_published_total", Help: "Events and receipts of the outbox that their stream has.",
-		}),
 		letters: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "omi_registry_dead_letters_total",
 			Help: "Requests that could not be decided and were set aside, by reason: panic or error. See omi-registry deadletters.",
@@ -61,6 +52,6 @@ func newMetrics(r prometheus.Registerer, log *slog.Logger) *metrics {
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_requests_waiting_here", Help: "Requests that wait in this process for their turn.",
 	}, func() float64 { return float64(m.turns.Load().count()) }))
-	r.MustRegister(m.requests, m.batch, m.decided, m.lost, m.published, m.letters, m.sentBack)
+	r.MustRegister(m.requests, m.batch, m.decided, m.lost, m.letters, m.sentBack)
 	return m
 }

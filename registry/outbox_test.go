@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/registry/internal/decision"
 )
@@ -112,7 +114,7 @@ func TestForgetEnds(t *testing.T) {
 	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
 	bound := decideAll(t, in, newDeveloper(t, store, "org.omiappreg.alice", "one").bind())
 	f := &fence{store: store, log: testLog(t), woken: make(chan struct{}, 1)}
-	r := newRelay(nil, false, store, f, testLog(t), in.metrics, in.now)
+	r := newRelay(relayConfig{Store: store, Guard: f, Metrics: prometheus.NewRegistry(), Now: in.now, Log: testLog(t)})
 	r.within = 100 * time.Millisecond
 	way.Stall()
 	ended := make(chan struct{})

@@ -69,16 +69,16 @@ func (r *Registry) checkFence(context.Context) error {
 // checkOutbox fails while committed changes are not published. The cause names services, so only
 // the log has it. Another part reports a database that is away.
 func (r *Registry) checkOutbox(ctx context.Context) error {
-	late, err := r.backlog.check(ctx)
+	late, err := r.relay.Overdue(ctx)
 	switch {
 	case err != nil && r.cfg.Store.Ping(ctx) != nil:
 		return nil //nolint:nilerr // another part reports it
 	case err != nil:
 		return health.Because(err, "the database doesn't tell what is in the outbox")
 	case late > 0:
-		return health.Because(r.relay.err(), fmt.Sprintf("changes are committed but not published, the oldest for %v", late.Round(time.Second)))
+		return health.Because(r.relay.Err(), fmt.Sprintf("changes are committed but not published, the oldest for %v", late.Round(time.Second)))
 	}
-	if n := r.relay.passed.count(); n > 0 {
+	if n := r.relay.Unsendable(); n > 0 {
 		return health.AsRemark(fmt.Errorf("%d changes can't be announced because the broker refuses a message as it is: see the log", n))
 	}
 	return nil

@@ -43,20 +43,13 @@ func (w *world) says(words ...string) {
 	})
 }
 
-// hurry has the outbox looked at often, and a row overdue soon.
-func (b *backlog) hurry(overdue time.Duration) {
-	b.looking.Lock()
-	defer b.looking.Unlock()
-	b.overdue, b.each = overdue, overdue/10
-}
-
 // newReadyWorld is a world with a bound service and a registry that looks often and is impatient.
 func newReadyWorld(t *testing.T, broker *testenv.Broker, url string) (*world, *developer) {
 	t.Helper()
 	w := newWorldOn(t, broker, url)
 	w.lookEvery, w.hangs = 20*time.Millisecond, 300*time.Millisecond
+	w.overdue = 500 * time.Millisecond
 	w.run()
-	w.registry.backlog.hurry(500 * time.Millisecond)
 	d := newDeveloper(t, w.store, "org.omiappreg.alice", "one")
 	if err := w.committed(d.bind()); err != nil {
 		t.Fatal(err)

@@ -66,6 +66,7 @@ type Config struct {
 
 	hangsAfter time.Duration // for a request in hand; 0: the default
 	lookEvery  time.Duration // between looks at the streams; 0: the default
+	overdue    time.Duration // for a change in the outbox; 0: the default
 }
 
 // Upper bounds of a [Config].
@@ -93,8 +94,7 @@ type Registry struct {
 	watch  *watch
 	Lookup *Lookup
 
-	inHand  *consume.InHand
-	backlog *backlog
+	inHand *consume.InHand
 
 	deciding sync.Mutex // one batch at a time: new requests, or a dead letter again
 	// serving: the streams are there, lookups are answered, requests are taken.
@@ -127,7 +127,7 @@ func New(cfg Config) (*Registry, error) {
 		return nil, fmt.Errorf("use JetStream: %w", err)
 	}
 	r := &Registry{cfg: cfg, js: js}
-	m := newMetrics(cfg.Metrics, cfg.Log)
+	m := newMetrics(cfg.Metrics)
 	if r.fence, err = newFence(cfg, js); err != nil {
 		return nil, err
 	}
@@ -146,10 +146,12 @@ func New(cfg Config) (*Registry, error) {
 			Name: "omi_registry_sqlite_log_bytes", Help: "Size of SQLite's log, the file next to the database whose name ends in -wal.",
 		}, func() float64 { return float64(db.LogBytes()) }))
 	}
-	r.backlog = newBacklog(cfg, m.passed)
-	r.relay = newRelay(js, cfg.PublishBatches, cfg.Store, r.fence, cfg.Log, m, cfg.Now)
+	r.relay = newRelay(relayConfig{
+		JetStream: js, Batches: cfg.PublishBatches, Store: cfg.Store, Guard: r.fence,
+		Metrics: cfg.Metrics, Now: cfg.Now, Log: cfg.Log, Overdue: cfg.overdue,
+	})
 	r.intake = &intake{
-		policy: cfg.Policy, key: cfg.Key, trust: r.fence.trust, own: r.fence.trust.TrustedKeys(), store: cfg.Store, relay: r.relay, fence: r.fence, committed: cfg.Committed,
+		policy: cfg.Policy, key: cfg.Key, trust: r.fence.trust, own: r.fence.trust.TrustedKeys(), store: cfg.Store, announce: r.relay.Enqueue, fence: r.fence, committed: cfg.Committed,
 		told: (&receipts{js: js, trust: r.fence.trust}).ofAll,
 		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(), inHand: r.inHand,
 		garbage: newBudget(rate.NewLimiter(garbageAnswers, garbageBurst), m.requests),
@@ -180,9 +182,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	var relaying, working sync.WaitGroup
 	// The relay ends after its queue is empty, so that committed changes are published before a
 	// shutdown.
-	relaying.Go(func() { r.relay.run(context.WithoutCancel(ctx)) })
-	working.Go(func() { r.relay.leases.run(ctx) })
-	working.Go(func() { r.relay.recover(ctx) })
+	relaying.Go(func() { r.relay.Run(ctx) })
 	working.Go(func() { r.aside.run(ctx) })
 	working.Go(func() { r.fence.run(ctx) })
 	working.Go(func() { r.followMasters(ctx) })
@@ -225,7 +225,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	})
 	stop()
 	working.Wait() // first, because dead letters are handed to the relay too
-	r.relay.close()
+	r.relay.Close()
 	relaying.Wait()
 	return cmp.Or(err, other, lost)
 }
@@ -285,7 +285,7 @@ func (r *Registry) Ready() error {
 		}
 		return ErrNotReady
 	}
-	return r.relay.space.err()
+	return r.relay.SpaceErr()
 }
 
 // ensureStreams creates the streams. It tries until the broker answers.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/registry/internal/decision"
 )
@@ -32,18 +33,33 @@ const (
 	retryAfter = time.Second
 )
 
-// publication is the messages of a decided batch. The outbox messages are in the database, and are
-// deleted there once the streams have them. The answers are in no database; the requests that they
-// answer are acknowledged once the streams have the answers.
+// publication is the messages of a decided batch.
 type publication struct {
-	outbox  []decision.Message
-	lease   *lease // on the outbox messages
-	answers []answer
+	// Changes has the events and receipts of committed changes. They are in the outbox, and are
+	// deleted there once the streams have them.
+	Changes []decision.Message
+	// Refusals has the other receipts. They are in no database.
+	Refusals []refusalMessage
 }
 
-type answer struct {
+// refusalMessage is the receipt of a request that changed nothing: it was refused, or committed earlier.
+// The request is acknowledged once the stream has the receipt.
+type refusalMessage struct {
 	decision.Message
-	request *requestMessage
+	Request asker
+}
+
+// asker is the request that a refusal answers.
+type asker interface {
+	Ack() error
+	// NakWithDelay has the request delivered again after this time; 0: at once.
+	NakWithDelay(delay time.Duration) error
+}
+
+// committed is messages of the outbox on their way to the broker.
+type committed struct {
+	messages []decision.Message
+	lease    *lease
 }
 
 // guard is what the relay needs of the restore guard.
@@ -56,90 +72,125 @@ type guard interface {
 	Moved(ctx context.Context, now position, err error)
 }
 
+// relayConfig configures a relay. All fields without a default are required.
+type relayConfig struct {
+	JetStream jetstream.JetStream
+	Batches   bool // publish in atomic batches, see [Config]
+	Store     *Store
+	Guard     guard
+	Metrics   prometheus.Registerer
+	Now       func() time.Time
+	Log       *slog.Logger
+	Overdue   time.Duration // the age at which a row of the outbox is overdue; default 30 s
+}
+
 // relay publishes the messages of decided batches.
 type relay struct {
 	publisher *publisher
 	store     *Store
 	guard     guard
 	log       *slog.Logger
-	metrics   *metrics
 	now       func() time.Time
+	published prometheus.Counter
 	space     *space
 	passed    *unsendable
 	leases    *leases
-	queue     chan publication
-	// answers: apart, so that changes don't wait behind refusals, of which strangers can cause any
+	backlog   *backlog
+	changes   chan committed
+	// refusals: apart, so that changes don't wait behind refusals, of which strangers can cause any
 	// number.
-	answers chan publication
-	within  time.Duration // forgetWithin
+	refusals chan []refusalMessage
+	within   time.Duration // forgetWithin
 }
 
-func newRelay(js jetstream.JetStream, batches bool, store *Store, g guard, log *slog.Logger, m *metrics, now func() time.Time) *relay {
-	return &relay{publisher: &publisher{js: js, batches: batches}, store: store, guard: g, log: log, metrics: m, now: now, space: m.space, passed: m.passed,
-		leases: &leases{store: store, log: log, now: now, within: forgetWithin, held: map[*lease]struct{}{}},
-		queue:  make(chan publication, relayQueue), answers: make(chan publication, relayQueue), within: forgetWithin}
+func newRelay(cfg relayConfig) *relay {
+	r := &relay{
+		publisher: &publisher{js: cfg.JetStream, batches: cfg.Batches},
+		store:     cfg.Store, guard: cfg.Guard, log: cfg.Log, now: cfg.Now, within: forgetWithin,
+		space: newSpace(cfg.Log, cfg.Metrics), passed: newUnsendable(cfg.Log, cfg.Metrics),
+		leases:  &leases{store: cfg.Store, log: cfg.Log, now: cfg.Now, within: forgetWithin, held: map[*lease]struct{}{}},
+		changes: make(chan committed, relayQueue), refusals: make(chan []refusalMessage, relayQueue),
+		published: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "omi_registry_published_total", Help: "Events and receipts of the outbox that their stream has.",
+		}),
+	}
+	r.backlog = newBacklog(cfg, r.passed)
+	cfg.Metrics.MustRegister(r.published)
+	return r
 }
 
-// enqueue hands a batch over. It waits while the broker is behind. If ctx ends first, the rest is
-// found in the outbox, or the request is delivered again.
+// Run looks after the outbox until ctx ends. Then it empties its queues, and returns after Close.
+func (r *relay) Run(ctx context.Context) {
+	publishing := context.WithoutCancel(ctx) // what is committed is published before a shutdown
+	var running sync.WaitGroup
+	// What this process committed is published from memory, and then deleted from the outbox.
+	running.Go(func() { r.publishChanges(publishing) })
+	running.Go(func() { r.publishRefusals(publishing) })
+	// As long as that takes, this process has the rows for itself.
+	running.Go(func() { r.leases.run(ctx) })
+	// If a process dies, its leases end, and another one publishes what it left in the outbox.
+	running.Go(func() { r.recover(ctx) })
+	running.Wait()
+}
+
+// Enqueue hands a batch over. It waits while the broker is behind. If ctx ends first, the changes
+// that are left are found in the outbox, and the refused requests are delivered again.
+func (r *relay) Enqueue(ctx context.Context, p publication) error {
+	err := r.enqueue(ctx, p)
+	if err != nil {
+		for _, one := range p.Refusals {
+			_ = one.Request.NakWithDelay(0)
+		}
+	}
+	return err
+}
+
 func (r *relay) enqueue(ctx context.Context, p publication) error {
-	if len(p.outbox) > 0 {
+	if len(p.Changes) > 0 {
 		// A place starts with the time of its lease.
-		lease := r.leases.hold(p.outbox, time.Unix(0, p.outbox[0].Place.Position))
-		if err := hand(ctx, r.queue, publication{outbox: p.outbox, lease: lease}); err != nil {
+		lease := r.leases.hold(p.Changes, time.Unix(0, p.Changes[0].Place.Position))
+		if err := hand(ctx, r.changes, committed{p.Changes, lease}); err != nil {
 			r.leases.release(lease)
 			return err
 		}
 	}
-	if len(p.answers) > 0 {
-		return hand(ctx, r.answers, publication{answers: p.answers})
+	if len(p.Refusals) > 0 {
+		return hand(ctx, r.refusals, p.Refusals)
 	}
 	return nil
 }
 
-func hand(ctx context.Context, queue chan<- publication, p publication) error {
+func hand[T any](ctx context.Context, queue chan<- T, one T) error {
 	select {
-	case queue <- p:
+	case queue <- one:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 }
 
-// run publishes until the relay is closed, and then empties its queues.
-func (r *relay) run(ctx context.Context) {
-	var answers sync.WaitGroup
-	answers.Go(func() {
-		for p := range r.answers {
-			r.answer(ctx, p.answers)
-		}
-	})
-	r.runOutbox(ctx)
-	answers.Wait()
+// Close lets Run end. Nothing may be enqueued after it.
+func (r *relay) Close() {
+	close(r.changes)
+	close(r.refusals)
 }
 
-// close lets run end. Nothing may be enqueued after it.
-func (r *relay) close() {
-	close(r.queue)
-	close(r.answers)
-}
-
-// runOutbox publishes messages of the outbox, and deletes them from there a little later.
-func (r *relay) runOutbox(ctx context.Context) {
+// publishChanges publishes messages of the outbox, and deletes them from there a little later.
+func (r *relay) publishChanges(ctx context.Context) {
 	var sent published
 	var held []*lease
 	due := time.NewTimer(0)
 	defer due.Stop()
 	for open := true; open; {
 		select {
-		case p, ok := <-r.queue:
+		case p, ok := <-r.changes:
 			if open = ok; !ok {
 				break
 			}
 			if len(sent.messages) == 0 {
 				due.Reset(forgetAfter)
 			}
-			one := r.publish(ctx, p.outbox)
+			one := r.publish(ctx, p.messages)
 			if sent.add(one); one.err == nil {
 				held = append(held, p.lease)
 			} else {
@@ -183,32 +234,38 @@ func (r *relay) publish(ctx context.Context, messages []decision.Message) publis
 			sent.messages = append(sent.messages, m)
 		}
 	}
-	r.metrics.published.Add(float64(len(sent.messages)))
+	r.published.Add(float64(len(sent.messages)))
 	sent.messages = append(sent.messages, r.passed.note(messages, fates, r.now())...)
 	return sent
 }
 
-// answer publishes answers, and settles the requests that they answer. If the broker has no space
-// for a refusal, the refusal is dropped: waiting requests would keep the very space that is
+func (r *relay) publishRefusals(ctx context.Context) {
+	for list := range r.refusals {
+		r.answer(ctx, list)
+	}
+}
+
+// answer publishes refusals, and acknowledges the requests that they answer. If the broker has no
+// space for a refusal, the refusal is dropped: waiting requests would keep the very space that is
 // missing. A refusal that can't be sent as it is is dropped too.
-func (r *relay) answer(ctx context.Context, answers []answer) {
-	messages := make([]decision.Message, len(answers))
-	for i, a := range answers {
+func (r *relay) answer(ctx context.Context, list []refusalMessage) {
+	messages := make([]decision.Message, len(list))
+	for i, a := range list {
 		messages[i] = a.Message
 	}
 	fates := r.publisher.send(ctx, messages)
 	r.space.note(sayRefusals, fates.err)
-	for i, a := range answers {
-		settle := a.request.Ack
+	for i, a := range list {
+		finish := a.Request.Ack
 		switch {
 		case fates.stored[i]:
 		case fates.lacking[i], fates.faults[i] != nil:
 			r.space.drop()
 		default:
 			// It is decided again.
-			settle = func() error { return a.request.NakWithDelay(retryAfter) }
+			finish = func() error { return a.Request.NakWithDelay(retryAfter) }
 		}
-		if err := settle(); err != nil {
+		if err := finish(); err != nil {
 			r.log.Debug("acknowledge", "error", err) // it is delivered again
 		}
 	}
@@ -261,8 +318,19 @@ func claimPause(looked time.Duration) time.Duration {
 	return min(max(10*looked, claimEvery), claimSeldom)
 }
 
-// err returns why committed changes are not announced; nil: they are.
-func (r *relay) err() error { return r.space.unpublished() }
+// Err returns why committed changes are not announced: [ErrNoSpace], or [ErrUnpublished] with the
+// error of the last try. Nil: they are announced.
+func (r *relay) Err() error { return r.space.unpublished() }
+
+// SpaceErr returns [ErrNoSpace] while the broker has no space for what is to be published.
+func (r *relay) SpaceErr() error { return r.space.err() }
+
+// Unsendable returns how many changes have a message that the broker refuses as it is.
+func (r *relay) Unsendable() int { return r.passed.count() }
+
+// Overdue returns the age of the oldest row of the outbox if that row is overdue, and 0 otherwise.
+// It asks the database now and then.
+func (r *relay) Overdue(ctx context.Context) (time.Duration, error) { return r.backlog.check(ctx) }
 
 // errUnpublished means that the broker did not take all messages. The log has the cause.
 var errUnpublished = errors.New("some messages were not published")

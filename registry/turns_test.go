@@ -39,7 +39,7 @@ func newLine(t *testing.T, ackWait time.Duration) *line {
 	}
 	d := newDeveloper(t, w.store, "org.omiappreg.alice", "s")
 	d.current = events.GenerateSigningKey()
-	return &line{world: w, consumer: consumer, metrics: newMetrics(prometheus.NewRegistry(), testLog(t)), developer: *d}
+	return &line{world: w, consumer: consumer, metrics: newMetrics(prometheus.NewRegistry()), developer: *d}
 }
 
 // turns starts pulling, with a budget for so much garbage, until the test ends or it is stopped.

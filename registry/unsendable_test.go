@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
@@ -26,7 +27,10 @@ func TestUnsendable(t *testing.T) {
 	now := time.Now()
 	store := openStore(t, testenv.Database(t, testenv.SQLite))
 	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
-	r := newRelay(js, false, store, &fence{store: store, log: testLog(t), woken: make(chan struct{}, 1)}, testLog(t), in.metrics, func() time.Time { return now })
+	r := newRelay(relayConfig{
+		JetStream: js, Store: store, Guard: &fence{store: store, log: testLog(t), woken: make(chan struct{}, 1)},
+		Metrics: prometheus.NewRegistry(), Now: func() time.Time { return now }, Log: testLog(t),
+	})
 	long := newDeveloper(t, store, "org.omiappreg.alice", strings.Repeat("x", 63))
 	decided := decideAll(t, in, long.bind(), long.another("short").bind())
 	small := streams.InvalidationsConfig()

@@ -309,7 +309,8 @@ func newTestIntake(t testing.TB, store *Store, policy Policy, now func() time.Ti
 		t.Fatal(err)
 	}
 	return &intake{
-		policy: policy, key: testKey, committed: func([]events.Invalidation) {}, store: store, log: testLog(t), metrics: newMetrics(prometheus.NewRegistry(), testLog(t)), now: now, memory: newMemory(),
+		policy: policy, key: testKey, committed: func([]events.Invalidation) {}, store: store, log: testLog(t), metrics: newMetrics(prometheus.NewRegistry()), now: now, memory: newMemory(),
+		announce: func(context.Context, publication) error { return nil },
 	}
 }
 

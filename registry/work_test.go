@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -65,14 +64,6 @@ func handled(t *testing.T, store *Store, log []sent, size int, side *int) (answe
 	t.Helper()
 	in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 12}, func() time.Time { return time.Unix(testNow, 0) })
 	in.portion, in.committed = size, func([]events.Invalidation) {}
-	in.relay = newRelay(nil, false, store, nil, testLog(t), in.metrics, in.now)
-	var reading sync.WaitGroup
-	for _, queue := range []chan publication{in.relay.queue, in.relay.answers} {
-		reading.Go(func() {
-			for range queue { // what the broker would get
-			}
-		})
-	}
 	messages := make([]*requestMessage, len(log))
 	for i, m := range log {
 		letter := DeadLetter{Subject: m.subject, Payload: m.payload, StoredAt: testNow}
@@ -100,7 +91,5 @@ func handled(t *testing.T, store *Store, log []sent, size int, side *int) (answe
 			*side++
 		}
 	}
-	in.relay.close()
-	reading.Wait()
 	return answers, states(t, store)
 }

@@ -32,6 +32,7 @@ type world struct {
 
 	lookEvery time.Duration // how often they look at the streams; 0: as usual
 	hangs     time.Duration // after which time work hangs; 0: as usual
+	overdue   time.Duration // after which time a change should be published; 0: as usual
 	registry  *Registry     // the replica that was started last
 
 	key     events.SigningKey   // of the replicas that are started
@@ -68,7 +69,7 @@ func (w *world) runOn(conn *nats.Conn, rotationsPerMinute int, change bool) (sto
 	w.t.Helper()
 	r, err := New(Config{
 		Policy: Policy{Origin: testOrigin, RotationsPerMinute: rotationsPerMinute}, ChangePolicy: change, Key: w.key, Trust: w.earlier, Store: w.store,
-		Conn: conn, Log: testLog(w.t), hangsAfter: w.hangs, lookEvery: w.lookEvery,
+		Conn: conn, Log: testLog(w.t), hangsAfter: w.hangs, lookEvery: w.lookEvery, overdue: w.overdue,
 	})
 	if err != nil {
 		w.t.Fatal(err)
