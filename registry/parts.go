@@ -44,7 +44,7 @@ func (r *Registry) checkStreams(context.Context) error {
 	if err := r.Ready(); err != nil {
 		return err
 	}
-	return r.watch.streamsErr()
+	return r.watch.StreamsErr()
 }
 
 // checkConsumer fails while no requests come although the broker may be there.
@@ -52,7 +52,7 @@ func (r *Registry) checkConsumer(context.Context) error {
 	if !r.cfg.Conn.IsConnected() {
 		return nil
 	}
-	return cmp.Or(r.watch.consumerErr(), r.watch.deliveries.Err())
+	return cmp.Or(r.watch.ConsumerErr(), r.watch.Deliveries.Err())
 }
 
 // checkFence fails while nothing is served because the database may lack what was announced.

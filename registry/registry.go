@@ -21,6 +21,7 @@ import (
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/refusal"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/provision"
 )
 
 // Config configures a registry.
@@ -91,7 +92,7 @@ type Registry struct {
 	intake *intake
 	aside  *deadLetters
 	fence  *fence
-	watch  *watch
+	watch  *provision.Watch
 	Lookup *Lookup
 
 	inHand *consume.InHand
@@ -131,8 +132,8 @@ func New(cfg Config) (*Registry, error) {
 	if r.fence, err = newFence(cfg, js); err != nil {
 		return nil, err
 	}
-	r.watch = newWatch(watchConfig{
-		JetStream: js, Replicas: cfg.Replicas, Limits: cfg.Streams, Trust: r.fence.trust, Expect: r.fence.expect, Log: cfg.Log, Every: cfg.lookEvery,
+	r.watch = provision.NewWatch(provision.Config{
+		JetStream: js, Replicas: cfg.Replicas, Limits: provision.Limits(cfg.Streams), Trust: r.fence.trust, Expect: r.fence.expect, Log: cfg.Log, Every: cfg.lookEvery,
 	})
 	r.inHand = consume.NewInHand("requests", cfg.Store.db.Place(), stageLoad, cfg.hangsAfter, cfg.Log)
 	cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -140,7 +141,7 @@ func New(cfg Config) (*Registry, error) {
 		Help: "How long the oldest request in hand has been worked on while none was finished; 0: none is in hand.",
 	}, r.inHand.Seconds), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_requests_waiting", Help: "Requests that wait at the broker to be delivered to a registry, according to its last answer.",
-	}, func() float64 { return float64(r.watch.deliveries.Waiting()) }))
+	}, func() float64 { return float64(r.watch.Deliveries.Waiting()) }))
 	if db := cfg.Store.db; db.Engine() == sqldb.SQLite {
 		cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "omi_registry_sqlite_log_bytes", Help: "Size of SQLite's log, the file next to the database whose name ends in -wal.",
@@ -193,7 +194,7 @@ func (r *Registry) Run(ctx context.Context) error {
 		}
 	})
 	working.Go(func() {
-		if lost = r.watch.run(ctx); lost != nil {
+		if lost = r.watch.Run(ctx); lost != nil {
 			stop()
 		}
 	})
@@ -203,7 +204,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	}
 	err = consume.Run(ctx, consume.Config[queued]{
 		Open: func(ctx context.Context) (consume.Source[queued], error) {
-			consumer, created, until, err := r.watch.open(ctx)
+			consumer, created, until, err := r.watch.Open(ctx)
 			if err != nil {
 				return nil, err
 			}
@@ -272,9 +273,6 @@ func (r *Registry) handle(ctx context.Context, messages []*requestMessage) error
 	return r.intake.handle(ctx, messages)
 }
 
-// ErrNotReady means that Run does not serve requests and lookups yet.
-var ErrNotReady = errors.New("the registry is starting and takes no requests yet")
-
 // Ready returns nil once requests and lookups are served, and [ErrNotReady] before. It returns
 // [ErrNoSpace] while nothing can be published because the broker has no space. It stays nil while
 // the broker is away.
@@ -302,7 +300,7 @@ func (r *Registry) ensureStreams(ctx context.Context) error {
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
 		tried, cancel := context.WithTimeout(ctx, publishWithin)
 		defer cancel()
-		return struct{}{}, r.watch.make(tried)
+		return struct{}{}, r.watch.Make(tried)
 	}, backoff.WithMaxElapsedTime(0), backoff.WithNotify(wait))
 	if ctx.Err() == nil {
 		return err

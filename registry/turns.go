@@ -11,6 +11,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/registry/internal/provision"
 )
 
 const (
@@ -244,7 +245,7 @@ func (t *turns) take(msg jetstream.Msg) error {
 		return err
 	}
 	if d.message.Delivery <= t.delivered {
-		return errReplaced // it may be another stream, which counts from 1 again
+		return provision.ErrReplaced // it may be another stream, which counts from 1 again
 	}
 	t.delivered = d.message.Delivery
 	target, most := d.target(), inHandEach

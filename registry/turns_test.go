@@ -14,6 +14,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/provision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -322,7 +323,7 @@ func TestAnotherDurable(t *testing.T) {
 	ours := l.turns(0)
 	subject := l.put("a", 1)
 	first := l.take(ours, 1)[subject][0]
-	if err := ours.take(first.Acknowledger.(*delivery).broker.(jetstream.Msg)); !errors.Is(err, errReplaced) {
+	if err := ours.take(first.Acknowledger.(*delivery).broker.(jetstream.Msg)); !errors.Is(err, provision.ErrReplaced) {
 		t.Errorf("it takes the message: %v", err)
 	}
 }

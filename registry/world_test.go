@@ -12,6 +12,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/provision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -27,8 +28,8 @@ type world struct {
 	js     jetstream.JetStream
 	trust  events.Trust
 	lookup *Lookup
-	ready  func() error // of the replica that was started last
-	watch  *watch       // the same
+	ready  func() error     // of the replica that was started last
+	watch  *provision.Watch // the same
 
 	lookEvery time.Duration // how often they look at the streams; 0: as usual
 	hangs     time.Duration // after which time work hangs; 0: as usual
@@ -180,4 +181,13 @@ func (w *world) cleanAt(now time.Time) {
 		}
 		return nil
 	})
+}
+
+func jetStreamOn(t *testing.T, b *testenv.Broker) jetstream.JetStream {
+	t.Helper()
+	js, err := jetstream.New(testenv.Connect(t, b.URL()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
 }

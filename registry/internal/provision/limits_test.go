@@ -1,9 +1,10 @@
-package registry
+package provision
 
 import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
@@ -45,7 +46,7 @@ func TestStreamBounds(t *testing.T) {
 			t.Parallel()
 			js := jetStreamOn(t, testenv.NewSmallBroker(t, c.store))
 			for range 2 {
-				if err := EnsureStreams(t.Context(), js, 1); err != nil {
+				if err := Ensure(t.Context(), js, 1, Limits{}); err != nil {
 					t.Fatal(err)
 				}
 				for stream, want := range map[string]bounds{
@@ -67,9 +68,9 @@ func TestStreamBounds(t *testing.T) {
 func TestStreamBoundsOfOperator(t *testing.T) {
 	t.Parallel()
 	js := jetStreamOn(t, testenv.NewSmallBroker(t, 64<<20))
-	said := StreamLimits{Waiting: 7, RequestBytes: 1 << 20, ReceiptBytes: 2 << 20, EventBytes: 3 << 20}
-	for _, limits := range []StreamLimits{said, {}} {
-		if err := EnsureStreamsWithin(t.Context(), js, 1, limits); err != nil {
+	said := Limits{Waiting: 7, RequestBytes: 1 << 20, ReceiptBytes: 2 << 20, EventBytes: 3 << 20}
+	for _, limits := range []Limits{said, {}} {
+		if err := Ensure(t.Context(), js, 1, limits); err != nil {
 			t.Fatal(err)
 		}
 		for stream, want := range map[string]bounds{
@@ -82,7 +83,7 @@ func TestStreamBoundsOfOperator(t *testing.T) {
 			}
 		}
 	}
-	err := EnsureStreamsWithin(t.Context(), js, 1, StreamLimits{RequestBytes: 1 << 30})
+	err := Ensure(t.Context(), js, 1, Limits{RequestBytes: 1 << 30})
 	if !errors.Is(err, ErrStreamRoom) || !strings.Contains(err.Error(), streams.Requests) {
 		t.Errorf("more than there is: %v", err)
 	}
@@ -105,7 +106,7 @@ func TestStreamBoundsKeepWhatWaits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := EnsureStreams(t.Context(), js, 1); err != nil {
+	if err := Ensure(t.Context(), js, 1, Limits{}); err != nil {
 		t.Fatal(err)
 	}
 	info, err := stream.Info(t.Context())
@@ -115,7 +116,7 @@ func TestStreamBoundsKeepWhatWaits(t *testing.T) {
 	if err := stream.Purge(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := EnsureStreams(t.Context(), js, 1); err != nil {
+	if err := Ensure(t.Context(), js, 1, Limits{}); err != nil {
 		t.Fatal(err)
 	}
 	if got := boundsOf(t, js, streams.Requests).waiting; got != streams.RequestsWaiting {
@@ -143,7 +144,7 @@ func TestStreamBoundsOfAccount(t *testing.T) {
 	}
 	s.Start()
 	t.Cleanup(s.Shutdown)
-	if !s.ReadyForConnections(patience) {
+	if !s.ReadyForConnections(time.Minute) {
 		t.Fatal("the broker does not start")
 	}
 	if err := s.GlobalAccount().UpdateJetStreamLimits(map[string]server.JetStreamAccountLimits{
@@ -155,7 +156,7 @@ func TestStreamBoundsOfAccount(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := EnsureStreams(t.Context(), js, 1); err != nil {
+	if err := Ensure(t.Context(), js, 1, Limits{}); err != nil {
 		t.Fatal(err)
 	}
 	for _, stream := range []string{streams.Requests, streams.Receipts} {
@@ -163,7 +164,7 @@ func TestStreamBoundsOfAccount(t *testing.T) {
 			t.Errorf("%s has %d bytes, and may have %d", stream, got, int64(most))
 		}
 	}
-	err = EnsureStreamsWithin(t.Context(), js, 1, StreamLimits{RequestBytes: 2 * most})
+	err = Ensure(t.Context(), js, 1, Limits{RequestBytes: 2 * most})
 	if !errors.Is(err, ErrStreamRoom) {
 		t.Errorf("more than the account's streams may have: %v, want ErrStreamRoom", err)
 	}
@@ -187,7 +188,7 @@ func TestStreamBoundsKeepTheSize(t *testing.T) {
 		}
 	}
 	for start := range 2 {
-		if err := EnsureStreams(t.Context(), js, 1); err != nil {
+		if err := Ensure(t.Context(), js, 1, Limits{}); err != nil {
 			t.Fatal(err)
 		}
 		info, err := stream.Info(t.Context())

@@ -1,4 +1,4 @@
-package registry
+package provision
 
 import (
 	"context"
@@ -13,20 +13,12 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// StreamLimits bounds the space that the streams take at the broker, so that no account can take
-// all of it. Where a number is 0, a stream keeps the bound that it has, and gets the default if it
-// has none.
-type StreamLimits struct {
-	// Waiting is how many requests of one kind may wait for one service; the broker refuses more.
-	// Default [streams.RequestsWaiting].
-	Waiting int64
-	// RequestBytes is the size of the stream of requests: the broker refuses what doesn't fit.
-	// ReceiptBytes is that of the receipts: the oldest go. Each is 1 GiB by default, or less: at
-	// most a quarter of what the broker can reserve when the bound is set.
-	RequestBytes, ReceiptBytes int64
-	// EventBytes is the size of the stream of events. By default it has no bound: only the registry
-	// writes there, and what the two others can't take is left for it.
-	EventBytes int64
+// Limits bounds the space that the streams take at the broker. 0: a stream keeps the bound that it
+// has, and gets the default if it has none.
+type Limits struct {
+	Waiting                    int64 // requests of one kind for one service
+	RequestBytes, ReceiptBytes int64 // sizes of these streams
+	EventBytes                 int64 // size of the stream of events; it has no default
 }
 
 const (
@@ -55,7 +47,7 @@ type boundedStream struct {
 	usual   int64 // bytes, without the operator's word; 0: no bound
 }
 
-func (l StreamLimits) streams() []*boundedStream {
+func (l Limits) streams() []*boundedStream {
 	requests := streams.RequestsConfig()
 	if l.Waiting > 0 {
 		requests.MaxMsgsPerSubject = l.Waiting

@@ -1,4 +1,4 @@
-package registry
+package provision
 
 import (
 	"cmp"
@@ -27,18 +27,15 @@ const (
 	answersWithin = 5 * time.Second
 )
 
-// watch looks every few seconds whether the streams and the durable are what the registry needs.
-// They may vanish while it runs: a broker comes back with an empty store, or someone deletes
-// them. The registry then does what it does at a start:
-//
-//	look ──▶ a stream is missing ──▶ make it, check the origin ──▶ other events: Expect
-//	     └─▶ the durable is missing or another one ──▶ the consumer is opened again
-//
-// Several replicas may do so at once, as at a start.
-type watch struct {
-	watchConfig
-	looking    sync.Mutex // one look at a time
-	deliveries consume.Deliveries
+// Watch looks every few seconds whether the streams and the durable are what the registry needs.
+// They may vanish while it runs: a broker comes back with an empty store, or someone deletes them.
+// The registry then does what it does at a start. Several replicas may do so at once.
+type Watch struct {
+	cfg     Config
+	looking sync.Mutex // one look at a time
+
+	// Deliveries is what the broker says of the durable.
+	Deliveries consume.Deliveries
 
 	mu      sync.Mutex
 	streams error // what is wrong with the streams
@@ -47,14 +44,14 @@ type watch struct {
 	opened  opened
 }
 
-// watchConfig says what to make and to watch.
-type watchConfig struct {
+// Config says what to make and to watch. All members except Every are required.
+type Config struct {
 	JetStream jetstream.JetStream
 	Replicas  int // of streams that are created
-	Limits    StreamLimits
+	Limits    Limits
 	Trust     events.Trust // in the registry's own keys
-	// Expect is called before a look at the stream of events, and what it returns with what the
-	// look found.
+	// Expect is called before a look at the stream of events; what it returns is called with what
+	// the look found. Looks are not concurrent.
 	Expect func() func(*jetstream.StreamInfo)
 	Log    *slog.Logger
 	Every  time.Duration // between looks; 0: the default
@@ -69,30 +66,34 @@ type opened struct {
 
 // Errors of what the registry needs at the broker.
 var (
+	// ErrNotReady means that nothing was looked at yet.
+	ErrNotReady = errors.New("the registry is starting and takes no requests yet")
 	// ErrSealed means that a stream takes no messages any more.
 	ErrSealed = errors.New("the stream is sealed: it takes no messages, and that can't be undone; back up its messages and delete it, and the registry creates it again")
 	// ErrPaused means that the durable delivers nothing until a time that an operator gave.
 	ErrPaused = errors.New("the durable is paused")
 
-	errReplaced = errors.New("the stream or its durable was deleted or created again")
+	// ErrReplaced means that what was pulled from is not there any more.
+	ErrReplaced = errors.New("the stream or its durable was deleted or created again")
 	errOpening  = errors.New("the registry has not opened its durable yet")
 )
 
-func newWatch(cfg watchConfig) *watch {
+// NewWatch returns a watch that has not looked yet.
+func NewWatch(cfg Config) *Watch {
 	cfg.Every = cmp.Or(cfg.Every, watchEvery)
-	return &watch{watchConfig: cfg, streams: ErrNotReady, opening: errOpening}
+	return &Watch{cfg: cfg, streams: ErrNotReady, opening: errOpening}
 }
 
-// streamsErr returns what is wrong with the streams, as the last look found them.
-func (w *watch) streamsErr() error {
+// StreamsErr returns what is wrong with the streams, as the last look found them.
+func (w *Watch) StreamsErr() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.streams
 }
 
-// consumerErr returns why no requests come: the durable can't be opened, is missing, or is
+// ConsumerErr returns why no requests come: the durable can't be opened, is missing, or is
 // paused.
-func (w *watch) consumerErr() error {
+func (w *Watch) ConsumerErr() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.opening != nil {
@@ -101,9 +102,9 @@ func (w *watch) consumerErr() error {
 	return w.durable
 }
 
-// run looks until ctx ends, or until a look finds what waiting can't change.
-func (w *watch) run(ctx context.Context) error {
-	tick := time.NewTicker(w.Every)
+// Run looks until ctx ends, or until a look finds what waiting can't change.
+func (w *Watch) Run(ctx context.Context) error {
+	tick := time.NewTicker(w.cfg.Every)
 	defer tick.Stop()
 	for {
 		select {
@@ -111,7 +112,7 @@ func (w *watch) run(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if !w.JetStream.Conn().IsConnected() {
+		if !w.cfg.JetStream.Conn().IsConnected() {
 			continue // it says nothing of the streams
 		}
 		err := w.look(ctx)
@@ -123,8 +124,8 @@ func (w *watch) run(ctx context.Context) error {
 }
 
 // look makes the streams that are missing. Its error says why it can't; what is wrong with those
-// that are there, only streamsErr tells.
-func (w *watch) look(ctx context.Context) error {
+// that are there, only StreamsErr tells.
+func (w *Watch) look(ctx context.Context) error {
 	w.looking.Lock()
 	defer w.looking.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, answersWithin)
@@ -139,8 +140,8 @@ func (w *watch) look(ctx context.Context) error {
 	}
 	var err error
 	if len(missing) > 0 {
-		w.Log.WarnContext(ctx, "streams are missing at the broker; the registry creates them again, as at a start", "streams", strings.Join(missing, " "))
-		if err = w.make(ctx); err != nil {
+		w.cfg.Log.WarnContext(ctx, "streams are missing at the broker; the registry creates them again, as at a start", "streams", strings.Join(missing, " "))
+		if err = w.Make(ctx); err != nil {
 			wrong = fmt.Errorf("create the missing streams %s: %w", strings.Join(missing, " "), err)
 			err = wrong
 		} else {
@@ -155,9 +156,9 @@ func (w *watch) look(ctx context.Context) error {
 
 // note remembers what is wrong, and tells the log of a change. A broker that is away says nothing
 // of what it has.
-func (w *watch) note(ctx context.Context, what *error, wrong error) {
+func (w *Watch) note(ctx context.Context, what *error, wrong error) {
 	// The broker is away, or the registry ends.
-	if wrong != nil && !w.JetStream.Conn().IsConnected() || errors.Is(wrong, context.Canceled) {
+	if wrong != nil && !w.cfg.JetStream.Conn().IsConnected() || errors.Is(wrong, context.Canceled) {
 		return
 	}
 	w.mu.Lock()
@@ -166,18 +167,18 @@ func (w *watch) note(ctx context.Context, what *error, wrong error) {
 	w.mu.Unlock()
 	switch {
 	case wrong != nil && (before == nil || before.Error() != wrong.Error()):
-		w.Log.WarnContext(ctx, "the broker lacks what the registry needs", "error", wrong)
+		w.cfg.Log.WarnContext(ctx, "the broker lacks what the registry needs", "error", wrong)
 	case wrong == nil && before != nil && !errors.Is(before, ErrNotReady):
-		w.Log.InfoContext(ctx, "the broker has what the registry needs again", "before", before)
+		w.cfg.Log.InfoContext(ctx, "the broker has what the registry needs again", "before", before)
 	}
 }
 
 // examine looks at each stream. It reports how the stream of events stands, and tells the
 // consumer if the stream of requests is another one.
-func (w *watch) examine(ctx context.Context) (missing []string, wrong error) {
-	found := w.Expect()
-	for _, want := range w.Limits.streams() {
-		stream, err := w.JetStream.Stream(ctx, want.Name)
+func (w *Watch) examine(ctx context.Context) (missing []string, wrong error) {
+	found := w.cfg.Expect()
+	for _, want := range w.cfg.Limits.streams() {
+		stream, err := w.cfg.JetStream.Stream(ctx, want.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
 			missing = append(missing, want.Name)
 		}
@@ -207,24 +208,24 @@ func usable(have, want jetstream.StreamConfig) error {
 }
 
 // requestsAre ends the pulling from a stream of requests that is not there any more.
-func (w *watch) requestsAre(created time.Time) {
+func (w *Watch) requestsAre(created time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.opened.stop != nil && !w.opened.stream.Equal(created) {
-		w.opened.stop(errReplaced)
+		w.opened.stop(ErrReplaced)
 	}
 }
 
 // lookAtDurable finds a durable that is missing, another one, or paused.
-func (w *watch) lookAtDurable(ctx context.Context) {
+func (w *Watch) lookAtDurable(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, answersWithin)
 	defer cancel()
-	consumer, err := w.JetStream.Consumer(ctx, streams.Requests, streams.RegistryDurable)
+	consumer, err := w.cfg.JetStream.Consumer(ctx, streams.Requests, streams.RegistryDurable)
 	if err != nil {
 		err = fmt.Errorf("durable %s: %w", streams.RegistryDurable, err)
 	} else {
 		info := consumer.CachedInfo()
-		w.deliveries.Note(info)
+		w.Deliveries.Note(info)
 		if info.Paused {
 			err = fmt.Errorf("%w until %s: nats consumer resume %s %s", ErrPaused, info.Config.PauseUntil.Format(time.RFC3339),
 				streams.Requests, streams.RegistryDurable)
@@ -234,11 +235,11 @@ func (w *watch) lookAtDurable(ctx context.Context) {
 	if w.mayGoOn(consumer, err) {
 		return
 	}
-	w.Log.WarnContext(ctx, "someone changed the limits of the durable; they are reset", "durable", streams.RegistryDurable,
+	w.cfg.Log.WarnContext(ctx, "someone changed the limits of the durable; they are reset", "durable", streams.RegistryDurable,
 		"found", fmt.Sprintf("%+v", consume.LimitsOf(consumer.CachedInfo().Config)))
-	consumer, err = requestDurable(ctx, w.JetStream)
+	consumer, err = requestDurable(ctx, w.cfg.JetStream)
 	if err != nil {
-		w.Log.WarnContext(ctx, "resetting the limits of the durable failed, trying again", "error", err)
+		w.cfg.Log.WarnContext(ctx, "resetting the limits of the durable failed, trying again", "error", err)
 		return
 	}
 	// The broker may have set limits of its own, which stay.
@@ -250,7 +251,7 @@ func (w *watch) lookAtDurable(ctx context.Context) {
 // mayGoOn reports whether the durable delivers as it did when it was opened. It ends the pulling
 // from one that is missing, or another one. Otherwise that would be noticed only after a while
 // without a heartbeat.
-func (w *watch) mayGoOn(consumer jetstream.Consumer, err error) bool {
+func (w *Watch) mayGoOn(consumer jetstream.Consumer, err error) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	gone := errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound)
@@ -258,15 +259,15 @@ func (w *watch) mayGoOn(consumer jetstream.Consumer, err error) bool {
 	case w.opened.stop == nil || consumer == nil && !gone:
 		return true
 	case gone || !consumer.CachedInfo().Created.Equal(w.opened.durable):
-		w.opened.stop(errReplaced)
+		w.opened.stop(ErrReplaced)
 		return true
 	}
 	return consume.LimitsOf(consumer.CachedInfo().Config) == w.opened.limits
 }
 
-// open makes what is missing and opens the durable. The context that it returns ends once that is
+// Open makes what is missing and opens the durable. The context that it returns ends once that is
 // another one.
-func (w *watch) open(ctx context.Context) (consumer jetstream.Consumer, created time.Time, until context.Context, err error) {
+func (w *Watch) Open(ctx context.Context) (consumer jetstream.Consumer, created time.Time, until context.Context, err error) {
 	defer func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -275,7 +276,7 @@ func (w *watch) open(ctx context.Context) (consumer jetstream.Consumer, created 
 	if err := w.look(ctx); err != nil {
 		return nil, created, nil, err
 	}
-	if consumer, created, err = requestConsumer(ctx, w.JetStream); err != nil {
+	if consumer, created, err = requestConsumer(ctx, w.cfg.JetStream); err != nil {
 		return nil, created, nil, err
 	}
 	until, stop := context.WithCancelCause(ctx)
@@ -283,18 +284,18 @@ func (w *watch) open(ctx context.Context) (consumer jetstream.Consumer, created 
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.opened.stop != nil {
-		w.opened.stop(errReplaced) // it has ended
+		w.opened.stop(ErrReplaced) // it has ended
 	}
 	info := consumer.CachedInfo()
 	w.opened = opened{created, info.Created, consume.LimitsOf(info.Config), stop}
 	return consumer, created, until, nil
 }
 
-// make makes and checks the streams. An error that waiting can't change is permanent.
-func (w *watch) make(ctx context.Context) error {
-	err := EnsureStreamsWithin(ctx, w.JetStream, w.Replicas, w.Limits)
+// Make makes and checks the streams. An error that waiting can't change is permanent.
+func (w *Watch) Make(ctx context.Context) error {
+	err := Ensure(ctx, w.cfg.JetStream, w.cfg.Replicas, w.cfg.Limits)
 	if err == nil {
-		err = checkOrigin(ctx, w.JetStream, w.Trust)
+		err = checkOrigin(ctx, w.cfg.JetStream, w.cfg.Trust)
 	}
 	if errors.Is(err, ErrStreamMeaning) || errors.Is(err, ErrStreamRoom) || errors.Is(err, ErrOrigin) {
 		err = backoff.Permanent(err)
