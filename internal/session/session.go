@@ -26,11 +26,11 @@ type Session struct {
 	Conn      *nats.Conn
 	JetStream jetstream.JetStream
 	Trust     events.Trust
-	info      events.RegistryInfo // what the registry says of itself
+	Info      events.RegistryInfo // what the registry says of itself
 }
 
 // KeptJWKS is how long caches may keep a JWK Set.
-func (s *Session) KeptJWKS() time.Duration { return time.Duration(s.info.JWKSMaxAge) * time.Second }
+func (s *Session) KeptJWKS() time.Duration { return time.Duration(s.Info.JWKSMaxAge) * time.Second }
 
 // With runs a command that ends by itself, by its timeout or by a signal. A timeout of 0
 // means none.
@@ -94,7 +94,7 @@ func Open(ctx context.Context, nc *nats.Conn, trusted process.Trust) (*Session, 
 	if err != nil {
 		return nil, Coded(err)
 	}
-	s.info = info
+	s.Info = info
 	if trusted.Origin != "" && trusted.Origin != info.Origin {
 		return nil, process.Refused(fmt.Errorf("the registry here answers for %s, and --origin says %s: it is another registry, or "+
 			"--nats-url is wrong", info.Origin, trusted.Origin))

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keychange"
 	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
@@ -17,25 +19,28 @@ import (
 	"omiappreg.org/keyrotation/internal/session"
 )
 
-// dryRun checks everything that a rotation needs, as omi doctor does, and makes the request with a
+// DryRun checks everything that a rotation needs, as omi doctor does, and makes the request with a
 // new key that it does not keep. It sends nothing and writes nothing.
-func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
-	if err := errors.Join(c.Check(), c.readable()); err != nil {
+func DryRun(c keychange.Rotation) error {
+	t, grace, err := c.Prepared()
+	if err != nil {
 		return err
 	}
-	d := newDoctor(&doctorCmd{Connection: c.Connection, Key: c.Key}, t, true)
+	if err := errors.Join(c.Check(), c.Readable()); err != nil {
+		return err
+	}
+	d := newDoctor(&Config{Connection: c.Connection, Key: c.Key}, t, true)
 	d.dry = true
-	var err error
-	if d.saved, err = c.savedKey(c.Key, events.Rotation); err != nil {
+	if d.saved, err = c.SavedKey(c.Key, events.Rotation); err != nil {
 		return err
 	}
 	if err := d.run(func() {
 		d.examineStore(c.Key)
-		d.examineRequest(c, grace)
+		d.examineRequest(&c, grace)
 	}); err != nil {
 		return err
 	}
-	if wrong := d.count(checkWrong); wrong > 0 {
+	if wrong := d.count(stateWrong); wrong > 0 {
 		return process.Refused(fmt.Errorf("nothing was sent; fix this before you rotate: %d of %d checks found something wrong", wrong, len(d.checks)))
 	}
 	if !c.JSON {
@@ -47,8 +52,8 @@ func (c *rotateCmd) dryRun(t events.Target, grace *time.Duration) error {
 // examineStore checks whether the key store can be written. It opens only existing files, so it creates nothing.
 func (d *doctor) examineStore(path string) {
 	const name = "key store"
-	if d.saved != nil && d.saved.folder == nil {
-		d.ok(name, "%s is only read: %s", d.saved.file, d.saved.readOnly)
+	if d.saved != nil && d.saved.OnlyRead() {
+		d.ok(name, "%s is only read: %s", d.saved.File, d.saved.ReadOnly)
 		return
 	}
 	file := client.KeyFile(path)
@@ -83,7 +88,7 @@ func lockable(ctx context.Context, path string) error {
 }
 
 // examineRequest makes the request, and compares its grace period with the registry's.
-func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
+func (d *doctor) examineRequest(c *keychange.Rotation, grace *time.Duration) {
 	const name = "request"
 	if _, err := os.Lstat(client.JournalFile(c.Key)); err == nil {
 		return // a rotation would send that one again; it has a line of its own
@@ -94,7 +99,7 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 	}
 	next := events.GenerateSigningKey()
 	if d.saved != nil {
-		if next = d.saved.new; d.service.Current.PublicKey == next.Public() {
+		if next = d.saved.New; d.service.Current.PublicKey == next.Public() {
 			d.ok(name, "none: the new key is the service's current key already")
 			return
 		}
@@ -104,8 +109,8 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 		return
 	}
 	draft := session.NewDraft(events.Rotation, d.target)
-	draft.Origin, draft.EndEarlier = d.info.Origin, c.Emergency
-	period := time.Duration(d.info.GracePeriod) * time.Second
+	draft.Origin, draft.EndEarlier = d.Info.Origin, c.Emergency
+	period := time.Duration(d.Info.GracePeriod) * time.Second
 	if grace != nil {
 		seconds := int64(*grace / time.Second)
 		draft.GracePeriod = &seconds
@@ -115,9 +120,9 @@ func (d *doctor) examineRequest(c *rotateCmd, grace *time.Duration) {
 		}
 		period = *grace
 	}
-	if kept := time.Duration(d.info.JWKSMaxAge) * time.Second; c.JWKS && period > 0 && draft.GracePeriod != nil && *draft.GracePeriod < d.info.JWKSGrace() {
+	if kept := time.Duration(d.Info.JWKSMaxAge) * time.Second; c.JWKS && period > 0 && draft.GracePeriod != nil && *draft.GracePeriod < d.Info.JWKSGrace() {
 		d.wrong(name, fmt.Sprintf("a grace period of %s: caches may keep the previous JWK Set for %s, and half of the period is over by then", period, kept),
-			fmt.Sprintf("ask for %ds or more, or omit --grace-period", d.info.JWKSGrace()))
+			fmt.Sprintf("ask for %ds or more, or omit --grace-period", d.Info.JWKSGrace()))
 		return
 	}
 	m, err := registryclient.Sign(draft, by.Private(), next.Private())
@@ -145,4 +150,16 @@ func refusedFor(r *events.ServiceRecord, by events.PublicKey) (detail, fix strin
 			fmt.Sprintf("try again in %s, at %s", left, printable.Date(r.NextRotationAt))
 	}
 	return "", ""
+}
+
+// graceOf says which keys would still be accepted.
+func graceOf(r *events.ServiceRecord, period time.Duration, emergency bool) string {
+	text, earlier := fmt.Sprintf("the old key would be in grace for %s", period), len(r.Grace)
+	switch {
+	case emergency:
+		text = "the old key would end at once, and so would those in grace: " + strconv.Itoa(earlier)
+	case period == 0 && earlier > 0:
+		text += ", and those already in grace would stay so: " + strconv.Itoa(earlier) + "; --emergency ends them too"
+	}
+	return text
 }

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -41,7 +41,7 @@ func (d *doctor) examineBroker() bool {
 	inbox := d.Conn.NewInbox()
 	subscription, err := d.Conn.SubscribeSync(inbox)
 	if err == nil {
-		err = d.Conn.FlushTimeout(d.cmd.Timeout)
+		err = d.Conn.FlushTimeout(d.flags.Timeout)
 	}
 	if last := d.Conn.LastError(); session.Denied(last) && strings.Contains(last.Error(), inbox) {
 		err = last
@@ -273,7 +273,7 @@ func (c *clockReading) judge(skew time.Duration) check {
 	const name, fix = "clock", "synchronise it by NTP (timedatectl, chronyc tracking)"
 	if !c.known {
 		return check{
-			name, checkWarning, "neither the broker's time nor the registry's is known: no stream could be examined",
+			name, stateWarning, "neither the broker's time nor the registry's is known: no stream could be examined",
 			"name a service that is bound, or run this with an operator's account",
 		}
 	}
@@ -290,16 +290,16 @@ func (c *clockReading) judge(skew time.Duration) check {
 	}
 	switch {
 	case apart > skew:
-		return check{name, checkWrong, fmt.Sprintf("%s, and the registry refuses requests from %s on", detail, skew), fix}
+		return check{name, stateWrong, fmt.Sprintf("%s, and the registry refuses requests from %s on", detail, skew), fix}
 	case apart > clockTolerance:
-		return check{name, checkWarning, fmt.Sprintf("%s; from %s on, the registry refuses requests", detail, skew), fix}
+		return check{name, stateWarning, fmt.Sprintf("%s; from %s on, the registry refuses requests", detail, skew), fix}
 	}
-	return check{Name: name, State: checkOK, Detail: detail}
+	return check{Name: name, State: stateOK, Detail: detail}
 }
 
 // registrySkew is a registry's default max_clock_skew (§6).
 const registrySkew = 300 * time.Second
 
 func (d *doctor) examineClock() {
-	d.checks = append(d.checks, d.clock.judge(time.Duration(d.info.MaxClockSkew)*time.Second))
+	d.checks = append(d.checks, d.clock.judge(time.Duration(d.Info.MaxClockSkew)*time.Second))
 }

@@ -1,4 +1,4 @@
-package main
+package keychange
 
 import (
 	"context"
@@ -24,7 +24,7 @@ type propagatedJSON struct {
 }
 
 // report prints the receipt and, if the command waited, which durables have not applied the change.
-func (c *keyChange) report(ctx context.Context, s *session.Session, receipt events.Receipt) error {
+func (c *change) report(ctx context.Context, s *session.Session, receipt events.Receipt) error {
 	done := fmt.Sprintf("%s is %s; its new key is in %s", c.target, c.done, c.place())
 	var late []string
 	var err error
@@ -56,7 +56,7 @@ func (c *keyChange) report(ctx context.Context, s *session.Session, receipt even
 }
 
 // late returns the durables that have not applied the change.
-func (c *keyChange) late(ctx context.Context, s *session.Session, sequence int64) (late []string, err error) {
+func (c *change) late(ctx context.Context, s *session.Session, sequence int64) (late []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
 	record, err := s.Record(ctx, c.target)
@@ -73,4 +73,12 @@ func (c *keyChange) late(ctx context.Context, s *session.Session, sequence int64
 	}
 	slices.Sort(late)
 	return late, nil
+}
+
+// unsaid is the error of a change that is committed and could not be printed.
+func unsaid(done string, err error) error {
+	if err != nil {
+		err = fmt.Errorf("%s, and that could not be printed: %w", done, err)
+	}
+	return err
 }

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"fmt"
@@ -32,8 +32,8 @@ func (d *doctor) examineTrust(name, durable string, metadata map[string]string) 
 		return // of another program
 	}
 	words := strings.Fields(trusted)
-	untrusted := slices.DeleteFunc(slices.Clone(d.info.PublicKeys), func(key events.PublicKey) bool {
-		return events.Trusts(words, d.info.Origin, key, time.Time{}, 0)
+	untrusted := slices.DeleteFunc(slices.Clone(d.Info.PublicKeys), func(key events.PublicKey) bool {
+		return events.Trusts(words, d.Info.Origin, key, time.Time{}, 0)
 	})
 	switch aside, _ := subscriber.SetAsideOf(metadata); {
 	case len(untrusted) > 0:

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -21,20 +21,20 @@ type keyFiles struct{ current, pending events.PublicKey }
 
 // examineKeyFiles checks files on this machine, for which no broker is needed.
 func (d *doctor) examineKeyFiles() (k keyFiles) {
-	if d.cmd.MasterKey != "" {
-		d.examineKeyFile("master key file", d.cmd.MasterKey,
+	if d.flags.MasterKey != "" {
+		d.examineKeyFile("master key file", d.flags.MasterKey,
 			"ask its holder; if the Master Key is lost, the registry's operator can replace it")
 	}
-	if d.cmd.Key == "" {
+	if d.flags.Key == "" {
 		return k
 	}
-	file := client.KeyFile(d.cmd.Key)
+	file := client.KeyFile(d.flags.Key)
 	k.current = d.examineKeyFile("key file", file, "name the right file; if the key is lost, omi reset gives the service a new one")
 	if place := (*keyfile.PlaceError)(nil); d.saved == nil && !k.current.IsZero() && errors.As(keyfile.Replaceable(file), &place) {
 		d.wrong("key store", fmt.Sprintf("%s: %v: %s", file, keyfile.ErrNotReplaceable, place.Why), place.Do)
 	}
-	journal := client.JournalFile(d.cmd.Key)
-	k.pending = d.nextTo("pending key file", client.PendingFile(d.cmd.Key))
+	journal := client.JournalFile(d.flags.Key)
+	k.pending = d.nextTo("pending key file", client.PendingFile(d.flags.Key))
 	_, err := os.Lstat(journal)
 	switch under := err == nil; {
 	case under && !k.pending.IsZero():
@@ -44,7 +44,7 @@ func (d *doctor) examineKeyFiles() (k keyFiles) {
 		d.warn("request under way", "the request in "+journal+" was answered, and is left over",
 			"the next omi rotate or omi reset removes it")
 	case !k.pending.IsZero():
-		d.warn("request under way", client.PendingFile(d.cmd.Key)+" is a new key whose request was refused, or never sent",
+		d.warn("request under way", client.PendingFile(d.flags.Key)+" is a new key whose request was refused, or never sent",
 			"run omi rotate or omi reset: it asks for that key")
 	}
 	return k
@@ -109,7 +109,7 @@ func (d *doctor) nextTo(name, path string) events.PublicKey {
 // examineKey says what the registry knows of the key.
 func (d *doctor) examineKey(ctx context.Context, k keyFiles) {
 	const name = "key"
-	if !d.named || k.current.IsZero() || d.info.Origin == "" {
+	if !d.named || k.current.IsZero() || d.Info.Origin == "" {
 		return
 	}
 	var history events.ServiceHistory
@@ -127,21 +127,21 @@ func (d *doctor) examineKey(ctx context.Context, k keyFiles) {
 	if d.saved != nil {
 		k.pending = d.examineNewKey(history)
 	}
-	d.checks = append(d.checks, judgeKey(name, d.cmd.Key, k, history))
+	d.checks = append(d.checks, judgeKey(name, d.flags.Key, k, history))
 }
 
 // examineNewKey checks whether the registry would accept the key of --new-key, and returns it.
 func (d *doctor) examineNewKey(h events.ServiceHistory) events.PublicKey {
 	const name = "new key"
-	key := d.saved.new.Public()
+	key := d.saved.New.Public()
 	at := slices.IndexFunc(h.Keys, func(k events.HistoryKey) bool { return k.PublicKey == key })
 	switch {
 	case at < 0:
-		d.ok(name, "%s: %s", d.saved.next, key)
+		d.ok(name, "%s: %s", d.saved.Next, key)
 	case h.Keys[at].Until == nil:
-		d.ok(name, "%s: it is the service's current key already, by %s at sequence %d", d.saved.next, h.Keys[at].Event, h.Keys[at].Sequence)
+		d.ok(name, "%s: it is the service's current key already, by %s at sequence %d", d.saved.Next, h.Keys[at].Event, h.Keys[at].Sequence)
 	default:
-		d.wrong(name, d.saved.next+": the registry would refuse it (key_in_use): the service had this key before",
+		d.wrong(name, d.saved.Next+": the registry would refuse it (key_in_use): the service had this key before",
 			"omi keygen --out FILE makes another")
 	}
 	return key
@@ -170,25 +170,25 @@ func judgeKey(name, path string, k keyFiles, h events.ServiceHistory) check {
 	switch {
 	case mine != nil && mine.Until == nil:
 		detail := fmt.Sprintf("it is the service's current key, by %s at sequence %d", mine.Event, mine.Sequence)
-		return check{Name: name, State: checkOK, Detail: detail}
+		return check{Name: name, State: stateOK, Detail: detail}
 	case !current.IsZero() && current == k.pending:
 		return check{
-			name, checkWarning, "it " + was + "; the registry has committed the new key next to it",
+			name, stateWarning, "it " + was + "; the registry has committed the new key next to it",
 			"run omi rotate again with the same --key: it switches to that one",
 		}
 	case mine == nil:
 		return check{
-			name, checkWrong, "it " + was + ": " + path + " holds another service's key, or one that was never bound",
+			name, stateWrong, "it " + was + ": " + path + " holds another service's key, or one that was never bound",
 			"name this service's file; if its key is lost, omi reset gives it a new one",
 		}
 	case grace:
 		return check{
-			name, checkWarning, "it " + was + ": its signatures are accepted, but it can no longer change anything",
+			name, stateWarning, "it " + was + ": its signatures are accepted, but it can no longer change anything",
 			"sign with the current key; if you know of no rotation, someone else made it: omi reset",
 		}
 	}
 	return check{
-		name, checkWrong, "it " + was + ": an old copy, or someone else has rotated it",
+		name, stateWrong, "it " + was + ": an old copy, or someone else has rotated it",
 		"name the file of the current key; if there is none, omi reset gives the service a new one",
 	}
 }

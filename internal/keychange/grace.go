@@ -1,12 +1,9 @@
-package main
+package keychange
 
 import (
 	"context"
-	"fmt"
 	"os"
-	"strconv"
 	"strings"
-	"time"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
@@ -15,14 +12,14 @@ import (
 )
 
 // leavesGrace reports whether the service has keys in grace, if that is known.
-func (c *keyChange) leavesGrace(ctx context.Context, s *session.Session) bool {
+func (c *change) leavesGrace(ctx context.Context, s *session.Session) bool {
 	record, err := s.Record(ctx, c.target)
 	return err != nil || len(record.Grace) > 0
 }
 
 // inGrace returns the keys that are still accepted after a change that has ended the old key at
 // once. (Any other change's receipt says so itself.) nil: not known, which it reports.
-func (c *keyChange) inGrace(ctx context.Context, s *session.Session) []events.GraceKey {
+func (c *change) inGrace(ctx context.Context, s *session.Session) []events.GraceKey {
 	if !c.atOnce {
 		return nil
 	}
@@ -46,16 +43,4 @@ func stillAccepted(grace []events.GraceKey) string {
 		text.WriteString("  omi rotate --emergency ends every earlier key\n")
 	}
 	return text.String()
-}
-
-// graceOf says which keys would still be accepted.
-func graceOf(r *events.ServiceRecord, period time.Duration, emergency bool) string {
-	text, earlier := fmt.Sprintf("the old key would be in grace for %s", period), len(r.Grace)
-	switch {
-	case emergency:
-		text = "the old key would end at once, and so would those in grace: " + strconv.Itoa(earlier)
-	case period == 0 && earlier > 0:
-		text += ", and those already in grace would stay so: " + strconv.Itoa(earlier) + "; --emergency ends them too"
-	}
-	return text
 }

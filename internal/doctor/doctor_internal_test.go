@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"cmp"
@@ -21,7 +21,7 @@ import (
 )
 
 // examine looks at what is behind url, with the flags that a person gave.
-func examine(t *testing.T, url string, flags doctorCmd) map[string]check {
+func examine(t *testing.T, url string, flags Config) map[string]check {
 	t.Helper()
 	flags.NATS, flags.Timeout = process.NATS{URL: url}, cmp.Or(flags.Timeout, 10*time.Second)
 	target, named, err := flags.Target()
@@ -38,7 +38,7 @@ func examine(t *testing.T, url string, flags doctorCmd) map[string]check {
 		if _, twice := found[c.Name]; twice {
 			t.Errorf("two checks are called %q", c.Name)
 		}
-		if (c.State == checkOK) != (c.Fix == "") {
+		if (c.State == stateOK) != (c.Fix == "") {
 			t.Errorf("%+v: what is not well says how to fix it, and only that", c)
 		}
 		found[c.Name] = c
@@ -50,8 +50,8 @@ func examine(t *testing.T, url string, flags doctorCmd) map[string]check {
 func expect(t *testing.T, found map[string]check, want map[string]string) {
 	t.Helper()
 	for name, line := range want {
-		state, detail, _ := strings.Cut(line, " ")
-		if c, ok := found[name]; !ok || c.State != checkState(state) || !strings.Contains(c.Detail, detail) {
+		want, detail, _ := strings.Cut(line, " ")
+		if c, ok := found[name]; !ok || c.State != state(want) || !strings.Contains(c.Detail, detail) {
 			t.Errorf("%s: found %+v, want %s", name, c, line)
 		}
 	}
@@ -149,7 +149,7 @@ func TestDoctorStreams(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			expect(t, examine(t, url, doctorCmd{}), want)
+			expect(t, examine(t, url, Config{}), want)
 		})
 	}
 }
@@ -167,7 +167,7 @@ func TestDoctorAdvice(t *testing.T) {
 		{nil, []string{"restart omi-registry, which sets", "omi-registry runs, and makes it again", "restart omi-registry, which answers"}},
 		{nats.ErrNoResponders, []string{"start omi-registry, which sets", "start omi-registry, which makes it", "start omi-registry"}},
 	} {
-		d := newDoctor(&doctorCmd{}, events.Target{}, false)
+		d := newDoctor(&Config{}, events.Target{}, false)
 		d.answers = map[string]error{registryProgram: c.registry}
 		d.examineStream("limits", &jetstream.StreamInfo{Config: other}, want)
 		d.wrong("missing", "", d.madeBy(registryProgram))
@@ -180,83 +180,6 @@ func TestDoctorAdvice(t *testing.T) {
 	}
 }
 
-// TestDoctorFullStream: a stream that refuses what doesn't fit is nearly full.
-func TestDoctorFullStream(t *testing.T) {
-	t.Parallel()
-	url := testenv.NewBroker(t).URL()
-	js := jetStream(t, url)
-	const bound = 4096
-	if err := registry.EnsureStreamsWithin(t.Context(), js, 0, registry.StreamLimits{RequestBytes: bound, EventBytes: bound}); err != nil {
-		t.Fatal(err)
-	}
-	for _, subject := range []string{events.RotationSubject, events.InvalidationSubject} {
-		if _, err := js.Publish(t.Context(), subject+"org.example.shop.cms", make([]byte, bound*9/10)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	expect(t, examine(t, url, doctorCmd{}), map[string]string{
-		"stream OMI_REQUESTS": "warning nearly full", "stream OMI_INVALIDATIONS": "warning nearly full", "stream OMI_RECEIPTS": "ok messages: 0",
-	})
-}
-
-// TestDoctorStorage: a broker that answers every question, and stores nothing.
-func TestDoctorStorage(t *testing.T) {
-	t.Parallel()
-	account := func(limits, may string) string {
-		return "no_auth_user: doctor, jetstream {}, accounts { A { " + limits + ", users: [ { user: other, password: secret }, " +
-			"{ user: doctor, password: secret, permissions { publish { " + may + " } } } ] } }"
-	}
-	denied := func(subject string) string { return account("jetstream: enabled", `allow: ">", deny: "`+subject+`"`) }
-	left := jetstream.StreamConfig{Name: probeStream + "LEFT", Subjects: []string{probeSubject + "left"}}
-	const all, unknown, full, bounds, well = `allow: ">"`, "warning unknown: ", "a full", "bounds required", "all is well"
-	for name, c := range map[string]struct {
-		broker string // its configuration
-		want   string
-	}{
-		well:                  {"jetstream {}", "ok a message of 8.0 KiB was stored"},
-		"no headers":          {"no_header_support: true, jetstream {}", "wrong headers"},
-		"small messages":      {"max_payload: 760, jetstream {}", "wrong 760 bytes"},
-		"small for a user":    {account("jetstream: enabled, limits { max_payload: 4KB }", all), "wrong 4096 bytes"},
-		"short duplicates":    {`jetstream { limits { duplicate_window: "1s" } }`, "wrong limits"},
-		full + " store":       {"jetstream { max_file_store: 200KB }", "wrong no space left"},
-		full + " account":     {account("jetstream { max_file: 200KB }", all), "wrong no space left"},
-		"no stream more":      {account("jetstream { max_streams: 1 }", all), unknown},
-		bounds:                {account("jetstream { max_file: 1GB, max_bytes_required: true }", all), unknown},
-		"may make no stream":  {denied("$JS.API.STREAM.CREATE.*"), unknown},
-		"may delete none":     {denied("$JS.API.STREAM.DELETE.*"), unknown},
-		"may not store there": {denied("omi.v1.doctor.*"), unknown},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			url := testenv.ServeText(t, c.broker)
-			js := jetStream(t, strings.Replace(url, "://", "://other:secret@", 1))
-			if name == well { // what an earlier doctor left goes too
-				if _, err := js.CreateStream(t.Context(), left); err != nil {
-					t.Fatal(err)
-				}
-			}
-			other := jetstream.StreamConfig{Name: "OTHER", Subjects: []string{"other"}, Duplicates: time.Second}
-			if name == bounds {
-				other.MaxBytes = 1 << 20
-			}
-			if _, err := js.CreateStream(t.Context(), other); err != nil {
-				t.Fatal(err)
-			}
-			for strings.HasPrefix(name, full) {
-				if _, err := js.Publish(t.Context(), "other", make([]byte, 8000)); err != nil {
-					break
-				}
-			}
-			expect(t, examine(t, url, doctorCmd{Connection: session.Connection{Timeout: time.Second}}), map[string]string{"storage": c.want})
-			for stream := range js.StreamNames(t.Context()).Name() {
-				if stream != "OTHER" {
-					t.Errorf("%s is left", stream)
-				}
-			}
-		})
-	}
-}
-
 func TestDoctorDurables(t *testing.T) {
 	t.Parallel()
 	url := testenv.NewBroker(t).URL()
@@ -264,7 +187,7 @@ func TestDoctorDurables(t *testing.T) {
 	if err := registry.EnsureStreams(t.Context(), js, 0); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, examine(t, url, doctorCmd{}), map[string]string{
+	expect(t, examine(t, url, Config{}), map[string]string{
 		"durable registry": "wrong it does not exist", "durable authsub": "warning it does not exist",
 		"durable billingsub": "warning it does not exist",
 	})
@@ -294,7 +217,7 @@ func TestDoctorDurables(t *testing.T) {
 		}
 		return err
 	})
-	expect(t, examine(t, url, doctorCmd{}), map[string]string{
+	expect(t, examine(t, url, Config{}), map[string]string{
 		"durable registry":    "warning messages waiting: 0, in hand: 0, no process is fetching now",
 		"durable authsub-web": "wrong filter: omi.v1.invalidations.org.example.> instead of",
 		"durable billingsub":  "wrong deliver policy: new instead of all",
@@ -305,7 +228,7 @@ func TestDoctorDurables(t *testing.T) {
 
 func TestDoctorNoJetStream(t *testing.T) {
 	t.Parallel()
-	found := examine(t, testenv.ServeOptions(t, &server.Options{}), doctorCmd{})
+	found := examine(t, testenv.ServeOptions(t, &server.Options{}), Config{})
 	expect(t, found, map[string]string{"broker": "ok", "jetstream": "wrong", "registry": "wrong no registry answers"})
 	if _, ok := found["stream "+streams.Requests]; ok {
 		t.Error("streams are looked for where there is no JetStream")
@@ -340,7 +263,7 @@ func TestDoctorPermissions(t *testing.T) {
 	}
 	cms := session.OptionalTarget{AppID: "org.example.shop", ServiceID: "cms"}
 
-	expect(t, examine(t, as("service"), doctorCmd{OptionalTarget: cms}), map[string]string{
+	expect(t, examine(t, as("service"), Config{OptionalTarget: cms}), map[string]string{
 		"broker": "ok service:xxxxx@", "jetstream": "warning may not ask", "stream OMI_REQUESTS": "warning may not look",
 		"registry": "wrong no registry answers", "auth": "warning may not ask", "clock": "warning neither the broker's time nor the registry's is known",
 		"publish rotation": "ok allowed", "publish binding": "ok not needed", "publish revocation": "ok not needed",
@@ -348,27 +271,27 @@ func TestDoctorPermissions(t *testing.T) {
 		"publish invalidations": "ok not allowed", "publish receipts": "ok not allowed",
 	})
 	blog := session.OptionalTarget{AppID: "org.example.shop", ServiceID: "blog"}
-	expect(t, examine(t, as("service"), doctorCmd{OptionalTarget: blog}), map[string]string{
+	expect(t, examine(t, as("service"), Config{OptionalTarget: blog}), map[string]string{
 		"publish rotation": "wrong omi.v1.requests.rotation.org.example.shop.blog", "read receipts": "ok",
 	})
-	master := doctorCmd{OptionalTarget: cms, MasterKey: "none.pem"}
+	master := Config{OptionalTarget: cms, MasterKey: "none.pem"}
 	expect(t, examine(t, as("service"), master),
 		map[string]string{"publish binding": "wrong", "publish revocation": "wrong", "publish rotation": "ok allowed"})
 	expect(t, examine(t, as("developer"), master),
 		map[string]string{"publish binding": "ok allowed", "publish revocation": "ok allowed", "publish rotation": "ok not needed"})
-	expect(t, examine(t, as("mute"), doctorCmd{OptionalTarget: cms}), map[string]string{
+	expect(t, examine(t, as("mute"), Config{OptionalTarget: cms}), map[string]string{
 		"publish rotation": "ok", "read receipts": "wrong $JS.API.DIRECT.GET.OMI_RECEIPTS", "registry": "wrong may not ask",
 	})
-	expect(t, examine(t, as("hard-of-hearing"), doctorCmd{OptionalTarget: cms}), map[string]string{
+	expect(t, examine(t, as("hard-of-hearing"), Config{OptionalTarget: cms}), map[string]string{
 		"read receipts": "wrong omi.v1.answers.org.example.shop.cms",
 	})
-	expect(t, examine(t, as("operator"), doctorCmd{OptionalTarget: cms}), map[string]string{
+	expect(t, examine(t, as("operator"), Config{OptionalTarget: cms}), map[string]string{
 		"jetstream": "ok", "stream OMI_REQUESTS": "ok", "publish rotation": "ok allowed", "clock": "ok",
 		"publish invalidations": "warning", "publish receipts": "warning",
 	})
-	expect(t, examine(t, as("operator"), doctorCmd{}),
+	expect(t, examine(t, as("operator"), Config{}),
 		map[string]string{"publish invalidations": "warning", "publish receipts": "warning"})
-	expect(t, examine(t, as("deaf"), doctorCmd{}), map[string]string{"broker": "ok", "answers": "wrong"})
+	expect(t, examine(t, as("deaf"), Config{}), map[string]string{"broker": "ok", "answers": "wrong"})
 
 	for _, name := range []string{streams.Requests, streams.Invalidations, streams.Receipts} {
 		stream, err := js.Stream(t.Context(), name)

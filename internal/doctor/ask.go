@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -44,7 +44,7 @@ func (d *denials) heard(err error) {
 // within asks a question, and waits at most --timeout, or until the broker denies it. about is a
 // part of the subject that no earlier question had.
 func (d *doctor) within(ctx context.Context, about string, ask func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, d.cmd.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, d.flags.Timeout)
 	defer cancel()
 	ctx, deny := context.WithCancelCause(ctx)
 	d.denials.expect(about, deny)
@@ -65,7 +65,7 @@ var errProbe = errors.New("the stream's answer is not the expected refusal")
 // demands to follow a message that does not exist. The broker checks permissions first, and then
 // the stream refuses it, so nothing is ever stored.
 func (d *doctor) mayPublish(ctx context.Context, subject, stream string) (may bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, d.cmd.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, d.flags.Timeout)
 	defer cancel()
 	answers, err := d.Conn.SubscribeSync(d.Conn.NewInbox())
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -20,10 +20,10 @@ func (d *doctor) examinePermissions(ctx context.Context) {
 	target := nobodysTarget
 	if d.named {
 		target = d.target.String()
-		asDeveloper := d.cmd.MasterKey != ""
+		asDeveloper := d.flags.MasterKey != ""
 		// The accounts of developers, and of operators, who see the streams, need not rotate; a
 		// service's need not bind.
-		asService := d.cmd.Key != "" || !asDeveloper && len(d.streams) == 0
+		asService := d.flags.Key != "" || !asDeveloper && len(d.streams) == 0
 		d.mayRequest(ctx, "rotation", events.RotationSubject+target, asService)
 		d.mayRequest(ctx, "binding", events.BindingSubject+target, asDeveloper)
 		d.mayRequest(ctx, "revocation", events.RevocationSubject+target, asDeveloper)
@@ -56,7 +56,7 @@ func (d *doctor) mayRead(ctx context.Context, needed bool) {
 	subscription, err := d.Conn.SubscribeSync(hears)
 	if err == nil {
 		defer func() { _ = subscription.Unsubscribe() }() // the connection ends soon
-		err = d.Conn.FlushTimeout(d.cmd.Timeout)
+		err = d.Conn.FlushTimeout(d.flags.Timeout)
 	}
 	if heard := d.Conn.LastError(); session.Denied(heard) && strings.Contains(heard.Error(), strconv.Quote(hears)) {
 		err = heard

@@ -1,4 +1,4 @@
-package main
+package doctor
 
 import (
 	"context"
@@ -26,12 +26,12 @@ func (d *doctor) examineDurables(ctx context.Context) {
 	for _, s := range []struct {
 		stream string
 		known  map[string]string // that §4 names, with their programs
-		absent checkState
+		absent state
 		more   string
 	}{
-		{streams.Requests, map[string]string{streams.RegistryDurable: registryProgram}, checkWrong, "; until then, no request is read"},
+		{streams.Requests, map[string]string{streams.RegistryDurable: registryProgram}, stateWrong, "; until then, no request is read"},
 		{
-			streams.Invalidations, map[string]string{streams.AuthDurable: authProgram, streams.BillingDurable: billingProgram}, checkWarning,
+			streams.Invalidations, map[string]string{streams.AuthDurable: authProgram, streams.BillingDurable: billingProgram}, stateWarning,
 			"; this is right if you chose another name (--durable)",
 		},
 	} {
@@ -148,7 +148,7 @@ const (
 func (d *doctor) askProcesses(ctx context.Context) {
 	d.answers = map[string]error{
 		registryProgram: d.within(ctx, events.LookupRegistrySubject, func(ctx context.Context) (err error) {
-			d.info, err = registryclient.RegistryInfo(ctx, d.Conn)
+			d.Info, err = registryclient.RegistryInfo(ctx, d.Conn)
 			return err
 		}),
 	}
@@ -203,28 +203,28 @@ func (d *doctor) examineRegistry() {
 		d.wrong(name, err.Error(), "look at the log of omi-registry")
 		return
 	}
-	if d.Trust, err = events.NewTrust(d.info.Origin, d.info.PublicKeys...); err != nil {
+	if d.Trust, err = events.NewTrust(d.Info.Origin, d.Info.PublicKeys...); err != nil {
 		d.wrong(name, "its description of itself has no valid key: "+err.Error(), "is it of this version?")
 		return
 	}
-	detail := "answers for " + d.info.Origin
-	if d.cmd.Origin != "" && d.cmd.Origin != d.info.Origin {
-		d.wrong(name, fmt.Sprintf("%s, and --origin says %s", detail, d.cmd.Origin), "another registry answers here: is --nats-url right?")
+	detail := "answers for " + d.Info.Origin
+	if d.flags.Origin != "" && d.flags.Origin != d.Info.Origin {
+		d.wrong(name, fmt.Sprintf("%s, and --origin says %s", detail, d.flags.Origin), "another registry answers here: is --nats-url right?")
 		return
 	}
-	if !d.cmd.Trusts() {
-		d.warn(name, fmt.Sprintf("%s; believed on first sight: %s", detail, session.KeyList(d.info.PublicKeys)),
+	if !d.flags.Trusts() {
+		d.warn(name, fmt.Sprintf("%s; believed on first sight: %s", detail, session.KeyList(d.Info.PublicKeys)),
 			"get its public key from its operator, and give it with --trust")
 		return
 	}
-	trusted := d.cmd.Trusted()
-	trusted.Origin = d.info.Origin
+	trusted := d.flags.Trusted()
+	trusted.Origin = d.Info.Origin
 	if d.Trust, err = trusted.Load(); err != nil {
 		d.wrong(name, "--trust: "+err.Error(), "give the registry's public key")
 		return
 	}
-	if !slices.ContainsFunc(d.info.PublicKeys, func(k events.PublicKey) bool { return slices.Contains(d.Trust.PublicKeys(), k) }) {
-		d.wrong(name, fmt.Sprintf("%s, with a key that --trust does not name: %s", detail, session.KeyList(d.info.PublicKeys)),
+	if !slices.ContainsFunc(d.Info.PublicKeys, func(k events.PublicKey) bool { return slices.Contains(d.Trust.PublicKeys(), k) }) {
+		d.wrong(name, fmt.Sprintf("%s, with a key that --trust does not name: %s", detail, session.KeyList(d.Info.PublicKeys)),
 			"another registry answers here, or its key was changed: ask its operator")
 	} else {
 		d.ok(name, "%s, with a key that is trusted", detail)
@@ -254,7 +254,7 @@ func (d *doctor) examineServices() {
 // examineService checks the service that the flags name.
 func (d *doctor) examineService(ctx context.Context) {
 	const name = "service"
-	if !d.named || d.info.Origin == "" {
+	if !d.named || d.Info.Origin == "" {
 		return // there is no answer
 	}
 	var record events.ServiceRecord
