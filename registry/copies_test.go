@@ -49,7 +49,7 @@ func commitCopyAt(t *testing.T, url string, other *intake, d *developer, kind st
 			decideAll(t, other, asked)
 		}
 	}
-	store, err := OpenStore(sqldb.Wrap(t.Context(), faults.Connector), url, faults.Log)
+	store, err := OpenStore(sqldb.Wrap(t.Context(), faults.Session), url, faults.Log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -89,7 +89,7 @@ func (p *faultPlace) run(ctx context.Context, faults *testenv.Faults) error {
 func (r *faultRun) now() time.Time { return r.started.Add(10 * time.Since(r.started)) }
 
 func (r *faultRun) open(conn *nats.Conn, faults *testenv.Faults) (testenv.Program, error) {
-	store, err := OpenStore(sqldb.Wrap(r.ctx, faults.Connector), r.place.url, faults.Log)
+	store, err := OpenStore(sqldb.Wrap(r.ctx, faults.Session), r.place.url, faults.Log)
 	if err != nil {
 		return testenv.Program{}, err
 	}

@@ -90,17 +90,18 @@ func TestLongLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	db.fault.long = 20 * time.Millisecond
-	other, err := openFileWriter(t.Context(), newFault(path, slog.New(slog.DiscardHandler)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	other := openFileWriter(newFault(path, slog.New(slog.DiscardHandler)))
 	defer func() { _ = other.Close() }()
 	holder, err := other.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
-		if _, err := db.writer.BeginTx(t.Context(), nil); !conflict(err) {
+		err := db.plainTx(t.Context(), func(tx *Tx) error {
+			_, err := tx.Exec(t.Context(), "SELECT 1")
+			return err
+		})
+		if !conflict(err) {
 			t.Fatalf("got %v", err)
 		}
 	}

@@ -16,8 +16,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-
-	"omiappreg.org/keyrotation/internal/testenv"
 )
 
 func state(code string) error { return fmt.Errorf("do something: %w", &pgconn.PgError{Code: code}) }
@@ -66,28 +64,6 @@ func TestLost(t *testing.T) {
 	for _, err := range []error{nil, context.Canceled, &pgconn.PgError{Code: "53100"}, &pgconn.PgError{Code: "40001"}, sql.ErrNoRows} {
 		if (&DB{engine: Postgres}).Lost(err) {
 			t.Errorf("%v", err)
-		}
-	}
-}
-
-// TestRefusedTLS: a host that refuses TLS may go on to do so, whether or not its name has another
-// address, at which nothing listens. It is no refusal if the URL lets the next attempt go without TLS.
-func TestRefusedTLS(t *testing.T) {
-	t.Parallel()
-	address := testenv.NewServerWithoutTLS(t)
-	for parameters, want := range map[string]bool{
-		"h:1/db?sslmode=require": true, "h:1/db?sslmode=verify-full": true, "h:1/db?sslmode=prefer": false, "h:1,g:1/db?sslmode=require": false,
-	} {
-		cfg, err := pgx.ParseConfig("postgres://u@" + parameters)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cfg.LookupFunc = func(context.Context, string) ([]string, error) {
-			return []string{"127.0.0.1:1", address}, nil
-		}
-		_, err = pgx.ConnectConfig(t.Context(), cfg)
-		if !Transient(err) || doubtful(err) != want {
-			t.Errorf("%s: doubtful is %t, transient %t: %v", parameters, doubtful(err), Transient(err), err)
 		}
 	}
 }

@@ -23,3 +23,6 @@ func OpenAsCockroach(ctx context.Context, url string, log *slog.Logger) (*DB, er
 	}
 	return db, err
 }
+
+// Doubtful reports whether a fault that may pass may also be permanent.
+func Doubtful(err error) bool { return doubtful(err) }

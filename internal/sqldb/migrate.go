@@ -38,7 +38,7 @@ func (db *DB) Migrate(ctx context.Context, owner Owner, fsys fs.FS) error {
 		err = have.mustBe(owner)
 	}
 	if err != nil {
-		return fmt.Errorf("migrate the schema: %w", err)
+		return fmt.Errorf("migrate the schema: %w", db.judged(ctx, err))
 	}
 	// A start with a complete schema takes no lock: it doesn't wait for the lease of a killed
 	// process.
@@ -56,6 +56,7 @@ func (db *DB) Migrate(ctx context.Context, owner Owner, fsys fs.FS) error {
 		migrate = db.migrateFile
 	}
 	applied, err := migrate(ctx, owner, files)
+	err = db.judged(ctx, err)
 	if answer := (*pgconn.PgError)(nil); errors.As(err, &answer) && answer.Code == insufficientPrivilege {
 		return fmt.Errorf("%w: its role may not bring the schema up to date: first do that as the role that owns it: %w", ErrURL, answer)
 	}
@@ -116,10 +117,7 @@ const insufficientPrivilege = "42501"
 // made for this holds it during goose's whole work. If that connection is lost, the pool's next one
 // has no transaction, and COMMIT fails.
 func (db *DB) migrateFile(ctx context.Context, owner Owner, files fs.FS) (_ []*goose.MigrationResult, err error) {
-	pool, err := openFileWriter(ctx, db.fault)
-	if err != nil {
-		return nil, err
-	}
+	pool := openFileWriter(db.fault)
 	// Closing rolls back what isn't committed.
 	defer func() { err = errors.Join(err, pool.Close()) }()
 

@@ -135,7 +135,7 @@ func (db *DB) Check(ctx context.Context, owner Owner, fsys fs.FS) error {
 	}
 	have, err := db.contents(ctx, db.reader)
 	if err != nil {
-		return err
+		return db.judged(ctx, err)
 	}
 	if err := have.mustBe(owner); err != nil {
 		return err

@@ -42,7 +42,7 @@ func (db *DB) pingServer(ctx context.Context, needs []string) error {
 	var readOnly string
 	var recovering, found bool
 	query := "SELECT current_setting('transaction_read_only'), " + standby + ", " + owned + ", " + rows
-	err := db.writer.QueryRowContext(ctx, query).Scan(&readOnly, &recovering, &found, new(int))
+	err := db.QueryRow(ctx, query).Scan(&readOnly, &recovering, &found, new(int))
 	switch {
 	case err != nil && errors.Is(err, context.DeadlineExceeded) && db.writer.Stats().InUse >= maxConns:
 		return fmt.Errorf("%w: %w", ErrBusy, err)
@@ -66,4 +66,27 @@ func (db *DB) pingServer(ctx context.Context, needs []string) error {
 func undefined(err error) bool {
 	var answer *pgconn.PgError
 	return errors.As(err, &answer) && (answer.Code == "42P01" || answer.Code == insufficientPrivilege)
+}
+
+// pingFile is Ping for SQLite. It writes only after a write has failed, for instance on a full
+// disk: whether that has passed.
+func (db *DB) pingFile(ctx context.Context) error {
+	if err := db.fault.look(ctx); err != nil {
+		return err
+	}
+	if _, err := db.Exec(ctx, "SELECT 1"); err != nil {
+		return fmt.Errorf("ping the database: %w", err)
+	}
+	if db.fault.failed.Load() == nil {
+		return nil
+	}
+	err := db.plainTx(ctx, func(tx *Tx) error {
+		var version int
+		// No SELECT: so the commit gets a stamp.
+		return tx.QueryRow(ctx, "PRAGMA user_version").Scan(&version)
+	})
+	if err != nil {
+		return fmt.Errorf("write to the database: %w", err)
+	}
+	return nil
 }

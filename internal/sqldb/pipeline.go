@@ -2,26 +2,17 @@ package sqldb
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // Pipeline is a list of statements that run in order. If one of them fails, the later ones do not
 // run. A server gets all of them in one round trip. The zero value is empty. A pipeline is for one
 // use.
 type Pipeline struct {
-	statements []statement
-}
-
-// statement is a statement of a pipeline.
-type statement struct {
-	what     string // the start of its errors
-	query    string
-	args     []any
-	row      func(Row) error
-	affected func(int64) error
-	must     *must
+	statements []Statement
 }
 
 // must says how many rows a statement must change.
@@ -39,12 +30,12 @@ type Row interface {
 // Query adds a query. The pipeline passes each row of the answer to row, and ends if row returns an
 // error. Errors begin with what, for example "load keys".
 func (p *Pipeline) Query(what, query string, args []any, row func(Row) error) {
-	p.statements = append(p.statements, statement{what: what, query: query, args: args, row: row})
+	p.statements = append(p.statements, Statement{what: what, Query: query, Args: args, row: row})
 }
 
 // Exec adds a statement. If affected is not nil, the pipeline passes it the number of changed rows.
 func (p *Pipeline) Exec(what, query string, args []any, affected func(n int64) error) {
-	p.statements = append(p.statements, statement{what: what, query: query, args: args, affected: affected})
+	p.statements = append(p.statements, Statement{what: what, Query: query, Args: args, affected: affected})
 }
 
 // Must adds a statement that must change this number of rows. If it changes another number, the
@@ -72,72 +63,41 @@ func (db *DB) Run(ctx context.Context, p *Pipeline) error {
 // Query runs a query outside a transaction, and passes each row of its answer to row. It ends if
 // row returns an error.
 func (db *DB) Query(ctx context.Context, query string, args []any, row func(Row) error) error {
-	return db.alone(ctx, db.reader, []statement{{query: query, args: args, row: row}})
+	return db.alone(ctx, db.reader, []Statement{{Query: query, Args: args, row: row}})
 }
 
 // QueryRow is [Tx.QueryRow] outside a transaction.
 func (db *DB) QueryRow(ctx context.Context, query string, args ...any) Row {
-	return firstOf(query, args, func(one statement) error { return db.alone(ctx, db.reader, []statement{one}) })
+	return firstOf(query, args, func(one Statement) error { return db.alone(ctx, db.reader, []Statement{one}) })
 }
 
 // Exec is [Tx.Exec] outside a transaction, for a statement that may run twice: it is repeated when
 // the driver believes of a broken connection that nothing was sent, which is not always true.
 func (db *DB) Exec(ctx context.Context, query string, args ...any) (changed int64, err error) {
-	return changedBy(query, args, func(one statement) error { return db.alone(ctx, db.writer, []statement{one}) })
+	return changedBy(query, args, func(one Statement) error { return db.alone(ctx, db.writer, []Statement{one}) })
 }
 
-// alone runs statements outside a transaction.
-func (db *DB) alone(ctx context.Context, pool *sql.DB, statements []statement) error {
-	if db.engine == SQLite {
-		return runEach(ctx, pool, statements)
-	}
-	return runOn(ctx, pool, statements)
-}
-
-// runner runs single statements: a pool or a transaction.
-type runner interface {
-	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
-// runEach runs one statement after the other.
-func runEach(ctx context.Context, on runner, statements []statement) error {
-	for i := range statements {
-		if err := statements[i].run(ctx, on); err != nil {
-			return statements[i].failed(err)
-		}
-	}
-	return nil
-}
-
-func (s *statement) failed(err error) error {
+func (s *Statement) failed(err error) error {
 	if s.what == "" {
 		return err
 	}
 	return fmt.Errorf("%s: %w", s.what, err)
 }
 
-func (s *statement) run(ctx context.Context, on runner) (err error) {
-	if s.row == nil {
-		result, err := on.ExecContext(ctx, s.query, s.args...)
-		if err != nil || s.affected == nil {
-			return err
-		}
-		n, err := result.RowsAffected()
-		if err != nil {
-			return err
-		}
-		return s.affected(n)
-	}
-	rows, err := on.QueryContext(ctx, s.query, s.args...)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		if err := s.row(rows); err != nil {
-			return err
+// about names the statement that an error is about: the first of these, or the one that could not
+// be prepared.
+func about(statements []Statement, err error) error {
+	s := &statements[0]
+	var unprepared pgx.ErrPreprocessingBatch
+	if errors.As(err, &unprepared) {
+		for i := range statements {
+			if statements[i].Query == unprepared.SQL() {
+				s = &statements[i]
+			}
 		}
 	}
-	return rows.Err()
+	if s.must != nil && miscounted(err) {
+		return notCommitted{s.failed(s.must.otherwise)}
+	}
+	return s.failed(err)
 }

@@ -33,7 +33,7 @@ func kept(t *testing.T, db *DB) (n int) {
 	}
 	defer func() { _ = conn.Close() }()
 	err = conn.Raw(func(driver any) error {
-		prepared, ok := driver.(*guardedConn)
+		prepared, ok := driver.(*preparedConn)
 		if !ok {
 			return fmt.Errorf("it is a %T", driver)
 		}
@@ -51,6 +51,10 @@ func kept(t *testing.T, db *DB) (n int) {
 func TestPreparedInUse(t *testing.T) {
 	t.Parallel()
 	db := openTest(t)
+	empty := func(tx *Tx) error { return tx.QueryRow(t.Context(), "SELECT 0").Scan(new(int)) }
+	if err := db.InTx(t.Context(), empty); err != nil { // its BEGIN and COMMIT are kept
+		t.Fatal(err)
+	}
 	before := kept(t, db)
 	err := db.InTx(t.Context(), func(tx *Tx) error { return countDown(t.Context(), tx, 5) })
 	if err != nil {

@@ -68,7 +68,7 @@ func openServerWithin(ctx context.Context, url string, l limits, log *slog.Logge
 	pool, patient := s.pool(ctx, l), s.pool(ctx, unhurried())
 	patient.SetMaxOpenConns(maxUnhurried)
 	patient.SetMaxIdleConns(1)
-	return &DB{engine: s.engine, reader: pool, writer: pool, unhurried: patient, sessions: s.session, log: log}, nil
+	return &DB{engine: s.engine, reader: pool, writer: pool, unhurried: patient, sessions: s.session, servers: serversOf(url), log: log}, nil
 }
 
 // look waits for the server, and asks which engine it is and whether it is behind a pooler.
@@ -79,9 +79,9 @@ func (s *server) look(ctx context.Context, log *slog.Logger) error {
 		seen.Store(&one)
 		return err
 	}))
-	first := poolOf(ctx, sessionConnector{Connector: connector, sessions: s.session, limits: usual()})
+	first := poolOf(serverConnector{Connector: connector, sessions: s.session, limits: usual()})
 	err := Await(ctx, log, func() (err error) {
-		s.engine, err = askServer(ctx, first)
+		s.engine, err = askServer(ctx, &DB{reader: first})
 		return err
 	})
 	if err := errors.Join(err, first.Close()); err != nil {
@@ -131,7 +131,7 @@ func (s *server) checkPooler(path string) error {
 // package relies on, see settings.
 func (s *server) pool(ctx context.Context, l limits) *sql.DB {
 	cfg := s.cfg.Copy()
-	connector := sessionConnector{sessions: s.session, limits: l}
+	connector := serverConnector{sessions: s.session, limits: l}
 	wanted := l.wanted(s.engine, s.chosen, cfg.RuntimeParams["options"])
 	if s.pooled && s.engine == Postgres {
 		connector.told = told(s.engine, wanted, true)
@@ -139,11 +139,11 @@ func (s *server) pool(ctx context.Context, l limits) *sql.DB {
 		cfg.AfterConnect = tell(told(s.engine, wanted, false))
 	}
 	connector.Connector = stdlib.GetConnector(*cfg)
-	return poolOf(ctx, connector)
+	return poolOf(connector)
 }
 
-func poolOf(ctx context.Context, connector sessionConnector) *sql.DB {
-	pool := sql.OpenDB(wrapped(ctx, connector))
+func poolOf(connector serverConnector) *sql.DB {
+	pool := sql.OpenDB(connector)
 	pool.SetMaxOpenConns(maxConns)
 	pool.SetMaxIdleConns(maxConns)
 	pool.SetConnMaxLifetime(connLifetime)
@@ -207,9 +207,9 @@ func execModeChosen(url string) bool { return strings.Contains(url, execMode) }
 
 // askServer asks which engine the server is, and whether a CockroachDB has the database:
 // CockroachDB accepts connections to any name, and refuses statements that need the database.
-func askServer(ctx context.Context, pool *sql.DB) (Engine, error) {
+func askServer(ctx context.Context, db *DB) (Engine, error) {
 	var version string
-	if err := pool.QueryRowContext(ctx, "SELECT version()").Scan(&version); err != nil {
+	if err := db.QueryRow(ctx, "SELECT version()").Scan(&version); err != nil {
 		return "", err
 	}
 	engine := engineOf(version)
@@ -219,7 +219,7 @@ func askServer(ctx context.Context, pool *sql.DB) (Engine, error) {
 	var name string
 	var has bool
 	const query = `SELECT current_database(), EXISTS (SELECT 1 FROM pg_catalog.pg_database WHERE datname = current_database())`
-	if err := pool.QueryRowContext(ctx, query).Scan(&name, &has); err != nil {
+	if err := db.QueryRow(ctx, query).Scan(&name, &has); err != nil {
 		return "", fmt.Errorf("look for the database: %w", err)
 	}
 	if !has {

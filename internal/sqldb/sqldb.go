@@ -1,9 +1,3 @@
-// Package sqldb opens a database by its URL, brings its schema up to date, and runs transactions
-// with the retry that the engine needs.
-//
-// It speaks to three engines: SQLite in the process, PostgreSQL, and CockroachDB, which uses
-// PostgreSQL's protocol but needs its transactions retried in another way. The server tells which
-// of the last two it is; the URL does not.
 package sqldb
 
 import (
@@ -31,6 +25,7 @@ type DB struct {
 	reader *sql.DB
 	writer *sql.DB
 	log    *slog.Logger
+	wrap   func(Engine, Session) Session // see Wrap; nil: there is none
 
 	// Servers only.
 	unhurried *sql.DB
@@ -50,21 +45,22 @@ type DB struct {
 // ([Await]), because processes start in any order. It does not wait if that can't help: a URL of
 // another form, refused credentials and a missing database satisfy errors.Is(err, ErrURL). No error
 // quotes a password.
-func Open(ctx context.Context, url string, log *slog.Logger) (*DB, error) {
+func Open(ctx context.Context, url string, log *slog.Logger) (db *DB, err error) {
 	url = strings.TrimSpace(url)
 	scheme, rest, _ := strings.Cut(url, ":")
 	switch {
 	case scheme == "sqlite":
-		return openFile(ctx, rest, log)
+		db, err = openFile(ctx, rest, log)
 	case (scheme == "postgres" || scheme == "postgresql") && strings.HasPrefix(rest, "//"):
-		db, err := openServer(ctx, url, log)
-		if err == nil {
-			db.servers = serversOf(url)
-		}
-		return db, err
+		db, err = openServer(ctx, url, log)
 	default:
 		return nil, urlError("want " + accepted)
 	}
+	if err != nil {
+		return nil, err
+	}
+	db.wrap, _ = ctx.Value(wrapKey{}).(func(Engine, Session) Session)
+	return db, nil
 }
 
 // CheckURL returns [ErrURL] for a URL that Open would always refuse, so that a process can report
@@ -105,7 +101,7 @@ func (db *DB) Unhurried() *DB {
 	if db.engine == SQLite {
 		return db
 	}
-	return &DB{engine: db.engine, reader: db.unhurried, writer: db.unhurried, unhurried: db.unhurried, sessions: db.sessions, log: db.log}
+	return &DB{engine: db.engine, reader: db.unhurried, writer: db.unhurried, unhurried: db.unhurried, sessions: db.sessions, log: db.log, wrap: db.wrap}
 }
 
 // Close closes all connections. SQLite's writer is the last, so that it can checkpoint the

@@ -72,13 +72,8 @@ func openFileNow(ctx context.Context, path string, log *slog.Logger) (*DB, error
 	if err != nil {
 		return nil, fileError("look at the database file", err)
 	}
-	db := &DB{engine: SQLite, file: path, fault: newFault(path, log), log: log}
-	if db.writer, err = openFileWriter(ctx, db.fault); err != nil {
-		return nil, err
-	}
-	if db.reader, err = openFileReader(ctx, db.fault); err != nil {
-		return nil, errors.Join(err, db.writer.Close())
-	}
+	f := newFault(path, log)
+	db := &DB{engine: SQLite, file: path, fault: f, log: log, reader: openFileReader(f), writer: openFileWriter(f)}
 	// If two processes turn WAL on at once, one can get SQLITE_BUSY whatever its busy_timeout.
 	err = again(ctx, func() error { return db.Ping(ctx) })
 	switch code, _ := sqliteCode(err); code {
@@ -102,32 +97,52 @@ func openFileNow(ctx context.Context, path string, log *slog.Logger) (*DB, error
 	return db, nil
 }
 
-// openFileWriter opens a pool of one connection whose transactions take the write lock at their
-// beginning. A transaction that began by reading and then wants to write gets SQLITE_BUSY_SNAPSHOT
-// if another wrote in between.
-func openFileWriter(ctx context.Context, f *fault) (*sql.DB, error) {
+// openFileWriter opens a pool of one connection.
+func openFileWriter(f *fault) *sql.DB {
 	params := fileParams()
-	params.Set("_txlock", "immediate")
-	return openPool(ctx, f, params, 1)
+	params.Set("_txlock", "immediate") // of a transaction of database/sql, see beginFile
+	return openPool(f, params, 1)
 }
 
-func openFileReader(ctx context.Context, f *fault) (*sql.DB, error) {
+func openFileReader(f *fault) *sql.DB {
 	params := fileParams()
 	params.Set("_query_only", "1")
-	return openPool(ctx, f, params, max(4, runtime.NumCPU()))
+	return openPool(f, params, max(4, runtime.NumCPU()))
 }
 
-func openPool(ctx context.Context, f *fault, params url.Values, conns int) (*sql.DB, error) {
-	connector := preparedConnector{fileConnector(f.file, params)}
-	pool := sql.OpenDB(wrapped(ctx, guardedConnector{connector, f, params.Has("_txlock")}))
+func openPool(f *fault, params url.Values, conns int) *sql.DB {
+	pool := sql.OpenDB(watchedConnector{fileConnector(f.file, params), f})
 	// A new connection reads the schema and applies the settings above, so all are kept.
 	pool.SetMaxOpenConns(conns)
 	pool.SetMaxIdleConns(conns)
-	return pool, nil
+	return pool
 }
 
 func fileConnector(path string, params url.Values) driver.Connector {
 	return sqliteConnector{"file:" + (&url.URL{Path: filepath.ToSlash(path)}).EscapedPath() + "?" + params.Encode()}
+}
+
+// watchedConnector makes connections that keep statements prepared, to a file that must stay the
+// same. It makes none after a lasting fault.
+type watchedConnector struct {
+	driver.Connector
+	fault *fault
+}
+
+// Connect opens a connection.
+func (c watchedConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	if err := c.fault.get(); err != nil {
+		return nil, err
+	}
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, c.fault.judge(ctx, err)
+	}
+	// A connection that is made later may be to a file that lies there now.
+	if err := c.fault.look(ctx); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return keepPrepared(conn)
 }
 
 // sqliteConnector makes SQLite's connections.

@@ -1,7 +1,6 @@
 package sqldb
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -10,15 +9,7 @@ import (
 
 // Tx is a transaction that [DB.InTx] runs. It is for one goroutine.
 type Tx struct {
-	on executor
-}
-
-// executor runs the statements of a transaction the way its engine does it best.
-type executor interface {
-	// run runs statements, and returns the first error.
-	run(ctx context.Context, statements []statement) error
-	// runAtCommit may leave statements, and their errors, to the commit.
-	runAtCommit(ctx context.Context, statements []statement) error
+	on *transaction
 }
 
 // Run runs statements, and returns the first error. After an error, discard what was read: some of
@@ -46,27 +37,27 @@ func (tx *Tx) RunAtCommit(ctx context.Context, p *Pipeline) error {
 
 // Exec runs a statement, and returns how many rows it has changed.
 func (tx *Tx) Exec(ctx context.Context, query string, args ...any) (changed int64, err error) {
-	return changedBy(query, args, func(one statement) error { return tx.on.run(ctx, []statement{one}) })
+	return changedBy(query, args, func(one Statement) error { return tx.on.run(ctx, []Statement{one}) })
 }
 
 // QueryRow returns the first row of a query's answer. Scan runs the query. If the answer has no
 // rows, the error is [sql.ErrNoRows].
 func (tx *Tx) QueryRow(ctx context.Context, query string, args ...any) Row {
-	return firstOf(query, args, func(one statement) error { return tx.on.run(ctx, []statement{one}) })
+	return firstOf(query, args, func(one Statement) error { return tx.on.run(ctx, []Statement{one}) })
 }
 
-func changedBy(query string, args []any, run func(statement) error) (changed int64, err error) {
-	err = run(statement{query: query, args: args, affected: func(n int64) error {
+func changedBy(query string, args []any, run func(Statement) error) (changed int64, err error) {
+	err = run(Statement{Query: query, Args: args, affected: func(n int64) error {
 		changed = n
 		return nil
 	}})
 	return changed, err
 }
 
-func firstOf(query string, args []any, run func(statement) error) Row {
+func firstOf(query string, args []any, run func(Statement) error) Row {
 	return firstRow(func(dest []any) error {
 		found := false
-		err := run(statement{query: query, args: args, row: func(row Row) error {
+		err := run(Statement{Query: query, Args: args, row: func(row Row) error {
 			if found {
 				return nil
 			}
@@ -104,14 +95,10 @@ func (db *DB) InTx(ctx context.Context, fn func(*Tx) error) error {
 		// The last chance to give up with a known outcome: a cancelled COMMIT leaves it unknown.
 		return ctx.Err()
 	}
-	switch db.engine {
-	case Cockroach:
+	if db.engine == Cockroach {
 		return db.cockroachTx(ctx, work)
-	case Postgres:
-		return again(ctx, func() error { return db.postgresTx(ctx, work) })
-	default:
-		return again(ctx, func() error { return db.fileTx(ctx, work) })
 	}
+	return again(ctx, func() error { return db.plainTx(ctx, work) })
 }
 
 // Read runs read, which reads outside of InTx. If CockroachDB ends it by a conflict, Read runs it
@@ -126,54 +113,11 @@ func (db *DB) Read(ctx context.Context, read func() error) error {
 	return again(ctx, read)
 }
 
-// fileTx runs a transaction on SQLite. It takes the write lock first, see openFileWriter.
-func (db *DB) fileTx(ctx context.Context, fn func(*Tx) error) error {
-	tx, err := db.writer.BeginTx(ctx, serializable())
-	if err != nil {
-		return fmt.Errorf("begin a transaction: %w", err)
-	}
-	// After an error, a panic, and runtime.Goexit. After the commit, it does nothing.
-	defer func() { _ = tx.Rollback() }()
-
-	f := &fileTx{tx: tx}
-	if err := fn(&Tx{f}); err != nil {
-		return err
-	}
-	if f.failed != nil {
-		return fmt.Errorf("%w: %w", errFailed, f.failed)
-	}
-	return db.commitError(ctx, tx.Commit())
-}
-
-// errFailed is why a transaction is not committed if its function has ignored an error.
-var errFailed = errors.New("a statement of the transaction has failed, so it is rolled back")
-
-// fileTx is a transaction on SQLite, where there is no way to a server to save.
-type fileTx struct {
-	tx     *sql.Tx
-	failed error // the first error
-}
-
-func (f *fileTx) run(ctx context.Context, statements []statement) error {
-	err := runEach(ctx, f.tx, statements)
-	if f.failed == nil {
-		f.failed = err
-	}
-	return err
-}
-
-func (f *fileTx) runAtCommit(ctx context.Context, statements []statement) error {
-	return f.run(ctx, statements)
-}
-
 // commitError tells failed commits from those whose outcome is unknown.
-func (db *DB) commitError(ctx context.Context, err error) error {
+func (db *DB) commitError(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, sql.ErrTxDone):
-		// database/sql has rolled back, because ctx ended.
-		return fmt.Errorf("commit: %w", cmp.Or(ctx.Err(), err))
 	case errors.As(err, new(notCommitted)):
 		return err
 	case db.engine.unknownOutcome(err):
@@ -181,5 +125,3 @@ func (db *DB) commitError(ctx context.Context, err error) error {
 	}
 	return fmt.Errorf("commit: %w", err)
 }
-
-func serializable() *sql.TxOptions { return &sql.TxOptions{Isolation: sql.LevelSerializable} }

@@ -86,7 +86,7 @@ func (nobody) Key(context.Context, events.PublicKey) (events.KeyRecord, error) {
 func now() time.Time { return time.Unix(start+40, 0) }
 
 func openAuth(ctx context.Context, js jetstream.JetStream, p *faultPlace, faults *testenv.Faults) (program, error) {
-	auth, err := authsub.New(sqldb.Wrap(ctx, faults.Connector), authsub.Config{
+	auth, err := authsub.New(sqldb.Wrap(ctx, faults.Session), authsub.Config{
 		JetStream: js, DatabaseURL: p.url, Instance: "one", Trust: p.registry.Trust, Registry: nobody{}, Log: faults.Log, Now: now,
 	})
 	if err != nil {
@@ -107,7 +107,7 @@ func openAuth(ctx context.Context, js jetstream.JetStream, p *faultPlace, faults
 }
 
 func openBilling(ctx context.Context, js jetstream.JetStream, p *faultPlace, faults *testenv.Faults) (program, error) {
-	billing, err := billingsub.New(sqldb.Wrap(ctx, faults.Connector), billingsub.Config{
+	billing, err := billingsub.New(sqldb.Wrap(ctx, faults.Session), billingsub.Config{
 		JetStream: js, DatabaseURL: p.url, Trust: p.registry.Trust, Registry: nobody{}, Log: faults.Log, Now: now,
 	})
 	if err != nil {

@@ -30,7 +30,7 @@ func (f Fault) String() string {
 	return fmt.Sprintf("step %d: %s", f.Step, what)
 }
 
-// Faults stands between one instance of a program and its I/O: its database ([Faults.Connector])
+// Faults stands between one instance of a program and its I/O: its database ([Faults.Session])
 // and its broker ([Faults.Dial]). It counts each operation as one step, and the fault strikes at
 // its step. The program does not notice Faults.
 type Faults struct {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -15,236 +14,90 @@ import (
 	"syscall"
 	"testing/fstest"
 
-	"github.com/jackc/pgx/v5"
-	"modernc.org/sqlite"
 	"modernc.org/sqlite/vfs"
+
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// Connector makes the connections of a driver pass through the faults; it is an argument for
-// sqldb.Wrap. A step is a BEGIN, a statement, or a COMMIT. A step fails with an error that the
-// driver itself returns:
+// Session makes the statements of a session pass through the faults; it is an argument for
+// sqldb.Wrap. Each statement is a step, except a ROLLBACK: a server rolls back even if the client
+// can't reach it, and SQLite does when the process ends. A step fails with an error that the driver
+// itself returns:
 //
-//   - For a server, it is the error of a broken connection, before the statement is sent or while its
-//     answer is on the way. The connection is lost, and so is a transaction that was not committed.
-//   - For SQLite, it is the error of a full or broken disk. The connection stays. A COMMIT that fails
-//     has rolled back, unless the fault says that it was done.
-func (f *Faults) Connector(inner driver.Connector) driver.Connector {
-	_, file := inner.Driver().(*sqlite.Driver)
-	return faultyConnector{inner, f, file}
+//   - For a server, it is the error of a broken connection, before the statement is sent or while
+//     its answer is on the way. The connection is lost, and so is a transaction that was not
+//     committed.
+//   - For SQLite, it is the error of a full or broken disk. The connection stays. A COMMIT that
+//     fails has rolled back, unless the fault says that it was done.
+func (f *Faults) Session(engine sqldb.Engine, inner sqldb.Session) sqldb.Session {
+	return &faultySession{Session: inner, faults: f, file: engine == sqldb.SQLite}
 }
 
-type faultyConnector struct {
-	driver.Connector
+// faultySession is such a session. One goroutine at a time uses it.
+type faultySession struct {
+	sqldb.Session
 	faults *Faults
 	file   bool // SQLite, not a server
+	broken bool
 }
 
-// Connect opens a connection. That is not a step, because the pool decides when to do it.
-func (c faultyConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	if c.faults.Dead() {
-		return nil, c.refused()
+// Send sends the statements before the one that fails, and that one too if only its answer is lost.
+func (s *faultySession) Send(ctx context.Context, statements []sqldb.Statement) (done int, err error) {
+	if s.broken {
+		return 0, driver.ErrBadConn
 	}
-	conn, err := c.Connector.Connect(ctx)
-	if err != nil {
-		return nil, err
+	for i := range statements {
+		if statements[i].Query == "ROLLBACK" {
+			continue
+		}
+		strikes := s.faults.step(stepOf(statements[i].Query))
+		if strikes == passed {
+			continue
+		}
+		before := statements[:i]
+		if strikes == lost {
+			before = statements[:i+1]
+		}
+		if len(before) > 0 {
+			if done, err := s.Session.Send(ctx, before); err != nil {
+				return done, err
+			}
+		}
+		s.broken = !s.file
+		return 0, s.failure(strikes == lost)
 	}
-	inner, ok := conn.(sqlConn)
-	if !ok {
-		return nil, errors.Join(fmt.Errorf("the driver's %T has not all the methods expected", conn), conn.Close())
-	}
-	return &faultyConn{sqlConn: inner, connector: c}, nil
+	return s.Session.Send(ctx, statements)
 }
 
-// refused is the answer to a program that is dead.
-func (c faultyConnector) refused() error {
-	if c.file {
-		return sqliteErrors().broken
+// Close closes a connection that is broken, and so ends its transaction.
+func (s *faultySession) Close() {
+	if s.broken {
+		s.Session.Discard()
+		return
 	}
-	return &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
-}
-
-// sqlConn is what the connections of both drivers implement.
-type sqlConn interface {
-	driver.Conn
-	driver.ConnBeginTx
-	driver.ConnPrepareContext
-	driver.ExecerContext
-	driver.QueryerContext
-	driver.Pinger
-	driver.SessionResetter
-}
-
-// batcher is what connections to a server implement too. It is sqldb.Batcher; sqldb's tests import
-// this package, so this package does not import sqldb.
-type batcher interface {
-	Batch(ctx context.Context, batch *pgx.Batch, read func(int, pgx.BatchResults) error) (done int, err error)
-}
-
-// faultyConn is a connection. As database/sql guarantees, one goroutine at a time uses it.
-type faultyConn struct {
-	sqlConn
-	connector faultyConnector
-	broken    bool
-}
-
-// step counts an operation. If it returns an error, the operation fails with it: after it was done
-// if isLost, and otherwise without it.
-func (c *faultyConn) step(what string) (isLost bool, err error) {
-	if c.broken {
-		return false, driver.ErrBadConn
-	}
-	switch c.connector.faults.step(what) {
-	case notDone:
-		return false, c.failure(false)
-	case lost:
-		return true, c.failure(true)
-	default:
-		return false, nil
-	}
+	s.Session.Close()
 }
 
 // failure is the error of a step that fails. A step can fail undone in two ways; its number chooses
 // one.
-func (c *faultyConn) failure(done bool) error {
-	odd := c.connector.faults.fault.Step%2 == 1
+func (s *faultySession) failure(done bool) error {
+	odd := s.faults.fault.Step%2 == 1
 	switch {
-	case c.connector.file && (done || odd):
+	case s.file && (done || odd):
 		return sqliteErrors().broken
-	case c.connector.file:
+	case s.file:
 		return sqliteErrors().full
 	case done:
 		return fmt.Errorf("receive message failed: %w", io.ErrUnexpectedEOF)
 	case odd:
-		return driver.ErrBadConn // nothing was sent; outside a transaction, database/sql retries
+		return driver.ErrBadConn // nothing was sent; outside a transaction, sqldb sends it again
 	default:
 		return fmt.Errorf("write failed: %w", &net.OpError{Op: "write", Net: "tcp", Err: syscall.ECONNRESET})
 	}
 }
 
-// lose breaks the connection to a server, and so ends its transaction.
-func (c *faultyConn) lose() {
-	if !c.connector.file && !c.broken {
-		c.broken = true
-		_ = c.sqlConn.Close() // the error changes nothing
-	}
-}
-
-// Close closes the connection.
-func (c *faultyConn) Close() error {
-	if c.broken {
-		return nil
-	}
-	return c.sqlConn.Close()
-}
-
-// BeginTx begins a transaction.
-func (c *faultyConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	isLost, fault := c.step("BEGIN")
-	if fault != nil && !isLost {
-		c.lose()
-		return nil, fault
-	}
-	tx, err := c.sqlConn.BeginTx(ctx, opts)
-	if err != nil {
-		return nil, err
-	}
-	if isLost {
-		_ = tx.Rollback()
-		c.lose()
-		return nil, fault
-	}
-	return &faultyTx{tx, c}, nil
-}
-
-// Batch sends statements together, each of which is a step. Those before the one that fails are
-// done.
-func (c *faultyConn) Batch(ctx context.Context, batch *pgx.Batch, read func(int, pgx.BatchResults) error) (done int, err error) {
-	inner, ok := c.sqlConn.(batcher)
-	if !ok {
-		return 0, fmt.Errorf("the driver's %T sends no batches", c.sqlConn)
-	}
-	for i, q := range batch.QueuedQueries {
-		isLost, fault := c.step(statement(q.SQL))
-		if fault == nil {
-			continue
-		}
-		before := batch.QueuedQueries[:i]
-		if isLost {
-			before = batch.QueuedQueries[:i+1]
-		}
-		if len(before) > 0 {
-			if done, err := inner.Batch(ctx, &pgx.Batch{QueuedQueries: before}, read); err != nil {
-				return done, err
-			}
-		}
-		c.lose()
-		return 0, fault
-	}
-	return inner.Batch(ctx, batch, read)
-}
-
-// ExecContext runs a statement. A ROLLBACK is not a step, see [faultyTx.Rollback].
-func (c *faultyConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	if query == "ROLLBACK" {
-		if c.broken {
-			return nil, driver.ErrBadConn
-		}
-		return c.sqlConn.ExecContext(ctx, query, args)
-	}
-	isLost, fault := c.step(statement(query))
-	if fault != nil && !isLost {
-		c.lose()
-		return nil, fault
-	}
-	result, err := c.sqlConn.ExecContext(ctx, query, args)
-	if err == nil && isLost {
-		c.lose()
-		return nil, fault
-	}
-	return result, err
-}
-
-// QueryContext runs a query. If the fault loses the answer, it does so after the first row.
-func (c *faultyConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	isLost, fault := c.step(statement(query))
-	if fault != nil && !isLost {
-		c.lose()
-		return nil, fault
-	}
-	rows, err := c.sqlConn.QueryContext(ctx, query, args)
-	if err == nil && isLost {
-		return &lostRows{Rows: rows, conn: c, fault: fault}, nil
-	}
-	return rows, err
-}
-
-// CheckNamedValue converts an argument as the driver does.
-func (c *faultyConn) CheckNamedValue(v *driver.NamedValue) error {
-	if checker, ok := c.sqlConn.(driver.NamedValueChecker); ok {
-		return checker.CheckNamedValue(v)
-	}
-	return driver.ErrSkip
-}
-
-// ResetSession tells database/sql not to use a broken connection.
-func (c *faultyConn) ResetSession(ctx context.Context) error {
-	if c.broken {
-		return driver.ErrBadConn
-	}
-	return c.sqlConn.ResetSession(ctx)
-}
-
-// IsValid tells database/sql not to keep a broken connection.
-func (c *faultyConn) IsValid() bool {
-	if c.broken {
-		return false
-	}
-	inner, ok := c.sqlConn.(driver.Validator)
-	return !ok || inner.IsValid()
-}
-
-// statement returns the name of a step: the first words of the statement.
-func statement(query string) string {
+// stepOf returns the name of a step: the first words of the statement.
+func stepOf(query string) string {
 	words := strings.Fields(strings.TrimPrefix(query, "WITH changed AS (")) // sqldb counts the rows of such a statement
 	if len(words) > 3 && words[1] == "OR" && words[2] == "FAIL" {           // see sqldb.Engine.Insert
 		words = slices.Delete(words, 1, 3)
@@ -265,66 +118,6 @@ func statement(query string) string {
 		}
 	}
 	return strings.Join(words[:min(3, len(words))], " ")
-}
-
-// faultyTx is a transaction of a faultyConn.
-type faultyTx struct {
-	driver.Tx
-	conn *faultyConn
-}
-
-// Commit commits.
-func (t *faultyTx) Commit() error {
-	isLost, fault := t.conn.step("COMMIT")
-	switch {
-	case fault == nil:
-		return t.Tx.Commit()
-	case t.conn.broken: // it broke before the COMMIT
-		return fault
-	case isLost:
-		if err := t.Tx.Commit(); err != nil {
-			return err
-		}
-	default:
-		_ = t.Tx.Rollback() // as a server does when it loses its client, and as SQLite does
-	}
-	t.conn.lose()
-	return fault
-}
-
-// Rollback rolls back. That is not a step: a server rolls back even if the client can't reach it,
-// and SQLite does when the process ends.
-func (t *faultyTx) Rollback() error {
-	if t.conn.broken {
-		return driver.ErrBadConn
-	}
-	return t.Tx.Rollback()
-}
-
-// lostRows is an answer of which only the first row arrives.
-type lostRows struct {
-	driver.Rows
-	conn  *faultyConn
-	fault error
-	given bool
-}
-
-// Next returns the first row, and then the fault.
-func (r *lostRows) Next(dest []driver.Value) error {
-	if !r.given {
-		r.given = true
-		if err := r.Rows.Next(dest); err == nil {
-			return nil
-		}
-	}
-	return r.fault
-}
-
-// Close closes the rows, and breaks the connection.
-func (r *lostRows) Close() error {
-	err := r.Rows.Close()
-	r.conn.lose()
-	return err
 }
 
 // sqliteFailures are SQLite's own errors.

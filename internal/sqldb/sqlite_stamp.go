@@ -3,11 +3,8 @@ package sqldb
 import (
 	"bufio"
 	"bytes"
-	"context"
-	"database/sql/driver"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
@@ -33,37 +30,10 @@ import (
 // Commits of other programs have no stamp, and neither have those of the migrations. Where that
 // leaves it open, PRAGMA quick_check is the second-best answer.
 
-// stamp gives the transaction's commit its stamp.
-func (c *guardedConn) stamp(ctx context.Context) error {
-	before, err := c.stamped(ctx)
-	if err != nil {
-		return fmt.Errorf("read the stamp of the last commit: %w", err)
-	}
+// stampAfter returns what gives a commit its stamp, after a commit with the stamp before.
+func stampAfter(before int64) string {
 	next := rand.Int32() | 1 //nolint:gosec // no secret; 0 means that there was none yet
-	_, err = c.sqliteConn.ExecContext(ctx, "PRAGMA user_version = "+strconv.FormatInt(before, 10)+
-		// A text of its own: it is not kept prepared.
-		"; PRAGMA application_id = "+strconv.Itoa(int(next)), nil)
-	if err != nil {
-		return fmt.Errorf("stamp the commit: %w", err)
-	}
-	return nil
-}
-
-func (c *guardedConn) stamped(ctx context.Context) (stamp int64, err error) {
-	rows, err := c.preparedConn.QueryContext(ctx, "PRAGMA application_id", nil)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	value := make([]driver.Value, 1)
-	if err := rows.Next(value); err != nil {
-		return 0, err
-	}
-	stamp, ok := value[0].(int64)
-	if !ok {
-		return 0, fmt.Errorf("a stamp is a %T", value[0])
-	}
-	return stamp, nil
+	return "PRAGMA user_version = " + strconv.FormatInt(before, 10) + "; PRAGMA application_id = " + strconv.Itoa(int(next))
 }
 
 // belonging says whether the log next to a database is its own.

@@ -15,15 +15,8 @@ const preparedEach = 128
 // SQLite spends more time on reading and planning a statement of some hundred rows than on running
 // it. So each connection keeps the statements that it ran last, by their texts.
 
-// preparedConnector makes connections that keep statements prepared.
-type preparedConnector struct{ driver.Connector }
-
-// Connect opens a connection.
-func (c preparedConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	conn, err := c.Connector.Connect(ctx)
-	if err != nil {
-		return nil, err
-	}
+// keepPrepared returns a connection that keeps its statements prepared.
+func keepPrepared(conn driver.Conn) (driver.Conn, error) {
 	inner, ok := conn.(sqliteConn)
 	if !ok {
 		_ = conn.Close()
@@ -161,8 +154,15 @@ func (c *preparedConn) Close() error {
 	return errors.Join(append(errs, c.sqliteConn.Close())...)
 }
 
-// Unwrap returns the driver's own connection, for its functions.
-func (c *preparedConn) Unwrap() driver.Conn { return c.sqliteConn }
+// execOnce runs a statement on a preparedConn without keeping it: its text does not come again.
+func execOnce(ctx context.Context, conn any, text string) error {
+	c, ok := conn.(*preparedConn)
+	if !ok {
+		return fmt.Errorf("a connection to SQLite is a %T", conn)
+	}
+	_, err := c.sqliteConn.ExecContext(ctx, text, nil)
+	return err
+}
 
 func named(args []driver.NamedValue) bool {
 	for i := range args {

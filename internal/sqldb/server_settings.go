@@ -2,18 +2,13 @@ package sqldb
 
 import (
 	"context"
-	"database/sql/driver"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/stdlib"
 )
 
 // A server, a database or a role may have settings that change every session: the format of an
@@ -23,7 +18,7 @@ import (
 //
 //   - once for each connection, if it leads to the server itself;
 //   - at the start of each transaction and for it alone, if a pooler may give the next transaction
-//     another session. It goes in the same round trip as the BEGIN, see pooledSession.
+//     another session. It goes in the same round trip as the BEGIN, see pooledConn.
 //
 // default_transaction_read_only is not among them. An operator closes a database to writers with
 // it, so it is obeyed.
@@ -171,142 +166,6 @@ func (s setting) sql() string {
 
 func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
 
-// sessions are those of a pool. If one of them finds that its server takes no writes, or stops,
-// then the others lead to the same server, and none of them is used again.
-type sessions struct{ era atomic.Int64 }
-
-// end has all sessions of an era replaced.
-func (s *sessions) end(era int64) { s.era.CompareAndSwap(era, era+1) }
-
-// sessionConnector makes sessions.
-type sessionConnector struct {
-	driver.Connector
-
-	sessions *sessions
-	limits   limits
-	told     string // what each transaction is told, see settings; "": the session is
-}
-
-// Connect opens a connection.
-func (c sessionConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	era := c.sessions.era.Load()
-	conn, err := c.Connector.Connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	inner, ok := conn.(*stdlib.Conn)
-	if !ok {
-		return nil, errors.Join(fmt.Errorf("the PostgreSQL driver's connection is a %T", conn), conn.Close())
-	}
-	one := &session{Conn: inner, all: c.sessions, era: era, answer: c.limits.answer}
-	if c.told != "" {
-		return &pooledSession{one, c.told}, nil
-	}
-	return one, nil
-}
-
-// session is one of them.
-type session struct {
-	*stdlib.Conn
-	all    *sessions
-	era    int64
-	answer time.Duration // see limits
-}
-
-// IsValid implements [driver.Validator].
-func (s *session) IsValid() bool { return s.era == s.all.era.Load() && !s.Conn.Conn().IsClosed() }
-
-// ResetSession implements [driver.SessionResetter].
-func (s *session) ResetSession(ctx context.Context) error {
-	if s.era != s.all.era.Load() {
-		return driver.ErrBadConn
-	}
-	within, cancel := context.WithTimeout(ctx, dialTimeout) // it sends an empty statement after an idle time
-	defer cancel()
-	err := s.Conn.ResetSession(within)
-	if err != nil && ctx.Err() == nil {
-		s.all.end(s.era)
-	}
-	return err
-}
-
-// BeginTx begins a transaction.
-func (s *session) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
-	tx, err := s.Conn.BeginTx(ctx, opts)
-	return tx, s.judge(ctx, err)
-}
-
-// ExecContext runs a statement.
-func (s *session) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	ctx, cancel := s.within(ctx)
-	defer cancel()
-	result, err := s.Conn.ExecContext(ctx, query, args)
-	return result, s.judge(ctx, err)
-}
-
-// QueryContext runs a query.
-func (s *session) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	ctx, cancel := s.within(ctx)
-	rows, err := s.Conn.QueryContext(ctx, query, args)
-	if err != nil {
-		defer cancel()
-		return nil, s.judge(ctx, err)
-	}
-	return timedRows{rows, cancel}, nil
-}
-
-// timedRows are the rows of an answer that must come within a time.
-type timedRows struct {
-	driver.Rows
-	done context.CancelFunc
-}
-
-// Close closes the rows.
-func (r timedRows) Close() error {
-	defer r.done()
-	return r.Rows.Close()
-}
-
-// within returns a context that limits how long an answer may take.
-func (s *session) within(ctx context.Context) (context.Context, context.CancelFunc) {
-	if s.answer == 0 {
-		return ctx, func() {}
-	}
-	return context.WithTimeoutCause(ctx, s.answer, errNoAnswer)
-}
-
-// inTx says whether the server is in a transaction.
-func (s *session) inTx() bool {
-	const idle = 'I'
-	return s.Conn.Conn().PgConn().TxStatus() != idle
-}
-
-// judge looks at the error of a statement. If the server takes no writes, stops or is gone, or if
-// prepared statements are of no use any more, all sessions to it are replaced. judge never tries
-// again: another server may lack what was read from this one.
-func (s *session) judge(ctx context.Context, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case ctx.Err() != nil:
-		if cause := context.Cause(ctx); errors.Is(cause, errNoAnswer) {
-			return fmt.Errorf("%w: %w", cause, err)
-		}
-	case elsewhere(err), s.Conn.Conn().IsClosed():
-		s.all.end(s.era)
-	}
-	return err
-}
-
-// mustWrite refuses a new connection to a server that takes no writes. So of several hosts in a
-// URL, the first one that takes writes is used.
-func mustWrite(ctx context.Context, conn *pgconn.PgConn) error {
-	if err := pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, conn); err != nil {
-		return fmt.Errorf("%w: %w", ErrReadOnly, err)
-	}
-	return nil
-}
-
 // tell returns what sets the settings of a new connection.
 func tell(text string) func(context.Context, *pgconn.PgConn) error {
 	return func(ctx context.Context, conn *pgconn.PgConn) error {
@@ -317,24 +176,11 @@ func tell(text string) func(context.Context, *pgconn.PgConn) error {
 	}
 }
 
-// unreplicated is the key of a note about a connection's COMMIT.
-const unreplicated = "unreplicated"
-
-// notice looks at a server's notices, for one that its wait for a standby was cancelled. The answer
-// to the COMMIT is then that the transaction is committed, which is true on this server alone. The
-// routine's name is the same in all languages.
-func notice(conn *pgconn.PgConn, n *pgconn.Notice) {
-	if n.Routine == "SyncRepWaitForLSN" {
-		conn.CustomData()[unreplicated] = true
+// mustWrite refuses a new connection to a server that takes no writes. So of several hosts in a
+// URL, the first one that takes writes is used.
+func mustWrite(ctx context.Context, conn *pgconn.PgConn) error {
+	if err := pgconn.ValidateConnectTargetSessionAttrsReadWrite(ctx, conn); err != nil {
+		return fmt.Errorf("%w: %w", ErrReadOnly, err)
 	}
-}
-
-// replicated returns [errUnreplicated] if the wait for a standby was cancelled since the last call.
-func replicated(conn *pgx.Conn) error {
-	data := conn.PgConn().CustomData()
-	if _, is := data[unreplicated]; !is {
-		return nil
-	}
-	delete(data, unreplicated)
-	return errUnreplicated
+	return nil
 }

@@ -192,17 +192,14 @@ func checkCopy(ctx context.Context, fresh, from string, owner Owner, fsys fs.FS)
 			ErrCopy, from, from)
 	}
 	silent := newFault(fresh, slog.New(slog.DiscardHandler))
-	pool, err := openPool(ctx, silent, url.Values{"mode": {"rw"}, "_pragma": {"synchronous(FULL)"}}, 1)
-	if err != nil {
-		return err
-	}
+	pool := openPool(silent, url.Values{"mode": {"rw"}, "_pragma": {"synchronous(FULL)"}}, 1)
 	defer func() { err = errors.Join(err, pool.Close()) }() // which removes the log
 	db := &DB{engine: SQLite, reader: pool, writer: pool, fault: silent}
 	if err := ofKind(ctx, db, owner, fsys); err != nil {
-		return refusedCopy(from, err)
+		return refusedCopy(from, silent.judge(ctx, err))
 	}
 	if err := quickCheck(ctx, pool); err != nil {
-		return refusedCopy(from, err)
+		return refusedCopy(from, silent.judge(ctx, err))
 	}
 	return foldAll(ctx, pool)
 }

@@ -13,17 +13,17 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// pooledSession is a session behind a pooler, which may give the next transaction another session
+// pooledConn is a session behind a pooler, which may give the next transaction another session
 // of the server. So each transaction is told the settings, in the same round trip. A query without
 // a transaction is one, too.
-type pooledSession struct {
-	*session
+type pooledConn struct {
+	*serverConn
 	told string
 }
 
 // BeginTx begins a transaction, for database/sql. The settings go with the BEGIN: one of them is
 // how long the server waits for the next statement.
-func (s *pooledSession) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+func (s *pooledConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	conn := s.Conn.Conn()
 	if conn.IsClosed() {
 		return nil, driver.ErrBadConn
@@ -42,7 +42,7 @@ func (s *pooledSession) BeginTx(ctx context.Context, opts driver.TxOptions) (dri
 	return toldTx{ctx, tx}, nil
 }
 
-// toldTx is a transaction of a pooledSession.
+// toldTx is a transaction of a pooledConn.
 type toldTx struct {
 	ctx context.Context //nolint:containedctx // database/sql gives Commit and Rollback none
 	tx  pgx.Tx
@@ -54,17 +54,17 @@ func (t toldTx) Commit() error { return t.tx.Commit(t.ctx) }
 // Rollback implements [driver.Tx].
 func (t toldTx) Rollback() error { return t.tx.Rollback(t.ctx) }
 
-// Batch implements [Batcher].
-func (s *pooledSession) Batch(ctx context.Context, batch *pgx.Batch, read func(int, pgx.BatchResults) error) (done int, err error) {
+// batch implements [batcher].
+func (s *pooledConn) batch(ctx context.Context, batch *pgx.Batch, read func(int, pgx.BatchResults) error) (done int, err error) {
 	if s.inTx() {
-		return s.session.Batch(ctx, batch, read)
+		return s.serverConn.batch(ctx, batch, read)
 	}
 	at := 0
-	if batch.QueuedQueries[0].SQL == begin {
+	if batch.QueuedQueries[0].SQL == beginServer {
 		at = 1
 	}
 	told := pgx.Batch{QueuedQueries: slices.Insert(slices.Clone(batch.QueuedQueries), at, &pgx.QueuedQuery{SQL: s.told})}
-	done, err = s.session.Batch(ctx, &told, func(i int, results pgx.BatchResults) error {
+	done, err = s.serverConn.batch(ctx, &told, func(i int, results pgx.BatchResults) error {
 		switch {
 		case i < at:
 			return read(i, results)
@@ -83,14 +83,14 @@ func (s *pooledSession) Batch(ctx context.Context, batch *pgx.Batch, read func(i
 }
 
 // ExecContext runs a statement.
-func (s *pooledSession) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+func (s *pooledConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
 	if s.inTx() {
-		return s.session.ExecContext(ctx, query, args)
+		return s.serverConn.ExecContext(ctx, query, args)
 	}
 	var batch pgx.Batch
 	batch.Queue(query, valuesOf(args)...)
 	var changed int64
-	done, err := s.Batch(ctx, &batch, func(_ int, results pgx.BatchResults) error {
+	done, err := s.batch(ctx, &batch, func(_ int, results pgx.BatchResults) error {
 		tag, err := results.Exec()
 		changed = tag.RowsAffected()
 		return err
@@ -102,9 +102,9 @@ func (s *pooledSession) ExecContext(ctx context.Context, query string, args []dr
 }
 
 // QueryContext runs a query.
-func (s *pooledSession) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+func (s *pooledConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	if s.inTx() {
-		return s.session.QueryContext(ctx, query, args)
+		return s.serverConn.QueryContext(ctx, query, args)
 	}
 	conn := s.Conn.Conn()
 	if conn.IsClosed() {

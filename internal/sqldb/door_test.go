@@ -27,7 +27,7 @@ func TestWrap(t *testing.T) {
 			{Step: commit}, {Step: commit, Done: true},
 		} {
 			faults := testenv.NewFaults(fault)
-			db, err := sqldb.Open(sqldb.Wrap(t.Context(), faults.Connector), url, discard())
+			db, err := sqldb.Open(sqldb.Wrap(t.Context(), faults.Session), url, discard())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -66,7 +66,7 @@ func TestWrap(t *testing.T) {
 func transactionSteps(t *testing.T, url string) []string {
 	t.Helper()
 	faults := testenv.NewFaults(testenv.Fault{})
-	db, err := sqldb.Open(sqldb.Wrap(t.Context(), faults.Connector), url, discard())
+	db, err := sqldb.Open(sqldb.Wrap(t.Context(), faults.Session), url, discard())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // ErrFault says that this process must not use its database any more, and that no later attempt of
@@ -154,30 +156,34 @@ func (f *fault) waited(ctx context.Context, waited time.Duration) {
 		"file", f.file, "waited", waited.Round(time.Millisecond))
 }
 
-// pingFile is Ping for SQLite. It writes only after a write has failed, for instance on a full
-// disk: whether that has passed.
-func (db *DB) pingFile(ctx context.Context) error {
-	if err := db.fault.look(ctx); err != nil {
+// judged returns an error, or the lasting fault that it is a sign of, where database/sql is used
+// directly.
+func (db *DB) judged(ctx context.Context, err error) error {
+	if db.fault == nil {
 		return err
 	}
-	if err := db.writer.PingContext(ctx); err != nil {
-		return fmt.Errorf("ping the database: %w", err)
+	return db.fault.judge(ctx, err)
+}
+
+// judge returns an error, or the lasting fault that it is a sign of.
+func (f *fault) judge(ctx context.Context, err error) error {
+	code, ok := sqliteCode(err)
+	if !ok {
+		return err
 	}
-	if db.fault.failed.Load() == nil {
-		return nil
+	switch code {
+	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+		return f.set(ctx, fmt.Errorf("%w: %w", ErrCorrupt, err))
+	case sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PROTOCOL:
+		if lasting := f.look(ctx); lasting != nil {
+			return lasting
+		}
 	}
-	tx, err := db.writer.BeginTx(ctx, serializable())
-	if err == nil {
-		defer func() { _ = tx.Rollback() }()
-		var version int
-		// No SELECT: so the commit gets a stamp.
-		err = tx.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version)
-	}
-	if err == nil {
-		err = tx.Commit()
-	}
-	if err != nil {
-		return fmt.Errorf("write to the database: %w", err)
-	}
-	return nil
+	return err
+}
+
+// unwritable says whether the error is that the file, or its disk, can't be written to now.
+func unwritable(err error) bool {
+	code, ok := sqliteCode(err)
+	return ok && (code == sqlite3.SQLITE_FULL || code == sqlite3.SQLITE_IOERR || code == sqlite3.SQLITE_READONLY)
 }

@@ -53,10 +53,7 @@ func checkWhole(ctx context.Context, file string, log *slog.Logger) (err error) 
 		log.InfoContext(ctx, "checking the database after a crash, which takes the longer the larger it is", "file", file)
 	})
 	defer timer.Stop()
-	pool, err := openPool(ctx, newFault(file, slog.New(slog.DiscardHandler)), url.Values{"mode": {"ro"}, "_pragma": {"busy_timeout(10000)"}}, 1)
-	if err != nil {
-		return err
-	}
+	pool := openPool(newFault(file, slog.New(slog.DiscardHandler)), url.Values{"mode": {"ro"}, "_pragma": {"busy_timeout(10000)"}}, 1)
 	defer func() { err = errors.Join(err, pool.Close()) }()
 	err = quickCheck(ctx, pool)
 	if code, _ := sqliteCode(err); errors.Is(err, errMalformed) || code == sqlite3.SQLITE_CORRUPT || code == sqlite3.SQLITE_NOTADB {
