@@ -31,10 +31,10 @@ type publisher struct {
 	batches bool // see Config.PublishBatches
 }
 
-// fates is what became of messages that were sent, by their indexes.
-type fates struct {
+// sendResult is what became of messages that were sent, by their indexes.
+type sendResult struct {
 	stored  []bool        // their stream has them
-	lacking []bool        // the broker refused them because it has no space
+	noSpace []bool        // the broker refused them because it has no space
 	faults  map[int]error // the messages that can't be sent as they are; nil: none
 	last    uint64        // the last place in the stream of invalidations that one of them got
 	err     error         // what is wrong with the others; a lack of space is preferred
@@ -43,8 +43,8 @@ type fates struct {
 // send publishes messages and reports what became of them. A reconnect fails the pending ones,
 // although they may have been stored. Sending them again is safe, because every reader knows a
 // message by its nonce.
-func (p *publisher) send(ctx context.Context, messages []decision.Message) *fates {
-	sent := &fates{stored: make([]bool, len(messages)), lacking: make([]bool, len(messages))}
+func (p *publisher) send(ctx context.Context, messages []decision.Message) *sendResult {
+	sent := &sendResult{stored: make([]bool, len(messages)), noSpace: make([]bool, len(messages))}
 	ctx, cancel := context.WithTimeout(ctx, publishWithin)
 	defer cancel()
 	if p.batches && len(messages) >= batchFrom {
@@ -57,10 +57,10 @@ func (p *publisher) send(ctx context.Context, messages []decision.Message) *fate
 	return sent
 }
 
-// tell publishes a receipt to those who wait for it, without a consumer. If it is lost, they look
+// notify publishes a receipt to those who wait for it, without a consumer. If it is lost, they look
 // for it. JetStream's RePublish would cost three times as much, and it skips messages that the
 // stream already has.
-func (p *publisher) tell(m decision.Message) {
+func (p *publisher) notify(m decision.Message) {
 	if target, ok := strings.CutPrefix(m.Subject, events.ReceiptSubject); ok {
 		_ = p.js.Conn().Publish(events.AnswerSubject+target, m.Payload)
 	}
@@ -124,21 +124,21 @@ func (p *publisher) sendBatch(ctx context.Context, messages []decision.Message, 
 // sendEach publishes the messages that are not stored yet, all at once, and then waits for the
 // broker.
 //
-// The receipt of a committed change is told right after it is sent, which saves a round trip: the
-// change stands whatever becomes of the receipt. A refusal is told once it is stored: until then
-// the request may be decided again.
-func (p *publisher) sendEach(ctx context.Context, messages []decision.Message, sent *fates) {
+// Those who wait hear of a committed change right after its receipt is sent, which saves a round
+// trip: the change stands whatever becomes of the receipt. They hear of a refusal once it is
+// stored: until then the request may be decided again.
+func (p *publisher) sendEach(ctx context.Context, messages []decision.Message, sent *sendResult) {
 	futures := make([]jetstream.PubAckFuture, len(messages))
 	for i, m := range messages {
 		if !sent.stored[i] {
 			future, err := p.js.PublishMsgAsync(messageOf(&m))
-			if err != nil && !sent.refused(i, m.Subject, err) {
+			if err != nil && !sent.fail(i, m.Subject, err) {
 				break // not this message's fault: the others would fail in the same way
 			}
 			futures[i] = future
 		}
 		if sent.stored[i] || m.Committed() {
-			p.tell(m)
+			p.notify(m)
 		}
 	}
 	for i, future := range futures {
@@ -147,12 +147,12 @@ func (p *publisher) sendEach(ctx context.Context, messages []decision.Message, s
 		}
 		ack, err := outcomeOf(ctx, future)
 		if err != nil {
-			sent.refused(i, messages[i].Subject, err)
+			sent.fail(i, messages[i].Subject, err)
 			continue
 		}
 		sent.stored[i] = true
 		if !messages[i].Committed() {
-			p.tell(messages[i])
+			p.notify(messages[i])
 		}
 		if ack.Stream == streams.Invalidations {
 			sent.last = max(sent.last, ack.Sequence)
@@ -179,16 +179,16 @@ func outcomeOf(ctx context.Context, future jetstream.PubAckFuture) (*jetstream.P
 	}
 }
 
-// refused notes why a message was not stored, and reports whether the message itself is at fault.
-func (s *fates) refused(i int, subject string, err error) bool {
-	switch s.lacking[i] = room.Lacks(err); {
+// fail records why a message was not stored, and reports whether the message itself is at fault.
+func (s *sendResult) fail(i int, subject string, err error) bool {
+	switch s.noSpace[i] = room.Lacks(err); {
 	case itsOwnFault(err):
 		if s.faults == nil {
 			s.faults = map[int]error{}
 		}
 		s.faults[i] = err
 		return true
-	case s.lacking[i] || !room.Lacks(s.err):
+	case s.noSpace[i] || !room.Lacks(s.err):
 		s.err = fmt.Errorf("publish to %s: %w", subject, err)
 	}
 	return false

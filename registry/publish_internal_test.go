@@ -33,7 +33,7 @@ func TestLackingIsOfEachMessage(t *testing.T) {
 		{of("free", 1000), of("free", 100), of("full", 100)},
 	} {
 		sent := (&publisher{js: js}).send(t.Context(), list)
-		stored, lacking, err := sent.stored, sent.lacking, sent.err
+		stored, lacking, err := sent.stored, sent.noSpace, sent.err
 		if !room.Lacks(err) {
 			t.Errorf("the error is %v, want the lack of space", err)
 		}

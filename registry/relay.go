@@ -222,20 +222,20 @@ func (p *published) add(more published) {
 
 // publish publishes messages of the outbox. It skips those that can't be sent as they are.
 func (r *relay) publish(ctx context.Context, messages []decision.Message) published {
-	messages = r.passed.todo(messages, r.now())
+	messages = r.passed.sendable(messages, r.now())
 	if len(messages) == 0 {
 		return published{}
 	}
-	fates := r.publisher.send(ctx, messages)
-	r.space.note(sayChanges, fates.err)
-	sent := published{make([]decision.Message, 0, len(messages)), fates.last, fates.err}
+	result := r.publisher.send(ctx, messages)
+	r.space.record(kindChanges, result.err)
+	sent := published{make([]decision.Message, 0, len(messages)), result.last, result.err}
 	for i, m := range messages {
-		if fates.stored[i] {
+		if result.stored[i] {
 			sent.messages = append(sent.messages, m)
 		}
 	}
 	r.published.Add(float64(len(sent.messages)))
-	sent.messages = append(sent.messages, r.passed.note(messages, fates, r.now())...)
+	sent.messages = append(sent.messages, r.passed.record(messages, result, r.now())...)
 	return sent
 }
 
@@ -253,14 +253,14 @@ func (r *relay) answer(ctx context.Context, list []refusalMessage) {
 	for i, a := range list {
 		messages[i] = a.Message
 	}
-	fates := r.publisher.send(ctx, messages)
-	r.space.note(sayRefusals, fates.err)
+	result := r.publisher.send(ctx, messages)
+	r.space.record(kindRefusals, result.err)
 	for i, a := range list {
 		finish := a.Request.Ack
 		switch {
-		case fates.stored[i]:
-		case fates.lacking[i], fates.faults[i] != nil:
-			r.space.drop()
+		case result.stored[i]:
+		case result.noSpace[i], result.faults[i] != nil:
+			r.space.dropRefusal()
 		default:
 			// It is decided again.
 			finish = func() error { return a.Request.NakWithDelay(retryAfter) }
@@ -305,7 +305,7 @@ func (r *relay) recover(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-connected:
-			r.passed.again() // it may be another server, or one with other settings
+			r.passed.retryNow() // it may be another server, or one with other settings
 		case <-time.After(claimPause(looked)):
 		}
 	}

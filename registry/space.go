@@ -34,9 +34,9 @@ type space struct {
 	warnings rate.Sometimes
 
 	mu      sync.Mutex
-	lacked  map[saying]time.Time // when space was last missing
-	failed  failure              // of changes, at the last try
-	refused int                  // refusals that were dropped since the last line in the log
+	lacked  map[messageKind]time.Time // when space was last missing
+	failed  failure                   // of changes, at the last try
+	refused int                       // refusals that were dropped since the last line in the log
 }
 
 // failure is why something could not be published, and when. Zero: there was no failure.
@@ -45,17 +45,17 @@ type failure struct {
 	at  time.Time
 }
 
-// saying is a kind of message that is published separately.
-type saying int
+// messageKind is a kind of message that is published separately.
+type messageKind int
 
 const (
-	sayChanges saying = iota // events and their receipts
-	sayRefusals
+	kindChanges messageKind = iota // events and their receipts
+	kindRefusals
 )
 
 func newSpace(log *slog.Logger, metrics prometheus.Registerer) *space {
 	s := &space{
-		log: log, lacked: map[saying]time.Time{}, warnings: rate.Sometimes{First: 1, Interval: warnEach},
+		log: log, lacked: map[messageKind]time.Time{}, warnings: rate.Sometimes{First: 1, Interval: warnEach},
 		dropped: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "omi_registry_unpublished_refusals_total",
 			Help: "Refused requests without a receipt because the broker had no space for it, or refused it as it was.",
@@ -108,15 +108,15 @@ func (s *space) nothingWaits() {
 	}
 }
 
-// note takes the result of a publication.
-func (s *space) note(what saying, err error) {
+// record takes the result of a publication.
+func (s *space) record(what messageKind, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if what == sayChanges {
+	if what == kindChanges {
 		s.failed = failure{err, time.Now()}
 	}
 	if err == nil {
-		if delete(s.lacked, what); what == sayChanges { // changes have receipts too
+		if delete(s.lacked, what); what == kindChanges { // changes have receipts too
 			clear(s.lacked)
 		}
 		return
@@ -136,8 +136,8 @@ func (s *space) note(what saying, err error) {
 	})
 }
 
-// drop counts a refusal that gets no receipt. Its sender sends it again.
-func (s *space) drop() {
+// dropRefusal counts a refusal that gets no receipt. Its sender sends it again.
+func (s *space) dropRefusal() {
 	s.dropped.Inc()
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -19,9 +19,9 @@ const (
 	sendAgainEvery = time.Minute
 	faultsAtOnce   = 10          // lines in the log: a setting may affect every message
 	faultsEach     = time.Minute // until one more line is allowed
-	// passedKept is how long a message is remembered that is not in the outbox any more, because
+	// skippedKept is how long a message is remembered that is not in the outbox any more, because
 	// another replica sent it.
-	passedKept = 5 * sendAgainEvery
+	skippedKept = 5 * sendAgainEvery
 )
 
 // The codes of nats-server's errors (server/errors.json) that are about a single message.
@@ -51,18 +51,18 @@ type unsendable struct {
 	lines rate.Sometimes
 
 	mu      sync.Mutex
-	changes map[decision.OutboxPlace]*passed
+	changes map[decision.OutboxPlace]*skipped
 }
 
-// passed is a change with a message that can't be sent.
-type passed struct {
+// skipped is a change with a message that can't be sent.
+type skipped struct {
 	next, seen time.Time
 	receipt    decision.Message // was stored, and is not sent again
 	receiptAt  time.Time        // when; zero: it was not
 }
 
 func newUnsendable(log *slog.Logger, metrics prometheus.Registerer) *unsendable {
-	u := &unsendable{log: log, changes: map[decision.OutboxPlace]*passed{}, lines: rate.Sometimes{First: faultsAtOnce, Interval: faultsEach}}
+	u := &unsendable{log: log, changes: map[decision.OutboxPlace]*skipped{}, lines: rate.Sometimes{First: faultsAtOnce, Interval: faultsEach}}
 	metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_unsendable_changes",
 		Help: "Committed changes with an event or receipt that the broker refuses as it is; the registry retries them every minute.",
@@ -84,8 +84,8 @@ func (u *unsendable) has(place decision.OutboxPlace) bool {
 	return is
 }
 
-// todo returns the messages to send now.
-func (u *unsendable) todo(messages []decision.Message, now time.Time) []decision.Message {
+// sendable returns the messages to send now.
+func (u *unsendable) sendable(messages []decision.Message, now time.Time) []decision.Message {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if len(u.changes) == 0 {
@@ -103,24 +103,24 @@ func (u *unsendable) todo(messages []decision.Message, now time.Time) []decision
 		}
 	}
 	for place, one := range u.changes {
-		if now.Sub(one.seen) > passedKept {
+		if now.Sub(one.seen) > skippedKept {
 			delete(u.changes, place)
 		}
 	}
 	return list
 }
 
-// note takes the fates of messages. It returns the receipts that were stored earlier, of changes
-// whose event is stored now.
-func (u *unsendable) note(messages []decision.Message, sent *fates, now time.Time) (complete []decision.Message) {
+// record takes the result of sending messages. It returns the receipts that were stored earlier, of
+// changes whose event is stored now.
+func (u *unsendable) record(messages []decision.Message, sent *sendResult, now time.Time) (complete []decision.Message) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for i := range sent.faults {
 		one := u.changes[messages[i].Place]
 		if one == nil {
-			one = &passed{}
+			one = &skipped{}
 			u.changes[messages[i].Place] = one
-			u.tell(&messages[i], sent.faults[i])
+			u.logFault(&messages[i], sent.faults[i])
 		}
 		one.next, one.seen = now.Add(sendAgainEvery), now
 	}
@@ -147,7 +147,7 @@ func (u *unsendable) note(messages []decision.Message, sent *fates, now time.Tim
 	return complete
 }
 
-func (u *unsendable) tell(m *decision.Message, err error) {
+func (u *unsendable) logFault(m *decision.Message, err error) {
 	sequence, _ := events.NamesOf(m.Payload)
 	u.lines.Do(func() {
 		u.log.Error("a committed change can't be announced: the broker refuses a message as it is. It is skipped, and tried again every minute",
@@ -156,8 +156,8 @@ func (u *unsendable) tell(m *decision.Message, err error) {
 	})
 }
 
-// again makes all of them due at once.
-func (u *unsendable) again() {
+// retryNow makes all of them due at once.
+func (u *unsendable) retryNow() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, one := range u.changes {

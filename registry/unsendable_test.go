@@ -66,7 +66,7 @@ func TestUnsendable(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("before its time", 1, 1)
-	r.passed.again()
+	r.passed.retryNow()
 	check("after that", 2, 0)
 }
 
