@@ -167,6 +167,19 @@ func (s *Subscriber) announce(ctx context.Context, change func(announcement)) er
 	return nil
 }
 
+// announceUnbelieved announces from where on this process has not believed the stream, if there is
+// such a place.
+func (s *Subscriber) announceUnbelieved(ctx context.Context, u unbelieved) error {
+	if u.from == 0 || s.consumer.Load() == nil {
+		return nil
+	}
+	s.inHand.Stage(stageAnnounce)
+	return s.announce(ctx, func(d announcement) {
+		d.add(unbelievedMetadata, u)
+		d.narrow(u.trusts)
+	})
+}
+
 // announceTrust makes a durable that was just opened say whom this process trusts, before the
 // process reads anything.
 func (s *Subscriber) announceTrust(ctx context.Context) error {

@@ -168,3 +168,28 @@ func (s *Subscriber) update(ctx context.Context, next jetstream.ConsumerConfig) 
 		return s.cfg.JetStream.UpdateConsumer(ctx, streams.Invalidations, cfg)
 	})
 }
+
+// restoreLimits resets the limits of the durable to those with which it was opened, if they were
+// changed.
+func (s *Subscriber) restoreLimits(ctx context.Context, found jetstream.ConsumerConfig) {
+	limits := s.limits.Load()
+	if limits == nil || consume.LimitsOf(found) == *limits {
+		return
+	}
+	s.cfg.Log.WarnContext(ctx, "someone changed the limits of the durable; they are reset", "durable", s.cfg.Durable,
+		"found", fmt.Sprintf("%+v", consume.LimitsOf(found)))
+	s.announcing.Lock() // announce would write the limits that it has read
+	defer s.announcing.Unlock()
+	consumer, err := s.cfg.JetStream.Consumer(ctx, streams.Invalidations, s.cfg.Durable)
+	if err == nil {
+		next := s.withOurLimits(consumer.CachedInfo().Config)
+		consumer, err = s.update(ctx, next)
+	}
+	if err == nil { // the broker may have set limits of its own, which stay
+		given := consume.LimitsOf(consumer.CachedInfo().Config)
+		s.limits.Store(&given)
+	}
+	if err != nil {
+		s.cfg.Log.WarnContext(ctx, "resetting the limits of the durable failed, trying again", "durable", s.cfg.Durable, "error", err)
+	}
+}

@@ -152,14 +152,17 @@ func (s *Subscriber) applyOnce(ctx context.Context, batch []incoming.Delivery) (
 			err = &panicked{v}
 		}
 	}()
-	sorted, left := s.verify(batch)
+	verified, left := s.verify(batch)
 	// The position stays that of the durable, which is further on.
-	fresh, err := s.cfg.Store.Apply(ctx, sorted.Events, nil)
+	fresh, err := s.cfg.Store.Apply(ctx, verified.Events, nil)
 	if err != nil {
 		return 0, left, err
 	}
 	s.metrics.events.WithLabelValues(resultApplied, "").Add(float64(len(fresh)))
-	return len(fresh), left, s.applied(ctx, batch, &sorted, fresh)
+	if err := s.cfg.Applied(ctx, verified.Events, fresh); err != nil {
+		return 0, left, err
+	}
+	return len(fresh), left, s.removeApplied(ctx, batch, verified.Refused)
 }
 
 // retryFailed tries the events again that could not be handled: this may be another version, or the

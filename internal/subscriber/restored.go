@@ -8,8 +8,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/incoming"
-	"omiappreg.org/keyrotation/internal/subscriber/storage"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -77,35 +75,4 @@ func (s *Subscriber) deleteDurable(ctx context.Context) error {
 		return fmt.Errorf("delete the durable %s: %w", s.cfg.Durable, err)
 	}
 	return nil
-}
-
-// commit applies a batch whose last message is at this place of the stream, see
-// [storage.Store.ApplyUpTo]. If the database was replaced under this process, the stream is read
-// from its start.
-func (s *Subscriber) commit(ctx context.Context, last uint64, batch []events.Invalidation, setAside []storage.SetAside) ([]events.Invalidation, error) {
-	var to storage.Place
-	if s.created != 0 {
-		to = storage.Place{Created: s.created, Sequence: last}
-	}
-	fresh, err := s.cfg.Store.ApplyUpTo(ctx, to, s.written, batch, setAside)
-	if errors.Is(err, storage.ErrRestored) {
-		s.cfg.Log.WarnContext(ctx, "the database was replaced, or restored from a backup: the durable is recreated, and the stream read from its start",
-			"durable", s.cfg.Durable)
-		if err := s.deleteDurable(ctx); err != nil { // that ends the consumer, and a new one is opened
-			return nil, err
-		}
-		s.written = storage.Place{}
-	}
-	if err == nil && to != (storage.Place{}) {
-		s.written = storage.Place{Created: s.created, Sequence: max(s.written.Sequence, last)}
-	}
-	return fresh, err
-}
-
-// lastOf returns the highest place of a batch.
-func lastOf(batch []incoming.Delivery) (last uint64) {
-	for i := range batch {
-		last = max(last, batch[i].Sequence)
-	}
-	return last
 }

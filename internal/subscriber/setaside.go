@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
+	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/subscriber/storage"
 )
 
@@ -115,4 +117,67 @@ func remark(reason string) string {
 		return "events of a registry with another domain name: look at --origin"
 	}
 	return "no events of this registry: another party publishes here"
+}
+
+// toSetAside returns the messages that an operator should see. Of a flood, these are the newest of
+// each class.
+func (s *Subscriber) toSetAside(refused []incoming.Refused) []storage.SetAside {
+	var list []storage.SetAside
+	kept := map[storage.Class]int{}
+	for _, r := range slices.Backward(refused) {
+		if c := storage.ClassOf(string(r.Reason)); kept[c] < storage.KeptSetAside {
+			kept[c]++
+			list = append(list, s.newSetAside(r.Delivery, string(r.Reason), r.Detail))
+		}
+	}
+	slices.Reverse(list)
+	return list
+}
+
+func (s *Subscriber) newSetAside(d incoming.Delivery, reason, detail string) storage.SetAside {
+	s.setAside.added(d.Sequence)
+	return storage.SetAside{
+		StreamSequence: d.Sequence, Subject: d.Subject, Reason: reason, Detail: detail, Payload: d.Payload, At: s.cfg.Now().Unix(),
+	}
+}
+
+// removeApplied removes messages from the list of what is set aside if they were applied now,
+// because more is trusted or a cause is gone.
+func (s *Subscriber) removeApplied(ctx context.Context, batch []incoming.Delivery, refused []incoming.Refused) error {
+	still := make(map[uint64]bool, len(refused))
+	for _, r := range refused {
+		still[r.Sequence] = true
+	}
+	var places []uint64
+	for i := range batch {
+		if place := batch[i].Sequence; s.setAside.mayHave(place) && !still[place] {
+			places = append(places, place)
+		}
+	}
+	if len(places) == 0 {
+		return nil
+	}
+	slices.Sort(places)
+	defer s.setAside.changed()
+	return s.cfg.Store.RemoveSetAside(ctx, places)
+}
+
+// setPoisonAside keeps a message that makes apply panic, or fail while it applies others.
+// The event stays in the stream, and is tried again when the process restarts.
+func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Plain, why consume.Fault) error {
+	s.working.Lock()
+	defer s.working.Unlock()
+	return s.setAsideUnhandled(ctx, incoming.Of(m), why.Reason, why.Detail)
+}
+
+// setAsideUnhandled sets aside what can't be handled.
+func (s *Subscriber) setAsideUnhandled(ctx context.Context, d incoming.Delivery, reason, detail string) error {
+	if err := s.announce(ctx, func(says announcement) { says.addFailed(d.Sequence) }); err != nil {
+		return err
+	}
+	if _, err := s.commit(ctx, d.Sequence, nil, []storage.SetAside{s.newSetAside(d, reason, detail)}); err != nil {
+		return err
+	}
+	s.metrics.events.WithLabelValues(resultSetAside, reason).Inc()
+	return nil
 }

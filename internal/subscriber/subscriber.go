@@ -1,13 +1,3 @@
-// Package subscriber is what all core services share: a durable consumer on the stream of events,
-// and a database that holds what the events said (docs/protocol.md §7.2).
-//
-//	stream ──▶ batch ──▶ verify ──▶ one transaction: ids and effects ──▶ memory ──▶ acknowledge
-//	                       │                     ▲
-//	                       └── not to be applied ┘ set aside, for an operator to look at
-//
-// Each step can be repeated, and a crash between any two of them does no harm: the batch comes
-// again until it is acknowledged, the ids of its events say which of them have taken effect, and a
-// keyring that is joined twice stays the same.
 package subscriber
 
 import (
@@ -26,7 +16,6 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
-	"omiappreg.org/keyrotation/internal/incoming"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/subscriber/storage"
 )
@@ -175,79 +164,5 @@ func (s *Subscriber) Ready() error {
 	if s.AsOf() < s.started {
 		return ErrNotReady
 	}
-	return nil
-}
-
-func (s *Subscriber) handle(ctx context.Context, batch []*consume.Plain) error {
-	fresh, err := s.apply(ctx, incoming.Batch(batch))
-	if fresh > 0 { // refused or repeated events may write nothing
-		batch[0].Witness()
-	}
-	return err
-}
-
-// The stages of a batch, for the log if it hangs.
-const (
-	stageAnnounce = "tell" // the broker what is not believed
-	stageCommit   = "commit"
-)
-
-// Receive applies a batch. When it returns nil, each message has had its effect or is set aside,
-// for good.
-func (s *Subscriber) Receive(ctx context.Context, batch []incoming.Delivery) error {
-	_, err := s.apply(ctx, batch)
-	return err
-}
-
-// apply returns how many events were new.
-func (s *Subscriber) apply(ctx context.Context, batch []incoming.Delivery) (int, error) {
-	s.working.Lock()
-	defer s.working.Unlock()
-	sorted, unbelieved := s.verify(batch)
-	if s.consumer.Load() != nil && unbelieved.from > 0 {
-		s.inHand.Stage(stageAnnounce)
-		if err := s.announce(ctx, func(d announcement) { d.add(unbelievedMetadata, unbelieved); d.narrow(unbelieved.trusts) }); err != nil {
-			return 0, err
-		}
-	}
-	s.inHand.Stage(stageCommit)
-	fresh, err := s.commit(ctx, lastOf(batch), sorted.Events, s.toSetAside(sorted.Refused))
-	if err != nil {
-		return 0, err
-	}
-	s.report(ctx, &sorted, fresh)
-	if err := s.applied(ctx, batch, &sorted, fresh); err != nil {
-		return 0, err
-	}
-	s.asOf.applied(batch)
-	return len(fresh), nil
-}
-
-// applied reports a batch that is committed, and removes its events from the list of what is set
-// aside.
-func (s *Subscriber) applied(ctx context.Context, batch []incoming.Delivery, sorted *incoming.Sorted, fresh []events.Invalidation) error {
-	if err := s.cfg.Applied(ctx, sorted.Events, fresh); err != nil {
-		return err
-	}
-	return s.removeApplied(ctx, batch, sorted.Refused)
-}
-
-// setPoisonAside keeps a message that makes the code above panic, or fail while it applies others.
-// The event stays in the stream, and is tried again when the process restarts.
-func (s *Subscriber) setPoisonAside(ctx context.Context, m *consume.Plain, why consume.Fault) error {
-	s.working.Lock()
-	defer s.working.Unlock()
-	return s.setAsideUnhandled(ctx, incoming.Of(m), why.Reason, why.Detail)
-}
-
-// setAsideUnhandled sets aside what can't be handled.
-func (s *Subscriber) setAsideUnhandled(ctx context.Context, d incoming.Delivery, reason, detail string) error {
-	if err := s.announce(ctx, func(says announcement) { says.addFailed(d.Sequence) }); err != nil {
-		return err
-	}
-	if _, err := s.commit(ctx, d.Sequence, nil, []storage.SetAside{s.newSetAside(d, reason, detail)}); err != nil {
-		return err
-	}
-	s.metrics.events.WithLabelValues(resultSetAside, reason).Inc()
 	return nil
 }

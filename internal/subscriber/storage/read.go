@@ -2,6 +2,8 @@ package storage
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 
 	"omiappreg.org/keyrotation/events"
@@ -98,42 +100,85 @@ func (s Service) sorted() Service {
 	return s
 }
 
-// HasGap says whether a service has a gap in its history.
-func (s *Store) HasGap(ctx context.Context, target events.Target) (gap bool, err error) {
-	const query = `SELECT count(*) > 0 FROM services WHERE target = $1 AND max_sequence > filled + sequenced`
-	if err := s.db.QueryRow(ctx, query, target.String()).Scan(&gap); err != nil {
-		return false, fmt.Errorf("look for a gap in the history of %s: %w", target, err)
+const (
+	// fewKeys is the highest head with which all keys of a service are read and then sorted. Only
+	// services beyond it need the index keys_newest. The index leaves out a service's first 256
+	// events, so services that rotate now and then don't pay for it.
+	fewKeys = 1024
+	// mostInGrace is how many keys may be in grace, or otherwise don't count, before fewer ended
+	// keys come than were asked for.
+	mostInGrace = 64
+)
+
+// NewestKeys returns the keyring of a service with its newest keys, as many ended keys as asked for
+// if it had that many, and with what ends them. It costs the same however many keys a service had.
+// An unknown service has no keys.
+func (s *Store) NewestKeys(ctx context.Context, target events.Target, ended int) (keyring.Keyring, error) {
+	id, one, err := s.idOf(ctx, target)
+	if err != nil || id == 0 {
+		return keyring.Keyring{}, err
 	}
-	return gap, nil
+	if err := s.readNewest(ctx, id, int64(ended+mostInGrace), &one); err != nil {
+		return keyring.Keyring{}, fmt.Errorf("read the newest keys of %s: %w", target, err)
+	}
+	return one.sorted().Keyring, nil
 }
 
-// Gaps returns up to limit services with a gap in their history that follow after, in the
-// database's order.
-func (s *Store) Gaps(ctx context.Context, after events.Target, limit int) ([]events.Target, error) {
-	gap := "gap" // as in the index, see the schema
-	if s.db.Engine() == sqldb.SQLite {
-		gap = "max_sequence > filled + sequenced"
+// idOf returns a service's id, its head and its sequence, or 0 if the service is unknown.
+func (s *Store) idOf(ctx context.Context, target events.Target) (id int64, one Service, err error) {
+	const query = `SELECT s.id, s.head, s.max_sequence FROM services AS s WHERE s.target = $1`
+	one.Target = target
+	err = s.db.QueryRow(ctx, query, target.String()).Scan(&id, &one.Keyring.Head, &one.Sequence)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return 0, one, fmt.Errorf("look for the service %s: %w", target, err)
 	}
-	query := `SELECT target FROM services WHERE ` + gap + ` AND target > $1 ORDER BY target LIMIT $2`
-	from := ""
-	if after != (events.Target{}) {
-		from = after.String()
-	}
-	var gaps []events.Target
-	err := s.db.Query(ctx, query, []any{from, int64(limit)}, func(row sqldb.Row) error {
-		var text string
-		if err := row.Scan(&text); err != nil {
+	return id, one, nil
+}
+
+// The newest rows of a service: those of the events after $2, if the registry counts its events. So
+// the result doesn't depend on whether the database follows the index or sorts what it finds. A
+// position below 0 is that of an event which replaced the key; the event that brought the key is
+// unknown.
+const (
+	fewOf    = `SELECT 1, position, from_time, end_time, public_key FROM keys WHERE service = $1 LIMIT 2048`
+	newestOf = `SELECT 1, position, from_time, end_time, public_key FROM keys
+		WHERE service = $1 AND position > 256 AND position > $2 ORDER BY position DESC LIMIT $3`
+	replacedOf = `SELECT 1, position, from_time, end_time, public_key FROM keys
+		WHERE service = $1 AND position < 0 AND position < $2 ORDER BY position LIMIT $3`
+	newestCutoffsOf = `SELECT 2, position, cut_time, 0, NULL FROM cutoffs
+		WHERE service = $1 AND position > $2 ORDER BY position DESC LIMIT $3`
+)
+
+func (s *Store) readNewest(ctx context.Context, id, most int64, one *Service) error {
+	after := int64(0)
+	switch head := one.Keyring.Head; {
+	case head <= fewKeys:
+		if err := s.addRows(ctx, one, fewOf, id); err != nil {
 			return err
 		}
-		target, err := events.ParseTarget(text)
-		if err != nil {
-			return fmt.Errorf("target %q: %w", text, err)
+	case head == one.Sequence: // otherwise the registry sends no sequences, and the head is a time
+		after = head - 2*most // a revocation brings no key, and a binding follows it
+		fallthrough
+	default:
+		if err := s.addRows(ctx, one, newestOf, id, after, most); err != nil {
+			return err
 		}
-		gaps = append(gaps, target)
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list the services with a gap: %w", err)
+		if err := s.addRows(ctx, one, replacedOf, id, -after, most); err != nil {
+			return err
+		}
 	}
-	return gaps, nil
+	// An event makes one cutoff, or two if it is told in two ways.
+	return s.addRows(ctx, one, newestCutoffsOf, id, after, 2*most)
+}
+
+// addRows adds the rows of a query to a service.
+func (s *Store) addRows(ctx context.Context, one *Service, query string, args ...any) error {
+	return s.db.Query(ctx, query, args, func(row sqldb.Row) error {
+		var kind, x, y, z int64
+		var public []byte
+		if err := row.Scan(&kind, &x, &y, &z, &public); err != nil {
+			return err
+		}
+		return one.add(kind, x, y, z, public)
+	})
 }

@@ -3,11 +3,16 @@
 //
 // The database itself joins rows as [keyring.Keyring.Join] does, so no key is read before it is
 // written, and a batch of any size costs a handful of statements.
+//
+// Events are written by [Store.Apply] (apply.go): their ids, then the rows of their services
+// (services.go), keys and cutoffs (effects.go), messages set aside (setaside.go) and the position
+// in the stream (position.go), in one transaction. One service is read by [Store.KeyringOf]
+// (read.go), and all of them by [Store.Keyrings] (scan.go). A gap in the events of a service is
+// filled by [Store.Fill] (gaps.go).
 package storage
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -15,7 +20,6 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
-	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/schema"
 	"omiappreg.org/keyrotation/streams"
@@ -90,59 +94,6 @@ func (s *Store) Close() error {
 		return fmt.Errorf("close the subscriber's database: %w", err)
 	}
 	return nil
-}
-
-// Apply writes the ids and the effects of a batch of events, and the messages set aside, in one
-// transaction. It returns the events that were not applied earlier, each once.
-//
-// After an error the batch must be applied again. If the error is [sqldb.ErrUnknownOutcome], the
-// batch may turn out to have been applied, and none of its events are returned as new. So a caller
-// that also keeps the state in memory must join every event of the batch to it, not only the new
-// ones.
-func (s *Store) Apply(ctx context.Context, batch []events.Invalidation, setAside []SetAside) ([]events.Invalidation, error) {
-	return s.ApplyUpTo(ctx, Place{}, Place{}, batch, setAside)
-}
-
-// ApplyUpTo is [Store.Apply] for a batch from the stream. to is the place of its last message, and
-// written is that of the batch that this process applied before, or zero. The same transaction
-// moves the position in the stream. If the database lacks what was written, nothing is applied, and
-// the error is [ErrRestored].
-func (s *Store) ApplyUpTo(ctx context.Context, to, written Place, batch []events.Invalidation, setAside []SetAside) ([]events.Invalidation, error) {
-	if len(batch) == 0 && len(setAside) == 0 && to == (Place{}) {
-		return nil, nil
-	}
-	fresh, err := s.applyKnown(ctx, to, written, batch, setAside)
-	if errors.Is(err, errUnusual) {
-		err = s.db.InTx(ctx, func(tx *sqldb.Tx) (err error) {
-			fresh, err = s.apply(ctx, tx, to, written, batch, setAside)
-			return err
-		})
-	}
-	if err != nil {
-		return nil, fmt.Errorf("apply a batch of events: %w", err)
-	}
-	return fresh, nil
-}
-
-// apply is ApplyUpTo in a transaction.
-func (s *Store) apply(
-	ctx context.Context, tx *sqldb.Tx, to, written Place, batch []events.Invalidation, setAside []SetAside,
-) ([]events.Invalidation, error) {
-	fresh, err := s.writeNewIDs(ctx, tx, batch)
-	if err != nil {
-		return nil, err
-	}
-	effects, ids, err := s.writeEvents(ctx, tx, fresh)
-	if err != nil {
-		return nil, err
-	}
-	var p sqldb.Pipeline
-	s.writeSetAside(&p, setAside)
-	s.movePosition(&p, to, written)
-	if err := tx.Run(ctx, &p); err != nil {
-		return nil, err
-	}
-	return fresh, s.writeKeyrings(ctx, tx, ids, effects)
 }
 
 // insert adds statements that write rows, given as their columns one after the other, in as few

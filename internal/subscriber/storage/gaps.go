@@ -11,6 +11,46 @@ import (
 	"omiappreg.org/keyrotation/keyring"
 )
 
+// HasGap says whether a service has a gap in its history.
+func (s *Store) HasGap(ctx context.Context, target events.Target) (gap bool, err error) {
+	const query = `SELECT count(*) > 0 FROM services WHERE target = $1 AND max_sequence > filled + sequenced`
+	if err := s.db.QueryRow(ctx, query, target.String()).Scan(&gap); err != nil {
+		return false, fmt.Errorf("look for a gap in the history of %s: %w", target, err)
+	}
+	return gap, nil
+}
+
+// Gaps returns up to limit services with a gap in their history that follow after, in the
+// database's order.
+func (s *Store) Gaps(ctx context.Context, after events.Target, limit int) ([]events.Target, error) {
+	gap := "gap" // as in the index, see the schema
+	if s.db.Engine() == sqldb.SQLite {
+		gap = "max_sequence > filled + sequenced"
+	}
+	query := `SELECT target FROM services WHERE ` + gap + ` AND target > $1 ORDER BY target LIMIT $2`
+	from := ""
+	if after != (events.Target{}) {
+		from = after.String()
+	}
+	var gaps []events.Target
+	err := s.db.Query(ctx, query, []any{from, int64(limit)}, func(row sqldb.Row) error {
+		var text string
+		if err := row.Scan(&text); err != nil {
+			return err
+		}
+		target, err := events.ParseTarget(text)
+		if err != nil {
+			return fmt.Errorf("target %q: %w", text, err)
+		}
+		gaps = append(gaps, target)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the services with a gap: %w", err)
+	}
+	return gaps, nil
+}
+
 // joinHistory joins the registry's account of a service to the service's row.
 const joinHistory = `
 	head = CASE WHEN excluded.head > services.head THEN excluded.head ELSE services.head END,
