@@ -144,7 +144,7 @@ func TestRivalReplicas(t *testing.T) {
 		st := loadFor(t, in, ours)
 		late := decision.NewBatch(in.issuer(), time.Now(), st, incomingOf(ours))
 		late.Decide()
-		late.SignRefusals(nil)
+		late.SignRefusals()
 		decideAll(t, in, rival, bornTwice)
 
 		lost, err := store.commit(t.Context(), late.Groups, time.Now())
@@ -251,37 +251,4 @@ func TestLargeBatch(t *testing.T) {
 			t.Errorf("check: %v %+v", err, report)
 		}
 	})
-}
-
-// TestKeyOfAnotherInTheBatch: the checks keep their order (§6) also where what decides came in the same batch, for
-// another service.
-func TestKeyOfAnotherInTheBatch(t *testing.T) {
-	t.Parallel()
-	for name, claimedFirst := range map[string]bool{"claimed before": true, "claimed after": false} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			store := openStore(t, testenv.Database(t, testenv.SQLite))
-			in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 1}, time.Now)
-			a := newDeveloper(t, store, "org.omiappreg.alice", "a")
-			b := a.another("b")
-			decideAll(t, in, a.bind(), b.bind())
-			shared := events.GenerateSigningKey()
-			claim := a.sign(events.Rotation, shared, a.current)
-			allowed := b.rotate()
-			tooMany := b.sign(events.Rotation, shared, b.current)
-			list, want := []request{claim, allowed, tooMany}, events.KeyInUse
-			if !claimedFirst {
-				list, want = []request{allowed, tooMany, claim}, events.RateLimited
-			}
-			for i, o := range decideAll(t, in, list...) {
-				if &list[i].payload[0] != &tooMany.payload[0] {
-					if o.Verdict != decision.Committed {
-						t.Errorf("request %d: %s", i, o.Reason)
-					}
-				} else if o.Reason != want {
-					t.Errorf("the second rotation: %q, want %q", o.Reason, want)
-				}
-			}
-		})
-	}
 }

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"errors"
-	"strings"
 	"testing"
 	"time"
 
@@ -13,29 +12,6 @@ import (
 	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/streams"
 )
-
-// TestUnknownApp: the app is looked for before the service, in every request by the Master Key.
-func TestUnknownApp(t *testing.T) {
-	t.Parallel()
-	store := openStore(t, testenv.Database(t, testenv.SQLite))
-	in := newTestIntake(t, store, Policy{Origin: testOrigin}, func() time.Time { return time.Unix(testNow, 0) })
-	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
-	d.now = func() time.Time { return time.Unix(testNow, 0) }
-	d.target.App, _ = events.ParseAppID("org.omiappreg.later")
-	for _, c := range []struct {
-		request request
-		want    events.Reason
-	}{
-		{d.bind(), events.UnknownApp},
-		{d.rotate(), events.UnknownService},
-		{d.reset(), events.UnknownApp},
-		{d.revoke(), events.UnknownApp},
-	} {
-		if o := decideOne(t, in, c.request.draft.Subject(), c.request.payload, testNow); o.Reason != c.want {
-			t.Errorf("a %s: reason %q, want %q", c.request.draft.Kind, o.Reason, c.want)
-		}
-	}
-}
 
 // TestRateLimit: so many rotations in any minute, by the time at which JetStream stored them; recovery is never held
 // up.
@@ -88,21 +64,6 @@ func TestRateLimit(t *testing.T) {
 	at = testNow + 120
 	if record, err := lookup.keys(t.Context(), d.target); err != nil || record.NextRotationAt != 0 {
 		t.Errorf("a rotation is accepted again, and the record still says %d (%v)", record.NextRotationAt, err)
-	}
-}
-
-// TestClockBehind: time never runs backwards within a service, whichever replica's clock is behind.
-func TestClockBehind(t *testing.T) {
-	t.Parallel()
-	store := openStore(t, testenv.Database(t, testenv.SQLite))
-	now := time.Now()
-	in := newTestIntake(t, store, Policy{Origin: testOrigin}, func() time.Time { return now })
-	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
-	first := decideAll(t, in, d.bind())[0].Event
-	now = now.Add(-time.Hour)
-	second := decideAll(t, in, d.rotate())[0].Event
-	if second.Timestamp != first.Timestamp || second.GracePeriodExpiry != first.Timestamp+300 {
-		t.Errorf("bound at %d, rotated at %d with a grace until %d", first.Timestamp, second.Timestamp, second.GracePeriodExpiry)
 	}
 }
 
@@ -221,40 +182,4 @@ func TestAnyString(t *testing.T) {
 			}
 		}
 	})
-}
-
-// TestSecondsInDetails: whoever is refused for the time is told by how many seconds, and what to do about it.
-func TestSecondsInDetails(t *testing.T) {
-	t.Parallel()
-	store := openStore(t, testenv.Database(t, testenv.SQLite))
-	in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 1}, testNowTime)
-	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
-	d.now = testNowTime
-	decideAll(t, in, d.bind(), d.rotate())
-	signed := func(seconds int64, kind events.RequestKind, by events.SigningKey) request {
-		one := *d
-		one.now = func() time.Time { return time.Unix(testNow+seconds, 0) }
-		return one.sign(kind, events.GenerateSigningKey(), by)
-	}
-	for _, c := range []struct {
-		request  request
-		storedAt int64
-		reason   events.Reason
-		detail   []string
-	}{
-		{signed(-301, events.Rotation, d.current), testNow, events.TimestampOutOfWindow, []string{"301 s before", "300 s", "clock is probably behind"}},
-		{signed(7200, events.Reset, d.master), testNow, events.TimestampOutOfWindow, []string{"7200 s after", "300 s", "clock is probably ahead"}},
-		{signed(0, events.Rotation, d.current), testNow + 18, events.RateLimited, []string{"1 times a minute", "try again in 42 s"}},
-		{signed(-9, events.Reset, d.master), testNow, events.TimestampOutOfOrder, []string{"9 s before", "clock"}},
-	} {
-		o := decideOne(t, in, c.request.draft.Subject(), c.request.payload, c.storedAt)
-		if o.Reason != c.reason {
-			t.Errorf("%q (%s), want %s", o.Reason, o.Detail, c.reason)
-		}
-		for _, text := range c.detail {
-			if !strings.Contains(o.Detail, text) {
-				t.Errorf("%s: %q lacks %q", o.Reason, o.Detail, text)
-			}
-		}
-	}
 }

@@ -17,8 +17,8 @@ type requestMessage = consume.Message[queued]
 type queued struct {
 	in    *decision.Incoming // nil: it is not parsed yet, or parsing it panics, which the handler will find out
 	at    decision.Place     // in its stream
-	again bool      // it may have been answered
-	paid  bool      // its answer needs nothing of the budget for garbage any more
+	again bool               // it may have been answered
+	paid  bool               // its answer needs nothing of the budget for garbage any more
 }
 
 // delivery is a message of the request stream that waits for its turn or is in hand. When it is

@@ -182,7 +182,7 @@ func (a *account) decided(rt *rapid.T, t *testing.T, in *intake, todo []decision
 	if err != nil {
 		rt.Fatal(err)
 	}
-	b.SignRefusals(b.EarlierKeys)
+	b.SignRefusals()
 	return b
 }
 
@@ -216,7 +216,7 @@ func (a *account) settle(rt *rapid.T, t *testing.T, in *intake, b *decision.Batc
 		})
 		slices.Sort(names)
 		a.Answers = append(a.Answers, fmt.Sprint("lost ", names))
-		b = a.decided(rt, t, in, decision.RequestsOf(b, lost))
+		b = a.decided(rt, t, in, b.RequestsOf(lost))
 	}
 }
 

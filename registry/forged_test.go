@@ -60,48 +60,6 @@ func TestForgedSpendsNothing(t *testing.T) {
 	})
 }
 
-// TestLooks: earlier keys are looked at for so many requests of a service a second, and the others are refused all the
-// same; other services have looks of their own.
-func TestLooks(t *testing.T) {
-	t.Parallel()
-	store := openStore(t, testenv.Database(t, testenv.SQLite))
-	now := time.Unix(testNow, 0)
-	clock := func() time.Time { return now }
-	in := newTestIntake(t, store, Policy{Origin: testOrigin}, clock)
-	flooded := newDeveloper(t, store, "org.omiappreg.alice", "flooded")
-	flooded.now = clock
-	other := flooded.another("other")
-	old := map[*developer]events.SigningKey{}
-	for _, d := range []*developer{flooded, other} {
-		bind := d.bind()
-		old[d] = d.current
-		decideAll(t, in, bind, d.rotate())
-	}
-	with := func(d *developer) request { return d.sign(events.Rotation, events.GenerateSigningKey(), old[d]) }
-	var list []request
-	for range decision.VerificationsASecond + 5 {
-		list = append(list, with(flooded))
-	}
-	half := len(list) / 2
-	outcomes := append(decideAll(t, in, list[:half]...), decideAll(t, in, list[half:]...)...)
-	for i, o := range outcomes {
-		want := events.SupersededKey
-		if i >= decision.VerificationsASecond {
-			want = events.InvalidSignature
-		}
-		if o.Reason != want {
-			t.Errorf("request %d: %q, want %q", i+1, o.Reason, want)
-		}
-	}
-	if o := decideAll(t, in, with(other))[0]; o.Reason != events.SupersededKey {
-		t.Errorf("another service: %q", o.Reason)
-	}
-	now = now.Add(time.Second)
-	if o := decideAll(t, in, with(flooded))[0]; o.Reason != events.SupersededKey {
-		t.Errorf("a second later: %q", o.Reason)
-	}
-}
-
 // TestEarlierKeys: who signs with a key of long ago is told so, too, as long as that costs all services together no more than
 // it may a second. Beyond that, the newest of the earlier keys are still known.
 func TestEarlierKeys(t *testing.T) {

@@ -31,13 +31,13 @@ func decideAndCommit(ctx context.Context, in *intake, todo []decision.Incoming) 
 		if err != nil {
 			return nil, err
 		}
-		b.SignRefusals(b.EarlierKeys)
+		b.SignRefusals()
 		for _, g := range b.Groups {
 			if !lost.Services[g.Target] {
 				outcomes = append(outcomes, g.Outcomes...)
 			}
 		}
-		if todo = decision.RequestsOf(b, lost.Services); len(todo) == 0 {
+		if todo = b.RequestsOf(lost.Services); len(todo) == 0 {
 			return outcomes, nil
 		}
 		slices.SortStableFunc(todo, func(a, b decision.Incoming) int { return cmp.Compare(a.Index, b.Index) })

@@ -103,7 +103,7 @@ func TestReplacedMeanwhile(t *testing.T) {
 		if err != nil || lost.Taken || len(lost.Services) != 2 || lost.Services[rotating.target] {
 			t.Fatalf("lost are %+v, %v", lost, err)
 		}
-		outcomes, err := decideAndCommit(t.Context(), in, decision.RequestsOf(b, lost.Services))
+		outcomes, err := decideAndCommit(t.Context(), in, b.RequestsOf(lost.Services))
 		if err != nil || len(outcomes) != 2 {
 			t.Fatalf("%d outcomes, %v", len(outcomes), err)
 		}

@@ -279,7 +279,7 @@ func TestUsedKeys(t *testing.T) {
 					t.Fatalf("key %d: lost %+v, %v", i, lost, err)
 				}
 				if again {
-					b.SignRefusals(nil)
+					b.SignRefusals()
 					for j, want := range []events.Reason{"", events.KeyInUse} {
 						if got := b.Groups[j].Outcomes[0].Reason; got != want {
 							t.Errorf("key %d: request %d: %q, want %q", i, j+1, got, want)

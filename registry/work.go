@@ -132,7 +132,7 @@ func (w *work) finish(ctx context.Context) error {
 	}
 	lost := c.lost.Services
 	w.thin(c.Batch)
-	c.SignRefusals(c.EarlierKeys)
+	c.SignRefusals()
 	if err := w.settle(ctx, w.messages, c.Batch, lost); err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (w *work) finish(ctx context.Context) error {
 		return errFutile
 	}
 	if len(lost) > 0 {
-		w.todo = append(decision.RequestsOf(c.Batch, lost), w.todo...)
+		w.todo = append(c.RequestsOf(lost), w.todo...)
 		slices.SortStableFunc(w.todo, func(a, b decision.Incoming) int { return cmp.Compare(a.Index, b.Index) })
 	}
 	return nil

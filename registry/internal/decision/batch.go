@@ -7,76 +7,25 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// Group is the requests of one service in a batch, and their outcomes.
-type Group struct {
-	Target      events.Target
-	Was         Service // before the outcomes
-	Existed     bool
-	confirmed   bool // everything that the outcomes rest on was read from the database
-	Requests    []Incoming
-	beyondLimit map[int]overLimit // requests beyond a limit of the app, by their places
-	// wonByOthers: keys that another service registers in this batch, and by which request of it.
-	wonByOthers map[events.PublicKey]int
-
-	Outcomes      []Outcome
-	NeedsRefusals bool    // the outcomes depend on earlier refusals, which are not looked up yet
-	Service       Service // after the outcomes
-	Details       NewDetails
-	mayVerify     int   // how many refusals may still be compared with earlier keys,
-	sequencesBack int64 // and with the keys of how many sequences
-}
-
-// Changed reports whether the group has anything to commit.
-func (g *Group) Changed() bool { return g.Service.Sequence != g.Was.Sequence }
-
-// needsConfirming reports whether a request is answered without a commit, for another reason than its
-// own content.
-func (g *Group) needsConfirming() bool {
-	for i := range g.Outcomes {
-		if o := &g.Outcomes[i]; o.Verdict != Committed && o.In.Refusal == nil {
-			return true
-		}
-	}
-	return false
-}
-
-// ByMaster reports whether a change of the group rests on the app's Master Key.
-func (g *Group) ByMaster() bool {
-	return slices.ContainsFunc(g.Outcomes, func(o Outcome) bool { return o.Verdict == Committed && o.In.Request.Kind.ByMasterKey() })
-}
-
-// CountRequests counts the requests of groups.
-func CountRequests(groups []*Group) (n int) {
-	for _, g := range groups {
-		n += len(g.Requests)
-	}
-	return n
-}
-
-// Begin sets the state on which the group is decided; nil: the service was never bound.
-func (g *Group) Begin(s *Service) {
-	if g.Was, g.Existed = (Service{}), s != nil; s != nil {
-		g.Was = *s
-	}
-}
-
 // Batch decides requests of many services: those of each service in their order, the services in
 // parallel.
 type Batch struct {
 	issuer Issuer
-	now    int64
+	At     time.Time // of the decision
 	State  *State
 	Groups []*Group
-	At     time.Time  // the same as now, by the clock
 	OnHold []Incoming // not decided: the database lacks changes of their services
 
-	EarlierKeys map[events.Target][]PastKey // of the services that [Batch.NeedEarlierKeys] named
+	// EarlierKeys: of the services that [Batch.NeedEarlierKeys] named.
+	EarlierKeys map[events.Target][]PastKey
+
+	weak map[events.PublicKey]bool // new keys that were checked, and whether they are weak
 }
 
-// NewBatch groups requests, which are in the order of the stream, by their services. at is the time of
-// the decision.
+// NewBatch groups requests, which are in the order of the stream, by their services. at is the time
+// of the decision.
 func NewBatch(issuer Issuer, at time.Time, st *State, requests []Incoming) *Batch {
-	b := &Batch{issuer: issuer, now: at.Unix(), At: at, State: st}
+	b := &Batch{issuer: issuer, At: at, State: st, weak: map[events.PublicKey]bool{}}
 	byTarget := make(map[events.Target]*Group, len(requests))
 	for _, in := range requests {
 		target := in.Request.Target
@@ -93,9 +42,7 @@ func NewBatch(issuer Issuer, at time.Time, st *State, requests []Incoming) *Batc
 }
 
 // Decide fills in every group's outcomes.
-func (b *Batch) Decide() {
-	b.decideAll(b.Groups)
-}
+func (b *Batch) Decide() { b.decideAll(b.Groups) }
 
 // decideAll decides some of the groups and every group that depends on them.
 func (b *Batch) decideAll(groups []*Group) {
@@ -108,51 +55,23 @@ func (b *Batch) decideAll(groups []*Group) {
 	}
 }
 
-// checkForWeakKeys checks the new keys of all requests that passed so far for weak ones. It checks them
-// together because that costs least. It returns the groups that have one, which are decided again.
-func (b *Batch) checkForWeakKeys() (again []*Group) {
-	var keys []events.PublicKey
-	for _, g := range b.Groups {
-		for i := range g.Outcomes {
-			o := &g.Outcomes[i]
-			if o.In.Request.Kind == events.Revocation || !o.passedKeyCheck() && o.Reason != events.KeyInUse {
-				continue
-			}
-			key := o.In.Request.NewKey
-			if _, known := b.State.weak[key]; !known {
-				b.State.weak[key], keys = false, append(keys, key)
-			}
-		}
-	}
-	weak := events.WeakKeys(keys)
-	for key := range weak {
-		b.State.weak[key] = true
-	}
-	for _, g := range b.Groups {
-		if len(weak) > 0 && slices.ContainsFunc(g.Requests, func(in Incoming) bool { return in.Request.Kind != events.Revocation && weak[in.Request.NewKey] }) {
-			again = append(again, g)
-		}
-	}
-	return again
-}
-
 func (b *Batch) decideGroup(g *Group) {
 	d := decider{
-		Issuer: b.issuer, now: b.now,
+		Issuer: b.issuer, now: b.At.Unix(),
 		target: g.Target, master: b.State.Masters[g.Target.App],
 		committed: func(n events.Nonce) (Prior, bool) {
 			p, ok := b.State.Committed[RequestID{g.Target, n}]
 			return p, ok
 		},
 		taken: func(k events.PublicKey, index int) bool {
-			by, lost := g.wonByOthers[k]
-			return b.State.TakenKeys[k] || lost && by < index
+			by, won := g.wonByOthers[k]
+			return b.State.TakenKeys[k] || won && by < index
 		},
 		refusedRecently: func(n events.Nonce) bool {
 			return b.State.RefusedRecently != nil && b.State.RefusedRecently(RequestID{g.Target, n})
 		},
 		service: g.Was, beyondLimit: g.beyondLimit,
-		weak: b.State.weak,
+		weak: b.weak,
 	}
 	d.refusals, d.refusalsRead = b.State.Refusals[g.Target]
 	before := g.Outcomes
@@ -168,9 +87,9 @@ func (b *Batch) decideGroup(g *Group) {
 }
 
 // awardKeys finds the first request of the batch, in the order of the stream, that passed with a key
-// which an earlier request registered for another service. It marks that key as lost and returns
-// the request's group, which is then decided again; the requests before it stand. One key names one
-// service, and the first request gets it.
+// which an earlier request registered for another service. It notes in the request's group who won
+// the key, and returns the group, which is then decided again; the requests before it stand. One key
+// names one service, and the first request gets it.
 func (b *Batch) awardKeys() *Group {
 	registered := b.registered()
 	var loser *Group
@@ -223,39 +142,51 @@ func (b *Batch) registered() map[events.PublicKey]registration {
 	return first
 }
 
-// NeedEarlierKeys returns the services with a refusal whose reason may still become superseded_key, and
-// how many sequences back to look for each, within the budget.
-func (b *Batch) NeedEarlierKeys(l *VerificationBudget) (targets []events.Target, lookBack []int64) {
+// checkForWeakKeys checks the new keys of all requests that passed so far for weak ones. It checks them
+// together because that costs least. It returns the groups that have one, which are decided again.
+func (b *Batch) checkForWeakKeys() (again []*Group) {
+	var keys []events.PublicKey
 	for _, g := range b.Groups {
-		n := 0
 		for i := range g.Outcomes {
-			if g.Outcomes[i].mayBeSuperseded() {
-				n++
+			o := &g.Outcomes[i]
+			if !o.In.bringsKey() || !o.passedKeyCheck() && o.Reason != events.KeyInUse {
+				continue
 			}
-		}
-		if n == 0 {
-			continue
-		}
-		if g.mayVerify, g.sequencesBack = l.claim(b.now, g.Target, n, g.Service.Sequence); g.mayVerify > 0 {
-			targets, lookBack = append(targets, g.Target), append(lookBack, g.sequencesBack)
+			key := o.In.Request.NewKey
+			if _, known := b.weak[key]; !known {
+				b.weak[key], keys = false, append(keys, key)
+			}
 		}
 	}
-	return targets, lookBack
+	weak := events.WeakKeys(keys)
+	for key := range weak {
+		b.weak[key] = true
+	}
+	for _, g := range b.Groups {
+		isWeak := func(in Incoming) bool { return in.bringsKey() && weak[in.Request.NewKey] }
+		if len(weak) > 0 && slices.ContainsFunc(g.Requests, isWeak) {
+			again = append(again, g)
+		}
+	}
+	return again
 }
 
-// SignRefusals makes the reasons final and signs the receipts of refusals. previous holds earlier keys of
-// the services that [Batch.NeedEarlierKeys] named.
-func (b *Batch) SignRefusals(previous map[events.Target][]PastKey) {
-	nonces := NewRefusalNonces(b.issuer.Key)
-	b.issuer.Parallel(len(b.Groups), 1, func(i int) {
-		g := b.Groups[i]
-		for j := range g.Outcomes {
-			o := &g.Outcomes[j]
-			if g.mayVerify > 0 && o.mayBeSuperseded() {
-				g.mayVerify--
-				o.checkSuperseded(previous[g.Target], g.sequencesBack)
-			}
-			o.signRefusal(b.issuer, b.now, nonces)
+// CountChanges counts the services that have anything to commit.
+func (b *Batch) CountChanges() (n int) {
+	for _, g := range b.Groups {
+		if g.Changed() {
+			n++
 		}
-	})
+	}
+	return n
+}
+
+// RequestsOf returns the requests of these services, those of each in their order.
+func (b *Batch) RequestsOf(services map[events.Target]bool) (requests []Incoming) {
+	for _, g := range b.Groups {
+		if services[g.Target] {
+			requests = append(requests, g.Requests...)
+		}
+	}
+	return requests
 }

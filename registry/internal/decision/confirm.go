@@ -5,19 +5,9 @@ import (
 	"slices"
 )
 
-// Mode says what a batch is decided on.
-type Mode int
-
-const (
-	// Optimistic: on what this replica remembers. A service is in the state in which this replica
-	// left it, and no key and no nonce was used before.
-	Optimistic Mode = iota
-	// Pessimistic: on what the database says. All of it is read before the decision.
-	Pessimistic
-)
-
-// Unconfirmed returns the groups with an answer that rests on remembered state. If two services want
-// one key, the state of every service in the batch may decide which one gets it.
+// Unconfirmed returns the groups with an outcome that rests on remembered state and that no commit
+// confirms. If two services want one key, the state of every service in the batch may decide which
+// one gets it.
 func (b *Batch) Unconfirmed() (groups []*Group) {
 	contested := slices.ContainsFunc(b.Groups, func(g *Group) bool { return g.wonByOthers != nil })
 	for _, g := range b.Groups {

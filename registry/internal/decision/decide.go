@@ -73,7 +73,7 @@ func (d *decider) checkSigned(in Incoming, signer events.PublicKey, whose string
 		o.sequence, o.earlierKeys = d.service.Sequence, slices.Clip(d.earlierKeys)
 		return o
 	}
-	if in.Request.Kind != events.Revocation && d.weak[in.Request.NewKey] {
+	if in.bringsKey() && d.weak[in.Request.NewKey] {
 		return d.refuse(in, events.WeakKey, "The new key is not the canonical encoding of a curve point of the large prime order; generate another one.")
 	}
 	if reason, detail := d.register(in); reason != "" {
@@ -183,7 +183,7 @@ func (d *decider) register(in Incoming) (events.Reason, string) {
 	r := in.Request
 	_, used := d.prior(r.Nonce)
 	switch {
-	case r.Kind != events.Revocation && (d.taken(r.NewKey, in.Index) || slices.Contains(d.claimed, r.NewKey)):
+	case in.bringsKey() && (d.taken(r.NewKey, in.Index) || slices.Contains(d.claimed, r.NewKey)):
 		return events.KeyInUse, "The new key was registered before, and one key names one service for ever; generate another one."
 	case in.Outproved:
 		return events.KeyInUse, `Another service has asked for this key with the key's own signature ("new_key_signature"), and this ` +
@@ -197,80 +197,4 @@ func (d *decider) register(in Incoming) (events.Reason, string) {
 	}
 	why := d.beyondLimit[in.Index]
 	return why.reason, why.detail
-}
-
-// commit moves the service, and makes the event and the receipt that announce it.
-func (d *decider) commit(in Incoming) Outcome {
-	r := in.Request
-	event := events.Invalidation{
-		Origin: d.Rules.Origin, Target: d.target, Event: r.Kind.Event(),
-		OldKey: d.service.Key, NewKey: r.NewKey,
-		// This replica's clock may be behind the clock that made the last change. Time never runs
-		// backwards within one service.
-		Timestamp: max(d.now, d.service.ChangedAt),
-		Nonce:     d.NewNonce(), Sequence: d.service.Sequence + 1, EndEarlier: r.EndEarlier,
-	}
-	event.GracePeriodExpiry = event.Timestamp
-	if r.Kind == events.Rotation {
-		event.GracePeriodExpiry += d.grace(r)
-	}
-	receipt := events.Receipt{
-		Origin: d.Rules.Origin, Target: d.target, Event: events.RequestCommitted,
-		RequestNonce: r.Nonce, Timestamp: event.Timestamp, Nonce: d.NewNonce(),
-		Sequence: event.Sequence, PublicKey: r.NewKey, GracePeriodExpiry: event.GracePeriodExpiry, EventNonce: event.Nonce,
-	}
-	o := Outcome{
-		In: in, Verdict: Committed, Event: event, EventBytes: event.Sign(d.Key),
-		ReceiptNonce: receipt.Nonce, ReceiptBytes: receipt.Sign(d.Key),
-	}
-	d.move(in, &o)
-	return o
-}
-
-func (d *decider) grace(r *events.Request) int64 {
-	if r.HasGracePeriod {
-		return r.GracePeriod
-	}
-	return d.Rules.Grace
-}
-
-// move changes the service as the event says.
-func (d *decider) move(in Incoming, o *Outcome) {
-	r, s := in.Request, &d.service
-	d.committedHere = append(d.committedHere, committedRequest{r.Nonce, Prior{r.Digest(), o.ReceiptNonce, o.ReceiptBytes, o.Event.Event, r.NewKey}})
-	if !s.Key.IsZero() {
-		d.earlierKeys = append(d.earlierKeys, PastKey{s.Key, s.Sequence})
-	}
-	s.Status, s.Sequence, s.Key, s.ChangedAt = events.Active, o.Event.Sequence, r.NewKey, o.Event.Timestamp
-	s.Place = s.Place.after(in.Place)
-	if r.Kind.ByMasterKey() {
-		s.SignedAt = r.Timestamp
-	}
-	switch r.Kind {
-	case events.Rotation:
-		s.Recent = d.Rules.counted(s.Recent, in.StoredAt)
-	case events.Revocation:
-		s.Status, d.details.ProviderReceipt = events.Revoked, new(string(r.ProviderReceipt))
-		return
-	case events.Binding:
-		d.details = NewDetails{new(o.Event.Timestamp), &r.ServiceType, &r.EndpointURL, new("")}
-	case events.Reset:
-		if r.ServiceType != "" {
-			d.details.ServiceType = &r.ServiceType
-		}
-		if r.EndpointURL != "" {
-			d.details.EndpointURL = &r.EndpointURL
-		}
-	}
-	d.claimed = append(d.claimed, r.NewKey)
-}
-
-func withRecent(times []int64, at int64) []int64 {
-	recent := make([]int64, 0, len(times)+1)
-	for _, t := range times {
-		if t > at-rateWindow {
-			recent = append(recent, t)
-		}
-	}
-	return append(recent, at)
 }

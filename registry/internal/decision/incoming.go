@@ -10,10 +10,10 @@ import (
 // Incoming is one request as it came out of the stream.
 type Incoming struct {
 	Request  *events.Request
-	Refusal  *events.Refusal // of the first check, if it failed
+	Refusal  *events.Refusal // by the first check, if it failed
 	Payload  []byte
 	StoredAt int64 // when JetStream stored it, seconds since the Unix epoch
-	// Stored: the same time, as precisely as the stream has it: it tells messages with the same
+	// Stored is the same time, as precisely as the stream has it: it tells messages with the same
 	// bytes apart.
 	Stored      time.Time
 	Index       int   // its place in the batch
@@ -24,6 +24,9 @@ type Incoming struct {
 	// doesn't.
 	Outproved bool
 }
+
+// bringsKey reports whether the request is of a kind that has a new key.
+func (in *Incoming) bringsKey() bool { return in.Request.Kind != events.Revocation }
 
 // NewIncoming parses a message. Its request is nil if the subject names no service.
 func NewIncoming(subject string, payload []byte, storedAt int64, index int) Incoming {

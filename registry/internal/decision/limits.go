@@ -8,6 +8,8 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
+// The minute and the day in which changes are counted, in seconds. They begin at whole minutes and
+// days of UTC.
 const (
 	minuteSeconds = 60
 	DaySeconds    = 24 * 60 * 60
@@ -15,9 +17,11 @@ const (
 
 // AppUse is what an app has used.
 type AppUse struct {
-	Services, Minute, MinuteChanges, Day, DayChanges int64
-
-	ReplacedAt int64 // when its Master Key was last replaced
+	Services      int64 // bound at any time
+	Minute, Day   int64 // the last ones with a change, counted from the Unix epoch
+	MinuteChanges int64 // by the Master Key in that minute,
+	DayChanges    int64 // and in that day
+	ReplacedAt    int64 // when its Master Key was last replaced, seconds since the Unix epoch
 }
 
 // overLimit says why a request of the batch is beyond a limit.
@@ -26,7 +30,7 @@ type overLimit struct {
 	detail string
 }
 
-// Countable is a change that may count.
+// Countable is a change that may count towards a limit of its app.
 type Countable struct {
 	Group   *Group
 	Outcome *Outcome
@@ -47,8 +51,8 @@ func (b *Batch) Countable() (list []Countable) {
 	return list
 }
 
-// ApplyLimits notes for each change whether it counts, and marks those beyond a limit. It returns their
-// groups.
+// ApplyLimits notes for each change whether it counts, and marks those beyond a limit. It returns
+// their groups, which the caller decides again. resets is when each group's service was last reset.
 func (b *Batch) ApplyLimits(wanted []Countable, uses map[events.AppID]*AppUse, resets map[*Group]int64) (beyond []*Group) {
 	for _, one := range wanted {
 		g, o := one.Group, one.Outcome
