@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -199,7 +199,7 @@ func (d *demo) overhear(ctx context.Context) (elsewhere, again registryclient.Me
 		again = registryclient.Message{Subject: msg.Subject, Nonce: parsed.Nonce, Payload: string(msg.Data)}
 	}
 	other := d.target
-	other.Service, err = events.ParseServiceID(demoOther)
+	other.Service, err = events.ParseServiceID(otherServiceID)
 	elsewhere = again
 	elsewhere.Subject = events.RotationSubject + other.String()
 	return elsewhere, again, err

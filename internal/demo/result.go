@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"fmt"
@@ -8,8 +8,8 @@ import (
 	"omiappreg.org/keyrotation/internal/printable"
 )
 
-// demoResult is the demo's result for programs.
-type demoResult struct {
+// result is the demo's result for programs.
+type result struct {
 	Rotations        int            `json:"rotations"`
 	MasterResets     int            `json:"master_resets"`
 	Verified         int64          `json:"verified"`
@@ -25,9 +25,9 @@ type milliseconds struct {
 	Max float64 `json:"max"`
 }
 
-func (d *demo) result() demoResult {
+func (d *demo) result() result {
 	slices.Sort(d.applied)
-	return demoResult{
+	return result{
 		Rotations: d.rotations, MasterResets: d.resets, Verified: d.tally.verified.Load(),
 		WronglyRefused: d.tally.wronglyRefused.Load(), WronglyAccepted: d.tally.wronglyAccepted.Load(),
 		RejectedRequests: d.rejected, RepeatedRequests: d.repeated,

@@ -1,4 +1,4 @@
-package main
+package signing
 
 import (
 	"strings"
@@ -25,7 +25,7 @@ func TestMayNotAskAuth(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := verifyCmd{Connection: session.Connection{
+	c := Question{Connection: session.Connection{
 		NATS: process.NATS{URL: strings.Replace(url, "://", "://reader:p@", 1)}, Timeout: 3 * time.Second,
 	}}
 	_, err = c.askAuth(events.VerifyQuery{Target: target, Signature: events.GenerateSigningKey().Sign(nil)})

@@ -1,0 +1,186 @@
+// Package keygen is `omi keygen`, which makes and converts keys, and `omi-registry keygen`, which makes
+// the registry's.
+package keygen
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
+	"omiappreg.org/keyrotation/internal/keyformat"
+	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/internal/process"
+)
+
+// publicMode is the mode of files that anyone may read.
+const publicMode = 0o644
+
+// Request is what `omi keygen` asks for.
+type Request struct {
+	Out    string
+	From   Source
+	Format *keyformat.Format // nil: not given
+	Public bool
+	JSON   bool
+}
+
+// Run makes a key, or converts one.
+func (c Request) Run() error {
+	if c.From == "" {
+		return c.generate()
+	}
+	key, err := c.From.read()
+	if err != nil {
+		return process.Usagef("--from: %w", err)
+	}
+	if c.Public || c.form() == keyformat.Text {
+		key.Private = events.SigningKey{}
+	}
+	if c.Out != "" {
+		return c.write(key)
+	}
+	return c.print(key)
+}
+
+func (c *Request) generate() error {
+	if c.Out == "" {
+		return process.Usagef("missing flags: --out=FILE (see omi keygen --help)")
+	}
+	if c.Public {
+		return process.Usagef("--public goes with --from: a new key's public half is printed anyway")
+	}
+	private := events.GenerateSigningKey()
+	return c.write(keyformat.Key{Public: private.Public(), Private: private})
+}
+
+// form is the form that is written to a file.
+func (c *Request) form() keyformat.Format {
+	if c.Format == nil {
+		return keyformat.PEM
+	}
+	return *c.Format
+}
+
+// write writes the private half to --out, or the public one if there is no private one.
+func (c *Request) write(key keyformat.Key) (err error) {
+	done := "Wrote a private key to %s (mode 0600). Its public key:\n%s\n"
+	if key.Private.IsZero() {
+		done = "Wrote to %s the public key\n%s\n"
+		err = createPublic(c.Out, key.Public, c.form())
+	} else {
+		err = createPrivate(c.Out, key.Private, c.form())
+	}
+	if err != nil {
+		return process.Usage(err)
+	}
+	view := map[string]string{"file": c.Out, "public_key": key.Public.String()}
+	public := view["public_key"]
+	if c.form() == keyformat.NKey { // the broker knows its users only by their nkeys
+		nkey, err := keyformat.EncodePublic(key.Public, keyformat.NKey)
+		if err != nil {
+			return err
+		}
+		public = strings.TrimSpace(string(nkey))
+		view["nkey"] = public
+	}
+	if c.JSON {
+		return process.PrintJSON(view)
+	}
+	return process.Print(done, c.Out, public)
+}
+
+func createPrivate(path string, key events.SigningKey, form keyformat.Format) error {
+	content, err := keyformat.EncodePrivate(key, form)
+	if err != nil {
+		return err
+	}
+	return keyfile.CreateFile(path, content)
+}
+
+func createPublic(path string, key events.PublicKey, form keyformat.Format) error {
+	if path == "-" {
+		return errors.New("--out: name a file, and not -; without --out, a public key is printed")
+	}
+	content, err := keyformat.EncodePublic(key, form)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, publicMode)
+	if info, statErr := os.Stat(path); errors.Is(err, fs.ErrExist) && statErr == nil && info.IsDir() {
+		return fmt.Errorf("%s is a folder: name a file in it", path)
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("%s: the file exists already: name another file", path)
+	}
+	if err != nil {
+		return fmt.Errorf("write the public key: %w", err)
+	}
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Close()); err != nil {
+		_ = os.Remove(path) // half a key is useless
+		return fmt.Errorf("write the public key: %w", err)
+	}
+	return nil
+}
+
+// print prints the public half, in the form that was asked for or in every form.
+func (c *Request) print(key keyformat.Key) error {
+	switch {
+	case c.Format == nil:
+		return printForms(key.Public, c.JSON)
+	case !key.Private.IsZero():
+		return process.Usagef("a private key is never printed: " +
+			"add --out FILE to write it there, or --public to print its public half")
+	case c.JSON:
+		return process.Usagef("--format prints the key itself, and --json an object with all forms: " +
+			"give one of them, or --out FILE")
+	}
+	content, err := keyformat.EncodePublic(key.Public, *c.Format)
+	if err != nil {
+		return err
+	}
+	return process.Print("%s", printable.Composed(content))
+}
+
+// publicForms is a public key in each form.
+type publicForms struct {
+	PublicKey string         `json:"public_key"`
+	JWK       jsontext.Value `json:"jwk"`
+	OpenSSH   string         `json:"openssh"`
+	PEM       string         `json:"pem"`
+	NKey      string         `json:"nkey"`
+	KeyID     string         `json:"kid"` // RFC 7638
+}
+
+func printForms(key events.PublicKey, asJSON bool) error {
+	forms := publicForms{PublicKey: key.String(), KeyID: keyformat.Thumbprint(key)}
+	jwk, err := keyformat.EncodePublic(key, keyformat.JWK)
+	if err != nil {
+		return err
+	}
+	ssh, err := keyformat.EncodePublic(key, keyformat.OpenSSH)
+	if err != nil {
+		return err
+	}
+	pem, err := keyformat.EncodePublic(key, keyformat.PEM)
+	if err != nil {
+		return err
+	}
+	nkey, err := keyformat.EncodePublic(key, keyformat.NKey)
+	if err != nil {
+		return err
+	}
+	forms.JWK, forms.OpenSSH, forms.PEM = jwk, strings.TrimSpace(string(ssh)), string(pem)
+	forms.NKey = strings.TrimSpace(string(nkey))
+	if asJSON {
+		return process.PrintJSON(forms)
+	}
+	return process.Print("Public key  %s\nJWK         %sThumbprint  %s (a JWK's kid)\nOpenSSH     %s\nNATS nkey   %s\nPEM\n%s",
+		forms.PublicKey, printable.Composed(forms.JWK), forms.KeyID, forms.OpenSSH, forms.NKey, printable.Composed(forms.PEM))
+}
