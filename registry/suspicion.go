@@ -28,7 +28,7 @@ func (f *fence) suspect(why string) {
 // answer may be a standby that lacks the last commits although its position is not older than we
 // saw: the position is written after an event is published, and by others too.
 func (f *fence) doubt(ctx context.Context, err error) {
-	if ctx.Err() != nil || !f.store.db.Lost(err) {
+	if ctx.Err() != nil || !f.store.db.Disconnected(err) {
 		return
 	}
 	f.elsewhere()

@@ -62,9 +62,9 @@ func Transient(err error) bool {
 	return broken(err)
 }
 
-// Lost reports whether the connection to the server is lost, so that the next answer may come from
-// another server. A file has no connection to lose.
-func (db *DB) Lost(err error) bool {
+// Disconnected reports whether the connection to the server is lost, so that the next answer may
+// come from another server. A file has no connection to lose.
+func (db *DB) Disconnected(err error) bool {
 	if err == nil || db.engine == SQLite || errors.Is(err, context.Canceled) {
 		return false
 	}

@@ -49,20 +49,20 @@ func TestTransient(t *testing.T) {
 	}
 }
 
-// TestLost: what a server says itself came over a connection that works, unless it says that it stops, or stands by.
-func TestLost(t *testing.T) {
+// TestDisconnected: what a server says itself came over a connection that works, unless it says that it stops, or stands by.
+func TestDisconnected(t *testing.T) {
 	t.Parallel()
 	lost := []error{
 		driver.ErrBadConn, io.EOF, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, &pgconn.PgError{Code: "57P01"},
 		&pgconn.PgError{Code: "25006"}, standby(), fmt.Errorf("read: %w", &pgconn.PgError{Code: "08006"}),
 	}
 	for _, err := range lost {
-		if !(&DB{engine: Postgres}).Lost(err) || (&DB{engine: SQLite}).Lost(err) {
+		if !(&DB{engine: Postgres}).Disconnected(err) || (&DB{engine: SQLite}).Disconnected(err) {
 			t.Errorf("%v", err)
 		}
 	}
 	for _, err := range []error{nil, context.Canceled, &pgconn.PgError{Code: "53100"}, &pgconn.PgError{Code: "40001"}, sql.ErrNoRows} {
-		if (&DB{engine: Postgres}).Lost(err) {
+		if (&DB{engine: Postgres}).Disconnected(err) {
 			t.Errorf("%v", err)
 		}
 	}
