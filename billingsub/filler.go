@@ -175,7 +175,7 @@ func (f *filler) fillPart(ctx context.Context, target events.Target, reading *re
 	if err != nil {
 		return false, err
 	}
-	if done, err = reading.Take(&part); err != nil {
+	if done, err = reading.Add(&part); err != nil {
 		return false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)

@@ -23,7 +23,7 @@ func (r Registry) ServiceHistory(ctx context.Context, target events.Target) (eve
 		}
 		again := sort.Search(len(keys), func(i int) bool { return keys[i].Sequence > from })
 		keys = append(slices.Clip(keys[:again]), part.Keys...)
-		done, err := reading.Take(&part)
+		done, err := reading.Add(&part)
 		if err != nil {
 			return events.ServiceHistory{}, fmt.Errorf("look up the history of %s: %w", target, err)
 		}
@@ -81,9 +81,9 @@ var errNoProgress = errors.New("the registry's answer is a part that does not go
 // Next returns the sequence after which the next part begins.
 func (r *Reading) Next() int64 { return max(r.next, r.Kept) }
 
-// Take takes the part after Next, and reports whether it was the last. If it belongs to another
+// Add adds the part after Next, and reports whether it was the last. If it belongs to another
 // history than the parts before it, Next goes back.
-func (r *Reading) Take(part *events.ServiceHistory) (done bool, err error) {
+func (r *Reading) Add(part *events.ServiceHistory) (done bool, err error) {
 	from := r.Next()
 	if first := from == r.Kept; !first && part.Sequence != r.sequence {
 		r.next = r.Kept

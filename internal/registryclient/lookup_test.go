@@ -32,7 +32,7 @@ func answers(t *testing.T, conn *nats.Conn, registry *subtest.Registry, known *s
 		case "forged":
 			return events.GenerateSigningKey(), nil
 		case "failing":
-			return events.SigningKey{}, errors.New("the database is away")
+			return events.SigningKey{}, errors.New("the database is unavailable")
 		}
 		target, err := c.Target()
 		if err != nil {
@@ -126,7 +126,7 @@ func TestRegistry(t *testing.T) {
 	for _, err := range errs {
 		problem := (*api.Problem)(nil)
 		if !errors.As(err, &problem) || problem.Status != http.StatusServiceUnavailable || problem.Detail == "" {
-			t.Errorf("a registry whose database is away: %v, want its words", err)
+			t.Errorf("a registry whose database is unavailable: %v, want its words", err)
 		}
 	}
 	info, err := registryclient.RegistryInfo(t.Context(), conn)
@@ -252,7 +252,7 @@ func TestReadingGoesOn(t *testing.T) {
 		keys = slices.DeleteFunc(keys, func(k events.HistoryKey) bool { return k.Sequence > from })
 		keys = append(keys, part.Keys...)
 		var err error
-		if done, err = reading.Take(&part); err != nil {
+		if done, err = reading.Add(&part); err != nil {
 			t.Fatal(err)
 		}
 		if parts > 400 {
@@ -269,7 +269,7 @@ func TestReadingGoesOn(t *testing.T) {
 		t.Errorf("%d keys are told, of %d, or with other ends", len(keys), len(want))
 	}
 	stuck := events.ServiceHistory{Sequence: 3, More: true}
-	if _, err := new(registryclient.Reading).Take(&stuck); err == nil {
+	if _, err := new(registryclient.Reading).Add(&stuck); err == nil {
 		t.Error("a part that does not go on is taken")
 	}
 }

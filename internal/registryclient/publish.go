@@ -62,7 +62,7 @@ func noRoom(err error) string {
 		return "its store is full; its operator must give JetStream more, or look at what fills it (omi doctor)"
 	case strings.Contains(err.Error(), "per subject"):
 		return "as many requests as may wait for this service wait already; " +
-			"the registry is away or behind, or someone floods this service (omi doctor)"
+			"the registry is unavailable or behind, or someone floods this service (omi doctor)"
 	}
-	return "the stream of requests is full; the registry is away or behind, or someone floods it (omi doctor)"
+	return "the stream of requests is full; the registry is unavailable or behind, or someone floods it (omi doctor)"
 }
