@@ -2,6 +2,8 @@ package bench
 
 import (
 	"cmp"
+	"fmt"
+	"html"
 	"math"
 	"slices"
 	"strings"
@@ -82,4 +84,89 @@ func sliced(samples []Sample) (span float64, list []slice) {
 		samples = samples[n:]
 	}
 	return whole.Seconds(), list
+}
+
+// axis maps values to pixels.
+type axis struct {
+	from, to   float64
+	start, end int
+	log        bool
+}
+
+func (a axis) at(value float64) float64 {
+	from, to := a.from, a.to
+	if a.log {
+		value, from, to = math.Log10(value), math.Log10(from), math.Log10(to)
+	}
+	return float64(a.start) + (value-from)/(to-from)*float64(a.end-a.start)
+}
+
+// marks returns round values on the axis.
+func (a axis) marks() []float64 {
+	var marks []float64
+	if a.log {
+		for mark := a.from; mark <= a.to*1.001; mark *= 10 {
+			marks = append(marks, mark)
+		}
+		return marks
+	}
+	step := math.Pow10(int(math.Floor(math.Log10(a.to - a.from))))
+	switch n := (a.to - a.from) / step; {
+	case n < 2:
+		step /= 5
+	case n < 5:
+		step /= 2
+	}
+	for i := 0; a.from+float64(i)*step <= a.to; i++ {
+		marks = append(marks, a.from+float64(i)*step)
+	}
+	return marks
+}
+
+func grid(s *strings.Builder, x, y axis, name, below string) {
+	for _, mark := range y.marks() {
+		fmt.Fprintf(s, `<line x1="%d" x2="%d" y1="%.1f" y2="%[3]f" stroke="#e5e5e5"/><text x="%d" y="%.1f" text-anchor="end">%s</text>`+"\n",
+			x.start, x.end, y.at(mark), x.start-6, y.at(mark)+4, number(mark))
+	}
+	for _, mark := range x.marks() {
+		fmt.Fprintf(s, `<line x1="%.1f" x2="%[1]f" y1="%d" y2="%d" stroke="#333"/><text x="%.1f" y="%d" text-anchor="middle">%s</text>`+"\n",
+			x.at(mark), y.start, y.start+4, x.at(mark), y.start+17, number(mark))
+	}
+	middle := (y.start + y.end) / 2
+	fmt.Fprintf(s, `<path d="M%d %dV%dH%d" fill="none" stroke="#333"/><text x="18" y="%d" text-anchor="middle" transform="rotate(-90 18 %d)">%s</text>`+"\n",
+		x.start, y.end, y.start, x.end, middle, middle, name)
+	fmt.Fprintf(s, `<text x="%d" y="%d" text-anchor="middle">%s</text>`+"\n", (x.start+x.end)/2, y.start+36, below)
+}
+
+// number formats a mark: 0.1, 5, 20, 5000.
+func number(v float64) string { return fmt.Sprintf("%.10g", v) }
+
+// curve draws a line through points. The two functions give their values on x and y.
+func curve[T any](s *strings.Builder, list []T, x, y axis, color string, along, of func(T) float64) {
+	fmt.Fprintf(s, `<polyline fill="none" stroke="%s" stroke-width="1.5" points="`, color)
+	for _, one := range list {
+		fmt.Fprintf(s, "%.1f,%.1f ", x.at(along(one)), y.at(of(one)))
+	}
+	s.WriteString("\"/>\n")
+}
+
+// decades returns a logarithmic axis from the power of ten below low to the one above high.
+func decades(low, high float64, start, end int) axis {
+	return axis{
+		from: math.Pow10(int(math.Floor(math.Log10(low)))), to: math.Pow10(int(math.Ceil(math.Log10(high * 1.001)))),
+		start: start, end: end, log: true,
+	}
+}
+
+// begin begins a drawing.
+func begin(s *strings.Builder, title string) {
+	fmt.Fprintf(s, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">
+<rect width="100%%" height="100%%" fill="white"/>
+<text x="%d" y="22" font-size="14">%s</text>
+`, plotWidth, plotHeight, plotLeft, html.EscapeString(title))
+}
+
+// legend names a curve. The names of one panel stand next to each other, from the right.
+func legend(s *strings.Builder, place, y int, name, color string) {
+	fmt.Fprintf(s, `<text x="%d" y="%d" fill="%s">%s</text>`+"\n", plotWidth-plotRight-40*(place+1), y, color, name)
 }

@@ -19,6 +19,26 @@ import (
 	"omiappreg.org/keyrotation/internal/session"
 )
 
+// DescribeFlags describe a service in its binding.
+type DescribeFlags struct {
+	ServiceType string `placeholder:"TYPE" help:"The kind of service, for example cms-article."`
+	EndpointURL string `name:"endpoint-url" placeholder:"URL" help:"The service's address: an absolute http or https URL."`
+}
+
+// DeveloperFlags name a service, and the developer's key that signs for it.
+type DeveloperFlags struct {
+	session.TargetFlags `embed:""`
+	MasterKey           string `required:"" env:"OMI_MASTER_KEY" placeholder:"FILE" help:"The developer's Master Key."`
+}
+
+func (f *DeveloperFlags) read() (t events.Target, master events.SigningKey, err error) {
+	if t, err = f.Target(); err == nil {
+		master, err = session.MasterKey(f.MasterKey)
+		session.Tighten(f.MasterKey)
+	}
+	return t, master, err
+}
+
 // Binding is what `omi bind` asks for.
 type Binding struct {
 	session.Connection

@@ -13,6 +13,21 @@ import (
 	"omiappreg.org/keyrotation/internal/session"
 )
 
+// waitPropagated is a value of --wait; the other one is committed.
+const waitPropagated = "propagated"
+
+// StoreFlags name the key store of a service whose key changes.
+type StoreFlags struct {
+	Key  string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The key's file, or the folder of its key store; gets the new key."`
+	Wait string `enum:"committed,propagated" default:"committed" help:"Wait until the change is committed (the default) or propagated."`
+}
+
+// SavedFlags are for a new key that is saved elsewhere before anything is sent.
+type SavedFlags struct {
+	NewKey     string `placeholder:"FILE" help:"Change to the key in FILE, which you made and saved beforehand."`
+	BeforeSend string `placeholder:"CMD" help:"Command that saves $OMI_NEW_KEY_FILE before anything is sent (sh -c)."`
+}
+
 // Rotation is what `omi rotate` asks for.
 type Rotation struct {
 	session.Connection

@@ -8,6 +8,7 @@ import (
 	"io"
 	"reflect"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -138,4 +139,16 @@ func (w Writer) Write(b []byte) (int, error) {
 		return 0, err
 	}
 	return len(b), nil
+}
+
+// Today is how far a time may be from now to be shown without its day.
+const Today = 12 * time.Hour
+
+// Date returns a time, in seconds since the Unix epoch, for people: without its day if it is near.
+func Date(seconds int64) string {
+	at := time.Unix(seconds, 0)
+	if time.Since(at).Abs() < Today {
+		return at.Format(time.TimeOnly)
+	}
+	return at.Format(time.DateTime)
 }
