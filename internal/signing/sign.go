@@ -3,11 +3,11 @@ package signing
 
 import (
 	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
 
+	"github.com/go-json-experiment/json"
 	"github.com/mattn/go-isatty"
 
 	"omiappreg.org/keyrotation/client"
