@@ -286,8 +286,8 @@ func TestCheckpoint(t *testing.T) {
 	})
 }
 
-// TestCheckpointToTheEnd: what stayed in a long log, because somebody read beside it, is folded too, however little it is: else the log
-// would grow until a commit has to fold it. The next commit begins it anew.
+// TestCheckpointToTheEnd: what stayed in a long log, because of a concurrent reader, is folded too, however little it is: otherwise the log
+// would grow until a commit has to fold it. The next commit begins it again.
 func TestCheckpointToTheEnd(t *testing.T) {
 	t.Parallel()
 	db := open(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
@@ -306,7 +306,7 @@ func TestCheckpointToTheEnd(t *testing.T) {
 	})
 	exec(t, db, "INSERT INTO t VALUES (2)")
 	if err := folded(t, db, func(all, _ int) bool { return all < 5000 }); err != nil {
-		t.Error("the log is not used anew: ", err)
+		t.Error("the log is not used again: ", err)
 	}
 }
 

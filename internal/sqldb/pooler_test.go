@@ -62,7 +62,7 @@ func TestPlansAreKept(t *testing.T) {
 	}
 	const plans = "SELECT COALESCE(SUM(custom_plans), -1) FROM pg_prepared_statements WHERE statement LIKE '%JOIN t ON%'"
 	if n := number(t, db, plans+" AND generic_plans = 10"); n != 0 {
-		t.Errorf("planned anew %d times", number(t, db, plans))
+		t.Errorf("planned again %d times", number(t, db, plans))
 	}
 }
 

@@ -82,17 +82,14 @@ func CheckURL(url string) error {
 // Engine returns the database system.
 func (db *DB) Engine() Engine { return db.engine }
 
-// Reader returns the pool for reading outside a transaction. With SQLite its connections refuse to
+// Reader returns the pool of database/sql, for a scan that needs a snapshot of several tables and
+// for tests. Its statements don't go through a [Session]. With SQLite its connections refuse to
 // write, and they and the writer never wait for each other. With a server it is the same pool as
 // Writer.
 func (db *DB) Reader() *sql.DB { return db.reader }
 
-// Writer returns the pool for single statements that write outside of [DB.InTx] and that may run
-// twice: when a connection breaks, database/sql repeats what pgx believes was not sent, which is
-// not always true.
-//
-// With SQLite it is one connection: while it is in use, for example by unread rows, every other
-// writer waits.
+// Writer returns the pool of database/sql for writing, for tests. With SQLite it is one connection:
+// while it is in use, for example by unread rows, every other writer waits.
 func (db *DB) Writer() *sql.DB { return db.writer }
 
 // Unhurried returns the same database for work that may take long, such as reading a whole table or

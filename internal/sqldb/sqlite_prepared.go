@@ -66,29 +66,29 @@ type prepared struct {
 
 // ExecContext runs a statement.
 func (c *preparedConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	stmt, err := c.take(ctx, query, args)
+	stmt, err := c.acquire(ctx, query, args)
 	if err != nil {
 		return nil, err
 	}
 	result, err := stmt.ExecContext(ctx, reorder(args, stmt.order))
-	return result, errors.Join(err, c.give(stmt))
+	return result, errors.Join(err, c.release(stmt))
 }
 
 // QueryContext runs a query.
 func (c *preparedConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	stmt, err := c.take(ctx, query, args)
+	stmt, err := c.acquire(ctx, query, args)
 	if err != nil {
 		return nil, err
 	}
 	rows, err := stmt.QueryContext(ctx, reorder(args, stmt.order))
 	if err != nil {
-		return nil, errors.Join(err, c.give(stmt))
+		return nil, errors.Join(err, c.release(stmt))
 	}
-	return &preparedRows{rows, func() error { return c.give(stmt) }}, nil
+	return &preparedRows{rows, func() error { return c.release(stmt) }}, nil
 }
 
-// take returns a statement for one use. give ends the use.
-func (c *preparedConn) take(ctx context.Context, query string, args []driver.NamedValue) (*prepared, error) {
+// acquire returns a statement for one use. release ends the use.
+func (c *preparedConn) acquire(ctx context.Context, query string, args []driver.NamedValue) (*prepared, error) {
 	old, ok := c.kept.Get(query)
 	if ok && !old.busy && old.args == len(args) {
 		old.busy = true
@@ -135,8 +135,8 @@ func (c *preparedConn) keep(query string, one *prepared) error {
 	return old.Close()
 }
 
-// give ends the use of a statement.
-func (c *preparedConn) give(one *prepared) error {
+// release ends the use of a statement.
+func (c *preparedConn) release(one *prepared) error {
 	one.busy = false
 	if one.alone {
 		return one.Close()
@@ -173,18 +173,18 @@ func named(args []driver.NamedValue) bool {
 	return false
 }
 
-// preparedRows give their statement back when they are closed.
+// preparedRows release their statement when they are closed.
 type preparedRows struct {
 	driver.Rows
-	give func() error
+	release func() error
 }
 
 // Close closes the rows.
 func (r *preparedRows) Close() error {
-	give := r.give
-	if give == nil {
+	release := r.release
+	if release == nil {
 		return nil
 	}
-	r.give = nil
-	return errors.Join(r.Rows.Close(), give())
+	r.release = nil
+	return errors.Join(r.Rows.Close(), release())
 }
