@@ -146,7 +146,7 @@ func (c *Client) inspect(ctx context.Context) {
 	adopted, err := c.check(ctx)
 	if err == nil && !adopted {
 		// Only Resume waits while no change is under way.
-		answer(&c.waiting, result{err: errNotCurrent})
+		reply(&c.waiting, result{err: errNotCurrent})
 	}
 	if err != nil {
 		c.retrying(ctx, err)

@@ -17,7 +17,7 @@ import (
 const (
 	// resendAfter is how long an answer is waited for before the same bytes are sent again. Once
 	// they are stored it is twice as long each time, up to resendSeldom: while the registry is
-	// away, each would be one more copy in the stream, and the answer is looked for all the time.
+	// unavailable, each would be one more copy in the stream, and the answer is looked for all the time.
 	resendAfter  = 5 * time.Second
 	resendSeldom = time.Hour
 	// askTimeout bounds one question to the registry.
@@ -36,7 +36,7 @@ func (c *Client) run(ctx context.Context) {
 		case c.entry.Committed == nil:
 			c.request(ctx)
 		default:
-			c.settle(ctx)
+			c.awaitApplied(ctx)
 		}
 	}
 }
@@ -44,7 +44,7 @@ func (c *Client) run(ctx context.Context) {
 // idle waits for something to do.
 func (c *Client) idle(ctx context.Context) {
 	if r, known := c.verdict(); known {
-		answer(&c.settling, r)
+		reply(&c.settling, r)
 	}
 	if len(c.queue) > 0 {
 		cmd := c.queue[0]
@@ -58,7 +58,7 @@ func (c *Client) idle(ctx context.Context) {
 	select {
 	case <-ctx.Done():
 	case cmd := <-c.commands:
-		c.take(cmd)
+		c.accept(cmd)
 	case <-c.changed:
 		c.reread(ctx)
 	case <-c.noticed:
@@ -70,8 +70,8 @@ func (c *Client) idle(ctx context.Context) {
 	}
 }
 
-// take takes a command while no change is under way.
-func (c *Client) take(cmd *command) {
+// accept puts a command on its list while no change is under way.
+func (c *Client) accept(cmd *command) {
 	switch {
 	case cmd.op != opSettle && c.following:
 		cmd.done <- result{err: fmt.Errorf("%w: that one rotates, and this one follows it", ErrLocked)}
@@ -95,7 +95,7 @@ func newTimer(at time.Time) *time.Timer {
 	return time.NewTimer(time.Until(at))
 }
 
-func answer(waiting *[]*command, r result) {
+func reply(waiting *[]*command, r result) {
 	for _, cmd := range *waiting {
 		cmd.done <- r
 	}
@@ -114,10 +114,10 @@ func (c *Client) begin(ctx context.Context, cmd *command) {
 	case e == nil && cmd.draft.Kind == events.Rotation && !cmd.draft.EndEarlier && (!cmd.atOnce() || c.entry.Committed.grace() == 0):
 		// A pending key has turned out to be the current one: the request is fulfilled.
 		c.waiting = append(c.waiting, cmd)
-	case e == nil: // that change is settled first
+	case e == nil: // that change is finished first
 		c.queue = append([]*command{cmd}, c.queue...)
 	default:
-		answer(&c.waiting, result{err: errNotCurrent})
+		reply(&c.waiting, result{err: errNotCurrent})
 		c.stored.Store(false)
 		cmd.begun.Store(true)
 		c.entry, c.waiting = e, append(c.waiting, cmd)
@@ -218,7 +218,7 @@ func (c *Client) request(ctx context.Context) {
 			return
 		// The change goes on when the right registry is back, and its caller must know.
 		case err := <-untrusted:
-			answer(&c.waiting, result{err: fmt.Errorf("%w: %w", c.unanswered(), err)})
+			reply(&c.waiting, result{err: fmt.Errorf("%w: %w", c.unanswered(), err)})
 		case <-release.C:
 			c.unhold()
 		case cmd := <-c.commands:
@@ -319,7 +319,7 @@ func (c *Client) answered(ctx context.Context, r *events.Receipt, since time.Tim
 	}
 	switch {
 	case !adopted:
-		answer(&c.waiting, result{receipt: *r, err: refused})
+		reply(&c.waiting, result{receipt: *r, err: refused})
 	case endEarlier: // its key is current by an earlier request, which has ended no other
 		c.queue, c.waiting = slices.Concat(c.waiting, c.queue), nil
 	// The very key that was asked for is current, so the request is fulfilled.

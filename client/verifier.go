@@ -129,7 +129,7 @@ func (v *Verifier) setUp() error {
 }
 
 // Run follows the invalidations until ctx ends, and then returns nil. It waits for a broker or a
-// stream that is away. Only a closed connection ends it with an error. Call it once.
+// stream that is unavailable. Only a closed connection ends it with an error. Call it once.
 func (v *Verifier) Run(ctx context.Context) error {
 	if err := v.follower.run(ctx); err != nil {
 		return fmt.Errorf("follow the invalidations: %w", err)
@@ -138,7 +138,7 @@ func (v *Verifier) Run(ctx context.Context) error {
 }
 
 // Ready returns nil once the stream has been read to its end as of the start, and [ErrNotReady]
-// before. It stays nil while the broker is away: the knowledge then grows older, as [Verifier.AsOf]
+// before. It stays nil while the broker is unavailable: the knowledge then grows older, as [Verifier.AsOf]
 // says, until Verify no longer answers.
 func (v *Verifier) Ready() error {
 	if v.AsOf().Before(v.started) {
@@ -148,7 +148,7 @@ func (v *Verifier) Ready() error {
 }
 
 // AsOf returns the time up to which the stream is known, and the zero time before that is known.
-// While the broker is away it stays where it was.
+// While the broker is unavailable, it stays where it was.
 func (v *Verifier) AsOf() time.Time { return v.follower.asOf() }
 
 // Ignored returns how many messages of the stream could not be believed: signed by an untrusted
@@ -171,8 +171,8 @@ func (v *Verifier) Verify(ctx context.Context, q events.VerifyQuery) (events.Ver
 		return events.VerifyAnswer{}, fmt.Errorf("%w (known up to %s, %v ago)",
 			ErrStale, asOf.UTC().Format(time.RFC3339), old.Round(time.Second))
 	}
-	answer, settled := v.memory.Verify(ctx, q)
-	if !settled && knownFor(asOf, v.cfg.Now()) > freshFor {
+	answer, final := v.memory.Verify(ctx, q)
+	if !final && knownFor(asOf, v.cfg.Now()) > freshFor {
 		const why = "no key that was known at %s made the signature, and the registry gives no answer"
 		return events.VerifyAnswer{}, fmt.Errorf("%w ("+why+")", ErrStale, asOf.UTC().Format(time.RFC3339))
 	}

@@ -58,24 +58,24 @@ func (d deadline) left() time.Duration {
 	return min(time.Until(d.own), d.wall.Sub(time.Now().Round(0)))
 }
 
-// settle goes on with the old key until every durable has applied the change and no cache has an
+// awaitApplied goes on with the old key until every durable has applied the change and no cache has an
 // older JWK Set, if that matters, or until half of its grace period is over. Then it promotes the
 // new key.
-func (c *Client) settle(ctx context.Context) {
+func (c *Client) awaitApplied(ctx context.Context) {
 	made := c.entry.Committed
-	answer(&c.waiting, result{receipt: c.entry.receipt(c.cfg.Target, c.cfg.Trust.Origin())})
+	reply(&c.waiting, result{receipt: c.entry.receipt(c.cfg.Target, c.cfg.Trust.Origin())})
 	applied := map[string]bool{}
 	// Also if the clock was set back.
 	rest := min(time.Until(time.UnixMilli(made.PromoteAt)), made.half())
 	until := deadlineAt(time.Now().Add(rest))
-	held := c.signing.Load().wait != nil
+	signWaits := c.signing.Load().wait != nil
 	switch {
-	case made.grace() == 0 && held:
+	case made.grace() == 0 && signWaits:
 		until = deadlineAt(c.release) // Sign waits: time enough to let everyone hear of the new key
 	case c.entry.late && made.half() > 0 && until.left() <= 0: // by our clock, which may be ahead
 		until = c.ask(ctx, min(askTimeout, made.half()), until, applied)
 	}
-	if held && made.grace() > 0 && until.left() > 0 {
+	if signWaits && made.grace() > 0 && until.left() > 0 {
 		c.unhold()
 	}
 	pause := backoff.NewExponentialBackOff()
