@@ -70,7 +70,7 @@ func (p *part) judge(batch []Published, verdicts []Verdict) {
 	}
 	for i := range batch {
 		m := &p.messages[i]
-		if verdicts[i].Err = m.take(batch[i].Payload); verdicts[i].Err != nil {
+		if verdicts[i].Err = m.parse(batch[i].Payload); verdicts[i].Err != nil {
 			continue
 		}
 		at := batch[i].moment()

@@ -16,8 +16,8 @@ type fields struct {
 	err     *Refusal
 }
 
-// take removes a member and returns its value.
-func (f *fields) take(name string) (jsontext.Value, bool) {
+// remove removes a member and returns its value.
+func (f *fields) remove(name string) (jsontext.Value, bool) {
 	for i, m := range f.members {
 		if string(m.name) == name {
 			f.members[i] = f.members[len(f.members)-1]
@@ -69,7 +69,7 @@ func (f *fields) str(name string, required bool) (s string, ok bool) {
 
 // text is str without a copy. The result may be a slice of the message.
 func (f *fields) text(name string, required bool) (text []byte, ok bool) {
-	value, found := f.take(name)
+	value, found := f.remove(name)
 	switch {
 	case !found && required:
 		f.fail("The member " + quoteName(name) + " is missing.")
@@ -141,7 +141,7 @@ func (f *fields) signature(name string, required bool) Signature {
 
 // integer takes a member that is an integer from 0 to 2^53-1, without a fraction or an exponent.
 func (f *fields) integer(name string, required bool) (n int64, ok bool) {
-	value, found := f.take(name)
+	value, found := f.remove(name)
 	if !found {
 		if required {
 			f.fail("The member " + quoteName(name) + " is missing.")
@@ -171,7 +171,7 @@ func (f *fields) time(name string) int64 {
 // yes takes an optional member that must be true if it is present. The only way to say no is to
 // leave it out.
 func (f *fields) yes(name string) bool {
-	value, found := f.take(name)
+	value, found := f.remove(name)
 	if found && value.Kind() != 't' {
 		f.fail("The member " + quoteName(name) + " must be true, or left out.")
 		return false
@@ -186,7 +186,7 @@ func (f *fields) origin(name string) string {
 
 // object takes an optional JSON object and leaves it unchanged.
 func (f *fields) object(name string) jsontext.Value {
-	value, found := f.take(name)
+	value, found := f.remove(name)
 	if found && value.Kind() != '{' {
 		f.fail("The member " + quoteName(name) + " must be an object.")
 		return nil

@@ -56,12 +56,12 @@ type reading struct {
 // with the members that it could read, so that a refusal can still name the request's nonce.
 func readMessage(b []byte) (*message, error) {
 	var r reading
-	err := r.take(b)
+	err := r.parse(b)
 	return &r.message, err
 }
 
-// take reads a message. The previous message is then no longer valid.
-func (r *reading) take(b []byte) error {
+// parse reads a message. The previous message is then no longer valid.
+func (r *reading) parse(b []byte) error {
 	r.message, r.text = message{}, text{}
 	if len(b) > MaxMessage {
 		return refuse(MalformedMessage, "The message is larger than 8 KiB.")
@@ -96,7 +96,7 @@ func (r *reading) take(b []byte) error {
 }
 
 func (m *message) checkVersion() error {
-	value, ok := m.envelope.take("version")
+	value, ok := m.envelope.remove("version")
 	if !ok || value.Kind() != '"' {
 		return refuse(InvalidField, `The member "version" must be present and be the string "1.0".`)
 	}
