@@ -91,7 +91,7 @@ func UnknownService(detail string, statement []byte) *Problem {
 	return p
 }
 
-// Unavailable is the answer while something that it needs is away.
+// Unavailable is the answer while something that it needs is unavailable.
 func Unavailable(detail string) *Problem { return problem(http.StatusServiceUnavailable, "", detail) }
 
 // requestTooLarge is the answer to a question that is larger than §8 allows.

@@ -100,10 +100,10 @@ func (b *run) createDatabases(ctx context.Context, text string) (drops func(), e
 // databases are the databases, named as in the stack.
 func databases() []string { return []string{"registry", "authsub", "billingsub"} }
 
-// settleDatabases lets PostgreSQL vacuum and analyze now. Otherwise it would do so during the
+// vacuumDatabases lets PostgreSQL vacuum and analyze now. Otherwise it would do so during the
 // measurement, as a consequence of the new services. A database that has existed for a while is
 // past that.
-func (b *run) settleDatabases(ctx context.Context) error {
+func (b *run) vacuumDatabases(ctx context.Context) error {
 	if b.store != storePostgres {
 		return nil
 	}

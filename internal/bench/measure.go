@@ -40,10 +40,10 @@ func (b *run) measure(ctx context.Context) (measured, error) {
 	// disk.
 	b.progress.phase("writing the rest to the disk", -1)
 	// The databases sync theirs.
-	if err := Settle(filepath.Join(b.folder, stack.BrokerFolder)); err != nil {
+	if err := FlushFolder(filepath.Join(b.folder, stack.BrokerFolder)); err != nil {
 		return measured{}, err
 	}
-	if err := b.settleDatabases(ctx); err != nil {
+	if err := b.vacuumDatabases(ctx); err != nil {
 		return measured{}, err
 	}
 	debug.FreeOSMemory() // memory of the preparation does not count

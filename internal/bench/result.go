@@ -56,7 +56,7 @@ type quantiles struct {
 // conclude waits until nothing is under way, and makes the result.
 func (b *run) conclude(ctx context.Context, limit, caughtUp float64, m measured) error {
 	b.progress.phase("counting", -1)
-	if err := b.settle(ctx); err != nil {
+	if err := b.awaitAcknowledged(ctx); err != nil {
 		return err
 	}
 	for _, stop := range b.stops { // their reports are complete
@@ -93,10 +93,10 @@ func (b *run) rateLimit() int {
 	return policy.RotationsPerMinute
 }
 
-// settle waits until the subscribers have acknowledged everything, so that every repetition has
+// awaitAcknowledged waits until the subscribers have acknowledged everything, so that every repetition has
 // arrived.
-func (b *run) settle(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, settleWithin)
+func (b *run) awaitAcknowledged(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, acknowledgeWithin)
 	defer cancel()
 	for _, durable := range []string{stack.AuthDurable, streams.BillingDurable} {
 		for {

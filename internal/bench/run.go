@@ -27,10 +27,10 @@ const (
 	lookEvery        = 100 * time.Millisecond // how often progress is checked
 	catchUpLookEvery = 5 * time.Millisecond   // the same, if the check ends the measurement
 	// After this time without progress, missing rotations count as lost.
-	stalledAfter   = 30 * time.Second
-	settleWithin   = 10 * time.Second
-	requestBytes   = 64 << 20
-	maxUnconfirmed = 4096 // publications that the broker has not confirmed yet
+	stalledAfter      = 30 * time.Second
+	acknowledgeWithin = 10 * time.Second
+	requestBytes      = 64 << 20
+	maxUnconfirmed    = 4096 // publications that the broker has not confirmed yet
 	// clockSkew lets a request pass that was signed long before it is published.
 	clockSkew = time.Hour
 )
@@ -176,7 +176,7 @@ func (b *run) openStreams(ctx context.Context, s *stack.Stack) error {
 	return registry.EnsureStreamsWithin(ctx, b.js, 1, b.cfg.Streams)
 }
 
-// unreachable adds to an error that the broker went away, if it did.
+// unreachable adds to an error that the broker was lost, if it did.
 func (b *run) unreachable(err error) error {
 	if err == nil || b.js.Conn().IsConnected() {
 		return err
@@ -189,7 +189,7 @@ func (b *run) deleteStreams(ctx context.Context) {
 	if b.flags.NATSURL == "" {
 		return // they go with the folder
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleWithin)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), acknowledgeWithin)
 	defer cancel()
 	for _, name := range streamNames() {
 		if err := b.js.DeleteStream(ctx, name); err != nil {
@@ -217,7 +217,7 @@ func (b *run) unused(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("use JetStream: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, settleWithin)
+	ctx, cancel := context.WithTimeout(ctx, acknowledgeWithin)
 	defer cancel()
 	for _, name := range streamNames() {
 		_, err := js.Stream(ctx, name)

@@ -20,10 +20,10 @@ func TestSettle(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(inner, "1.blk"), []byte("messages"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := bench.Settle(folder); err != nil {
+	if err := bench.FlushFolder(folder); err != nil {
 		t.Error(err)
 	}
-	if err := bench.Settle(filepath.Join(folder, "gone")); err != nil {
+	if err := bench.FlushFolder(filepath.Join(folder, "gone")); err != nil {
 		t.Error(err)
 	}
 	if os.Getuid() == 0 {
@@ -32,7 +32,7 @@ func TestSettle(t *testing.T) {
 	if err := os.Chmod(filepath.Join(inner, "1.blk"), 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := bench.Settle(folder); err == nil {
+	if err := bench.FlushFolder(folder); err == nil {
 		t.Error("no error")
 	}
 }
