@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"encoding/binary"
 	"fmt"
 	"iter"
 
@@ -144,12 +143,14 @@ func (s *scanned) next(rows *sql.Rows) (done bool, err error) {
 // whole returns the service with all its rows.
 func (s *scanned) whole() Service { return s.service.sorted() }
 
-// cutoffs are the cutoffs of all services in the order of their ids, packed, because each of a
-// million services may have been reset or revoked. Each has the service's id, the order, and the
-// time.
-type cutoffs struct{ chunks [][]byte }
+// cutoffs are the cutoffs of all services, in the order of the services' ids. They are few, unless
+// very many services were reset or revoked.
+type cutoffs []cutoff
 
-const cutoffChunk = 1 << 16
+type cutoff struct {
+	service int64
+	keyring.Cutoff
+}
 
 // readCutoffs reads the cutoffs of all services.
 func readCutoffs(ctx context.Context, tx *sql.Tx) (*cutoffs, error) {
@@ -159,57 +160,30 @@ func readCutoffs(ctx context.Context, tx *sql.Tx) (*cutoffs, error) {
 	}
 	defer func() { _ = rows.Close() }()
 	all := &cutoffs{}
-	var row struct{ service, order, time number }
+	var service, order, time number
 	for rows.Next() {
-		if err := rows.Scan(&row.service, &row.order, &row.time); err != nil {
+		if err := rows.Scan(&service, &order, &time); err != nil {
 			return nil, err
 		}
-		all.add(int64(row.service), keyring.Cutoff{Order: int64(row.order), Time: int64(row.time)})
+		*all = append(*all, cutoff{int64(service), keyring.Cutoff{Order: int64(order), Time: int64(time)}})
 	}
 	return all, rows.Err()
-}
-
-func (c *cutoffs) add(service int64, cutoff keyring.Cutoff) {
-	last := len(c.chunks) - 1
-	if last < 0 || cap(c.chunks[last])-len(c.chunks[last]) < 3*binary.MaxVarintLen64 {
-		c.chunks = append(c.chunks, make([]byte, 0, cutoffChunk))
-		last++
-	}
-	b := binary.AppendVarint(c.chunks[last], service)
-	c.chunks[last] = binary.AppendVarint(binary.AppendVarint(b, cutoff.Order), cutoff.Time)
 }
 
 // dequeue removes and returns the cutoffs of a service. Services must come in the order of their
 // ids.
 func (c *cutoffs) dequeue(service int64) (list []keyring.Cutoff) {
-	for len(c.chunks) > 0 {
-		have, rest := nextNumber(c.chunks[0])
-		if have != service {
-			break
-		}
-		var one keyring.Cutoff
-		one.Order, rest = nextNumber(rest)
-		one.Time, rest = nextNumber(rest)
-		list = append(list, one)
-		if c.chunks[0] = rest; len(rest) == 0 {
-			c.chunks[0] = nil
-			c.chunks = c.chunks[1:]
-		}
+	for ; len(*c) > 0 && (*c)[0].service == service; *c = (*c)[1:] {
+		list = append(list, (*c)[0].Cutoff)
 	}
 	return list
 }
 
-func nextNumber(b []byte) (number int64, rest []byte) {
-	number, n := binary.Varint(b)
-	return number, b[n:]
-}
-
-// checkEmpty fails if some cutoffs are left, because their services are missing or out of
-// order. Without its cutoffs, a key that was reset would look good.
+// checkEmpty fails if some cutoffs are left, because their services are missing or out of order.
+// Without its cutoffs, a key that was reset would look good.
 func (c *cutoffs) checkEmpty() error {
-	if len(c.chunks) == 0 {
+	if len(*c) == 0 {
 		return nil
 	}
-	service, _ := nextNumber(c.chunks[0])
-	return fmt.Errorf("a cutoff of the service with id %d has no service, or comes in another order than the services", service)
+	return fmt.Errorf("a cutoff of the service with id %d has no service, or comes in another order than the services", (*c)[0].service)
 }

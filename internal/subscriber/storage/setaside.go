@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
@@ -31,19 +32,30 @@ const UnknownKey = "unknown_registry_key"
 // so a flood of one class doesn't push out another.
 type Class int
 
+// The classes.
 const (
 	Garbage    Class = iota // it is no event under any trust
 	Unbelieved              // an event of a registry that is not trusted
 	Unhandled               // an event that could not be handled
 )
 
+// reasons returns the reasons of a class. Garbage has all others.
+func (c Class) reasons() []string {
+	switch c {
+	case Unbelieved:
+		return []string{UnknownKey, string(events.EndedRegistryKey), string(events.WrongOrigin)}
+	case Unhandled:
+		return []string{consume.Panics, consume.Fails}
+	}
+	return nil
+}
+
 // ClassOf returns the class of a reason.
 func ClassOf(reason string) Class {
-	switch reason {
-	case UnknownKey, string(events.EndedRegistryKey), string(events.WrongOrigin):
-		return Unbelieved
-	case consume.Panics, consume.Fails:
-		return Unhandled
+	for _, c := range []Class{Unbelieved, Unhandled} {
+		if slices.Contains(c.reasons(), reason) {
+			return c
+		}
 	}
 	return Garbage
 }
@@ -80,19 +92,12 @@ func (s *Store) writeSetAside(p *sqldb.Pipeline, setAside []SetAside) {
 	}
 }
 
-// sql is the condition for rows of the class, the same as in [ClassOf].
+// sql is the condition for rows of the class.
 func (c Class) sql() string {
-	const (
-		failed     = `reason IN ('` + consume.Panics + `', '` + consume.Fails + `')`
-		unbelieved = `reason IN ('` + UnknownKey + `', '` + string(events.EndedRegistryKey) + `', '` + string(events.WrongOrigin) + `')`
-	)
-	switch c {
-	case Unhandled:
-		return failed
-	case Unbelieved:
-		return unbelieved
+	if c == Garbage {
+		return `NOT ` + Unbelieved.sql() + ` AND NOT ` + Unhandled.sql()
 	}
-	return `NOT ` + failed + ` AND NOT ` + unbelieved
+	return `reason IN ('` + strings.Join(c.reasons(), `', '`) + `')`
 }
 
 // RemoveSetAside deletes the messages at these ascending places from what is set aside.
