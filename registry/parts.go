@@ -28,7 +28,7 @@ func (r *Registry) Checks() iter.Seq2[string, func(context.Context) error] {
 		health.Pinged(r.cfg.Store),
 		{Name: health.Streams, Check: r.checkStreams},
 		{Name: health.Consumer, Check: r.checkConsumer},
-		{Name: health.Fence, Check: r.checkFence},
+		{Name: health.RestoreGuard, Check: r.checkFence},
 		{Name: health.Outbox, Check: r.checkOutbox},
 		{Name: health.Requests, Check: r.inHand.Check},
 	})

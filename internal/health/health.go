@@ -23,14 +23,14 @@ import (
 
 // The names of parts, in answers, logs, metrics and docs/operations.md.
 const (
-	Broker   = "broker"    // the connection to NATS
-	Database = "database"  // it answers and can be written
-	Streams  = "streams"   // they exist, and take messages
-	Consumer = "consumer"  // the durable exists and is pulled from
-	Fence    = "fence"     // the database has been compared with the stream of events
-	Outbox   = "outbox"    // committed changes get published
-	Requests = "requests"  // nothing in hand hangs
-	CaughtUp = "caught_up" // the stream has been read up to the start of the process
+	Broker       = "broker"    // the connection to NATS
+	Database     = "database"  // it answers and can be written
+	Streams      = "streams"   // they exist, and take messages
+	Consumer     = "consumer"  // the durable exists and is pulled from
+	RestoreGuard = "fence"     // the database has been compared with the stream of events
+	Outbox       = "outbox"    // committed changes get published
+	Requests     = "requests"  // nothing in hand hangs
+	CaughtUp     = "caught_up" // the stream has been read up to the start of the process
 )
 
 // Part is a part of a process that can fail by itself.

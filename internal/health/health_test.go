@@ -37,7 +37,7 @@ func TestHanging(t *testing.T) {
 				return nil
 			}},
 			health.Part{Name: health.Broker, Check: func(context.Context) error { return errors.New("the broker is away") }},
-			health.Part{Name: health.Fence, Check: func(context.Context) error { return nil }},
+			health.Part{Name: health.RestoreGuard, Check: func(context.Context) error { return nil }},
 		)
 		for _, want := range []string{"2s", "3s"} {
 			if r := report(t, c); r.Ready || r.Text() != "database: no answer within "+want+"\nbroker: the broker is away\n" {
