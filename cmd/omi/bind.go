@@ -24,4 +24,6 @@ run the command again: it says the same.
 }
 
 // Run binds a service.
-func (c *bindCmd) Run() error { return keychange.Binding(*c).Run() }
+func (c *bindCmd) Run() error {
+	return keychange.Bind(c.Connection, c.DeveloperFlags, c.Key, c.Describe)
+}

@@ -21,4 +21,6 @@ Set may have a copy: docs/jwks.md says for how long.
 }
 
 // Run revokes a service.
-func (c *revokeCmd) Run() error { return keychange.Revocation(*c).Run() }
+func (c *revokeCmd) Run() error {
+	return keychange.Revoke(c.Connection, c.DeveloperFlags, c.ProviderReceipt)
+}

@@ -39,61 +39,47 @@ func (f *DeveloperFlags) read() (t events.Target, master events.SigningKey, err 
 	return t, master, err
 }
 
-// Binding is what `omi bind` asks for.
-type Binding struct {
-	session.Connection
-	DeveloperFlags
-	Key      string
-	Describe DescribeFlags
-}
-
-// Run binds a service.
-func (c Binding) Run() error {
-	t, master, err := c.read()
+// Bind binds a service to the key in a file, which it makes if it is missing.
+func Bind(c session.Connection, developer DeveloperFlags, path string, describe DescribeFlags) error {
+	t, master, err := developer.read()
 	if err != nil {
 		return err
 	}
-	file, err := firstKey(c.Key)
+	file, err := firstKey(path)
 	if err != nil {
 		return err
 	}
 	draft := session.NewDraft(events.Binding, t)
-	draft.ServiceType, draft.EndpointURL = c.Describe.ServiceType, c.Describe.EndpointURL
+	draft.ServiceType, draft.EndpointURL = describe.ServiceType, describe.EndpointURL
 	if draft.NewKey, err = session.ServiceKey(file); err != nil {
 		return err
 	}
 	session.Remark(keyfile.OpenFolders(file))
-	if err := notMaster(c.Key, draft.NewKey, master); err != nil {
+	if err := notMaster(path, draft.NewKey, master); err != nil {
 		return err
 	}
-	return sendOnce(c.Connection, draft, master, "is bound")
+	return sendOnce(c, draft, master, "is bound")
 }
 
-// Revocation is what `omi revoke` asks for.
-type Revocation struct {
-	session.Connection
-	DeveloperFlags
-	ProviderReceipt string
-}
-
-// Run revokes a service.
-func (c Revocation) Run() error {
-	t, master, err := c.read()
+// Revoke revokes a service. Its record keeps the JSON object in the file providerReceipt, if one is
+// named.
+func Revoke(c session.Connection, developer DeveloperFlags, providerReceipt string) error {
+	t, master, err := developer.read()
 	if err != nil {
 		return err
 	}
 	draft := session.NewDraft(events.Revocation, t)
-	if c.ProviderReceipt != "" {
-		content, err := os.ReadFile(c.ProviderReceipt)
+	if providerReceipt != "" {
+		content, err := os.ReadFile(providerReceipt)
 		if err != nil {
 			return process.Usagef("--provider-receipt: %w", err)
 		}
 		draft.ProviderReceipt = jsontext.Value(content)
 		if !draft.ProviderReceipt.IsValid() || draft.ProviderReceipt.Kind() != '{' {
-			return process.Usagef("--provider-receipt: %s is not a JSON object", c.ProviderReceipt)
+			return process.Usagef("--provider-receipt: %s is not a JSON object", providerReceipt)
 		}
 	}
-	return sendOnce(c.Connection, draft, master, "is revoked: all its keys have ended")
+	return sendOnce(c, draft, master, "is revoked: all its keys have ended")
 }
 
 // newMessage signs a request.
