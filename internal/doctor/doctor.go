@@ -1,5 +1,5 @@
-// Package doctor is `omi doctor`: it finds what is wrong with a deployment or a key, from outside, and
-// says how to fix it. It also makes the checks of `omi rotate --dry-run`.
+// Package doctor is `omi doctor`: it finds what is wrong with a deployment or a key, from outside,
+// and says how to fix it. It also makes the checks of `omi rotate --dry-run`.
 package doctor
 
 import (

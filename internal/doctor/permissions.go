@@ -20,13 +20,13 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// nobodysTarget replaces the target if no service is named. No service has it, and nothing is
+// unusedTarget replaces the target if no service is named. No service has it, and nothing is
 // stored on it.
-const nobodysTarget = "omi.doctor.probe"
+const unusedTarget = "omi.doctor.probe"
 
 // examinePermissions tries what this account may do at the broker.
 func (d *doctor) examinePermissions(ctx context.Context) {
-	target := nobodysTarget
+	target := unusedTarget
 	if d.named {
 		target = d.target.String()
 		asDeveloper := d.flags.MasterKey != ""

@@ -26,7 +26,7 @@ const (
 	// watchEach is how often the command asks about a watched service, because propagation and the
 	// end of a grace period make no event.
 	watchEach = time.Second
-	// watchPatience is the time after which a registry that does not answer counts as away.
+	// watchPatience is the time after which a registry that does not answer counts as unavailable.
 	watchPatience = 2 * time.Second
 )
 
@@ -89,8 +89,8 @@ type recordView struct {
 	terminal bool // update the text in place; otherwise print each change
 	json     bool
 
-	shown []byte // the last record that was shown, without its time
-	away  bool
+	shown       []byte // the last record that was shown, without its time
+	unavailable bool
 }
 
 // show shows a record.
@@ -103,8 +103,8 @@ func (v *recordView) show(r events.ServiceRecord) error {
 	}
 	first, changed := v.shown == nil, !bytes.Equal(state, v.shown)
 	v.shown = state
-	if v.away {
-		v.away = false
+	if v.unavailable {
+		v.unavailable = false
 		tell("the registry answers again")
 	}
 	switch {
@@ -140,8 +140,8 @@ func (v *recordView) print(format string, args ...any) error {
 
 // miss says once that no answer came. The shown record stays.
 func (v *recordView) miss(err error) {
-	if !v.away {
-		v.away = true
+	if !v.unavailable {
+		v.unavailable = true
 		tell(fmt.Sprintf("waiting for an answer: %v", process.Plain(err)))
 	}
 }

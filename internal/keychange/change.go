@@ -216,8 +216,8 @@ func (c *change) failed(receipt events.Receipt, err error) error {
 	if errors.Is(err, client.ErrShortGrace) {
 		return process.Usagef("--grace-period: nothing was sent: %w", err)
 	}
-	for _, away := range []error{client.ErrNotStored, client.ErrNoAnswer, client.ErrNotBegun, context.Canceled, context.DeadlineExceeded} {
-		if errors.Is(err, away) {
+	for _, unavailable := range []error{client.ErrNotStored, client.ErrNoAnswer, client.ErrNotBegun, context.Canceled, context.DeadlineExceeded} {
+		if errors.Is(err, unavailable) {
 			return session.Unanswered(err)
 		}
 	}

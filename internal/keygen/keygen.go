@@ -1,5 +1,5 @@
-// Package keygen is `omi keygen`, which makes and converts keys, and `omi-registry keygen`, which makes
-// the registry's.
+// Package keygen is `omi keygen`, which makes and converts keys, and `omi-registry keygen`, which
+// makes the registry's.
 package keygen
 
 import (

@@ -106,7 +106,7 @@ func (p *pin) compare(h events.ServiceHistory, mine []events.PublicKey) result {
 		return f
 	}
 	f.publicKey = all[len(all)-1].PublicKey
-	unknown, held := unproven(all[at+1:], mine), slices.Contains(mine, f.publicKey)
+	unknown, ownsCurrent := unproven(all[at+1:], mine), slices.Contains(mine, f.publicKey)
 	if len(unknown) == 0 {
 		f.State = moved
 		f.Detail = fmt.Sprintf("changed by the holder of your key, from sequence %d to %d; the pin is moved",
@@ -119,7 +119,7 @@ func (p *pin) compare(h events.ServiceHistory, mine []events.PublicKey) result {
 	}
 	f.Detail = fmt.Sprintf("it was pinned at sequence %d, and is at %d; nothing proves that its owner asked for that",
 		p.Sequence, h.Sequence)
-	f.Fix = fixChanges(p.target(), unknown, held)
+	f.Fix = fixChanges(p.target(), unknown, ownsCurrent)
 	return f
 }
 
@@ -140,12 +140,12 @@ func unproven(changes []events.HistoryKey, mine []events.PublicKey) []events.His
 }
 
 // fixChanges says what to do about changes that the owner is not known to have asked for.
-func fixChanges(t events.Target, unknown []events.HistoryKey, held bool) []string {
+func fixChanges(t events.Target, unknown []events.HistoryKey, ownsCurrent bool) []string {
 	accept := "It was you, with another tool or on another machine: omi pin add " + session.FlagsOf(t) + " accepts it."
 	switch {
 	case slices.ContainsFunc(unknown, func(e events.HistoryKey) bool { return e.Event != events.KeyRotation }):
 		return []string{accept, "It was not: someone else has the Master Key, which signs these. Tell the registry's operator at once."}
-	case held:
+	case ownsCurrent:
 		return []string{
 			accept, "It was not: someone else had your key until you reset it. Find out how; the current key is yours.",
 		}

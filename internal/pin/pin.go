@@ -1,4 +1,5 @@
-// Package pin is `omi pin`: it remembers a service's keys, and tells the owner's changes from others.
+// Package pin is `omi pin`: it remembers a service's keys, and tells its owner's changes from
+// others.
 package pin
 
 import (
