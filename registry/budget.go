@@ -28,12 +28,22 @@ type budget struct {
 	dropped map[string]int // by reason, since the last line in the log
 }
 
-func newBudget(answers *rate.Limiter, results *prometheus.CounterVec) *budget {
-	return &budget{answers: answers, results: results, dropped: map[string]int{}}
+func newBudget(results *prometheus.CounterVec) *budget {
+	return &budget{answers: rate.NewLimiter(garbageAnswers, garbageBurst), results: results, dropped: map[string]int{}}
 }
 
-// allow takes one answer from the budget, and reports whether there was one.
-func (b *budget) allow() bool { return b.answers.Allow() }
+// charge takes one answer from the budget, and reports whether there was one. Otherwise a message is
+// not answered, and is counted.
+func (b *budget) charge() bool {
+	if b.answers.Allow() {
+		return true
+	}
+	b.drop(unanswered)
+	return false
+}
+
+// charge takes an answer from the budget for garbage, as [budget.charge] does.
+func (f *fair) charge() bool { return f.garbage.charge() }
 
 // drop counts garbage that gets no answer.
 func (b *budget) drop(why string) {

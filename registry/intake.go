@@ -32,7 +32,9 @@ type intake struct {
 	now       func() time.Time
 	looks     decision.VerificationBudget
 	memory    *memory
-	garbage   *budget
+	// charge takes an answer to a stranger from the budget for garbage, and reports whether there was
+	// one.
+	charge func() bool
 	// await: waits until nothing is being committed; nil: nothing ever is.
 	await func(context.Context) error
 	// portion: how many requests are decided and committed together, see Config.Batch.

@@ -1,8 +1,6 @@
 package registry
 
 import (
-	"sync/atomic"
-
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/internal/consume"
@@ -15,8 +13,6 @@ type metrics struct {
 	decided  prometheus.Histogram
 	lost     prometheus.Counter
 	letters  *prometheus.CounterVec
-	sentBack prometheus.Counter
-	turns    atomic.Pointer[turns] // where requests wait; nil: none do
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -41,17 +37,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "omi_registry_dead_letters_total",
 			Help: "Requests that could not be decided and were set aside, by reason: panic or error. See omi-registry deadletters.",
 		}, []string{"reason"}),
-		sentBack: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "omi_registry_sent_back_total", Help: "Requests that were sent back to be delivered later because too many of their service wait.",
-		}),
 	}
 	for _, reason := range []string{consume.Panics, consume.Fails} {
 		// It starts at 0, so that the first dead letter is an increase, which an alert sees.
 		m.letters.WithLabelValues(reason)
 	}
-	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "omi_registry_requests_waiting_here", Help: "Requests that wait in this process for their turn.",
-	}, func() float64 { return float64(m.turns.Load().count()) }))
-	r.MustRegister(m.requests, m.batch, m.decided, m.lost, m.letters, m.sentBack)
+	r.MustRegister(m.requests, m.batch, m.decided, m.lost, m.letters)
 	return m
 }

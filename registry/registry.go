@@ -15,7 +15,6 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
@@ -89,6 +88,7 @@ type Registry struct {
 	cfg    Config
 	js     jetstream.JetStream
 	relay  *relay
+	queue  *fair
 	intake *intake
 	aside  *deadLetters
 	fence  *fence
@@ -151,11 +151,14 @@ func New(cfg Config) (*Registry, error) {
 		JetStream: js, Batches: cfg.PublishBatches, Store: cfg.Store, Guard: r.fence,
 		Metrics: cfg.Metrics, Now: cfg.Now, Log: cfg.Log, Overdue: cfg.overdue,
 	})
+	r.queue = newFair(fairConfig{
+		bound: cfg.Store.bound, masterKeys: cfg.Store.masterKeys, conn: cfg.Conn, metrics: cfg.Metrics, results: m.requests, log: cfg.Log,
+	})
 	r.intake = &intake{
 		policy: cfg.Policy, key: cfg.Key, trust: r.fence.trust, own: r.fence.trust.TrustedKeys(), store: cfg.Store, announce: r.relay.Enqueue, fence: r.fence, committed: cfg.Committed,
 		told: (&receipts{js: js, trust: r.fence.trust}).ofAll,
 		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(), inHand: r.inHand,
-		garbage: newBudget(rate.NewLimiter(garbageAnswers, garbageBurst), m.requests),
+		charge: r.queue.charge,
 	}
 	r.aside = &deadLetters{store: cfg.Store, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
 	r.Lookup = newLookup(cfg, js, r.fence)
@@ -199,9 +202,6 @@ func (r *Registry) Run(ctx context.Context) error {
 		}
 	})
 	r.cfg.Log.Info("registry is ready", "origin", r.cfg.Policy.Origin, "public_key", r.cfg.Key.Public().String())
-	queues := fair{
-		acquainted: newAcquaintances(r.cfg.Store), conn: r.cfg.Conn, garbage: r.intake.garbage, metrics: r.intake.metrics, log: r.cfg.Log,
-	}
 	err = consume.Run(ctx, consume.Config[queued]{
 		Open: func(ctx context.Context) (consume.Source[queued], error) {
 			consumer, created, until, err := r.watch.Open(ctx)
@@ -209,7 +209,7 @@ func (r *Registry) Run(ctx context.Context) error {
 				return nil, err
 			}
 			r.serving.Store(true)
-			t, err := queues.open(until, consumer, created)
+			t, err := r.queue.open(until, consumer, created)
 			if err != nil {
 				return nil, err
 			}

@@ -2,15 +2,13 @@ package registry
 
 import (
 	"context"
-	"fmt"
 	"hash/maphash"
+	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/sqldb"
-	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // A name that no service has costs nothing to invent, and a receipt for it would be kept for days.
@@ -27,29 +25,27 @@ import (
 const (
 	sortFrom    = 256    // waiting messages: with fewer, it doesn't matter who they are for
 	knownAtMost = 65_536 // services that are remembered as bound; some 100 bytes each
+
+	tellEach = 10 * time.Second // the log gets one line for all failures in this time
 )
 
 // acquaintances remembers which services are bound. It is safe for concurrent use.
 type acquaintances struct {
-	store *Store
-	seed  maphash.Seed
+	seed maphash.Seed
 	// known: hashes: if two are equal, a stranger gets a lane of its own.
 	known *lru.Cache[uint64, struct{}]
 }
 
-func newAcquaintances(store *Store) *acquaintances {
+func newAcquaintances() *acquaintances {
 	known, err := lru.New[uint64, struct{}](knownAtMost)
 	if err != nil {
 		panic("registry: " + err.Error()) // it refuses only sizes below 1
 	}
-	return &acquaintances{store, maphash.MakeSeed(), known}
+	return &acquaintances{maphash.MakeSeed(), known}
 }
 
-// knows reports whether a service is remembered as bound. A nil value knows all services.
+// knows reports whether a service is remembered as bound.
 func (a *acquaintances) knows(t events.Target) bool {
-	if a == nil {
-		return true
-	}
 	_, known := a.known.Get(maphash.Comparable(a.seed, t))
 	return known
 }
@@ -58,38 +54,27 @@ func (a *acquaintances) learn(t events.Target) {
 	a.known.Add(maphash.Comparable(a.seed, t), struct{}{})
 }
 
-// boundOf finds services by the unique index of services (target).
-func boundOf(e sqldb.Engine) string {
-	return "SELECT target FROM (%s) AS v " + e.LookupJoin() + " services ON target = v.column1"
-}
-
-// meet asks the database which of these messages are for bound services, and remembers those.
-// masters are the Master Keys of the apps of the other messages that are bindings.
-func (a *acquaintances) meet(ctx context.Context, list []*delivery) (masters map[events.AppID]events.PublicKey, err error) {
-	st, w := decision.NewState(), newWantedServices(len(list))
-	apps := map[events.AppID]bool{}
-	for _, d := range list {
-		w.service(d.request.Request.Target)
+// meet asks which of these messages are for bound services, and remembers those. masters are the
+// Master Keys of the apps of the other messages that are bindings.
+func (f *fair) meet(ctx context.Context, list []*delivery) (masters map[events.AppID]events.PublicKey, err error) {
+	targets := make([]events.Target, len(list))
+	for i, d := range list {
+		targets[i] = d.request.Request.Target
 	}
-	query := boundOf(a.store.db.Engine())
-	err = a.store.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text}, w.names, func(row sqldb.Row) error {
-		var name string
-		err := row.Scan(&name)
-		a.learn(w.targets[name])
-		return err
-	})
+	bound, err := f.cfg.bound(ctx, targets)
 	if err != nil {
-		return nil, fmt.Errorf("ask which services are bound: %w", err)
+		return nil, err
 	}
-	for _, d := range list {
-		if app := d.request.Request.Target.App; d.binds() && !a.knows(d.request.Request.Target) && decision.Once(apps, app) {
-			w.apps = append(w.apps, app.String())
+	for _, t := range bound {
+		f.acquainted.learn(t)
+	}
+	var apps []events.AppID
+	for i, d := range list {
+		if d.binds() && !f.acquainted.knows(targets[i]) {
+			apps = append(apps, targets[i].App)
 		}
 	}
-	if err := a.store.loadApps(ctx, w, st); err != nil {
-		return nil, fmt.Errorf("ask for the apps of bindings: %w", err)
-	}
-	return st.Masters, nil
+	return f.cfg.masterKeys(ctx, apps)
 }
 
 // binds reports whether the message has the form of a binding.
@@ -120,7 +105,7 @@ func (t *turns) setAside(d *delivery) bool {
 // sort finds out which services messages are for, until pull has ended.
 func (t *turns) sort() {
 	defer close(t.sorter)
-	warnings := rate.Sometimes{First: 1, Interval: warnEach}
+	warnings := rate.Sometimes{First: 1, Interval: tellEach}
 	for {
 		t.mu.Lock()
 		for len(t.strangers) == 0 && t.err == nil {
@@ -136,10 +121,10 @@ func (t *turns) sort() {
 			d.follows = t.lanes[d.request.Request.Target] != nil
 		}
 		t.mu.Unlock()
-		masters, err := t.acquainted.meet(t.ctx, list)
+		masters, err := t.meet(t.ctx, list)
 		if err != nil && t.ctx.Err() == nil {
 			warnings.Do(func() {
-				t.log.Warn("can't tell which services are bound; requests that may be for unbound names get queues of their own", "error", err)
+				t.cfg.log.Warn("can't tell which services are bound; requests that may be for unbound names get queues of their own", "error", err)
 			})
 		}
 		for _, d := range list {
@@ -176,22 +161,4 @@ func (t *turns) sorted(d *delivery, masters map[events.AppID]events.PublicKey, a
 // signedBy reports whether the Master Key signed a binding: anyone can write what looks like one.
 func signedBy(master events.PublicKey, r *events.Request) bool {
 	return !master.IsZero() && master.Verify(r.Signed, r.Signature)
-}
-
-// thin drops the refusals of requests for unbound names beyond the budget.
-func (w *work) thin(b *decision.Batch) {
-	for _, g := range b.Groups {
-		if g.Existed || g.Changed() {
-			continue
-		}
-		for i := range g.Outcomes {
-			o := &g.Outcomes[i]
-			if o.Verdict != decision.Refused || w.messages[o.In.Index].Payload.paid {
-				continue
-			}
-			if o.Dropped = !w.garbage.allow(); o.Dropped {
-				w.garbage.drop(unanswered)
-			}
-		}
-	}
 }

@@ -85,9 +85,9 @@ func TestTurnsStrangers(t *testing.T) {
 		l.put(fmt.Sprintf("b-%d", i), 1)
 	}
 	own := l.put("bound", 3)
-	turns := l.turnsOf(budget, newAcquaintances(l.world.store))
+	turns := l.turnsOf(budget, l.world.store.bound)
 	testenv.Eventually(t, patience, "all is sorted", func() error {
-		if n := count(t, l.metrics.requests.WithLabelValues("", unanswered)); n != strangers-budget {
+		if n := count(t, l.results.WithLabelValues("", unanswered)); n != strangers-budget {
 			return fmt.Errorf("%v of %d are dropped", n, strangers-budget)
 		}
 		return nil

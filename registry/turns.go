@@ -2,16 +2,18 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
-	"omiappreg.org/keyrotation/registry/internal/provision"
 )
 
 const (
@@ -46,13 +48,40 @@ const (
 // It pulls as fast as the broker delivers, because an honest service's request may be behind the
 // flood in the stream.
 type fair struct {
-	// acquainted knows which services are bound; nil: all are.
+	cfg        fairConfig
 	acquainted *acquaintances
-	conn       *nats.Conn // tells why nothing comes; nil disables the question
 	garbage    *budget
-	metrics    *metrics
+	sentBack   prometheus.Counter
+	current    atomic.Pointer[turns] // nil: none was opened yet
+}
+
+// fairConfig says what a fair queue works with.
+type fairConfig struct {
+	// bound returns those of the services that were ever bound.
+	bound func(context.Context, []events.Target) ([]events.Target, error)
+	// masterKeys returns the Master Keys of the apps that exist.
+	masterKeys func(context.Context, []events.AppID) (map[events.AppID]events.PublicKey, error)
+	conn       *nats.Conn // tells why nothing comes; nil disables the question
+	metrics    prometheus.Registerer
+	results    *prometheus.CounterVec // requests by kind and result
 	log        *slog.Logger
 }
+
+func newFair(cfg fairConfig) *fair {
+	f := &fair{
+		cfg: cfg, acquainted: newAcquaintances(), garbage: newBudget(cfg.results),
+		sentBack: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "omi_registry_sent_back_total", Help: "Requests that were sent back to be delivered later because too many of their service wait.",
+		}),
+	}
+	cfg.metrics.MustRegister(f.sentBack, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "omi_registry_requests_waiting_here", Help: "Requests that wait in this process for their turn.",
+	}, func() float64 { return float64(f.current.Load().count()) }))
+	return f
+}
+
+// errReplaced ends the pulling from a stream or a durable that is another one by now.
+var errReplaced = errors.New("the stream or its durable was deleted or created again")
 
 // turns is the fair queue. It implements [consume.Source].
 type turns struct {
@@ -102,12 +131,12 @@ func (f *fair) open(ctx context.Context, consumer jetstream.Consumer, created ti
 	t.changed.L = &t.mu
 	t.ctx, t.stop = context.WithCancel(ctx)
 	var err error
-	if t.iterator, err = consume.NewPull(consumer, f.conn, pullAtMost).Start(t.ctx); err != nil {
+	if t.iterator, err = consume.NewPull(consumer, f.cfg.conn, pullAtMost).Start(t.ctx); err != nil {
 		t.stop()
 		return nil, err
 	}
 	context.AfterFunc(t.ctx, t.wake)
-	t.metrics.turns.Store(t)
+	f.current.Store(t)
 	go t.pull()
 	go t.sort()
 	go t.keep()
@@ -245,7 +274,7 @@ func (t *turns) take(msg jetstream.Msg) error {
 		return err
 	}
 	if d.message.Delivery <= t.delivered {
-		return provision.ErrReplaced // it may be another stream, which counts from 1 again
+		return errReplaced // it may be another stream, which counts from 1 again
 	}
 	t.delivered = d.message.Delivery
 	target, most := d.target(), inHandEach
@@ -272,7 +301,7 @@ func (t *turns) queue(d *delivery, target events.Target, most int) {
 	case full && target.IsZero():
 		t.drop(d, unanswered)
 	case full:
-		t.metrics.sentBack.Inc()
+		t.sentBack.Inc()
 		_ = d.broker.NakWithDelay(after) // if this fails, it returns sooner
 	}
 }
@@ -314,11 +343,10 @@ func (t *turns) comesAgain(now time.Time) time.Duration {
 }
 
 // pay charges a message's answer to the budget for garbage, and reports whether that was possible.
-// Otherwise the message is dropped.
+// Otherwise the message gets no answer, and is acknowledged.
 func (t *turns) pay(d *delivery) bool {
-	d.message.Payload.paid = t.garbage.allow()
-	if !d.message.Payload.paid {
-		t.drop(d, unanswered)
+	if d.message.Payload.paid = t.garbage.charge(); !d.message.Payload.paid {
+		_ = d.broker.Ack() // as in drop
 	}
 	return d.message.Payload.paid
 }
@@ -342,7 +370,7 @@ func (t *turns) keep() {
 			for _, d := range t.due(now) {
 				_ = d.InProgress() // it may have been settled just now
 			}
-			t.garbage.tell(t.log)
+			t.garbage.tell(t.cfg.log)
 		}
 	}
 }

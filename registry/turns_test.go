@@ -14,7 +14,6 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
-	"omiappreg.org/keyrotation/registry/internal/provision"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -22,7 +21,7 @@ import (
 type line struct {
 	*world
 	consumer jetstream.Consumer
-	metrics  *metrics
+	results  *prometheus.CounterVec
 	developer
 }
 
@@ -40,23 +39,24 @@ func newLine(t *testing.T, ackWait time.Duration) *line {
 	}
 	d := newDeveloper(t, w.store, "org.omiappreg.alice", "s")
 	d.current = events.GenerateSigningKey()
-	return &line{world: w, consumer: consumer, metrics: newMetrics(prometheus.NewRegistry()), developer: *d}
+	return &line{world: w, consumer: consumer, results: newMetrics(prometheus.NewRegistry()).requests, developer: *d}
 }
 
 // turns starts pulling, with a budget for so much garbage, until the test ends or it is stopped.
 func (l *line) turns(garbage int) *turns {
 	l.world.t.Helper()
-	return l.turnsOf(garbage, nil)
+	return l.turnsOf(garbage, func(_ context.Context, services []events.Target) ([]events.Target, error) { return services, nil })
 }
 
 // turnsOf is turns where not every service is bound.
-func (l *line) turnsOf(garbage int, acquainted *acquaintances) *turns {
+func (l *line) turnsOf(garbage int, bound func(context.Context, []events.Target) ([]events.Target, error)) *turns {
 	l.world.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience) // so that Next fails instead of waiting for ever
 	l.world.t.Cleanup(cancel)
-	f := &fair{
-		acquainted: acquainted, garbage: newBudget(rate.NewLimiter(0, garbage), l.metrics.requests), metrics: l.metrics, log: testLog(l.world.t),
-	}
+	f := newFair(fairConfig{
+		bound: bound, masterKeys: l.world.store.masterKeys, metrics: prometheus.NewRegistry(), results: l.results, log: testLog(l.world.t),
+	})
+	f.garbage.answers = rate.NewLimiter(0, garbage)
 	turns, err := f.open(ctx, l.consumer, time.Time{})
 	if err != nil {
 		l.world.t.Fatal(err)
@@ -161,7 +161,7 @@ func TestTurnsOverflow(t *testing.T) {
 	if len(taken[honest]) != 1 {
 		t.Fatal("the honest service's request is not reached")
 	}
-	sentBack := count(t, l.metrics.sentBack)
+	sentBack := count(t, turns.sentBack)
 	info, err := l.consumer.Info(t.Context()) // where this took seconds, some have come again already
 	if err != nil {
 		t.Fatal(err)
@@ -272,7 +272,7 @@ func TestTurnsGarbage(t *testing.T) {
 		t.Errorf("taken: %v", taken)
 	}
 	for result, want := range map[string]float64{"unanswered": sent - budget, "unanswerable": 1} {
-		if got := count(t, l.metrics.requests.WithLabelValues("", result)); got != want {
+		if got := count(t, l.results.WithLabelValues("", result)); got != want {
 			t.Errorf("%v were %s, want %v", got, result, want)
 		}
 	}
@@ -323,7 +323,7 @@ func TestAnotherDurable(t *testing.T) {
 	ours := l.turns(0)
 	subject := l.put("a", 1)
 	first := l.take(ours, 1)[subject][0]
-	if err := ours.take(first.Acknowledger.(*delivery).broker.(jetstream.Msg)); !errors.Is(err, provision.ErrReplaced) {
+	if err := ours.take(first.Acknowledger.(*delivery).broker.(jetstream.Msg)); !errors.Is(err, errReplaced) {
 		t.Errorf("it takes the message: %v", err)
 	}
 }

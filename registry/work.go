@@ -186,3 +186,19 @@ func (p parties) include(in *decision.Incoming) bool {
 	_, ok := p.keys[in.Request.NewKey]
 	return ok
 }
+
+// thin drops the refusals of requests for unbound names beyond the budget.
+func (w *work) thin(b *decision.Batch) {
+	for _, g := range b.Groups {
+		if g.Existed || g.Changed() {
+			continue
+		}
+		for i := range g.Outcomes {
+			o := &g.Outcomes[i]
+			if o.Verdict != decision.Refused || w.messages[o.In.Index].Payload.paid {
+				continue
+			}
+			o.Dropped = !w.charge()
+		}
+	}
+}
