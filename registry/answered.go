@@ -144,7 +144,7 @@ func (one *told) MayHaveRefused(nonce events.Nonce, signedAt, skew int64) bool {
 // their acknowledgement was lost, and a service that was told no must not be told yes. A change
 // that was committed before is found in the history. If the broker doesn't answer, the requests
 // come again later.
-func (in *intake) unanswered(ctx context.Context, messages []*requestMessage, todo []decision.Incoming) []decision.Incoming {
+func (in *intake) unanswered(ctx context.Context, messages []*Message, todo []decision.Incoming) []decision.Incoming {
 	var targets []events.Target
 	seen := map[events.Target]bool{}
 	for i := range todo {

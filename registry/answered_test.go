@@ -249,7 +249,7 @@ func TestReceiptsUnreadable(t *testing.T) {
 	}
 	first, second := again(d.bind()), again(other.bind())
 	handle := func(list ...*letterMessage) {
-		var messages []*requestMessage
+		var messages []*Message
 		for _, one := range list {
 			messages = append(messages, one.message())
 		}

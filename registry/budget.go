@@ -9,14 +9,14 @@ import (
 )
 
 const (
-	garbageAnswers = 100         // receipts a second without a readable nonce, or for unbound names
-	garbageBurst   = waitingEach // as many as may wait here
+	GarbageAnswers = 100         // receipts a second without a readable nonce, or for unbound names
+	GarbageBurst   = waitingEach // as many as may wait here
 )
 
 // Why garbage is dropped, in the metric and in the log.
 const (
 	unanswered   = "unanswered"   // there is more than the budget for answers allows
-	unanswerable = "unanswerable" // its subject names no service that could read an answer
+	Unanswerable = "unanswerable" // its subject names no service that could read an answer
 )
 
 // budget limits how much garbage is answered, and counts the rest. It is safe for concurrent use.
@@ -29,7 +29,7 @@ type budget struct {
 }
 
 func newBudget(results *prometheus.CounterVec) *budget {
-	return &budget{answers: rate.NewLimiter(garbageAnswers, garbageBurst), results: results, dropped: map[string]int{}}
+	return &budget{answers: rate.NewLimiter(GarbageAnswers, GarbageBurst), results: results, dropped: map[string]int{}}
 }
 
 // charge takes one answer from the budget, and reports whether there was one. Otherwise a message is
@@ -42,8 +42,8 @@ func (b *budget) charge() bool {
 	return false
 }
 
-// charge takes an answer from the budget for garbage, as [budget.charge] does.
-func (f *fair) charge() bool { return f.garbage.charge() }
+// Charge takes an answer from the budget for garbage, as [budget.charge] does.
+func (q *Queue) Charge() bool { return q.budget.charge() }
 
 // drop counts garbage that gets no answer.
 func (b *budget) drop(why string) {
@@ -61,6 +61,6 @@ func (b *budget) tell(log *slog.Logger) {
 	b.mu.Unlock()
 	if len(dropped) > 0 {
 		log.Warn("dropped garbage: it has no nonce or is for an unknown service and exceeds the budget for answers, or its subject names no service",
-			unanswered, dropped[unanswered], unanswerable, dropped[unanswerable])
+			unanswered, dropped[unanswered], Unanswerable, dropped[Unanswerable])
 	}
 }

@@ -113,7 +113,7 @@ func TestEarlierKeys(t *testing.T) {
 // answered before most of them; and they are all answered.
 func TestFloodOrder(t *testing.T) {
 	t.Parallel()
-	const forged, garbage = 2000, garbageBurst
+	const forged, garbage = 2000, GarbageBurst
 	w := newWorld(t, testenv.Database(t, testenv.SQLite))
 	if err := EnsureStreamsWithin(t.Context(), w.js, 1, StreamLimits{Waiting: forged}); err != nil {
 		t.Fatal(err)

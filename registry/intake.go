@@ -58,7 +58,7 @@ func (in *intake) issuer() decision.Issuer {
 
 // handle is the consumer's handler. If it returns an error, the whole batch is handled again, and
 // finds the changes that were committed by then.
-func (in *intake) handle(ctx context.Context, messages []*requestMessage) (err error) {
+func (in *intake) handle(ctx context.Context, messages []*Message) (err error) {
 	w := &work{intake: in, messages: messages}
 	w.todo = in.unanswered(ctx, messages, in.parse(messages))
 	in.await = w.finish
@@ -71,13 +71,13 @@ func (in *intake) handle(ctx context.Context, messages []*requestMessage) (err e
 
 // parse runs the first check on each message. If a message's subject names no service, it can't be
 // answered; it is acknowledged with the batch.
-func (in *intake) parse(messages []*requestMessage) []decision.Incoming {
+func (in *intake) parse(messages []*Message) []decision.Incoming {
 	todo := make([]decision.Incoming, 0, len(messages))
 	for i, m := range messages {
 		one := parsed(m, i)
 		switch {
 		case one.Request == nil:
-			in.metrics.requests.WithLabelValues("", unanswerable).Inc()
+			in.metrics.requests.WithLabelValues("", Unanswerable).Inc()
 		case !m.Kept(): // otherwise an earlier try settled it
 			todo = append(todo, one)
 		}
@@ -87,17 +87,17 @@ func (in *intake) parse(messages []*requestMessage) []decision.Incoming {
 }
 
 // parsed returns the request of a message. The fair queue has parsed it already, as a rule.
-func parsed(m *requestMessage, index int) decision.Incoming {
+func parsed(m *Message, index int) decision.Incoming {
 	var one decision.Incoming
-	if m.Payload.in != nil {
-		one = *m.Payload.in
+	if m.Payload.Parsed != nil {
+		one = *m.Payload.Parsed
 		one.Index = index
 	} else {
 		one = decision.NewIncoming(m.Subject, m.Data, m.Stored.Unix(), index)
 	}
-	one.Stored, one.Place = m.Stored, m.Payload.at
+	one.Stored, one.Place = m.Stored, m.Payload.Place
 	// A malformed request is refused for the same reason each time.
-	one.Redelivered = m.Payload.again && one.Refusal == nil
+	one.Redelivered = m.Payload.Redelivered && one.Refusal == nil
 	return one
 }
 
@@ -129,11 +129,11 @@ func (in *intake) decide(ctx context.Context, todo []decision.Incoming) (*decisi
 }
 
 // settle acknowledges what is committed, and hands all messages to the relay.
-func (in *intake) settle(ctx context.Context, messages []*requestMessage, b *decision.Batch, lost map[events.Target]bool) error {
+func (in *intake) settle(ctx context.Context, messages []*Message, b *decision.Batch, lost map[events.Target]bool) error {
 	most := decision.CountRequests(b.Groups)
 	p := publication{Changes: make([]decision.Message, 0, 2*most)}
 	changes := make([]events.Invalidation, 0, most)
-	done := make([]*requestMessage, 0, most)
+	done := make([]*Message, 0, most)
 	for _, g := range b.Groups {
 		if lost[g.Target] {
 			continue
@@ -184,7 +184,7 @@ const (
 
 // hold gives back the requests of services that are on hold. They wait in the stream and come again
 // later.
-func (in *intake) hold(held []decision.Incoming, messages []*requestMessage) {
+func (in *intake) hold(held []decision.Incoming, messages []*Message) {
 	for _, one := range held {
 		m := messages[one.Index]
 		m.Keep()
@@ -198,7 +198,7 @@ func (in *intake) hold(held []decision.Incoming, messages []*requestMessage) {
 	}
 }
 
-func (in *intake) count(o *decision.Outcome, m *requestMessage) {
+func (in *intake) count(o *decision.Outcome, m *Message) {
 	result := "committed"
 	switch o.Verdict {
 	case decision.Duplicate:

@@ -82,7 +82,7 @@ func TestSquatting(t *testing.T) {
 	decideAll(t, in, owner.bind(), squatter.bind())
 	reasons := func(portion int, list ...request) (got []events.Reason) {
 		t.Helper()
-		messages := make([]*requestMessage, len(list))
+		messages := make([]*Message, len(list))
 		for i, r := range list {
 			letter := DeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: testNow}
 			messages[i] = (&letterMessage{letter: letter, settled: make(chan bool, 1)}).message()

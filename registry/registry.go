@@ -88,7 +88,7 @@ type Registry struct {
 	cfg    Config
 	js     jetstream.JetStream
 	relay  *relay
-	queue  *fair
+	queue  *Queue
 	intake *intake
 	aside  *deadLetters
 	fence  *fence
@@ -151,14 +151,14 @@ func New(cfg Config) (*Registry, error) {
 		JetStream: js, Batches: cfg.PublishBatches, Store: cfg.Store, Guard: r.fence,
 		Metrics: cfg.Metrics, Now: cfg.Now, Log: cfg.Log, Overdue: cfg.overdue,
 	})
-	r.queue = newFair(fairConfig{
-		bound: cfg.Store.bound, masterKeys: cfg.Store.masterKeys, conn: cfg.Conn, metrics: cfg.Metrics, results: m.requests, log: cfg.Log,
+	r.queue = NewQueue(QueueConfig{
+		Bound: cfg.Store.bound, MasterKeys: cfg.Store.masterKeys, Conn: cfg.Conn, Metrics: cfg.Metrics, Results: m.requests, Log: cfg.Log,
 	})
 	r.intake = &intake{
 		policy: cfg.Policy, key: cfg.Key, trust: r.fence.trust, own: r.fence.trust.TrustedKeys(), store: cfg.Store, announce: r.relay.Enqueue, fence: r.fence, committed: cfg.Committed,
 		told: (&receipts{js: js, trust: r.fence.trust}).ofAll,
 		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(), inHand: r.inHand,
-		charge: r.queue.charge,
+		charge: r.queue.Charge,
 	}
 	r.aside = &deadLetters{store: cfg.Store, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
 	r.Lookup = newLookup(cfg, js, r.fence)
@@ -202,14 +202,14 @@ func (r *Registry) Run(ctx context.Context) error {
 		}
 	})
 	r.cfg.Log.Info("registry is ready", "origin", r.cfg.Policy.Origin, "public_key", r.cfg.Key.Public().String())
-	err = consume.Run(ctx, consume.Config[queued]{
-		Open: func(ctx context.Context) (consume.Source[queued], error) {
+	err = consume.Run(ctx, consume.Config[Request]{
+		Open: func(ctx context.Context) (consume.Source[Request], error) {
 			consumer, created, until, err := r.watch.Open(ctx)
 			if err != nil {
 				return nil, err
 			}
 			r.serving.Store(true)
-			t, err := r.queue.open(until, consumer, created)
+			t, err := r.queue.Open(until, consumer, created)
 			if err != nil {
 				return nil, err
 			}
@@ -253,7 +253,7 @@ func (r *Registry) prepare(ctx context.Context) error {
 
 // serviceOf names the service that a request is about: the key that one request brings may sign the
 // next.
-func serviceOf(m *requestMessage) string {
+func serviceOf(m *Message) string {
 	for _, prefix := range []string{events.RotationSubject, events.BindingSubject, events.RevocationSubject} {
 		if target, ok := strings.CutPrefix(m.Subject, prefix); ok {
 			return target
@@ -267,7 +267,7 @@ func away(err error) bool {
 	return errors.Is(err, ErrComparing) || errors.Is(err, errReceipts) || sqldb.Transient(err)
 }
 
-func (r *Registry) handle(ctx context.Context, messages []*requestMessage) error {
+func (r *Registry) handle(ctx context.Context, messages []*Message) error {
 	r.deciding.Lock()
 	defer r.deciding.Unlock()
 	return r.intake.handle(ctx, messages)

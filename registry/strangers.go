@@ -12,149 +12,149 @@ import (
 )
 
 // A name that no service has costs nothing to invent, and a receipt for it would be kept for days.
-// So requests for unbound names share one lane and one budget with garbage. Beyond the budget they
+// So requests for unbound names share one queue and one budget with garbage. Beyond the budget they
 // are acknowledged, counted and not answered. A service gets its name by a binding: if the app's
 // Master Key signed one, the name counts as bound from there on, so the requests right behind the
 // binding keep their order.
 //
-// 	take ──▶ known to be bound, or little waits ─────────────────────────────▶ its lane
-// 	  └────▶ unsorted ──▶ sort: asks the database, many at a time ──▶ bound ──▶ its lane
-// 	                                              ├── a binding by the app's Master Key ──▶ its lane
-// 	                                              └── within the budget ──▶ the lane of garbage
+// 	receive ──▶ known to be bound, or little waits ─────────────────────────────▶ its queue
+// 	     └────▶ unsorted ──▶ sort: asks the database, many at a time ──▶ bound ──▶ its queue
+// 	                                                 ├── a binding by the app's Master Key ──▶ its queue
+// 	                                                 └── within the budget ──▶ the queue of garbage
 
 const (
 	sortFrom    = 256    // waiting messages: with fewer, it doesn't matter who they are for
-	knownAtMost = 65_536 // services that are remembered as bound; some 100 bytes each
+	boundAtMost = 65_536 // services that are remembered as bound; some 100 bytes each
 
 	tellEach = 10 * time.Second // the log gets one line for all failures in this time
 )
 
-// acquaintances remembers which services are bound. It is safe for concurrent use.
-type acquaintances struct {
+// boundNames remembers which services are bound. It is safe for concurrent use.
+type boundNames struct {
 	seed maphash.Seed
-	// known: hashes: if two are equal, a stranger gets a lane of its own.
+	// known: hashes: if two are equal, a stranger gets a queue of its own.
 	known *lru.Cache[uint64, struct{}]
 }
 
-func newAcquaintances() *acquaintances {
-	known, err := lru.New[uint64, struct{}](knownAtMost)
+func newBoundNames() *boundNames {
+	known, err := lru.New[uint64, struct{}](boundAtMost)
 	if err != nil {
 		panic("registry: " + err.Error()) // it refuses only sizes below 1
 	}
-	return &acquaintances{maphash.MakeSeed(), known}
+	return &boundNames{maphash.MakeSeed(), known}
 }
 
-// knows reports whether a service is remembered as bound.
-func (a *acquaintances) knows(t events.Target) bool {
-	_, known := a.known.Get(maphash.Comparable(a.seed, t))
+// has reports whether a service is remembered as bound.
+func (b *boundNames) has(t events.Target) bool {
+	_, known := b.known.Get(maphash.Comparable(b.seed, t))
 	return known
 }
 
-func (a *acquaintances) learn(t events.Target) {
-	a.known.Add(maphash.Comparable(a.seed, t), struct{}{})
+func (b *boundNames) add(t events.Target) {
+	b.known.Add(maphash.Comparable(b.seed, t), struct{}{})
 }
 
-// meet asks which of these messages are for bound services, and remembers those. masters are the
+// ask asks which of these messages are for bound services, and remembers those. masters are the
 // Master Keys of the apps of the other messages that are bindings.
-func (f *fair) meet(ctx context.Context, list []*delivery) (masters map[events.AppID]events.PublicKey, err error) {
+func (q *Queue) ask(ctx context.Context, list []*item) (masters map[events.AppID]events.PublicKey, err error) {
 	targets := make([]events.Target, len(list))
-	for i, d := range list {
-		targets[i] = d.request.Request.Target
+	for i, it := range list {
+		targets[i] = it.request.Request.Target
 	}
-	bound, err := f.cfg.bound(ctx, targets)
+	bound, err := q.cfg.Bound(ctx, targets)
 	if err != nil {
 		return nil, err
 	}
 	for _, t := range bound {
-		f.acquainted.learn(t)
+		q.known.add(t)
 	}
 	var apps []events.AppID
-	for i, d := range list {
-		if d.binds() && !f.acquainted.knows(targets[i]) {
+	for i, it := range list {
+		if it.binds() && !q.known.has(targets[i]) {
 			apps = append(apps, targets[i].App)
 		}
 	}
-	return f.cfg.masterKeys(ctx, apps)
+	return q.cfg.MasterKeys(ctx, apps)
 }
 
 // binds reports whether the message has the form of a binding.
-func (d *delivery) binds() bool {
-	return d.request.Refusal == nil && d.request.Request.Kind == events.Binding
+func (it *item) binds() bool {
+	return it.request.Refusal == nil && it.request.Request.Kind == events.Binding
 }
 
-// setAside keeps a message that must be sorted first, and reports whether it did. It also returns
+// sortFirst keeps a message that must be sorted first, and reports whether it did. It also returns
 // true for a copy of a message that is here. The messages of one service keep their order.
-func (t *turns) setAside(d *delivery) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.known[d.message.Sequence] != nil {
-		return true // they are settled together
+func (s *source) sortFirst(it *item) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.here[it.message.Sequence] != nil {
+		return true // they are finished together
 	}
-	target := d.target()
-	if target.IsZero() || t.sorting[target] == 0 && (t.waiting+t.unsorted < sortFrom || t.acquainted.knows(target)) {
+	target := it.target()
+	if target.IsZero() || s.sorting[target] == 0 && (s.waiting+s.unsorted < sortFrom || s.known.has(target)) {
 		return false
 	}
-	t.known[d.message.Sequence] = d
-	t.sorting[target]++
-	t.unsorted++
-	t.strangers = append(t.strangers, d)
-	t.changed.Broadcast()
+	s.here[it.message.Sequence] = it
+	s.sorting[target]++
+	s.unsorted++
+	s.toSort = append(s.toSort, it)
+	s.changed.Broadcast()
 	return true
 }
 
 // sort finds out which services messages are for, until pull has ended.
-func (t *turns) sort() {
-	defer close(t.sorter)
+func (s *source) sort() {
+	defer close(s.sorter)
 	warnings := rate.Sometimes{First: 1, Interval: tellEach}
 	for {
-		t.mu.Lock()
-		for len(t.strangers) == 0 && t.err == nil {
-			t.changed.Wait()
+		s.mu.Lock()
+		for len(s.toSort) == 0 && s.err == nil {
+			s.changed.Wait()
 		}
-		if t.err != nil {
-			t.mu.Unlock()
+		if s.err != nil {
+			s.mu.Unlock()
 			return
 		}
-		list := t.strangers
-		t.strangers = nil
-		for _, d := range list {
-			d.follows = t.lanes[d.request.Request.Target] != nil
+		list := s.toSort
+		s.toSort = nil
+		for _, it := range list {
+			it.follows = s.queues[it.request.Request.Target] != nil
 		}
-		t.mu.Unlock()
-		masters, err := t.meet(t.ctx, list)
-		if err != nil && t.ctx.Err() == nil {
+		s.mu.Unlock()
+		masters, err := s.ask(s.ctx, list)
+		if err != nil && s.ctx.Err() == nil {
 			warnings.Do(func() {
-				t.cfg.log.Warn("can't tell which services are bound; requests that may be for unbound names get queues of their own", "error", err)
+				s.cfg.Log.Warn("can't tell which services are bound; requests that may be for unbound names get queues of their own", "error", err)
 			})
 		}
-		for _, d := range list {
-			t.sorted(d, masters, err == nil)
+		for _, it := range list {
+			s.sorted(it, masters, err == nil)
 		}
 	}
 }
 
-// sorted puts a message into the lane where it belongs.
-func (t *turns) sorted(d *delivery, masters map[events.AppID]events.PublicKey, asked bool) {
-	target := d.request.Request.Target
-	lane, most := target, inHandEach
-	if asked && !d.follows && !t.acquainted.knows(target) {
-		if d.binds() && signedBy(masters[target.App], d.request.Request) {
-			t.acquainted.learn(target)
+// sorted puts a message into the queue where it belongs.
+func (s *source) sorted(it *item, masters map[events.AppID]events.PublicKey, asked bool) {
+	target := it.request.Request.Target
+	to, most := target, inHandEach
+	if asked && !it.follows && !s.known.has(target) {
+		if it.binds() && signedBy(masters[target.App], it.request.Request) {
+			s.known.add(target)
 		} else {
-			lane, most = events.Target{}, inHandGarbage
+			to, most = events.Target{}, inHandGarbage
 		}
 	}
-	t.mu.Lock()
-	delete(t.known, d.message.Sequence)
-	if t.sorting[target]--; t.sorting[target] == 0 {
-		delete(t.sorting, target)
+	s.mu.Lock()
+	delete(s.here, it.message.Sequence)
+	if s.sorting[target]--; s.sorting[target] == 0 {
+		delete(s.sorting, target)
 	}
-	if t.unsorted--; t.waiting+t.unsorted == waitingAll-1 {
-		t.changed.Broadcast()
+	if s.unsorted--; s.waiting+s.unsorted == waitingAll-1 {
+		s.changed.Broadcast()
 	}
-	t.mu.Unlock()
-	if !lane.IsZero() || t.pay(d) {
-		t.queue(d, lane, most)
+	s.mu.Unlock()
+	if !to.IsZero() || s.pay(it) {
+		s.enqueue(it, to, most)
 	}
 }
 

@@ -55,7 +55,7 @@ func TestInventedNames(t *testing.T) {
 	}
 	w.drained()
 	answered := int(w.state(streams.Receipts).LastSeq-before) - rotations
-	most := garbageBurst + int(garbageAnswers*time.Since(began).Seconds()) + 1
+	most := GarbageBurst + int(GarbageAnswers*time.Since(began).Seconds()) + 1
 	t.Logf("%d rotations meanwhile; %d were answered", rotations, answered)
 	if answered > most || answered == 0 {
 		t.Errorf("%d of %d are answered, want %d at most", answered, messages, most)

@@ -30,62 +30,62 @@ const (
 	// The broker delivers messages that went back before all new ones, so they must return slowly:
 	// this many a second. They return in groups, because the broker searches everything that is
 	// pending each time one is due.
-	comeAgainRate  = 1000
-	comeAgainFirst = 2 * time.Second
-	comeAgainEach  = 500 * time.Millisecond
+	returnRate  = 1000
+	returnFirst = 2 * time.Second
+	returnEach  = 500 * time.Millisecond
 )
 
-// fair is what all fair queues of a registry share. A fair queue hands over one message of each
+// Queue is what all fair queues of a registry share. A fair queue hands over one message of each
 // service in turn. A service that is flooded with requests, by anyone, waits only for itself.
 //
-//	broker ──▶ pull ──▶ a lane for each service ──▶ Next, one of each lane in turn ──▶ consume
+//	broker ──▶ pull ──▶ a queue for each service ──▶ Next, one of each in turn ──▶ consume
 //	             │                 ▲                                                      │
-//	             │                 └── no more than inHandEach of a lane until it settles ─┘
+//	             │                 └── no more than inHandEach of each until it is finished ─┘
 //	             ├── more than waitingEach of a service: back to the broker, for a while
 //	             ├── for a service that may not be bound: sorted first (strangers.go)
 //	             └── garbage beyond its budget, or no service: acknowledged and counted
 //
 // It pulls as fast as the broker delivers, because an honest service's request may be behind the
 // flood in the stream.
-type fair struct {
-	cfg        fairConfig
-	acquainted *acquaintances
-	garbage    *budget
-	sentBack   prometheus.Counter
-	current    atomic.Pointer[turns] // nil: none was opened yet
+type Queue struct {
+	cfg      QueueConfig
+	known    *boundNames
+	budget   *budget
+	sentBack prometheus.Counter
+	current  atomic.Pointer[source] // nil: none was opened yet
 }
 
-// fairConfig says what a fair queue works with.
-type fairConfig struct {
-	// bound returns those of the services that were ever bound.
-	bound func(context.Context, []events.Target) ([]events.Target, error)
-	// masterKeys returns the Master Keys of the apps that exist.
-	masterKeys func(context.Context, []events.AppID) (map[events.AppID]events.PublicKey, error)
-	conn       *nats.Conn // tells why nothing comes; nil disables the question
-	metrics    prometheus.Registerer
-	results    *prometheus.CounterVec // requests by kind and result
-	log        *slog.Logger
+// QueueConfig says what a fair queue works with.
+type QueueConfig struct {
+	// Bound returns those of the services that were ever bound.
+	Bound func(context.Context, []events.Target) ([]events.Target, error)
+	// MasterKeys returns the Master Keys of the apps that exist.
+	MasterKeys func(context.Context, []events.AppID) (map[events.AppID]events.PublicKey, error)
+	Conn       *nats.Conn // tells why nothing comes; nil disables the question
+	Metrics    prometheus.Registerer
+	Results    *prometheus.CounterVec // requests by kind and result
+	Log        *slog.Logger
 }
 
-func newFair(cfg fairConfig) *fair {
-	f := &fair{
-		cfg: cfg, acquainted: newAcquaintances(), garbage: newBudget(cfg.results),
+func NewQueue(cfg QueueConfig) *Queue {
+	q := &Queue{
+		cfg: cfg, known: newBoundNames(), budget: newBudget(cfg.Results),
 		sentBack: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "omi_registry_sent_back_total", Help: "Requests that were sent back to be delivered later because too many of their service wait.",
 		}),
 	}
-	cfg.metrics.MustRegister(f.sentBack, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	cfg.Metrics.MustRegister(q.sentBack, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_requests_waiting_here", Help: "Requests that wait in this process for their turn.",
-	}, func() float64 { return float64(f.current.Load().count()) }))
-	return f
+	}, func() float64 { return float64(q.current.Load().count()) }))
+	return q
 }
 
-// errReplaced ends the pulling from a stream or a durable that is another one by now.
-var errReplaced = errors.New("the stream or its durable was deleted or created again")
+// ErrReplaced ends the pulling from a stream or a durable that is another one by now.
+var ErrReplaced = errors.New("the stream or its durable was deleted or created again")
 
-// turns is the fair queue. It implements [consume.Source].
-type turns struct {
-	*fair
+// source is the fair queue. It implements [consume.Source].
+type source struct {
+	*Queue
 	ctx       context.Context // ends the pulling, and all waiting
 	stop      context.CancelFunc
 	iterator  *consume.Iterator
@@ -96,306 +96,306 @@ type turns struct {
 	pulled    chan struct{} // closed when pull has ended and has given back its messages
 
 	mu      sync.Mutex
-	changed sync.Cond // with mu: a lane is ready, there is room again, or the queue ends
-	lanes   map[events.Target]*lane
-	ready   []*lane              // lanes that Next may take from, each once, in turn
-	waiting int                  // in all lanes
-	known   map[uint64]*delivery // messages that wait or are in hand, by their places in the stream
-	again   time.Time            // when the last message that went back returns
-	err     error                // why pull ended
+	changed sync.Cond // with mu: a queue is ready, there is room again, or the queue ends
+	queues  map[events.Target]*serviceQueue
+	ready   []*serviceQueue  // queues that Next may take from, each once, in turn
+	waiting int              // in all queues
+	here    map[uint64]*item // messages that wait or are in hand, by their places in the stream
+	returns time.Time        // when the last message that went back returns
+	err     error            // why pull ended
 
-	strangers []*delivery           // messages to sort
-	unsorted  int                   // these, and those being sorted
-	sorting   map[events.Target]int // the same, by service
-	sorter    chan struct{}         // closed when sort has ended
+	toSort   []*item               // messages to sort
+	unsorted int                   // these, and those being sorted
+	sorting  map[events.Target]int // the same, by service
+	sorter   chan struct{}         // closed when sort has ended
 }
 
-// lane is the queue of one service. The lane with a zero target is for all garbage.
-type lane struct {
+// serviceQueue is the queue of one service. The one with a zero target is for all garbage.
+type serviceQueue struct {
 	target  events.Target
 	most    int // limit of inHand
 	inHand  int
-	waiting []*delivery
-	ready   bool // it is in turns.ready
+	waiting []*item
+	ready   bool // it is in source.ready
 }
 
-// open starts to pull from the registry's durable on the stream that was created then, until ctx
+// Open starts to pull from the registry's durable on the stream that was created then, until ctx
 // ends.
-func (f *fair) open(ctx context.Context, consumer jetstream.Consumer, created time.Time) (*turns, error) {
+func (q *Queue) Open(ctx context.Context, consumer jetstream.Consumer, created time.Time) (*source, error) {
 	info := consumer.CachedInfo()
-	t := &turns{
-		fair: f, ackWait: info.Config.AckWait, created: created.UnixNano(), since: info.Created, pulled: make(chan struct{}),
-		lanes: map[events.Target]*lane{}, known: map[uint64]*delivery{},
+	s := &source{
+		Queue: q, ackWait: info.Config.AckWait, created: created.UnixNano(), since: info.Created, pulled: make(chan struct{}),
+		queues: map[events.Target]*serviceQueue{}, here: map[uint64]*item{},
 		sorting: map[events.Target]int{}, sorter: make(chan struct{}),
 	}
-	t.changed.L = &t.mu
-	t.ctx, t.stop = context.WithCancel(ctx)
+	s.changed.L = &s.mu
+	s.ctx, s.stop = context.WithCancel(ctx)
 	var err error
-	if t.iterator, err = consume.NewPull(consumer, f.cfg.conn, pullAtMost).Start(t.ctx); err != nil {
-		t.stop()
+	if s.iterator, err = consume.NewPull(consumer, q.cfg.Conn, pullAtMost).Start(s.ctx); err != nil {
+		s.stop()
 		return nil, err
 	}
-	context.AfterFunc(t.ctx, t.wake)
-	f.current.Store(t)
-	go t.pull()
-	go t.sort()
-	go t.keep()
-	return t, nil
+	context.AfterFunc(s.ctx, s.wake)
+	q.current.Store(s)
+	go s.pull()
+	go s.sort()
+	go s.keep()
+	return s, nil
 }
 
 // wake lets all that wait look again.
-func (t *turns) wake() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.changed.Broadcast()
+func (s *source) wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changed.Broadcast()
 }
 
 // count returns how many requests wait here.
-func (t *turns) count() int {
-	if t == nil {
+func (s *source) count() int {
+	if s == nil {
 		return 0
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.waiting + t.unsorted
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.waiting + s.unsorted
 }
 
-// Next implements [consume.Source]. It takes one message of each lane in turn.
-func (t *turns) Next(ctx context.Context, batch []*requestMessage, limit int) ([]*requestMessage, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	idle := func() bool { return (limit == 0 || len(t.ready) == 0) && t.err == nil && ctx.Err() == nil }
+// Next implements [consume.Source]. It takes one message of each queue in turn.
+func (s *source) Next(ctx context.Context, batch []*Message, limit int) ([]*Message, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	idle := func() bool { return (limit == 0 || len(s.ready) == 0) && s.err == nil && ctx.Err() == nil }
 	if idle() {
-		stop := context.AfterFunc(ctx, t.wake)
+		stop := context.AfterFunc(ctx, s.wake)
 		defer stop()
 	}
 	for idle() {
-		t.changed.Wait()
+		s.changed.Wait()
 	}
-	if t.err != nil {
-		return batch, t.err
+	if s.err != nil {
+		return batch, s.err
 	}
-	for len(batch) < limit && len(t.ready) > 0 {
-		batch = append(batch, &t.next().message)
+	for len(batch) < limit && len(s.ready) > 0 {
+		batch = append(batch, &s.dequeue().message)
 	}
 	return batch, nil
 }
 
-// next takes the first message of the lane whose turn it is. The caller holds t.mu.
-func (t *turns) next() *delivery {
-	l := t.ready[0]
-	t.ready = t.ready[1:]
-	d := l.waiting[0]
-	l.waiting[0] = nil
-	l.waiting = l.waiting[1:]
-	l.inHand++
-	l.ready = false
-	t.rank(l)
-	if t.waiting--; t.waiting+t.unsorted == waitingAll-1 {
-		t.changed.Broadcast()
+// dequeue takes the first message of the queue whose turn it is. The caller holds s.mu.
+func (s *source) dequeue() *item {
+	sq := s.ready[0]
+	s.ready = s.ready[1:]
+	it := sq.waiting[0]
+	sq.waiting[0] = nil
+	sq.waiting = sq.waiting[1:]
+	sq.inHand++
+	sq.ready = false
+	s.lineUp(sq)
+	if s.waiting--; s.waiting+s.unsorted == waitingAll-1 {
+		s.changed.Broadcast()
 	}
-	return d
+	return it
 }
 
 // AckWait implements [consume.Source].
-func (t *turns) AckWait() time.Duration { return t.ackWait }
+func (s *source) AckWait() time.Duration { return s.ackWait }
 
-// rank puts a lane that may go on at the end of the line. The caller holds t.mu.
-func (t *turns) rank(l *lane) {
+// lineUp puts a queue that may go on at the end of the line. The caller holds s.mu.
+func (s *source) lineUp(sq *serviceQueue) {
 	switch {
-	case l.ready:
-	case len(l.waiting) > 0 && l.inHand < l.most:
-		l.ready = true
-		t.ready = append(t.ready, l)
-		t.changed.Broadcast()
-	case len(l.waiting) == 0 && l.inHand == 0:
-		delete(t.lanes, l.target)
+	case sq.ready:
+	case len(sq.waiting) > 0 && sq.inHand < sq.most:
+		sq.ready = true
+		s.ready = append(s.ready, sq)
+		s.changed.Broadcast()
+	case len(sq.waiting) == 0 && sq.inHand == 0:
+		delete(s.queues, sq.target)
 	}
 }
 
 // Close implements [consume.Source].
-func (t *turns) Close() {
-	t.stop()
-	<-t.pulled
+func (s *source) Close() {
+	s.stop()
+	<-s.pulled
 }
 
 // pull takes what the broker delivers, until the context or the broker's iterator ends.
-func (t *turns) pull() {
-	defer close(t.pulled)
-	defer t.iterator.Close()
+func (s *source) pull() {
+	defer close(s.pulled)
+	defer s.iterator.Close()
 	for {
-		t.room()
-		msg, err := t.iterator.Next()
+		s.room()
+		msg, err := s.iterator.Next()
 		if err == nil {
-			err = t.take(msg)
+			err = s.receive(msg)
 		}
 		if err != nil {
-			t.end(err)
+			s.end(err)
 			return
 		}
 	}
 }
 
 // room waits until another message may wait here.
-func (t *turns) room() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for t.waiting+t.unsorted >= waitingAll && t.ctx.Err() == nil {
-		t.changed.Wait()
+func (s *source) room() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.waiting+s.unsorted >= waitingAll && s.ctx.Err() == nil {
+		s.changed.Wait()
 	}
 }
 
 // end lets Next return, and gives back what waits. Giving back is best effort: the broker finds out
 // anyway.
-func (t *turns) end(err error) {
-	t.mu.Lock()
-	t.err = err
-	waiting := t.strangers
-	t.strangers = nil
-	for _, l := range t.lanes {
-		waiting = append(waiting, l.waiting...)
-		l.waiting = nil
+func (s *source) end(err error) {
+	s.mu.Lock()
+	s.err = err
+	waiting := s.toSort
+	s.toSort = nil
+	for _, sq := range s.queues {
+		waiting = append(waiting, sq.waiting...)
+		sq.waiting = nil
 	}
-	t.lanes, t.ready, t.waiting = map[events.Target]*lane{}, nil, 0
-	t.known = map[uint64]*delivery{}
-	t.changed.Broadcast()
-	t.mu.Unlock()
-	<-t.sorter
-	for _, d := range waiting {
-		_ = d.broker.NakWithDelay(0)
+	s.queues, s.ready, s.waiting = map[events.Target]*serviceQueue{}, nil, 0
+	s.here = map[uint64]*item{}
+	s.changed.Broadcast()
+	s.mu.Unlock()
+	<-s.sorter
+	for _, it := range waiting {
+		_ = it.broker.NakWithDelay(0)
 	}
 }
 
-// take puts a message into its lane, unless it is garbage beyond the budget or must be sorted
+// receive puts a message into its queue, unless it is garbage beyond the budget or must be sorted
 // first.
-func (t *turns) take(msg jetstream.Msg) error {
-	d, err := newDelivery(t, msg)
+func (s *source) receive(msg jetstream.Msg) error {
+	it, err := newItem(s, msg)
 	if err != nil {
 		return err
 	}
-	if d.message.Delivery <= t.delivered {
-		return errReplaced // it may be another stream, which counts from 1 again
+	if it.message.Delivery <= s.delivered {
+		return ErrReplaced // it may be another stream, which counts from 1 again
 	}
-	t.delivered = d.message.Delivery
-	target, most := d.target(), inHandEach
+	s.delivered = it.message.Delivery
+	target, most := it.target(), inHandEach
 	if target.IsZero() {
 		most = inHandGarbage
 	}
 	switch {
-	case d.parsed() != nil && d.parsed().Request == nil:
-		t.drop(d, unanswerable)
+	case it.parsed() != nil && it.parsed().Request == nil:
+		s.drop(it, Unanswerable)
 		return nil
-	case d.garbage() && !t.pay(d):
+	case it.garbage() && !s.pay(it):
 		return nil
 	}
-	if !t.setAside(d) {
-		t.queue(d, target, most)
+	if !s.sortFirst(it) {
+		s.enqueue(it, target, most)
 	}
 	return nil
 }
 
-// queue puts a message into a lane, unless the lane is full.
-func (t *turns) queue(d *delivery, target events.Target, most int) {
-	full, after := t.add(d, target, most)
+// enqueue puts a message into a queue, unless the queue is full.
+func (s *source) enqueue(it *item, target events.Target, most int) {
+	full, after := s.add(it, target, most)
 	switch {
 	case full && target.IsZero():
-		t.drop(d, unanswered)
+		s.drop(it, unanswered)
 	case full:
-		t.sentBack.Inc()
-		_ = d.broker.NakWithDelay(after) // if this fails, it returns sooner
+		s.sentBack.Inc()
+		_ = it.broker.NakWithDelay(after) // if this fails, it returns sooner
 	}
 }
 
-// add puts a message into its lane. If the lane is full, it returns after which time the message
+// add puts a message into its queue. If the queue is full, it returns after which time the message
 // may return.
-func (t *turns) add(d *delivery, target events.Target, most int) (full bool, after time.Duration) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.known[d.message.Sequence] != nil {
+func (s *source) add(it *item, target events.Target, most int) (full bool, after time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.here[it.message.Sequence] != nil {
 		return false, 0 // a copy came meanwhile
 	}
-	if t.err != nil { // the queue ended meanwhile
-		_ = d.broker.NakWithDelay(0) // as in end
+	if s.err != nil { // the queue ended meanwhile
+		_ = it.broker.NakWithDelay(0) // as in end
 		return false, 0
 	}
-	l := t.lanes[target]
-	if l == nil {
-		l = &lane{target: target, most: most}
-		t.lanes[target] = l
+	sq := s.queues[target]
+	if sq == nil {
+		sq = &serviceQueue{target: target, most: most}
+		s.queues[target] = sq
 	}
-	if len(l.waiting) >= waitingEach {
-		return true, t.comesAgain(time.Now())
+	if len(sq.waiting) >= waitingEach {
+		return true, s.returnAfter(time.Now())
 	}
-	d.lane, t.known[d.message.Sequence] = l, d
-	l.waiting = append(l.waiting, d)
-	t.waiting++
-	t.rank(l)
+	it.queue, s.here[it.message.Sequence] = sq, it
+	sq.waiting = append(sq.waiting, it)
+	s.waiting++
+	s.lineUp(sq)
 	return false, 0
 }
 
-// comesAgain returns the delay for one more message that goes back. The caller holds t.mu.
-func (t *turns) comesAgain(now time.Time) time.Duration {
-	if first := now.Add(comeAgainFirst); t.again.Before(first) {
-		t.again = first
+// returnAfter returns the delay for one more message that goes back. The caller holds s.mu.
+func (s *source) returnAfter(now time.Time) time.Duration {
+	if first := now.Add(returnFirst); s.returns.Before(first) {
+		s.returns = first
 	}
-	t.again = t.again.Add(time.Second / comeAgainRate)
-	return t.again.Truncate(comeAgainEach).Sub(now)
+	s.returns = s.returns.Add(time.Second / returnRate)
+	return s.returns.Truncate(returnEach).Sub(now)
 }
 
 // pay charges a message's answer to the budget for garbage, and reports whether that was possible.
 // Otherwise the message gets no answer, and is acknowledged.
-func (t *turns) pay(d *delivery) bool {
-	if d.message.Payload.paid = t.garbage.charge(); !d.message.Payload.paid {
-		_ = d.broker.Ack() // as in drop
+func (s *source) pay(it *item) bool {
+	if it.message.Payload.Paid = s.budget.charge(); !it.message.Payload.Paid {
+		_ = it.broker.Ack() // as in drop
 	}
-	return d.message.Payload.paid
+	return it.message.Payload.Paid
 }
 
 // drop acknowledges garbage that gets no answer.
-func (t *turns) drop(d *delivery, why string) {
-	_ = d.broker.Ack() // if this fails, it is delivered again
-	t.garbage.drop(why)
+func (s *source) drop(it *item, why string) {
+	_ = it.broker.Ack() // if this fails, it is delivered again
+	s.budget.drop(why)
 }
 
 // keep tells the broker in time that waiting messages and those in hand are still ours, and logs
 // what was dropped.
-func (t *turns) keep() {
+func (s *source) keep() {
 	ticker := time.NewTicker(extendEach)
 	defer ticker.Stop()
 	for {
 		select {
-		case <-t.pulled:
+		case <-s.pulled:
 			return
 		case now := <-ticker.C:
-			for _, d := range t.due(now) {
-				_ = d.InProgress() // it may have been settled just now
+			for _, it := range s.due(now) {
+				_ = it.InProgress() // it may have been finished just now
 			}
-			t.garbage.tell(t.cfg.log)
+			s.budget.tell(s.cfg.Log)
 		}
 	}
 }
 
 // due returns the messages that the broker has not heard of for a while.
-func (t *turns) due(now time.Time) (due []*delivery) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, d := range t.known {
-		if now.Sub(d.since) >= extendEach/2 {
-			d.since = now
-			due = append(due, d)
+func (s *source) due(now time.Time) (due []*item) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, it := range s.here {
+		if now.Sub(it.since) >= extendEach/2 {
+			it.since = now
+			due = append(due, it)
 		}
 	}
 	return due
 }
 
-// settled makes room in its lane after a message in hand was settled.
-func (t *turns) settled(d *delivery) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.known[d.message.Sequence] != d {
-		return // settled before, or t has ended
+// finish makes room in its queue after a message in hand was finished.
+func (s *source) finish(it *item) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.here[it.message.Sequence] != it {
+		return // finished before, or s has ended
 	}
-	delete(t.known, d.message.Sequence)
-	d.lane.inHand--
-	t.rank(d.lane)
+	delete(s.here, it.message.Sequence)
+	it.queue.inHand--
+	s.lineUp(it.queue)
 }

@@ -43,21 +43,21 @@ func newLine(t *testing.T, ackWait time.Duration) *line {
 }
 
 // turns starts pulling, with a budget for so much garbage, until the test ends or it is stopped.
-func (l *line) turns(garbage int) *turns {
+func (l *line) turns(garbage int) *source {
 	l.world.t.Helper()
 	return l.turnsOf(garbage, func(_ context.Context, services []events.Target) ([]events.Target, error) { return services, nil })
 }
 
 // turnsOf is turns where not every service is bound.
-func (l *line) turnsOf(garbage int, bound func(context.Context, []events.Target) ([]events.Target, error)) *turns {
+func (l *line) turnsOf(garbage int, bound func(context.Context, []events.Target) ([]events.Target, error)) *source {
 	l.world.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience) // so that Next fails instead of waiting for ever
 	l.world.t.Cleanup(cancel)
-	f := newFair(fairConfig{
-		bound: bound, masterKeys: l.world.store.masterKeys, metrics: prometheus.NewRegistry(), results: l.results, log: testLog(l.world.t),
+	f := NewQueue(QueueConfig{
+		Bound: bound, MasterKeys: l.world.store.masterKeys, Metrics: prometheus.NewRegistry(), Results: l.results, Log: testLog(l.world.t),
 	})
-	f.garbage.answers = rate.NewLimiter(0, garbage)
-	turns, err := f.open(ctx, l.consumer, time.Time{})
+	f.budget.answers = rate.NewLimiter(0, garbage)
+	turns, err := f.Open(ctx, l.consumer, time.Time{})
 	if err != nil {
 		l.world.t.Fatal(err)
 	}
@@ -86,9 +86,9 @@ func (l *line) store(subject, payload string) {
 }
 
 // take takes n messages, and returns them by subject. Within a subject they come in the stream's order.
-func (l *line) take(turns *turns, n int) map[string][]*requestMessage {
+func (l *line) take(turns *source, n int) map[string][]*Message {
 	l.world.t.Helper()
-	taken, last := map[string][]*requestMessage{}, map[string]uint64{}
+	taken, last := map[string][]*Message{}, map[string]uint64{}
 	for range n {
 		batch, err := turns.Next(l.world.t.Context(), nil, 1)
 		if err != nil {
@@ -128,10 +128,10 @@ func TestTurns(t *testing.T) {
 	if len(taken[flooded]) != inHandEach || len(taken[honest]) != 3 {
 		t.Fatalf("%d of the flooded service and %d of the honest one are in hand", len(taken[flooded]), len(taken[honest]))
 	}
-	for i, settle := range []func(*requestMessage) error{
-		(*requestMessage).Ack, (*requestMessage).Nak,
-		func(m *requestMessage) error { return m.TermWithReason("test") },
-		func(m *requestMessage) error { return m.NakWithDelay(time.Hour) },
+	for i, settle := range []func(*Message) error{
+		(*Message).Ack, (*Message).Nak,
+		func(m *Message) error { return m.TermWithReason("test") },
+		func(m *Message) error { return m.NakWithDelay(time.Hour) },
 	} {
 		if err := settle(taken[flooded][i]); err != nil {
 			t.Fatal(err)
@@ -171,7 +171,7 @@ func TestTurnsOverflow(t *testing.T) {
 	}
 	_ = taken[honest][0].Ack()
 	seen := map[uint64]bool{}
-	settle := func(msg *requestMessage) {
+	settle := func(msg *Message) {
 		if msg.Subject != flooded {
 			t.Fatal(msg.Subject)
 		}
@@ -323,7 +323,7 @@ func TestAnotherDurable(t *testing.T) {
 	ours := l.turns(0)
 	subject := l.put("a", 1)
 	first := l.take(ours, 1)[subject][0]
-	if err := ours.take(first.Acknowledger.(*delivery).broker.(jetstream.Msg)); !errors.Is(err, errReplaced) {
+	if err := ours.receive(first.Acknowledger.(*item).broker.(jetstream.Msg)); !errors.Is(err, ErrReplaced) {
 		t.Errorf("it takes the message: %v", err)
 	}
 }

@@ -21,7 +21,7 @@ import (
 // find alone. Requests that have one in common are decided in the order of the stream.
 type work struct {
 	*intake
-	messages []*requestMessage
+	messages []*Message
 	todo     []decision.Incoming // in the order of the stream
 	writing  *writing            // nil: nothing is being committed
 	futile   int                 // commits in a row in which nothing stood
@@ -195,7 +195,7 @@ func (w *work) thin(b *decision.Batch) {
 		}
 		for i := range g.Outcomes {
 			o := &g.Outcomes[i]
-			if o.Verdict != decision.Refused || w.messages[o.In.Index].Payload.paid {
+			if o.Verdict != decision.Refused || w.messages[o.In.Index].Payload.Paid {
 				continue
 			}
 			o.Dropped = !w.charge()

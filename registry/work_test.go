@@ -64,7 +64,7 @@ func handled(t *testing.T, store *Store, log []sent, size int, side *int) (answe
 	t.Helper()
 	in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 12}, func() time.Time { return time.Unix(testNow, 0) })
 	in.portion, in.committed = size, func([]events.Invalidation) {}
-	messages := make([]*requestMessage, len(log))
+	messages := make([]*Message, len(log))
 	for i, m := range log {
 		letter := DeadLetter{Subject: m.subject, Payload: m.payload, StoredAt: testNow}
 		messages[i] = (&letterMessage{letter: letter, settled: make(chan bool, 1)}).message()
