@@ -16,6 +16,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/queue"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -144,7 +145,7 @@ func (one *told) MayHaveRefused(nonce events.Nonce, signedAt, skew int64) bool {
 // their acknowledgement was lost, and a service that was told no must not be told yes. A change
 // that was committed before is found in the history. If the broker doesn't answer, the requests
 // come again later.
-func (in *intake) unanswered(ctx context.Context, messages []*Message, todo []decision.Incoming) []decision.Incoming {
+func (in *intake) unanswered(ctx context.Context, messages []*queue.Message, todo []decision.Incoming) []decision.Incoming {
 	var targets []events.Target
 	seen := map[events.Target]bool{}
 	for i := range todo {

@@ -13,6 +13,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/queue"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -249,7 +250,7 @@ func TestReceiptsUnreadable(t *testing.T) {
 	}
 	first, second := again(d.bind()), again(other.bind())
 	handle := func(list ...*letterMessage) {
-		var messages []*Message
+		var messages []*queue.Message
 		for _, one := range list {
 			messages = append(messages, one.message())
 		}

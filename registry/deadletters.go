@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
 // ErrNoDeadLetter means that no dead letter has this id: it never existed, or it is decided by now.
@@ -49,7 +50,7 @@ const (
 // newDeadLetter returns what is kept of a message. Its id is a hash, so that the rows of a day
 // spread over a cluster. A message that is delivered again after it was set aside is the same row.
 // One at the same place of another stream is not.
-func newDeadLetter(m *Message, why consume.Fault, now time.Time) DeadLetter {
+func newDeadLetter(m *queue.Message, why consume.Fault, now time.Time) DeadLetter {
 	name := fmt.Sprintf("%d %d %s ", m.Stored.UnixNano(), m.Sequence, m.Subject)
 	hash := sha256.Sum256(append([]byte(name), m.Data...))
 	return DeadLetter{

@@ -12,6 +12,7 @@ import (
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
 // poison makes the database refuse every change of a service, until the returned function ends that.
@@ -118,7 +119,7 @@ func TestPoisonedService(t *testing.T) {
 }
 
 // letterOf returns a request as a dead letter that JetStream stored then.
-func letterOf(r request, stored time.Time, why consume.Fault) *Message {
+func letterOf(r request, stored time.Time, why consume.Fault) *queue.Message {
 	letter := DeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: stored.Unix()}
 	return (&letterMessage{letter: letter, settled: make(chan bool, 1)}).message()
 }
@@ -176,7 +177,7 @@ func newDeadLettersOf(t *testing.T, w *world) *deadLetters {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.aside.handle = func(context.Context, []*Message) error { panic("again") }
+	r.aside.handle = func(context.Context, []*queue.Message) error { panic("again") }
 	return r.aside
 }
 
@@ -210,7 +211,7 @@ func TestPanicOnRetry(t *testing.T) {
 
 	for i, away := range []error{context.DeadlineExceeded, ErrComparing} {
 		d.now = func() time.Time { return time.Now().Add(time.Duration(2*i) * retryWithin) }
-		d.handle = func(context.Context, []*Message) error { return away }
+		d.handle = func(context.Context, []*queue.Message) error { return away }
 		if err := retry(); err != nil {
 			t.Fatal(err)
 		}
@@ -223,7 +224,7 @@ func TestPanicOnRetry(t *testing.T) {
 	}
 
 	d.now = func() time.Time { return time.Now().Add(4 * retryWithin) } // its lease has ended
-	d.handle = func(_ context.Context, batch []*Message) error {
+	d.handle = func(_ context.Context, batch []*queue.Message) error {
 		batch[0].Keep()
 		if err := batch[0].Ack(); err != nil {
 			t.Error(err)

@@ -14,7 +14,7 @@
 // Step by step:
 //
 //  1. Queue. [Registry.Run] pulls requests from the stream into a queue for each service, and takes
-//     one request from each queue in turn (turns.go). A flood therefore slows down only the service
+//     one request from each queue in turn (internal/queue). A flood therefore slows down only the service
 //     being flooded. Up to [Config].Batch requests make a batch (work.go).
 //  2. Load. The decision needs the service's current key, its sequence and its recent rotations,
 //     and it must know whether the new key or the nonce was used before. The load is optimistic:

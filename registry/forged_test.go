@@ -10,6 +10,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/queue"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -113,7 +114,7 @@ func TestEarlierKeys(t *testing.T) {
 // answered before most of them; and they are all answered.
 func TestFloodOrder(t *testing.T) {
 	t.Parallel()
-	const forged, garbage = 2000, GarbageBurst
+	const forged, garbage = 2000, queue.GarbageBurst
 	w := newWorld(t, testenv.Database(t, testenv.SQLite))
 	if err := EnsureStreamsWithin(t.Context(), w.js, 1, StreamLimits{Waiting: forged}); err != nil {
 		t.Fatal(err)

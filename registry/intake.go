@@ -11,6 +11,7 @@ import (
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/parallel"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
 // intake takes batches of requests through load, decide and commit, and hands the messages to the
@@ -58,7 +59,7 @@ func (in *intake) issuer() decision.Issuer {
 
 // handle is the consumer's handler. If it returns an error, the whole batch is handled again, and
 // finds the changes that were committed by then.
-func (in *intake) handle(ctx context.Context, messages []*Message) (err error) {
+func (in *intake) handle(ctx context.Context, messages []*queue.Message) (err error) {
 	w := &work{intake: in, messages: messages}
 	w.todo = in.unanswered(ctx, messages, in.parse(messages))
 	in.await = w.finish
@@ -71,13 +72,13 @@ func (in *intake) handle(ctx context.Context, messages []*Message) (err error) {
 
 // parse runs the first check on each message. If a message's subject names no service, it can't be
 // answered; it is acknowledged with the batch.
-func (in *intake) parse(messages []*Message) []decision.Incoming {
+func (in *intake) parse(messages []*queue.Message) []decision.Incoming {
 	todo := make([]decision.Incoming, 0, len(messages))
 	for i, m := range messages {
 		one := parsed(m, i)
 		switch {
 		case one.Request == nil:
-			in.metrics.requests.WithLabelValues("", Unanswerable).Inc()
+			in.metrics.requests.WithLabelValues("", queue.Unanswerable).Inc()
 		case !m.Kept(): // otherwise an earlier try settled it
 			todo = append(todo, one)
 		}
@@ -87,7 +88,7 @@ func (in *intake) parse(messages []*Message) []decision.Incoming {
 }
 
 // parsed returns the request of a message. The fair queue has parsed it already, as a rule.
-func parsed(m *Message, index int) decision.Incoming {
+func parsed(m *queue.Message, index int) decision.Incoming {
 	var one decision.Incoming
 	if m.Payload.Parsed != nil {
 		one = *m.Payload.Parsed
@@ -129,11 +130,11 @@ func (in *intake) decide(ctx context.Context, todo []decision.Incoming) (*decisi
 }
 
 // settle acknowledges what is committed, and hands all messages to the relay.
-func (in *intake) settle(ctx context.Context, messages []*Message, b *decision.Batch, lost map[events.Target]bool) error {
+func (in *intake) settle(ctx context.Context, messages []*queue.Message, b *decision.Batch, lost map[events.Target]bool) error {
 	most := decision.CountRequests(b.Groups)
 	p := publication{Changes: make([]decision.Message, 0, 2*most)}
 	changes := make([]events.Invalidation, 0, most)
-	done := make([]*Message, 0, most)
+	done := make([]*queue.Message, 0, most)
 	for _, g := range b.Groups {
 		if lost[g.Target] {
 			continue
@@ -184,7 +185,7 @@ const (
 
 // hold gives back the requests of services that are on hold. They wait in the stream and come again
 // later.
-func (in *intake) hold(held []decision.Incoming, messages []*Message) {
+func (in *intake) hold(held []decision.Incoming, messages []*queue.Message) {
 	for _, one := range held {
 		m := messages[one.Index]
 		m.Keep()
@@ -198,7 +199,7 @@ func (in *intake) hold(held []decision.Incoming, messages []*Message) {
 	}
 }
 
-func (in *intake) count(o *decision.Outcome, m *Message) {
+func (in *intake) count(o *decision.Outcome, m *queue.Message) {
 	result := "committed"
 	switch o.Verdict {
 	case decision.Duplicate:

@@ -7,6 +7,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
 // unproven returns a request without its proof, as the spec prints a rotation.
@@ -82,7 +83,7 @@ func TestSquatting(t *testing.T) {
 	decideAll(t, in, owner.bind(), squatter.bind())
 	reasons := func(portion int, list ...request) (got []events.Reason) {
 		t.Helper()
-		messages := make([]*Message, len(list))
+		messages := make([]*queue.Message, len(list))
 		for i, r := range list {
 			letter := DeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: testNow}
 			messages[i] = (&letterMessage{letter: letter, settled: make(chan bool, 1)}).message()

@@ -21,6 +21,7 @@ import (
 	"omiappreg.org/keyrotation/internal/refusal"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/registry/internal/provision"
+	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
 // Config configures a registry.
@@ -88,7 +89,7 @@ type Registry struct {
 	cfg    Config
 	js     jetstream.JetStream
 	relay  *relay
-	queue  *Queue
+	queue  *queue.Queue
 	intake *intake
 	aside  *deadLetters
 	fence  *fence
@@ -151,7 +152,7 @@ func New(cfg Config) (*Registry, error) {
 		JetStream: js, Batches: cfg.PublishBatches, Store: cfg.Store, Guard: r.fence,
 		Metrics: cfg.Metrics, Now: cfg.Now, Log: cfg.Log, Overdue: cfg.overdue,
 	})
-	r.queue = NewQueue(QueueConfig{
+	r.queue = queue.New(queue.Config{
 		Bound: cfg.Store.bound, MasterKeys: cfg.Store.masterKeys, Conn: cfg.Conn, Metrics: cfg.Metrics, Results: m.requests, Log: cfg.Log,
 	})
 	r.intake = &intake{
@@ -202,18 +203,14 @@ func (r *Registry) Run(ctx context.Context) error {
 		}
 	})
 	r.cfg.Log.Info("registry is ready", "origin", r.cfg.Policy.Origin, "public_key", r.cfg.Key.Public().String())
-	err = consume.Run(ctx, consume.Config[Request]{
-		Open: func(ctx context.Context) (consume.Source[Request], error) {
+	err = consume.Run(ctx, consume.Config[queue.Request]{
+		Open: func(ctx context.Context) (consume.Source[queue.Request], error) {
 			consumer, created, until, err := r.watch.Open(ctx)
 			if err != nil {
 				return nil, err
 			}
 			r.serving.Store(true)
-			t, err := r.queue.Open(until, consumer, created)
-			if err != nil {
-				return nil, err
-			}
-			return t, nil
+			return r.queue.Open(until, consumer, created)
 		},
 		Handle:      r.handle,
 		SetAside:    r.aside.setAside,
@@ -253,7 +250,7 @@ func (r *Registry) prepare(ctx context.Context) error {
 
 // serviceOf names the service that a request is about: the key that one request brings may sign the
 // next.
-func serviceOf(m *Message) string {
+func serviceOf(m *queue.Message) string {
 	for _, prefix := range []string{events.RotationSubject, events.BindingSubject, events.RevocationSubject} {
 		if target, ok := strings.CutPrefix(m.Subject, prefix); ok {
 			return target
@@ -267,7 +264,7 @@ func away(err error) bool {
 	return errors.Is(err, ErrComparing) || errors.Is(err, errReceipts) || sqldb.Transient(err)
 }
 
-func (r *Registry) handle(ctx context.Context, messages []*Message) error {
+func (r *Registry) handle(ctx context.Context, messages []*queue.Message) error {
 	r.deciding.Lock()
 	defer r.deciding.Unlock()
 	return r.intake.handle(ctx, messages)

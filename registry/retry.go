@@ -12,6 +12,7 @@ import (
 
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
 const (
@@ -33,14 +34,14 @@ const (
 // which may be outside the window of their timestamp (docs/protocol.md §6).
 type deadLetters struct {
 	store   *Store
-	handle  consume.Handler[Request]
+	handle  consume.Handler[queue.Request]
 	log     *slog.Logger
 	metrics *metrics
 	now     func() time.Time
 }
 
 // setAside keeps a message that the consumer gives up on.
-func (d *deadLetters) setAside(ctx context.Context, m *Message, why consume.Fault) error {
+func (d *deadLetters) setAside(ctx context.Context, m *queue.Message, why consume.Fault) error {
 	l := newDeadLetter(m, why, d.now())
 	if err := d.store.putDeadLetter(ctx, l); err != nil {
 		return err
@@ -122,7 +123,7 @@ func (d *deadLetters) try(ctx context.Context, again *letterMessage) (why consum
 		}
 	}()
 	m := again.message()
-	if err := d.handle(ctx, []*Message{m}); err != nil {
+	if err := d.handle(ctx, []*queue.Message{m}); err != nil {
 		return consume.Fault{Reason: consume.Fails, Detail: err.Error(), Tries: 1}, err
 	}
 	if !m.Kept() {
@@ -150,10 +151,10 @@ type letterMessage struct {
 
 // message returns the message. It has not been delivered, so its place in the stream is known to the
 // decision only. An earlier try may have answered it.
-func (m *letterMessage) message() *Message {
-	return &Message{
+func (m *letterMessage) message() *queue.Message {
+	return &queue.Message{
 		Acknowledger: m, Subject: m.letter.Subject, Data: m.letter.Payload, Stored: time.Unix(m.letter.StoredAt, 0), Delivered: 1,
-		Payload: Request{Place: decision.Place{Stream: m.letter.StreamCreatedAt, Sequence: int64(m.letter.StreamSequence)}, Redelivered: true, Paid: true},
+		Payload: queue.Request{Place: decision.Place{Stream: m.letter.StreamCreatedAt, Sequence: int64(m.letter.StreamSequence)}, Redelivered: true, Paid: true},
 	}
 }
 

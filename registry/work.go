@@ -8,6 +8,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
 // work is the requests that were handed over together, on their way through decide and commit. They
@@ -21,7 +22,7 @@ import (
 // find alone. Requests that have one in common are decided in the order of the stream.
 type work struct {
 	*intake
-	messages []*Message
+	messages []*queue.Message
 	todo     []decision.Incoming // in the order of the stream
 	writing  *writing            // nil: nothing is being committed
 	futile   int                 // commits in a row in which nothing stood

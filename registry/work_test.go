@@ -9,6 +9,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
 // TestPortions: all that a service asks is in one portion, so that what is left may be decided while that is committed. Whoever has to do
@@ -64,7 +65,7 @@ func handled(t *testing.T, store *Store, log []sent, size int, side *int) (answe
 	t.Helper()
 	in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 12}, func() time.Time { return time.Unix(testNow, 0) })
 	in.portion, in.committed = size, func([]events.Invalidation) {}
-	messages := make([]*Message, len(log))
+	messages := make([]*queue.Message, len(log))
 	for i, m := range log {
 		letter := DeadLetter{Subject: m.subject, Payload: m.payload, StoredAt: testNow}
 		messages[i] = (&letterMessage{letter: letter, settled: make(chan bool, 1)}).message()

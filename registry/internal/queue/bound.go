@@ -1,4 +1,4 @@
-package registry
+package queue
 
 import (
 	"context"
@@ -17,10 +17,10 @@ import (
 // Master Key signed one, the name counts as bound from there on, so the requests right behind the
 // binding keep their order.
 //
-// 	receive ──▶ known to be bound, or little waits ─────────────────────────────▶ its queue
-// 	     └────▶ unsorted ──▶ sort: asks the database, many at a time ──▶ bound ──▶ its queue
-// 	                                                 ├── a binding by the app's Master Key ──▶ its queue
-// 	                                                 └── within the budget ──▶ the queue of garbage
+//	receive ──▶ known to be bound, or little waits ──────────────────▶ its queue
+//	   └─▶ unsorted ──▶ sort: asks the database, many at a time
+//	                     ├── bound, or a binding by the Master Key ──▶ its queue
+//	                     └── within the budget ──▶ the queue of garbage
 
 const (
 	sortFrom    = 256    // waiting messages: with fewer, it doesn't matter who they are for
@@ -39,7 +39,7 @@ type boundNames struct {
 func newBoundNames() *boundNames {
 	known, err := lru.New[uint64, struct{}](boundAtMost)
 	if err != nil {
-		panic("registry: " + err.Error()) // it refuses only sizes below 1
+		panic("queue: " + err.Error()) // it refuses only sizes below 1
 	}
 	return &boundNames{maphash.MakeSeed(), known}
 }

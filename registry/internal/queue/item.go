@@ -1,4 +1,4 @@
-package registry
+package queue
 
 import (
 	"time"
@@ -15,10 +15,12 @@ type Message = consume.Message[Request]
 
 // Request is what is known of a request before it is handled.
 type Request struct {
-	Parsed      *decision.Incoming // nil: it is not parsed yet, or parsing it panics, which the handler will find out
-	Place       decision.Place     // in its stream
-	Redelivered bool               // it may have been answered
-	Paid        bool               // its answer needs nothing of the budget for garbage any more
+	// Parsed is the request. It is nil if it is not parsed yet, or if parsing it panics, which the
+	// handler will find out.
+	Parsed      *decision.Incoming
+	Place       decision.Place // in its stream
+	Redelivered bool           // it may have been answered
+	Paid        bool           // its answer needs nothing of the budget for garbage any more
 }
 
 // item is a message of the request stream that waits for its turn or is in hand. When it is

@@ -1,4 +1,20 @@
-package registry
+// Package queue is the registry's fair queue. It takes requests from the registry's durable and
+// hands over one of each service in turn. A service that is flooded with requests, by anyone, waits
+// only for itself.
+//
+//	broker ──▶ pull ──▶ a queue for each service ──▶ Next, one of each in turn ──▶ consume
+//	             │                 ▲                                                  │
+//	             │                 └── no more than 16 of each, until one is finished ┘
+//	             ├── more than 1,024 of a service: back to the broker, for a while
+//	             ├── for a service that may not be bound: sorted first (bound.go)
+//	             └── garbage beyond its budget, or no service: acknowledged and counted
+//
+// It pulls as fast as the broker delivers, because an honest service's request may be behind the
+// flood in the stream. At most 4,096 requests wait here.
+//
+// The messages of one service keep their order. Each [Message] brings its request parsed, with its
+// place in the stream.
+package queue
 
 import (
 	"context"
@@ -35,39 +51,32 @@ const (
 	returnEach  = 500 * time.Millisecond
 )
 
-// Queue is what all fair queues of a registry share. A fair queue hands over one message of each
-// service in turn. A service that is flooded with requests, by anyone, waits only for itself.
-//
-//	broker ──▶ pull ──▶ a queue for each service ──▶ Next, one of each in turn ──▶ consume
-//	             │                 ▲                                                      │
-//	             │                 └── no more than inHandEach of each until it is finished ─┘
-//	             ├── more than waitingEach of a service: back to the broker, for a while
-//	             ├── for a service that may not be bound: sorted first (strangers.go)
-//	             └── garbage beyond its budget, or no service: acknowledged and counted
-//
-// It pulls as fast as the broker delivers, because an honest service's request may be behind the
-// flood in the stream.
+// Queue is what outlives the durable: which services are bound, the budget for garbage, and the
+// metrics. Its methods are safe for concurrent use.
 type Queue struct {
-	cfg      QueueConfig
+	cfg      Config
 	known    *boundNames
 	budget   *budget
 	sentBack prometheus.Counter
 	current  atomic.Pointer[source] // nil: none was opened yet
 }
 
-// QueueConfig says what a fair queue works with.
-type QueueConfig struct {
+// Config says what a queue works with.
+type Config struct {
 	// Bound returns those of the services that were ever bound.
 	Bound func(context.Context, []events.Target) ([]events.Target, error)
 	// MasterKeys returns the Master Keys of the apps that exist.
 	MasterKeys func(context.Context, []events.AppID) (map[events.AppID]events.PublicKey, error)
-	Conn       *nats.Conn // tells why nothing comes; nil disables the question
-	Metrics    prometheus.Registerer
-	Results    *prometheus.CounterVec // requests by kind and result
-	Log        *slog.Logger
+	// Conn is asked why the broker delivers nothing. Nil disables the question.
+	Conn    *nats.Conn
+	Metrics prometheus.Registerer
+	// Results counts requests by kind and result. The queue adds what it doesn't hand over.
+	Results *prometheus.CounterVec
+	Log     *slog.Logger
 }
 
-func NewQueue(cfg QueueConfig) *Queue {
+// New returns a queue, and registers its metrics.
+func New(cfg Config) *Queue {
 	q := &Queue{
 		cfg: cfg, known: newBoundNames(), budget: newBudget(cfg.Results),
 		sentBack: prometheus.NewCounter(prometheus.CounterOpts{
@@ -80,10 +89,10 @@ func NewQueue(cfg QueueConfig) *Queue {
 	return q
 }
 
-// ErrReplaced ends the pulling from a stream or a durable that is another one by now.
-var ErrReplaced = errors.New("the stream or its durable was deleted or created again")
+// errReplaced ends the pulling from a stream or a durable that is another one by now.
+var errReplaced = errors.New("the stream or its durable was deleted or created again")
 
-// source is the fair queue. It implements [consume.Source].
+// source is the queue while the durable is open. It implements [consume.Source].
 type source struct {
 	*Queue
 	ctx       context.Context // ends the pulling, and all waiting
@@ -119,9 +128,9 @@ type serviceQueue struct {
 	ready   bool // it is in source.ready
 }
 
-// Open starts to pull from the registry's durable on the stream that was created then, until ctx
-// ends.
-func (q *Queue) Open(ctx context.Context, consumer jetstream.Consumer, created time.Time) (*source, error) {
+// Open starts to pull from the registry's durable on the stream that was created then. The source
+// ends with ctx and the cause of that, or when the durable turns out to be another one.
+func (q *Queue) Open(ctx context.Context, consumer jetstream.Consumer, created time.Time) (consume.Source[Request], error) {
 	info := consumer.CachedInfo()
 	s := &source{
 		Queue: q, ackWait: info.Config.AckWait, created: created.UnixNano(), since: info.Created, pulled: make(chan struct{}),
@@ -217,175 +226,6 @@ func (s *source) lineUp(sq *serviceQueue) {
 func (s *source) Close() {
 	s.stop()
 	<-s.pulled
-}
-
-// pull takes what the broker delivers, until the context or the broker's iterator ends.
-func (s *source) pull() {
-	defer close(s.pulled)
-	defer s.iterator.Close()
-	for {
-		s.room()
-		msg, err := s.iterator.Next()
-		if err == nil {
-			err = s.receive(msg)
-		}
-		if err != nil {
-			s.end(err)
-			return
-		}
-	}
-}
-
-// room waits until another message may wait here.
-func (s *source) room() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for s.waiting+s.unsorted >= waitingAll && s.ctx.Err() == nil {
-		s.changed.Wait()
-	}
-}
-
-// end lets Next return, and gives back what waits. Giving back is best effort: the broker finds out
-// anyway.
-func (s *source) end(err error) {
-	s.mu.Lock()
-	s.err = err
-	waiting := s.toSort
-	s.toSort = nil
-	for _, sq := range s.queues {
-		waiting = append(waiting, sq.waiting...)
-		sq.waiting = nil
-	}
-	s.queues, s.ready, s.waiting = map[events.Target]*serviceQueue{}, nil, 0
-	s.here = map[uint64]*item{}
-	s.changed.Broadcast()
-	s.mu.Unlock()
-	<-s.sorter
-	for _, it := range waiting {
-		_ = it.broker.NakWithDelay(0)
-	}
-}
-
-// receive puts a message into its queue, unless it is garbage beyond the budget or must be sorted
-// first.
-func (s *source) receive(msg jetstream.Msg) error {
-	it, err := newItem(s, msg)
-	if err != nil {
-		return err
-	}
-	if it.message.Delivery <= s.delivered {
-		return ErrReplaced // it may be another stream, which counts from 1 again
-	}
-	s.delivered = it.message.Delivery
-	target, most := it.target(), inHandEach
-	if target.IsZero() {
-		most = inHandGarbage
-	}
-	switch {
-	case it.parsed() != nil && it.parsed().Request == nil:
-		s.drop(it, Unanswerable)
-		return nil
-	case it.garbage() && !s.pay(it):
-		return nil
-	}
-	if !s.sortFirst(it) {
-		s.enqueue(it, target, most)
-	}
-	return nil
-}
-
-// enqueue puts a message into a queue, unless the queue is full.
-func (s *source) enqueue(it *item, target events.Target, most int) {
-	full, after := s.add(it, target, most)
-	switch {
-	case full && target.IsZero():
-		s.drop(it, unanswered)
-	case full:
-		s.sentBack.Inc()
-		_ = it.broker.NakWithDelay(after) // if this fails, it returns sooner
-	}
-}
-
-// add puts a message into its queue. If the queue is full, it returns after which time the message
-// may return.
-func (s *source) add(it *item, target events.Target, most int) (full bool, after time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.here[it.message.Sequence] != nil {
-		return false, 0 // a copy came meanwhile
-	}
-	if s.err != nil { // the queue ended meanwhile
-		_ = it.broker.NakWithDelay(0) // as in end
-		return false, 0
-	}
-	sq := s.queues[target]
-	if sq == nil {
-		sq = &serviceQueue{target: target, most: most}
-		s.queues[target] = sq
-	}
-	if len(sq.waiting) >= waitingEach {
-		return true, s.returnAfter(time.Now())
-	}
-	it.queue, s.here[it.message.Sequence] = sq, it
-	sq.waiting = append(sq.waiting, it)
-	s.waiting++
-	s.lineUp(sq)
-	return false, 0
-}
-
-// returnAfter returns the delay for one more message that goes back. The caller holds s.mu.
-func (s *source) returnAfter(now time.Time) time.Duration {
-	if first := now.Add(returnFirst); s.returns.Before(first) {
-		s.returns = first
-	}
-	s.returns = s.returns.Add(time.Second / returnRate)
-	return s.returns.Truncate(returnEach).Sub(now)
-}
-
-// pay charges a message's answer to the budget for garbage, and reports whether that was possible.
-// Otherwise the message gets no answer, and is acknowledged.
-func (s *source) pay(it *item) bool {
-	if it.message.Payload.Paid = s.budget.charge(); !it.message.Payload.Paid {
-		_ = it.broker.Ack() // as in drop
-	}
-	return it.message.Payload.Paid
-}
-
-// drop acknowledges garbage that gets no answer.
-func (s *source) drop(it *item, why string) {
-	_ = it.broker.Ack() // if this fails, it is delivered again
-	s.budget.drop(why)
-}
-
-// keep tells the broker in time that waiting messages and those in hand are still ours, and logs
-// what was dropped.
-func (s *source) keep() {
-	ticker := time.NewTicker(extendEach)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-s.pulled:
-			return
-		case now := <-ticker.C:
-			for _, it := range s.due(now) {
-				_ = it.InProgress() // it may have been finished just now
-			}
-			s.budget.tell(s.cfg.Log)
-		}
-	}
-}
-
-// due returns the messages that the broker has not heard of for a while.
-func (s *source) due(now time.Time) (due []*item) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, it := range s.here {
-		if now.Sub(it.since) >= extendEach/2 {
-			it.since = now
-			due = append(due, it)
-		}
-	}
-	return due
 }
 
 // finish makes room in its queue after a message in hand was finished.

@@ -1,4 +1,4 @@
-package registry
+package queue
 
 import (
 	"log/slog"
@@ -8,6 +8,7 @@ import (
 	"golang.org/x/time/rate"
 )
 
+// The budget for garbage.
 const (
 	GarbageAnswers = 100         // receipts a second without a readable nonce, or for unbound names
 	GarbageBurst   = waitingEach // as many as may wait here
@@ -32,8 +33,8 @@ func newBudget(results *prometheus.CounterVec) *budget {
 	return &budget{answers: rate.NewLimiter(GarbageAnswers, GarbageBurst), results: results, dropped: map[string]int{}}
 }
 
-// charge takes one answer from the budget, and reports whether there was one. Otherwise a message is
-// not answered, and is counted.
+// charge takes one answer from the budget, and reports whether there was one. Otherwise a message
+// is not answered, and is counted.
 func (b *budget) charge() bool {
 	if b.answers.Allow() {
 		return true
