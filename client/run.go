@@ -17,7 +17,8 @@ import (
 const (
 	// resendAfter is how long an answer is waited for before the same bytes are sent again. Once
 	// they are stored it is twice as long each time, up to resendSeldom: while the registry is
-	// unavailable, each would be one more copy in the stream, and the answer is looked for all the time.
+	// unavailable, each would be one more copy in the stream, and the answer is looked for all the
+	// time.
 	resendAfter  = 5 * time.Second
 	resendSeldom = time.Hour
 	// askTimeout bounds one question to the registry.
