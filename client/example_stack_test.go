@@ -50,7 +50,7 @@ func start() *deployment {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	store := must(registry.OpenStore(ctx, "sqlite:"+filepath.Join(temp, "registry.db"), log))
-	check(store.AddApp(ctx, registry.App{AppID: d.target.App, MasterPublicKey: d.master.Public()}, time.Now().Unix()))
+	check(store.Admin().AddApp(ctx, registry.App{AppID: d.target.App, MasterPublicKey: d.master.Public()}, time.Now().Unix()))
 	key := events.GenerateSigningKey()
 	policy := must(registry.Policy{Origin: "omiappreg.org"}.WithDefaults())
 	reg := must(registry.New(registry.Config{Policy: policy, Key: key, Store: store, Conn: d.nc, Log: log}))

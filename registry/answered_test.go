@@ -13,6 +13,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 	"omiappreg.org/keyrotation/registry/internal/queue"
 	"omiappreg.org/keyrotation/streams"
 )
@@ -107,7 +108,7 @@ func passingReasons() map[string]passing {
 				return d.bind()
 			},
 			func(w *world, d *developer) {
-				if err := w.store.AddApp(w.t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
+				if err := w.store.Admin().AddApp(w.t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
 					w.t.Fatal(err)
 				}
 			},
@@ -245,7 +246,7 @@ func TestReceiptsUnreadable(t *testing.T) {
 		return nil, nil
 	}
 	again := func(r request) *letterMessage {
-		letter := DeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: r.draft.Timestamp}
+		letter := ledger.LDeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: r.draft.Timestamp}
 		return &letterMessage{letter: letter, settled: make(chan bool, 1)}
 	}
 	first, second := again(d.bind()), again(other.bind())

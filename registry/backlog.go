@@ -3,22 +3,16 @@ package registry
 import (
 	"cmp"
 	"context"
-	"database/sql"
-	"fmt"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 const (
 	outboxSeldom = time.Minute // between two looks at the outbox, if a look takes long
-	// outboxAtMost is how many rows a look counts. Rows lie in the order of their commits' random
-	// numbers, so the oldest of so many is about as old as the oldest of all.
-	outboxAtMost = 10_000
 	// overdueAfter is how old a row may be before the outbox is reported as stuck. A broker that is
 	// there takes far less.
 	overdueAfter = 30 * time.Second
@@ -87,7 +81,11 @@ func (b *backlog) check(ctx context.Context) (late time.Duration, err error) {
 
 func (b *backlog) look(ctx context.Context) error {
 	began := time.Now()
-	rows, oldest, err := b.store.backlog(ctx, b.passed)
+	var skip func(decision.OutboxPlace) bool
+	if b.passed.count() > 0 {
+		skip = b.passed.has
+	}
+	rows, oldest, err := b.store.outbox.Backlog(ctx, skip)
 	if err != nil {
 		return err
 	}
@@ -100,30 +98,4 @@ func (b *backlog) look(ctx context.Context) error {
 	}
 	b.due = time.Now().Add(min(max(10*time.Since(began), pause), outboxSeldom))
 	return nil
-}
-
-// backlog returns how many changes are in the outbox, outboxAtMost at most, and when the oldest one
-// that is not passed over was committed.
-func (s *Store) backlog(ctx context.Context, passed *unsendable) (rows int, oldest time.Time, err error) {
-	const some = "SELECT batch, position FROM outbox LIMIT $1"
-	var first sql.NullInt64
-	if passed.count() == 0 {
-		err = s.db.QueryRow(ctx, "SELECT COUNT(*), MIN(position) FROM ("+some+") AS waiting", outboxAtMost).Scan(&rows, &first)
-	} else {
-		err = s.each(ctx, some, []any{outboxAtMost}, func(row sqldb.Row) error {
-			var place decision.OutboxPlace
-			err := row.Scan(&place.Batch, &place.Position)
-			if rows++; !passed.has(place) && (!first.Valid || place.Position < first.Int64) {
-				first = sql.NullInt64{Int64: place.Position, Valid: true}
-			}
-			return err
-		})
-	}
-	if err != nil {
-		return 0, oldest, fmt.Errorf("look at the outbox: %w", err)
-	}
-	if first.Valid {
-		oldest = time.Unix(0, first.Int64)
-	}
-	return rows, oldest, nil
 }

@@ -85,7 +85,7 @@ func TestBacklog(t *testing.T) {
 	t.Logf("%d requests of %d services in %v: %.0f/s; RSS at the start %.0f, at most %.0f, at the end %.0f MiB; %d unacknowledged at most",
 		*backlogRequests, len(services), took.Round(time.Millisecond), float64(*backlogRequests)/took.Seconds(), start, most, end, held)
 
-	report, err := w.store.Check(t.Context(), &w.trust, time.Now().Add(day*time.Second))
+	report, err := w.store.Admin().Check(t.Context(), &w.trust, time.Now().Add(day*time.Second))
 	if err != nil || report.Changes != *backlogRequests || report.Services != len(services) {
 		t.Errorf("%d changes of %d services, want %d of %d: %v", report.Changes, report.Services, *backlogRequests, len(services), err)
 	}

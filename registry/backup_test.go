@@ -89,7 +89,7 @@ func (b backup) restore(t *testing.T, store *Store) {
 func (w *world) settled() {
 	w.t.Helper()
 	testenv.Eventually(w.t, patience, "the position is the stream's end", func() error {
-		p, _, err := w.store.position(w.t.Context())
+		p, _, err := w.store.ledger.Position(w.t.Context())
 		if err != nil {
 			return err
 		}
@@ -97,8 +97,8 @@ func (w *world) settled() {
 		if err != nil {
 			return err
 		}
-		if last := stream.CachedInfo().State.LastSeq; p.place != last {
-			return fmt.Errorf("%d, the stream ends at %d", p.place, last)
+		if last := stream.CachedInfo().State.LastSeq; p.Place != last {
+			return fmt.Errorf("%d, the stream ends at %d", p.Place, last)
 		}
 		return nil
 	})
@@ -168,7 +168,7 @@ func (w *world) oneSequenceOnce(targets ...events.Target) {
 // recover brings back so many changes of so many services.
 func (w *world) recover(changes, services int) {
 	w.t.Helper()
-	report, err := w.store.Recover(w.t.Context(), w.recovery())
+	report, err := w.store.Admin().Recover(w.t.Context(), w.recovery())
 	if err != nil || report.Changes != changes || report.Services != services || !report.Complete() || report.WithoutReceipt > 0 {
 		w.t.Fatalf("recovered %+v: %v", report, err)
 	}
@@ -181,7 +181,7 @@ func (w *world) recovery() Recovery {
 // checked runs the check with the stream, which must find exactly these violations.
 func (w *world) checked(want ...string) {
 	w.t.Helper()
-	report, err := w.store.CheckWithStream(w.t.Context(), w.js, w.trust, time.Now(), testLog(w.t))
+	report, err := w.store.Admin().CheckWithStream(w.t.Context(), w.js, w.trust, time.Now(), testLog(w.t))
 	if err != nil {
 		w.t.Fatal(err)
 	}

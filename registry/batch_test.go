@@ -35,7 +35,7 @@ func TestBatchesOfAnySize(t *testing.T) {
 		d := newDeveloper(t, one, "org.omiappreg.alice", "s-0")
 		d.now = func() time.Time { return time.Unix(testNow, 0) }
 		for _, store := range []*Store{many, parts} {
-			if err := store.AddApp(t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
+			if err := store.Admin().AddApp(t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
 				rt.Fatal(err)
 			}
 		}
@@ -61,7 +61,7 @@ func TestBatchesOfAnySize(t *testing.T) {
 			if err != nil {
 				rt.Fatal(err)
 			}
-			report, err := store.Check(t.Context(), &trust, time.Unix(testNow, 0))
+			report, err := store.Admin().Check(t.Context(), &trust, time.Unix(testNow, 0))
 			if err != nil || len(report.Violations) > 0 {
 				rt.Fatalf("check: %v %v", err, report.Violations)
 			}
@@ -147,7 +147,7 @@ func TestRivalReplicas(t *testing.T) {
 		late.SignRefusals()
 		decideAll(t, in, rival, bornTwice)
 
-		lost, err := store.commit(t.Context(), late.Groups, time.Now())
+		lost, err := store.ledger.Commit(t.Context(), late.Groups, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -161,7 +161,7 @@ func TestRivalReplicas(t *testing.T) {
 			t.Errorf("decided again: %v %s, want already_bound", o.Verdict, o.Reason)
 		}
 		checkRivalKey(t, in, sameKey)
-		report, err := store.Check(t.Context(), nil, time.Now())
+		report, err := store.Admin().Check(t.Context(), nil, time.Now())
 		if err != nil || len(report.Violations) > 0 {
 			t.Errorf("check: %v %v", err, report.Violations)
 		}
@@ -175,7 +175,7 @@ func checkRivalKey(t *testing.T, in *intake, r request) {
 	st.TakenKeys = map[events.PublicKey]bool{} // as it was read before the rival committed
 	b := decision.NewBatch(in.issuer(), time.Now(), st, incomingOf([]request{r}))
 	b.Decide()
-	lost, err := in.store.commit(t.Context(), b.Groups, time.Now())
+	lost, err := in.store.ledger.Commit(t.Context(), b.Groups, time.Now())
 	if err != nil || !lost.Taken || !lost.Services[r.draft.Target] {
 		t.Fatalf("a key that is taken by now: %v, lost %v", err, lost)
 	}
@@ -198,7 +198,7 @@ func loadAll(t interface {
 	t.Helper()
 	st := decision.NewState()
 	st.Mode = decision.Pessimistic
-	if err := store.load(t.Context(), todo, st, true); err != nil {
+	if err := store.ledger.Load(t.Context(), todo, st, true); err != nil {
 		t.Fatal(err)
 	}
 	return st
@@ -246,7 +246,7 @@ func TestLargeBatch(t *testing.T) {
 				}
 			}
 		}
-		report, err := store.Check(t.Context(), nil, time.Now())
+		report, err := store.Admin().Check(t.Context(), nil, time.Now())
 		if err != nil || len(report.Violations) > 0 || report.Changes != 2*MaxBatch {
 			t.Errorf("check: %v %+v", err, report)
 		}

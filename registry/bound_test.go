@@ -23,12 +23,12 @@ func TestBound(t *testing.T) {
 			}
 		}
 		stranger := d.another("stranger").target
-		bound, err := store.bound(t.Context(), []events.Target{stranger, d.target, d.target})
+		bound, err := store.ledger.Bound(t.Context(), []events.Target{stranger, d.target, d.target})
 		if err != nil || !slices.Equal(bound, []events.Target{d.target}) {
 			t.Errorf("bound are %v, %v", bound, err)
 		}
 		unknown, _ := events.ParseAppID("org.omiappreg.nobody")
-		keys, err := store.masterKeys(t.Context(), []events.AppID{d.target.App, unknown, d.target.App})
+		keys, err := store.ledger.Masters(t.Context(), []events.AppID{d.target.App, unknown, d.target.App})
 		if err != nil || len(keys) != 1 || keys[d.target.App] != d.master.Public() {
 			t.Errorf("the Master Keys are %v, %v", keys, err)
 		}

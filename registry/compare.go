@@ -13,15 +13,9 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/parallel"
-	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 	"omiappreg.org/keyrotation/streams"
 )
-
-// ChangeID is a place in the history of one service.
-type ChangeID struct {
-	Target   events.Target
-	Sequence int64
-}
 
 // streamEvent is an event that the stream has.
 type streamEvent struct {
@@ -33,8 +27,8 @@ type streamEvent struct {
 
 // compared is the result of comparing a part of the stream with the history.
 type compared struct {
-	matched []ChangeID    // in the history with the same nonce
-	lacking []streamEvent // missing from the history
+	matched []ledger.ChangeID // in the history with the same nonce
+	lacking []streamEvent     // missing from the history
 	// twice: missing, and the history has another event at their sequence: it was issued twice.
 	twice   []streamEvent
 	refused int // messages that are in no history and that no key of the registry signed
@@ -46,10 +40,14 @@ const checksEach = 16
 
 // compare compares messages of the stream of invalidations with the history. A message whose nonce
 // is in the history is not verified again; any other must show who signed it.
-func (s *Store) compare(ctx context.Context, trust events.Trust, messages []streamMessage) (compared, error) {
+func compare(ctx context.Context, book *ledger.Ledger, trust events.Trust, messages []streamMessage) (compared, error) {
 	list := make([]claim, len(messages))
 	parallel.Each(len(messages), checksEach, func(i int) { list[i] = newClaim(messages[i]) })
-	known, err := s.nonces(ctx, list)
+	places := make([]ledger.ChangeID, len(list))
+	for i := range list {
+		places[i] = list[i].ChangeID
+	}
+	known, err := book.Nonces(ctx, places)
 	if err != nil {
 		return compared{}, err
 	}
@@ -91,16 +89,14 @@ func isEnded(err error) bool {
 
 // claim is what a message says it is.
 type claim struct {
-	ChangeID
+	ledger.ChangeID
 	nonce   events.Nonce
 	message streamMessage
 }
 
 func newClaim(m streamMessage) claim {
 	c := claim{message: m}
-	if c.Target = m.target(); c.Target != (events.Target{}) {
-		c.Sequence, c.nonce = events.NamesOf(m.payload)
-	}
+	c.ChangeID, c.nonce = ledger.ChangeOf(m.subject, m.payload)
 	return c
 }
 
@@ -112,36 +108,6 @@ func (m *streamMessage) target() events.Target {
 		return events.Target{}
 	}
 	return t
-}
-
-// noncesOf finds services by the unique index of services (target), and their changes by the
-// primary key of history (service, sequence).
-func noncesOf(e sqldb.Engine) string {
-	return `SELECT s.target, h.sequence, h.event_nonce FROM (%s) AS v ` + e.LookupJoin() + ` services s ON s.target = v.column1
-		` + e.LookupJoin() + ` history h ON h.service = s.id AND h.sequence = v.column2`
-}
-
-// nonces reads the nonces that the history has at these places.
-func (s *Store) nonces(ctx context.Context, list []claim) (map[ChangeID]events.Nonce, error) {
-	known := make(map[ChangeID]events.Nonce, len(list))
-	var args []any
-	for _, c := range list {
-		if c.Sequence > 0 {
-			args = append(args, c.Target.String(), c.Sequence)
-		}
-	}
-	query := noncesOf(s.db.Engine())
-	err := s.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, args, func(row sqldb.Row) error {
-		var at ChangeID
-		var nonce events.Nonce
-		err := row.Scan(target(&at.Target), &at.Sequence, nonceText(&nonce))
-		known[at] = nonce
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read the history: %w", err)
-	}
-	return known, nil
 }
 
 // comparison reads a part of the stream of invalidations and compares it with the history.
@@ -168,7 +134,7 @@ func (c comparison) run(ctx context.Context, stream jetstream.Stream, from uint6
 		if len(batch) == 0 {
 			return nil
 		}
-		found, err := c.store.compare(ctx, c.trust, batch)
+		found, err := compare(ctx, c.store.ledger, c.trust, batch)
 		if err != nil {
 			return err
 		}

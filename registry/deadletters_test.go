@@ -12,6 +12,7 @@ import (
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
@@ -40,7 +41,7 @@ func (w *world) waiting(n int) []DeadLetter {
 	w.t.Helper()
 	var list []DeadLetter
 	testenv.Eventually(w.t, patience, fmt.Sprintf("%d dead letters", n), func() (err error) {
-		list, err = w.store.DeadLetters(w.t.Context(), 10)
+		list, err = w.store.Admin().DeadLetters(w.t.Context(), 10)
 		if err != nil || len(list) != n {
 			return fmt.Errorf("there are %+v: %w", list, err)
 		}
@@ -78,7 +79,7 @@ func TestPoisonedService(t *testing.T) {
 			if receipt := w.answer(r); receipt.Event != events.RequestCommitted {
 				t.Fatalf("a request of another service: %+v", receipt)
 			}
-			if n, err := w.store.countDeadLetters(t.Context()); err != nil || n != 1 {
+			if n, err := w.store.letters.Count(t.Context()); err != nil || n != 1 {
 				return fmt.Errorf("%d dead letters: %w", n, err)
 			}
 			return nil
@@ -87,12 +88,12 @@ func TestPoisonedService(t *testing.T) {
 		if l.Subject != poisoned.draft.Subject() || l.Reason != consume.Fails || l.Tries < 5 || l.StreamSequence == 0 || l.Detail == "" {
 			t.Errorf("set aside is %+v", l)
 		}
-		if report, err := w.store.Check(t.Context(), &w.trust, time.Now()); err != nil || report.DeadLetters != 1 || len(report.Violations) > 0 {
+		if report, err := w.store.Admin().Check(t.Context(), &w.trust, time.Now()); err != nil || report.DeadLetters != 1 || len(report.Violations) > 0 {
 			t.Errorf("check: %+v, %v", report, err)
 		}
 
 		// A retry before it is mended fails again.
-		if err := w.store.RetryDeadLetters(t.Context(), []string{l.ID}, time.Now()); err != nil {
+		if err := w.store.Admin().RetryDeadLetters(t.Context(), []string{l.ID}, time.Now()); err != nil {
 			t.Fatal(err)
 		}
 		if again := w.waiting(1)[0]; again.Tries != l.Tries+1 || again.ID != l.ID {
@@ -100,7 +101,7 @@ func TestPoisonedService(t *testing.T) {
 		}
 
 		mend()
-		ids, err := w.store.RetryAllDeadLetters(t.Context(), time.Now())
+		ids, err := w.store.Admin().RetryAllDeadLetters(t.Context(), time.Now())
 		if err != nil || len(ids) != 1 || ids[0] != l.ID {
 			t.Fatalf("retry all: %v, %v", ids, err)
 		}
@@ -120,7 +121,7 @@ func TestPoisonedService(t *testing.T) {
 
 // letterOf returns a request as a dead letter that JetStream stored then.
 func letterOf(r request, stored time.Time, why consume.Fault) *queue.Message {
-	letter := DeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: stored.Unix()}
+	letter := ledger.LDeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: stored.Unix()}
 	return (&letterMessage{letter: letter, settled: make(chan bool, 1)}).message()
 }
 
@@ -156,7 +157,7 @@ func TestRetriedLater(t *testing.T) {
 				t.Errorf("kept is %+v", l)
 			}
 		}
-		if ids, err := w.store.RetryAllDeadLetters(t.Context(), time.Now()); err != nil || len(ids) != 3 {
+		if ids, err := w.store.Admin().RetryAllDeadLetters(t.Context(), time.Now()); err != nil || len(ids) != 3 {
 			t.Fatalf("retry all: %v, %v", ids, err)
 		}
 		if receipt := w.answer(bind); receipt.Event != events.RequestCommitted {
@@ -196,7 +197,7 @@ func TestPanicOnRetry(t *testing.T) {
 	}
 	first := w.waiting(1)[0]
 	retry := func() error {
-		if err := w.store.RetryDeadLetters(t.Context(), []string{first.ID}, time.Now()); err != nil {
+		if err := w.store.Admin().RetryDeadLetters(t.Context(), []string{first.ID}, time.Now()); err != nil {
 			return err
 		}
 		return d.retry(t.Context())
@@ -204,7 +205,7 @@ func TestPanicOnRetry(t *testing.T) {
 	if err := retry(); err != nil {
 		t.Fatal(err)
 	}
-	l, err := w.store.DeadLetter(t.Context(), first.ID)
+	l, err := w.store.Admin().DeadLetter(t.Context(), first.ID)
 	if err != nil || l.Retrying || l.Reason != consume.Panics || l.Detail != "again" || l.Tries != first.Tries+1 || !bytes.Equal(l.Payload, bind.payload) {
 		t.Fatalf("after a panic: %+v, %v", l, err)
 	}
@@ -216,10 +217,10 @@ func TestPanicOnRetry(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if l, err := w.store.DeadLetter(t.Context(), first.ID); err != nil || !l.Retrying {
+	if l, err := w.store.Admin().DeadLetter(t.Context(), first.ID); err != nil || !l.Retrying {
 		t.Fatalf("while the database is away: %+v, %v", l, err)
 	}
-	if claimed, err := w.store.claimDeadLetters(t.Context(), 10, time.Now(), retryWithin); err != nil || len(claimed) != 0 {
+	if claimed, err := w.store.letters.Claim(t.Context(), 10, time.Now(), retryWithin); err != nil || len(claimed) != 0 {
 		t.Fatalf("claimed twice: %+v, %v", claimed, err)
 	}
 
@@ -234,7 +235,7 @@ func TestPanicOnRetry(t *testing.T) {
 	if err := d.retry(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.store.DeadLetter(t.Context(), first.ID); !errors.Is(err, ErrNoDeadLetter) {
+	if _, err := w.store.Admin().DeadLetter(t.Context(), first.ID); !errors.Is(err, ErrNoDeadLetter) {
 		t.Errorf("after the commit: %v", err)
 	}
 	if err := retry(); !errors.Is(err, ErrNoDeadLetter) {

@@ -176,7 +176,7 @@ func TestAnyString(t *testing.T) {
 			if o := decideOne(t, in, draft.Subject(), payload, time.Now().Unix()); o.Verdict != decision.Committed {
 				t.Fatalf("a %s: %s %s", kind, o.Reason, o.Detail)
 			}
-			told, err := store.service(t.Context(), d.target)
+			told, err := store.ledger.Service(t.Context(), d.target)
 			if err != nil || told.ServiceType != draft.ServiceType {
 				t.Errorf("the service is told to be a %q: %v", told.ServiceType, err)
 			}

@@ -87,7 +87,7 @@ func TestStaging(t *testing.T) {
 	staging := openStore(t, testenv.Database(t, testenv.SQLite))
 	d := newDeveloper(t, production, "org.omiappreg.alice", "cms")
 	d.now = testNowTime
-	if err := staging.AddApp(t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
+	if err := staging.Admin().AddApp(t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
 		t.Fatal(err)
 	}
 	here := newTestIntake(t, production, Policy{Origin: testOrigin}, testNowTime)

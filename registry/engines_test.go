@@ -18,6 +18,7 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 // TestEnginesAgree: one random history, in the same batches, with the same races between replicas, and at the same times,
@@ -111,7 +112,7 @@ func drawHistory(rt *rapid.T, t *testing.T, stores []*Store) drawnHistory {
 		RequireProof:       rapid.SampledFrom([]events.Proofs{events.ProofsNone, events.ProofsOwn, events.ProofsAll}).Draw(rt, "proof is required"),
 		RotationsPerMinute: rapid.SampledFrom([]int{-1, 1, 2, 10}).Draw(rt, "rotations a minute"),
 	}
-	if err := stores[1].AddApp(t.Context(), h.app, 1); err != nil {
+	if err := stores[1].Admin().AddApp(t.Context(), h.app, 1); err != nil {
 		rt.Fatal(err)
 	}
 	log, stored, now, at := traffic(rt, d), int64(testNow), int64(testNow), int64(100)
@@ -191,7 +192,7 @@ func (a *account) settle(rt *rapid.T, t *testing.T, in *intake, b *decision.Batc
 	t.Helper()
 	for {
 		a.commits += time.Millisecond // no two at the same time, which would leave the order in the outbox open
-		losses, err := in.store.commit(t.Context(), b.Groups, in.now().Add(a.commits))
+		losses, err := in.store.ledger.Commit(t.Context(), b.Groups, in.now().Add(a.commits))
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -253,7 +254,7 @@ func (a *account) look(rt *rapid.T, t *testing.T, store *Store, now time.Time) {
 	if err != nil {
 		rt.Fatal(err)
 	}
-	if a.Report, err = store.Check(ctx, &trust, testNowTime()); err != nil || len(a.Report.Violations) > 0 {
+	if a.Report, err = store.Admin().Check(ctx, &trust, testNowTime()); err != nil || len(a.Report.Violations) > 0 {
 		rt.Fatalf("check: %v %v", err, a.Report.Violations)
 	}
 	a.Rows = map[string][]string{}
@@ -280,9 +281,9 @@ func (a *account) look(rt *rapid.T, t *testing.T, store *Store, now time.Time) {
 			history[i].Nonce = events.Nonce{}
 		}
 		var grace []events.GraceKey
-		one, err := store.service(ctx, target)
+		one, err := store.ledger.Service(ctx, target)
 		if err == nil {
-			if grace, err = store.inGrace(ctx, &one.Service, now.Unix(), 300); err != nil {
+			if grace, err = store.ledger.InGrace(ctx, &one.Service, now.Unix(), 300); err != nil {
 				rt.Fatal(err)
 			}
 			one.ID = 0 // by lot
@@ -291,7 +292,7 @@ func (a *account) look(rt *rapid.T, t *testing.T, store *Store, now time.Time) {
 	}
 	a.Relayed = map[string][]string{}
 	for {
-		claimed, err := store.claimOutbox(ctx, 20, now.Add(time.Hour))
+		claimed, err := store.outbox.Claim(ctx, 20, now.Add(time.Hour))
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -301,7 +302,7 @@ func (a *account) look(rt *rapid.T, t *testing.T, store *Store, now time.Time) {
 		for _, m := range claimed {
 			a.Relayed[m.Subject] = append(a.Relayed[m.Subject], message(rt, trust, m))
 		}
-		if _, err := store.deleteOutbox(ctx, claimed, position{}, 0); err != nil {
+		if _, err := store.outbox.Delete(ctx, claimed, ledger.Position{}, 0); err != nil {
 			rt.Fatal(err)
 		}
 	}

@@ -47,7 +47,7 @@ func Example() {
 		log.Fatal(err)
 	}
 	master := events.GenerateSigningKey() // the developer's
-	if err := store.AddApp(ctx, registry.App{AppID: target.App, MasterPublicKey: master.Public()}, time.Now().Unix()); err != nil {
+	if err := store.Admin().AddApp(ctx, registry.App{AppID: target.App, MasterPublicKey: master.Public()}, time.Now().Unix()); err != nil {
 		log.Fatal(err)
 	}
 	committed := make(chan events.Invalidation, 1)

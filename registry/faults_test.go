@@ -213,13 +213,13 @@ func (r *faultRun) quiet() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	report, err := r.place.store.Check(r.ctx, nil, r.now())
+	report, err := r.place.store.Admin().Check(r.ctx, nil, r.now())
 	return stream.CachedInfo().State.Msgs == 0 && report.Outbox == 0, err
 }
 
 // check holds streams and database against what was asked for.
 func (r *faultRun) check(list []asked) error {
-	report, err := r.place.store.Check(r.ctx, &r.trust, r.now())
+	report, err := r.place.store.Admin().Check(r.ctx, &r.trust, r.now())
 	if err != nil || len(report.Violations) > 0 || report.DeadLetters > 0 {
 		return fmt.Errorf("check: %w %v, %d dead letters", err, report.Violations, report.DeadLetters)
 	}

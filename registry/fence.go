@@ -14,6 +14,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -66,9 +67,9 @@ type fence struct {
 
 	mu       sync.Mutex // not held while the database or the broker is asked
 	compared bool
-	doubts   int      // the epoch: how often there was reason to compare
-	era      int64    // the era of the database sessions when it was compared
-	seen     position // the position of the database; it must never be found older
+	doubts   int             // the epoch: how often there was reason to compare
+	era      int64           // the era of the database sessions when it was compared
+	seen     ledger.Position // the position of the database; it must never be found older
 	behind   map[events.Target]need
 	lost     map[events.PublicKey]struct{} // keys that missing events registered
 	reminded time.Time
@@ -110,7 +111,7 @@ func (f *fence) compareOnce(ctx context.Context) error {
 	f.mu.Lock()
 	doubts, era := f.doubts, f.store.db.Era()
 	f.mu.Unlock()
-	began, _, err := f.store.position(ctx)
+	began, _, err := f.store.ledger.Position(ctx)
 	if err != nil {
 		return err
 	}
@@ -127,18 +128,18 @@ func (f *fence) compareOnce(ctx context.Context) error {
 		return err
 	}
 	v.conclude()
-	found := position{created: created, place: last}
+	found := ledger.Position{Created: created, Place: last}
 	if v.first > 0 {
-		found.place = v.first - 1
+		found.Place = v.first - 1
 	}
-	back := v.first > 0 || last < began.place
-	if found, err = f.store.setPosition(ctx, began, found, back); err != nil {
+	back := v.first > 0 || last < began.Place
+	if found, err = f.store.ledger.SetPosition(ctx, began, found, back); err != nil {
 		return err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.doubts != doubts {
-		return errMoved
+		return ledger.ErrMoved
 	}
 	f.compared, f.era, f.seen, f.behind, f.lost, f.reminded = true, era, found, v.behind, v.lost, time.Now()
 	v.tell(ctx, f.log)
@@ -146,26 +147,26 @@ func (f *fence) compareOnce(ctx context.Context) error {
 }
 
 // startOf returns the first place in the stream that the database may lack.
-func (f *fence) startOf(ctx context.Context, row position, created int64, last uint64) uint64 {
+func (f *fence) startOf(ctx context.Context, row ledger.Position, created int64, last uint64) uint64 {
 	f.mu.Lock()
 	seen := f.seen
 	f.mu.Unlock()
 	switch {
-	case row == position{}:
+	case row == ledger.Position{}:
 		return 1
-	case row.created != created:
+	case row.Created != created:
 		f.log.WarnContext(ctx, "the stream of events was created again: all of it is compared with the database. "+
 			"Subscribers that start from nothing know of a service only what the new stream holds", "stream", streams.Invalidations)
 		return 1
-	case last < row.place:
+	case last < row.Place:
 		f.log.WarnContext(ctx, "the stream of events has lost its last messages: all of it is compared with the database. "+
 			"Subscribers that had not read them know of these changes only from the registry's history",
-			"stream", streams.Invalidations, "last", last, "expected", row.place)
+			"stream", streams.Invalidations, "last", last, "expected", row.Place)
 		return 1
-	case seen.created == created:
-		return min(row.place, seen.place) + 1 // a replica that knew less may have changed the row
+	case seen.Created == created:
+		return min(row.Place, seen.Place) + 1 // a replica that knew less may have changed the row
 	}
-	return row.place + 1
+	return row.Place + 1
 }
 
 // run looks after the fence until ctx ends.
@@ -203,12 +204,14 @@ func (f *fence) look(ctx context.Context) error {
 	if len(targets) == 0 {
 		return nil
 	}
-	sequences, err := f.store.sequences(ctx, targets)
+	services, err := f.store.ledger.Services(ctx, targets[:min(len(targets), MaxBatch)]) // the rest another time
 	if err != nil {
 		return err
 	}
-	for t, sequence := range sequences {
-		f.mayServe(t, sequence)
+	for t, s := range services {
+		if s != nil {
+			f.mayServe(t, s.Sequence)
+		}
 	}
 	f.remind()
 	return nil
@@ -248,7 +251,7 @@ func (f *fence) check(ctx context.Context) error {
 	if !compared {
 		return ErrComparing
 	}
-	now, _, err := f.store.position(ctx)
+	now, _, err := f.store.ledger.Position(ctx)
 	if err != nil {
 		f.doubt(ctx, err)
 		return err
@@ -257,24 +260,24 @@ func (f *fence) check(ctx context.Context) error {
 		f.elsewhere()
 		return ErrComparing
 	}
-	if now.olderThan(seen) {
+	if now.OlderThan(seen) {
 		f.suspect("the position in the stream went back")
 		return ErrComparing
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.compared && !now.olderThan(f.seen) {
+	if f.compared && !now.OlderThan(f.seen) {
 		f.seen = now
 	}
 	return nil
 }
 
 // position returns the position that was seen last; zero: nothing is compared yet.
-func (f *fence) position() position {
+func (f *fence) position() ledger.Position {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.compared {
-		return position{}
+		return ledger.Position{}
 	}
 	return f.seen
 }
@@ -368,16 +371,16 @@ func (f *fence) answers(t events.Target, sequence int64) error {
 }
 
 // MoveFrom implements [guard].
-func (f *fence) MoveFrom() (from position, ok bool) {
+func (f *fence) MoveFrom() (from ledger.Position, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.seen, f.compared && len(f.behind) == 0
 }
 
 // Moved implements [guard].
-func (f *fence) Moved(ctx context.Context, p position, err error) {
+func (f *fence) Moved(ctx context.Context, p ledger.Position, err error) {
 	switch {
-	case errors.Is(err, errOlder):
+	case errors.Is(err, ledger.ErrOlder):
 		f.suspect("messages to be published are gone from the outbox, or the position went back")
 		return
 	case err != nil:
@@ -386,7 +389,7 @@ func (f *fence) Moved(ctx context.Context, p position, err error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.compared && !p.olderThan(f.seen) {
+	if f.compared && !p.OlderThan(f.seen) {
 		f.seen = p
 	}
 }

@@ -31,7 +31,7 @@ func BenchmarkFence(b *testing.B) {
 				b.Fatal(err)
 			}
 			began := time.Now()
-			report, err := store.Recover(b.Context(), Recovery{JetStream: js, Trust: f.trust, Key: testKey, Log: testLog(b)})
+			report, err := store.Admin().Recover(b.Context(), Recovery{JetStream: js, Trust: f.trust, Key: testKey, Log: testLog(b)})
 			if err != nil || report.Changes != services*each {
 				b.Fatalf("recovered %+v: %v", report, err)
 			}

@@ -2,11 +2,9 @@ package registry
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
 // findings is what a comparison finds, as it goes on.
@@ -83,25 +81,4 @@ func (v *findings) tell(ctx context.Context, log *slog.Logger) {
 			"services", len(v.behind), "for_example", t.String(), "must_have_sequence", n.sequence, "do", RecoverHint, "signed_by", n.signer.String())
 		break
 	}
-}
-
-// sequences reads the sequences of services. A service that the database does not have is not in
-// the result.
-func (s *Store) sequences(ctx context.Context, targets []events.Target) (map[events.Target]int64, error) {
-	st := decision.NewState()
-	w := newWantedServices(MaxBatch)
-	// The rest is looked up another time: maps have no order.
-	for _, t := range targets[:min(len(targets), MaxBatch)] {
-		w.service(t)
-	}
-	if err := s.loadServices(ctx, w, st); err != nil {
-		return nil, fmt.Errorf("read the sequences of services: %w", err)
-	}
-	found := make(map[events.Target]int64, len(st.Services))
-	for t, one := range st.Services {
-		if one != nil {
-			found[t] = one.Sequence
-		}
-	}
-	return found, nil
 }

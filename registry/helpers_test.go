@@ -3,6 +3,7 @@ package registry
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -26,7 +27,7 @@ func decideAndCommit(ctx context.Context, in *intake, todo []decision.Incoming) 
 		if err != nil {
 			return nil, err
 		}
-		lost, err := in.store.commit(ctx, b.Groups, b.At)
+		lost, err := in.store.ledger.Commit(ctx, b.Groups, b.At)
 		in.memory.learn(in.now(), b, lost, err)
 		if err != nil {
 			return nil, err
@@ -62,7 +63,7 @@ func newDeveloper(t testing.TB, store *Store, app, service string) *developer {
 	if d.target, err = events.ParseTarget(app + "." + service); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.AddApp(t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
+	if err := store.Admin().AddApp(t.Context(), App{d.target.App, d.master.Public()}, 1); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -129,18 +130,36 @@ func (d *developer) next(kind events.RequestKind, by events.SigningKey) request 
 	return r
 }
 
+// eachRow runs a query, row by row.
+func eachRow(ctx context.Context, s *Store, query string, args []any, row func(sqldb.Row) error) error {
+	var p sqldb.Pipeline
+	p.Query("query", query, args, row)
+	return s.db.Run(ctx, &p)
+}
+
 // history reads every change of a service, in its order.
 func (s *Store) history(ctx context.Context, t events.Target) ([]events.Invalidation, error) {
 	var list []events.Invalidation
-	err := s.each(ctx, `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at, event_nonce, end_earlier
+	err := eachRow(ctx, s, `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at, event_nonce, end_earlier
 		FROM history WHERE service = (SELECT id FROM services WHERE target = $1) ORDER BY sequence`, []any{t.String()}, func(row sqldb.Row) error {
 		e := events.Invalidation{Target: t}
 		var endEarlier int64
-		err := row.Scan(&e.Sequence, &e.Event, keyColumn{&e.OldKey}, keyColumn{&e.NewKey},
-			&e.GracePeriodExpiry, &e.Timestamp, nonceText(&e.Nonce), &endEarlier)
+		var old, key []byte
+		var nonce string
+		if err := row.Scan(&e.Sequence, &e.Event, &old, &key, &e.GracePeriodExpiry, &e.Timestamp, &nonce, &endEarlier); err != nil {
+			return err
+		}
+		var errs [3]error
+		if old != nil {
+			e.OldKey, errs[0] = events.PublicKeyFromBytes(old)
+		}
+		if key != nil {
+			e.NewKey, errs[1] = events.PublicKeyFromBytes(key)
+		}
+		e.Nonce, errs[2] = events.ParseNonce(nonce)
 		e.EndEarlier = endEarlier == 1
 		list = append(list, e)
-		return err
+		return errors.Join(errs[:]...)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the history of %s: %w", t, err)

@@ -22,6 +22,7 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/keyring"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 // noise returns a key that names nothing else; it need not be a point.
@@ -40,27 +41,13 @@ func put(t testing.TB, store *Store, list []events.Invalidation) *decision.Servi
 	if last.NewKey.IsZero() {
 		one.Status = events.Revoked
 	}
-	err := store.db.InTx(t.Context(), func(tx *sqldb.Tx) error {
-		g := &decision.Group{Target: last.Target, Service: *one}
-		if err := store.moveServices(t.Context(), tx, []*decision.Group{g}, map[events.Target]bool{}); err != nil {
-			return err
-		}
-		one.ID = g.Service.ID
-		for part := range slices.Chunk(list, 1000) {
-			rows := make([]historyRow, len(part))
-			for i := range part {
-				rows[i] = historyRow{
-					service: one.ID, event: part[i], requestNonce: part[i].Nonce, receiptNonce: part[i].Nonce, receipt: make([]byte, 600),
-				}
-			}
-			var p sqldb.Pipeline
-			store.appendHistory(&p, rows, "%s")
-			if err := tx.Run(t.Context(), &p); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	rows := make([]ledger.HistoryRow, len(list))
+	for i := range list {
+		rows[i] = ledger.HistoryRow{Event: list[i], RequestNonce: list[i].Nonce, ReceiptNonce: list[i].Nonce, Receipt: make([]byte, 600)}
+	}
+	g := &decision.Group{Target: last.Target, Service: *one}
+	err := store.admin.ContinueHistories(t.Context(), []*decision.Group{g}, rows)
+	one.ID = g.Service.ID
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +111,7 @@ func TestHistoryParts(t *testing.T) {
 			var got []events.HistoryKey
 			for after, more := int64(0), true; more; after = got[len(got)-1].Sequence {
 				var part []events.HistoryKey
-				part, more, err = store.lines(t.Context(), one, after, most)
+				part, more, err = store.ledger.Lines(t.Context(), one, after, most)
 				if err != nil || int64(len(part)) > most || more && len(part) == 0 {
 					rt.Fatalf("after %d: %d lines, more: %t, %v", after, len(part), more, err)
 				}
@@ -141,7 +128,7 @@ func TestHistoryParts(t *testing.T) {
 					want = append(want, events.GraceKey{PublicKey: key.PublicKey, Expires: ring.Until(key)})
 				}
 			}
-			if grace, err := store.inGrace(t.Context(), one, now, 300); err != nil || !slices.Equal(want, grace) {
+			if grace, err := store.ledger.InGrace(t.Context(), one, now, 300); err != nil || !slices.Equal(want, grace) {
 				rt.Fatalf("in grace are %v, %v, want %v", grace, err, want)
 			}
 		})
@@ -202,7 +189,7 @@ func TestHistoryPlan(t *testing.T) {
 		explain := map[sqldb.Engine]string{
 			sqldb.SQLite: "EXPLAIN QUERY PLAN ", sqldb.Postgres: "EXPLAIN ANALYZE ", sqldb.Cockroach: "EXPLAIN ANALYZE ",
 		}[store.db.Engine()]
-		text := planOf(t, store, explain+changesOf, []any{one.ID, int64(1000), int64(1100)})
+		text := planOf(t, store, explain+ledger.ChangesQuery, []any{one.ID, int64(1000), int64(1100)})
 		if strings.Contains(text, "Seq Scan") || strings.Contains(text, "B-TREE") || strings.Contains(text, "FULL SCAN") ||
 			store.db.Engine() == sqldb.SQLite && !strings.Contains(text, "(service=? AND sequence>? AND sequence<?)") {
 			t.Error(text)
@@ -213,30 +200,6 @@ func TestHistoryPlan(t *testing.T) {
 			}
 		}
 	})
-}
-
-// planOf returns what the database says when it is asked to explain a query.
-func planOf(t *testing.T, store *Store, query string, args []any) string {
-	t.Helper()
-	var plan strings.Builder
-	rows, err := store.db.Reader().QueryContext(t.Context(), query, args...)
-	if err != nil {
-		t.Fatalf("%s\n%v", query, err)
-	}
-	defer func() { _ = rows.Close() }()
-	columns, err := rows.Columns()
-	for err == nil && rows.Next() {
-		line := make([]any, len(columns))
-		for i := range line {
-			line[i] = new(any)
-		}
-		err = rows.Scan(line...)
-		fmt.Fprintln(&plan, *line[len(line)-1].(*any))
-	}
-	if err := errors.Join(err, rows.Err()); err != nil {
-		t.Fatalf("%s\n%v", query, err)
-	}
-	return plan.String()
 }
 
 // TestHistoryOverHTTP: a long history comes in parts, and never as if a part were the whole.

@@ -125,7 +125,7 @@ func (in *intake) decide(ctx context.Context, todo []decision.Incoming) (*decisi
 		return nil, err
 	}
 	targets, lookBack := b.NeedEarlierKeys(&in.looks)
-	b.EarlierKeys, err = in.store.previous(ctx, targets, lookBack)
+	b.EarlierKeys, err = in.store.ledger.Previous(ctx, targets, lookBack)
 	return b, err
 }
 

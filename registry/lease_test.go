@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 // TestLeases: no other replica gets what one has in hand, however long that takes, and whichever
@@ -21,24 +22,24 @@ func TestLeases(t *testing.T) {
 		mine := &leases{store: store, log: testLog(t), now: func() time.Time { return now }, within: patience, held: map[*lease]struct{}{}}
 		claim := func(after time.Duration, want int) {
 			t.Helper()
-			claimed, err := store.claimOutbox(t.Context(), 10, began.Add(after))
+			claimed, err := store.outbox.Claim(t.Context(), 10, began.Add(after))
 			if err != nil || len(claimed) != want {
 				t.Errorf("after %s, %d messages are claimed, want %d: %v", after, len(claimed), want, err)
 			}
 		}
 		held := mine.hold(messages, began)
-		claim(leaseFor-time.Millisecond, 0)
+		claim(ledger.LeaseFor-time.Millisecond, 0)
 		for range 3 { // the broker is slow
-			now = now.Add(leaseFor / 2)
+			now = now.Add(ledger.LeaseFor / 2)
 			mine.renew(t.Context())
 		}
-		claim(2*leaseFor, 0)
+		claim(2*ledger.LeaseFor, 0)
 		mine.release(held)
-		now = now.Add(leaseFor / 2)
+		now = now.Add(ledger.LeaseFor / 2)
 		mine.renew(t.Context())
-		claim(3*leaseFor, 2)
-		claim(2*leaseFor+time.Second, 0) // by a clock that is behind
-		claim(4*leaseFor-time.Second, 0)
-		claim(5*leaseFor, 2)
+		claim(3*ledger.LeaseFor, 2)
+		claim(2*ledger.LeaseFor+time.Second, 0) // by a clock that is behind
+		claim(4*ledger.LeaseFor-time.Second, 0)
+		claim(5*ledger.LeaseFor, 2)
 	})
 }

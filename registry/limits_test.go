@@ -110,7 +110,7 @@ func TestMasterLimits(t *testing.T) {
 		c.want("a day later", c.batch(resets(a, 5)...), events.RateLimited, 4)
 		c.want("to bind again: that is not free", c.batch(b.bind()), events.RateLimited, 0)
 		replaced := events.GenerateSigningKey()
-		if _, err := c.store.ReplaceMaster(t.Context(), App{a.target.App, replaced.Public()}, c.now); err != nil {
+		if _, err := c.store.Admin().ReplaceMaster(t.Context(), App{a.target.App, replaced.Public()}, c.now); err != nil {
 			t.Fatal(err)
 		}
 		a.master = replaced

@@ -3,7 +3,6 @@ package registry
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,11 +13,11 @@ import (
 	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 // ErrUnknownService means that the service was never bound.
-var ErrUnknownService = errors.New("unknown service")
+var ErrUnknownService = ledger.LErrUnknownService
 
 // Lookup answers questions about what the registry knows (docs/protocol.md §8).
 type Lookup struct {
@@ -56,7 +55,7 @@ func (l *Lookup) Service(ctx context.Context, t events.Target) (events.ServiceRe
 
 // keys returns the record without the parts that only the broker knows.
 func (l *Lookup) keys(ctx context.Context, t events.Target) (events.ServiceRecord, error) {
-	s, err := l.store.service(ctx, t)
+	s, err := l.store.ledger.Service(ctx, t)
 	if err := l.mayAnswer(err, t, func() int64 { return s.Sequence }); err != nil {
 		return events.ServiceRecord{}, err
 	}
@@ -75,7 +74,7 @@ func (l *Lookup) keys(ctx context.Context, t events.Target) (events.ServiceRecor
 			record.NextRotationAt = from
 		}
 	}
-	if record.Grace, err = l.store.inGrace(ctx, &s.Service, now, l.policy.Load().graceSeconds()); err != nil {
+	if record.Grace, err = l.store.ledger.InGrace(ctx, &s.Service, now, l.policy.Load().graceSeconds()); err != nil {
 		return events.ServiceRecord{}, fmt.Errorf("look up %s: %w", t, err)
 	}
 	return record, nil
@@ -100,25 +99,4 @@ func (l *Lookup) Info() events.RegistryInfo {
 		GracePeriod: policy.graceSeconds(), MaxClockSkew: policy.skewSeconds(), RequireProof: policy.RequireProof,
 		JWKSMaxAge: policy.jwksSeconds(),
 	}
-}
-
-// toldService is everything that the database keeps of a service.
-type toldService struct {
-	decision.Service
-	decision.Details
-}
-
-// service reads one service, or returns [ErrUnknownService].
-func (s *Store) service(ctx context.Context, t events.Target) (*toldService, error) {
-	var one toldService
-	const query = "SELECT " + serviceColumns + ", bound_at, service_type, endpoint_url, provider_receipt FROM services WHERE target = $1"
-	err := s.db.QueryRow(ctx, query, t.String()).
-		Scan(append(columnsOf(&one.Service), &one.BoundAt, &one.ServiceType, &one.EndpointURL, &one.ProviderReceipt)...)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, ErrUnknownService
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the service %s: %w", t, err)
-	}
-	return &one, nil
 }

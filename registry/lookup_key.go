@@ -14,18 +14,18 @@ import (
 // cost doesn't depend on the length of the service's history.
 func (l *Lookup) Key(ctx context.Context, key events.PublicKey) (events.KeyRecord, error) {
 	record := events.KeyRecord{Origin: l.policy.Load().Origin, PublicKey: key, Timestamp: l.now().Unix()}
-	t, sequence, err := l.store.owner(ctx, key)
+	t, sequence, err := l.store.ledger.Owner(ctx, key)
 	if errors.Is(err, sql.ErrNoRows) {
 		return record, l.fence.answersNoKey(key)
 	}
 	if err != nil {
 		return record, fmt.Errorf("look for a key: %w", err)
 	}
-	s, err := l.store.service(ctx, t)
+	s, err := l.store.ledger.Service(ctx, t)
 	if err := l.mayAnswer(err, t, func() int64 { return s.Sequence }); err != nil {
 		return record, err
 	}
-	lines, _, err := l.store.lines(ctx, &s.Service, sequence-1, 1)
+	lines, _, err := l.store.ledger.Lines(ctx, &s.Service, sequence-1, 1)
 	if err != nil || len(lines) == 0 || lines[0].PublicKey != key {
 		return record, fmt.Errorf("read the change of %s that brought a key: %w", t, errors.Join(err, sql.ErrNoRows))
 	}
@@ -33,15 +33,6 @@ func (l *Lookup) Key(ctx context.Context, key events.PublicKey) (events.KeyRecor
 	record.AppID, record.ServiceID = t.App, t.Service
 	record.Event, record.Sequence, record.From, record.Until = line.Event, line.Sequence, line.From, line.Until
 	return record, nil
-}
-
-// owner returns the service that has or had a key, and the sequence that brought the key, or
-// [sql.ErrNoRows].
-func (s *Store) owner(ctx context.Context, key events.PublicKey) (t events.Target, sequence int64, err error) {
-	const query = `SELECT s.target, h.sequence FROM history h JOIN services s ON s.id = h.service
-		WHERE h.public_key = $1`
-	err = s.db.QueryRow(ctx, query, key.Bytes()).Scan(target(&t), &sequence)
-	return t, sequence, err
 }
 
 func (l *Lookup) serveKey(ctx context.Context, c api.Call) (api.Answer, error) {

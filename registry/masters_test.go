@@ -27,7 +27,7 @@ func TestReplaceMaster(t *testing.T) {
 		stored := []request{d.reset(), d.another("blog").bind(), d.revoke()}
 		d.current = bound
 		replace := func(key events.PublicKey) error {
-			_, err := store.ReplaceMaster(t.Context(), App{d.target.App, key}, 5)
+			_, err := store.Admin().ReplaceMaster(t.Context(), App{d.target.App, key}, 5)
 			return err
 		}
 		if err := errors.Join(replace(next.Public()), replace(next.Public())); err != nil {
@@ -55,28 +55,28 @@ func TestReplaceMaster(t *testing.T) {
 		other := App{newDeveloper(t, store, "org.omiappreg.bob", "x").target.App, leaked.Public()}
 		unknown := App{other.AppID, next.Public()}
 		unknown.AppID, _ = events.ParseAppID("org.omiappreg.carol")
-		_, errOther := store.ReplaceMaster(t.Context(), other, 6)
-		_, errUnknown := store.ReplaceMaster(t.Context(), unknown, 6)
+		_, errOther := store.Admin().ReplaceMaster(t.Context(), other, 6)
+		_, errUnknown := store.Admin().ReplaceMaster(t.Context(), unknown, 6)
 		for name, c := range map[string]struct{ got, want error }{
 			"the old key again":            {replace(leaked.Public()), ErrReplacedMaster},
 			"a service's key":              {replace(bound.Public()), ErrMasterKey},
 			"a weak key":                   {replace(events.PublicKey{}), events.ErrWeakKey},
 			"the old key, for another app": {errOther, ErrReservedKey},
 			"an unknown app":               {errUnknown, ErrUnknownApp},
-			"adding it with the old key":   {store.AddApp(t.Context(), App{d.target.App, leaked.Public()}, 7), ErrReplacedMaster},
-			"a list with the old key":      {store.AddApps(t.Context(), []App{{d.target.App, leaked.Public()}}, 7, slog.New(slog.DiscardHandler)), nil},
-			"adding it with the new key":   {store.AddApp(t.Context(), App{d.target.App, next.Public()}, 7), nil},
+			"adding it with the old key":   {store.Admin().AddApp(t.Context(), App{d.target.App, leaked.Public()}, 7), ErrReplacedMaster},
+			"a list with the old key":      {store.Admin().AddApps(t.Context(), []App{{d.target.App, leaked.Public()}}, 7, slog.New(slog.DiscardHandler)), nil},
+			"adding it with the new key":   {store.Admin().AddApp(t.Context(), App{d.target.App, next.Public()}, 7), nil},
 		} {
 			if !errors.Is(c.got, c.want) {
 				t.Errorf("%s: %v, want %v", name, c.got, c.want)
 			}
 		}
-		app, err := store.App(t.Context(), d.target.App)
+		app, err := store.Admin().App(t.Context(), d.target.App)
 		if err != nil || app.MasterPublicKey != next.Public() || app.AddedAt != 1 || len(app.Ended) != 1 ||
 			app.Ended[0] != (EndedMaster{d.target.App, leaked.Public(), next.Public(), 5}) {
 			t.Errorf("the app's history: %+v, %v", app, err)
 		}
-		if report, err := store.Check(t.Context(), nil, time.Now()); err != nil || len(report.Violations) > 0 {
+		if report, err := store.Admin().Check(t.Context(), nil, time.Now()); err != nil || len(report.Violations) > 0 {
 			t.Errorf("check: %v, %v", report.Violations, err)
 		}
 	})
@@ -96,10 +96,10 @@ func TestReplacedMeanwhile(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := store.ReplaceMaster(t.Context(), App{d.target.App, events.GenerateSigningKey().Public()}, 5); err != nil {
+		if _, err := store.Admin().ReplaceMaster(t.Context(), App{d.target.App, events.GenerateSigningKey().Public()}, 5); err != nil {
 			t.Fatal(err)
 		}
-		lost, err := store.commit(t.Context(), b.Groups, b.At)
+		lost, err := store.ledger.Commit(t.Context(), b.Groups, b.At)
 		if err != nil || lost.Taken || len(lost.Services) != 2 || lost.Services[rotating.target] {
 			t.Fatalf("lost are %+v, %v", lost, err)
 		}
@@ -133,10 +133,10 @@ func TestRegistrysOwnKeys(t *testing.T) {
 						t.Errorf("%s: %q", r.draft.Kind, receipt.Reason)
 					}
 				}
-				if err := w.store.AddApp(t.Context(), App{unknownApp(t), key.Public()}, 1); !errors.Is(err, ErrReservedKey) {
+				if err := w.store.Admin().AddApp(t.Context(), App{unknownApp(t), key.Public()}, 1); !errors.Is(err, ErrReservedKey) {
 					t.Errorf("as a Master Key of a new app: %v", err)
 				}
-				if _, err := w.store.ReplaceMaster(t.Context(), App{d.target.App, key.Public()}, 1); !errors.Is(err, ErrReservedKey) {
+				if _, err := w.store.Admin().ReplaceMaster(t.Context(), App{d.target.App, key.Public()}, 1); !errors.Is(err, ErrReservedKey) {
 					t.Errorf("as a new Master Key: %v", err)
 				}
 			}
@@ -167,7 +167,7 @@ func TestSigningKeyIsTaken(t *testing.T) {
 	t.Parallel()
 	for name, take := range map[string]func(*world, *developer){
 		"Master Key": func(w *world, d *developer) {
-			if err := w.store.AddApp(t.Context(), App{unknownApp(t), testKey.Public()}, 1); err != nil {
+			if err := w.store.Admin().AddApp(t.Context(), App{unknownApp(t), testKey.Public()}, 1); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -201,7 +201,7 @@ func TestMasterNotice(t *testing.T) {
 		t.Fatal(err)
 	}
 	next := events.GenerateSigningKey().Public()
-	if _, err := w.store.ReplaceMaster(t.Context(), App{d.target.App, next}, 5); err != nil {
+	if _, err := w.store.Admin().ReplaceMaster(t.Context(), App{d.target.App, next}, 5); err != nil {
 		t.Fatal(err)
 	}
 	select {

@@ -7,6 +7,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 const (
@@ -102,7 +103,7 @@ func (m *memory) forget(t events.Target, now time.Time) (used bool) {
 }
 
 // learn remembers what a commit wrote, and forgets what was in conflict.
-func (m *memory) learn(now time.Time, b *decision.Batch, l Conflicts, err error) {
+func (m *memory) learn(now time.Time, b *decision.Batch, l ledger.Conflicts, err error) {
 	stale := 0
 	for _, g := range b.Groups {
 		if err == nil && !l.Services[g.Target] {

@@ -49,7 +49,7 @@ func TestStaleMemory(t *testing.T) {
 			}
 			clock = clock.Add(2 * pessimisticFor)
 		}
-		report, err := store.Check(t.Context(), nil, testNowTime())
+		report, err := store.Admin().Check(t.Context(), nil, testNowTime())
 		if err != nil || len(report.Violations) > 0 {
 			t.Errorf("check: %v %v", err, report.Violations)
 		}
@@ -139,7 +139,7 @@ func TestComparedBeforeAMove(t *testing.T) {
 			if _, err := store.db.Exec(t.Context(), "UPDATE services SET "+column+" = "+value); err != nil {
 				t.Fatal(err)
 			}
-			lost, err := store.commit(t.Context(), b.Groups, time.Now())
+			lost, err := store.ledger.Commit(t.Context(), b.Groups, time.Now())
 			if err != nil || !lost.Services[d.target] || lost.Taken {
 				t.Errorf("another %s: lost %v, %v", column, lost, err)
 			}
@@ -174,11 +174,11 @@ func TestRememberedIDIsAnothers(t *testing.T) {
 			if err != nil || b.Groups[0].Was.ID != b.Groups[1].Was.ID {
 				t.Fatalf("the two don't have one id: this shows nothing; %v", err)
 			}
-			lost, err := store.commit(t.Context(), b.Groups, time.Now())
+			lost, err := store.ledger.Commit(t.Context(), b.Groups, time.Now())
 			if err != nil || len(lost.Services) != 1 || !lost.Services[gone.target] {
 				t.Errorf("lost %v, %v; want %v", lost, err, gone.target)
 			}
-			if report, err := store.Check(t.Context(), nil, time.Now()); err != nil || len(report.Violations) > 0 {
+			if report, err := store.Admin().Check(t.Context(), nil, time.Now()); err != nil || len(report.Violations) > 0 {
 				t.Errorf("check: %v %v", err, report.Violations)
 			}
 			after.restore(t, store)
@@ -273,7 +273,7 @@ func TestUsedKeys(t *testing.T) {
 				if (b.State.Mode == decision.Pessimistic) != again {
 					t.Fatalf("key %d: it is pessimistic: %t, want %t", i, b.State.Mode == decision.Pessimistic, again)
 				}
-				lost, err := store.commit(t.Context(), b.Groups, clock)
+				lost, err := store.ledger.Commit(t.Context(), b.Groups, clock)
 				in.memory.learn(clock, b, lost, err)
 				if err != nil || lost.Taken == again || again && len(lost.Services) > 0 {
 					t.Fatalf("key %d: lost %+v, %v", i, lost, err)

@@ -39,7 +39,7 @@ func (in *intake) load(ctx context.Context, todo []decision.Incoming) (*decision
 			}
 		}
 	}
-	return st, in.store.load(ctx, todo, st, st.Mode == decision.Pessimistic)
+	return st, in.store.ledger.Load(ctx, todo, st, st.Mode == decision.Pessimistic)
 }
 
 // complete confirms everything that the answers rest on.
@@ -88,7 +88,7 @@ func (in *intake) confirm(ctx context.Context, b *decision.Batch) error {
 				fresh.Services[g.Target] = was
 			}
 		}
-		if err := in.store.load(ctx, requests, fresh, true); err != nil {
+		if err := in.store.ledger.Load(ctx, requests, fresh, true); err != nil {
 			return err
 		}
 		for _, g := range b.Correct(groups, fresh) {

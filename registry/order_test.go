@@ -12,6 +12,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -114,7 +115,7 @@ func TestResetsInTheOtherOrder(t *testing.T) {
 		if got := w.answersTo(first); got != "out_of_order timestamp_out_of_order" {
 			t.Errorf("the first reset: %s", got)
 		}
-		service, err := w.store.service(t.Context(), d.target)
+		service, err := w.store.ledger.Service(t.Context(), d.target)
 		if err != nil || service.Key != second.draft.NewKey.Public() {
 			t.Errorf("the service does not have the second key: %v", err)
 		}
@@ -148,20 +149,20 @@ func TestStreamCreatedAgain(t *testing.T) {
 		w.commit(d.reset())
 		letters := []string{"00", "01"}
 		for i, stream := range []int64{created, 0} { // 0: from before it was kept
-			l := DeadLetter{
+			l := ledger.LDeadLetter{
 				ID: letters[i], Subject: late.draft.Subject(), StreamSequence: 2, StreamCreatedAt: stream,
 				StoredAt: late.draft.Timestamp, Reason: "error", Payload: late.payload,
 			}
-			if err := w.store.putDeadLetter(t.Context(), l); err != nil {
+			if err := w.store.letters.Put(t.Context(), l); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for _, id := range letters {
-			if err := w.store.RetryDeadLetters(t.Context(), []string{id}, time.Now()); err != nil {
+			if err := w.store.Admin().RetryDeadLetters(t.Context(), []string{id}, time.Now()); err != nil {
 				t.Fatal(err)
 			}
 			testenv.Eventually(t, patience, "it is decided", func() error {
-				if _, err := w.store.DeadLetter(t.Context(), id); !errors.Is(err, ErrNoDeadLetter) {
+				if _, err := w.store.Admin().DeadLetter(t.Context(), id); !errors.Is(err, ErrNoDeadLetter) {
 					return fmt.Errorf("it is there: %w", err)
 				}
 				return nil
@@ -205,7 +206,7 @@ func TestOrderAgainstRivals(t *testing.T) {
 		if reason := decide(other, at(13, testNow, d.reset())); reason != "" {
 			t.Fatal(reason)
 		}
-		lost, err := store.commit(t.Context(), b.Groups, testNowTime())
+		lost, err := store.ledger.Commit(t.Context(), b.Groups, testNowTime())
 		if err != nil || !lost.Services[d.target] {
 			t.Fatalf("it was committed on another state: %v", err)
 		}

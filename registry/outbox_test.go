@@ -12,6 +12,7 @@ import (
 
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 // TestHalfPublished: a change whose event is in its stream, and its receipt is not, stays in the outbox, and the receipt alone is
@@ -28,11 +29,11 @@ func TestHalfPublished(t *testing.T) {
 		half := slices.Delete(slices.Clone(messages), 2, 3) // all but the event of one, and the receipt of another
 		half = half[:len(half)-1]
 		for range 2 {
-			if _, err := store.deleteOutbox(t.Context(), half, position{}, 0); err != nil {
+			if _, err := store.outbox.Delete(t.Context(), half, ledger.Position{}, 0); err != nil {
 				t.Fatal(err)
 			}
 		}
-		claimed, err := store.claimOutbox(t.Context(), 10, time.Now().Add(2*leaseFor))
+		claimed, err := store.outbox.Claim(t.Context(), 10, time.Now().Add(2*ledger.LeaseFor))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,10 +46,10 @@ func TestHalfPublished(t *testing.T) {
 				t.Errorf("claimed %s %s\nwant %s %s", m.Subject, m.Payload, want.Subject, want.Payload)
 			}
 		}
-		if _, err := store.deleteOutbox(t.Context(), claimed, position{}, 0); err != nil {
+		if _, err := store.outbox.Delete(t.Context(), claimed, ledger.Position{}, 0); err != nil {
 			t.Fatal(err)
 		}
-		if left, err := store.outboxStale(t.Context(), time.Now().Add(time.Hour)); err != nil || left {
+		if left, err := store.outbox.Stale(t.Context(), time.Now().Add(time.Hour)); err != nil || left {
 			t.Errorf("something is left: %t, %v", left, err)
 		}
 	})
@@ -70,7 +71,7 @@ func TestOtherIDAfterARestore(t *testing.T) {
 		if _, err := store.db.Exec(t.Context(), rename); err != nil {
 			t.Fatal(err)
 		}
-		lost, err := store.commit(t.Context(), late.Groups, time.Now())
+		lost, err := store.ledger.Commit(t.Context(), late.Groups, time.Now())
 		if err != nil || !lost.Services[d.target] {
 			t.Errorf("lost %v, %v", lost, err)
 		}
@@ -92,7 +93,7 @@ func TestIDsAgain(t *testing.T) {
 	list := []request{d.another("two").bind()}
 	b := decision.NewBatch(in.issuer(), time.Now(), loadFor(t, in, list), incomingOf(list))
 	b.Decide()
-	if lost, err := store.commit(t.Context(), b.Groups, time.Now()); err != nil || !lost.Services[list[0].draft.Target] {
+	if lost, err := store.ledger.Commit(t.Context(), b.Groups, time.Now()); err != nil || !lost.Services[list[0].draft.Target] {
 		t.Fatalf("lost %v, %v", lost, err)
 	}
 	if o := decideAll(t, in, list[0])[0]; o.Verdict != decision.Committed {
@@ -131,7 +132,7 @@ func TestForgetEnds(t *testing.T) {
 	r.within = patience
 	<-ended
 	r.forget(t.Context(), published{messages: bound[0].Messages()})
-	if left, err := store.outboxStale(t.Context(), time.Now().Add(time.Hour)); err != nil || left {
+	if left, err := store.outbox.Stale(t.Context(), time.Now().Add(time.Hour)); err != nil || left {
 		t.Errorf("something is left: %t, %v", left, err)
 	}
 }

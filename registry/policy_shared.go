@@ -5,13 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strconv"
 	"strings"
 	"time"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 // ErrOtherPolicy means that the database records another [Policy] than this registry's. If both
@@ -42,6 +42,11 @@ func (p Policy) settings() []setting {
 		{"jwks_max_age_seconds", "--jwks-max-age", strconv.FormatInt(p.recordedJWKS(), 10)},
 		{"wait_for", "--wait-for", p.recordedWaitFor()},
 	}
+}
+
+// rows returns the settings as the ledger records them.
+func (p Policy) rows() []ledger.Setting {
+	return convert(p.settings(), func(s setting) ledger.Setting { return ledger.Setting{Name: s.name, Value: s.value} })
 }
 
 // recorded returns the policy as the database records it.
@@ -107,26 +112,6 @@ func (p Policy) differences(recorded Policy) []string {
 	return list
 }
 
-// CheckPolicy returns [ErrOtherPolicy] with each setting that differs if the database records
-// another policy. It changes nothing. A database without a record has no other policy.
-func (s *Store) CheckPolicy(ctx context.Context, p Policy) error {
-	p, err := p.WithDefaults()
-	if err != nil {
-		return err
-	}
-	recorded, err := s.policy(ctx)
-	if err != nil {
-		return err
-	}
-	return p.mustBe(recorded)
-}
-
-// AwaitPolicy is [Store.CheckPolicy] for a process that starts: it waits while the database is
-// unavailable.
-func (s *Store) AwaitPolicy(ctx context.Context, p Policy, log *slog.Logger) error {
-	return sqldb.Await(ctx, log, func() error { return s.CheckPolicy(ctx, p) })
-}
-
 // mustBe returns [ErrOtherPolicy] unless the database records this policy.
 func (p Policy) mustBe(recorded map[string]string) error {
 	other, err := p.withSettings(recorded)
@@ -140,65 +125,25 @@ func (p Policy) mustBe(recorded map[string]string) error {
 	return nil
 }
 
-// policy reads the recorded policy.
-func (s *Store) policy(ctx context.Context) (map[string]string, error) {
-	recorded := map[string]string{}
-	err := s.db.Read(ctx, func() error {
-		return s.each(ctx, "SELECT name, value FROM policy", nil, func(row sqldb.Row) error {
-			var name, value string
-			err := row.Scan(&name, &value)
-			recorded[name] = value
-			return err
-		})
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read the policy: %w", err)
-	}
-	return recorded, nil
-}
-
-// recordPolicy records the settings that are not recorded yet, in one statement: if two replicas
-// start at once, one of them is first. With change, it records all settings.
-func (s *Store) recordPolicy(ctx context.Context, p Policy, change bool) error {
-	then := "NOTHING"
-	if change {
-		then = "UPDATE SET value = excluded.value"
-	}
-	settings := p.settings()
-	places, values := make([]string, len(settings)), make([]any, 0, 2*len(settings))
-	for i, one := range settings {
-		places[i] = fmt.Sprintf("($%d, $%d)", 2*i+1, 2*i+2)
-		values = append(values, one.name, one.value)
-	}
-	query := "INSERT INTO policy (name, value) VALUES " + strings.Join(places, ", ") + " ON CONFLICT (name) DO " + then
-	if err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
-		_, err := tx.Exec(ctx, query, values...)
-		return err
-	}); err != nil {
-		return fmt.Errorf("record the policy: %w", err)
-	}
-	return nil
-}
-
 // agreeOnPolicy records this policy if it is the first on this database, and returns
 // [ErrOtherPolicy] if another one is recorded.
 func (r *Registry) agreeOnPolicy(ctx context.Context) error {
 	return sqldb.Await(ctx, r.cfg.Log, func() error {
-		if err := r.cfg.Store.recordPolicy(ctx, r.cfg.Policy, false); err != nil {
+		if err := r.cfg.Store.admin.RecordPolicy(ctx, r.cfg.Policy.rows(), false); err != nil {
 			return err
 		}
-		return r.cfg.Store.CheckPolicy(ctx, r.cfg.Policy)
+		return r.cfg.Store.Admin().CheckPolicy(ctx, r.cfg.Policy)
 	})
 }
 
 // changePolicy replaces the recorded policy by this registry's, and logs the differences.
 func (r *Registry) changePolicy(ctx context.Context) error {
 	return sqldb.Await(ctx, r.cfg.Log, func() error {
-		recorded, err := r.cfg.Store.policy(ctx)
+		recorded, err := r.cfg.Store.admin.Policy(ctx)
 		if err != nil {
 			return err
 		}
-		if err := r.cfg.Store.recordPolicy(ctx, r.cfg.Policy, true); err != nil {
+		if err := r.cfg.Store.admin.RecordPolicy(ctx, r.cfg.Policy.rows(), true); err != nil {
 			return err
 		}
 		if r.cfg.Policy.mustBe(recorded) != nil {
@@ -221,7 +166,7 @@ func (r *Registry) followPolicy(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		recorded, err := r.cfg.Store.policy(ctx)
+		recorded, err := r.cfg.Store.admin.Policy(ctx)
 		if err != nil {
 			if ctx.Err() == nil {
 				r.cfg.Log.Warn("looking at the recorded policy failed, trying again", "error", err)

@@ -3,19 +3,18 @@ package registry
 import (
 	"bytes"
 	"context"
-	"database/sql"
 	"errors"
-	"fmt"
 	"net/http"
 	"sync"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/api"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 // ErrNoReceipt means that no answer to the request is kept: it was never sent, is not decided yet,
 // or was refused long ago.
-var ErrNoReceipt = errors.New("no receipt of this request")
+var ErrNoReceipt = ledger.LErrNoReceipt
 
 // errAskedTooOften means that a service's receipts were read as often as the limit for one second
 // allows.
@@ -25,7 +24,7 @@ var errAskedTooOften = errors.New("receipts are asked for too often")
 // (docs/protocol.md §8.5), or [ErrNoReceipt]. If the request was committed, it returns that
 // receipt, even if the request was refused before or after.
 func (l *Lookup) Receipt(ctx context.Context, t events.Target, q events.ReceiptQuery) ([]byte, error) {
-	receipt, err := l.store.receipt(ctx, t, q.RequestNonce)
+	receipt, err := l.store.ledger.Receipt(ctx, t, q.RequestNonce)
 	if err == nil {
 		return believable(receipt, t, l.receipts.trust, l.key), nil
 	}
@@ -43,19 +42,6 @@ func (l *Lookup) Receipt(ctx context.Context, t events.Target, q events.ReceiptQ
 	l.receipts.reads.take(now, t, len(one.list)) // their number is known only now
 	if receipt = one.answer(q); receipt == nil {
 		return nil, ErrNoReceipt
-	}
-	return receipt, nil
-}
-
-// receipt reads the receipt of a committed request, or returns [ErrNoReceipt].
-func (s *Store) receipt(ctx context.Context, t events.Target, nonce events.Nonce) (receipt []byte, err error) {
-	const query = "SELECT receipt FROM history WHERE service = (SELECT id FROM services WHERE target = $1) AND request_nonce = $2"
-	err = s.db.QueryRow(ctx, query, t.String(), nonce.String()).Scan(&receipt)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, ErrNoReceipt
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the receipt of a request of %s: %w", t, err)
 	}
 	return receipt, nil
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
@@ -31,7 +30,7 @@ type Recovery struct {
 	Log  *slog.Logger
 }
 
-// Recovered is what [Store.Recover] did, and what it could not do.
+// Recovered is what [Admin.Recover] did, and what it could not do.
 type Recovered struct {
 	DryRun   bool `json:"dry_run"`
 	Messages int  `json:"messages"` // messages of the stream that were compared with the database
@@ -88,9 +87,9 @@ type Conflict struct {
 // the same nonce, kind and key counts as the same. A binding has no service_type and endpoint_url,
 // a revocation no provider_receipt. If the receipt is gone, the event's nonce stands for the
 // request's nonce, and a new receipt is signed.
-func (s *Store) Recover(ctx context.Context, how Recovery) (Recovered, error) {
+func (a *Admin) Recover(ctx context.Context, how Recovery) (Recovered, error) {
 	r := &recoverer{
-		store: s.unhurried(), how: how, waiting: map[events.Target][]streamEvent{}, touched: map[events.Target]*decision.Service{},
+		store: newStore(a.store.db.Unhurried()), how: how, waiting: map[events.Target][]streamEvent{}, touched: map[events.Target]*decision.Service{},
 		apps: map[events.AppID]bool{},
 		report: Recovered{
 			DryRun: how.DryRun, Signers: []Signer{}, UnknownApps: []events.AppID{}, Gaps: []Gap{}, Conflicts: []Conflict{}, IssuedTwice: []Conflict{},
@@ -104,7 +103,7 @@ func (s *Store) Recover(ctx context.Context, how Recovery) (Recovered, error) {
 	if how.UpTo > 0 {
 		r.report.UpTo = min(r.report.UpTo, how.UpTo)
 	}
-	if err := (comparison{s, how.Trust, how.Log, r.take, how.UpTo}).run(ctx, stream, 1); err != nil {
+	if err := (comparison{a.store, how.Trust, how.Log, r.take, how.UpTo}).run(ctx, stream, 1); err != nil {
 		return r.report, fmt.Errorf("recover: %w", err)
 	}
 	if err := r.finish(ctx); err != nil {
@@ -159,12 +158,8 @@ type chain struct {
 
 // write continues the histories of these services with the waiting events that fit.
 func (r *recoverer) write(ctx context.Context, targets []events.Target) error {
-	st := decision.NewState()
-	w := newWantedServices(MaxBatch)
-	for _, t := range targets {
-		w.service(t)
-	}
-	if err := r.store.loadServices(ctx, w, st); err != nil {
+	services, err := r.store.ledger.Services(ctx, targets)
+	if err != nil {
 		return err
 	}
 	owners, err := r.owners(ctx, targets)
@@ -173,7 +168,7 @@ func (r *recoverer) write(ctx context.Context, targets []events.Target) error {
 	}
 	var chains []*chain
 	for _, t := range targets {
-		if c := r.continueHistory(t, st.Services[t], owners); len(c.events) > 0 {
+		if c := r.continueHistory(t, services[t], owners); len(c.events) > 0 {
 			chains = append(chains, c)
 		}
 	}
@@ -185,27 +180,15 @@ func (r *recoverer) write(ctx context.Context, targets []events.Target) error {
 
 // owners returns the services that already have the keys of the waiting events.
 func (r *recoverer) owners(ctx context.Context, targets []events.Target) (map[events.PublicKey]events.Target, error) {
-	var keys []any
+	var keys []events.PublicKey
 	for _, t := range targets {
 		for _, e := range r.waiting[t] {
 			if !e.event.NewKey.IsZero() {
-				keys = append(keys, e.event.NewKey.Bytes())
+				keys = append(keys, e.event.NewKey)
 			}
 		}
 	}
-	owners := map[events.PublicKey]events.Target{}
-	const query = "SELECT h.public_key, s.target FROM history h JOIN services s ON s.id = h.service WHERE h.public_key IN (%s)"
-	err := r.store.eachPartAgain(ctx, query, []sqldb.Type{sqldb.Bytes}, keys, func(row sqldb.Row) error {
-		var key events.PublicKey
-		var owner events.Target
-		err := row.Scan(keyColumn{&key}, target(&owner))
-		owners[key] = owner
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read the owners of keys: %w", err)
-	}
-	return owners, nil
+	return r.store.admin.Owners(ctx, keys)
 }
 
 // continueHistory takes the waiting events that follow the service's state, one after the other.
@@ -242,7 +225,7 @@ func (r *recoverer) continueHistory(t events.Target, have *decision.Service, own
 // finish lists what could not be recovered.
 func (r *recoverer) finish(ctx context.Context) error {
 	for targets := range slices.Chunk(slices.SortedFunc(maps.Keys(r.waiting), compareTargets), MaxBatch) {
-		sequences, err := r.store.sequences(ctx, targets)
+		services, err := r.store.ledger.Services(ctx, targets)
 		if err != nil {
 			return err
 		}
@@ -251,14 +234,17 @@ func (r *recoverer) finish(ctx context.Context) error {
 			return err
 		}
 		for _, t := range targets {
-			has := sequences[t]
+			has := int64(0)
+			if s := services[t]; s != nil {
+				has = s.Sequence
+			}
 			if would := r.touched[t]; would != nil {
 				has = would.Sequence
 			}
 			r.remains(t, has, owners)
 		}
 	}
-	apps, err := r.store.Apps(ctx)
+	apps, err := r.store.admin.Apps(ctx)
 	if err != nil {
 		return err
 	}

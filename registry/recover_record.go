@@ -7,8 +7,8 @@ import (
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
-	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -21,12 +21,12 @@ func (r *recoverer) record(ctx context.Context, chains []*chain) error {
 	}
 	slices.SortFunc(chains, func(a, b *chain) int { return compareTargets(a.group.Target, b.group.Target) })
 	err = r.recordTogether(ctx, chains, receipts)
-	if !errors.Is(err, errTaken) {
+	if !errors.Is(err, ledger.ErrTaken) {
 		return err
 	}
 	for _, c := range chains {
 		err := r.recordTogether(ctx, []*chain{c}, receipts)
-		if errors.Is(err, errTaken) {
+		if errors.Is(err, ledger.ErrTaken) {
 			r.report.Conflicts = append(r.report.Conflicts, Conflict{
 				c.group.Target.String(), c.events[0].event.Sequence,
 				"the database has changed meanwhile, or has this request's nonce with another change; run it again",
@@ -40,9 +40,9 @@ func (r *recoverer) record(ctx context.Context, chains []*chain) error {
 	return nil
 }
 
-// recordTogether writes chains in one transaction, or returns [errTaken].
+// recordTogether writes chains in one transaction, or returns [ErrTaken].
 func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipts map[events.Nonce]heardReceipt) error {
-	var rows []historyRow
+	var rows []ledger.HistoryRow
 	groups := make([]*decision.Group, 0, len(chains))
 	standIns := 0
 	for _, c := range chains {
@@ -54,11 +54,14 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 				heard = r.standIn(&event)
 				standIns++
 			}
-			rows = append(rows, historyRow{0, event, heard.receipt.RequestNonce, decision.UnknownDigest(), heard.receipt.Nonce, heard.payload})
+			rows = append(rows, ledger.HistoryRow{
+				Event: event, RequestNonce: heard.receipt.RequestNonce, Digest: decision.UnknownDigest(),
+				ReceiptNonce: heard.receipt.Nonce, Receipt: heard.payload,
+			})
 		}
 	}
 	if !r.how.DryRun {
-		if err := r.store.continueHistories(ctx, groups, rows); err != nil {
+		if err := r.store.admin.ContinueHistories(ctx, groups, rows); err != nil {
 			return err
 		}
 	}
@@ -76,36 +79,6 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 	}
 	r.report.WithoutReceipt += standIns
 	r.progress(len(rows))
-	return nil
-}
-
-// continueHistories moves services by compare-and-swap, and appends to their histories; all, or
-// [errTaken].
-func (s *Store) continueHistories(ctx context.Context, groups []*decision.Group, rows []historyRow) error {
-	sortForLocks(groups)
-	err := s.write(ctx, func(tx *sqldb.Tx) error {
-		lost := make(map[events.Target]bool, len(groups))
-		if err := s.moveServices(ctx, tx, groups, lost); err != nil {
-			return err
-		}
-		if len(lost) > 0 {
-			return errTaken
-		}
-		ids := make(map[events.Target]int64, len(groups))
-		for _, g := range groups {
-			ids[g.Target] = g.Service.ID
-		}
-		for i := range rows {
-			rows[i].service = ids[rows[i].event.Target]
-		}
-		var p sqldb.Pipeline
-		s.appendHistory(&p, rows, "%s")
-		s.useApps(&p, groups)
-		return tx.RunAtCommit(ctx, &p)
-	})
-	if err != nil {
-		return fmt.Errorf("write recovered changes: %w", err)
-	}
 	return nil
 }
 

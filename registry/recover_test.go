@@ -24,7 +24,7 @@ func TestRecoverWithAGap(t *testing.T) {
 	old.restore(t, w.store)
 	w.run()
 	w.held(d)
-	report, err := w.store.Recover(t.Context(), w.recovery())
+	report, err := w.store.Admin().Recover(t.Context(), w.recovery())
 	if err != nil || report.Complete() || report.Changes != 0 || len(report.Gaps) != 1 {
 		t.Fatalf("recovered %+v: %v", report, err)
 	}
@@ -60,12 +60,12 @@ func TestRecoverWithoutReceipts(t *testing.T) {
 		dry := w.recovery()
 		dry.DryRun = true
 		for _, how := range []Recovery{dry, w.recovery()} {
-			report, err := w.store.Recover(t.Context(), how)
+			report, err := w.store.Admin().Recover(t.Context(), how)
 			if err != nil || report.Changes != 4 || report.Services != 2 || report.WithoutReceipt != 4 || !report.Complete() {
 				t.Fatalf("dry run %t: recovered %+v: %v", how.DryRun, report, err)
 			}
 		}
-		again, err := w.store.Recover(t.Context(), w.recovery())
+		again, err := w.store.Admin().Recover(t.Context(), w.recovery())
 		if err != nil || again.Changes != 0 {
 			t.Errorf("a second time recovered %+v: %v", again, err)
 		}
@@ -91,7 +91,7 @@ func TestLostRegistryDatabase(t *testing.T) {
 	w.store = openStore(t, testenv.Database(t, testenv.SQLite))
 	w.run()
 	w.held(d)
-	report, err := w.store.Recover(t.Context(), w.recovery())
+	report, err := w.store.Admin().Recover(t.Context(), w.recovery())
 	if err != nil || !report.Complete() || report.Changes != 2 || len(report.UnknownApps) != 1 || report.UnknownApps[0] != d.target.App {
 		t.Fatalf("recovered %+v: %v", report, err)
 	}

@@ -153,7 +153,7 @@ func New(cfg Config) (*Registry, error) {
 		Metrics: cfg.Metrics, Now: cfg.Now, Log: cfg.Log, Overdue: cfg.overdue,
 	})
 	r.queue = queue.New(queue.Config{
-		Bound: cfg.Store.bound, MasterKeys: cfg.Store.masterKeys, Conn: cfg.Conn, Metrics: cfg.Metrics, Results: m.requests, Log: cfg.Log,
+		Bound: cfg.Store.ledger.Bound, MasterKeys: cfg.Store.ledger.Masters, Conn: cfg.Conn, Metrics: cfg.Metrics, Results: m.requests, Log: cfg.Log,
 	})
 	r.intake = &intake{
 		policy: cfg.Policy, key: cfg.Key, trust: r.fence.trust, own: r.fence.trust.TrustedKeys(), store: cfg.Store, announce: r.relay.Enqueue, fence: r.fence, committed: cfg.Committed,
@@ -161,7 +161,7 @@ func New(cfg Config) (*Registry, error) {
 		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(), inHand: r.inHand,
 		charge: r.queue.Charge,
 	}
-	r.aside = &deadLetters{store: cfg.Store, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
+	r.aside = &deadLetters{letters: cfg.Store.letters, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
 	r.Lookup = newLookup(cfg, js, r.fence)
 	r.Lookup.propagation.trust, r.Lookup.receipts.trust = r.fence.trust, r.fence.trust
 	return r, nil
@@ -239,7 +239,7 @@ func (r *Registry) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := r.cfg.Store.reserveOwn(ctx, r.cfg.Key.Public(), r.fence.trust.TrustedKeys(), r.cfg.Log); err != nil {
+	if err := r.cfg.Store.admin.ReserveOwn(ctx, r.cfg.Key.Public(), r.fence.trust.TrustedKeys(), r.cfg.Log); err != nil {
 		return err
 	}
 	if err := r.fence.compare(ctx); err != nil || !r.cfg.ChangePolicy {

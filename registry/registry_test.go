@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/internal/api"
 	"omiappreg.org/keyrotation/internal/keyformat"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 // TestLifeOfAService: bound, rotated, reset, revoked and bound again, through a real broker and database, with the
@@ -206,7 +207,7 @@ func TestCrashBeforePublish(t *testing.T) {
 			return newTestIntake(t, w.store, Policy{Origin: testOrigin}, func() time.Time { return time.Now().Add(offset) })
 		}
 		bind, rotate := d.bind(), d.rotate()
-		decideAll(t, at(-2*leaseFor), bind)
+		decideAll(t, at(-2*ledger.LeaseFor), bind)
 		decideAll(t, at(time.Hour), rotate)
 		w.run()
 		w.run() // a second replica

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 const (
@@ -66,10 +67,10 @@ type committed struct {
 type guard interface {
 	// MoveFrom returns the position from which the one in the database may move on; false: it must
 	// stay where it is.
-	MoveFrom() (from position, ok bool)
+	MoveFrom() (from ledger.Position, ok bool)
 	// Moved takes the result of the transaction that deletes what was published: the position in
 	// the database, or the error. [errOlder] means that the database was restored.
-	Moved(ctx context.Context, now position, err error)
+	Moved(ctx context.Context, now ledger.Position, err error)
 }
 
 // relayConfig configures a relay. All fields without a default are required.
@@ -284,9 +285,9 @@ func (r *relay) forget(ctx context.Context, sent published) {
 	}
 	within, cancel := context.WithTimeout(ctx, r.within)
 	defer cancel()
-	now, err := r.store.deleteOutbox(within, sent.messages, from, last)
+	now, err := r.store.outbox.Delete(within, sent.messages, from, last)
 	r.guard.Moved(ctx, now, err)
-	if err != nil && !errors.Is(err, errOlder) {
+	if err != nil && !errors.Is(err, ledger.ErrOlder) {
 		r.log.Warn("published messages stay in the outbox for now and will be published again", "error", err)
 	}
 }
@@ -339,7 +340,7 @@ var errUnpublished = errors.New("some messages were not published")
 func (r *relay) recoverOnce(ctx context.Context) (looked time.Duration, err error) {
 	for {
 		began := time.Now()
-		stale, err := r.store.outboxStale(ctx, r.now())
+		stale, err := r.store.outbox.Stale(ctx, r.now())
 		if err != nil {
 			return 0, err
 		}
@@ -347,7 +348,7 @@ func (r *relay) recoverOnce(ctx context.Context) (looked time.Duration, err erro
 			r.space.nothingWaits()
 			return time.Since(began), nil
 		}
-		messages, err := r.store.claimOutbox(ctx, claimAtMost, r.now())
+		messages, err := r.store.outbox.Claim(ctx, claimAtMost, r.now())
 		if err != nil || len(messages) == 0 {
 			return 0, err
 		}

@@ -13,6 +13,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 // TestRestoredFromABackup: a registry that starts on an older backup holds the services whose changes it lacks, serves
@@ -220,7 +221,7 @@ func TestIssuedTwice(t *testing.T) {
 	in := newTestIntake(t, w.store, Policy{Origin: testOrigin}, time.Now)
 	r := d.reset()
 	decideOne(t, in, r.draft.Subject(), r.payload, time.Now().Unix()) // sequence 2 again
-	report, err := w.store.Recover(t.Context(), w.recovery())
+	report, err := w.store.Admin().Recover(t.Context(), w.recovery())
 	if err != nil || report.Complete() || len(report.IssuedTwice) != 1 || len(report.Conflicts) != 1 || report.Changes != 0 {
 		t.Errorf("recovered %+v: %v", report, err)
 	}
@@ -294,17 +295,17 @@ func TestOutboxOfAnOlderDatabase(t *testing.T) {
 		d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
 		before := takeBackup(t, store)
 		decideAll(t, in, d.bind())
-		messages, err := store.claimOutbox(t.Context(), 10, time.Now().Add(time.Hour))
+		messages, err := store.outbox.Claim(t.Context(), 10, time.Now().Add(time.Hour))
 		if err != nil || len(messages) != 2 {
 			t.Fatalf("%d messages: %v", len(messages), err)
 		}
 		for range 2 { // the second time they are gone
-			if _, err := store.deleteOutbox(t.Context(), messages, position{}, 0); err != nil {
+			if _, err := store.outbox.Delete(t.Context(), messages, ledger.Position{}, 0); err != nil {
 				t.Errorf("published twice: %v", err)
 			}
 		}
 		before.restore(t, store)
-		if _, err := store.deleteOutbox(t.Context(), messages, position{}, 0); !errors.Is(err, errOlder) {
+		if _, err := store.outbox.Delete(t.Context(), messages, ledger.Position{}, 0); !errors.Is(err, ledger.ErrOlder) {
 			t.Errorf("an older database: %v", err)
 		}
 	})

@@ -12,6 +12,7 @@ import (
 
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
@@ -33,7 +34,7 @@ const (
 // It does not publish them to the stream again, because the stream would store them at a new time,
 // which may be outside the window of their timestamp (docs/protocol.md §6).
 type deadLetters struct {
-	store   *Store
+	letters *ledger.Letters
 	handle  consume.Handler[queue.Request]
 	log     *slog.Logger
 	metrics *metrics
@@ -43,7 +44,7 @@ type deadLetters struct {
 // setAside keeps a message that the consumer gives up on.
 func (d *deadLetters) setAside(ctx context.Context, m *queue.Message, why consume.Fault) error {
 	l := newDeadLetter(m, why, d.now())
-	if err := d.store.putDeadLetter(ctx, l); err != nil {
+	if err := d.letters.Put(ctx, l); err != nil {
 		return err
 	}
 	d.metrics.letters.WithLabelValues(l.Reason).Inc()
@@ -70,11 +71,11 @@ func (d *deadLetters) run(ctx context.Context) {
 
 func (d *deadLetters) retry(ctx context.Context) error {
 	for {
-		asked, err := d.store.retryAsked(ctx, d.now())
+		asked, err := d.letters.Asked(ctx, d.now())
 		if err != nil || !asked {
 			return err
 		}
-		letters, err := d.store.claimDeadLetters(ctx, retryAtMost, d.now(), retryWithin)
+		letters, err := d.letters.Claim(ctx, retryAtMost, d.now(), retryWithin)
 		if err != nil || len(letters) == 0 {
 			return err
 		}
@@ -90,7 +91,7 @@ func (d *deadLetters) retry(ctx context.Context) error {
 
 // decide has one dead letter decided. If it returns an error, the fault is the registry's: the
 // letter's lease ends, and it is tried again.
-func (d *deadLetters) decide(ctx context.Context, l DeadLetter) error {
+func (d *deadLetters) decide(ctx context.Context, l ledger.LDeadLetter) error {
 	ctx, cancel := context.WithTimeout(ctx, retryWithin)
 	defer cancel()
 	again := &letterMessage{letter: l, settled: make(chan bool, 1)}
@@ -98,13 +99,13 @@ func (d *deadLetters) decide(ctx context.Context, l DeadLetter) error {
 	switch {
 	case err == nil:
 		d.log.Info("a dead letter is decided", "id", l.ID, "subject", l.Subject)
-		return d.store.deleteDeadLetters(ctx, l.ID)
+		return d.letters.Delete(ctx, l.ID)
 	case ctx.Err() != nil, errors.Is(err, errUnanswered), away(err):
 		return err
 	}
 	l.Reason, l.Detail, l.Tries, l.SetAsideAt = why.Reason, detailOf(why.Detail), why.Tries, d.now().Unix()
 	d.log.Error("a dead letter can't be decided again", "id", l.ID, "subject", l.Subject, "reason", l.Reason, "detail", l.Detail)
-	return d.store.putDeadLetter(ctx, l)
+	return d.letters.Put(ctx, l)
 }
 
 // errUnanswered means that the request was given back, for example because its receipt could not be
@@ -145,7 +146,7 @@ var errPanicked = errors.New("the handler panics")
 // letterMessage is a dead letter in the form of the message that it was, so that the same handler
 // takes it. Settling it is reported on settled.
 type letterMessage struct {
-	letter  DeadLetter
+	letter  ledger.LDeadLetter
 	settled chan bool // true: it is done
 }
 

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/internal/room"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 // ErrUnpublished means that committed changes can't be announced. They wait in the outbox.
@@ -103,7 +104,7 @@ func (s *space) unpublished() error {
 func (s *space) nothingWaits() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if time.Since(s.failed.at) > leaseFor {
+	if time.Since(s.failed.at) > ledger.LeaseFor {
 		s.failed = failure{}
 	}
 }

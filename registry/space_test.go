@@ -145,7 +145,7 @@ func TestNoSpaceToPublish(t *testing.T) {
 	if err := w.ready(); !errors.Is(err, ErrNoSpace) {
 		t.Errorf("readiness says %v", err)
 	}
-	report, err := w.store.Check(t.Context(), &w.trust, d.now())
+	report, err := w.store.Admin().Check(t.Context(), &w.trust, d.now())
 	if err != nil || report.Changes != 2 || report.Outbox != 1 {
 		t.Errorf("%d changes, %d in the outbox: %v", report.Changes, report.Outbox, err)
 	}

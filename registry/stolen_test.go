@@ -38,14 +38,14 @@ func TestForgedByAnEarlierKey(t *testing.T) {
 		}
 		how := w.recovery()
 		how.Trust, how.DryRun = trust(events.End{}), true
-		report, err := w.store.Recover(t.Context(), how)
+		report, err := w.store.Admin().Recover(t.Context(), how)
 		if err != nil || report.Earlier() != 1 || len(report.Signers) != 1 || report.Signers[0].PublicKey != stolen.Public() ||
 			len(report.Signers[0].Newest) != 1 || report.Signers[0].Newest[0].Target != d.target.String() {
 			t.Errorf("recover says of an earlier key without an end: %+v, %v", report, err)
 		}
 		for _, end := range []events.End{end, {Time: end.Time + 3600, Place: 1}} {
 			w.trust = trust(end)
-			report, err := w.store.Recover(t.Context(), w.recovery())
+			report, err := w.store.Admin().Recover(t.Context(), w.recovery())
 			if err != nil || !report.Complete() || report.Changes != 0 || report.AfterEnd != 1 {
 				t.Errorf("with the end %v recover did %+v, %v", end, report, err)
 			}
@@ -119,7 +119,7 @@ func TestRecoverUpTo(t *testing.T) {
 	how.DryRun = true
 	stop()
 	old.restore(t, w.store)
-	seen, err := w.store.Recover(t.Context(), how)
+	seen, err := w.store.Admin().Recover(t.Context(), how)
 	if err != nil || seen.Changes != 1 || seen.Earlier() != 0 {
 		t.Fatalf("%+v, %v", seen, err)
 	}
@@ -131,7 +131,7 @@ func TestRecoverUpTo(t *testing.T) {
 		t.Fatal(err)
 	}
 	how.DryRun, how.UpTo = false, seen.UpTo
-	if report, err := w.store.Recover(t.Context(), how); err != nil || report.Changes != 1 || report.UpTo != seen.UpTo {
+	if report, err := w.store.Admin().Recover(t.Context(), how); err != nil || report.Changes != 1 || report.UpTo != seen.UpTo {
 		t.Errorf("%+v, %v", report, err)
 	}
 }

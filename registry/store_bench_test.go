@@ -20,6 +20,7 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 var benchIdle = flag.Int("store.idle", 300_000, "services of BenchmarkStore that do nothing, beside those that rotate")
@@ -51,7 +52,7 @@ const (
 type storeWorld struct {
 	*intake
 	url      string
-	at       position
+	at       ledger.Position
 	services []*decision.Service
 	targets  []events.Target
 	masters  map[events.AppID]events.PublicKey // who signs bindings
@@ -65,7 +66,7 @@ func newStoreWorld(b *testing.B, url string, idle int) *storeWorld {
 	w := &storeWorld{url: url, clock: time.Now(), masters: map[events.AppID]events.PublicKey{}}
 	w.intake = newTestIntake(b, openStore(b, url), Policy{Origin: testOrigin}, func() time.Time { return w.clock })
 	var err error
-	if w.at, err = w.store.setPosition(b.Context(), position{}, position{created: 1, place: 1}, false); err != nil {
+	if w.at, err = w.store.ledger.SetPosition(b.Context(), ledger.Position{}, ledger.Position{Created: 1, Place: 1}, false); err != nil {
 		b.Fatal(err)
 	}
 	for i := range benchServices {
@@ -76,7 +77,7 @@ func newStoreWorld(b *testing.B, url string, idle int) *storeWorld {
 		w.targets, w.services = append(w.targets, target), append(w.services, nil)
 		if _, known := w.masters[target.App]; !known {
 			app := App{AppID: target.App, MasterPublicKey: events.GenerateSigningKey().Public()}
-			if err := w.store.AddApp(b.Context(), app, w.clock.Unix()); err != nil {
+			if err := w.store.Admin().AddApp(b.Context(), app, w.clock.Unix()); err != nil {
 				b.Fatal(err)
 			}
 			w.masters[app.AppID] = app.MasterPublicKey
@@ -186,19 +187,19 @@ func (w *storeWorld) run(b *testing.B, list []decision.Incoming) (decided time.D
 	began := cpuOf("self")
 	groups := w.decide(st, list)
 	decided = cpuOf("self") - began
-	lost, err := w.store.commit(b.Context(), groups, w.clock)
+	lost, err := w.store.ledger.Commit(b.Context(), groups, w.clock)
 	if err != nil || len(lost.Services) > 0 {
 		b.Fatal(len(lost.Services), err)
 	}
 	w.memory.learn(w.clock, &decision.Batch{State: st, Groups: groups}, lost, nil)
-	if _, _, err := w.store.position(b.Context()); err != nil {
+	if _, _, err := w.store.ledger.Position(b.Context()); err != nil {
 		b.Fatal(err)
 	}
 	var messages []decision.Message
 	for _, o := range decision.Changes(groups) {
 		messages = append(messages, o.Messages()...)
 	}
-	if w.at, err = w.store.deleteOutbox(b.Context(), messages, w.at, w.at.place+uint64(len(list))); err != nil {
+	if w.at, err = w.store.outbox.Delete(b.Context(), messages, w.at, w.at.Place+uint64(len(list))); err != nil {
 		b.Fatal(err)
 	}
 	for i := range list {
@@ -241,7 +242,7 @@ func serverCPU(b *testing.B, w *storeWorld) (used time.Duration) {
 	if err := w.store.db.QueryRow(b.Context(), "SELECT current_database()").Scan(&name); err != nil {
 		b.Fatal(err)
 	}
-	err := w.store.each(b.Context(), "SELECT pid FROM pg_stat_activity WHERE datname = $1", []any{name}, func(row sqldb.Row) error {
+	err := eachRow(b.Context(), w.store, "SELECT pid FROM pg_stat_activity WHERE datname = $1", []any{name}, func(row sqldb.Row) error {
 		var pid int
 		err := row.Scan(&pid)
 		used += cpuOf(strconv.Itoa(pid))

@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 // shortLooks is how many looks in a row must find fewer events than were there: a new leader of a
@@ -50,11 +52,11 @@ func (f *fence) expect() (found func(*jetstream.StreamInfo)) {
 	seen := f.position()
 	return func(info *jetstream.StreamInfo) {
 		switch {
-		case seen == position{}:
+		case seen == ledger.Position{}:
 			return // it is yet to be compared
-		case seen.created != info.Created.UnixNano():
+		case seen.Created != info.Created.UnixNano():
 			f.streamChanged(seen, "the stream of events was created again")
-		case info.State.LastSeq >= seen.place:
+		case info.State.LastSeq >= seen.Place:
 			f.short = 0
 			return
 		default:
@@ -69,9 +71,9 @@ func (f *fence) expect() (found func(*jetstream.StreamInfo)) {
 
 // streamChanged has the database compared again because the stream of events is not the one in
 // which this position was seen.
-func (f *fence) streamChanged(seen position, why string) {
+func (f *fence) streamChanged(seen ledger.Position, why string) {
 	f.mu.Lock()
-	if !f.compared || f.seen.created != seen.created {
+	if !f.compared || f.seen.Created != seen.Created {
 		f.mu.Unlock() // a comparison is under way, or done
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 	"omiappreg.org/keyrotation/streams"
 )
 
@@ -43,15 +44,15 @@ func TestUnsendable(t *testing.T) {
 	}
 	check := func(when string, events, outbox int) {
 		t.Helper()
-		now = now.Add(leaseFor + time.Second)
+		now = now.Add(ledger.LeaseFor + time.Second)
 		if _, err := r.recoverOnce(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		report, err := store.Check(t.Context(), nil, now)
+		report, err := store.Admin().Check(t.Context(), nil, now)
 		if err != nil || report.Outbox != outbox || r.passed.count() != outbox {
 			t.Errorf("%s: %d in the outbox, %d passed over: %v", when, report.Outbox, r.passed.count(), err)
 		}
-		if rows, oldest, err := store.backlog(t.Context(), r.passed); err != nil || rows != outbox || !oldest.IsZero() {
+		if rows, oldest, err := store.outbox.Backlog(t.Context(), r.passed.has); err != nil || rows != outbox || !oldest.IsZero() {
 			t.Errorf("%s: the outbox stands still with %d rows, the oldest of %v: %v", when, rows, oldest, err)
 		}
 		for name, want := range map[string]int{"OMI_INVALIDATIONS": events, "OMI_RECEIPTS": 2} {

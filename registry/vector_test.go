@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -109,14 +110,14 @@ func checkCommitted(t *testing.T, in *intake, c vectors.RequestCase, o *decision
 	if after["history"] != before["history"]+1 || after["outbox"] != before["outbox"]+1 {
 		t.Errorf("a commit writes one change, and what is to be published: before %v, after %v", before, after)
 	}
-	service, err := in.store.service(t.Context(), o.In.Request.Target)
+	service, err := in.store.ledger.Service(t.Context(), o.In.Request.Target)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if service.Sequence != event.Sequence || service.Key != event.NewKey || service.Active() != (event.Event != events.ServiceRevocation) {
 		t.Errorf("the service is not what the event says: %+v", service)
 	}
-	report, err := in.store.Check(t.Context(), nil, time.Unix(c.ProcessedAt, 0))
+	report, err := in.store.Admin().Check(t.Context(), nil, time.Unix(c.ProcessedAt, 0))
 	if err != nil || len(report.Violations) > 0 {
 		t.Errorf("check: %v %v", err, report.Violations)
 	}
@@ -135,7 +136,7 @@ func dump(t *testing.T, store *Store) contents {
 		}
 		c[table] = n
 	}
-	err := store.each(t.Context(), `SELECT target, status, sequence, recent_rotations, provider_receipt FROM services`, nil, func(row sqldb.Row) error {
+	err := eachRow(t.Context(), store, `SELECT target, status, sequence, recent_rotations, provider_receipt FROM services`, nil, func(row sqldb.Row) error {
 		var target, status, recent, receipt string
 		var sequence int
 		err := row.Scan(&target, &status, &sequence, &recent, &receipt)
@@ -158,7 +159,7 @@ func loadState(t *testing.T, store *Store, state vectors.State) {
 	}
 	for _, a := range state.Apps {
 		app := App{mustApp(t, a.AppID), mustKey(t, a.MasterPublicKey)}
-		if err := store.AddApp(t.Context(), app, 0); err != nil {
+		if err := store.Admin().AddApp(t.Context(), app, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -269,12 +270,21 @@ func (w rowWriter) history(e events.Invalidation, used vectors.UsedRequest) {
 	}
 	w.exec(`INSERT INTO history (service, sequence, event, old_public_key, public_key, grace_period_expiry, committed_at, event_nonce,
 		request_nonce, request_digest, receipt_nonce, receipt) SELECT id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM services WHERE target = $1`,
-		e.Target.String(), e.Sequence, string(e.Event), keyBytes(e.OldKey), keyBytes(e.NewKey), e.GracePeriodExpiry, e.Timestamp,
+		e.Target.String(), e.Sequence, string(e.Event), keyOrNull(e.OldKey), keyOrNull(e.NewKey), e.GracePeriodExpiry, e.Timestamp,
 		e.Nonce.String(), nonce, digest, receipt.Nonce.String(), receipt.Sign(testKey))
 }
 
 func (w rowWriter) service(g *decision.Group) {
-	_, row := rowsOfServices([]*decision.Group{g})
+	one := &g.Service
+	var recent strings.Builder
+	for _, at := range one.Recent {
+		fmt.Fprintf(&recent, "%d ", at)
+	}
+	row := []any{
+		g.Target.String(), string(one.Status), one.Sequence, keyOrNull(one.Key), one.ChangedAt, recent.String(),
+		one.Place.Stream, one.Place.Sequence, one.SignedAt, valueOf(g.Details.BoundAt), valueOf(g.Details.ServiceType),
+		valueOf(g.Details.EndpointURL), valueOf(g.Details.ProviderReceipt),
+	}
 	w.exec(`INSERT INTO services (target, status, sequence, public_key, changed_at, recent_rotations,
 		stream_created_at, stream_sequence, master_signed_at, bound_at, service_type, endpoint_url, provider_receipt)
 		VALUES `+params(len(row)), row...)
@@ -358,4 +368,18 @@ func mustKey(t testing.TB, s string) events.PublicKey {
 		t.Fatal(err)
 	}
 	return key
+}
+
+func keyOrNull(k events.PublicKey) any {
+	if k.IsZero() {
+		return nil
+	}
+	return k.Bytes()
+}
+
+func valueOf[T any](v *T) (value T) {
+	if v != nil {
+		value = *v
+	}
+	return value
 }

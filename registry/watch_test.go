@@ -85,7 +85,7 @@ func TestOtherEventsAreCompared(t *testing.T) {
 	way.Restore()
 	testenv.Eventually(t, patience, "the new stream was compared", func() error {
 		stream, err := w.js.Stream(t.Context(), streams.Invalidations)
-		if err == nil && w.registry.fence.position().created != stream.CachedInfo().Created.UnixNano() {
+		if err == nil && w.registry.fence.position().Created != stream.CachedInfo().Created.UnixNano() {
 			err = errors.New("it was not")
 		}
 		return err

@@ -8,6 +8,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
@@ -38,7 +39,7 @@ type writing struct {
 	*decision.Batch
 	done chan struct{}
 
-	lost   Conflicts // set when done: what must be decided again
+	lost   ledger.Conflicts // set when done: what must be decided again
 	err    error
 	panics any
 }
@@ -111,7 +112,7 @@ func (w *work) begin(ctx context.Context, b *decision.Batch) {
 	go func() {
 		defer close(c.done)
 		defer func() { c.panics = recover() }()
-		c.lost, c.err = w.store.commit(ctx, b.Groups, b.At)
+		c.lost, c.err = w.store.ledger.Commit(ctx, b.Groups, b.At)
 	}()
 }
 

@@ -48,7 +48,7 @@ func (c *appAddCmd) Run() error {
 		return err
 	}
 	return withStore(c.Database, func(ctx context.Context, store *registry.Store) error {
-		if err := store.AddApp(ctx, app, time.Now().Unix()); err != nil {
+		if err := store.Admin().AddApp(ctx, app, time.Now().Unix()); err != nil {
 			return process.Usage(err)
 		}
 		if c.JSON {
@@ -77,7 +77,7 @@ type appListCmd struct {
 // Run lists the apps.
 func (c *appListCmd) Run() error {
 	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
-		apps, err := store.Apps(ctx)
+		apps, err := store.Admin().Apps(ctx)
 		if err != nil {
 			return err
 		}
@@ -105,7 +105,7 @@ func (c *appShowCmd) Run() error {
 		return process.Usagef("--app-id: %w", err)
 	}
 	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
-		app, err := store.App(ctx, id)
+		app, err := store.Admin().App(ctx, id)
 		if err != nil {
 			return unknownApp(err)
 		}
@@ -153,11 +153,11 @@ func (c *appReplaceCmd) Run() error {
 		return err
 	}
 	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
-		old, err := store.ReplaceMaster(ctx, next, time.Now().Unix())
+		old, err := store.Admin().ReplaceMaster(ctx, next, time.Now().Unix())
 		if err != nil {
 			return unknownApp(usage(err))
 		}
-		app, err := store.App(ctx, next.AppID)
+		app, err := store.Admin().App(ctx, next.AppID)
 		if err != nil {
 			return err
 		}
@@ -211,7 +211,7 @@ func (c *checkCmd) Run() error {
 
 func (c *checkCmd) check(ctx context.Context, store *registry.Store, trust *events.Trust) (registry.Report, error) {
 	if !c.Stream {
-		return store.Check(ctx, trust, time.Now())
+		return store.Admin().Check(ctx, trust, time.Now())
 	}
 	log := process.NewLog(os.Stderr, slog.LevelInfo)
 	js, done, err := openStreams(ctx, c.NATS, log)
@@ -219,7 +219,7 @@ func (c *checkCmd) check(ctx context.Context, store *registry.Store, trust *even
 		return registry.Report{}, err
 	}
 	defer done()
-	return store.CheckWithStream(ctx, js, *trust, time.Now(), log)
+	return store.Admin().CheckWithStream(ctx, js, *trust, time.Now(), log)
 }
 
 func printReport(r registry.Report) error {

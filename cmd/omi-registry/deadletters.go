@@ -47,7 +47,7 @@ func (c *deadLettersListCmd) Run() error {
 		return process.Usagef("--limit: want 1 or more")
 	}
 	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
-		list, err := store.DeadLetters(ctx, c.Limit+1) // one more shows whether there are more
+		list, err := store.Admin().DeadLetters(ctx, c.Limit+1) // one more shows whether there are more
 		if err != nil {
 			return err
 		}
@@ -89,7 +89,7 @@ type deadLettersShowCmd struct {
 // Run shows one dead letter.
 func (c *deadLettersShowCmd) Run() error {
 	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
-		l, err := store.DeadLetter(ctx, c.ID)
+		l, err := store.Admin().DeadLetter(ctx, c.ID)
 		if err != nil {
 			return gone(err)
 		}
@@ -158,9 +158,9 @@ func (c *deadLettersRetryCmd) Run() error {
 
 func (c *deadLettersRetryCmd) ask(ctx context.Context, store *registry.Store) ([]string, error) {
 	if c.All {
-		return store.RetryAllDeadLetters(ctx, time.Now())
+		return store.Admin().RetryAllDeadLetters(ctx, time.Now())
 	}
-	return c.IDs, store.RetryDeadLetters(ctx, c.IDs, time.Now())
+	return c.IDs, store.Admin().RetryDeadLetters(ctx, c.IDs, time.Now())
 }
 
 // follow waits until all are decided or have failed again.
@@ -171,7 +171,7 @@ func (c *deadLettersRetryCmd) follow(ctx context.Context, store *registry.Store,
 	results := make([]retried, len(ids))
 	for i, id := range ids {
 		for results[i] = (retried{ID: id, Result: resultWaiting}); ; {
-			l, err := store.DeadLetter(ctx, id)
+			l, err := store.Admin().DeadLetter(ctx, id)
 			if errors.Is(err, registry.ErrNoDeadLetter) {
 				results[i].Result = resultDecided
 				break

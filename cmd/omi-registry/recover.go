@@ -80,7 +80,7 @@ func (c *recoverCmd) Run() error {
 // recover says which keys have signed the changes. Then it writes exactly those changes, and none
 // that came since.
 func (c *recoverCmd) recover(ctx context.Context, store *registry.Store, how registry.Recovery) error {
-	report, err := store.Recover(ctx, how)
+	report, err := store.Admin().Recover(ctx, how)
 	if err == nil && !c.JSON {
 		err = process.Print("%s", signersText(&report))
 	}
@@ -91,7 +91,7 @@ func (c *recoverCmd) recover(ctx context.Context, store *registry.Store, how reg
 	// With 0, the stream was empty, and what came since was not shown.
 	if !c.DryRun && refused == nil && report.UpTo > 0 {
 		how.DryRun, how.UpTo = false, report.UpTo
-		if report, err = store.Recover(ctx, how); err != nil {
+		if report, err = store.Admin().Recover(ctx, how); err != nil {
 			return err
 		}
 	}

@@ -171,11 +171,11 @@ func (c *serveCmd) serve(ctx context.Context, log *slog.Logger, key events.Signi
 // addApps adds the apps, unless this registry may not serve the database at all.
 func (c *serveCmd) addApps(ctx context.Context, log *slog.Logger, store *registry.Store, policy registry.Policy, apps []registry.App) error {
 	if !c.ChangePolicy {
-		if err := store.AwaitPolicy(ctx, policy, log); err != nil {
+		if err := store.Admin().AwaitPolicy(ctx, policy, log); err != nil {
 			return err
 		}
 	}
-	return store.AddApps(ctx, apps, time.Now().Unix(), log)
+	return store.Admin().AddApps(ctx, apps, time.Now().Unix(), log)
 }
 
 // usage gives exit code 2 to errors that a person must fix.

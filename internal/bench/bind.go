@@ -47,7 +47,7 @@ func (b *run) bind(ctx context.Context) (caughtUp float64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	recovered, err := b.stack.Store.Recover(ctx, registry.Recovery{JetStream: b.js, Trust: trust, Key: b.stack.Key, Log: b.log})
+	recovered, err := b.stack.Store.Admin().Recover(ctx, registry.Recovery{JetStream: b.js, Trust: trust, Key: b.stack.Key, Log: b.log})
 	if err != nil {
 		return 0, err
 	}

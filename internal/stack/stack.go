@@ -143,7 +143,7 @@ func (s *Stack) openRegistry(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	s.closeLater("registry", s.Store.Close, cfg.Log)
-	if err := s.Store.AddApps(ctx, cfg.Apps, time.Now().Unix(), cfg.Log); err != nil {
+	if err := s.Store.Admin().AddApps(ctx, cfg.Apps, time.Now().Unix(), cfg.Log); err != nil {
 		return process.Usage(err)
 	}
 	s.Registry, err = s.NewRegistry(cfg)

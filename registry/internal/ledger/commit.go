@@ -1,4 +1,4 @@
-package registry
+package ledger
 
 import (
 	"cmp"
@@ -15,13 +15,13 @@ import (
 	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
-// errTaken means that one of the batch's keys or nonces was used before, by another replica
+// ErrTaken means that one of the batch's keys or nonces was used before, by another replica
 // meanwhile or earlier.
-var errTaken = errors.New("a key or nonce was used before")
+var ErrTaken = errors.New("a key or nonce was used before")
 
-// errRival means that a service is no longer in the state that was read or remembered, or that an
+// errConflict means that a service is no longer in the state that was read or remembered, or that an
 // app has another Master Key.
-var errRival = errors.New("a service was moved by another replica")
+var errConflict = errors.New("a service was moved by another replica")
 
 // Conflicts are the conflicts of a commit: it has not written these services, and they must be decided
 // again.
@@ -34,7 +34,7 @@ type Conflicts struct {
 // state that was read or remembered is in conflict: nothing of it is written, and its requests must
 // be decided again. The other groups stand. If a key or a nonce was used before, all groups that
 // changed are in conflict.
-func (s *Store) commit(ctx context.Context, groups []*decision.Group, now time.Time) (Conflicts, error) {
+func (s *Ledger) Commit(ctx context.Context, groups []*decision.Group, now time.Time) (Conflicts, error) {
 	changed := slices.DeleteFunc(slices.Clone(groups), func(g *decision.Group) bool { return !g.Changed() })
 	if len(changed) == 0 {
 		return Conflicts{}, nil
@@ -42,10 +42,10 @@ func (s *Store) commit(ctx context.Context, groups []*decision.Group, now time.T
 	sortForLocks(changed)
 	lost := map[events.Target]bool{}
 	err := s.commitAll(ctx, changed, now)
-	if errors.Is(err, errRival) {
+	if errors.Is(err, errConflict) {
 		err = s.commitWhatStands(ctx, changed, now, lost)
 	}
-	if errors.Is(err, errTaken) {
+	if errors.Is(err, ErrTaken) {
 		for _, g := range changed {
 			lost[g.Target] = true
 		}
@@ -67,21 +67,21 @@ func sortForLocks(groups []*decision.Group) {
 	})
 }
 
-// commitAll writes all groups, or returns [errRival]. Each service must have an id.
-func (s *Store) commitAll(ctx context.Context, groups []*decision.Group, now time.Time) error {
+// commitAll writes all groups, or returns [errConflict]. Each service must have an id.
+func (s *Ledger) commitAll(ctx context.Context, groups []*decision.Group, now time.Time) error {
 	for _, g := range groups {
 		if !g.Existed {
-			return errRival // a new service: its id must be read
+			return errConflict // a new service: its id must be read
 		}
 		g.Service.ID = g.Was.ID
 	}
 	known, _ := rowsOfServices(groups)
 	return s.write(ctx, func(tx *sqldb.Tx) error {
 		if replaced, err := s.replacedMasters(ctx, tx, groups); err != nil || len(replaced) > 0 {
-			return cmp.Or(err, errRival)
+			return cmp.Or(err, errConflict)
 		}
 		var p sqldb.Pipeline
-		s.all(&p, "update services", s.db.Engine().Update()+updateServices, updateTypes(), known, errRival)
+		s.all(&p, "update services", s.db.Engine().Update()+updateServices, updateTypes(), known, errConflict)
 		s.appendHistory(&p, historyOf(groups), unlessReserved)
 		s.fillOutbox(&p, groups, now)
 		s.useApps(&p, groups)
@@ -90,7 +90,7 @@ func (s *Store) commitAll(ctx context.Context, groups []*decision.Group, now tim
 }
 
 // commitWhatStands writes the services that are in their expected state, and names the others.
-func (s *Store) commitWhatStands(ctx context.Context, groups []*decision.Group, now time.Time, lost map[events.Target]bool) error {
+func (s *Ledger) commitWhatStands(ctx context.Context, groups []*decision.Group, now time.Time, lost map[events.Target]bool) error {
 	return s.write(ctx, func(tx *sqldb.Tx) error {
 		clear(lost)
 		replaced, err := s.replacedMasters(ctx, tx, groups)
@@ -113,30 +113,6 @@ func (s *Store) commitWhatStands(ctx context.Context, groups []*decision.Group, 
 		s.useApps(&p, won)
 		return tx.RunAtCommit(ctx, &p)
 	})
-}
-
-// write runs a transaction that writes a batch. If a row has a unique key that exists already, it
-// returns [errTaken].
-func (s *Store) write(ctx context.Context, fn func(*sqldb.Tx) error) error {
-	err := s.db.InTx(ctx, fn)
-	if sqldb.Duplicate(err) {
-		return errTaken
-	}
-	return err
-}
-
-// all adds a statement over rows of these columns, which replace its %s, to those that write a
-// batch. If it writes fewer rows, the transaction fails with the error fewer; nil: fewer rows are
-// allowed.
-func (s *Store) all(p *sqldb.Pipeline, what, query string, types []sqldb.Type, values []any, fewer error) {
-	for part := range s.db.Engine().Rows(1, types, values) {
-		text := fmt.Sprintf(query, part.Query)
-		if fewer == nil {
-			p.Exec(what, text, part.Args, nil)
-		} else {
-			p.Must(what, text, part.Args, int64(part.Len), fewer)
-		}
-	}
 }
 
 // A service moves if it is in the state that was read or remembered. The statement compares
@@ -200,7 +176,7 @@ func orZero[T any](v *T) any {
 // moveServices moves each service to its new state if it is in its expected state, and names the
 // others. It knows the services that moved by their names: two may be remembered with one id, if
 // the database was restored meanwhile.
-func (s *Store) moveServices(ctx context.Context, tx *sqldb.Tx, groups []*decision.Group, lost map[events.Target]bool) error {
+func (s tables) moveServices(ctx context.Context, tx *sqldb.Tx, groups []*decision.Group, lost map[events.Target]bool) error {
 	byName := make(map[string]*decision.Group, len(groups))
 	for _, g := range groups {
 		lost[g.Target] = true
@@ -227,7 +203,7 @@ func (s *Store) moveServices(ctx context.Context, tx *sqldb.Tx, groups []*decisi
 //
 // A conflict may be about the id too: after logical replication, a server that takes over starts
 // its sequence again. The service is then decided again and gets a new id.
-func (s *Store) insertServices(p *sqldb.Pipeline, born []any, moved func(sqldb.Row) error) {
+func (s tables) insertServices(p *sqldb.Pipeline, born []any, moved func(sqldb.Row) error) {
 	id, types := "", insertTypes()
 	if s.db.Engine() == sqldb.Cockroach {
 		id, types, born = "id, ", append([]sqldb.Type{sqldb.Int}, types...), withIDs(born, len(types))
@@ -250,22 +226,22 @@ func withIDs(rows []any, width int) []any {
 	return list
 }
 
-// historyRow is what is kept of a change for ever.
-type historyRow struct {
+// HistoryRow is what is kept of a change for ever.
+type HistoryRow struct {
 	service      int64 // its id
-	event        events.Invalidation
-	requestNonce events.Nonce
-	digest       [sha256.Size]byte // of the request; unknownDigest if it can't be known
-	receiptNonce events.Nonce
-	receipt      []byte
+	Event        events.Invalidation
+	RequestNonce events.Nonce
+	Digest       [sha256.Size]byte // of the request; unknownDigest if it can't be known
+	ReceiptNonce events.Nonce
+	Receipt      []byte
 }
 
 // historyOf returns the rows of the groups' changes.
-func historyOf(groups []*decision.Group) []historyRow {
-	rows := make([]historyRow, 0, decision.CountRequests(groups))
+func historyOf(groups []*decision.Group) []HistoryRow {
+	rows := make([]HistoryRow, 0, decision.CountRequests(groups))
 	for g, o := range decision.Changes(groups) {
 		r := o.In.Request
-		rows = append(rows, historyRow{g.Service.ID, o.Event, r.Nonce, r.Digest(), o.ReceiptNonce, o.ReceiptBytes})
+		rows = append(rows, HistoryRow{g.Service.ID, o.Event, r.Nonce, r.Digest(), o.ReceiptNonce, o.ReceiptBytes})
 	}
 	return rows
 }
@@ -277,22 +253,22 @@ const unlessReserved = `SELECT * FROM (%s) AS h WHERE NOT EXISTS (SELECT 1 FROM 
 
 // appendHistory writes a row for each change. Its unique indexes have the last word on keys and
 // nonces.
-func (s *Store) appendHistory(p *sqldb.Pipeline, rows []historyRow, from string) {
+func (s tables) appendHistory(p *sqldb.Pipeline, rows []HistoryRow, from string) {
 	args := make([]any, 0, 13*len(rows))
 	for i := range rows {
 		r := &rows[i]
-		e := &r.event
+		e := &r.Event
 		args = append(args,
 			r.service, e.Sequence, string(e.Event), keyBytes(e.OldKey), keyBytes(e.NewKey),
 			e.GracePeriodExpiry, e.Timestamp, e.Nonce.String(),
-			r.requestNonce.String(), r.digest[:], r.receiptNonce.String(), r.receipt, numberOf(e.EndEarlier))
+			r.RequestNonce.String(), r.Digest[:], r.ReceiptNonce.String(), r.Receipt, numberOf(e.EndEarlier))
 	}
 	const into = ` INTO history (service, sequence, event, old_public_key, public_key, grace_period_expiry,
 		committed_at, event_nonce, request_nonce, request_digest, receipt_nonce, receipt, end_earlier) `
 	s.all(p, "append to the history", s.db.Engine().Insert()+into+from, []sqldb.Type{
 		sqldb.Int, sqldb.Int, sqldb.Text, sqldb.Bytes, sqldb.Bytes, sqldb.Int, sqldb.Int,
 		sqldb.Text, sqldb.Text, sqldb.Bytes, sqldb.Text, sqldb.Bytes, sqldb.Int,
-	}, args, errTaken)
+	}, args, ErrTaken)
 }
 
 // numberOf returns a boolean as a column holds it on every engine.
@@ -305,10 +281,10 @@ func numberOf(yes bool) int64 {
 
 // fillOutbox keeps each change's messages until their streams have them, in the order in which they
 // must be published.
-func (s *Store) fillOutbox(p *sqldb.Pipeline, groups []*decision.Group, now time.Time) {
+func (s tables) fillOutbox(p *sqldb.Pipeline, groups []*decision.Group, now time.Time) {
 	args := make([]any, 0, 6*len(groups))
 	place := decision.OutboxPlace{Batch: rand.Int64(), Position: now.UnixNano()} //nolint:gosec // it only tells commits apart
-	lease := now.Add(leaseFor).UnixMilli()
+	lease := now.Add(LeaseFor).UnixMilli()
 	for g, o := range decision.Changes(groups) {
 		o.Place = place
 		args = append(args, place.Batch, place.Position, g.Service.ID, o.Event.Sequence, o.EventBytes, lease)

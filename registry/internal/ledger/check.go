@@ -1,4 +1,4 @@
-package registry
+package ledger
 
 import (
 	"context"
@@ -14,36 +14,30 @@ import (
 // outboxPatience is how long a message may wait in the outbox before the check reports it.
 const outboxPatience = time.Minute
 
-// Violation is something in the database that must never happen.
-type Violation struct {
-	Target string `json:"target,omitzero"` // empty: not about one service
-	What   string `json:"what"`
+// LViolation is something in the database that must never happen.
+type LViolation struct {
+	Target string // empty: not about one service
+	What   string
 }
 
-// Report is what [Store.Check] found.
-type Report struct {
-	Services int `json:"services"`
-	Changes  int `json:"changes"`
-	Outbox   int `json:"outbox"` // changes whose messages wait to be published
-	// DeadLetters are requests that could not be decided and wait for an operator. They are not
-	// violations.
-	DeadLetters int         `json:"dead_letters"`
-	Violations  []Violation `json:"violations"`
+// LReport is what [LedgerAdmin.Check] found.
+type LReport struct {
+	Services, Changes, Outbox, DeadLetters int
+	Violations                             []LViolation
 }
 
-// Check verifies what must always hold in the database (docs/reliability.md, Guarantees): each
-// service's history has no gap and no repeat, each change follows from the one before it, the
-// present state is the last change, receipts answer what was committed, and nothing waits in the
-// outbox for long. It only reads, and may run while registries run: it then sees each service as it
-// was when the check came to it.
-//
-// With a trust in the registry's keys, it verifies the receipts' signatures too.
-func (s *Store) Check(ctx context.Context, trust *events.Trust, now time.Time) (Report, error) {
-	return s.check(ctx, &checker{trust: trust, report: Report{Violations: []Violation{}}}, now)
-}
-
-func (s *Store) check(ctx context.Context, c *checker, now time.Time) (Report, error) {
-	s = s.unhurried()
+// Check verifies what must always hold in the database: each service's history has no gap and no
+// repeat, each change follows from the one before it, the present state is the last change, and
+// nothing waits in the outbox for long. With a trust, it verifies the receipts. With the content of
+// the stream of events, it also looks there for the last events of each service.
+func (s *LedgerAdmin) Check(ctx context.Context, trust *events.Trust, content *StreamContent, now time.Time) (LReport, error) {
+	s = &LedgerAdmin{s.unhurried()}
+	c := &checker{trust: trust, content: content}
+	if content != nil {
+		if err := s.checkStep(ctx, c, s.loadUnpublished); err != nil {
+			return c.report, fmt.Errorf("check: %w", err)
+		}
+	}
 	for _, step := range []func(context.Context, *checker) error{
 		s.checkHistory, s.checkServices, s.checkMasterKeys, s.checkOutbox(now),
 	} {
@@ -52,7 +46,7 @@ func (s *Store) check(ctx context.Context, c *checker, now time.Time) (Report, e
 		}
 	}
 	var err error
-	if c.report.DeadLetters, err = s.countDeadLetters(ctx); err != nil {
+	if c.report.DeadLetters, err = (&Letters{s.tables}).Count(ctx); err != nil {
 		return c.report, fmt.Errorf("check: %w", err)
 	}
 	return c.report, nil
@@ -60,7 +54,7 @@ func (s *Store) check(ctx context.Context, c *checker, now time.Time) (Report, e
 
 // checkStep runs a step. If [sqldb.DB.Read] repeats it, the step starts again from what was found
 // before it.
-func (s *Store) checkStep(ctx context.Context, c *checker, step func(context.Context, *checker) error) error {
+func (s *LedgerAdmin) checkStep(ctx context.Context, c *checker, step func(context.Context, *checker) error) error {
 	before := *c
 	return s.db.Read(ctx, func() error {
 		*c = before
@@ -71,14 +65,12 @@ func (s *Store) checkStep(ctx context.Context, c *checker, step func(context.Con
 // checker goes through the history of all services, one after the other.
 type checker struct {
 	trust  *events.Trust
-	report Report
+	report LReport
 	last   change // of the service at hand
 
 	// With the stream of events:
-	kept        map[events.Target]kept // what the stream has; nil: not compared
-	perSubject  int64                  // how many messages the stream keeps of each service
-	unpublished map[string]bool        // services with changes in the outbox
-	began       int64                  // seconds since the Unix epoch
+	content     *StreamContent  // nil: not compared
+	unpublished map[string]bool // services with changes in the outbox
 	// committed: the last sequence of the service at hand that was committed before the check
 	// began.
 	committed int64
@@ -92,10 +84,10 @@ type change struct {
 }
 
 func (c *checker) violation(target, what string, args ...any) {
-	c.report.Violations = append(c.report.Violations, Violation{Target: target, What: fmt.Sprintf(what, args...)})
+	c.report.Violations = append(c.report.Violations, LViolation{Target: target, What: fmt.Sprintf(what, args...)})
 }
 
-func (s *Store) checkHistory(ctx context.Context, c *checker) error {
+func (s *LedgerAdmin) checkHistory(ctx context.Context, c *checker) error {
 	err := s.each(ctx, `SELECT s.target, h.sequence, h.event, h.old_public_key, h.public_key, h.grace_period_expiry,
 		h.committed_at, h.event_nonce, h.request_nonce, h.receipt, h.end_earlier FROM history h JOIN services s ON s.id = h.service
 		ORDER BY s.target, h.sequence`, nil, func(row sqldb.Row) error {
@@ -112,7 +104,7 @@ func (s *Store) checkHistory(ctx context.Context, c *checker) error {
 			c.announced(c.last.event.Target, c.committed)
 			c.committed = 0
 		}
-		if e.Timestamp < c.began {
+		if c.content != nil && e.Timestamp < c.content.Began {
 			c.committed = e.Sequence
 		}
 		c.follow(&next)
@@ -174,7 +166,7 @@ func (c *checker) answered(next *change) {
 
 // checkServices compares each service's present state with the last change in its history, and the
 // history with the services.
-func (s *Store) checkServices(ctx context.Context, c *checker) error {
+func (s *LedgerAdmin) checkServices(ctx context.Context, c *checker) error {
 	err := s.each(ctx, `SELECT s.target, s.status, s.sequence, s.public_key, s.changed_at, h.event, h.public_key, h.committed_at
 		FROM services s LEFT JOIN history h ON h.service = s.id AND h.sequence = s.sequence ORDER BY s.target`, nil,
 		func(row sqldb.Row) error {
@@ -215,7 +207,7 @@ func (c *checker) present(row sqldb.Row) error {
 	return nil
 }
 
-func (s *Store) checkMasterKeys(ctx context.Context, c *checker) error {
+func (s *LedgerAdmin) checkMasterKeys(ctx context.Context, c *checker) error {
 	return s.each(ctx, `SELECT s.target, a.app_id FROM apps a JOIN history h ON h.public_key = a.master_public_key
 		JOIN services s ON s.id = h.service UNION ALL SELECT s.target, r.app_id FROM reserved_keys r JOIN history h ON h.public_key = r.public_key
 		JOIN services s ON s.id = h.service`, nil,
@@ -231,7 +223,7 @@ func (s *Store) checkMasterKeys(ctx context.Context, c *checker) error {
 		})
 }
 
-func (s *Store) checkOutbox(now time.Time) func(context.Context, *checker) error {
+func (s *LedgerAdmin) checkOutbox(now time.Time) func(context.Context, *checker) error {
 	return func(ctx context.Context, c *checker) error {
 		var oldest sql.NullInt64
 		err := s.db.QueryRow(ctx, "SELECT COUNT(*), MIN(position) FROM outbox").Scan(&c.report.Outbox, &oldest)

@@ -1,12 +1,15 @@
-package registry
+package ledger
 
 import (
+	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/schema"
 )
 
 // joined is a query that joins a list with tables.
@@ -80,11 +83,11 @@ func TestJoinTexts(t *testing.T) {
 // rows, nor for one of a single row, which is planned in a way of its own.
 func TestJoinPlans(t *testing.T) {
 	t.Parallel()
-	store := openStore(t, testenv.Database(t, testenv.Cockroach))
+	db := openDB(t, testenv.Database(t, testenv.Cockroach))
 	for _, j := range joins() {
 		for part := range sqldb.Cockroach.Rows(1, j.types, someOf(j.types, 901)) { // 900 and 1
 			query := fmt.Sprintf(j.query(sqldb.Cockroach), part.Query)
-			plan := planOf(t, store, "EXPLAIN "+query, part.Args)
+			plan := explain(t, db, "EXPLAIN "+query, part.Args)
 			if strings.Contains(plan, "FULL SCAN") || part.Len > 1 && !strings.Contains(plan, "lookup join") {
 				t.Errorf("%s\nwith %d rows:\n%s", j.query(sqldb.Cockroach), part.Len, plan)
 			}
@@ -108,4 +111,43 @@ func someOf(types []sqldb.Type, n int) []any {
 		}
 	}
 	return values
+}
+
+// planOf returns what the database says when it is asked to explain a query.
+func explain(t *testing.T, db *sqldb.DB, query string, args []any) string {
+	t.Helper()
+	var plan strings.Builder
+	rows, err := db.Reader().QueryContext(t.Context(), query, args...)
+	if err != nil {
+		t.Fatalf("%s\n%v", query, err)
+	}
+	defer func() { _ = rows.Close() }()
+	columns, err := rows.Columns()
+	for err == nil && rows.Next() {
+		line := make([]any, len(columns))
+		for i := range line {
+			line[i] = new(any)
+		}
+		err = rows.Scan(line...)
+		fmt.Fprintln(&plan, *line[len(line)-1].(*any))
+	}
+	if err := errors.Join(err, rows.Err()); err != nil {
+		t.Fatalf("%s\n%v", query, err)
+	}
+	return plan.String()
+}
+
+// openDB opens a database with the registry's tables.
+func openDB(t *testing.T, url string) *sqldb.DB {
+	t.Helper()
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	db, err := sqldb.Open(t.Context(), url, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	if err := db.Migrate(t.Context(), sqldb.Registry, schema.Registry()); err != nil {
+		t.Fatal(err)
+	}
+	return db
 }

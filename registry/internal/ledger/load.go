@@ -1,4 +1,4 @@
-package registry
+package ledger
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 // Keys come first and nonces last: if a request's key is found, then so are its service and its
 // nonce, and it is answered as a duplicate. In the other order, it would be refused with
 // key_in_use.
-func (s *Store) load(ctx context.Context, requests []decision.Incoming, st *decision.State, used bool) error {
+func (s *Ledger) Load(ctx context.Context, requests []decision.Incoming, st *decision.State, used bool) error {
 	want := newWanted(requests, st, used)
 	err := s.read(ctx, func(p *sqldb.Pipeline) {
 		s.queryKeys(p, want, st)
@@ -29,16 +29,6 @@ func (s *Store) load(ctx context.Context, requests []decision.Incoming, st *deci
 		return err
 	}
 	return s.read(ctx, func(p *sqldb.Pipeline) { s.queryNonces(p, want, st) })
-}
-
-// read runs queries together, and again as [sqldb.DB.Read] does. Their functions find the same
-// then.
-func (s *Store) read(ctx context.Context, add func(p *sqldb.Pipeline)) error {
-	return s.db.Read(ctx, func() error {
-		var p sqldb.Pipeline
-		add(&p)
-		return s.db.Run(ctx, &p)
-	})
 }
 
 // wanted is what a batch needs and is not known yet, each thing once. Requests that failed the
@@ -108,11 +98,7 @@ func servicesNamed(e sqldb.Engine) string {
 	return "SELECT target, " + serviceColumns + " FROM (%s) AS v " + e.LookupJoin() + " services ON target = v.column1"
 }
 
-func (s *Store) loadServices(ctx context.Context, w *wanted, st *decision.State) error {
-	return s.read(ctx, func(p *sqldb.Pipeline) { s.queryServices(p, w, st) })
-}
-
-func (s *Store) queryServices(p *sqldb.Pipeline, w *wanted, st *decision.State) {
+func (s tables) queryServices(p *sqldb.Pipeline, w *wanted, st *decision.State) {
 	for _, t := range w.targets {
 		st.Services[t] = nil
 	}
@@ -135,14 +121,10 @@ func columnsOf(s *decision.Service) []any {
 	}
 }
 
-func (s *Store) loadApps(ctx context.Context, w *wanted, st *decision.State) error {
-	return s.read(ctx, func(p *sqldb.Pipeline) { s.queryApps(p, w, st) })
-}
-
-func (s *Store) queryApps(p *sqldb.Pipeline, w *wanted, st *decision.State) {
+func (s tables) queryApps(p *sqldb.Pipeline, w *wanted, st *decision.State) {
 	const query = "SELECT app_id, master_public_key FROM apps WHERE app_id IN (%s)"
 	s.query(p, "load apps", query, []sqldb.Type{sqldb.Text}, w.apps, func(row sqldb.Row) error {
-		var app App
+		var app LApp
 		if err := row.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey}); err != nil {
 			return err
 		}
@@ -159,7 +141,7 @@ func takenOf(e sqldb.Engine) string {
 		UNION ALL SELECT public_key FROM (%[1]s) AS v ` + e.LookupJoin() + ` reserved_keys ON public_key = v.column1`
 }
 
-func (s *Store) queryKeys(p *sqldb.Pipeline, w *wanted, st *decision.State) {
+func (s tables) queryKeys(p *sqldb.Pipeline, w *wanted, st *decision.State) {
 	query := takenOf(s.db.Engine())
 	s.query(p, "load keys", query, []sqldb.Type{sqldb.Bytes}, w.keys, func(row sqldb.Row) error {
 		var key events.PublicKey
@@ -177,7 +159,7 @@ func priorOf(e sqldb.Engine) string {
 		FROM (%s) AS v ` + e.LookupJoin() + ` history ON service = v.column1 AND request_nonce = v.column2`
 }
 
-func (s *Store) queryNonces(p *sqldb.Pipeline, w *wanted, st *decision.State) {
+func (s tables) queryNonces(p *sqldb.Pipeline, w *wanted, st *decision.State) {
 	values := make([]any, 0, 2*len(w.nonces))
 	targets := make(map[int64]events.Target, len(w.nonces))
 	for _, id := range w.nonces {
@@ -224,7 +206,7 @@ func earlierOf(e sqldb.Engine) string {
 
 // previous returns the earlier keys of each service without the current one, going back this many
 // sequences, newest first.
-func (s *Store) previous(ctx context.Context, targets []events.Target, sequences []int64) (map[events.Target][]decision.PastKey, error) {
+func (s *Ledger) Previous(ctx context.Context, targets []events.Target, sequences []int64) (map[events.Target][]decision.PastKey, error) {
 	found := map[events.Target][]decision.PastKey{}
 	values := make([]any, 0, 2*len(targets))
 	for i, t := range targets {

@@ -1,4 +1,4 @@
-package registry
+package ledger
 
 import (
 	"context"
@@ -16,11 +16,12 @@ import (
 func TestCheckStep(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
-		store := openStore(t, url)
+		db := openDB(t, url)
+		_, _, _, admin := NewTables(db)
 		conflict := &pgconn.PgError{Code: "40001", Message: "restart transaction"}
-		c := &checker{report: Report{Changes: 1}}
+		c := &checker{report: LReport{Changes: 1}}
 		runs := 0
-		err := store.checkStep(t.Context(), c, func(_ context.Context, c *checker) error {
+		err := admin.checkStep(t.Context(), c, func(_ context.Context, c *checker) error {
 			c.report.Changes++
 			c.violation("", "run %d", runs)
 			if runs++; runs <= 2 {
@@ -28,7 +29,7 @@ func TestCheckStep(t *testing.T) {
 			}
 			return nil
 		})
-		if store.db.Engine() != sqldb.Cockroach {
+		if db.Engine() != sqldb.Cockroach {
 			if runs != 1 || !errors.Is(err, conflict) {
 				t.Errorf("%d runs: %v", runs, err)
 			}

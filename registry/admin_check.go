@@ -1,0 +1,101 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
+)
+
+// Violation is something in the database that must never happen.
+type Violation struct {
+	Target string `json:"target,omitzero"` // empty: not about one service
+	What   string `json:"what"`
+}
+
+// Report is what [Admin.Check] found.
+type Report struct {
+	Services int `json:"services"`
+	Changes  int `json:"changes"`
+	Outbox   int `json:"outbox"` // changes whose messages wait to be published
+	// DeadLetters are requests that could not be decided and wait for an operator. They are not
+	// violations.
+	DeadLetters int         `json:"dead_letters"`
+	Violations  []Violation `json:"violations"`
+}
+
+// Check verifies what must always hold in the database (docs/reliability.md, Guarantees): each
+// service's history has no gap and no repeat, each change follows from the one before it, the
+// present state is the last change, receipts answer what was committed, and nothing waits in the
+// outbox for long. It only reads, and may run while registries run: it then sees each service as it
+// was when the check came to it.
+//
+// With a trust in the registry's keys, it verifies the receipts' signatures too.
+func (a *Admin) Check(ctx context.Context, trust *events.Trust, now time.Time) (Report, error) {
+	return a.check(ctx, trust, nil, nil, now)
+}
+
+func (a *Admin) check(
+	ctx context.Context, trust *events.Trust, content *ledger.StreamContent, found []Violation, now time.Time,
+) (Report, error) {
+	r, err := a.store.admin.Check(ctx, trust, content, now)
+	return Report{
+		Services: r.Services, Changes: r.Changes, Outbox: r.Outbox, DeadLetters: r.DeadLetters,
+		Violations: append(append([]Violation{}, found...), convert(r.Violations, func(v ledger.LViolation) Violation { return Violation(v) })...),
+	}, err
+}
+
+// CheckWithStream is [Admin.Check], and also compares the database with the stream of events. The
+// stream must have no event that the database lacks, none with another nonce, and the last 64
+// events of each service, unless garbage or repetitions on its subject have pushed out the oldest
+// of them. The check ignores what is committed while it runs.
+//
+// It reads the stream from its start. It needs some 100 bytes of memory for each service.
+func (a *Admin) CheckWithStream(
+	ctx context.Context, js jetstream.JetStream, trust events.Trust, now time.Time, log *slog.Logger,
+) (Report, error) {
+	content, found, err := contentOf(ctx, a.store, js, trust, now, log)
+	if err != nil {
+		return Report{Violations: found}, fmt.Errorf("check: %w", err)
+	}
+	return a.check(ctx, &trust, content, found, now)
+}
+
+// contentOf reads the stream of events. It returns what the stream has, and what contradicts the
+// database.
+func contentOf(
+	ctx context.Context, store *Store, js jetstream.JetStream, trust events.Trust, now time.Time, log *slog.Logger,
+) (content *ledger.StreamContent, found []Violation, err error) {
+	found = []Violation{}
+	stream, err := invalidations(ctx, js)
+	if err != nil {
+		return nil, found, err
+	}
+	content = &ledger.StreamContent{PerSubject: stream.CachedInfo().Config.MaxMsgsPerSubject, Began: now.Unix()}
+	compare := func(_ context.Context, part compared, batch []streamMessage) error {
+		for _, m := range batch {
+			if t := m.target(); t != (events.Target{}) {
+				content.Heard(t)
+			}
+		}
+		for _, at := range part.matched {
+			content.Has(at)
+		}
+		for _, e := range part.lacking {
+			found = append(found, Violation{e.event.Target.String(), fmt.Sprintf(
+				"the database lacks sequence %d, which the stream of events has: %s", e.event.Sequence, RecoverHint)})
+		}
+		for _, e := range part.twice {
+			found = append(found, Violation{e.event.Target.String(), fmt.Sprintf(
+				"sequence %d is in the stream with another event than in the database: it was issued twice", e.event.Sequence)})
+		}
+		return nil
+	}
+	err = comparison{store: store, trust: trust, log: log, each: compare}.run(ctx, stream, 1)
+	return content, found, err
+}

@@ -1,0 +1,207 @@
+package ledger
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"omiappreg.org/keyrotation/internal/sqldb"
+)
+
+// LErrNoDeadLetter means that no dead letter has this id: it never existed, or it is decided by now.
+var LErrNoDeadLetter = errors.New("there is no dead letter with this id")
+
+// LDeadLetter is a request that could not be decided: the code panics on it, or fails on it while it
+// decides others. It waits in the database until an operator has it decided again.
+type LDeadLetter struct {
+	ID             string
+	Subject        string
+	StreamSequence uint64
+	// StreamCreatedAt is when the stream was created, nanoseconds since the Unix epoch; 0: not
+	// known.
+	StreamCreatedAt int64
+	// StoredAt is when JetStream stored it, seconds since the Unix epoch.
+	StoredAt int64
+	Reason   string // panic or error
+	Detail   string
+	Tries    int
+	// SetAsideAt is when it was set aside or failed again, seconds since the Unix epoch.
+	SetAsideAt int64
+	// Retrying means that a registry was asked to decide it again, and has not done so yet.
+	Retrying bool
+	Payload  []byte
+}
+
+// putLDeadLetter keeps a dead letter. If it is there already, it has failed again.
+func (s *Letters) Put(ctx context.Context, l LDeadLetter) error {
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO dead_letters
+			(id, stream_sequence, stored_at, reason, detail, tries, set_aside_at, subject, payload, stream_created_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+			ON CONFLICT (id) DO UPDATE SET reason = excluded.reason, detail = excluded.detail,
+			tries = dead_letters.tries + excluded.tries, set_aside_at = excluded.set_aside_at, retry_at = NULL`,
+			l.ID, int64(l.StreamSequence), l.StoredAt, l.Reason, l.Detail, l.Tries, l.SetAsideAt, l.Subject, append([]byte{}, l.Payload...),
+			l.StreamCreatedAt)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("keep a dead letter: %w", err)
+	}
+	return nil
+}
+
+// letterColumns are what scanLetter reads.
+const letterColumns = "id, stream_sequence, stored_at, reason, detail, tries, set_aside_at, retry_at, subject, stream_created_at"
+
+func scanLetter(row interface{ Scan(...any) error }, more ...any) (LDeadLetter, error) {
+	var l LDeadLetter
+	var retry sql.NullInt64
+	err := row.Scan(append([]any{
+		&l.ID, &l.StreamSequence, &l.StoredAt, &l.Reason, &l.Detail, &l.Tries, &l.SetAsideAt, &retry, &l.Subject,
+		&l.StreamCreatedAt,
+	}, more...)...)
+	l.Retrying = retry.Valid
+	return l, err
+}
+
+// DeadLetters returns up to limit dead letters, the oldest first, without their payloads.
+func (s *Letters) List(ctx context.Context, limit int) ([]LDeadLetter, error) {
+	list := []LDeadLetter{}
+	err := s.each(ctx, "SELECT "+letterColumns+" FROM dead_letters ORDER BY stored_at, stream_sequence LIMIT $1", []any{limit},
+		func(row sqldb.Row) error {
+			l, err := scanLetter(row)
+			list = append(list, l)
+			return err
+		})
+	if err != nil {
+		return nil, fmt.Errorf("list the dead letters: %w", err)
+	}
+	return list, nil
+}
+
+// LDeadLetter returns one dead letter with its payload, or [LErrNoDeadLetter].
+func (s *Letters) Get(ctx context.Context, id string) (LDeadLetter, error) {
+	var payload []byte
+	l, err := scanLetter(s.db.QueryRow(ctx,
+		"SELECT "+letterColumns+", payload FROM dead_letters WHERE id = $1", id), &payload)
+	if errors.Is(err, sql.ErrNoRows) {
+		return l, fmt.Errorf("dead letter %s: %w", id, LErrNoDeadLetter)
+	}
+	if err != nil {
+		return l, fmt.Errorf("read dead letter %s: %w", id, err)
+	}
+	l.Payload = payload
+	return l, nil
+}
+
+// countDeadLetters returns how many there are.
+func (s *Letters) Count(ctx context.Context) (n int, err error) {
+	if err = s.db.QueryRow(ctx, "SELECT COUNT(*) FROM dead_letters").Scan(&n); err != nil {
+		return 0, fmt.Errorf("count the dead letters: %w", err)
+	}
+	return n, nil
+}
+
+// RetryDeadLetters asks for dead letters to be decided again. A running registry does so within a
+// second or two. If one of the ids does not exist, it returns [LErrNoDeadLetter] and asks for
+// nothing.
+func (s *Letters) Retry(ctx context.Context, ids []string, now time.Time) error {
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
+		for _, id := range ids {
+			changed, err := tx.Exec(ctx, "UPDATE dead_letters SET retry_at = COALESCE(retry_at, $1) WHERE id = $2", now.UnixMilli(), id)
+			if err != nil {
+				return err
+			}
+			if changed == 0 {
+				return fmt.Errorf("dead letter %s: %w", id, LErrNoDeadLetter)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("ask for a retry: %w", err)
+	}
+	return nil
+}
+
+// RetryAllDeadLetters asks for all dead letters to be decided again, and returns their ids, oldest
+// first.
+func (s *Letters) RetryAll(ctx context.Context, now time.Time) ([]string, error) {
+	letters, err := s.update(ctx, `UPDATE dead_letters SET retry_at = COALESCE(retry_at, $1)
+		RETURNING `+letterColumns+`, NULL`, now.UnixMilli())
+	if err != nil {
+		return nil, fmt.Errorf("ask for a retry of all dead letters: %w", err)
+	}
+	ids := make([]string, 0, len(letters))
+	for _, l := range letters {
+		ids = append(ids, l.ID)
+	}
+	return ids, nil
+}
+
+// retryAsked reports whether a dead letter is to be decided again. It is a read, which costs little
+// while there is none.
+func (s *Letters) Asked(ctx context.Context, now time.Time) (bool, error) {
+	var n int
+	err := s.db.QueryRow(ctx, "SELECT COUNT(*) FROM dead_letters WHERE retry_at <= $1", now.UnixMilli()).Scan(&n)
+	if err != nil {
+		return false, fmt.Errorf("look for dead letters to retry: %w", err)
+	}
+	return n > 0, nil
+}
+
+// claimDeadLetters leases up to limit dead letters that are to be decided again, oldest first. Two
+// replicas never lease the same one at a time, though deciding one twice would do no harm.
+func (s *Letters) Claim(ctx context.Context, limit int, now time.Time, lease time.Duration) ([]LDeadLetter, error) {
+	letters, err := s.update(ctx, `UPDATE dead_letters SET retry_at = $1 WHERE id IN
+		(SELECT id FROM dead_letters WHERE retry_at <= $2 ORDER BY stored_at, stream_sequence LIMIT $3)
+		RETURNING `+letterColumns+`, payload`, now.Add(lease).UnixMilli(), now.UnixMilli(), limit)
+	if err != nil {
+		return nil, fmt.Errorf("claim dead letters: %w", err)
+	}
+	return letters, nil
+}
+
+// updateLetters runs a statement that returns dead letters, and sorts them, oldest first.
+func (s *Letters) update(ctx context.Context, statement string, args ...any) ([]LDeadLetter, error) {
+	var letters []LDeadLetter
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
+		letters = letters[:0]
+		var p sqldb.Pipeline
+		p.Query("update", statement, args, func(row sqldb.Row) error {
+			var payload []byte
+			l, err := scanLetter(row, &payload)
+			l.Payload = payload
+			letters = append(letters, l)
+			return err
+		})
+		return tx.Run(ctx, &p)
+	})
+	slices.SortFunc(letters, func(a, b LDeadLetter) int {
+		if a.StoredAt != b.StoredAt {
+			return cmp.Compare(a.StoredAt, b.StoredAt)
+		}
+		return cmp.Compare(a.StreamSequence, b.StreamSequence)
+	})
+	return letters, err
+}
+
+// deleteDeadLetters deletes dead letters that are decided.
+func (s *Letters) Delete(ctx context.Context, ids ...any) error {
+	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
+		for part := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Text}, ids) {
+			if _, err := tx.Exec(ctx, "DELETE FROM dead_letters WHERE id IN ("+part.Query+")", part.Args...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("delete decided dead letters: %w", err)
+	}
+	return nil
+}
