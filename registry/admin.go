@@ -24,15 +24,15 @@ func (s *Store) Admin() *Admin { return &Admin{s} }
 
 // Errors that the operators' work can return.
 var (
-	ErrAppExists      = ledger.LErrAppExists
-	ErrMasterKey      = ledger.LErrMasterKey
-	ErrUnknownApp     = ledger.LErrUnknownApp
-	ErrReplacedMaster = ledger.LErrReplacedMaster
-	ErrReservedKey    = ledger.LErrReservedKey
-	ErrSigningKey     = ledger.LErrSigningKey
+	ErrAppExists      = ledger.ErrAppExists
+	ErrMasterKey      = ledger.ErrMasterKey
+	ErrUnknownApp     = ledger.ErrUnknownApp
+	ErrReplacedMaster = ledger.ErrReplacedMaster
+	ErrReservedKey    = ledger.ErrReservedKey
+	ErrSigningKey     = ledger.ErrSigningKey
 	// ErrNoDeadLetter means that no dead letter has this id: it never existed, or it is decided by
 	// now.
-	ErrNoDeadLetter = ledger.LErrNoDeadLetter
+	ErrNoDeadLetter = ledger.ErrNoDeadLetter
 )
 
 // App is a developer's app: who may bind its services.
@@ -61,7 +61,7 @@ type AppRecord struct {
 // [events.ErrWeakKey], a service's key [ErrMasterKey], and another app's earlier key or the
 // registry's own key [ErrReservedKey]. now is in seconds since the Unix epoch.
 func (a *Admin) AddApp(ctx context.Context, app App, now int64) error {
-	return a.store.admin.AddApp(ctx, ledger.LApp(app), now)
+	return a.store.admin.AddApp(ctx, ledger.App(app), now)
 }
 
 // AddApps adds apps for a process that starts: it waits while the database is unavailable. Its
@@ -85,15 +85,15 @@ func (a *Admin) AddApps(ctx context.Context, apps []App, now int64, log *slog.Lo
 // Apps returns the apps, sorted by id.
 func (a *Admin) Apps(ctx context.Context) ([]App, error) {
 	list, err := a.store.admin.Apps(ctx)
-	return convert(list, func(one ledger.LApp) App { return App(one) }), err
+	return convert(list, func(one ledger.App) App { return App(one) }), err
 }
 
 // App returns what is known of an app, or [ErrUnknownApp].
 func (a *Admin) App(ctx context.Context, id events.AppID) (AppRecord, error) {
 	record, err := a.store.admin.App(ctx, id)
 	return AppRecord{
-		App: App(record.LApp), AddedAt: record.AddedAt,
-		Ended: convert(record.Ended, func(one ledger.LEndedMaster) EndedMaster { return EndedMaster(one) }),
+		App: App(record.App), AddedAt: record.AddedAt,
+		Ended: convert(record.Ended, func(one ledger.EndedMaster) EndedMaster { return EndedMaster(one) }),
 	}, err
 }
 
@@ -105,7 +105,7 @@ func (a *Admin) App(ctx context.Context, id events.AppID) (AppRecord, error) {
 // before or is the registry's own, [ErrMasterKey] for a key that a service has, and
 // [events.ErrWeakKey] for a weak key.
 func (a *Admin) ReplaceMaster(ctx context.Context, app App, now int64) (old events.PublicKey, err error) {
-	return a.store.admin.ReplaceMaster(ctx, ledger.LApp(app), now)
+	return a.store.admin.ReplaceMaster(ctx, ledger.App(app), now)
 }
 
 // DeadLetter is a request that could not be decided: the code panics on it, or fails on it while it
@@ -132,7 +132,7 @@ type DeadLetter struct {
 // DeadLetters returns up to limit dead letters, the oldest first, without their payloads.
 func (a *Admin) DeadLetters(ctx context.Context, limit int) ([]DeadLetter, error) {
 	list, err := a.store.letters.List(ctx, limit)
-	return convert(list, func(one ledger.LDeadLetter) DeadLetter { return DeadLetter(one) }), err
+	return convert(list, func(one ledger.DeadLetter) DeadLetter { return DeadLetter(one) }), err
 }
 
 // DeadLetter returns one dead letter with its payload, or [ErrNoDeadLetter].

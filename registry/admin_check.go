@@ -46,7 +46,7 @@ func (a *Admin) check(
 	r, err := a.store.admin.Check(ctx, trust, content, now)
 	return Report{
 		Services: r.Services, Changes: r.Changes, Outbox: r.Outbox, DeadLetters: r.DeadLetters,
-		Violations: append(append([]Violation{}, found...), convert(r.Violations, func(v ledger.LViolation) Violation { return Violation(v) })...),
+		Violations: append(append([]Violation{}, found...), convert(r.Violations, func(v ledger.Violation) Violation { return Violation(v) })...),
 	}, err
 }
 

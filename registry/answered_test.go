@@ -246,7 +246,7 @@ func TestReceiptsUnreadable(t *testing.T) {
 		return nil, nil
 	}
 	again := func(r request) *letterMessage {
-		letter := ledger.LDeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: r.draft.Timestamp}
+		letter := ledger.DeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: r.draft.Timestamp}
 		return &letterMessage{letter: letter, settled: make(chan bool, 1)}
 	}
 	first, second := again(d.bind()), again(other.bind())

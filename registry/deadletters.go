@@ -21,10 +21,10 @@ const (
 // newDeadLetter returns what is kept of a message. Its id is a hash, so that the rows of a day
 // spread over a cluster. A message that is delivered again after it was set aside is the same row.
 // One at the same place of another stream is not.
-func newDeadLetter(m *queue.Message, why consume.Fault, now time.Time) ledger.LDeadLetter {
+func newDeadLetter(m *queue.Message, why consume.Fault, now time.Time) ledger.DeadLetter {
 	name := fmt.Sprintf("%d %d %s ", m.Stored.UnixNano(), m.Sequence, m.Subject)
 	hash := sha256.Sum256(append([]byte(name), m.Data...))
-	return ledger.LDeadLetter{
+	return ledger.DeadLetter{
 		StreamCreatedAt: m.Payload.Place.Stream,
 		ID:              hex.EncodeToString(hash[:idBytes]), Subject: printable.Text(m.Subject), StreamSequence: m.Sequence,
 		StoredAt: m.Stored.Unix(), Reason: why.Reason, Detail: detailOf(why.Detail), Tries: why.Tries,

@@ -121,7 +121,7 @@ func TestPoisonedService(t *testing.T) {
 
 // letterOf returns a request as a dead letter that JetStream stored then.
 func letterOf(r request, stored time.Time, why consume.Fault) *queue.Message {
-	letter := ledger.LDeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: stored.Unix()}
+	letter := ledger.DeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: stored.Unix()}
 	return (&letterMessage{letter: letter, settled: make(chan bool, 1)}).message()
 }
 

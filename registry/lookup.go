@@ -17,7 +17,7 @@ import (
 )
 
 // ErrUnknownService means that the service was never bound.
-var ErrUnknownService = ledger.LErrUnknownService
+var ErrUnknownService = ledger.ErrUnknownService
 
 // Lookup answers questions about what the registry knows (docs/protocol.md §8).
 type Lookup struct {

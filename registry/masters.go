@@ -25,7 +25,7 @@ import (
 func (r *Registry) followMasters(ctx context.Context) {
 	tick := time.NewTicker(policyEvery)
 	defer tick.Stop()
-	var known map[ledger.LEndedMaster]bool // nil: nothing was read yet
+	var known map[ledger.EndedMaster]bool // nil: nothing was read yet
 	for {
 		list, err := r.cfg.Store.admin.EndedMasters(ctx)
 		if err == nil {
@@ -34,7 +34,7 @@ func (r *Registry) followMasters(ctx context.Context) {
 					r.tellReplaced(one)
 				}
 			}
-			known = make(map[ledger.LEndedMaster]bool, len(list))
+			known = make(map[ledger.EndedMaster]bool, len(list))
 			for _, one := range list {
 				known[one] = true
 			}
@@ -47,7 +47,7 @@ func (r *Registry) followMasters(ctx context.Context) {
 	}
 }
 
-func (r *Registry) tellReplaced(one ledger.LEndedMaster) {
+func (r *Registry) tellReplaced(one ledger.EndedMaster) {
 	r.cfg.Log.Warn("the Master Key of an app was replaced: what the old one signs is refused from now on",
 		"app_id", one.App.String(), "old_public_key", one.PublicKey.String(), "public_key", one.ReplacedBy.String())
 	notice := events.Notice{

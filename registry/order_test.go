@@ -149,7 +149,7 @@ func TestStreamCreatedAgain(t *testing.T) {
 		w.commit(d.reset())
 		letters := []string{"00", "01"}
 		for i, stream := range []int64{created, 0} { // 0: from before it was kept
-			l := ledger.LDeadLetter{
+			l := ledger.DeadLetter{
 				ID: letters[i], Subject: late.draft.Subject(), StreamSequence: 2, StreamCreatedAt: stream,
 				StoredAt: late.draft.Timestamp, Reason: "error", Payload: late.payload,
 			}

@@ -86,7 +86,7 @@ func TestSquatting(t *testing.T) {
 		t.Helper()
 		messages := make([]*queue.Message, len(list))
 		for i, r := range list {
-			letter := ledger.LDeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: testNow}
+			letter := ledger.DeadLetter{Subject: r.draft.Subject(), Payload: r.payload, StoredAt: testNow}
 			messages[i] = (&letterMessage{letter: letter, settled: make(chan bool, 1)}).message()
 		}
 		w := &work{intake: in, messages: messages, todo: in.parse(messages)}

@@ -14,7 +14,7 @@ import (
 
 // ErrNoReceipt means that no answer to the request is kept: it was never sent, is not decided yet,
 // or was refused long ago.
-var ErrNoReceipt = ledger.LErrNoReceipt
+var ErrNoReceipt = ledger.ErrNoReceipt
 
 // errAskedTooOften means that a service's receipts were read as often as the limit for one second
 // allows.

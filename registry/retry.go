@@ -91,7 +91,7 @@ func (d *deadLetters) retry(ctx context.Context) error {
 
 // decide has one dead letter decided. If it returns an error, the fault is the registry's: the
 // letter's lease ends, and it is tried again.
-func (d *deadLetters) decide(ctx context.Context, l ledger.LDeadLetter) error {
+func (d *deadLetters) decide(ctx context.Context, l ledger.DeadLetter) error {
 	ctx, cancel := context.WithTimeout(ctx, retryWithin)
 	defer cancel()
 	again := &letterMessage{letter: l, settled: make(chan bool, 1)}
@@ -146,7 +146,7 @@ var errPanicked = errors.New("the handler panics")
 // letterMessage is a dead letter in the form of the message that it was, so that the same handler
 // takes it. Settling it is reported on settled.
 type letterMessage struct {
-	letter  ledger.LDeadLetter
+	letter  ledger.DeadLetter
 	settled chan bool // true: it is done
 }
 

@@ -19,7 +19,7 @@ type Store struct {
 	ledger  *ledger.Ledger
 	outbox  *ledger.Outbox
 	letters *ledger.Letters
-	admin   *ledger.LedgerAdmin
+	admin   *ledger.Admin
 }
 
 // ErrURL means that a database URL can't be used, or that the database belongs to another process.
@@ -64,6 +64,6 @@ func (s *Store) Ping(ctx context.Context) error {
 
 func newStore(db *sqldb.DB) *Store {
 	s := &Store{db: db}
-	s.ledger, s.outbox, s.letters, s.admin = ledger.NewTables(db)
+	s.ledger, s.outbox, s.letters, s.admin = ledger.New(db)
 	return s
 }

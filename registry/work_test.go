@@ -68,7 +68,7 @@ func handled(t *testing.T, store *Store, log []sent, size int, side *int) (answe
 	in.portion, in.committed = size, func([]events.Invalidation) {}
 	messages := make([]*queue.Message, len(log))
 	for i, m := range log {
-		letter := ledger.LDeadLetter{Subject: m.subject, Payload: m.payload, StoredAt: testNow}
+		letter := ledger.DeadLetter{Subject: m.subject, Payload: m.payload, StoredAt: testNow}
 		messages[i] = (&letterMessage{letter: letter, settled: make(chan bool, 1)}).message()
 	}
 	answers = make([]string, len(log))

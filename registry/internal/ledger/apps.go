@@ -15,46 +15,46 @@ import (
 
 // Errors of the operators' work on apps and keys.
 var (
-	LErrAppExists      = errors.New("the app is known with another Master Key, which omi-registry app replace-master replaces")
-	LErrMasterKey      = errors.New("the key is a service's key; a developer's Master Key must be another one")
-	LErrUnknownApp     = errors.New("the registry does not know the app")
-	LErrReplacedMaster = errors.New("the Master Key of this app was replaced, and is never accepted again")
-	LErrReservedKey    = errors.New("the key was a Master Key before or is the registry's own; a developer's Master Key must be another one")
-	LErrSigningKey     = errors.New("the registry's signing key is registered for someone else, who could then speak as the registry, or the registry as them")
+	ErrAppExists      = errors.New("the app is known with another Master Key, which omi-registry app replace-master replaces")
+	ErrMasterKey      = errors.New("the key is a service's key; a developer's Master Key must be another one")
+	ErrUnknownApp     = errors.New("the registry does not know the app")
+	ErrReplacedMaster = errors.New("the Master Key of this app was replaced, and is never accepted again")
+	ErrReservedKey    = errors.New("the key was a Master Key before or is the registry's own; a developer's Master Key must be another one")
+	ErrSigningKey     = errors.New("the registry's signing key is registered for someone else, who could then speak as the registry, or the registry as them")
 )
 
-// LApp is a developer's app: who may bind its services.
-type LApp struct {
+// App is a developer's app: who may bind its services.
+type App struct {
 	AppID           events.AppID
 	MasterPublicKey events.PublicKey
 }
 
-// LEndedMaster is a Master Key that was replaced.
-type LEndedMaster struct {
+// EndedMaster is a Master Key that was replaced.
+type EndedMaster struct {
 	App        events.AppID
 	PublicKey  events.PublicKey
 	ReplacedBy events.PublicKey
 	EndedAt    int64
 }
 
-// LAppRecord is what the registry knows of an app.
-type LAppRecord struct {
-	LApp
+// AppRecord is what the registry knows of an app.
+type AppRecord struct {
+	App
 	AddedAt int64
-	Ended   []LEndedMaster // oldest first
+	Ended   []EndedMaster // oldest first
 }
 
 // AddApp adds an app. Adding it again with the same Master Key changes nothing. Another Master Key
-// is [LErrAppExists], or [LErrReplacedMaster] if it was the app's before. A weak key is
-// [events.ErrWeakKey], a service's key [LErrMasterKey], and another app's earlier key or the
-// registry's own key [LErrReservedKey].
-func (s *LedgerAdmin) AddApp(ctx context.Context, app LApp, now int64) error {
+// is [ErrAppExists], or [ErrReplacedMaster] if it was the app's before. A weak key is
+// [events.ErrWeakKey], a service's key [ErrMasterKey], and another app's earlier key or the
+// registry's own key [ErrReservedKey].
+func (s *Admin) AddApp(ctx context.Context, app App, now int64) error {
 	if err := app.MasterPublicKey.CheckStrength(); err != nil {
 		return fmt.Errorf("add app %s: %w", app.AppID, err)
 	}
 	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		have, err := master(ctx, tx, app.AppID)
-		if err != nil && !errors.Is(err, LErrUnknownApp) || have == app.MasterPublicKey {
+		if err != nil && !errors.Is(err, ErrUnknownApp) || have == app.MasterPublicKey {
 			return err
 		}
 		unknown := err != nil
@@ -62,7 +62,7 @@ func (s *LedgerAdmin) AddApp(ctx context.Context, app LApp, now int64) error {
 			return err
 		}
 		if !unknown {
-			return LErrAppExists
+			return ErrAppExists
 		}
 		_, err = tx.Exec(ctx, "INSERT INTO apps (app_id, master_public_key, added_at) VALUES ($1, $2, $3)",
 			app.AppID.String(), app.MasterPublicKey.Bytes(), now)
@@ -75,10 +75,10 @@ func (s *LedgerAdmin) AddApp(ctx context.Context, app LApp, now int64) error {
 }
 
 // Apps returns the apps, sorted by id.
-func (s *LedgerAdmin) Apps(ctx context.Context) ([]LApp, error) {
-	var apps []LApp
+func (s *Admin) Apps(ctx context.Context) ([]App, error) {
+	var apps []App
 	err := s.each(ctx, "SELECT app_id, master_public_key FROM apps ORDER BY app_id", nil, func(row sqldb.Row) error {
-		var app LApp
+		var app App
 		if err := row.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey}); err != nil {
 			return err
 		}
@@ -92,10 +92,10 @@ func (s *LedgerAdmin) Apps(ctx context.Context) ([]LApp, error) {
 // app any more. It returns the old key. If the new key is the app's already, nothing changes, and
 // it returns that key.
 //
-// It returns [LErrUnknownApp] for an unknown app, [LErrReservedKey] for a key that was a Master Key
-// before or is the registry's own, [LErrMasterKey] for a key that a service has, and
+// It returns [ErrUnknownApp] for an unknown app, [ErrReservedKey] for a key that was a Master Key
+// before or is the registry's own, [ErrMasterKey] for a key that a service has, and
 // [events.ErrWeakKey] for a weak key.
-func (s *LedgerAdmin) ReplaceMaster(ctx context.Context, app LApp, now int64) (old events.PublicKey, err error) {
+func (s *Admin) ReplaceMaster(ctx context.Context, app App, now int64) (old events.PublicKey, err error) {
 	if err := app.MasterPublicKey.CheckStrength(); err != nil {
 		return old, fmt.Errorf("replace the Master Key of %s: %w", app.AppID, err)
 	}
@@ -119,11 +119,11 @@ func (s *LedgerAdmin) ReplaceMaster(ctx context.Context, app LApp, now int64) (o
 	return old, nil
 }
 
-// master reads an app's Master Key, or returns [LErrUnknownApp].
+// master reads an app's Master Key, or returns [ErrUnknownApp].
 func master(ctx context.Context, tx *sqldb.Tx, app events.AppID) (key events.PublicKey, err error) {
 	err = tx.QueryRow(ctx, "SELECT master_public_key FROM apps WHERE app_id = $1", app.String()).Scan(keyColumn{&key})
 	if errors.Is(err, sql.ErrNoRows) {
-		return key, LErrUnknownApp
+		return key, ErrUnknownApp
 	}
 	if err != nil {
 		return key, fmt.Errorf("read the app: %w", err)
@@ -132,7 +132,7 @@ func master(ctx context.Context, tx *sqldb.Tx, app events.AppID) (key events.Pub
 }
 
 // mayBeMaster returns an error if a key can't become the app's Master Key.
-func mayBeMaster(ctx context.Context, tx *sqldb.Tx, app LApp) error {
+func mayBeMaster(ctx context.Context, tx *sqldb.Tx, app App) error {
 	var services, own, reserved int
 	key := app.MasterPublicKey.Bytes()
 	if err := tx.QueryRow(ctx, `SELECT (SELECT COUNT(*) FROM history WHERE public_key = $1),
@@ -142,22 +142,22 @@ func mayBeMaster(ctx context.Context, tx *sqldb.Tx, app LApp) error {
 	}
 	switch {
 	case services > 0:
-		return LErrMasterKey
+		return ErrMasterKey
 	case own > 0:
-		return LErrReplacedMaster
+		return ErrReplacedMaster
 	case reserved > 0:
-		return LErrReservedKey
+		return ErrReservedKey
 	}
 	return nil
 }
 
-// App returns what is known of an app, or [LErrUnknownApp].
-func (s *LedgerAdmin) App(ctx context.Context, id events.AppID) (LAppRecord, error) {
-	record := LAppRecord{LApp: LApp{AppID: id}}
+// App returns what is known of an app, or [ErrUnknownApp].
+func (s *Admin) App(ctx context.Context, id events.AppID) (AppRecord, error) {
+	record := AppRecord{App: App{AppID: id}}
 	err := s.db.QueryRow(ctx, "SELECT master_public_key, added_at FROM apps WHERE app_id = $1", id.String()).
 		Scan(keyColumn{&record.MasterPublicKey}, &record.AddedAt)
 	if errors.Is(err, sql.ErrNoRows) {
-		return record, fmt.Errorf("app %s: %w", id, LErrUnknownApp)
+		return record, fmt.Errorf("app %s: %w", id, ErrUnknownApp)
 	}
 	if err == nil {
 		record.Ended, err = s.EndedMasters(ctx, id)
@@ -166,7 +166,7 @@ func (s *LedgerAdmin) App(ctx context.Context, id events.AppID) (LAppRecord, err
 		return record, fmt.Errorf("read the app %s: %w", id, err)
 	}
 	// Of the keys of one second, each is followed by the one that replaced it.
-	slices.SortStableFunc(record.Ended, func(a, b LEndedMaster) int {
+	slices.SortStableFunc(record.Ended, func(a, b EndedMaster) int {
 		switch {
 		case a.EndedAt != b.EndedAt:
 			return int(a.EndedAt - b.EndedAt)
@@ -181,14 +181,14 @@ func (s *LedgerAdmin) App(ctx context.Context, id events.AppID) (LAppRecord, err
 }
 
 // endedMasters reads the Master Keys that were replaced, of these apps or of all.
-func (s *LedgerAdmin) EndedMasters(ctx context.Context, only ...events.AppID) ([]LEndedMaster, error) {
+func (s *Admin) EndedMasters(ctx context.Context, only ...events.AppID) ([]EndedMaster, error) {
 	query, args := "SELECT app_id, public_key, replaced_by, ended_at FROM reserved_keys WHERE app_id <> ''", []any{}
 	if len(only) > 0 {
 		query, args = query+" AND app_id = $1", []any{only[0].String()}
 	}
-	list := []LEndedMaster{}
+	list := []EndedMaster{}
 	err := s.each(ctx, query, args, func(row sqldb.Row) error {
-		var one LEndedMaster
+		var one EndedMaster
 		err := row.Scan(text(&one.App), keyColumn{&one.PublicKey}, keyColumn{&one.ReplacedBy}, &one.EndedAt)
 		list = append(list, one)
 		return err
@@ -219,7 +219,7 @@ func (s tables) replacedMasters(ctx context.Context, tx *sqldb.Tx, groups []*dec
 	}
 	var p sqldb.Pipeline
 	s.query(&p, "read the Master Keys again", query, []sqldb.Type{sqldb.Text}, names, func(row sqldb.Row) error {
-		var app LApp
+		var app App
 		err := row.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey})
 		if signedBy[app.AppID] == app.MasterPublicKey {
 			delete(replaced, app.AppID)
@@ -230,8 +230,8 @@ func (s tables) replacedMasters(ctx context.Context, tx *sqldb.Tx, groups []*dec
 }
 
 // reserveOwn reserves the registry's own keys, so that no service and no developer gets one.
-// [LErrSigningKey] means that its signing key is registered already.
-func (s *LedgerAdmin) ReserveOwn(ctx context.Context, signing events.PublicKey, own []events.TrustedKey, log *slog.Logger) error {
+// [ErrSigningKey] means that its signing key is registered already.
+func (s *Admin) ReserveOwn(ctx context.Context, signing events.PublicKey, own []events.TrustedKey, log *slog.Logger) error {
 	return sqldb.Await(ctx, log, func() error {
 		return s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 			for _, k := range own {
@@ -243,7 +243,7 @@ func (s *LedgerAdmin) ReserveOwn(ctx context.Context, signing events.PublicKey, 
 				}
 				switch {
 				case taken > 0 && k.PublicKey == signing:
-					return fmt.Errorf("%w: %s is or was a service's key or a Master Key. Make another key with `omi-registry keygen`, and have it trusted", LErrSigningKey, signing)
+					return fmt.Errorf("%w: %s is or was a service's key or a Master Key. Make another key with `omi-registry keygen`, and have it trusted", ErrSigningKey, signing)
 				case taken > 0:
 					log.WarnContext(ctx, "an earlier key of this registry is or was a service's key, or a Master Key", "public_key", k.PublicKey.String())
 					continue

@@ -14,24 +14,24 @@ import (
 // outboxPatience is how long a message may wait in the outbox before the check reports it.
 const outboxPatience = time.Minute
 
-// LViolation is something in the database that must never happen.
-type LViolation struct {
+// Violation is something in the database that must never happen.
+type Violation struct {
 	Target string // empty: not about one service
 	What   string
 }
 
-// LReport is what [LedgerAdmin.Check] found.
-type LReport struct {
+// Report is what [Admin.Check] found.
+type Report struct {
 	Services, Changes, Outbox, DeadLetters int
-	Violations                             []LViolation
+	Violations                             []Violation
 }
 
 // Check verifies what must always hold in the database: each service's history has no gap and no
 // repeat, each change follows from the one before it, the present state is the last change, and
 // nothing waits in the outbox for long. With a trust, it verifies the receipts. With the content of
 // the stream of events, it also looks there for the last events of each service.
-func (s *LedgerAdmin) Check(ctx context.Context, trust *events.Trust, content *StreamContent, now time.Time) (LReport, error) {
-	s = &LedgerAdmin{s.unhurried()}
+func (s *Admin) Check(ctx context.Context, trust *events.Trust, content *StreamContent, now time.Time) (Report, error) {
+	s = &Admin{s.unhurried()}
 	c := &checker{trust: trust, content: content}
 	if content != nil {
 		if err := s.checkStep(ctx, c, s.loadUnpublished); err != nil {
@@ -54,7 +54,7 @@ func (s *LedgerAdmin) Check(ctx context.Context, trust *events.Trust, content *S
 
 // checkStep runs a step. If [sqldb.DB.Read] repeats it, the step starts again from what was found
 // before it.
-func (s *LedgerAdmin) checkStep(ctx context.Context, c *checker, step func(context.Context, *checker) error) error {
+func (s *Admin) checkStep(ctx context.Context, c *checker, step func(context.Context, *checker) error) error {
 	before := *c
 	return s.db.Read(ctx, func() error {
 		*c = before
@@ -65,7 +65,7 @@ func (s *LedgerAdmin) checkStep(ctx context.Context, c *checker, step func(conte
 // checker goes through the history of all services, one after the other.
 type checker struct {
 	trust  *events.Trust
-	report LReport
+	report Report
 	last   change // of the service at hand
 
 	// With the stream of events:
@@ -84,10 +84,10 @@ type change struct {
 }
 
 func (c *checker) violation(target, what string, args ...any) {
-	c.report.Violations = append(c.report.Violations, LViolation{Target: target, What: fmt.Sprintf(what, args...)})
+	c.report.Violations = append(c.report.Violations, Violation{Target: target, What: fmt.Sprintf(what, args...)})
 }
 
-func (s *LedgerAdmin) checkHistory(ctx context.Context, c *checker) error {
+func (s *Admin) checkHistory(ctx context.Context, c *checker) error {
 	err := s.each(ctx, `SELECT s.target, h.sequence, h.event, h.old_public_key, h.public_key, h.grace_period_expiry,
 		h.committed_at, h.event_nonce, h.request_nonce, h.receipt, h.end_earlier FROM history h JOIN services s ON s.id = h.service
 		ORDER BY s.target, h.sequence`, nil, func(row sqldb.Row) error {
@@ -166,7 +166,7 @@ func (c *checker) answered(next *change) {
 
 // checkServices compares each service's present state with the last change in its history, and the
 // history with the services.
-func (s *LedgerAdmin) checkServices(ctx context.Context, c *checker) error {
+func (s *Admin) checkServices(ctx context.Context, c *checker) error {
 	err := s.each(ctx, `SELECT s.target, s.status, s.sequence, s.public_key, s.changed_at, h.event, h.public_key, h.committed_at
 		FROM services s LEFT JOIN history h ON h.service = s.id AND h.sequence = s.sequence ORDER BY s.target`, nil,
 		func(row sqldb.Row) error {
@@ -207,7 +207,7 @@ func (c *checker) present(row sqldb.Row) error {
 	return nil
 }
 
-func (s *LedgerAdmin) checkMasterKeys(ctx context.Context, c *checker) error {
+func (s *Admin) checkMasterKeys(ctx context.Context, c *checker) error {
 	return s.each(ctx, `SELECT s.target, a.app_id FROM apps a JOIN history h ON h.public_key = a.master_public_key
 		JOIN services s ON s.id = h.service UNION ALL SELECT s.target, r.app_id FROM reserved_keys r JOIN history h ON h.public_key = r.public_key
 		JOIN services s ON s.id = h.service`, nil,
@@ -223,7 +223,7 @@ func (s *LedgerAdmin) checkMasterKeys(ctx context.Context, c *checker) error {
 		})
 }
 
-func (s *LedgerAdmin) checkOutbox(now time.Time) func(context.Context, *checker) error {
+func (s *Admin) checkOutbox(now time.Time) func(context.Context, *checker) error {
 	return func(ctx context.Context, c *checker) error {
 		var oldest sql.NullInt64
 		err := s.db.QueryRow(ctx, "SELECT COUNT(*), MIN(position) FROM outbox").Scan(&c.report.Outbox, &oldest)

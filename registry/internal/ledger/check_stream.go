@@ -9,7 +9,7 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// StreamContent is what the stream of events has, for [LedgerAdmin.Check]. It needs some 100 bytes of
+// StreamContent is what the stream of events has, for [Admin.Check]. It needs some 100 bytes of
 // memory for each service.
 type StreamContent struct {
 	// PerSubject is how many messages the stream keeps of each service; 0: all of them.
@@ -68,7 +68,7 @@ func (k *kept) add(sequence int64) {
 func (k *kept) first() int64 { return k.last - int64(bits.Len64(k.window)) + 1 }
 
 // loadUnpublished reads which services have events that wait to be published.
-func (s *LedgerAdmin) loadUnpublished(ctx context.Context, c *checker) error {
+func (s *Admin) loadUnpublished(ctx context.Context, c *checker) error {
 	c.unpublished = map[string]bool{}
 	err := s.each(ctx, "SELECT s.target FROM outbox o JOIN services s ON s.id = o.service", nil, func(row sqldb.Row) error {
 		var name string

@@ -17,9 +17,9 @@ func TestCheckStep(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
 		db := openDB(t, url)
-		_, _, _, admin := NewTables(db)
+		_, _, _, admin := New(db)
 		conflict := &pgconn.PgError{Code: "40001", Message: "restart transaction"}
-		c := &checker{report: LReport{Changes: 1}}
+		c := &checker{report: Report{Changes: 1}}
 		runs := 0
 		err := admin.checkStep(t.Context(), c, func(_ context.Context, c *checker) error {
 			c.report.Changes++

@@ -10,10 +10,10 @@ import (
 // tables is the registry's database: SQLite, PostgreSQL or CockroachDB, with one set of statements.
 type tables struct{ db *sqldb.DB }
 
-// NewTables returns what is done with a registry's database, whose schema is up to date.
-func NewTables(db *sqldb.DB) (*Ledger, *Outbox, *Letters, *LedgerAdmin) {
+// New returns what is done with a registry's database, whose schema is up to date.
+func New(db *sqldb.DB) (*Ledger, *Outbox, *Letters, *Admin) {
 	t := tables{db}
-	return &Ledger{t}, &Outbox{t}, &Letters{t}, &LedgerAdmin{t}
+	return &Ledger{t}, &Outbox{t}, &Letters{t}, &Admin{t}
 }
 
 // Ledger is what the registry reads and writes for each request and for each question.
@@ -25,8 +25,8 @@ type Outbox struct{ tables }
 // Letters is the dead letters: requests that could not be decided.
 type Letters struct{ tables }
 
-// LedgerAdmin is the operators' work.
-type LedgerAdmin struct{ tables }
+// Admin is the operators' work.
+type Admin struct{ tables }
 
 // each runs a query outside a transaction, row by row.
 func (s tables) each(ctx context.Context, query string, args []any, row func(sqldb.Row) error) error {

@@ -12,12 +12,12 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// LErrNoDeadLetter means that no dead letter has this id: it never existed, or it is decided by now.
-var LErrNoDeadLetter = errors.New("there is no dead letter with this id")
+// ErrNoDeadLetter means that no dead letter has this id: it never existed, or it is decided by now.
+var ErrNoDeadLetter = errors.New("there is no dead letter with this id")
 
-// LDeadLetter is a request that could not be decided: the code panics on it, or fails on it while it
+// DeadLetter is a request that could not be decided: the code panics on it, or fails on it while it
 // decides others. It waits in the database until an operator has it decided again.
-type LDeadLetter struct {
+type DeadLetter struct {
 	ID             string
 	Subject        string
 	StreamSequence uint64
@@ -37,7 +37,7 @@ type LDeadLetter struct {
 }
 
 // putLDeadLetter keeps a dead letter. If it is there already, it has failed again.
-func (s *Letters) Put(ctx context.Context, l LDeadLetter) error {
+func (s *Letters) Put(ctx context.Context, l DeadLetter) error {
 	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO dead_letters
 			(id, stream_sequence, stored_at, reason, detail, tries, set_aside_at, subject, payload, stream_created_at)
@@ -57,8 +57,8 @@ func (s *Letters) Put(ctx context.Context, l LDeadLetter) error {
 // letterColumns are what scanLetter reads.
 const letterColumns = "id, stream_sequence, stored_at, reason, detail, tries, set_aside_at, retry_at, subject, stream_created_at"
 
-func scanLetter(row interface{ Scan(...any) error }, more ...any) (LDeadLetter, error) {
-	var l LDeadLetter
+func scanLetter(row interface{ Scan(...any) error }, more ...any) (DeadLetter, error) {
+	var l DeadLetter
 	var retry sql.NullInt64
 	err := row.Scan(append([]any{
 		&l.ID, &l.StreamSequence, &l.StoredAt, &l.Reason, &l.Detail, &l.Tries, &l.SetAsideAt, &retry, &l.Subject,
@@ -69,8 +69,8 @@ func scanLetter(row interface{ Scan(...any) error }, more ...any) (LDeadLetter, 
 }
 
 // DeadLetters returns up to limit dead letters, the oldest first, without their payloads.
-func (s *Letters) List(ctx context.Context, limit int) ([]LDeadLetter, error) {
-	list := []LDeadLetter{}
+func (s *Letters) List(ctx context.Context, limit int) ([]DeadLetter, error) {
+	list := []DeadLetter{}
 	err := s.each(ctx, "SELECT "+letterColumns+" FROM dead_letters ORDER BY stored_at, stream_sequence LIMIT $1", []any{limit},
 		func(row sqldb.Row) error {
 			l, err := scanLetter(row)
@@ -83,13 +83,13 @@ func (s *Letters) List(ctx context.Context, limit int) ([]LDeadLetter, error) {
 	return list, nil
 }
 
-// LDeadLetter returns one dead letter with its payload, or [LErrNoDeadLetter].
-func (s *Letters) Get(ctx context.Context, id string) (LDeadLetter, error) {
+// LDeadLetter returns one dead letter with its payload, or [ErrNoDeadLetter].
+func (s *Letters) Get(ctx context.Context, id string) (DeadLetter, error) {
 	var payload []byte
 	l, err := scanLetter(s.db.QueryRow(ctx,
 		"SELECT "+letterColumns+", payload FROM dead_letters WHERE id = $1", id), &payload)
 	if errors.Is(err, sql.ErrNoRows) {
-		return l, fmt.Errorf("dead letter %s: %w", id, LErrNoDeadLetter)
+		return l, fmt.Errorf("dead letter %s: %w", id, ErrNoDeadLetter)
 	}
 	if err != nil {
 		return l, fmt.Errorf("read dead letter %s: %w", id, err)
@@ -107,7 +107,7 @@ func (s *Letters) Count(ctx context.Context) (n int, err error) {
 }
 
 // RetryDeadLetters asks for dead letters to be decided again. A running registry does so within a
-// second or two. If one of the ids does not exist, it returns [LErrNoDeadLetter] and asks for
+// second or two. If one of the ids does not exist, it returns [ErrNoDeadLetter] and asks for
 // nothing.
 func (s *Letters) Retry(ctx context.Context, ids []string, now time.Time) error {
 	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
@@ -117,7 +117,7 @@ func (s *Letters) Retry(ctx context.Context, ids []string, now time.Time) error 
 				return err
 			}
 			if changed == 0 {
-				return fmt.Errorf("dead letter %s: %w", id, LErrNoDeadLetter)
+				return fmt.Errorf("dead letter %s: %w", id, ErrNoDeadLetter)
 			}
 		}
 		return nil
@@ -156,7 +156,7 @@ func (s *Letters) Asked(ctx context.Context, now time.Time) (bool, error) {
 
 // claimDeadLetters leases up to limit dead letters that are to be decided again, oldest first. Two
 // replicas never lease the same one at a time, though deciding one twice would do no harm.
-func (s *Letters) Claim(ctx context.Context, limit int, now time.Time, lease time.Duration) ([]LDeadLetter, error) {
+func (s *Letters) Claim(ctx context.Context, limit int, now time.Time, lease time.Duration) ([]DeadLetter, error) {
 	letters, err := s.update(ctx, `UPDATE dead_letters SET retry_at = $1 WHERE id IN
 		(SELECT id FROM dead_letters WHERE retry_at <= $2 ORDER BY stored_at, stream_sequence LIMIT $3)
 		RETURNING `+letterColumns+`, payload`, now.Add(lease).UnixMilli(), now.UnixMilli(), limit)
@@ -167,8 +167,8 @@ func (s *Letters) Claim(ctx context.Context, limit int, now time.Time, lease tim
 }
 
 // updateLetters runs a statement that returns dead letters, and sorts them, oldest first.
-func (s *Letters) update(ctx context.Context, statement string, args ...any) ([]LDeadLetter, error) {
-	var letters []LDeadLetter
+func (s *Letters) update(ctx context.Context, statement string, args ...any) ([]DeadLetter, error) {
+	var letters []DeadLetter
 	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		letters = letters[:0]
 		var p sqldb.Pipeline
@@ -181,7 +181,7 @@ func (s *Letters) update(ctx context.Context, statement string, args ...any) ([]
 		})
 		return tx.Run(ctx, &p)
 	})
-	slices.SortFunc(letters, func(a, b LDeadLetter) int {
+	slices.SortFunc(letters, func(a, b DeadLetter) int {
 		if a.StoredAt != b.StoredAt {
 			return cmp.Compare(a.StoredAt, b.StoredAt)
 		}

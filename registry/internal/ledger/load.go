@@ -124,7 +124,7 @@ func columnsOf(s *decision.Service) []any {
 func (s tables) queryApps(p *sqldb.Pipeline, w *wanted, st *decision.State) {
 	const query = "SELECT app_id, master_public_key FROM apps WHERE app_id IN (%s)"
 	s.query(p, "load apps", query, []sqldb.Type{sqldb.Text}, w.apps, func(row sqldb.Row) error {
-		var app LApp
+		var app App
 		if err := row.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey}); err != nil {
 			return err
 		}

@@ -12,7 +12,7 @@ import (
 type Setting struct{ Name, Value string }
 
 // Policy reads the recorded policy.
-func (s *LedgerAdmin) Policy(ctx context.Context) (map[string]string, error) {
+func (s *Admin) Policy(ctx context.Context) (map[string]string, error) {
 	recorded := map[string]string{}
 	err := s.db.Read(ctx, func() error {
 		return s.each(ctx, "SELECT name, value FROM policy", nil, func(row sqldb.Row) error {
@@ -30,7 +30,7 @@ func (s *LedgerAdmin) Policy(ctx context.Context) (map[string]string, error) {
 
 // RecordPolicy records the settings that are not recorded yet, in one statement: if two replicas
 // start at once, one of them is first. With change, it records all settings.
-func (s *LedgerAdmin) RecordPolicy(ctx context.Context, settings []Setting, change bool) error {
+func (s *Admin) RecordPolicy(ctx context.Context, settings []Setting, change bool) error {
 	then := "NOTHING"
 	if change {
 		then = "UPDATE SET value = excluded.value"

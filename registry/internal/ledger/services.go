@@ -100,7 +100,7 @@ func (s *Ledger) Masters(ctx context.Context, apps []events.AppID) (map[events.A
 }
 
 // Owners returns the services that have or had these keys.
-func (s *LedgerAdmin) Owners(ctx context.Context, keys []events.PublicKey) (map[events.PublicKey]events.Target, error) {
+func (s *Admin) Owners(ctx context.Context, keys []events.PublicKey) (map[events.PublicKey]events.Target, error) {
 	values := make([]any, len(keys))
 	for i := range keys {
 		values[i] = keys[i].Bytes()
@@ -122,7 +122,7 @@ func (s *LedgerAdmin) Owners(ctx context.Context, keys []events.PublicKey) (map[
 
 // ContinueHistories moves services by compare-and-swap, and appends to their histories; all, or
 // [ErrTaken].
-func (s *LedgerAdmin) ContinueHistories(ctx context.Context, groups []*decision.Group, rows []HistoryRow) error {
+func (s *Admin) ContinueHistories(ctx context.Context, groups []*decision.Group, rows []HistoryRow) error {
 	sortForLocks(groups)
 	err := s.write(ctx, func(tx *sqldb.Tx) error {
 		lost := make(map[events.Target]bool, len(groups))
