@@ -34,7 +34,7 @@
 //     outbox keeps the event. If another replica changed a service in between, its requests are in
 //     conflict: they are decided again on fresh state, and the others stand. The unique indexes of
 //     the history have the last word on keys and nonces.
-//  6. Announce. The relay publishes event and receipt at once, from memory (relay.go, publish.go),
+//  6. Announce. The relay publishes event and receipt at once, from memory (internal/outbox),
 //     and deletes the outbox rows once the streams have them. Rows that a crash left behind are
 //     published later from the outbox. A refusal writes nothing to the database.
 //  7. Acknowledge. A change is acknowledged after the commit, a refusal after its receipt is in the

@@ -370,14 +370,14 @@ func (f *fence) answers(t events.Target, sequence int64) error {
 	return nil
 }
 
-// MoveFrom implements [guard].
+// MoveFrom implements [outbox.Guard].
 func (f *fence) MoveFrom() (from ledger.Position, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.seen, f.compared && len(f.behind) == 0
 }
 
-// Moved implements [guard].
+// Moved implements [outbox.Guard].
 func (f *fence) Moved(ctx context.Context, p ledger.Position, err error) {
 	switch {
 	case errors.Is(err, ledger.ErrOlder):

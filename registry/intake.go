@@ -11,6 +11,7 @@ import (
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/parallel"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/outbox"
 	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
@@ -24,7 +25,7 @@ type intake struct {
 	store  *Store
 	fence  *fence
 	// announce hands the messages of a decided batch to the relay.
-	announce func(context.Context, publication) error
+	announce func(context.Context, outbox.Publication) error
 	// told: what services were told; nil: nothing.
 	told      func(context.Context, []events.Target) (map[events.Target]*told, error)
 	committed func([]events.Invalidation)
@@ -132,7 +133,7 @@ func (in *intake) decide(ctx context.Context, todo []decision.Incoming) (*decisi
 // settle acknowledges what is committed, and hands all messages to the relay.
 func (in *intake) settle(ctx context.Context, messages []*queue.Message, b *decision.Batch, lost map[events.Target]bool) error {
 	most := decision.CountRequests(b.Groups)
-	p := publication{Changes: make([]decision.Message, 0, 2*most)}
+	p := outbox.Publication{Changes: make([]decision.Message, 0, 2*most)}
 	changes := make([]events.Invalidation, 0, most)
 	done := make([]*queue.Message, 0, most)
 	for _, g := range b.Groups {
@@ -152,7 +153,7 @@ func (in *intake) settle(ctx context.Context, messages []*queue.Message, b *deci
 				o.ReceiptBytes = believable(o.ReceiptBytes, g.Target, in.trust, in.key)
 			}
 			if o.Verdict != decision.Committed {
-				p.Refusals = append(p.Refusals, refusalMessage{o.Messages()[0], m})
+				p.Refusals = append(p.Refusals, outbox.Refusal{Message: o.Messages()[0], Request: m})
 				continue
 			}
 			m.Witness() // its change is written: a later failure is not its fault

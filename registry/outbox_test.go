@@ -2,13 +2,9 @@ package registry
 
 import (
 	"bytes"
-	"context"
-	"net/url"
 	"slices"
 	"testing"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/registry/internal/decision"
@@ -98,53 +94,5 @@ func TestIDsAgain(t *testing.T) {
 	}
 	if o := decideAll(t, in, list[0])[0]; o.Verdict != decision.Committed {
 		t.Errorf("decided again: %v %s", o.Verdict, o.Reason)
-	}
-}
-
-// TestForgetEnds: a database that vanished without a word does not hold up the relay, which has to publish what others commit. What
-// it did not forget is forgotten later.
-func TestForgetEnds(t *testing.T) {
-	t.Parallel()
-	server, err := url.Parse(testenv.Database(t, testenv.Postgres))
-	if err != nil {
-		t.Fatal(err)
-	}
-	way := testenv.NewProxy(t, server.Host)
-	server.Host = way.Addr()
-	store := openStore(t, server.String())
-	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
-	bound := decideAll(t, in, newDeveloper(t, store, "org.omiappreg.alice", "one").bind())
-	f := &fence{store: store, log: testLog(t), woken: make(chan struct{}, 1)}
-	r := newRelay(relayConfig{Store: store, Guard: f, Metrics: prometheus.NewRegistry(), Now: in.now, Log: testLog(t)})
-	r.within = 100 * time.Millisecond
-	way.Stall()
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		r.forget(context.WithoutCancel(t.Context()), published{messages: bound[0].Messages()})
-	}()
-	select {
-	case <-ended:
-	case <-time.After(patience):
-		t.Error("it waits for the database")
-	}
-	way.Restore()
-	r.within = patience
-	<-ended
-	r.forget(t.Context(), published{messages: bound[0].Messages()})
-	if left, err := store.outbox.Stale(t.Context(), time.Now().Add(time.Hour)); err != nil || left {
-		t.Errorf("something is left: %t, %v", left, err)
-	}
-}
-
-// TestClaimPause: where a look at the outbox takes long, there is one less often; but a crash's messages don't wait for ever.
-func TestClaimPause(t *testing.T) {
-	t.Parallel()
-	for looked, want := range map[time.Duration]time.Duration{
-		0: time.Second, time.Millisecond: time.Second, 300 * time.Millisecond: 3 * time.Second, time.Minute: 15 * time.Second,
-	} {
-		if got := claimPause(looked); got != want {
-			t.Errorf("after %s: %s, want %s", looked, got, want)
-		}
 	}
 }

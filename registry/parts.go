@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"omiappreg.org/keyrotation/internal/health"
+	"omiappreg.org/keyrotation/registry/internal/outbox"
 )
 
 // Errors of [Registry.Checks], for [errors.Is].
@@ -17,6 +18,11 @@ var (
 	ErrDegraded = health.ErrDegraded
 	// ErrRestart means that only a restart of the process helps.
 	ErrRestart = health.ErrRestart
+	// ErrUnpublished means that committed changes can't be announced. They wait in the outbox.
+	ErrUnpublished = outbox.ErrUnpublished
+	// ErrNoSpace means that the broker takes no more events or receipts because it has no space
+	// left. Committed changes wait in the outbox.
+	ErrNoSpace = outbox.ErrNoSpace
 )
 
 // Checks returns the names of what the registry needs, each with a check, for a readiness probe.

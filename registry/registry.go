@@ -20,6 +20,7 @@ import (
 	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/refusal"
 	"omiappreg.org/keyrotation/internal/sqldb"
+	"omiappreg.org/keyrotation/registry/internal/outbox"
 	"omiappreg.org/keyrotation/registry/internal/provision"
 	"omiappreg.org/keyrotation/registry/internal/queue"
 )
@@ -80,15 +81,16 @@ const (
 	defaultBatch = 1024
 	// portions is how many batches are handed over at a time: the next is decided while one is
 	// committed.
-	portions          = 2
-	maxPendingPublish = 2 * relayQueue * MaxBatch
+	portions = 2
+	// ensureWithin is how long the broker may take to create the streams.
+	ensureWithin = 5 * time.Second
 )
 
 // Registry is one replica of the App Registry. Replicas share the database and the durable.
 type Registry struct {
 	cfg    Config
 	js     jetstream.JetStream
-	relay  *relay
+	relay  *outbox.Relay
 	queue  *queue.Queue
 	intake *intake
 	aside  *deadLetters
@@ -124,7 +126,7 @@ func New(cfg Config) (*Registry, error) {
 	if cfg.Metrics == nil {
 		cfg.Metrics = prometheus.NewRegistry()
 	}
-	js, err := jetstream.New(cfg.Conn, jetstream.WithPublishAsyncMaxPending(maxPendingPublish), jetstream.WithPublishAsyncTimeout(publishWithin))
+	js, err := jetstream.New(cfg.Conn, outbox.JetStreamOptions(MaxBatch)...)
 	if err != nil {
 		return nil, fmt.Errorf("use JetStream: %w", err)
 	}
@@ -148,8 +150,8 @@ func New(cfg Config) (*Registry, error) {
 			Name: "omi_registry_sqlite_log_bytes", Help: "Size of SQLite's log, the file next to the database whose name ends in -wal.",
 		}, func() float64 { return float64(db.LogBytes()) }))
 	}
-	r.relay = newRelay(relayConfig{
-		JetStream: js, Batches: cfg.PublishBatches, Store: cfg.Store, Guard: r.fence,
+	r.relay = outbox.New(outbox.Config{
+		JetStream: js, Batches: cfg.PublishBatches, Outbox: cfg.Store.outbox, Guard: r.fence,
 		Metrics: cfg.Metrics, Now: cfg.Now, Log: cfg.Log, Overdue: cfg.overdue,
 	})
 	r.queue = queue.New(queue.Config{
@@ -295,7 +297,7 @@ func (r *Registry) ensureStreams(ctx context.Context) error {
 		}
 	}
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		tried, cancel := context.WithTimeout(ctx, publishWithin)
+		tried, cancel := context.WithTimeout(ctx, ensureWithin)
 		defer cancel()
 		return struct{}{}, r.watch.Make(tried)
 	}, backoff.WithMaxElapsedTime(0), backoff.WithNotify(wait))

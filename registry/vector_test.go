@@ -17,6 +17,7 @@ import (
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/internal/vectors"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/outbox"
 )
 
 // TestVectorRequests sends every case, alone, to the real decision with a real database behind it that holds the
@@ -320,7 +321,7 @@ func newTestIntake(t testing.TB, store *Store, policy Policy, now func() time.Ti
 	}
 	return &intake{
 		policy: policy, key: testKey, committed: func([]events.Invalidation) {}, store: store, log: testLog(t), metrics: newMetrics(prometheus.NewRegistry()), now: now, memory: newMemory(),
-		announce: func(context.Context, publication) error { return nil },
+		announce: func(context.Context, outbox.Publication) error { return nil },
 	}
 }
 

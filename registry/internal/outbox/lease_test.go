@@ -1,4 +1,4 @@
-package registry
+package outbox
 
 import (
 	"testing"
@@ -14,15 +14,14 @@ import (
 func TestLeases(t *testing.T) {
 	t.Parallel()
 	testenv.EachEngine(t, func(t *testing.T, url string) {
-		store := openStore(t, url)
+		b := openBook(t, url)
 		began := time.Now()
 		now := began
-		in := newTestIntake(t, store, Policy{Origin: testOrigin}, func() time.Time { return now })
-		messages := decideAll(t, in, newDeveloper(t, store, "org.omiappreg.alice", "one").bind())[0].Messages()
-		mine := &leases{store: store, log: testLog(t), now: func() time.Time { return now }, within: patience, held: map[*lease]struct{}{}}
+		messages := b.bind(now, "one")[0]
+		mine := &leases{outbox: b.outbox, log: b.log, now: func() time.Time { return now }, within: patience, held: map[*lease]struct{}{}}
 		claim := func(after time.Duration, want int) {
 			t.Helper()
-			claimed, err := store.outbox.Claim(t.Context(), 10, began.Add(after))
+			claimed, err := b.outbox.Claim(t.Context(), 10, began.Add(after))
 			if err != nil || len(claimed) != want {
 				t.Errorf("after %s, %d messages are claimed, want %d: %v", after, len(claimed), want, err)
 			}

@@ -1,4 +1,4 @@
-package registry
+package outbox
 
 import (
 	"context"
@@ -20,7 +20,7 @@ const (
 // relay's queue, are on their way to the broker, or are still to be deleted. Otherwise a slow
 // broker would get each message from every replica.
 type leases struct {
-	store  *Store
+	outbox *ledger.Outbox
 	log    *slog.Logger
 	now    func() time.Time
 	within time.Duration // for the database
@@ -87,7 +87,7 @@ func (l *leases) renew(ctx context.Context) {
 	slices.SortFunc(places, decision.ComparePlaces)
 	ctx, cancel := context.WithTimeout(ctx, l.within)
 	defer cancel()
-	if err := l.store.outbox.RenewLeases(ctx, slices.Compact(places), now); err != nil {
+	if err := l.outbox.RenewLeases(ctx, slices.Compact(places), now); err != nil {
 		l.log.Warn("renewing the leases of what is being published failed: another replica may publish it too, which does no harm", "error", err)
 	}
 }

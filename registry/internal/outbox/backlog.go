@@ -1,4 +1,4 @@
-package registry
+package outbox
 
 import (
 	"cmp"
@@ -9,10 +9,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
 const (
-	outboxSeldom = time.Minute // between two looks at the outbox, if a look takes long
+	lookSeldom = time.Minute // between two looks at the outbox, if a look takes long
 	// overdueAfter is how old a row may be before the outbox is reported as stuck. A broker that is
 	// there takes far less.
 	overdueAfter = 30 * time.Second
@@ -20,10 +21,10 @@ const (
 
 // backlog is what waits in the outbox, as the last look found it.
 type backlog struct {
-	store   *Store
-	passed  *unsendable
-	now     func() time.Time
-	overdue time.Duration
+	outbox     *ledger.Outbox
+	unsendable *unsendable
+	now        func() time.Time
+	overdue    time.Duration
 
 	looking sync.Mutex
 	mu      sync.Mutex
@@ -32,8 +33,8 @@ type backlog struct {
 	oldest  time.Time // when it was committed; zero: there is none
 }
 
-func newBacklog(cfg relayConfig, passed *unsendable) *backlog {
-	b := &backlog{store: cfg.Store, passed: passed, now: cfg.Now, overdue: cmp.Or(cfg.Overdue, overdueAfter)}
+func newBacklog(cfg Config, u *unsendable) *backlog {
+	b := &backlog{outbox: cfg.Outbox, unsendable: u, now: cfg.Now, overdue: cmp.Or(cfg.Overdue, overdueAfter)}
 	cfg.Metrics.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "omi_registry_outbox_rows",
@@ -82,10 +83,10 @@ func (b *backlog) check(ctx context.Context) (late time.Duration, err error) {
 func (b *backlog) look(ctx context.Context) error {
 	began := time.Now()
 	var skip func(decision.OutboxPlace) bool
-	if b.passed.count() > 0 {
-		skip = b.passed.has
+	if b.unsendable.count() > 0 {
+		skip = b.unsendable.has
 	}
-	rows, oldest, err := b.store.outbox.Backlog(ctx, skip)
+	rows, oldest, err := b.outbox.Backlog(ctx, skip)
 	if err != nil {
 		return err
 	}
@@ -96,6 +97,6 @@ func (b *backlog) look(ctx context.Context) error {
 	if !oldest.IsZero() { // so that it is soon seen to be gone
 		pause /= 10
 	}
-	b.due = time.Now().Add(min(max(10*time.Since(began), pause), outboxSeldom))
+	b.due = time.Now().Add(min(max(10*time.Since(began), pause), lookSeldom))
 	return nil
 }

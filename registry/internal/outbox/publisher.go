@@ -1,4 +1,4 @@
-package registry
+package outbox
 
 import (
 	"context"
@@ -28,7 +28,7 @@ const (
 // publisher publishes signed messages. It is safe for concurrent use.
 type publisher struct {
 	js      jetstream.JetStream
-	batches bool // see Config.PublishBatches
+	batches bool // see [Config]
 }
 
 // sendResult is what became of messages that were sent, by their indexes.

@@ -1,11 +1,10 @@
-package registry
+package outbox
 
 import (
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/internal/testenv"
@@ -18,29 +17,23 @@ import (
 // once.
 func TestUnsendable(t *testing.T) {
 	t.Parallel()
-	js, err := jetstream.New(testenv.Connect(t, testenv.NewBroker(t).URL()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := EnsureStreams(t.Context(), js, 1); err != nil {
-		t.Fatal(err)
-	}
+	p := newPublisherTest(t, 0)
+	p.streams(true)
+	js := p.js
 	now := time.Now()
-	store := openStore(t, testenv.Database(t, testenv.SQLite))
-	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
-	r := newRelay(relayConfig{
-		JetStream: js, Store: store, Guard: &fence{store: store, log: testLog(t), woken: make(chan struct{}, 1)},
-		Metrics: prometheus.NewRegistry(), Now: func() time.Time { return now }, Log: testLog(t),
+	b := openBook(t, testenv.Database(t, testenv.SQLite))
+	r := New(Config{
+		JetStream: js, Outbox: b.outbox, Guard: unguarded{},
+		Metrics: prometheus.NewRegistry(), Now: func() time.Time { return now }, Log: b.log,
 	})
-	long := newDeveloper(t, store, "org.omiappreg.alice", strings.Repeat("x", 63))
-	decided := decideAll(t, in, long.bind(), long.another("short").bind())
+	decided := b.bind(now, strings.Repeat("x", 63), "short")
 	small := streams.InvalidationsConfig()
-	small.MaxMsgSize = int32(len(decided[0].EventBytes) + 20) // headers count too
+	small.MaxMsgSize = int32(len(decided[0][0].Payload) + 20) // headers count too
 	if _, err := js.UpdateStream(t.Context(), small); err != nil {
 		t.Fatal(err)
 	}
-	for _, o := range decided {
-		r.forget(t.Context(), r.publish(t.Context(), o.Messages()))
+	for _, messages := range decided {
+		r.delete(t.Context(), r.publish(t.Context(), messages))
 	}
 	check := func(when string, events, outbox int) {
 		t.Helper()
@@ -48,11 +41,10 @@ func TestUnsendable(t *testing.T) {
 		if _, err := r.recoverOnce(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		report, err := store.Admin().Check(t.Context(), nil, now)
-		if err != nil || report.Outbox != outbox || r.passed.count() != outbox {
-			t.Errorf("%s: %d in the outbox, %d passed over: %v", when, report.Outbox, r.passed.count(), err)
+		if rows := b.rows(); rows != outbox || r.unsendable.count() != outbox {
+			t.Errorf("%s: %d in the outbox, %d passed over", when, rows, r.unsendable.count())
 		}
-		if rows, oldest, err := store.outbox.Backlog(t.Context(), r.passed.has); err != nil || rows != outbox || !oldest.IsZero() {
+		if rows, oldest, err := b.outbox.Backlog(t.Context(), r.unsendable.has); err != nil || rows != outbox || !oldest.IsZero() {
 			t.Errorf("%s: the outbox stands still with %d rows, the oldest of %v: %v", when, rows, oldest, err)
 		}
 		for name, want := range map[string]int{"OMI_INVALIDATIONS": events, "OMI_RECEIPTS": 2} {
@@ -67,7 +59,7 @@ func TestUnsendable(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("before its time", 1, 1)
-	r.passed.retryNow()
+	r.unsendable.retryNow()
 	check("after that", 2, 0)
 }
 
