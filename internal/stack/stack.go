@@ -118,7 +118,8 @@ func Open(ctx context.Context, cfg Config) (_ *Stack, err error) {
 // OpenBroker starts only the broker of a stack. Close stops it.
 func OpenBroker(ctx context.Context, cfg Config) (*Stack, error) {
 	s := &Stack{}
-	return s, s.startBroker(ctx, cfg)
+	err := s.startBroker(ctx, cfg)
+	return s, err
 }
 
 func (s *Stack) startBroker(_ context.Context, cfg Config) (err error) {
