@@ -15,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/internal/testenv"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // backup is a consistent copy of a registry's database.
@@ -93,7 +94,7 @@ func (w *world) settled() {
 		if err != nil {
 			return err
 		}
-		stream, err := invalidations(w.t.Context(), w.js)
+		stream, err := w.js.Stream(w.t.Context(), streams.Invalidations)
 		if err != nil {
 			return err
 		}

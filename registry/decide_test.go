@@ -22,7 +22,7 @@ func TestRateLimit(t *testing.T) {
 	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
 	var at int64
 	d.now = func() time.Time { return time.Unix(at, 0) }
-	lookup := newLookup(Config{Policy: in.policy, Key: testKey, Store: store, Log: testLog(t), Now: d.now}, nil, nil)
+	lookup := newLookup(Config{Policy: in.policy, Key: testKey, Store: store, Log: testLog(t), Now: d.now}, nil, openGuard{})
 	for _, c := range []struct {
 		second int64
 		kind   events.RequestKind
@@ -75,7 +75,7 @@ func TestRecordOverTime(t *testing.T) {
 		now := time.Unix(testNow, 0)
 		clock := func() time.Time { return now }
 		in := newTestIntake(t, w.store, Policy{Origin: testOrigin, GracePeriod: 10 * time.Second}, clock)
-		lookup := newLookup(Config{Policy: in.policy, Key: testKey, Store: w.store, Log: testLog(t), Now: clock}, w.js, nil)
+		lookup := newLookup(Config{Policy: in.policy, Key: testKey, Store: w.store, Log: testLog(t), Now: clock}, w.js, openGuard{})
 		d := newDeveloper(t, w.store, "org.omiappreg.alice", "cms")
 		d.now = clock
 		decideAll(t, in, d.bind())

@@ -84,20 +84,16 @@ func newFence(cfg Config, js jetstream.JetStream) (*fence, error) {
 	cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "omi_registry_services_behind",
 		Help: "Services on hold because the database, restored from an older backup, lacks their last changes; omi-registry recover restores them.",
-	}, func() float64 {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		return float64(len(f.behind))
-	}))
+	}, func() float64 { return float64(f.OnHold()) }))
 	return f, nil
 }
 
-// compare compares the database with the stream. It tries until it succeeds or ctx ends.
-func (f *fence) compare(ctx context.Context) error {
+// Compare compares the database with the stream. It tries until it succeeds or ctx ends.
+func (f *fence) Compare(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.MaxInterval = comparePause
 	_, err := backoff.Retry(ctx, func() (struct{}, error) {
-		return struct{}{}, f.compareOnce(ctx)
+		return struct{}{}, f.CompareOnce(ctx)
 	}, backoff.WithMaxElapsedTime(0), backoff.WithBackOff(pause), backoff.WithNotify(func(err error, next time.Duration) {
 		f.log.Warn("comparing the database with the stream of events failed, trying again", "error", err, "next_try", next.String())
 	}))
@@ -107,7 +103,7 @@ func (f *fence) compare(ctx context.Context) error {
 	return err
 }
 
-func (f *fence) compareOnce(ctx context.Context) error {
+func (f *fence) CompareOnce(ctx context.Context) error {
 	f.mu.Lock()
 	doubts, era := f.doubts, f.store.db.Era()
 	f.mu.Unlock()
@@ -169,8 +165,8 @@ func (f *fence) startOf(ctx context.Context, row ledger.Position, created int64,
 	return row.Place + 1
 }
 
-// run looks after the fence until ctx ends.
-func (f *fence) run(ctx context.Context) {
+// Run looks after the fence until ctx ends.
+func (f *fence) Run(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
@@ -180,16 +176,16 @@ func (f *fence) run(ctx context.Context) {
 		case <-f.woken:
 		case <-tick.C:
 		}
-		if err := f.look(ctx); err != nil && ctx.Err() == nil {
+		if err := f.Look(ctx); err != nil && ctx.Err() == nil {
 			f.log.Warn("looking at the position in the stream failed, trying again", "error", err)
 		}
 	}
 }
 
-// look compares again if the database became older, and takes services off hold whose changes are
+// Look compares again if the database became older, and takes services off hold whose changes are
 // there again.
-func (f *fence) look(ctx context.Context) error {
-	if err := f.check(ctx); err != nil && !errors.Is(err, ErrComparing) {
+func (f *fence) Look(ctx context.Context) error {
+	if err := f.Check(ctx); err != nil && !errors.Is(err, ErrComparing) {
 		return err
 	}
 	f.mu.Lock()
@@ -199,7 +195,7 @@ func (f *fence) look(ctx context.Context) error {
 	}
 	f.mu.Unlock()
 	if !compared {
-		return f.compare(ctx)
+		return f.Compare(ctx)
 	}
 	if len(targets) == 0 {
 		return nil
@@ -217,34 +213,28 @@ func (f *fence) look(ctx context.Context) error {
 	return nil
 }
 
-// now returns the epoch, and whether the database is complete: it was compared and lacks nothing.
-func (f *fence) now() (doubts int, complete bool) {
-	if f == nil {
-		return 0, true
-	}
+// Epoch returns the epoch, and whether the database is complete: it was compared and lacks nothing.
+func (f *fence) Epoch() (doubts int, complete bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.doubts, f.compared && len(f.behind) == 0
 }
 
-// same returns [ErrComparing] if the epoch has changed: the database was compared again since, so
+// Same returns [ErrComparing] if the epoch has changed: the database was compared again since, so
 // what was read before may come from another one.
-func (f *fence) same(ctx context.Context, doubts int) error {
-	if f == nil {
-		return nil
-	}
-	if err := f.check(ctx); err != nil {
+func (f *fence) Same(ctx context.Context, doubts int) error {
+	if err := f.Check(ctx); err != nil {
 		return err
 	}
-	if now, _ := f.now(); now != doubts {
+	if now, _ := f.Epoch(); now != doubts {
 		return ErrComparing
 	}
 	return nil
 }
 
-// check reads the position, and returns [ErrComparing] if the database may be older than it was. A
+// Check reads the position, and returns [ErrComparing] if the database may be older than it was. A
 // caller that decides on what it read calls check after it has read.
-func (f *fence) check(ctx context.Context) error {
+func (f *fence) Check(ctx context.Context) error {
 	f.mu.Lock()
 	compared, seen, era := f.compared, f.seen, f.era
 	f.mu.Unlock()
@@ -261,7 +251,7 @@ func (f *fence) check(ctx context.Context) error {
 		return ErrComparing
 	}
 	if now.OlderThan(seen) {
-		f.suspect("the position in the stream went back")
+		f.Suspect("the position in the stream went back")
 		return ErrComparing
 	}
 	f.mu.Lock()
@@ -272,8 +262,8 @@ func (f *fence) check(ctx context.Context) error {
 	return nil
 }
 
-// position returns the position that was seen last; zero: nothing is compared yet.
-func (f *fence) position() ledger.Position {
+// Position returns the position that was seen last; zero: nothing is compared yet.
+func (f *fence) Position() ledger.Position {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.compared {
@@ -282,12 +272,23 @@ func (f *fence) position() ledger.Position {
 	return f.seen
 }
 
+// Compared reports whether anything may be served.
+func (f *fence) Compared() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.compared
+}
+
+// OnHold returns how many services are on hold.
+func (f *fence) OnHold() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.behind)
+}
+
 // mayServe reports whether a service may be served that has this sequence in the database: no newer
 // one is known.
 func (f *fence) mayServe(t events.Target, sequence int64) bool {
-	if f == nil {
-		return true
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.reached(t, sequence)
@@ -321,12 +322,9 @@ func (f *fence) remind() {
 	f.log.Error("services are on hold because the database lacks their last changes", "services", len(f.behind), "do", RecoverHint)
 }
 
-// admit takes the requests of services on hold out of a batch that was loaded.
-func (f *fence) admit(ctx context.Context, st *decision.State, todo []decision.Incoming) (admitted, held []decision.Incoming, err error) {
-	if f == nil {
-		return todo, nil, nil
-	}
-	if err := f.check(ctx); err != nil {
+// Admit takes the requests of services on hold out of a batch that was loaded.
+func (f *fence) Admit(ctx context.Context, st *decision.State, todo []decision.Incoming) (admitted, held []decision.Incoming, err error) {
+	if err := f.Check(ctx); err != nil {
 		return nil, nil, err
 	}
 	f.mu.Lock()
@@ -352,12 +350,9 @@ func (f *fence) admit(ctx context.Context, st *decision.State, todo []decision.I
 	return admitted, held, nil
 }
 
-// answers returns [ErrComparing] or [ErrBehind] if the database may know less of a service than was
+// Answers returns [ErrComparing] or [ErrBehind] if the database may know less of a service than was
 // announced.
-func (f *fence) answers(t events.Target, sequence int64) error {
-	if f == nil {
-		return nil
-	}
+func (f *fence) Answers(t events.Target, sequence int64) error {
 	f.mu.Lock()
 	compared := f.compared
 	f.mu.Unlock()
@@ -365,6 +360,19 @@ func (f *fence) answers(t events.Target, sequence int64) error {
 		return ErrComparing
 	}
 	if !f.mayServe(t, sequence) {
+		return ErrBehind
+	}
+	return nil
+}
+
+// AnswersNoKey returns why the registry can't say that a key was never registered; nil: it can.
+func (f *fence) AnswersNoKey(key events.PublicKey) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.compared {
+		return ErrComparing
+	}
+	if _, lost := f.lost[key]; lost {
 		return ErrBehind
 	}
 	return nil
@@ -381,7 +389,7 @@ func (f *fence) MoveFrom() (from ledger.Position, ok bool) {
 func (f *fence) Moved(ctx context.Context, p ledger.Position, err error) {
 	switch {
 	case errors.Is(err, ledger.ErrOlder):
-		f.suspect("messages to be published are gone from the outbox, or the position went back")
+		f.Suspect("messages to be published are gone from the outbox, or the position went back")
 		return
 	case err != nil:
 		f.doubt(ctx, err)

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
@@ -26,12 +25,13 @@ func BenchmarkFence(b *testing.B) {
 				b.Fatal(err)
 			}
 			publishHistories(b, js, newDeveloper(b, store, "org.omiappreg.alice", "x"), services, each)
-			f, err := newFence(Config{Policy: Policy{Origin: testOrigin}, Key: testKey, Store: store, Metrics: prometheus.NewRegistry(), Log: testLog(b)}, js)
+			f := newGuard(b, store, js)
+			trust, err := events.NewTrust(testOrigin, testKey.Public())
 			if err != nil {
 				b.Fatal(err)
 			}
 			began := time.Now()
-			report, err := store.Admin().Recover(b.Context(), Recovery{JetStream: js, Trust: f.trust, Key: testKey, Log: testLog(b)})
+			report, err := store.Admin().Recover(b.Context(), Recovery{JetStream: js, Trust: trust, Key: testKey, Log: testLog(b)})
 			if err != nil || report.Changes != services*each {
 				b.Fatalf("recovered %+v: %v", report, err)
 			}
@@ -41,8 +41,8 @@ func BenchmarkFence(b *testing.B) {
 					if _, err := store.db.Exec(b.Context(), "DELETE FROM stream_positions"); err != nil {
 						b.Fatal(err)
 					}
-					if err := f.compareOnce(b.Context()); err != nil || len(f.behind) > 0 {
-						b.Fatal(err, len(f.behind))
+					if err := f.CompareOnce(b.Context()); err != nil || f.OnHold() > 0 {
+						b.Fatal(err, f.OnHold())
 					}
 				}
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*services*each), "ns/event")
@@ -50,7 +50,7 @@ func BenchmarkFence(b *testing.B) {
 			})
 			b.Run("position", func(b *testing.B) {
 				for b.Loop() {
-					if err := f.check(b.Context()); err != nil {
+					if err := f.Check(b.Context()); err != nil {
 						b.Fatal(err)
 					}
 				}

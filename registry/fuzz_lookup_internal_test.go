@@ -49,7 +49,7 @@ func openLookups(f testing.TB) *lookupDoor {
 	if err != nil {
 		f.Fatal(err)
 	}
-	if err := r.fence.compare(f.Context()); err != nil { // before that, it answers nothing
+	if err := r.guard.Compare(f.Context()); err != nil { // before that, it answers nothing
 		f.Fatal(err)
 	}
 	trust, err := events.NewTrust(testOrigin, testKey.Public())

@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/registry/internal/decision"
@@ -166,3 +169,26 @@ func (s *Store) history(ctx context.Context, t events.Target) ([]events.Invalida
 	}
 	return list, nil
 }
+
+// newGuard returns the restore guard of a database that was not compared yet.
+func newGuard(t testing.TB, store *Store, js jetstream.JetStream) *fence {
+	t.Helper()
+	g, err := newFence(Config{Policy: Policy{Origin: testOrigin}, Key: testKey, Store: store, Log: testLog(t), Metrics: prometheus.NewRegistry()}, js)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// openGuard is a restore guard for tests of a database that lacks nothing.
+type openGuard struct{}
+
+func (openGuard) Epoch() (int, bool)              { return 0, true }
+func (openGuard) Same(context.Context, int) error { return nil }
+func (openGuard) Admit(
+	_ context.Context, _ *decision.State, todo []decision.Incoming,
+) (admitted, onHold []decision.Incoming, err error) {
+	return todo, nil, nil
+}
+func (openGuard) Answers(events.Target, int64) error  { return nil }
+func (openGuard) AnswersNoKey(events.PublicKey) error { return nil }

@@ -18,7 +18,7 @@ func BenchmarkFloodedBinding(b *testing.B) {
 		store := openStore(b, testenv.Database(b, engine))
 		list := longHistory(b, "long", events.MasterReset, 100_000)
 		put(b, store, list)
-		lookup := newLookup(Config{Policy: Policy{Origin: testOrigin}, Key: testKey, Store: store, Log: testLog(b), Now: time.Now}, nil, nil)
+		lookup := newLookup(Config{Policy: Policy{Origin: testOrigin}, Key: testKey, Store: store, Log: testLog(b), Now: time.Now}, nil, openGuard{})
 		in := newTestIntake(b, store, Policy{Origin: testOrigin}, time.Now)
 		d := newDeveloper(b, store, "org.omiappreg.bob", "first")
 		service, target := 0, list[0].Target

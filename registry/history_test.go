@@ -211,7 +211,7 @@ func TestHistoryOverHTTP(t *testing.T) {
 	put(t, store, list)
 	lookup := newLookup(Config{
 		Policy: Policy{Origin: testOrigin}, Key: testKey, Store: store, Log: testLog(t), Now: time.Now,
-	}, nil, nil)
+	}, nil, openGuard{})
 	mux := http.NewServeMux()
 	api.Mount(mux, lookup.Routes())
 	trust, err := events.NewTrust(testOrigin, testKey.Public())
@@ -260,7 +260,7 @@ func TestHistoryFlood(t *testing.T) {
 	list := longHistory(t, "long", events.MasterReset, events.HistoryPart+500)
 	target := list[0].Target
 	put(t, store, list)
-	lookup := newLookup(Config{Policy: Policy{Origin: testOrigin}, Key: testKey, Store: store, Log: testLog(t), Now: time.Now}, nil, nil)
+	lookup := newLookup(Config{Policy: Policy{Origin: testOrigin}, Key: testKey, Store: store, Log: testLog(t), Now: time.Now}, nil, openGuard{})
 	lookup.histories.lines.SetLimit(1) // so that no time gives any back
 	read := 0
 	for range 20 {
@@ -295,7 +295,7 @@ func BenchmarkLongHistory(b *testing.B) {
 			store := openStore(b, testenv.Database(b, engine))
 			list := longHistory(b, "long", kind, 100_000)
 			put(b, store, list)
-			lookup := newLookup(Config{Policy: Policy{Origin: testOrigin}, Key: testKey, Store: store, Log: testLog(b), Now: time.Now}, nil, nil)
+			lookup := newLookup(Config{Policy: Policy{Origin: testOrigin}, Key: testKey, Store: store, Log: testLog(b), Now: time.Now}, nil, openGuard{})
 			lookup.histories.lines.SetLimit(1 << 40)
 			b.Run(fmt.Sprintf("%s/%s/part", engine, kind), func(b *testing.B) {
 				for b.Loop() {

@@ -15,6 +15,20 @@ import (
 	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
+// restoreGuard is what requests and lookups need of the restore guard.
+type restoreGuard interface {
+	// Epoch returns the epoch, and whether the database lacks nothing.
+	Epoch() (epoch int, complete bool)
+	// Same returns [ErrComparing] if the epoch has changed.
+	Same(ctx context.Context, epoch int) error
+	// Admit takes the requests of services on hold out of a batch that was loaded, last of all.
+	Admit(ctx context.Context, st *decision.State, todo []decision.Incoming) (admitted, onHold []decision.Incoming, err error)
+	// Answers returns [ErrComparing] or [ErrBehind] if the database, which has this sequence, may
+	// know less of the service than was announced. AnswersNoKey does so for a key that it lacks.
+	Answers(t events.Target, sequence int64) error
+	AnswersNoKey(key events.PublicKey) error
+}
+
 // intake takes batches of requests through load, decide and commit, and hands the messages to the
 // relay.
 type intake struct {
@@ -23,7 +37,7 @@ type intake struct {
 	trust  events.Trust        // in the registry's own keys
 	own    []events.TrustedKey // the same keys: no service gets one of them
 	store  *Store
-	fence  *fence
+	guard  restoreGuard
 	// announce hands the messages of a decided batch to the relay.
 	announce func(context.Context, outbox.Publication) error
 	// told: what services were told; nil: nothing.
@@ -112,7 +126,7 @@ func (in *intake) decide(ctx context.Context, todo []decision.Incoming) (*decisi
 	if err != nil {
 		return nil, err
 	}
-	todo, held, err := in.fence.admit(ctx, st, todo) // last, after everything was read
+	todo, held, err := in.guard.Admit(ctx, st, todo) // last, after everything was read
 	if err != nil {
 		return nil, err
 	}

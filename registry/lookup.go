@@ -26,19 +26,19 @@ type Lookup struct {
 	store       *Store
 	propagation *propagation
 	receipts    *receipts
-	fence       *fence
+	guard       restoreGuard
 	unbound     *rate.Limiter // limits the signed answers about services that were never bound
 	histories   *gate
 	log         *slog.Logger
 	now         func() time.Time
 }
 
-func newLookup(cfg Config, js jetstream.JetStream, f *fence) *Lookup {
+func newLookup(cfg Config, js jetstream.JetStream, g restoreGuard) *Lookup {
 	policy := &atomic.Pointer[Policy]{}
 	policy.Store(&cfg.Policy)
 	return &Lookup{
 		policy: policy, key: cfg.Key, store: cfg.Store, log: cfg.Log, now: cfg.Now,
-		propagation: &propagation{js: js}, receipts: &receipts{js: js}, fence: f,
+		propagation: &propagation{js: js}, receipts: &receipts{js: js}, guard: g,
 		unbound: rate.NewLimiter(unboundASecond, unboundBurst), histories: newGate(),
 	}
 }
@@ -84,11 +84,11 @@ func (l *Lookup) keys(ctx context.Context, t events.Target) (events.ServiceRecor
 func (l *Lookup) mayAnswer(err error, t events.Target, sequence func() int64) error {
 	switch {
 	case errors.Is(err, ErrUnknownService):
-		return cmp.Or(l.fence.answers(t, 0), err)
+		return cmp.Or(l.guard.Answers(t, 0), err)
 	case err != nil:
 		return err
 	}
-	return l.fence.answers(t, sequence())
+	return l.guard.Answers(t, sequence())
 }
 
 // Info returns what the registry says about itself (docs/protocol.md §8).

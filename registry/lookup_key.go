@@ -16,7 +16,7 @@ func (l *Lookup) Key(ctx context.Context, key events.PublicKey) (events.KeyRecor
 	record := events.KeyRecord{Origin: l.policy.Load().Origin, PublicKey: key, Timestamp: l.now().Unix()}
 	t, sequence, err := l.store.ledger.Owner(ctx, key)
 	if errors.Is(err, sql.ErrNoRows) {
-		return record, l.fence.answersNoKey(key)
+		return record, l.guard.AnswersNoKey(key)
 	}
 	if err != nil {
 		return record, fmt.Errorf("look for a key: %w", err)
@@ -50,20 +50,4 @@ func (l *Lookup) serveKey(ctx context.Context, c api.Call) (api.Answer, error) {
 		return api.Answer{}, toCaller(err)
 	}
 	return api.Answer{Body: record.Sign(l.key)}, nil
-}
-
-// answersNoKey returns why the registry can't say that a key was never registered; nil: it can.
-func (f *fence) answersNoKey(key events.PublicKey) error {
-	if f == nil {
-		return nil
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.compared {
-		return ErrComparing
-	}
-	if _, lost := f.lost[key]; lost {
-		return ErrBehind
-	}
-	return nil
 }

@@ -317,29 +317,45 @@ func TestUsedKeyInEachPortion(t *testing.T) {
 	}
 }
 
-// TestFenceAgainstMemory: that a service is remembered does not open the fence for it, whose last changes the database lacks.
-func TestFenceAgainstMemory(t *testing.T) {
+// TestGuardAgainstMemory: that a service is remembered does not take it off hold while the database lacks its last changes.
+func TestGuardAgainstMemory(t *testing.T) {
 	t.Parallel()
 	store := openStore(t, testenv.Database(t, testenv.SQLite))
-	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
-	in.fence = &fence{store: store, log: testLog(t), woken: make(chan struct{}, 1), compared: true}
+	js := jetStreamOn(t, testenv.NewBroker(t))
+	if err := EnsureStreams(t.Context(), js, 1); err != nil {
+		t.Fatal(err)
+	}
+	in, guard := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now), newGuard(t, store, js)
+	in.guard = guard
+	compareAgain := func() {
+		t.Helper()
+		guard.Suspect("the test restores it")
+		if err := guard.Compare(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	compareAgain()
 	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
 	decideAll(t, in, d.bind())
 	old := takeBackup(t, store)
-	decideAll(t, in, d.rotate())
+	rotated := decideAll(t, in, d.rotate())[0]
+	for _, m := range rotated.Messages() {
+		if _, err := js.Publish(t.Context(), m.Subject, m.Payload); err != nil {
+			t.Fatal(err)
+		}
+	}
 	old.restore(t, store)
 	again := incomingOf([]request{d.rotate()})
-	in.fence.behind = map[events.Target]need{d.target: {sequence: 2}} // as a comparison finds it
-	in.fence.doubts++
-	if b, err := in.decide(t.Context(), again); err != nil || len(b.OnHold) != 1 || len(in.fence.behind) != 1 {
-		t.Errorf("it is not held: %v", err)
+	compareAgain()
+	if b, err := in.decide(t.Context(), again); err != nil || len(b.OnHold) != 1 || guard.OnHold() != 1 {
+		t.Errorf("it is not on hold: %v", err)
 	}
 	st, err := in.load(t.Context(), again)
 	if err != nil {
 		t.Fatal(err)
 	}
-	in.fence.doubts++ // compared anew, after what was read
-	if _, _, err := in.fence.admit(t.Context(), st, again); err == nil || len(in.fence.behind) != 1 {
+	compareAgain() // after what was read
+	if _, _, err := guard.Admit(t.Context(), st, again); err == nil || guard.OnHold() != 1 {
 		t.Errorf("it is admitted by what was read before the comparison: %v", err)
 	}
 }

@@ -25,7 +25,7 @@ func (in *intake) load(ctx context.Context, todo []decision.Incoming) (*decision
 	for _, key := range in.own {
 		st.TakenKeys[key.PublicKey] = true
 	}
-	doubts, complete := in.fence.now()
+	doubts, complete := in.guard.Epoch()
 	now := in.now()
 	st.Epoch, st.Mode = doubts, m.begin(now, doubts, complete)
 	if st.Mode == decision.Optimistic {
@@ -102,5 +102,5 @@ func (in *intake) confirm(ctx context.Context, b *decision.Batch) error {
 	if !asked {
 		return nil
 	}
-	return in.fence.same(ctx, b.State.Epoch) // asked last, after everything was read
+	return in.guard.Same(ctx, b.State.Epoch) // asked last, after everything was read
 }

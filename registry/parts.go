@@ -64,9 +64,7 @@ func (r *Registry) checkConsumer(context.Context) error {
 // checkFence fails while nothing is served because the database may lack what was announced.
 // Services that are behind are on hold one by one, and the others are served.
 func (r *Registry) checkFence(context.Context) error {
-	r.fence.mu.Lock()
-	defer r.fence.mu.Unlock()
-	if !r.fence.compared {
+	if !r.guard.Compared() {
 		return errors.New("the database is being compared with the stream of events, and nothing is served until that is done")
 	}
 	return nil

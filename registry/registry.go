@@ -94,7 +94,7 @@ type Registry struct {
 	queue  *queue.Queue
 	intake *intake
 	aside  *deadLetters
-	fence  *fence
+	guard  *fence
 	watch  *provision.Watch
 	Lookup *Lookup
 
@@ -132,11 +132,11 @@ func New(cfg Config) (*Registry, error) {
 	}
 	r := &Registry{cfg: cfg, js: js}
 	m := newMetrics(cfg.Metrics)
-	if r.fence, err = newFence(cfg, js); err != nil {
+	if r.guard, err = newFence(cfg, js); err != nil {
 		return nil, err
 	}
 	r.watch = provision.NewWatch(provision.Config{
-		JetStream: js, Replicas: cfg.Replicas, Limits: provision.Limits(cfg.Streams), Trust: r.fence.trust, Expect: r.fence.expect, Log: cfg.Log, Every: cfg.lookEvery,
+		JetStream: js, Replicas: cfg.Replicas, Limits: provision.Limits(cfg.Streams), Trust: r.guard.trust, Expect: r.guard.Expect, Log: cfg.Log, Every: cfg.lookEvery,
 	})
 	r.inHand = consume.NewInHand("requests", cfg.Store.db.Place(), stageLoad, cfg.hangsAfter, cfg.Log)
 	cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -151,21 +151,21 @@ func New(cfg Config) (*Registry, error) {
 		}, func() float64 { return float64(db.LogBytes()) }))
 	}
 	r.relay = outbox.New(outbox.Config{
-		JetStream: js, Batches: cfg.PublishBatches, Outbox: cfg.Store.outbox, Guard: r.fence,
+		JetStream: js, Batches: cfg.PublishBatches, Outbox: cfg.Store.outbox, Guard: r.guard,
 		Metrics: cfg.Metrics, Now: cfg.Now, Log: cfg.Log, Overdue: cfg.overdue,
 	})
 	r.queue = queue.New(queue.Config{
 		Bound: cfg.Store.ledger.Bound, MasterKeys: cfg.Store.ledger.Masters, Conn: cfg.Conn, Metrics: cfg.Metrics, Results: m.requests, Log: cfg.Log,
 	})
 	r.intake = &intake{
-		policy: cfg.Policy, key: cfg.Key, trust: r.fence.trust, own: r.fence.trust.TrustedKeys(), store: cfg.Store, announce: r.relay.Enqueue, fence: r.fence, committed: cfg.Committed,
-		told: (&receipts{js: js, trust: r.fence.trust}).ofAll,
+		policy: cfg.Policy, key: cfg.Key, trust: r.guard.trust, own: r.guard.trust.TrustedKeys(), store: cfg.Store, announce: r.relay.Enqueue, guard: r.guard, committed: cfg.Committed,
+		told: (&receipts{js: js, trust: r.guard.trust}).ofAll,
 		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(), inHand: r.inHand,
 		charge: r.queue.Charge,
 	}
 	r.aside = &deadLetters{letters: cfg.Store.letters, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
-	r.Lookup = newLookup(cfg, js, r.fence)
-	r.Lookup.propagation.trust, r.Lookup.receipts.trust = r.fence.trust, r.fence.trust
+	r.Lookup = newLookup(cfg, js, r.guard)
+	r.Lookup.propagation.trust, r.Lookup.receipts.trust = r.guard.trust, r.guard.trust
 	return r, nil
 }
 
@@ -191,7 +191,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	// shutdown.
 	relaying.Go(func() { r.relay.Run(ctx) })
 	working.Go(func() { r.aside.run(ctx) })
-	working.Go(func() { r.fence.run(ctx) })
+	working.Go(func() { r.guard.Run(ctx) })
 	working.Go(func() { r.followMasters(ctx) })
 	var other, lost error // another policy, or other streams: this registry can't go on with them
 	working.Go(func() {
@@ -241,10 +241,10 @@ func (r *Registry) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := r.cfg.Store.admin.ReserveOwn(ctx, r.cfg.Key.Public(), r.fence.trust.TrustedKeys(), r.cfg.Log); err != nil {
+	if err := r.cfg.Store.admin.ReserveOwn(ctx, r.cfg.Key.Public(), r.guard.trust.TrustedKeys(), r.cfg.Log); err != nil {
 		return err
 	}
-	if err := r.fence.compare(ctx); err != nil || !r.cfg.ChangePolicy {
+	if err := r.guard.Compare(ctx); err != nil || !r.cfg.ChangePolicy {
 		return err
 	}
 	return r.changePolicy(ctx)

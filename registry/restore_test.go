@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/registry/internal/decision"
@@ -148,14 +146,9 @@ func TestFailOver(t *testing.T) {
 			}
 			proxy := testenv.NewProxy(t, through.Host)
 			through.Host = proxy.Addr()
-			f, err := newFence(Config{
-				Policy: Policy{Origin: testOrigin}, Key: testKey, Store: openStore(t, through.String()), Log: testLog(t),
-				Metrics: prometheus.NewRegistry(),
-			}, w.js)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := f.compare(t.Context()); err != nil {
+			store := openStore(t, through.String())
+			f := newGuard(t, store, w.js)
+			if err := f.Compare(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			standby := takeBackup(t, w.store)
@@ -164,21 +157,21 @@ func TestFailOver(t *testing.T) {
 			stop()
 
 			if !asked {
-				nextIsTried(t, f.store)
+				nextIsTried(t, store)
 			}
 			proxy.Cut()
 			if asked {
-				if err := f.look(t.Context()); err == nil {
+				if err := f.Look(t.Context()); err == nil {
 					t.Fatal("a database that is away was looked at")
 				}
 			}
 			standby.restore(t, w.store)
 			proxy.Restore()
 			testenv.Eventually(t, patience, "the service is not served", func() error {
-				if err := f.look(t.Context()); err != nil {
+				if err := f.Look(t.Context()); err != nil {
 					return err
 				}
-				if err := f.answers(d.target, 1); !errors.Is(err, ErrBehind) {
+				if err := f.Answers(d.target, 1); !errors.Is(err, ErrBehind) {
 					return fmt.Errorf("it is: %w", err)
 				}
 				return nil
@@ -248,19 +241,14 @@ func TestKeyOfAServiceIssuedTwice(t *testing.T) {
 	old.restore(t, w.store)
 	in := newTestIntake(t, w.store, Policy{Origin: testOrigin}, time.Now)
 	decideAll(t, in, d.reset(), other.rotate()) // sequence 2 again
-	f, err := newFence(Config{
-		Policy: Policy{Origin: testOrigin}, Key: testKey, Store: w.store, Log: testLog(t), Metrics: prometheus.NewRegistry(),
-	}, w.js)
-	if err == nil {
-		err = f.compare(t.Context())
-	}
-	if err != nil {
+	f := newGuard(t, w.store, w.js)
+	if err := f.Compare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.answers(d.target, 2); err != nil {
+	if err := f.Answers(d.target, 2); err != nil {
 		t.Fatal(err)
 	}
-	in.fence = f
+	in.guard = f
 	for range 2 { // nothing is remembered at first
 		if o := decideAll(t, in, other.rotate())[0]; o.Verdict != decision.Committed {
 			t.Fatalf("refused: %s %s", o.Reason, o.Detail)

@@ -12,8 +12,8 @@ import (
 // cluster may say so once.
 const shortLooks = 2
 
-// suspect starts a new epoch: the database is compared again before anything is served.
-func (f *fence) suspect(why string) {
+// Suspect starts a new epoch: the database is compared again before anything is served.
+func (f *fence) Suspect(why string) {
 	f.mu.Lock()
 	told := !f.compared
 	f.compared = false
@@ -45,11 +45,11 @@ func (f *fence) elsewhere() {
 	f.wake()
 }
 
-// expect is called before a look at the stream of events, and what it returns with what the look
+// Expect is called before a look at the stream of events, and what it returns with what the look
 // found: another stream, or one that has lost its last messages, has the database compared again.
 // Looks are not concurrent.
-func (f *fence) expect() (found func(*jetstream.StreamInfo)) {
-	seen := f.position()
+func (f *fence) Expect() (found func(*jetstream.StreamInfo)) {
+	seen := f.Position()
 	return func(info *jetstream.StreamInfo) {
 		switch {
 		case seen == ledger.Position{}:

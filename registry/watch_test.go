@@ -85,12 +85,12 @@ func TestOtherEventsAreCompared(t *testing.T) {
 	way.Restore()
 	testenv.Eventually(t, patience, "the new stream was compared", func() error {
 		stream, err := w.js.Stream(t.Context(), streams.Invalidations)
-		if err == nil && w.registry.fence.position().Created != stream.CachedInfo().Created.UnixNano() {
+		if err == nil && w.registry.guard.Position().Created != stream.CachedInfo().Created.UnixNano() {
 			err = errors.New("it was not")
 		}
 		return err
 	})
-	if w.registry.fence.mayServe(d.target, 1) {
+	if err := w.registry.guard.Answers(d.target, 1); !errors.Is(err, ErrBehind) {
 		t.Error("the service is not held")
 	}
 	if err := w.committed(other.rotate()); err != nil {
