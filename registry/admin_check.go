@@ -10,6 +10,7 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/registry/internal/ledger"
+	"omiappreg.org/keyrotation/registry/internal/restore"
 )
 
 // Violation is something in the database that must never happen.
@@ -41,12 +42,12 @@ func (a *Admin) Check(ctx context.Context, trust *events.Trust, now time.Time) (
 }
 
 func (a *Admin) check(
-	ctx context.Context, trust *events.Trust, content *ledger.StreamContent, found []Violation, now time.Time,
+	ctx context.Context, trust *events.Trust, content *ledger.StreamContent, found []ledger.Violation, now time.Time,
 ) (Report, error) {
 	r, err := a.store.admin.Check(ctx, trust, content, now)
 	return Report{
 		Services: r.Services, Changes: r.Changes, Outbox: r.Outbox, DeadLetters: r.DeadLetters,
-		Violations: append(append([]Violation{}, found...), convert(r.Violations, func(v ledger.Violation) Violation { return Violation(v) })...),
+		Violations: listOf(append(found, r.Violations...), func(v ledger.Violation) Violation { return Violation(v) }),
 	}, err
 }
 
@@ -59,43 +60,9 @@ func (a *Admin) check(
 func (a *Admin) CheckWithStream(
 	ctx context.Context, js jetstream.JetStream, trust events.Trust, now time.Time, log *slog.Logger,
 ) (Report, error) {
-	content, found, err := contentOf(ctx, a.store, js, trust, now, log)
+	content, found, err := restore.Content(ctx, js, a.store.ledger, trust, now, log)
 	if err != nil {
-		return Report{Violations: found}, fmt.Errorf("check: %w", err)
+		return Report{Violations: []Violation{}}, fmt.Errorf("check: %w", err)
 	}
 	return a.check(ctx, &trust, content, found, now)
-}
-
-// contentOf reads the stream of events. It returns what the stream has, and what contradicts the
-// database.
-func contentOf(
-	ctx context.Context, store *Store, js jetstream.JetStream, trust events.Trust, now time.Time, log *slog.Logger,
-) (content *ledger.StreamContent, found []Violation, err error) {
-	found = []Violation{}
-	stream, err := invalidations(ctx, js)
-	if err != nil {
-		return nil, found, err
-	}
-	content = &ledger.StreamContent{PerSubject: stream.CachedInfo().Config.MaxMsgsPerSubject, Began: now.Unix()}
-	compare := func(_ context.Context, part compared, batch []streamMessage) error {
-		for _, m := range batch {
-			if t := m.target(); t != (events.Target{}) {
-				content.Heard(t)
-			}
-		}
-		for _, at := range part.matched {
-			content.Has(at)
-		}
-		for _, e := range part.lacking {
-			found = append(found, Violation{e.event.Target.String(), fmt.Sprintf(
-				"the database lacks sequence %d, which the stream of events has: %s", e.event.Sequence, RecoverHint)})
-		}
-		for _, e := range part.twice {
-			found = append(found, Violation{e.event.Target.String(), fmt.Sprintf(
-				"sequence %d is in the stream with another event than in the database: it was issued twice", e.event.Sequence)})
-		}
-		return nil
-	}
-	err = comparison{store: store, trust: trust, log: log, each: compare}.run(ctx, stream, 1)
-	return content, found, err
 }

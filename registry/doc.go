@@ -22,7 +22,7 @@
 //     unused. The rest is read from the database, in two round trips at most (optimistic.go,
 //     load.go).
 //  3. Admit. If the database was restored from an older backup, it may lack changes that were
-//     announced. The restore guard puts the requests of such services on hold (fence.go).
+//     announced. The restore guard puts the requests of such services on hold (restore/admit.go).
 //  4. Decide. The checks of docs/protocol.md §6 run in their order (decide.go). They are a pure
 //     function of the loaded state, the requests of one service, and the time, so services are
 //     decided in parallel (batch.go). The result is signed bytes: an event and a receipt if the
@@ -63,7 +63,7 @@
 // # A database that was restored
 //
 // When it starts, and whenever the database is found to be older than it was, the registry compares
-// the database with the stream of events (fence.go, compare.go). Services whose changes the
+// the database with the stream of events (restore/guard.go). Services whose changes the
 // database lacks stay on hold until [Store.Recover] has brought the changes back.
 //
 // # Use in another program

@@ -16,6 +16,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/registry/internal/decision"
+	"omiappreg.org/keyrotation/registry/internal/restore"
 )
 
 // testLog writes to the test's own output.
@@ -171,13 +172,15 @@ func (s *Store) history(ctx context.Context, t events.Target) ([]events.Invalida
 }
 
 // newGuard returns the restore guard of a database that was not compared yet.
-func newGuard(t testing.TB, store *Store, js jetstream.JetStream) *fence {
+func newGuard(t testing.TB, store *Store, js jetstream.JetStream) *restore.Guard {
 	t.Helper()
-	g, err := newFence(Config{Policy: Policy{Origin: testOrigin}, Key: testKey, Store: store, Log: testLog(t), Metrics: prometheus.NewRegistry()}, js)
+	trust, err := events.NewTrust(testOrigin, testKey.Public())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return g
+	return restore.New(restore.Config{
+		Ledger: store.ledger, Sessions: store.db, JetStream: js, Trust: trust, Log: testLog(t), Metrics: prometheus.NewRegistry(),
+	})
 }
 
 // openGuard is a restore guard for tests of a database that lacks nothing.

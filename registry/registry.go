@@ -23,6 +23,7 @@ import (
 	"omiappreg.org/keyrotation/registry/internal/outbox"
 	"omiappreg.org/keyrotation/registry/internal/provision"
 	"omiappreg.org/keyrotation/registry/internal/queue"
+	"omiappreg.org/keyrotation/registry/internal/restore"
 )
 
 // Config configures a registry.
@@ -94,7 +95,7 @@ type Registry struct {
 	queue  *queue.Queue
 	intake *intake
 	aside  *deadLetters
-	guard  *fence
+	guard  *restore.Guard
 	watch  *provision.Watch
 	Lookup *Lookup
 
@@ -132,11 +133,15 @@ func New(cfg Config) (*Registry, error) {
 	}
 	r := &Registry{cfg: cfg, js: js}
 	m := newMetrics(cfg.Metrics)
-	if r.guard, err = newFence(cfg, js); err != nil {
-		return nil, err
+	trust, err := events.NewTrustUntil(cfg.Policy.Origin, append([]events.TrustedKey{{PublicKey: cfg.Key.Public()}}, cfg.Trust...)...)
+	if err != nil {
+		return nil, fmt.Errorf("trust the registry's own keys: %w", err)
 	}
+	r.guard = restore.New(restore.Config{
+		Ledger: cfg.Store.ledger, Sessions: cfg.Store.db, JetStream: js, Trust: trust, Log: cfg.Log, Metrics: cfg.Metrics,
+	})
 	r.watch = provision.NewWatch(provision.Config{
-		JetStream: js, Replicas: cfg.Replicas, Limits: provision.Limits(cfg.Streams), Trust: r.guard.trust, Expect: r.guard.Expect, Log: cfg.Log, Every: cfg.lookEvery,
+		JetStream: js, Replicas: cfg.Replicas, Limits: provision.Limits(cfg.Streams), Trust: trust, Expect: r.guard.Expect, Log: cfg.Log, Every: cfg.lookEvery,
 	})
 	r.inHand = consume.NewInHand("requests", cfg.Store.db.Place(), stageLoad, cfg.hangsAfter, cfg.Log)
 	cfg.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -158,14 +163,14 @@ func New(cfg Config) (*Registry, error) {
 		Bound: cfg.Store.ledger.Bound, MasterKeys: cfg.Store.ledger.Masters, Conn: cfg.Conn, Metrics: cfg.Metrics, Results: m.requests, Log: cfg.Log,
 	})
 	r.intake = &intake{
-		policy: cfg.Policy, key: cfg.Key, trust: r.guard.trust, own: r.guard.trust.TrustedKeys(), store: cfg.Store, announce: r.relay.Enqueue, guard: r.guard, committed: cfg.Committed,
-		told: (&receipts{js: js, trust: r.guard.trust}).ofAll,
+		policy: cfg.Policy, key: cfg.Key, trust: trust, own: trust.TrustedKeys(), store: cfg.Store, announce: r.relay.Enqueue, guard: r.guard, committed: cfg.Committed,
+		told: (&receipts{js: js, trust: trust}).ofAll,
 		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(), inHand: r.inHand,
 		charge: r.queue.Charge,
 	}
 	r.aside = &deadLetters{letters: cfg.Store.letters, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
 	r.Lookup = newLookup(cfg, js, r.guard)
-	r.Lookup.propagation.trust, r.Lookup.receipts.trust = r.guard.trust, r.guard.trust
+	r.Lookup.propagation.trust, r.Lookup.receipts.trust = trust, trust
 	return r, nil
 }
 
@@ -241,7 +246,7 @@ func (r *Registry) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := r.cfg.Store.admin.ReserveOwn(ctx, r.cfg.Key.Public(), r.guard.trust.TrustedKeys(), r.cfg.Log); err != nil {
+	if err := r.cfg.Store.admin.ReserveOwn(ctx, r.cfg.Key.Public(), r.intake.own, r.cfg.Log); err != nil {
 		return err
 	}
 	if err := r.guard.Compare(ctx); err != nil || !r.cfg.ChangePolicy {

@@ -1,4 +1,4 @@
-package registry
+package restore
 
 import (
 	"slices"
@@ -9,37 +9,23 @@ import (
 
 // Signer is a key of the registry whose signatures recovered changes rest on.
 type Signer struct {
-	PublicKey events.PublicKey `json:"public_key"`
-	// Earlier means that the registry no longer signs with this key. If the key was stolen and
-	// given no end, the changes may be forged.
-	Earlier bool `json:"earlier"`
-	Changes int  `json:"changes"`
-	// Newest are the last of these changes in the stream, up to a limit.
-	Newest []SignedChange `json:"newest"`
+	PublicKey events.PublicKey
+	Earlier   bool // the registry no longer signs with it
+	Changes   int
+	Newest    []SignedChange // the last of these changes in the stream, up to a limit
 }
 
 // SignedChange is a recovered change, and the place of its event.
 type SignedChange struct {
-	Target   string           `json:"target"`
-	Sequence int64            `json:"sequence"`
-	Event    events.EventKind `json:"event"`
-	StoredAt time.Time        `json:"stored_at"`
-	Place    uint64           `json:"stream_sequence"`
+	Target   string
+	Sequence int64
+	Event    events.EventKind
+	StoredAt time.Time
+	Place    uint64
 }
 
 // newestOfSigner is how many changes are listed for each key.
 const newestOfSigner = 1000
-
-// Earlier returns how many changes rest on signatures of keys with which the registry no longer
-// signs.
-func (r *Recovered) Earlier() (n int) {
-	for _, s := range r.Signers {
-		if s.Earlier {
-			n += s.Changes
-		}
-	}
-	return n
-}
 
 // signed notes whose signature a change rests on.
 func (r *recoverer) signed(e *streamEvent) {

@@ -1,4 +1,4 @@
-package registry
+package restore
 
 import (
 	"context"
@@ -40,7 +40,7 @@ func (r *recoverer) record(ctx context.Context, chains []*chain) error {
 	return nil
 }
 
-// recordTogether writes chains in one transaction, or returns [ErrTaken].
+// recordTogether writes chains in one transaction, or returns [ledger.ErrTaken].
 func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipts map[events.Nonce]heardReceipt) error {
 	var rows []ledger.HistoryRow
 	groups := make([]*decision.Group, 0, len(chains))
@@ -61,7 +61,7 @@ func (r *recoverer) recordTogether(ctx context.Context, chains []*chain, receipt
 		}
 	}
 	if !r.how.DryRun {
-		if err := r.store.admin.ContinueHistories(ctx, groups, rows); err != nil {
+		if err := r.how.Admin.ContinueHistories(ctx, groups, rows); err != nil {
 			return err
 		}
 	}

@@ -1,4 +1,4 @@
-package registry
+package restore
 
 import (
 	"context"
@@ -40,14 +40,14 @@ const checksEach = 16
 
 // compare compares messages of the stream of invalidations with the history. A message whose nonce
 // is in the history is not verified again; any other must show who signed it.
-func compare(ctx context.Context, book *ledger.Ledger, trust events.Trust, messages []streamMessage) (compared, error) {
+func compare(ctx context.Context, l *ledger.Ledger, trust events.Trust, messages []streamMessage) (compared, error) {
 	list := make([]claim, len(messages))
 	parallel.Each(len(messages), checksEach, func(i int) { list[i] = newClaim(messages[i]) })
 	places := make([]ledger.ChangeID, len(list))
 	for i := range list {
 		places[i] = list[i].ChangeID
 	}
-	known, err := book.Nonces(ctx, places)
+	known, err := l.Nonces(ctx, places)
 	if err != nil {
 		return compared{}, err
 	}
@@ -112,11 +112,11 @@ func (m *streamMessage) target() events.Target {
 
 // comparison reads a part of the stream of invalidations and compares it with the history.
 type comparison struct {
-	store *Store
-	trust events.Trust
-	log   *slog.Logger
-	each  func(ctx context.Context, c compared, batch []streamMessage) error
-	upTo  uint64 // messages behind this place are ignored; 0: none are
+	ledger *ledger.Ledger
+	trust  events.Trust
+	log    *slog.Logger
+	each   func(ctx context.Context, c compared, batch []streamMessage) error
+	upTo   uint64 // messages behind this place are ignored; 0: none are
 }
 
 // run compares the stream from a place on, up to its end.
@@ -134,7 +134,7 @@ func (c comparison) run(ctx context.Context, stream jetstream.Stream, from uint6
 		if len(batch) == 0 {
 			return nil
 		}
-		found, err := compare(ctx, c.store.ledger, c.trust, batch)
+		found, err := compare(ctx, c.ledger, c.trust, batch)
 		if err != nil {
 			return err
 		}
