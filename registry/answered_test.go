@@ -235,7 +235,7 @@ func TestReceiptsUnreadable(t *testing.T) {
 	t.Parallel()
 	store := openStore(t, testenv.Database(t, testenv.SQLite))
 	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
-	in.portion = defaultBatch
+	in.batch = defaultBatch
 	d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
 	other := d.another("other")
 	unreadable := true
@@ -268,7 +268,7 @@ func TestReceiptsUnreadable(t *testing.T) {
 	if !<-first.settled {
 		t.Error("it waits though the broker is back")
 	}
-	if !away(fmt.Errorf("decide: %w", errReceipts)) {
+	if !unavailable(fmt.Errorf("decide: %w", errReceipts)) {
 		t.Error("a request is blamed for what the broker doesn't say")
 	}
 }

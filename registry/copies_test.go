@@ -57,7 +57,7 @@ func commitCopyAt(t *testing.T, url string, other *intake, d *developer, kind st
 	in := newTestIntake(t, store, Policy{Origin: testOrigin}, time.Now)
 	in.memory.pessimisticUntil = time.Now().Add(time.Hour) // so that it reads everything
 	deciding = true
-	b, err := in.decide(t.Context(), incomingOf([]request{asked}))
+	b, err := decideBatch(t.Context(), in, incomingOf([]request{asked}))
 	if err != nil {
 		t.Fatal(err)
 	}

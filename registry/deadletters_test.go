@@ -143,13 +143,13 @@ func TestRetriedLater(t *testing.T) {
 		late := stale.bind() // signed an hour after it was stored
 		keep := newDeadLettersOf(t, w)
 		for _, r := range []request{bind, late} {
-			if err := keep.setAside(t.Context(), letterOf(r, stored, aPanic), aPanic); err != nil {
+			if err := keep.keep(t.Context(), letterOf(r, stored, aPanic), aPanic); err != nil {
 				t.Fatal(err)
 			}
 		}
 		nobody := letterOf(bind, stored, aPanic)
 		nobody.Subject = "omi.v1.requests.binding.\xffx"
-		if err := keep.setAside(t.Context(), nobody, aPanic); err != nil {
+		if err := keep.keep(t.Context(), nobody, aPanic); err != nil {
 			t.Fatal(err)
 		}
 		for _, l := range w.waiting(3) {
@@ -172,14 +172,14 @@ func TestRetriedLater(t *testing.T) {
 }
 
 // newDeadLettersOf returns the dead letters of a world's database, with a handler that panics.
-func newDeadLettersOf(t *testing.T, w *world) *deadLetters {
+func newDeadLettersOf(t *testing.T, w *world) *letterBox {
 	t.Helper()
 	r, err := New(Config{Policy: Policy{Origin: testOrigin}, Key: testKey, Store: w.store, Conn: w.conn, Log: testLog(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.aside.handle = func(context.Context, []*queue.Message) error { panic("again") }
-	return r.aside
+	r.deadLetters.handle = func(context.Context, []*queue.Message) error { panic("again") }
+	return r.deadLetters
 }
 
 // TestPanicOnRetry: a dead letter that makes the code panic again ends nothing, and waits with its new reason. If it was
@@ -191,7 +191,7 @@ func TestPanicOnRetry(t *testing.T) {
 	bind := newDeveloper(t, w.store, "org.omiappreg.alice", "cms").bind()
 	m := letterOf(bind, time.Now(), aPanic)
 	for range 2 { // a message that is delivered again after it was set aside is the same dead letter
-		if err := d.setAside(t.Context(), m, aPanic); err != nil {
+		if err := d.keep(t.Context(), m, aPanic); err != nil {
 			t.Fatal(err)
 		}
 	}

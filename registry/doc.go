@@ -6,45 +6,46 @@
 // A service wants a new key. It signs a rotation request with its current key and publishes it to
 // the stream OMI_REQUESTS. This is what happens until its receipt arrives:
 //
-//	OMI_REQUESTS ─▶ fair queue ─▶ load ─▶ admit ─▶ decide ─▶ commit ─▶ announce ─▶ acknowledge
-//	                               ▲                            │         │
-//	                               └──── conflict ──────────────┘         └─▶ OMI_INVALIDATIONS
-//	                                                                          OMI_RECEIPTS
+//	OMI_REQUESTS ─▶ fair queue ─▶ load ─▶ admit ─▶ decide ─▶ confirm ─▶ commit ─▶ announce ─▶ acknowledge
+//	                               ▲                                      │         │
+//	                               └────────────── conflict ──────────────┘         └─▶ OMI_INVALIDATIONS
+//	                                                                                    OMI_RECEIPTS
 //
-// Step by step:
+// The fair queue has a queue for each service, and takes one request from each in turn (room queue).
+// A flood therefore slows down only the service being flooded. [Registry.Run] takes what waits
+// there, and makes batches of up to [Config].Batch requests (work.go). One function shows the life of
+// a batch (handleBatch in story.go), in these steps:
 //
-//  1. Queue. [Registry.Run] pulls requests from the stream into a queue for each service, and takes
-//     one request from each queue in turn (internal/queue). A flood therefore slows down only the service
-//     being flooded. Up to [Config].Batch requests make a batch (work.go).
-//  2. Load. The decision needs the service's current key, its sequence and its recent rotations,
+//  1. Load. The decision needs the service's current key, its sequence and its recent rotations,
 //     and it must know whether the new key or the nonce was used before. The load is optimistic:
 //     services that this replica changed last come from memory, and keys and nonces count as
-//     unused. The rest is read from the database, in two round trips at most (optimistic.go,
-//     load.go).
-//  3. Admit. If the database was restored from an older backup, it may lack changes that were
-//     announced. The restore guard puts the requests of such services on hold (restore/admit.go).
-//  4. Decide. The checks of docs/protocol.md §6 run in their order (decide.go). They are a pure
+//     unused. The rest is read from the database, in two round trips at most (optimistic.go, room
+//     ledger).
+//  2. Admit. If the database was restored from an older backup, it may lack changes that were
+//     announced. The restore guard puts the requests of such services on hold (room restore).
+//  3. Decide. The checks of docs/protocol.md §6 run in their order (room decision). They are a pure
 //     function of the loaded state, the requests of one service, and the time, so services are
-//     decided in parallel (batch.go). The result is signed bytes: an event and a receipt if the
-//     request stands, a receipt with the reason if it is refused. We never refuse a request on
-//     remembered state alone: the database is read first, and the request is decided again if
-//     memory was wrong.
-//  5. Commit. One transaction writes the batch (commit.go). Each service moves by compare-and-swap
+//     decided in parallel. The result is signed bytes: an event and a receipt if the request stands,
+//     a receipt with the reason if it is refused.
+//  4. Confirm. We never refuse a request on remembered state alone: the database is read first, and
+//     the request is decided again if memory was wrong (optimistic.go). Limits of an app are checked
+//     here too (limits.go).
+//  5. Commit. One transaction writes the batch (room ledger). Each service moves by compare-and-swap
 //     from the state it was decided on, a row of history keeps the change and its receipt, and the
 //     outbox keeps the event. If another replica changed a service in between, its requests are in
 //     conflict: they are decided again on fresh state, and the others stand. The unique indexes of
 //     the history have the last word on keys and nonces.
-//  6. Announce. The relay publishes event and receipt at once, from memory (internal/outbox),
-//     and deletes the outbox rows once the streams have them. Rows that a crash left behind are
+//  6. Announce. The relay publishes event and receipt at once, from memory (room outbox), and
+//     deletes the outbox rows once the streams have them. Rows that a crash left behind are
 //     published later from the outbox. A refusal writes nothing to the database.
 //  7. Acknowledge. A change is acknowledged after the commit, a refusal after its receipt is in the
 //     stream. If the registry crashes before that, the broker delivers the request again. The
 //     registry then finds the change in its history and publishes the first receipt again, or it
 //     finds the refusal in the stream of receipts and only acknowledges the request (answered.go).
 //
-// The next batch is decided while the last one is committed, unless they share a service or a key
-// (work.go). A request that can't be decided at all becomes a dead letter in the database, and is
-// decided again when an operator asks for it (deadletters.go, retry.go).
+// The next batch is loaded, decided and confirmed while the last one is committed, unless they share
+// a service or a key (work.go). A request that can't be decided at all becomes a dead letter in the
+// database, and is decided again when an operator asks for it (deadletters.go, retry.go).
 //
 // # The states of a service
 //
@@ -57,19 +58,19 @@
 // The first binding gives the service sequence 1. Each change after it adds one, also the binding
 // of a revoked service.
 //
-// [Lookup] answers questions from the same tables, and [Store.Check] verifies what must always hold
+// [Lookup] answers questions from the same tables, and [Admin.Check] verifies what must always hold
 // in them.
 //
 // # A database that was restored
 //
 // When it starts, and whenever the database is found to be older than it was, the registry compares
-// the database with the stream of events (restore/guard.go). Services whose changes the
-// database lacks stay on hold until [Store.Recover] has brought the changes back.
+// the database with the stream of events (room restore). Services whose changes the database lacks
+// stay on hold until [Admin.Recover] has brought the changes back.
 //
 // # Use in another program
 //
 // The program omi-registry is this package with flags, metrics and TLS. Another program opens the
-// database with [OpenStore], adds the apps with [Store.AddApp], makes a [Registry] with [New], and
+// database with [OpenStore], adds the apps with [Admin.AddApp], makes a [Registry] with [New], and
 // calls [Registry.Run]. [Lookup.Routes] serves the HTTP API, and [Registry.Checks] a readiness
 // probe. Several registries, in one process or in many, may share a database and a broker.
 //

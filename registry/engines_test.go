@@ -179,7 +179,7 @@ func testNowTime() time.Time { return time.Unix(testNow, 0) }
 // decided takes requests up to the commit.
 func (a *account) decided(rt *rapid.T, t *testing.T, in *intake, todo []decision.Incoming) *decision.Batch {
 	t.Helper()
-	b, err := in.decide(t.Context(), todo)
+	b, err := decideBatch(t.Context(), in, todo)
 	if err != nil {
 		rt.Fatal(err)
 	}

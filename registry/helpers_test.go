@@ -24,10 +24,25 @@ func testLog(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 }
 
+// decideBatch takes requests through load, admit, decide and confirm.
+func decideBatch(ctx context.Context, in *intake, todo []decision.Incoming) (*decision.Batch, error) {
+	st, err := in.load(ctx, todo)
+	if err != nil {
+		return nil, err
+	}
+	todo, onHold, err := in.guard.Admit(ctx, st, todo)
+	if err != nil {
+		return nil, err
+	}
+	b := in.decide(st, todo)
+	b.OnHold = onHold
+	return b, in.confirm(ctx, b)
+}
+
 // decideAndCommit brings requests to their end, but for what is to be said. It returns their outcomes, in no order.
 func decideAndCommit(ctx context.Context, in *intake, todo []decision.Incoming) (outcomes []decision.Outcome, err error) {
 	for range mostFutile {
-		b, err := in.decide(ctx, todo)
+		b, err := decideBatch(ctx, in, todo)
 		if err != nil {
 			return nil, err
 		}

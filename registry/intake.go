@@ -3,13 +3,11 @@ package registry
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"time"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/consume"
-	"omiappreg.org/keyrotation/internal/parallel"
 	"omiappreg.org/keyrotation/registry/internal/decision"
 	"omiappreg.org/keyrotation/registry/internal/outbox"
 	"omiappreg.org/keyrotation/registry/internal/queue"
@@ -38,24 +36,24 @@ type intake struct {
 	own    []events.TrustedKey // the same keys: no service gets one of them
 	store  *Store
 	guard  restoreGuard
-	// announce hands the messages of a decided batch to the relay.
-	announce func(context.Context, outbox.Publication) error
+	// publish hands the messages of a batch to the relay.
+	publish func(context.Context, outbox.Publication) error
 	// told: what services were told; nil: nothing.
-	told      func(context.Context, []events.Target) (map[events.Target]*told, error)
-	committed func([]events.Invalidation)
-	log       *slog.Logger
-	metrics   *metrics
-	now       func() time.Time
-	looks     decision.VerificationBudget
-	memory    *memory
+	told          func(context.Context, []events.Target) (map[events.Target]*told, error)
+	committed     func([]events.Invalidation)
+	log           *slog.Logger
+	metrics       *metrics
+	now           func() time.Time
+	verifications decision.VerificationBudget
+	memory        *memory
 	// charge takes an answer to a stranger from the budget for garbage, and reports whether there was
 	// one.
 	charge func() bool
 	// await: waits until nothing is being committed; nil: nothing ever is.
 	await func(context.Context) error
-	// portion: how many requests are decided and committed together, see Config.Batch.
-	portion int
-	inHand  *consume.InHand // notes the stages
+	// batch: how many requests are decided and committed together, see Config.Batch.
+	batch  int
+	inHand *consume.InHand // notes the stages
 }
 
 // The stages of a request's way through the intake. The log names the stage in which a request
@@ -66,11 +64,6 @@ const (
 	stageCommit  = "commit"
 	stagePublish = "publish"
 )
-
-// issuer returns what decides and signs under the present policy.
-func (in *intake) issuer() decision.Issuer {
-	return decision.Issuer{Rules: in.policy.rules(), Key: in.key, NewNonce: events.NewNonce, Parallel: parallel.Each}
-}
 
 // handle is the consumer's handler. If it returns an error, the whole batch is handled again, and
 // finds the changes that were committed by then.
@@ -115,82 +108,6 @@ func parsed(m *queue.Message, index int) decision.Incoming {
 	// A malformed request is refused for the same reason each time.
 	one.Redelivered = m.Payload.Redelivered && one.Refusal == nil
 	return one
-}
-
-// decide decides requests on the present state. It tells no one of the outcomes: that is for after
-// the commit.
-func (in *intake) decide(ctx context.Context, todo []decision.Incoming) (*decision.Batch, error) {
-	in.metrics.batch.Observe(float64(len(todo)))
-	in.inHand.Stage(stageLoad)
-	st, err := in.load(ctx, todo)
-	if err != nil {
-		return nil, err
-	}
-	todo, held, err := in.guard.Admit(ctx, st, todo) // last, after everything was read
-	if err != nil {
-		return nil, err
-	}
-	now := in.now()
-	b := decision.NewBatch(in.issuer(), now, st, todo)
-	b.OnHold = held
-	in.inHand.Stage(stageDecide)
-	b.Decide()
-	in.inHand.Stage(stageLoad)
-	if err := in.complete(ctx, b); err != nil {
-		return nil, err
-	}
-	targets, lookBack := b.NeedEarlierKeys(&in.looks)
-	b.EarlierKeys, err = in.store.ledger.Previous(ctx, targets, lookBack)
-	return b, err
-}
-
-// settle acknowledges what is committed, and hands all messages to the relay.
-func (in *intake) settle(ctx context.Context, messages []*queue.Message, b *decision.Batch, lost map[events.Target]bool) error {
-	most := decision.CountRequests(b.Groups)
-	p := outbox.Publication{Changes: make([]decision.Message, 0, 2*most)}
-	changes := make([]events.Invalidation, 0, most)
-	done := make([]*queue.Message, 0, most)
-	for _, g := range b.Groups {
-		if lost[g.Target] {
-			continue
-		}
-		for i := range g.Outcomes {
-			o := &g.Outcomes[i]
-			m := messages[o.In.Index]
-			m.Keep()
-			if o.Dropped {
-				done = append(done, m)
-				continue
-			}
-			in.count(o, m)
-			if o.Verdict == decision.Duplicate {
-				o.ReceiptBytes = believable(o.ReceiptBytes, g.Target, in.trust, in.key)
-			}
-			if o.Verdict != decision.Committed {
-				p.Refusals = append(p.Refusals, outbox.Refusal{Message: o.Messages()[0], Request: m})
-				continue
-			}
-			m.Witness() // its change is written: a later failure is not its fault
-			changes = append(changes, o.Event)
-			p.Changes = append(p.Changes, o.Messages()...)
-			done = append(done, m)
-		}
-	}
-	in.inHand.Stage(stagePublish)
-	err := in.announce(ctx, p) // first of all, because subscribers wait for the event
-	for _, m := range done {
-		if err := m.Ack(); err != nil {
-			in.log.Debug("acknowledge", "error", err) // it is delivered again and found committed
-		}
-	}
-	in.hold(b.OnHold, messages)
-	if len(changes) > 0 {
-		in.committed(changes)
-	}
-	if err != nil {
-		return fmt.Errorf("hand a batch to the relay: %w", err)
-	}
-	return nil
 }
 
 const (

@@ -92,7 +92,7 @@ func TestReplacedMeanwhile(t *testing.T) {
 		d := newDeveloper(t, store, "org.omiappreg.alice", "cms")
 		rotating := d.another("rotating")
 		decideAll(t, in, d.bind(), rotating.bind())
-		b, err := in.decide(t.Context(), incomingOf([]request{d.reset(), d.another("blog").bind(), rotating.rotate()}))
+		b, err := decideBatch(t.Context(), in, incomingOf([]request{d.reset(), d.another("blog").bind(), rotating.rotate()}))
 		if err != nil {
 			t.Fatal(err)
 		}

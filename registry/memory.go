@@ -34,7 +34,7 @@ const (
 type memory struct {
 	services *simplelru.LRU[events.Target, remembered]
 	refused  *simplelru.LRU[decision.RequestID, struct{}]
-	doubts   int // the fence's, when the services were remembered
+	epoch    int // the fence's, when the services were remembered
 
 	pessimisticUntil time.Time // batches are
 }
@@ -64,9 +64,9 @@ func (m *memory) wasRefused(id decision.RequestID) bool { return m.refused.Conta
 // begin returns the mode for the next batch. doubts is how often the fence had reason to doubt the
 // database, complete whether the database lacks nothing.
 func (m *memory) begin(now time.Time, doubts int, complete bool) decision.Mode {
-	if doubts != m.doubts {
+	if doubts != m.epoch {
 		m.services.Purge()
-		m.doubts = doubts
+		m.epoch = doubts
 	}
 	if !complete || now.Before(m.pessimisticUntil) {
 		return decision.Pessimistic

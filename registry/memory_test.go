@@ -131,7 +131,7 @@ func TestComparedBeforeAMove(t *testing.T) {
 			"id": "id + 1", "target": "'org.omiappreg.alice.another'", "status": "'revoked'", "sequence": "sequence + 1",
 			"public_key": "NULL", "changed_at": "changed_at + 1",
 		} {
-			b, err := in.decide(t.Context(), incomingOf([]request{d.sign(events.Rotation, events.GenerateSigningKey(), d.current)}))
+			b, err := decideBatch(t.Context(), in, incomingOf([]request{d.sign(events.Rotation, events.GenerateSigningKey(), d.current)}))
 			if err != nil || !b.State.Remembered[d.target] || !b.Groups[0].Changed() {
 				t.Fatalf("it is not decided on what is remembered: %v", err)
 			}
@@ -170,7 +170,7 @@ func TestRememberedIDIsAnothers(t *testing.T) {
 		one := gone.sign(events.Rotation, events.GenerateSigningKey(), gone.current)
 		two := here.sign(events.Rotation, events.GenerateSigningKey(), here.current)
 		for _, list := range [][]request{{one, two}, {two, one}} {
-			b, err := in.decide(t.Context(), incomingOf(list))
+			b, err := decideBatch(t.Context(), in, incomingOf(list))
 			if err != nil || b.Groups[0].Was.ID != b.Groups[1].Was.ID {
 				t.Fatalf("the two don't have one id: this shows nothing; %v", err)
 			}
@@ -203,7 +203,7 @@ func TestGarbageAgainstMemory(t *testing.T) {
 	if garbage.Refusal == nil {
 		t.Fatal("it is no garbage")
 	}
-	if _, err := in.decide(t.Context(), append(list, garbage)); err != nil {
+	if _, err := decideBatch(t.Context(), in, append(list, garbage)); err != nil {
 		t.Fatal(err)
 	}
 	if in.memory.of(victim.target, time.Now()) == nil || !in.memory.pessimisticUntil.IsZero() {
@@ -235,7 +235,7 @@ func TestContested(t *testing.T) {
 			for _, one := range others {
 				list = append(list, one.rotate())
 			}
-			b, err := in.decide(t.Context(), incomingOf(list))
+			b, err := decideBatch(t.Context(), in, incomingOf(list))
 			if err != nil || b.State.Mode == decision.Pessimistic || len(b.State.Remembered) < len(others) {
 				t.Fatalf("%d: it does not remember what nobody else moved: %v", i, err)
 			}
@@ -266,7 +266,7 @@ func TestUsedKeys(t *testing.T) {
 		for i, used := range []events.SigningKey{first, d.current, other.current, d.master, bob.master} {
 			list := []request{honest.rotate(), d.sign(events.Rotation, used, d.current)}
 			for _, again := range []bool{false, true} {
-				b, err := in.decide(t.Context(), incomingOf(list))
+				b, err := decideBatch(t.Context(), in, incomingOf(list))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -347,7 +347,7 @@ func TestGuardAgainstMemory(t *testing.T) {
 	old.restore(t, store)
 	again := incomingOf([]request{d.rotate()})
 	compareAgain()
-	if b, err := in.decide(t.Context(), again); err != nil || len(b.OnHold) != 1 || guard.OnHold() != 1 {
+	if b, err := decideBatch(t.Context(), in, again); err != nil || len(b.OnHold) != 1 || guard.OnHold() != 1 {
 		t.Errorf("it is not on hold: %v", err)
 	}
 	st, err := in.load(t.Context(), again)

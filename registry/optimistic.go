@@ -20,6 +20,8 @@ import (
 
 // load returns the state to decide on: what is remembered, and for the rest what the database says.
 func (in *intake) load(ctx context.Context, todo []decision.Incoming) (*decision.State, error) {
+	in.metrics.batch.Observe(float64(len(todo)))
+	in.inHand.Stage(stageLoad)
 	st, m := decision.NewState(), in.memory
 	st.RefusedRecently = m.wasRefused
 	for _, key := range in.own {
@@ -42,10 +44,22 @@ func (in *intake) load(ctx context.Context, todo []decision.Incoming) (*decision
 	return st, in.store.ledger.Load(ctx, todo, st, st.Mode == decision.Pessimistic)
 }
 
-// complete confirms everything that the answers rest on.
-func (in *intake) complete(ctx context.Context, b *decision.Batch) error {
+// confirm confirms everything that the answers rest on, and reads what else they need: earlier
+// refusals, the limits of an app, earlier keys.
+func (in *intake) confirm(ctx context.Context, b *decision.Batch) error {
+	in.inHand.Stage(stageLoad)
+	if err := in.confirmState(ctx, b); err != nil {
+		return err
+	}
+	targets, lookBack := b.NeedEarlierKeys(&in.verifications)
+	var err error
+	b.EarlierKeys, err = in.store.ledger.Previous(ctx, targets, lookBack)
+	return err
+}
+
+func (in *intake) confirmState(ctx context.Context, b *decision.Batch) error {
 	for {
-		if err := in.confirm(ctx, b); err != nil {
+		if err := in.confirmMemory(ctx, b); err != nil {
 			return err
 		}
 		groups := slices.DeleteFunc(slices.Clone(b.Groups), func(g *decision.Group) bool { return !g.NeedsRefusals })
@@ -72,9 +86,9 @@ func (in *intake) complete(ctx context.Context, b *decision.Batch) error {
 	}
 }
 
-// confirm reads the state behind every answer that needs no commit, and decides again if it is not
+// confirmMemory reads the state behind every answer that needs no commit, and decides again if it is not
 // the state that was remembered.
-func (in *intake) confirm(ctx context.Context, b *decision.Batch) error {
+func (in *intake) confirmMemory(ctx context.Context, b *decision.Batch) error {
 	asked, stale := false, 0
 	for groups := b.Unconfirmed(); len(groups) > 0; groups = b.Unconfirmed() {
 		fresh := decision.NewState()

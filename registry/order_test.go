@@ -199,7 +199,7 @@ func TestOrderAgainstRivals(t *testing.T) {
 			t.Fatal(reason)
 		}
 		early := at(11, testNow, d.reset())
-		b, err := in.decide(t.Context(), early)
+		b, err := decideBatch(t.Context(), in, early)
 		if err != nil || !b.Groups[0].Changed() {
 			t.Fatalf("it does not stand alone: %v", err)
 		}

@@ -90,7 +90,7 @@ func TestSquatting(t *testing.T) {
 			messages[i] = (&letterMessage{letter: letter, settled: make(chan bool, 1)}).message()
 		}
 		w := &work{intake: in, messages: messages, todo: in.parse(messages)}
-		w.portion = portion
+		w.batch = portion
 		got = make([]events.Reason, len(list))
 		for len(w.todo) > 0 {
 			outcomes, err := decideAndCommit(t.Context(), in, w.next())

@@ -80,24 +80,24 @@ const (
 
 const (
 	defaultBatch = 1024
-	// portions is how many batches are handed over at a time: the next is decided while one is
+	// batchesInHand is how many batches are handed over at a time: the next is decided while one is
 	// committed.
-	portions = 2
+	batchesInHand = 2
 	// ensureWithin is how long the broker may take to create the streams.
 	ensureWithin = 5 * time.Second
 )
 
 // Registry is one replica of the App Registry. Replicas share the database and the durable.
 type Registry struct {
-	cfg    Config
-	js     jetstream.JetStream
-	relay  *outbox.Relay
-	queue  *queue.Queue
-	intake *intake
-	aside  *deadLetters
-	guard  *restore.Guard
-	watch  *provision.Watch
-	Lookup *Lookup
+	cfg         Config
+	js          jetstream.JetStream
+	relay       *outbox.Relay
+	queue       *queue.Queue
+	intake      *intake
+	deadLetters *letterBox
+	guard       *restore.Guard
+	watch       *provision.Watch
+	Lookup      *Lookup
 
 	inHand *consume.InHand
 
@@ -163,12 +163,12 @@ func New(cfg Config) (*Registry, error) {
 		Bound: cfg.Store.ledger.Bound, MasterKeys: cfg.Store.ledger.Masters, Conn: cfg.Conn, Metrics: cfg.Metrics, Results: m.requests, Log: cfg.Log,
 	})
 	r.intake = &intake{
-		policy: cfg.Policy, key: cfg.Key, trust: trust, own: trust.TrustedKeys(), store: cfg.Store, announce: r.relay.Enqueue, guard: r.guard, committed: cfg.Committed,
+		policy: cfg.Policy, key: cfg.Key, trust: trust, own: trust.TrustedKeys(), store: cfg.Store, publish: r.relay.Enqueue, guard: r.guard, committed: cfg.Committed,
 		told: (&receipts{js: js, trust: trust}).ofAll,
-		log:  cfg.Log, metrics: m, now: cfg.Now, portion: cfg.Batch, memory: newMemory(), inHand: r.inHand,
+		log:  cfg.Log, metrics: m, now: cfg.Now, batch: cfg.Batch, memory: newMemory(), inHand: r.inHand,
 		charge: r.queue.Charge,
 	}
-	r.aside = &deadLetters{letters: cfg.Store.letters, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
+	r.deadLetters = &letterBox{letters: cfg.Store.letters, handle: r.handle, log: cfg.Log, metrics: m, now: cfg.Now}
 	r.Lookup = newLookup(cfg, js, r.guard)
 	r.Lookup.propagation.trust, r.Lookup.receipts.trust = trust, trust
 	return r, nil
@@ -195,7 +195,7 @@ func (r *Registry) Run(ctx context.Context) error {
 	// The relay ends after its queue is empty, so that committed changes are published before a
 	// shutdown.
 	relaying.Go(func() { r.relay.Run(ctx) })
-	working.Go(func() { r.aside.run(ctx) })
+	working.Go(func() { r.deadLetters.run(ctx) })
 	working.Go(func() { r.guard.Run(ctx) })
 	working.Go(func() { r.followMasters(ctx) })
 	var other, lost error // another policy, or other streams: this registry can't go on with them
@@ -220,10 +220,10 @@ func (r *Registry) Run(ctx context.Context) error {
 			return r.queue.Open(until, consumer, created)
 		},
 		Handle:      r.handle,
-		SetAside:    r.aside.setAside,
-		Unavailable: away,
+		SetAside:    r.deadLetters.keep,
+		Unavailable: unavailable,
 		About:       serviceOf,
-		Batch:       portions * r.cfg.Batch,
+		Batch:       batchesInHand * r.cfg.Batch,
 		Conn:        r.cfg.Conn,
 		InHand:      r.inHand,
 		Log:         r.cfg.Log,
@@ -266,8 +266,8 @@ func serviceOf(m *queue.Message) string {
 	return m.Subject
 }
 
-// away reports whether an error itself says that no request is to blame for it.
-func away(err error) bool {
+// unavailable reports whether an error itself says that no request is to blame for it.
+func unavailable(err error) bool {
 	return errors.Is(err, ErrComparing) || errors.Is(err, errReceipts) || sqldb.Transient(err)
 }
 

@@ -24,7 +24,7 @@ const (
 	retryWithin = 15 * time.Second
 )
 
-// deadLetters sets aside the requests that can't be decided, and has them decided again when an
+// letterBox sets aside the requests that can't be decided, and has them decided again when an
 // operator asks for it:
 //
 //	consume ──▶ setAside ──▶ dead_letters ──▶ run ──▶ the same handler ──▶ decided: deleted
@@ -33,7 +33,7 @@ const (
 //
 // It does not publish them to the stream again, because the stream would store them at a new time,
 // which may be outside the window of their timestamp (docs/protocol.md §6).
-type deadLetters struct {
+type letterBox struct {
 	letters *ledger.Letters
 	handle  consume.Handler[queue.Request]
 	log     *slog.Logger
@@ -41,8 +41,8 @@ type deadLetters struct {
 	now     func() time.Time
 }
 
-// setAside keeps a message that the consumer gives up on.
-func (d *deadLetters) setAside(ctx context.Context, m *queue.Message, why consume.Fault) error {
+// keep keeps a message that the consumer gives up on.
+func (d *letterBox) keep(ctx context.Context, m *queue.Message, why consume.Fault) error {
 	l := newDeadLetter(m, why, d.now())
 	if err := d.letters.Put(ctx, l); err != nil {
 		return err
@@ -54,7 +54,7 @@ func (d *deadLetters) setAside(ctx context.Context, m *queue.Message, why consum
 }
 
 // run decides dead letters again when an operator asks for it, until ctx ends.
-func (d *deadLetters) run(ctx context.Context) {
+func (d *letterBox) run(ctx context.Context) {
 	ticker := time.NewTicker(retryEvery)
 	defer ticker.Stop()
 	for {
@@ -69,7 +69,7 @@ func (d *deadLetters) run(ctx context.Context) {
 	}
 }
 
-func (d *deadLetters) retry(ctx context.Context) error {
+func (d *letterBox) retry(ctx context.Context) error {
 	for {
 		asked, err := d.letters.Asked(ctx, d.now())
 		if err != nil || !asked {
@@ -91,7 +91,7 @@ func (d *deadLetters) retry(ctx context.Context) error {
 
 // decide has one dead letter decided. If it returns an error, the fault is the registry's: the
 // letter's lease ends, and it is tried again.
-func (d *deadLetters) decide(ctx context.Context, l ledger.DeadLetter) error {
+func (d *letterBox) decide(ctx context.Context, l ledger.DeadLetter) error {
 	ctx, cancel := context.WithTimeout(ctx, retryWithin)
 	defer cancel()
 	again := &letterMessage{letter: l, settled: make(chan bool, 1)}
@@ -100,7 +100,7 @@ func (d *deadLetters) decide(ctx context.Context, l ledger.DeadLetter) error {
 	case err == nil:
 		d.log.Info("a dead letter is decided", "id", l.ID, "subject", l.Subject)
 		return d.letters.Delete(ctx, l.ID)
-	case ctx.Err() != nil, errors.Is(err, errUnanswered), away(err):
+	case ctx.Err() != nil, errors.Is(err, errUnanswered), unavailable(err):
 		return err
 	}
 	l.Reason, l.Detail, l.Tries, l.SetAsideAt = why.Reason, detailOf(why.Detail), why.Tries, d.now().Unix()
@@ -113,7 +113,7 @@ func (d *deadLetters) decide(ctx context.Context, l ledger.DeadLetter) error {
 var errUnanswered = errors.New("it was given back")
 
 // try hands a dead letter to the handler once, and waits until it is answered.
-func (d *deadLetters) try(ctx context.Context, again *letterMessage) (why consume.Fault, err error) {
+func (d *letterBox) try(ctx context.Context, again *letterMessage) (why consume.Fault, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			if again.acknowledged() {

@@ -322,7 +322,7 @@ func newTestIntake(t testing.TB, store *Store, policy Policy, now func() time.Ti
 	return &intake{
 		guard:  openGuard{},
 		policy: policy, key: testKey, committed: func([]events.Invalidation) {}, store: store, log: testLog(t), metrics: newMetrics(prometheus.NewRegistry()), now: now, memory: newMemory(),
-		announce: func(context.Context, outbox.Publication) error { return nil },
+		publish: func(context.Context, outbox.Publication) error { return nil },
 	}
 }
 

@@ -1,10 +1,8 @@
 package registry
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"slices"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/registry/internal/decision"
@@ -12,21 +10,22 @@ import (
 	"omiappreg.org/keyrotation/registry/internal/queue"
 )
 
-// work is the requests that were handed over together, on their way through decide and commit. They
-// go in portions: while one portion is committed and waits for the disk, the next one is decided.
+// work is a pull of requests, on its way through the registry in batches (handleBatch). While one
+// batch is committed and waits for the disk, the next one is decided.
 //
-//	todo ──▶ portion ──▶ decide ──────────▶ commit ──▶ settle
-//	           ├── no service that is in the portion being committed, or waits for it
-//	           └── all requests of a service, so that few services are in two portions
+//	todo ──▶ batch ──▶ load … confirm ──▶ commit ──▶ announce, acknowledge
+//	           ├── no service that is in the batch being committed, or waits for it
+//	           └── all requests of a service, so that few services are in two batches
 //
-// So two concurrent portions have no service and no key in common, and each finds what it would
-// find alone. Requests that have one in common are decided in the order of the stream.
+// So two concurrent batches have no service and no key in common, and each finds what it would find
+// alone. Requests that have one in common are decided in the order of the stream.
 type work struct {
 	*intake
-	messages []*queue.Message
-	todo     []decision.Incoming // in the order of the stream
-	writing  *writing            // nil: nothing is being committed
-	futile   int                 // commits in a row in which nothing stood
+	messages   []*queue.Message
+	todo       []decision.Incoming                          // in the order of the stream
+	committing *committing                                  // nil: nothing is being committed
+	finishing  func(conflicts map[events.Target]bool) error // what comes after that commit
+	futile     int                                          // commits in a row in which nothing stood
 }
 
 // mostFutile is the number of such commits that other replicas can't explain any more.
@@ -34,14 +33,14 @@ const mostFutile = 10
 
 var errFutile = errors.New("the database refuses changes again and again that don't conflict with its content; it may be damaged: run omi-registry check")
 
-// writing is a portion that is being committed.
-type writing struct {
+// committing is a batch that is being committed.
+type committing struct {
 	*decision.Batch
 	done chan struct{}
 
-	lost   ledger.Conflicts // set when done: what must be decided again
-	err    error
-	panics any
+	conflicts ledger.Conflicts // set when done: what must be decided again
+	err       error
+	panics    any
 }
 
 // run finishes everything, except a commit that is under way when it fails: finish waits for that
@@ -55,39 +54,31 @@ func (w *work) run(ctx context.Context) error {
 	return nil
 }
 
-// more reports whether anything is left to do.
-func (w *work) more() bool { return len(w.todo) > 0 || w.writing != nil }
-
-// step decides the next portion while the one before is committed, and settles the latter.
+// step handles the next batch, or finishes the one before if all that is left waits for its commit.
 func (w *work) step(ctx context.Context) error {
-	portion := w.next()
-	if len(portion) == 0 { // all that is left waits for the commit
-		return w.finish(ctx)
+	if batch := w.next(); len(batch) > 0 {
+		return w.handleBatch(ctx, batch)
 	}
-	b, err := w.decide(ctx, portion)
-	if err == nil {
-		err = w.finish(ctx)
-	}
-	if err == nil {
-		w.begin(ctx, b)
-	}
-	return err
+	return w.finish(ctx)
 }
 
-// next takes the requests that may be decided now: as few services as fill a portion, each with all
-// its requests. So the rest belongs to other services and can be decided while this portion is
-// committed, and a service's row changes once. A portion may be a little longer, to include all
+// more reports whether anything is left to do.
+func (w *work) more() bool { return len(w.todo) > 0 || w.committing != nil }
+
+// next takes the requests that may be decided now: as few services as fill a batch, each with all
+// its requests. So the rest belongs to other services and can be decided while this batch is
+// committed, and a service's row changes once. A batch may be a little longer, to include all
 // requests of its last service.
-func (w *work) next() (portion []decision.Incoming) {
-	busy := newParties(w.writing)
+func (w *work) next() (batch []decision.Incoming) {
+	busy := newParties(w.committing)
 	asks := make(map[events.Target]int, len(w.todo))
 	for i := range w.todo {
 		asks[w.todo[i].Request.Target]++
 	}
-	room, most := w.portion, min(w.portion+w.portion/8, MaxBatch)
+	room, most := w.batch, min(w.batch+w.batch/8, MaxBatch)
 	later := w.todo[:0]
 	for i, one := range w.todo {
-		if len(portion) == most {
+		if len(batch) == most {
 			later = append(later, w.todo[i:]...)
 			break
 		}
@@ -98,60 +89,11 @@ func (w *work) next() (portion []decision.Incoming) {
 			continue
 		}
 		room -= asks[t]
-		asks[t] = 0 // from here on the service is in the portion
-		portion = append(portion, one)
+		asks[t] = 0 // from here on the service is in the batch
+		batch = append(batch, one)
 	}
 	w.todo = later
-	return portion
-}
-
-// begin commits a portion concurrently with everything else.
-func (w *work) begin(ctx context.Context, b *decision.Batch) {
-	c := &writing{Batch: b, done: make(chan struct{})}
-	w.writing = c
-	go func() {
-		defer close(c.done)
-		defer func() { c.panics = recover() }()
-		c.lost, c.err = w.store.ledger.Commit(ctx, b.Groups, b.At)
-	}()
-}
-
-// finish waits for the commit that is under way, if there is one, and settles it.
-func (w *work) finish(ctx context.Context) error {
-	c := w.writing
-	if c == nil {
-		return nil
-	}
-	w.inHand.Stage(stageCommit)
-	<-c.done
-	w.writing = nil
-	if c.panics != nil {
-		panic(c.panics)
-	}
-	w.memory.learn(w.now(), c.Batch, c.lost, c.err)
-	if c.err != nil {
-		return c.err
-	}
-	lost := c.lost.Services
-	w.thin(c.Batch)
-	c.SignRefusals()
-	if err := w.settle(ctx, w.messages, c.Batch, lost); err != nil {
-		return err
-	}
-	w.metrics.lost.Add(float64(len(lost)))
-	if w.futile++; len(lost) < c.CountChanges() || len(lost) == 0 {
-		w.futile = 0
-	}
-	if w.futile > mostFutile {
-		// Each request is then tried alone, so that none waits for ever for one that can't be
-		// committed.
-		return errFutile
-	}
-	if len(lost) > 0 {
-		w.todo = append(c.RequestsOf(lost), w.todo...)
-		slices.SortStableFunc(w.todo, func(a, b decision.Incoming) int { return cmp.Compare(a.Index, b.Index) })
-	}
-	return nil
+	return batch
 }
 
 // parties is the services and keys of requests.
@@ -160,7 +102,7 @@ type parties struct {
 	keys     map[events.PublicKey]struct{}
 }
 
-func newParties(c *writing) parties {
+func newParties(c *committing) parties {
 	if c == nil {
 		return parties{map[events.Target]struct{}{}, map[events.PublicKey]struct{}{}}
 	}
@@ -189,8 +131,8 @@ func (p parties) include(in *decision.Incoming) bool {
 	return ok
 }
 
-// thin drops the refusals of requests for unbound names beyond the budget.
-func (w *work) thin(b *decision.Batch) {
+// dropBeyondBudget drops the refusals of requests for unbound names beyond the budget.
+func (w *work) dropBeyondBudget(b *decision.Batch) {
 	for _, g := range b.Groups {
 		if g.Existed || g.Changed() {
 			continue

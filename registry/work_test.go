@@ -31,7 +31,7 @@ func TestPortions(t *testing.T) {
 		{"a1 b1:key c1:key", 1, []string{"a1", "b1:key", "", "c1:key"}},
 		{"a1 b1:key a2:key a3", 2, []string{"a1", "b1:key", "", "a2:key a3"}},
 	} {
-		w := &work{intake: &intake{portion: c.size}}
+		w := &work{intake: &intake{batch: c.size}}
 		names, keys := map[events.Nonce]string{}, map[string]events.PublicKey{}
 		for name := range strings.FieldsSeq(c.requests) {
 			service, shared := name[:1], strings.TrimLeft(name[1:], "0123456789")
@@ -52,7 +52,7 @@ func TestPortions(t *testing.T) {
 				list = append(list, names[one.Request.Nonce])
 			}
 			got = append(got, strings.Join(list, " "))
-			w.writing = &writing{Batch: decision.NewBatch(decision.Issuer{}, time.Unix(testNow, 0), decision.NewState(), portion)}
+			w.committing = &committing{Batch: decision.NewBatch(decision.Issuer{}, time.Unix(testNow, 0), decision.NewState(), portion)}
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s by %d: %q, want %q", c.requests, c.size, got, c.want)
@@ -65,7 +65,7 @@ func TestPortions(t *testing.T) {
 func handled(t *testing.T, store *Store, log []sent, size int, side *int) (answers []string, state string) {
 	t.Helper()
 	in := newTestIntake(t, store, Policy{Origin: testOrigin, RotationsPerMinute: 12}, func() time.Time { return time.Unix(testNow, 0) })
-	in.portion, in.committed = size, func([]events.Invalidation) {}
+	in.batch, in.committed = size, func([]events.Invalidation) {}
 	messages := make([]*queue.Message, len(log))
 	for i, m := range log {
 		letter := ledger.DeadLetter{Subject: m.subject, Payload: m.payload, StoredAt: testNow}
@@ -74,7 +74,7 @@ func handled(t *testing.T, store *Store, log []sent, size int, side *int) (answe
 	answers = make([]string, len(log))
 	w := &work{intake: in, messages: messages, todo: in.parse(messages)}
 	for w.more() {
-		before := w.writing
+		before := w.committing
 		if err := w.step(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -82,14 +82,14 @@ func handled(t *testing.T, store *Store, log []sent, size int, side *int) (answe
 			continue
 		}
 		for _, g := range before.Groups {
-			if before.lost.Services[g.Target] {
+			if before.conflicts.Services[g.Target] {
 				continue
 			}
 			for _, o := range g.Outcomes {
 				answers[o.In.Index] += fmt.Sprint(o.Verdict, o.Reason, o.Event.Sequence)
 			}
 		}
-		if w.writing != nil {
+		if w.committing != nil {
 			*side++
 		}
 	}
