@@ -60,8 +60,8 @@ func (c *appAddCmd) Run() error {
 
 // parseAppAndKey parses --app-id and --master-key.
 func parseAppAndKey(id, master string) (app registry.App, err error) {
-	if app.AppID, err = events.ParseAppID(id); err != nil {
-		return app, process.Usagef("--app-id: %w", err)
+	if app.AppID, err = parseApp(id); err != nil {
+		return app, err
 	}
 	if app.MasterPublicKey, err = events.ParsePublicKey(master); err != nil {
 		return app, process.Usagef("--master-key: %w", err)
@@ -100,9 +100,9 @@ type appShowCmd struct {
 
 // Run shows one app.
 func (c *appShowCmd) Run() error {
-	id, err := events.ParseAppID(c.AppID)
+	id, err := parseApp(c.AppID)
 	if err != nil {
-		return process.Usagef("--app-id: %w", err)
+		return err
 	}
 	return withExisting(c.Database, func(ctx context.Context, store *registry.Store) error {
 		app, err := store.Admin().App(ctx, id)

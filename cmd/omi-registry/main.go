@@ -8,16 +8,17 @@ import (
 	"github.com/alecthomas/kong"
 
 	"omiappreg.org/keyrotation/internal/completion"
+	"omiappreg.org/keyrotation/internal/keygen"
 	"omiappreg.org/keyrotation/internal/process"
 )
 
 type cli struct {
-	Serve   serveCmd   `cmd:"" default:"withargs" help:"Serve requests and lookups (the default)."`
-	Migrate migrateCmd `cmd:"" help:"Bring the database's schema up to date. Serve does so too."`
-	Keygen  keygenCmd  `cmd:"" help:"Make the registry's signing key."`
-	App     appCmd     `cmd:"" help:"Manage the developers' apps, which may bind services."`
-	NATS    natsCmd    `cmd:"" name:"nats" help:"Print accounts for the broker: what each party may do there."`
-	Check   checkCmd   `cmd:"" help:"Verify the database. Exit code 1: something is wrong."`
+	Serve   serveCmd    `cmd:"" default:"withargs" help:"Serve requests and lookups (the default)."`
+	Migrate migrateCmd  `cmd:"" help:"Bring the database's schema up to date. Serve does so too."`
+	Keygen  keygen.Pair `cmd:"" help:"Make the registry's signing key."`
+	App     appCmd      `cmd:"" help:"Manage the developers' apps, which may bind services."`
+	NATS    natsCmd     `cmd:"" name:"nats" help:"Print accounts for the broker: what each party may do there."`
+	Check   checkCmd    `cmd:"" help:"Verify the database. Exit code 1: something is wrong."`
 
 	DeadLetters deadLettersCmd `cmd:"" name:"deadletters" help:"List and show requests that could not be decided, and retry them."`
 	Recover     recoverCmd     `cmd:"" help:"Recover the changes that a restored database lacks from the streams."`

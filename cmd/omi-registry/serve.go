@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"slices"
@@ -13,7 +12,6 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/health"
-	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/registry"
@@ -106,8 +104,8 @@ func (c *serveCmd) Run() error {
 	if c.StreamReplicas < 1 || c.StreamReplicas > registry.MaxReplicas {
 		return process.Usagef("--stream-replicas is 1 to %d: NATS has no more", registry.MaxReplicas)
 	}
-	if err := c.Streams.check(); err != nil {
-		return err
+	if c.Streams.MaxWaiting < 0 {
+		return process.Usagef("--max-waiting is 1 or more requests")
 	}
 	proofs, err := events.ParseProofs(c.RequireProof)
 	if err != nil {
@@ -205,14 +203,7 @@ func (c *serveCmd) jwksMaxAge() time.Duration {
 
 // signingKey reads the registry's key, and says how to make one.
 func signingKey(path string) (events.SigningKey, error) {
-	key, err := keyfile.Read(path)
-	if errors.Is(err, keyfile.ErrMissing) {
-		err = fmt.Errorf("%w: make it with `omi-registry keygen --out %s`", err, path)
-	}
-	if err != nil {
-		return key, process.Usage(fmt.Errorf("--signing-key: %w", err))
-	}
-	return key, nil
+	return process.ReadKey("--signing-key", path, "make it with `omi-registry keygen --out "+path+"`")
 }
 
 // ownTrust is the trust in a registry's own keys: the one that it signs with, and earlier ones that
@@ -253,14 +244,6 @@ func (l *streamLen) UnmarshalText(text []byte) error {
 		return process.Usagef("a size is a number such as 64MiB or 2GB, and 1MiB or more, not %q", text)
 	}
 	*l = streamLen(n)
-	return nil
-}
-
-// check refuses what NATS would refuse.
-func (f *streamFlags) check() error {
-	if f.MaxWaiting < 0 {
-		return process.Usagef("--max-waiting is 1 or more requests")
-	}
 	return nil
 }
 

@@ -39,9 +39,22 @@ const (
 	playWithin  = 60 * time.Second
 )
 
+// Command is `omi demo` for a kong grammar.
+type Command struct {
+	JSON bool `help:"Print only one JSON object, at the end."`
+}
+
+// Help is shown by --help.
+func (*Command) Help() string {
+	return `Takes five seconds, and leaves nothing behind. Exit code 1: a signature was refused that
+should pass, or passed that should be refused.
+
+  omi demo`
+}
+
 // Run shows the whole path. It fails if a signature was refused that should pass, or passed that
 // should be refused.
-func Run(asJSON bool) error {
+func (c *Command) Run() error {
 	folder, err := os.MkdirTemp("", "omi-demo-")
 	if err != nil {
 		return process.Usagef("make a temporary folder: %w: choose another with TMPDIR", err)
@@ -50,7 +63,7 @@ func Run(asJSON bool) error {
 	// The reader of the output may leave, and there are keys to remove.
 	signal.Ignore(syscall.SIGPIPE)
 	out := &output{w: os.Stdout}
-	if asJSON {
+	if c.JSON {
 		out.w = io.Discard
 	}
 	d := newDemo(out)
@@ -74,7 +87,7 @@ func Run(asJSON bool) error {
 		return err
 	case !finished:
 		return errors.New("stopped before its end")
-	case asJSON:
+	case c.JSON:
 		err = process.PrintJSON(d.result())
 	default:
 		d.summary()

@@ -19,33 +19,77 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// Feed is what to show of a deployment's messages.
-type Feed struct {
-	Session  *session.Session
-	App      string // "": of all apps
-	Services string // the end of their subjects
-	All      bool   // also what the streams hold
-	JSON     bool
+// Watch is what `omi watch` asks for: its grammar.
+type Watch struct {
+	session.Connection `embed:""`
+	AppID              string `name:"app-id" env:"OMI_APP_ID" placeholder:"ID" help:"Only this app's services (all apps)."`
+	ServiceID          string `name:"service-id" env:"OMI_SERVICE_ID" placeholder:"ID" help:"Only this service."`
+	All                bool   `help:"Begin with the messages that the streams hold."`
 }
 
-// Follow prints messages as they come, until ctx ends.
-func Follow(ctx context.Context, f Feed) error {
+// Help is shown by --help.
+func (*Watch) Help() string {
+	return `Runs until Ctrl-C. If the broker goes away, the command waits for it, and then shows the
+messages that came meanwhile. A message that the registry did not sign is shown as untrusted,
+because anyone may publish where the broker lets them. A replaced Master Key is shown when it
+happens, as a notice of its app; omi-registry app show lists earlier ones.
+
+  # new messages of all services
+  omi watch
+  # one app: first what the streams hold, and then new messages
+  omi watch --all --app-id org.example.dev
+  # one object for each message
+  omi watch --json`
+}
+
+// Run shows events and receipts until a signal comes.
+func (c *Watch) Run() error {
+	services, err := c.services()
+	if err != nil {
+		return err
+	}
+	return c.With(0, func(ctx context.Context, s *session.Session) error {
+		return c.show(ctx, s, services)
+	})
+}
+
+// services returns the end of the subjects that the flags ask for.
+func (c *Watch) services() (string, error) {
+	if c.AppID == "" {
+		if c.ServiceID != "" {
+			return "", process.Usagef("--service-id goes with --app-id")
+		}
+		return ">", nil
+	}
+	app, err := events.ParseAppID(c.AppID)
+	if err != nil {
+		return "", process.Usagef("--app-id: %w", err)
+	}
+	if c.ServiceID == "" {
+		return app.String() + ".>", nil
+	}
+	t, err := session.TargetFlags{AppID: c.AppID, ServiceID: c.ServiceID}.Target()
+	return t.String(), err
+}
+
+// show prints messages as they come, until ctx ends. services is the end of their subjects.
+func (c *Watch) show(ctx context.Context, s *session.Session, services string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f.Session.Conn.SetDisconnectErrHandler(func(*nats.Conn, error) { tell("the broker is gone, waiting for it") })
-	f.Session.Conn.SetReconnectHandler(func(*nats.Conn) { tell("the broker is back") })
-	defer f.Session.Conn.SetDisconnectErrHandler(nil) // after this, the command disconnects on purpose
+	s.Conn.SetDisconnectErrHandler(func(*nats.Conn, error) { tell("the broker is gone, waiting for it") })
+	s.Conn.SetReconnectHandler(func(*nats.Conn) { tell("the broker is back") })
+	defer s.Conn.SetDisconnectErrHandler(nil) // after this, the command disconnects on purpose
 	lines, ended := make(chan line), make(chan error, 3)
 	for stream, subject := range map[string]string{
 		streams.Invalidations: events.InvalidationSubject, streams.Receipts: events.ReceiptSubject,
 	} {
-		go func() { ended <- f.follow(ctx, stream, subject+f.Services, lines) }()
+		go func() { ended <- c.follow(ctx, s, stream, subject+services, lines) }()
 	}
-	go func() { ended <- f.followNotices(ctx, lines) }()
+	go func() { ended <- c.followNotices(ctx, s, lines) }()
 	for {
 		select {
 		case l := <-lines:
-			if err := f.print(l); err != nil {
+			if err := c.print(l); err != nil {
 				return err
 			}
 		case err := <-ended:
@@ -63,12 +107,12 @@ type line struct {
 	Message any       `json:"message,omitzero"`
 }
 
-func (f Feed) follow(ctx context.Context, stream, subject string, lines chan<- line) error {
+func (c *Watch) follow(ctx context.Context, s *session.Session, stream, subject string, lines chan<- line) error {
 	policy := jetstream.DeliverNewPolicy
-	if f.All {
+	if c.All {
 		policy = jetstream.DeliverAllPolicy
 	}
-	consumer, err := f.Session.JetStream.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}, DeliverPolicy: policy})
+	consumer, err := s.JetStream.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{FilterSubjects: []string{subject}, DeliverPolicy: policy})
 	if err != nil {
 		return process.Unreachable(fmt.Errorf("read %s: %w", stream, err))
 	}
@@ -86,7 +130,7 @@ func (f Feed) follow(ctx context.Context, stream, subject string, lines chan<- l
 			return process.Unreachable(fmt.Errorf("read %s: %w", stream, err))
 		}
 		select {
-		case lines <- describe(f.Session.Trust, stream, msg):
+		case lines <- describe(s.Trust, stream, msg):
 		case <-ctx.Done():
 			return nil
 		}
@@ -113,7 +157,9 @@ func describe(trust events.Trust, stream string, msg jetstream.Msg) line {
 	} else {
 		var e events.Invalidation
 		if e, err = trust.Invalidation(msg.Subject(), msg.Data()); err == nil {
-			l.Kind, l.Target, l.What, l.Message = "event", e.Target.String(), eventText(e), eventView(e)
+			l.Kind, l.Target, l.What, l.Message = "event", e.Target.String(), eventText(e), eventJSON{
+				e.Event, e.Sequence, e.OldKey, e.NewKey, e.GracePeriodExpiry, e.Timestamp, e.Nonce,
+			}
 		}
 	}
 	if err != nil {
@@ -151,12 +197,8 @@ type eventJSON struct {
 	Nonce             events.Nonce     `json:"nonce"`
 }
 
-func eventView(e events.Invalidation) eventJSON {
-	return eventJSON{e.Event, e.Sequence, e.OldKey, e.NewKey, e.GracePeriodExpiry, e.Timestamp, e.Nonce}
-}
-
-func (f Feed) print(l line) error {
-	if f.JSON {
+func (c *Watch) print(l line) error {
+	if c.JSON {
 		return process.PrintJSON(l)
 	}
 	at := l.At.Local().Format("15:04:05.000")
@@ -172,9 +214,9 @@ const noticesAtOnce = 64
 
 // followNotices receives the registry's notices about apps. No stream has them: `omi-registry app
 // show` has what was said earlier, or while the broker was away.
-func (f Feed) followNotices(ctx context.Context, lines chan<- line) error {
+func (c *Watch) followNotices(ctx context.Context, s *session.Session, lines chan<- line) error {
 	heard := make(chan *nats.Msg, noticesAtOnce)
-	subscription, err := f.Session.Conn.ChanSubscribe(events.NoticeSubject+cmp.Or(f.App, ">"), heard)
+	subscription, err := s.Conn.ChanSubscribe(events.NoticeSubject+cmp.Or(c.AppID, ">"), heard)
 	if err != nil {
 		return process.Unreachable(fmt.Errorf("hear notices: %w", err))
 	}
@@ -189,7 +231,7 @@ func (f Feed) followNotices(ctx context.Context, lines chan<- line) error {
 			}
 			last = sum
 			select {
-			case lines <- describeNotice(f.Session.Trust, m):
+			case lines <- describeNotice(s.Trust, m):
 			case <-ctx.Done():
 				return nil
 			}

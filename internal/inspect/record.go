@@ -3,9 +3,10 @@
 package inspect
 
 import (
+	"context"
 	"fmt"
-	"io"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -13,10 +14,12 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/internal/process"
+	"omiappreg.org/keyrotation/internal/session"
 )
 
-// RecordText returns a service's record for people.
-func RecordText(r events.ServiceRecord) printable.Composed {
+// recordText returns a service's record for people.
+func recordText(r events.ServiceRecord) printable.Composed {
 	var w strings.Builder
 	printable.Fprintf(&w, "%s.%s: %s, sequence %d, bound since %s\n", r.AppID, r.ServiceID, r.Status, r.Sequence, printable.Date(r.BoundAt))
 	if !r.Current.PublicKey.IsZero() {
@@ -55,9 +58,43 @@ func heard(w *strings.Builder, width int, durables map[string]bool, note string)
 	}
 }
 
-// PrintHistory prints every change of a service's keys as a table.
-func PrintHistory(w io.Writer, h events.ServiceHistory) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+// History is what `omi history` asks for: its grammar.
+type History struct {
+	session.Connection  `embed:""`
+	session.TargetFlags `embed:""`
+}
+
+// Help is shown by --help.
+func (*History) Help() string {
+	return `Shows which event brought each key, and from when until when it is accepted. A key without
+an end is the current one. The registry signs the list, and only that signature is believed.
+
+  omi history --app-id org.example.dev --service-id cms
+
+omi pin says whether you asked for all of it.`
+}
+
+// Run shows a service's history.
+func (c *History) Run() error {
+	t, err := c.Target()
+	if err != nil {
+		return err
+	}
+	return c.With(c.Timeout, func(ctx context.Context, s *session.Session) error {
+		history, err := s.History(ctx, t)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return process.PrintJSON(history)
+		}
+		return printHistory(history)
+	})
+}
+
+// printHistory prints every change of a service's keys as a table.
+func printHistory(h events.ServiceHistory) error {
+	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "SEQUENCE\tEVENT\tFROM\tUNTIL\tKEY")
 	for _, change := range Changes(h) {
 		until, key := "", "(all keys ended)"
@@ -92,4 +129,44 @@ func Changes(h events.ServiceHistory) []events.HistoryKey {
 	}
 	upTo(h.Sequence)
 	return changes
+}
+
+// ReceiptText returns the receipt of a change for people, after what was done.
+func ReceiptText(receipt events.Receipt, done string) printable.Composed {
+	var text strings.Builder
+	printable.Fprintf(&text, "%s (sequence %d).\n", done, receipt.Sequence)
+	if !receipt.PublicKey.IsZero() {
+		printable.Fprintf(&text, "  current key  %s\n", receipt.PublicKey)
+	}
+	if receipt.GracePeriodExpiry > receipt.Timestamp {
+		printable.Fprintf(&text, "  the old key stays valid until %s\n", printable.Date(receipt.GracePeriodExpiry))
+	}
+	return printable.Composed(text.String())
+}
+
+// ReceiptJSON is a receipt for programs.
+type ReceiptJSON struct {
+	Event             events.ReceiptKind `json:"event"`
+	AppID             events.AppID       `json:"app_id"`
+	ServiceID         events.ServiceID   `json:"service_id"`
+	RequestNonce      events.Nonce       `json:"request_nonce,omitzero"`
+	Timestamp         int64              `json:"timestamp"`
+	Sequence          int64              `json:"sequence,omitzero"`
+	PublicKey         events.PublicKey   `json:"public_key,omitzero"`
+	GracePeriodExpiry int64              `json:"grace_period_expiry,omitzero"`
+	EventNonce        events.Nonce       `json:"event_nonce,omitzero"`
+	Reason            events.Reason      `json:"reason,omitzero"`
+	Detail            string             `json:"detail,omitzero"`
+
+	// after a change that ended the old key at once
+	StillAccepted []events.GraceKey `json:"still_accepted,omitzero"`
+}
+
+// ReceiptView returns a receipt for programs.
+func ReceiptView(r events.Receipt) ReceiptJSON {
+	return ReceiptJSON{
+		Event: r.Event, AppID: r.Target.App, ServiceID: r.Target.Service, RequestNonce: r.RequestNonce, Timestamp: r.Timestamp,
+		Sequence: r.Sequence, PublicKey: r.PublicKey, GracePeriodExpiry: r.GracePeriodExpiry, EventNonce: r.EventNonce,
+		Reason: r.Reason, Detail: r.Detail,
+	}
 }

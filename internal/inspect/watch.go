@@ -30,10 +30,52 @@ const (
 	watchPatience = 2 * time.Second
 )
 
-// WatchRecord shows a service's record until ctx ends. An answer may take as long as patience says.
-// The broker or the registry may go away and come back meanwhile.
-func WatchRecord(ctx context.Context, s *session.Session, t events.Target, patience time.Duration, asJSON bool) error {
-	view := &recordView{w: os.Stdout, terminal: drawable(), json: asJSON}
+// Status is what `omi status` asks for: its grammar.
+type Status struct {
+	session.Connection  `embed:""`
+	session.TargetFlags `embed:""`
+	Watch               bool `help:"Keep showing it until Ctrl-C."`
+}
+
+// Help is shown by --help.
+func (*Status) Help() string {
+	return `The registry signs its answer about a service, and only that signature is believed.
+
+  omi status --app-id org.example.dev --service-id cms
+  # one object for each change
+  omi status --app-id org.example.dev --service-id cms --watch --json
+
+"has applied the last change" is what the broker and the core services say. When all of them have, a
+new key is safe to use. --watch updates the text on a terminal; elsewhere it prints each change.`
+}
+
+// Run shows a service's record.
+func (c *Status) Run() error {
+	t, err := c.Target()
+	if err != nil {
+		return err
+	}
+	if c.Watch {
+		return c.With(0, func(ctx context.Context, s *session.Session) error {
+			return c.watch(ctx, s, t)
+		})
+	}
+	return c.With(c.Timeout, func(ctx context.Context, s *session.Session) error {
+		record, err := s.Record(ctx, t)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return process.PrintJSON(record)
+		}
+		return process.Print("%s", recordText(record))
+	})
+}
+
+// watch shows the record until ctx ends. The broker or the registry may go away and come back
+// meanwhile.
+func (c *Status) watch(ctx context.Context, s *session.Session, t events.Target) error {
+	view := &recordView{w: os.Stdout, terminal: drawable(), json: c.JSON}
 	// An event is a reason to ask at once, even a forged one: the command shows only the registry's
 	// signed answer.
 	news := make(chan struct{}, 1)
@@ -50,7 +92,7 @@ func WatchRecord(ctx context.Context, s *session.Session, t events.Target, patie
 	tick := time.NewTicker(watchEach)
 	defer tick.Stop()
 	for {
-		asking, cancel := context.WithTimeout(ctx, min(patience, watchPatience))
+		asking, cancel := context.WithTimeout(ctx, min(c.Timeout, watchPatience))
 		record, err := s.Record(asking, t)
 		cancel()
 		switch {
@@ -118,7 +160,7 @@ func (v *recordView) show(r events.ServiceRecord) error {
 		if first {
 			between = ""
 		}
-		return v.print("%s%s  %s", between, time.Unix(r.Timestamp, 0).Format(time.TimeOnly), RecordText(r))
+		return v.print("%s%s  %s", between, time.Unix(r.Timestamp, 0).Format(time.TimeOnly), recordText(r))
 	}
 	return nil
 }
@@ -127,7 +169,7 @@ func (v *recordView) show(r events.ServiceRecord) error {
 // where the last record began: the cursor goes to the corner.
 func (v *recordView) draw(r events.ServiceRecord) error {
 	const home, eraseBelow = "\x1b[H", "\x1b[J"
-	return v.print("%s%s\nAs of %s. Ctrl-C ends this.\n", home+eraseBelow, RecordText(r), time.Unix(r.Timestamp, 0).Format(time.TimeOnly))
+	return v.print("%s%s\nAs of %s. Ctrl-C ends this.\n", home+eraseBelow, recordText(r), time.Unix(r.Timestamp, 0).Format(time.TimeOnly))
 }
 
 // print writes everything at once, so that it does not flicker.

@@ -19,12 +19,6 @@ import (
 	"omiappreg.org/keyrotation/internal/session"
 )
 
-// DescribeFlags describe a service in its binding.
-type DescribeFlags struct {
-	ServiceType string `placeholder:"TYPE" help:"The kind of service, for example cms-article."`
-	EndpointURL string `name:"endpoint-url" placeholder:"URL" help:"The service's address: an absolute http or https URL."`
-}
-
 // DeveloperFlags name a service, and the developer's key that signs for it.
 type DeveloperFlags struct {
 	session.TargetFlags `embed:""`
@@ -39,47 +33,81 @@ func (f *DeveloperFlags) read() (t events.Target, master events.SigningKey, err 
 	return t, master, err
 }
 
-// Bind binds a service to the key in a file, which it makes if it is missing.
-func Bind(c session.Connection, developer DeveloperFlags, path string, describe DescribeFlags) error {
-	t, master, err := developer.read()
+// Binding is what `omi bind` asks for: its grammar.
+type Binding struct {
+	session.Connection `embed:""`
+	DeveloperFlags     `embed:""`
+	Key                string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The first key's file, or the folder of its key store; made if missing."`
+	ServiceType        string `placeholder:"TYPE" help:"The kind of service, for example cms-article."`
+	EndpointURL        string `name:"endpoint-url" placeholder:"URL" help:"The service's address: an absolute http or https URL."`
+}
+
+// Help is shown by --help.
+func (*Binding) Help() string {
+	return `The registry must know the app and its Master Key: its operator adds it. A --key that ends
+in a slash is a folder, the key store of a service that uses package client. If the answer was lost,
+run the command again: it says the same.
+
+  omi bind --app-id org.example.shop --service-id cms --master-key master.pem --key cms.pem
+  omi bind --app-id org.example.shop --service-id cms --master-key master.pem --key /var/lib/cms/keys/`
+}
+
+// Run binds a service to the key in a file, which it makes if it is missing.
+func (c *Binding) Run() error {
+	t, master, err := c.read()
 	if err != nil {
 		return err
 	}
-	file, err := firstKey(path)
+	file, err := firstKey(c.Key)
 	if err != nil {
 		return err
 	}
 	draft := session.NewDraft(events.Binding, t)
-	draft.ServiceType, draft.EndpointURL = describe.ServiceType, describe.EndpointURL
+	draft.ServiceType, draft.EndpointURL = c.ServiceType, c.EndpointURL
 	if draft.NewKey, err = session.ServiceKey(file); err != nil {
 		return err
 	}
 	session.Remark(keyfile.OpenFolders(file))
-	if err := notMaster(path, draft.NewKey, master); err != nil {
+	if err := notMaster(c.Key, draft.NewKey, master); err != nil {
 		return err
 	}
-	return sendOnce(c, draft, master, "is bound")
+	return sendOnce(c.Connection, draft, master, "is bound")
 }
 
-// Revoke revokes a service. Its record keeps the JSON object in the file providerReceipt, if one is
-// named.
-func Revoke(c session.Connection, developer DeveloperFlags, providerReceipt string) error {
-	t, master, err := developer.read()
+// Revocation is what `omi revoke` asks for: its grammar.
+type Revocation struct {
+	session.Connection `embed:""`
+	DeveloperFlags     `embed:""`
+	ProviderReceipt    string `placeholder:"FILE" help:"A JSON object to keep with the record, unchanged."`
+}
+
+// Help is shown by --help.
+func (*Revocation) Help() string {
+	return `Nothing that the service signs is accepted any more, and no key of the service can change
+that. The developer can bind it again, with a key that was never used. Verifiers that use its JWK
+Set may have a copy: docs/jwks.md says for how long.
+
+  omi revoke --app-id org.example.shop --service-id cms --master-key master.pem`
+}
+
+// Run revokes a service.
+func (c *Revocation) Run() error {
+	t, master, err := c.read()
 	if err != nil {
 		return err
 	}
 	draft := session.NewDraft(events.Revocation, t)
-	if providerReceipt != "" {
-		content, err := os.ReadFile(providerReceipt)
+	if c.ProviderReceipt != "" {
+		content, err := os.ReadFile(c.ProviderReceipt)
 		if err != nil {
 			return process.Usagef("--provider-receipt: %w", err)
 		}
 		draft.ProviderReceipt = jsontext.Value(content)
 		if !draft.ProviderReceipt.IsValid() || draft.ProviderReceipt.Kind() != '{' {
-			return process.Usagef("--provider-receipt: %s is not a JSON object", providerReceipt)
+			return process.Usagef("--provider-receipt: %s is not a JSON object", c.ProviderReceipt)
 		}
 	}
-	return sendOnce(c, draft, master, "is revoked: all its keys have ended")
+	return sendOnce(c.Connection, draft, master, "is revoked: all its keys have ended")
 }
 
 // newMessage signs a request.

@@ -23,13 +23,33 @@ import (
 // publicMode is the mode of files that anyone may read.
 const publicMode = 0o644
 
-// Request is what `omi keygen` asks for.
+// Request is what `omi keygen` asks for: its grammar.
 type Request struct {
-	Out    string
-	From   Source
-	Format *keyformat.Format // nil: not given
-	Public bool
-	JSON   bool
+	Out    string            `placeholder:"FILE" help:"The file to write; it must not exist yet. A private key's gets mode 0600."`
+	From   Source            `placeholder:"FILE|-|ed25519:…" help:"Convert this key: a file, - for standard input, or a public key."`
+	Format *keyformat.Format `enum:"ed25519,pem,jwk,openssh,nkey" placeholder:"FORM" help:"The form to write: pem (the default), jwk, openssh, nkey or ed25519."`
+	Public bool              `help:"With --from: write only the public half."`
+	JSON   bool              `help:"Print one JSON object."`
+}
+
+// Help is shown by --help.
+func (*Request) Help() string {
+	return `A private key is written to a file (--out), never printed, and never taken as an argument.
+--from recognises the form of a key: PEM (PKCS #8 or SPKI), JWK, OpenSSH, a NATS user's nkey or
+ed25519:…
+
+  # a new key
+  omi keygen --out cms.pem
+  # its public key: in every form, in one form
+  omi keygen --from cms.pem
+  omi keygen --from cms.pem --public --format jwk
+  # a private key in another form, and back
+  omi keygen --from ~/.ssh/id_ed25519 --out cms.pem
+  omi keygen --from cms.pem --format openssh --out cms
+  # a key for --nats-nkey; give its U… to the operator of the broker
+  omi keygen --format nkey --out cms.nk
+
+omi reads keys in the form pem. ed25519 is for public keys only.`
 }
 
 // Run makes a key, or converts one.
@@ -161,25 +181,19 @@ type publicForms struct {
 }
 
 func printForms(key events.PublicKey, asJSON bool) error {
-	forms := publicForms{PublicKey: key.String(), KeyID: keyformat.Thumbprint(key)}
-	jwk, err := keyformat.EncodePublic(key, keyformat.JWK)
-	if err != nil {
-		return err
+	texts := map[keyformat.Format]string{}
+	for _, form := range []keyformat.Format{keyformat.JWK, keyformat.OpenSSH, keyformat.PEM, keyformat.NKey} {
+		content, err := keyformat.EncodePublic(key, form)
+		if err != nil {
+			return err
+		}
+		texts[form] = string(content)
 	}
-	ssh, err := keyformat.EncodePublic(key, keyformat.OpenSSH)
-	if err != nil {
-		return err
+	forms := publicForms{
+		PublicKey: key.String(), KeyID: keyformat.Thumbprint(key),
+		JWK: jsontext.Value(texts[keyformat.JWK]), PEM: texts[keyformat.PEM],
+		OpenSSH: strings.TrimSpace(texts[keyformat.OpenSSH]), NKey: strings.TrimSpace(texts[keyformat.NKey]),
 	}
-	pem, err := keyformat.EncodePublic(key, keyformat.PEM)
-	if err != nil {
-		return err
-	}
-	nkey, err := keyformat.EncodePublic(key, keyformat.NKey)
-	if err != nil {
-		return err
-	}
-	forms.JWK, forms.OpenSSH, forms.PEM = jwk, strings.TrimSpace(string(ssh)), string(pem)
-	forms.NKey = strings.TrimSpace(string(nkey))
 	if asJSON {
 		return process.PrintJSON(forms)
 	}

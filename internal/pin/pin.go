@@ -16,9 +16,48 @@ import (
 	"omiappreg.org/keyrotation/internal/session"
 )
 
-// Add pins a service as it is now.
-func Add(c session.Connection, f Flag, t events.Target) error {
-	file, pins, err := f.load()
+// Command is `omi pin` for a kong grammar.
+type Command struct {
+	Add    addCmd    `cmd:"" default:"withargs" help:"Remember a service as it is now; a new pin accepts its changes."`
+	Check  checkCmd  `cmd:"" help:"Report changes that you did not ask for; exit code 1 if there are any."`
+	List   listCmd   `cmd:"" help:"Show the pins."`
+	Remove removeCmd `cmd:"" help:"Forget a service."`
+}
+
+// Help is shown by --help.
+func (*Command) Help() string {
+	return `Anyone who copies your key can rotate it, and the registry can't tell that it was not you.
+You can: a pin remembers your service's keys, and omi pin check reports what happened since.
+
+  # once
+  omi pin --app-id org.example.dev --service-id cms
+  # regularly, for example from cron
+  omi pin check
+
+omi bind, rotate, reset and revoke update a pin, if they use the same file of pins.`
+}
+
+type addCmd struct {
+	session.Connection  `embed:""`
+	session.TargetFlags `embed:""`
+	Flag                `embed:""`
+}
+
+// Help is shown by --help.
+func (*addCmd) Help() string {
+	return `Get the registry's public key for --trust from its operator. Without it, the registry at the
+broker is believed the first time, and the pin remembers its key.
+
+  omi pin add --app-id org.example.dev --service-id cms --trust ed25519:…`
+}
+
+// Run pins a service as it is now.
+func (c *addCmd) Run() error {
+	t, err := c.Target()
+	if err != nil {
+		return err
+	}
+	file, pins, err := c.load()
 	if err != nil {
 		return err
 	}
@@ -27,7 +66,7 @@ func Add(c session.Connection, f Flag, t events.Target) error {
 		was = &pins[i]
 	}
 	return c.With(c.Timeout, func(ctx context.Context, s *session.Session) error {
-		now, err := look(ctx, c, s, t, was)
+		now, err := look(ctx, c.Connection, s, t, was)
 		if err != nil {
 			return err
 		}
@@ -92,13 +131,25 @@ func printPinned(asJSON bool, was *pin, now pin) error {
 	return process.Print("%s is pinned at sequence %d%s.\n  %s\n", now.target(), now.Sequence, before, key)
 }
 
-// List prints the pins.
-func List(f Flag, asJSON bool) error {
-	file, pins, err := f.load()
+type listCmd struct {
+	Flag `embed:""`
+	JSON bool `help:"Print one JSON array."`
+}
+
+// Help is shown by --help.
+func (*listCmd) Help() string {
+	return `Shows the file of pins; omi pin check asks the registry.
+
+  omi pin list`
+}
+
+// Run lists the pins.
+func (c *listCmd) Run() error {
+	file, pins, err := c.load()
 	if err != nil {
 		return err
 	}
-	if asJSON {
+	if c.JSON {
 		return process.PrintJSON(append([]pin{}, pins...))
 	}
 	if len(pins) == 0 {
@@ -121,9 +172,27 @@ func List(f Flag, asJSON bool) error {
 
 var errNotPinned = errors.New("is not pinned")
 
-// Remove removes a service's pin.
-func Remove(f Flag, t events.Target, asJSON bool) error {
-	file, err := f.file()
+type removeCmd struct {
+	session.TargetFlags `embed:""`
+	Flag                `embed:""`
+	JSON                bool `help:"Print one JSON object: the removed pin."`
+}
+
+// Help is shown by --help.
+func (*removeCmd) Help() string {
+	return `omi pin check then no longer reports changes of the service. To accept a change, use omi pin
+add instead.
+
+  omi pin remove --app-id org.example.dev --service-id cms`
+}
+
+// Run removes a pin.
+func (c *removeCmd) Run() error {
+	t, err := c.Target()
+	if err != nil {
+		return err
+	}
+	file, err := c.file()
 	if err != nil {
 		return err
 	}
@@ -139,7 +208,7 @@ func Remove(f Flag, t events.Target, asJSON bool) error {
 	switch {
 	case err != nil:
 		return err
-	case asJSON:
+	case c.JSON:
 		return process.PrintJSON(gone)
 	}
 	return process.Print("%s is not pinned any more.\n", t)

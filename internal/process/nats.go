@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -75,15 +77,10 @@ func (n NATS) ConnectNow(ctx context.Context, name string, log *slog.Logger) (*n
 	if code := (codedError{}); errors.As(err, &code) {
 		return nil, err
 	}
-	return nil, n.notConnected(err)
-}
-
-// notConnected says why a command has no broker: the broker refuses, or no broker is there.
-func (n NATS) notConnected(err error) error {
 	if r, refused := refusal.Of(err); refused {
-		return Usagef("the broker at %s %s (%w): %s", n.redacted(), r.What, err, r.Do)
+		return nil, Usagef("the broker at %s %s (%w): %s", n.redacted(), r.What, err, r.Do)
 	}
-	return Unreachable(fmt.Errorf("no broker answers at %s (%w): is `omi dev` running, or is --nats-url another?", n.redacted(), err))
+	return nil, Unreachable(fmt.Errorf("no broker answers at %s (%w): is `omi dev` running, or is --nats-url another?", n.redacted(), err))
 }
 
 func (n NATS) connect(name string, log *slog.Logger, more ...nats.Option) (*nats.Conn, error) {
@@ -175,6 +172,18 @@ func TendKeys(log *slog.Logger, paths ...string) {
 			log.Warn("a private key is within others' reach", "why", why)
 		}
 	}
+}
+
+// ReadKey reads the key's file that a flag names. If it is missing, the error says how to get one.
+func ReadKey(flag, path, origin string) (events.SigningKey, error) {
+	key, err := keyfile.Read(path)
+	if errors.Is(err, keyfile.ErrMissing) {
+		err = fmt.Errorf("%w: %s", err, origin)
+	}
+	if err != nil {
+		return key, Usagef("%s: %w", flag, err)
+	}
+	return key, nil
 }
 
 // checkMode refuses a flag's file that other users can read.
@@ -278,4 +287,62 @@ func Close(nc *nats.Conn, log *slog.Logger) {
 		}
 	}
 	nc.Close()
+}
+
+// wait tells the log why a process has no broker, and what a broker that it has does not permit:
+// each reason once until it is connected again, and now and then while it lasts.
+type wait struct {
+	nats NATS
+	log  *slog.Logger
+	why  refusal.Teller
+	conn atomic.Pointer[nats.Conn] // nil until the first try has failed
+}
+
+func (w *wait) options() []nats.Option {
+	return []nats.Option{
+		nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(),
+		nats.ReconnectErrHandler(func(nc *nats.Conn, err error) {
+			w.conn.Store(nc)
+			w.tell(err)
+		}),
+		// If a broker answers, and does not let us in, nats.go reports that only after a first
+		// connection. Before that, the error is only here.
+		nats.CustomReconnectDelay(func(int) time.Duration {
+			if nc := w.conn.Load(); nc != nil {
+				w.tell(nc.LastError())
+			}
+			return reconnectWait + rand.N(reconnectJitter) //nolint:gosec // it only spreads the tries
+		}),
+		nats.ErrorHandler(func(nc *nats.Conn, _ *nats.Subscription, err error) {
+			if _, refused := refusal.Of(err); refused || !nc.IsConnected() {
+				w.tell(err)
+			} else {
+				w.log.Warn("broker", "error", err)
+			}
+		}),
+		nats.ConnectHandler(func(nc *nats.Conn) {
+			w.why.Forget()
+			w.log.Info("connected to the broker", "server", nc.ConnectedServerName())
+			w.tellLimits(nc)
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			w.why.Forget()
+			tellReconnected(w.log, nc)
+			w.tellLimits(nc)
+		}),
+	}
+}
+
+func (w *wait) tell(err error) {
+	if err == nil || errors.Is(err, nats.ErrNoServers) { // the next try says more
+		return
+	}
+	w.why.Tell(err, "url", w.nats.redacted())
+}
+
+// tellLimits says of a broker that lets us in what it can't carry.
+func (w *wait) tellLimits(nc *nats.Conn) {
+	if err := refusal.Limits(nc); err != nil {
+		w.tell(err)
+	}
 }

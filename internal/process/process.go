@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,6 +24,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"github.com/mattn/go-isatty"
+	"github.com/nats-io/nats.go"
 	"github.com/oklog/run"
 
 	"omiappreg.org/keyrotation/internal/keyformat"
@@ -223,4 +225,44 @@ func Run(log *slog.Logger, actors ...Actor) error {
 		return nil
 	}
 	return err
+}
+
+// Worded is an error with a text for a person in place of its own.
+type Worded struct {
+	Text string
+	Err  error
+}
+
+// Error implements error.
+func (w Worded) Error() string { return w.Text }
+
+// Unwrap returns the error itself.
+func (w Worded) Unwrap() error { return w.Err }
+
+// WaitedInVain reports whether an error means that no answer came in time.
+func WaitedInVain(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout)
+}
+
+// Plain replaces Go's "context deadline exceeded" by words that a person understands, and makes the
+// process end with code 3. It returns any other error as it is.
+func Plain(err error) error {
+	if !WaitedInVain(err) && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	const late = "no answer in time"
+	words := strings.NewReplacer(context.DeadlineExceeded.Error(), late, nats.ErrTimeout.Error(), late, context.Canceled.Error(), "interrupted")
+	return Unreachable(Worded{words.Replace(err.Error()), err})
+}
+
+// relaxedGOGC is a default of GOGC. Go's own is 100.
+const relaxedGOGC = 600
+
+// RelaxGC lets the heap grow to seven times what is live in it before it is collected; Go's own
+// default is twice. It is for a process that needs little memory however many services there are,
+// and not for Auth, which has all of them in its memory. GOGC and GOMEMLIMIT override it.
+func RelaxGC() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(relaxedGOGC)
+	}
 }

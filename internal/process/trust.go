@@ -3,15 +3,14 @@ package process
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
+	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
-	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // Trust says whom a process believes: flags for a kong grammar.
@@ -56,47 +55,62 @@ func (t Trust) Load() (events.Trust, error) {
 	return trust, nil
 }
 
-// OpenDatabase marks an unusable URL as an error that the person at the shell can fix.
-func OpenDatabase[T any](open func() (T, error)) (T, error) {
-	db, err := open()
-	if errors.Is(err, sqldb.ErrURL) {
-		err = Usage(fmt.Errorf("--database-url: %w", err))
-	}
-	return db, err
-}
+// trustFileEvery is how often the file is read. It is used once it has been the same twice: half a
+// file may be valid, too.
+const trustFileEvery = time.Second
 
-// CheckDatabase refuses a URL that can never be used, before the process starts anything.
-func CheckDatabase(url string) error {
-	if err := sqldb.CheckURL(url); err != nil {
-		return Usagef("--database-url: %w", err)
-	}
-	return nil
-}
+var errNoKeys = errors.New("it names no key")
 
-// answersWithin is how long a command that a person waits for tries to reach the database.
-const answersWithin = 10 * time.Second
-
-// OpenExisting is [OpenDatabase] for a command that looks into a process's database, and that a
-// person waits for. It refuses a file that does not exist: in the wrong folder, the command would
-// create an empty one. A server that doesn't answer is [Unreachable].
-func OpenExisting[T any](ctx context.Context, url string, open func(context.Context) (T, error)) (db T, err error) {
-	if err := CheckDatabase(url); err != nil {
-		return db, err
+// Follow reads the file of --trust-file repeatedly until ctx ends, and passes a trust that differs
+// from now to use. A file that can't be used changes nothing, and is logged once.
+func (t Trust) Follow(ctx context.Context, log *slog.Logger, now events.Trust, use func(events.Trust)) {
+	if t.File == "" {
+		return
 	}
-	if path, file := strings.CutPrefix(strings.TrimSpace(url), "sqlite:"); file {
-		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-			return db, Usagef("--database-url: there is no file %s: name the database that the process serves, as its own --database-url or OMI_DATABASE_URL does", path)
+	tick := time.NewTicker(trustFileEvery)
+	defer tick.Stop()
+	for seen, done := "", false; ; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		content, err := os.ReadFile(t.File)
+		text := string(content)
+		if err != nil {
+			text = err.Error()
+		}
+		switch {
+		case text != seen:
+			seen, done = text, false
+			continue
+		case done:
+			continue
+		}
+		done = true
+		next, err := t.reload(now)
+		if err != nil {
+			log.WarnContext(ctx, "--trust-file has changed, and can't be used: the trust stays as it was", "error", err)
+			continue
+		}
+		if !sameKeys(now, next) {
+			now = next
+			use(next)
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, answersWithin)
-	defer cancel()
-	db, err = OpenDatabase(func() (T, error) { return open(ctx) })
-	if errors.Is(err, context.DeadlineExceeded) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		what := "no database server answers at --database-url"
-		if errors.Is(err, sqldb.ErrReadOnly) {
-			what = "no database server at --database-url takes writes (to look into a standby, add target_session_attrs=any to the URL)"
-		}
-		err = Unreachable(fmt.Errorf("%s within %s: %w", what, answersWithin, err))
-	}
-	return db, err
 }
+
+// reload is Load for a file that has changed: one without a key is a mistake, or is being written.
+func (t Trust) reload(now events.Trust) (events.Trust, error) {
+	next, err := t.Load()
+	if err != nil || sameKeys(now, next) {
+		return next, err
+	}
+	keys, err := keyfile.ReadTrustedKeys(t.File)
+	if err == nil && len(keys) == 0 {
+		err = errNoKeys
+	}
+	return next, err
+}
+
+func sameKeys(a, b events.Trust) bool { return slices.Equal(a.Announcement(), b.Announcement()) }

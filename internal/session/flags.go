@@ -2,8 +2,6 @@ package session
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
 	"os"
 	"time"
 
@@ -97,24 +95,12 @@ func FlagsOf(t events.Target) string {
 
 // MasterKey reads the file of --master-key.
 func MasterKey(path string) (events.SigningKey, error) {
-	return ReadKey("--master-key", path, "the developer makes one with `omi keygen --out FILE`, and the registry's operator adds it")
+	return process.ReadKey("--master-key", path, "the developer makes one with `omi keygen --out FILE`, and the registry's operator adds it")
 }
 
 // ServiceKey reads the file of --key, or the current key in the folder of a key store.
 func ServiceKey(path string) (events.SigningKey, error) {
-	return ReadKey("--key", client.KeyFile(path), "omi bind makes a service's first one, and omi reset replaces one that is lost")
-}
-
-// ReadKey reads the key's file that a flag names. If it is missing, the error says how to get one.
-func ReadKey(flag, path, origin string) (events.SigningKey, error) {
-	key, err := keyfile.Read(path)
-	if errors.Is(err, keyfile.ErrMissing) {
-		err = fmt.Errorf("%w: %s", err, origin)
-	}
-	if err != nil {
-		return key, process.Usagef("%s: %w", flag, err)
-	}
-	return key, nil
+	return process.ReadKey("--key", client.KeyFile(path), "omi bind makes a service's first one, and omi reset replaces one that is lost")
 }
 
 // Tighten restores mode 0600 of private keys' files, if a mount has let a group in, and says so. It

@@ -271,15 +271,10 @@ func (s *Stack) Parts() []health.Part {
 	return all
 }
 
-// healthy says what does not serve yet.
-func (s *Stack) healthy() error {
-	return errors.Join(s.Registry.Ready(), s.Auth.Ready(), s.Billing.Ready())
-}
-
 // AwaitHealthy waits until every part serves. If ctx ends before, the error says what does not.
 func (s *Stack) AwaitHealthy(ctx context.Context) error {
 	for {
-		err := s.healthy()
+		err := errors.Join(s.Registry.Ready(), s.Auth.Ready(), s.Billing.Ready())
 		if err == nil {
 			return nil
 		}

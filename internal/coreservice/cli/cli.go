@@ -130,8 +130,8 @@ func (c *serve) run(open Open, one instance) error {
 	if err != nil {
 		return err
 	}
-	if err := checkDurable(c.Durable); err != nil {
-		return err
+	if strings.ContainsAny(c.Durable, " \t\r\n.*>/\\") || c.Durable == "" {
+		return process.Usagef("--durable: the name of a durable has no blanks and none of . * > / \\, as in %s-2", streams.AuthDurable)
 	}
 	if err := errors.Join(c.NATS.Check(), process.CheckDatabase(c.Database.URL)); err != nil {
 		return err
@@ -178,14 +178,6 @@ func (c *serve) serve(
 		return process.Usage(err)
 	}
 	return err
-}
-
-// checkDurable refuses a text that can't be the name of a durable.
-func checkDurable(name string) error {
-	if strings.ContainsAny(name, " \t\r\n.*>/\\") || name == "" {
-		return process.Usagef("--durable: the name of a durable has no blanks and none of . * > / \\, as in %s-2", streams.AuthDurable)
-	}
-	return nil
 }
 
 type listSetAside struct {

@@ -4,5 +4,10 @@ package bench
 
 import "time"
 
+func sleep(d time.Duration) error {
+	time.Sleep(d)
+	return nil
+}
+
 // TreeCPU returns 0: it can't be counted here.
 func TreeCPU(int) time.Duration { return 0 }

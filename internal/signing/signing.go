@@ -1,31 +1,156 @@
+// Package signing is `omi sign` and `omi verify`.
 package signing
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 
 	"github.com/alecthomas/kong"
+	"github.com/go-json-experiment/json"
+	"github.com/mattn/go-isatty"
 
 	"omiappreg.org/keyrotation/client"
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/keyfile"
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/process"
 	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/session"
 )
 
-// Question is what `omi verify` asks.
+// Signature is what `omi sign` asks for: its grammar.
+type Signature struct {
+	session.OptionalTarget `embed:""`
+	MessageFlag            `embed:""`
+	Key                    string `required:"" env:"OMI_KEY" placeholder:"FILE" help:"The key that signs, or the folder of its key store."`
+	JSON                   bool   `help:"Print the question for Auth, as omi verify --query takes it."`
+}
+
+// Help is shown by --help.
+func (*Signature) Help() string {
+	return `Signs the bytes as they are: a newline at the end counts. No broker is needed, and nothing
+is sent.
+
+The command refuses a text that can be read as a request to the registry, or that begins as the
+signature base of an HTTP message: anyone who has that signature could give the service another key,
+or send a message in its name.
+
+  printf %s 'hello' | omi sign --key cms.pem
+  omi sign --key cms.pem --in invoice.pdf > invoice.sig
+
+--json prints the question for Auth, also for POST /v1/verify. It needs --app-id and --service-id:
+
+  printf %s 'hello' | omi sign --key cms.pem --app-id org.example.dev --service-id cms --json |
+    omi verify --query -`
+}
+
+// Run signs a message.
+func (c Signature) Run() error {
+	t, given, err := c.Target()
+	if err != nil {
+		return err
+	}
+	if c.JSON && !given {
+		return process.Usagef("--json prints a question about a service: name it with --app-id and --service-id")
+	}
+	key, err := session.ServiceKey(c.Key)
+	if err != nil {
+		return err
+	}
+	session.Remark(keyfile.OpenFolders(client.KeyFile(c.Key)))
+	message, err := c.read()
+	if err != nil {
+		return err
+	}
+	if err := events.CheckMessage(message); err != nil {
+		return process.Usagef("--in: nothing was signed: %w", err)
+	}
+	signed := key.Sign(message)
+	if !c.JSON {
+		return process.Print("%s\n", signed)
+	}
+	query := newQuery(events.VerifyQuery{Target: t, Message: message, Signature: signed})
+	if err := query.fits(); err != nil {
+		return err
+	}
+	return process.PrintJSON(query)
+}
+
+// MessageFlag says where the bytes of a message are read. They are never an argument, because every
+// user of the machine can see arguments, and a shell changes them.
+type MessageFlag struct {
+	In string `default:"-" placeholder:"FILE" help:"The message; - is the standard input (the default)."`
+}
+
+func (f MessageFlag) read() ([]byte, error) {
+	if f.In != "-" {
+		content, err := os.ReadFile(f.In)
+		if err != nil {
+			return nil, process.Usagef("--in: %w", err)
+		}
+		return content, nil
+	}
+	if isatty.IsTerminal(os.Stdin.Fd()) {
+		fmt.Fprintln(os.Stderr, "omi: reading the message from the terminal; end it with Ctrl-D on a line of its own")
+	}
+	content, err := io.ReadAll(os.Stdin)
+	if err != nil {
+		return nil, fmt.Errorf("read the message from the standard input: %w", err)
+	}
+	return content, nil
+}
+
+// queryJSON is the question of §8.2.
+type queryJSON struct {
+	AppID     events.AppID     `json:"app_id"`
+	ServiceID events.ServiceID `json:"service_id"`
+	Message   string           `json:"message"`
+	Signature events.Signature `json:"signature"`
+}
+
+func newQuery(q events.VerifyQuery) queryJSON {
+	return queryJSON{q.Target.App, q.Target.Service, base64.RawURLEncoding.EncodeToString(q.Message), q.Signature}
+}
+
+// fits returns why Auth would not accept a question.
+func (q queryJSON) fits() error {
+	body, err := json.Marshal(q)
+	if err != nil {
+		return fmt.Errorf("encode the question: %w", err)
+	}
+	if len(body) > events.MaxQuery {
+		size := base64.RawURLEncoding.DecodedLen(len(q.Message))
+		room := base64.RawURLEncoding.DecodedLen(events.MaxQuery - (len(body) - len(q.Message)))
+		return process.Usagef("the message has %d bytes, and Auth takes questions of 64 KiB, which is %d bytes of message: "+
+			"sign a digest of it, or check it with omi verify --registry or --public-key, which take any size", size, room)
+	}
+	return nil
+}
+
+// Question is what `omi verify` asks: its grammar.
 type Question struct {
-	session.Connection
-	session.OptionalTarget
-	MessageFlag
-	Signature SignatureFlag
-	Query     string
-	Registry  bool
-	PublicKey string
+	session.Connection     `embed:""`
+	session.OptionalTarget `embed:""`
+	MessageFlag            `embed:""`
+	Signature              SignatureFlag `placeholder:"SIG" help:"The signature, as omi sign prints it."`
+	Query                  string        `placeholder:"FILE" help:"What omi sign --json printed; - is the standard input."`
+	Registry               bool          `help:"Ask the registry instead of Auth, and check the signature here."`
+	PublicKey              string        `placeholder:"ed25519:…" help:"Check against this key alone, without a broker."`
+}
+
+// Help is shown by --help.
+func (*Question) Help() string {
+	return `The answer is accepted (by the current key, or by one in grace and until when), or refused
+with a reason and exit code 1. The command asks Auth, as the application's servers do. With
+--registry it asks the registry, whose answer is signed, and checks the signature itself.
+
+  printf %s 'hello' | omi verify --app-id org.example.dev --service-id cms --signature SIG
+  printf %s 'hello' | omi verify --app-id org.example.dev --service-id cms --signature SIG --registry
+  omi verify --public-key ed25519:… --signature SIG --in invoice.pdf`
 }
 
 // SignatureFlag accepts any signature: one in 64 begins with a hyphen, as a flag does.

@@ -7,11 +7,58 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"strings"
+	"time"
 
 	"omiappreg.org/keyrotation/internal/printable"
 	"omiappreg.org/keyrotation/internal/sqldb"
 	"omiappreg.org/keyrotation/schema"
 )
+
+// OpenDatabase marks an unusable URL as an error that the person at the shell can fix.
+func OpenDatabase[T any](open func() (T, error)) (T, error) {
+	db, err := open()
+	if errors.Is(err, sqldb.ErrURL) {
+		err = Usage(fmt.Errorf("--database-url: %w", err))
+	}
+	return db, err
+}
+
+// CheckDatabase refuses a URL that can never be used, before the process starts anything.
+func CheckDatabase(url string) error {
+	if err := sqldb.CheckURL(url); err != nil {
+		return Usagef("--database-url: %w", err)
+	}
+	return nil
+}
+
+// answersWithin is how long a command that a person waits for tries to reach the database.
+const answersWithin = 10 * time.Second
+
+// OpenExisting is [OpenDatabase] for a command that looks into a process's database, and that a
+// person waits for. It refuses a file that does not exist: in the wrong folder, the command would
+// create an empty one. A server that doesn't answer is [Unreachable].
+func OpenExisting[T any](ctx context.Context, url string, open func(context.Context) (T, error)) (db T, err error) {
+	if err := CheckDatabase(url); err != nil {
+		return db, err
+	}
+	if path, file := strings.CutPrefix(strings.TrimSpace(url), "sqlite:"); file {
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return db, Usagef("--database-url: there is no file %s: name the database that the process serves, as its own --database-url or OMI_DATABASE_URL does", path)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, answersWithin)
+	defer cancel()
+	db, err = OpenDatabase(func() (T, error) { return open(ctx) })
+	if errors.Is(err, context.DeadlineExceeded) && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		what := "no database server answers at --database-url"
+		if errors.Is(err, sqldb.ErrReadOnly) {
+			what = "no database server at --database-url takes writes (to look into a standby, add target_session_attrs=any to the URL)"
+		}
+		err = Unreachable(fmt.Errorf("%s within %s: %w", what, answersWithin, err))
+	}
+	return db, err
+}
 
 // Restore is the grammar of the command that replaces a process's SQLite database by a copy.
 type Restore struct {

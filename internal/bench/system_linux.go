@@ -1,10 +1,23 @@
 package bench
 
 import (
+	"errors"
 	"time"
 
 	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
 )
+
+// sleep handles times that are too short for the runtime's clock: an idle Go process sleeps in
+// whole milliseconds on Linux.
+func sleep(d time.Duration) error {
+	rest := unix.NsecToTimespec(d.Nanoseconds())
+	for {
+		if err := unix.Nanosleep(&rest, &rest); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
 
 // ticks is the number of ticks in a second of /proc, on every Linux.
 const ticks = 100
