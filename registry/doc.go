@@ -29,7 +29,7 @@
 //     a receipt with the reason if it is refused.
 //  4. Confirm. We never refuse a request on remembered state alone: the database is read first, and
 //     the request is decided again if memory was wrong (optimistic.go). Limits of an app are checked
-//     here too (limits.go).
+//     here too.
 //  5. Commit. One transaction writes the batch (room ledger). Each service moves by compare-and-swap
 //     from the state it was decided on, a row of history keeps the change and its receipt, and the
 //     outbox keeps the event. If another replica changed a service in between, its requests are in
@@ -45,7 +45,7 @@
 //
 // The next batch is loaded, decided and confirmed while the last one is committed, unless they share
 // a service or a key (work.go). A request that can't be decided at all becomes a dead letter in the
-// database, and is decided again when an operator asks for it (deadletters.go, retry.go).
+// database, and is decided again when an operator asks for it (deadletters.go).
 //
 // # The states of a service
 //

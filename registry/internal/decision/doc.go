@@ -18,8 +18,7 @@
 //	batch.go        many services together: one key goes to one of them, weak keys
 //	confirm.go      which outcomes rest on remembered state, and what to do if it was wrong
 //	limits.go       limits of an app
-//	superseded.go   a signature by an earlier key, within a budget
-//	refusal.go      the receipts of refusals
+//	refusal.go      the receipts of refusals; a signature by an earlier key, within a budget
 //
 // The checks are one ordered switch after the other in decide.go. A new check of a request belongs
 // there, with its reason in package events and the sentence for the sender next to the check.

@@ -32,7 +32,7 @@
 // # Where to read
 //
 // guard.go tells the story of the guard: [Guard.Run] looks, [Guard.Compare] compares. compare.go
-// compares messages with the history, and reader.go reads them. admit.go has what the rest of the
-// registry asks, and suspicion.go what makes the guard compare again. recover.go brings events
-// back; content.go reads the stream for the check of the database.
+// reads messages and compares them with the history, for the guard and for the check of the
+// database. admit.go has what the rest of the registry asks, and what makes the guard compare
+// again. recover.go brings events back, and record.go writes them.
 package restore
