@@ -87,7 +87,7 @@ func (a *Admin) AddApps(ctx context.Context, apps []App, now int64, log *slog.Lo
 // Apps returns the apps, sorted by id.
 func (a *Admin) Apps(ctx context.Context) ([]App, error) {
 	list, err := a.store.admin.Apps(ctx)
-	return convert(list, func(one ledger.App) App { return App(one) }), err
+	return listOf(list, func(one ledger.App) App { return App(one) }), err
 }
 
 // App returns what is known of an app, or [ErrUnknownApp].
@@ -95,7 +95,7 @@ func (a *Admin) App(ctx context.Context, id events.AppID) (AppRecord, error) {
 	record, err := a.store.admin.App(ctx, id)
 	return AppRecord{
 		App: App(record.App), AddedAt: record.AddedAt,
-		Ended: convert(record.Ended, func(one ledger.EndedMaster) EndedMaster { return EndedMaster(one) }),
+		Ended: listOf(record.Ended, func(one ledger.EndedMaster) EndedMaster { return EndedMaster(one) }),
 	}, err
 }
 
@@ -134,7 +134,7 @@ type DeadLetter struct {
 // DeadLetters returns up to limit dead letters, the oldest first, without their payloads.
 func (a *Admin) DeadLetters(ctx context.Context, limit int) ([]DeadLetter, error) {
 	list, err := a.store.letters.List(ctx, limit)
-	return convert(list, func(one ledger.DeadLetter) DeadLetter { return DeadLetter(one) }), err
+	return listOf(list, func(one ledger.DeadLetter) DeadLetter { return DeadLetter(one) }), err
 }
 
 // DeadLetter returns one dead letter with its payload, or [ErrNoDeadLetter].
@@ -201,18 +201,6 @@ func ReadApps(path string) ([]App, error) {
 		}
 	}
 	return apps, nil
-}
-
-// convert returns a list with each element converted. It keeps nil.
-func convert[A, B any](list []A, one func(A) B) []B {
-	if list == nil {
-		return nil
-	}
-	converted := make([]B, len(list))
-	for i := range list {
-		converted[i] = one(list[i])
-	}
-	return converted
 }
 
 // Violation is something in the database that must never happen.

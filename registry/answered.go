@@ -137,7 +137,7 @@ func (one *told) refused(in *decision.Incoming, nonces decision.RefusalNonces) b
 	})
 }
 
-// MayHaveRefused implements decision.Told.
+// MayHaveRefused implements [decision.Refusals].
 func (one *told) MayHaveRefused(nonce events.Nonce, signedAt, skew int64) bool {
 	return one.since > signedAt-skew || one.refusal(nonce.String(), func(r *events.Receipt, _ time.Time) bool {
 		return r.RequestNonce == nonce
@@ -152,15 +152,15 @@ func (in *intake) unanswered(ctx context.Context, messages []*queue.Message, tod
 	var targets []events.Target
 	seen := map[events.Target]bool{}
 	for i := range todo {
-		if t := todo[i].Request.Target; todo[i].Redelivered && decision.Once(seen, t) {
-			targets = append(targets, t)
+		if t := todo[i].Request.Target; todo[i].Redelivered && !seen[t] {
+			seen[t], targets = true, append(targets, t)
 		}
 	}
 	if len(targets) == 0 {
 		return todo
 	}
-	found := map[events.Target]*told{}
-	if err := in.lookUp(ctx, found, targets); err != nil {
+	found, err := in.lookUp(ctx, targets)
+	if err != nil {
 		in.log.Warn("can't tell which requests were answered before; requests that were delivered before wait", "error", err)
 	}
 	nonces := decision.NewRefusalNonces(in.key)
@@ -176,7 +176,7 @@ func (in *intake) unanswered(ctx context.Context, messages []*queue.Message, tod
 			left = append(left, one)
 			continue
 		}
-		in.metrics.requests.WithLabelValues(string(one.Request.Kind), answeredBefore).Inc()
+		in.metrics.requests.WithLabelValues(string(one.Request.Kind), "answered_before").Inc()
 		m := messages[one.Index]
 		m.Keep()
 		if err := m.Ack(); err != nil {
@@ -191,26 +191,23 @@ func (in *intake) unanswered(ctx context.Context, messages []*queue.Message, tod
 // for that.
 var errReceipts = errors.New("the receipts of services can't be read")
 
-// lookUp reads what services were told. If it fails, into has the services for which the answer is
-// known.
-func (in *intake) lookUp(ctx context.Context, into map[events.Target]*told, targets []events.Target) error {
+// lookUp reads what services were told. If it fails, it also returns the answers that are known.
+func (in *intake) lookUp(ctx context.Context, targets []events.Target) (map[events.Target]*told, error) {
+	found := make(map[events.Target]*told, len(targets))
 	if in.told != nil {
-		found, err := in.told(ctx, targets)
-		maps.Copy(into, found)
+		answers, err := in.told(ctx, targets)
+		maps.Copy(found, answers)
 		if err != nil {
-			return fmt.Errorf("%w: %w", errReceipts, err)
+			return found, fmt.Errorf("%w: %w", errReceipts, err)
 		}
 	}
 	for _, t := range targets {
-		if _, ok := into[t]; !ok {
-			into[t] = nil // nothing
+		if _, ok := found[t]; !ok {
+			found[t] = nil // nothing
 		}
 	}
-	return nil
+	return found, nil
 }
-
-// answeredBefore is a result in the metric of requests.
-const answeredBefore = "answered_before"
 
 // ofAll reads what services were told.
 func (r *receipts) ofAll(ctx context.Context, targets []events.Target) (map[events.Target]*told, error) {

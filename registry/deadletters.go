@@ -23,6 +23,12 @@ import (
 const (
 	idBytes     = 8
 	detailBytes = 1000 // of what a panic or an error says
+
+	retryEvery  = time.Second // how often to look for dead letters to retry
+	retryAtMost = 64          // dead letters at a time
+	// retryWithin is the time to decide one and publish its receipt, before another replica may
+	// try.
+	retryWithin = 15 * time.Second
 )
 
 // newDeadLetter returns what is kept of a message. Its id is a hash, so that the rows of a day
@@ -50,20 +56,12 @@ func detailOf(text string) string {
 	return printable.Text(text)
 }
 
-const (
-	retryEvery  = time.Second // how often to look for dead letters to retry
-	retryAtMost = 64          // dead letters at a time
-	// retryWithin is the time to decide one and publish its receipt, before another replica may
-	// try.
-	retryWithin = 15 * time.Second
-)
-
 // letterBox sets aside the requests that can't be decided, and has them decided again when an
 // operator asks for it:
 //
-//	consume ──▶ setAside ──▶ dead_letters ──▶ run ──▶ the same handler ──▶ decided: deleted
-//	                              ▲                        │
-//	                              └────────────────────────┘ failed again
+//	consume ──▶ keep ──▶ dead_letters ──▶ run ──▶ the same handler ──▶ decided: deleted
+//	                          ▲                        │
+//	                          └────────────────────────┘ failed again
 //
 // It does not publish them to the stream again, because the stream would store them at a new time,
 // which may be outside the window of their timestamp (docs/protocol.md §6).

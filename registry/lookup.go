@@ -63,8 +63,8 @@ func (l *Lookup) Service(ctx context.Context, t events.Target) (events.ServiceRe
 
 // keys returns the record without the parts that only the broker knows.
 func (l *Lookup) keys(ctx context.Context, t events.Target) (events.ServiceRecord, error) {
-	s, err := l.store.ledger.Service(ctx, t)
-	if err := l.mayAnswer(err, t, func() int64 { return s.Sequence }); err != nil {
+	s, err := l.service(ctx, t)
+	if err != nil {
 		return events.ServiceRecord{}, err
 	}
 	now := l.now().Unix()
@@ -88,15 +88,16 @@ func (l *Lookup) keys(ctx context.Context, t events.Target) (events.ServiceRecor
 	return record, nil
 }
 
-// mayAnswer returns the error of a query about a service, or why its answer may be out of date.
-func (l *Lookup) mayAnswer(err error, t events.Target, sequence func() int64) error {
+// service reads a service. It returns an error if the database may know less than was announced.
+func (l *Lookup) service(ctx context.Context, t events.Target) (*ledger.Record, error) {
+	s, err := l.store.ledger.Service(ctx, t)
 	switch {
+	case err == nil:
+		err = l.guard.Answers(t, s.Sequence)
 	case errors.Is(err, ErrUnknownService):
-		return cmp.Or(l.guard.Answers(t, 0), err)
-	case err != nil:
-		return err
+		err = cmp.Or(l.guard.Answers(t, 0), err)
 	}
-	return l.guard.Answers(t, sequence())
+	return s, err
 }
 
 // Info returns what the registry says about itself (docs/protocol.md §8).
@@ -120,8 +121,8 @@ func (l *Lookup) Key(ctx context.Context, key events.PublicKey) (events.KeyRecor
 	if err != nil {
 		return record, fmt.Errorf("look for a key: %w", err)
 	}
-	s, err := l.store.ledger.Service(ctx, t)
-	if err := l.mayAnswer(err, t, func() int64 { return s.Sequence }); err != nil {
+	s, err := l.service(ctx, t)
+	if err != nil {
 		return record, err
 	}
 	lines, _, err := l.store.ledger.Lines(ctx, &s.Service, sequence-1, 1)
@@ -210,9 +211,9 @@ func lookUp[T any](ctx context.Context, l *Lookup, c api.Call, look func(context
 func toCaller(err error) error {
 	switch {
 	case errors.Is(err, ErrBehind):
-		err = api.Unavailable("The registry's database lacks this service's last change, and an older key would be a wrong answer. The registry's operator must recover the change; try again then.")
+		return api.Unavailable("The registry's database lacks this service's last change, and an older key would be a wrong answer. The registry's operator must recover the change; try again then.")
 	case errors.Is(err, ErrComparing):
-		err = api.Unavailable("The registry is comparing its database with the stream of events; try again.")
+		return api.Unavailable("The registry is comparing its database with the stream of events; try again.")
 	}
 	return err
 }
@@ -316,8 +317,8 @@ func busy() error {
 func (l *Lookup) History(
 	ctx context.Context, t events.Target, part events.HistoryRange,
 ) (events.ServiceHistory, error) {
-	s, err := l.store.ledger.Service(ctx, t)
-	if err := l.mayAnswer(err, t, func() int64 { return s.Sequence }); err != nil {
+	s, err := l.service(ctx, t)
+	if err != nil {
 		return events.ServiceHistory{}, err
 	}
 	if !part.Part && s.Sequence > 2*events.HistoryPart { // at least one of two changes brings a key

@@ -34,7 +34,7 @@ const (
 type memory struct {
 	services *simplelru.LRU[events.Target, remembered]
 	refused  *simplelru.LRU[decision.RequestID, struct{}]
-	epoch    int // the fence's, when the services were remembered
+	epoch    int // the restore guard's, when the services were remembered
 
 	pessimisticUntil time.Time // batches are
 }
@@ -57,16 +57,11 @@ func newLRU[K comparable, V any](size int) *simplelru.LRU[K, V] {
 	return l
 }
 
-// wasRefused reports whether this replica has refused a request by the Master Key: its receipt may
-// not be in the stream yet.
-func (m *memory) wasRefused(id decision.RequestID) bool { return m.refused.Contains(id) }
-
-// begin returns the mode for the next batch. doubts is how often the fence had reason to doubt the
-// database, complete whether the database lacks nothing.
-func (m *memory) begin(now time.Time, doubts int, complete bool) decision.Mode {
-	if doubts != m.epoch {
+// begin returns the mode for the next batch. epoch and complete are what the restore guard says.
+func (m *memory) begin(now time.Time, epoch int, complete bool) decision.Mode {
+	if epoch != m.epoch {
 		m.services.Purge()
-		m.epoch = doubts
+		m.epoch = epoch
 	}
 	if !complete || now.Before(m.pessimisticUntil) {
 		return decision.Pessimistic

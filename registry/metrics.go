@@ -77,7 +77,7 @@ func (r *Registry) Checks() iter.Seq2[string, func(context.Context) error] {
 		health.Pinged(r.cfg.Store),
 		{Name: health.Streams, Check: r.checkStreams},
 		{Name: health.Consumer, Check: r.checkConsumer},
-		{Name: health.RestoreGuard, Check: r.checkFence},
+		{Name: health.RestoreGuard, Check: r.checkGuard},
 		{Name: health.Outbox, Check: r.checkOutbox},
 		{Name: health.Requests, Check: r.inHand.Check},
 	})
@@ -104,9 +104,9 @@ func (r *Registry) checkConsumer(context.Context) error {
 	return cmp.Or(r.watch.ConsumerErr(), r.watch.Deliveries.Err())
 }
 
-// checkFence fails while nothing is served because the database may lack what was announced.
+// checkGuard fails while nothing is served because the database may lack what was announced.
 // Services that are behind are on hold one by one, and the others are served.
-func (r *Registry) checkFence(context.Context) error {
+func (r *Registry) checkGuard(context.Context) error {
 	if !r.guard.Compared() {
 		return errors.New("the database is being compared with the stream of events, and nothing is served until that is done")
 	}

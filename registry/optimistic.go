@@ -23,13 +23,13 @@ func (in *intake) load(ctx context.Context, todo []decision.Incoming) (*decision
 	in.metrics.batch.Observe(float64(len(todo)))
 	in.inHand.Stage(stageLoad)
 	st, m := decision.NewState(), in.memory
-	st.RefusedRecently = m.wasRefused
+	st.RefusedRecently = m.refused.Contains
 	for _, key := range in.own {
 		st.TakenKeys[key.PublicKey] = true
 	}
-	doubts, complete := in.guard.Epoch()
+	epoch, complete := in.guard.Epoch()
 	now := in.now()
-	st.Epoch, st.Mode = doubts, m.begin(now, doubts, complete)
+	st.Epoch, st.Mode = epoch, m.begin(now, epoch, complete)
 	if st.Mode == decision.Optimistic {
 		for i := range todo {
 			if todo[i].Refusal != nil {
@@ -73,8 +73,8 @@ func (in *intake) confirmState(ctx context.Context, b *decision.Batch) error {
 		for i, g := range groups {
 			targets[i] = g.Target
 		}
-		found := map[events.Target]*told{}
-		if err := in.lookUp(ctx, found, targets); err != nil {
+		found, err := in.lookUp(ctx, targets)
+		if err != nil {
 			return err
 		}
 		for t, one := range found {

@@ -182,11 +182,6 @@ func (p Policy) settings() []setting {
 	}
 }
 
-// rows returns the settings as the ledger records them.
-func (p Policy) rows() []ledger.Setting {
-	return convert(p.settings(), func(s setting) ledger.Setting { return ledger.Setting{Name: s.name, Value: s.value} })
-}
-
 // recorded returns the policy as the database records it.
 func (p Policy) recorded() map[string]string {
 	values := map[string]string{}
@@ -267,7 +262,7 @@ func (p Policy) mustBe(recorded map[string]string) error {
 // [ErrOtherPolicy] if another one is recorded.
 func (r *Registry) agreeOnPolicy(ctx context.Context) error {
 	return sqldb.Await(ctx, r.cfg.Log, func() error {
-		if err := r.cfg.Store.admin.RecordPolicy(ctx, r.cfg.Policy.rows(), false); err != nil {
+		if err := r.cfg.Store.admin.RecordPolicy(ctx, r.cfg.Policy.recorded(), false); err != nil {
 			return err
 		}
 		return r.cfg.Store.Admin().CheckPolicy(ctx, r.cfg.Policy)
@@ -281,7 +276,7 @@ func (r *Registry) changePolicy(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := r.cfg.Store.admin.RecordPolicy(ctx, r.cfg.Policy.rows(), true); err != nil {
+		if err := r.cfg.Store.admin.RecordPolicy(ctx, r.cfg.Policy.recorded(), true); err != nil {
 			return err
 		}
 		if r.cfg.Policy.mustBe(recorded) != nil {

@@ -147,7 +147,11 @@ func (a *Admin) Recover(ctx context.Context, how Recovery) (Recovered, error) {
 	}, err
 }
 
-// listOf is convert for a list that JSON shows as [] if it is empty.
+// listOf returns a list with each element converted. JSON shows it as [] if it is empty.
 func listOf[A, B any](list []A, one func(A) B) []B {
-	return append([]B{}, convert(list, one)...)
+	converted := make([]B, len(list))
+	for i := range list {
+		converted[i] = one(list[i])
+	}
+	return converted
 }

@@ -102,17 +102,17 @@ func (w *work) next() (batch []decision.Incoming) {
 
 // parties is the services and keys of requests.
 type parties struct {
-	services map[events.Target]struct{}
-	keys     map[events.PublicKey]struct{}
+	services map[events.Target]bool
+	keys     map[events.PublicKey]bool
 }
 
 func newParties(c *committing) parties {
-	if c == nil {
-		return parties{map[events.Target]struct{}{}, map[events.PublicKey]struct{}{}}
+	var groups []*decision.Group
+	if c != nil {
+		groups = c.Groups
 	}
-	n := decision.CountRequests(c.Groups)
-	p := parties{make(map[events.Target]struct{}, len(c.Groups)), make(map[events.PublicKey]struct{}, n)}
-	for _, g := range c.Groups {
+	p := parties{make(map[events.Target]bool, len(groups)), make(map[events.PublicKey]bool, decision.CountRequests(groups))}
+	for _, g := range groups {
 		for i := range g.Requests {
 			p.add(&g.Requests[i])
 		}
@@ -121,18 +121,14 @@ func newParties(c *committing) parties {
 }
 
 func (p parties) add(in *decision.Incoming) {
-	p.services[in.Request.Target] = struct{}{}
+	p.services[in.Request.Target] = true
 	if key := in.Request.NewKey; !key.IsZero() {
-		p.keys[key] = struct{}{}
+		p.keys[key] = true
 	}
 }
 
 func (p parties) include(in *decision.Incoming) bool {
-	if _, ok := p.services[in.Request.Target]; ok {
-		return true
-	}
-	_, ok := p.keys[in.Request.NewKey]
-	return ok
+	return p.services[in.Request.Target] || p.keys[in.Request.NewKey]
 }
 
 // dropBeyondBudget drops the refusals of requests for unbound names beyond the budget.
@@ -143,10 +139,7 @@ func (w *work) dropBeyondBudget(b *decision.Batch) {
 		}
 		for i := range g.Outcomes {
 			o := &g.Outcomes[i]
-			if o.Verdict != decision.Refused || w.messages[o.In.Index].Payload.Paid {
-				continue
-			}
-			o.Dropped = !w.charge()
+			o.Dropped = o.Verdict == decision.Refused && !w.messages[o.In.Index].Payload.Paid && !w.charge()
 		}
 	}
 }

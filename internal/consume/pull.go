@@ -95,6 +95,9 @@ const tooLarge = "Message Size Exceeds MaxBytes"
 
 var errRefused = errors.New("the broker refuses to deliver")
 
+// ErrReplaced ends the pulling from a stream or a durable that is another one by now, or is gone.
+var ErrReplaced = errors.New("the stream or its durable was deleted or created again")
+
 // Iterator returns the messages that a [Pull] fetches. One goroutine calls its methods.
 type Iterator struct {
 	ctx      context.Context // ends Next

@@ -263,12 +263,3 @@ func Changes(groups []*Group) iter.Seq2[*Group, *Outcome] {
 		}
 	}
 }
-
-// Once reports whether key is seen for the first time.
-func Once[K comparable](seen map[K]bool, key K) bool {
-	if seen[key] {
-		return false
-	}
-	seen[key] = true
-	return true
-}

@@ -1,8 +1,6 @@
 package decision
 
-import (
-	"omiappreg.org/keyrotation/events"
-)
+import "omiappreg.org/keyrotation/events"
 
 // commit moves the service, and makes the event and the receipt that announce it.
 func (d *decider) commit(in Incoming) Outcome {
@@ -16,8 +14,11 @@ func (d *decider) commit(in Incoming) Outcome {
 		Nonce:     d.NewNonce(), Sequence: d.service.Sequence + 1, EndEarlier: r.EndEarlier,
 	}
 	event.GracePeriodExpiry = event.Timestamp
-	if r.Kind == events.Rotation {
-		event.GracePeriodExpiry += d.grace(r)
+	switch {
+	case r.Kind == events.Rotation && r.HasGracePeriod:
+		event.GracePeriodExpiry += r.GracePeriod
+	case r.Kind == events.Rotation:
+		event.GracePeriodExpiry += d.Rules.Grace
 	}
 	receipt := events.Receipt{
 		Origin: d.Rules.Origin, Target: d.target, Event: events.RequestCommitted,
@@ -30,14 +31,6 @@ func (d *decider) commit(in Incoming) Outcome {
 	}
 	d.move(in, &o)
 	return o
-}
-
-// grace returns how long the old key stays valid, in seconds.
-func (d *decider) grace(r *events.Request) int64 {
-	if r.HasGracePeriod {
-		return r.GracePeriod
-	}
-	return d.Rules.Grace
 }
 
 // move changes the service as the event says.
@@ -75,7 +68,7 @@ func (d *decider) move(in Incoming, o *Outcome) {
 func withRecent(times []int64, at int64) []int64 {
 	recent := make([]int64, 0, len(times)+1)
 	for _, t := range times {
-		if t > at-rateWindow {
+		if t > at-minuteSeconds {
 			recent = append(recent, t)
 		}
 	}

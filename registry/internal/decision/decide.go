@@ -7,9 +7,6 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// rateWindow is the minute of the rate limit, in seconds.
-const rateWindow = 60
-
 // decider decides the requests of one service, in their order. It holds the service's state and
 // changes it, so that each request sees the changes of those before it.
 type decider struct {

@@ -8,8 +8,8 @@ import (
 	"omiappreg.org/keyrotation/events"
 )
 
-// The minute and the day in which changes are counted, in seconds. They begin at whole minutes and
-// days of UTC.
+// The minute and the day in which changes are counted, in seconds. For the limits of an app they
+// begin at whole minutes and days of UTC.
 const (
 	minuteSeconds = 60
 	DaySeconds    = 24 * 60 * 60
@@ -153,7 +153,7 @@ func (r Rules) RotatesFrom(recent []int64) int64 {
 		return 0
 	}
 	times := slices.Sorted(slices.Values(recent))
-	return times[len(times)-r.RotationsPerMinute] + rateWindow
+	return times[len(times)-r.RotationsPerMinute] + minuteSeconds
 }
 
 // counted returns the times of a minute's rotations with one more. Without a limit, nothing is

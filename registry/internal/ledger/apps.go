@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 
@@ -14,7 +15,8 @@ import (
 	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
-// Errors of the operators' work on apps and keys.
+// Errors of the operators' work on apps and keys. Package registry exports them and the methods
+// below, and explains both.
 var (
 	ErrAppExists      = errors.New("the app is known with another Master Key, which omi-registry app replace-master replaces")
 	ErrMasterKey      = errors.New("the key is a service's key; a developer's Master Key must be another one")
@@ -32,10 +34,9 @@ type App struct {
 
 // EndedMaster is a Master Key that was replaced.
 type EndedMaster struct {
-	App        events.AppID
-	PublicKey  events.PublicKey
-	ReplacedBy events.PublicKey
-	EndedAt    int64
+	App                   events.AppID
+	PublicKey, ReplacedBy events.PublicKey
+	EndedAt               int64
 }
 
 // AppRecord is what the registry knows of an app.
@@ -45,10 +46,7 @@ type AppRecord struct {
 	Ended   []EndedMaster // oldest first
 }
 
-// AddApp adds an app. Adding it again with the same Master Key changes nothing. Another Master Key
-// is [ErrAppExists], or [ErrReplacedMaster] if it was the app's before. A weak key is
-// [events.ErrWeakKey], a service's key [ErrMasterKey], and another app's earlier key or the
-// registry's own key [ErrReservedKey].
+// AddApp adds an app, unless [mayBeMaster] refuses its key.
 func (s *Admin) AddApp(ctx context.Context, app App, now int64) error {
 	if err := app.MasterPublicKey.CheckStrength(); err != nil {
 		return fmt.Errorf("add app %s: %w", app.AppID, err)
@@ -80,22 +78,14 @@ func (s *Admin) Apps(ctx context.Context) ([]App, error) {
 	var apps []App
 	err := s.each(ctx, "SELECT app_id, master_public_key FROM apps ORDER BY app_id", nil, func(row sqldb.Row) error {
 		var app App
-		if err := row.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey}); err != nil {
-			return err
-		}
+		err := row.Scan(text(&app.AppID), keyColumn{&app.MasterPublicKey})
 		apps = append(apps, app)
-		return nil
+		return err
 	})
 	return apps, err
 }
 
-// ReplaceMaster gives an app another Master Key. From the commit on, the old key can't sign for the
-// app any more. It returns the old key. If the new key is the app's already, nothing changes, and
-// it returns that key.
-//
-// It returns [ErrUnknownApp] for an unknown app, [ErrReservedKey] for a key that was a Master Key
-// before or is the registry's own, [ErrMasterKey] for a key that a service has, and
-// [events.ErrWeakKey] for a weak key.
+// ReplaceMaster gives an app another Master Key, and returns the old one.
 func (s *Admin) ReplaceMaster(ctx context.Context, app App, now int64) (old events.PublicKey, err error) {
 	if err := app.MasterPublicKey.CheckStrength(); err != nil {
 		return old, fmt.Errorf("replace the Master Key of %s: %w", app.AppID, err)
@@ -181,7 +171,7 @@ func (s *Admin) App(ctx context.Context, id events.AppID) (AppRecord, error) {
 	return record, nil
 }
 
-// endedMasters reads the Master Keys that were replaced, of these apps or of all.
+// EndedMasters reads the Master Keys that were replaced, of these apps or of all.
 func (s *Admin) EndedMasters(ctx context.Context, only ...events.AppID) ([]EndedMaster, error) {
 	query, args := "SELECT app_id, public_key, replaced_by, ended_at FROM reserved_keys WHERE app_id <> ''", []any{}
 	if len(only) > 0 {
@@ -230,7 +220,7 @@ func (s tables) replacedMasters(ctx context.Context, tx *sqldb.Tx, groups []*dec
 	return replaced, tx.Run(ctx, &p)
 }
 
-// reserveOwn reserves the registry's own keys, so that no service and no developer gets one.
+// ReserveOwn reserves the registry's own keys, so that no service and no developer gets one.
 // [ErrSigningKey] means that its signing key is registered already.
 func (s *Admin) ReserveOwn(ctx context.Context, signing events.PublicKey, own []events.TrustedKey, log *slog.Logger) error {
 	return sqldb.Await(ctx, log, func() error {
@@ -259,9 +249,6 @@ func (s *Admin) ReserveOwn(ctx context.Context, signing events.PublicKey, own []
 	})
 }
 
-// Setting is one value of a policy.
-type Setting struct{ Name, Value string }
-
 // Policy reads the recorded policy.
 func (s *Admin) Policy(ctx context.Context) (map[string]string, error) {
 	recorded := map[string]string{}
@@ -281,15 +268,15 @@ func (s *Admin) Policy(ctx context.Context) (map[string]string, error) {
 
 // RecordPolicy records the settings that are not recorded yet, in one statement: if two replicas
 // start at once, one of them is first. With change, it records all settings.
-func (s *Admin) RecordPolicy(ctx context.Context, settings []Setting, change bool) error {
+func (s *Admin) RecordPolicy(ctx context.Context, settings map[string]string, change bool) error {
 	then := "NOTHING"
 	if change {
 		then = "UPDATE SET value = excluded.value"
 	}
 	places, values := make([]string, len(settings)), make([]any, 0, 2*len(settings))
-	for i, one := range settings {
+	for i, name := range slices.Sorted(maps.Keys(settings)) { // all replicas lock in one order
 		places[i] = fmt.Sprintf("($%d, $%d)", 2*i+1, 2*i+2)
-		values = append(values, one.Name, one.Value)
+		values = append(values, name, settings[name])
 	}
 	query := "INSERT INTO policy (name, value) VALUES " + strings.Join(places, ", ") + " ON CONFLICT (name) DO " + then
 	if err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {

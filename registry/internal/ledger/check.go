@@ -27,20 +27,18 @@ type Report struct {
 	Violations                             []Violation
 }
 
-// Check verifies what must always hold in the database: each service's history has no gap and no
-// repeat, each change follows from the one before it, the present state is the last change, and
-// nothing waits in the outbox for long. With a trust, it verifies the receipts. With the content of
-// the stream of events, it also looks there for the last events of each service.
+// Check verifies what must always hold in the database. With a trust, it verifies the receipts. With
+// the content of the stream of events, it also looks there for the last events of each service.
 func (s *Admin) Check(ctx context.Context, trust *events.Trust, content *StreamContent, now time.Time) (Report, error) {
-	s = &Admin{s.unhurried()}
-	c := &checker{trust: trust, content: content}
+	s = &Admin{tables{s.db.Unhurried()}} // it reads all of them
+	c := &checker{trust: trust, content: content, now: now}
 	if content != nil {
 		if err := s.checkStep(ctx, c, s.loadUnpublished); err != nil {
 			return c.report, fmt.Errorf("check: %w", err)
 		}
 	}
 	for _, step := range []func(context.Context, *checker) error{
-		s.checkHistory, s.checkServices, s.checkMasterKeys, s.checkOutbox(now),
+		s.checkHistory, s.checkServices, s.checkMasterKeys, s.checkOutbox,
 	} {
 		if err := s.checkStep(ctx, c, step); err != nil {
 			return c.report, fmt.Errorf("check: %w", err)
@@ -66,6 +64,7 @@ func (s *Admin) checkStep(ctx context.Context, c *checker, step func(context.Con
 // checker goes through the history of all services, one after the other.
 type checker struct {
 	trust  *events.Trust
+	now    time.Time
 	report Report
 	last   change // of the service at hand
 
@@ -224,19 +223,17 @@ func (s *Admin) checkMasterKeys(ctx context.Context, c *checker) error {
 		})
 }
 
-func (s *Admin) checkOutbox(now time.Time) func(context.Context, *checker) error {
-	return func(ctx context.Context, c *checker) error {
-		var oldest sql.NullInt64
-		err := s.db.QueryRow(ctx, "SELECT COUNT(*), MIN(position) FROM outbox").Scan(&c.report.Outbox, &oldest)
-		if err != nil {
-			return fmt.Errorf("read the outbox: %w", err)
-		}
-		if age := now.Sub(time.Unix(0, oldest.Int64)); oldest.Valid && age > outboxPatience {
-			c.violation("", "%d changes wait in the outbox to be published, the oldest for %s: is a registry running, and can it reach the broker?",
-				c.report.Outbox, age.Round(time.Second))
-		}
-		return nil
+func (s *Admin) checkOutbox(ctx context.Context, c *checker) error {
+	var oldest sql.NullInt64
+	err := s.db.QueryRow(ctx, "SELECT COUNT(*), MIN(position) FROM outbox").Scan(&c.report.Outbox, &oldest)
+	if err != nil {
+		return fmt.Errorf("read the outbox: %w", err)
 	}
+	if age := c.now.Sub(time.Unix(0, oldest.Int64)); oldest.Valid && age > outboxPatience {
+		c.violation("", "%d changes wait in the outbox to be published, the oldest for %s: is a registry running, and can it reach the broker?",
+			c.report.Outbox, age.Round(time.Second))
+	}
+	return nil
 }
 
 // StreamContent is what the stream of events has, for [Admin.Check]. It needs some 100 bytes of
@@ -247,28 +244,23 @@ type StreamContent struct {
 	// Began is when the reading of the stream began, seconds since the Unix epoch. What was committed
 	// later may be missing.
 	Began    int64
-	services map[events.Target]kept
+	services map[events.Target]*kept
 }
 
 // Heard counts a message on a service's subject.
-func (c *StreamContent) Heard(t events.Target) {
-	k := c.services[t]
-	k.messages++
-	c.put(t, k)
-}
+func (c *StreamContent) Heard(t events.Target) { c.of(t).messages++ }
 
 // Has notes an event that is in the history too.
-func (c *StreamContent) Has(at ChangeID) {
-	k := c.services[at.Target]
-	k.add(at.Sequence)
-	c.put(at.Target, k)
-}
+func (c *StreamContent) Has(at ChangeID) { c.of(at.Target).add(at.Sequence) }
 
-func (c *StreamContent) put(t events.Target, k kept) {
+func (c *StreamContent) of(t events.Target) *kept {
 	if c.services == nil {
-		c.services = map[events.Target]kept{}
+		c.services = map[events.Target]*kept{}
 	}
-	c.services[t] = k
+	if c.services[t] == nil {
+		c.services[t] = &kept{}
+	}
+	return c.services[t]
 }
 
 // kept is what the stream has of one service.
@@ -318,7 +310,7 @@ func (c *checker) announced(t events.Target, committed int64) {
 	if c.content == nil || committed == 0 || c.unpublished[t.String()] {
 		return
 	}
-	k := c.content.services[t]
+	k := c.content.of(t)
 	from := max(1, committed-windowSize+1)
 	if c.content.PerSubject > 0 && k.messages >= c.content.PerSubject && k.window != 0 {
 		from = max(from, k.first()) // later messages have pushed out the older ones

@@ -30,7 +30,7 @@ type Conflicts struct {
 	Taken    bool // a key, a nonce or a sequence was used before; the database doesn't tell whose
 }
 
-// commit writes the groups that changed in one transaction. A service that is no longer in the
+// Commit writes the groups that changed in one transaction. A service that is no longer in the
 // state that was read or remembered is in conflict: nothing of it is written, and its requests must
 // be decided again. The other groups stand. If a key or a nonce was used before, all groups that
 // changed are in conflict.
@@ -231,7 +231,7 @@ type HistoryRow struct {
 	service      int64 // its id
 	Event        events.Invalidation
 	RequestNonce events.Nonce
-	Digest       [sha256.Size]byte // of the request; unknownDigest if it can't be known
+	Digest       [sha256.Size]byte // of the request; [decision.UnknownDigest] if it can't be known
 	ReceiptNonce events.Nonce
 	Receipt      []byte
 }

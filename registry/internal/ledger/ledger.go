@@ -95,9 +95,6 @@ func (s tables) all(p *sqldb.Pipeline, what, query string, types []sqldb.Type, v
 	}
 }
 
-// unhurried returns the tables for work that reads all of them.
-func (s tables) unhurried() tables { return tables{s.db.Unhurried()} }
-
 // keyColumn scans a public key. NULL is no key.
 type keyColumn struct{ key *events.PublicKey }
 
@@ -135,13 +132,10 @@ func (c textColumn[T]) Scan(v any) (err error) {
 	return err
 }
 
-func text(id *events.AppID) sql.Scanner { return textColumn[events.AppID]{id, events.ParseAppID} }
-
-func target(t *events.Target) sql.Scanner { return textColumn[events.Target]{t, events.ParseTarget} }
-
+func text(id *events.AppID) sql.Scanner     { return textColumn[events.AppID]{id, events.ParseAppID} }
+func target(t *events.Target) sql.Scanner   { return textColumn[events.Target]{t, events.ParseTarget} }
 func nonceText(n *events.Nonce) sql.Scanner { return textColumn[events.Nonce]{n, events.ParseNonce} }
-
-func times(list *[]int64) sql.Scanner { return textColumn[[]int64]{list, parseTimes} }
+func times(list *[]int64) sql.Scanner       { return textColumn[[]int64]{list, parseTimes} }
 
 // keyBytes returns the value of a key's column.
 func keyBytes(k events.PublicKey) any {
@@ -191,7 +185,7 @@ func (p Position) OlderThan(seen Position) bool {
 
 const selectPosition = "SELECT created_at, position, writes FROM stream_positions WHERE stream = $1"
 
-// position reads the row; false: there is no row.
+// Position reads the row; false: there is no row.
 func (s *Ledger) Position(ctx context.Context) (Position, bool, error) {
 	return scanPosition(s.db.QueryRow(ctx, selectPosition, streams.Invalidations))
 }
@@ -213,7 +207,7 @@ func scanPosition(row sqldb.Row) (p Position, exists bool, err error) {
 // or belongs to another stream, or the connection to the database was lost meanwhile.
 var ErrMoved = errors.New("the database was away or restored, or the stream was created again, during the comparison")
 
-// setPosition writes the result of a comparison that began at this row (zero: there was none): up
+// SetPosition writes the result of a comparison that began at this row (zero: there was none): up
 // to which place of which stream nothing is missing. It moves the row back only if back is set.
 func (s *Ledger) SetPosition(ctx context.Context, began, found Position, back bool) (Position, error) {
 	var next Position

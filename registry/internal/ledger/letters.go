@@ -15,28 +15,20 @@ import (
 // ErrNoDeadLetter means that no dead letter has this id: it never existed, or it is decided by now.
 var ErrNoDeadLetter = errors.New("there is no dead letter with this id")
 
-// DeadLetter is a request that could not be decided: the code panics on it, or fails on it while it
-// decides others. It waits in the database until an operator has it decided again.
+// DeadLetter is a request that could not be decided. The registry's type of this name explains the
+// fields.
 type DeadLetter struct {
-	ID             string
-	Subject        string
-	StreamSequence uint64
-	// StreamCreatedAt is when the stream was created, nanoseconds since the Unix epoch; 0: not
-	// known.
-	StreamCreatedAt int64
-	// StoredAt is when JetStream stored it, seconds since the Unix epoch.
-	StoredAt int64
-	Reason   string // panic or error
-	Detail   string
-	Tries    int
-	// SetAsideAt is when it was set aside or failed again, seconds since the Unix epoch.
-	SetAsideAt int64
-	// Retrying means that a registry was asked to decide it again, and has not done so yet.
-	Retrying bool
-	Payload  []byte
+	ID, Subject               string
+	StreamSequence            uint64
+	StreamCreatedAt, StoredAt int64
+	Reason, Detail            string
+	Tries                     int
+	SetAsideAt                int64
+	Retrying                  bool
+	Payload                   []byte
 }
 
-// putLDeadLetter keeps a dead letter. If it is there already, it has failed again.
+// Put keeps a dead letter. If it is there already, it has failed again.
 func (s *Letters) Put(ctx context.Context, l DeadLetter) error {
 	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO dead_letters
@@ -68,7 +60,7 @@ func scanLetter(row interface{ Scan(...any) error }, more ...any) (DeadLetter, e
 	return l, err
 }
 
-// DeadLetters returns up to limit dead letters, the oldest first, without their payloads.
+// List returns up to limit dead letters, the oldest first, without their payloads.
 func (s *Letters) List(ctx context.Context, limit int) ([]DeadLetter, error) {
 	list := []DeadLetter{}
 	err := s.each(ctx, "SELECT "+letterColumns+" FROM dead_letters ORDER BY stored_at, stream_sequence LIMIT $1", []any{limit},
@@ -83,7 +75,7 @@ func (s *Letters) List(ctx context.Context, limit int) ([]DeadLetter, error) {
 	return list, nil
 }
 
-// LDeadLetter returns one dead letter with its payload, or [ErrNoDeadLetter].
+// Get returns one dead letter with its payload, or [ErrNoDeadLetter].
 func (s *Letters) Get(ctx context.Context, id string) (DeadLetter, error) {
 	var payload []byte
 	l, err := scanLetter(s.db.QueryRow(ctx,
@@ -98,7 +90,7 @@ func (s *Letters) Get(ctx context.Context, id string) (DeadLetter, error) {
 	return l, nil
 }
 
-// countDeadLetters returns how many there are.
+// Count returns how many there are.
 func (s *Letters) Count(ctx context.Context) (n int, err error) {
 	if err = s.db.QueryRow(ctx, "SELECT COUNT(*) FROM dead_letters").Scan(&n); err != nil {
 		return 0, fmt.Errorf("count the dead letters: %w", err)
@@ -106,9 +98,7 @@ func (s *Letters) Count(ctx context.Context) (n int, err error) {
 	return n, nil
 }
 
-// RetryDeadLetters asks for dead letters to be decided again. A running registry does so within a
-// second or two. If one of the ids does not exist, it returns [ErrNoDeadLetter] and asks for
-// nothing.
+// Retry asks for dead letters to be decided again: all of them, or [ErrNoDeadLetter].
 func (s *Letters) Retry(ctx context.Context, ids []string, now time.Time) error {
 	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
 		for _, id := range ids {
@@ -128,8 +118,7 @@ func (s *Letters) Retry(ctx context.Context, ids []string, now time.Time) error 
 	return nil
 }
 
-// RetryAllDeadLetters asks for all dead letters to be decided again, and returns their ids, oldest
-// first.
+// RetryAll asks for all dead letters to be decided again, and returns their ids, oldest first.
 func (s *Letters) RetryAll(ctx context.Context, now time.Time) ([]string, error) {
 	letters, err := s.update(ctx, `UPDATE dead_letters SET retry_at = COALESCE(retry_at, $1)
 		RETURNING `+letterColumns+`, NULL`, now.UnixMilli())
@@ -143,7 +132,7 @@ func (s *Letters) RetryAll(ctx context.Context, now time.Time) ([]string, error)
 	return ids, nil
 }
 
-// retryAsked reports whether a dead letter is to be decided again. It is a read, which costs little
+// Asked reports whether a dead letter is to be decided again. It is a read, which costs little
 // while there is none.
 func (s *Letters) Asked(ctx context.Context, now time.Time) (bool, error) {
 	var n int
@@ -154,7 +143,7 @@ func (s *Letters) Asked(ctx context.Context, now time.Time) (bool, error) {
 	return n > 0, nil
 }
 
-// claimDeadLetters leases up to limit dead letters that are to be decided again, oldest first. Two
+// Claim leases up to limit dead letters that are to be decided again, oldest first. Two
 // replicas never lease the same one at a time, though deciding one twice would do no harm.
 func (s *Letters) Claim(ctx context.Context, limit int, now time.Time, lease time.Duration) ([]DeadLetter, error) {
 	letters, err := s.update(ctx, `UPDATE dead_letters SET retry_at = $1 WHERE id IN
@@ -166,7 +155,7 @@ func (s *Letters) Claim(ctx context.Context, limit int, now time.Time, lease tim
 	return letters, nil
 }
 
-// updateLetters runs a statement that returns dead letters, and sorts them, oldest first.
+// update runs a statement that returns dead letters, and sorts them, oldest first.
 func (s *Letters) update(ctx context.Context, statement string, args ...any) ([]DeadLetter, error) {
 	var letters []DeadLetter
 	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
@@ -182,26 +171,19 @@ func (s *Letters) update(ctx context.Context, statement string, args ...any) ([]
 		return tx.Run(ctx, &p)
 	})
 	slices.SortFunc(letters, func(a, b DeadLetter) int {
-		if a.StoredAt != b.StoredAt {
-			return cmp.Compare(a.StoredAt, b.StoredAt)
-		}
-		return cmp.Compare(a.StreamSequence, b.StreamSequence)
+		return cmp.Or(cmp.Compare(a.StoredAt, b.StoredAt), cmp.Compare(a.StreamSequence, b.StreamSequence))
 	})
 	return letters, err
 }
 
-// deleteDeadLetters deletes dead letters that are decided.
-func (s *Letters) Delete(ctx context.Context, ids ...any) error {
+// Delete deletes a dead letter that is decided.
+func (s *Letters) Delete(ctx context.Context, id string) error {
 	err := s.db.InTx(ctx, func(tx *sqldb.Tx) error {
-		for part := range s.db.Engine().Rows(1, []sqldb.Type{sqldb.Text}, ids) {
-			if _, err := tx.Exec(ctx, "DELETE FROM dead_letters WHERE id IN ("+part.Query+")", part.Args...); err != nil {
-				return err
-			}
-		}
-		return nil
+		_, err := tx.Exec(ctx, "DELETE FROM dead_letters WHERE id = $1", id)
+		return err
 	})
 	if err != nil {
-		return fmt.Errorf("delete decided dead letters: %w", err)
+		return fmt.Errorf("delete a decided dead letter: %w", err)
 	}
 	return nil
 }

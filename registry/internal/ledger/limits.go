@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 
 	"omiappreg.org/keyrotation/events"
@@ -14,13 +15,13 @@ import (
 // recentChanges is how far back the history is searched for a reset. An older reset is not found.
 const recentChanges = 1024
 
-// uses reads what apps have used.
+// Uses reads what apps have used.
 func (s *Ledger) Uses(ctx context.Context, wanted []decision.Countable) (map[events.AppID]*decision.AppUse, error) {
 	uses := map[events.AppID]*decision.AppUse{}
 	var names []any
 	seen := map[events.AppID]bool{}
 	for _, one := range wanted {
-		if app := one.Group.Target.App; decision.Once(seen, app) {
+		if app := one.Group.Target.App; once(seen, app) {
 			names = append(names, app.String())
 		}
 	}
@@ -41,7 +42,7 @@ func (s *Ledger) Uses(ctx context.Context, wanted []decision.Countable) (map[eve
 	return uses, nil
 }
 
-// lastResets reads when the services of these changes were last reset, unless that was long ago.
+// LastResets reads when the services of these changes were last reset, unless that was long ago.
 func (s *Ledger) LastResets(ctx context.Context, wanted []decision.Countable) (map[*decision.Group]int64, error) {
 	resets := map[*decision.Group]int64{}
 	byID := map[int64]*decision.Group{}
@@ -86,19 +87,11 @@ func (s tables) useApps(p *sqldb.Pipeline, groups []*decision.Group) {
 			}
 		}
 	}
-	apps := make([]events.AppID, 0, len(uses))
-	for app := range uses {
-		apps = append(apps, app)
-	}
+	values := make([]any, 0, 6*len(uses))
 	// All writers lock in this order.
-	slices.SortFunc(apps, func(a, b events.AppID) int { return cmp.Compare(a.String(), b.String()) })
-	values := make([]any, 0, 6*len(apps))
-	for _, app := range apps {
+	for _, app := range slices.SortedFunc(maps.Keys(uses), func(a, b events.AppID) int { return cmp.Compare(a.String(), b.String()) }) {
 		u := uses[app]
 		values = append(values, app.String(), u.Services, u.Minute, u.MinuteChanges, u.Day, u.DayChanges)
-	}
-	if len(values) == 0 {
-		return
 	}
 	const into = `INSERT INTO app_use (app_id, services, minute, minute_changes, day, day_changes) %s
 		ON CONFLICT (app_id) DO UPDATE SET services = app_use.services + excluded.services,

@@ -10,7 +10,7 @@ import (
 	"omiappreg.org/keyrotation/registry/internal/decision"
 )
 
-// load reads what the decision about these requests depends on and st lacks, in two round trips to
+// Load reads what the decision about these requests depends on and st lacks, in two round trips to
 // a server: the nonces need the ids of their services. It reads keys and nonces only if used is
 // true.
 //
@@ -32,7 +32,7 @@ func (s *Ledger) Load(ctx context.Context, requests []decision.Incoming, st *dec
 }
 
 // wanted is what a batch needs and is not known yet, each thing once. Requests that failed the
-// first check need nothing.
+// first check need nothing. keys and nonces are those of all others, if it matters which were used.
 type wanted struct {
 	names   []any                    // of the targets
 	targets map[string]events.Target // by their names
@@ -42,8 +42,11 @@ type wanted struct {
 }
 
 func newWanted(requests []decision.Incoming, st *decision.State, used bool) *wanted {
-	w := newWantedServices(0)
-	apps := map[events.AppID]bool{}
+	w, n := newWantedServices(0), 0
+	if used {
+		n = len(requests)
+	}
+	apps, keys, nonces := map[events.AppID]bool{}, make(map[events.PublicKey]bool, n), make(map[decision.RequestID]bool, n)
 	for i := range requests {
 		r := requests[i].Request
 		if requests[i].Refusal != nil {
@@ -52,32 +55,27 @@ func newWanted(requests []decision.Incoming, st *decision.State, used bool) *wan
 		if _, known := st.Services[r.Target]; !known {
 			w.service(r.Target)
 		}
-		if _, known := st.Masters[r.Target.App]; !known && r.Kind.ByMasterKey() && decision.Once(apps, r.Target.App) {
+		if _, known := st.Masters[r.Target.App]; !known && r.Kind.ByMasterKey() && once(apps, r.Target.App) {
 			w.apps = append(w.apps, r.Target.App.String())
 		}
-	}
-	if used {
-		w.used(requests)
+		if !used {
+			continue
+		}
+		if id := (decision.RequestID{Target: r.Target, Nonce: r.Nonce}); once(nonces, id) {
+			w.nonces = append(w.nonces, id)
+		}
+		if r.Kind != events.Revocation && once(keys, r.NewKey) {
+			w.keys = append(w.keys, r.NewKey.Bytes())
+		}
 	}
 	return w
 }
 
-// used adds the keys and nonces of the requests, to find out which were used before.
-func (w *wanted) used(requests []decision.Incoming) {
-	keys := make(map[events.PublicKey]bool, len(requests))
-	nonces := make(map[decision.RequestID]bool, len(requests))
-	for i := range requests {
-		r := requests[i].Request
-		if requests[i].Refusal != nil {
-			continue
-		}
-		if id := (decision.RequestID{Target: r.Target, Nonce: r.Nonce}); decision.Once(nonces, id) {
-			w.nonces = append(w.nonces, id)
-		}
-		if r.Kind != events.Revocation && decision.Once(keys, r.NewKey) {
-			w.keys = append(w.keys, r.NewKey.Bytes())
-		}
-	}
+// once reports whether key is seen for the first time.
+func once[K comparable](seen map[K]bool, key K) bool {
+	first := !seen[key]
+	seen[key] = true
+	return first
 }
 
 // newWantedServices returns an empty list with room for n services.
@@ -204,7 +202,7 @@ func earlierOf(e sqldb.Engine) string {
 		WHERE h.public_key IS NOT NULL ORDER BY h.sequence DESC`
 }
 
-// previous returns the earlier keys of each service without the current one, going back this many
+// Previous returns the earlier keys of each service without the current one, going back this many
 // sequences, newest first.
 func (s *Ledger) Previous(ctx context.Context, targets []events.Target, sequences []int64) (map[events.Target][]decision.PastKey, error) {
 	found := map[events.Target][]decision.PastKey{}
@@ -216,11 +214,9 @@ func (s *Ledger) Previous(ctx context.Context, targets []events.Target, sequence
 	err := s.eachPart(ctx, query, []sqldb.Type{sqldb.Text, sqldb.Int}, values, func(row sqldb.Row) error {
 		var t events.Target
 		var past decision.PastKey
-		if err := row.Scan(target(&t), keyColumn{&past.Key}, &past.Sequence); err != nil {
-			return err
-		}
+		err := row.Scan(target(&t), keyColumn{&past.Key}, &past.Sequence)
 		found[t] = append(found[t], past)
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load earlier keys: %w", err)

@@ -92,7 +92,7 @@ func (s *Ledger) Masters(ctx context.Context, apps []events.AppID) (map[events.A
 	st, w := decision.NewState(), newWantedServices(0)
 	seen := make(map[events.AppID]bool, len(apps))
 	for _, app := range apps {
-		if decision.Once(seen, app) {
+		if once(seen, app) {
 			w.apps = append(w.apps, app.String())
 		}
 	}
@@ -153,16 +153,21 @@ func (s *Admin) ContinueHistories(ctx context.Context, groups []*decision.Group,
 	return nil
 }
 
+// TargetOf returns the service in the subject of an event; zero: there is none.
+func TargetOf(subject string) events.Target {
+	name, _ := strings.CutPrefix(subject, events.InvalidationSubject)
+	if t, err := events.ParseTarget(name); err == nil {
+		return t
+	}
+	return events.Target{}
+}
+
 // ChangeOf returns which change a message of the stream of events says it is about, and the nonce of
 // its event. The target is zero if the subject names no service. Nothing is verified.
 func ChangeOf(subject string, payload []byte) (id ChangeID, nonce events.Nonce) {
-	name, _ := strings.CutPrefix(subject, events.InvalidationSubject)
-	t, err := events.ParseTarget(name)
-	if err != nil {
-		return id, nonce
+	if id.Target = TargetOf(subject); !id.Target.IsZero() {
+		id.Sequence, nonce = events.NamesOf(payload)
 	}
-	id.Target = t
-	id.Sequence, nonce = events.NamesOf(payload)
 	return id, nonce
 }
 
@@ -178,7 +183,7 @@ type Record struct {
 	decision.Details
 }
 
-// service reads one service, or returns [ErrUnknownService].
+// Service reads one service, or returns [ErrUnknownService].
 func (s *Ledger) Service(ctx context.Context, t events.Target) (*Record, error) {
 	var one Record
 	const query = "SELECT " + serviceColumns + ", bound_at, service_type, endpoint_url, provider_receipt FROM services WHERE target = $1"
@@ -193,7 +198,7 @@ func (s *Ledger) Service(ctx context.Context, t events.Target) (*Record, error) 
 	return &one, nil
 }
 
-// owner returns the service that has or had a key, and the sequence that brought the key, or
+// Owner returns the service that has or had a key, and the sequence that brought the key, or
 // [sql.ErrNoRows].
 func (s *Ledger) Owner(ctx context.Context, key events.PublicKey) (t events.Target, sequence int64, err error) {
 	const query = `SELECT s.target, h.sequence FROM history h JOIN services s ON s.id = h.service
@@ -202,7 +207,7 @@ func (s *Ledger) Owner(ctx context.Context, key events.PublicKey) (t events.Targ
 	return t, sequence, err
 }
 
-// receipt reads the receipt of a committed request, or returns [ErrNoReceipt].
+// Receipt reads the receipt of a committed request, or returns [ErrNoReceipt].
 func (s *Ledger) Receipt(ctx context.Context, t events.Target, nonce events.Nonce) (receipt []byte, err error) {
 	const query = "SELECT receipt FROM history WHERE service = (SELECT id FROM services WHERE target = $1) AND request_nonce = $2"
 	err = s.db.QueryRow(ctx, query, t.String(), nonce.String()).Scan(&receipt)
@@ -218,7 +223,7 @@ func (s *Ledger) Receipt(ctx context.Context, t events.Target, nonce events.Nonc
 // fewChanges is how many changes are read at a time if it is not known how many are needed.
 const fewChanges = 64
 
-// lines returns the keys that a service had after a sequence, oldest first, and whether it had
+// Lines returns the keys that a service had after a sequence, oldest first, and whether it had
 // more. It ignores changes that come meanwhile: a history only grows.
 func (s *Ledger) Lines(
 	ctx context.Context, one *decision.Service, after, most int64,
@@ -292,7 +297,7 @@ func (s tables) changes(ctx context.Context, id, after, upTo int64) ([]events.In
 const ChangesQuery = `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at,
 	end_earlier FROM history WHERE service = $1 AND sequence > $2 AND sequence <= $3 ORDER BY sequence`
 
-// inGrace returns the keys that are in grace at now, newest first, as the history was when the
+// InGrace returns the keys that are in grace at now, newest first, as the history was when the
 // service was read: it only grows, so a later change does not mix into the answer. It goes back
 // until a change ended all keys before it, or until several changes in a row are too old for this
 // grace period and none of them has a key in grace. A key that came under a longer grace period is

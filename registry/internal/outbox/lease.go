@@ -17,6 +17,11 @@ import (
 const (
 	renewAfter = ledger.LeaseFor / 2
 	renewEvery = time.Second
+
+	// claimEvery is how often to look for messages that a crash left, if a look is quick.
+	claimEvery  = time.Second
+	claimSeldom = 15 * time.Second // and if it is slow
+	claimAtMost = 512              // messages at a time
 )
 
 // leases renews the leases of the outbox rows that this process has in hand: rows that wait in the
@@ -94,13 +99,6 @@ func (l *leases) renew(ctx context.Context) {
 		l.log.Warn("renewing the leases of what is being published failed: another replica may publish it too, which does no harm", "error", err)
 	}
 }
-
-const (
-	// claimEvery is how often to look for messages that a crash left, if a look is quick.
-	claimEvery  = time.Second
-	claimSeldom = 15 * time.Second // and if it is slow
-	claimAtMost = 512              // messages at a time
-)
 
 // errUnpublished means that the broker did not take all messages. The log has the cause.
 var errUnpublished = errors.New("some messages were not published")

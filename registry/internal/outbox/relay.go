@@ -130,7 +130,11 @@ func (r *Relay) Run(ctx context.Context) {
 	var running sync.WaitGroup
 	// What this process committed is published from memory, and then deleted from the outbox.
 	running.Go(func() { r.publishChanges(publishing) })
-	running.Go(func() { r.publishRefusals(publishing) })
+	running.Go(func() {
+		for list := range r.refusals {
+			r.sendRefusals(publishing, list)
+		}
+	})
 	// Until then, this process renews its leases on the rows, so that no other one publishes them too.
 	running.Go(func() { r.leases.run(ctx) })
 	// If a process dies, its leases end, and any other one publishes what it left in the outbox.
@@ -140,17 +144,12 @@ func (r *Relay) Run(ctx context.Context) {
 
 // Enqueue hands a batch over. It waits while the broker is behind. If ctx ends first, the changes
 // that are left are found in the outbox, and the refused requests are delivered again.
-func (r *Relay) Enqueue(ctx context.Context, p Publication) error {
-	err := r.enqueue(ctx, p)
-	if err != nil {
-		for _, one := range p.Refusals {
-			_ = one.Request.NakWithDelay(0)
+func (r *Relay) Enqueue(ctx context.Context, p Publication) (err error) {
+	defer func() {
+		for i := 0; err != nil && i < len(p.Refusals); i++ {
+			_ = p.Refusals[i].Request.NakWithDelay(0)
 		}
-	}
-	return err
-}
-
-func (r *Relay) enqueue(ctx context.Context, p Publication) error {
+	}()
 	if len(p.Changes) > 0 {
 		// A place starts with the time of its lease.
 		lease := r.leases.hold(p.Changes, time.Unix(0, p.Changes[0].Place.Position))
@@ -210,7 +209,8 @@ func (r *Relay) publishChanges(ctx context.Context) {
 				due.Reset(deleteAfter)
 			}
 			one := r.publish(ctx, p.messages)
-			if sent.add(one); one.err == nil {
+			sent.messages, sent.last = append(sent.messages, one.messages...), max(sent.last, one.last)
+			if one.err == nil {
 				held = append(held, p.lease)
 			} else {
 				r.leases.release(p.lease) // recover tries again
@@ -235,10 +235,6 @@ type published struct {
 	err error
 }
 
-func (p *published) add(more published) {
-	p.messages, p.last = append(p.messages, more.messages...), max(p.last, more.last)
-}
-
 // publish publishes messages of the outbox. It skips those that can't be sent as they are.
 func (r *Relay) publish(ctx context.Context, messages []decision.Message) published {
 	messages = r.unsendable.sendable(messages, r.now())
@@ -256,12 +252,6 @@ func (r *Relay) publish(ctx context.Context, messages []decision.Message) publis
 	r.published.Add(float64(len(sent.messages)))
 	sent.messages = append(sent.messages, r.unsendable.record(messages, result, r.now())...)
 	return sent
-}
-
-func (r *Relay) publishRefusals(ctx context.Context) {
-	for list := range r.refusals {
-		r.sendRefusals(ctx, list)
-	}
 }
 
 // sendRefusals publishes refusals, and acknowledges the requests that they answer. If the broker

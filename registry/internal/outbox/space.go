@@ -17,18 +17,21 @@ import (
 	"omiappreg.org/keyrotation/registry/internal/ledger"
 )
 
-// ErrUnpublished means that committed changes can't be announced. They wait in the outbox.
-var ErrUnpublished = errors.New("committed changes can't be published")
-
-// ErrNoSpace means that the broker takes no more events or receipts because it has no space left.
-// Committed changes wait in the outbox.
-var ErrNoSpace = errors.New("can't publish: the broker has no space left for events or receipts; give its JetStream more space, or find out what fills it (omi doctor)")
+// Errors of publishing. Committed changes wait in the outbox meanwhile.
+var (
+	ErrUnpublished = errors.New("committed changes can't be published")
+	ErrNoSpace     = errors.New("can't publish: the broker has no space left for events or receipts; give its JetStream more space, or find out what fills it (omi doctor)")
+)
 
 const (
 	// lackingFor is how long space counts as missing after the last message that didn't fit, unless
 	// one fits: waiting messages are tried more often.
 	lackingFor = 30 * time.Second
 	warnEach   = 10 * time.Second // the log gets one line for all failures in this time
+	lookSeldom = time.Minute      // between two looks at the outbox, if a look takes long
+	// overdueAfter is how old a row may be before the outbox is reported as stuck. A broker that is
+	// there takes far less.
+	overdueAfter = 30 * time.Second
 )
 
 // space knows whether the broker has room for what the registry publishes.
@@ -39,14 +42,9 @@ type space struct {
 
 	mu      sync.Mutex
 	lacked  map[messageKind]time.Time // when space was last missing
-	failed  failure                   // of changes, at the last try
+	failed  error                     // why changes were not published at the last try; nil: they were
+	tried   time.Time                 // when that was
 	refused int                       // refusals that were dropped since the last line in the log
-}
-
-// failure is why something could not be published, and when. Zero: there was no failure.
-type failure struct {
-	err error
-	at  time.Time
 }
 
 // messageKind is a kind of message that is published separately.
@@ -97,8 +95,8 @@ func (s *space) unpublished() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.failed.err != nil {
-		return fmt.Errorf("%w: %w", ErrUnpublished, s.failed.err)
+	if s.failed != nil {
+		return fmt.Errorf("%w: %w", ErrUnpublished, s.failed)
 	}
 	return nil
 }
@@ -107,8 +105,8 @@ func (s *space) unpublished() error {
 func (s *space) nothingWaits() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if time.Since(s.failed.at) > ledger.LeaseFor {
-		s.failed = failure{}
+	if time.Since(s.tried) > ledger.LeaseFor {
+		s.failed = nil
 	}
 }
 
@@ -117,7 +115,7 @@ func (s *space) record(what messageKind, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if what == kindChanges {
-		s.failed = failure{err, time.Now()}
+		s.failed, s.tried = err, time.Now()
 	}
 	if err == nil {
 		if delete(s.lacked, what); what == kindChanges { // changes have receipts too
@@ -147,13 +145,6 @@ func (s *space) dropRefusal() {
 	defer s.mu.Unlock()
 	s.refused++
 }
-
-const (
-	lookSeldom = time.Minute // between two looks at the outbox, if a look takes long
-	// overdueAfter is how old a row may be before the outbox is reported as stuck. A broker that is
-	// there takes far less.
-	overdueAfter = 30 * time.Second
-)
 
 // backlog is what waits in the outbox, as the last look found it.
 type backlog struct {

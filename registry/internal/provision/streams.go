@@ -24,8 +24,7 @@ import (
 var ErrStreamMeaning = errors.New("an existing stream has another meaning")
 
 // Ensure creates the streams that are missing, and applies changed limits to those that exist.
-// Choices of the operator that the contract leaves open (replicas, placement, size) stay. replicas
-// is for streams that are created here; 0 means 1.
+// replicas is for streams that are created here; 0 means 1.
 func Ensure(ctx context.Context, js jetstream.JetStream, replicas int, limits Limits) error {
 	for _, want := range limits.streams() {
 		want.Replicas = max(1, replicas)
@@ -137,8 +136,7 @@ func requestDurable(ctx context.Context, js jetstream.JetStream) (jetstream.Cons
 }
 
 // ErrOrigin means that this registry has signed the last event of the stream under another domain
-// name. A reader of the stream believes one name. Under the new name all earlier events would count
-// for nothing, and readers that know the old name would ignore new ones.
+// name.
 var ErrOrigin = errors.New("the stream of events belongs to this registry under another origin")
 
 // checkOrigin returns [ErrOrigin] if the last event shows that --origin has changed. An event that

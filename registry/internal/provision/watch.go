@@ -73,9 +73,7 @@ var (
 	// ErrPaused means that the durable delivers nothing until a time that an operator gave.
 	ErrPaused = errors.New("the durable is paused")
 
-	// ErrReplaced means that what was pulled from is not there any more.
-	ErrReplaced = errors.New("the stream or its durable was deleted or created again")
-	errOpening  = errors.New("the registry has not opened its durable yet")
+	errOpening = errors.New("the registry has not opened its durable yet")
 )
 
 // NewWatch returns a watch that has not looked yet.
@@ -187,7 +185,11 @@ func (w *Watch) examine(ctx context.Context) (missing []string, wrong error) {
 			continue
 		}
 		info := stream.CachedInfo()
-		if err := usable(info.Config, want.StreamConfig); err != nil {
+		err = sameMeaning(info.Config, want.StreamConfig)
+		if info.Config.Sealed {
+			err = ErrSealed
+		}
+		if err != nil {
 			wrong = errors.Join(wrong, fmt.Errorf("stream %s: %w", want.Name, err))
 		}
 		switch want.Name {
@@ -200,19 +202,12 @@ func (w *Watch) examine(ctx context.Context) (missing []string, wrong error) {
 	return missing, wrong
 }
 
-func usable(have, want jetstream.StreamConfig) error {
-	if have.Sealed {
-		return ErrSealed
-	}
-	return sameMeaning(have, want)
-}
-
 // requestsAre ends the pulling from a stream of requests that is not there any more.
 func (w *Watch) requestsAre(created time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.opened.stop != nil && !w.opened.stream.Equal(created) {
-		w.opened.stop(ErrReplaced)
+		w.opened.stop(consume.ErrReplaced)
 	}
 }
 
@@ -259,7 +254,7 @@ func (w *Watch) mayGoOn(consumer jetstream.Consumer, err error) bool {
 	case w.opened.stop == nil || consumer == nil && !gone:
 		return true
 	case gone || !consumer.CachedInfo().Created.Equal(w.opened.durable):
-		w.opened.stop(ErrReplaced)
+		w.opened.stop(consume.ErrReplaced)
 		return true
 	}
 	return consume.LimitsOf(consumer.CachedInfo().Config) == w.opened.limits
@@ -284,7 +279,7 @@ func (w *Watch) Open(ctx context.Context) (consumer jetstream.Consumer, created 
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.opened.stop != nil {
-		w.opened.stop(ErrReplaced) // it has ended
+		w.opened.stop(consume.ErrReplaced) // it has ended
 	}
 	info := consumer.CachedInfo()
 	w.opened = opened{created, info.Created, consume.LimitsOf(info.Config), stop}

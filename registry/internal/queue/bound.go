@@ -191,18 +191,15 @@ func newBudget(results *prometheus.CounterVec) *budget {
 	return &budget{answers: rate.NewLimiter(GarbageAnswers, GarbageBurst), results: results, dropped: map[string]int{}}
 }
 
-// charge takes one answer from the budget, and reports whether there was one. Otherwise a message
+// Charge takes one answer from the budget, and reports whether there was one. Otherwise a message
 // is not answered, and is counted.
-func (b *budget) charge() bool {
+func (b *budget) Charge() bool {
 	if b.answers.Allow() {
 		return true
 	}
 	b.drop(unanswered)
 	return false
 }
-
-// Charge takes an answer from the budget for garbage, as [budget.charge] does.
-func (q *Queue) Charge() bool { return q.budget.charge() }
 
 // drop counts garbage that gets no answer.
 func (b *budget) drop(why string) {

@@ -65,7 +65,7 @@ func (s *source) receive(msg jetstream.Msg) error {
 		return err
 	}
 	if it.message.Delivery <= s.delivered {
-		return errReplaced // it may be another stream, which counts from 1 again
+		return consume.ErrReplaced // it may be another stream, which counts from 1 again
 	}
 	s.delivered = it.message.Delivery
 	target, most := it.target(), inHandEach
@@ -136,7 +136,7 @@ func (s *source) returnAfter(now time.Time) time.Duration {
 // pay charges a message's answer to the budget for garbage, and reports whether that was possible.
 // Otherwise the message gets no answer, and is acknowledged.
 func (s *source) pay(it *item) bool {
-	if it.message.Payload.Paid = s.budget.charge(); !it.message.Payload.Paid {
+	if it.message.Payload.Paid = s.Charge(); !it.message.Payload.Paid {
 		_ = it.broker.Ack() // as in drop
 	}
 	return it.message.Payload.Paid

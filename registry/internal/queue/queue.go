@@ -18,7 +18,6 @@ package queue
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -54,9 +53,9 @@ const (
 // Queue is what outlives the durable: which services are bound, the budget for garbage, and the
 // metrics. Its methods are safe for concurrent use.
 type Queue struct {
+	*budget
 	cfg      Config
 	known    *boundNames
-	budget   *budget
 	sentBack prometheus.Counter
 	current  atomic.Pointer[source] // nil: none was opened yet
 }
@@ -88,9 +87,6 @@ func New(cfg Config) *Queue {
 	}, func() float64 { return float64(q.current.Load().count()) }))
 	return q
 }
-
-// errReplaced ends the pulling from a stream or a durable that is another one by now.
-var errReplaced = errors.New("the stream or its durable was deleted or created again")
 
 // source is the queue while the durable is open. It implements [consume.Source].
 type source struct {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"omiappreg.org/keyrotation/events"
+	"omiappreg.org/keyrotation/internal/consume"
 	"omiappreg.org/keyrotation/internal/testenv"
 	"omiappreg.org/keyrotation/streams"
 )
@@ -404,7 +405,7 @@ func TestAnotherDurable(t *testing.T) {
 	ours := l.open(0, everyone)
 	subject := l.put("a", 1)
 	first := l.take(ours, 1)[subject][0]
-	if err := ours.receive(first.Acknowledger.(*item).broker.(jetstream.Msg)); !errors.Is(err, errReplaced) {
+	if err := ours.receive(first.Acknowledger.(*item).broker.(jetstream.Msg)); !errors.Is(err, consume.ErrReplaced) {
 		t.Errorf("it takes the message: %v", err)
 	}
 }

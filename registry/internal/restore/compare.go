@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -99,16 +98,6 @@ func newClaim(m streamMessage) claim {
 	c := claim{message: m}
 	c.ChangeID, c.nonce = ledger.ChangeOf(m.subject, m.payload)
 	return c
-}
-
-// target is the service in the message's subject; zero: there is none.
-func (m *streamMessage) target() events.Target {
-	name, _ := strings.CutPrefix(m.subject, events.InvalidationSubject)
-	t, err := events.ParseTarget(name)
-	if err != nil {
-		return events.Target{}
-	}
-	return t
 }
 
 // comparison reads a part of the stream of invalidations and compares it with the history.
@@ -259,7 +248,7 @@ func Content(
 	}
 	take := func(_ context.Context, part compared, batch []streamMessage) error {
 		for _, m := range batch {
-			if t := m.target(); t != (events.Target{}) {
+			if t := ledger.TargetOf(m.subject); !t.IsZero() {
 				content.Heard(t)
 			}
 		}

@@ -16,14 +16,11 @@ import (
 	"omiappreg.org/keyrotation/streams"
 )
 
-// Errors of a registry whose database may lack changes that it announced.
+// Errors of a registry whose database may lack changes that it announced. The registry's package
+// explains them.
 var (
-	// ErrComparing means that the database is being compared with the stream of events, and nothing
-	// is served until that is done.
 	ErrComparing = errors.New("the registry is comparing its database with the stream of events")
-	// ErrBehind means that the database lacks the last changes of a service: it was restored from
-	// an older backup.
-	ErrBehind = errors.New("the registry's database lacks this service's last change")
+	ErrBehind    = errors.New("the registry's database lacks this service's last change")
 )
 
 const (

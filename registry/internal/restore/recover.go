@@ -56,14 +56,7 @@ type Conflict struct {
 }
 
 // Recover restores changes that the database lacks, from the stream of events and, if they are
-// still kept, the receipts. It may run while registries run, which hold the services concerned, and
-// several may run at once. Each batch is one transaction; running it again continues where it
-// stopped.
-//
-// Stand-ins replace what the streams don't have. A request's digest is unknown, so a request with
-// the same nonce, kind and key counts as the same. A binding has no service_type and endpoint_url,
-// a revocation no provider_receipt. If the receipt is gone, the event's nonce stands for the
-// request's nonce, and a new receipt is signed.
+// still kept, the receipts. The registry's Admin.Recover says what stands in for what is gone.
 func Recover(ctx context.Context, how Recovery) (Recovered, error) {
 	r := &recoverer{
 		how: how, waiting: map[events.Target][]streamEvent{}, touched: map[events.Target]*decision.Service{},
