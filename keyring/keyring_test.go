@@ -124,7 +124,7 @@ func checkAgainstPlainReading(t *rapid.T, list []events.Invalidation, k keyring.
 	}
 }
 
-// TestSubsetNeverAcceptsTooMuch: who has seen only some of the events accepts no key longer than who has seen all,
+// TestSubsetRevivesNothing: who has seen only some of the events accepts no key longer than who has seen all,
 // unless the event that ends it is the one that is missing.
 func TestSubsetRevivesNothing(t *testing.T) {
 	t.Parallel()
