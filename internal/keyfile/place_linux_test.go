@@ -11,7 +11,6 @@ import (
 
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/keyfile"
-	"omiappreg.org/keyrotation/internal/testenv"
 )
 
 // Users and a group that don't exist.
@@ -76,7 +75,7 @@ func wantFile(t *testing.T, path string, uid, gid uint32, mode fs.FileMode) {
 
 // TestMounts: a key that can't be replaced is reported before anything depends on it.
 func TestMounts(t *testing.T) {
-	if !testenv.OwnMounts(t) {
+	if !ownMounts(t) {
 		return
 	}
 	folder := t.TempDir()
@@ -85,20 +84,20 @@ func TestMounts(t *testing.T) {
 		must(t, os.Mkdir(in(name), 0o700))
 		newKey(t, in(name+"/key.pem"))
 	}
-	testenv.Bind(t, in("host/key.pem"), in("with a blank/key.pem"), false)
+	bindMount(t, in("host/key.pem"), in("with a blank/key.pem"), false)
 	wantRefusal(t, keyfile.Replaceable(in("with a blank/key.pem")), keyfile.ErrNotReplaceable, "a mount of its own", "mount the folder")
 	must(t, keyfile.Replaceable(in("host/key.pem")))
 	if _, err := keyfile.Read(in("with a blank/key.pem")); err != nil {
 		t.Errorf("it can be read: %v", err)
 	}
-	testenv.Bind(t, in("read"), in("read"), true)
+	bindMount(t, in("read"), in("read"), true)
 	wantRefusal(t, keyfile.Replaceable(in("read/key.pem")), keyfile.ErrNotReplaceable, "mounted read-only", "a writable volume")
 	wantRefusal(t, keyfile.Replaceable(in("read/new.pem")), keyfile.ErrNotReplaceable, "mounted read-only")
-	testenv.Bind(t, in("host"), in("whole"), false)
+	bindMount(t, in("host"), in("whole"), false)
 	must(t, keyfile.Replaceable(in("whole/key.pem")))
 	// It does not advise what can't be done.
 	must(t, os.Chmod(in("host/key.pem"), 0o644))
-	testenv.Bind(t, in("host"), in("whole"), true)
+	bindMount(t, in("host"), in("whole"), true)
 	_, err := keyfile.Read(in("whole/key.pem"))
 	wantRefusal(t, err, keyfile.ErrOpen, "defaultMode")
 	if strings.Contains(err.Error(), "chmod") {
@@ -176,30 +175,30 @@ func TestAnothersKey(t *testing.T) {
 		return // the rest takes two users
 	}
 	must(t, os.Chown(folder, service, service), os.Chown(path, service, service))
-	testenv.AsUser(t, stranger, stranger, func() {
+	asUser(t, stranger, stranger, func() {
 		wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "may not write in "+folder, "run this as user 23901")
 		if _, err := keyfile.Read(path); err == nil || !strings.Contains(err.Error(), "user 23902 may not read it: run this as user 23901") {
 			t.Errorf("read another's key: %v", err)
 		}
 	})
-	testenv.AsUser(t, service, service, func() {
+	asUser(t, service, service, func() {
 		must(t, keyfile.Replaceable(path), keyfile.Replace(path, path, events.GenerateSigningKey()))
 	})
 	must(t, os.Chown(path, 0, 0))
-	testenv.AsUser(t, service, service, func() {
+	asUser(t, service, service, func() {
 		wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "the file belongs to root", "chown 23901")
 	})
 	must(t, os.Chown(path, service, group))
-	testenv.AsUser(t, service, service, func() {
+	asUser(t, service, service, func() {
 		wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "the file's group is 23903", "chgrp 23901 "+path)
 	})
 	must(t, os.Chown(path, service, group), os.Chown(folder, service, group), os.Chmod(folder, 0o770|os.ModeSetgid))
-	testenv.AsUser(t, service, service, func() {
+	asUser(t, service, service, func() {
 		must(t, keyfile.Replaceable(path), keyfile.Replace(path, path, events.GenerateSigningKey()))
 	})
 	wantFile(t, path, service, group, 0o600)
 	must(t, os.Chmod(folder, 0o755), os.Chown(folder, 0, 0))
-	testenv.AsUser(t, service, service, func() {
+	asUser(t, service, service, func() {
 		wantRefusal(t, keyfile.Replaceable(path), keyfile.ErrNotReplaceable, "may not write in", "run this as root")
 	})
 }
@@ -237,7 +236,7 @@ func TestModes(t *testing.T) {
 	}
 	// A Secret: it belongs to root, and its group may read it.
 	must(t, os.Chown(path, 0, group), os.Chmod(path, 0o440))
-	testenv.AsUser(t, service, group, func() {
+	asUser(t, service, group, func() {
 		if _, err := keyfile.Read(path); err != nil {
 			t.Errorf("as a Secret is mounted: %v", err)
 		}
@@ -248,12 +247,12 @@ func TestModes(t *testing.T) {
 	_, err := keyfile.Read(path)
 	wantRefusal(t, err, keyfile.ErrOpen, "chmod 600 "+path) // root may
 	must(t, os.Chmod(path, 0o444))
-	testenv.AsUser(t, service, group, func() {
+	asUser(t, service, group, func() {
 		_, err := keyfile.Read(path)
 		wantRefusal(t, err, keyfile.ErrOpen, "it belongs to root", "chown 23901 "+path)
 	})
 	must(t, os.Chown(path, stranger, group), os.Chmod(path, 0o640))
-	testenv.AsUser(t, service, group, func() {
+	asUser(t, service, group, func() {
 		_, err := keyfile.Read(path)
 		wantRefusal(t, err, keyfile.ErrOpen, "it belongs to user 23902")
 	})
@@ -271,13 +270,13 @@ func TestAnotherOwner(t *testing.T) {
 	must(t, os.Chown(path, stranger, stranger))
 	info, err := os.Stat(path)
 	must(t, err, keyfile.CheckMode(path, info))
-	testenv.AsUser(t, service, service, func() { // a capability, or a file system, may let it read the file
+	asUser(t, service, service, func() { // a capability, or a file system, may let it read the file
 		wantRefusal(t, keyfile.CheckMode(path, info), keyfile.ErrOwner, "it belongs to user 23902", "run it as user 23902", "chown 23901 "+path)
 		if said := keyfile.Foreign(path); said != "" {
 			t.Errorf("said %q to who is not root", said)
 		}
 	})
-	testenv.AsUser(t, stranger, stranger, func() { must(t, keyfile.CheckMode(path, info)) })
+	asUser(t, stranger, stranger, func() { must(t, keyfile.CheckMode(path, info)) })
 	if said := keyfile.Foreign("", path+".none", path); !strings.Contains(said, "belongs to user 23902") || !strings.Contains(said, "chown root "+path) {
 		t.Errorf("root uses another's key, and is told %q", said)
 	}

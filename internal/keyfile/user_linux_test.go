@@ -1,4 +1,4 @@
-package testenv
+package keyfile_test
 
 import (
 	"errors"
@@ -15,10 +15,10 @@ import (
 // mountsEnv is a variable that names the test which runs in its own process.
 const mountsEnv = "OMI_TEST_MOUNTS"
 
-// OwnMounts runs the calling test once more, alone, in a process that shares its mounts with no
+// ownMounts runs the calling test once more, alone, in a process that shares its mounts with no
 // other. In that process it returns true. If this user may not have such a process, the log says
 // so.
-func OwnMounts(t *testing.T) bool {
+func ownMounts(t *testing.T) bool {
 	t.Helper()
 	if os.Getenv(mountsEnv) == t.Name() {
 		return true
@@ -43,8 +43,8 @@ func OwnMounts(t *testing.T) bool {
 	return false
 }
 
-// Bind mounts a file or a folder over another one, in a process of [OwnMounts].
-func Bind(t *testing.T, from, to string, readOnly bool) {
+// bindMount mounts a file or a folder over another one, in a process of [ownMounts].
+func bindMount(t *testing.T, from, to string, readOnly bool) {
 	t.Helper()
 	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
 		t.Fatal(err)
@@ -57,9 +57,9 @@ func Bind(t *testing.T, from, to string, readOnly bool) {
 	}
 }
 
-// AsUser calls do as another user in one group. If this process is not root's, it returns false and
+// asUser calls do as another user in one group. If this process is not root's, it returns false and
 // does nothing.
-func AsUser(t *testing.T, uid, gid int, do func()) bool {
+func asUser(t *testing.T, uid, gid int, do func()) bool {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		return false
