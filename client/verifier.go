@@ -3,6 +3,7 @@ package client
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"omiappreg.org/keyrotation/events"
 	"omiappreg.org/keyrotation/internal/registryclient"
 	"omiappreg.org/keyrotation/internal/verify"
+	"omiappreg.org/keyrotation/streams"
 )
 
 // Why a question could not be answered. None of them says anything about the signature: tell the
@@ -192,4 +194,40 @@ func unixSeconds(t time.Time) int64 {
 		return 0
 	}
 	return t.Unix()
+}
+
+// receiverNames are the names that a receiver's consumers may have, one for each of its processes.
+type receiverNames struct {
+	receiver string // empty: any names
+
+	have string // the name of this process's consumer; empty: none
+}
+
+// create makes a consumer by a name that no other process has. Only one goroutine calls it.
+func (r *receiverNames) create(ctx context.Context, js jetstream.JetStream, cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	const stream = streams.Invalidations
+	if r.receiver == "" {
+		return js.CreateConsumer(ctx, stream, cfg)
+	}
+	if r.have != "" { // otherwise it holds its name until the broker has forgotten it
+		if err := js.DeleteConsumer(ctx, stream, r.have); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return nil, fmt.Errorf("delete the consumer %s: %w", r.have, err)
+		}
+		r.have = ""
+	}
+	// Without it, a consumer that is just the same would be shared.
+	cfg.Metadata = map[string]string{"omi-reader": rand.Text()}
+	for n := 1; n <= streams.ReceiverConsumers; n++ {
+		cfg.Name = streams.ReceiverConsumer(r.receiver, n)
+		consumer, err := js.CreateConsumer(ctx, stream, cfg)
+		switch {
+		case err == nil:
+			r.have = cfg.Name
+			return consumer, nil
+		// If the name is beyond those that it may have, the broker tells the connection.
+		case !errors.Is(err, jetstream.ErrConsumerExists):
+			return nil, fmt.Errorf("make the consumer %s: %w", cfg.Name, err)
+		}
+	}
+	return nil, fmt.Errorf("all consumers that the receiver %s may have are in use", r.receiver)
 }

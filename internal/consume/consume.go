@@ -27,6 +27,7 @@ package consume
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -35,6 +36,8 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"omiappreg.org/keyrotation/internal/refusal"
 )
 
 // Source is where messages come from. One goroutine calls its methods.
@@ -210,4 +213,43 @@ func (c Config[T]) newBackoff(first time.Duration) *backoff.ExponentialBackOff {
 	b := backoff.NewExponentialBackOff()
 	b.InitialInterval, b.MaxInterval = first, c.MaxBackoff
 	return b
+}
+
+// Run consumes until ctx ends, and then returns nil, or until Open fails for good. It finishes a
+// batch under way first. Messages that were not handed over go back to the broker.
+func Run[T any](ctx context.Context, cfg Config[T]) error {
+	cfg = cfg.withDefaults()
+	pause, why := cfg.newBackoff(firstBackoff), refusal.Teller{Log: cfg.Log}
+	failures := 0
+	opened := func() {
+		pause.Reset()
+		why.Forget()
+		failures = 0
+	}
+	for ctx.Err() == nil {
+		err := refusal.Behind(runOnce(ctx, cfg, opened), cfg.Conn)
+		if final := (*backoff.PermanentError)(nil); errors.As(err, &final) {
+			return final.Unwrap()
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		// A broker that is being stopped refuses requests for a moment.
+		if failures++; failures == 1 || !why.TellRefusal(err) {
+			cfg.Log.Warn("consumer interrupted, trying again", "error", err)
+		}
+		wait(ctx, pause.NextBackOff())
+	}
+	return nil //nolint:nilerr // ctx has ended, and the error with it
+}
+
+// runOnce consumes until the source has ended.
+func runOnce[T any](ctx context.Context, cfg Config[T], opened func()) error {
+	source, err := cfg.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	opened()
+	return newWorker(cfg, source).run(ctx)
 }

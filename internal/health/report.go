@@ -1,12 +1,17 @@
 package health
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"strings"
 
 	"github.com/go-json-experiment/json"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"omiappreg.org/keyrotation/internal/printable"
+	"omiappreg.org/keyrotation/internal/refusal"
+	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
 // Report is the state of a process's parts.
@@ -99,4 +104,70 @@ func (r Report) serve(w http.ResponseWriter, request *http.Request, well bool) {
 
 func wantsJSON(r *http.Request) bool {
 	return r.URL.Query().Has("json") || strings.Contains(r.Header.Get("Accept"), "application/json")
+}
+
+// Connected is a connection to the broker.
+type Connected interface {
+	refusal.Limited
+	IsConnected() bool
+}
+
+// Connection returns the part [Broker].
+func Connection(conn Connected) Part {
+	return Part{Name: Broker, Check: func(context.Context) error {
+		if !conn.IsConnected() {
+			return errors.New("the broker is away")
+		}
+		return refusal.Limits(conn)
+	}}
+}
+
+// Pinged returns the part [Database]. Only the log gets the database's own words, unless the
+// database can't be used any more.
+func Pinged(db interface{ Ping(context.Context) error }) Part {
+	return Part{Name: Database, Check: func(ctx context.Context) error {
+		switch err := db.Ping(ctx); {
+		case err == nil:
+			return nil
+		case errors.Is(err, sqldb.ErrReplaced):
+			return &Problem{Text: sqldb.ErrReplaced.Error(), Cause: err, Restart: true}
+		case errors.Is(err, sqldb.ErrFault):
+			return Because(err, sqldb.ErrCorrupt.Error())
+		case errors.Is(err, sqldb.ErrReadOnly):
+			return Because(err, "the database takes no writes: "+
+				"its server is a standby, or default_transaction_read_only is on")
+		case errors.Is(err, sqldb.ErrBusy):
+			return Because(err, "all sessions with the database are in use, and wait for it")
+		case errors.Is(err, sqldb.ErrNoTables):
+			return Because(err, "the database's tables are gone, or hidden from its role")
+		case ctx.Err() != nil:
+			return Because(err, "the database does not answer in time")
+		default:
+			return Because(err, "the database is away")
+		}
+	}}
+}
+
+// The checker is a [prometheus.Collector]: it shows the latest state of each part, and runs no
+// check.
+var _ prometheus.Collector = (*Checker)(nil)
+
+//nolint:gochecknoglobals // it never changes
+var readyDesc = prometheus.NewDesc("omi_ready",
+	"1 if this part of the process could do its work at the last check, otherwise 0 (GET /readyz says why).", []string{"part"}, nil)
+
+// Describe implements [prometheus.Collector].
+func (*Checker) Describe(ch chan<- *prometheus.Desc) { ch <- readyDesc }
+
+// Collect implements [prometheus.Collector].
+func (c *Checker) Collect(ch chan<- prometheus.Metric) {
+	ready := map[string]float64{}
+	for _, s := range c.Last().Parts {
+		if s.Ready {
+			ready[s.Name] = 1
+		}
+	}
+	for _, p := range c.parts {
+		ch <- prometheus.MustNewConstMetric(readyDesc, prometheus.GaugeValue, ready[p.Name], p.Name)
+	}
 }

@@ -156,3 +156,27 @@ func Ask(ctx context.Context, conn *nats.Conn, subject string, question []byte) 
 	problem.Status, _ = strconv.Atoi(code) // no caller looks for a status that is not a number
 	return nil, problem
 }
+
+// Current is a [Registry] for a process whose trust may change while it runs: it calls Trust for
+// each question.
+type Current struct {
+	Conn  *nats.Conn
+	Trust func() events.Trust
+}
+
+func (c *Current) registry() Registry { return Registry{Conn: c.Conn, Trust: c.Trust()} }
+
+// ServiceRecord is [Registry.ServiceRecord].
+func (c *Current) ServiceRecord(ctx context.Context, target events.Target) (events.ServiceRecord, error) {
+	return c.registry().ServiceRecord(ctx, target)
+}
+
+// HistoryPart is [Registry.HistoryPart].
+func (c *Current) HistoryPart(ctx context.Context, target events.Target, after int64) (events.ServiceHistory, error) {
+	return c.registry().HistoryPart(ctx, target, after)
+}
+
+// Key is [Registry.Key].
+func (c *Current) Key(ctx context.Context, key events.PublicKey) (events.KeyRecord, error) {
+	return c.registry().Key(ctx, key)
+}

@@ -19,8 +19,12 @@ package testenv
 
 import (
 	"flag"
+	"fmt"
+	"os"
 	"runtime"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -61,4 +65,73 @@ func Eventually(t testing.TB, within time.Duration, what string, condition func(
 			t.Fatalf("%s: not within %v: %v", what, within, err)
 		}
 	}
+}
+
+// longEnv has all tests run in full, as .ci/run does. Without it, tests that take long run in a
+// short form or are skipped, so that `go test ./...` takes a few minutes at most.
+const longEnv = "OMI_TEST_LONG"
+
+// shortChecks is how many examples a property test draws in the short form, unless -rapid.checks
+// says it. The library's own number is 100.
+const shortChecks = "20"
+
+// long says whether all tests run in full.
+func long() bool { return os.Getenv(longEnv) != "" }
+
+// Long skips a test that takes long and has no short form, unless all tests run in full.
+func Long(t testing.TB) {
+	t.Helper()
+	if !long() {
+		t.Skipf("it takes long: %s=1 runs it", longEnv)
+	}
+}
+
+// Whole returns whole if all tests run in full, and short otherwise.
+func Whole[T any](whole, short T) T {
+	if long() {
+		return whole
+	}
+	return short
+}
+
+// fewerChecks shortens the property tests, if the package has any.
+func fewerChecks() {
+	if !long() && flag.Lookup("rapid.checks") != nil {
+		_ = flag.Set("rapid.checks", shortChecks) // one that is given still wins
+	}
+}
+
+// Log is the log of a process under test, which the test can read at any time. It is safe for
+// concurrent use, and its zero value is empty.
+type Log struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+// Write implements io.Writer.
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+// String is what was logged so far.
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// Count is how often a text occurs in the log.
+func (l *Log) Count(text string) int { return strings.Count(l.String(), text) }
+
+// Await waits until a text occurs in the log.
+func (l *Log) Await(t testing.TB, text string) {
+	t.Helper()
+	Eventually(t, time.Minute, "the log says "+text, func() error {
+		if said := l.String(); !strings.Contains(said, text) {
+			return fmt.Errorf("it says %s", said)
+		}
+		return nil
+	})
 }
