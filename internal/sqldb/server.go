@@ -65,7 +65,7 @@ func openServerWithin(ctx context.Context, url string, l limits, log *slog.Logge
 		// The texts of statements are few there, see Rows, and each connection prepares them once.
 		cfg.DefaultQueryExecMode = pgx.QueryExecModeCacheStatement
 	}
-	pool, patient := s.pool(ctx, l), s.pool(ctx, unhurried())
+	pool, patient := s.pool(l), s.pool(unhurried())
 	patient.SetMaxOpenConns(maxUnhurried)
 	patient.SetMaxIdleConns(1)
 	return &DB{engine: s.engine, reader: pool, writer: pool, unhurried: patient, sessions: s.session, servers: serversOf(url), log: log}, nil
@@ -129,7 +129,7 @@ func (s *server) checkPooler(path string) error {
 
 // pool returns a pool of connections whose sessions have these limits and the settings that this
 // package relies on, see settings.
-func (s *server) pool(ctx context.Context, l limits) *sql.DB {
+func (s *server) pool(l limits) *sql.DB {
 	cfg := s.cfg.Copy()
 	connector := serverConnector{sessions: s.session, limits: l}
 	wanted := l.wanted(s.engine, s.chosen, cfg.RuntimeParams["options"])

@@ -72,7 +72,7 @@ func (s *faultySession) Send(ctx context.Context, statements []sqldb.Statement) 
 // Close closes a connection that is broken, and so ends its transaction.
 func (s *faultySession) Close() {
 	if s.broken {
-		s.Session.Discard()
+		s.Discard()
 		return
 	}
 	s.Session.Close()
