@@ -11,11 +11,11 @@ import (
 type Verdict int
 
 const (
-	// Committed: it passed, and stands if its batch is committed.
+	// Committed means that it passed, and stands if its batch is committed.
 	Committed Verdict = iota
-	// Refused: it has no effect, and a receipt with a reason.
+	// Refused means that it has no effect, and a receipt with a reason.
 	Refused
-	// Duplicate: it was committed before, and gets its first receipt again.
+	// Duplicate means that it was committed before, and gets its first receipt again.
 	Duplicate
 )
 
@@ -104,6 +104,7 @@ type OutboxPlace struct {
 // Next returns the next place.
 func (p OutboxPlace) Next() OutboxPlace { return OutboxPlace{p.Batch, p.Position + 1} }
 
+// ComparePlaces orders places by their positions.
 func ComparePlaces(a, b OutboxPlace) int {
 	return cmp.Or(cmp.Compare(a.Position, b.Position), cmp.Compare(a.Batch, b.Batch))
 }

@@ -48,6 +48,7 @@ const nonceBytes = 16
 // can't take it before the registry.
 type RefusalNonces struct{ secret []byte }
 
+// NewRefusalNonces returns the nonces of the registry with this key.
 func NewRefusalNonces(key events.SigningKey) RefusalNonces {
 	mac := hmac.New(sha256.New, key.Private().Seed())
 	mac.Write([]byte("nonces of the receipts of refusals"))

@@ -70,10 +70,10 @@ type NewDetails struct {
 type Mode int
 
 const (
-	// Optimistic: on what this replica remembers. A service is in the state in which this replica
+	// Optimistic means on what this replica remembers. A service is in the state in which this replica
 	// left it, and no key and no nonce was used before.
 	Optimistic Mode = iota
-	// Pessimistic: on what the database says. All of it is read before the decision.
+	// Pessimistic means on what the database says. All of it is read before the decision.
 	Pessimistic
 )
 

@@ -161,7 +161,7 @@ func (s *source) keep() {
 			for _, it := range s.due(now) {
 				_ = it.InProgress() // it may have been finished just now
 			}
-			s.budget.tell(s.cfg.Log)
+			s.tell(s.cfg.Log)
 		}
 	}
 }

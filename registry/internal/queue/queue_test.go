@@ -83,7 +83,7 @@ func (l *line) open(garbage int, is bound) *source {
 		},
 		Metrics: prometheus.NewRegistry(), Results: l.results, Log: slog.New(slog.NewTextHandler(l.t.Output(), nil)),
 	})
-	q.budget.answers = rate.NewLimiter(0, garbage)
+	q.answers = rate.NewLimiter(0, garbage)
 	opened, err := q.Open(ctx, l.consumer, time.Time{})
 	if err != nil {
 		l.t.Fatal(err)
