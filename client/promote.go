@@ -58,9 +58,9 @@ func (d deadline) left() time.Duration {
 	return min(time.Until(d.own), d.wall.Sub(time.Now().Round(0)))
 }
 
-// awaitApplied goes on with the old key until every durable has applied the change and no cache has
-// an older JWK Set, if that matters, or until half of its grace period is over. Then it promotes the
-// new key.
+// awaitApplied goes on with the old key until every durable has applied the change and no cache
+// has an older JWK Set, if that matters, or until half of its grace period is over. Then it
+// promotes the new key.
 func (c *Client) awaitApplied(ctx context.Context) {
 	made := c.entry.Committed
 	reply(&c.waiting, result{receipt: c.entry.receipt(c.cfg.Target, c.cfg.Trust.Origin())})

@@ -140,8 +140,8 @@ func (v *Verifier) Run(ctx context.Context) error {
 }
 
 // Ready returns nil once the stream has been read to its end as of the start, and [ErrNotReady]
-// before. It stays nil while the broker is unavailable: the knowledge then grows older, as [Verifier.AsOf]
-// says, until Verify no longer answers.
+// before. It stays nil while the broker is unavailable: the knowledge then grows older, as
+// [Verifier.AsOf] says, until Verify no longer answers.
 func (v *Verifier) Ready() error {
 	if v.AsOf().Before(v.started) {
 		return ErrNotReady

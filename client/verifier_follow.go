@@ -202,7 +202,7 @@ func (f *follower) askBroker(ctx context.Context, ticked bool) {
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound), errors.Is(err, jetstream.ErrStreamNotFound):
 		reader.giveUp(errForgotten)
-	case err != nil: // the broker is unavailable: the consumer's loop meets the same error, and logs it
+	case err != nil: // the broker is unavailable: the consumer's loop logs it
 	case f.progress.answered(info, asked):
 	case ticked && f.progress.stalled():
 		reader.giveUp(errStalled)

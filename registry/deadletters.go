@@ -182,8 +182,8 @@ type letterMessage struct {
 	settled chan bool // true: it is done
 }
 
-// message returns the message. It has not been delivered, so its place in the stream is known to the
-// decision only. An earlier try may have answered it.
+// message returns the message. It has not been delivered, so its place in the stream is known to
+// the decision only. An earlier try may have answered it.
 func (m *letterMessage) message() *queue.Message {
 	return &queue.Message{
 		Acknowledger: m, Subject: m.letter.Subject, Data: m.letter.Payload, Stored: time.Unix(m.letter.StoredAt, 0), Delivered: 1,

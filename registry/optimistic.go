@@ -86,8 +86,8 @@ func (in *intake) confirmState(ctx context.Context, b *decision.Batch) error {
 	}
 }
 
-// confirmMemory reads the state behind every answer that needs no commit, and decides again if it is not
-// the state that was remembered.
+// confirmMemory reads the state behind every answer that needs no commit, and decides again if it
+// is not the state that was remembered.
 func (in *intake) confirmMemory(ctx context.Context, b *decision.Batch) error {
 	asked, stale := false, 0
 	for groups := b.Unconfirmed(); len(groups) > 0; groups = b.Unconfirmed() {

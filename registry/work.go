@@ -177,8 +177,8 @@ type intake struct {
 	now           func() time.Time
 	verifications decision.VerificationBudget
 	memory        *memory
-	// charge takes an answer to a stranger from the budget for garbage, and reports whether there was
-	// one.
+	// charge takes an answer to a stranger from the budget for garbage, and reports whether there
+	// was one.
 	charge func() bool
 	// await: waits until nothing is being committed; nil: nothing ever is.
 	await func(context.Context) error

@@ -1,5 +1,5 @@
-// Package bench is `omi bench`: it runs a whole stack, makes its load, measures the results, and says
-// where the CPU time went.
+// Package bench is `omi bench`: it runs a whole stack, makes its load, measures the results, and
+// says where the CPU time went.
 package bench
 
 import (
@@ -26,7 +26,8 @@ import (
 	"omiappreg.org/keyrotation/internal/sqldb"
 )
 
-// Run measures what the configuration says, and prints the result. It fails if anything was lost or applied twice.
+// Run measures what the configuration says, and prints the result. It fails if anything was lost
+// or applied twice.
 func (c *Config) Run() error {
 	if err := c.check(); err != nil {
 		return err

@@ -89,9 +89,9 @@ func (b *run) measure(ctx context.Context) (measured, error) {
 	return m, err
 }
 
-// FlushFolder makes the system write the cached data of a folder's files to the disk, and waits for it.
-// Don't use it for SQLite's files: closing one of them would end the locks that this process has on
-// it.
+// FlushFolder makes the system write the cached data of a folder's files to the disk, and waits
+// for it. Don't use it for SQLite's files: closing one of them would end the locks that this
+// process has on it.
 func FlushFolder(folder string) error {
 	return filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
 		if err == nil && entry.Type().IsRegular() {

@@ -93,8 +93,8 @@ func (b *run) rateLimit() int {
 	return policy.RotationsPerMinute
 }
 
-// awaitAcknowledged waits until the subscribers have acknowledged everything, so that every repetition has
-// arrived.
+// awaitAcknowledged waits until the subscribers have acknowledged everything, so that every
+// repetition has arrived.
 func (b *run) awaitAcknowledged(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, acknowledgeWithin)
 	defer cancel()

@@ -167,7 +167,8 @@ type Config[T any] struct {
 	// about the same thing don't overtake it, even if the database or broker is back by then. Nil
 	// means that their order doesn't matter.
 	About func(*Message[T]) string
-	// Batch limits the number of messages in a batch, and of suspects. The default is [DefaultBatch].
+	// Batch limits the number of messages in a batch, and of suspects. The default is
+	// [DefaultBatch].
 	Batch int
 	// Drain limits how long a batch may go on after a shutdown began. The default is 10 s.
 	Drain time.Duration

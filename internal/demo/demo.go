@@ -1,5 +1,5 @@
-// Package demo is `omi demo`: it shows key rotation at work on a whole stack, while clients sign and
-// an intruder tries keys that have ended.
+// Package demo is `omi demo`: it shows key rotation at work on a whole stack, while clients sign
+// and an intruder tries keys that have ended.
 package demo
 
 import (

@@ -238,7 +238,8 @@ func DryRun(c keychange.Rotation) error {
 	return nil
 }
 
-// examineStore checks whether the key store can be written. It opens only existing files, so it creates nothing.
+// examineStore checks whether the key store can be written. It opens only existing files, so it
+// creates nothing.
 func (d *doctor) examineStore(path string) {
 	const name = "key store"
 	if d.saved != nil && d.saved.OnlyRead() {

@@ -149,9 +149,9 @@ func indexOf(pins []pin, t events.Target) int {
 	return slices.IndexFunc(pins, func(p pin) bool { return p.target() == t })
 }
 
-// CheckRegistry refuses a request if the service's pin names another registry: it would be signed for
-// that one. Without a pin, nothing is remembered. Without --origin, the registry itself has said
-// which one it is, and that is not signed.
+// CheckRegistry refuses a request if the service's pin names another registry: it would be signed
+// for that one. Without a pin, nothing is remembered. Without --origin, the registry itself has
+// said which one it is, and that is not signed.
 func CheckRegistry(t events.Target, origin string) error {
 	file, err := Flag{os.Getenv("OMI_PINS")}.file()
 	if err != nil {

@@ -37,11 +37,12 @@
 //
 // # Where to find it
 //
-//   - For all engines: door.go, pipeline.go, transaction.go; values.go (SQL that differs); errors.go
-//     and retry.go; owner.go and migrate.go.
+//   - For all engines: door.go, pipeline.go, transaction.go; values.go (SQL that differs);
+//     errors.go and retry.go; owner.go and migrate.go.
 //   - A server: server.go opens it, server_settings.go says what each session is told,
 //     server_session.go sends and judges, server_pooled.go is for connection poolers.
 //   - SQLite: sqlite.go opens it, sqlite_session.go runs statements, sqlite_prepared.go keeps them
 //     prepared and writes ? for $1. sqlite_fault.go, sqlite_stamp.go and sqlite.go notice another
-//     file, or another file's log, and sqlite_restore.go puts a copy in place. sqlite_checkpoint.go keeps the log short.
+//     file, or another file's log, and sqlite_restore.go puts a copy in place.
+//     sqlite_checkpoint.go keeps the log short.
 package sqldb

@@ -186,7 +186,7 @@ func (s *serverConn) ResetSession(ctx context.Context) error {
 	if s.era != s.all.era.Load() {
 		return driver.ErrBadConn
 	}
-	within, cancel := context.WithTimeout(ctx, dialTimeout) // it sends an empty statement after an idle time
+	within, cancel := context.WithTimeout(ctx, dialTimeout) // it pings after an idle time
 	defer cancel()
 	err := s.Conn.ResetSession(within)
 	if err != nil && ctx.Err() == nil {

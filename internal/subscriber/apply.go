@@ -70,7 +70,7 @@ func (s *Subscriber) commit(ctx context.Context, last uint64, batch []events.Inv
 	if errors.Is(err, storage.ErrRestored) {
 		s.cfg.Log.WarnContext(ctx, "the database was replaced, or restored from a backup: the durable is recreated, and the stream read from its start",
 			"durable", s.cfg.Durable)
-		if err := s.deleteDurable(ctx); err != nil { // that ends the consumer, and a new one is opened
+		if err := s.deleteDurable(ctx); err != nil { // it ends the consumer; a new one is opened
 			return nil, err
 		}
 		s.written = storage.Place{}

@@ -28,7 +28,7 @@
 // # What runs concurrently
 //
 // Each second, the broker is asked what is acknowledged, and whether the durable is as we left it
-// (asof.go, checks.go). If the process trusts other keys, it announces that, and reads again what it
-// believes now and had set aside (trust.go, reread.go). For operators there are checks (checks.go)
-// and metrics (metrics.go).
+// (asof.go, checks.go). If the process trusts other keys, it announces that, and reads again what
+// it believes now and had set aside (trust.go, reread.go). For operators there are checks
+// (checks.go) and metrics (metrics.go).
 package subscriber

@@ -76,7 +76,7 @@ type Subscriber struct {
 	setAside   setAside
 
 	// The code that works on messages and opens consumers, one after the other, owns the rest.
-	working sync.Mutex    // held while messages are worked on, as they come and as they are read again
+	working sync.Mutex    // held while messages are worked on
 	created int64         // of the stream, nanoseconds since the Unix epoch; 0: unknown yet
 	written storage.Place // the position in the database, as this process left it
 

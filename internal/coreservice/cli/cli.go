@@ -1,5 +1,5 @@
-// Package cli is the command line of the programs that run a core service: flags for a kong grammar,
-// and the commands behind them.
+// Package cli is the command line of the programs that run a core service: flags for a kong
+// grammar, and the commands behind them.
 package cli
 
 import (

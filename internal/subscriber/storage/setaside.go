@@ -17,7 +17,8 @@ import (
 type SetAside struct {
 	StreamSequence uint64 `json:"stream_sequence"`
 	Subject        string `json:"subject"`
-	// Reason is a code of docs/protocol.md §6 or §7.2, or panic or error if it could not be handled.
+	// Reason is a code of docs/protocol.md §6 or §7.2, or panic or error if it could not be
+	// handled.
 	Reason  string `json:"reason"`
 	Detail  string `json:"detail"` // one sentence for a person
 	Payload []byte `json:"payload"`

@@ -87,10 +87,10 @@ func (b *Batch) decideGroup(g *Group) {
 	g.Service, g.Details, g.NeedsRefusals = d.service, d.details, d.needsRefusals
 }
 
-// awardKeys finds the first request of the batch, in the order of the stream, that passed with a key
-// which an earlier request registered for another service. It notes in the request's group who won
-// the key, and returns the group, which is then decided again; the requests before it stand. One key
-// names one service, and the first request gets it.
+// awardKeys finds the first request of the batch, in the order of the stream, that passed with a
+// key which an earlier request registered for another service. It notes in the request's group
+// who won the key, and returns the group, which is then decided again; the requests before it
+// stand. One key names one service, and the first request gets it.
 func (b *Batch) awardKeys() *Group {
 	registered := b.registered()
 	var loser *Group
@@ -143,8 +143,9 @@ func (b *Batch) registered() map[events.PublicKey]registration {
 	return first
 }
 
-// checkForWeakKeys checks the new keys of all requests that passed so far for weak ones. It checks them
-// together because that costs least. It returns the groups that have one, which are decided again.
+// checkForWeakKeys checks the new keys of all requests that passed so far for weak ones. It
+// checks them together because that costs least. It returns the groups that have one, which are
+// decided again.
 func (b *Batch) checkForWeakKeys() (again []*Group) {
 	var keys []events.PublicKey
 	for _, g := range b.Groups {
@@ -208,8 +209,8 @@ type Group struct {
 	confirmed bool // everything that the outcomes rest on was read from the database
 	// beyondLimit: requests beyond a limit of the app, by their places in the batch.
 	beyondLimit map[int]overLimit
-	// wonByOthers: keys that another service registers in this batch, and the places of the requests
-	// that do.
+	// wonByOthers: keys that another service registers in this batch, and the places of the
+	// requests that do.
 	wonByOthers   map[events.PublicKey]int
 	mayVerify     int   // how many refusals may still be compared with earlier keys,
 	sequencesBack int64 // and with the keys of how many sequences

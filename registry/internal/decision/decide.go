@@ -26,7 +26,7 @@ type decider struct {
 	earlierKeys []PastKey          // keys that were current earlier in this batch
 	// committedHere: requests of this batch that were committed; a list, because they are few.
 	committedHere   []committedRequest
-	refusedHere     []events.Nonce          // requests by the Master Key in this batch that were refused
+	refusedHere     []events.Nonce          // by the Master Key, in this batch
 	refusedRecently func(events.Nonce) bool // reports the same of earlier batches
 	// refusals: what the stream of receipts has of the service; nil: it was not read.
 	refusals      Refusals

@@ -116,9 +116,9 @@ func (u *AppUse) Count(p Rules, in *Incoming, first bool) (why overLimit) {
 	return why
 }
 
-// refuseBeyond has a request refused for being beyond a limit, unless it is refused for another reason. It
-// also marks the requests of its kind that follow in the same minute, so that the group is not
-// decided again for each of them.
+// refuseBeyond has a request refused for being beyond a limit, unless it is refused for another
+// reason. It also marks the requests of its kind that follow in the same minute, so that the
+// group is not decided again for each of them.
 func (g *Group) refuseBeyond(in *Incoming, why overLimit) {
 	if g.beyondLimit == nil {
 		g.beyondLimit = map[int]overLimit{}
@@ -136,8 +136,9 @@ func (g *Group) refuseBeyond(in *Incoming, why overLimit) {
 // number of something means no limit.
 type Rules struct {
 	Origin string // the registry's domain name
-	// Grace is how long an old key stays valid after a rotation, and the most that a request may ask
-	// for. Skew is the longest time between a request's timestamp and when JetStream stored it.
+	// Grace is how long an old key stays valid after a rotation, and the most that a request may
+	// ask for. Skew is the longest time between a request's timestamp and when JetStream stored
+	// it.
 	Grace, Skew  int64
 	RequireProof events.Proofs
 

@@ -72,7 +72,8 @@ func (n RefusalNonces) Of(in *Incoming) events.Nonce {
 // so. Each key that is tried costs a verification, and strangers can cause them. So there are
 // bounds, beyond which the reason stays invalid_signature. The owner of a replaced key asks once.
 const (
-	// VerificationsASecond is for how many requests of one service earlier keys are tried in a second.
+	// VerificationsASecond is for how many requests of one service earlier keys are tried in a
+	// second.
 	VerificationsASecond = 32
 	// NewestKeys is how many earlier keys are tried for each of these requests.
 	NewestKeys = 8

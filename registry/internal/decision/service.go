@@ -19,7 +19,8 @@ type Service struct {
 	Recent    []int64          // when JetStream stored the rotations of the last minute
 	// Place is that of the last change's request; it never moves back within one stream.
 	Place Place
-	// SignedAt is the timestamp of the last request by the Master Key that was committed; 0: not known.
+	// SignedAt is the timestamp of the last request by the Master Key that was committed; 0: not
+	// known.
 	SignedAt int64
 }
 
@@ -35,8 +36,8 @@ func (s *Service) Equal(o *Service) bool {
 
 // Place is a request's place in the stream of requests. The zero value is unknown.
 type Place struct {
-	// Stream is when the stream was created, nanoseconds since the Unix epoch; another stream counts
-	// from 1 again.
+	// Stream is when the stream was created, nanoseconds since the Unix epoch; another stream
+	// counts from 1 again.
 	Stream   int64
 	Sequence int64
 }
@@ -70,8 +71,8 @@ type NewDetails struct {
 type Mode int
 
 const (
-	// Optimistic means on what this replica remembers. A service is in the state in which this replica
-	// left it, and no key and no nonce was used before.
+	// Optimistic means on what this replica remembers. A service is in the state in which this
+	// replica left it, and no key and no nonce was used before.
 	Optimistic Mode = iota
 	// Pessimistic means on what the database says. All of it is read before the decision.
 	Pessimistic
@@ -93,8 +94,8 @@ type State struct {
 	Committed map[RequestID]Prior // requests of the batch that were committed before
 	// Refusals: of the services for which [Group.NeedsRefusals] was true.
 	Refusals map[events.Target]Refusals
-	// RefusedRecently reports recent refusals by this replica, whose receipts may not be in the stream
-	// yet. nil: there are none.
+	// RefusedRecently reports recent refusals by this replica, whose receipts may not be in the
+	// stream yet. nil: there are none.
 	RefusedRecently func(RequestID) bool
 }
 
@@ -120,9 +121,9 @@ func (st *State) SequenceOf(t events.Target) int64 {
 
 // Refusals are the earlier refusals of one service's requests. nil: none.
 type Refusals interface {
-	// MayHaveRefused reports whether a request with this nonce, signed at this time, was refused, or
-	// may have been because the receipts that could tell are gone. Times are seconds since the Unix
-	// epoch, skew is seconds.
+	// MayHaveRefused reports whether a request with this nonce, signed at this time, was refused,
+	// or may have been because the receipts that could tell are gone. Times are seconds since the
+	// Unix epoch, skew is seconds.
 	MayHaveRefused(nonce events.Nonce, signedAt, skew int64) bool
 }
 

@@ -27,8 +27,9 @@ type Report struct {
 	Violations                             []Violation
 }
 
-// Check verifies what must always hold in the database. With a trust, it verifies the receipts. With
-// the content of the stream of events, it also looks there for the last events of each service.
+// Check verifies what must always hold in the database. With a trust, it verifies the receipts.
+// With the content of the stream of events, it also looks there for the last events of each
+// service.
 func (s *Admin) Check(ctx context.Context, trust *events.Trust, content *StreamContent, now time.Time) (Report, error) {
 	s = &Admin{tables{s.db.Unhurried()}} // it reads all of them
 	c := &checker{trust: trust, content: content, now: now}
@@ -241,8 +242,8 @@ func (s *Admin) checkOutbox(ctx context.Context, c *checker) error {
 type StreamContent struct {
 	// PerSubject is how many messages the stream keeps of each service; 0: all of them.
 	PerSubject int64
-	// Began is when the reading of the stream began, seconds since the Unix epoch. What was committed
-	// later may be missing.
+	// Began is when the reading of the stream began, seconds since the Unix epoch. What was
+	// committed later may be missing.
 	Began    int64
 	services map[events.Target]*kept
 }

@@ -19,12 +19,12 @@ import (
 // meanwhile or earlier.
 var ErrTaken = errors.New("a key or nonce was used before")
 
-// errConflict means that a service is no longer in the state that was read or remembered, or that an
-// app has another Master Key.
+// errConflict means that a service is no longer in the state that was read or remembered, or that
+// an app has another Master Key.
 var errConflict = errors.New("a service was moved by another replica")
 
-// Conflicts are the conflicts of a commit: it has not written these services, and they must be decided
-// again.
+// Conflicts are the conflicts of a commit: it has not written these services, and they must be
+// decided again.
 type Conflicts struct {
 	Services map[events.Target]bool
 	Taken    bool // a key, a nonce or a sequence was used before; the database doesn't tell whose

@@ -162,8 +162,8 @@ func TargetOf(subject string) events.Target {
 	return events.Target{}
 }
 
-// ChangeOf returns which change a message of the stream of events says it is about, and the nonce of
-// its event. The target is zero if the subject names no service. Nothing is verified.
+// ChangeOf returns which change a message of the stream of events says it is about, and the nonce
+// of its event. The target is zero if the subject names no service. Nothing is verified.
 func ChangeOf(subject string, payload []byte) (id ChangeID, nonce events.Nonce) {
 	if id.Target = TargetOf(subject); !id.Target.IsZero() {
 		id.Sequence, nonce = events.NamesOf(payload)
@@ -292,8 +292,8 @@ func (s tables) changes(ctx context.Context, id, after, upTo int64) ([]events.In
 	return list, err
 }
 
-// ChangesQuery reads no more rows than there are sequences between the two, whatever plan the database
-// chooses.
+// ChangesQuery reads no more rows than there are sequences between the two, whatever plan the
+// database chooses.
 const ChangesQuery = `SELECT sequence, event, old_public_key, public_key, grace_period_expiry, committed_at,
 	end_earlier FROM history WHERE service = $1 AND sequence > $2 AND sequence <= $3 ORDER BY sequence`
 

@@ -135,7 +135,8 @@ func (r *Relay) Run(ctx context.Context) {
 			r.sendRefusals(publishing, list)
 		}
 	})
-	// Until then, this process renews its leases on the rows, so that no other one publishes them too.
+	// Until then, this process renews its leases on the rows, so that no other one publishes them
+	// too.
 	running.Go(func() { r.leases.run(ctx) })
 	// If a process dies, its leases end, and any other one publishes what it left in the outbox.
 	running.Go(func() { r.recover(ctx) })
