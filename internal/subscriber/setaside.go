@@ -124,20 +124,21 @@ func remark(reason string) string {
 func (s *Subscriber) toSetAside(refused []incoming.Refused) []storage.SetAside {
 	var list []storage.SetAside
 	kept := map[storage.Class]int{}
+	now := s.cfg.Now() // one time for all, so that the newest place is the newest message
 	for _, r := range slices.Backward(refused) {
 		if c := storage.ClassOf(string(r.Reason)); kept[c] < storage.KeptSetAside {
 			kept[c]++
-			list = append(list, s.newSetAside(r.Delivery, string(r.Reason), r.Detail))
+			list = append(list, s.newSetAside(r.Delivery, string(r.Reason), r.Detail, now))
 		}
 	}
 	slices.Reverse(list)
 	return list
 }
 
-func (s *Subscriber) newSetAside(d incoming.Delivery, reason, detail string) storage.SetAside {
+func (s *Subscriber) newSetAside(d incoming.Delivery, reason, detail string, now time.Time) storage.SetAside {
 	s.setAside.added(d.Sequence)
 	return storage.SetAside{
-		StreamSequence: d.Sequence, Subject: d.Subject, Reason: reason, Detail: detail, Payload: d.Payload, At: s.cfg.Now().Unix(),
+		StreamSequence: d.Sequence, Subject: d.Subject, Reason: reason, Detail: detail, Payload: d.Payload, At: now.Unix(),
 	}
 }
 
@@ -175,7 +176,7 @@ func (s *Subscriber) setAsideUnhandled(ctx context.Context, d incoming.Delivery,
 	if err := s.announce(ctx, func(says announcement) { says.addFailed(d.Sequence) }); err != nil {
 		return err
 	}
-	if _, err := s.commit(ctx, d.Sequence, nil, []storage.SetAside{s.newSetAside(d, reason, detail)}); err != nil {
+	if _, err := s.commit(ctx, d.Sequence, nil, []storage.SetAside{s.newSetAside(d, reason, detail, s.cfg.Now())}); err != nil {
 		return err
 	}
 	s.metrics.events.WithLabelValues(resultSetAside, reason).Inc()
